@@ -1,0 +1,64 @@
+"""What a person did wrong, and how to mend it."""
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+
+class UserError(ValueError):
+    """The user's input is wrong; the message names it, says what is allowed and how to mend it.
+
+    The command line turns it into exit code 2 without a traceback.
+    """
+
+
+def near(name: str, choices: Iterable[str], *, limit: int = 5) -> list[str]:
+    """The choices that look most like `name`, best first; all of them where they are few."""
+    choices = list(choices)
+    if len(choices) <= limit:
+        return choices
+    # A misspelt path of a module often has only its last or first part right.
+    tail = name.rsplit(".", 1)[-1]
+    found = difflib.get_close_matches(name, choices, n=limit, cutoff=0.5)
+    found += [choice for choice in choices if tail and tail in choice and choice not in found]
+    return found[:limit]
+
+
+def unknown(kind: str, name: str, choices: Sequence[str]) -> UserError:
+    """The error for a name that is not among the choices, with the nearest ones listed."""
+    similar = near(name, choices)
+    if not similar:
+        hint = f"there are {len(choices)}, for example {', '.join(choices[:5])}"
+    elif len(similar) == len(choices):
+        hint = f"choose from {', '.join(similar)}"
+    else:
+        hint = f"did you mean {', '.join(similar)}?"
+    return UserError(f"unknown {kind} {name!r}: {hint}")
+
+
+def match_names(kind: str, patterns: Sequence[str], choices: Sequence[str]) -> list[str]:
+    """The choices that names or glob patterns select, in the order of the patterns, each once.
+
+    Args:
+        kind: what is chosen, for the message ("tap", "module").
+        patterns: exact names, or patterns with `*`, `?` or `[...]`.
+        choices: all names there are.
+
+    Raises:
+        UserError: if a pattern selects nothing; near matches are listed.
+
+    Example:
+        >>> match_names("tap", ["layer?"], ["stem", "layer1", "layer2"])
+        ['layer1', 'layer2']
+    """
+    selected: dict[str, None] = {}
+    known = set(choices)
+    for pattern in patterns:
+        if pattern in known:
+            hits = [pattern]
+        else:
+            hits = [choice for choice in choices if fnmatch.fnmatchcase(choice, pattern)]
+        if not hits:
+            raise unknown(kind, pattern, choices)
+        selected.update(dict.fromkeys(hits))
+    return list(selected)
