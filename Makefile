@@ -1,0 +1,30 @@
+# Every target works from a clean clone: the first one called makes .venv and installs into it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all check
+
+demo: .venv/.installed
+	$(BIN)/delta-transfer demo
+
+test: .venv/.installed
+	$(BIN)/pytest
+
+test-all: .venv/.installed
+	$(BIN)/pytest -m ''
+
+check: .venv/.installed
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The stamp comes last, so an installation that failed is tried again.
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo 'delta-transfer needs Python 3.11 or newer, which "$(PYTHON)" is not.' \
+			'Name one that is: make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 1; }
+	@echo 'Installing into .venv. The first time, this downloads a few GB and takes some minutes.'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@

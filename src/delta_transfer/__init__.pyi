@@ -1,0 +1,17 @@
+from .attention import estimate_attention as estimate_attention
+from .channel_attention import ChannelAttention as ChannelAttention
+from .config import TrainConfig as TrainConfig
+from .errors import UserError as UserError
+from .penalties import L2 as L2
+from .penalties import L2SP as L2SP
+from .penalties import Delta as Delta
+from .penalties import Penalty as Penalty
+from .penalties import Step as Step
+from .probe import LinearProbe as LinearProbe
+from .probe import fit_probe as fit_probe
+from .regularizer import Regularizer as Regularizer
+from .regularizer import Terms as Terms
+from .result import RunResult as RunResult
+from .run import train as train
+from .taps import Taps as Taps
+from .taps import auto_taps as auto_taps

@@ -1,0 +1,150 @@
+"""What every source of data gives, a Task of splits, and the torch data set and sampler on it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, Sampler
+
+from delta_transfer.data.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled pictures, not yet read.
+
+    Attributes:
+        paths: a readable identity of each picture: its path below the data folder, or a name
+            such as `astronaut/r03c05`.
+        labels: the class of each picture, as an index into `Task.classes`.
+        read: gives the RGB picture of an entry of `paths`; it can be pickled.
+    """
+
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    read: Callable[[str], Image.Image]
+
+    def __post_init__(self) -> None:
+        if len(self.paths) != len(self.labels):
+            raise ValueError(
+                f"paths and labels must be equally many, got {len(self.paths)} paths and "
+                f"{len(self.labels)} labels"
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, indices: Iterable[int]) -> "Split":
+        """The pictures at these positions, in the order given."""
+        chosen = [int(index) for index in indices]
+        return Split(
+            paths=tuple(self.paths[index] for index in chosen),
+            labels=tuple(self.labels[index] for index in chosen),
+            read=self.read,
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task: its classes, its splits, and what a user should know about them.
+
+    Attributes:
+        name: a short name, for titles and folder names.
+        classes: the class names; a label is an index into them.
+        train: what is learnt from.
+        val: what everything is chosen on.
+        test: what nothing is ever chosen on; None where there is no such split.
+        notes: sentences worth telling the user, such as which splits were drawn and how.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split | None
+    notes: tuple[str, ...] = ()
+
+
+class PictureDataset(Dataset[tuple[torch.Tensor, int]]):
+    """The transformed pictures of a split, for a DataLoader.
+
+    With a seed, the random numbers of the transform depend on (seed, epoch, index) alone: not on
+    the number of workers, on the order of the samples or on an interruption. The global random
+    state is left as it was, that of the accelerators included.
+
+    Args:
+        split: the pictures.
+        transform: makes a float tensor `[C, H, W]` of an RGB picture.
+        seed: the user's seed for random augmentation; None for a transform without randomness.
+
+    Example:
+        >>> split = Split(("a",), (1,), lambda path: Image.new("RGB", (2, 2)))
+        >>> picture, label = PictureDataset(split, lambda image: torch.rand(3, 2, 2), seed=0)[0, 0]
+        >>> label
+        1
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        transform: Callable[[Image.Image], torch.Tensor],
+        *,
+        seed: int | None = None,
+    ) -> None:
+        self.split = split
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, int]:
+        """The picture and its label.
+
+        Args:
+            key: an index, or (epoch, index) as `EpochSampler` gives it; an index alone is epoch 0.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image = self.split.read(self.split.paths[index])
+        label = self.split.labels[index]
+        if self.seed is None:
+            return self.transform(image), label
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: that would reseed every accelerator as well.
+            seed = derive_seed(self.seed, "augmentation", epoch, index)
+            torch.default_generator.manual_seed(seed)
+            return self.transform(image), label
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """(epoch, index) pairs in an order that is a pure function of (seed, epoch).
+
+    Args:
+        length: the number of samples.
+        seed: the user's seed.
+
+    Example:
+        >>> sampler = EpochSampler(3, seed=0)
+        >>> sampler.set_epoch(7)
+        >>> sorted(sampler)
+        [(7, 0), (7, 1), (7, 2)]
+    """
+
+    def __init__(self, length: int, *, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration is of; Lightning calls this by itself."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        return iter([(epoch, index) for index in order])

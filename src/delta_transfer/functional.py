@@ -1,0 +1,153 @@
+"""The mathematics as pure functions: distances between feature maps, attention from scores."""
+
+import torch
+from torch import Tensor
+
+
+def channels_last(features: Tensor, channel_dim: int) -> Tensor:
+    """A view of a feature map as `[B, S, C]`: samples, positions, channels.
+
+    Args:
+        features: `[B, C, ...]`, `[B, ..., C]` or rows `[R, C]`.
+        channel_dim: where the channels are, counted from the front.
+
+    Returns:
+        `[B, S, C]`, or `[R, C]` unchanged.
+
+    Example:
+        >>> channels_last(torch.zeros(2, 3, 4, 5), 1).shape
+        torch.Size([2, 20, 3])
+    """
+    if features.ndim == 2:
+        return features
+    moved = features.movedim(channel_dim, -1)
+    return moved.flatten(1, -2)
+
+
+def at_least_float32(features: Tensor) -> Tensor:
+    """Half-precision features as float32, where squares and means over many positions are safe."""
+    if features.dtype in (torch.float16, torch.bfloat16):
+        return features.float()
+    return features
+
+
+def _check_same_shape(target: Tensor, source: Tensor) -> None:
+    if target.shape != source.shape:
+        raise ValueError(
+            f"target features {tuple(target.shape)} and source features {tuple(source.shape)} "
+            "differ in shape: both networks must see the same inputs"
+        )
+
+
+def feature_distance(
+    target: Tensor,
+    source: Tensor,
+    *,
+    variance: Tensor,
+    attention: Tensor | None = None,
+    groups: Tensor | None = None,
+) -> Tensor:
+    """Unit-free squared distance between two feature maps, channel by channel.
+
+    `1/2 mean_b sum_c a_c mean_s (T_bsc - S_bsc)^2 / v`: DELTA's regulariser (Li et al., ICLR 2019,
+    https://arxiv.org/abs/1901.09229, section 3.2), with means in the place of sums and the
+    source's variance as the unit, so that its size depends neither on batch size, image size nor
+    network.
+
+    Args:
+        target: `[B, S, C]`, or rows `[R, C]`.
+        source: like `target`.
+        variance: scalar `v > 0`, in squared units of the features.
+        attention: `[C]`, sums to 1; uniform if None.
+        groups: `[R]`, the sample that each row belongs to; rows are averaged per sample first, so
+            that large samples do not dominate. Without it each row is a sample.
+
+    Returns:
+        A scalar without unit.
+
+    Raises:
+        ValueError: if the shapes differ, or `groups` is given for features that are not rows.
+
+    Example:
+        >>> feature_distance(torch.ones(2, 3, 4), torch.zeros(2, 3, 4), variance=torch.tensor(0.5))
+        tensor(1.)
+    """
+    _check_same_shape(target, source)
+    squares = (at_least_float32(target) - at_least_float32(source)).square()
+    if groups is None:
+        channels = squares.mean(dim=tuple(range(squares.ndim - 1)))
+    else:
+        channels = _row_weights(groups, squares) @ squares
+    weighted = channels.mean() if attention is None else (attention * channels).sum()
+    return 0.5 * weighted / variance
+
+
+def _row_weights(groups: Tensor, rows: Tensor) -> Tensor:
+    """`[R]` weights that take the mean over each sample's rows, then over the samples."""
+    if rows.ndim != 2 or groups.shape != rows.shape[:1]:
+        raise ValueError(
+            f"groups {tuple(groups.shape)} need features of shape [rows, channels], "
+            f"one group a row; got {tuple(rows.shape)}"
+        )
+    counts = torch.bincount(groups).to(rows.dtype)
+    return 1 / (counts[groups] * (counts > 0).sum())
+
+
+def official_distance(target: Tensor, source: Tensor, *, attention: Tensor | None = None) -> Tensor:
+    """The distance of the authors' published code, summed over the batch and not unit-free.
+
+    With attention `1/2 sum_b sum_c C a_c / S sum_s (T - S)^2`, without it a bare
+    `1/2 sum (T - S)^2` (https://github.com/lixingjian/DELTA): the two differ in scale by the number
+    of positions S.
+
+    Args:
+        target: `[B, S, C]`, or rows `[R, C]` (then S = 1).
+        source: like `target`.
+        attention: `[C]`, sums to 1.
+
+    Returns:
+        A scalar in squared units of the features.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_same_shape(target, source)
+    squares = (at_least_float32(target) - at_least_float32(source)).square()
+    if attention is None:
+        return 0.5 * squares.sum()
+    positions = squares.shape[1] if squares.ndim == 3 else 1
+    channels = squares.sum(dim=tuple(range(squares.ndim - 1)))
+    return 0.5 * len(attention) / positions * (attention * channels).sum()
+
+
+def normalize_scores(scores: Tensor, *, temperature: float) -> Tensor:
+    """Channel attention from scores: standardised, divided by a temperature, softmax.
+
+    `softmax((s - mean(s)) / std(s) / temperature)` with the population's standard deviation (Li et
+    al., ICLR 2019, section 3.3; the authors' code uses temperature 5).
+
+    Args:
+        scores: `[C]`, any unit.
+        temperature: larger is closer to uniform; positive.
+
+    Returns:
+        `[C]`, sums to 1; uniform where the scores are all equal.
+
+    Raises:
+        ValueError: if the temperature is not positive, or a score is not finite.
+
+    Example:
+        >>> normalize_scores(torch.zeros(4), temperature=5.0)
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not torch.isfinite(scores).all():
+        raise ValueError("channel scores must be finite: the loss overflowed or is not a number")
+    centred = scores - scores.mean()
+    deviation = centred.square().mean().sqrt()
+    # Equal scores leave rounding errors of their own size, which must not be blown up to z-scores.
+    noise = torch.finfo(scores.dtype).eps * scores.abs().max()
+    if deviation <= noise:
+        return torch.full_like(scores, 1 / len(scores))
+    return torch.softmax(centred / deviation / temperature, dim=0)

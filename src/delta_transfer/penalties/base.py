@@ -1,0 +1,65 @@
+"""What every penalty is given at each step, and the one method it has."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """One training step, as a penalty sees it.
+
+    Args:
+        target: the network in training, unwrapped.
+        source: the frozen network that it started from, unwrapped.
+        inputs: what both were called with.
+        targets: the labels, or None.
+        logits: what the target's forward pass returned.
+        target_features: tap -> `[B, S, C]` (samples, positions, channels), or rows `[R, C]`.
+        source_features: the same of the source, without gradient.
+        groups: `[R]`, the sample that each row belongs to, or None.
+    """
+
+    target: nn.Module
+    source: nn.Module | None
+    inputs: Any = None
+    targets: Any = None
+    logits: Any = None
+    target_features: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    source_features: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    groups: Tensor | None = None
+
+
+class Penalty(nn.Module, abc.ABC):
+    """A term that is added to the task loss: a strength times a scalar of the step.
+
+    Args:
+        name: what the term is called in logs.
+        strength: factor of the term; not negative.
+        taps: the modules whose features the penalty needs (names, patterns or `"auto"`), none if
+            empty.
+        needs_source: whether it needs the source network.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        strength: float,
+        *,
+        taps: str | tuple[str, ...] = (),
+        needs_source: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= strength < float("inf"):
+            raise ValueError(f"{name}: strength must be a number >= 0, got {strength}")
+        self.name = name
+        self.strength = float(strength)
+        self.taps = taps
+        self.needs_source = needs_source
+
+    @abc.abstractmethod
+    def forward(self, step: Step) -> Tensor:
+        """The term, strength included: a scalar."""

@@ -1,0 +1,255 @@
+"""Target, frozen source and penalties: the named terms to add to the task loss."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from delta_transfer.borrow import device_of, evaluating
+from delta_transfer.channel_attention import FeatureVariance
+from delta_transfer.errors import UserError
+from delta_transfer.functional import channels_last
+from delta_transfer.penalties import L2, L2SP, Delta, Penalty, Step
+from delta_transfer.taps import Taps, resolve_taps, unwrap
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """What the penalties come to in one step.
+
+    Args:
+        values: name -> scalar, strength included; each keeps its graph.
+        total: their sum, to be added to the task loss.
+    """
+
+    values: Mapping[str, Tensor]
+    total: Tensor
+
+
+class Regularizer(nn.Module):
+    """Computes the penalties of a training step from the target's last forward pass.
+
+    A context manager that fits any training loop. Inside it the target's tapped features are
+    recorded at each of its forward passes; calling the regularizer runs the source on the same
+    inputs (if a penalty needs its features; without gradients, in eval mode, no further than its
+    last tap) and returns the terms. On exit the target has no hooks and its own train flags again.
+
+    Batch norm in train mode makes the features differ from the source's even with equal weights, so
+    its statistics are frozen by default; turn the backbone's dropout and stochastic depth off for
+    the same reason.
+
+    Args:
+        target: the network in training, wrapped (DDP, `torch.compile`, Fabric) or not.
+        source: the network that it started from: another module, left as it is. None if no
+            penalty needs it.
+        penalties: the terms.
+        batch_norm: `"frozen"` keeps the target's batch-norm layers in eval mode at each of its
+            forward passes, whatever `target.train()` says; `"train"` leaves them alone.
+
+    Raises:
+        UserError: if a tap or module is unknown, a penalty lacks its source, or source and target
+            share parameters.
+
+    Example:
+        >>> from delta_transfer import L2SP
+        >>> source, target = nn.Linear(2, 1), nn.Linear(2, 1)
+        >>> _ = target.load_state_dict(source.state_dict())
+        >>> with Regularizer(target, source, [L2SP(strength=0.1)]) as regularizer:
+        ...     x = torch.randn(4, 2)
+        ...     loss = target(x).square().mean() + regularizer(x).total
+        >>> regularizer(x).values["l2sp"].item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        source: nn.Module | None,
+        penalties: Sequence[Penalty],
+        *,
+        batch_norm: Literal["frozen", "train"] = "frozen",
+    ) -> None:
+        super().__init__()
+        if batch_norm not in ("frozen", "train"):
+            raise UserError(f"batch_norm must be 'frozen' or 'train', got {batch_norm!r}")
+        # In a tuple, so that they are no submodules: penalties are what is moved and saved here.
+        self._networks = (unwrap(target), None if source is None else unwrap(source))
+        _check_networks(*self._networks, penalties)
+        for penalty in penalties:
+            if penalty.taps:
+                penalty.taps = resolve_taps(self._networks[1] or self._networks[0], penalty.taps)
+        self.penalties = nn.ModuleList(penalties)
+        self.term_names = _term_names(penalties)
+        self._freeze = batch_norm == "frozen"
+        taps = list({tap: None for penalty in penalties for tap in penalty.taps})
+        self._taps = Taps(target, taps) if taps else None
+        self._source_taps = Taps(source, taps) if taps and source is not None else None
+        self._norms: dict[nn.Module, bool] = {}
+        self._target_training = False
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._logits: Any = None
+        self._check_weight_penalties(penalties)
+
+    def __enter__(self) -> Self:
+        target, source = self._networks
+        if self._handles:
+            raise RuntimeError("this Regularizer is in use already")
+        device = device_of(target)
+        self.to(device)
+        if source is not None:
+            source.to(device)
+        self._target_training = target.training
+        if self._freeze:
+            self._norms = {m: m.training for m in target.modules() if isinstance(m, _BatchNorm)}
+        disable = torch.compiler.disable
+        before, after = disable(self._before), disable(self._after)
+        self._handles = [
+            target.register_forward_pre_hook(before, prepend=True),
+            target.register_forward_hook(after),
+        ]
+        if self._taps is not None:
+            self._taps.__enter__()
+        self._before(target, None)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._taps is not None:
+            self._taps.__exit__(kind, error, trace)
+            self._taps.clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._logits = None
+        target = self._networks[0]
+        changed = target.training != self._target_training
+        for norm, training in self._norms.items():
+            norm.training = target.training if changed else training
+        self._norms = {}
+
+    def forward(self, inputs: Any, targets: Any = None, *, groups: Tensor | None = None) -> Terms:
+        """The terms of one step.
+
+        Args:
+            inputs: what the target was just called with.
+            targets: the labels; needed by penalties that look at them.
+            groups: for features that are rows (graph nodes): `[R]`, the sample of each row.
+
+        Returns:
+            Each penalty's term by name, and their total: scalars on the target's device.
+
+        Raises:
+            RuntimeError: if the target was not called inside the context before.
+            UserError: if features and inputs do not belong together.
+        """
+        target, source = self._networks
+        step = Step(
+            target=target,
+            source=source,
+            inputs=inputs,
+            targets=targets,
+            logits=self._logits,
+            target_features={} if self._taps is None else _canonical(self._taps),
+            source_features=self._run_source(inputs),
+            groups=groups,
+        )
+        for tap, features in step.source_features.items():
+            if features.shape != step.target_features[tap].shape:
+                raise UserError(
+                    f"tap {tap!r}: the target's features {tuple(step.target_features[tap].shape)} "
+                    f"and the source's {tuple(features.shape)} differ in shape: give the "
+                    "regularizer the same inputs as the target's last forward pass"
+                )
+        values = {
+            name: penalty(step) for name, penalty in zip(self.term_names, self.penalties, strict=True)
+        }
+        zero = torch.zeros((), device=device_of(target))
+        return Terms(values, torch.stack(list(values.values())).sum() if values else zero)
+
+    def calibrate(self, loader: Iterable[Any]) -> None:
+        """Measures the source's feature variance at the taps of each `Delta` without attention.
+
+        Args:
+            loader: batches of training data without augmentation: inputs, or tuples that begin with
+                them.
+        """
+        if self._source_taps is None:
+            return
+        source = self._networks[1]
+        assert source is not None
+        variances = {tap: FeatureVariance() for tap in self._source_taps.names}
+        source.to(device_of(self._networks[0]))
+        for batch in loader:
+            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+            for tap, features in self._run_source(inputs.to(device_of(source))).items():
+                variances[tap].update(features)
+        measured = {tap: variance.compute() for tap, variance in variances.items()}
+        for penalty in self.penalties:
+            if isinstance(penalty, Delta) and not penalty.has_attention:
+                penalty.calibrate(measured)
+
+    def _run_source(self, inputs: Any) -> dict[str, Tensor]:
+        source = self._networks[1]
+        if self._source_taps is None or source is None:
+            return {}
+        with self._source_taps as taps, evaluating(source), torch.no_grad():
+            taps.record(inputs)
+            features = _canonical(taps)
+            taps.clear()
+        return features
+
+    def _before(self, module: nn.Module, inputs: Any) -> None:
+        for norm in self._norms:
+            norm.eval()
+
+    def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._logits = output
+
+    def _check_weight_penalties(self, penalties: Sequence[Penalty]) -> None:
+        """Evaluates the penalties that need no features, so that a wrong name fails right here."""
+        target, source = self._networks
+        with torch.no_grad():
+            for penalty in penalties:
+                if isinstance(penalty, (L2, L2SP)):
+                    penalty(Step(target=target, source=source))
+
+
+def _canonical(taps: Taps) -> dict[str, Tensor]:
+    return {
+        tap: channels_last(output, taps.channel_dims[tap]) for tap, output in taps.outputs().items()
+    }
+
+
+def _term_names(penalties: Sequence[Penalty]) -> tuple[str, ...]:
+    names: list[str] = []
+    for penalty in penalties:
+        count = sum(name.split("#")[0] == penalty.name for name in names)
+        names.append(f"{penalty.name}#{count + 1}" if count else penalty.name)
+    return tuple(names)
+
+
+def _check_networks(
+    target: nn.Module, source: nn.Module | None, penalties: Sequence[Penalty]
+) -> None:
+    needing = [penalty.name for penalty in penalties if penalty.needs_source]
+    if source is None:
+        if needing:
+            raise UserError(
+                f"{', '.join(needing)} needs the source network: Regularizer(target, source, ...)"
+            )
+        return
+    own = {id(parameter) for parameter in target.parameters()}
+    shared = [name for name, parameter in source.named_parameters() if id(parameter) in own]
+    if shared:
+        raise UserError(
+            f"source and target share parameters ({shared[0]}): the source must be a network of "
+            "its own, for example copy.deepcopy(target) before training"
+        )

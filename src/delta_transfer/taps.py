@@ -1,0 +1,376 @@
+"""The outputs of named modules of any network, recorded while it runs."""
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from delta_transfer.borrow import evaluating
+from delta_transfer.errors import UserError, match_names
+
+# Wrapper class -> the attribute that holds the network; by name, so that nothing is imported.
+_WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "AveragedModel": "module",
+    "OptimizedModule": "_orig_mod",
+    "_FabricModule": "_original_module",
+    "_FabricOptimizedModule": "_orig_mod",
+}
+
+Edit = Callable[[str, Tensor], Tensor]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside DDP, FSDP, `torch.compile` and Lightning Fabric wrappers."""
+    while type(model).__name__ in _WRAPPERS:
+        model = getattr(model, _WRAPPERS[type(model).__name__])
+    return model
+
+
+def producer(module: nn.Module) -> nn.Module:
+    """The module whose output is `module`'s output: the last child of a plain Sequential.
+
+    Some networks call a stage's blocks one by one when they checkpoint activations; the last block
+    is called in either case.
+    """
+    while type(module).forward is nn.Sequential.forward and len(module._modules) > 0:
+        module = list(module.children())[-1]
+    return module
+
+
+def find_channel_dim(module: nn.Module, output: Tensor) -> int:
+    """Where the channels of a module's output are: dimension 1, or the last.
+
+    In a map of a square picture it is the dimension that differs from the other two. Where that
+    does not decide, it is the one as wide as the module's last layer with a width that fits; else
+    as PyTorch's layers have it (second for maps, last for tokens and rows).
+    """
+    last = output.ndim - 1
+    if last <= 1:
+        return last
+    sizes = output.shape
+    if last == 3 and sizes[1] != sizes[2] == sizes[3]:
+        return 1
+    if last == 3 and sizes[1] == sizes[2] != sizes[3]:
+        return last
+    for layer in reversed(list(module.modules())):
+        fits = [dim for dim in (1, last) if sizes[dim] == _width(layer) and sizes[dim] > 1]
+        if len(fits) == 1:
+            return fits[0]
+    return last if last == 2 else 1
+
+
+def _width(layer: nn.Module) -> int | None:
+    for attribute in ("out_channels", "out_features", "num_features"):
+        width = layer.__dict__.get(attribute)
+        if isinstance(width, int):
+            return width
+    shape = layer.__dict__.get("normalized_shape")
+    return shape[0] if isinstance(shape, tuple) and len(shape) == 1 else None
+
+
+class _AllRecorded(Exception):
+    """Ends a forward pass early: every tap has been recorded."""
+
+
+class Taps:
+    """Records the outputs of named modules during each forward pass of a network.
+
+    A context manager: hooks are set on entry and gone on exit, also after an exception. Recording
+    starts anew at each forward pass of the (unwrapped) network; what happens outside one, such as
+    the recomputation of checkpointed activations, is not recorded. A tapped output that the network
+    later changes in place (`ReLU(inplace=True)`, `+=`) is noticed in the first pass, and from then
+    on the network is handed a copy.
+
+    Args:
+        model: the network, wrapped (DDP, `torch.compile`, Fabric) or not. Enter the context before
+            the first call of a compiled network: hooks set later are not seen by it.
+        names: module names, or glob patterns; `"auto"` chooses them (`auto_taps`).
+        edit: called as `edit(name, output)` on each tapped output; what it returns is recorded and
+            handed on to the network in its place.
+
+    Raises:
+        UserError: if a name selects no module; near matches are listed.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True))
+        >>> with Taps(net, ["0"]) as taps:
+        ...     _ = net(torch.randn(2, 3, 16, 16))
+        >>> taps.outputs()["0"].shape, taps.channel_dims
+        (torch.Size([2, 8, 14, 14]), {'0': 1})
+    """
+
+    def __init__(
+        self, model: nn.Module, names: str | Sequence[str] = "auto", *, edit: Edit | None = None
+    ) -> None:
+        self.model = unwrap(model)
+        self.names = resolve_taps(self.model, names)
+        self.channel_dims: dict[str, int] = {}
+        self._edit = edit
+        self._modules = {name: producer(self.model.get_submodule(name)) for name in self.names}
+        self._recorded: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+        # Taps whose output is handed on as a copy: all of them, until the first pass has shown
+        # which ones the network changes in place.
+        self._copied = set(self.names)
+        self._handed: dict[str, Tensor] = {}
+        self._running = False
+        self._grad_enabled = False
+        self._stop_early = False
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        if self._handles:
+            raise RuntimeError("these Taps are recording already; make another Taps")
+        # Hooks write to Python state, which a compiled graph must not swallow.
+        disable = torch.compiler.disable
+        for name, module in self._modules.items():
+            hook = disable(self._hook(name))
+            self._handles.append(module.register_forward_hook(hook))
+        before, after = disable(self._before), disable(self._after)
+        self._handles.append(self.model.register_forward_pre_hook(before, prepend=True))
+        self._handles.append(self.model.register_forward_hook(after, always_call=True))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._running = False
+
+    def outputs(self) -> dict[str, Tensor]:
+        """The recorded outputs of the last forward pass, raw, in the order of `names`.
+
+        Raises:
+            RuntimeError: if there was no forward pass, a tap was not called in it, or an output was
+                changed in place by a pass that did not do so at first.
+        """
+        missing = [name for name in self.names if name not in self._recorded]
+        if missing == list(self.names):
+            raise RuntimeError(
+                "no forward pass was recorded: call the network inside the `with` block, before "
+                "reading its taps (a compiled network must be called for the first time in there)"
+            )
+        if missing:
+            raise RuntimeError(
+                f"tapped modules were not called in the last forward pass: {', '.join(missing)}; "
+                "tap modules that every forward pass uses"
+            )
+        for name, version in self._versions.items():
+            if self._recorded[name]._version != version:
+                self._copied.add(name)
+                raise RuntimeError(
+                    f"the output of tap {name!r} was changed in place in this forward pass but not "
+                    "in the first one; run the forward pass again (a copy is kept from now on)"
+                )
+        return {name: self._recorded[name] for name in self.names}
+
+    def record(self, inputs: Any) -> dict[str, Tensor]:
+        """Runs the unwrapped network on `inputs`, no further than its last tap; the raw outputs."""
+        self._stop_early = True
+        try:
+            self.model(inputs)
+        except _AllRecorded:
+            pass
+        finally:
+            self._stop_early = False
+        return self.outputs()
+
+    def clear(self) -> None:
+        """Lets go of what was recorded (and of the graph that it keeps alive)."""
+        self._recorded.clear()
+        self._versions.clear()
+        self._handed.clear()
+
+    def _before(self, module: nn.Module, inputs: Any) -> None:
+        self.clear()
+        self._running = True
+        self._grad_enabled = torch.is_grad_enabled()
+
+    def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._running = False
+        # A pass that was cut short by an error has not shown what it would have changed.
+        if output is not None or len(self._recorded) == len(self.names):
+            kept = {name for name, handed in self._handed.items() if handed._version == 0}
+            self._copied -= kept
+        self._handed.clear()
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+            if not self._running:
+                return None
+            self._check(name, output)
+            if name not in self.channel_dims:
+                tapped = self.model.get_submodule(name)
+                self.channel_dims[name] = find_channel_dim(tapped, output)
+            recorded = output if self._edit is None else self._edit(name, output)
+            self._recorded[name] = recorded
+            if self._stop_early and len(self._recorded) == len(self.names):
+                raise _AllRecorded
+            if name not in self._copied:
+                if not recorded.is_inference():
+                    self._versions[name] = recorded._version
+                return None if recorded is output else recorded
+            copy = recorded.clone()
+            if not copy.is_inference():  # inference tensors have no version: stay with the copy
+                self._handed[name] = copy
+            return copy
+
+        return hook
+
+    def _check(self, name: str, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise UserError(
+                f"tap {name!r} returns a {type(output).__name__}, not a tensor: tap a module "
+                "inside it that returns a single tensor"
+            )
+        if output.ndim < 2:
+            raise UserError(
+                f"tap {name!r} returns a tensor of shape {tuple(output.shape)}: a tap needs "
+                "samples and channels, [B, C, H, W], [B, H, W, C], [B, N, C] or [R, C]"
+            )
+        if name in self._recorded:
+            raise UserError(
+                f"tapped module {name!r} is called twice in one forward pass, so that its output "
+                "is ambiguous: tap the block around it, or one that is called once"
+            )
+        if self._grad_enabled and not torch.is_grad_enabled():
+            raise UserError(
+                f"tap {name!r} runs without gradients inside a forward pass that has them "
+                "(reentrant activation checkpointing, or a no_grad block): checkpoint with "
+                "use_reentrant=False, or tap a module outside of it"
+            )
+
+
+def resolve_taps(model: nn.Module, names: str | Sequence[str]) -> tuple[str, ...]:
+    """The module names that `names` stand for; `"auto"` is `auto_taps(model)`."""
+    model = unwrap(model)
+    if names == "auto":
+        return auto_taps(model)
+    patterns = [names] if isinstance(names, str) else list(names)
+    if not patterns:
+        raise UserError("no taps are named: give module names, glob patterns or 'auto'")
+    choices = [name for name, _ in model.named_modules() if name]
+    return tuple(match_names("tap", patterns, choices))
+
+
+def auto_taps(model: nn.Module, *, example: Tensor | None = None) -> tuple[str, ...]:
+    """The last four stage ends of a network.
+
+    timm networks say where their stages end (`feature_info`); of blocks that all have one
+    resolution (plain vision transformers) four are taken, evenly spaced, the last included. In
+    other networks one forward pass shows the resolutions, and the outermost module that comes last
+    at each of the last four is taken, before pooling.
+
+    Args:
+        model: any network.
+        example: inputs for the pass, `[B, 3, H, W]`; a 224-pixel picture if None.
+
+    Returns:
+        Module names, in the order in which they are called.
+
+    Raises:
+        UserError: if nothing fits; it says how to name taps.
+    """
+    model = unwrap(model)
+    stages = _declared_stages(model)
+    if not stages:
+        stages = _observed_stages(model, example)
+    if not stages:
+        raise UserError(
+            f"no taps found in {type(model).__name__}: name them, "
+            "for example taps=['layer3', 'layer4'] (`named_modules()` lists the names)"
+        )
+    return tuple(stages)
+
+
+def _evenly(names: Sequence[str], count: int = 4) -> list[str]:
+    count = min(count, len(names))
+    return [names[len(names) * (i + 1) // count - 1] for i in range(count)]
+
+
+def _declared_stages(model: nn.Module) -> list[str]:
+    info = getattr(model, "feature_info", None)
+    if info is None or isinstance(info, (nn.Module, Tensor)):
+        return []
+    known = {name for name, _ in model.named_modules()}
+    entries = [entry for entry in info if entry["module"] in known]
+    names = [entry["module"] for entry in entries]
+    reductions = {entry["reduction"] for entry in entries}
+    return _evenly(names) if len(reductions) == 1 else names[-4:]
+
+
+def _observed_stages(model: nn.Module, example: Tensor | None) -> list[str]:
+    calls = [(name, found) for name, found in _observe(model, example) if max(found) > 1]
+    resolutions = list({resolution: None for _, resolution in calls})
+    if 1 <= len(resolutions) <= 2:  # one resolution, perhaps after that of a patch embedding
+        blocks = _repeated_blocks(model, {name for name, found in calls if found == resolutions[-1]})
+        if len(blocks) >= 4:
+            return _evenly(blocks)
+    stages = []
+    for resolution in resolutions[-4:]:
+        names = [name for name, found in calls if found == resolution]
+        depth = min(name.count(".") for name in names)
+        stages.append([name for name in names if name.count(".") == depth][-1])
+    return stages
+
+
+def _repeated_blocks(model: nn.Module, called: set[str]) -> list[str]:
+    """The longest run of sibling modules of one class: the blocks of a transformer."""
+    best: list[str] = []
+    for parent, module in model.named_modules():
+        by_class: dict[type, list[str]] = {}
+        for name, child in module.named_children():
+            full = f"{parent}.{name}" if parent else name
+            if full in called:
+                by_class.setdefault(type(child), []).append(full)
+        best = max([best, *by_class.values()], key=len)
+    return best
+
+
+def _observe(model: nn.Module, example: Tensor | None) -> list[tuple[str, tuple[int, ...]]]:
+    """(name, resolution) of each module called once and not a pooling, in the order they end."""
+    calls: list[tuple[str, tuple[int, ...]]] = []
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def record(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim >= 3:
+                channel_dim = find_channel_dim(module, output)
+                shape = [size for dim, size in enumerate(output.shape) if dim not in (0, channel_dim)]
+                calls.append((name, tuple(shape)))
+
+        return record
+
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            if name and "pool" not in type(producer(module)).__name__.lower():
+                handles.append(module.register_forward_hook(hook(name)))
+        with evaluating(model), torch.no_grad():
+            model(_example(model) if example is None else example)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"taps could not be chosen for {type(model).__name__}: it does not take a picture "
+            f"[1, 3, 224, 224] ({error}); name the taps"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    counts: dict[str, int] = {}
+    for name, _ in calls:
+        counts[name] = counts.get(name, 0) + 1
+    return [(name, resolution) for name, resolution in calls if counts[name] == 1]
+
+
+def _example(model: nn.Module) -> Tensor:
+    parameter = next(iter(model.parameters()), torch.zeros(()))
+    return torch.zeros(1, 3, 224, 224, dtype=parameter.dtype, device=parameter.device)
