@@ -1,8 +1,10 @@
 """Borrow a network and give it back as it was, also after an exception."""
 
 import contextlib
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -34,14 +36,20 @@ def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_random_state(model: nn.Module) -> Iterator[None]:
-    """Whatever is drawn inside, torch's global random state is the old one afterwards.
+    """Whatever is drawn inside, the global random states are the old ones afterwards.
 
-    Covers the CPU and the devices that the network's parameters are on.
+    Covers Python, NumPy, and torch on the CPU and on the devices that the network's parameters are
+    on.
     """
     devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
     kind = next(iter(devices)).type if devices else "cuda"
-    with torch.random.fork_rng(devices=sorted(devices, key=str), device_type=kind):
-        yield
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=sorted(devices, key=str), device_type=kind):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def device_of(model: nn.Module) -> torch.device:

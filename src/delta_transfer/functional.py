@@ -77,7 +77,8 @@ def feature_distance(
     if groups is None:
         channels = squares.mean(dim=tuple(range(squares.ndim - 1)))
     else:
-        channels = _row_weights(groups, squares) @ squares
+        # A product and a sum: a matrix product would be in half precision under autocast.
+        channels = (_row_weights(groups, squares).unsqueeze(1) * squares).sum(dim=0)
     weighted = channels.mean() if attention is None else (attention * channels).sum()
     return 0.5 * weighted / variance
 

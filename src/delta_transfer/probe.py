@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# Seven decades in half-decade steps, strongest first: each fit starts from the one before.
+# Seven decades in half-decade steps.
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -11, -1))
 
 
@@ -67,7 +67,9 @@ def find_head(model: nn.Module, head: str = "auto") -> str:
 
 
 @contextmanager
-def replaced_head(model: nn.Module, head: str, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def replaced_head(
+    model: nn.Module, head: str, function: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
     """Inside, the head's output is `function` of its input; the model itself is not changed."""
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
@@ -152,7 +154,7 @@ def fit_probe(
         targets: class indices `[N]`, or what `loss` takes.
         num_outputs: K.
         loss: mean over the batch, as `F.cross_entropy`.
-        strengths: the candidates, strongest first; a single one is not cross-validated.
+        strengths: the candidates; a single one is not cross-validated.
         folds: how many; fewer where the smallest class has fewer samples.
         seed: of the draw of the folds.
 
@@ -172,6 +174,7 @@ def fit_probe(
     # Fewer samples than features: the same problem in the space that the samples span.
     _, _, basis = torch.linalg.svd((rows - mean) / scale, full_matrices=False)
     standard = (views - mean) / scale @ basis.T
+    strengths = sorted(strengths, reverse=True)
     best = strengths[0]
     if len(strengths) > 1:
         losses = _held_out_losses(standard, targets, num_outputs, loss, strengths, folds, seed)

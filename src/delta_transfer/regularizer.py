@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -14,7 +15,7 @@ from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.errors import UserError
 from delta_transfer.functional import channels_last
 from delta_transfer.penalties import L2, L2SP, Delta, Penalty, Step
-from delta_transfer.taps import Taps, resolve_taps, unwrap
+from delta_transfer.taps import Taps, outside_graphs, resolve_taps, unwrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Regularizer(nn.Module):
         self._target_training = False
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._logits: Any = None
+        self._autocast: AbstractContextManager[None] = nullcontext()
         self._check_weight_penalties(penalties)
 
     def __enter__(self) -> Self:
@@ -105,8 +107,7 @@ class Regularizer(nn.Module):
         self._target_training = target.training
         if self._freeze:
             self._norms = {m: m.training for m in target.modules() if isinstance(m, _BatchNorm)}
-        disable = torch.compiler.disable
-        before, after = disable(self._before), disable(self._after)
+        before, after = outside_graphs(self._before), outside_graphs(self._after)
         self._handles = [
             target.register_forward_pre_hook(before, prepend=True),
             target.register_forward_hook(after),
@@ -151,6 +152,14 @@ class Regularizer(nn.Module):
             UserError: if features and inputs do not belong together.
         """
         target, source = self._networks
+        if self._handles and any(norm.training for norm in self._norms):
+            raise RuntimeError(
+                "batch norm is to be frozen, but the target's layers are in train mode: call the "
+                "target before the regularizer (and a compiled network for the first time inside "
+                "the `with` block), or give batch_norm='train'"
+            )
+        with self._autocast:
+            source_features = self._run_source(inputs)
         step = Step(
             target=target,
             source=source,
@@ -158,7 +167,7 @@ class Regularizer(nn.Module):
             targets=targets,
             logits=self._logits,
             target_features={} if self._taps is None else _canonical(self._taps),
-            source_features=self._run_source(inputs),
+            source_features=source_features,
             groups=groups,
         )
         for tap, features in step.source_features.items():
@@ -168,9 +177,8 @@ class Regularizer(nn.Module):
                     f"and the source's {tuple(features.shape)} differ in shape: give the "
                     "regularizer the same inputs as the target's last forward pass"
                 )
-        values = {
-            name: penalty(step) for name, penalty in zip(self.term_names, self.penalties, strict=True)
-        }
+        named = zip(self.term_names, self.penalties, strict=True)
+        values = {name: penalty(step) for name, penalty in named}
         zero = torch.zeros((), device=device_of(target))
         return Terms(values, torch.stack(list(values.values())).sum() if values else zero)
 
@@ -196,6 +204,12 @@ class Regularizer(nn.Module):
             if isinstance(penalty, Delta) and not penalty.has_attention:
                 penalty.calibrate(measured)
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether a `Delta` has no feature variances yet."""
+        deltas = [penalty for penalty in self.penalties if isinstance(penalty, Delta)]
+        return any(len(delta.variance) != len(delta.taps) for delta in deltas)
+
     def _run_source(self, inputs: Any) -> dict[str, Tensor]:
         source = self._networks[1]
         if self._source_taps is None or source is None:
@@ -207,11 +221,14 @@ class Regularizer(nn.Module):
         return features
 
     def _before(self, module: nn.Module, inputs: Any) -> None:
-        for norm in self._norms:
-            norm.eval()
+        if module is self._networks[0]:  # not a copy made in the context
+            self._autocast = _same_autocast(device_of(module))
+            for norm in self._norms:
+                norm.eval()
 
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._logits = output
+        if module is self._networks[0]:
+            self._logits = output
 
     def _check_weight_penalties(self, penalties: Sequence[Penalty]) -> None:
         """Evaluates the penalties that need no features, so that a wrong name fails right here."""
@@ -226,6 +243,15 @@ def _canonical(taps: Taps) -> dict[str, Tensor]:
     return {
         tap: channels_last(output, taps.channel_dims[tap]) for tap, output in taps.outputs().items()
     }
+
+
+def _same_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """A context with the autocast of this moment: the source computes as the target did."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return torch.autocast(kind, dtype=dtype, enabled=enabled)
 
 
 def _term_names(penalties: Sequence[Penalty]) -> tuple[str, ...]:

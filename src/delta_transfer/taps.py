@@ -1,5 +1,6 @@
 """The outputs of named modules of any network, recorded while it runs."""
 
+import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -42,21 +43,31 @@ def producer(module: nn.Module) -> nn.Module:
     return module
 
 
-def find_channel_dim(module: nn.Module, output: Tensor) -> int:
+def find_channel_dim(
+    module: nn.Module, output: Tensor, *, picture: tuple[int, int] = (1, 1)
+) -> int:
     """Where the channels of a module's output are: dimension 1, or the last.
 
-    In a map of a square picture it is the dimension that differs from the other two. Where that
-    does not decide, it is the one as wide as the module's last layer with a width that fits; else
-    as PyTorch's layers have it (second for maps, last for tokens and rows).
+    Of a map's three sizes the two that are not the channels have the picture's height to width.
+    Where that does not decide, the channels are as many as the module's last layer with a width
+    that fits says; else they are where PyTorch's layers have them (second for maps, last for tokens
+    and rows).
+
+    Args:
+        module: the module.
+        output: what it returned.
+        picture: height and width of what the network was given; a square if it is not known.
     """
     last = output.ndim - 1
     if last <= 1:
         return last
     sizes = output.shape
-    if last == 3 and sizes[1] != sizes[2] == sizes[3]:
-        return 1
-    if last == 3 and sizes[1] == sizes[2] != sizes[3]:
-        return last
+    if last == 3:
+        height, width = picture
+        second_off = abs(sizes[2] * width - sizes[3] * height)
+        last_off = abs(sizes[1] * width - sizes[2] * height)
+        if second_off != last_off:
+            return 1 if second_off < last_off else last
     for layer in reversed(list(module.modules())):
         fits = [dim for dim in (1, last) if sizes[dim] == _width(layer) and sizes[dim] > 1]
         if len(fits) == 1:
@@ -71,6 +82,31 @@ def _width(layer: nn.Module) -> int | None:
             return width
     shape = layer.__dict__.get("normalized_shape")
     return shape[0] if isinstance(shape, tuple) and len(shape) == 1 else None
+
+
+def outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook as a plain function that compiled graphs leave out.
+
+    Hooks write to Python state, which a graph must not swallow. Loading the compiler takes seconds:
+    where nothing else has done so, nothing is compiled. A plain function is shared by copies of a
+    network; a bound method would be copied with all that it holds.
+    """
+    if "torch._dynamo" in sys.modules:
+        return torch.compiler.disable(hook)  # type: ignore[no-any-return]
+    return lambda *args: hook(*args)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place; None for inference tensors, which do not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _picture(inputs: Any) -> tuple[int, int]:
+    """Height and width of pictures `[B, C, H, W]`; a square for anything else."""
+    first = inputs[0] if inputs else None
+    if isinstance(first, Tensor) and first.ndim == 4:
+        return first.shape[2], first.shape[3]
+    return 1, 1
 
 
 class _AllRecorded(Exception):
@@ -113,12 +149,13 @@ class Taps:
         self._edit = edit
         self._modules = {name: producer(self.model.get_submodule(name)) for name in self.names}
         self._recorded: dict[str, Tensor] = {}
-        self._versions: dict[str, int] = {}
+        self._versions: dict[str, int | None] = {}
         # Taps whose output is handed on as a copy: all of them, until the first pass has shown
         # which ones the network changes in place.
         self._copied = set(self.names)
         self._handed: dict[str, Tensor] = {}
         self._running = False
+        self._picture = (1, 1)
         self._grad_enabled = False
         self._stop_early = False
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -126,12 +163,10 @@ class Taps:
     def __enter__(self) -> Self:
         if self._handles:
             raise RuntimeError("these Taps are recording already; make another Taps")
-        # Hooks write to Python state, which a compiled graph must not swallow.
-        disable = torch.compiler.disable
         for name, module in self._modules.items():
-            hook = disable(self._hook(name))
+            hook = outside_graphs(self._hook(name))
             self._handles.append(module.register_forward_hook(hook))
-        before, after = disable(self._before), disable(self._after)
+        before, after = outside_graphs(self._before), outside_graphs(self._after)
         self._handles.append(self.model.register_forward_pre_hook(before, prepend=True))
         self._handles.append(self.model.register_forward_hook(after, always_call=True))
         return self
@@ -166,11 +201,13 @@ class Taps:
                 "tap modules that every forward pass uses"
             )
         for name, version in self._versions.items():
-            if self._recorded[name]._version != version:
+            if _version(self._recorded[name]) != version:
                 self._copied.add(name)
                 raise RuntimeError(
                     f"the output of tap {name!r} was changed in place in this forward pass but not "
-                    "in the first one; run the forward pass again (a copy is kept from now on)"
+                    "in the first one: run the forward pass again (a copy is kept from now on); if "
+                    "that does not help, the network changes it by another name: tap the module "
+                    "that comes before"
                 )
         return {name: self._recorded[name] for name in self.names}
 
@@ -192,16 +229,21 @@ class Taps:
         self._handed.clear()
 
     def _before(self, module: nn.Module, inputs: Any) -> None:
+        if module is not self.model:  # a copy made in the context (such as a running average)
+            return
         self.clear()
         self._running = True
+        self._picture = _picture(inputs)
         self._grad_enabled = torch.is_grad_enabled()
 
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if module is not self.model:
+            return
         self._running = False
         # A pass that was cut short by an error has not shown what it would have changed.
         if output is not None or len(self._recorded) == len(self.names):
-            kept = {name for name, handed in self._handed.items() if handed._version == 0}
-            self._copied -= kept
+            unchanged = {name for name, handed in self._handed.items() if _version(handed) == 0}
+            self._copied -= unchanged
         self._handed.clear()
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
@@ -211,19 +253,17 @@ class Taps:
             self._check(name, output)
             if name not in self.channel_dims:
                 tapped = self.model.get_submodule(name)
-                self.channel_dims[name] = find_channel_dim(tapped, output)
+                dim = find_channel_dim(tapped, output, picture=self._picture)
+                self.channel_dims[name] = dim
             recorded = output if self._edit is None else self._edit(name, output)
             self._recorded[name] = recorded
+            self._versions[name] = _version(recorded)
             if self._stop_early and len(self._recorded) == len(self.names):
                 raise _AllRecorded
             if name not in self._copied:
-                if not recorded.is_inference():
-                    self._versions[name] = recorded._version
-                return None if recorded is output else recorded
-            copy = recorded.clone()
-            if not copy.is_inference():  # inference tensors have no version: stay with the copy
-                self._handed[name] = copy
-            return copy
+                return recorded
+            self._handed[name] = recorded.clone()
+            return self._handed[name]
 
         return hook
 
@@ -313,7 +353,8 @@ def _observed_stages(model: nn.Module, example: Tensor | None) -> list[str]:
     calls = [(name, found) for name, found in _observe(model, example) if max(found) > 1]
     resolutions = list({resolution: None for _, resolution in calls})
     if 1 <= len(resolutions) <= 2:  # one resolution, perhaps after that of a patch embedding
-        blocks = _repeated_blocks(model, {name for name, found in calls if found == resolutions[-1]})
+        called = {name for name, found in calls if found == resolutions[-1]}
+        blocks = _repeated_blocks(model, called)
         if len(blocks) >= 4:
             return _evenly(blocks)
     stages = []
@@ -340,13 +381,15 @@ def _repeated_blocks(model: nn.Module, called: set[str]) -> list[str]:
 def _observe(model: nn.Module, example: Tensor | None) -> list[tuple[str, tuple[int, ...]]]:
     """(name, resolution) of each module called once and not a pooling, in the order they end."""
     calls: list[tuple[str, tuple[int, ...]]] = []
+    example = _example(model) if example is None else example
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def record(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.ndim >= 3:
-                channel_dim = find_channel_dim(module, output)
-                shape = [size for dim, size in enumerate(output.shape) if dim not in (0, channel_dim)]
-                calls.append((name, tuple(shape)))
+                channel_dim = find_channel_dim(module, output, picture=_picture([example]))
+                sizes = enumerate(output.shape)
+                resolution = tuple(size for dim, size in sizes if dim not in (0, channel_dim))
+                calls.append((name, resolution))
 
         return record
 
@@ -356,8 +399,8 @@ def _observe(model: nn.Module, example: Tensor | None) -> list[tuple[str, tuple[
             if name and "pool" not in type(producer(module)).__name__.lower():
                 handles.append(module.register_forward_hook(hook(name)))
         with evaluating(model), torch.no_grad():
-            model(_example(model) if example is None else example)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            model(example)
+    except Exception as error:  # a network for other inputs may fail in any way
         raise UserError(
             f"taps could not be chosen for {type(model).__name__}: it does not take a picture "
             f"[1, 3, 224, 224] ({error}); name the taps"

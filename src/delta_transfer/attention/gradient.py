@@ -1,4 +1,4 @@
-"""Channel scores to first order: one forward and one backward pass a batch, all channels at once."""
+"""Channel scores to first order: all channels at once, one forward and backward pass a batch."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.channel_attention import FeatureVariance
-from delta_transfer.functional import channels_last
+from delta_transfer.functional import at_least_float32, channels_last
 from delta_transfer.probe import Loss
 from delta_transfer.taps import Taps
 
@@ -39,12 +39,13 @@ def first_order_scores(
         for inputs, targets in batches:
             value = loss(model(inputs), targets)
             outputs = recorder.outputs()
-            gradients = torch.autograd.grad(value, list(outputs.values()))
+            gradients = torch.autograd.grad(value, list(outputs.values()), materialize_grads=True)
             samples += len(targets)
             for (tap, output), gradient in zip(outputs.items(), gradients, strict=True):
                 dim = recorder.channel_dims[tap]
-                features = channels_last(output.detach(), dim)
-                products = (features * channels_last(gradient, dim)).flatten(0, -2).sum(dim=0)
+                features = at_least_float32(channels_last(output.detach(), dim))
+                slopes = at_least_float32(channels_last(gradient, dim))
+                products = (features * slopes).flatten(0, -2).sum(dim=0)
                 # The loss is a mean over the batch: times its size, it is a sum over samples.
                 totals[tap] = totals.get(tap, 0) - products * len(targets)
                 variances[tap].update(features)

@@ -43,7 +43,8 @@ def train_transform(
     """
     resize = _resize(size=size, crop_pct=crop_pct, interpolation=interpolation)
     crop = [v2.RandomCrop(size), v2.RandomHorizontalFlip()]
-    return v2.Compose([resize, *crop, *_to_tensor(mean=mean, std=std)])
+    transform: Transform = v2.Compose([resize, *crop, *_to_tensor(mean=mean, std=std)])
+    return transform
 
 
 def eval_transform(
@@ -70,7 +71,9 @@ def eval_transform(
         ValueError: if an argument is out of its range.
     """
     resize = _resize(size=size, crop_pct=crop_pct, interpolation=interpolation)
-    return v2.Compose([resize, v2.CenterCrop(size), *_to_tensor(mean=mean, std=std)])
+    crop = v2.CenterCrop(size)
+    transform: Transform = v2.Compose([resize, crop, *_to_tensor(mean=mean, std=std)])
+    return transform
 
 
 def _resize(*, size: int, crop_pct: float, interpolation: str) -> torch.nn.Module:
@@ -81,9 +84,10 @@ def _resize(*, size: int, crop_pct: float, interpolation: str) -> torch.nn.Modul
     if interpolation not in _INTERPOLATIONS:
         choices = ", ".join(_INTERPOLATIONS)
         raise ValueError(f"interpolation must be one of {choices}, got {interpolation!r}")
-    return v2.Resize(
+    resize: torch.nn.Module = v2.Resize(
         round(size / crop_pct), interpolation=_INTERPOLATIONS[interpolation], antialias=True
     )
+    return resize
 
 
 def _to_tensor(*, mean: Sequence[float], std: Sequence[float]) -> list[torch.nn.Module]:

@@ -80,8 +80,30 @@ def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) 
     found = {path: _scan(path, root) for path in folders}
     classes = _classes(found)
     splits = {path: _split(found[path], classes, root) for path in folders}
-    notes = _unused_notes(layout, folders)
+    train, val, test, drawn = _draw_missing(
+        splits, layout, classes=classes, seed=seed, val_fraction=val_fraction
+    )
+    own_val = [] if layout.val is None else unused_val_fraction(f"'{root}'", val_fraction)
+    return Task(
+        name=os.path.basename(os.path.abspath(root)) or "data",
+        classes=classes,
+        train=train,
+        val=val,
+        test=test,
+        notes=(*_unused_notes(layout, folders), *drawn, *own_val),
+    )
 
+
+def _draw_missing(
+    splits: dict[Path, Split],
+    layout: _Layout,
+    *,
+    classes: Sequence[str],
+    seed: int,
+    val_fraction: float,
+) -> tuple[Split, Split, Split | None, list[str]]:
+    """The three splits, with the missing ones drawn from train, and notes on what was drawn."""
+    notes: list[str] = []
     train = splits[layout.train]
     val = None if layout.val is None else splits[layout.val]
     test = None if layout.test is None else splits[layout.test]
@@ -96,10 +118,7 @@ def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) 
     if val is None:
         train, val = hold_out(train, val_fraction, seed=derive_seed(seed, "validation"))
         notes.append(_drawn("validation", val_fraction, len(val), seed))
-    else:
-        notes += unused_val_fraction(f"'{root}'", val_fraction)
-    name = os.path.basename(os.path.abspath(root)) or "data"
-    return Task(name=name, classes=classes, train=train, val=val, test=test, notes=tuple(notes))
+    return train, val, test, notes
 
 
 def _drawn(what: str, fraction: float, count: int, seed: int) -> str:

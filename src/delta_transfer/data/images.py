@@ -19,6 +19,7 @@ _BROKEN = (
     SyntaxError,
     ValueError,
     EOFError,
+    RuntimeError,
     struct.error,
     Image.DecompressionBombError,
 )

@@ -56,6 +56,7 @@ class Delta(Penalty):
         self.variance = values.to(self.variance.device)
 
     def extra_repr(self) -> str:
+        """What `print` shows of it."""
         return f"strength={self.strength}, taps={self.taps}, attention={self.has_attention}"
 
     def forward(self, step: Step) -> Tensor:
@@ -92,10 +93,10 @@ class Delta(Penalty):
     ) -> Penalty:
         """The formula of the authors' published code, to the letter.
 
-        Summed over the batch and over taps: `strength * sum_l 1/2 sum_b sum_c C a_c / (H W) ||d||^2`
-        with attention, a bare `strength * sum_l 1/2 sum ||d||^2` without
-        (https://github.com/lixingjian/DELTA). Its strength has to be tuned anew for each batch size,
-        image size and network.
+        Summed over the batch and over taps: with attention `strength * sum_l 1/2 sum_b sum_c
+        C a_c / (H W) ||d||^2`, without it a bare `strength * sum_l 1/2 sum ||d||^2`
+        (https://github.com/lixingjian/DELTA). Its strength has to be tuned anew for each batch
+        size, image size and network.
 
         Args:
             attention: as for `Delta`; its variance is not used.

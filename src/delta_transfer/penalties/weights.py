@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from delta_transfer.errors import UserError, match_names
 from delta_transfer.penalties.base import Penalty, Step
@@ -16,10 +16,11 @@ class L2(Penalty):
 
     Args:
         modules: names or glob patterns of the target's modules, for example its head `"fc"`;
-            `"*"` is all of them.
+            `"*"` is every parameter there is.
         strength: factor of the term.
 
     Example:
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(2, 2, bias=False))
         >>> _ = nn.init.ones_(net[0].weight)
         >>> L2("0", strength=0.5)(Step(target=net, source=None)).item()
@@ -38,6 +39,8 @@ class L2(Penalty):
         """
         choices = [name for name, _ in step.target.named_modules() if name]
         names = match_names("module", self.modules_named, choices)
+        if "*" in self.modules_named:
+            names = [""]  # the network itself, which may hold parameters of its own (class tokens)
         parameters = {
             parameter: None
             for name in names

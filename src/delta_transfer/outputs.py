@@ -1,0 +1,64 @@
+"""Predictions as files: the CSV of a split, and a few pictures worth looking at."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from delta_transfer.data import Split
+from delta_transfer.files import write_atomically
+
+MISTAKES, RIGHT, THUMBNAIL = 12, 8, 160
+
+
+def write_predictions(
+    path: Path, split: Split, probabilities: Tensor, classes: Sequence[str]
+) -> None:
+    """Writes `path,label,prediction` and a column of probabilities per class.
+
+    Args:
+        path: the CSV file.
+        split: the pictures.
+        probabilities: `[N, K]`.
+        classes: the names of the K classes.
+    """
+    rows = [["path", "label", "prediction", *classes]]
+    for i, row in enumerate(probabilities.tolist()):
+        label, prediction = classes[split.labels[i]], classes[row.index(max(row))]
+        rows.append([split.paths[i], label, prediction, *(f"{value:.6f}" for value in row)])
+    write_atomically(path, _csv(rows))
+
+
+def write_examples(
+    folder: Path, split: Split, probabilities: Tensor, classes: Sequence[str]
+) -> None:
+    """Writes small copies of the most confident mistakes and right answers, and `examples.csv`.
+
+    Args:
+        folder: of the run.
+        split: the pictures.
+        probabilities: `[N, K]`.
+        classes: the names of the K classes.
+    """
+    confidence, predicted = probabilities.max(dim=1)
+    order = confidence.argsort(descending=True, stable=True).tolist()
+    wrong = [i for i in order if predicted[i] != split.labels[i]][:MISTAKES]
+    right = [i for i in order if predicted[i] == split.labels[i]][:RIGHT]
+    (folder / "examples").mkdir()
+    rows = [["file", "path", "label", "prediction", "probability"]]
+    for number, i in enumerate(wrong + right):
+        name = f"{number:02d}.jpg"
+        picture = split.read(split.paths[i])
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        picture.save(folder / "examples" / name, quality=85)
+        label, prediction = classes[split.labels[i]], classes[int(predicted[i])]
+        rows.append([name, split.paths[i], label, prediction, f"{confidence[i].item():.4f}"])
+    write_atomically(folder / "examples.csv", _csv(rows))
+
+
+def _csv(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,69 @@
+"""What a run left behind: its figures, as JSON on disk."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from delta_transfer.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """The figures of one run. Accuracies are fractions, None where there is no such split.
+
+    Args:
+        folder: where the run lies (not in the file).
+        method: its method.
+        seed: its seed.
+        test_accuracy: of the final model on the test split, on which nothing was chosen.
+        val_accuracy: of the final model on the validation split, on which its epoch was chosen.
+        linear_probe_test_accuracy: of the linear probe on the same pictures.
+        linear_probe_val_accuracy: likewise.
+        best_epoch: the epoch that was kept; 0 is the start, before any training.
+        epochs: how many were trained.
+        seconds: from the start of the run to its end.
+        pictures: in the training split.
+        classes: how many.
+        strength: of the method's penalty, None where it has none.
+        taps: the modules whose features were compared or measured.
+        versions: of Python and the libraries.
+    """
+
+    folder: Path
+    method: str
+    seed: int
+    test_accuracy: float | None
+    val_accuracy: float
+    linear_probe_test_accuracy: float | None
+    linear_probe_val_accuracy: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+    pictures: int
+    classes: int
+    strength: float | None
+    taps: tuple[str, ...]
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        """Everything but the folder."""
+        values = dataclasses.asdict(self)
+        del values["folder"]
+        return json.dumps(values, indent=2) + "\n"
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "RunResult":
+        """Reads `result.json` of a run.
+
+        Raises:
+            UserError: if the folder holds no finished run.
+        """
+        path = Path(folder) / "result.json"
+        if not path.is_file():
+            raise UserError(f"no finished run in {folder}: there is no {path.name}")
+        try:
+            values: dict[str, Any] = json.loads(path.read_text())
+            return cls(**{**values, "folder": Path(folder), "taps": tuple(values["taps"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} is no result of a run: {error}") from error

@@ -1,0 +1,381 @@
+"""One run from its options to its folder: the only place that knows every part."""
+
+import contextlib
+import copy
+import dataclasses
+import importlib.metadata
+import logging
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from delta_transfer.attention import ESTIMATORS, estimate_attention
+from delta_transfer.backbones.saved import save_model
+from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
+from delta_transfer.config import TrainConfig
+from delta_transfer.errors import UserError, unknown
+from delta_transfer.methods import METHODS, Method, Parts, find_method
+from delta_transfer.outputs import write_examples, write_predictions
+from delta_transfer.files import write_atomically
+from delta_transfer.prepare import Prepared, plain_loader, prepare, training_loader
+from delta_transfer.probe import LinearProbe
+from delta_transfer.regularizer import Regularizer
+from delta_transfer.result import RunResult
+from delta_transfer.taps import resolve_taps
+from delta_transfer.training import (
+    Fit,
+    MeasureDrift,
+    Optimization,
+    accuracy,
+    fit,
+    predict_probabilities,
+)
+
+logger = logging.getLogger(__name__)
+
+EXACT_SAMPLES = 64  # one forward pass a channel: all pictures would take hours
+DRIFT_PICTURES = 32
+RANDOM_HEAD_LR = 10  # times lr, for a head that starts at random
+LIBRARIES = ("delta-transfer", "torch", "torchvision", "timm", "lightning", "scikit-learn")
+
+
+def train(config: TrainConfig) -> RunResult:
+    """Fine-tunes a network on a folder of pictures and leaves a run folder.
+
+    Args:
+        config: the options.
+
+    Returns:
+        The run's figures; `folder` says where it lies.
+
+    Raises:
+        UserError: if an option, the data or the network is not as it must be. Nothing is written
+            then.
+
+    Example:
+        >>> from delta_transfer import TrainConfig, train
+        >>> result = train(TrainConfig(data="pictures"))  # doctest: +SKIP
+    """
+    started = time.perf_counter()
+    check(config)
+    folder = Path(config.out or default_folder(config))
+    check_folder(folder, overwrite=config.overwrite)
+    prepared = prepare(config)
+    result = train_prepared(prepared, config, folder, started=started)
+    return result
+
+
+def train_prepared(
+    prepared: Prepared, config: TrainConfig, folder: Path, *, started: float
+) -> RunResult:
+    """`train` for data, network and probe that are there already.
+
+    Args:
+        prepared: what `prepare` made of the same options, whatever the method.
+        config: the options.
+        folder: of the run; emptied if it holds an old one.
+        started: `time.perf_counter()` at the start of the run.
+    """
+    method = find_method(config.method)
+    taps = resolve_taps(prepared.source, _names(config.taps))
+    given = _given_attention(prepared, config) if method.attention else None
+    make_folder(folder)
+    (folder / "checkpoints").mkdir()
+    with _log_to(folder / "train.log"):
+        config.save(folder / "config.yaml")
+        _announce(prepared, config, method)
+        network = copy.deepcopy(prepared.backbone.module)
+        network.to(device=prepared.device, memory_format=torch.channels_last)
+        if method.head == "probe":
+            _start_from_probe(network.get_submodule(prepared.backbone.head), prepared.probe)
+        best_epoch = 0
+        if method.trains:
+            regularizer, taps = _regularizer(prepared, config, method, network, taps, given, folder)
+            best_epoch = _fit(prepared, config, method, network, regularizer, taps, folder)
+        network.to(prepared.device)
+        accuracies = _evaluate(prepared, config, network, folder)
+        (folder / "model").mkdir()
+        save_model(folder / "model", prepared.backbone, network, classes=prepared.task.classes)
+        probe = _probe_accuracies(prepared)
+        result = RunResult(
+            folder=folder,
+            method=method.name,
+            seed=config.seed,
+            test_accuracy=accuracies["test"],
+            val_accuracy=accuracies["val"] or 0.0,
+            linear_probe_test_accuracy=probe["test"],
+            linear_probe_val_accuracy=probe["val"] or 0.0,
+            best_epoch=best_epoch,
+            epochs=config.epochs if method.trains else 0,
+            seconds=round(time.perf_counter() - started, 1),
+            pictures=len(prepared.task.train),
+            classes=len(prepared.task.classes),
+            strength=prepared.probe.strength if not method.trains else _strength(config, method),
+            taps=taps,
+            versions=_versions(),
+        )
+        write_atomically(folder / "result.json", result.to_json())
+        _conclude(result)
+    return result
+
+
+def check(config: TrainConfig) -> None:
+    """Checks the options that need no data: names, and options that the method does not use.
+
+    Raises:
+        UserError: if a name is unknown.
+    """
+    method = find_method(config.method)
+    choices = ["none", *ESTIMATORS]
+    if config.attention not in choices and not Path(config.attention).is_file():
+        raise UserError(
+            f"{unknown('attention', config.attention, choices)}; or give the file "
+            "attention.safetensors of another run (there is no such file)"
+        )
+    if method.name == "delta" and config.attention == "none":
+        raise UserError(
+            "--method delta weighs channels by their attention: with --attention none use "
+            "--method delta_no_attention"
+        )
+    if config.strength is not None and method.strength is None:
+        logger.warning("--strength is ignored: it means nothing for method %s", method.name)
+    if not method.attention and config.attention_samples is not None:
+        logger.warning("--attention-samples is ignored: method %s has no attention", method.name)
+
+
+def default_folder(config: TrainConfig) -> Path:
+    """runs/DATA-METHOD-TIME."""
+    data = Path(config.data).resolve().name if Path(config.data).exists() else config.data
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{data.replace('/', '-')}-{config.method}-{stamp}"
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raises UserError if the folder is in use, or holds something that is no run of ours."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file: give a folder")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(
+            f"--out {folder} is not empty: give another folder, or --overwrite to replace the run"
+        )
+    if not (folder / "config.yaml").is_file() and not (folder / "results.csv").is_file():
+        raise UserError(
+            f"--out {folder} holds something that is no run (it has no config.yaml), which "
+            "--overwrite does not delete: give another folder"
+        )
+
+
+def make_folder(folder: Path) -> None:
+    """An empty folder, in the place of an old run.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder {folder} cannot be written ({error.strerror}): give another --out"
+        ) from error
+
+
+def _names(taps: str) -> str | list[str]:
+    return taps if taps == "auto" else [name.strip() for name in taps.split(",")]
+
+
+def _strength(config: TrainConfig, method: Method) -> float | None:
+    return method.strength if config.strength is None else config.strength
+
+
+def _start_from_probe(head: nn.Module, probe: LinearProbe) -> None:
+    with torch.no_grad():
+        head.get_parameter("weight").copy_(probe.weight)
+        head.get_parameter("bias").copy_(probe.bias)
+
+
+def _given_attention(prepared: Prepared, config: TrainConfig) -> ChannelAttention | None:
+    """The attention in the file that was named, if one was; it must fit the network."""
+    if config.attention in ESTIMATORS:
+        return None
+    attention = ChannelAttention.load(config.attention)
+    own = weights_fingerprint(prepared.source, head=prepared.backbone.head)
+    if attention.source != own:
+        raise UserError(
+            f"--attention {config.attention} was made with other weights than {config.model} has: "
+            "name the model that it was made with, or let it be estimated (--attention gradient)"
+        )
+    if config.taps != "auto":
+        raise UserError(
+            f"--taps {config.taps} and --attention {config.attention} exclude each other: the file "
+            f"names its taps ({', '.join(attention.taps)})"
+        )
+    return attention
+
+
+def _regularizer(
+    prepared: Prepared,
+    config: TrainConfig,
+    method: Method,
+    network: nn.Module,
+    taps: tuple[str, ...],
+    attention: ChannelAttention | None,
+    folder: Path,
+) -> tuple[Regularizer, tuple[str, ...]]:
+    """The method's penalties on this network, calibrated; and the taps that they compare."""
+    loader = plain_loader(prepared.task.train, prepared.backbone.input, config)
+    if method.attention and attention is None:
+        samples = config.attention_samples
+        if samples is None and config.attention == "exact":
+            samples = EXACT_SAMPLES
+        attention = estimate_attention(
+            prepared.source,
+            loader,
+            probe=prepared.probe,
+            head=prepared.backbone.head,
+            taps=taps,
+            loss=F.cross_entropy,
+            method=config.attention,  # type: ignore[arg-type]  # checked against ESTIMATORS
+            samples=samples,
+            seed=config.seed,
+        )
+    if attention is not None:
+        attention.save(folder / "attention.safetensors")
+        taps = attention.taps
+    parts = Parts(
+        strength=_strength(config, method) or 0.0,
+        head=prepared.backbone.head,
+        taps=taps,
+        attention=attention,
+    )
+    penalties = method.penalties(parts)
+    regularizer = Regularizer(network, prepared.source, penalties, batch_norm=config.batch_norm)
+    if regularizer.needs_calibration:
+        regularizer.calibrate(loader)
+    return regularizer, taps
+
+
+def _fit(
+    prepared: Prepared,
+    config: TrainConfig,
+    method: Method,
+    network: nn.Module,
+    regularizer: Regularizer,
+    taps: tuple[str, ...],
+    folder: Path,
+) -> int:
+    task, spec = prepared.task, prepared.backbone.input
+    head_lr = config.lr if method.head == "probe" else RANDOM_HEAD_LR * config.lr
+    some = task.train.subset(torch.linspace(0, len(task.train) - 1, DRIFT_PICTURES).long().unique())
+    drift = MeasureDrift(
+        network,
+        prepared.source,
+        taps=taps,
+        inputs=torch.cat([inputs for inputs, _ in plain_loader(some, spec, config)]),
+        path=folder / "drift.csv",
+    )
+    return fit(
+        network,
+        regularizer,
+        Fit(
+            train=training_loader(task.train, spec, config),
+            val=plain_loader(task.val, spec, config),
+            epochs=config.epochs,
+            folder=folder,
+            accelerator=prepared.device.type,
+        ),
+        loss=F.cross_entropy,
+        head=prepared.backbone.head,
+        num_classes=len(task.classes),
+        optimization=Optimization(
+            optimizer=config.optimizer,
+            lr=config.lr,
+            head_lr=head_lr if config.head_lr is None else config.head_lr,
+            weight_decay=(_strength(config, method) or 0.0) if method.decay else 0.0,
+            schedule=config.schedule,
+        ),
+        callbacks=[drift],
+    )
+
+
+def _evaluate(
+    prepared: Prepared, config: TrainConfig, network: nn.Module, folder: Path
+) -> dict[str, float | None]:
+    """Accuracies of both splits; predictions on the test split, or without one on validation."""
+    task = prepared.task
+    accuracies: dict[str, float | None] = {"test": None}
+    for name, split in (("val", task.val), ("test", task.test)):
+        if split is not None:
+            loader = plain_loader(split, prepared.backbone.input, config)
+            probabilities, labels = predict_probabilities(network, loader)
+            accuracies[name] = accuracy(probabilities, labels)
+            shown, shown_probabilities = split, probabilities
+    write_predictions(folder / "predictions.csv", shown, shown_probabilities, task.classes)
+    write_examples(folder, shown, shown_probabilities, task.classes)
+    return accuracies
+
+
+def _probe_accuracies(prepared: Prepared) -> dict[str, float | None]:
+    splits = {"val": prepared.task.val, "test": prepared.task.test}
+    found: dict[str, float | None] = {}
+    for name, probabilities in prepared.probe_probabilities.items():
+        split = splits[name]
+        known = split is not None and probabilities is not None
+        found[name] = accuracy(probabilities, torch.tensor(split.labels)) if known else None
+    return found
+
+
+def _announce(prepared: Prepared, config: TrainConfig, method: Method) -> None:
+    strength = _strength(config, method)
+    detail = "" if strength is None else f", strength {strength:g}"
+    logger.info("method   %s%s: %s", method.name, detail, method.summary)
+    probe = _probe_accuracies(prepared)
+    logger.info("probe    %.1f%% on validation", 100 * (probe["val"] or 0.0))
+    if not method.trains:
+        return
+    task = prepared.task
+    # A training step is a forward and a backward pass (about twice as long), and the source's.
+    passes = 4 if method.name.startswith("delta") else 3
+    pictures = config.epochs * (passes * len(task.train) + len(task.val))
+    minutes = pictures * prepared.seconds_per_picture / 60
+    logger.info("time     about %.1f minutes for %d epochs", minutes, config.epochs)
+
+
+def _conclude(result: RunResult) -> None:
+    if result.test_accuracy is None:
+        logger.info("done     no test split; validation accuracy %.1f%%", 100 * result.val_accuracy)
+    else:
+        logger.info(
+            "done     test accuracy %.1f%% (linear probe %.1f%%), epoch %d kept, %.0f seconds",
+            100 * result.test_accuracy,
+            100 * (result.linear_probe_test_accuracy or 0.0),
+            result.best_epoch,
+            result.seconds,
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {library: importlib.metadata.version(library) for library in LIBRARIES}
+    return {"python": platform.python_version(), **found}
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("delta_transfer")
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,137 @@
+"""The fit: Lightning's trainer around the module, validated from the start."""
+
+import dataclasses
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from delta_transfer.regularizer import Regularizer
+from delta_transfer.training.callbacks import KeepBest
+from delta_transfer.training.module import FineTuning, Optimization
+
+GRADIENT_CLIP = 1.0
+
+# What Lightning warns of, and why we know better.
+_HIDDEN = (
+    ".*does not have many workers",  # chosen by the number of cores
+    "Found .* module.s. in eval mode",  # batch norm is frozen on purpose
+    "Experiment logs directory",  # the run's folder, whose metrics.csv is new
+    ".*isinstance.treespec, LeafSpec",  # Lightning calls what torch deprecates
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What to train on, for how long and where its traces go.
+
+    Args:
+        train: batches of augmented training pictures.
+        val: batches of validation pictures.
+        epochs: how many.
+        folder: of the run.
+        accelerator: Lightning's name of the device kind.
+    """
+
+    train: DataLoader[Any]
+    val: DataLoader[Any]
+    epochs: int
+    folder: Path
+    accelerator: str
+
+
+def fit(
+    network: nn.Module,
+    regularizer: Regularizer,
+    plan: Fit,
+    *,
+    loss: Any,
+    head: str,
+    num_classes: int,
+    optimization: Optimization,
+    callbacks: Sequence[lightning.Callback] = (),
+) -> int:
+    """Trains the network and leaves it with the weights of its best epoch.
+
+    Args:
+        network: the target; trained in place.
+        regularizer: its penalties.
+        plan: data, epochs and folder.
+        loss: the task loss.
+        head: the name of the network's head.
+        num_classes: outputs of the head.
+        optimization: how the weights are moved.
+        callbacks: more of Lightning's callbacks.
+
+    Returns:
+        The epoch that was kept; 0 is the start, before any training.
+    """
+    checkpoints = plan.folder / "checkpoints"
+    keep = KeepBest(checkpoints)
+    trainer = make_trainer(plan, [keep, *callbacks])
+    with ExitStack() as borrowed, quiet():
+        module = FineTuning(
+            network,
+            regularizer,
+            loss=loss,
+            head=head,
+            num_classes=num_classes,
+            optimization=optimization,
+            borrowed=borrowed,
+        )
+        trainer.validate(module, plan.val, verbose=False)
+        trainer.fit(module, plan.train, plan.val)
+    best = torch.load(checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
+    prefix = "network."
+    network.load_state_dict(
+        {
+            name.removeprefix(prefix): tensor
+            for name, tensor in best["state_dict"].items()
+            if name.startswith(prefix)
+        }
+    )
+    return keep.best_epoch
+
+
+def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
+    """Lightning's trainer with our loggers; a progress bar where there is a terminal."""
+    progress = sys.stdout.isatty()
+    bars = [RichProgressBar()] if progress else []
+    with quiet():
+        return lightning.Trainer(
+            accelerator=plan.accelerator,
+            devices=1,
+            max_epochs=plan.epochs,
+            gradient_clip_val=GRADIENT_CLIP,
+            logger=[
+                CSVLogger(plan.folder, name="", version=""),
+                TensorBoardLogger(plan.folder, name="", version="tensorboard"),
+            ],
+            callbacks=[*callbacks, *bars],
+            enable_progress_bar=progress,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            inference_mode=False,  # metrics that were updated before the fit go on being updated
+            log_every_n_steps=1,
+        )
+
+
+class quiet(warnings.catch_warnings):  # noqa: N801 (a context manager, used like a function)
+    """Hides what Lightning says about choices that were made on purpose."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        for message in _HIDDEN:
+            warnings.filterwarnings("ignore", message)

@@ -1,0 +1,148 @@
+"""The Lightning module: task loss plus regularizer."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from delta_transfer.regularizer import Regularizer
+
+WARM_UP = 0.15
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """How the weights are moved.
+
+    Args:
+        optimizer: `"adamw"`, or `"sgd"` with momentum 0.9.
+        lr: peak learning rate of the backbone.
+        head_lr: peak learning rate of the head.
+        weight_decay: decoupled weight decay (SGD: added to the gradient, as torch has it).
+        schedule: what follows the warm-up, see `schedule_factor`.
+    """
+
+    optimizer: Literal["adamw", "sgd"]
+    lr: float
+    head_lr: float
+    weight_decay: float
+    schedule: Literal["cosine", "step", "constant"]
+
+
+def schedule_factor(step: int, total: int, *, schedule: str) -> float:
+    """The learning rate at a step, as a share of its peak.
+
+    A linear warm-up over 15% of the steps, then `"cosine"` to zero, `"step"` (times 0.1 at 67% of
+    all steps) or `"constant"`.
+
+    Example:
+        >>> [round(schedule_factor(step, 20, schedule="cosine"), 2) for step in (0, 2, 3, 19)]
+        [0.33, 1.0, 1.0, 0.01]
+    """
+    warm_up = max(1, round(WARM_UP * total))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
+    return 0.1 if schedule == "step" and step >= 0.67 * total else 1.0
+
+
+class FineTuning(lightning.LightningModule):
+    """One step is the task loss plus the regularizer's terms; each is logged apart.
+
+    Args:
+        network: the target.
+        regularizer: its penalties; entered when the fit starts.
+        loss: the task loss, a mean over the batch.
+        head: the name of the network's head.
+        num_classes: outputs of the head.
+        optimization: how the weights are moved.
+        borrowed: gives the network back (hooks, train flags) when the fit is over.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        regularizer: Regularizer,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        head: str,
+        num_classes: int,
+        optimization: Optimization,
+        borrowed: ExitStack,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.regularizer = regularizer
+        self.loss = loss
+        self.head = head
+        self.optimization = optimization
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_loss = MeanMetric()
+        self._borrowed = borrowed
+
+    def on_fit_start(self) -> None:
+        """Enters the regularizer, now that the network is on its device."""
+        self._borrowed.enter_context(self.regularizer)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """The loss of a batch."""
+        inputs, targets = batch
+        task = self.loss(self.network(inputs), targets)
+        terms = self.regularizer(inputs, targets)
+        total = task + terms.total
+        values = {"train_loss": total, "train_task": task}
+        values |= {f"train_{name}": value for name, value in terms.values.items()}
+        self.log_dict(
+            {name: value.detach() for name, value in values.items()},
+            on_step=False,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=len(targets),
+        )
+        self.log("lr", self.optimizers().param_groups[0]["lr"], on_step=False, on_epoch=True)
+        self.log("epoch", float(self.current_epoch + 1), on_step=False, on_epoch=True)
+        return total
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        """Takes a batch into the accuracy and the loss of the split."""
+        inputs, targets = batch
+        logits = self.network(inputs)
+        self.val_accuracy.update(logits, targets)
+        self.val_loss.update(self.loss(logits, targets), weight=len(targets))
+        # Epoch 0 is the start, which `fit` validates before the first step.
+        epoch = self.current_epoch + 1 if self.trainer.state.fn == "fit" else 0
+        self.log("val_accuracy", self.val_accuracy, prog_bar=True)
+        self.log("val_loss", self.val_loss, prog_bar=True)
+        self.log("epoch", float(epoch))
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and its schedule by the step."""
+        options = self.optimization
+        head = set(self.network.get_submodule(self.head).parameters())
+        backbone = [p for p in self.network.parameters() if p not in head]
+        groups = [
+            {"params": backbone, "lr": options.lr},
+            {"params": list(head), "lr": options.head_lr},
+        ]
+        if options.optimizer == "adamw":
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+                groups, weight_decay=options.weight_decay
+            )
+        else:
+            optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=options.weight_decay)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: schedule_factor(step, total, schedule=options.schedule)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }

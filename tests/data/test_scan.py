@@ -1,0 +1,63 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from delta_transfer.data.scan import find_pictures, subfolders
+from delta_transfer.errors import UserError
+
+
+def test_finds_pictures_below_the_folder_and_skips_the_rest(make_pictures) -> None:
+    wanted = ["cat/b.png", "cat/a.JPG", "cat/young/siamese/c.webp"]
+    root = make_pictures([*wanted, "cat/.hidden.png", "cat/.cache/d.png", "dog/e.png"])
+    (root / "cat" / "notes.txt").write_text("no picture")
+    (root / "cat" / "folder.png").mkdir()
+    assert find_pictures(root / "cat", root=root) == sorted(wanted)
+
+
+def test_follows_links_to_folders(make_pictures, tmp_path: Path) -> None:
+    root = make_pictures(["cat/a.png"])
+    elsewhere = tmp_path / "elsewhere"
+    (root / "cat").rename(elsewhere)
+    (root / "cat").symlink_to(elsewhere, target_is_directory=True)
+    assert [folder.name for folder in subfolders(root)] == ["cat"]
+    assert find_pictures(root / "cat", root=root) == ["cat/a.png"]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../.."])
+def test_links_do_not_lead_in_circles_or_into_other_classes(make_pictures, target: str) -> None:
+    root = make_pictures(["train/cat/a.png", "train/dog/b.png"])
+    (root / "train" / "cat" / "again").symlink_to(target, target_is_directory=True)
+    assert find_pictures(root / "train" / "cat", root=root) == ["train/cat/a.png"]
+
+
+def test_a_folder_that_two_links_lead_to_counts_once(make_pictures) -> None:
+    root = make_pictures(["cat/real/a.png"])
+    (root / "cat" / "link").symlink_to("real", target_is_directory=True)
+    assert len(find_pictures(root / "cat", root=root)) == 1
+
+
+def test_a_broken_link_is_not_lost(make_pictures) -> None:
+    root = make_pictures(["cat/a.png"])
+    (root / "cat" / "b.png").symlink_to("nowhere.png")
+    assert find_pictures(root / "cat", root=root) == ["cat/a.png", "cat/b.png"]
+
+
+def test_relative_roots_work(make_pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_pictures(["cat/a.png"])
+    monkeypatch.chdir(root)
+    assert find_pictures(Path("cat"), root=Path(".")) == ["cat/a.png"]
+    monkeypatch.chdir(root / "cat")
+    assert find_pictures(Path("../cat"), root=Path("..")) == ["cat/a.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    make_pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, os.strerror(13))
+
+    root = make_pictures(["cat/a.png"])
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UserError, match=r"cannot list the folder '.*cat' \(Permission denied\)"):
+        find_pictures(root / "cat", root=root)

@@ -1,0 +1,78 @@
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from delta_transfer.data import Split
+from delta_transfer.data.splits import hold_out, parse_fraction, require_per_class, take_per_class
+from delta_transfer.errors import UserError
+
+
+def read(path: str) -> Image.Image:
+    raise AssertionError("a draw reads no picture")
+
+
+def of(*counts: int) -> Split:
+    """A split with so many pictures of class 0, 1, ..."""
+    labels = tuple(label for label, count in enumerate(counts) for _ in range(count))
+    return Split(tuple(f"{index:03d}" for index in range(len(labels))), labels, read)
+
+
+class TestHoldOut:
+    def test_parts_every_class_alike(self) -> None:
+        rest, drawn = hold_out(of(10, 20, 100), 0.2, seed=0)
+        assert Counter(drawn.labels) == {0: 2, 1: 4, 2: 20}
+        assert Counter(rest.labels) == {0: 8, 1: 16, 2: 80}
+
+    def test_the_two_parts_are_the_whole_in_order(self) -> None:
+        rest, drawn = hold_out(of(10, 20), 0.3, seed=0)
+        assert sorted(rest.paths + drawn.paths) == list(of(10, 20).paths)
+        assert list(rest.paths) == sorted(rest.paths)
+        assert list(drawn.paths) == sorted(drawn.paths)
+
+    @pytest.mark.parametrize(
+        ("fraction", "keep", "drawn"), [(0.01, 1, 1), (0.99, 1, 3), (0.9, 2, 2)]
+    )
+    def test_draws_at_least_one_and_keeps_enough(
+        self, fraction: float, keep: int, drawn: int
+    ) -> None:
+        assert len(hold_out(of(4), fraction, seed=0, keep=keep)[1]) == drawn
+
+    def test_a_seed_decides(self) -> None:
+        draws = [hold_out(of(50, 50), 0.2, seed=seed)[1].paths for seed in (0, 0, 1)]
+        assert draws[0] == draws[1] != draws[2]
+
+    def test_does_not_draw_the_same_positions_of_every_class(self) -> None:
+        drawn = hold_out(of(50, 50), 0.2, seed=0)[1]
+        first, second = ([int(p) % 50 for p in drawn.paths[i : i + 10]] for i in (0, 10))
+        assert first != second
+
+
+class TestTakePerClass:
+    def test_takes_so_many_of_every_class(self) -> None:
+        subset = take_per_class(of(5, 9), 5, classes=("cat", "dog"), seed=0)
+        assert Counter(subset.labels) == {0: 5, 1: 5}
+        assert list(subset.paths) == sorted(set(subset.paths))
+
+    def test_a_class_with_fewer_is_named(self) -> None:
+        with pytest.raises(UserError, match=r"--samples-per-class 6.*class 'cat' has 5: lower"):
+            take_per_class(of(5, 9), 6, classes=("cat", "dog"), seed=0)
+
+
+def test_many_short_classes_are_summed_up() -> None:
+    with pytest.raises(UserError, match="'c4' has 1 and 3 more: add some"):
+        require_per_class(
+            of(*[1] * 8), 2, classes=[f"c{i}" for i in range(8)], wish="it", mend="add some"
+        )
+
+
+def test_fractions() -> None:
+    assert parse_fraction("0.2") == 0.2
+    assert parse_fraction("1e-1") == 0.1
+    assert parse_fraction("holdout") is None
+
+
+@pytest.mark.parametrize("text", ["0", "1", "1.5", "-0.2", "20", "nan", "inf"])
+def test_numbers_that_are_no_fraction_are_errors(text: str) -> None:
+    with pytest.raises(UserError, match=f"--test-split {text}: .*0.2"):
+        parse_fraction(text)
