@@ -42,7 +42,9 @@ def main() -> None:
     for row in table(results):
         each = [100 * (r.test_accuracy or 0) for r in results if r.method == row.method]
         versus = row.difference
-        paired = "" if versus is None else f"{100 * versus.mean:+.1f} +- {100 * versus.deviation:.1f}"
+        paired = (
+            "" if versus is None else f"{100 * versus.mean:+.1f} +- {100 * versus.deviation:.1f}"
+        )
         print(
             f"{row.method:20} {100 * row.accuracy.mean:6.1f} {100 * row.accuracy.deviation:5.1f} "
             f"{paired:>14} {row.seconds:8.0f}  {' '.join(f'{value:.1f}' for value in each)}"

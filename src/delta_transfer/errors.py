@@ -15,11 +15,11 @@ class UserError(ValueError):
 def near(name: str, choices: Iterable[str], *, limit: int = 5) -> list[str]:
     """The choices that look most like `name`, best first; all of them where they are few."""
     choices = list(choices)
-    if len(choices) <= limit:
+    if len(choices) <= 2 * limit:
         return choices
     # A misspelt path of a module often has only its last or first part right.
     tail = name.rsplit(".", 1)[-1]
-    found = difflib.get_close_matches(name, choices, n=limit, cutoff=0.5)
+    found = difflib.get_close_matches(name, choices, n=limit, cutoff=0.6)
     found += [choice for choice in choices if tail and tail in choice and choice not in found]
     return found[:limit]
 

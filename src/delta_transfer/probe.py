@@ -51,7 +51,7 @@ def find_head(model: nn.Module, head: str = "auto") -> str:
     Raises:
         UserError: if there is none, or the name is unknown.
     """
-    names = {module: name for name, module in model.named_modules() if name}
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules() if name}
     if head != "auto":
         return match_names("head", [head], list(names.values()))[0]
     classifier = getattr(model, "get_classifier", None)
@@ -240,6 +240,6 @@ def _fit_path(
             return value
 
         with torch.enable_grad():
-            optimizer.step(objective)
+            optimizer.step(objective)  # type: ignore[no-untyped-call]
         heads.append((weight.detach().clone(), bias.detach().clone()))
     return heads

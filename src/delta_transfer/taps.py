@@ -1,6 +1,8 @@
 """The outputs of named modules of any network, recorded while it runs."""
 
+import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -92,7 +94,7 @@ def outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
     network; a bound method would be copied with all that it holds.
     """
     if "torch._dynamo" in sys.modules:
-        return torch.compiler.disable(hook)  # type: ignore[no-any-return]
+        return torch.compiler.disable(hook)  # type: ignore[no-any-return, no-untyped-call]
     return lambda *args: hook(*args)
 
 
@@ -338,6 +340,37 @@ def _evenly(names: Sequence[str], count: int = 4) -> list[str]:
     return [names[len(names) * (i + 1) // count - 1] for i in range(count)]
 
 
+@dataclasses.dataclass(frozen=True)
+class ModuleOutput:
+    """A module that can be tapped.
+
+    Args:
+        name: its name.
+        shape: of its output.
+        channel_dim: where the channels are.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    channel_dim: int
+
+    @property
+    def resolution(self) -> tuple[int, ...]:
+        """The sizes of all dimensions but samples and channels."""
+        return tuple(size for dim, size in enumerate(self.shape) if dim not in (0, self.channel_dim))
+
+
+def list_modules(model: nn.Module, example: Tensor) -> list[ModuleOutput]:
+    """The modules that one forward pass calls once and that give a map or tokens, as they end.
+
+    Pooling layers are left out.
+
+    Raises:
+        UserError: if the network does not take the example.
+    """
+    return _observe(unwrap(model), example)
+
+
 def _declared_stages(model: nn.Module) -> list[str]:
     info = getattr(model, "feature_info", None)
     if info is None or isinstance(info, (nn.Module, Tensor)):
@@ -350,13 +383,21 @@ def _declared_stages(model: nn.Module) -> list[str]:
 
 
 def _observed_stages(model: nn.Module, example: Tensor | None) -> list[str]:
-    calls = [(name, found) for name, found in _observe(model, example) if max(found) > 1]
-    resolutions = list({resolution: None for _, resolution in calls})
-    if 1 <= len(resolutions) <= 2:  # one resolution, perhaps after that of a patch embedding
-        called = {name for name, found in calls if found == resolutions[-1]}
-        blocks = _repeated_blocks(model, called)
-        if len(blocks) >= 4:
-            return _evenly(blocks)
+    observed = [(output.name, output.resolution) for output in _observe(model, example)]
+    calls = [(name, found) for name, found in observed if max(found) > 1]
+    resolutions: list[tuple[int, ...]] = []
+    # From the outside in, no further than needed: windows and attention maps inside a block have
+    # resolutions of their own.
+    for depth in sorted({name.count(".") for name, _ in calls}):
+        outer = [(name, found) for name, found in calls if name.count(".") <= depth]
+        resolutions = list(dict.fromkeys(found for _, found in outer))
+        if len(resolutions) >= 4:
+            break
+        if len(resolutions) <= 2:  # one resolution, perhaps after that of a patch embedding
+            last = {name for name, found in outer if found == resolutions[-1]}
+            blocks = _repeated_blocks(model, last)
+            if len(blocks) >= 4:
+                return _evenly(blocks)
     stages = []
     for resolution in resolutions[-4:]:
         names = [name for name, found in calls if found == resolution]
@@ -378,18 +419,15 @@ def _repeated_blocks(model: nn.Module, called: set[str]) -> list[str]:
     return best
 
 
-def _observe(model: nn.Module, example: Tensor | None) -> list[tuple[str, tuple[int, ...]]]:
-    """(name, resolution) of each module called once and not a pooling, in the order they end."""
-    calls: list[tuple[str, tuple[int, ...]]] = []
+def _observe(model: nn.Module, example: Tensor | None) -> list[ModuleOutput]:
+    calls: list[ModuleOutput] = []
     example = _example(model) if example is None else example
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def record(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.ndim >= 3:
                 channel_dim = find_channel_dim(module, output, picture=_picture([example]))
-                sizes = enumerate(output.shape)
-                resolution = tuple(size for dim, size in sizes if dim not in (0, channel_dim))
-                calls.append((name, resolution))
+                calls.append(ModuleOutput(name, tuple(output.shape), channel_dim))
 
         return record
 
@@ -408,10 +446,8 @@ def _observe(model: nn.Module, example: Tensor | None) -> list[tuple[str, tuple[
     finally:
         for handle in handles:
             handle.remove()
-    counts: dict[str, int] = {}
-    for name, _ in calls:
-        counts[name] = counts.get(name, 0) + 1
-    return [(name, resolution) for name, resolution in calls if counts[name] == 1]
+    counts = Counter(call.name for call in calls)
+    return [call for call in calls if counts[call.name] == 1]
 
 
 def _example(model: nn.Module) -> Tensor:

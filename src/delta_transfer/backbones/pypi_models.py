@@ -45,4 +45,3 @@ def load_pypi(
         named = tensors_in_order(state, backbone.module, but=backbone.head)
         backbone.module.load_state_dict(named, strict=False)
     return backbone
-

@@ -49,6 +49,8 @@ def load_timm(
     except (AssertionError, TypeError, ValueError) as error:
         raise UserError(f"model {name!r} cannot be made for these pictures: {error}") from error
     head = _linear_head(module, name)
+    # The same start for every library's head; some of timm's own are many times larger.
+    module.get_submodule(head).reset_parameters()
     turn_off_dropout(module)
     return Backbone(
         module=module,

@@ -121,6 +121,30 @@ def _draw_missing(
     return train, val, test, notes
 
 
+def load_labelled(root: Path, *, test_split: str) -> tuple[tuple[str, ...], Split, bool]:
+    """The pictures of a folder to measure a network on: of its test split, or all if it has none.
+
+    Args:
+        root: `root/{train,val,test}/<class>/*` or `root/<class>/*`; one class is enough.
+        test_split: the name of the test split's folder.
+
+    Returns:
+        The class names; the pictures, whose paths are relative to `root`; whether they are a test
+        split.
+
+    Raises:
+        UserError: if the folder does not look like this.
+    """
+    _check_is_folder(root)
+    test = _named(root, subfolders(root), (test_split.lower(),))
+    layout = _Layout(train=root) if test is not None else _find_layout(root, DEFAULT_TEST_SPLIT)
+    folders = [test] if test is not None else [layout.train, *([layout.val] if layout.val else [])]
+    found = [_scan(folder, root) for folder in folders]
+    classes = tuple(sorted({name for by_class in found for name in by_class}))
+    merged = {name: [path for f in found for path in f.get(name, [])] for name in classes}
+    return classes, _split(merged, classes, root), test is not None
+
+
 def _drawn(what: str, fraction: float, count: int, seed: int) -> str:
     return (
         f"no {what} split: {100 * fraction:g}% of train ({count} pictures), stratified, "

@@ -45,7 +45,7 @@ class Delta(Penalty):
         super().__init__("delta", strength, taps=_taps(attention, taps), needs_source=True)
         self.has_attention = attention is not None
         self.register_buffer("variance", torch.empty(0))
-        self.register_load_state_dict_pre_hook(_make_room)
+        self.register_load_state_dict_pre_hook(_make_room)  # type: ignore[no-untyped-call]
         if attention is not None:
             self.calibrate(attention.variance)
             _register_attention(self, attention)

@@ -1,0 +1,108 @@
+"""The figure of a comparison: the accuracy of each method, seed by seed, with its interval."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from delta_transfer.errors import UserError
+from delta_transfer.files import write_atomically
+from delta_transfer.report.comparison import Comparison, MethodSummary, read_comparison
+from delta_transfer.report.comparison import summarize_methods as summarize
+from delta_transfer.report.curves import look
+from delta_transfer.report.figures import INK, SERIES, WIDTH, Draw, Plot, inline_svg, printable, render
+from delta_transfer.report.words import label, percent, shorten
+
+ROW, MARGIN = 36, 66  # height of a method, and of the axis below, in CSS pixels
+
+
+def plot_accuracies(folder: Path, path: Path) -> None:
+    """Draws the accuracy of each method of a comparison into a file.
+
+    Means with their 95% interval, the single seeds as dots, the linear probe as a line. The
+    background is transparent, the colours are readable on light and on dark pages.
+
+    Args:
+        folder: of the comparison.
+        path: the picture, `.png` or `.svg`.
+
+    Raises:
+        UserError: if the comparison is missing or damaged, or the picture is of another kind.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise UserError(f"{path} must end in .png or .svg")
+    comparison = read_comparison(folder)
+    summaries = summarize(comparison)
+    size = (560, ROW * len(summaries) + MARGIN)
+    text = _text(comparison, summaries)
+    content = render(_draw(comparison, summaries), kind, size=size, title=text)
+    write_atomically(path, content)
+
+
+def accuracies_plot(comparison: Comparison, summaries: list[MethodSummary]) -> Plot:
+    """The same as a figure of a page."""
+    several = any(summary.accuracy.count > 1 for summary in summaries)
+    bars = "the large ones means, the bars 95% intervals of the mean" if several else ""
+    return Plot(
+        title=f"{comparison.split.capitalize()} accuracy",
+        svg=inline_svg(
+            _draw(comparison, summaries),
+            "accuracies",
+            size=(WIDTH, ROW * len(summaries) + MARGIN),
+            text=_text(comparison, summaries),
+        ),
+        caption=f"Small dots are seeds, {bars}." if several else "A dot is a run.",
+    )
+
+
+def _draw(comparison: Comparison, summaries: list[MethodSummary]) -> Draw:
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.axvline(100 * comparison.probe, color=INK, linestyle="--", linewidth=1.1, zorder=1)
+        for y, summary in enumerate(summaries):
+            own = 0 if summary.method == "probe" else look(summary.method, comparison.methods)
+            colour = INK if summary.method == "probe" else SERIES[own % len(SERIES)]
+            values = [100 * value for value in comparison.accuracies(summary.method).values()]
+            accuracy, several = summary.accuracy, len(values) > 1
+            if several:
+                ends = [100 * accuracy.low, 100 * accuracy.high]
+                axes.plot(ends, [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
+            axes.plot([100 * accuracy.mean], [y], "o", color=colour, markersize=6.5, clip_on=False)
+            below = [y + 0.24 if several else y] * len(values)
+            axes.plot(values, below, "o", color=colour, markersize=3, alpha=0.65, clip_on=False)
+        names = [shorten(printable(label(summary.method)), 20) for summary in summaries]
+        axes.set_yticks(range(len(names)), names, fontsize=11)
+        axes.set_ylim(len(names) - 0.45, -0.75)
+        axes.annotate(
+            f"linear probe {percent(comparison.probe)}",
+            (100 * comparison.probe, -0.75),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=10.5,
+        )
+        low, high = axes.get_xlim()  # an interval may leave 0 to 100%, accuracies do not
+        axes.set_xlim(max(0, low), min(100, high))
+        axes.grid(visible=False)
+        axes.grid(visible=True, axis="x")
+        axes.spines.left.set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+        axes.set_xlabel(f"{comparison.split} accuracy")
+
+    return draw
+
+
+def _text(comparison: Comparison, summaries: list[MethodSummary]) -> str:
+    said = []
+    for summary in summaries:
+        accuracy = summary.accuracy
+        seeds = comparison.accuracies(summary.method)
+        words = f"{label(summary.method)}: mean {percent(accuracy.mean)}"
+        if accuracy.count > 1:
+            words += f", 95% interval {percent(accuracy.low)} to {percent(accuracy.high)}"
+        values = ", ".join(percent(value) for value in seeds.values())
+        said.append(f"{words}, {'seeds' if len(seeds) > 1 else 'one seed'} {values}")
+    heading = f"{comparison.split.capitalize()} accuracy per method."
+    return f"{heading} {'; '.join(said)}. Linear probe: {percent(comparison.probe)}."

@@ -1,0 +1,176 @@
+"""The page of a comparison."""
+
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import quote
+
+from delta_transfer.files import write_atomically
+from delta_transfer.report.accuracies import accuracies_plot
+from delta_transfer.report.comparison import (
+    BASELINE,
+    Comparison,
+    MethodSummary,
+    best_method,
+    read_comparison,
+    summarize_methods,
+)
+from delta_transfer.report.contrast import contrast
+from delta_transfer.report.curves import methods_plot, series
+from delta_transfer.report.figures import Plot
+from delta_transfer.report.pages import NAME, data_name, render_page
+from delta_transfer.report.run_files import (
+    Example,
+    read_config,
+    read_examples,
+    read_metrics,
+    read_result,
+)
+from delta_transfer.report.words import NONE, interval, label, percent, points, verdict
+from delta_transfer.stats import Summary
+
+VERDICTS = {
+    "above": "above",
+    "below": "below",
+    "unclear": "no clear difference",
+    "single": "",
+}
+
+
+def write_comparison_report(folder: Path) -> Path:
+    """Writes `report.html` for a folder of runs, from their files alone.
+
+    It links to the page of each run that has one, so those are written first.
+
+    Args:
+        folder: of the comparison.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: if `results.csv`, or a file of a run, is missing or damaged.
+    """
+    comparison = read_comparison(folder)
+    summaries = summarize_methods(comparison)
+    best = best_method(summaries)
+    configs = [read_config(folder / entry.folder) for entry in comparison.entries]
+    beside = contrast(comparison, best.method)
+    page = render_page(
+        "comparison.html.j2",
+        {
+            "comparison": comparison,
+            "data": _all(data_name(config.get("data", "unknown data")) for config in configs),
+            "model": _all(config.get("model", "an unknown model") for config in configs),
+            "findings": _findings(comparison, summaries),
+            "table": [_line(summary, best=summary is best) for summary in summaries],
+            "baseline": label(BASELINE) if BASELINE in comparison.methods else None,
+            "plots": _plots(comparison, summaries),
+            "best": best.method,
+            "contrast": beside,
+            "examples": () if beside else _examples(comparison, best.method),
+            "runs": [
+                (entry, _link(folder, entry.folder.as_posix())) for entry in comparison.entries
+            ],
+        },
+    )
+    path = folder / NAME
+    write_atomically(path, page)
+    return path
+
+
+def _line(summary: MethodSummary, *, best: bool) -> dict[str, object]:
+    several = summary.accuracy.count > 1
+    return {
+        "label": label(summary.method),
+        "best": best,
+        "mean": percent(summary.accuracy.mean),
+        "deviation": f"{100 * summary.accuracy.deviation:.1f}" if several else NONE,
+        "seeds": summary.accuracy.count,
+        "differences": [_difference(summary.to_baseline), _difference(summary.to_probe)],
+        "seconds": summary.seconds,
+    }
+
+
+def _difference(difference: Summary | None) -> dict[str, str] | None:
+    if difference is None:
+        return None
+    said = verdict(difference)
+    return {
+        "mean": points(difference.mean),
+        "interval": interval(difference),
+        "verdict": VERDICTS[said],
+        "kind": said,
+    }
+
+
+def _findings(comparison: Comparison, summaries: list[MethodSummary]) -> list[str]:
+    """What the table shows, in sentences that claim no more than it does."""
+    best = best_method(summaries)
+    count = best.accuracy.count
+    seeds = f"mean of {count} seeds" if count > 1 else "one seed"
+    of = "fine-tuned methods" if best.to_probe else "methods"
+    said = [
+        f"Of the {of}, {label(best.method)} has the highest {comparison.split} accuracy: "
+        f"{percent(best.accuracy.mean)} ({seeds})."
+    ]
+    if best.to_baseline:
+        said.append(_sentence(best.to_baseline, label(BASELINE).lower()))
+    if best.to_probe:
+        said.append(_sentence(best.to_probe, "the linear probe"))
+    if any(summary.accuracy.count < 2 for summary in summaries):
+        said.append(
+            "With fewer than two seeds there is no interval: such a difference may be chance."
+        )
+    return said
+
+
+def _sentence(difference: Summary, other: str) -> str:
+    if difference.count < 2:
+        return f"Against {other}: {points(difference.mean)} points, on one seed."
+    found = {
+        "above": f"that is above {other} beyond what the choice of seed explains",
+        "below": f"that is below {other} beyond what the choice of seed explains",
+        "unclear": "the interval includes zero, so these seeds do not tell the two apart",
+    }[verdict(difference)]
+    return (
+        f"Against {other}: {points(difference.mean)} points "
+        f"(95% interval {interval(difference)}); {found}."
+    )
+
+
+def _plots(comparison: Comparison, summaries: list[MethodSummary]) -> list[Plot]:
+    plots = [accuracies_plot(comparison, summaries)]
+    curves: dict[str, dict[int, float]] = {}
+    for method in comparison.methods:
+        runs = [read_metrics(comparison.folder / entry.folder) for entry in comparison.of(method)]
+        found = [series(metrics, "val_accuracy") for metrics in runs if metrics]
+        # Epochs that all seeds have, so that each point is a mean over the same runs.
+        common = set.intersection(*map(set, found)) if found else set()
+        if len(common) > 1:
+            curves[method] = {
+                epoch: statistics.fmean(values[epoch] for values in found)
+                for epoch in sorted(common)
+            }
+    if curves:
+        by_seed = {
+            entry.seed: read_result(comparison.folder / entry.folder).linear_probe_val_accuracy
+            for entry in comparison.entries
+        }
+        probe = statistics.fmean(by_seed.values())
+        plots.append(methods_plot(curves, probe=probe, seeds=len(comparison.seeds)))
+    return plots
+
+
+def _examples(comparison: Comparison, method: str) -> list[Example]:
+    first = comparison.of(method)[0]
+    examples = read_examples(comparison.folder / first.folder) or ()
+    return sorted(examples, key=lambda example: example.prediction.right)
+
+
+def _link(folder: Path, run: str) -> str | None:
+    return quote(f"{run}/{NAME}") if (folder / run / NAME).is_file() else None
+
+
+def _all(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))

@@ -1,0 +1,224 @@
+"""Learning curves: values over epochs, of one run or of several methods."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from delta_transfer.report.figures import (
+    ACCENT,
+    HEIGHT,
+    INK,
+    SERIES,
+    WIDTH,
+    Plot,
+    height_with_legend,
+    inline_svg,
+    legend,
+    printable,
+)
+from delta_transfer.report.words import label, percent, shorten
+
+Series = Mapping[int, float]
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+# A method looks the same in every figure.
+METHODS = ("delta", "l2", "l2sp", "lp_ft", "delta_no_attention")
+
+
+def series(metrics: Mapping[int, Mapping[str, float]], name: str) -> dict[int, float]:
+    """The values of one name by epoch, where it has any."""
+    return {epoch: values[name] for epoch, values in metrics.items() if name in values}
+
+
+def accuracy_plot(accuracy: Series, *, probe: float, best_epoch: int) -> Plot:
+    """Validation accuracy over epochs, the linear probe as a line and the kept epoch marked.
+
+    Args:
+        accuracy: fractions by epoch.
+        probe: validation accuracy of the linear probe.
+        best_epoch: the epoch that was kept.
+    """
+
+    floor = _floor([accuracy], probe)
+
+    def draw(figure: Figure) -> None:
+        axes = _epoch_axes(figure)
+        _in_percent(axes, floor)
+        line = _line(axes, _percentages(accuracy), colour=ACCENT, name="fine-tuning")
+        handles: list[Artist] = [line, _probe_line(axes, probe)]
+        if best_epoch in accuracy:
+            handles += axes.plot(
+                [best_epoch],
+                [100 * accuracy[best_epoch]],
+                "o",
+                markersize=9,
+                markerfacecolor="none",
+                markeredgecolor=ACCENT,
+                label="kept epoch",
+            )
+        legend(figure, handles)
+
+    text = f"Validation accuracy by epoch: {_spoken(accuracy, percent)}. "
+    text += f"Linear probe: {percent(probe)}. Kept: epoch {best_epoch}."
+    svg = inline_svg(draw, "accuracy", size=(WIDTH, HEIGHT), text=text)
+    caption = _accuracy_caption({"": accuracy}, floor)
+    return Plot(title="Validation accuracy", svg=svg, caption=caption)
+
+
+def lines_plot(
+    lines: Mapping[str, Series], name: str, *, title: str, caption: str = "", shades: bool = False
+) -> Plot | None:
+    """Several values over epochs.
+
+    Args:
+        lines: values by epoch, by the name of the line.
+        name: of the figure, for its ids.
+        title: its heading.
+        caption: how to read it.
+        shades: the lines are one thing at several depths: one colour, from pale to full.
+
+    Returns:
+        The plot, or None if there is no finite value to draw.
+    """
+    lines = {
+        key: values for key, values in lines.items() if any(map(math.isfinite, values.values()))
+    }
+    if not lines:
+        return None
+    names = {key: shorten(printable(key), 34) for key in lines}
+
+    def draw(figure: Figure) -> None:
+        axes = _epoch_axes(figure)
+        handles: list[Artist] = []
+        for number, (key, values) in enumerate(lines.items()):
+            line = _line(axes, values, colour=SERIES[number % len(SERIES)], name=names[key])
+            line.set(marker=MARKERS[number % len(MARKERS)])
+            if shades:
+                line.set(color=ACCENT, alpha=0.3 + 0.7 * (number + 1) / len(lines))
+            handles.append(line)
+        if all(value >= 0 for values in lines.values() for value in values.values()):
+            axes.set_ylim(bottom=0)
+        legend(figure, handles)
+
+    said = [f"{key}: {_spoken(values, '{:.3g}'.format)}" for key, values in lines.items()]
+    size = (WIDTH, height_with_legend(list(names.values())))
+    svg = inline_svg(draw, name, size=size, text=f"{title} by epoch. {'; '.join(said)}.")
+    return Plot(title=title, svg=svg, caption=caption)
+
+
+def methods_plot(curves: Mapping[str, Series], *, probe: float, seeds: int) -> Plot:
+    """Validation accuracy over epochs, a line per method.
+
+    Args:
+        curves: means over the seeds, by epoch, by method.
+        probe: mean validation accuracy of the linear probe.
+        seeds: how many there are at most.
+    """
+    names = {method: shorten(printable(label(method)), 34) for method in curves}
+    floor = _floor(list(curves.values()), probe)
+
+    def draw(figure: Figure) -> None:
+        axes = _epoch_axes(figure)
+        _in_percent(axes, floor)
+        handles: list[Artist] = []
+        for method, values in curves.items():
+            number = look(method, list(curves))
+            colour = SERIES[number % len(SERIES)]
+            line = _line(axes, _percentages(values), colour=colour, name=names[method])
+            line.set(marker=MARKERS[number % len(MARKERS)])
+            line.set_linestyle(DASHES[number % len(DASHES)])  # type: ignore[arg-type]
+            handles.append(line)
+        legend(figure, [*handles, _probe_line(axes, probe)])
+
+    said = [f"{label(method)}: {_spoken(values, percent)}" for method, values in curves.items()]
+    title = "Validation accuracy" + (", mean over seeds" if seeds > 1 else "")
+    size = (WIDTH, height_with_legend([*names.values(), "linear probe"], height=HEIGHT + 20))
+    text = f"{title}, by epoch. {'; '.join(said)}. Linear probe: {percent(probe)}."
+    return Plot(
+        title=title,
+        svg=inline_svg(draw, "curves", size=size, text=text),
+        caption=_accuracy_caption(curves, floor),
+    )
+
+
+def look(method: str, methods: Sequence[str]) -> int:
+    """The number of a method's colour and marker: its own, or the next that is free."""
+    if method in METHODS:
+        return METHODS.index(method)
+    others = [name for name in methods if name not in METHODS and name != "probe"]
+    return len(METHODS) + (others.index(method) if method in others else 0)
+
+
+def _epoch_axes(figure: Figure) -> Axes:
+    axes = figure.add_subplot()
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    return axes
+
+
+def _in_percent(axes: Axes, floor: float | None) -> None:
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+    if floor is not None:
+        axes.set_ylim(bottom=100 * floor)
+
+
+def _floor(curves: Sequence[Series], probe: float) -> float | None:
+    """Where the axis starts, so that a first epoch with a random head does not flatten the rest."""
+    late = [probe]
+    for values in curves:
+        middle = sorted(values)[len(values) // 2]
+        late += [value for epoch, value in values.items() if epoch >= middle]
+    lowest = min(value for values in curves for value in values.values())
+    floor = min(late) - 0.75 * max(max(late) - min(late), 0.02)
+    return floor if lowest < floor else None
+
+
+def _accuracy_caption(curves: Mapping[str, Series], floor: float | None) -> str:
+    caption = "Epoch 0 is before any training."
+    if floor is not None:
+        starts = [
+            f"{label(method)} starts at {percent(values[min(values)])}".strip()
+            for method, values in curves.items()
+            if values[min(values)] < floor
+        ]
+        said = "; ".join(starts)
+        caption += f" Below the axis: {said[0].upper()}{said[1:]}." if said else ""
+    return caption
+
+
+def _line(axes: Axes, values: Series, *, colour: str, name: str) -> Line2D:
+    epochs = sorted(epoch for epoch in values if math.isfinite(values[epoch]))
+    marker = "o" if len(epochs) <= 30 else ""
+    (line,) = axes.plot(epochs, [values[epoch] for epoch in epochs], color=colour, marker=marker)
+    line.set_label(name)
+    return line
+
+
+def _probe_line(axes: Axes, probe: float) -> Line2D:
+    return axes.axhline(
+        100 * probe,
+        color=INK,
+        linestyle="--",
+        linewidth=1.2,
+        label=f"linear probe {percent(probe)}",
+    )
+
+
+def _percentages(values: Series) -> dict[int, float]:
+    return {epoch: 100 * value for epoch, value in values.items()}
+
+
+def _spoken(values: Series, say: Callable[[float], str]) -> str:
+    """All values where they are few; the first, the extremes and the last where they are many."""
+    epochs = sorted(epoch for epoch in values if math.isfinite(values[epoch]))
+    if len(epochs) > 12:
+        lowest, highest = min(epochs, key=values.__getitem__), max(epochs, key=values.__getitem__)
+        epochs = sorted({epochs[0], lowest, highest, epochs[-1]})
+    return ", ".join(f"epoch {epoch} {say(values[epoch])}" for epoch in epochs)

@@ -1,0 +1,49 @@
+"""Templates filled in: one HTML file that loads nothing, its values escaped."""
+
+from pathlib import PurePosixPath, PureWindowsPath
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from delta_transfer.report import words
+
+NAME = "report.html"
+
+
+def render_page(template: str, values: dict[str, object]) -> str:
+    """A page from its template.
+
+    Args:
+        template: the name of the file beside this one.
+        values: what it needs, by name.
+    """
+    environment = Environment(
+        loader=PackageLoader("delta_transfer", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "count": words.count,
+        "duration": words.duration,
+        "interval": words.interval,
+        "label": words.label,
+        "percent": words.percent,
+        "points": words.points,
+    }
+    return environment.get_template(template).render(values)
+
+
+def data_name(data: str) -> str:
+    """What data is called in a heading: a named set as it is, of a path the last part.
+
+    Example:
+        >>> data_name("skimage/patches"), data_name("/data/pets/"), data_name("./a/birds.csv")
+        ('skimage/patches', 'pets', 'birds.csv')
+    """
+    windows = PureWindowsPath(data)
+    if windows.drive or "\\" in data:
+        return windows.name or data
+    is_path = data.startswith(("/", ".", "~"))
+    return (PurePosixPath(data).name or data) if is_path else data

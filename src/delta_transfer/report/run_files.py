@@ -1,0 +1,191 @@
+"""The files of one run, read and checked; those that a run may lack are None."""
+
+import base64
+import dataclasses
+import io
+import math
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from delta_transfer.errors import UserError
+from delta_transfer.report.tables import Row, read_lines, read_table
+from delta_transfer.result import RunResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the network says of one picture, and how sure it is of it."""
+
+    path: str
+    label: str
+    prediction: str
+    probability: float
+
+    @property
+    def right(self) -> bool:
+        """Whether the prediction is the label."""
+        return self.label == self.prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A prediction with its picture, as a data: URI."""
+
+    prediction: Prediction
+    picture: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The predictions of a split, and the names of all classes in their order."""
+
+    classes: tuple[str, ...]
+    rows: tuple[Prediction, ...]
+
+
+def read_result(folder: Path) -> RunResult:
+    """The figures of a run.
+
+    Raises:
+        UserError: if there are none, or some are no numbers.
+    """
+    result = RunResult.load(folder)
+    accuracies = [result.val_accuracy, result.linear_probe_val_accuracy]
+    if result.test_accuracy is not None:  # then the probe has one as well
+        accuracies += [result.test_accuracy, result.linear_probe_test_accuracy]  # type: ignore[list-item]
+    counts = [result.seed, result.best_epoch, result.epochs, result.pictures, result.classes]
+    numbers = [*accuracies, *counts, result.seconds]
+    if (
+        not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
+        or not all(0 <= value <= 1 for value in accuracies)
+        or not isinstance(result.versions, dict)
+    ):
+        raise UserError(f"{folder / 'result.json'} is no result of a run: a figure is damaged")
+    return result
+
+
+def read_config(folder: Path) -> dict[str, str]:
+    """The options of a run, as text; those that were not given are empty.
+
+    Raises:
+        UserError: if the file is missing or is no flat mapping.
+    """
+    path = folder / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: is the run finished?") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
+        raise UserError(f"{path} must hold options of a run, one a line")
+    return {str(name): _option(value) for name, value in values.items()}
+
+
+def read_metrics(folder: Path) -> dict[int, dict[str, float]] | None:
+    """The values of each epoch by name, in the order of epochs; None if nothing was trained.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return None
+    epochs: dict[int, dict[str, float]] = {}
+    for row in read_table(path, ["epoch"]):
+        values = epochs.setdefault(row.whole("epoch"), {})
+        values |= {
+            name: row.number(name)
+            for name, text in row.cells.items()
+            if text and name not in ("epoch", "step")
+        }
+    return {epoch: epochs[epoch] for epoch in sorted(epochs)} if len(epochs) > 1 else None
+
+
+def read_drift(folder: Path) -> dict[str, dict[int, float]] | None:
+    """How far each tap moved, by epoch; None if it was not measured over epochs.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path = folder / "drift.csv"
+    if not path.exists():
+        return None
+    taps: dict[str, dict[int, float]] = {}
+    for row in read_table(path, ["epoch", "tap", "distance"]):
+        taps.setdefault(row.cells["tap"], {})[row.whole("epoch")] = row.number("distance")
+    return taps if any(len(epochs) > 1 for epochs in taps.values()) else None
+
+
+def read_predictions(folder: Path) -> Predictions:
+    """The predictions of the test split, or of the validation split where there is no test.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    path = folder / "predictions.csv"
+    header, lines = read_lines(path)
+    classes = header[3:]
+    if header[:3] != ["path", "label", "prediction"] or not classes:
+        raise UserError(f"{path} must start with path, label, prediction and a column per class")
+    index = {name: position for position, name in enumerate(classes)}
+    rows = []
+    for line, cells in lines:
+        # By position: a class may have the name of another column.
+        values = Row(path, line, {"probability": ""})
+        for name in cells[1:3]:
+            if name not in index:
+                raise values.error(f"{name!r} is no class of the first line")
+        values.cells["probability"] = cells[3 + index[cells[2]]]
+        picture, label, prediction = cells[:3]
+        rows.append(Prediction(picture, label, prediction, values.fraction("probability")))
+    if not rows:
+        raise UserError(f"{path} holds no predictions")
+    return Predictions(tuple(classes), tuple(rows))
+
+
+def read_examples(folder: Path) -> tuple[Example, ...] | None:
+    """Some predictions with their pictures, in the order of the file; None if there are none.
+
+    Raises:
+        UserError: if the file is damaged, or a picture of it is missing or damaged.
+    """
+    path = folder / "examples.csv"
+    if not path.exists():
+        return None
+    examples = []
+    for row in read_table(path, ["file", "path", "label", "prediction", "probability"]):
+        cells, name = row.cells, row.cells["file"]
+        if Path(name).name != name:
+            raise row.error(f"file must be the name of a picture in examples, got {name!r}")
+        picture = _data_uri(folder / "examples" / name)
+        prediction = Prediction(
+            cells["path"], cells["label"], cells["prediction"], row.fraction("probability")
+        )
+        examples.append(Example(prediction, picture))
+    return tuple(examples) or None
+
+
+def _data_uri(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
+            image.load()
+            kind = str(image.format).lower()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, though examples.csv names it") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is no picture, or is damaged: {error}") from error
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _option(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)

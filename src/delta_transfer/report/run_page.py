@@ -1,0 +1,128 @@
+"""The page of one run."""
+
+from pathlib import Path
+
+from delta_transfer.files import write_atomically
+from delta_transfer.report.confusion import class_accuracies, confusion_plot
+from delta_transfer.report.curves import accuracy_plot, lines_plot, series
+from delta_transfer.report.figures import Plot
+from delta_transfer.report.pages import NAME, data_name, render_page
+from delta_transfer.report.run_files import (
+    read_config,
+    read_drift,
+    read_examples,
+    read_metrics,
+    read_predictions,
+    read_result,
+)
+from delta_transfer.result import RunResult
+
+Metrics = dict[int, dict[str, float]]
+
+# Names of losses that are no penalty, and what they are called.
+LOSSES = {"train_task": "training", "val_loss": "validation"}
+TOTAL = "train_loss"
+COLUMNS = {
+    "val_accuracy": "Validation accuracy",
+    "val_loss": "Validation loss",
+    "train_loss": "Training loss, all terms",
+    "train_task": "Task term",
+    "lr": "Learning rate",
+}
+
+
+def write_run_report(folder: Path) -> Path:
+    """Writes `report.html` for one run, from its files alone.
+
+    Learning curves, drift and examples are left out where the run has no such file.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: if the folder holds no finished run, or one of its files is damaged.
+    """
+    result, config = read_result(folder), read_config(folder)
+    metrics, predictions = read_metrics(folder), read_predictions(folder)
+    examples = read_examples(folder) or ()
+    tested = result.test_accuracy is not None
+    page = render_page(
+        "run.html.j2",
+        {
+            "result": result,
+            "data": data_name(config.get("data", "unknown data")),
+            "model": config.get("model", "an unknown model"),
+            "split": "test" if tested else "validation",
+            "accuracy": result.test_accuracy if tested else result.val_accuracy,
+            "probe": result.linear_probe_test_accuracy
+            if tested
+            else result.linear_probe_val_accuracy,
+            "plots": _plots(result, metrics, folder),
+            "epochs": _epoch_table(metrics) if metrics else None,
+            "pictures": len(predictions.rows),
+            "classes": class_accuracies(predictions),
+            "confusion": confusion_plot(predictions),
+            "mistakes": [example for example in examples if not example.prediction.right],
+            "right": [example for example in examples if example.prediction.right],
+            "config": config,
+        },
+    )
+    path = folder / NAME
+    write_atomically(path, page)
+    return path
+
+
+def _plots(result: RunResult, metrics: Metrics | None, folder: Path) -> list[Plot]:
+    plots: list[Plot | None] = []
+    if metrics:
+        accuracy = series(metrics, "val_accuracy")
+        if accuracy:
+            probe = result.linear_probe_val_accuracy
+            plots.append(accuracy_plot(accuracy, probe=probe, best_epoch=result.best_epoch))
+        losses = {label: series(metrics, name) for name, label in LOSSES.items()}
+        plots.append(
+            lines_plot(losses, "loss", title="Task loss", caption="Without the penalties.")
+        )
+        terms = {name: series(metrics, f"train_{name}") for name in _penalties(metrics)}
+        plots.append(
+            lines_plot(
+                terms,
+                "penalties",
+                title="Penalty terms",
+                caption="As they are added to the task loss in training, strength included.",
+            )
+        )
+    drift = read_drift(folder)
+    if drift:
+        plots.append(
+            lines_plot(
+                drift,
+                "drift",
+                title="Distance from the source",
+                caption="How far the features of each tap have moved from those of the pretrained "
+                "network, in units of their variance; from the first tap (pale) to the last.",
+                shades=True,
+            )
+        )
+    return [plot for plot in plots if plot is not None]
+
+
+def _penalties(metrics: Metrics) -> list[str]:
+    names = dict.fromkeys(name for values in metrics.values() for name in values)
+    others = {TOTAL, *LOSSES}
+    return [name[6:] for name in names if name.startswith("train_") and name not in others]
+
+
+def _epoch_table(metrics: Metrics) -> dict[str, object]:
+    """The numbers behind the curves: headings, and a line per epoch."""
+    present = {name for values in metrics.values() for name in values}
+    columns = {name: heading for name, heading in COLUMNS.items() if name in present}
+    columns |= {f"train_{name}": f"Penalty {name}" for name in _penalties(metrics)}
+    lines = [
+        (epoch, [f"{values[name]:.4g}" if name in values else "" for name in columns])
+        for epoch, values in metrics.items()
+    ]
+    return {"headings": list(columns.values()), "lines": lines}

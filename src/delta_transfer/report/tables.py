@@ -1,0 +1,100 @@
+"""CSV files read strictly: what is missing or damaged is named with its file and line."""
+
+import csv
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from delta_transfer.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a table, by the names of its columns."""
+
+    path: Path
+    line: int
+    cells: dict[str, str]
+
+    def number(self, column: str) -> float:
+        """The number in a column; NaN and infinity are numbers here.
+
+        Raises:
+            UserError: if there is none.
+        """
+        text = self.cells[column]
+        try:
+            return float(text)
+        except ValueError:
+            raise self.error(f"{column} must be a number, got {text!r}") from None
+
+    def whole(self, column: str) -> int:
+        """The whole number in a column, not below zero.
+
+        Raises:
+            UserError: if there is none.
+        """
+        value = self.number(column)
+        if not math.isfinite(value) or value != int(value) or value < 0:
+            raise self.error(f"{column} must be a whole number, got {self.cells[column]!r}")
+        return int(value)
+
+    def fraction(self, column: str) -> float:
+        """The number from 0 to 1 in a column.
+
+        Raises:
+            UserError: if there is none.
+        """
+        value = self.number(column)
+        if not 0 <= value <= 1:
+            raise self.error(f"{column} must lie between 0 and 1, got {self.cells[column]!r}")
+        return value
+
+    def error(self, message: str) -> UserError:
+        """The error for something in this line."""
+        return UserError(f"{self.path}, line {self.line}: {message}")
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
+    """The rows of a CSV file with a header.
+
+    Args:
+        path: the file.
+        columns: those that must be there; more may be.
+
+    Raises:
+        UserError: if the file is missing, is no such table or lacks a column.
+    """
+    header, lines = read_lines(path)
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise UserError(f"{path} has no column {', '.join(missing)}: its first line is damaged")
+    return [Row(path, line, dict(zip(header, cells, strict=True))) for line, cells in lines]
+
+
+def read_lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header of a CSV file, and number and cells of each line below it.
+
+    Raises:
+        UserError: if the file is missing, is no CSV file or has lines of different lengths.
+    """
+    lines: list[tuple[int, list[str]]] = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file, strict=True)
+            lines.extend((reader.line_num, cells) for cells in reader if cells)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: is the run finished?") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table: {error}") from error
+    if not lines:
+        raise UserError(f"{path} is empty: it must start with the names of its columns")
+    header = lines[0][1]
+    for line, cells in lines[1:]:
+        if len(cells) != len(header):
+            raise UserError(
+                f"{path}, line {line}: {len(header)} cells expected, got {len(cells)}; "
+                "the file is damaged or was cut off"
+            )
+    return header, lines[1:]

@@ -1,0 +1,121 @@
+"""Numbers as words: percentages, points, intervals, times, and what may be said of them."""
+
+import math
+from typing import Literal
+
+from delta_transfer.stats import Summary
+
+# What a method is called on a page, by its name; others are called by their name.
+LABELS = {
+    "probe": "Linear probe",
+    "l2": "Plain fine-tuning",
+    "lp_ft": "LP-FT",
+    "l2sp": "L2-SP",
+    "delta_no_attention": "DELTA, no attention",
+    "delta": "DELTA",
+}
+MINUS = "\N{MINUS SIGN}"
+NONE = "\N{EN DASH}"
+
+Verdict = Literal["above", "below", "unclear", "single"]
+
+
+def label(method: str) -> str:
+    """What a method is called on a page."""
+    return LABELS.get(method, method)
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent.
+
+    Example:
+        >>> percent(0.8571)
+        '85.7%'
+    """
+    return f"{100 * fraction:.1f}%" if math.isfinite(fraction) else NONE
+
+
+def points(difference: float) -> str:
+    """A difference of fractions in percentage points, with its sign.
+
+    Example:
+        >>> points(0.018), points(-0.0001)
+        ('+1.8', '0.0')
+    """
+    rounded = _rounded(difference)
+    if rounded == 0:
+        return "0.0"
+    return f"{'+' if rounded > 0 else MINUS}{abs(rounded):.1f}"
+
+
+def interval(summary: Summary) -> str:
+    """The 95% interval of a difference in points, or that there is none.
+
+    Example:
+        >>> interval(Summary(3, 0.02, 0.004, 0.011, 0.029))
+        '+1.1 to +2.9'
+    """
+    if summary.count < 2:
+        return "one seed, no interval"
+    return f"{points(summary.low)} to {points(summary.high)}"
+
+
+def verdict(difference: Summary) -> Verdict:
+    """What a difference shows: an interval that includes zero, as it is printed, shows nothing.
+
+    Example:
+        >>> verdict(Summary(3, 0.02, 0.004, 0.011, 0.029))
+        'above'
+        >>> verdict(Summary(3, 0.02, 0.01, 0.0002, 0.0398))  # printed as 0.0 to +4.0
+        'unclear'
+    """
+    if difference.count < 2:
+        return "single"
+    if _rounded(difference.low) > 0:
+        return "above"
+    return "below" if _rounded(difference.high) < 0 else "unclear"
+
+
+def duration(seconds: float) -> str:
+    """A time in the two largest units that it needs.
+
+    Example:
+        >>> duration(7.25), duration(133.4), duration(3725)
+        ('7 s', '2 min 13 s', '1 h 2 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    Example:
+        >>> count(1, "seed"), count(3, "seed")
+        ('1 seed', '3 seeds')
+    """
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun}es" if noun.endswith("s") else f"{number:,} {noun}s"
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text, its middle left out where it is too long.
+
+    Example:
+        >>> shorten("staffordshire_bull_terrier", 12)
+        'stafford…ier'
+    """
+    if len(text) <= limit:
+        return text
+    tail = limit // 4
+    return f"{text[: limit - tail - 1]}…{text[len(text) - tail :]}"
+
+
+def _rounded(difference: float) -> float:
+    return round(100 * difference, 1)

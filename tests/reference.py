@@ -1,0 +1,202 @@
+"""Slow, obvious versions of the formulas to test against; they share no code with the package.
+
+Feature maps are handed over as `[sample][position][channel]`: `maps` turns a tensor into that.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Maps = list[list[list[float]]]
+
+
+def maps(features: Tensor, layout: str) -> Maps:
+    """`[sample][position][channel]` of features laid out as "NCHW", "NHWC", "tokens" or "rows"."""
+    if layout == "NCHW":
+        samples, channels, height, width = features.shape
+        return [
+            [
+                [features[b, c, h, w].item() for c in range(channels)]
+                for h in range(height)
+                for w in range(width)
+            ]
+            for b in range(samples)
+        ]
+    if layout == "NHWC":
+        samples, height, width, channels = features.shape
+        return [
+            [
+                [features[b, h, w, c].item() for c in range(channels)]
+                for h in range(height)
+                for w in range(width)
+            ]
+            for b in range(samples)
+        ]
+    if layout == "tokens":
+        return [[token.tolist() for token in sample] for sample in features]
+    assert layout == "rows"
+    return [[row.tolist()] for row in features]
+
+
+def grouped(rows: Tensor, groups: Sequence[int]) -> Maps:
+    """`[sample][position][channel]` of graph nodes `[R, C]`: a sample's positions are its nodes."""
+    return [
+        [row.tolist() for row, group in zip(rows, groups, strict=True) if group == sample]
+        for sample in sorted(set(groups))
+    ]
+
+
+def variance(batches: Sequence[Maps]) -> float:
+    """The mean over channels of the variance over all samples and positions."""
+    positions = [position for batch in batches for sample in batch for position in sample]
+    channels = len(positions[0])
+    variances = []
+    for c in range(channels):
+        values = [position[c] for position in positions]
+        mean = math.fsum(values) / len(values)
+        variances.append(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    return math.fsum(variances) / channels
+
+
+def attention(scores: Sequence[float], temperature: float) -> list[float]:
+    """softmax(z / temperature), z = (score - mean) / population standard deviation."""
+    mean = math.fsum(scores) / len(scores)
+    deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
+    if deviation == 0:
+        return [1 / len(scores)] * len(scores)
+    powers = [math.exp((score - mean) / deviation / temperature) for score in scores]
+    return [power / math.fsum(powers) for power in powers]
+
+
+def distance(
+    target: Maps, source: Maps, variance: float, attention: Sequence[float] | None = None
+) -> float:
+    """1/2 mean_b sum_c a_c mean_s (T - S)^2 / v, of one tap."""
+    total = 0.0
+    for sample_now, sample_then in zip(target, source, strict=True):
+        channels = len(sample_now[0])
+        weights = [1 / channels] * channels if attention is None else attention
+        for c in range(channels):
+            squares = [
+                (now[c] - then[c]) ** 2 for now, then in zip(sample_now, sample_then, strict=True)
+            ]
+            total += weights[c] * math.fsum(squares) / len(squares)
+    return 0.5 * total / len(target) / variance
+
+
+def official(target: Maps, source: Maps, attention: Sequence[float] | None = None) -> float:
+    """1/2 sum_b sum_c C a_c ||T - S||^2 / (H W) with attention, a bare 1/2 ||T - S||^2 without."""
+    total = 0.0
+    for sample_now, sample_then in zip(target, source, strict=True):
+        positions, channels = len(sample_now), len(sample_now[0])
+        for c in range(channels):
+            norm = math.fsum(
+                (now[c] - then[c]) ** 2 for now, then in zip(sample_now, sample_then, strict=True)
+            )
+            total += norm if attention is None else channels * attention[c] * norm / positions
+    return 0.5 * total
+
+
+def squared_norm(parameters: Sequence[Tensor]) -> float:
+    """||w||^2 over some parameters."""
+    return math.fsum(
+        value**2 for parameter in parameters for value in parameter.flatten().tolist()
+    )
+
+
+def squared_way(target: nn.Module, source: nn.Module) -> float:
+    """||w - w0||^2 over the parameters that both networks have under the same name and shape."""
+    start = {name: parameter.detach() for name, parameter in source.named_parameters()}
+    return squared_norm(
+        [
+            parameter.detach() - start[name]
+            for name, parameter in target.named_parameters()
+            if name in start and start[name].shape == parameter.shape
+        ]
+    )
+
+
+def hooked(model: nn.Module, names: Sequence[str], inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The network's output and copies of the outputs of some modules, from plain forward hooks."""
+    found: dict[str, Tensor] = {}
+    handles = []
+    for name in names:
+
+        def hook(module: nn.Module, args: object, output: Tensor, name: str = name) -> None:
+            found[name] = output.clone()
+
+        handles.append(model.get_submodule(name).register_forward_hook(hook))
+    result = model(inputs)
+    for handle in handles:
+        handle.remove()
+    return result, found
+
+
+def with_head(model: nn.Module, head: str, function: nn.Module) -> nn.Module:
+    """A copy of a network in eval mode with another head."""
+    changed = copy.deepcopy(model).eval()
+    parent, _, name = head.rpartition(".")
+    setattr(changed.get_submodule(parent), name, function)
+    return changed
+
+
+def exact_scores(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    tap: str,
+    channel_dim: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> list[float]:
+    """How much the loss of a sample grows without a channel, the mean over samples, one by one."""
+    module = model.get_submodule(tap)
+    width = hooked(model, [tap], inputs[:1])[1][tap].shape[channel_dim]
+    scores = [0.0] * width
+    for b in range(len(inputs)):
+        picture, label = inputs[b : b + 1], targets[b : b + 1]
+        plain = loss(model(picture), label).item()
+        for channel in range(width):
+
+            def hook(m: nn.Module, args: object, output: Tensor, channel: int = channel) -> Tensor:
+                mask = torch.ones(width, dtype=output.dtype)
+                mask[channel] = 0
+                shape = [1] * output.ndim
+                shape[channel_dim] = width
+                return output * mask.view(shape)
+
+            handle = module.register_forward_hook(hook)
+            scores[channel] += (loss(model(picture), label).item() - plain) / len(inputs)
+            handle.remove()
+    return scores
+
+
+def gradient_scores(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    tap: str,
+    channel_dim: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> list[float]:
+    """- sum_s F_cs dl/dF_cs of a sample, the mean over samples, one by one."""
+    module = model.get_submodule(tap)
+    scores: list[float] = []
+    for b in range(len(inputs)):
+        kept: list[Tensor] = []
+
+        def hook(m: nn.Module, args: object, output: Tensor, kept: list[Tensor] = kept) -> Tensor:
+            leaf = output.detach().requires_grad_()
+            kept.append(leaf)
+            return leaf.clone()
+
+        handle = module.register_forward_hook(hook)
+        value = loss(model(inputs[b : b + 1]), targets[b : b + 1])
+        handle.remove()
+        (gradient,) = torch.autograd.grad(value, kept)
+        products = (kept[0].detach() * gradient).movedim(channel_dim, 0).flatten(1)
+        sums = [-math.fsum(products[c].tolist()) / len(inputs) for c in range(len(products))]
+        scores = [a + b for a, b in zip(scores, sums, strict=True)] if scores else sums
+    return scores

@@ -1,0 +1,82 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from delta_transfer.borrow import (
+    device_of,
+    evaluating,
+    same_random_state,
+    without_parameter_gradients,
+)
+from tests.networks import ConvNet
+
+
+class Problem(Exception):
+    pass
+
+
+@pytest.fixture
+def net():
+    net = ConvNet().train()
+    net.norm1.eval()  # each module has a flag of its own
+    net.conv1.weight.requires_grad_(False)
+    return net
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_evaluating_gives_each_module_its_own_flag_back(net, fails):
+    flags = [module.training for module in net.modules()]
+    try:
+        with evaluating(net):
+            assert not any(module.training for module in net.modules())
+            net.train()
+            if fails:
+                raise Problem
+    except Problem:
+        pass
+    assert [module.training for module in net.modules()] == flags
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_without_parameter_gradients_gives_each_parameter_its_own_flag_back(net, fails):
+    flags = [parameter.requires_grad for parameter in net.parameters()]
+    try:
+        with without_parameter_gradients(net):
+            assert not any(parameter.requires_grad for parameter in net.parameters())
+            if fails:
+                raise Problem
+    except Problem:
+        pass
+    assert [parameter.requires_grad for parameter in net.parameters()] == flags
+
+
+def draw() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_same_random_state_covers_python_numpy_and_torch(net, fails):
+    random.seed(3)
+    np.random.seed(3)
+    torch.manual_seed(3)
+    expected = draw()
+    random.seed(3)
+    np.random.seed(3)
+    torch.manual_seed(3)
+    try:
+        with same_random_state(net):
+            draw()
+            if fails:
+                raise Problem
+    except Problem:
+        pass
+    assert draw() == expected
+
+
+def test_device_of_asks_parameters_then_buffers():
+    norm = nn.BatchNorm1d(2, affine=False, device="meta")
+    assert device_of(norm) == torch.device("meta")
+    assert device_of(nn.Linear(1, 1)) == device_of(nn.ReLU()) == torch.device("cpu")

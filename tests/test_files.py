@@ -1,0 +1,48 @@
+import hashlib
+import os
+
+import pytest
+
+from delta_transfer.files import fingerprint, write_atomically
+
+
+def test_text_and_bytes_are_written_with_the_mode_of_a_new_file(tmp_path):
+    write_atomically(tmp_path / "text", "grün")
+    write_atomically(tmp_path / "bytes", b"\x00\xff")
+    assert (tmp_path / "text").read_text(encoding="utf-8") == "grün"
+    assert (tmp_path / "bytes").read_bytes() == b"\x00\xff"
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "text").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_file_is_replaced(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old and longer")
+    write_atomically(path, "new")
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "none" / "file", "new")
+
+
+def test_fingerprint_is_sha256_of_the_chunks_together():
+    expected = hashlib.sha256(b"abc").hexdigest()
+    assert fingerprint([b"a", memoryview(b"bc")]) == expected == fingerprint([b"abc"])

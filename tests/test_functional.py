@@ -1,0 +1,226 @@
+import pytest
+import torch
+
+from delta_transfer.functional import (
+    at_least_float32,
+    channels_last,
+    feature_distance,
+    normalize_scores,
+    official_distance,
+)
+from tests import reference
+
+LAYOUTS = {  # layout -> (shape, channel dimension)
+    "NCHW": ((3, 5, 2, 4), 1),
+    "NHWC": ((3, 2, 4, 5), 3),
+    "tokens": ((3, 7, 5), 2),
+    "rows": ((6, 5), 1),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def draw(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def pair(layout, dtype=torch.float64):
+    """Target and source as tensors `[B, S, C]`, and the same two as nested lists."""
+    shape, channel_dim = LAYOUTS[layout]
+    both = draw(*shape, dtype=dtype, seed=1), draw(*shape, dtype=dtype, seed=2)
+    tensors = [channels_last(features, channel_dim) for features in both]
+    return *tensors, *(reference.maps(features, layout) for features in both)
+
+
+def some_attention(channels=5, dtype=torch.float64):
+    return torch.softmax(draw(channels, dtype=dtype, seed=3), dim=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_channels_last_orders_samples_positions_channels(layout):
+    shape, channel_dim = LAYOUTS[layout]
+    features = draw(*shape)
+    found = channels_last(features, channel_dim)
+    if layout == "rows":
+        assert found is features
+    else:
+        assert found.tolist() == reference.maps(features, layout)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("attended", [False, True])
+def test_feature_distance_is_the_formula(layout, dtype, attended):
+    target, source, target_maps, source_maps = pair(layout, dtype)
+    attention = some_attention(dtype=dtype) if attended else None
+    found = feature_distance(
+        target, source, variance=torch.tensor(0.7, dtype=dtype), attention=attention
+    )
+    expected = reference.distance(
+        target_maps, source_maps, 0.7, attention.tolist() if attended else None
+    )
+    assert found.dtype == dtype
+    assert found.shape == ()
+    assert found.item() == pytest.approx(expected, rel=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("attended", [False, True])
+def test_rows_with_groups_count_each_sample_once(dtype, attended):
+    groups = [0, 2, 0, 0, 5, 2]  # of three samples; the numbers need not be dense
+    target, source = draw(6, 5, dtype=dtype, seed=1), draw(6, 5, dtype=dtype, seed=2)
+    attention = some_attention(dtype=dtype) if attended else None
+    found = feature_distance(
+        target,
+        source,
+        variance=torch.tensor(0.7, dtype=dtype),
+        attention=attention,
+        groups=torch.tensor(groups),
+    )
+    expected = reference.distance(
+        reference.grouped(target, groups),
+        reference.grouped(source, groups),
+        0.7,
+        attention.tolist() if attended else None,
+    )
+    assert found.item() == pytest.approx(expected, rel=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("attended", [False, True])
+def test_official_distance_is_the_formula(layout, dtype, attended):
+    target, source, target_maps, source_maps = pair(layout, dtype)
+    attention = some_attention(dtype=dtype) if attended else None
+    found = official_distance(target, source, attention=attention)
+    expected = reference.official(
+        target_maps, source_maps, attention.tolist() if attended else None
+    )
+    assert found.item() == pytest.approx(expected, rel=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_uniform_attention_is_no_attention(dtype):
+    target, source, *_ = pair("NCHW", dtype)
+    uniform = torch.full((5,), 1 / 5, dtype=dtype)
+    variance = torch.tensor(0.7, dtype=dtype)
+    with_it = feature_distance(target, source, variance=variance, attention=uniform).item()
+    assert with_it == pytest.approx(
+        feature_distance(target, source, variance=variance).item(), rel=1e-6
+    )
+    # In the authors' formula the two differ by the number of positions.
+    with_it = official_distance(target, source, attention=uniform).item()
+    assert with_it == pytest.approx(official_distance(target, source).item() / 8, rel=1e-6)
+
+
+@pytest.mark.parametrize("attended", [False, True])
+def test_distance_depends_on_no_size(attended):
+    target, source, *_ = pair("NCHW")
+    attention = some_attention() if attended else None
+
+    def distance(target, source, variance=0.7):
+        found = feature_distance(
+            target,
+            source,
+            variance=torch.tensor(variance, dtype=torch.float64),
+            attention=attention,
+        )
+        return found.item()
+
+    plain = distance(target, source)
+    assert distance(target.repeat(2, 1, 1), source.repeat(2, 1, 1)) == pytest.approx(plain)
+    assert distance(target.repeat(1, 3, 1), source.repeat(1, 3, 1)) == pytest.approx(plain)
+    assert distance(10 * target, 10 * source, 100 * 0.7) == pytest.approx(plain)
+
+
+@pytest.mark.parametrize("attended", [False, True])
+@pytest.mark.parametrize("layout", ["NCHW", "rows"])
+def test_gradients(layout, attended):
+    target, source, *_ = pair(layout)
+    target.requires_grad_()
+    attention = some_attention() if attended else None
+    variance = torch.tensor(0.7, dtype=torch.float64)
+    groups = torch.tensor([0, 1, 0, 0, 2, 1]) if layout == "rows" else None
+
+    def unit_free(target):
+        return feature_distance(
+            target, source, variance=variance, attention=attention, groups=groups
+        )
+
+    def official(target):
+        return official_distance(target, source, attention=attention)
+
+    assert torch.autograd.gradcheck(unit_free, target)
+    assert torch.autograd.gradcheck(official, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_features_are_summed_in_float32(dtype):
+    # 300^2 summed over 4096 positions is far beyond the range of float16.
+    target = torch.full((2, 4096, 3), 300.0, dtype=dtype, requires_grad=True)
+    source = torch.zeros(2, 4096, 3, dtype=dtype)
+    found = feature_distance(target, source, variance=torch.tensor(300.0**2))
+    found.backward()
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(0.5, rel=0.01)
+    assert target.grad.dtype == dtype
+    assert at_least_float32(source).dtype == torch.float32
+    assert official_distance(target, source).item() == pytest.approx(
+        0.5 * 300.0**2 * 2 * 4096 * 3, rel=0.01
+    )
+
+
+def test_autocast_changes_nothing():
+    target, source = draw(6, 5, dtype=torch.float32), draw(6, 5, dtype=torch.float32, seed=1)
+    groups = torch.tensor([0, 0, 1, 1, 1, 2])
+    options = {"variance": torch.tensor(0.7), "attention": some_attention(dtype=torch.float32)}
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = feature_distance(target, source, groups=groups, **options)
+    assert torch.equal(cast, feature_distance(target, source, groups=groups, **options))
+
+
+def test_shapes_that_do_not_fit_are_errors():
+    one = torch.tensor(1.0)
+    for distance in (official_distance, lambda t, s: feature_distance(t, s, variance=one)):
+        with pytest.raises(ValueError, match=r"\(2, 3, 4\).*\(2, 1, 4\).*same inputs"):
+            distance(torch.zeros(2, 3, 4), torch.zeros(2, 1, 4))
+    maps, groups = torch.zeros(2, 3, 4), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(ValueError, match="groups"):
+        feature_distance(maps, maps, variance=one, groups=groups)
+    rows = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match="groups"):
+        feature_distance(rows, rows, variance=one, groups=groups)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 5.0])
+def test_attention_is_the_formula(dtype, temperature):
+    scores = 1e-4 * draw(64, dtype=dtype) + 3
+    found = normalize_scores(scores, temperature=temperature)
+    expected = reference.attention(scores.tolist(), temperature)
+    tolerance = {torch.float32: 1e-2, torch.float64: 1e-9}[dtype]  # differences of near numbers
+    assert found.tolist() == pytest.approx(expected, rel=tolerance)
+    assert found.sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_attention_knows_no_unit_and_a_large_temperature_is_uniform():
+    scores = draw(8)
+    found = normalize_scores(scores, temperature=5.0)
+    assert torch.allclose(normalize_scores(1e6 * scores - 7, temperature=5.0), found)
+    assert found.argmax() == scores.argmax()
+    uniform = normalize_scores(scores, temperature=1e9)
+    assert uniform.tolist() == pytest.approx([1 / 8] * 8)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3e-9, 7e5])
+@pytest.mark.parametrize("channels", [1, 3, 100, 1000])
+def test_equal_scores_give_uniform_attention(value, channels):
+    found = normalize_scores(torch.full((channels,), value), temperature=1.0)
+    assert found.tolist() == pytest.approx([1 / channels] * channels, rel=1e-6)
+
+
+def test_bad_scores_and_temperatures_are_errors():
+    for temperature in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="temperature must be positive"):
+            normalize_scores(torch.ones(3), temperature=temperature)
+    with pytest.raises(ValueError, match="must be finite"):
+        normalize_scores(torch.tensor([0.0, float("nan")]), temperature=1.0)
