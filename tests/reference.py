@@ -15,30 +15,23 @@ Maps = list[list[list[float]]]
 
 def maps(features: Tensor, layout: str) -> Maps:
     """`[sample][position][channel]` of features laid out as "NCHW", "NHWC", "tokens" or "rows"."""
+    values = features.tolist()
     if layout == "NCHW":
-        samples, channels, height, width = features.shape
+        _, channels, height, width = features.shape
         return [
             [
-                [features[b, c, h, w].item() for c in range(channels)]
+                [sample[c][h][w] for c in range(channels)]
                 for h in range(height)
                 for w in range(width)
             ]
-            for b in range(samples)
+            for sample in values
         ]
     if layout == "NHWC":
-        samples, height, width, channels = features.shape
-        return [
-            [
-                [features[b, h, w, c].item() for c in range(channels)]
-                for h in range(height)
-                for w in range(width)
-            ]
-            for b in range(samples)
-        ]
+        return [[position for row in sample for position in row] for sample in values]
     if layout == "tokens":
-        return [[token.tolist() for token in sample] for sample in features]
+        return values
     assert layout == "rows"
-    return [[row.tolist()] for row in features]
+    return [[row] for row in values]
 
 
 def grouped(rows: Tensor, groups: Sequence[int]) -> Maps:
@@ -102,9 +95,7 @@ def official(target: Maps, source: Maps, attention: Sequence[float] | None = Non
 
 def squared_norm(parameters: Sequence[Tensor]) -> float:
     """||w||^2 over some parameters."""
-    return math.fsum(
-        value**2 for parameter in parameters for value in parameter.flatten().tolist()
-    )
+    return math.fsum(value**2 for parameter in parameters for value in parameter.flatten().tolist())
 
 
 def squared_way(target: nn.Module, source: nn.Module) -> float:
@@ -119,7 +110,9 @@ def squared_way(target: nn.Module, source: nn.Module) -> float:
     )
 
 
-def hooked(model: nn.Module, names: Sequence[str], inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def hooked(
+    model: nn.Module, names: Sequence[str], inputs: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The network's output and copies of the outputs of some modules, from plain forward hooks."""
     found: dict[str, Tensor] = {}
     handles = []

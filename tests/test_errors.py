@@ -15,7 +15,11 @@ def test_near_gives_all_of_few_choices():
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("layer3", "layer2"), ("backbone.layer1.0.conv1", "layer1.0.conv1"), ("conv1", "layer1.0.conv1")],
+    [
+        ("layer3", "layer2"),
+        ("backbone.layer1.0.conv1", "layer1.0.conv1"),
+        ("conv1", "layer1.0.conv1"),
+    ],
 )
 def test_near_finds_misspelt_names_and_names_with_another_prefix(name, expected):
     found = near(name, NAMES)

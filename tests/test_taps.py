@@ -149,7 +149,7 @@ def test_a_change_in_place_that_comes_later_is_noticed():
         taps.outputs()
         net.late = True
         net(pictures())
-        with pytest.raises(RuntimeError, match="'conv' was changed in place.*forward pass again"):
+        with pytest.raises(RuntimeError, match=r"'conv' was changed in place.*forward pass again"):
             taps.outputs()
         net(pictures())
         assert equal(taps.outputs(), {"conv": net.conv(pictures())})
@@ -195,7 +195,7 @@ def test_names_patterns_and_auto():
 
 
 def test_unknown_names_list_near_ones():
-    with pytest.raises(UserError, match="unknown tap 'convv1'.*conv1"):
+    with pytest.raises(UserError, match=r"unknown tap 'convv1'.*conv1"):
         Taps(conv_net(), ["conv2", "convv1"])
     with pytest.raises(UserError, match="no taps are named"):
         Taps(conv_net(), [])
@@ -358,7 +358,7 @@ def test_checkpointing_changes_neither_values_nor_gradients(names):
 
 
 def test_reentrant_checkpointing_around_a_tap_is_a_clear_error():
-    with pytest.raises(UserError, match="'block.1' runs without gradients.*use_reentrant=False"):
+    with pytest.raises(UserError, match=r"'block.1' runs without gradients.*use_reentrant=False"):
         run_checkpointed(True, ["block.1"])
     # A tap outside of it is fine.
     assert equal(run_checkpointed(True, ["stem"])[0], run_checkpointed(None, ["stem"])[0])

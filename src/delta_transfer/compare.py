@@ -10,8 +10,9 @@ from pathlib import Path
 
 from delta_transfer.config import TrainConfig
 from delta_transfer.files import write_atomically
+from delta_transfer.prepare import prepare
 from delta_transfer.result import RunResult
-from delta_transfer.run import check, check_folder, make_folder, prepare, train_prepared
+from delta_transfer.run import check, check_folder, make_folder, train_prepared
 from delta_transfer.stats import Summary, paired_difference, summarize
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from torch import Tensor
@@ -17,7 +16,7 @@ from delta_transfer.data.folder import load_labelled
 from delta_transfer.data.images import IMAGE_SUFFIXES, read_image
 from delta_transfer.data.scan import find_pictures
 from delta_transfer.errors import UserError
-from delta_transfer.prepare import find_device, plain_loader
+from delta_transfer.prepare import find_device, place, plain_loader
 from delta_transfer.training import predict_probabilities
 
 
@@ -78,7 +77,7 @@ class Predictor:
         self.backbone: Backbone
         self.backbone, self.classes = load_model(self.run / "model")
         self.device = find_device(device)
-        self.backbone.module.to(device=self.device, memory_format=torch.channels_last)
+        place(self.backbone.module, self.device)
         self._options = TrainConfig(data="", batch_size=batch_size, workers=workers)
 
     def predict(self, paths: Sequence[str | Path]) -> list[Prediction]:

@@ -66,8 +66,7 @@ def prepare(config: TrainConfig) -> Prepared:
         )
     source = copy.deepcopy(backbone.module)
     replace_module(source, backbone.head, nn.Identity())
-    # Convolutions are faster in this memory layout, on the CPU as on the GPU.
-    source.to(device=device, memory_format=torch.channels_last)
+    place(source, device)
     _describe(config, task, device)
     started = time.perf_counter()
     features = {
@@ -106,6 +105,12 @@ def find_device(name: str) -> torch.device:
         found = "only a CPU" if accelerator is None else f"cpu and {accelerator.type}"
         raise UserError(f"--device {name}: this machine has {found}; leave the option out")
     return accelerator
+
+
+def place(network: nn.Module, device: torch.device) -> None:
+    """Moves a network to its device, in the memory layout in which convolutions are fastest."""
+    network.to(device)
+    network.to(memory_format=torch.channels_last)
 
 
 def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:

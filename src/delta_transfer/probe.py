@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize
 from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 # Seven decades in half-decade steps.
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -11, -1))
+PATIENCE = 4  # strengths without a lower held-out loss after which weaker ones are not tried
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,7 +161,7 @@ def fit_probe(
         seed: of the draw of the folds.
 
     Returns:
-        The probe, in float32 on the features' device.
+        The probe, in float32 on the CPU.
 
     Example:
         >>> x = torch.tensor([[-1.0], [-2.0], [1.0], [2.0]])
@@ -167,23 +169,29 @@ def fit_probe(
         >>> probe(x).argmax(dim=1)
         tensor([0, 0, 1, 1])
     """
-    views = features.float().unsqueeze(1) if features.ndim == 2 else features.float()
+    views = features.unsqueeze(1) if features.ndim == 2 else features
+    views, labels = views.detach().cpu().double(), _as_target(targets)
     rows = views.flatten(0, 1)
     mean, scale = rows.mean(dim=0), rows.std(dim=0, correction=0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     # Fewer samples than features: the same problem in the space that the samples span.
     _, _, basis = torch.linalg.svd((rows - mean) / scale, full_matrices=False)
     standard = (views - mean) / scale @ basis.T
-    strengths = sorted(strengths, reverse=True)
     best = strengths[0]
     if len(strengths) > 1:
-        losses = _held_out_losses(standard, targets, num_outputs, loss, strengths, folds, seed)
+        losses = _held_out_losses(standard, labels, num_outputs, loss, strengths, folds, seed)
         best = strengths[int(np.argmin(losses))]
-        logger.debug("probe: held-out losses %s", dict(zip(strengths, losses, strict=True)))
+        logger.debug("probe: held-out losses %s", losses)
     path = [strength for strength in strengths if strength >= best]
-    weight, bias = _fit_path(standard, targets, num_outputs, loss, path)[-1]
+    *_, (weight, bias) = _fit_path(standard, labels, num_outputs, loss, path)
     weight = weight @ basis / scale
-    return LinearProbe(weight, bias - weight @ mean, best)
+    bias = bias - weight @ mean
+    return LinearProbe(weight.float(), bias.float(), best)
+
+
+def _as_target(targets: Tensor) -> Tensor:
+    targets = targets.detach().cpu()
+    return targets.double() if targets.is_floating_point() else targets
 
 
 def _held_out_losses(
@@ -195,14 +203,23 @@ def _held_out_losses(
     folds: int,
     seed: int,
 ) -> list[float]:
-    totals = np.zeros(len(strengths))
+    """The mean held-out loss of each strength, until it has risen for two decades."""
+    folded = []
     for train, held_out in _folds(targets, folds, seed):
         heads = _fit_path(features[train], targets[train], num_outputs, loss, strengths)
-        for i, (weight, bias) in enumerate(heads):
-            logits = F.linear(features[held_out].flatten(0, 1), weight, bias)
-            repeated = targets[held_out].repeat_interleave(features.shape[1], dim=0)
-            totals[i] += loss(logits, repeated.to(logits.device)).item() * len(held_out)
-    return list(totals / len(targets))
+        rows = features[held_out].flatten(0, 1)
+        labels = targets[held_out].repeat_interleave(features.shape[1], dim=0)
+        folded.append((heads, rows, labels, len(held_out)))
+    losses: list[float] = []
+    for _ in strengths:
+        total = 0.0
+        for heads, rows, labels, size in folded:
+            weight, bias = next(heads)
+            total += loss(F.linear(rows, weight, bias), labels).item() * size
+        losses.append(total / len(targets))
+        if len(losses) - 1 - int(np.argmin(losses)) >= PATIENCE:
+            break
+    return losses
 
 
 def _folds(targets: Tensor, folds: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -219,27 +236,30 @@ def _folds(targets: Tensor, folds: int, seed: int) -> Iterator[tuple[Tensor, Ten
 
 def _fit_path(
     features: Tensor, targets: Tensor, num_outputs: int, loss: Loss, strengths: Sequence[float]
-) -> list[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Heads for falling strengths, each started from the one before."""
     rows = features.flatten(0, 1)
-    labels = targets.repeat_interleave(features.shape[1], dim=0).to(rows.device)
-    weight = torch.zeros(num_outputs, rows.shape[1], device=rows.device, requires_grad=True)
-    bias = torch.zeros(num_outputs, device=rows.device, requires_grad=True)
-    heads = []
-    for strength in strengths:
-        optimizer = torch.optim.LBFGS(
-            [weight, bias], max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
-        )
+    labels = targets.repeat_interleave(features.shape[1], dim=0)
+    shape = (num_outputs, rows.shape[1] + 1)
+    start = np.zeros(shape[0] * shape[1])
 
-        def objective(
-            strength: float = strength, optimizer: torch.optim.LBFGS = optimizer
-        ) -> Tensor:
-            optimizer.zero_grad()
-            value = loss(F.linear(rows, weight, bias), labels) + strength * weight.square().sum()
-            value.backward()  # type: ignore[no-untyped-call]
-            return value
-
+    def objective(values: "np.ndarray[Any, Any]", strength: float) -> tuple[float, Any]:
         with torch.enable_grad():
-            optimizer.step(objective)  # type: ignore[no-untyped-call]
-        heads.append((weight.detach().clone(), bias.detach().clone()))
-    return heads
+            head = torch.from_numpy(values).view(shape).requires_grad_()
+            weight, bias = head[:, :-1], head[:, -1]
+            value = loss(F.linear(rows, weight, bias), labels) + strength * weight.square().sum()
+        (gradient,) = torch.autograd.grad(value, head)
+        return value.item(), gradient.flatten().numpy()
+
+    for strength in strengths:
+        found = minimize(
+            objective,
+            start,
+            args=(strength,),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": 200, "ftol": 1e-7, "gtol": 1e-5},
+        )
+        start = found.x
+        head = torch.from_numpy(start.copy()).view(shape)
+        yield head[:, :-1], head[:, -1]

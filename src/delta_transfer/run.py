@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import dataclasses
 import importlib.metadata
 import logging
 import platform
@@ -13,17 +12,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from delta_transfer.attention import ESTIMATORS, estimate_attention
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.methods import METHODS, Method, Parts, find_method
-from delta_transfer.outputs import write_examples, write_predictions
 from delta_transfer.files import write_atomically
-from delta_transfer.prepare import Prepared, plain_loader, prepare, training_loader
+from delta_transfer.methods import Method, Parts, find_method
+from delta_transfer.outputs import write_examples, write_predictions
+from delta_transfer.prepare import Prepared, place, plain_loader, prepare, training_loader
 from delta_transfer.probe import LinearProbe
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.result import RunResult
@@ -91,7 +90,7 @@ def train_prepared(
         config.save(folder / "config.yaml")
         _announce(prepared, config, method)
         network = copy.deepcopy(prepared.backbone.module)
-        network.to(device=prepared.device, memory_format=torch.channels_last)
+        place(network, prepared.device)
         if method.head == "probe":
             _start_from_probe(network.get_submodule(prepared.backbone.head), prepared.probe)
         best_epoch = 0
@@ -275,7 +274,8 @@ def _fit(
 ) -> int:
     task, spec = prepared.task, prepared.backbone.input
     head_lr = config.lr if method.head == "probe" else RANDOM_HEAD_LR * config.lr
-    some = task.train.subset(torch.linspace(0, len(task.train) - 1, DRIFT_PICTURES).long().unique())
+    count = min(DRIFT_PICTURES, len(task.train))
+    some = task.train.subset(i * len(task.train) // count for i in range(count))
     drift = MeasureDrift(
         network,
         prepared.source,
@@ -325,12 +325,11 @@ def _evaluate(
 
 
 def _probe_accuracies(prepared: Prepared) -> dict[str, float | None]:
-    splits = {"val": prepared.task.val, "test": prepared.task.test}
-    found: dict[str, float | None] = {}
-    for name, probabilities in prepared.probe_probabilities.items():
-        split = splits[name]
-        known = split is not None and probabilities is not None
-        found[name] = accuracy(probabilities, torch.tensor(split.labels)) if known else None
+    found: dict[str, float | None] = {"test": None}
+    for name, split in (("val", prepared.task.val), ("test", prepared.task.test)):
+        probabilities = prepared.probe_probabilities[name]
+        if split is not None and probabilities is not None:
+            found[name] = accuracy(probabilities, torch.tensor(split.labels))
     return found
 
 

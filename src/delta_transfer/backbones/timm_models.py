@@ -3,7 +3,7 @@
 from typing import Any
 
 import timm
-import timm.data
+from timm.data.config import resolve_data_config
 from torch import nn
 
 from delta_transfer.backbones.base import Backbone, InputSpec, turn_off_dropout
@@ -22,8 +22,8 @@ def load_timm(
         pretrained: whether to load (download, if need be) its weights.
 
     Raises:
-        UserError: if the name or tag is unknown, the weights cannot be downloaded, the size does not
-            suit the network, or its head is not linear.
+        UserError: if the name or tag is unknown, the weights cannot be downloaded, the size does
+            not suit the network, or its head is not linear.
     """
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -38,7 +38,7 @@ def load_timm(
         )
     config = timm.get_pretrained_cfg(name)
     fixed = config is not None and config.fixed_input_size
-    sized = {"img_size": image_size} if fixed and image_size is not None else {}
+    sized: dict[str, Any] = {"img_size": image_size} if fixed and image_size is not None else {}
     try:
         module = timm.create_model(name, pretrained=pretrained, num_classes=num_outputs, **sized)
     except OSError as error:
@@ -48,9 +48,9 @@ def load_timm(
         ) from error
     except (AssertionError, TypeError, ValueError) as error:
         raise UserError(f"model {name!r} cannot be made for these pictures: {error}") from error
-    head = _linear_head(module, name)
+    head, linear = _linear_head(module, name)
     # The same start for every library's head; some of timm's own are many times larger.
-    module.get_submodule(head).reset_parameters()
+    linear.reset_parameters()
     turn_off_dropout(module)
     return Backbone(
         module=module,
@@ -61,19 +61,19 @@ def load_timm(
     )
 
 
-def _linear_head(module: nn.Module, name: str) -> str:
-    classifier: Any = module.get_classifier()
+def _linear_head(module: nn.Module, name: str) -> tuple[str, nn.Linear]:
+    classifier = module.get_classifier()  # type: ignore[operator]  # every network of timm has it
     heads = [path for path, part in module.named_modules() if part is classifier]
     if not heads or not isinstance(classifier, nn.Linear):
         raise UserError(
             f"the head of model {name!r} is a {type(classifier).__name__}; only networks with one "
             "linear layer as their head can be fine-tuned, such as resnet50 or convnext_tiny"
         )
-    return heads[0]
+    return heads[0], classifier
 
 
 def _input_spec(module: nn.Module, image_size: int | None) -> InputSpec:
-    config = timm.data.resolve_data_config({}, model=module)
+    config = resolve_data_config({}, model=module)  # type: ignore[no-untyped-call]  # timm's
     return InputSpec(
         size=image_size or config["input_size"][-1],
         crop_pct=config["crop_pct"],

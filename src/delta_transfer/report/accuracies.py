@@ -10,7 +10,16 @@ from delta_transfer.files import write_atomically
 from delta_transfer.report.comparison import Comparison, MethodSummary, read_comparison
 from delta_transfer.report.comparison import summarize_methods as summarize
 from delta_transfer.report.curves import look
-from delta_transfer.report.figures import INK, SERIES, WIDTH, Draw, Plot, inline_svg, printable, render
+from delta_transfer.report.figures import (
+    INK,
+    SERIES,
+    WIDTH,
+    Draw,
+    Plot,
+    inline_svg,
+    printable,
+    render,
+)
 from delta_transfer.report.words import label, percent, shorten
 
 ROW, MARGIN = 36, 66  # height of a method, and of the axis below, in CSS pixels
@@ -45,7 +54,7 @@ def accuracies_plot(comparison: Comparison, summaries: list[MethodSummary]) -> P
     several = any(summary.accuracy.count > 1 for summary in summaries)
     bars = "the large ones means, the bars 95% intervals of the mean" if several else ""
     return Plot(
-        title=f"{comparison.split.capitalize()} accuracy",
+        title=f"{comparison.split.capitalize()} accuracy, seed by seed",
         svg=inline_svg(
             _draw(comparison, summaries),
             "accuracies",
@@ -68,9 +77,9 @@ def _draw(comparison: Comparison, summaries: list[MethodSummary]) -> Draw:
             if several:
                 ends = [100 * accuracy.low, 100 * accuracy.high]
                 axes.plot(ends, [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
-            axes.plot([100 * accuracy.mean], [y], "o", color=colour, markersize=6.5, clip_on=False)
+            axes.plot([100 * accuracy.mean], [y], "o", color=colour, markersize=7.5, clip_on=False)
             below = [y + 0.24 if several else y] * len(values)
-            axes.plot(values, below, "o", color=colour, markersize=3, alpha=0.65, clip_on=False)
+            axes.plot(values, below, "o", color=colour, markersize=4, alpha=0.7, clip_on=False)
         names = [shorten(printable(label(summary.method)), 20) for summary in summaries]
         axes.set_yticks(range(len(names)), names, fontsize=11)
         axes.set_ylim(len(names) - 0.45, -0.75)

@@ -1,5 +1,6 @@
 """The page of a comparison."""
 
+import dataclasses
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,15 +27,31 @@ from delta_transfer.report.run_files import (
     read_metrics,
     read_result,
 )
-from delta_transfer.report.words import NONE, interval, label, percent, points, verdict
+from delta_transfer.report.words import interval, label, percent, points, verdict
 from delta_transfer.stats import Summary
 
-VERDICTS = {
-    "above": "above",
-    "below": "below",
-    "unclear": "no clear difference",
-    "single": "",
-}
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A cell of the table: a difference and its interval as words, and whether it is clear."""
+
+    mean: str
+    interval: str
+    clear: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of the table, as words."""
+
+    label: str
+    best: bool
+    mean: str
+    deviation: str
+    seeds: int
+    to_baseline: Difference | None
+    to_probe: Difference | None
+    seconds: float
 
 
 def write_comparison_report(folder: Path) -> Path:
@@ -79,29 +96,25 @@ def write_comparison_report(folder: Path) -> Path:
     return path
 
 
-def _line(summary: MethodSummary, *, best: bool) -> dict[str, object]:
-    several = summary.accuracy.count > 1
-    return {
-        "label": label(summary.method),
-        "best": best,
-        "mean": percent(summary.accuracy.mean),
-        "deviation": f"{100 * summary.accuracy.deviation:.1f}" if several else NONE,
-        "seeds": summary.accuracy.count,
-        "differences": [_difference(summary.to_baseline), _difference(summary.to_probe)],
-        "seconds": summary.seconds,
-    }
+def _line(summary: MethodSummary, *, best: bool) -> Line:
+    deviation = summary.accuracy.deviation
+    return Line(
+        label=label(summary.method),
+        best=best,
+        mean=percent(summary.accuracy.mean),
+        deviation=f"± {100 * deviation:.1f}" if summary.accuracy.count > 1 else "",
+        seeds=summary.accuracy.count,
+        to_baseline=_difference(summary.to_baseline),
+        to_probe=_difference(summary.to_probe),
+        seconds=summary.seconds,
+    )
 
 
-def _difference(difference: Summary | None) -> dict[str, str] | None:
+def _difference(difference: Summary | None) -> Difference | None:
     if difference is None:
         return None
-    said = verdict(difference)
-    return {
-        "mean": points(difference.mean),
-        "interval": interval(difference),
-        "verdict": VERDICTS[said],
-        "kind": said,
-    }
+    clear = verdict(difference) in ("above", "below")
+    return Difference(points(difference.mean), interval(difference), clear)
 
 
 def _findings(comparison: Comparison, summaries: list[MethodSummary]) -> list[str]:

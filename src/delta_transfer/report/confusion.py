@@ -3,6 +3,8 @@
 import dataclasses
 from collections import Counter
 
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -74,19 +76,21 @@ def confusion_plot(predictions: Predictions) -> Plot | None:
         return None
     counts = confusions(predictions)
     totals = Counter(row.label for row in predictions.rows)
+    order = {name: position for position, name in enumerate(classes)}
     names = [shorten(printable(name), LABEL) for name in classes]
     cell = 30 if len(classes) <= 10 else 24
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.grid(visible=False)
+        squares, colours = [], []
         for (label, prediction), count in counts.items():
-            x, y = classes.index(prediction), classes.index(label)
-            share = count / totals[label]
-            axes.add_patch(
-                Rectangle((x - 0.5, y - 0.5), 1, 1, color=ACCENT, alpha=0.08 + 0.5 * share, lw=0)
-            )
-            axes.text(x, y, str(count), ha="center", va="center", fontsize=10, color=STRONG)
+            x, y = order[prediction], order[label]
+            squares.append(Rectangle((x - 0.5, y - 0.5), 1, 1))
+            colours.append(to_rgba(ACCENT, 0.08 + 0.5 * count / totals[label]))
+            text = axes.text(x, y, str(count), ha="center", va="center", fontsize=10, color=STRONG)
+            text.set_in_layout(False)
+        axes.add_collection(PatchCollection(squares, facecolors=colours, linewidths=0))
         axes.set(xlim=(-0.5, len(classes) - 0.5), ylim=(len(classes) - 0.5, -0.5), aspect="equal")
         axes.set_xticks(range(len(classes)), names, rotation=90)
         axes.set_yticks(range(len(classes)), names)

@@ -27,13 +27,14 @@ Series = Mapping[int, float]
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+MANY_EPOCHS = 30  # from where on a line has no markers
 # A method looks the same in every figure.
 METHODS = ("delta", "l2", "l2sp", "lp_ft", "delta_no_attention")
 
 
 def series(metrics: Mapping[int, Mapping[str, float]], name: str) -> dict[int, float]:
-    """The values of one name by epoch, where it has any."""
-    return {epoch: values[name] for epoch, values in metrics.items() if name in values}
+    """The finite values of one name by epoch."""
+    return _finite({epoch: values[name] for epoch, values in metrics.items() if name in values})
 
 
 def accuracy_plot(accuracy: Series, *, probe: float, best_epoch: int) -> Plot:
@@ -44,12 +45,10 @@ def accuracy_plot(accuracy: Series, *, probe: float, best_epoch: int) -> Plot:
         probe: validation accuracy of the linear probe.
         best_epoch: the epoch that was kept.
     """
-
     floor = _floor([accuracy], probe)
 
     def draw(figure: Figure) -> None:
         axes = _epoch_axes(figure)
-        _in_percent(axes, floor)
         line = _line(axes, _percentages(accuracy), colour=ACCENT, name="fine-tuning")
         handles: list[Artist] = [line, _probe_line(axes, probe)]
         if best_epoch in accuracy:
@@ -62,6 +61,7 @@ def accuracy_plot(accuracy: Series, *, probe: float, best_epoch: int) -> Plot:
                 markeredgecolor=ACCENT,
                 label="kept epoch",
             )
+        _in_percent(axes, floor)
         legend(figure, handles)
 
     text = f"Validation accuracy by epoch: {_spoken(accuracy, percent)}. "
@@ -86,9 +86,8 @@ def lines_plot(
     Returns:
         The plot, or None if there is no finite value to draw.
     """
-    lines = {
-        key: values for key, values in lines.items() if any(map(math.isfinite, values.values()))
-    }
+    lines = {key: _finite(values) for key, values in lines.items()}
+    lines = {key: values for key, values in lines.items() if values}
     if not lines:
         return None
     names = {key: shorten(printable(key), 34) for key in lines}
@@ -98,9 +97,10 @@ def lines_plot(
         handles: list[Artist] = []
         for number, (key, values) in enumerate(lines.items()):
             line = _line(axes, values, colour=SERIES[number % len(SERIES)], name=names[key])
-            line.set(marker=MARKERS[number % len(MARKERS)])
+            _mark(line, number)
             if shades:
                 line.set(color=ACCENT, alpha=0.3 + 0.7 * (number + 1) / len(lines))
+            line.set_clip_on(False)  # a marker at zero is whole
             handles.append(line)
         if all(value >= 0 for values in lines.values() for value in values.values()):
             axes.set_ylim(bottom=0)
@@ -125,16 +125,16 @@ def methods_plot(curves: Mapping[str, Series], *, probe: float, seeds: int) -> P
 
     def draw(figure: Figure) -> None:
         axes = _epoch_axes(figure)
-        _in_percent(axes, floor)
         handles: list[Artist] = []
         for method, values in curves.items():
             number = look(method, list(curves))
             colour = SERIES[number % len(SERIES)]
             line = _line(axes, _percentages(values), colour=colour, name=names[method])
-            line.set(marker=MARKERS[number % len(MARKERS)])
+            _mark(line, number)
             line.set_linestyle(DASHES[number % len(DASHES)])  # type: ignore[arg-type]
             handles.append(line)
         legend(figure, [*handles, _probe_line(axes, probe)])
+        _in_percent(axes, floor)
 
     said = [f"{label(method)}: {_spoken(values, percent)}" for method, values in curves.items()]
     title = "Validation accuracy" + (", mean over seeds" if seeds > 1 else "")
@@ -183,22 +183,27 @@ def _floor(curves: Sequence[Series], probe: float) -> float | None:
 def _accuracy_caption(curves: Mapping[str, Series], floor: float | None) -> str:
     caption = "Epoch 0 is before any training."
     if floor is not None:
-        starts = [
-            f"{label(method)} starts at {percent(values[min(values)])}".strip()
-            for method, values in curves.items()
-            if values[min(values)] < floor
+        lowest = {method: min(values, key=values.__getitem__) for method, values in curves.items()}
+        below = [
+            f"{label(method)} {percent(curves[method][epoch])} at epoch {epoch}".strip()
+            for method, epoch in lowest.items()
+            if curves[method][epoch] < floor
         ]
-        said = "; ".join(starts)
-        caption += f" Below the axis: {said[0].upper()}{said[1:]}." if said else ""
+        caption += f" Below the axis: {', '.join(below)}."
     return caption
 
 
 def _line(axes: Axes, values: Series, *, colour: str, name: str) -> Line2D:
-    epochs = sorted(epoch for epoch in values if math.isfinite(values[epoch]))
-    marker = "o" if len(epochs) <= 30 else ""
-    (line,) = axes.plot(epochs, [values[epoch] for epoch in epochs], color=colour, marker=marker)
+    epochs = sorted(values)
+    (line,) = axes.plot(epochs, [values[epoch] for epoch in epochs], color=colour)
+    line.set(marker="o" if len(epochs) <= MANY_EPOCHS else "")
     line.set_label(name)
     return line
+
+
+def _mark(line: Line2D, number: int) -> None:
+    if line.get_marker():
+        line.set_marker(MARKERS[number % len(MARKERS)])
 
 
 def _probe_line(axes: Axes, probe: float) -> Line2D:
@@ -211,13 +216,17 @@ def _probe_line(axes: Axes, probe: float) -> Line2D:
     )
 
 
+def _finite(values: Series) -> dict[int, float]:
+    return {epoch: value for epoch, value in values.items() if math.isfinite(value)}
+
+
 def _percentages(values: Series) -> dict[int, float]:
     return {epoch: 100 * value for epoch, value in values.items()}
 
 
 def _spoken(values: Series, say: Callable[[float], str]) -> str:
     """All values where they are few; the first, the extremes and the last where they are many."""
-    epochs = sorted(epoch for epoch in values if math.isfinite(values[epoch]))
+    epochs = sorted(values)
     if len(epochs) > 12:
         lowest, highest = min(epochs, key=values.__getitem__), max(epochs, key=values.__getitem__)
         epochs = sorted({epochs[0], lowest, highest, epochs[-1]})

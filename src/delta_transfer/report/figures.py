@@ -53,6 +53,7 @@ _STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a class may be called $x$
     "xtick.color": INK,
     "xtick.labelsize": SMALL,
+    "xtick.major.pad": 6,
     "xtick.major.size": 0,
     "ytick.color": INK,
     "ytick.labelsize": SMALL,
@@ -202,7 +203,9 @@ def _value(key: str, value: str, name: str, used: set[str]) -> str:
         return f"#{name}-{value[1:]}"
     value = re.sub(r"url\(#([\w-]+)\)", rf"url(#{name}-\1)", value)
     if key == "style":
+        # The size of the letters stays, their font is the page's.
         value = re.sub(r"font: ([\d.]+px) [^;]*", r"font-size: \1", value)
+        value = re.sub(r"font-family: [^;]*;? *", "", value)
         for colour, variable in _VARIABLES.items():
             value = value.replace(colour, f"var({variable})")
     return value

@@ -158,7 +158,7 @@ def read_examples(folder: Path) -> tuple[Example, ...] | None:
     examples = []
     for row in read_table(path, ["file", "path", "label", "prediction", "probability"]):
         cells, name = row.cells, row.cells["file"]
-        if Path(name).name != name:
+        if not name or Path(name).name != name:
             raise row.error(f"file must be the name of a picture in examples, got {name!r}")
         picture = _data_uri(folder / "examples" / name)
         prediction = Prediction(

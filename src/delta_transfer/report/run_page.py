@@ -1,5 +1,6 @@
 """The page of one run."""
 
+import dataclasses
 from pathlib import Path
 
 from delta_transfer.files import write_atomically
@@ -29,6 +30,14 @@ COLUMNS = {
     "train_task": "Task term",
     "lr": "Learning rate",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochTable:
+    """The numbers behind the curves: headings, and the values of each epoch as words."""
+
+    headings: list[str]
+    rows: list[tuple[int, list[str]]]
 
 
 def write_run_report(folder: Path) -> Path:
@@ -116,13 +125,12 @@ def _penalties(metrics: Metrics) -> list[str]:
     return [name[6:] for name in names if name.startswith("train_") and name not in others]
 
 
-def _epoch_table(metrics: Metrics) -> dict[str, object]:
-    """The numbers behind the curves: headings, and a line per epoch."""
+def _epoch_table(metrics: Metrics) -> EpochTable:
     present = {name for values in metrics.values() for name in values}
     columns = {name: heading for name, heading in COLUMNS.items() if name in present}
     columns |= {f"train_{name}": f"Penalty {name}" for name in _penalties(metrics)}
-    lines = [
+    rows = [
         (epoch, [f"{values[name]:.4g}" if name in values else "" for name in columns])
         for epoch, values in metrics.items()
     ]
-    return {"headings": list(columns.values()), "lines": lines}
+    return EpochTable(list(columns.values()), rows)

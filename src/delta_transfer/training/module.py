@@ -97,7 +97,7 @@ class FineTuning(lightning.LightningModule):
         inputs, targets = batch
         task = self.loss(self.network(inputs), targets)
         terms = self.regularizer(inputs, targets)
-        total = task + terms.total
+        total: Tensor = task + terms.total
         values = {"train_loss": total, "train_task": task}
         values |= {f"train_{name}": value for name, value in terms.values.items()}
         self.log_dict(
@@ -107,7 +107,8 @@ class FineTuning(lightning.LightningModule):
             prog_bar=True,
             batch_size=len(targets),
         )
-        self.log("lr", self.optimizers().param_groups[0]["lr"], on_step=False, on_epoch=True)
+        now = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("lr", now, on_step=False, on_epoch=True)
         self.log("epoch", float(self.current_epoch + 1), on_step=False, on_epoch=True)
         return total
 
@@ -126,11 +127,11 @@ class FineTuning(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimiser, and its schedule by the step."""
         options = self.optimization
-        head = set(self.network.get_submodule(self.head).parameters())
-        backbone = [p for p in self.network.parameters() if p not in head]
+        head = list(self.network.get_submodule(self.head).parameters())
+        own = set(head)
         groups = [
-            {"params": backbone, "lr": options.lr},
-            {"params": list(head), "lr": options.head_lr},
+            {"params": [p for p in self.network.parameters() if p not in own], "lr": options.lr},
+            {"params": head, "lr": options.head_lr},
         ]
         if options.optimizer == "adamw":
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(

@@ -1,0 +1,316 @@
+import base64
+import itertools
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from delta_transfer.report import write_run_report
+from tests.report.made import (
+    ANSWERS,
+    RESULT,
+    VAL_ACCURACY,
+    Page,
+    make_run,
+    metrics,
+    predictions,
+    write_csv,
+)
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def page_of(folder: Path) -> Page:
+    path = write_run_report(folder)
+    assert path == folder / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def change(folder: Path, **figures: Any) -> None:
+    (folder / "result.json").write_text(json.dumps({**RESULT, **figures}))
+
+
+class TestHeadline:
+    def test_figures(self, run: Path) -> None:
+        page = page_of(run)
+        assert page.all("h1")[0].text == "DELTA on pets"
+        assert "pypi/efficientnet_lite0, trained on 85 pictures of 3 classes." in page.text
+        figures = dict(
+            zip(
+                [term.text for term in page.all("dt")],
+                [value.text for value in page.all("dd")],
+                strict=True,
+            )
+        )
+        assert figures == {
+            "Test accuracy": "75.0%",
+            "Linear probe": "62.5%",
+            "Difference, points": "+12.5",
+            "Epoch kept": "2 of 3",
+            "Time": "2 min 13 s",
+        }
+        assert "the same 8 test pictures" in page.text
+        assert "they are 80.0% and 70.0%" in page.text
+
+    def test_one_run_claims_nothing(self, run: Path) -> None:
+        assert "a small difference may be chance" in page_of(run).text
+
+    def test_worse_than_the_probe(self, run: Path) -> None:
+        change(run, test_accuracy=0.6)
+        assert f"{MINUS}2.5" in [value.text for value in page_of(run).all("dd")]
+
+    def test_without_test_split(self, run: Path) -> None:
+        change(run, test_accuracy=None, linear_probe_test_accuracy=None)
+        page = page_of(run)
+        assert [value.text for value in page.all("dd")][:3] == ["80.0%", "70.0%", "+10.0"]
+        assert page.all("dt")[0].text == "Validation accuracy"
+        assert "There is no test split." in page.text
+        assert "the same 8 validation pictures" in page.text
+
+    def test_the_start_was_kept(self, run: Path) -> None:
+        change(run, best_epoch=0)
+        assert "training did not raise the validation accuracy" in page_of(run).text
+
+
+class TestCurves:
+    def test_numbers_stand_in_the_text_alternatives(self, run: Path) -> None:
+        page = page_of(run)
+        assert page.figure("Validation accuracy") == (
+            "Validation accuracy by epoch: epoch 0 70.0%, epoch 1 75.0%, epoch 2 80.0%, "
+            "epoch 3 78.0%. Linear probe: 70.0%. Kept: epoch 2."
+        )
+        assert page.figure("Task loss") == (
+            "Task loss by epoch. training: epoch 1 1, epoch 2 0.5, epoch 3 0.333; "
+            "validation: epoch 0 1.5, epoch 1 1.4, epoch 2 1.3, epoch 3 1.2."
+        )
+        assert page.figure("Penalty terms") == (
+            "Penalty terms by epoch. delta: epoch 1 0.1, epoch 2 0.2, epoch 3 0.3; "
+            "l2: epoch 1 0.01, epoch 2 0.01, epoch 3 0.01."
+        )
+        assert page.figure("Distance").startswith(
+            "Distance from the source by epoch. blocks.1: epoch 0 0, epoch 1 0.1,"
+        )
+
+    def test_many_epochs_are_told_by_first_extremes_and_last(self, run: Path) -> None:
+        accuracies = [0.5, *[0.6] * 20, 0.4, 0.9, *[0.7] * 20]
+        write_csv(run / "metrics.csv", metrics(accuracies))
+        told = page_of(run).figure("Validation accuracy")
+        assert "epoch 0 50.0%, epoch 21 40.0%, epoch 22 90.0%, epoch 42 70.0%. " in told
+
+    def test_table_of_numbers(self, run: Path) -> None:
+        page = page_of(run)
+        # epoch, validation accuracy and loss, all terms, task, learning rate, delta, l2
+        assert page.row("2 0.8") == "2 0.8 1.3 0.71 0.5 0.0003 0.2 0.01"
+        assert page.row("0 0.7") == "0 0.7 1.5"
+
+    def test_a_low_start_is_said_not_drawn(self, run: Path) -> None:
+        write_csv(run / "metrics.csv", metrics([0.05, *VAL_ACCURACY]))
+        assert "Below the axis: 5.0% at epoch 0." in page_of(run).text
+
+    def test_columns_of_another_method(self, run: Path) -> None:
+        header = ["epoch", "step", "train_loss", "train_task", "val_loss", "val_accuracy"]
+        write_csv(
+            run / "metrics.csv",
+            [
+                header,
+                [0.0, 0, "", "", 2.0, 0.5],
+                [1.0, 3, 1.0, 1.0, "", ""],
+                [1, 3, "", "", 1, 0.6],
+            ],
+        )
+        page = page_of(run)
+        assert "Penalty terms" not in page.text
+        assert "Task loss" in page.text
+
+    def test_diverged(self, run: Path) -> None:
+        header = ["epoch", "train_task", "train_delta", "val_loss", "val_accuracy"]
+        rows = [[0, "", "", 2.0, 0.5], [1, "nan", "inf", "nan", 0.1], [2, "nan", "inf", "nan", 0.1]]
+        write_csv(run / "metrics.csv", [header, *rows])
+        page = page_of(run)
+        assert page.figure("Task loss") == "Task loss by epoch. validation: epoch 0 2."
+        assert "Penalty terms" not in page.text
+        assert "nan" in page.row("1 0.1")
+
+    def test_many_taps_with_long_names(self, run: Path) -> None:
+        taps = [f"features.denseblock{n}.denselayer16.conv2.and.more" for n in range(24)]
+        rows = [[epoch, tap, epoch] for epoch in range(3) for tap in taps]
+        write_csv(run / "drift.csv", [["epoch", "tap", "distance"], *rows])
+        assert page_of(run).figure("Distance").count("epoch 2 2") == 24
+
+
+class TestClasses:
+    def test_table_is_sorted_and_right(self, run: Path) -> None:
+        page = page_of(run)
+        rows = [row.text for row in page.all("tr")]
+        start = rows.index("Class Accuracy Right Most often taken for")
+        assert rows[start + 1 : start + 4] == [
+            "dog 66.7% 2 of 3 owl (1)",
+            "cat 75.0% 3 of 4 dog (1)",
+            "owl 100.0% 1 of 1",
+        ]
+
+    def test_confusion_matrix(self, run: Path) -> None:
+        assert page_of(run).figure("Confusion") == (
+            "Confusion matrix: 6 of 8 on the diagonal. "
+            "Most frequent mistakes: cat taken for dog (1), dog taken for owl (1)."
+        )
+
+    def test_of_equals_the_first_class_is_named(self, run: Path) -> None:
+        answers = [("cat", "owl", 0.5), ("cat", "dog", 0.5), ("dog", "owl", 0.5)]
+        write_csv(run / "predictions.csv", predictions(answers))
+        page = page_of(run)
+        assert page.row("cat 0.0%") == "cat 0.0% 0 of 2 dog (1)"
+        assert "of 0" not in page.text  # no picture is an owl
+
+    @pytest.mark.parametrize(("count", "drawn"), [(30, True), (31, False)])
+    def test_too_many_classes_for_a_matrix(self, run: Path, count: int, drawn: bool) -> None:
+        classes = [f"a class with a long name {number}" for number in range(count)]
+        answers = [(name, name, 0.9) for name in classes]
+        write_csv(run / "predictions.csv", predictions(answers, classes))
+        assert ("Confusion matrix" in page_of(run).headings) is drawn
+
+    def test_classes_named_like_columns(self, run: Path) -> None:
+        classes = ["path", "label", "prediction"]
+        answers = [("path", "label", 0.9), ("label", "label", 0.8)]
+        write_csv(run / "predictions.csv", predictions(answers, classes))
+        assert page_of(run).row("path 0.0%") == "path 0.0% 0 of 1 label (1)"
+
+
+class TestExamples:
+    def test_mistakes_first_with_their_pictures(self, run: Path) -> None:
+        pictures = page_of(run).all("img")
+        assert [picture.attributes["alt"] for picture in pictures][:3] == [
+            "cat, taken for dog with probability 60.0%",
+            "dog, taken for owl with probability 85.0%",
+            "cat, recognised with probability 90.0%",
+        ]
+        kind, _, content = pictures[0].attributes["src"].partition(",")
+        assert kind == "data:image/jpeg;base64"
+        assert base64.b64decode(content) == (run / "examples/00.jpg").read_bytes()
+        assert len(pictures) == len(ANSWERS)
+
+
+class TestMissingParts:
+    SECTIONS = (
+        "Learning curves",
+        "Accuracy per class",
+        "Confusion matrix",
+        "Example predictions",
+        "Configuration",
+    )
+
+    def test_nothing_missing(self, run: Path) -> None:
+        assert tuple(page_of(run).headings) == self.SECTIONS
+
+    def test_probe(self, run: Path) -> None:
+        change(run, method="probe", best_epoch=0, epochs=0, strength=None)
+        write_csv(run / "metrics.csv", metrics([0.7]))
+        (run / "drift.csv").unlink()
+        page = page_of(run)
+        assert tuple(page.headings) == self.SECTIONS[1:]
+        assert "This run is the linear probe itself" in page.text
+        assert page.all("h1")[0].text == "Linear probe on pets"
+
+    def test_no_optional_file(self, run: Path) -> None:
+        for name in ("metrics.csv", "drift.csv", "examples.csv"):
+            (run / name).unlink()
+        shutil.rmtree(run / "examples")
+        page = page_of(run)
+        left = ["Accuracy per class", "Confusion matrix", "Configuration"]
+        assert page.headings == left
+        assert not page.all("img")
+
+    def test_drift_alone(self, run: Path) -> None:
+        (run / "metrics.csv").unlink()
+        page = page_of(run)
+        assert page.figure("Distance")
+        assert not page.all("details")
+
+
+class TestPage:
+    def test_configuration(self, run: Path) -> None:
+        page = page_of(run)
+        assert page.row("lr") == "lr 0.0003"
+        assert page.row("strength") == "strength not given"
+        assert page.row("overwrite") == "overwrite no"
+        assert "Taps: blocks.1, blocks.6. Made with python 3.12.0, torch 2.10.0." in page.text
+
+    def test_same_bytes_twice(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = write_run_report(run).read_bytes()
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        assert write_run_report(run).read_bytes() == first
+        names = "config.yaml drift.csv examples examples.csv metrics.csv predictions.csv"
+        written = sorted(path.name for path in run.iterdir())
+        assert written == [*names.split(), "report.html", "result.json"]
+
+    def test_everything_is_escaped(self, tmp_path: Path) -> None:
+        nasty = "<b>\"'&amp;$x$\x07"
+        classes = [nasty, "</script><script>alert(1)</script>", "{{ 7 * 7 }}"]
+        answers = [(classes[0], classes[1], 0.9), (classes[1], classes[1], 0.8)]
+        run = make_run(
+            tmp_path / "run",
+            answers=answers,
+            classes=classes,
+            config={"data": "/x/<i>", "<u>": "<s>"},
+            taps=["<em>"],
+            versions={"<q>": "<q>"},
+        )
+        page = page_of(run)
+        tags = {element.tag for element in page.elements}
+        assert not tags & {"b", "script", "i", "u", "s", "em", "q"}
+        assert page.row(nasty).endswith("0 of 1 </script><script>alert(1)</script> (1)")
+        assert page.all("h1")[0].text == "DELTA on <i>"
+        assert any(nasty in picture.attributes["alt"] for picture in page.all("img"))
+        assert "{{ 7 * 7 }}" in "".join(element.text for element in page.all("text"))
+
+    def test_names_in_other_scripts(self, tmp_path: Path) -> None:
+        classes = ["猫", "собака", "🦉"]
+        run = make_run(tmp_path / "run", answers=[("猫", "собака", 0.9)], classes=classes)
+        page = page_of(run)
+        assert page.row("猫") == "猫 0.0% 0 of 1 собака (1)"
+        assert {"猫", "собака", "🦉"} <= {element.text for element in page.all("text")}
+
+    def test_stands_alone(self, run: Path) -> None:
+        page = page_of(run)
+        for element in page.elements:
+            assert element.tag not in ("script", "iframe", "object", "embed")
+            for name, value in element.attributes.items():
+                assert not name.startswith("on")
+                if name in ("src", "href") and element.tag != "a":
+                    assert value.startswith(("data:", "#")), (element.tag, value)
+                assert "url(http" not in value
+        links = [link.attributes["href"] for link in page.all("a")]
+        assert all(link.startswith("https://arxiv.org/abs/") for link in links)
+        (style,) = page.all("style")
+        assert "@import" not in style.text
+        assert "url(" not in style.text
+
+    def test_is_accessible(self, run: Path) -> None:
+        page = page_of(run)
+        assert page.all("html")[0].attributes["lang"] == "en"
+        assert any(meta.attributes.get("name") == "viewport" for meta in page.all("meta"))
+        assert "prefers-color-scheme: dark" in page.content
+        assert all(svg.attributes["role"] == "img" for svg in page.all("svg"))
+        assert all(svg.attributes["aria-label"] for svg in page.all("svg"))
+        assert all(picture.attributes["alt"] for picture in page.all("img"))
+        levels = [int(e.tag[1]) for e in page.elements if re.fullmatch("h[1-6]", e.tag)]
+        assert levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+        assert len(page.all("table")) == page.content.count('class="scroll') - 1  # and the matrix
+
+    def test_ids_are_unique_and_all_there(self, run: Path) -> None:
+        page = page_of(run)
+        ids = [e.attributes["id"] for e in page.elements if "id" in e.attributes]
+        assert len(ids) == len(set(ids))
+        assert len(page.all("svg")) == 5
+        used = set(re.findall(r'(?:href="#|url\(#)([\w-]+)', page.content))
+        assert used == set(ids)
+
+    def test_figures_have_the_colours_of_the_page(self, run: Path) -> None:
+        page = page_of(run)
+        assert not re.findall(r'style="[^"]*#[0-9a-f]{6}', page.content)
+        for variable in set(re.findall(r"var\((--[\w-]+)\)", page.content)):
+            assert page.all("style")[0].text.count(f"{variable}:") == 2  # light and dark
