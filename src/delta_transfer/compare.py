@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transfer.config import TrainConfig
+from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
 from delta_transfer.prepare import prepare
 from delta_transfer.result import RunResult
-from delta_transfer.run import check, check_folder, make_folder, train_prepared
+from delta_transfer.run import check, check_folder, choose_taps, make_folder, train_prepared
 from delta_transfer.stats import Summary, paired_difference, summarize
 
 logger = logging.getLogger(__name__)
@@ -46,20 +47,25 @@ def compare(
     Raises:
         UserError: if an option, the data or the network is not as it must be.
     """
+    _check_each_once("methods", methods)
+    _check_each_once("seeds", seeds)
     for method in methods:
         check(dataclasses.replace(config, method=method))
     check_folder(folder, overwrite=config.overwrite)
     results: list[RunResult] = []
-    for seed in seeds:
+    for seeded in [dataclasses.replace(config, seed=seed) for seed in seeds]:
         started = time.perf_counter()
-        prepared = prepare(dataclasses.replace(config, seed=seed))
+        prepared = prepare(seeded)
         seconds = time.perf_counter() - started
         if not results:
+            for method in methods:
+                choose_taps(prepared, dataclasses.replace(seeded, method=method))
             make_folder(folder)
+            write_atomically(folder / "results.csv", _csv(results, folder))
         for method in methods:
-            logger.info("--- %s, seed %d", method, seed)
-            own = folder / f"{method}-seed{seed}"
-            options = dataclasses.replace(config, method=method, seed=seed, out=str(own))
+            logger.info("--- %s, seed %d", method, seeded.seed)
+            own = folder / f"{method}-seed{seeded.seed}"
+            options = dataclasses.replace(seeded, method=method, out=str(own))
             began = time.perf_counter() - seconds
             results.append(train_prepared(prepared, options, own, started=began))
             write_atomically(folder / "results.csv", _csv(results, folder))
@@ -101,6 +107,12 @@ def table(results: Sequence[RunResult], *, baseline: str = "l2") -> list[Row]:
         )
         for method, values in by_method.items()
     ]
+
+
+def _check_each_once(name: str, values: Sequence[object]) -> None:
+    if not values or len(set(values)) < len(values):
+        shown = ",".join(map(str, values))
+        raise UserError(f"--{name} {shown!r}: give at least one, and each once")
 
 
 def _csv(results: Sequence[RunResult], folder: Path) -> str:

@@ -1,12 +1,13 @@
 """The options of a training run, and their YAML file."""
 
 import dataclasses
+import typing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import UserError, unknown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,20 +74,18 @@ class TrainConfig:
     workers: int | None = None
 
     def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(TrainConfig).items():
+            value = getattr(self, name)
+            if not _fits(value, hint):
+                raise UserError(f"{_flag(name)} must be {_words(hint)}, got {value!r}")
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not least <= value < float("inf"):
                 raise UserError(f"{_flag(name)} must be at least {least}, got {value}")
         for name in ("lr", "head_lr"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{_flag(name)} must be above 0, got {value}")
-        for name in ("batch_norm", "optimizer", "schedule", "device"):
-            allowed = TrainConfig.__dataclass_fields__[name].type.__args__  # type: ignore[union-attr]
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"{_flag(name)} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
 
     def save(self, path: Path) -> None:
         """Writes YAML that `train -c` takes."""
@@ -97,15 +96,18 @@ class TrainConfig:
         """Reads what `save` wrote.
 
         Raises:
-            UserError: if the file is missing, is no YAML mapping or has unknown keys.
+            UserError: if the file is missing, is no YAML mapping, has unknown keys or wrong values.
         """
         try:
-            values = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"{path} cannot be read as YAML: {error}") from error
+        if not isinstance(values, dict) or "data" not in values:
+            raise UserError(f"{path} must hold the options of a run, a line each, data among them")
         known = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(values, dict) or not set(values) <= set(known):
-            raise UserError(f"{path} must hold options of a run: {', '.join(known)}")
+        for key in values:
+            if key not in known:
+                raise UserError(f"{path}: {unknown('option', str(key), known)}")
         return cls(**values)
 
 
@@ -123,3 +125,17 @@ _AT_LEAST = {
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, hint) or (isinstance(value, int) and isinstance(0.0, hint))
+
+
+def _words(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(typing.get_args(hint))}"
+    return hint.__name__ if isinstance(hint, type) else str(hint)

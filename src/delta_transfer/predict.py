@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor
 
 from delta_transfer.backbones import Backbone
@@ -138,9 +138,7 @@ class Predictor:
 def _mean_class_accuracy(labels: Sequence[int], predicted: Sequence[int]) -> float:
     # Classes that occur only among the predictions have no accuracy of their own.
     present = sorted(set(labels))
-    if len(present) == 1:
-        return float(accuracy_score(labels, predicted))
-    return float(balanced_accuracy_score(labels, predicted))
+    return float(recall_score(labels, predicted, labels=present, average="macro"))
 
 
 def _read(path: str) -> Image.Image:

@@ -34,6 +34,7 @@ class Prepared:
         probe: the linear probe.
         probe_probabilities: of the validation and the test split (None without one), `[N, K]`.
         seconds_per_picture: of a forward pass, reading included, as measured.
+        description: what was logged of the pictures and the network, line by line.
     """
 
     task: Task
@@ -43,6 +44,7 @@ class Prepared:
     probe: LinearProbe
     probe_probabilities: dict[str, Tensor | None]
     seconds_per_picture: float
+    description: tuple[str, ...]
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -67,7 +69,9 @@ def prepare(config: TrainConfig) -> Prepared:
     source = copy.deepcopy(backbone.module)
     replace_module(source, backbone.head, nn.Identity())
     place(source, device)
-    _describe(config, task, device)
+    description = _describe(config, task, device)
+    for line in description:
+        logger.info("%s", line)
     started = time.perf_counter()
     features = {
         name: _features(source, split, backbone, config, mirror=name == "train")
@@ -77,7 +81,8 @@ def prepare(config: TrainConfig) -> Prepared:
     forwards = 2 * len(task.train) + len(task.val) + (len(task.test) if task.test else 0)
     seconds = (time.perf_counter() - started) / forwards
     rows, labels = features["train"]
-    probe = fit_probe(rows, labels, num_outputs=len(task.classes), seed=config.seed)
+    folds = derive_seed(config.seed, "folds") % 2**32  # which is what scikit-learn takes
+    probe = fit_probe(rows, labels, num_outputs=len(task.classes), seed=folds)
     return Prepared(
         task=task,
         backbone=backbone,
@@ -89,6 +94,7 @@ def prepare(config: TrainConfig) -> Prepared:
             for name in ("val", "test")
         },
         seconds_per_picture=seconds,
+        description=description,
     )
 
 
@@ -154,16 +160,11 @@ def _features(
     return collect_features(source, loader, head=backbone.head, mirror=mirror)
 
 
-def _describe(config: TrainConfig, task: Task, device: torch.device) -> None:
-    test = "none" if task.test is None else len(task.test)
-    logger.info(
-        "data     %s: %d classes, %d training, %d validation, %s test pictures",
-        task.name,
-        len(task.classes),
-        len(task.train),
-        len(task.val),
-        test,
+def _describe(config: TrainConfig, task: Task, device: torch.device) -> tuple[str, ...]:
+    test = "no" if task.test is None else len(task.test)
+    return (
+        f"data     {task.name}: {len(task.classes)} classes, {len(task.train)} training, "
+        f"{len(task.val)} validation, {test} test pictures",
+        *(f"         {note}" for note in task.notes),
+        f"model    {config.model}, on {device}",
     )
-    for note in task.notes:
-        logger.info("         %s", note)
-    logger.info("model    %s, on %s", config.model, device)

@@ -7,7 +7,7 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -82,11 +82,10 @@ def train_prepared(
         started: `time.perf_counter()` at the start of the run.
     """
     method = find_method(config.method)
-    taps = resolve_taps(prepared.source, _names(config.taps))
-    given = _given_attention(prepared, config) if method.attention else None
+    taps, given = choose_taps(prepared, config)
     make_folder(folder)
     (folder / "checkpoints").mkdir()
-    with _log_to(folder / "train.log"):
+    with _log_to(folder / "train.log", prepared.description):
         config.save(folder / "config.yaml")
         _announce(prepared, config, method)
         network = copy.deepcopy(prepared.backbone.module)
@@ -144,8 +143,25 @@ def check(config: TrainConfig) -> None:
         )
     if config.strength is not None and method.strength is None:
         logger.warning("--strength is ignored: it means nothing for method %s", method.name)
+    if not method.attention and config.attention not in ("gradient", "none"):
+        logger.warning("--attention is ignored: method %s has no attention", method.name)
     if not method.attention and config.attention_samples is not None:
         logger.warning("--attention-samples is ignored: method %s has no attention", method.name)
+
+
+def choose_taps(
+    prepared: Prepared, config: TrainConfig
+) -> tuple[tuple[str, ...], ChannelAttention | None]:
+    """The modules that are tapped, and the channel attention if it comes from a file.
+
+    Raises:
+        UserError: if a tap is unknown, or the file does not fit the network.
+    """
+    taps = resolve_taps(prepared.source, _names(config.taps))
+    if not find_method(config.method).attention or config.attention in ESTIMATORS:
+        return taps, None
+    attention = _given_attention(prepared, config)
+    return attention.taps, attention
 
 
 def default_folder(config: TrainConfig) -> Path:
@@ -165,9 +181,9 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         raise UserError(
             f"--out {folder} is not empty: give another folder, or --overwrite to replace the run"
         )
-    if not (folder / "config.yaml").is_file() and not (folder / "results.csv").is_file():
+    if not _is_ours(folder):
         raise UserError(
-            f"--out {folder} holds something that is no run (it has no config.yaml), which "
+            f"--out {folder} holds something that is no run (it has no config.yaml of one), which "
             "--overwrite does not delete: give another folder"
         )
 
@@ -179,13 +195,26 @@ def make_folder(folder: Path) -> None:
         UserError: if it cannot be made.
     """
     try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
     except OSError as error:
         raise UserError(
             f"the folder {folder} cannot be written ({error.strerror}): give another --out"
         ) from error
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it is a run, finished or not, or a comparison."""
+    try:
+        TrainConfig.load(folder / "config.yaml")
+    except UserError:
+        results = folder / "results.csv"
+        return results.is_file() and results.read_bytes().startswith(b"method,seed,")
+    return True
 
 
 def _names(taps: str) -> str | list[str]:
@@ -202,10 +231,8 @@ def _start_from_probe(head: nn.Module, probe: LinearProbe) -> None:
         head.get_parameter("bias").copy_(probe.bias)
 
 
-def _given_attention(prepared: Prepared, config: TrainConfig) -> ChannelAttention | None:
-    """The attention in the file that was named, if one was; it must fit the network."""
-    if config.attention in ESTIMATORS:
-        return None
+def _given_attention(prepared: Prepared, config: TrainConfig) -> ChannelAttention:
+    """The attention in the file that was named; it must fit the network."""
     attention = ChannelAttention.load(config.attention)
     own = weights_fingerprint(prepared.source, head=prepared.backbone.head)
     if attention.source != own:
@@ -368,8 +395,10 @@ def _versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path)
+def _log_to(path: Path, header: Sequence[str]) -> Iterator[None]:
+    """Inside, what the package logs goes to a file too, below some lines that came before."""
+    path.write_text("".join(f"{line}\n" for line in header), encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("delta_transfer")
     package.addHandler(handler)

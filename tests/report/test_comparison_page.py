@@ -132,6 +132,15 @@ class TestFindings:
         assert "beyond what" not in page.text
         assert "nan" not in page.text
 
+    def test_equals_share_the_first_place(self, tmp_path: Path) -> None:
+        made = runs(probe={0: 0.9}, l2={0: 0.5}, l2sp={0: 0.7}, delta={0: 0.7})
+        text = page_of(make_comparison(tmp_path / "runs", made)).text
+        assert (
+            "Of the fine-tuned methods, L2-SP and DELTA share the highest test accuracy: "
+            "70.0% (one seed). What follows is said of L2-SP. "
+            "Against plain fine-tuning: +20.0 points" in text
+        )
+
     def test_the_probe_alone(self, tmp_path: Path) -> None:
         page = page_of(make_comparison(tmp_path / "runs", runs(probe=PROBE)))
         assert "Of the methods, Linear probe has the highest test accuracy: 81.0%" in page.text

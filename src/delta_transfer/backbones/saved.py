@@ -74,13 +74,13 @@ def load_model(folder: Path) -> tuple[Backbone, tuple[str, ...]]:
             pretrained=False,
         )
         backbone.module.load_state_dict(state)
+        spec = InputSpec(
+            size=cfg["input_size"][-1],
+            crop_pct=cfg["crop_pct"],
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+            interpolation=cfg["interpolation"],
+        )
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the model in {folder} is damaged: {error}") from error
-    spec = InputSpec(
-        size=cfg["input_size"][-1],
-        crop_pct=cfg["crop_pct"],
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
-        interpolation=cfg["interpolation"],
-    )
     return dataclasses.replace(backbone, input=spec), classes

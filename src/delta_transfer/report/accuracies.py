@@ -79,7 +79,7 @@ def _draw(comparison: Comparison, summaries: list[MethodSummary]) -> Draw:
                 axes.plot(ends, [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
             axes.plot([100 * accuracy.mean], [y], "o", color=colour, markersize=7.5, clip_on=False)
             below = [y + 0.24 if several else y] * len(values)
-            axes.plot(values, below, "o", color=colour, markersize=4, alpha=0.7, clip_on=False)
+            axes.plot(values, below, "o", color=colour, ms=4, mew=0, alpha=0.7, clip_on=False)
         names = [shorten(printable(label(summary.method)), 20) for summary in summaries]
         axes.set_yticks(range(len(names)), names, fontsize=11)
         axes.set_ylim(len(names) - 0.45, -0.75)

@@ -1,6 +1,7 @@
 """The runs of a comparison, and what they say about each method."""
 
 import dataclasses
+import math
 import statistics
 from pathlib import Path, PurePosixPath
 
@@ -142,10 +143,11 @@ def summarize_methods(comparison: Comparison) -> list[MethodSummary]:
     return summaries
 
 
-def best_method(summaries: list[MethodSummary]) -> MethodSummary:
-    """The fine-tuned method with the highest mean accuracy; the probe only if it is alone."""
-    tuned = [summary for summary in summaries if summary.method != PROBE]
-    return max(tuned or summaries, key=lambda summary: summary.accuracy.mean)
+def best_methods(summaries: list[MethodSummary]) -> list[MethodSummary]:
+    """The fine-tuned methods with the highest mean accuracy; the probe only if it is alone."""
+    tuned = [summary for summary in summaries if summary.method != PROBE] or summaries
+    highest = max(summary.accuracy.mean for summary in tuned)
+    return [summary for summary in tuned if math.isclose(summary.accuracy.mean, highest)]
 
 
 def _entry(row: Row, folder: Path, *, tested: bool) -> Entry:

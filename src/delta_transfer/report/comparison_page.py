@@ -12,7 +12,7 @@ from delta_transfer.report.comparison import (
     BASELINE,
     Comparison,
     MethodSummary,
-    best_method,
+    best_methods,
     read_comparison,
     summarize_methods,
 )
@@ -70,7 +70,7 @@ def write_comparison_report(folder: Path) -> Path:
     """
     comparison = read_comparison(folder)
     summaries = summarize_methods(comparison)
-    best = best_method(summaries)
+    best = best_methods(summaries)[0]
     configs = [read_config(folder / entry.folder) for entry in comparison.entries]
     beside = contrast(comparison, best.method)
     page = render_page(
@@ -119,14 +119,18 @@ def _difference(difference: Summary | None) -> Difference | None:
 
 def _findings(comparison: Comparison, summaries: list[MethodSummary]) -> list[str]:
     """What the table shows, in sentences that claim no more than it does."""
-    best = best_method(summaries)
+    equals = best_methods(summaries)
+    best, names = equals[0], [label(summary.method) for summary in equals]
+    named = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     count = best.accuracy.count
     seeds = f"mean of {count} seeds" if count > 1 else "one seed"
-    of = "fine-tuned methods" if best.to_probe else "methods"
     said = [
-        f"Of the {of}, {label(best.method)} has the highest {comparison.split} accuracy: "
+        f"Of the {'fine-tuned ' if best.to_probe else ''}methods, {named} "
+        f"{'share' if len(names) > 1 else 'has'} the highest {comparison.split} accuracy: "
         f"{percent(best.accuracy.mean)} ({seeds})."
     ]
+    if len(names) > 1:
+        said.append(f"What follows is said of {names[0]}.")
     if best.to_baseline:
         said.append(_sentence(best.to_baseline, label(BASELINE).lower()))
     if best.to_probe:

@@ -13,6 +13,7 @@ from delta_transfer.report.run_files import Predictions
 from delta_transfer.report.words import shorten
 
 MOST_CLASSES = 30
+CELLS = {6: 46, 12: 32, MOST_CLASSES: 24}  # most classes: side of a cell in CSS pixels
 LABEL = 20  # letters of a class name beside the matrix
 
 
@@ -78,7 +79,7 @@ def confusion_plot(predictions: Predictions) -> Plot | None:
     totals = Counter(row.label for row in predictions.rows)
     order = {name: position for position, name in enumerate(classes)}
     names = [shorten(printable(name), LABEL) for name in classes]
-    cell = 30 if len(classes) <= 10 else 24
+    cell = next(size for most, size in CELLS.items() if len(classes) <= most)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()

@@ -1,7 +1,7 @@
 """Learning curves: values over epochs, of one run or of several methods."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def accuracy_plot(accuracy: Series, *, probe: float, best_epoch: int) -> Plot:
     floor = _floor([accuracy], probe)
 
     def draw(figure: Figure) -> None:
-        axes = _epoch_axes(figure)
+        axes = _epoch_axes(figure, [accuracy])
         line = _line(axes, _percentages(accuracy), colour=ACCENT, name="fine-tuning")
         handles: list[Artist] = [line, _probe_line(axes, probe)]
         if best_epoch in accuracy:
@@ -93,7 +93,7 @@ def lines_plot(
     names = {key: shorten(printable(key), 34) for key in lines}
 
     def draw(figure: Figure) -> None:
-        axes = _epoch_axes(figure)
+        axes = _epoch_axes(figure, lines.values())
         handles: list[Artist] = []
         for number, (key, values) in enumerate(lines.items()):
             line = _line(axes, values, colour=SERIES[number % len(SERIES)], name=names[key])
@@ -124,7 +124,7 @@ def methods_plot(curves: Mapping[str, Series], *, probe: float, seeds: int) -> P
     floor = _floor(list(curves.values()), probe)
 
     def draw(figure: Figure) -> None:
-        axes = _epoch_axes(figure)
+        axes = _epoch_axes(figure, curves.values())
         handles: list[Artist] = []
         for method, values in curves.items():
             number = look(method, list(curves))
@@ -155,8 +155,10 @@ def look(method: str, methods: Sequence[str]) -> int:
     return len(METHODS) + (others.index(method) if method in others else 0)
 
 
-def _epoch_axes(figure: Figure) -> Axes:
+def _epoch_axes(figure: Figure, lines: Iterable[Series]) -> Axes:
+    last = max(1, *(epoch for values in lines for epoch in values))
     axes = figure.add_subplot()
+    axes.set_xlim(-0.04 * last, 1.04 * last)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))

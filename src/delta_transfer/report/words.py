@@ -11,7 +11,7 @@ LABELS = {
     "l2": "Plain fine-tuning",
     "lp_ft": "LP-FT",
     "l2sp": "L2-SP",
-    "delta_no_attention": "DELTA, no attention",
+    "delta_no_attention": "DELTA (no attention)",
     "delta": "DELTA",
 }
 MINUS = "\N{MINUS SIGN}"

@@ -4,8 +4,8 @@ import dataclasses
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +127,16 @@ def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightnin
         )
 
 
-class quiet(warnings.catch_warnings):  # noqa: N801 (a context manager, used like a function)
+@contextmanager
+def quiet() -> Iterator[None]:
     """Hides what Lightning says about choices that were made on purpose."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        for message in _HIDDEN:
-            warnings.filterwarnings("ignore", message)
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message in _HIDDEN:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        log.setLevel(level)
