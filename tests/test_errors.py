@@ -2,7 +2,8 @@ import pytest
 
 from delta_transfer.errors import UserError, match_names, near, unknown
 
-NAMES = ["stem", "layer1", "layer1.0", "layer1.0.conv1", "layer2", "layer2.0.conv1", "fc"]
+NAMES = "stem layer1 layer1.0 layer1.0.conv1 layer2 layer2.0.conv1 fc".split()
+MANY = [*NAMES, *(f"blocks.{i}.mlp" for i in range(20))]
 
 
 def test_a_user_error_is_a_value_error():
@@ -22,14 +23,14 @@ def test_near_gives_all_of_few_choices():
     ],
 )
 def test_near_finds_misspelt_names_and_names_with_another_prefix(name, expected):
-    found = near(name, NAMES)
+    found = near(name, MANY)
     assert expected in found
     assert len(found) <= 5
 
 
 def test_unknown_lists_near_names_else_examples_else_all():
-    assert "did you mean layer2" in str(unknown("tap", "layer22", NAMES))
-    assert "there are 7, for example stem, layer1" in str(unknown("tap", "qqqqqq", NAMES))
+    assert "did you mean layer2" in str(unknown("tap", "layer22", MANY))
+    assert "there are 27, for example stem, layer1" in str(unknown("tap", "qqqqqq", MANY))
     assert str(unknown("method", "x", ["a", "b"])) == "unknown method 'x': choose from a, b"
 
 

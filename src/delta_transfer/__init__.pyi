@@ -13,5 +13,5 @@ from .regularizer import Regularizer as Regularizer
 from .regularizer import Terms as Terms
 from .result import RunResult as RunResult
 from .run import train as train
+from .stages import auto_taps as auto_taps
 from .taps import Taps as Taps
-from .taps import auto_taps as auto_taps

@@ -1,10 +1,12 @@
 """From a dataclass to a command line: a thin adapter over jsonargparse."""
 
 import dataclasses
+import itertools
 import re
 import typing
 from argparse import ArgumentError
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import docstring_parser
@@ -41,27 +43,27 @@ def parse(
         SystemExit: after `--help`.
     """
     parser = _parser(options, prog, summary, positional, config_file)
-    flags = ["--help", "--config", *(_flag(f.name) for f in dataclasses.fields(options))]  # type: ignore[arg-type]
-    for arg in args:
-        name = arg.partition("=")[0]
-        if name.startswith("--") and name not in flags:
-            raise unknown("option", name, flags)
-    files, rest = _files_first(args) if config_file else ([], list(args))
+    names = [field.name for field in dataclasses.fields(options)]  # type: ignore[arg-type]  # a dataclass
+    _check_flags(args, ["help", *(["config"] if config_file else []), *names])
+    files, rest = _files_apart(args) if config_file else ([], list(args))
+    in_files = _read(files, names)
+    first = [arg for file in files for arg in ("--config", file)]
     try:
-        found = parser.parse_args([*files, *rest])
+        found = parser.parse_args([*first, *rest])
     except ArgumentError as error:
-        raise UserError(f"{_reword(str(error), options)} (see: {prog} --help)") from error
+        raise UserError(
+            f"{_reword(str(error), options, positional)} (see: {prog} --help)"
+        ) from error
     values: dict[str, Any] = found.as_dict()
     values.pop("config", None)
     for name in positional:
-        if values[name] is None:
-            values[name] = _from_files(name, files[1::2])
-        if values[name] is None:
+        # The parser lets a positional that was not given overwrite what a file says.
+        value = values[name] or in_files.get(name)
+        if not value:
             raise UserError(
                 f"{name.upper()} is missing: {prog} {name.upper()} (see: {prog} --help)"
             )
-        if isinstance(values[name], list):
-            values[name] = tuple(values[name])
+        values[name] = tuple(value) if isinstance(value, list) else value
     return options(**values)
 
 
@@ -73,7 +75,7 @@ def _parser(
     )
     if config_file:
         parser.add_argument(
-            "-c", "--config", action="config", help="YAML file with options; flags go before it"
+            "-c", "--config", action="config", help="YAML file with options; a flag overrides it"
         )
     docs = docstring_parser.parse(options.__doc__ or "").params
     help_of = {doc.arg_name: doc.description for doc in docs}
@@ -101,29 +103,57 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _files_first(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Moves `-c FILE` to the front, so that flags win wherever they stand."""
+def _check_flags(args: Sequence[str], names: Sequence[str]) -> None:
+    flags = [_flag(name) for name in names]
+    for arg in itertools.takewhile(lambda arg: arg != "--", args):
+        flag = arg.partition("=")[0]
+        if flag.startswith("--") and flag not in flags:
+            raise unknown("option", flag, flags)
+
+
+def _files_apart(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The FILE of each `-c FILE`, and the other arguments: flags win wherever they stand."""
     files: list[str] = []
     rest: list[str] = []
     left = list(args)
     while left:
         arg = left.pop(0)
         if arg in ("-c", "--config") and left:
-            files += ["--config", left.pop(0)]
+            files.append(left.pop(0))
         elif arg.startswith("--config="):
-            files += ["--config", arg.partition("=")[2]]
+            files.append(arg.partition("=")[2])
+        elif arg.startswith("-c") and len(arg) > 2:
+            files.append(arg[2:])
         else:
             rest.append(arg)
     return files, rest
 
 
-def _reword(message: str, options: type[Any]) -> str:
+def _read(files: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """What the files say, the last one having the last word; their keys are checked."""
+    values: dict[str, Any] = {}
+    for file in files:
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"-c {file} cannot be read as YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"-c {file} must hold options, a line each, such as {names[0]}: VALUE")
+        for key in content:
+            if key not in names:
+                raise UserError(f"-c {file}: {unknown('option', str(key), names)}")
+        values |= content
+    return values
+
+
+def _reword(message: str, options: type[Any], positional: Sequence[str]) -> str:
     """The parser's message of a wrong value in the words of a person; others as they are."""
-    found = re.match(r'Parser key "(\w+)":.*Got value: (.*)', message, re.DOTALL)
+    found = re.match(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL)
     hints = typing.get_type_hints(options)
     if found is None or found[1] not in hints:
         return message
-    return f"{_flag(found[1])} {found[2]}: give {_words(hints[found[1]])}"
+    name = found[1].upper() if found[1] in positional else _flag(found[1])
+    return f"{name} {found[2]}: give {_words(hints[found[1]])}"
 
 
 def _words(hint: Any) -> str:
@@ -140,13 +170,3 @@ _WORDS: dict[Any, str] = {
     str: "text",
     bool: "true or false",
 }
-
-
-def _from_files(name: str, files: Sequence[str]) -> Any:
-    """A positional that was not given may stand in a file; the parser itself overwrites it."""
-    for file in reversed(files):
-        with open(file) as text:
-            value = (yaml.safe_load(text) or {}).get(name)
-        if value is not None:
-            return value
-    return None

@@ -14,6 +14,7 @@ from delta_transfer.files import fingerprint, write_atomically
 from delta_transfer.functional import at_least_float32, normalize_scores
 
 VARIANCE_FLOOR = 1e-6
+_ABOUT = "delta-transfer"  # the entry of the metadata that describes the tensors
 _FORMAT = "delta-transfer channel attention 1"
 
 
@@ -59,14 +60,16 @@ class ChannelAttention:
         tensors |= {f"attention/{tap}": attention for tap, attention in self.attention.items()}
         about = {
             "format": _FORMAT,
-            "taps": json.dumps(self.taps),
-            "temperature": json.dumps(self.temperature),
+            "taps": self.taps,
+            "temperature": self.temperature,
             "method": self.method,
-            "samples": json.dumps(self.samples),
+            "samples": self.samples,
             "source": self.source,
         }
+        # One entry: safetensors writes several in random order, and equal runs give equal bytes.
+        metadata = {_ABOUT: json.dumps(about)}
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomically(Path(path), save(contiguous, metadata=about))
+        write_atomically(Path(path), save(contiguous, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> "ChannelAttention":
@@ -80,7 +83,7 @@ class ChannelAttention:
             raise UserError(f"no channel attention at {path}: there is no such file")
         try:
             with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
+                about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is no safetensors file: {error}") from error
@@ -89,13 +92,13 @@ class ChannelAttention:
                 f"{path} holds no channel attention (its format is {about.get('format')!r}): "
                 "give an attention.safetensors that a run wrote"
             )
-        taps = json.loads(about["taps"])
+        taps = about["taps"]
         return cls(
             scores={tap: tensors[f"scores/{tap}"] for tap in taps},
             variance={tap: tensors[f"variance/{tap}"] for tap in taps},
-            temperature=json.loads(about["temperature"]),
+            temperature=about["temperature"],
             method=about["method"],
-            samples=json.loads(about["samples"]),
+            samples=about["samples"],
             source=about["source"],
         )
 

@@ -182,7 +182,7 @@ def layers(args: Sequence[str]) -> None:
     import torch
 
     from delta_transfer.backbones import load_backbone
-    from delta_transfer.taps import auto_taps, list_modules
+    from delta_transfer.stages import auto_taps, list_modules
 
     backbone = load_backbone(
         options.model, num_outputs=2, image_size=options.image_size, pretrained=False
@@ -350,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unknown("command", args[0], list(COMMANDS))
         COMMANDS[args[0]](args[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_message(error)}", file=sys.stderr)
         return 2
     finally:
         _log.removeHandler(handler)
@@ -361,6 +361,11 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         message = super().format(record)
         return f"warning: {message}" if record.levelno >= logging.WARNING else message
+
+
+def _message(error: UserError) -> str:
+    """What it says, without the traceback that a DataLoader's worker process puts before it."""
+    return str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
 
 
 def _summary(command: Callable[..., Any]) -> str:

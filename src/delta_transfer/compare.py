@@ -13,7 +13,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
 from delta_transfer.prepare import prepare
 from delta_transfer.result import RunResult
-from delta_transfer.run import check, check_folder, choose_taps, make_folder, train_prepared
+from delta_transfer.run import check, check_folder, given_attention, make_folder, train_prepared
 from delta_transfer.stats import Summary, paired_difference, summarize
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def compare(
         seconds = time.perf_counter() - started
         if not results:
             for method in methods:
-                choose_taps(prepared, dataclasses.replace(seeded, method=method))
+                given_attention(prepared, dataclasses.replace(seeded, method=method))
             make_folder(folder)
             write_atomically(folder / "results.csv", _csv(results, folder))
         for method in methods:

@@ -18,6 +18,7 @@ from delta_transfer.data.augment import eval_transform, train_transform
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.errors import UserError
 from delta_transfer.probe import LinearProbe, collect_features, fit_probe
+from delta_transfer.taps import resolve_taps
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Prepared:
         task: the pictures.
         backbone: the pretrained network with a random head; not trained, copied.
         source: the pretrained network without a head.
+        taps: the modules that are tapped, by `--taps`.
         device: where it all runs.
         probe: the linear probe.
         probe_probabilities: of the validation and the test split (None without one), `[N, K]`.
@@ -40,6 +42,7 @@ class Prepared:
     task: Task
     backbone: Backbone
     source: nn.Module
+    taps: tuple[str, ...]
     device: torch.device
     probe: LinearProbe
     probe_probabilities: dict[str, Tensor | None]
@@ -51,7 +54,7 @@ def prepare(config: TrainConfig) -> Prepared:
     """Loads data and network and fits the linear probe.
 
     Raises:
-        UserError: if the data or the network are not as they must be.
+        UserError: if the data or the network are not as they must be, or a tap is unknown.
     """
     device = find_device(config.device)
     task = load_task(
@@ -68,6 +71,7 @@ def prepare(config: TrainConfig) -> Prepared:
         )
     source = copy.deepcopy(backbone.module)
     replace_module(source, backbone.head, nn.Identity())
+    taps = resolve_taps(source, _tap_names(config.taps))
     place(source, device)
     description = _describe(config, task, device)
     for line in description:
@@ -81,12 +85,13 @@ def prepare(config: TrainConfig) -> Prepared:
     forwards = 2 * len(task.train) + len(task.val) + (len(task.test) if task.test else 0)
     seconds = (time.perf_counter() - started) / forwards
     rows, labels = features["train"]
-    folds = derive_seed(config.seed, "folds") % 2**32  # which is what scikit-learn takes
-    probe = fit_probe(rows, labels, num_outputs=len(task.classes), seed=folds)
+    small = config.seed % 2**32  # scikit-learn, which draws the folds, takes no larger one
+    probe = fit_probe(rows, labels, num_outputs=len(task.classes), seed=small)
     return Prepared(
         task=task,
         backbone=backbone,
         source=source,
+        taps=taps,
         device=device,
         probe=probe,
         probe_probabilities={
@@ -123,7 +128,11 @@ def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoad
     """Pictures in their order, without augmentation."""
     dataset = PictureDataset(split, eval_transform(**dataclasses.asdict(spec)))
     return DataLoader(
-        dataset, batch_size=config.batch_size, num_workers=count_workers(config.workers)
+        dataset,
+        batch_size=config.batch_size,
+        num_workers=count_workers(config.workers),
+        # Its own, so that drawing the workers' seeds leaves the global random state alone.
+        generator=torch.Generator(),
     )
 
 
@@ -137,8 +146,7 @@ def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataL
         sampler=EpochSampler(len(split), seed=config.seed),
         num_workers=workers,
         persistent_workers=workers > 0,
-        # Its own, so that drawing the workers' seeds leaves the global random state alone.
-        generator=torch.Generator(),
+        generator=torch.Generator(),  # as above
     )
 
 
@@ -151,6 +159,10 @@ def count_workers(asked: int | None) -> int:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 0 if (cores or 1) <= 2 else min(8, (cores or 1) - 1)
+
+
+def _tap_names(taps: str) -> str | list[str]:
+    return taps if taps == "auto" else [name.strip() for name in taps.split(",")]
 
 
 def _features(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 # Seven decades in half-decade steps.
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -11, -1))
+# When L-BFGS stops: for the probe itself, and to compare strengths.
+CONVERGED = {"ftol": 1e-12, "gtol": 1e-6}
+NEARLY = {"ftol": 1e-7, "gtol": 1e-5}
 PATIENCE = 4  # strengths without a lower held-out loss after which weaker ones are not tried
 
 
@@ -177,13 +180,14 @@ def fit_probe(
     # Fewer samples than features: the same problem in the space that the samples span.
     _, _, basis = torch.linalg.svd((rows - mean) / scale, full_matrices=False)
     standard = (views - mean) / scale @ basis.T
+    strengths = sorted(strengths, reverse=True)
     best = strengths[0]
     if len(strengths) > 1:
         losses = _held_out_losses(standard, labels, num_outputs, loss, strengths, folds, seed)
         best = strengths[int(np.argmin(losses))]
         logger.debug("probe: held-out losses %s", losses)
     path = [strength for strength in strengths if strength >= best]
-    *_, (weight, bias) = _fit_path(standard, labels, num_outputs, loss, path)
+    *_, (weight, bias) = _fit_path(standard, labels, num_outputs, loss, path, CONVERGED)
     weight = weight @ basis / scale
     bias = bias - weight @ mean
     return LinearProbe(weight.float(), bias.float(), best)
@@ -206,7 +210,7 @@ def _held_out_losses(
     """The mean held-out loss of each strength, until it has risen for two decades."""
     folded = []
     for train, held_out in _folds(targets, folds, seed):
-        heads = _fit_path(features[train], targets[train], num_outputs, loss, strengths)
+        heads = _fit_path(features[train], targets[train], num_outputs, loss, strengths, NEARLY)
         rows = features[held_out].flatten(0, 1)
         labels = targets[held_out].repeat_interleave(features.shape[1], dim=0)
         folded.append((heads, rows, labels, len(held_out)))
@@ -235,7 +239,12 @@ def _folds(targets: Tensor, folds: int, seed: int) -> Iterator[tuple[Tensor, Ten
 
 
 def _fit_path(
-    features: Tensor, targets: Tensor, num_outputs: int, loss: Loss, strengths: Sequence[float]
+    features: Tensor,
+    targets: Tensor,
+    num_outputs: int,
+    loss: Loss,
+    strengths: Sequence[float],
+    stop: Mapping[str, float],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Heads for falling strengths, each started from the one before."""
     rows = features.flatten(0, 1)
@@ -258,7 +267,7 @@ def _fit_path(
             args=(strength,),
             jac=True,
             method="L-BFGS-B",
-            options={"maxiter": 200, "ftol": 1e-7, "gtol": 1e-5},
+            options={"maxiter": 200, **stop},
         )
         start = found.x
         head = torch.from_numpy(start.copy()).view(shape)

@@ -15,7 +15,8 @@ from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.errors import UserError
 from delta_transfer.functional import channels_last
 from delta_transfer.penalties import L2, L2SP, Delta, Penalty, Step
-from delta_transfer.taps import Taps, outside_graphs, resolve_taps, unwrap
+from delta_transfer.stages import unwrap
+from delta_transfer.taps import Taps, outside_graphs, resolve_taps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,6 @@ from delta_transfer.prepare import Prepared, place, plain_loader, prepare, train
 from delta_transfer.probe import LinearProbe
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.result import RunResult
-from delta_transfer.taps import resolve_taps
 from delta_transfer.training import (
     Fit,
     MeasureDrift,
@@ -82,7 +81,7 @@ def train_prepared(
         started: `time.perf_counter()` at the start of the run.
     """
     method = find_method(config.method)
-    taps, given = choose_taps(prepared, config)
+    given = given_attention(prepared, config)
     make_folder(folder)
     (folder / "checkpoints").mkdir()
     with _log_to(folder / "train.log", prepared.description):
@@ -92,9 +91,9 @@ def train_prepared(
         place(network, prepared.device)
         if method.head == "probe":
             _start_from_probe(network.get_submodule(prepared.backbone.head), prepared.probe)
-        best_epoch = 0
+        best_epoch, taps = 0, prepared.taps
         if method.trains:
-            regularizer, taps = _regularizer(prepared, config, method, network, taps, given, folder)
+            regularizer, taps = _regularizer(prepared, config, method, network, given, folder)
             best_epoch = _fit(prepared, config, method, network, regularizer, taps, folder)
         network.to(prepared.device)
         accuracies = _evaluate(prepared, config, network, folder)
@@ -127,15 +126,17 @@ def check(config: TrainConfig) -> None:
     """Checks the options that need no data: names, and options that the method does not use.
 
     Raises:
-        UserError: if a name is unknown.
+        UserError: if a name is unknown, or a file is no channel attention.
     """
     method = find_method(config.method)
     choices = ["none", *ESTIMATORS]
-    if config.attention not in choices and not Path(config.attention).is_file():
-        raise UserError(
-            f"{unknown('attention', config.attention, choices)}; or give the file "
-            "attention.safetensors of another run (there is no such file)"
-        )
+    if config.attention not in choices:
+        if not Path(config.attention).is_file():
+            raise UserError(
+                f"{unknown('attention', config.attention, choices)}; or give the file "
+                "attention.safetensors of another run (there is no such file)"
+            )
+        ChannelAttention.load(config.attention)
     if method.name == "delta" and config.attention == "none":
         raise UserError(
             "--method delta weighs channels by their attention: with --attention none use "
@@ -147,21 +148,6 @@ def check(config: TrainConfig) -> None:
         logger.warning("--attention is ignored: method %s has no attention", method.name)
     if not method.attention and config.attention_samples is not None:
         logger.warning("--attention-samples is ignored: method %s has no attention", method.name)
-
-
-def choose_taps(
-    prepared: Prepared, config: TrainConfig
-) -> tuple[tuple[str, ...], ChannelAttention | None]:
-    """The modules that are tapped, and the channel attention if it comes from a file.
-
-    Raises:
-        UserError: if a tap is unknown, or the file does not fit the network.
-    """
-    taps = resolve_taps(prepared.source, _names(config.taps))
-    if not find_method(config.method).attention or config.attention in ESTIMATORS:
-        return taps, None
-    attention = _given_attention(prepared, config)
-    return attention.taps, attention
 
 
 def default_folder(config: TrainConfig) -> Path:
@@ -217,10 +203,6 @@ def _is_ours(folder: Path) -> bool:
     return True
 
 
-def _names(taps: str) -> str | list[str]:
-    return taps if taps == "auto" else [name.strip() for name in taps.split(",")]
-
-
 def _strength(config: TrainConfig, method: Method) -> float | None:
     return method.strength if config.strength is None else config.strength
 
@@ -231,8 +213,14 @@ def _start_from_probe(head: nn.Module, probe: LinearProbe) -> None:
         head.get_parameter("bias").copy_(probe.bias)
 
 
-def _given_attention(prepared: Prepared, config: TrainConfig) -> ChannelAttention:
-    """The attention in the file that was named; it must fit the network."""
+def given_attention(prepared: Prepared, config: TrainConfig) -> ChannelAttention | None:
+    """The attention in the file that was named, if one was and the method needs it.
+
+    Raises:
+        UserError: if it does not fit the network.
+    """
+    if not find_method(config.method).attention or config.attention in ESTIMATORS:
+        return None
     attention = ChannelAttention.load(config.attention)
     own = weights_fingerprint(prepared.source, head=prepared.backbone.head)
     if attention.source != own:
@@ -253,11 +241,11 @@ def _regularizer(
     config: TrainConfig,
     method: Method,
     network: nn.Module,
-    taps: tuple[str, ...],
     attention: ChannelAttention | None,
     folder: Path,
 ) -> tuple[Regularizer, tuple[str, ...]]:
     """The method's penalties on this network, calibrated; and the taps that they compare."""
+    taps = prepared.taps
     loader = plain_loader(prepared.task.train, prepared.backbone.input, config)
     if method.attention and attention is None:
         samples = config.attention_samples

@@ -26,7 +26,8 @@ from delta_transfer.probe import (
     fit_probe,
     replaced_head,
 )
-from delta_transfer.taps import resolve_taps, unwrap
+from delta_transfer.stages import unwrap
+from delta_transfer.taps import resolve_taps
 
 ESTIMATORS: dict[str, Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]] = {
     "gradient": first_order_scores,
@@ -59,7 +60,7 @@ def estimate_attention(
     Args:
         model: the pretrained network. Its own head is not used.
         loader: batches (inputs, targets) of training data without augmentation, in any order. It
-            is run through once or twice.
+            is run through once; once more to fit the probe, and once more to draw samples.
         num_outputs: how many classes; not needed with a probe.
         probe: the freshly trained head; by default a linear probe is fitted.
         head: the name of the module that makes the logits, or `"auto"`.
@@ -82,6 +83,8 @@ def estimate_attention(
         raise unknown("attention method", method, list(ESTIMATORS))
     if probe is None and num_outputs is None:
         raise UserError("estimate_attention needs num_outputs (how many classes) or a fitted probe")
+    if not temperature > 0:
+        raise UserError(f"temperature must be positive, got {temperature}")
     if samples is not None and samples < 1:
         raise UserError(f"samples must be at least 1, got {samples}")
     model = unwrap(model)
@@ -136,7 +139,10 @@ class _Batches:
                 self.count += len(targets)
                 yield inputs.to(self._device), targets.to(self._device)
         if not self.count:
-            raise UserError("the loader is empty: channel attention needs training data")
+            raise UserError(
+                "the loader is empty, or can be run through only once: channel attention needs "
+                "training data from a loader such as DataLoader or a list of batches"
+            )
 
     def _draw(self, samples: int) -> Tensor:
         total = sum(len(targets) for _, targets in self._loader)

@@ -1,0 +1,42 @@
+"""What many tests share: one thread, a folder of tiny pictures, one run and one comparison."""
+
+import os
+
+# Before torch is imported, and for the processes that tests start: on tiny tensors several threads
+# only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from pathlib import Path
+
+import pytest
+
+from delta_transfer.result import RunResult
+from tests.runs import flags, tiny, write_pictures
+
+METHODS = ("probe", "l2", "lp_ft", "l2sp", "delta_no_attention", "delta")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train, val and test; its `train` is a flat folder. Not to be written to."""
+    return write_pictures(tmp_path_factory.mktemp("data") / "patterns")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> RunResult:
+    """What the command `train` left behind, with the method delta. Not to be written to."""
+    from delta_transfer.cli import main
+
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(["train", str(pictures), f"--out={out}", *flags(epochs=3)]) == 0
+    return RunResult.load(out)
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> list[RunResult]:
+    """Every method with two seeds, on splits that the seed draws. Not to be written to."""
+    from delta_transfer.compare import compare
+
+    out = tmp_path_factory.mktemp("runs") / "compared"
+    config = tiny(pictures / "train", out, epochs=1, test_split="0.25", val_fraction=0.25)
+    return compare(config, out, methods=METHODS, seeds=[0, 1])

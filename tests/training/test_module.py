@@ -1,0 +1,130 @@
+import math
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from delta_transfer.penalties import L2, L2SP
+from delta_transfer.regularizer import Regularizer
+from delta_transfer.training.module import FineTuning, Optimization, schedule_factor
+from tests.networks import conv_net, moved
+
+
+def expected_factor(step: int, total: int, schedule: str) -> float:
+    """By the words: 15% of the steps up to the peak, then down to zero, by a step or not at all."""
+    rising = max(1, round(0.15 * total))
+    if step + 1 <= rising:
+        return (step + 1) / rising
+    if schedule == "constant":
+        return 1.0
+    if schedule == "step":
+        return 1.0 if step / total < 0.67 else 0.1
+    gone = (step - rising) / (total - rising)
+    return math.cos(gone * math.pi / 2) ** 2
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 40, 100])
+def test_the_schedule_is_a_warm_up_and_what_its_name_says(schedule, total):
+    for step in range(total):
+        found = schedule_factor(step, total, schedule=schedule)
+        assert found == pytest.approx(expected_factor(step, total, schedule), abs=1e-12)
+        assert 0 < found <= 1
+
+
+def test_the_cosine_ends_at_zero():
+    assert schedule_factor(40, 40, schedule="cosine") == pytest.approx(0)
+
+
+def fine_tuning(**options: object) -> FineTuning:
+    target, source = moved(conv_net()), conv_net()
+    penalties = [L2SP(strength=0.5), L2("fc", strength=0.25)]
+    values = {
+        "optimizer": "adamw",
+        "lr": 0.1,
+        "head_lr": 0.2,
+        "weight_decay": 0.3,
+        "schedule": "constant",
+    }
+    module = FineTuning(
+        target,
+        Regularizer(target, source, penalties),
+        loss=F.cross_entropy,
+        head="fc",
+        num_classes=3,
+        optimization=Optimization(**{**values, **options}),
+        borrowed=ExitStack(),
+    )
+    module.trainer = SimpleNamespace(estimated_stepping_batches=20)
+    return module
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_head_and_backbone_have_their_own_rates(optimizer):
+    module = fine_tuning(optimizer=optimizer)
+    made = module.configure_optimizers()["optimizer"]
+    rate_of = {
+        id(parameter): group["initial_lr"]
+        for group in made.param_groups
+        for parameter in group["params"]
+    }
+    rates = {name: rate_of[id(p)] for name, p in module.network.named_parameters()}
+    assert len(rate_of) == len(rates)  # nothing but the network is trained
+    assert {name for name, rate in rates.items() if rate == 0.2} == {"fc.weight", "fc.bias"}
+    assert set(rates.values()) == {0.1, 0.2}
+
+
+def test_parameters_are_in_the_order_of_the_network():
+    """Norms of gradients are sums in this order, and equal runs must give equal bytes."""
+    module = fine_tuning()
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    found = [id(parameter) for group in groups for parameter in group["params"]]
+    assert found == [id(parameter) for parameter in module.network.parameters()]
+
+
+def test_optimisers_are_those_of_the_options():
+    adamw = fine_tuning(optimizer="adamw").configure_optimizers()["optimizer"]
+    sgd = fine_tuning(optimizer="sgd").configure_optimizers()["optimizer"]
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert {group["momentum"] for group in sgd.param_groups} == {0.9}
+    for optimizer in (adamw, sgd):
+        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3}
+
+
+def test_the_schedule_goes_by_the_step_over_all_steps():
+    found = fine_tuning(schedule="cosine").configure_optimizers()
+    optimizer, plan = found["optimizer"], found["lr_scheduler"]
+    assert plan["interval"] == "step"
+    for step in range(20):
+        factor = expected_factor(step, 20, "cosine")
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([0.1 * factor, 0.2 * factor])
+        optimizer.step()
+        plan["scheduler"].step()
+
+
+def test_a_step_is_the_task_loss_and_the_terms(monkeypatch):
+    module = fine_tuning()
+    module.trainer = SimpleNamespace(optimizers=[module.configure_optimizers()["optimizer"]])
+    logged = {}
+    monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update(values))
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+    monkeypatch.setattr(FineTuning, "current_epoch", 4)
+    inputs, targets = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+    with module.regularizer:
+        total = module.training_step((inputs, targets), 0)
+    network, source = module.network, conv_net()
+    start = dict(source.named_parameters())
+    task = F.cross_entropy(network.eval()(inputs), targets)
+    l2sp = sum((p - start[name]).square().sum() for name, p in network.named_parameters())
+    head = network.fc.weight.square().sum() + network.fc.bias.square().sum()
+    expected = {"task": task, "l2sp": 0.5 * 0.5 * l2sp, "l2": 0.25 * 0.5 * head}
+    for name, value in expected.items():
+        assert logged[f"train_{name}"].item() == pytest.approx(value.item(), rel=1e-5)
+        assert not logged[f"train_{name}"].requires_grad
+    assert total.item() == pytest.approx(sum(expected.values()).item(), rel=1e-5)
+    assert total.requires_grad
+    assert (logged["train_loss"].item(), logged["epoch"]) == (total.item(), 5)
