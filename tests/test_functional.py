@@ -218,6 +218,13 @@ def test_equal_scores_give_uniform_attention(value, channels):
     assert found.tolist() == pytest.approx([1 / channels] * channels, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_scores_that_differ_by_rounding_are_equal(dtype):
+    scores = torch.full((8,), 0.1, dtype=dtype)
+    scores[:3] = torch.nextafter(scores[:3], torch.ones(3, dtype=dtype))
+    assert normalize_scores(scores, temperature=1.0).tolist() == pytest.approx([1 / 8] * 8)
+
+
 def test_bad_scores_and_temperatures_are_errors():
     for temperature in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="temperature must be positive"):

@@ -124,7 +124,7 @@ TABLE = {
         channels_last=True,
     ),
 }
-SLOW = {"resnet101", "torchvision/mobilenet_v2", "torchvision/vit_b_16", "torchvision/swin_v2_t"}
+SLOW = {"torchvision/vit_b_16"}
 
 
 def network(name: str) -> nn.Module:

@@ -79,7 +79,7 @@ class Row:
     Args:
         method: its name.
         accuracy: over the seeds, on the test split (without one, on validation).
-        difference: to the baseline, None for the baseline itself or where it was not run.
+        difference: to the baseline, None for the baseline itself or where they share no seed.
         seconds: of a run.
     """
 
@@ -94,19 +94,17 @@ def table(results: Sequence[RunResult], *, baseline: str = "l2") -> list[Row]:
     by_method: dict[str, dict[int, float]] = {}
     seconds: dict[str, list[float]] = {}
     for result in results:
-        accuracy = result.val_accuracy if result.test_accuracy is None else result.test_accuracy
-        by_method.setdefault(result.method, {})[result.seed] = accuracy
+        figure = result.val_accuracy if result.test_accuracy is None else result.test_accuracy
+        by_method.setdefault(result.method, {})[result.seed] = figure
         seconds.setdefault(result.method, []).append(result.seconds)
-    base = by_method.get(baseline)
-    return [
-        Row(
-            method,
-            summarize(list(values.values())),
-            None if base is None or method == baseline else paired_difference(values, base),
-            summarize(seconds[method]).mean,
-        )
-        for method, values in by_method.items()
-    ]
+    base = by_method.get(baseline, {})
+    rows = []
+    for method, values in by_method.items():
+        paired = method != baseline and values.keys() & base.keys()
+        difference = paired_difference(values, base) if paired else None
+        accuracy = summarize(list(values.values()))
+        rows.append(Row(method, accuracy, difference, summarize(seconds[method]).mean))
+    return rows
 
 
 def _check_each_once(name: str, values: Sequence[object]) -> None:

@@ -87,6 +87,8 @@ class Predictor:
             UserError: if a path does not exist, a folder has no pictures, or a file is unreadable.
         """
         files = [file for path in paths for file in _files(Path(path))]
+        if not files:
+            return []
         split = Split(tuple(files), (0,) * len(files), _read)
         predictions = []
         for path, row in zip(files, self._probabilities(split), strict=True):

@@ -185,6 +185,17 @@ def test_regression_and_auto_taps():
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_no_gradients_of_weights_are_computed(method):
+    net, (x, y) = conv_net(), data()
+
+    def loss(logits, targets):
+        assert not any(parameter.requires_grad for parameter in net.parameters())
+        return F.cross_entropy(logits, targets)
+
+    estimate_attention(net, loader(x, y), num_outputs=3, taps=TAPS, method=method, loss=loss)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_frozen_networks_and_calls_without_gradients(method):
     net, (x, y) = conv_net(), data()
     options = {"probe": some_probe(), "taps": TAPS, "method": method}

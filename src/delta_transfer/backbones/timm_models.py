@@ -3,6 +3,7 @@
 from typing import Any
 
 import timm
+import torch
 from timm.data.config import resolve_data_config
 from torch import nn
 
@@ -52,6 +53,8 @@ def load_timm(
     # The same start for every library's head; some of timm's own are many times larger.
     linear.reset_parameters()
     turn_off_dropout(module)
+    if image_size is not None:
+        _try_size(module, name, image_size)
     return Backbone(
         module=module,
         head=head,
@@ -70,6 +73,19 @@ def _linear_head(module: nn.Module, name: str) -> tuple[str, nn.Linear]:
             "linear layer as their head can be fine-tuned, such as resnet50 or convnext_tiny"
         )
     return heads[0], classifier
+
+
+def _try_size(module: nn.Module, name: str, size: int) -> None:
+    module.eval()
+    try:
+        with torch.no_grad():
+            module(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"model {name!r} cannot take pictures of {size} pixels ({error}): give another "
+            "--image-size, or leave it out for the network's own"
+        ) from error
+    module.train()
 
 
 def _input_spec(module: nn.Module, image_size: int | None) -> InputSpec:

@@ -90,6 +90,7 @@ class FineTuning(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Enters the regularizer, now that the network is on its device."""
+        self.network.train()  # Lightning would train it in whatever mode it comes in
         self._borrowed.enter_context(self.regularizer)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:

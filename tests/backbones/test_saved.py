@@ -1,0 +1,161 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import timm.data
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torchvision.transforms import functional as F
+
+from delta_transfer.backbones import load_backbone
+from delta_transfer.backbones.saved import load_model, save_model
+from delta_transfer.errors import UserError
+from delta_transfer.predict import Predictor
+from tests.runs import CLASSES
+
+
+@pytest.fixture
+def model(finished) -> Path:
+    return finished.folder / "model"
+
+
+@pytest.fixture
+def copied(model, tmp_path) -> Path:
+    return shutil.copytree(model, tmp_path / "model")
+
+
+def bare(model: Path) -> nn.Module:
+    """The network by timm alone, as a stranger would load it."""
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=len(CLASSES))
+    network.load_state_dict(load_file(model / "model.safetensors"))
+    return network.eval()
+
+
+def prepare(path: Path, config: dict) -> Tensor:
+    """A picture as config.json says, by torchvision alone."""
+    cfg = config["pretrained_cfg"]
+    image = Image.open(path).convert("RGB")
+    size = cfg["input_size"][-1]
+    resized = F.resize(
+        image,
+        round(size / cfg["crop_pct"]),
+        interpolation=F.InterpolationMode(cfg["interpolation"]),
+    )
+    cropped = F.to_tensor(F.center_crop(resized, [size, size]))
+    return F.normalize(cropped, cfg["mean"], cfg["std"])
+
+
+def test_config_names_classes_and_preparation(model):
+    config = json.loads((model / "config.json").read_text())
+    assert config["architecture"] == "tf_efficientnet_lite0"
+    assert tuple(config["label_names"]) == CLASSES
+    assert config["pretrained_cfg"] == {
+        "input_size": [3, 32, 32],
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "num_classes": 3,
+        "classifier": "classifier",
+    }
+    with safe_open(model / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_bare_timm_and_predict_agree(model, finished, pictures):
+    config = json.loads((model / "config.json").read_text())
+    files = sorted((pictures / "test").rglob("*.png"))
+    with torch.no_grad():
+        logits = bare(model)(torch.stack([prepare(file, config) for file in files]))
+    predictions = Predictor(finished.folder, device="cpu", workers=0).predict(files)
+    for prediction, expected in zip(predictions, logits.softmax(dim=1), strict=True):
+        found = torch.tensor([prediction.probabilities[name] for name in CLASSES])
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_timm_loads_the_folder_by_itself(model):
+    loaded = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
+    for name, tensor in bare(model).state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert loaded.num_classes == len(CLASSES)
+    # It knows how to prepare pictures too.
+    cfg = json.loads((model / "config.json").read_text())["pretrained_cfg"]
+    resolved = timm.data.resolve_data_config({}, model=loaded)
+    for name in ("input_size", "crop_pct", "interpolation", "mean", "std"):
+        found = resolved[name]
+        assert (list(found) if isinstance(found, tuple) else found) == cfg[name]
+    assert resolved["crop_mode"] == "center"
+
+
+def test_timm_loads_it_for_another_task(model):
+    loaded = timm.create_model(f"local-dir:{model}", pretrained=True, num_classes=5).eval()
+    assert torch.equal(loaded.conv_stem.weight, bare(model).conv_stem.weight)
+    assert loaded.classifier.out_features == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("vit_tiny_patch16_224", 64), ("convnext_atto", 64), ("resnet18", None)]
+)
+def test_any_network_comes_back_as_it_was_saved(tmp_path, name, size):
+    backbone = load_backbone(name, num_outputs=3, image_size=size, pretrained=False)
+    save_model(tmp_path, backbone, backbone.module, classes=CLASSES)
+    inputs = torch.randn(1, 3, backbone.input.size, backbone.input.size)
+    expected = backbone.module.eval()(inputs)
+    loaded, classes = load_model(tmp_path)
+    assert classes == CLASSES
+    assert (loaded.input, loaded.head) == (backbone.input, backbone.head)
+    by_timm = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    for network in (loaded.module, by_timm):
+        assert torch.allclose(network.eval()(inputs), expected, atol=1e-5)
+
+
+def test_memory_layout_and_dtype_of_the_moment_do_not_show_in_the_file(tmp_path):
+    backbone = load_backbone("resnet18", num_outputs=3, pretrained=False)
+    for name in ("plain", "layout"):
+        (tmp_path / name).mkdir()
+        save_model(tmp_path / name, backbone, backbone.module, classes=CLASSES)
+        backbone.module.to(memory_format=torch.channels_last)
+    plain, layout = ((tmp_path / name / "model.safetensors") for name in ("plain", "layout"))
+    assert plain.read_bytes() == layout.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_missing_file_is_named(copied, name):
+    (copied / name).unlink()
+    with pytest.raises(UserError, match=f"no model in .*there is no {name}"):
+        load_model(copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("model.safetensors", b"short"),
+        ("model.safetensors", save({"x": torch.ones(1)})),
+    ],
+)
+def test_a_damaged_file_is_refused(copied, name, content):
+    (copied / name).write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        load_model(copied)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("label_names", ["one", "two"]),
+        ("architecture", "efficientnet"),
+        ("pretrained_cfg", {"input_size": [3, 32, 32]}),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(copied, key, value):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(UserError, match="is damaged"):
+        load_model(copied)

@@ -1,0 +1,135 @@
+import copy
+
+import pytest
+import timm
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from torch import nn
+
+from delta_transfer.backbones import load_backbone
+from delta_transfer.errors import UserError
+
+
+def untrained(name: str, *, image_size: int | None = None):
+    return load_backbone(name, num_outputs=5, image_size=image_size, pretrained=False)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet18", "resnet18.a1_in1k"])
+def test_a_timm_name_gives_the_network_with_a_head_for_the_task(name):
+    backbone = untrained(name)
+    assert (backbone.head, backbone.architecture, backbone.model_args) == ("fc", "resnet18", {})
+    assert backbone.module(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_pictures_are_prepared_as_the_weights_want_them():
+    spec = untrained("resnet18.a1_in1k").input
+    wanted = timm.get_pretrained_cfg("resnet18.a1_in1k")
+    assert (spec.mean, spec.std) == (wanted.mean, wanted.std)
+    assert (spec.crop_pct, spec.interpolation) == (wanted.crop_pct, wanted.interpolation)
+    assert spec.size == wanted.input_size[-1]
+    assert untrained("resnet18", image_size=96).input.size == 96
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "convnext_atto"])
+def test_every_head_starts_as_a_fresh_linear_layer(name):
+    """Some of timm's own are many times larger, or all zero."""
+    backbone = untrained(name)
+    head = backbone.module.get_submodule(backbone.head)
+    bound = head.in_features**-0.5
+    for values in (head.weight, head.bias):
+        assert bound / 2 < values.abs().max() <= bound
+
+
+def test_the_same_random_state_gives_the_same_head():
+    heads = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        backbone = untrained("resnet18")
+        heads.append(backbone.module.get_submodule("fc").weight)
+    assert torch.equal(*heads)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224", "tf_efficientnet_lite0"])
+def test_in_train_mode_only_batch_norm_differs_from_eval_mode(name):
+    """Dropout and stochastic depth are off: noise in the features is no distance."""
+    backbone = untrained(name)
+    model, inputs = backbone.module, torch.rand(2, 3, backbone.input.size, backbone.input.size)
+    reference = copy.deepcopy(model).eval()
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    with torch.no_grad():
+        assert torch.allclose(model(inputs), reference(inputs), atol=1e-5)
+
+
+def test_a_transformer_is_made_for_the_size_of_the_pictures():
+    backbone = untrained("vit_tiny_patch16_224", image_size=64)
+    assert backbone.model_args == {"img_size": 64}
+    assert backbone.module(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet5O", r"unknown model 'resnet5O': did you mean .*resnet50"),
+        ("resnet50.a1_in2k", r"unknown weights of model 'resnet50' 'a1_in2k': .*a1_in1k"),
+        ("torchvison/resnet50", r"unknown model 'torchvison/resnet50': .* one of timm, pypi"),
+        ("", "unknown model ''"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_ones(name, message):
+    with pytest.raises(UserError, match=message):
+        load_backbone(name, num_outputs=2)
+
+
+def test_an_architecture_without_weights_cannot_be_the_pretrained_network():
+    name = next(m for m in timm.list_models() if not timm.list_pretrained(f"{m}.*"))
+    with pytest.raises(UserError, match="no pretrained weights"):
+        load_backbone(name, num_outputs=2)
+
+
+@pytest.mark.parametrize(
+    "error", [LocalEntryNotFoundError("offline"), ConnectionError("refused"), TimeoutError()]
+)
+def test_weights_that_cannot_be_downloaded_are_the_users_to_know(monkeypatch, error):
+    def create_model(name: str, **options: object) -> nn.Module:
+        assert options["pretrained"]
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    with pytest.raises(UserError, match=r"'resnet18' could not be downloaded.*pypi/efficientnet"):
+        load_backbone("resnet18", num_outputs=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("twins_svt_small", 50, "cannot be made for these pictures"),
+        ("inception_v3", 50, "cannot take pictures of 50 pixels .* give another --image-size"),
+    ],
+)
+def test_a_size_that_does_not_suit_the_network_is_refused(name, size, message):
+    with pytest.raises(UserError, match=message):
+        untrained(name, image_size=size)
+
+
+def test_a_size_that_is_given_leaves_the_network_in_train_mode_and_untouched():
+    plain, sized = untrained("resnet18").module, untrained("resnet18", image_size=64).module
+    assert all(module.training for module in sized.modules())
+    for name in ("bn1.running_mean", "bn1.num_batches_tracked"):
+        assert torch.equal(sized.state_dict()[name], plain.state_dict()[name])
+
+
+def test_a_head_that_is_no_linear_layer_is_refused(monkeypatch):
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Conv2d(1, 1, 1)
+
+        def get_classifier(self) -> nn.Module:
+            return self.head
+
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: Odd())
+    with pytest.raises(UserError, match="the head of model 'resnet18' is a Conv2d"):
+        untrained("resnet18")

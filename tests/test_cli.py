@@ -1,0 +1,402 @@
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+import delta_transfer
+from delta_transfer import cli
+from delta_transfer.cli import COMMANDS, main
+from delta_transfer.methods import METHODS
+from delta_transfer.result import RunResult
+from tests.runs import CLASSES, OPTIONS, SPLITS, flags
+
+SLOW_TO_IMPORT = ("torch", "lightning", "timm", "sklearn", "torchvision", "scipy", "matplotlib")
+LITE0_TAPS = ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
+
+
+def python(code: str, *, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+class TestHelp:
+    @pytest.mark.parametrize(
+        "args", [["--help"], [], ["--version"], *([name, "--help"] for name in COMMANDS)]
+    )
+    def test_it_imports_nothing_slow(self, args):
+        done = python(
+            "import sys\n"
+            "from delta_transfer.cli import main\n"
+            "try:\n"
+            f"    main({args})\n"
+            "except SystemExit as stop:\n"
+            "    assert not stop.code\n"
+            f"slow = [name for name in {SLOW_TO_IMPORT} if name in sys.modules]\n"
+            "assert not slow, slow\n"
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+    def test_every_command_has_a_line(self, capsys):
+        assert main(["--help"]) == 0
+        text = capsys.readouterr().out
+        for name, command in COMMANDS.items():
+            assert f"  {name}" in text
+            assert (command.__doc__ or "").splitlines()[0] in text
+
+    def test_version_is_that_of_the_package(self, capsys):
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out.strip() == version("delta-transfer")
+
+
+def test_importing_the_package_imports_nothing_slow():
+    done = python(
+        "import sys\n"
+        "import delta_transfer\n"
+        "from delta_transfer import RunResult, TrainConfig, UserError\n"
+        f"slow = [name for name in {SLOW_TO_IMPORT} if name in sys.modules]\n"
+        "assert not slow, slow\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_there():
+    stub = Path(delta_transfer.__file__).with_suffix(".pyi").read_text()
+    names = [line.split(" as ")[1] for line in stub.splitlines() if " as " in line]
+    assert sorted(names) == sorted(delta_transfer.__all__)
+    for name in names:
+        assert getattr(delta_transfer, name).__name__ == name
+
+
+class TestTrain:
+    def test_it_says_where_everything_is(self, pictures, tmp_path, capsys):
+        out = tmp_path / "run"
+        assert main(["train", str(pictures), f"--out={out}", *flags(method="probe")]) == 0
+        said = capsys.readouterr()
+        assert said.out.splitlines() == [
+            f"model    {out / 'model'}",
+            f"report   {out / 'report.html'}",
+        ]
+        for part in (
+            "3 classes, 24 training, 15 validation, 12 test",
+            "model    pypi/efficientnet_lite0",
+            "method   probe",
+            "test accuracy",
+        ):
+            assert part in said.err
+        assert (out / "report.html").is_file()
+
+    def test_a_file_flags_and_defaults_in_this_order(self, pictures, tmp_path):
+        out = tmp_path / "run"
+        file = tmp_path / "options.yaml"
+        options = {"data": str(pictures), "method": "l2", "seed": 4, "out": str(out), **OPTIONS}
+        file.write_text(yaml.safe_dump(options))
+        assert main(["train", "--method=probe", "-c", str(file)]) == 0
+        saved = yaml.safe_load((out / "config.yaml").read_text())
+        assert (saved["method"], saved["seed"], saved["optimizer"]) == ("probe", 4, "adamw")
+        assert saved["data"] == str(pictures)
+
+    def test_the_config_of_a_run_repeats_it(self, finished, tmp_path):
+        config = finished.folder / "config.yaml"
+        out = tmp_path / "again"
+        assert main(["train", "-c", str(config), "--method=probe", f"--out={out}"]) == 0
+        assert RunResult.load(out).linear_probe_test_accuracy == finished.linear_probe_test_accuracy
+
+    def test_overwrite_is_asked_for_by_its_flag(self, finished, pictures, tmp_path):
+        out = shutil.copytree(finished.folder, tmp_path / "run")
+        command = ["train", str(pictures), f"--out={out}", *flags(method="probe")]
+        assert main(command) == 2
+        assert main([*command, "--overwrite"]) == 0
+        assert RunResult.load(out).method == "probe"
+
+
+def wrong_folder(root: Path, paths: Sequence[str]) -> str:
+    from PIL import Image
+
+    for number, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(root / path)
+    return str(root)
+
+
+def error_of(capsys: pytest.CaptureFixture[str], args: Sequence[str]) -> str:
+    """The one message of a command that must end with exit code 2."""
+    assert main(args) == 2
+    said = capsys.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert said.err.rstrip().endswith(errors[0])  # nothing comes after it
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    return errors[0]
+
+
+class TestWrongInput:
+    @pytest.mark.parametrize(
+        ("paths", "message"),
+        [
+            ([], "there is no folder of this name"),
+            (["notes.png"], "has no pictures in class folders"),
+            (["cat/1.png", "cat/2.png"], "has only one class, 'cat'"),
+            (["cat/1.png", "cat/2.png", "dog/1.png"], "'dog' has 1"),
+            (
+                ["train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/cow/1.png"],
+                "must have the same classes",
+            ),
+        ],
+    )
+    def test_data(self, capsys, tmp_path, paths, message):
+        data, out = wrong_folder(tmp_path / "data", paths), tmp_path / "run"
+        assert message in error_of(capsys, ["train", data, f"--out={out}", *flags()])
+        assert not out.exists()
+
+    def test_an_empty_folder(self, capsys, tmp_path):
+        (tmp_path / "data").mkdir()
+        args = ["train", str(tmp_path / "data"), f"--out={tmp_path / 'run'}"]
+        assert "has no pictures in class folders" in error_of(capsys, args)
+
+    @pytest.mark.parametrize(
+        ("flag", "message"),
+        [
+            ("--model=resnet5O", "unknown model 'resnet5O': did you mean"),
+            ("--model=resnet50.a1_in2k", "a1_in1k"),
+            ("--model=pypi/efficientnet_lite9", "pypi/efficientnet_lite0"),
+            ("--taps=blocks.9", "unknown tap 'blocks.9': did you mean"),
+            ("--method=delt", "unknown method 'delt': choose from probe"),
+            ("--metod=delta", "unknown option '--metod': did you mean --method"),
+            ("--attention=exakt", "unknown attention 'exakt': choose from"),
+            (f"--attention={__file__}", "is no safetensors file"),
+            ("--device=tpu", "--device tpu: give one of auto, cpu, cuda, mps"),
+            ("--epochs=0", "--epochs must be at least 1"),
+            ("--epochs=many", "--epochs many: give a whole number"),
+            ("--batch-size=-2", "--batch-size must be at least 1"),
+            ("--lr=0", "--lr must be above 0"),
+            ("--strength=-1", "--strength must be at least 0"),
+            ("--strength=inf", "--strength inf: give a number"),
+            ("--val-fraction=1.5", "--val-fraction 1.5: must be above 0 and below 1"),
+            ("--test-split=exam", "--test-split exam: there is no such folder"),
+            ("--image-size=4", "--image-size must be at least 16"),
+            ("--samples-per-class=100", "--samples-per-class 100 needs at least 100"),
+            ("--seed=-1", "--seed must be at least 0"),
+        ],
+    )
+    def test_an_option_of_train(self, capsys, pictures, tmp_path, flag, message):
+        out = tmp_path / "run"
+        args = ["train", str(pictures), f"--out={out}", *flags(), flag]
+        assert message in error_of(capsys, args)
+        assert not out.exists()
+
+    def test_a_device_that_is_not_there(self, capsys, pictures, tmp_path, monkeypatch):
+        monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: None)
+        args = ["train", str(pictures), f"--out={tmp_path / 'run'}", "--device=cuda"]
+        assert "--device cuda: this machine has only a CPU" in error_of(capsys, args)
+        assert not (tmp_path / "run").exists()
+
+    def test_an_output_folder_in_use(self, capsys, pictures, tmp_path):
+        (tmp_path / "thesis.txt").write_text("years of work")
+        args = ["train", str(pictures), f"--out={tmp_path}"]
+        assert "is not empty" in error_of(capsys, args)
+        assert "holds something that is no run" in error_of(capsys, [*args, "--overwrite"])
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_a_damaged_picture(self, capsys, pictures, tmp_path, workers):
+        data = shutil.copytree(pictures, tmp_path / "data")
+        (data / "val" / "rings" / "0.png").write_text("Dear Sir")
+        out = tmp_path / "run"
+        args = ["train", str(data), f"--out={out}", *flags(workers=workers)]
+        assert "cannot read the picture" in error_of(capsys, args)
+        assert not out.exists()
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["trian"], "unknown command 'trian': choose from train"),
+            (["--verbose"], "unknown command '--verbose'"),
+            (["train"], "DATA is missing"),
+            (["train", "a", "b"], "unrecognized arguments: b"),
+            (["train", "a", "-c", "nowhere.yaml"], "cannot be read as YAML"),
+            (["evaluate", "nowhere", "data"], "there is no run nowhere"),
+            (["evaluate", "nowhere"], "DATA is missing"),
+            (["predict", "nowhere", "a.png"], "there is no run nowhere"),
+            (["predict", "nowhere"], "PATHS is missing"),
+            (["predict", "nowhere", "a.png", "--top=0"], "--top must be at least 1"),
+            (["layers", "resnet5O"], "unknown model"),
+            (["layers"], "MODEL is missing"),
+            (["methods", "--json"], "unknown option '--json'"),
+            (["demo", "--seeds=a,b"], "--seeds a,b: give whole numbers"),
+            (["demo", "--seeds=1,1"], "--seeds 1,1: each seed once"),
+            (["demo", "--epochs=0"], "--epochs must be at least 1"),
+        ],
+    )
+    def test_a_command(self, capsys, args, message):
+        assert message in error_of(capsys, args)
+
+    def test_a_class_that_the_run_does_not_know(self, capsys, finished, tmp_path):
+        data = wrong_folder(tmp_path / "data", ["cow/1.png", "rings/1.png"])
+        args = ["evaluate", str(finished.folder), data, "--device=cpu"]
+        assert "does not know: cow" in error_of(capsys, args)
+
+    def test_files_that_are_missing_or_no_pictures(self, capsys, finished, tmp_path):
+        (tmp_path / "letter.png").write_text("Dear Sir")
+        command = ["predict", str(finished.folder), "--device=cpu", "--workers=0"]
+        missing, letter = str(tmp_path / "nothing.png"), str(tmp_path / "letter.png")
+        assert "there is no file or folder" in error_of(capsys, [*command, missing])
+        assert "cannot read the picture" in error_of(capsys, [*command, letter])
+
+
+class TestUnexpected:
+    def test_it_is_a_traceback_and_exit_code_1(self):
+        done = python(
+            "import sys\n"
+            "from delta_transfer import cli\n"
+            "def fail(args): raise RuntimeError('a bug')\n"
+            "cli.COMMANDS['methods'] = fail\n"
+            "sys.exit(cli.main(['methods']))\n"
+        )
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+        assert "RuntimeError: a bug" in done.stderr
+
+    @pytest.mark.parametrize("code", [0, 2])
+    def test_logging_is_given_back(self, code):
+        before = list(cli._log.handlers)
+        assert main(["methods"] if code == 0 else ["methods", "--x"]) == code
+        assert cli._log.handlers == before
+
+
+class TestEvaluate:
+    def test_it_prints_accuracies(self, capsys, finished, pictures):
+        command = ["evaluate", str(finished.folder), str(pictures), "--device=cpu", "--workers=0"]
+        assert main(command) == 0
+        lines = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+        assert lines["pictures"] == str(sum(SPLITS["test"]))
+        assert lines["accuracy"] == f"{100 * finished.test_accuracy:.1f}%"
+        assert main([*command, "--json"]) == 0
+        values = json.loads(capsys.readouterr().out)
+        assert set(values) == {"pictures", "accuracy", "mean_class_accuracy", "seen"}
+        assert values["accuracy"] == pytest.approx(finished.test_accuracy)
+
+    def test_it_warns_of_pictures_that_were_learnt_from(self, capsys, finished, pictures, tmp_path):
+        run = shutil.copytree(finished.folder, tmp_path / "run")
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["data"] = str(pictures / "train")
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        assert main(["evaluate", str(run), str(pictures / "train"), "--workers=0"]) == 0
+        assert "warning: " in capsys.readouterr().err
+
+
+class TestPredict:
+    def test_it_prints_a_line_for_each_picture(self, capsys, finished, pictures):
+        folder, picture = pictures / "test" / "checks", pictures / "val" / "rings" / "1.png"
+        command = ["predict", str(finished.folder), str(picture), str(folder), "--workers=0"]
+        assert main([*command, "--top=2"]) == 0
+        lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+        assert [line[0] for line in lines] == [str(p) for p in (picture, *sorted(folder.iterdir()))]
+        assert main([*command, "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        for row, (path, first, best, second, next_best) in zip(rows, lines, strict=True):
+            assert (row["path"], row["prediction"]) == (path, first)
+            assert set(row["probabilities"]) == set(CLASSES)
+            assert row["probabilities"][first] == pytest.approx(float(best), abs=1e-4)
+            assert row["probabilities"][second] == pytest.approx(float(next_best), abs=1e-4)
+            assert float(best) >= float(next_best)
+
+    def test_top_may_be_more_than_there_are(self, capsys, finished, pictures):
+        picture = pictures / "val" / "rings" / "1.png"
+        command = ["predict", str(finished.folder), str(picture), "--top=99", "--workers=0"]
+        assert main(command) == 0
+        assert len(capsys.readouterr().out.strip().split("\t")) == 1 + 2 * len(CLASSES)
+
+
+class TestLayers:
+    def test_it_marks_what_auto_takes(self, capsys):
+        assert main(["layers", "pypi/efficientnet_lite0", "--image-size=64"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[1] for line in lines if line.startswith("* blocks")] == LITE0_TAPS
+        assert "64 pixels" in lines[-1]
+
+    def test_json_has_names_shapes_and_marks(self, capsys):
+        args = ["layers", "pypi/efficientnet_lite0", "--image-size=64", "--json"]
+        assert main(args) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert [row["name"] for row in rows if row["auto"]] == LITE0_TAPS
+        (last,) = [row for row in rows if row["name"] == "blocks.6"]
+        assert (last["shape"], last["channel_dim"]) == ([1, 320, 2, 2], 1)
+
+
+def test_methods_are_listed_with_what_they_are(capsys):
+    assert main(["methods"]) == 0
+    text = capsys.readouterr().out
+    for name, method in METHODS.items():
+        assert f"{name} " in text
+        assert method.summary in text
+        assert method.paper in text
+
+
+class TestDemo:
+    @pytest.fixture
+    def small(self, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
+        """The demo on tiny pictures and with few methods."""
+        monkeypatch.setattr(cli, "DEMO_IMAGE_SIZE", 32)
+        monkeypatch.setattr(cli, "DEMO_METHODS", ("probe", "l2"))
+        from delta_transfer.data import SOURCES, load_task
+
+        def load(*, seed: int, val_fraction: float, test_split: str):
+            return load_task(str(pictures), seed=seed)
+
+        monkeypatch.setitem(SOURCES, "skimage/patches", load)
+
+    @pytest.mark.usefixtures("small")
+    def test_it_prints_a_table_and_leaves_a_report(self, capsys, tmp_path):
+        out = tmp_path / "demo"
+        assert main(["demo", f"--out={out}", "--seeds=0,1", "--epochs=1", "--device=cpu"]) == 0
+        said = capsys.readouterr()
+        for part in ("probe", "l2", "2 seeds", f"report   {out}"):
+            assert part in said.out.replace("\n", "")
+        assert {path.name for path in out.iterdir()} >= {
+            "results.csv",
+            "report.html",
+            "probe-seed0",
+            "l2-seed1",
+        }
+        assert (out / "l2-seed1" / "report.html").is_file()
+
+    @pytest.mark.usefixtures("small")
+    def test_one_seed_has_no_deviation(self, capsys, tmp_path):
+        args = ["demo", f"--out={tmp_path / 'demo'}", "--seeds=3", "--epochs=1", "--device=cpu"]
+        assert main(args) == 0
+        assert "nan" not in capsys.readouterr().out
+
+    @pytest.mark.slow
+    def test_the_real_one_compares_four_methods(self, capsys, tmp_path):
+        out = tmp_path / "demo"
+        assert main(["demo", f"--out={out}", "--seeds=0", "--epochs=1"]) == 0
+        text = capsys.readouterr().out
+        assert all(f"{method} " in text for method in cli.DEMO_METHODS)
+
+
+def test_the_console_script_runs_main(tmp_path):
+    script = Path(sys.executable).with_name("delta-transfer")
+    if not script.exists():
+        pytest.skip("the package is not installed with its script")
+    done = subprocess.run(
+        [script, "layers", "resnet5O"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown model 'resnet5O'")
+    assert logging.getLogger("delta_transfer").handlers == []
