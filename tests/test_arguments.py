@@ -36,10 +36,14 @@ class Several:
     Args:
         pot: where to.
         things: what.
+        lid: put it on.
+        heat: how hot.
     """
 
     pot: str
     things: tuple[str, ...]
+    lid: bool = False
+    heat: int = 0
 
 
 def cook(*args: str, config_file: bool = True) -> Options:
@@ -108,7 +112,11 @@ def test_the_last_positional_takes_all_that_are_left():
     def parsed(*args: str) -> Several:
         return parse(Several, args, prog="put", summary="Put.", positional=["pot", "things"])
 
-    assert parsed("big", "a", "b") == Several(pot="big", things=("a", "b"))
+    expected = Several(pot="big", things=("a", "b"))
+    assert parsed("big", "a", "b") == expected
+    assert parsed("--lid", "big", "a", "--heat", "3", "b") == dataclasses.replace(
+        expected, lid=True, heat=3
+    )
     assert parsed("big", "--", "--odd").things == ("--odd",)
     with pytest.raises(UserError, match="THINGS is missing"):
         parsed("big")

@@ -1,8 +1,12 @@
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from delta_transfer.functional import (
     at_least_float32,
+    calibrated_cross_entropy,
     channels_last,
     feature_distance,
     normalize_scores,
@@ -231,3 +235,14 @@ def test_bad_scores_and_temperatures_are_errors():
             normalize_scores(torch.ones(3), temperature=temperature)
     with pytest.raises(ValueError, match="must be finite"):
         normalize_scores(torch.tensor([0.0, float("nan")]), temperature=1.0)
+
+
+def test_calibrated_cross_entropy_is_the_lowest_over_a_grid_of_temperatures():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(5, (40,), generator=generator)
+    logits = torch.randn(40, 5, generator=generator) + 2 * F.one_hot(targets, 5)
+    for scale in (0.2, 1.0, 7.0):
+        grid = torch.logspace(-1.301, 1.301, 4001, dtype=torch.float64)
+        lowest = min(F.cross_entropy(scale * logits.double() / t, targets).item() for t in grid)
+        assert calibrated_cross_entropy(scale * logits, targets) == pytest.approx(lowest, abs=1e-5)
+    assert math.isnan(calibrated_cross_entropy(logits * math.inf, targets))

@@ -45,11 +45,15 @@ def parse(
     parser = _parser(options, prog, summary, positional, config_file)
     names = [field.name for field in dataclasses.fields(options)]  # type: ignore[arg-type]  # a dataclass
     _check_flags(args, ["help", *(["config"] if config_file else []), *names])
-    files, rest = _files_apart(args) if config_file else ([], list(args))
+    switches = [
+        _flag(name) for name, hint in typing.get_type_hints(options).items() if hint is bool
+    ]
+    files, flags, rest = _apart(args, ["--help", *switches], config_file=config_file)
     in_files = _read(files, names)
-    first = [arg for file in files for arg in ("--config", file)]
+    # Files first, so that flags win wherever they stand.
+    configs = [arg for file in files for arg in ("--config", file)]
     try:
-        found = parser.parse_args([*first, *rest])
+        found = parser.parse_args([*configs, *flags, *(["--", *rest] if rest else [])])
     except ArgumentError as error:
         raise UserError(
             f"{_reword(str(error), options, positional)} (see: {prog} --help)"
@@ -111,22 +115,32 @@ def _check_flags(args: Sequence[str], names: Sequence[str]) -> None:
             raise unknown("option", flag, flags)
 
 
-def _files_apart(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The FILE of each `-c FILE`, and the other arguments: flags win wherever they stand."""
+def _apart(
+    args: Sequence[str], switches: Sequence[str], *, config_file: bool
+) -> tuple[list[str], list[str], list[str]]:
+    """The FILE of each `-c FILE`, the flags with their values, and the rest: positionals.
+
+    The parser itself would give flags to files and lose positionals that stand behind a flag.
+    """
     files: list[str] = []
+    flags: list[str] = []
     rest: list[str] = []
     left = list(args)
     while left:
         arg = left.pop(0)
-        if arg in ("-c", "--config") and left:
+        if arg == "--":
+            return files, flags, [*rest, *left]
+        if config_file and arg in ("-c", "--config") and left:
             files.append(left.pop(0))
-        elif arg.startswith("--config="):
-            files.append(arg.partition("=")[2])
-        elif arg.startswith("-c") and len(arg) > 2:
-            files.append(arg[2:])
+        elif config_file and re.match("--config=|-c.", arg):
+            files.append(re.sub("^--config=|^-c", "", arg))
+        elif arg.startswith("--") and "=" not in arg and arg not in switches and left:
+            flags += [arg, left.pop(0)]
+        elif arg.startswith("-"):
+            flags.append(arg)
         else:
             rest.append(arg)
-    return files, rest
+    return files, flags, rest
 
 
 def _read(files: Sequence[str], names: Sequence[str]) -> dict[str, Any]:

@@ -31,15 +31,16 @@ class FakeTrainer:
             self.state.fn, self.current_epoch = "fit", epoch - 1
 
 
-def kept(figures: list[tuple[float, float]], folder: Path) -> tuple[int, list[int]]:
-    """The best epoch of (accuracy, loss) by epoch, and the epochs that were written."""
+def kept(losses: list[float], folder: Path) -> tuple[int, list[int]]:
+    """The best epoch of calibrated losses by epoch, and the epochs that were written."""
     trainer, keep = FakeTrainer(), KeepBest(folder)
     written = []
-    for epoch, (accuracy, loss) in enumerate(figures):
+    for epoch, loss in enumerate(losses):
         trainer.enter(epoch)
         trainer.callback_metrics = {
-            "val_accuracy": torch.tensor(accuracy),
-            "val_loss": torch.tensor(loss),
+            "val_accuracy": torch.tensor(0.5 / (epoch + 1)),
+            "val_loss": torch.tensor(epoch + 1.0),
+            "val_calibrated_loss": torch.tensor(loss),
         }
         before = len(trainer.saved)
         keep.on_validation_end(trainer, None)
@@ -50,29 +51,27 @@ def kept(figures: list[tuple[float, float]], folder: Path) -> tuple[int, list[in
 
 
 @pytest.mark.parametrize(
-    ("figures", "best", "written"),
+    ("losses", "best", "written"),
     [
-        ([(0.5, 1.0), (0.75, 2.0), (0.625, 0.1)], 1, [0, 1]),
-        ([(0.5, 1.0), (0.5, 0.75), (0.5, 0.875)], 1, [0, 1]),  # a tie: the lower loss
-        ([(0.5, 1.0), (0.5, 1.0)], 0, [0]),  # a full tie: the earlier one
-        ([(0.75, 1.0), (0.5, 0.1), (0.625, 0.1)], 0, [0]),  # the start is a candidate
-        ([(0.0, 9.0), (0.0, 8.0)], 1, [0, 1]),
-        ([(0.5, 1.0), (0.5, math.nan), (0.5, math.inf)], 0, [0]),
-        ([(0.5, 1.0), (0.75, math.nan)], 1, [0, 1]),
+        ([1.0, 0.5, 0.75], 1, [0, 1]),
+        ([1.0, 1.0], 0, [0]),  # a tie: the earlier one
+        ([0.5, 1.0, 0.75], 0, [0]),  # the start is a candidate
+        ([9.0, 8.0], 1, [0, 1]),
+        ([1.0, math.nan, math.inf], 0, [0]),
+        ([math.nan, 1.0], 1, [0, 1]),
+        ([math.nan, math.nan], 0, [0]),
     ],
 )
-def test_the_best_epoch_is_kept_and_of_equal_ones_that_with_the_lower_loss(
-    tmp_path, figures, best, written
-):
-    assert kept(figures, tmp_path) == (best, written)
+def test_the_epoch_with_the_lowest_calibrated_loss_is_kept(tmp_path, losses, best, written):
+    assert kept(losses, tmp_path) == (best, written)
 
 
 def test_each_epoch_is_reported(tmp_path, caplog):
     caplog.set_level(logging.INFO, "delta_transfer")
-    kept([(0.5, 1.0), (0.25, 2.0)], tmp_path)
+    kept([0.5, 0.75], tmp_path)
     assert [record.message for record in caplog.records] == [
-        "epoch 0 of 5: validation accuracy 50.0%, loss 1.000, best so far",
-        "epoch 1 of 5: validation accuracy 25.0%, loss 2.000",
+        "epoch 0 of 5: validation accuracy 50.0%, loss 1.000 (calibrated 0.500), best so far",
+        "epoch 1 of 5: validation accuracy 25.0%, loss 2.000 (calibrated 0.750)",
     ]
 
 

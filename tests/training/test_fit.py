@@ -89,23 +89,26 @@ def network_of(checkpoint: Path) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
 
 
-def figures(folder: Path) -> dict[int, tuple[float, float]]:
-    """Epoch -> (accuracy, minus loss) on validation."""
+def figures(folder: Path) -> dict[int, tuple[float, float, float]]:
+    """Epoch -> (accuracy, loss, calibrated loss) on validation."""
+    names = ("val_accuracy", "val_loss", "val_calibrated_loss")
     with (folder / "metrics.csv").open() as file:
         return {
-            int(float(row["epoch"])): (float(row["val_accuracy"]), -float(row["val_loss"]))
+            int(float(row["epoch"])): tuple(float(row[name]) for name in names)
             for row in csv.DictReader(file)
             if row["val_accuracy"]
         }
 
 
-def evaluate(network: nn.Module) -> tuple[float, float]:
+def evaluate(network: nn.Module) -> tuple[float, float, float]:
     data = Samples()
     labels = torch.tensor(data.labels)
     with torch.no_grad():
         logits = network.eval()(data.inputs)
     right = (logits.argmax(dim=1) == labels).float().mean()
-    return right.item(), -F.cross_entropy(logits, labels).item()
+    temperatures = torch.logspace(-1.301, 1.301, 2001)  # 1/20 to 20
+    calibrated = min(F.cross_entropy(logits / t, labels).item() for t in temperatures)
+    return right.item(), F.cross_entropy(logits, labels).item(), calibrated
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -114,7 +117,7 @@ def test_the_network_is_left_with_the_weights_of_its_best_epoch(tmp_path, shift)
     best = run(network, plan(tmp_path, epochs=4, shift=shift), lr=0.02, head_lr=0.1)
     found = figures(tmp_path)
     assert list(found) == [0, 1, 2, 3, 4]
-    assert best == max(found, key=lambda epoch: found[epoch])
+    assert best == min(found, key=lambda epoch: found[epoch][2])
     assert evaluate(network) == pytest.approx(found[best], rel=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 class KeepBest(lightning.Callback):
-    """Keeps the weights of the epoch with the best validation accuracy, and the last state.
+    """Keeps the epoch with the lowest calibrated validation loss, and the last state.
 
-    Of epochs with the same accuracy the one with the lower validation loss is better. Epoch 0, the
-    start, takes part.
+    The loss at its best temperature: on few pictures it is far less noisy than accuracy, and other
+    than the plain loss it does not mistake overconfidence for a worse network. Epoch 0, the start,
+    takes part.
 
     Args:
         folder: where `best.ckpt` and `last.ckpt` are written.
@@ -31,22 +33,25 @@ class KeepBest(lightning.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.best_epoch = -1
-        self._best = (-1.0, 0.0)
+        self._lowest = math.inf
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Compares, saves and reports."""
         metrics = trainer.callback_metrics
         epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
-        accuracy, loss = float(metrics["val_accuracy"]), float(metrics["val_loss"])
-        better = (accuracy, -loss) > self._best
+        loss = float(metrics["val_calibrated_loss"])
+        # The start is saved whatever it is like, so that there always is something to keep.
+        better = loss < self._lowest or self.best_epoch < 0
         if better:
-            self._best, self.best_epoch = (accuracy, -loss), epoch
+            self.best_epoch = epoch
+            self._lowest = math.inf if math.isnan(loss) else loss
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
         logger.info(
-            "epoch %d of %s: validation accuracy %.1f%%, loss %.3f%s",
+            "epoch %d of %s: validation accuracy %.1f%%, loss %.3f (calibrated %.3f)%s",
             epoch,
             trainer.max_epochs,
-            100 * accuracy,
+            100 * float(metrics["val_accuracy"]),
+            float(metrics["val_loss"]),
             loss,
             ", best so far" if better else "",
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from delta_transfer.functional import calibrated_cross_entropy
 from delta_transfer.regularizer import Regularizer
 
 WARM_UP = 0.15
@@ -86,6 +87,8 @@ class FineTuning(lightning.LightningModule):
         self.optimization = optimization
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_loss = MeanMetric()
+        self._val_logits: list[Tensor] = []
+        self._val_targets: list[Tensor] = []
         self._borrowed = borrowed
 
     def on_fit_start(self) -> None:
@@ -119,11 +122,20 @@ class FineTuning(lightning.LightningModule):
         logits = self.network(inputs)
         self.val_accuracy.update(logits, targets)
         self.val_loss.update(self.loss(logits, targets), weight=len(targets))
+        self._val_logits.append(logits.float().cpu())
+        self._val_targets.append(targets.cpu())
         # Epoch 0 is the start, which `fit` validates before the first step.
         epoch = self.current_epoch + 1 if self.trainer.state.fn == "fit" else 0
         self.log("val_accuracy", self.val_accuracy, prog_bar=True)
         self.log("val_loss", self.val_loss, prog_bar=True)
         self.log("epoch", float(epoch))
+
+    def on_validation_epoch_end(self) -> None:
+        """The loss by which the epoch is chosen."""
+        logits, targets = torch.cat(self._val_logits), torch.cat(self._val_targets)
+        self.log("val_calibrated_loss", calibrated_cross_entropy(logits, targets))
+        self._val_logits.clear()
+        self._val_targets.clear()
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and its schedule by the step."""
