@@ -1,3 +1,4 @@
+import gc
 import json
 import logging
 import os
@@ -209,13 +210,16 @@ class TestWrongInput:
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_a_damaged_picture(self, capsys, pictures, tmp_path, workers):
+    def test_a_damaged_picture(self, capsys, pictures, tmp_path, monkeypatch, workers):
+        # Torch waits so many seconds for the workers of a loader that was cut off.
+        monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
         data = shutil.copytree(pictures, tmp_path / "data")
         (data / "val" / "rings" / "0.png").write_text("Dear Sir")
         out = tmp_path / "run"
         args = ["train", str(data), f"--out={out}", *flags(workers=workers)]
         assert "cannot read the picture" in error_of(capsys, args)
         assert not out.exists()
+        gc.collect()
 
     @pytest.mark.parametrize(
         ("args", "message"),

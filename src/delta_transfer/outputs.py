@@ -5,12 +5,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from delta_transfer.data import Split
 from delta_transfer.files import write_atomically
 
-MISTAKES, RIGHT, THUMBNAIL = 12, 8, 160
+MISTAKES, RIGHT, APART = 12, 8, 6  # most pictures of each kind
+THUMBNAIL = 160
 
 
 def write_predictions(
@@ -32,23 +34,36 @@ def write_predictions(
 
 
 def write_examples(
-    folder: Path, split: Split, probabilities: Tensor, classes: Sequence[str]
+    folder: Path, split: Split, probabilities: Tensor, probe: Tensor, classes: Sequence[str]
 ) -> None:
-    """Writes small copies of the most confident mistakes and right answers, and `examples.csv`.
+    """Writes small copies of telling pictures, and `examples.csv`.
+
+    These are the most confident mistakes and right answers, and pictures on which network and
+    linear probe disagree about right and wrong.
 
     Args:
         folder: of the run.
         split: the pictures.
         probabilities: `[N, K]`.
+        probe: `[N, K]`, of the linear probe.
         classes: the names of the K classes.
     """
     confidence, predicted = probabilities.max(dim=1)
+    labels = torch.tensor(split.labels)
+    right, probe_right = predicted == labels, probe.argmax(dim=1) == labels
     order = confidence.argsort(descending=True, stable=True).tolist()
-    wrong = [i for i in order if predicted[i] != split.labels[i]][:MISTAKES]
-    right = [i for i in order if predicted[i] == split.labels[i]][:RIGHT]
+    kinds = (
+        (~right, MISTAKES),
+        (right, RIGHT),
+        (right & ~probe_right, APART),
+        (~right & probe_right, APART),
+    )
+    chosen: dict[int, None] = {}
+    for kind, most in kinds:
+        chosen |= dict.fromkeys([i for i in order if kind[i]][:most])
     (folder / "examples").mkdir()
     rows = [["file", "path", "label", "prediction", "probability"]]
-    for number, i in enumerate(wrong + right):
+    for number, i in enumerate(chosen):
         name = f"{number:02d}.jpg"
         picture = split.read(split.paths[i])
         picture.thumbnail((THUMBNAIL, THUMBNAIL))

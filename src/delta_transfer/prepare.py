@@ -49,6 +49,17 @@ class Prepared:
     seconds_per_picture: float
     description: tuple[str, ...]
 
+    @property
+    def probe_accuracies(self) -> dict[str, float | None]:
+        """Of the validation and the test split (None without one), in fractions."""
+        found: dict[str, float | None] = {"test": None}
+        for name, split in (("val", self.task.val), ("test", self.task.test)):
+            probabilities = self.probe_probabilities[name]
+            if split is not None and probabilities is not None:
+                right = probabilities.argmax(dim=1) == torch.tensor(split.labels)
+                found[name] = float(right.double().mean())
+        return found
+
 
 def prepare(config: TrainConfig) -> Prepared:
     """Loads data and network and fits the linear probe.

@@ -1,19 +1,17 @@
 """One run from its options to its folder: the only place that knows every part."""
 
-import contextlib
 import copy
 import importlib.metadata
 import logging
 import platform
-import shutil
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from delta_transfer.announce import announce, conclude
 from delta_transfer.attention import ESTIMATORS, estimate_attention
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
@@ -26,6 +24,7 @@ from delta_transfer.prepare import Prepared, place, plain_loader, prepare, train
 from delta_transfer.probe import LinearProbe
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.result import RunResult
+from delta_transfer.run_folder import check_folder, default_folder, log_to, make_folder
 from delta_transfer.training import (
     Fit,
     MeasureDrift,
@@ -64,9 +63,7 @@ def train(config: TrainConfig) -> RunResult:
     check(config)
     folder = Path(config.out or default_folder(config))
     check_folder(folder, overwrite=config.overwrite)
-    prepared = prepare(config)
-    result = train_prepared(prepared, config, folder, started=started)
-    return result
+    return train_prepared(prepare(config), config, folder, started=started)
 
 
 def train_prepared(
@@ -84,9 +81,9 @@ def train_prepared(
     given = given_attention(prepared, config)
     make_folder(folder)
     (folder / "checkpoints").mkdir()
-    with _log_to(folder / "train.log", prepared.description):
+    with log_to(folder / "train.log", prepared.description):
         config.save(folder / "config.yaml")
-        _announce(prepared, config, method)
+        announce(prepared, config, method)
         network = copy.deepcopy(prepared.backbone.module)
         place(network, prepared.device)
         if method.head == "probe":
@@ -99,7 +96,7 @@ def train_prepared(
         accuracies = _evaluate(prepared, config, network, folder)
         (folder / "model").mkdir()
         save_model(folder / "model", prepared.backbone, network, classes=prepared.task.classes)
-        probe = _probe_accuracies(prepared)
+        probe = prepared.probe_accuracies
         result = RunResult(
             folder=folder,
             method=method.name,
@@ -118,7 +115,7 @@ def train_prepared(
             versions=_versions(),
         )
         write_atomically(folder / "result.json", result.to_json())
-        _conclude(result)
+        conclude(result)
     return result
 
 
@@ -148,59 +145,6 @@ def check(config: TrainConfig) -> None:
         logger.warning("--attention is ignored: method %s has no attention", method.name)
     if not method.attention and config.attention_samples is not None:
         logger.warning("--attention-samples is ignored: method %s has no attention", method.name)
-
-
-def default_folder(config: TrainConfig) -> Path:
-    """runs/DATA-METHOD-TIME."""
-    data = Path(config.data).resolve().name if Path(config.data).exists() else config.data
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{data.replace('/', '-')}-{config.method}-{stamp}"
-
-
-def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raises UserError if the folder is in use, or holds something that is no run of ours."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file: give a folder")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    if not overwrite:
-        raise UserError(
-            f"--out {folder} is not empty: give another folder, or --overwrite to replace the run"
-        )
-    if not _is_ours(folder):
-        raise UserError(
-            f"--out {folder} holds something that is no run (it has no config.yaml of one), which "
-            "--overwrite does not delete: give another folder"
-        )
-
-
-def make_folder(folder: Path) -> None:
-    """An empty folder, in the place of an old run.
-
-    Raises:
-        UserError: if it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-    except OSError as error:
-        raise UserError(
-            f"the folder {folder} cannot be written ({error.strerror}): give another --out"
-        ) from error
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether it is a run, finished or not, or a comparison."""
-    try:
-        TrainConfig.load(folder / "config.yaml")
-    except UserError:
-        results = folder / "results.csv"
-        return results.is_file() and results.read_bytes().startswith(b"method,seed,")
-    return True
 
 
 def _strength(config: TrainConfig, method: Method) -> float | None:
@@ -333,65 +277,13 @@ def _evaluate(
             loader = plain_loader(split, prepared.backbone.input, config)
             probabilities, labels = predict_probabilities(network, loader)
             accuracies[name] = accuracy(probabilities, labels)
-            shown, shown_probabilities = split, probabilities
-    write_predictions(folder / "predictions.csv", shown, shown_probabilities, task.classes)
-    write_examples(folder, shown, shown_probabilities, task.classes)
+            shown, found, probe = split, probabilities, prepared.probe_probabilities[name]
+    assert probe is not None
+    write_predictions(folder / "predictions.csv", shown, found, task.classes)
+    write_examples(folder, shown, found, probe, task.classes)
     return accuracies
-
-
-def _probe_accuracies(prepared: Prepared) -> dict[str, float | None]:
-    found: dict[str, float | None] = {"test": None}
-    for name, split in (("val", prepared.task.val), ("test", prepared.task.test)):
-        probabilities = prepared.probe_probabilities[name]
-        if split is not None and probabilities is not None:
-            found[name] = accuracy(probabilities, torch.tensor(split.labels))
-    return found
-
-
-def _announce(prepared: Prepared, config: TrainConfig, method: Method) -> None:
-    strength = _strength(config, method)
-    detail = "" if strength is None else f", strength {strength:g}"
-    logger.info("method   %s%s: %s", method.name, detail, method.summary)
-    probe = _probe_accuracies(prepared)
-    logger.info("probe    %.1f%% on validation", 100 * (probe["val"] or 0.0))
-    if not method.trains:
-        return
-    task = prepared.task
-    # A training step is a forward and a backward pass (about twice as long), and the source's.
-    passes = 4 if method.name.startswith("delta") else 3
-    pictures = config.epochs * (passes * len(task.train) + len(task.val))
-    minutes = pictures * prepared.seconds_per_picture / 60
-    logger.info("time     about %.1f minutes for %d epochs", minutes, config.epochs)
-
-
-def _conclude(result: RunResult) -> None:
-    if result.test_accuracy is None:
-        logger.info("done     no test split; validation accuracy %.1f%%", 100 * result.val_accuracy)
-    else:
-        logger.info(
-            "done     test accuracy %.1f%% (linear probe %.1f%%), epoch %d kept, %.0f seconds",
-            100 * result.test_accuracy,
-            100 * (result.linear_probe_test_accuracy or 0.0),
-            result.best_epoch,
-            result.seconds,
-        )
 
 
 def _versions() -> dict[str, str]:
     found = {library: importlib.metadata.version(library) for library in LIBRARIES}
     return {"python": platform.python_version(), **found}
-
-
-@contextlib.contextmanager
-def _log_to(path: Path, header: Sequence[str]) -> Iterator[None]:
-    """Inside, what the package logs goes to a file too, below some lines that came before."""
-    path.write_text("".join(f"{line}\n" for line in header), encoding="utf-8")
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package = logging.getLogger("delta_transfer")
-    package.addHandler(handler)
-    try:
-        yield
-    finally:
-        package.removeHandler(handler)
-        handler.close()

@@ -1,0 +1,127 @@
+import logging
+from pathlib import Path
+
+import pytest
+
+from delta_transfer import run_folder as module
+from delta_transfer.config import TrainConfig
+from delta_transfer.errors import UserError
+from delta_transfer.run_folder import check_folder, default_folder, log_to, make_folder
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("skimage/patches", "skimage-patches-l2"),
+        ("nowhere/photos", "nowhere-photos-l2"),
+        ("photos", "photos-l2"),
+        ("photos/", "photos-l2"),
+        ("photos/../photos/.", "photos-l2"),
+    ],
+)
+def test_by_default_it_is_named_after_data_method_and_time(tmp_path, monkeypatch, data, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    monkeypatch.setattr(module.time, "strftime", lambda form: "20300102-030405")
+    found = default_folder(TrainConfig(data=data, method="l2"))
+    assert found == Path("runs") / f"{name}-20300102-030405"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_new_or_empty_folder_is_free(tmp_path, overwrite):
+    check_folder(tmp_path / "new" / "run", overwrite=overwrite)
+    check_folder(tmp_path, overwrite=overwrite)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"config.yaml": "data: pictures\n", "train.log": ""},  # cut off
+        {"config.yaml": "data: pictures\n", "result.json": "{}"},
+        {"results.csv": "method,seed,test_accuracy\n"},
+    ],
+)
+def test_a_run_or_comparison_is_replaced_only_if_asked(tmp_path, content):
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=r"is not empty.*--overwrite to replace"):
+        check_folder(tmp_path, overwrite=False)
+    check_folder(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"thesis.txt": ""},
+        {"config.yaml": "data: x\nmodules: [a]\n"},  # another program's
+        {"config.yaml": "\tno: yaml: ["},
+        {"results.csv": "name,score\n"},
+        {"run/config.yaml": "data: pictures\n"},  # a folder of runs is no run
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_run_is_never_replaced(tmp_path, content, overwrite):
+    for name, text in content.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="that is no run" if overwrite else "is not empty"):
+        check_folder(tmp_path, overwrite=overwrite)
+
+
+def test_making_it_leaves_it_empty_and_follows_no_links(tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    out = tmp_path / "a" / "b"
+    make_folder(out)
+    (out / "checkpoints" / "deep").mkdir(parents=True)
+    (out / "checkpoints" / "last.ckpt").touch()
+    (out / "config.yaml").touch()
+    (out / "link").symlink_to(precious)
+    make_folder(out)
+    assert names(out) == set()
+    assert names(precious) == {"file"}
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "config.yaml").touch()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    make_folder(tmp_path / "run")
+    assert (tmp_path / "run").is_symlink()
+    assert names(tmp_path / "disk") == set()
+
+
+def test_a_file_or_a_place_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file: give a folder"):
+        check_folder(tmp_path / "file", overwrite=True)
+    with pytest.raises(UserError, match=r"cannot be written \(.*: give another --out"):
+        make_folder(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_log_is_the_lines_from_before_and_what_the_package_says(tmp_path, caplog, fails):
+    caplog.set_level(logging.INFO, "delta_transfer")
+    log = logging.getLogger("delta_transfer.somewhere")
+    handlers = list(logging.getLogger("delta_transfer").handlers)
+    path = tmp_path / "train.log"
+    log.info("before")
+    try:
+        with log_to(path, ["data     Grüße", "model    m"]):
+            log.warning("inside")
+            logging.getLogger("another").warning("not ours")
+            if fails:
+                raise RuntimeError
+    except RuntimeError:
+        pass
+    log.info("after")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[:2] == ["data     Grüße", "model    m"]
+    assert lines[2].endswith("WARNING inside")
+    assert len(lines) == 3
+    assert logging.getLogger("delta_transfer").handlers == handlers
