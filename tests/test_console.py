@@ -1,3 +1,4 @@
+import gc
 import logging
 
 import pytest
@@ -38,6 +39,8 @@ def test_the_message_is_the_same_from_a_worker_process(monkeypatch, workers):
     with pytest.raises(UserError) as caught:
         next(batches)
     assert message(caught.value) == "cannot read 'a.png': replace it"
+    del batches, caught
+    gc.collect()
 
 
 def test_the_table_is_in_percent_with_differences(capsys, monkeypatch):
