@@ -51,6 +51,10 @@ class TestCompare:
             assert (config.method, config.seed) == (run.method, run.seed)
             assert RunResult.load(run.folder).to_json() == run.to_json()
 
+    def test_there_is_a_report_of_all_and_of_each(self, compared):
+        for folder in (compared[0].folder.parent, *(run.folder for run in compared)):
+            assert (folder / "report.html").is_file()
+
     def test_results_csv_has_a_row_for_each_run(self, compared):
         folder = compared[0].folder.parent
         found = rows(folder / "results.csv")
@@ -129,7 +133,11 @@ class TestCompare:
         assert (out / "l2-seed7").exists()
         overwriting = dataclasses.replace(config, overwrite=True)
         compare(overwriting, out, methods=["probe"], seeds=[3])
-        assert sorted(path.name for path in out.iterdir()) == ["probe-seed3", "results.csv"]
+        assert sorted(path.name for path in out.iterdir()) == [
+            "probe-seed3",
+            "report.html",
+            "results.csv",
+        ]
 
     def test_a_comparison_that_was_cut_off_can_be_replaced(self, pictures, tmp_path, monkeypatch):
         def fail(*arguments: object, **options: object) -> RunResult:

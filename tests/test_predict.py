@@ -85,11 +85,20 @@ class TestEvaluate:
         assert found.mean_class_accuracy == pytest.approx(mean)
         assert (found.pictures, found.seen) == (sum(SPLITS["test"]), False)
 
-    def test_of_a_flat_folder_all_pictures_count(self, predictor, pictures):
-        found = predictor.evaluate(str(pictures / "val"))
-        expected = accuracies(predictor, pictures / "val")
+    def test_of_a_flat_folder_all_pictures_count(self, predictor, pictures, tmp_path):
+        flat = shutil.copytree(pictures / "val", tmp_path / "flat")
+        found = predictor.evaluate(str(flat))
+        expected = accuracies(predictor, flat)
         assert (found.accuracy, found.mean_class_accuracy) == pytest.approx(expected)
         assert (found.pictures, found.seen) == (sum(SPLITS["val"]), False)
+
+    def test_a_test_split_that_the_seed_drew_is_drawn_again(self, compared, pictures):
+        run = next(r for r in compared if (r.method, r.seed) == ("l2", 1))
+        found = Predictor(run.folder, device="cpu", workers=0).evaluate(str(pictures / "train"))
+        with (run.folder / "predictions.csv").open() as file:
+            count = len(list(csv.DictReader(file)))
+        assert (found.pictures, found.seen) == (count, False)
+        assert found.accuracy == pytest.approx(run.test_accuracy)
 
     def test_the_classes_may_be_a_part_of_those_known(self, predictor, pictures, tmp_path):
         for name in CLASSES[1:]:
@@ -109,15 +118,21 @@ class TestEvaluate:
         with pytest.raises(UserError, match="does not know: circles; it knows checks, rings"):
             predictor.evaluate(str(tmp_path))
 
-    def test_pictures_that_were_learnt_from_are_marked(self, finished, pictures, tmp_path):
-        run = shutil.copytree(finished.folder, tmp_path / "run")
-        flat = pictures / "train"
-        config = TrainConfig.load(run / "config.yaml")
-        dataclasses.replace(config, data=str(flat)).save(run / "config.yaml")
-        predictor = Predictor(run, device="cpu", workers=0)
-        assert predictor.evaluate(f"{flat}/").seen
-        assert not predictor.evaluate(str(pictures / "val")).seen
+    def test_pictures_that_were_learnt_from_are_marked(
+        self, predictor, finished, pictures, tmp_path
+    ):
+        assert predictor.evaluate(str(pictures / "train")).seen  # inside of the run's data
+        assert predictor.evaluate(f"{pictures}/val/").seen
         assert not predictor.evaluate(str(pictures)).seen  # this is its test split
+        other = shutil.copytree(pictures / "train", tmp_path / "other")
+        assert not predictor.evaluate(str(other)).seen
+        # A run of a flat folder, without a test split.
+        run = shutil.copytree(finished.folder, tmp_path / "run")
+        config = TrainConfig.load(run / "config.yaml")
+        dataclasses.replace(config, data=str(other)).save(run / "config.yaml")
+        of_flat = Predictor(run, device="cpu", workers=0)
+        assert of_flat.evaluate(str(other)).seen
+        assert not of_flat.evaluate(str(pictures / "train")).seen
 
     def test_the_test_split_may_have_another_name(self, finished, pictures, tmp_path):
         data = shutil.copytree(pictures, tmp_path / "data")

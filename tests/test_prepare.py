@@ -16,6 +16,7 @@ from delta_transfer.prepare import (
     prepare,
     training_loader,
 )
+from delta_transfer.probe import fit_probe
 from tests.runs import tiny
 
 SPEC = InputSpec(size=32, crop_pct=0.875, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
@@ -53,6 +54,19 @@ def test_the_probabilities_of_the_probe_are_those_of_its_head_in_the_network(pre
         logits = features @ prepared.probe.weight.T + prepared.probe.bias
         expected = logits.softmax(dim=1)
         assert torch.allclose(prepared.probe_probabilities[name], expected, atol=1e-5)
+
+
+def test_the_probe_learns_from_each_picture_and_its_mirror_image(prepared, pictures):
+    task, network = prepared.task, prepared.source
+    loader = plain_loader(task.train, prepared.backbone.input, tiny(pictures, pictures))
+    inputs = torch.cat([inputs for inputs, _ in loader])
+    with torch.no_grad():
+        views = torch.stack([network.eval()(inputs), network(inputs.flip(-1))], dim=1)
+    labels = torch.tensor(task.train.labels)
+    expected = fit_probe(views, labels, num_outputs=3, seed=0)
+    logits, found = expected(views.flatten(0, 1)), prepared.probe(views.flatten(0, 1))
+    assert prepared.probe.strength == expected.strength
+    assert torch.allclose(found, logits, atol=0.05 * logits.std().item())
 
 
 def test_without_a_test_split_there_are_no_probabilities_of_it(pictures, tmp_path):
@@ -97,6 +111,8 @@ def test_taps_are_names_and_patterns_with_commas_between(pictures, tmp_path, cap
     caplog.clear()
     with pytest.raises(UserError, match=r"unknown tap 'blocks\.9'"):
         prepare(tiny(pictures, tmp_path, taps="blocks.9"))
+    with pytest.raises(UserError, match=r"--taps: .*blocks\.0\.0\.drop_path"):
+        prepare(tiny(pictures, tmp_path, taps="blocks.0.0.drop_path"))  # which is never called
     assert not caplog.records  # before anything slow begins
 
 
@@ -122,6 +138,35 @@ def test_training_pictures_are_a_function_of_seed_and_epoch(pictures, tmp_path, 
     assert torch.equal(epoch(3, seed=1, batch_size=3), expected)
     assert not torch.equal(epoch(4, seed=1), expected)
     assert not torch.equal(epoch(3, seed=2), expected)
+
+
+def test_order_and_augmentation_are_drawn_apart(pictures, tmp_path):
+    task = load_task(str(pictures), seed=0)
+    loaders = [
+        training_loader(task.train, SPEC, tiny(pictures, tmp_path, seed=seed)) for seed in (0, 1)
+    ]
+    assert list(loaders[0].sampler) != list(loaders[1].sampler)
+    pictures_of = [torch.stack([loader.dataset[2, i][0] for i in range(8)]) for loader in loaders]
+    assert not torch.equal(*pictures_of)
+    plain = next(iter(plain_loader(task.train, SPEC, tiny(pictures, tmp_path))))[0]
+    assert not torch.equal(pictures_of[0], plain)
+
+
+def test_no_worker_is_started_that_has_no_batch_to_load(pictures, tmp_path):
+    task = load_task(str(pictures), seed=0)
+    for workers, batch_size, expected in ((4, 8, 3), (2, 8, 2), (4, 32, 0)):
+        config = tiny(pictures, tmp_path, workers=workers, batch_size=batch_size)
+        assert plain_loader(task.train, SPEC, config).num_workers == expected
+
+
+def test_larger_networks_are_suggested_where_there_is_an_accelerator(pictures, tmp_path):
+    config, task = tiny(pictures, tmp_path), load_task(str(pictures), seed=0)
+    plain = module._describe(config, task, torch.device("cpu"))
+    fast = module._describe(config, task, torch.device("cuda"))
+    assert fast[:-2] == plain[:-1]
+    assert "larger ones are fast too" in fast[-1]
+    chosen = dataclasses.replace(config, model="resnet18")
+    assert "larger" not in module._describe(chosen, task, torch.device("cuda"))[-1]
 
 
 def test_a_damaged_picture_is_named(pictures, tmp_path):
@@ -151,6 +196,8 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     assert find_device("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="--device mps: this machine has cpu and cuda"):
         find_device("mps")
+    machine("xpu")  # which nobody has tried
+    assert find_device("auto") == torch.device("cpu")
 
 
 @pytest.mark.parametrize(

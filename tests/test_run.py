@@ -30,6 +30,7 @@ ALWAYS = {
     "result.json",
     "predictions.csv",
     "examples.csv",
+    "report.html",
     "model/model.safetensors",
     "model/config.json",
 }
@@ -72,12 +73,7 @@ def of(results: list[RunResult], method: str, seed: int = 0) -> RunResult:
 
 class TestFiles:
     def test_a_run_of_the_command_is_the_folder_of_the_design(self, finished):
-        assert files(finished.folder) == {
-            *ALWAYS,
-            *TRAINED,
-            "attention.safetensors",
-            "report.html",
-        }
+        assert files(finished.folder) == {*ALWAYS, *TRAINED, "attention.safetensors"}
         assert list((finished.folder / "tensorboard").iterdir())
 
     @pytest.mark.parametrize("method", METHODS)
@@ -400,6 +396,13 @@ class TestFolder:
         assert files(out) == before
         train(dataclasses.replace(config, overwrite=True))
         assert files(out) == ALWAYS
+        # Repeating the run by its config.yaml does not replace it.
+        assert not TrainConfig.load(out / "config.yaml").overwrite
+
+    def test_it_may_not_lie_among_the_pictures(self, pictures):
+        with pytest.raises(UserError, match="lies in the data folder"):
+            train(tiny(pictures, pictures / "run"))
+        assert not (pictures / "run").exists()
 
     def test_what_is_no_run_is_not_deleted(self, pictures, tmp_path):
         (tmp_path / "thesis.txt").touch()

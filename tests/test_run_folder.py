@@ -9,6 +9,9 @@ from delta_transfer.errors import UserError
 from delta_transfer.run_folder import check_folder, default_folder, log_to, make_folder
 
 
+DATA = "some-pictures"
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -31,17 +34,28 @@ def test_by_default_it_is_named_after_data_method_and_time(tmp_path, monkeypatch
     assert found == Path("runs") / f"{name}-20300102-030405"
 
 
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module.time, "strftime", lambda form: "now")
+    config = TrainConfig(data="photos", method="l2")
+    found = []
+    for _ in range(3):
+        found.append(default_folder(config).name)
+        default_folder(config).mkdir(parents=True)
+    assert found == ["photos-l2-now", "photos-l2-now-2", "photos-l2-now-3"]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_new_or_empty_folder_is_free(tmp_path, overwrite):
-    check_folder(tmp_path / "new" / "run", overwrite=overwrite)
-    check_folder(tmp_path, overwrite=overwrite)
+    check_folder(tmp_path / "new" / "run", data=DATA, overwrite=overwrite)
+    check_folder(tmp_path, data=DATA, overwrite=overwrite)
 
 
 @pytest.mark.parametrize(
     "content",
     [
         {"config.yaml": "data: pictures\n", "train.log": ""},  # cut off
-        {"config.yaml": "data: pictures\n", "result.json": "{}"},
+        {"config.yaml": "data: pictures\n", "train.log": "", "result.json": "{}"},
         {"results.csv": "method,seed,test_accuracy\n"},
     ],
 )
@@ -49,8 +63,8 @@ def test_a_run_or_comparison_is_replaced_only_if_asked(tmp_path, content):
     for name, text in content.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=r"is not empty.*--overwrite to replace"):
-        check_folder(tmp_path, overwrite=False)
-    check_folder(tmp_path, overwrite=True)
+        check_folder(tmp_path, data=DATA, overwrite=False)
+    check_folder(tmp_path, data=DATA, overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +83,7 @@ def test_what_is_no_run_is_never_replaced(tmp_path, content, overwrite):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match="that is no run" if overwrite else "is not empty"):
-        check_folder(tmp_path, overwrite=overwrite)
+        check_folder(tmp_path, data=DATA, overwrite=overwrite)
 
 
 def test_making_it_leaves_it_empty_and_follows_no_links(tmp_path):
@@ -77,21 +91,37 @@ def test_making_it_leaves_it_empty_and_follows_no_links(tmp_path):
     precious.mkdir()
     (precious / "file").touch()
     out = tmp_path / "a" / "b"
-    make_folder(out)
+    make_folder(out, overwrite=False)
     (out / "checkpoints" / "deep").mkdir(parents=True)
     (out / "checkpoints" / "last.ckpt").touch()
     (out / "config.yaml").touch()
     (out / "link").symlink_to(precious)
-    make_folder(out)
+    make_folder(out, overwrite=True)
     assert names(out) == set()
     assert names(precious) == {"file"}
+
+
+def test_what_another_run_has_written_meanwhile_is_not_emptied(tmp_path):
+    (tmp_path / "train.log").touch()
+    with pytest.raises(UserError, match="another run has written"):
+        make_folder(tmp_path, overwrite=False)
+    assert names(tmp_path) == {"train.log"}
+
+
+@pytest.mark.parametrize("place", [".", "run", "train/run"])
+def test_a_place_among_the_pictures_is_refused(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "train").mkdir(parents=True)
+    with pytest.raises(UserError, match="lies in the data folder"):
+        check_folder(Path("photos") / place, data=str(tmp_path / "photos"), overwrite=True)
+    check_folder(tmp_path / "photos-run", data="photos", overwrite=False)
 
 
 def test_a_link_to_a_folder_stays_one(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "config.yaml").touch()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
-    make_folder(tmp_path / "run")
+    make_folder(tmp_path / "run", overwrite=True)
     assert (tmp_path / "run").is_symlink()
     assert names(tmp_path / "disk") == set()
 
@@ -99,9 +129,9 @@ def test_a_link_to_a_folder_stays_one(tmp_path):
 def test_a_file_or_a_place_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file: give a folder"):
-        check_folder(tmp_path / "file", overwrite=True)
+        check_folder(tmp_path / "file", data=DATA, overwrite=True)
     with pytest.raises(UserError, match=r"cannot be written \(.*: give another --out"):
-        make_folder(tmp_path / "file" / "run")
+        make_folder(tmp_path / "file" / "run", overwrite=True)
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -36,11 +36,8 @@ def train(args: Sequence[str]) -> None:
     from delta_transfer import run
 
     result = run.train(config)
-    from delta_transfer.report import write_run_report
-
-    report = write_run_report(result.folder)
     print(f"model    {result.folder / 'model'}")
-    print(f"report   {report}")
+    print(f"report   {result.folder / 'report.html'}")
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -183,7 +180,6 @@ def demo(args: Sequence[str]) -> None:
     folder = Path(options.out or f"runs/demo-{time.strftime('%Y%m%d-%H%M%S')}")
     from delta_transfer.compare import compare, table
     from delta_transfer.config import TrainConfig
-    from delta_transfer.report import write_comparison_report, write_run_report
 
     config = TrainConfig(
         data="skimage/patches",
@@ -194,11 +190,8 @@ def demo(args: Sequence[str]) -> None:
     )
     _log.info("17 photographs and textures cut into cells; 5 training pictures a class")
     results = compare(config, folder, methods=DEMO_METHODS, seeds=seeds)
-    for result in results:
-        write_run_report(result.folder)
-    report = write_comparison_report(folder)
     print_table(table(results), seeds=len(seeds))
-    print(f"report   {report}")
+    print(f"report   {folder / 'report.html'}")
 
 
 def _seeds(text: str) -> list[int]:
@@ -249,6 +242,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {message(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
     finally:
         _log.removeHandler(handler)
     return 0

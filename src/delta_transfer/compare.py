@@ -12,6 +12,7 @@ from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
 from delta_transfer.prepare import prepare
+from delta_transfer.report import write_comparison_report
 from delta_transfer.result import RunResult
 from delta_transfer.run import check, given_attention, train_prepared
 from delta_transfer.run_folder import check_folder, make_folder
@@ -38,7 +39,7 @@ def compare(
 
     Args:
         config: the options, of which method, seed and out are replaced.
-        folder: where the runs go, `METHOD-seedN`, and `results.csv`, a row a run.
+        folder: where the runs go, `METHOD-seedN`, `results.csv`, a row a run, and `report.html`.
         methods: names of methods.
         seeds: each draws splits, subsets, batch order, augmentation and head start.
 
@@ -52,7 +53,7 @@ def compare(
     _check_each_once("seeds", seeds)
     for method in methods:
         check(dataclasses.replace(config, method=method))
-    check_folder(folder, overwrite=config.overwrite)
+    check_folder(folder, data=config.data, overwrite=config.overwrite)
     results: list[RunResult] = []
     for seeded in [dataclasses.replace(config, seed=seed) for seed in seeds]:
         started = time.perf_counter()
@@ -61,7 +62,7 @@ def compare(
         if not results:
             for method in methods:
                 given_attention(prepared, dataclasses.replace(seeded, method=method))
-            make_folder(folder)
+            make_folder(folder, overwrite=config.overwrite)
             write_atomically(folder / "results.csv", _csv(results, folder))
         for method in methods:
             logger.info("--- %s, seed %d", method, seeded.seed)
@@ -70,6 +71,7 @@ def compare(
             began = time.perf_counter() - seconds
             results.append(train_prepared(prepared, options, own, started=began))
             write_atomically(folder / "results.csv", _csv(results, folder))
+    write_comparison_report(folder)
     return results
 
 

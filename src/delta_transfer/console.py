@@ -29,7 +29,10 @@ def print_table(rows: "Sequence[Row]", *, seeds: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    view = Table(title=f"Test accuracy in percent, {seeds} seeds", title_justify="left")
+    view = Table(
+        title=f"Test accuracy in percent, {seeds} {'seed' if seeds == 1 else 'seeds'}",
+        title_justify="left",
+    )
     for column in ("method", "mean", "std", "vs l2 (paired)", "95% interval", "seconds a run"):
         view.add_column(column, justify="left" if column == "method" else "right")
     for row in rows:

@@ -106,7 +106,7 @@ class Predictor:
             UserError: if it has classes that the network does not know.
         """
         config = TrainConfig.load(self.run / "config.yaml")
-        classes, split, whole = self._labelled(data, config)
+        classes, split, apart = self._labelled(data, config)
         strange = sorted(set(classes) - set(self.classes))
         if strange:
             raise UserError(
@@ -115,22 +115,27 @@ class Predictor:
             )
         labels = [self.classes.index(classes[label]) for label in split.labels]
         predicted = self._probabilities(split).argmax(dim=1).tolist()
-        same = whole and Path(config.data).resolve() == Path(data).resolve()
+        inside = Path(data).resolve().is_relative_to(Path(config.data).resolve())
         return Evaluation(
             pictures=len(split),
             accuracy=float(accuracy_score(labels, predicted)),
             mean_class_accuracy=_mean_class_accuracy(labels, predicted),
-            seen=same,
+            seen=inside and not apart,
         )
 
     def _labelled(self, data: str, config: TrainConfig) -> tuple[Sequence[str], Split, bool]:
-        """Class names, pictures, and whether they are all the pictures there are."""
-        if data in SOURCES:
-            task = load_task(data, seed=config.seed)
-            assert task.test is not None
-            return task.classes, task.test, False
-        classes, split, is_test = load_labelled(Path(data), test_split=config.test_split)
-        return classes, split, not is_test
+        """Class names, pictures, and whether they are a test split."""
+        if data in SOURCES or Path(data).resolve() == Path(config.data).resolve():
+            # The run's own data: the same test split, also where the seed drew it.
+            task = load_task(
+                data,
+                seed=config.seed,
+                val_fraction=config.val_fraction,
+                test_split=config.test_split if data == config.data else "test",
+            )
+            if task.test is not None:
+                return task.classes, task.test, True
+        return load_labelled(Path(data), test_split=config.test_split)
 
     def _probabilities(self, split: Split) -> Tensor:
         loader = plain_loader(split, self.backbone.input, self._options)

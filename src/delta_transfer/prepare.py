@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from delta_transfer.backbones import Backbone, InputSpec, load_backbone, replace_module
+from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import EpochSampler, PictureDataset, Split, Task, load_task
 from delta_transfer.data.augment import eval_transform, train_transform
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.errors import UserError
 from delta_transfer.probe import LinearProbe, collect_features, fit_probe
-from delta_transfer.taps import resolve_taps
+from delta_transfer.taps import Taps, resolve_taps
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ def prepare(config: TrainConfig) -> Prepared:
     replace_module(source, backbone.head, nn.Identity())
     taps = resolve_taps(source, _tap_names(config.taps))
     place(source, device)
+    _try_taps(source, taps, backbone.input.size)
     description = _describe(config, task, device)
     for line in description:
         logger.info("%s", line)
@@ -123,6 +125,8 @@ def find_device(name: str) -> torch.device:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "cpu" or (name == "auto" and accelerator is None):
         return torch.device("cpu")
+    if name == "auto" and accelerator is not None and accelerator.type not in ("cuda", "mps"):
+        return torch.device("cpu")
     if accelerator is None or name not in ("auto", accelerator.type):
         found = "only a CPU" if accelerator is None else f"cpu and {accelerator.type}"
         raise UserError(f"--device {name}: this machine has {found}; leave the option out")
@@ -141,7 +145,7 @@ def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoad
     return DataLoader(
         dataset,
         batch_size=config.batch_size,
-        num_workers=count_workers(config.workers),
+        num_workers=min(count_workers(config.workers), len(split) // config.batch_size),
         # Its own, so that drawing the workers' seeds leaves the global random state alone.
         generator=torch.Generator(),
     )
@@ -176,6 +180,17 @@ def _tap_names(taps: str) -> str | list[str]:
     return taps if taps == "auto" else [name.strip() for name in taps.split(",")]
 
 
+def _try_taps(source: nn.Module, taps: tuple[str, ...], size: int) -> None:
+    """Raises UserError where a tap is not called, called twice or gives no tensor."""
+    picture = torch.zeros(1, 3, size, size, device=device_of(source))
+    try:
+        with Taps(source, taps) as recorder, evaluating(source), torch.no_grad():
+            source(picture)
+            recorder.outputs()
+    except RuntimeError as error:
+        raise UserError(f"--taps: {error}") from error
+
+
 def _features(
     source: nn.Module, split: Split, backbone: Backbone, config: TrainConfig, *, mirror: bool
 ) -> tuple[Tensor, Tensor]:
@@ -190,4 +205,11 @@ def _describe(config: TrainConfig, task: Task, device: torch.device) -> tuple[st
         f"{len(task.val)} validation, {test} test pictures",
         *(f"         {note}" for note in task.notes),
         f"model    {config.model}, on {device}",
+        *_larger(config, device),
     )
+
+
+def _larger(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
+    if device.type == "cpu" or config.model != TrainConfig.model:
+        return ()
+    return ("         on this device larger ones are fast too, such as --model convnext_tiny",)

@@ -176,7 +176,9 @@ def fit_probe(
     views, labels = views.detach().cpu().double(), _as_target(targets)
     rows = views.flatten(0, 1)
     mean, scale = rows.mean(dim=0), rows.std(dim=0, correction=0)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    # Features are float32: what varies by no more than its rounding is constant.
+    constant = scale <= 10 * torch.finfo(torch.float32).eps * mean.abs()
+    scale = torch.where(constant, torch.ones_like(scale), scale)
     # Fewer samples than features: the same problem in the space that the samples span.
     _, _, basis = torch.linalg.svd((rows - mean) / scale, full_matrices=False)
     standard = (views - mean) / scale @ basis.T

@@ -46,8 +46,8 @@ class Regularizer(nn.Module):
 
     Args:
         target: the network in training, wrapped (DDP, `torch.compile`, Fabric) or not.
-        source: the network that it started from: another module, left as it is. None if no
-            penalty needs it.
+        source: the network that it started from: another module, whose weights and train flags
+            stay as they are; it is moved to the target's device. None if no penalty needs it.
         penalties: the terms.
         batch_norm: `"frozen"` keeps the target's batch-norm layers in eval mode at each of its
             forward passes, whatever `target.train()` says; `"train"` leaves them alone.

@@ -1,6 +1,7 @@
 """One run from its options to its folder: the only place that knows every part."""
 
 import copy
+import dataclasses
 import importlib.metadata
 import logging
 import platform
@@ -23,8 +24,9 @@ from delta_transfer.outputs import write_examples, write_predictions
 from delta_transfer.prepare import Prepared, place, plain_loader, prepare, training_loader
 from delta_transfer.probe import LinearProbe
 from delta_transfer.regularizer import Regularizer
+from delta_transfer.report import write_run_report
 from delta_transfer.result import RunResult
-from delta_transfer.run_folder import check_folder, default_folder, log_to, make_folder
+from delta_transfer.run_folder import LOG, check_folder, default_folder, log_to, make_folder
 from delta_transfer.training import (
     Fit,
     MeasureDrift,
@@ -62,7 +64,7 @@ def train(config: TrainConfig) -> RunResult:
     started = time.perf_counter()
     check(config)
     folder = Path(config.out or default_folder(config))
-    check_folder(folder, overwrite=config.overwrite)
+    check_folder(folder, data=config.data, overwrite=config.overwrite)
     return train_prepared(prepare(config), config, folder, started=started)
 
 
@@ -79,10 +81,11 @@ def train_prepared(
     """
     method = find_method(config.method)
     given = given_attention(prepared, config)
-    make_folder(folder)
+    make_folder(folder, overwrite=config.overwrite)
     (folder / "checkpoints").mkdir()
-    with log_to(folder / "train.log", prepared.description):
-        config.save(folder / "config.yaml")
+    with log_to(folder / LOG, prepared.description):
+        # Without overwrite: `train -c` with this file must not replace the very run.
+        dataclasses.replace(config, overwrite=False).save(folder / "config.yaml")
         announce(prepared, config, method)
         network = copy.deepcopy(prepared.backbone.module)
         place(network, prepared.device)
@@ -115,6 +118,7 @@ def train_prepared(
             versions=_versions(),
         )
         write_atomically(folder / "result.json", result.to_json())
+        write_run_report(folder)
         conclude(result)
     return result
 
@@ -195,6 +199,12 @@ def _regularizer(
         samples = config.attention_samples
         if samples is None and config.attention == "exact":
             samples = EXACT_SAMPLES
+        train = prepared.task.train
+        if samples is not None and samples < len(train):
+            # Drawn here, so that nothing else is read and the batches are full.
+            draw = torch.Generator().manual_seed(config.seed)
+            picked = torch.randperm(len(train), generator=draw)[:samples]
+            loader = plain_loader(train.subset(picked), prepared.backbone.input, config)
         attention = estimate_attention(
             prepared.source,
             loader,
@@ -203,8 +213,6 @@ def _regularizer(
             taps=taps,
             loss=F.cross_entropy,
             method=config.attention,  # type: ignore[arg-type]  # checked against ESTIMATORS
-            samples=samples,
-            seed=config.seed,
         )
     if attention is not None:
         attention.save(folder / "attention.safetensors")

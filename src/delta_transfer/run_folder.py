@@ -1,6 +1,7 @@
 """The folder of a run: its name, whether it may be written, and its log."""
 
 import contextlib
+import itertools
 import logging
 import shutil
 import time
@@ -10,16 +11,40 @@ from pathlib import Path
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 
+LOG = "train.log"
+
 
 def default_folder(config: TrainConfig) -> Path:
-    """runs/DATA-METHOD-TIME."""
+    """runs/DATA-METHOD-TIME, with a number behind it if another run has just taken that name."""
     data = Path(config.data).resolve().name if Path(config.data).exists() else config.data
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{data.replace('/', '-')}-{config.method}-{stamp}"
+    first = Path("runs") / f"{data.replace('/', '-')}-{config.method}-{stamp}"
+    return next(f for f in _numbered(first) if not f.exists())
 
 
-def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raises UserError if the folder is in use, or holds something that is no run of ours."""
+def _numbered(first: Path) -> Iterator[Path]:
+    yield first
+    for number in itertools.count(2):
+        yield first.with_name(f"{first.name}-{number}")
+
+
+def check_folder(folder: Path, *, data: str, overwrite: bool) -> None:
+    """Checks that a run may be written into a folder.
+
+    Args:
+        folder: where it is to lie.
+        data: what it learns from.
+        overwrite: whether an old run may be replaced.
+
+    Raises:
+        UserError: if the folder is in use, lies among the pictures, or holds something that is no
+            run of ours.
+    """
+    if folder.resolve().is_relative_to(Path(data).resolve()):
+        raise UserError(
+            f"--out {folder} lies in the data folder {data}, where its pictures would count as a "
+            "class: give a folder outside of it"
+        )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file: give a folder")
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -30,20 +55,23 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         )
     if not _is_ours(folder):
         raise UserError(
-            f"--out {folder} holds something that is no run (it has no config.yaml of one), which "
-            "--overwrite does not delete: give another folder"
+            f"--out {folder} holds something that is no run (no {LOG} and config.yaml of one), "
+            "which --overwrite does not delete: give another folder"
         )
 
 
-def make_folder(folder: Path) -> None:
-    """An empty folder, in the place of an old run.
+def make_folder(folder: Path, *, overwrite: bool) -> None:
+    """An empty folder, in the place of an old run if that may be replaced.
 
     Raises:
-        UserError: if it cannot be made.
+        UserError: if it cannot be made, or has been filled since it was checked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for entry in folder.iterdir():
+        entries = list(folder.iterdir())
+        if entries and not overwrite:
+            raise UserError(f"another run has written into {folder} meanwhile: give another --out")
+        for entry in entries:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
@@ -56,12 +84,10 @@ def make_folder(folder: Path) -> None:
 
 def _is_ours(folder: Path) -> bool:
     """Whether it is a run, finished or not, or a comparison."""
-    try:
-        TrainConfig.load(folder / "config.yaml")
-    except UserError:
-        results = folder / "results.csv"
-        return results.is_file() and results.read_bytes().startswith(b"method,seed,")
-    return True
+    results = folder / "results.csv"
+    if results.is_file():
+        return results.read_bytes().startswith(b"method,seed,")
+    return (folder / LOG).is_file() and (folder / "config.yaml").is_file()
 
 
 @contextlib.contextmanager

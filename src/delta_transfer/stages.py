@@ -228,7 +228,7 @@ def _observe(model: nn.Module, example: Tensor | None) -> list[ModuleOutput]:
     except Exception as error:  # a network for other inputs may fail in any way
         raise UserError(
             f"taps could not be chosen for {type(model).__name__}: it does not take a picture "
-            f"[1, 3, 224, 224] ({error}); name the taps"
+            f"{list(example.shape)} ({error}); name the taps"
         ) from error
     finally:
         for handle in handles:

@@ -137,12 +137,13 @@ def load_labelled(root: Path, *, test_split: str) -> tuple[tuple[str, ...], Spli
     """
     _check_is_folder(root)
     test = _named(root, subfolders(root), (test_split.lower(),))
-    layout = _Layout(train=root) if test is not None else _find_layout(root, DEFAULT_TEST_SPLIT)
-    folders = [test] if test is not None else [layout.train, *([layout.val] if layout.val else [])]
+    layout = _Layout(train=root, test=test) if test else _find_layout(root, DEFAULT_TEST_SPLIT)
+    everything = [folder for folder in (layout.train, layout.val) if folder is not None]
+    folders = everything if layout.test is None else [layout.test]
     found = [_scan(folder, root) for folder in folders]
     classes = tuple(sorted({name for by_class in found for name in by_class}))
     merged = {name: [path for f in found for path in f.get(name, [])] for name in classes}
-    return classes, _split(merged, classes, root), test is not None
+    return classes, _split(merged, classes, root), layout.test is not None
 
 
 def _drawn(what: str, fraction: float, count: int, seed: int) -> str:
