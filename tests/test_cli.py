@@ -271,6 +271,14 @@ class TestUnexpected:
         assert "Traceback" in done.stderr
         assert "RuntimeError: a bug" in done.stderr
 
+    def test_an_interruption_is_no_traceback(self, capsys, monkeypatch):
+        def wait(args: Sequence[str]) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setitem(COMMANDS, "methods", wait)
+        assert main(["methods"]) == 1
+        assert capsys.readouterr().err == "interrupted\n"
+
     @pytest.mark.parametrize("code", [0, 2])
     def test_logging_is_given_back(self, code):
         before = list(cli._log.handlers)
@@ -379,7 +387,10 @@ class TestDemo:
     def test_one_seed_has_no_deviation(self, capsys, tmp_path):
         args = ["demo", f"--out={tmp_path / 'demo'}", "--seeds=3", "--epochs=1", "--device=cpu"]
         assert main(args) == 0
-        assert "nan" not in capsys.readouterr().out
+        text = capsys.readouterr().out
+        assert "1 seed" in text
+        assert "1 seeds" not in text
+        assert "nan" not in text
 
     @pytest.mark.slow
     def test_the_real_one_compares_four_methods(self, capsys, tmp_path):

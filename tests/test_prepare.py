@@ -111,7 +111,7 @@ def test_taps_are_names_and_patterns_with_commas_between(pictures, tmp_path, cap
     caplog.clear()
     with pytest.raises(UserError, match=r"unknown tap 'blocks\.9'"):
         prepare(tiny(pictures, tmp_path, taps="blocks.9"))
-    with pytest.raises(UserError, match=r"--taps: .*blocks\.0\.0\.drop_path"):
+    with pytest.raises(UserError, match=r"does not use blocks\.0\.0\.drop_path"):
         prepare(tiny(pictures, tmp_path, taps="blocks.0.0.drop_path"))  # which is never called
     assert not caplog.records  # before anything slow begins
 
@@ -154,7 +154,7 @@ def test_order_and_augmentation_are_drawn_apart(pictures, tmp_path):
 
 def test_no_worker_is_started_that_has_no_batch_to_load(pictures, tmp_path):
     task = load_task(str(pictures), seed=0)
-    for workers, batch_size, expected in ((4, 8, 3), (2, 8, 2), (4, 32, 0)):
+    for workers, batch_size, expected in ((2, 8, 2), (2, 16, 1), (2, 32, 0)):
         config = tiny(pictures, tmp_path, workers=workers, batch_size=batch_size)
         assert plain_loader(task.train, SPEC, config).num_workers == expected
 

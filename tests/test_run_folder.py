@@ -8,7 +8,6 @@ from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.run_folder import check_folder, default_folder, log_to, make_folder
 
-
 DATA = "some-pictures"
 
 

@@ -186,6 +186,12 @@ def _try_taps(source: nn.Module, taps: tuple[str, ...], size: int) -> None:
     try:
         with Taps(source, taps) as recorder, evaluating(source), torch.no_grad():
             source(picture)
+            missing = [tap for tap in taps if tap not in recorder.channel_dims]
+            if missing:
+                raise UserError(
+                    f"--taps: the network does not use {', '.join(missing)}; choose from those "
+                    "that delta-transfer layers MODEL lists"
+                )
             recorder.outputs()
     except RuntimeError as error:
         raise UserError(f"--taps: {error}") from error
