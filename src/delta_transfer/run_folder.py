@@ -87,7 +87,11 @@ def _is_ours(folder: Path) -> bool:
     results = folder / "results.csv"
     if results.is_file():
         return results.read_bytes().startswith(b"method,seed,")
-    return (folder / LOG).is_file() and (folder / "config.yaml").is_file()
+    try:
+        TrainConfig.load(folder / "config.yaml")
+    except UserError:
+        return False
+    return (folder / LOG).is_file()
 
 
 @contextlib.contextmanager

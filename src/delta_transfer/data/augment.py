@@ -1,5 +1,6 @@
 """The transforms of training and evaluation: an RGB picture becomes a normalised tensor."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -85,7 +86,9 @@ def _resize(*, size: int, crop_pct: float, interpolation: str) -> torch.nn.Modul
         choices = ", ".join(_INTERPOLATIONS)
         raise ValueError(f"interpolation must be one of {choices}, got {interpolation!r}")
     resize: torch.nn.Module = v2.Resize(
-        round(size / crop_pct), interpolation=_INTERPOLATIONS[interpolation], antialias=True
+        math.floor(size / crop_pct),  # as timm does
+        interpolation=_INTERPOLATIONS[interpolation],
+        antialias=True,
     )
     return resize
 
