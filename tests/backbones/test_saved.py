@@ -43,7 +43,7 @@ def prepare(path: Path, config: dict) -> Tensor:
     size = cfg["input_size"][-1]
     resized = F.resize(
         image,
-        round(size / cfg["crop_pct"]),
+        math.floor(size / cfg["crop_pct"]),
         interpolation=F.InterpolationMode(cfg["interpolation"]),
     )
     cropped = F.to_tensor(F.center_crop(resized, [size, size]))
