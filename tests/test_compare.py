@@ -8,11 +8,11 @@ import pytest
 from scipy import stats
 
 from delta_transfer import compare as module
-from delta_transfer.compare import COLUMNS, compare, table
+from delta_transfer.compare import compare, table
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.methods import METHODS
-from delta_transfer.result import RunResult
+from delta_transfer.result import COMPARISON_COLUMNS, RunResult
 from tests.runs import tiny
 
 
@@ -58,7 +58,7 @@ class TestCompare:
     def test_results_csv_has_a_row_for_each_run(self, compared):
         folder = compared[0].folder.parent
         found = rows(folder / "results.csv")
-        assert tuple(found[0]) == COLUMNS
+        assert tuple(found[0]) == COMPARISON_COLUMNS
         for row, run in zip(found, compared, strict=True):
             assert (row["method"], int(row["seed"])) == (run.method, run.seed)
             assert float(row["test_accuracy"]) == run.test_accuracy
@@ -126,7 +126,7 @@ class TestCompare:
     def test_an_old_comparison_is_replaced_only_if_asked(self, pictures, tmp_path):
         out = tmp_path / "out"
         (out / "l2-seed7").mkdir(parents=True)
-        (out / "results.csv").write_text(f"{','.join(COLUMNS)}\n")
+        (out / "results.csv").write_text(f"{','.join(COMPARISON_COLUMNS)}\n")
         config = tiny(pictures, out)
         with pytest.raises(UserError, match="is not empty"):
             compare(config, out, methods=["probe"], seeds=[0])

@@ -13,23 +13,12 @@ from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
 from delta_transfer.prepare import prepare
 from delta_transfer.report import write_comparison_report
-from delta_transfer.result import RunResult
+from delta_transfer.result import COMPARISON_COLUMNS, RunResult
 from delta_transfer.run import check, given_attention, train_prepared
 from delta_transfer.run_folder import check_folder, make_folder
 from delta_transfer.stats import Summary, paired_difference, summarize
 
 logger = logging.getLogger(__name__)
-
-COLUMNS = (
-    "method",
-    "seed",
-    "test_accuracy",
-    "val_accuracy",
-    "linear_probe_test_accuracy",
-    "best_epoch",
-    "seconds",
-    "folder",
-)
 
 
 def compare(
@@ -119,9 +108,9 @@ def _check_each_once(name: str, values: Sequence[object]) -> None:
 def _csv(results: Sequence[RunResult], folder: Path) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(COMPARISON_COLUMNS)
     for result in results:
-        values = [getattr(result, column) for column in COLUMNS[:-1]]
+        values = [getattr(result, column) for column in COMPARISON_COLUMNS[:-1]]
         row = ["" if value is None else value for value in values]
         writer.writerow([*row, result.folder.relative_to(folder).as_posix()])
     return text.getvalue()

@@ -13,7 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.errors import UserError
-from delta_transfer.functional import channels_last
 from delta_transfer.penalties import L2, L2SP, Delta, Penalty, Step
 from delta_transfer.stages import unwrap
 from delta_transfer.taps import Taps, outside_graphs, resolve_taps
@@ -167,7 +166,7 @@ class Regularizer(nn.Module):
             inputs=inputs,
             targets=targets,
             logits=self._logits,
-            target_features={} if self._taps is None else _canonical(self._taps),
+            target_features={} if self._taps is None else self._taps.features(),
             source_features=source_features,
             groups=groups,
         )
@@ -190,10 +189,10 @@ class Regularizer(nn.Module):
             loader: batches of training data without augmentation: inputs, or tuples that begin with
                 them.
         """
-        if self._source_taps is None:
-            return
+        uniform = [p for p in self.penalties if isinstance(p, Delta) and not p.has_attention]
         source = self._networks[1]
-        assert source is not None
+        if not uniform or source is None or self._source_taps is None:
+            return
         variances = {tap: FeatureVariance() for tap in self._source_taps.names}
         source.to(device_of(self._networks[0]))
         for batch in loader:
@@ -201,9 +200,8 @@ class Regularizer(nn.Module):
             for tap, features in self._run_source(inputs.to(device_of(source))).items():
                 variances[tap].update(features)
         measured = {tap: variance.compute() for tap, variance in variances.items()}
-        for penalty in self.penalties:
-            if isinstance(penalty, Delta) and not penalty.has_attention:
-                penalty.calibrate(measured)
+        for penalty in uniform:
+            penalty.calibrate(measured)
 
     @property
     def needs_calibration(self) -> bool:
@@ -217,7 +215,7 @@ class Regularizer(nn.Module):
             return {}
         with self._source_taps as taps, evaluating(source), torch.no_grad():
             taps.record(inputs)
-            features = _canonical(taps)
+            features = taps.features()
             taps.clear()
         return features
 
@@ -238,12 +236,6 @@ class Regularizer(nn.Module):
             for penalty in penalties:
                 if isinstance(penalty, (L2, L2SP)):
                     penalty(Step(target=target, source=source))
-
-
-def _canonical(taps: Taps) -> dict[str, Tensor]:
-    return {
-        tap: channels_last(output, taps.channel_dims[tap]) for tap, output in taps.outputs().items()
-    }
 
 
 def _same_autocast(device: torch.device) -> AbstractContextManager[None]:

@@ -7,6 +7,18 @@ from typing import Any
 
 from delta_transfer.errors import UserError
 
+# A row a run in the results.csv of a comparison: figures of the run, and where it lies.
+COMPARISON_COLUMNS = (
+    "method",
+    "seed",
+    "test_accuracy",
+    "val_accuracy",
+    "linear_probe_test_accuracy",
+    "best_epoch",
+    "seconds",
+    "folder",
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunResult:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.errors import UserError, match_names
+from delta_transfer.functional import channels_last
 from delta_transfer.stages import auto_taps, find_channel_dim, picture_size, producer, unwrap
 
 Edit = Callable[[str, Tensor], Tensor]
@@ -132,6 +133,15 @@ class Taps:
                     "that comes before"
                 )
         return {name: self._recorded[name] for name in self.names}
+
+    def features(self) -> dict[str, Tensor]:
+        """The recorded outputs as `[B, S, C]` (samples, positions, channels), or rows `[R, C]`.
+
+        Raises:
+            RuntimeError: as `outputs` does.
+        """
+        outputs = self.outputs()
+        return {tap: channels_last(out, self.channel_dims[tap]) for tap, out in outputs.items()}
 
     def record(self, inputs: Any) -> dict[str, Tensor]:
         """Runs the unwrapped network on `inputs`, no further than its last tap; the raw outputs."""

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.channel_attention import FeatureVariance
-from delta_transfer.functional import channels_last
 from delta_transfer.probe import Loss
 from delta_transfer.taps import Taps
 
@@ -40,10 +39,10 @@ def ablation_scores(
             samples += len(targets)
             with Taps(model, taps) as recorder:
                 plain = loss(model(inputs), targets)
-                outputs, dims = recorder.outputs(), recorder.channel_dims
-            for tap, output in outputs.items():
-                variances[tap].update(channels_last(output, dims[tap]))
-                width = output.shape[dims[tap]]
+                features, dims = recorder.features(), recorder.channel_dims
+            for tap, output in features.items():
+                variances[tap].update(output)
+                width = output.shape[-1]
                 logger.info("exact attention: tap %s, %d forward passes", tap, width)
                 grown = torch.zeros(width, device=output.device)
                 for channel in range(width):

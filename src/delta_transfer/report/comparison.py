@@ -8,21 +8,11 @@ from pathlib import Path, PurePosixPath
 from delta_transfer.errors import UserError
 from delta_transfer.report.run_files import read_result
 from delta_transfer.report.tables import Row, read_table
+from delta_transfer.result import COMPARISON_COLUMNS
 from delta_transfer.stats import Summary, paired_difference, summarize
 
 BASELINE = "l2"  # plain fine-tuning
 PROBE = "probe"
-
-COLUMNS = (
-    "method",
-    "seed",
-    "test_accuracy",
-    "val_accuracy",
-    "linear_probe_test_accuracy",
-    "best_epoch",
-    "seconds",
-    "folder",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +100,7 @@ def read_comparison(folder: Path) -> Comparison:
         UserError: if `results.csv`, or a run that it needs, is missing or damaged.
     """
     path = folder / "results.csv"
-    rows = read_table(path, COLUMNS)
+    rows = read_table(path, COMPARISON_COLUMNS)
     if not rows:
         raise UserError(f"{path} holds no runs")
     tested = all(row.cells["test_accuracy"] for row in rows)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.channel_attention import FeatureVariance
-from delta_transfer.functional import channels_last, feature_distance
+from delta_transfer.functional import feature_distance
 from delta_transfer.taps import Taps
 
 logger = logging.getLogger(__name__)
@@ -110,11 +110,8 @@ class MeasureDrift(lightning.Callback):
 
     def _features(self, network: nn.Module) -> dict[str, Tensor]:
         with Taps(network, self._taps) as taps, evaluating(network), torch.no_grad():
-            outputs = taps.record(self._inputs.to(device_of(network)))
-            return {
-                tap: channels_last(output, taps.channel_dims[tap])
-                for tap, output in outputs.items()
-            }
+            taps.record(self._inputs.to(device_of(network)))
+            return taps.features()
 
     def _append(self, rows: Sequence[Sequence[object]]) -> None:
         with self._path.open("a", newline="") as file:
