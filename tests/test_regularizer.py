@@ -661,3 +661,16 @@ def test_a_running_average_made_inside_does_not_disturb():
     assert looks.steps[0].logits is logits
     found = terms.values["delta"].item()
     assert found == pytest.approx(omega(target, source, pictures()), rel=1e-5)
+
+
+def test_calibrate_reads_no_picture_where_no_penalty_needs_it():
+    def unread():
+        pytest.fail("the loader was read")
+        yield
+
+    source = conv_net()
+    target = copy.deepcopy(source)
+    Regularizer(target, source, [L2SP(strength=1.0)]).calibrate(unread())
+    tap = next(name for name, module in source.named_modules() if isinstance(module, nn.Conv2d))
+    official = Delta.official(taps=[tap])
+    Regularizer(target, source, [official]).calibrate(unread())
