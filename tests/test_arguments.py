@@ -156,7 +156,7 @@ def test_what_is_wrong_is_said_by_the_name_of_the_flag(args, message):
         ("config: other.yaml", "unknown option 'config'"),
         ("3: 4", "unknown option '3'"),
         ("guests: many", "--guests many: give a whole number"),
-        ("dish: 3", "DISH 3: give text"),
+        ("dish: true", "DISH True: give text"),
         ("- soup", "must hold options"),
         ("", "must hold options"),
         ("dish: [", "cannot be read as YAML"),

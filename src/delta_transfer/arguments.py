@@ -5,7 +5,7 @@ import itertools
 import re
 import typing
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,9 +49,9 @@ def parse(
         _flag(name) for name, hint in typing.get_type_hints(options).items() if hint is bool
     ]
     files, flags, rest = _apart(args, ["--help", *switches], config_file=config_file)
-    in_files = _read(files, names)
+    in_files = _read(files, typing.get_type_hints(options))
     # Files first, so that flags win wherever they stand.
-    configs = [arg for file in files for arg in ("--config", file)]
+    configs = ["--config", yaml.safe_dump(in_files)] if in_files else []
     try:
         found = parser.parse_args([*configs, *flags, *(["--", *rest] if rest else [])])
     except ArgumentError as error:
@@ -143,8 +143,12 @@ def _apart(
     return files, flags, rest
 
 
-def _read(files: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-    """What the files say, the last one having the last word; their keys are checked."""
+def _read(files: Sequence[str], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """What the files say, the last one having the last word; their keys are checked.
+
+    Where text is wanted, a number is taken as it stands there: `test_split: 0.2`.
+    """
+    names = list(hints)
     values: dict[str, Any] = {}
     for file in files:
         try:
@@ -156,7 +160,8 @@ def _read(files: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
         for key in content:
             if key not in names:
                 raise UserError(f"-c {file}: {unknown('option', str(key), names)}")
-        values |= content
+            number = isinstance(content[key], int | float) and not isinstance(content[key], bool)
+            values[key] = str(content[key]) if hints[key] is str and number else content[key]
     return values
 
 

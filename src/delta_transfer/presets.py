@@ -1,0 +1,83 @@
+"""The presets: our recipe for small data sets, and the protocol of the paper's authors."""
+
+import dataclasses
+from typing import Literal
+
+from delta_transfer.errors import unknown
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What a preset decides. The first block are defaults of options; no option changes the rest.
+
+    Args:
+        epochs: passes over the training pictures, None if `steps` are set.
+        steps: training steps, in place of epochs.
+        batch_size: pictures a step.
+        lr: peak learning rate.
+        optimizer: `"adamw"`, or `"sgd"` with momentum 0.9.
+        schedule: what follows the warm-up.
+        batch_norm: whether the target's batch-norm statistics stay the pretrained ones.
+        attention: the estimator of channel attention.
+        attention_samples: training pictures that it is averaged over; None for all.
+        warm_up: share of the steps over which the learning rate rises.
+        clip: norm to which gradients are clipped; None for no limit.
+        official: the authors' formula, taps, head, augmentation and ten-crop test.
+    """
+
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    lr: float
+    optimizer: Literal["adamw", "sgd"]
+    schedule: Literal["cosine", "step", "constant"]
+    batch_norm: Literal["frozen", "train"]
+    attention: str
+    attention_samples: int | None
+    warm_up: float
+    clip: float | None
+    official: bool
+
+
+PRESETS = {
+    "default": Preset(
+        epochs=10,
+        steps=None,
+        batch_size=32,
+        lr=3e-4,
+        optimizer="adamw",
+        schedule="cosine",
+        batch_norm="frozen",
+        attention="gradient",
+        attention_samples=None,
+        warm_up=0.15,
+        clip=1.0,
+        official=False,
+    ),
+    "official": Preset(
+        epochs=None,
+        steps=9000,
+        batch_size=64,
+        lr=0.01,
+        optimizer="sgd",
+        schedule="step",
+        batch_norm="train",
+        attention="exact",
+        attention_samples=256,  # four batches of 64
+        warm_up=0.0,
+        clip=None,
+        official=True,
+    ),
+}
+"""The presets by name; docs/methods/delta.md gives the reason for each difference."""
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        UserError: if there is none; the names are listed.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, list(PRESETS))
+    return PRESETS[name]
