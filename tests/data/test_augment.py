@@ -5,14 +5,31 @@ import pytest
 import torch
 from PIL import Image
 
-from delta_transfer.data.augment import eval_transform, train_transform
+from delta_transfer.data.augment import (
+    eval_transform,
+    official_eval_transform,
+    official_train_transform,
+    ten_crop_transform,
+    train_transform,
+)
 
 ZERO_ONE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "bilinear"}
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+OFFICIAL = [official_train_transform, official_eval_transform, ten_crop_transform]
 
 
 def noise(width: int, height: int) -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def squared(image: Image.Image, side: int) -> np.ndarray:
+    """`[side, side, 3]` in 0..1: the picture resized without regard for its proportions."""
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
+
+
+def as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 @pytest.mark.parametrize("make", [train_transform, eval_transform])
@@ -87,3 +104,123 @@ def test_bad_arguments_are_named(change, message) -> None:
     for make in (train_transform, eval_transform):
         with pytest.raises(ValueError, match=message):
             make(**options)
+
+
+# ----------------------------------------------------------------------------------- official
+
+
+@pytest.mark.parametrize(("size", "side"), [(224, 256), (299, 342), (7, 8), (1, 1)])
+@pytest.mark.parametrize("shape", [(50, 30), (30, 50), (400, 300)])
+def test_the_official_picture_is_a_square_crop_of_a_square(size, side, shape) -> None:
+    image = noise(*shape)
+    whole = squared(image, side)
+    found = official_train_transform(size=size, **PLAIN)(image)
+    assert (found.shape, found.dtype, type(found)) == ((3, size, size), torch.float32, torch.Tensor)
+    crops = [
+        as_tensor(part)
+        for top in range(side - size + 1)
+        for left in range(side - size + 1)
+        for crop in [whole[top : top + size, left : left + size]]
+        # Only those with the right corner are made into tensors: there are thousands.
+        for part in (crop, crop[:, ::-1])
+        if np.allclose(part[0, 0], found[:, 0, 0], atol=1e-6)
+    ]
+    assert any(torch.allclose(found, crop, atol=1e-6) for crop in crops)
+
+
+def test_every_official_crop_is_drawn_and_half_are_mirrored() -> None:
+    image = noise(40, 24)
+    whole = squared(image, 16)
+    expected = {
+        as_tensor(part).mul(255).round().byte().numpy().tobytes(): (top, left, mirrored)
+        for top in range(3)
+        for left in range(3)
+        for crop in [whole[top : top + 14, left : left + 14]]
+        for mirrored, part in enumerate((crop, crop[:, ::-1]))
+    }
+    transform = official_train_transform(size=14, **PLAIN)
+    torch.manual_seed(0)
+    drawn = [
+        expected[transform(image).mul(255).round().byte().numpy().tobytes()] for _ in range(300)
+    ]
+    assert set(drawn) == set(expected.values())
+    assert 120 < sum(mirrored for _, _, mirrored in drawn) < 180
+
+
+@pytest.mark.parametrize("shape", [(50, 30), (9, 14), (300, 400)])
+def test_the_official_plain_test_picture_is_the_whole_one(shape) -> None:
+    image = noise(*shape)
+    found = official_eval_transform(size=16, **PLAIN)(image)
+    assert type(found) is torch.Tensor
+    torch.testing.assert_close(found, as_tensor(squared(image, 16)))
+
+
+@pytest.mark.parametrize(("size", "side"), [(224, 256), (14, 16)])
+def test_ten_crops_are_corners_and_centre_and_their_mirror_images(size, side) -> None:
+    image = noise(100, 60)
+    whole, room = squared(image, side), side - size
+    corners = [(0, 0), (0, room), (room, 0), (room, room), (room // 2, room // 2)]
+    views = [
+        as_tensor(picture[top : top + size, left : left + size])
+        for picture in (whole, whole[:, ::-1])
+        for top, left in corners
+    ]
+    found = ten_crop_transform(size=size, **PLAIN)(image)
+    assert (found.shape, found.dtype, type(found)) == (
+        (10, 3, size, size),
+        torch.float32,
+        torch.Tensor,
+    )
+    torch.testing.assert_close(found, torch.stack(views))
+
+
+@pytest.mark.parametrize("make", OFFICIAL)
+def test_official_pictures_are_normalised_per_channel(make) -> None:
+    image = Image.new("RGB", (9, 5), (255, 0, 51))
+    found = make(size=4, mean=(0.5, 0.2, 0.2), std=(0.5, 0.1, 1.0))(image)
+    expected = torch.tensor([1.0, -2.0, 0.0]).view(3, 1, 1).expand_as(found)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("make", OFFICIAL)
+def test_official_interpolation_is_bilinear_unless_said_otherwise(make) -> None:
+    image, transforms = noise(40, 24), {}
+    for name in ("bilinear", "bicubic"):
+        torch.manual_seed(0)
+        transforms[name] = make(size=14, interpolation=name, **PLAIN)(image)
+    torch.manual_seed(0)
+    assert torch.equal(make(size=14, **PLAIN)(image), transforms["bilinear"])
+    assert not torch.allclose(transforms["bilinear"], transforms["bicubic"])
+
+
+@pytest.mark.parametrize("make", OFFICIAL)
+def test_official_transforms_can_be_pickled(make) -> None:
+    transform = make(size=14, **PLAIN)
+    results = []
+    for each in (transform, pickle.loads(pickle.dumps(transform))):
+        torch.manual_seed(0)
+        results.append(each(noise(20, 30)))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("make", OFFICIAL)
+def test_bad_arguments_of_official_transforms_are_named(make) -> None:
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+        make(size=0, **PLAIN)
+    with pytest.raises(ValueError, match="one of bilinear, bicubic, got 'nearest'"):
+        make(size=8, interpolation="nearest", **PLAIN)
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (2, 90_000)])
+@pytest.mark.parametrize("make", [train_transform, eval_transform])
+def test_a_very_long_picture_costs_no_gigabytes_and_shows_its_middle(make, size):
+    picture = Image.new("RGB", size)
+    for offset in range(-8, 8):
+        x = 0 if size[0] <= 2 else size[0] // 2 + offset
+        y = 0 if size[1] <= 2 else size[1] // 2 + offset
+        picture.putpixel((x, y), (255, 255, 255))
+    options = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bilinear"}
+    found = make(size=16, crop_pct=1.0, **options)(picture)
+    assert found.shape == (3, 16, 16)
+    if make is eval_transform:
+        assert found.max() > 0.4

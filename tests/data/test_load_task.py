@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.data import SOURCES, load_task
+from delta_transfer.data import SOURCES, load_labelled, load_task
 from delta_transfer.errors import UserError
 
 
@@ -37,7 +37,8 @@ def test_a_class_with_fewer_samples_is_named(flat: Path) -> None:
 def test_an_unknown_name_lists_the_names_and_the_layout() -> None:
     with pytest.raises(UserError, match="unknown data set 'skimage/patchs'") as caught:
         load_task("skimage/patchs", seed=0)
-    for part in (*SOURCES, "no folder of this name", "{train,val,test}/<class>/*"):
+    parts = ("torchvision/NAME", "hf/NAME", "no folder of this name", "{train,val,test}/<class>/*")
+    for part in (*SOURCES, *parts, "path,label,split"):
         assert part in str(caught.value)
 
 
@@ -64,9 +65,56 @@ def test_other_options_out_of_range(flat: Path) -> None:
 
 def test_importing_the_package_imports_no_data_library() -> None:
     program = (
-        "import sys, delta_transfer.data; print({'skimage', 'sklearn', 'pooch'} & set(sys.modules))"
+        "import sys, delta_transfer.data; names = 'skimage sklearn pooch torchvision datasets'; "
+        "print(set(names.split()) & set(sys.modules))"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert (result.stdout.strip(), result.stderr) == ("set()", "")
+
+
+def test_a_data_root_that_is_not_used_is_mentioned(flat: Path) -> None:
+    notes = load_task(str(flat), seed=0, data_root="/data").notes
+    assert notes[-1].startswith("--data-root /data is ignored: only torchvision/NAME and hf/NAME")
+
+
+def test_what_draws_the_validation_split(flat: Path, make_pictures) -> None:
+    assert load_task(str(flat), seed=0).val_drawn
+    assert load_task("sklearn/digits", seed=0).val_drawn
+    assert not load_task("skimage/patches", seed=0).val_drawn
+    root = make_pictures([f"{split}/{name}/a.png" for split in ("train", "val") for name in "ab"])
+    task = load_task(str(root), seed=0)
+    assert (task.val_drawn, task.metric) == (False, "accuracy")
+
+
+def test_a_file_that_is_no_csv(tmp_path: Path) -> None:
+    (tmp_path / "pets.tsv").touch()
+    with pytest.raises(UserError, match=r"pets\.tsv' is a file, not a folder: .* or a \.csv file"):
+        load_task(str(tmp_path / "pets.tsv"), seed=0)
+
+
+def test_a_folder_may_be_called_like_a_file(flat: Path) -> None:
+    assert load_task(str(flat.rename(flat.with_name("pets.csv"))), seed=0).classes == ("cat", "dog")
+
+
+class TestLoadLabelled:
+    def test_of_a_name_it_is_the_test_split(self) -> None:
+        classes, split, test = load_labelled("sklearn/digits", seed=0)
+        assert (classes, split, test) == (
+            tuple("0123456789"),
+            load_task("sklearn/digits", seed=0).test,
+            True,
+        )
+
+    def test_of_a_folder_without_one_it_is_everything(self, flat: Path, make_pictures) -> None:
+        classes, split, test = load_labelled(str(flat), seed=0, test_split="0.2")
+        assert (classes, len(split), test) == (("cat", "dog"), 30, False)
+        root = make_pictures(
+            [f"{part}/cat/{i}.png" for part in ("train", "test") for i in range(3)]
+        )
+        assert load_labelled(str(root / "train"), seed=0)[0] == ("cat",)
+
+    def test_what_is_not_there(self) -> None:
+        with pytest.raises(UserError, match="unknown data set 'nothing'"):
+            load_labelled("nothing", seed=0)

@@ -4,7 +4,16 @@ import pytest
 from PIL import Image
 
 from delta_transfer.data import Split
-from delta_transfer.data.splits import hold_out, parse_fraction, require_per_class, take_per_class
+from delta_transfer.data.splits import (
+    GivenSplits,
+    complete,
+    fraction_of_train,
+    hold_out,
+    parse_fraction,
+    part_per_class,
+    require_per_class,
+    take_per_class,
+)
 from delta_transfer.errors import UserError
 
 
@@ -48,6 +57,54 @@ class TestHoldOut:
         assert first != second
 
 
+class TestComplete:
+    @staticmethod
+    def given(*, val: Split | None = None, test: Split | None = None) -> GivenSplits:
+        return GivenSplits(
+            name="pets",
+            source="'data/pets'",
+            classes=("cat", "dog"),
+            train=of(10, 20),
+            val=val,
+            test=test,
+            notes=("first",),
+            metric="mean_class_accuracy",
+        )
+
+    def test_what_there_is_stays(self) -> None:
+        given = self.given(val=of(1, 1), test=of(2, 2))
+        task = complete(given, seed=0, val_fraction=0.15, test_fraction=None)
+        assert (task.train, task.val, task.test) == (given.train, given.val, given.test)
+        assert (task.name, task.classes, task.notes) == ("pets", ("cat", "dog"), ("first",))
+        assert (task.metric, task.val_drawn) == ("mean_class_accuracy", False)
+
+    def test_what_is_missing_is_drawn_and_told(self) -> None:
+        task = complete(self.given(), seed=3, val_fraction=0.2, test_fraction=0.1)
+        assert task.test is not None
+        assert [len(split) for split in (task.train, task.val, task.test)] == [21, 6, 3]
+        assert task.val_drawn
+        assert task.notes == (
+            "first",
+            "no test split: 10% of train (3 pictures), stratified, seed 3, is held out",
+            "no validation split: 20% of train (6 pictures), stratified, seed 3, is held out",
+        )
+
+    def test_too_few_pictures(self) -> None:
+        given = GivenSplits(
+            name="", source="", classes=("a", "b"), train=of(5, 2), val=None, test=None
+        )
+        with pytest.raises(UserError, match=r"a validation and a test .*'b' has 2: add pictures"):
+            complete(given, seed=0, val_fraction=0.2, test_fraction=0.2)
+
+
+class TestPartPerClass:
+    def test_the_two_parts_are_the_whole_in_order(self) -> None:
+        rest, drawn = part_per_class(of(5, 9), 3, seed=0)
+        assert (Counter(rest.labels), Counter(drawn.labels)) == ({0: 2, 1: 6}, {0: 3, 1: 3})
+        assert sorted(rest.paths + drawn.paths) == list(of(5, 9).paths)
+        assert drawn == take_per_class(of(5, 9), 3, classes=("cat", "dog"), seed=0)
+
+
 class TestTakePerClass:
     def test_takes_so_many_of_every_class(self) -> None:
         subset = take_per_class(of(5, 9), 5, classes=("cat", "dog"), seed=0)
@@ -76,3 +133,13 @@ def test_fractions() -> None:
 def test_numbers_that_are_no_fraction_are_errors(text: str) -> None:
     with pytest.raises(UserError, match=f"--test-split {text}: .*0.2"):
         parse_fraction(text)
+
+
+def test_a_fraction_of_train() -> None:
+    assert fraction_of_train("test", source="it", own_test=True) is None
+    assert fraction_of_train("test", source="it", own_test=False) is None
+    assert fraction_of_train("0.2", source="it", own_test=False) == 0.2
+    with pytest.raises(UserError, match=r"--test-split 0\.2: it has its own test split"):
+        fraction_of_train("0.2", source="it", own_test=True)
+    with pytest.raises(UserError, match=r"--test-split dev: it has no split .* such as 0\.2"):
+        fraction_of_train("dev", source="it", own_test=False)

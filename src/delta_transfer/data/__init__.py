@@ -1,18 +1,39 @@
-"""Data: a name or a folder becomes a Task of train, validation and test pictures."""
+"""Data: a name, a folder or a CSV file becomes a Task of train, validation and test pictures."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from delta_transfer.data.base import EpochSampler, PictureDataset, Split, Task
+from delta_transfer.data import csv_rows, folder
+from delta_transfer.data.base import EpochSampler, Metric, PictureDataset, Split, Task
+from delta_transfer.data.csv_file import load_csv, load_labelled_csv
 from delta_transfer.data.digits import load_sklearn_digits
-from delta_transfer.data.folder import LAYOUT, load_folder
+from delta_transfer.data.folder import load_folder
+from delta_transfer.data.hub_sets import load_hub
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.data.skimage_patches import load_skimage_patches
-from delta_transfer.data.splits import DEFAULT_TEST_SPLIT, DEFAULT_VAL_FRACTION, take_per_class
+from delta_transfer.data.splits import (
+    DEFAULT_TEST_SPLIT,
+    DEFAULT_VAL_FRACTION,
+    parse_fraction,
+    take_per_class,
+)
+from delta_transfer.data.torchvision_sets import load_torchvision
 from delta_transfer.errors import UserError, unknown
 
-__all__ = ["SOURCES", "EpochSampler", "PictureDataset", "Source", "Split", "Task", "load_task"]
+__all__ = [
+    "COLLECTIONS",
+    "SOURCES",
+    "Collection",
+    "EpochSampler",
+    "Metric",
+    "PictureDataset",
+    "Source",
+    "Split",
+    "Task",
+    "load_labelled",
+    "load_task",
+]
 
 
 class Source(Protocol):
@@ -23,11 +44,40 @@ class Source(Protocol):
         ...
 
 
+class Collection(Protocol):
+    """What loads the data sets whose names share a prefix."""
+
+    def __call__(
+        self, name: str, *, seed: int, val_fraction: float, test_split: str, data_root: str | None
+    ) -> Task:
+        """The task of the name behind the prefix; `data_root` is where it is or will be."""
+        ...
+
+
+class File(Protocol):
+    """What loads a data set from the file or folder that describes it."""
+
+    def __call__(self, path: Path, /, *, seed: int, val_fraction: float, test_split: str) -> Task:
+        """The task, with any split that is drawn drawn by seed."""
+        ...
+
+
 SOURCES: dict[str, Source] = {
     "skimage/patches": load_skimage_patches,
     "sklearn/digits": load_sklearn_digits,
 }
-"""The data sets that have a name; everything else is a folder."""
+"""The data sets that have a name of their own; nothing is downloaded for them."""
+
+COLLECTIONS: dict[str, Collection] = {
+    "torchvision/": load_torchvision,
+    "hf/": load_hub,
+}
+"""Where the data sets with these prefixes come from."""
+
+FILES: dict[str, File] = {
+    ".csv": load_csv,
+}
+"""The files that list pictures, by their ending; everything else is a folder."""
 
 
 def load_task(
@@ -37,11 +87,13 @@ def load_task(
     val_fraction: float = DEFAULT_VAL_FRACTION,
     test_split: str = DEFAULT_TEST_SPLIT,
     samples_per_class: int | None = None,
+    data_root: str | None = None,
 ) -> Task:
-    """The task that a name or a folder stands for.
+    """The task that a name, a folder or a CSV file stands for.
 
     Args:
-        data: a name in `SOURCES`, or a folder `{train,val,test}/<class>/*` or `<class>/*`.
+        data: a name in `SOURCES`; a prefix in `COLLECTIONS` and a name; a folder
+            `{train,val,test}/<class>/*` or `<class>/*`; a CSV file `path,label[,split]`.
         seed: draws the splits that are not given, and the subset.
         val_fraction: the part of the training pictures held out for validation, class by class,
             where there is no validation split.
@@ -49,6 +101,8 @@ def load_task(
             pictures to draw one where there is none.
         samples_per_class: so many training pictures of every class are drawn, after the
             validation split is held out; None for all.
+        data_root: where the data sets of `COLLECTIONS` lie or are downloaded to; None for a folder
+            in the user's cache.
 
     Returns:
         The task; its notes say what was drawn and what is missing.
@@ -63,16 +117,71 @@ def load_task(
         (10, 30)
     """
     _check_options(seed=seed, val_fraction=val_fraction, samples_per_class=samples_per_class)
+    prefix = next((prefix for prefix in COLLECTIONS if data.startswith(prefix)), None)
+    path = Path(data).expanduser()
     if data in SOURCES:
         task = SOURCES[data](seed=seed, val_fraction=val_fraction, test_split=test_split)
-    elif data and (folder := Path(data).expanduser()).exists():
-        task = load_folder(folder, seed=seed, val_fraction=val_fraction, test_split=test_split)
-    else:
-        raise UserError(
-            f"{unknown('data set', data, list(SOURCES))}; "
-            f"there is no folder of this name either, which would have to be {LAYOUT}"
+    elif prefix is not None:
+        task = COLLECTIONS[prefix](
+            data.removeprefix(prefix),
+            seed=seed,
+            val_fraction=val_fraction,
+            test_split=test_split,
+            data_root=data_root,
         )
+    elif data and path.exists():
+        load = load_folder if path.is_dir() else FILES.get(path.suffix.lower(), load_folder)
+        task = load(path, seed=seed, val_fraction=val_fraction, test_split=test_split)
+    else:
+        raise _no_data(data)
+    if data_root is not None and prefix is None:
+        note = f"--data-root {data_root} is ignored: only {_prefixes()} look there"
+        task = replace(task, notes=(*task.notes, note))
     return task if samples_per_class is None else _subset(task, samples_per_class, seed=seed)
+
+
+def load_labelled(
+    data: str, *, seed: int, test_split: str = DEFAULT_TEST_SPLIT, data_root: str | None = None
+) -> tuple[tuple[str, ...], Split, bool]:
+    """The pictures to measure a network on: of a test split, or all where there is none.
+
+    Args:
+        data: as for `load_task`; one class is enough of a folder or a CSV file.
+        seed: draws the test split where the field's protocol does so.
+        test_split: the name of the test split; a fraction counts as the default, as no test split
+            is drawn.
+        data_root: as for `load_task`.
+
+    Returns:
+        The class names; the pictures; whether they are a test split.
+
+    Raises:
+        UserError: as `load_task` does.
+    """
+    name = DEFAULT_TEST_SPLIT if parse_fraction(test_split) is not None else test_split
+    path = Path(data).expanduser()
+    named = data in SOURCES or data.startswith(tuple(COLLECTIONS))
+    if not named and data and path.exists():
+        if path.suffix.lower() in FILES and not path.is_dir():
+            return load_labelled_csv(path)
+        return folder.load_labelled(path, test_split=name)
+    task = load_task(data, seed=seed, test_split=name, data_root=data_root)
+    if task.test is not None:
+        return task.classes, task.test, True
+    paths, labels = task.train.paths + task.val.paths, task.train.labels + task.val.labels
+    return task.classes, Split(paths=paths, labels=labels, read=task.train.read), False
+
+
+def _no_data(data: str) -> UserError:
+    names = unknown("data set", data, [*SOURCES, *(f"{prefix}NAME" for prefix in COLLECTIONS)])
+    return UserError(
+        f"{names}; there is no folder of this name either, which would have to be {folder.LAYOUT}; "
+        f"and no file, which would have to be {csv_rows.LAYOUT}"
+    )
+
+
+def _prefixes() -> str:
+    return " and ".join(f"{prefix}NAME" for prefix in COLLECTIONS)
 
 
 def _check_options(*, seed: int, val_fraction: float, samples_per_class: int | None) -> None:

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from delta_transfer.data.seeds import derive_seed
+
+Metric = Literal["accuracy", "mean_class_accuracy"]
+"""What the field reports of a data set: the share of right answers, or its mean over classes."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class Task:
         val: what everything is chosen on.
         test: what nothing is ever chosen on; None where there is no such split.
         notes: sentences worth telling the user, such as which splits were drawn and how.
+        metric: what the field reports of this data.
+        val_drawn: whether the validation split was drawn from train; False where the data brings
+            one.
     """
 
     name: str
@@ -64,6 +71,8 @@ class Task:
     val: Split
     test: Split | None
     notes: tuple[str, ...] = ()
+    metric: Metric = "accuracy"
+    val_drawn: bool = False
 
 
 class PictureDataset(Dataset[tuple[torch.Tensor, int]]):

@@ -35,7 +35,7 @@ def load_sklearn_digits(*, seed: int, val_fraction: float, test_split: str) -> T
     rest, test = hold_out(everything, 0.5, seed=derive_seed(seed, NAME, "test"))
     train, val = hold_out(rest, val_fraction, seed=derive_seed(seed, NAME, "validation"))
     classes = tuple(str(digit) for digit in range(10))
-    return Task(name=NAME, classes=classes, train=train, val=val, test=test)
+    return Task(name=NAME, classes=classes, train=train, val=val, test=test, val_drawn=True)
 
 
 def read_digit(path: str) -> Image.Image:

@@ -10,14 +10,8 @@ from PIL import Image
 from delta_transfer.data.base import Split, Task
 from delta_transfer.data.images import IMAGE_SUFFIXES, read_image
 from delta_transfer.data.scan import find_pictures, loose_pictures, subfolders
-from delta_transfer.data.seeds import derive_seed
-from delta_transfer.data.splits import (
-    DEFAULT_TEST_SPLIT,
-    hold_out,
-    parse_fraction,
-    require_per_class,
-    unused_val_fraction,
-)
+from delta_transfer.data.split_names import VALIDATION, choose_splits, find_name
+from delta_transfer.data.splits import DEFAULT_TEST_SPLIT, GivenSplits, complete
 from delta_transfer.errors import UserError
 
 LAYOUT = (
@@ -26,9 +20,8 @@ LAYOUT = (
 )
 """What a data folder must look like, in words."""
 
-_VALIDATION = ("val", "valid", "validation")
 # Without a `train` folder beside them, these would silently become classes.
-_SPLIT_LIKE = (*_VALIDATION, "test", "training", "testing")
+_SPLIT_LIKE = (*VALIDATION, "test", "training", "testing")
 
 
 @dataclass(frozen=True)
@@ -80,45 +73,22 @@ def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) 
     found = {path: _scan(path, root) for path in folders}
     classes = _classes(found)
     splits = {path: _split(found[path], classes, root) for path in folders}
-    train, val, test, drawn = _draw_missing(
-        splits, layout, classes=classes, seed=seed, val_fraction=val_fraction
-    )
-    own_val = [] if layout.val is None else unused_val_fraction(f"'{root}'", val_fraction)
-    return Task(
+    given = GivenSplits(
         name=os.path.basename(os.path.abspath(root)) or "data",
+        source=f"'{root}'",
         classes=classes,
-        train=train,
-        val=val,
-        test=test,
-        notes=(*_unused_notes(layout, folders), *drawn, *own_val),
+        train=splits[layout.train],
+        val=None if layout.val is None else splits[layout.val],
+        test=None if layout.test is None else splits[layout.test],
+        notes=tuple(_unused_notes(layout, folders)),
     )
-
-
-def _draw_missing(
-    splits: dict[Path, Split],
-    layout: _Layout,
-    *,
-    classes: Sequence[str],
-    seed: int,
-    val_fraction: float,
-) -> tuple[Split, Split, Split | None, list[str]]:
-    """The three splits, with the missing ones drawn from train, and notes on what was drawn."""
-    notes: list[str] = []
-    train = splits[layout.train]
-    val = None if layout.val is None else splits[layout.val]
-    test = None if layout.test is None else splits[layout.test]
-    _check_enough(train, layout, classes)
-    if layout.test_fraction is not None:
-        keep = 2 if val is None else 1
-        draw = derive_seed(seed, "test")
-        train, test = hold_out(train, layout.test_fraction, seed=draw, keep=keep)
-        notes.append(_drawn("test", layout.test_fraction, len(test), seed))
-    elif test is None:
-        notes.append("no test split: test accuracy will be null; ask for one with --test-split 0.2")
-    if val is None:
-        train, val = hold_out(train, val_fraction, seed=derive_seed(seed, "validation"))
-        notes.append(_drawn("validation", val_fraction, len(val), seed))
-    return train, val, test, notes
+    return complete(
+        given,
+        seed=seed,
+        val_fraction=val_fraction,
+        test_fraction=layout.test_fraction,
+        mend="add pictures, leave the class out, or bring these splits as folders",
+    )
 
 
 def load_labelled(root: Path, *, test_split: str) -> tuple[tuple[str, ...], Split, bool]:
@@ -136,21 +106,17 @@ def load_labelled(root: Path, *, test_split: str) -> tuple[tuple[str, ...], Spli
         UserError: if the folder does not look like this.
     """
     _check_is_folder(root)
-    test = _named(root, subfolders(root), (test_split.lower(),))
-    layout = _Layout(train=root, test=test) if test else _find_layout(root, DEFAULT_TEST_SPLIT)
+    names = [folder.name for folder in subfolders(root)]
+    test = find_name(names, (test_split.lower(),), source=f"'{root}'")
+    layout = (
+        _Layout(train=root, test=root / test) if test else _find_layout(root, DEFAULT_TEST_SPLIT)
+    )
     everything = [folder for folder in (layout.train, layout.val) if folder is not None]
     folders = everything if layout.test is None else [layout.test]
     found = [_scan(folder, root) for folder in folders]
     classes = tuple(sorted({name for by_class in found for name in by_class}))
     merged = {name: [path for f in found for path in f.get(name, [])] for name in classes}
     return classes, _split(merged, classes, root), layout.test is not None
-
-
-def _drawn(what: str, fraction: float, count: int, seed: int) -> str:
-    return (
-        f"no {what} split: {100 * fraction:g}% of train ({count} pictures), stratified, "
-        f"seed {seed}, is held out"
-    )
 
 
 def _unused_notes(layout: _Layout, folders: Sequence[Path]) -> list[str]:
@@ -171,59 +137,27 @@ def _check_is_folder(root: Path) -> None:
     if not root.exists():
         raise UserError(f"there is no folder '{root}': give {LAYOUT}")
     if not root.is_dir():
-        raise UserError(f"'{root}' is a file, not a folder: give {LAYOUT}")
-
-
-def _check_enough(train: Split, layout: _Layout, classes: Sequence[str]) -> None:
-    """Every class must have a picture for each split that is drawn, and one left to learn from."""
-    drawn = ["validation"] if layout.val is None else []
-    if layout.test_fraction is not None:
-        drawn.append("test")
-    if drawn:
-        require_per_class(
-            train,
-            1 + len(drawn),
-            classes=classes,
-            wish=f"drawing a {' and a '.join(drawn)} split",
-            mend="add pictures, leave the class out, or bring these splits as folders",
-        )
+        raise UserError(f"'{root}' is a file, not a folder: give {LAYOUT}, or a .csv file")
 
 
 def _find_layout(root: Path, test_split: str) -> _Layout:
-    folders = subfolders(root)
-    train = _named(root, folders, ("train",))
-    test = _named(root, folders, (test_split.lower(),))
-    fraction = parse_fraction(test_split) if test is None else None
-    if train is None:
-        _check_flat(root, folders, test_split, fraction)
-        return _Layout(train=root, test_fraction=fraction)
-    val = _named(root, folders, _VALIDATION)
-    own_test = _named(root, folders, (DEFAULT_TEST_SPLIT,))
-    if fraction is not None and own_test is not None:
-        raise UserError(
-            f"--test-split {test_split}: '{root}' already has a test split, '{own_test.name}'; "
-            "leave the option out, or move that folder away"
-        )
-    if fraction is None and test is None and test_split != DEFAULT_TEST_SPLIT:
-        names = ", ".join(folder.name for folder in folders)
-        raise UserError(
-            f"--test-split {test_split}: there is no such folder in '{root}', which has {names}; "
-            "name one of them, or give a fraction such as 0.2"
-        )
-    if test is not None and test in (train, val):
-        raise UserError(
-            f"--test-split {test_split}: this is what is learnt from or chosen on, and nothing "
-            "may be chosen on the test split; name another folder"
-        )
-    unused = tuple(folder.name for folder in folders if folder not in (train, val, test))
-    return _Layout(train=train, val=val, test=test, test_fraction=fraction, unused=unused)
+    names = [folder.name for folder in subfolders(root)]
+    chosen = choose_splits(names, test_split, source=f"'{root}'")
+    if chosen.train is None:
+        _check_flat(root, names, test_split, chosen.test_fraction)
+        return _Layout(train=root, test_fraction=chosen.test_fraction)
+    return _Layout(
+        train=root / chosen.train,
+        val=None if chosen.val is None else root / chosen.val,
+        test=None if chosen.test is None else root / chosen.test,
+        test_fraction=chosen.test_fraction,
+        unused=chosen.unused,
+    )
 
 
-def _check_flat(
-    root: Path, folders: Sequence[Path], test_split: str, fraction: float | None
-) -> None:
+def _check_flat(root: Path, names: Sequence[str], test_split: str, fraction: float | None) -> None:
     """Folders that are called like splits would become classes, which nobody wants."""
-    likely = [folder.name for folder in folders if folder.name.lower() in _SPLIT_LIKE]
+    likely = [name for name in names if name.lower() in _SPLIT_LIKE]
     if likely:
         raise UserError(
             f"'{root}' has the folder {_quoted(likely)} but no 'train': call the folder to learn "
@@ -234,15 +168,6 @@ def _check_flat(
             f"--test-split {test_split}: '{root}' has no 'train' folder, so that its folders are "
             "classes, not splits; give a fraction such as 0.2"
         )
-
-
-def _named(root: Path, folders: Sequence[Path], names: Sequence[str]) -> Path | None:
-    """The one folder with one of these names, in small or capital letters."""
-    matches = [folder for folder in folders if folder.name.lower() in names]
-    if len(matches) > 1:
-        both = _quoted([folder.name for folder in matches])
-        raise UserError(f"'{root}' has {both}, which mean the same split; keep one of them")
-    return matches[0] if matches else None
 
 
 def _scan(folder: Path, root: Path) -> dict[str, list[str]]:

@@ -1,15 +1,92 @@
-"""Stratified draws by seed: splits that are held out, and a number of pictures per class."""
+"""Stratified draws by seed: splits that are missing, and a number of pictures per class."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from delta_transfer.data.base import Split
+from delta_transfer.data.base import Metric, Split, Task
+from delta_transfer.data.seeds import derive_seed
 from delta_transfer.errors import UserError
 
 DEFAULT_VAL_FRACTION = 0.15
 DEFAULT_TEST_SPLIT = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenSplits:
+    """What a data set brings of a task; a split that is None may be drawn.
+
+    Attributes:
+        name: as of the task.
+        source: what messages call the data, such as `'pictures/birds'`.
+        classes: as of the task.
+        train: what is learnt from, and what missing splits are drawn from.
+        val: None where there is none.
+        test: None where there is none.
+        notes: what a user should know so far.
+        metric: as of the task.
+    """
+
+    name: str
+    source: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split | None
+    test: Split | None
+    notes: tuple[str, ...] = ()
+    metric: Metric = "accuracy"
+
+
+def complete(
+    given: GivenSplits,
+    *,
+    seed: int,
+    val_fraction: float,
+    test_fraction: float | None,
+    mend: str = "add pictures, or leave the class out",
+) -> Task:
+    """A task whose missing splits are drawn from train, class by class.
+
+    Args:
+        given: the splits that there are.
+        seed: the user's seed; it draws the test and the validation split apart.
+        val_fraction: the part of the training pictures held out, if there is no validation split.
+        test_fraction: the part of the training pictures to draw a test split of; None for none.
+        mend: what to do about a class with too few pictures, for the message.
+
+    Returns:
+        The task, with notes on what was drawn and what is missing.
+
+    Raises:
+        UserError: if a class has too few pictures for the splits that are to be drawn.
+    """
+    notes = list(given.notes)
+    train, val, test = given.train, given.val, given.test
+    _check_enough(given, test_fraction=test_fraction, mend=mend)
+    if test_fraction is not None:
+        keep = 2 if val is None else 1
+        draw = derive_seed(seed, "test")
+        train, test = hold_out(train, test_fraction, seed=draw, keep=keep)
+        notes.append(_drawn("test", test_fraction, len(test), seed))
+    elif test is None:
+        notes.append("no test split: test accuracy will be null; ask for one with --test-split 0.2")
+    if val is None:
+        train, val = hold_out(train, val_fraction, seed=derive_seed(seed, "validation"))
+        notes.append(_drawn("validation", val_fraction, len(val), seed))
+    else:
+        notes += unused_val_fraction(given.source, val_fraction)
+    return Task(
+        name=given.name,
+        classes=given.classes,
+        train=train,
+        val=val,
+        test=test,
+        notes=tuple(notes),
+        metric=given.metric,
+        val_drawn=given.val is None,
+    )
 
 
 def hold_out(split: Split, fraction: float, *, seed: int, keep: int = 1) -> tuple[Split, Split]:
@@ -24,10 +101,21 @@ def hold_out(split: Split, fraction: float, *, seed: int, keep: int = 1) -> tupl
     Returns:
         The rest and what was drawn, both in the order of `split`.
     """
-    drawn = _draw(split.labels, lambda n: min(max(1, round(fraction * n)), n - keep), seed=seed)
-    chosen = set(drawn)
-    rest = [index for index in range(len(split)) if index not in chosen]
-    return split.subset(rest), split.subset(drawn)
+    return _part(split, lambda n: min(max(1, round(fraction * n)), n - keep), seed=seed)
+
+
+def part_per_class(split: Split, count: int, *, seed: int) -> tuple[Split, Split]:
+    """Draw `count` pictures of every class.
+
+    Args:
+        split: what to draw from; every class has at least `count` pictures.
+        count: how many pictures of each class.
+        seed: the seed of this one draw (see `derive_seed`).
+
+    Returns:
+        The rest and what was drawn, both in the order of `split`.
+    """
+    return _part(split, lambda n: count, seed=seed)
 
 
 def take_per_class(split: Split, count: int, *, classes: Sequence[str], seed: int) -> Split:
@@ -52,7 +140,7 @@ def take_per_class(split: Split, count: int, *, classes: Sequence[str], seed: in
         wish=f"--samples-per-class {count}",
         mend="lower the number, add pictures or leave the class out",
     )
-    return split.subset(_draw(split.labels, lambda n: count, seed=seed))
+    return part_per_class(split, count, seed=seed)[1]
 
 
 def require_per_class(
@@ -75,7 +163,7 @@ def require_per_class(
     if short:
         raise UserError(
             f"{wish} needs at least {count} training pictures of every class, but class "
-            f"{_some(short)}: {mend}"
+            f"{first_few(short)}: {mend}"
         )
 
 
@@ -94,6 +182,33 @@ def parse_fraction(text: str) -> float | None:
             f"--test-split {text}: a fraction must be above 0 and below 1, for example 0.2"
         )
     return value
+
+
+def fraction_of_train(test_split: str, *, source: str, own_test: bool) -> float | None:
+    """The part of train to draw a test split of, for data whose test split has no other name.
+
+    Args:
+        test_split: the option of the command.
+        source: what messages call the data.
+        own_test: whether the data brings a test split.
+
+    Returns:
+        The fraction; None if none is to be drawn.
+
+    Raises:
+        UserError: if it is neither the default nor a fraction, or there is a test split already.
+    """
+    if test_split == DEFAULT_TEST_SPLIT:
+        return None
+    if own_test:
+        refuse_test_split(source, test_split)
+    fraction = parse_fraction(test_split)
+    if fraction is None:
+        raise UserError(
+            f"--test-split {test_split}: {source} has no split of this name; give a fraction such "
+            "as 0.2 of the training pictures, or leave the option out"
+        )
+    return fraction
 
 
 def refuse_test_split(name: str, test_split: str) -> None:
@@ -115,18 +230,47 @@ def unused_val_fraction(name: str, val_fraction: float) -> list[str]:
     return [f"--val-fraction {val_fraction:g} is ignored: {name} has its own validation split"]
 
 
-def _draw(labels: Sequence[int], count: Callable[[int], int], *, seed: int) -> list[int]:
-    """Ascending indices of `count(n)` samples of every class, of which there are n."""
+def first_few(items: Sequence[str], limit: int = 5) -> str:
+    """The first few items in words, and how many more there are.
+
+    Example:
+        >>> first_few(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    more = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def _check_enough(given: GivenSplits, *, test_fraction: float | None, mend: str) -> None:
+    """Every class must have a picture for each split that is drawn, and one left to learn from."""
+    drawn = ["validation"] if given.val is None else []
+    if test_fraction is not None:
+        drawn.append("test")
+    if drawn:
+        require_per_class(
+            given.train,
+            1 + len(drawn),
+            classes=given.classes,
+            wish=f"drawing a {' and a '.join(drawn)} split",
+            mend=mend,
+        )
+
+
+def _drawn(what: str, fraction: float, count: int, seed: int) -> str:
+    return (
+        f"no {what} split: {100 * fraction:g}% of train ({count} pictures), stratified, "
+        f"seed {seed}, is held out"
+    )
+
+
+def _part(split: Split, count: Callable[[int], int], *, seed: int) -> tuple[Split, Split]:
+    """The rest, and `count(n)` samples of every class, of which there are n."""
     generator = np.random.default_rng(seed)
-    array = np.asarray(labels)
+    array = np.asarray(split.labels)
     drawn: list[int] = []
     for label in np.unique(array):
         members = generator.permutation(np.flatnonzero(array == label))
         drawn += members[: count(len(members))].tolist()
-    return sorted(drawn)
-
-
-def _some(items: Sequence[str], limit: int = 5) -> str:
-    """The first few items in words, and how many more there are."""
-    more = len(items) - limit
-    return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")
+    chosen = set(drawn)
+    rest = [index for index in range(len(split)) if index not in chosen]
+    return split.subset(rest), split.subset(sorted(drawn))
