@@ -7,16 +7,18 @@ import pytest
 import timm
 import timm.data
 import torch
+import torchvision
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.transforms import functional as F
 
-from delta_transfer.backbones import load_backbone
+from delta_transfer.backbones import load_backbone, wrap_network
 from delta_transfer.backbones.saved import load_model, save_model
 from delta_transfer.errors import UserError
 from delta_transfer.predict import Predictor
+from tests.networks import conv_net
 from tests.runs import CLASSES
 
 
@@ -100,7 +102,13 @@ def test_timm_loads_it_for_another_task(model):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("vit_tiny_patch16_224", 64), ("convnext_atto", 64), ("resnet18", None)]
+    ("name", "size"),
+    [
+        ("vit_tiny_patch16_224", 64),
+        ("test_vit", None),  # made for 160 pixels, which its class alone does not know
+        ("convnext_atto", 64),
+        ("resnet18", None),
+    ],
 )
 def test_any_network_comes_back_as_it_was_saved(tmp_path, name, size):
     backbone = load_backbone(name, num_outputs=3, image_size=size, pretrained=False)
@@ -160,3 +168,136 @@ def test_a_config_that_does_not_fit_is_refused(copied, key, value):
     (copied / "config.json").write_text(json.dumps({**config, key: value}))
     with pytest.raises(UserError, match="is damaged"):
         load_model(copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("mobilenet_v3_small", 64),
+        ("mnasnet0_5", None),  # its `load_state_dict` asks for a version
+        ("googlenet", 96),
+        ("regnet_y_400mf.IMAGENET1K_V1", None),
+    ],
+)
+def test_networks_of_torchvision_come_back_as_they_were_saved(tmp_path, name, size):
+    backbone = load_backbone(
+        f"torchvision/{name}", num_outputs=3, image_size=size, pretrained=False
+    )
+    save_model(tmp_path, backbone, backbone.module, classes=CLASSES)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architecture"] == f"torchvision/{name.partition('.')[0]}"
+    loaded, classes = load_model(tmp_path)
+    assert classes == CLASSES
+    assert (loaded.input, loaded.head) == (backbone.input, backbone.head)
+    assert loaded.architecture == backbone.architecture
+    inputs = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        expected = backbone.module.eval()(inputs)
+        assert torch.equal(loaded.module.eval()(inputs), expected)
+
+
+def test_a_torchvision_transformer_comes_back_in_the_size_of_its_pictures(tmp_path, monkeypatch):
+    def small(name: str, *, weights: None, num_classes: int, image_size: int) -> nn.Module:
+        return torchvision.models.VisionTransformer(
+            image_size, 32, 2, 2, 8, 16, num_classes=num_classes
+        )
+
+    monkeypatch.setattr(torchvision.models, "get_model", small)
+    backbone = load_backbone("torchvision/vit_b_32", num_outputs=3, image_size=64, pretrained=False)
+    save_model(tmp_path, backbone, backbone.module, classes=CLASSES)
+    loaded, _ = load_model(tmp_path)
+    for name, tensor in backbone.module.state_dict().items():
+        assert torch.equal(loaded.module.state_dict()[name], tensor)
+
+
+def test_the_folder_of_a_torchvision_network_says_how_it_is_a_start(tmp_path):
+    name = "torchvision/shufflenet_v2_x0_5"
+    backbone = load_backbone(name, num_outputs=3, pretrained=False)
+    save_model(tmp_path, backbone, backbone.module, classes=CLASSES)
+    with pytest.raises(UserError, match=f"use --model {name} --weights {tmp_path}/model.safe"):
+        load_backbone(f"local-dir:{tmp_path}", num_outputs=2)
+    again = load_backbone(name, num_outputs=2, weights=tmp_path / "model.safetensors")
+    own = again.module.state_dict()
+    assert torch.equal(own["conv1.0.weight"], backbone.module.state_dict()["conv1.0.weight"])
+
+
+@pytest.fixture
+def custom(tmp_path) -> Path:
+    """The folder of a network that was given in Python."""
+    backbone = wrap_network(conv_net(seed=1), num_outputs=3, image_size=32)
+    save_model(tmp_path, backbone, backbone.module, classes=CLASSES)
+    return tmp_path
+
+
+def test_a_network_given_in_python_comes_back_with_its_module(custom):
+    assert json.loads((custom / "config.json").read_text())["architecture"] is None
+    network = conv_net(seed=2, outputs=9)
+    backbone, classes = load_model(custom, network=network)
+    state = load_file(custom / "model.safetensors")
+    assert classes == CLASSES
+    assert (backbone.head, backbone.architecture, backbone.input.size) == ("fc", None, 32)
+    assert backbone.notes == ()
+    assert state.keys() == backbone.module.state_dict().keys()
+    for name, tensor in backbone.module.state_dict().items():
+        assert torch.equal(tensor, state[name])
+    assert network.fc.out_features == 9
+
+
+def test_a_network_given_in_python_is_asked_for(custom):
+    with pytest.raises(UserError, match=r"given in Python: give it again, load_model\(folder, net"):
+        load_model(custom)
+
+
+def test_another_network_than_was_saved_is_refused(custom):
+    other = conv_net()
+    other.conv3 = nn.Conv2d(4, 6, 5)
+    with pytest.raises(UserError, match=r"does not fit the network that was given: conv3.weight"):
+        load_model(custom, network=other)
+    other = conv_net()
+    other.more = nn.Conv2d(1, 1, 1)
+    with pytest.raises(UserError, match=r"does not fit the network that was given: more.bias"):
+        load_model(custom, network=other)
+    with pytest.raises(UserError, match="does not fit the network that was given: unknown linear"):
+        load_model(custom, network=nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)))
+
+
+def test_a_network_that_is_not_needed_is_refused(tmp_path):
+    backbone = load_backbone("test_resnet", num_outputs=3, pretrained=False)
+    save_model(tmp_path, backbone, backbone.module, classes=CLASSES)
+    with pytest.raises(UserError, match="is a test_resnet: leave network out"):
+        load_model(tmp_path, network=conv_net())
+
+
+@pytest.mark.parametrize(
+    "name", ["test_vit", "torchvision/shufflenet_v2_x0_5", "pypi/efficientnet_lite0"]
+)
+def test_equal_networks_give_equal_bytes(tmp_path, name):
+    contents = []
+    for number in range(2):
+        torch.manual_seed(0)
+        backbone = load_backbone(name, num_outputs=3, pretrained=False)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        save_model(folder, backbone, backbone.module, classes=CLASSES)
+        contents.append([path.read_bytes() for path in sorted(folder.iterdir())])
+    assert contents[0] == contents[1]
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path):
+    network = conv_net()
+    network.also = network.conv1
+    backbone = wrap_network(network, num_outputs=3, image_size=32)
+    save_model(tmp_path, backbone, backbone.module, classes=CLASSES)
+    loaded, _ = load_model(tmp_path, network=network)
+    assert loaded.module.also is loaded.module.conv1
+
+
+def test_a_start_from_weights_leaves_no_trace_in_the_model_folder(tmp_path):
+    plain = load_backbone("test_resnet", num_outputs=3, pretrained=False)
+    torch.save(plain.module.state_dict(), tmp_path / "weights.pth")
+    started = load_backbone("test_resnet", num_outputs=3, weights=tmp_path / "weights.pth")
+    for name, backbone in (("plain", plain), ("started", started)):
+        (tmp_path / name).mkdir()
+        save_model(tmp_path / name, backbone, plain.module, classes=CLASSES)
+    configs = [(tmp_path / name / "config.json").read_bytes() for name in ("plain", "started")]
+    assert configs[0] == configs[1]

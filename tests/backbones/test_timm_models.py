@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 
 from delta_transfer.backbones import load_backbone
@@ -77,7 +78,12 @@ def test_a_transformer_is_made_for_the_size_of_the_pictures():
     [
         ("resnet5O", r"unknown model 'resnet5O': did you mean .*resnet50"),
         ("resnet50.a1_in2k", r"unknown weights of model 'resnet50' 'a1_in2k': .*a1_in1k"),
-        ("torchvison/resnet50", r"unknown model 'torchvison/resnet50': .* one of timm, pypi"),
+        (
+            "torchvison/resnet50",
+            "unknown model 'torchvison/resnet50': it must begin with one of timm/, torchvision/, "
+            "hf-hub:, local-dir:, pypi/; .* hf-hub:ORG/NAME",
+        ),
+        ("hf_hub:org/name", "unknown model 'hf_hub:org/name': it must begin with"),
         ("", "unknown model ''"),
     ],
 )
@@ -136,3 +142,55 @@ def test_a_head_that_is_no_linear_layer_is_refused(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda name, **options: Odd())
     with pytest.raises(UserError, match="the head of model 'resnet18' is a Conv2d"):
         untrained("resnet18")
+
+
+def test_two_heads_are_refused():
+    with pytest.raises(UserError, match=r"head of model 'deit_tiny_distilled.*' is a tuple; only"):
+        untrained("deit_tiny_distilled_patch16_224")
+
+
+def test_a_network_for_one_size_says_so_for_the_model_folder():
+    assert untrained("test_vit").model_args == {"img_size": 160}
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("test_vit", "center"), ("convnext_tiny.in12k_ft_in1k_384", "squash")],
+)
+def test_another_crop_than_the_centre_is_noted(name, mode):
+    assert timm.get_pretrained_cfg(name).crop_mode == mode
+    with torch.device("meta"):
+        notes = untrained(name).notes
+    if mode == "center":
+        assert notes == ()
+    else:
+        assert notes == (
+            f"pictures are cut out at the centre; the weights of {name} were measured with timm's "
+            "crop_mode squash",
+        )
+
+
+@pytest.mark.parametrize("interpolation", ["lanczos", "random"])
+def test_an_interpolation_that_we_do_not_have_is_noted(monkeypatch, interpolation):
+    plain = timm.create_model
+
+    def odd(name: str, **options: object) -> nn.Module:
+        module = plain(name, **options)
+        module.pretrained_cfg["interpolation"] = interpolation
+        return module
+
+    monkeypatch.setattr(timm, "create_model", odd)
+    backbone = untrained("test_resnet")
+    assert backbone.input.interpolation == "bicubic"
+    wanted = f"pictures are resized with bicubic in place of {interpolation} interpolation"
+    assert backbone.notes == (wanted,)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bad"), SafetensorError("short"), EOFError()])
+def test_weights_that_cannot_be_loaded_are_the_users_to_know(monkeypatch, error):
+    def create_model(name: str, **options: object) -> nn.Module:
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    with pytest.raises(UserError, match=r"'resnet18' cannot be loaded \(.*\): delete what was"):
+        load_backbone("resnet18", num_outputs=2)

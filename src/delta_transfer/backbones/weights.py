@@ -1,0 +1,252 @@
+"""Weights from a file find their places in a network, whatever their names are prefixed with."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from delta_transfer.backbones.base import own_tensors, tensors_in_order
+from delta_transfer.backbones.weights_file import read_weights
+from delta_transfer.errors import UserError
+
+Groups = Mapping[str, Mapping[str, Tensor]]
+
+# Names as torchvision published them -> as its networks have them now: dense layers, and the MLPs
+# of vision transformers.
+_RENAMED: tuple[tuple[tuple[str, str], ...], ...] = (
+    ((r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2"),),
+    ((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
+)
+# Of several copies of a network in one file, the average or the one that is trained is wanted.
+_WANTED = re.compile(r"(?:^|[._])(?:ema|teacher|encoder_q|online)(?=[._])")
+_UNWANTED = re.compile(r"(?:^|[._])(?:student|encoder_k|momentum|target)(?=[._])")
+_POSITIONS = ("pos_embed", "pos_embedding")
+_STATISTICS = ("running_mean", "running_var")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Match:
+    """Which tensor of a file goes where.
+
+    Args:
+        tensors: name in the network -> tensor.
+        used: their names in the file.
+        how: what there is to say about it.
+        prefix: what stands before the network's names in the file's.
+    """
+
+    tensors: dict[str, Tensor]
+    used: frozenset[str]
+    how: str
+    prefix: str
+
+
+def load_weights(module: nn.Module, path: str | Path, *, head: str, name: str) -> str:
+    """Fills a network, its head apart, with the weights in a file.
+
+    Args:
+        module: the network; changed in place, or left as it was if the file does not fit.
+        path: of the file: safetensors, or a state dict, alone or in a checkpoint.
+        head: the name of the head, which stays as it is.
+        name: what the user called the network.
+
+    Returns:
+        A sentence: how many tensors matched, what the file lacks, and what of it is not used.
+
+    Raises:
+        UserError: if the file cannot be read, or does not fit the network.
+    """
+    return fill_from(module, read_weights(path), head=head, name=name, source=f"weights {path}")
+
+
+def fill_from(module: nn.Module, groups: Groups, *, head: str, name: str, source: str) -> str:
+    """`load_weights` for tensors that have been read.
+
+    All parameters and batch-norm statistics have to be there, with the same shapes: under the
+    network's own names behind any prefix, or else under any names in the same order.
+
+    Args:
+        module: the network.
+        groups: as `read_weights` gives them.
+        head: the name of the head.
+        name: what the user called the network.
+        source: what the tensors are, for the messages.
+
+    Raises:
+        UserError: if they do not fit.
+    """
+    own = {n: t for n, t in own_tensors(module).items() if not n.startswith(f"{head}.")}
+    needed = [name for name in _needed(module) if name in own]
+    flat = {where + key: tensor for where, group in groups.items() for key, tensor in group.items()}
+    match = _by_name(own, needed, flat, source)
+    if any(name not in match.tensors for name in needed):
+        ordered = _by_order(module, groups, head)
+        if ordered is None:
+            raise _misfit(match, own, needed, flat, name=name, source=source)
+        match = ordered
+    match = dataclasses.replace(
+        match, tensors={name: tensor.to(own[name].dtype) for name, tensor in match.tensors.items()}
+    )
+    broken = [name for name in needed if not bool(torch.isfinite(match.tensors[name]).all())]
+    if broken:
+        raise UserError(
+            f"{source}: {_some(broken)} {'holds' if len(broken) == 1 else 'hold'} values that are "
+            "not finite: the network diverged when it was trained; give another file"
+        )
+    fill(module, match.tensors)
+    return _sentence(match, own, flat, source)
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors into a network, by its own names; `load_state_dict` asks some for versions."""
+    own = own_tensors(module)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def _needed(module: nn.Module) -> list[str]:
+    """The names of what a network cannot do without: parameters and batch-norm statistics."""
+    names = [name for name, _ in module.named_parameters()]
+    buffers = [name for name, _ in module.named_buffers()]
+    return names + [name for name in buffers if name.rpartition(".")[2] in _STATISTICS]
+
+
+def _by_name(
+    own: Mapping[str, Tensor], needed: Sequence[str], flat: Mapping[str, Tensor], source: str
+) -> _Match:
+    """The prefix behind which most of what is needed stands, with equal shapes."""
+    found: dict[str, dict[str, str]] = {}
+    for renames in ((), *_RENAMED):
+        keys = {_rename(key, renames): key for key in flat}
+        for prefix, files in _prefixes(own, flat, keys).items():
+            if prefix not in found or len(files) > len(found[prefix]):
+                found[prefix] = files
+    counts = {prefix: len(files.keys() & set(needed)) for prefix, files in found.items()}
+    most = max(counts.values(), default=0)
+    best = {prefix: files for prefix, files in found.items() if counts[prefix] == most}
+    prefix = max(best, key=_rank, default="")
+    files = best.get(prefix, {})
+    if most == len(needed):
+        _check_single(prefix, best, flat, source)
+    return _Match(
+        tensors={name: flat[file] for name, file in files.items()},
+        used=frozenset(files.values()),
+        how=f" under '{prefix}'" if prefix else "",
+        prefix=prefix,
+    )
+
+
+def _prefixes(
+    own: Mapping[str, Tensor], flat: Mapping[str, Tensor], keys: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Prefix -> names of the network that stand behind it, with equal shapes -> the file's."""
+    found: dict[str, dict[str, str]] = {}
+    for key, file in keys.items():
+        for start in [0, *(dot.end() for dot in re.finditer(r"\.", key))]:
+            name = key[start:]
+            if name in own and _fits(flat[file], own[name]):
+                found.setdefault(key[:start], {})[name] = file
+    return found
+
+
+def _rank(prefix: str) -> int:
+    return len(_WANTED.findall(prefix)) - len(_UNWANTED.findall(prefix))
+
+
+def _check_single(
+    chosen: str,
+    best: Mapping[str, Mapping[str, str]],
+    flat: Mapping[str, Tensor],
+    source: str,
+) -> None:
+    """Raises UserError where copies of the network differ and none is known to be the better."""
+    for other in best:
+        if other == chosen or _rank(other) < _rank(chosen):
+            continue
+        shared = best[chosen].keys() & best[other].keys()
+        pairs = ((flat[best[chosen][name]], flat[best[other][name]]) for name in shared)
+        if not all(torch.equal(*pair) for pair in pairs):
+            raise UserError(
+                f"{source}: the file holds the network more than once, under '{chosen}' and "
+                f"'{other}': save the one that you mean alone, and give that file"
+            )
+
+
+def _by_order(module: nn.Module, groups: Groups, head: str) -> _Match | None:
+    """A state dict with the network's tensors in order and shape, under names of its own."""
+    for where, group in groups.items():
+        try:
+            tensors = tensors_in_order(group, module, but=head)
+        except ValueError:
+            continue
+        same = {id(tensor) for tensor in tensors.values()}
+        return _Match(
+            tensors=tensors,
+            used=frozenset(where + key for key, tensor in group.items() if id(tensor) in same),
+            how=" by their order and shapes, under other names",
+            prefix=where,
+        )
+    return None
+
+
+def _rename(key: str, renames: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in renames:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _fits(tensor: Tensor, own: Tensor) -> bool:
+    same_kind = tensor.is_floating_point() == own.is_floating_point()
+    return same_kind and tensor.shape == own.shape
+
+
+def _misfit(
+    match: _Match,
+    own: Mapping[str, Tensor],
+    needed: Sequence[str],
+    flat: Mapping[str, Tensor],
+    *,
+    name: str,
+    source: str,
+) -> UserError:
+    missing = [name for name in needed if name not in match.tensors]
+    other = [name for name in missing if match.prefix + name in flat]
+    absent = [name for name in missing if match.prefix + name not in flat]
+    shapes = [
+        f"{name} is {tuple(own[name].shape)} in the network and "
+        f"{tuple(flat[match.prefix + name].shape)} in the file"
+        for name in other[:3]
+    ]
+    reasons = "; ".join([*shapes, *([f"not in the file: {_some(absent)}"] if absent else [])])
+    if not match.tensors:
+        reasons += f"; the file has {_some(list(flat))}"
+    mend = "give the --model that the file was made with, or another file"
+    if all(name.rpartition(".")[2] in _POSITIONS for name in missing):
+        mend = "it was made for pictures of another size: leave out --image-size"
+    return UserError(
+        f"{source}: the file does not fit {name}: {len(needed) - len(missing)} of {len(needed)} "
+        f"tensors match ({reasons}); {mend}"
+    )
+
+
+def _sentence(
+    match: _Match, own: Mapping[str, Tensor], flat: Mapping[str, Tensor], source: str
+) -> str:
+    text = f"{source}: {len(match.tensors)} of {len(own)} tensors matched{match.how}"
+    absent = [name for name in own if name not in match.tensors]
+    # What lies beside the network's own tensors first, such as the file's head.
+    unused = sorted(
+        (key for key in flat if key not in match.used),
+        key=lambda key: not key.startswith(match.prefix),
+    )
+    text += f"; not in the file: {_some(absent)}" if absent else ""
+    return text + (f"; not used: {_some(unused)}" if unused else "")
+
+
+def _some(names: Sequence[str], *, limit: int = 4) -> str:
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,249 @@
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import timm
+import torch
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors.torch import load_file, save_file
+
+from delta_transfer.backbones import hub_models, load_backbone
+from delta_transfer.backbones.saved import load_model, save_model
+from delta_transfer.errors import UserError
+
+# Of whichever HTTP library the hub's own is built on.
+RESPONSE: Any = SimpleNamespace(headers={}, request=None)
+HTTP_ERROR = HfHubHTTPError.__bases__[0]
+
+CFG = {"num_classes": 4, "classifier": "fc", "first_conv": "conv1", "input_size": [3, 96, 96]}
+
+
+def write_model(folder: Path, architecture: str, *, cfg: dict[str, Any] = CFG, **args: Any) -> Path:
+    """A folder as `timm` writes it, with random weights for four classes."""
+    folder.mkdir(exist_ok=True)
+    module = timm.create_model(architecture, num_classes=4, **args)
+    save_file(module.state_dict(), folder / "model.safetensors")
+    config = {"architecture": architecture, "num_classes": 4, "pretrained_cfg": cfg}
+    config |= {"model_args": args} if args else {}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write_model(tmp_path / "model", "test_resnet")
+
+
+def has_weights_of(backbone, folder: Path) -> bool:
+    own, theirs = backbone.module.state_dict(), load_file(folder / "model.safetensors")
+    names = [name for name in own if not name.startswith(f"{backbone.head}.")]
+    return all(torch.equal(own[name], theirs[name]) for name in names)
+
+
+@pytest.mark.parametrize("num_outputs", [2, 4])
+def test_a_folder_gives_its_network_with_a_fresh_head(folder, num_outputs):
+    backbone = load_backbone(f"local-dir:{folder}", num_outputs=num_outputs)
+    assert has_weights_of(backbone, folder)
+    head = backbone.module.get_submodule(backbone.head)
+    assert head.out_features == num_outputs
+    assert not torch.equal(head.weight, load_file(folder / "model.safetensors")["fc.weight"])
+    assert (backbone.architecture, backbone.model_args) == ("test_resnet", {})
+    assert backbone.input.size == 96
+
+
+def test_a_folder_in_the_old_form_of_one_dict_is_read(folder):
+    config = json.loads((folder / "config.json").read_text())
+    cfg = {"architecture": config["architecture"], **config["pretrained_cfg"]}
+    (folder / "config.json").write_text(json.dumps(cfg))
+    assert has_weights_of(load_backbone(f"local-dir:{folder}", num_outputs=2), folder)
+
+
+def test_the_model_folder_of_a_run_is_a_start_for_another_task(tmp_path):
+    first = load_backbone("test_vit", num_outputs=3, image_size=64, pretrained=False)
+    save_model(tmp_path, first, first.module, classes=["a", "b", "c"])
+    for size in (None, 96):
+        backbone = load_backbone(f"local-dir:{tmp_path}", num_outputs=2, image_size=size)
+        assert backbone.input.size == (size or 64)
+        assert backbone.model_args == {"img_size": size or 64}
+        side = backbone.input.size
+        assert backbone.module(torch.zeros(1, 3, side, side)).shape == (1, 2)
+    assert has_weights_of(load_backbone(f"local-dir:{tmp_path}", num_outputs=2), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "args", "wanted"),
+    [
+        ({"fixed_input_size": True, "input_size": [3, 64, 64]}, {"img_size": 64}, 64),
+        ({"fixed_input_size": True, "input_size": [3, 64, 64]}, {}, 64),
+        ({"input_size": [3, 64, 64]}, {"img_size": 64, "depth": 2}, 64),
+        ({"fixed_input_size": True}, {"dynamic_img_size": True}, None),
+    ],
+)
+def test_what_its_network_is_made_with_outlives_a_run(tmp_path, cfg, args, wanted):
+    made = {"img_size": 64} if cfg.get("fixed_input_size") else {}
+    source = write_model(
+        tmp_path / "source", "test_vit", cfg={**CFG, "classifier": "head", **cfg}, **args
+    )
+    if not args:
+        module = timm.create_model("test_vit", num_classes=4, **made)
+        save_file(module.state_dict(), source / "model.safetensors")
+    backbone = load_backbone(f"local-dir:{source}", num_outputs=2)
+    assert backbone.model_args.get("img_size") == wanted
+    assert backbone.architecture == "test_vit"
+    target = tmp_path / "target"
+    target.mkdir()
+    save_model(target, backbone, backbone.module, classes=["a", "b"])
+    loaded, _ = load_model(target)
+    by_timm = timm.create_model(f"local-dir:{target}", pretrained=True)
+    assert loaded.model_args == backbone.model_args
+    assert loaded.input == backbone.input
+    for module in (loaded.module, by_timm):
+        for name, tensor in backbone.module.state_dict().items():
+            assert torch.equal(module.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "config.json is no JSON with an architecture"),
+        (b"[]", "config.json is no JSON with an architecture"),
+        (b'{"architectures": ["ViTModel"]}', "config.json is no JSON with an architecture"),
+        (b"\xff\xfe", "config.json is no JSON with an architecture"),
+        (b'{"architecture": "resnet_of_tomorrow"}', r"timm [\d.]+ does not have: update timm"),
+        (
+            b'{"architecture": "torchvision/resnet18"}',
+            r"use --model torchvision/resnet18 --weights .*/model.safetensors",
+        ),
+        (b'{"architecture": null}', r"given in Python.*wrap_network\(network, .*model.safetensors"),
+        (b'{"architecture": "test_resnet", "model_args": {"no": 1}}', "cannot be made"),
+        (
+            b'{"architecture": "test_resnet", "model_args": {"in_chans": 1}, "pretrained_cfg": {}}',
+            "takes pictures with 1 channels: choose one for colour",
+        ),
+    ],
+)
+def test_a_config_that_is_not_timms_is_refused(folder, content, message):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_backbone(f"local-dir:{folder}", num_outputs=2, pretrained=False)
+
+
+@pytest.mark.parametrize("content", [None, b"short", b"{" * 100])
+def test_weights_that_cannot_be_read_are_refused(folder, content):
+    file = folder / "model.safetensors"
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(UserError, match=r"the weights of model 'local-dir:.*' cannot be loaded \("):
+        load_backbone(f"local-dir:{folder}", num_outputs=2)
+
+
+def test_weights_of_another_network_are_refused(folder):
+    save_file({"x": torch.ones(1)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"cannot be loaded \(Error"):
+        load_backbone(f"local-dir:{folder}", num_outputs=4)
+
+
+def test_a_folder_that_holds_no_model_is_named(tmp_path):
+    with pytest.raises(UserError, match="the folder does not exist; give the folder model/"):
+        load_backbone(f"local-dir:{tmp_path}/none", num_outputs=2)
+    with pytest.raises(UserError, match=r"the folder holds no config.json"):
+        load_backbone(f"local-dir:{tmp_path}", num_outputs=2)
+
+
+@pytest.fixture
+def hub(monkeypatch, folder):
+    """A hub with the one repository org/net; gives the files that were asked for."""
+    asked: list[tuple[str, str, str | None]] = []
+
+    def download(
+        repo_id: str, filename: str, revision: str | None = None, cache_dir: object = None
+    ) -> str:
+        asked.append((repo_id, filename, revision))
+        if repo_id != "org/net":
+            raise RepositoryNotFoundError("404", response=RESPONSE)
+        if not (folder / filename).is_file():
+            raise RemoteEntryNotFoundError("404", response=RESPONSE)
+        return str(folder / filename)
+
+    monkeypatch.setattr(hub_models, "hf_hub_download", download)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    return asked
+
+
+def test_a_name_of_the_hub_gives_its_network(hub, folder):
+    backbone = load_backbone("hf-hub:org/net", num_outputs=2)
+    assert has_weights_of(backbone, folder)
+    assert backbone.architecture == "test_resnet"
+    assert {name for _, name, _ in hub} == {"config.json", "model.safetensors"}
+
+
+def test_a_revision_is_asked_for(hub):
+    load_backbone("hf-hub:org/net@v1", num_outputs=2)
+    assert {revision for _, _, revision in hub} == {"v1"}
+
+
+def test_without_weights_only_the_config_is_fetched(hub, tmp_path, folder):
+    load_backbone("hf-hub:org/net", num_outputs=2, pretrained=False)
+    backbone = load_backbone("hf-hub:org/net", num_outputs=2, weights=folder / "model.safetensors")
+    assert has_weights_of(backbone, folder)
+    assert {name for _, name, _ in hub} == {"config.json"}
+
+
+def test_a_repository_that_does_not_exist_is_named(hub):
+    with pytest.raises(UserError, match="no model 'hf-hub:org/other' on the Hugging Face Hub"):
+        load_backbone("hf-hub:org/other", num_outputs=2)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_repository_without_the_files_is_none_of_timms(hub, folder, name):
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=r"is none of timm's: its repository lacks config.json or"):
+        load_backbone("hf-hub:org/net", num_outputs=2)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (GatedRepoError("403", response=RESPONSE), "is gated: accept its terms .*auth login"),
+        (RevisionNotFoundError("404", response=RESPONSE), "has no such revision: leave out"),
+        (HFValidationError("bad"), "is no name of the Hugging Face Hub: give hf-hub:ORG/NAME"),
+        (EntryNotFoundError("gone"), "none of timm's"),
+        (LocalEntryNotFoundError("offline"), r"could not be downloaded \(.*: check the connection"),
+        (HTTP_ERROR("refused"), r"could not be downloaded \(.*: check the connection"),
+        (ConnectionError("refused"), r"could not be downloaded \(.*: check the connection"),
+        (TimeoutError(), r"could not be downloaded \(.*: check the connection"),
+        (OSError(28, "No space left on device"), "could not be downloaded"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+@pytest.mark.parametrize("where", ["config", "weights"])
+def test_what_can_go_wrong_on_the_way_has_one_message_each(hub, monkeypatch, error, message, where):
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    if where == "config":
+        monkeypatch.setattr(hub_models, "hf_hub_download", fail)
+    else:
+        monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fail)
+    with pytest.raises(UserError, match=message) as caught:
+        load_backbone("hf-hub:org/net", num_outputs=2)
+    assert re.search("model 'hf-hub:org/net'", str(caught.value))
+
+
+@pytest.mark.parametrize("name", ["", "a b/c", "org/net/more", "org/net@"])
+def test_a_name_that_is_none_is_refused_without_a_connection(monkeypatch, name):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="hf-hub:"):
+        load_backbone(f"hf-hub:{name}", num_outputs=2)
