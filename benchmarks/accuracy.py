@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--methods", default="probe,l2,lp_ft,l2sp,delta_no_attention,delta")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--image-size", type=int)
-    parser.add_argument("--epochs", type=int, default=TrainConfig.epochs)
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--samples-per-class", type=int)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()

@@ -38,5 +38,6 @@ def compared(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> list[R
     from delta_transfer.compare import compare
 
     out = tmp_path_factory.mktemp("runs") / "compared"
-    config = tiny(pictures / "train", out, epochs=1, test_split="0.25", val_fraction=0.25)
+    options = {"test_split": "0.25", "val_fraction": 0.25, "refit": "never"}
+    config = tiny(pictures / "train", out, epochs=1, **options)
     return compare(config, out, methods=METHODS, seeds=[0, 1])

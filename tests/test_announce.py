@@ -6,21 +6,26 @@ from typing import Any
 
 import pytest
 
-from delta_transfer.announce import announce, conclude
+from delta_transfer import announce as module
+from delta_transfer.announce import announce, conclude, likeness
 from delta_transfer.config import TrainConfig
 from delta_transfer.methods import METHODS
 from delta_transfer.result import RunResult
+from delta_transfer.tuning import Tuning
 
 RESULT = RunResult(
     folder=Path("run"),
     method="l2",
     seed=0,
+    metric="accuracy",
     test_accuracy=0.875,
+    test_mean_class_accuracy=0.875,
     val_accuracy=0.75,
     linear_probe_test_accuracy=0.5,
     linear_probe_val_accuracy=0.5,
     best_epoch=2,
     epochs=8,
+    refitted=False,
     seconds=12.4,
     pictures=60,
     classes=3,
@@ -35,30 +40,31 @@ def log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "delta_transfer")
 
 
-def said(caplog: pytest.LogCaptureFixture, method: str, **options: Any) -> list[str]:
-    prepared = SimpleNamespace(
-        task=SimpleNamespace(train=range(100), val=range(20)),
-        probe_accuracies={"val": 0.625, "test": None},
-        seconds_per_picture=0.5,
+def said(
+    caplog: pytest.LogCaptureFixture, method: str, *, accuracy: float = 0.625, **options: Any
+) -> list[str]:
+    labels = (0, 1, 2, 3, 4) * 4
+    prepared: Any = SimpleNamespace(
+        task=SimpleNamespace(train=range(100), val=SimpleNamespace(labels=labels)),
+        probe_accuracies={"val": accuracy, "test": None},
     )
     config = TrainConfig(data="x", method=method, epochs=6, **options)
-    announce(prepared, config, METHODS[method])
+    announce(prepared, Tuning(config=config, method=METHODS[method], epochs=6, attention=None))
     return [record.message for record in caplog.records]
 
 
-@pytest.mark.parametrize(
-    ("method", "minutes"),
-    [
-        ("lp_ft", 6 * (3 * 100 + 20) * 0.5 / 60),  # forward, and backward as long as two
-        ("delta", 6 * (4 * 100 + 20) * 0.5 / 60),  # the source's forward as well
-    ],
-)
-def test_the_start_says_method_probe_and_minutes(caplog, method, minutes):
+@pytest.fixture(autouse=True)
+def minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "estimate_minutes", lambda prepared, tuning: 12.34)
+
+
+@pytest.mark.parametrize("method", ["lp_ft", "delta"])
+def test_the_start_says_method_probe_and_minutes(caplog, method):
     strength = METHODS[method].strength
     assert said(caplog, method) == [
         f"method   {method}, strength {strength:g}: {METHODS[method].summary}",
         "probe    62.5% on validation",
-        f"time     about {minutes:.1f} minutes for 6 epochs",
+        "time     about 12.3 minutes for 6 epochs",
     ]
 
 
@@ -73,6 +79,26 @@ def test_the_probe_trains_nothing_that_takes_time(caplog):
     ]
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "hint"),
+    [
+        (0.2, "(guessing: 20.0%): the pictures are unlike"),
+        (0.43, "unlike"),  # 0.2 + 0.3 * 0.8 = 0.44
+        (0.45, None),
+        (0.83, None),
+        (0.85, "the network knows such pictures"),  # 0.2 + 0.8 * 0.8 = 0.84
+        (1.0, "the network knows such pictures"),
+    ],
+)
+def test_a_hint_how_like_the_pictures_are_to_what_was_pretrained_on(caplog, accuracy, hint):
+    line = said(caplog, "delta", accuracy=accuracy)[1]
+    assert hint in line if hint else line == f"probe    {100 * accuracy:.1f}% on validation"
+
+
+def test_one_class_is_no_division_by_zero():
+    assert likeness(1.0, 1.0)
+
+
 def test_the_end_says_what_came_out(caplog):
     conclude(RESULT)
     conclude(dataclasses.replace(RESULT, test_accuracy=None, linear_probe_test_accuracy=None))
@@ -80,3 +106,12 @@ def test_the_end_says_what_came_out(caplog):
         "done     test accuracy 87.5% (linear probe 50.0%), epoch 2 kept, 12 seconds",
         "done     no test split; validation accuracy 75.0%",
     ]
+
+
+def test_the_end_says_the_main_figure_where_it_is_not_accuracy(caplog):
+    conclude(
+        dataclasses.replace(RESULT, metric="mean_class_accuracy", test_mean_class_accuracy=0.5)
+    )
+    assert caplog.records[-1].message == (
+        "         mean class accuracy 50.0%, the figure of this data"
+    )

@@ -1,3 +1,5 @@
+import csv
+import errno
 import gc
 import json
 import logging
@@ -234,6 +236,11 @@ class TestWrongInput:
             (["predict", "nowhere", "a.png"], "there is no run nowhere"),
             (["predict", "nowhere"], "PATHS is missing"),
             (["predict", "nowhere", "a.png", "--top=0"], "--top must be at least 1"),
+            (["predict", "nowhere", "a.png", "--workers=-1"], "--workers must be at least 0"),
+            (["predict", "nowhere", "a.png", "--csv=no/a.csv"], "there is no folder no"),
+            (["predict", "nowhere", "a.png", f"--csv={__file__}"], "is there already"),
+            (["evaluate", "nowhere", "a", "--batch-size=0"], "--batch-size must be at least 1"),
+            (["evaluate", "nowhere", "a", f"--out={__file__}"], "is a file: give a folder"),
             (["layers", "resnet5O"], "unknown model"),
             (["layers"], "MODEL is missing"),
             (["methods", "--json"], "unknown option '--json'"),
@@ -271,13 +278,58 @@ class TestUnexpected:
         assert "Traceback" in done.stderr
         assert "RuntimeError: a bug" in done.stderr
 
-    def test_an_interruption_is_no_traceback(self, capsys, monkeypatch):
-        def wait(args: Sequence[str]) -> None:
-            raise KeyboardInterrupt
+    @staticmethod
+    def fail(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+        """Makes `methods` raise an error."""
 
-        monkeypatch.setitem(COMMANDS, "methods", wait)
+        def command(args: Sequence[str]) -> None:
+            raise error
+
+        monkeypatch.setitem(COMMANDS, "methods", command)
+
+    def test_an_interruption_is_no_traceback(self, capsys, monkeypatch):
+        self.fail(monkeypatch, KeyboardInterrupt())
         assert main(["methods"]) == 1
         assert capsys.readouterr().err == "interrupted\n"
+
+    def test_a_full_disk_is_a_message(self, capsys, monkeypatch):
+        self.fail(monkeypatch, OSError(errno.ENOSPC, "No space left on device", "a/last.ckpt"))
+        assert "'a/last.ckpt' could not be written" in error_of(capsys, ["methods"])
+
+    def test_output_that_nobody_reads_is_silent(self, capsys, monkeypatch):
+        self.fail(monkeypatch, BrokenPipeError())
+        assert main(["methods"]) == 1
+        assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize("args", [["methods"], ["--help"]])
+    @pytest.mark.parametrize("buffered", [True, False])
+    def test_a_closed_pipe_is_no_traceback(self, args, buffered):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [sys.executable, "-m", "delta_transfer.cli", *args],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"},
+            check=False,
+        )
+        os.close(write)
+        assert (done.returncode, done.stderr) == (1, "")
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+    def test_output_onto_a_full_disk_is_one_message(self):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "delta_transfer.cli", "methods"],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: the output could not be written (No space left on device)")
 
     @pytest.mark.parametrize("code", [0, 2])
     def test_logging_is_given_back(self, code):
@@ -287,19 +339,57 @@ class TestUnexpected:
 
 
 class TestEvaluate:
-    def test_it_prints_accuracies(self, capsys, finished, pictures):
-        command = ["evaluate", str(finished.folder), str(pictures), "--device=cpu", "--workers=0"]
-        assert main(command) == 0
-        lines = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-        assert lines["pictures"] == str(sum(SPLITS["test"]))
-        assert lines["accuracy"] == f"{100 * finished.test_accuracy:.1f}%"
-        assert main([*command, "--json"]) == 0
-        values = json.loads(capsys.readouterr().out)
-        assert set(values) == {"pictures", "accuracy", "mean_class_accuracy", "seen"}
-        assert values["accuracy"] == pytest.approx(finished.test_accuracy)
+    @pytest.fixture
+    def run(self, finished: RunResult, tmp_path: Path) -> Path:
+        """A copy, to be written to."""
+        return shutil.copytree(finished.folder, tmp_path / "run")
 
-    def test_it_warns_of_pictures_that_were_learnt_from(self, capsys, finished, pictures, tmp_path):
-        run = shutil.copytree(finished.folder, tmp_path / "run")
+    def test_it_prints_figures_and_leaves_files(self, capsys, run, finished, pictures):
+        command = ["evaluate", str(run), str(pictures), "--device=cpu", "--workers=0"]
+        assert main(command) == 0
+        said = capsys.readouterr()
+        folder = run / "evaluation" / pictures.name
+        lines = said.out.splitlines()
+        figures = dict(line.rsplit(maxsplit=1) for line in lines[:5])
+        assert figures["pictures"] == str(sum(SPLITS["test"]))
+        assert figures["accuracy"] == f"{100 * finished.test_accuracy:.1f}%"
+        table = [line.split() for line in lines[7:10]]
+        assert [row[1] for row in table] == list(CLASSES)
+        values = json.loads((folder / "evaluation.json").read_text())
+        confusion = [[int(n.replace(".", "0")) for n in row[4:]] for row in table]
+        assert values["confusion"] == confusion
+        assert lines[-1] == f"files    {folder}"
+        assert {path.name for path in folder.iterdir()} == {
+            "evaluation.json",
+            "predictions.csv",
+            "confusion.csv",
+        }
+        # The very table that the run itself wrote of its test split.
+        own = (run / "predictions.csv").read_text()
+        assert (folder / "predictions.csv").read_text() == own
+        assert said.err == ""
+
+    def test_json_is_what_is_in_the_file(self, capsys, finished, pictures, tmp_path):
+        out = tmp_path / "figures"
+        command = ["evaluate", str(finished.folder), str(pictures), "--workers=0", f"--out={out}"]
+        assert main([*command, "--json"]) == 0
+        text = capsys.readouterr().out
+        assert text == (out / "evaluation.json").read_text()
+        assert json.loads(text)["accuracy"] == pytest.approx(finished.test_accuracy)
+        assert main(command) == 0  # an older evaluation is replaced
+        (out / "evaluation.json").unlink()
+        capsys.readouterr()
+        assert "holds no evaluation" in error_of(capsys, command)
+
+    def test_a_run_that_cannot_be_written_is_evaluated(self, capsys, run, pictures):
+        (run / "evaluation").write_text("in the way")
+        assert main(["evaluate", str(run), str(pictures), "--workers=0"]) == 0
+        said = capsys.readouterr()
+        assert "warning: no files are written: " in said.err
+        assert "accuracy" in said.out
+        assert "files" not in said.out
+
+    def test_it_warns_of_pictures_that_were_learnt_from(self, capsys, run, pictures):
         config = yaml.safe_load((run / "config.yaml").read_text())
         config["data"] = str(pictures / "train")
         (run / "config.yaml").write_text(yaml.safe_dump(config))
@@ -308,11 +398,18 @@ class TestEvaluate:
 
 
 class TestPredict:
-    def test_it_prints_a_line_for_each_picture(self, capsys, finished, pictures):
+    @pytest.fixture
+    def command(self, finished: RunResult) -> list[str]:
+        return ["predict", str(finished.folder), "--device=cpu", "--workers=0"]
+
+    def test_it_prints_a_line_for_each_picture(self, capsys, command, pictures):
         folder, picture = pictures / "test" / "checks", pictures / "val" / "rings" / "1.png"
-        command = ["predict", str(finished.folder), str(picture), str(folder), "--workers=0"]
+        command = [*command, str(picture), str(folder)]
         assert main([*command, "--top=2"]) == 0
-        lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+        said = capsys.readouterr()
+        assert said.err.startswith("4 pictures, ")
+        assert said.err.endswith(" pictures/s\n")
+        lines = [line.split("\t") for line in said.out.splitlines()]
         assert [line[0] for line in lines] == [str(p) for p in (picture, *sorted(folder.iterdir()))]
         assert main([*command, "--json"]) == 0
         rows = json.loads(capsys.readouterr().out)
@@ -322,12 +419,75 @@ class TestPredict:
             assert row["probabilities"][first] == pytest.approx(float(best), abs=1e-4)
             assert row["probabilities"][second] == pytest.approx(float(next_best), abs=1e-4)
             assert float(best) >= float(next_best)
+        assert main([*command, "--json", "--top=2"]) == 0
+        for row, few in zip(rows, json.loads(capsys.readouterr().out), strict=True):
+            assert few["probabilities"] == dict(list(row["probabilities"].items())[:2])
 
-    def test_top_may_be_more_than_there_are(self, capsys, finished, pictures):
+    def test_top_may_be_more_than_there_are(self, capsys, command, pictures):
         picture = pictures / "val" / "rings" / "1.png"
-        command = ["predict", str(finished.folder), str(picture), "--top=99", "--workers=0"]
-        assert main(command) == 0
+        assert main([*command, str(picture), "--top=99"]) == 0
         assert len(capsys.readouterr().out.strip().split("\t")) == 1 + 2 * len(CLASSES)
+        assert main([*command, str(picture)]) == 0
+        assert len(capsys.readouterr().out.strip().split("\t")) == 3
+
+    def test_a_table_holds_what_json_says(self, capsys, command, pictures, tmp_path):
+        table = tmp_path / "new.csv"
+        command = [*command, str(pictures / "test"), f"--csv={table}"]
+        assert main(command) == 0
+        said = capsys.readouterr()
+        assert said.out == f"csv      {table}\n"
+        assert said.err.startswith("12 pictures, ")
+        assert "is there already" in error_of(capsys, command)
+        assert main([*command, "--overwrite", "--json"]) == 0
+        expected = json.loads(capsys.readouterr().out)
+        with table.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row, values in zip(rows, expected, strict=True):
+            assert list(row) == ["path", "prediction", "probability", *CLASSES]
+            assert (row["path"], row["prediction"]) == (values["path"], values["prediction"])
+            assert row["probability"] == row[row["prediction"]]
+            for name in CLASSES:
+                assert float(row[name]) == pytest.approx(values["probabilities"][name], abs=1e-6)
+
+    def test_unreadable_pictures_are_no_rows(self, capsys, command, pictures, tmp_path):
+        data = shutil.copytree(pictures / "test" / "rings", tmp_path / "data")
+        (data / "1.png").write_text("Dear Sir")
+        table = tmp_path / "new.csv"
+        assert main([*command, str(data), "--json", f"--csv={table}"]) == 0
+        said = capsys.readouterr()
+        assert [Path(row["path"]).name for row in json.loads(said.out)] == [
+            "0.png",
+            "2.png",
+            "3.png",
+        ]
+        assert "1.png" not in table.read_text()
+        warning, summary = said.err.splitlines()
+        assert warning.startswith("warning: 1 of 4 pictures cannot be read and are left out; ")
+        assert summary.startswith("3 pictures, ")
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--overwrite"], "--overwrite is ignored"),
+            (["--top=2", "--csv=new.csv"], "--top is ignored"),
+        ],
+    )
+    def test_an_option_without_effect_is_told_of(
+        self, capsys, command, pictures, tmp_path, monkeypatch, flags, message
+    ):
+        monkeypatch.chdir(tmp_path)
+        assert main([*command, str(pictures / "val" / "rings" / "1.png"), *flags]) == 0
+        assert f"warning: {message}" in capsys.readouterr().err
+
+    def test_a_file_name_that_is_no_text_is_printed(self, finished, pictures, tmp_path):
+        try:
+            shutil.copy(pictures / "val" / "rings" / "1.png", tmp_path / "caf\udce9.png")
+        except OSError:
+            pytest.skip("this file system takes no such names")
+        args = ["predict", str(finished.folder), str(tmp_path), "--device=cpu", "--workers=0"]
+        done = python(f"import sys; from delta_transfer.cli import main; sys.exit(main({args}))")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{tmp_path}/caf\\udce9.png\t")
 
 
 class TestLayers:

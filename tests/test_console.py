@@ -1,11 +1,17 @@
+import errno
 import gc
+import io
 import logging
+import os
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from delta_transfer.compare import Row
-from delta_transfer.console import Formatter, message, print_table
+from delta_transfer.console import Formatter, explain, flush_output, message, print_table
 from delta_transfer.errors import UserError
 from delta_transfer.stats import summarize
 
@@ -41,6 +47,150 @@ def test_the_message_is_the_same_from_a_worker_process(monkeypatch, workers):
     assert message(caught.value) == "cannot read 'a.png': replace it"
     del batches, caught
     gc.collect()
+
+
+def os_error(code: int, file: str | None = "/runs/a/model.safetensors") -> OSError:
+    return OSError(code, os.strerror(code), file)
+
+
+class TestExplain:
+    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+    def test_a_full_disk(self, code):
+        assert explain(os_error(code)) == (
+            f"'/runs/a/model.safetensors' could not be written ({os.strerror(code)}): free some "
+            "space, or choose another place with --out"
+        )
+        assert explain(os_error(code, None)) == (
+            f"the output could not be written ({os.strerror(code)}): free some space, or choose "
+            "another place with --out"
+        )
+
+    @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+    def test_a_file_that_may_not_be_written_or_read(self, code):
+        text = explain(os_error(code))
+        assert text is not None
+        assert text.startswith("no access to '/runs/a/model.safetensors' (")
+        assert os.strerror(code) in text
+        assert "--out" in text
+
+    def test_a_file_by_its_path(self):
+        assert "'/a/b'" in str(explain(PermissionError(errno.EACCES, "no", Path("/a/b"))))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "[enforce fail at inline_container.cc:1039] . PytorchStreamWriter failed writing file "
+            "data/0: file write failed",
+            "[enforce fail at inline_container.cc:858] . unexpected pos 64 vs 0",
+        ],
+    )
+    def test_a_checkpoint_that_torch_could_not_write(self, text):
+        assert "a checkpoint could not be written" in str(explain(RuntimeError(text)))
+
+    @pytest.mark.parametrize(
+        ("error", "where"),
+        [
+            (MemoryError(), "this machine"),
+            (
+                RuntimeError(
+                    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+                    "allocate memory: you tried to allocate 9 bytes"
+                ),
+                "this machine",
+            ),
+            (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "the GPU"),
+            (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), "the GPU"),
+            (RuntimeError("CUDA error: out of memory"), "the GPU"),
+        ],
+    )
+    def test_too_little_memory(self, error, where):
+        assert explain(error) == (
+            f"{where} has too little memory: lower --batch-size or --image-size"
+        )
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "DataLoader worker (pid(s) 4711) exited unexpectedly",
+            "DataLoader worker (pid 4711) is killed by signal: Bus error. It is possible that "
+            "dataloader's workers are out of shared memory.",
+            "unable to open shared memory object </torch_4711_1> in read-write mode: Too many "
+            "open files (24)",
+            "unable to allocate shared memory(shm) for file </torch_4711_1>: Resource "
+            "temporarily unavailable (11)",
+            "Too many open files. Communication with the workers is no longer possible.",
+        ],
+    )
+    def test_a_process_that_died(self, text):
+        assert "--workers 0" in str(explain(RuntimeError(text)))
+
+    def test_what_an_error_was_raised_from_counts(self):
+        below, above = os_error(errno.ENOSPC), RuntimeError("the logger failed")
+        above.__cause__ = ValueError("the file failed")
+        above.__cause__.__cause__ = below
+        assert explain(above) == explain(below)
+
+    def test_what_only_came_before_does_not_count(self):
+        """A mistake of ours while another error is handled is still one."""
+        mistake = KeyError("key")
+        mistake.__context__ = os_error(errno.ENOSPC)
+        assert explain(mistake) is None
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RuntimeError("shapes do not match"),
+            ValueError("out of memory"),  # no error of torch's
+            KeyError("DataLoader worker (pid"),
+            FileNotFoundError(errno.ENOENT, "No such file", "a"),
+            OSError("no number"),
+        ],
+    )
+    def test_a_mistake_of_ours_is_none_of_these(self, error):
+        assert explain(error) is None
+
+
+class Pipe(io.TextIOBase):
+    """Output into a file of which nothing more is wanted."""
+
+    def __init__(self, file: Path, code: int) -> None:
+        self.file = file.open("w")
+        self.code = code
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+    def flush(self) -> None:
+        if self.code:
+            raise OSError(self.code, os.strerror(self.code))
+
+
+class TestFlushOutput:
+    def test_what_was_printed_is_written(self, monkeypatch):
+        written = io.BytesIO()
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written))
+        sys.stdout.write("hello\n")
+        assert written.getvalue() == b""
+        flush_output()
+        assert written.getvalue() == b"hello\n"
+
+    @pytest.mark.parametrize(
+        ("code", "kind"), [(errno.EPIPE, BrokenPipeError), (errno.ENOSPC, OSError)]
+    )
+    def test_what_cannot_be_written_is_dropped(self, monkeypatch, tmp_path, code, kind):
+        pipe = Pipe(tmp_path / "out", code)
+        monkeypatch.setattr("sys.stdout", pipe)
+        with pytest.raises(kind):
+            flush_output()
+        os.write(pipe.fileno(), b"the rest")
+        assert (tmp_path / "out").read_bytes() == b""
+        pipe.code = 0
+        pipe.file.close()
+
+    def test_output_that_was_closed_from_the_start(self, monkeypatch):
+        monkeypatch.setattr("sys.stdout", None)
+        flush_output()
+        assert sys.stdout is None
 
 
 def test_the_table_is_in_percent_with_differences(capsys, monkeypatch):

@@ -223,9 +223,10 @@ def test_equal_scores_give_uniform_attention(value, channels):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_scores_that_differ_by_rounding_are_equal(dtype):
-    scores = torch.full((8,), 0.1, dtype=dtype)
-    scores[:3] = torch.nextafter(scores[:3], torch.ones(3, dtype=dtype))
+@pytest.mark.parametrize("value", [0.1, -3e-9, 7e5])
+def test_scores_that_differ_by_rounding_are_equal(dtype, value):
+    scores = torch.full((8,), value, dtype=dtype)
+    scores[:3] = torch.nextafter(scores[:3], torch.full((3,), math.inf, dtype=dtype))
     assert normalize_scores(scores, temperature=1.0).tolist() == pytest.approx([1 / 8] * 8)
 
 
@@ -246,3 +247,12 @@ def test_calibrated_cross_entropy_is_the_lowest_over_a_grid_of_temperatures():
         lowest = min(F.cross_entropy(scale * logits.double() / t, targets).item() for t in grid)
         assert calibrated_cross_entropy(scale * logits, targets) == pytest.approx(lowest, abs=1e-5)
     assert math.isnan(calibrated_cross_entropy(logits * math.inf, targets))
+
+
+def test_the_best_temperature_is_between_a_twentieth_and_twenty():
+    logits, targets = torch.eye(3, dtype=torch.float64), torch.arange(3)
+    always_right = F.cross_entropy(20 * logits, targets).item()
+    assert calibrated_cross_entropy(logits, targets) == pytest.approx(always_right, rel=1e-3)
+    never_right = F.cross_entropy(logits / 20, targets.roll(1)).item()
+    found = calibrated_cross_entropy(logits, targets.roll(1))
+    assert found == pytest.approx(never_right, rel=1e-6)

@@ -1,5 +1,8 @@
+import dataclasses
+
 import pytest
 import torch
+from torch import nn
 
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
@@ -16,6 +19,7 @@ ATTENTION = ChannelAttention(
     samples=1,
     source="",
 )
+OFFICIAL = ("l2", "l2sp", "delta_no_attention", "delta")
 PARTS = Parts(strength=0.5, head="fc", taps=("conv1", "conv2"), attention=ATTENTION)
 
 
@@ -83,3 +87,106 @@ def test_an_unknown_method_is_refused_with_the_names():
     with pytest.raises(UserError, match=r"unknown method 'l3': choose from probe, l2, lp_ft"):
         find_method("l3")
     assert find_method("l2") is METHODS["l2"]
+
+
+# ----------------------------------------------------------------------------------- official
+
+
+def test_official_methods_start_at_random_with_the_authors_strength():
+    found = {name: find_method(name, official=True) for name in OFFICIAL}
+    assert {method.head for method in found.values()} == {"random"}
+    assert {name: method.strength for name, method in found.items()} == {
+        "l2": 1e-4,
+        "l2sp": 0.01,
+        "delta_no_attention": 0.01,
+        "delta": 0.01,
+    }
+    for name, method in found.items():
+        for field in ("name", "summary", "paper", "decay", "attention", "trains"):
+            assert getattr(method, field) == getattr(METHODS[name], field)
+    assert METHODS["delta"].strength == 3.0  # the table is as it was
+    assert METHODS["delta"].head == "probe"
+
+
+def test_official_penalties_are_those_of_the_authors():
+    def made(name):
+        found = find_method(name, official=True).penalties(PARTS)
+        return [(p.name, p.strength, tuple(p.taps)) for p in found]
+
+    head = ("l2", 0.01, ())
+    assert made("l2") == []
+    assert made("l2sp") == [("l2sp", 0.5, ()), head]
+    assert made("delta_no_attention") == [("delta", 0.5, ("conv1", "conv2")), head]
+    assert made("delta") == [("delta", 0.5, ("conv2",)), head]
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    # 1/2 of: channels times attention over positions; or nothing at all. Two samples, 4 positions.
+    [("delta", [0.1, 0.2, 0.3, 0.4]), ("delta_no_attention", None)],
+)
+def test_official_features_are_summed_in_the_authors_scale(name, factor):
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()  # softmax(z / t) with t the deviation of z
+    attention = ChannelAttention(
+        scores={"conv2": scores},
+        variance={"conv2": torch.tensor(2.0)},
+        temperature=1 / float(scores.std(correction=0)),
+        method="exact",
+        samples=256,
+        source="",
+    )
+    parts = Parts(strength=0.01, head="fc", taps=("conv2",), attention=attention)
+    generator = torch.Generator().manual_seed(0)
+    now, then = (torch.randn(2, 4, 4, generator=generator) for _ in range(2))
+    step = Step(
+        target=nn.Identity(),
+        source=nn.Identity(),
+        target_features={"conv2": now},
+        source_features={"conv2": then},
+    )
+    expected = 0.0
+    for b in range(2):
+        for s in range(4):
+            for c in range(4):
+                weight = 1.0 if factor is None else 4 * factor[c] / 4
+                expected += 0.01 * 0.5 * weight * (now[b, s, c] - then[b, s, c]).item() ** 2
+    delta, _ = find_method(name, official=True).penalties(parts)
+    assert delta(step).item() == pytest.approx(expected, rel=1e-5)
+    (same, _), (ours, _) = (
+        METHODS[name].penalties(dataclasses.replace(parts, official=official))
+        for official in (True, False)
+    )
+    assert same(step).item() == delta(step).item()
+    assert ours is not same
+    assert type(ours) is not type(same)
+
+
+def test_official_l2sp_holds_batch_norm_too_but_not_the_head():
+    source, target = conv_net(), conv_net()
+    source.fc = nn.Identity()
+    holding, _ = find_method("l2sp", official=True).penalties(PARTS)
+
+    def term(**changed):
+        moved_on = conv_net()
+        with torch.no_grad():
+            for name, by in changed.items():
+                moved_on.get_parameter(name.replace("_", ".")).add_(by)
+        return holding(Step(target=moved_on, source=source)).item()
+
+    assert holding(Step(target=target, source=source)).item() == 0
+    assert term(fc_weight=1.0, fc_bias=1.0) == 0
+    for name in ("norm1_weight", "norm1_bias", "conv1_weight", "conv1_bias"):
+        numel = target.get_parameter(name.replace("_", ".")).numel()
+        assert term(**{name: 2.0}) == pytest.approx(0.5 * 0.5 * 4 * numel, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["probe", "lp_ft"])
+def test_methods_that_the_authors_do_not_have_are_refused(name):
+    message = (
+        f"method '{name}' has no official form.*choose from l2, l2sp, delta_no_attention, delta, "
+        "or leave --preset official out"
+    )
+    with pytest.raises(UserError, match=message):
+        find_method(name, official=True)
+    with pytest.raises(UserError, match="unknown method 'l3'"):
+        find_method("l3", official=True)

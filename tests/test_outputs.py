@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from delta_transfer.data import Split
-from delta_transfer.outputs import write_examples, write_predictions
+from delta_transfer.outputs import column_names, write_examples, write_predictions
+from delta_transfer.report.run_files import read_predictions
 
 CLASSES = ("cat", 'a "big", dog')
 
@@ -47,6 +48,48 @@ def test_predictions_are_a_row_for_each_picture_with_all_probabilities(tmp_path)
             'a "big", dog': "0.500000",
         },
     ]
+
+
+def test_no_class_is_called_like_another_column(tmp_path):
+    classes = ("label", "path", "path (class)", "Path", "prediction", "probability")
+    values = torch.eye(6, dtype=torch.float64)
+    write_predictions(tmp_path / "predictions.csv", split(list(range(6))), values, classes)
+    names = [
+        "label (class)",
+        "path (class)",
+        "path (class) (class)",
+        "Path",
+        "prediction (class)",
+        "probability (class)",
+    ]
+    assert column_names(classes) == names
+    for number, row in enumerate(rows(tmp_path / "predictions.csv")):
+        assert list(row) == ["path", "label", "prediction", *names]
+        assert (row["path"], row["label"], row["prediction"]) == (
+            str(number),
+            names[number],
+            names[number],
+        )
+        assert row[row["prediction"]] == "1.000000"
+
+
+def test_the_report_reads_them_under_these_names(tmp_path):
+    classes = ("label", "path")
+    write_predictions(
+        tmp_path / "predictions.csv", split([0, 1]), probabilities([0.25, 0.5]), classes
+    )
+    found = read_predictions(tmp_path)
+    assert found.classes == ("label (class)", "path (class)")
+    assert [(row.label, row.prediction, row.probability) for row in found.rows] == [
+        ("label (class)", "path (class)", 0.75),
+        ("path (class)", "label (class)", 0.5),
+    ]
+
+
+def test_a_path_that_is_no_text_can_be_written(tmp_path):
+    strange = Split(("caf\udce9.png",), (0,), lambda path: Image.new("RGB", (1, 1)))
+    write_predictions(tmp_path / "predictions.csv", strange, probabilities([0.75]), CLASSES)
+    assert rows(tmp_path / "predictions.csv")[0]["path"] == "caf\\udce9.png"
 
 
 def examples(tmp_path: Path, labels: list[int], own: list[float], probe: list[float]):

@@ -1,25 +1,17 @@
 import dataclasses
+import shutil
 
 import pytest
 import torch
 from torch import nn
 
 from delta_transfer import prepare as module
-from delta_transfer.backbones import InputSpec
 from delta_transfer.data import load_task
 from delta_transfer.errors import UserError
-from delta_transfer.prepare import (
-    Prepared,
-    count_workers,
-    find_device,
-    plain_loader,
-    prepare,
-    training_loader,
-)
+from delta_transfer.loaders import plain_loader, training_loader
+from delta_transfer.prepare import Prepared, pool, prepare, regroup
 from delta_transfer.probe import fit_probe
 from tests.runs import tiny
-
-SPEC = InputSpec(size=32, crop_pct=0.875, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +85,12 @@ def test_the_seed_draws_the_random_head_and_nothing_else_of_the_network(prepared
     assert differing == ["classifier.weight", "classifier.bias"]
 
 
-def test_the_global_random_state_is_left_alone(pictures, tmp_path):
+def test_the_global_random_state_is_left_alone(prepared, pictures, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     config = tiny(pictures, tmp_path)
     prepare(config)
-    list(training_loader(load_task(str(pictures), seed=0).train, SPEC, config))
+    list(training_loader(prepared.task.train, prepared.backbone.input, config))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -116,94 +108,65 @@ def test_taps_are_names_and_patterns_with_commas_between(pictures, tmp_path, cap
     assert not caplog.records  # before anything slow begins
 
 
-def test_plain_pictures_come_in_order_and_without_chance(pictures, tmp_path):
-    task, config = load_task(str(pictures), seed=0), tiny(pictures, tmp_path, batch_size=5)
-    first, second = (list(plain_loader(task.train, SPEC, config)) for _ in range(2))
-    assert [len(labels) for _, labels in first] == [5, 5, 5, 5, 4]
-    assert torch.cat([labels for _, labels in first]).tolist() == list(task.train.labels)
-    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, second, strict=True))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_training_pictures_are_a_function_of_seed_and_epoch(pictures, tmp_path, workers):
-    task = load_task(str(pictures), seed=0)
-
-    def epoch(number: int, **options: int) -> torch.Tensor:
-        loader = training_loader(task.train, SPEC, tiny(pictures, tmp_path, **options))
-        loader.sampler.set_epoch(number)
-        return torch.cat([inputs for inputs, _ in loader])
-
-    expected = epoch(3, seed=1)
-    assert torch.equal(epoch(3, seed=1, workers=workers), expected)
-    assert torch.equal(epoch(3, seed=1, batch_size=3), expected)
-    assert not torch.equal(epoch(4, seed=1), expected)
-    assert not torch.equal(epoch(3, seed=2), expected)
-
-
-def test_order_and_augmentation_are_drawn_apart(pictures, tmp_path):
-    task = load_task(str(pictures), seed=0)
-    loaders = [
-        training_loader(task.train, SPEC, tiny(pictures, tmp_path, seed=seed)) for seed in (0, 1)
-    ]
-    assert list(loaders[0].sampler) != list(loaders[1].sampler)
-    pictures_of = [torch.stack([loader.dataset[2, i][0] for i in range(8)]) for loader in loaders]
-    assert not torch.equal(*pictures_of)
-    plain = next(iter(plain_loader(task.train, SPEC, tiny(pictures, tmp_path))))[0]
-    assert not torch.equal(pictures_of[0], plain)
-
-
-def test_no_worker_is_started_that_has_no_batch_to_load(pictures, tmp_path):
-    task = load_task(str(pictures), seed=0)
-    for workers, batch_size, expected in ((2, 8, 2), (2, 16, 1), (2, 32, 0)):
-        config = tiny(pictures, tmp_path, workers=workers, batch_size=batch_size)
-        assert plain_loader(task.train, SPEC, config).num_workers == expected
-
-
-def test_larger_networks_are_suggested_where_there_is_an_accelerator(pictures, tmp_path):
+def test_larger_networks_are_suggested_where_there_is_an_accelerator(prepared, pictures, tmp_path):
     config, task = tiny(pictures, tmp_path), load_task(str(pictures), seed=0)
-    plain = module._describe(config, task, torch.device("cpu"))
-    fast = module._describe(config, task, torch.device("cuda"))
+    plain = module._describe(config, task, prepared.backbone, torch.device("cpu"))
+    fast = module._describe(config, task, prepared.backbone, torch.device("cuda"))
     assert fast[:-2] == plain[:-1]
     assert "larger ones are fast too" in fast[-1]
     chosen = dataclasses.replace(config, model="resnet18")
-    assert "larger" not in module._describe(chosen, task, torch.device("cuda"))[-1]
-
-
-def test_a_damaged_picture_is_named(pictures, tmp_path):
-    task = load_task(str(pictures), seed=0)
-    (tmp_path / "bad.png").write_text("no picture")
-    split = dataclasses.replace(
-        task.train, paths=(str(tmp_path / "bad.png"), *task.train.paths[1:])
+    assert (
+        "larger" not in module._describe(chosen, task, prepared.backbone, torch.device("cuda"))[-1]
     )
-    loader = plain_loader(split, SPEC, tiny(pictures, tmp_path))
-    with pytest.raises(UserError, match=r"cannot read the picture '.*bad\.png'"):
-        list(loader)
 
 
-def test_a_device_that_is_not_there_is_refused(monkeypatch):
-    def machine(kind: str | None):
-        device = None if kind is None else torch.device(kind)
-        monkeypatch.setattr(
-            torch.accelerator, "current_accelerator", lambda check_available: device
-        )
+def test_the_same_pictures_split_otherwise_have_the_same_features_and_another_probe(
+    pictures, tmp_path
+):
+    prepared = prepare(tiny(pictures / "train", tmp_path, val_fraction=0.25))
+    everything = pool(prepared.task)
+    train, val = [0, 1, 9, 10, 20, 21, 18], [2, 19]
+    found = regroup(prepared, train=train, val=val, seed=0)
+    assert found.task.train.paths == tuple(everything.paths[i] for i in train)
+    assert found.task.val.paths == tuple(everything.paths[i] for i in val)
+    loader = plain_loader(found.task.train, prepared.backbone.input, tiny(pictures, tmp_path))
+    inputs = torch.cat([inputs for inputs, _ in loader])
+    rows, labels = found.features["train"]
+    with torch.no_grad():
+        assert torch.allclose(rows[:, 0], prepared.source.eval()(inputs), atol=1e-4)
+    assert labels.tolist() == list(found.task.train.labels)
+    expected = fit_probe(rows, labels, num_outputs=3, seed=0)
+    assert torch.equal(found.probe.weight, expected.weight)
+    probabilities = expected(found.features["val"][0][:, 0]).softmax(dim=1)
+    assert torch.equal(found.probe_probabilities["val"], probabilities)
 
-    machine(None)
-    assert find_device("auto") == find_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="--device cuda: this machine has only a CPU"):
-        find_device("cuda")
-    machine("cuda")
-    assert find_device("auto") == find_device("cuda") == torch.device("cuda")
-    assert find_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="--device mps: this machine has cpu and cuda"):
-        find_device("mps")
-    machine("xpu")  # which nobody has tried
-    assert find_device("auto") == torch.device("cpu")
+
+@pytest.fixture(scope="module")
+def own(pictures, tmp_path_factory) -> str:
+    return prepare(tiny(pictures, tmp_path_factory.mktemp("own"))).data
 
 
-@pytest.mark.parametrize(
-    ("cores", "asked", "expected"),
-    [(2, None, 0), (1, None, 0), (3, None, 2), (64, None, 8), (64, 0, 0), (1, 5, 5)],
-)
-def test_workers_are_as_asked_or_by_the_number_of_cores(monkeypatch, cores, asked, expected):
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: range(cores), raising=False)
-    assert count_workers(asked) == expected
+class TestFingerprint:
+    """It is that of what attention is made of: other pictures, classes or sizes have others."""
+
+    def test_names_order_and_what_is_tested_on_do_not_matter(self, own, pictures, tmp_path):
+        data = shutil.copytree(pictures, tmp_path / "data")
+        shutil.rmtree(data / "test")
+        (data / "train" / "rings" / "0.png").rename(data / "train" / "rings" / "zero.png")
+        assert prepare(tiny(data, tmp_path)).data == own
+
+    def test_a_drawn_validation_split_is_learnt_from_in_the_end(self, pictures, tmp_path):
+        found = {prepare(tiny(pictures / "train", tmp_path, seed=seed)).data for seed in (0, 1)}
+        assert len(found) == 1
+
+    @pytest.mark.parametrize("change", ["picture", "class", "size"])
+    def test_everything_else_does(self, own, pictures, tmp_path, change):
+        data, options = shutil.copytree(pictures, tmp_path / "data"), {}
+        rings = data / "train" / "rings"
+        if change == "picture":
+            shutil.copy(data / "test" / "rings" / "0.png", rings / "0.png")
+        elif change == "class":
+            (rings / "0.png").rename(data / "train" / "checks" / "100.png")
+        else:
+            options["image_size"] = 48
+        assert prepare(tiny(data, tmp_path, **options)).data != own

@@ -440,6 +440,8 @@ def test_a_missing_source_is_an_error_for_those_who_need_it():
     penalties = [Delta(taps="conv1", strength=1.0), L2("fc", strength=1.0), L2SP(strength=1.0)]
     with pytest.raises(UserError, match="delta, l2sp needs the source network"):
         Regularizer(target, None, penalties)
+    with pytest.raises(UserError, match="delta needs the source network"):
+        Regularizer(target, None, [Delta.official(taps="conv1")])
     with Regularizer(target, None, [L2("fc", strength=1.0)]) as regularizer:
         target(pictures())
         assert regularizer(pictures()).total.item() > 0

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,12 +11,15 @@ RESULT = RunResult(
     folder=Path("run"),
     method="l2",
     seed=3,
+    metric="accuracy",
     test_accuracy=None,
+    test_mean_class_accuracy=None,
     val_accuracy=0.75,
     linear_probe_test_accuracy=None,
     linear_probe_val_accuracy=0.5,
     best_epoch=2,
     epochs=8,
+    refitted=False,
     seconds=12.5,
     pictures=60,
     classes=3,
@@ -38,12 +42,15 @@ def test_json_has_the_figures_and_no_paths():
     assert list(values) == [
         "method",
         "seed",
+        "metric",
         "test_accuracy",
+        "test_mean_class_accuracy",
         "val_accuracy",
         "linear_probe_test_accuracy",
         "linear_probe_val_accuracy",
         "best_epoch",
         "epochs",
+        "refitted",
         "seconds",
         "pictures",
         "classes",
@@ -68,3 +75,13 @@ def test_a_folder_without_a_proper_result_is_refused(tmp_path, content, message)
         (tmp_path / "result.json").write_text(content)
     with pytest.raises(UserError, match=message):
         RunResult.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metric", "test", "expected"),
+    [("accuracy", 0.5, 0.5), ("mean_class_accuracy", 0.5, 0.25), ("accuracy", None, 0.75)],
+)
+def test_the_score_is_the_main_figure_of_the_data(metric, test, expected):
+    mean = None if test is None else 0.25
+    values = {"test_accuracy": test, "test_mean_class_accuracy": mean, "val_accuracy": 0.75}
+    assert dataclasses.replace(RESULT, metric=metric, **values).score == expected

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from delta_transfer import TrainConfig, train
 from delta_transfer import run as module
+from delta_transfer import tuning
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.data import load_task
 from delta_transfer.errors import UserError
@@ -20,7 +21,7 @@ from delta_transfer.methods import METHODS
 from delta_transfer.prepare import Prepared, prepare
 from delta_transfer.probe import STRENGTHS
 from delta_transfer.result import RunResult
-from delta_transfer.training import Optimization
+from delta_transfer.training import Fitted, Optimization
 from tests.runs import CLASSES, model_bytes, tiny
 
 TRAINED = {"metrics.csv", "drift.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
@@ -137,12 +138,15 @@ class TestFigures:
         assert set(values) == {
             "method",
             "seed",
+            "metric",
             "test_accuracy",
+            "test_mean_class_accuracy",
             "val_accuracy",
             "linear_probe_test_accuracy",
             "linear_probe_val_accuracy",
             "best_epoch",
             "epochs",
+            "refitted",
             "seconds",
             "pictures",
             "classes",
@@ -218,11 +222,11 @@ class TestStart:
     def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[Optimization]:
         found = []
 
-        def fit(*arguments: object, optimization: Optimization, **options: object) -> int:
+        def fit(*arguments: object, optimization: Optimization, **options: object) -> Fitted:
             found.append(optimization)
-            return 0
+            return Fitted(epoch=0, validations=[])
 
-        monkeypatch.setattr(module, "fit", fit)
+        monkeypatch.setattr(tuning, "fit", fit)
         return found
 
     @pytest.mark.parametrize("method", METHODS)
@@ -294,7 +298,7 @@ class TestEqualRuns:
 
 class TestTraining:
     def test_the_start_is_kept_where_training_destroys(self, prepared, pictures, tmp_path):
-        result = train(tiny(pictures, tmp_path / "run", method="lp_ft", lr=10.0))
+        result = train(tiny(pictures, tmp_path / "run", method="lp_ft", lr=0.1))
         assert result.best_epoch == 0
         assert result.val_accuracy == result.linear_probe_val_accuracy
         assert result.test_accuracy == result.linear_probe_test_accuracy
@@ -410,9 +414,33 @@ class TestFolder:
             train(tiny(pictures, tmp_path, overwrite=True))
         assert files(tmp_path) == {"thesis.txt"}
 
-    def test_a_damaged_picture_leaves_no_folder(self, pictures, tmp_path):
+    def test_a_damaged_picture_is_left_out_and_told_of(self, pictures, tmp_path, caplog):
         data = shutil.copytree(pictures, tmp_path / "data")
         (data / "train" / "checks" / "0.png").write_text("no picture")
-        with pytest.raises(UserError, match="cannot read the picture"):
-            train(tiny(data, tmp_path / "run"))
+        result = train(tiny(data, tmp_path / "run", method="probe"))
+        assert result.pictures == 23
+        warning = "1 of 51 pictures cannot be read and are left out"
+        assert warning in caplog.text
+        assert f"warning: {warning}" in (result.folder / "train.log").read_text()
+
+    def test_a_run_that_fails_before_its_first_checkpoint_leaves_no_folder(
+        self, prepared, pictures, tmp_path, monkeypatch
+    ):
+        def fail(*arguments: object, **options: object) -> None:
+            raise UserError("a picture is gone")
+
+        monkeypatch.setattr(tuning, "estimate_attention", fail)
+        config = tiny(pictures, tmp_path / "run")
+        with pytest.raises(UserError, match="a picture is gone"):
+            module.train_prepared(prepared, config, tmp_path / "run", started=0)
         assert not (tmp_path / "run").exists()
+
+    def test_a_run_that_diverges_keeps_its_best_checkpoint(self, prepared, pictures, tmp_path):
+        config = tiny(pictures, tmp_path / "run", method="lp_ft", lr=1e6)
+        with pytest.raises(UserError, match=r"training diverged.*best\.ckpt"):
+            module.train_prepared(prepared, config, tmp_path / "run", started=0)
+        best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+        state = torch.load(best, weights_only=True)["state_dict"]
+        assert torch.equal(state["network.classifier.weight"], prepared.probe.weight)
+        assert "training diverged" in (tmp_path / "run" / "train.log").read_text()
+        assert not (tmp_path / "run" / "result.json").exists()

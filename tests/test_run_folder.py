@@ -152,5 +152,7 @@ def test_the_log_is_the_lines_from_before_and_what_the_package_says(tmp_path, ca
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[:2] == ["data     Grüße", "model    m"]
     assert lines[2].endswith("WARNING inside")
-    assert len(lines) == 3
+    assert [line.split(maxsplit=2)[2] for line in lines[3:]] == (
+        ["ERROR RuntimeError"] if fails else []
+    )
     assert logging.getLogger("delta_transfer").handlers == handlers

@@ -116,6 +116,15 @@ def test_channels_are_found_where_there_are_as_many_as_rows_or_columns(size):
     assert taps.channel_dims["1"] == 1
 
 
+def test_channels_are_found_in_what_a_pre_hook_makes_of_the_picture():
+    net = nn.Sequential(nn.Conv2d(3, 64, 3, stride=2, padding=1))
+    net.register_forward_pre_hook(lambda module, inputs: inputs[0].transpose(2, 3))
+    with Taps(net, ["0"]) as taps, torch.no_grad():
+        net(pictures(1, 128, 192))
+    assert taps.outputs()["0"].shape == (1, 64, 96, 64)
+    assert taps.channel_dims == {"0": 1}
+
+
 def test_channels_are_found_in_what_holds_narrower_layers():
     """A dense block returns all it has made, its last layer is as wide as the map."""
     block = Net(lambda self, x: torch.cat([x, self.conv(x)], dim=1), conv=nn.Conv2d(3, 8, 1))
@@ -140,6 +149,41 @@ def test_inference_mode_and_no_grad_are_recorded_too():
             for _ in range(2):
                 net(pictures())
                 assert equal(taps.outputs(), expected)
+
+
+@pytest.mark.parametrize("how", ["call", "record"])
+def test_only_what_is_changed_in_place_is_copied_once_that_is_known(how):
+    """Else the network goes on with the recorded tensor itself."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3)
+    )
+    given = {}
+    for name, user in (("0", net[1]), ("1", net[2])):
+        user.register_forward_pre_hook(lambda _, x, name=name: given.update({name: x[0]}))
+    with Taps(net, ["0", "1", "3"]) as taps:
+        for _ in range(2):
+            found = taps.record(pictures()) if how == "record" else net(pictures())
+        outputs = taps.outputs()
+    assert given["0"] is outputs["0"]
+    assert given["1"] is not outputs["1"]
+    assert torch.equal(given["1"], outputs["1"].relu())
+    assert (found is outputs["3"]) == (how == "call")
+
+
+def test_a_pass_that_failed_has_not_shown_what_is_changed_in_place():
+    def fail(self, x):
+        if self.broken:
+            raise ZeroDivisionError
+        return x
+
+    net = Net(lambda self, x: self.b(self.a(x)).relu_(), a=nn.Conv2d(3, 4, 1), b=Net(fail))
+    net.b.broken = True
+    with Taps(net, "a") as taps:
+        with pytest.raises(ZeroDivisionError):
+            net(pictures())
+        net.b.broken = False
+        net(pictures())
+        assert equal(taps.outputs(), {"a": net.a(pictures())})
 
 
 def test_a_change_in_place_that_comes_later_is_noticed():
@@ -213,6 +257,17 @@ def test_outputs_before_a_forward_pass_are_an_error():
         taps.outputs()
 
 
+def test_what_is_called_outside_a_forward_pass_of_the_network_is_not_recorded():
+    net = conv_net()
+    with Taps(net, "conv1") as taps:
+        net.conv1(pictures())
+        with pytest.raises(RuntimeError, match="no forward pass was recorded"):
+            taps.outputs()
+        net(pictures())
+        net.conv1(pictures(seed=1))
+        assert equal(taps.outputs(), reference.hooked(conv_net(), ["conv1"], pictures())[1])
+
+
 def test_a_module_called_twice_is_an_error():
     net = conv_net()
     with Taps(net, ["conv1", "relu"]), pytest.raises(UserError, match="'relu' is called twice"):
@@ -222,15 +277,18 @@ def test_a_module_called_twice_is_an_error():
 
 def test_a_module_not_called_is_an_error_also_after_a_pass_that_called_it():
     net = Net(
-        lambda self, x: self.b(self.a(x)) if self.use else self.a(x), a=nn.ReLU(), b=nn.Tanh()
+        lambda self, x: self.c(self.b(self.a(x))) if self.use else self.a(x),
+        a=nn.ReLU(),
+        b=nn.Tanh(),
+        c=nn.Sigmoid(),
     )
     net.use = True
-    with Taps(net, ["a", "b"]) as taps:
+    with Taps(net, ["a", "b", "c"]) as taps:
         net(pictures())
         taps.outputs()
         net.use = False
         net(pictures())
-        with pytest.raises(RuntimeError, match="not called in the last forward pass: b"):
+        with pytest.raises(RuntimeError, match="not called in the last forward pass: b, c;"):
             taps.outputs()
 
 
@@ -274,6 +332,30 @@ def test_taps_can_be_entered_again_and_after_a_pass_that_failed():
         with taps:
             net(pictures())
             assert equal(taps.outputs(), reference.hooked(conv_net(), TAPS, pictures())[1])
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_pass_that_failed_is_over(error):
+    """What is called on its own afterwards is not called a second time in it."""
+
+    def fail(self, x):
+        raise error
+
+    net = Net(lambda self, x: self.b(self.a(x)), a=nn.Conv2d(3, 4, 1), b=Net(fail))
+    taps = Taps(net, "a")
+
+    def use():
+        net.a(pictures())
+        try:
+            net(pictures())
+        except ZeroDivisionError:
+            net.a(pictures())
+            raise
+
+    for _ in range(2):
+        with pytest.raises(error), taps:
+            use()
+        assert equal(taps.outputs(), {"a": net.a(pictures())})
 
 
 def test_outputs_stay_after_the_context_until_they_are_cleared():

@@ -1,40 +1,71 @@
 """What a run says of itself: at its start what it will do, at its end what came out."""
 
 import logging
+from collections import Counter
 
-from delta_transfer.config import TrainConfig
-from delta_transfer.methods import Method
+from delta_transfer.duration import estimate_minutes
 from delta_transfer.prepare import Prepared
 from delta_transfer.result import RunResult
+from delta_transfer.tuning import Tuning
 
 logger = logging.getLogger(__name__)
 
+# Shares of the way from guessing to perfection that the linear probe has gone.
+ALIKE, UNLIKE = 0.8, 0.3
 
-def announce(prepared: Prepared, config: TrainConfig, method: Method) -> None:
+
+def announce(prepared: Prepared, tuning: Tuning) -> None:
     """Logs the method, the probe's accuracy and how long it will take."""
-    strength = method.strength if config.strength is None else config.strength
+    method, strength = tuning.method, tuning.strength
     detail = "" if strength is None else f", strength {strength:g}"
     logger.info("method   %s%s: %s", method.name, detail, method.summary)
-    logger.info("probe    %.1f%% on validation", 100 * (prepared.probe_accuracies["val"] or 0.0))
-    if not method.trains:
-        return
-    task = prepared.task
-    # A training step is a forward and a backward pass (about twice as long), and the source's.
-    passes = 4 if method.name.startswith("delta") else 3
-    pictures = config.epochs * (passes * len(task.train) + len(task.val))
-    minutes = pictures * prepared.seconds_per_picture / 60
-    logger.info("time     about %.1f minutes for %d epochs", minutes, config.epochs)
+    accuracy = prepared.probe_accuracies["val"] or 0.0
+    labels = prepared.task.val.labels
+    chance = max(Counter(labels).values()) / len(labels)
+    logger.info("probe    %.1f%% on validation%s", 100 * accuracy, likeness(accuracy, chance))
+    if method.trains:
+        minutes = estimate_minutes(prepared, tuning)
+        logger.info("time     about %.1f minutes for %d epochs", minutes, tuning.epochs)
+
+
+def likeness(accuracy: float, chance: float) -> str:
+    """A hint, where one can be given, how like the pictures are to what was pretrained on.
+
+    Args:
+        accuracy: of the linear probe, which can only use what the network knows already.
+        chance: that of always naming the most frequent class.
+
+    Example:
+        >>> likeness(0.5, 0.2)
+        ''
+    """
+    share = (accuracy - chance) / (1 - chance) if chance < 1 else 1.0
+    if share >= ALIKE:
+        return (
+            ": the network knows such pictures, and little needs to change (if all methods come "
+            "out alike, take --method probe)"
+        )
+    if share <= UNLIKE:
+        return (
+            f" (guessing: {100 * chance:.1f}%): the pictures are unlike those that the network "
+            "knows; more --epochs, a larger --image-size or a smaller --strength may help"
+        )
+    return ""
 
 
 def conclude(result: RunResult) -> None:
     """Logs what came out."""
     if result.test_accuracy is None:
         logger.info("done     no test split; validation accuracy %.1f%%", 100 * result.val_accuracy)
-    else:
+        return
+    logger.info(
+        "done     test accuracy %.1f%% (linear probe %.1f%%), epoch %d kept, %.0f seconds",
+        100 * result.test_accuracy,
+        100 * (result.linear_probe_test_accuracy or 0.0),
+        result.best_epoch,
+        result.seconds,
+    )
+    if result.metric == "mean_class_accuracy":
         logger.info(
-            "done     test accuracy %.1f%% (linear probe %.1f%%), epoch %d kept, %.0f seconds",
-            100 * result.test_accuracy,
-            100 * (result.linear_probe_test_accuracy or 0.0),
-            result.best_epoch,
-            result.seconds,
+            "         mean class accuracy %.1f%%, the figure of this data", 100 * result.score
         )

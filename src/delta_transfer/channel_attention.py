@@ -29,7 +29,8 @@ class ChannelAttention:
         temperature: of the softmax that turns scores into attention.
         method: the estimator, `"gradient"` or `"exact"`.
         samples: how many pictures the scores are averaged over.
-        source: fingerprint of the source network's weights (`fingerprint`).
+        source: fingerprint of the source network's weights (`weights_fingerprint`).
+        data: fingerprint of the pictures and their preprocessing, None where it is not known.
     """
 
     scores: dict[str, Tensor]
@@ -38,6 +39,7 @@ class ChannelAttention:
     method: str
     samples: int
     source: str
+    data: str | None = None
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -65,6 +67,7 @@ class ChannelAttention:
             "method": self.method,
             "samples": self.samples,
             "source": self.source,
+            "data": self.data,
         }
         # One entry: safetensors writes several in random order, and equal runs give equal bytes.
         metadata = {_ABOUT: json.dumps(about)}
@@ -100,6 +103,7 @@ class ChannelAttention:
             method=about["method"],
             samples=about["samples"],
             source=about["source"],
+            data=about.get("data"),
         )
 
 

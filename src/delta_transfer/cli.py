@@ -1,6 +1,7 @@
 """The commands. Everything is imported inside the command that needs it, so that help is fast."""
 
 import dataclasses
+import io
 import json
 import logging
 import sys
@@ -9,7 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from delta_transfer.console import Formatter, message, print_table
+from delta_transfer.console import (
+    Formatter,
+    explain,
+    flush_output,
+    message,
+    print_table,
+)
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.options import (
     DemoOptions,
@@ -41,7 +48,7 @@ def train(args: Sequence[str]) -> None:
 
 
 def evaluate(args: Sequence[str]) -> None:
-    """Measure a run's accuracy on labelled pictures."""
+    """Measure a run on labelled pictures, class by class."""
     from delta_transfer.arguments import parse
 
     options = parse(
@@ -51,23 +58,29 @@ def evaluate(args: Sequence[str]) -> None:
         summary=_summary(evaluate),
         positional=["run", "data"],
     )
+    from delta_transfer import evaluation_folder, evaluation_text
     from delta_transfer.predict import Predictor
 
+    if options.out is not None:
+        evaluation_folder.check_folder(Path(options.out), data=options.data)
     predictor = Predictor(
         options.run,
         device=options.device,
         batch_size=options.batch_size,
         workers=options.workers,
     )
-    found = predictor.evaluate(options.data)
-    if options.json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
-        return
+    found = predictor.evaluate(options.data, data_root=options.data_root)
     if found.seen:
-        _log.warning("%s has no test split: the run has learnt from these pictures", options.data)
-    print(f"pictures             {found.pictures}")
-    print(f"accuracy             {100 * found.accuracy:.1f}%")
-    print(f"mean class accuracy  {100 * found.mean_class_accuracy:.1f}%")
+        _log.warning(
+            "the run has learnt from pictures of %s: these figures flatter it", options.data
+        )
+    folder = evaluation_folder.save(found, run=Path(options.run), out=options.out)
+    if options.json:
+        print(found.to_json(), end="")
+        return
+    print("\n".join(evaluation_text.describe(found)))
+    if folder is not None:
+        print(f"\nfiles    {folder}")
 
 
 def predict(args: Sequence[str]) -> None:
@@ -81,31 +94,30 @@ def predict(args: Sequence[str]) -> None:
         summary=_summary(predict),
         positional=["run", "paths"],
     )
-    if options.top < 1:
-        raise UserError(f"--top must be at least 1, got {options.top}")
+    from delta_transfer import answers
     from delta_transfer.predict import Predictor
 
+    table = None if options.csv is None else Path(options.csv)
+    if table is not None:
+        answers.check_table(table, overwrite=options.overwrite)
+    elif options.overwrite:
+        _log.warning("--overwrite is ignored: no file is written without --csv")
+    if options.top is not None and table is not None and not options.json:
+        _log.warning("--top is ignored: the file of --csv has all classes, and nothing is printed")
     predictor = Predictor(
         options.run,
         device=options.device,
         batch_size=options.batch_size,
         workers=options.workers,
     )
-    predictions = predictor.predict(options.paths)
-    if options.json:
-        rows = [
-            {
-                "path": prediction.path,
-                "prediction": next(iter(prediction.probabilities)),
-                "probabilities": prediction.probabilities,
-            }
-            for prediction in predictions
-        ]
-        print(json.dumps(rows, indent=2))
+    if table is None and not options.json:
+        for prediction in predictor.stream(options.paths):
+            print(answers.to_line(prediction, top=options.top or 1))
         return
-    for prediction in predictions:
-        best = list(prediction.probabilities.items())[: options.top]
-        print(prediction.path, *(f"{name}\t{value:.4f}" for name, value in best), sep="\t")
+    predictions = predictor.predict(options.paths)
+    if table is not None:
+        answers.write_table(table, predictions, predictor.classes)
+    print(answers.to_json(predictions, top=options.top) if options.json else f"csv      {table}")
 
 
 def layers(args: Sequence[str]) -> None:
@@ -220,34 +232,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        The exit code: 0 success, 2 the user's input is wrong, 1 anything else (with a traceback).
+        The exit code: 0 success; 2 the user's input or the user's machine is in the way (one
+        message); 1 anything else, with a traceback unless the user broke it off.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help"):
-        print(_help())
-        return 0
-    if args[0] == "--version":
-        from importlib.metadata import version
-
-        print(version("delta-transfer"))
-        return 0
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter())
     _log.addHandler(handler)
     _log.setLevel(logging.INFO)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text
     try:
-        if args[0] not in COMMANDS:
-            raise unknown("command", args[0], list(COMMANDS))
-        COMMANDS[args[0]](args[1:])
+        try:
+            _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            flush_output()
     except UserError as error:
         print(f"error: {message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        return 1  # whoever reads the output, such as head, has seen enough
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        print(f"error: {explained}", file=sys.stderr)
+        return 2
     finally:
         _log.removeHandler(handler)
     return 0
+
+
+def _run(args: Sequence[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+    elif args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("delta-transfer"))
+    elif args[0] in COMMANDS:
+        COMMANDS[args[0]](args[1:])
+    else:
+        raise unknown("command", args[0], list(COMMANDS))
 
 
 def _summary(command: Callable[..., Any]) -> str:

@@ -70,7 +70,7 @@ class Row:
 
     Args:
         method: its name.
-        accuracy: over the seeds, on the test split (without one, on validation).
+        accuracy: over the seeds, the main figure of the data (`RunResult.score`).
         difference: to the baseline, None for the baseline itself or where they share no seed.
         seconds: of a run.
     """
@@ -86,8 +86,7 @@ def table(results: Sequence[RunResult], *, baseline: str = "l2") -> list[Row]:
     by_method: dict[str, dict[int, float]] = {}
     seconds: dict[str, list[float]] = {}
     for result in results:
-        figure = result.val_accuracy if result.test_accuracy is None else result.test_accuracy
-        by_method.setdefault(result.method, {})[result.seed] = figure
+        by_method.setdefault(result.method, {})[result.seed] = result.score
         seconds.setdefault(result.method, []).append(result.seconds)
     base = by_method.get(baseline, {})
     rows = []

@@ -189,4 +189,4 @@ def calibrated_cross_entropy(logits: Tensor, targets: Tensor) -> float:
         return F.cross_entropy(wide / math.exp(log_temperature), labels).item()
 
     limit = math.log(20)
-    return float(minimize_scalar(loss, bounds=(-limit, limit), method="bounded").fun)
+    return float(minimize_scalar(loss, bounds=(-limit, limit)).fun)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from delta_transfer.channel_attention import ChannelAttention
-from delta_transfer.errors import unknown
+from delta_transfer.errors import UserError, unknown
 from delta_transfer.penalties import L2, L2SP, Delta, Penalty
 
 # The authors' beta: strength of 1/2 ||head||^2 beside every penalty that holds the backbone.
@@ -21,12 +21,15 @@ class Parts:
         head: the name of the target's head.
         taps: the modules whose features are compared.
         attention: channel attention, for methods that need it.
+        official: the penalties as the authors of DELTA published them, which take other strengths;
+            `find_method(name, official=True)` gives a method that sets it.
     """
 
     strength: float
     head: str
     taps: Sequence[str]
     attention: ChannelAttention | None
+    official: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class Method:
         head: the head starts as the linear probe, or at random.
         penalties: makes the penalties.
         strength: the default of `--strength`; None where there is nothing to set.
+        official_strength: the same in the official form; None for methods that have none.
         decay: `--strength` is the optimiser's (decoupled) weight decay, not a penalty's.
         attention: whether it needs channel attention.
         trains: whether anything but the probe is trained.
@@ -51,6 +55,7 @@ class Method:
     head: Literal["probe", "random"] = "probe"
     penalties: Callable[[Parts], list[Penalty]] = lambda parts: []
     strength: float | None
+    official_strength: float | None = None
     decay: bool = False
     attention: bool = False
     trains: bool = True
@@ -61,12 +66,20 @@ def _l2sp(parts: Parts) -> list[Penalty]:
 
 
 def _delta(parts: Parts) -> list[Penalty]:
-    delta = Delta(parts.attention, strength=parts.strength)
-    return [delta, L2(parts.head, strength=HEAD_STRENGTH)]
+    return _hold_features(parts, parts.attention, None)
 
 
 def _delta_no_attention(parts: Parts) -> list[Penalty]:
-    delta = Delta(taps=parts.taps, strength=parts.strength)
+    return _hold_features(parts, None, parts.taps)
+
+
+def _hold_features(
+    parts: Parts, attention: ChannelAttention | None, taps: Sequence[str] | None
+) -> list[Penalty]:
+    if parts.official:
+        delta = Delta.official(attention, strength=parts.strength, taps=taps)
+    else:
+        delta = Delta(attention, strength=parts.strength, taps=taps)
     return [delta, L2(parts.head, strength=HEAD_STRENGTH)]
 
 
@@ -86,6 +99,7 @@ METHODS = {
             paper="https://arxiv.org/abs/1411.1792",
             head="random",
             strength=0.01,
+            official_strength=1e-4,
             decay=True,
         ),
         Method(
@@ -101,6 +115,7 @@ METHODS = {
             paper="https://arxiv.org/abs/1802.01483",
             penalties=_l2sp,
             strength=0.01,
+            official_strength=0.01,
         ),
         Method(
             name="delta_no_attention",
@@ -108,6 +123,7 @@ METHODS = {
             paper="https://arxiv.org/abs/1901.09229",
             penalties=_delta_no_attention,
             strength=3.0,
+            official_strength=0.01,
         ),
         Method(
             name="delta",
@@ -115,18 +131,41 @@ METHODS = {
             paper="https://arxiv.org/abs/1901.09229",
             penalties=_delta,
             strength=3.0,
+            official_strength=0.01,
             attention=True,
         ),
     )
 }
 
 
-def find_method(name: str) -> Method:
+def find_method(name: str, *, official: bool = False) -> Method:
     """The method of that name.
 
+    Args:
+        name: as on the command line.
+        official: the form that it has in the code of DELTA's authors: their penalties, their
+            strength as the default, and a head that starts at random.
+
     Raises:
-        UserError: if there is none; the names are listed.
+        UserError: if there is no such method, or it has no official form; those that have one are
+            listed.
     """
     if name not in METHODS:
         raise unknown("method", name, list(METHODS))
-    return METHODS[name]
+    return _official(METHODS[name]) if official else METHODS[name]
+
+
+def _official(method: Method) -> Method:
+    if method.official_strength is None:
+        choices = [other.name for other in METHODS.values() if other.official_strength is not None]
+        raise UserError(
+            f"method {method.name!r} has no official form, the authors' code does not have it: "
+            f"choose from {', '.join(choices)}, or leave --preset official out"
+        )
+
+    def penalties(parts: Parts) -> list[Penalty]:
+        return method.penalties(dataclasses.replace(parts, official=True))
+
+    return dataclasses.replace(
+        method, head="random", strength=method.official_strength, penalties=penalties
+    )

@@ -1,7 +1,8 @@
-"""Predictions as files: the CSV of a split, and a few pictures worth looking at."""
+"""Predictions as files: CSV tables, and a few pictures worth looking at."""
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,13 +25,27 @@ def write_predictions(
         path: the CSV file.
         split: the pictures.
         probabilities: `[N, K]`.
-        classes: the names of the K classes.
+        classes: the names of the K classes; see `column_names`.
     """
-    rows = [["path", "label", "prediction", *classes]]
+    names = column_names(classes)
+    rows = [["path", "label", "prediction", *names]]
     for i, row in enumerate(probabilities.tolist()):
-        label, prediction = classes[split.labels[i]], classes[row.index(max(row))]
-        rows.append([split.paths[i], label, prediction, *(f"{value:.6f}" for value in row)])
-    write_atomically(path, _csv(rows))
+        label, prediction = names[split.labels[i]], names[row.index(max(row))]
+        rows.append([split.paths[i], label, prediction, *map(as_number, row)])
+    write_atomically(path, to_csv(rows))
+
+
+def column_names(classes: Sequence[str]) -> list[str]:
+    """The names that classes go by in a table, so that none is the name of another column.
+
+    Example:
+        >>> column_names(["cat", "path", "path (class)"])
+        ['cat', 'path (class)', 'path (class) (class)']
+    """
+    return [f"{name} (class)" if _COLUMN.fullmatch(name) else name for name in classes]
+
+
+_COLUMN = re.compile(r"(path|label|prediction|probability)( \(class\))*")
 
 
 def write_examples(
@@ -70,10 +85,17 @@ def write_examples(
         picture.save(folder / "examples" / name, quality=85)
         label, prediction = classes[split.labels[i]], classes[int(predicted[i])]
         rows.append([name, split.paths[i], label, prediction, f"{confidence[i].item():.4f}"])
-    write_atomically(folder / "examples.csv", _csv(rows))
+    write_atomically(folder / "examples.csv", to_csv(rows))
 
 
-def _csv(rows: Sequence[Sequence[str]]) -> str:
+def as_number(value: float) -> str:
+    """A probability as it stands in a table."""
+    return f"{value:.6f}"
+
+
+def to_csv(rows: Sequence[Sequence[str]]) -> bytes:
+    """A table as a file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    # File names may hold bytes that are no text.
+    return text.getvalue().encode(errors="backslashreplace")

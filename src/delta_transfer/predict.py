@@ -1,23 +1,41 @@
-"""A saved run put to use: predictions of pictures, accuracy on labelled ones."""
+"""A saved run put to use: predictions of pictures, figures of labelled ones."""
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
-from sklearn.metrics import accuracy_score, recall_score
 from torch import Tensor
 
-from delta_transfer.backbones import Backbone
 from delta_transfer.backbones.saved import load_model
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import SOURCES, Split, load_task
-from delta_transfer.data.folder import load_labelled
+from delta_transfer.data import (
+    COLLECTIONS,
+    SOURCES,
+    Metric,
+    Split,
+    Task,
+    load_labelled,
+    load_task,
+)
+from delta_transfer.data.csv_file import list_csv
 from delta_transfer.data.images import IMAGE_SUFFIXES, read_image
 from delta_transfer.data.scan import find_pictures
+from delta_transfer.data.splits import DEFAULT_TEST_SPLIT
+from delta_transfer.devices import find_device, place
 from delta_transfer.errors import UserError
-from delta_transfer.prepare import find_device, place, plain_loader
-from delta_transfer.training import predict_probabilities
+from delta_transfer.evaluation import Evaluation, measure
+from delta_transfer.loaders import evaluation_loader
+from delta_transfer.presets import find_preset
+from delta_transfer.reading import Tally, tolerant_loader
+from delta_transfer.training import CropAverage
+from delta_transfer.training.inference import iterate_probabilities
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,26 +50,14 @@ class Prediction:
     path: str
     probabilities: dict[str, float]
 
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """How good a network is on labelled pictures, in fractions.
-
-    Args:
-        pictures: how many.
-        accuracy: of all pictures.
-        mean_class_accuracy: the mean of the classes' own accuracies.
-        seen: the pictures may have been trained on.
-    """
-
-    pictures: int
-    accuracy: float
-    mean_class_accuracy: float
-    seen: bool
+    @property
+    def best(self) -> str:
+        """The most probable class."""
+        return next(iter(self.probabilities))
 
 
 class Predictor:
-    """The network of a finished run.
+    """The network of a finished run. Pictures are prepared as for the run's own test.
 
     Args:
         run: the folder of the run.
@@ -60,7 +66,7 @@ class Predictor:
         workers: processes that load pictures; chosen by the number of cores if None.
 
     Raises:
-        UserError: if there is no finished run.
+        UserError: if there is no finished run, or a number is out of its range.
     """
 
     def __init__(
@@ -74,78 +80,128 @@ class Predictor:
         self.run = Path(run)
         if not self.run.is_dir():
             raise UserError(f"there is no run {run}: give the folder that train wrote")
-        self.backbone: Backbone
         self.backbone, self.classes = load_model(self.run / "model")
+        self.config = TrainConfig.load(self.run / "config.yaml")
         self.device = find_device(device)
         place(self.backbone.module, self.device)
-        self._options = TrainConfig(data="", batch_size=batch_size, workers=workers)
+        self._loading = dataclasses.replace(self.config, batch_size=batch_size, workers=workers)
+        crops = find_preset(self.config.preset).official
+        self._network = CropAverage(self.backbone.module) if crops else self.backbone.module
 
     def predict(self, paths: Sequence[str | Path]) -> list[Prediction]:
-        """Predictions for files and for all pictures in folders.
+        """`stream`, as a list."""
+        return list(self.stream(paths))
+
+    def stream(self, paths: Sequence[str | Path]) -> Iterator[Prediction]:
+        """Predictions for files, all pictures in folders and those that CSV files list.
+
+        They come in the order given, while the next ones are being read. Pictures that cannot be
+        read are left out, with a warning at the end.
 
         Raises:
-            UserError: if a path does not exist, a folder has no pictures, or a file is unreadable.
+            UserError: if a path does not exist, a folder has no pictures, a CSV file is not as it
+                must be, or no picture can be read.
         """
         files = [file for path in paths for file in _files(Path(path))]
         if not files:
-            return []
-        split = Split(tuple(files), (0,) * len(files), _read)
-        predictions = []
-        for path, row in zip(files, self._probabilities(split), strict=True):
-            order = row.argsort(descending=True, stable=True).tolist()
-            predictions.append(Prediction(path, {self.classes[i]: row[i].item() for i in order}))
-        return predictions
+            return
+        split, tally = Split(tuple(files), (0,) * len(files), _read), Tally(files)
+        for positions, rows in self._answers(split, tally):
+            ranked, order = (part.tolist() for part in rows.sort(descending=True, stable=True))
+            for position, values, indices in zip(positions, ranked, order, strict=True):
+                names = (self.classes[index] for index in indices)
+                yield Prediction(files[position], dict(zip(names, values, strict=True)))
+        logger.info("%s", tally)
 
-    def evaluate(self, data: str) -> Evaluation:
-        """Accuracy on a test split; on all pictures of a folder that has none.
+    def evaluate(self, data: str, *, data_root: str | None = None) -> Evaluation:
+        """Measures the network on a test split, or on all pictures where there is none.
+
+        Pictures that cannot be read are left out, with a warning.
 
         Args:
-            data: a folder as for training, or the named data set that the run was trained on.
+            data: a folder, a CSV file or a named data set, as for training. Of the run's own data,
+                the very test split of the run counts.
+            data_root: where named data sets lie or are downloaded to; that of the run if None.
 
         Raises:
-            UserError: if it has classes that the network does not know.
+            UserError: if it has classes that the network does not know, or no picture can be read.
         """
-        config = TrainConfig.load(self.run / "config.yaml")
-        classes, split, apart = self._labelled(data, config)
+        if data_root is not None and not _is_named(data):
+            logger.warning("--data-root is ignored: %s is no named data set", data)
+        classes, split, metric, seen = self._labelled(data, data_root or self.config.data_root)
         strange = sorted(set(classes) - set(self.classes))
         if strange:
             raise UserError(
                 f"{data} has classes that the run does not know: {', '.join(strange)}; "
                 f"it knows {', '.join(self.classes)}"
             )
-        labels = [self.classes.index(classes[label]) for label in split.labels]
-        predicted = self._probabilities(split).argmax(dim=1).tolist()
-        inside = Path(data).resolve().is_relative_to(Path(config.data).resolve())
-        return Evaluation(
-            pictures=len(split),
-            accuracy=float(accuracy_score(labels, predicted)),
-            mean_class_accuracy=_mean_class_accuracy(labels, predicted),
-            seen=inside and not apart,
+        tally = Tally(split.paths)
+        answers = list(self._answers(split, tally))
+        kept = split.subset(position for positions, _ in answers for position in positions)
+        own = tuple(self.classes.index(classes[label]) for label in kept.labels)
+        return measure(
+            dataclasses.replace(kept, labels=own),
+            torch.cat([rows for _, rows in answers]),
+            self.classes,
+            data=data if _is_named(data) else str(_real(data)),
+            metric=metric,
+            seen=seen,
+            left_out=len(tally.errors),
+            per_second=tally.per_second,
         )
 
-    def _labelled(self, data: str, config: TrainConfig) -> tuple[Sequence[str], Split, bool]:
-        """Class names, pictures, and whether they are a test split."""
-        if data in SOURCES or Path(data).resolve() == Path(config.data).resolve():
+    def _labelled(
+        self, data: str, data_root: str | None
+    ) -> tuple[Sequence[str], Split, Metric, bool]:
+        """Class names, pictures, the data set's figure, and whether they may have been seen."""
+        metric: Metric = "accuracy"
+        named = _is_named(data)
+        own = data == self.config.data or (not named and _real(data) == _real(self.config.data))
+        if own or named:
             # The run's own data: the same test split, also where the seed drew it.
-            task = load_task(
-                data,
-                seed=config.seed,
-                val_fraction=config.val_fraction,
-                test_split=config.test_split if data == config.data else "test",
-            )
+            test_split = self.config.test_split if own else DEFAULT_TEST_SPLIT
+            task = self._task(data, test_split, data_root if named else None)
+            metric = task.metric
             if task.test is not None:
-                return task.classes, task.test, True
-        return load_labelled(Path(data), test_split=config.test_split)
+                return task.classes, task.test, metric, False
+        classes, split, apart = load_labelled(
+            data, seed=self.config.seed, test_split=self.config.test_split, data_root=data_root
+        )
+        seen = own or (not named and not apart and self._has_seen(data, split))
+        return classes, split, metric, seen
 
-    def _probabilities(self, split: Split) -> Tensor:
-        loader = plain_loader(split, self.backbone.input, self._options)
-        return predict_probabilities(self.backbone.module, loader)[0]
+    def _has_seen(self, data: str, split: Split) -> bool:
+        """Whether some pictures are from the run's folder, but not from its test split."""
+        if not _real(data).is_relative_to(_real(self.config.data)):
+            return False
+        try:
+            test = self._task(self.config.data, self.config.test_split, None).test
+        except UserError:  # the folder is no longer what it was: nobody knows
+            return True
+        return test is None or not _located(data, split) <= _located(self.config.data, test)
 
+    def _task(self, data: str, test_split: str, data_root: str | None) -> Task:
+        config = self.config
+        return load_task(
+            data,
+            seed=config.seed,
+            val_fraction=config.val_fraction,
+            test_split=test_split,
+            data_root=data_root,
+        )
 
-def _mean_class_accuracy(labels: Sequence[int], predicted: Sequence[int]) -> float:
-    # Classes that occur only among the predictions have no accuracy of their own.
-    present = sorted(set(labels))
-    return float(recall_score(labels, predicted, labels=present, average="macro"))
+    def _answers(self, split: Split, tally: Tally) -> Iterator[tuple[list[int], Tensor]]:
+        """Positions in the split and their probabilities, batch by batch."""
+        loader = tolerant_loader(
+            evaluation_loader(split, self.backbone.input, self._loading),
+            pin_memory=self.device.type == "cuda",
+        )
+        started = time.perf_counter()
+        for rows, positions in iterate_probabilities(self._network, tally.count(loader)):
+            tally.seconds += time.perf_counter() - started
+            yield positions, rows
+            started = time.perf_counter()  # what the caller does meanwhile does not count
+        tally.conclude()
 
 
 def _read(path: str) -> Image.Image:
@@ -153,13 +209,27 @@ def _read(path: str) -> Image.Image:
 
 
 def _files(path: Path) -> list[str]:
-    if path.is_dir():
+    if os.path.isdir(path):
         found = [str(path / name) for name in find_pictures(path, root=path)]
         if not found:
             raise UserError(
                 f"no pictures in {path}: the files must end in {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         return found
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"there is no file or folder {path}")
-    return [str(path)]
+    return list_csv(path) if path.suffix.lower() == ".csv" else [str(path)]
+
+
+def _is_named(data: str) -> bool:
+    return data in SOURCES or data.startswith(tuple(COLLECTIONS))
+
+
+def _real(data: str) -> Path:
+    return Path(data).expanduser().resolve()
+
+
+def _located(data: str, split: Split) -> set[str]:
+    """The files of a split, links resolved."""
+    folder = _real(data) if os.path.isdir(_real(data)) else _real(data).parent
+    return {os.path.realpath(folder / path) for path in split.paths}

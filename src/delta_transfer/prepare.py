@@ -3,22 +3,33 @@
 import copy
 import dataclasses
 import logging
-import os
 import time
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from delta_transfer.backbones import Backbone, InputSpec, load_backbone, replace_module
+from delta_transfer.attention.official import official_taps
+from delta_transfer.backbones import (
+    Backbone,
+    InputSpec,
+    load_backbone,
+    replace_module,
+    wrap_network,
+)
 from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import EpochSampler, PictureDataset, Split, Task, load_task
-from delta_transfer.data.augment import eval_transform, train_transform
+from delta_transfer.data import Split, Task, load_task
+from delta_transfer.data.check import check_pictures
 from delta_transfer.data.seeds import derive_seed
+from delta_transfer.devices import find_device, place
 from delta_transfer.errors import UserError
+from delta_transfer.files import fingerprint
+from delta_transfer.loaders import count_workers, plain_loader
+from delta_transfer.presets import find_preset
 from delta_transfer.probe import LinearProbe, collect_features, fit_probe
+from delta_transfer.stages import auto_taps
 from delta_transfer.taps import Taps, resolve_taps
 
 logger = logging.getLogger(__name__)
@@ -34,10 +45,14 @@ class Prepared:
         source: the pretrained network without a head.
         taps: the modules that are tapped, by `--taps`.
         device: where it all runs.
+        features: split -> what the head sees of each picture `[N, V, F]`, the first of V views
+            being the picture itself and the second its mirror image; and labels `[N]`.
         probe: the linear probe.
         probe_probabilities: of the validation and the test split (None without one), `[N, K]`.
         seconds_per_picture: of a forward pass, reading included, as measured.
         description: what was logged of the pictures and the network, line by line.
+        data: fingerprint of what can be learnt from: training pictures, the drawn validation
+            pictures among them, and their preprocessing.
     """
 
     task: Task
@@ -45,10 +60,12 @@ class Prepared:
     source: nn.Module
     taps: tuple[str, ...]
     device: torch.device
+    features: dict[str, tuple[Tensor, Tensor]]
     probe: LinearProbe
     probe_probabilities: dict[str, Tensor | None]
     seconds_per_picture: float
     description: tuple[str, ...]
+    data: str
 
     @property
     def probe_accuracies(self) -> dict[str, float | None]:
@@ -62,8 +79,15 @@ class Prepared:
         return found
 
 
-def prepare(config: TrainConfig) -> Prepared:
+def prepare(
+    config: TrainConfig, *, network: nn.Module | None = None, spec: InputSpec | None = None
+) -> Prepared:
     """Loads data and network and fits the linear probe.
+
+    Args:
+        config: the options.
+        network: a pretrained network, in place of the one that the options name.
+        spec: how pictures are prepared for it.
 
     Raises:
         UserError: if the data or the network are not as they must be, or a tap is unknown.
@@ -75,109 +99,163 @@ def prepare(config: TrainConfig) -> Prepared:
         val_fraction=config.val_fraction,
         test_split=config.test_split,
         samples_per_class=config.samples_per_class,
+        data_root=config.data_root,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(config.seed, "head"))
-        backbone = load_backbone(
-            config.model, num_outputs=len(task.classes), image_size=config.image_size
-        )
+    check_splits(config, task)
+    backbone = _load_backbone(config, task, network, spec)
     source = copy.deepcopy(backbone.module)
     replace_module(source, backbone.head, nn.Identity())
-    taps = resolve_taps(source, _tap_names(config.taps))
+    taps = resolve_taps(source, _tap_names(config, backbone, source))
     place(source, device)
     _try_taps(source, taps, backbone.input.size)
-    description = _describe(config, task, device)
+    checked = check_pictures(task, threads=count_workers(config.workers) or None)
+    task = checked.task
+    description = _describe(config, task, backbone, device)
     for line in description:
         logger.info("%s", line)
+    for warning in checked.warnings:
+        logger.warning("%s", warning)
     started = time.perf_counter()
     features = {
-        name: _features(source, split, backbone, config, mirror=name == "train")
+        name: _features(source, split, backbone, config, mirror=name != "test")
         for name, split in (("train", task.train), ("val", task.val), ("test", task.test))
         if split is not None
     }
-    forwards = 2 * len(task.train) + len(task.val) + (len(task.test) if task.test else 0)
+    forwards = 2 * len(task.train) + 2 * len(task.val) + (len(task.test) if task.test else 0)
     seconds = (time.perf_counter() - started) / forwards
-    rows, labels = features["train"]
-    small = config.seed % 2**32  # scikit-learn, which draws the folds, takes no larger one
-    probe = fit_probe(rows, labels, num_outputs=len(task.classes), seed=small)
+    probe, probabilities = _fit_probe(task, features, seed=config.seed)
     return Prepared(
         task=task,
         backbone=backbone,
         source=source,
         taps=taps,
         device=device,
+        features=features,
         probe=probe,
-        probe_probabilities={
-            name: torch.softmax(probe(features[name][0][:, 0]), dim=1) if name in features else None
-            for name in ("val", "test")
-        },
+        probe_probabilities=probabilities,
         seconds_per_picture=seconds,
-        description=description,
+        description=(*description, *(f"warning: {warning}" for warning in checked.warnings)),
+        data=_fingerprint(task, checked.digests, backbone.input),
     )
 
 
-def find_device(name: str) -> torch.device:
-    """The device of that name; `"auto"` is the accelerator if there is one.
+def regroup(prepared: Prepared, *, train: Sequence[int], val: Sequence[int], seed: int) -> Prepared:
+    """The same with training and validation pictures split otherwise, and a probe of its own.
+
+    Args:
+        prepared: of a task whose validation split was drawn from its training pictures.
+        train: positions among its training pictures followed by its validation pictures.
+        val: likewise; may overlap with `train`.
+        seed: of the folds that the probe's strength is chosen by.
+    """
+    task, everything = prepared.task, pool(prepared.task)
+    both = [prepared.features["train"], prepared.features["val"]]
+    rows = torch.cat([views for views, _ in both])
+    labels = torch.cat([labels for _, labels in both])
+    features = {
+        **prepared.features,
+        "train": (rows[list(train)], labels[list(train)]),
+        "val": (rows[list(val)], labels[list(val)]),
+    }
+    task = dataclasses.replace(task, train=everything.subset(train), val=everything.subset(val))
+    probe, probabilities = _fit_probe(task, features, seed=seed)
+    return dataclasses.replace(
+        prepared, task=task, features=features, probe=probe, probe_probabilities=probabilities
+    )
+
+
+def pool(task: Task) -> Split:
+    """The training pictures followed by the validation pictures that were drawn from them."""
+    return Split(
+        paths=(*task.train.paths, *task.val.paths),
+        labels=(*task.train.labels, *task.val.labels),
+        read=task.train.read,
+    )
+
+
+def check_splits(config: TrainConfig, task: Task) -> None:
+    """Checks that options about the validation split suit a task.
 
     Raises:
-        UserError: if this machine has no such device.
+        UserError: if folds are asked for, but the data has its own validation split.
     """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "cpu" or (name == "auto" and accelerator is None):
-        return torch.device("cpu")
-    if name == "auto" and accelerator is not None and accelerator.type not in ("cuda", "mps"):
-        return torch.device("cpu")
-    if accelerator is None or name not in ("auto", accelerator.type):
-        found = "only a CPU" if accelerator is None else f"cpu and {accelerator.type}"
-        raise UserError(f"--device {name}: this machine has {found}; leave the option out")
-    return accelerator
+    if config.folds and not task.val_drawn:
+        raise UserError(
+            f"--folds {config.folds}: {task.name} has its own validation split, on which the epoch "
+            "is chosen; leave the option out, or move the validation pictures to the training ones"
+        )
+    most = max(Counter(pool(task).labels).values())
+    if config.folds > most:
+        raise UserError(
+            f"--folds {config.folds}: the largest class has only {most} pictures to learn from; "
+            f"give {most} or fewer"
+        )
+    if config.refit == "always" and not task.val_drawn:
+        logger.warning(
+            "--refit always is ignored: %s has its own validation split, which is never trained on",
+            task.name,
+        )
 
 
-def place(network: nn.Module, device: torch.device) -> None:
-    """Moves a network to its device, in the memory layout in which convolutions are fastest."""
-    network.to(device)
-    network.to(memory_format=torch.channels_last)
+def _load_backbone(
+    config: TrainConfig, task: Task, network: nn.Module | None, spec: InputSpec | None
+) -> Backbone:
+    outputs, size = len(task.classes), config.image_size
+    official = find_preset(config.preset).official
+    if official and size is None:
+        size = 299 if "inception" in config.model.lower() else 224
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(config.seed, "head"))
+        if network is None:
+            backbone = load_backbone(
+                config.model, num_outputs=outputs, image_size=size, weights=config.weights
+            )
+        else:
+            backbone = wrap_network(
+                network,
+                num_outputs=outputs,
+                image_size=size,
+                input=spec,
+                weights=config.weights,
+            )
+    if not official:
+        return backbone
+    whole = dataclasses.replace(backbone.input, crop_pct=1.0, interpolation="bilinear")
+    return dataclasses.replace(backbone, input=whole)
 
 
-def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:
-    """Pictures in their order, without augmentation."""
-    dataset = PictureDataset(split, eval_transform(**dataclasses.asdict(spec)))
-    return DataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        num_workers=min(count_workers(config.workers), len(split) // config.batch_size),
-        # Its own, so that drawing the workers' seeds leaves the global random state alone.
-        generator=torch.Generator(),
+def _fit_probe(
+    task: Task, features: dict[str, tuple[Tensor, Tensor]], *, seed: int
+) -> tuple[LinearProbe, dict[str, Tensor | None]]:
+    """The probe, and its probabilities of the validation and the test split."""
+    rows, labels = features["train"]
+    small = seed % 2**32  # scikit-learn, which draws the folds, takes no larger one
+    probe = fit_probe(rows, labels, num_outputs=len(task.classes), seed=small)
+    return probe, {
+        name: torch.softmax(probe(features[name][0][:, 0]), dim=1) if name in features else None
+        for name in ("val", "test")
+    }
+
+
+def _fingerprint(task: Task, digests: Mapping[str, str], spec: InputSpec) -> str:
+    """What attention depends on beside the network: pictures with their classes, preprocessing."""
+    splits = [task.train, task.val] if task.val_drawn else [task.train]
+    pictures = sorted(
+        f"{digests[path]} {task.classes[label]}"
+        for split in splits
+        for path, label in zip(split.paths, split.labels, strict=True)
     )
+    lines = [*pictures, repr(dataclasses.astuple(spec))]
+    return fingerprint(f"{line}\n".encode() for line in lines)
 
 
-def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:
-    """Augmented pictures, in an order that seed and epoch determine."""
-    workers = count_workers(config.workers)
-    transform = train_transform(**dataclasses.asdict(spec))
-    return DataLoader(
-        PictureDataset(split, transform, seed=config.seed),
-        batch_size=config.batch_size,
-        sampler=EpochSampler(len(split), seed=config.seed),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),  # as above
-    )
-
-
-def count_workers(asked: int | None) -> int:
-    """Processes that load pictures: as asked, else one core fewer than there are, at most 8.
-
-    On two cores the network needs both, and none is started.
-    """
-    if asked is not None:
-        return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 0 if (cores or 1) <= 2 else min(8, (cores or 1) - 1)
-
-
-def _tap_names(taps: str) -> str | list[str]:
-    return taps if taps == "auto" else [name.strip() for name in taps.split(",")]
+def _tap_names(config: TrainConfig, backbone: Backbone, source: nn.Module) -> list[str]:
+    if config.taps != "auto":
+        return [name.strip() for name in config.taps.split(",")]
+    if find_preset(config.preset).official:
+        return list(official_taps(backbone.architecture or config.model))
+    size = backbone.input.size
+    return list(auto_taps(source, example=torch.zeros(1, 3, size, size)))
 
 
 def _try_taps(source: nn.Module, taps: tuple[str, ...], size: int) -> None:
@@ -204,13 +282,16 @@ def _features(
     return collect_features(source, loader, head=backbone.head, mirror=mirror)
 
 
-def _describe(config: TrainConfig, task: Task, device: torch.device) -> tuple[str, ...]:
+def _describe(
+    config: TrainConfig, task: Task, backbone: Backbone, device: torch.device
+) -> tuple[str, ...]:
     test = "no" if task.test is None else len(task.test)
     return (
         f"data     {task.name}: {len(task.classes)} classes, {len(task.train)} training, "
         f"{len(task.val)} validation, {test} test pictures",
         *(f"         {note}" for note in task.notes),
         f"model    {config.model}, on {device}",
+        *(f"         {note}" for note in backbone.notes),
         *_larger(config, device),
     )
 

@@ -28,14 +28,18 @@ class RunResult:
         folder: where the run lies (not in the file).
         method: its method.
         seed: its seed.
+        metric: the data set's main figure, `"accuracy"` or `"mean_class_accuracy"`.
         test_accuracy: of the final model on the test split, on which nothing was chosen.
-        val_accuracy: of the final model on the validation split, on which its epoch was chosen.
+        test_mean_class_accuracy: likewise, the mean of the classes' own accuracies.
+        val_accuracy: on the pictures held out, on which the epoch was chosen: of the final model,
+            or, if it was refitted, of those that had not seen them.
         linear_probe_test_accuracy: of the linear probe on the same pictures.
         linear_probe_val_accuracy: likewise.
         best_epoch: the epoch that was kept; 0 is the start, before any training.
-        epochs: how many were trained.
+        epochs: how many were trained to choose from.
+        refitted: whether the final model learnt from training and validation pictures.
         seconds: from the start of the run to its end.
-        pictures: in the training split.
+        pictures: that the final model learnt from.
         classes: how many.
         strength: of the method's penalty, None where it has none.
         taps: the modules whose features were compared or measured.
@@ -45,18 +49,29 @@ class RunResult:
     folder: Path
     method: str
     seed: int
+    metric: str
     test_accuracy: float | None
+    test_mean_class_accuracy: float | None
     val_accuracy: float
     linear_probe_test_accuracy: float | None
     linear_probe_val_accuracy: float
     best_epoch: int
     epochs: int
+    refitted: bool
     seconds: float
     pictures: int
     classes: int
     strength: float | None
     taps: tuple[str, ...]
     versions: dict[str, str]
+
+    @property
+    def score(self) -> float:
+        """The main figure on the test split; without one, accuracy on the pictures held out."""
+        if self.test_accuracy is None or self.test_mean_class_accuracy is None:
+            return self.val_accuracy
+        mean = self.metric == "mean_class_accuracy"
+        return self.test_mean_class_accuracy if mean else self.test_accuracy
 
     def to_json(self) -> str:
         """Everything but the folder."""

@@ -1,71 +1,76 @@
 """One run from its options to its folder: the only place that knows every part."""
 
-import copy
 import dataclasses
 import importlib.metadata
 import logging
 import platform
+import shutil
 import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from sklearn.metrics import recall_score
+from torch import Tensor, nn
 
 from delta_transfer.announce import announce, conclude
-from delta_transfer.attention import ESTIMATORS, estimate_attention
+from delta_transfer.attention import ESTIMATORS
+from delta_transfer.backbones import InputSpec
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
 from delta_transfer.config import TrainConfig
+from delta_transfer.data import Split
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.files import write_atomically
-from delta_transfer.methods import Method, Parts, find_method
+from delta_transfer.loaders import evaluation_loader
+from delta_transfer.methods import Method, find_method
 from delta_transfer.outputs import write_examples, write_predictions
-from delta_transfer.prepare import Prepared, place, plain_loader, prepare, training_loader
-from delta_transfer.probe import LinearProbe
-from delta_transfer.regularizer import Regularizer
+from delta_transfer.prepare import Prepared, prepare
+from delta_transfer.presets import find_preset
 from delta_transfer.report import write_run_report
 from delta_transfer.result import RunResult
 from delta_transfer.run_folder import LOG, check_folder, default_folder, log_to, make_folder
-from delta_transfer.training import (
-    Fit,
-    MeasureDrift,
-    Optimization,
-    accuracy,
-    fit,
-    predict_probabilities,
-)
+from delta_transfer.selection import Selected, select
+from delta_transfer.training import CropAverage, accuracy, predict_probabilities
+from delta_transfer.tuning import Tuning
 
 logger = logging.getLogger(__name__)
 
-EXACT_SAMPLES = 64  # one forward pass a channel: all pictures would take hours
-DRIFT_PICTURES = 32
-RANDOM_HEAD_LR = 10  # times lr, for a head that starts at random
+# Options that only some methods use.
+_ATTENTION = ["attention", "attention_samples"]
+_TRAINING = ["epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"]
 LIBRARIES = ("delta-transfer", "torch", "torchvision", "timm", "lightning", "scikit-learn")
 
 
-def train(config: TrainConfig) -> RunResult:
-    """Fine-tunes a network on a folder of pictures and leaves a run folder.
+def train(
+    config: TrainConfig, *, network: nn.Module | None = None, spec: InputSpec | None = None
+) -> RunResult:
+    """Fine-tunes a network on pictures and leaves a run folder.
 
     Args:
         config: the options.
+        network: a pretrained network of your own with a linear head, in place of the one that
+            `config.model` names; it is copied.
+        spec: how pictures are prepared for that network.
 
     Returns:
         The run's figures; `folder` says where it lies.
 
     Raises:
-        UserError: if an option, the data or the network is not as it must be. Nothing is written
-            then.
+        UserError: if an option, the data or the network is not as it must be: nothing is written
+            then. Or if training diverges: the run's folder keeps the best checkpoint until then.
 
     Example:
         >>> from delta_transfer import TrainConfig, train
         >>> result = train(TrainConfig(data="pictures"))  # doctest: +SKIP
     """
     started = time.perf_counter()
+    if network is not None:
+        config = dataclasses.replace(config, model=type(network).__name__)
     check(config)
     folder = Path(config.out or default_folder(config))
     check_folder(folder, data=config.data, overwrite=config.overwrite)
-    return train_prepared(prepare(config), config, folder, started=started)
+    prepared = prepare(config, network=network, spec=spec)
+    return train_prepared(prepared, config, folder, started=started)
 
 
 def train_prepared(
@@ -79,47 +84,24 @@ def train_prepared(
         folder: of the run; emptied if it holds an old one.
         started: `time.perf_counter()` at the start of the run.
     """
-    method = find_method(config.method)
-    given = given_attention(prepared, config)
+    tuning = Tuning(
+        config=config,
+        method=method_of(config),
+        epochs=config.count_epochs(len(prepared.task.train)),
+        attention=given_attention(prepared, config),
+    )
     make_folder(folder, overwrite=config.overwrite)
-    (folder / "checkpoints").mkdir()
-    with log_to(folder / LOG, prepared.description):
-        # Without overwrite: `train -c` with this file must not replace the very run.
-        dataclasses.replace(config, overwrite=False).save(folder / "config.yaml")
-        announce(prepared, config, method)
-        network = copy.deepcopy(prepared.backbone.module)
-        place(network, prepared.device)
-        if method.head == "probe":
-            _start_from_probe(network.get_submodule(prepared.backbone.head), prepared.probe)
-        best_epoch, taps = 0, prepared.taps
-        if method.trains:
-            regularizer, taps = _regularizer(prepared, config, method, network, given, folder)
-            best_epoch = _fit(prepared, config, method, network, regularizer, taps, folder)
-        network.to(prepared.device)
-        accuracies = _evaluate(prepared, config, network, folder)
-        (folder / "model").mkdir()
-        save_model(folder / "model", prepared.backbone, network, classes=prepared.task.classes)
-        probe = prepared.probe_accuracies
-        result = RunResult(
-            folder=folder,
-            method=method.name,
-            seed=config.seed,
-            test_accuracy=accuracies["test"],
-            val_accuracy=accuracies["val"] or 0.0,
-            linear_probe_test_accuracy=probe["test"],
-            linear_probe_val_accuracy=probe["val"] or 0.0,
-            best_epoch=best_epoch,
-            epochs=config.epochs if method.trains else 0,
-            seconds=round(time.perf_counter() - started, 1),
-            pictures=len(prepared.task.train),
-            classes=len(prepared.task.classes),
-            strength=prepared.probe.strength if not method.trains else _strength(config, method),
-            taps=taps,
-            versions=_versions(),
-        )
-        write_atomically(folder / "result.json", result.to_json())
-        write_run_report(folder)
-        conclude(result)
+    try:
+        with log_to(folder / LOG, prepared.description):
+            # Without overwrite: `train -c` with this file must not replace the very run.
+            dataclasses.replace(config, overwrite=False).save(folder / "config.yaml")
+            announce(prepared, tuning)
+            result = _finish(select(prepared, tuning, folder), tuning, folder, started=started)
+            conclude(result)
+    except UserError:
+        if not list(folder.glob("**/best.ckpt")):  # nothing that would be worth keeping
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     return result
 
 
@@ -129,7 +111,7 @@ def check(config: TrainConfig) -> None:
     Raises:
         UserError: if a name is unknown, or a file is no channel attention.
     """
-    method = find_method(config.method)
+    method = method_of(config)
     choices = ["none", *ESTIMATORS]
     if config.attention not in choices:
         if not Path(config.attention).is_file():
@@ -138,36 +120,45 @@ def check(config: TrainConfig) -> None:
                 "attention.safetensors of another run (there is no such file)"
             )
         ChannelAttention.load(config.attention)
-    if method.name == "delta" and config.attention == "none":
+    if method.attention and config.attention == "none":
         raise UserError(
-            "--method delta weighs channels by their attention: with --attention none use "
+            f"--method {method.name} weighs channels by their attention: with --attention none use "
             "--method delta_no_attention"
         )
-    if config.strength is not None and method.strength is None:
-        logger.warning("--strength is ignored: it means nothing for method %s", method.name)
-    if not method.attention and config.attention not in ("gradient", "none"):
-        logger.warning("--attention is ignored: method %s has no attention", method.name)
-    if not method.attention and config.attention_samples is not None:
-        logger.warning("--attention-samples is ignored: method %s has no attention", method.name)
+    for name in _ignored(config, method):
+        logger.warning("--%s is ignored: it means nothing for method %s", name, method.name)
 
 
-def _strength(config: TrainConfig, method: Method) -> float | None:
-    return method.strength if config.strength is None else config.strength
+def _ignored(config: TrainConfig, method: Method) -> list[str]:
+    """The options that were given but that the method does not use."""
+    names = [] if method.strength is not None else ["strength"]
+    if not method.attention:
+        names += ["attention_samples"] if config.attention == "none" else _ATTENTION
+    if not method.trains:
+        names += _TRAINING
+    plain = TrainConfig(data=config.data, preset=config.preset)
+    given = [name for name in names if getattr(config, name) != getattr(plain, name)]
+    return [name.replace("_", "-") for name in given]
 
 
-def _start_from_probe(head: nn.Module, probe: LinearProbe) -> None:
-    with torch.no_grad():
-        head.get_parameter("weight").copy_(probe.weight)
-        head.get_parameter("bias").copy_(probe.bias)
+def method_of(config: TrainConfig) -> Method:
+    """The method of a run, in the form that the preset has.
+
+    Raises:
+        UserError: if there is none of that name, or it has no such form.
+    """
+    method = find_method(config.method)
+    official = find_preset(config.preset).official and method.trains
+    return find_method(config.method, official=True) if official else method
 
 
 def given_attention(prepared: Prepared, config: TrainConfig) -> ChannelAttention | None:
     """The attention in the file that was named, if one was and the method needs it.
 
     Raises:
-        UserError: if it does not fit the network.
+        UserError: if it was made with another network or on other pictures, or taps are named too.
     """
-    if not find_method(config.method).attention or config.attention in ESTIMATORS:
+    if not method_of(config).attention or config.attention in ESTIMATORS:
         return None
     attention = ChannelAttention.load(config.attention)
     own = weights_fingerprint(prepared.source, head=prepared.backbone.head)
@@ -175,6 +166,12 @@ def given_attention(prepared: Prepared, config: TrainConfig) -> ChannelAttention
         raise UserError(
             f"--attention {config.attention} was made with other weights than {config.model} has: "
             "name the model that it was made with, or let it be estimated (--attention gradient)"
+        )
+    if attention.data not in (None, prepared.data):
+        raise UserError(
+            f"--attention {config.attention} was made on other pictures than those of "
+            f"{prepared.task.name}, or at another image size: let it be estimated (--attention "
+            "gradient)"
         )
     if config.taps != "auto":
         raise UserError(
@@ -184,112 +181,66 @@ def given_attention(prepared: Prepared, config: TrainConfig) -> ChannelAttention
     return attention
 
 
-def _regularizer(
-    prepared: Prepared,
-    config: TrainConfig,
-    method: Method,
-    network: nn.Module,
-    attention: ChannelAttention | None,
-    folder: Path,
-) -> tuple[Regularizer, tuple[str, ...]]:
-    """The method's penalties on this network, calibrated; and the taps that they compare."""
-    taps = prepared.taps
-    loader = plain_loader(prepared.task.train, prepared.backbone.input, config)
-    if method.attention and attention is None:
-        samples = config.attention_samples
-        if samples is None and config.attention == "exact":
-            samples = EXACT_SAMPLES
-        train = prepared.task.train
-        if samples is not None and samples < len(train):
-            # Drawn here, so that nothing else is read and the batches are full.
-            draw = torch.Generator().manual_seed(config.seed)
-            picked = torch.randperm(len(train), generator=draw)[:samples]
-            loader = plain_loader(train.subset(picked), prepared.backbone.input, config)
-        attention = estimate_attention(
-            prepared.source,
-            loader,
-            probe=prepared.probe,
-            head=prepared.backbone.head,
-            taps=taps,
-            loss=F.cross_entropy,
-            method=config.attention,  # type: ignore[arg-type]  # checked against ESTIMATORS
-        )
-    if attention is not None:
-        attention.save(folder / "attention.safetensors")
-        taps = attention.taps
-    parts = Parts(
-        strength=_strength(config, method) or 0.0,
-        head=prepared.backbone.head,
-        taps=taps,
-        attention=attention,
+def _finish(selected: Selected, tuning: Tuning, folder: Path, *, started: float) -> RunResult:
+    """Measures the final network and writes what the run leaves behind."""
+    prepared, network = selected.prepared, selected.tuned.network
+    task, method = prepared.task, tuning.method
+    test, probe = _test(prepared, tuning.config, network), prepared.probe_probabilities["test"]
+    if task.test is not None and test is not None and probe is not None:
+        shown, probabilities, beside = task.test, test, probe
+    else:
+        shown, probabilities, beside = selected.held_out, selected.probabilities, selected.probe
+    write_predictions(folder / "predictions.csv", shown, probabilities, task.classes)
+    write_examples(folder, shown, probabilities, beside, task.classes)
+    (folder / "model").mkdir()
+    save_model(folder / "model", prepared.backbone, network, classes=task.classes)
+    result = RunResult(
+        folder=folder,
+        method=method.name,
+        seed=tuning.config.seed,
+        metric=task.metric,
+        test_accuracy=_accuracy(test, task.test),
+        test_mean_class_accuracy=_mean_class_accuracy(test, task.test),
+        val_accuracy=_accuracy(selected.probabilities, selected.held_out) or 0.0,
+        linear_probe_test_accuracy=_accuracy(probe, task.test),
+        linear_probe_val_accuracy=_accuracy(selected.probe, selected.held_out) or 0.0,
+        best_epoch=selected.epoch,
+        epochs=tuning.epochs if method.trains else 0,
+        refitted=selected.refitted,
+        seconds=round(time.perf_counter() - started, 1),
+        pictures=len(task.train),
+        classes=len(task.classes),
+        strength=tuning.strength if method.trains else prepared.probe.strength,
+        taps=selected.tuned.taps,
+        versions=_versions(),
     )
-    penalties = method.penalties(parts)
-    regularizer = Regularizer(network, prepared.source, penalties, batch_norm=config.batch_norm)
-    if regularizer.needs_calibration:
-        regularizer.calibrate(loader)
-    return regularizer, taps
+    write_atomically(folder / "result.json", result.to_json())
+    write_run_report(folder)
+    return result
 
 
-def _fit(
-    prepared: Prepared,
-    config: TrainConfig,
-    method: Method,
-    network: nn.Module,
-    regularizer: Regularizer,
-    taps: tuple[str, ...],
-    folder: Path,
-) -> int:
-    task, spec = prepared.task, prepared.backbone.input
-    head_lr = config.lr if method.head == "probe" else RANDOM_HEAD_LR * config.lr
-    count = min(DRIFT_PICTURES, len(task.train))
-    some = task.train.subset(i * len(task.train) // count for i in range(count))
-    drift = MeasureDrift(
-        network,
-        prepared.source,
-        taps=taps,
-        inputs=torch.cat([inputs for inputs, _ in plain_loader(some, spec, config)]),
-        path=folder / "drift.csv",
+def _test(prepared: Prepared, config: TrainConfig, network: nn.Module) -> Tensor | None:
+    """The final network's probabilities of the test split, if there is one."""
+    if prepared.task.test is None:
+        return None
+    ten = find_preset(config.preset).official
+    loader = evaluation_loader(prepared.task.test, prepared.backbone.input, config)
+    return predict_probabilities(CropAverage(network) if ten else network, loader)[0]
+
+
+def _accuracy(probabilities: Tensor | None, split: Split | None) -> float | None:
+    if probabilities is None or split is None:
+        return None
+    return accuracy(probabilities, torch.tensor(split.labels))
+
+
+def _mean_class_accuracy(probabilities: Tensor | None, split: Split | None) -> float | None:
+    if probabilities is None or split is None:
+        return None
+    predicted = probabilities.argmax(dim=1)
+    return float(
+        recall_score(split.labels, predicted, labels=sorted(set(split.labels)), average="macro")
     )
-    return fit(
-        network,
-        regularizer,
-        Fit(
-            train=training_loader(task.train, spec, config),
-            val=plain_loader(task.val, spec, config),
-            epochs=config.epochs,
-            folder=folder,
-            accelerator=prepared.device.type,
-        ),
-        loss=F.cross_entropy,
-        head=prepared.backbone.head,
-        num_classes=len(task.classes),
-        optimization=Optimization(
-            optimizer=config.optimizer,
-            lr=config.lr,
-            head_lr=head_lr if config.head_lr is None else config.head_lr,
-            weight_decay=(_strength(config, method) or 0.0) if method.decay else 0.0,
-            schedule=config.schedule,
-        ),
-        callbacks=[drift],
-    )
-
-
-def _evaluate(
-    prepared: Prepared, config: TrainConfig, network: nn.Module, folder: Path
-) -> dict[str, float | None]:
-    """Accuracies of both splits; predictions on the test split, or without one on validation."""
-    task = prepared.task
-    accuracies: dict[str, float | None] = {"test": None}
-    for name, split in (("val", task.val), ("test", task.test)):
-        if split is not None:
-            loader = plain_loader(split, prepared.backbone.input, config)
-            probabilities, labels = predict_probabilities(network, loader)
-            accuracies[name] = accuracy(probabilities, labels)
-            shown, found, probe = split, probabilities, prepared.probe_probabilities[name]
-    assert probe is not None
-    write_predictions(folder / "predictions.csv", shown, found, task.classes)
-    write_examples(folder, shown, found, probe, task.classes)
-    return accuracies
 
 
 def _versions() -> dict[str, str]:

@@ -16,7 +16,8 @@ LOG = "train.log"
 
 def default_folder(config: TrainConfig) -> Path:
     """runs/DATA-METHOD-TIME, with a number behind it if another run has just taken that name."""
-    data = Path(config.data).resolve().name if Path(config.data).exists() else config.data
+    path = Path(config.data.removeprefix("hf/")).expanduser()
+    data = path.resolve().name.removesuffix(".csv") if path.exists() else config.data
     stamp = time.strftime("%Y%m%d-%H%M%S")
     first = Path("runs") / f"{data.replace('/', '-')}-{config.method}-{stamp}"
     return next(f for f in _numbered(first) if not f.exists())
@@ -96,7 +97,10 @@ def _is_ours(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def log_to(path: Path, header: Sequence[str]) -> Iterator[None]:
-    """Inside, what the package logs goes to a file too, below some lines that came before."""
+    """Inside, what the package logs goes to a file too, below some lines that came before.
+
+    So does an error that ends it.
+    """
     path.write_text("".join(f"{line}\n" for line in header), encoding="utf-8")
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -104,6 +108,10 @@ def log_to(path: Path, header: Sequence[str]) -> Iterator[None]:
     package.addHandler(handler)
     try:
         yield
+    except Exception as error:  # the terminal shows it by itself
+        said = str(error) or type(error).__name__
+        handler.handle(package.makeRecord(package.name, logging.ERROR, "", 0, said, (), None))
+        raise
     finally:
         package.removeHandler(handler)
         handler.close()

@@ -1,5 +1,6 @@
 """The outputs of named modules of any network, recorded while it runs."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -34,6 +35,19 @@ def _version(tensor: Tensor) -> int | None:
 
 class _AllRecorded(Exception):
     """Ends a forward pass early: every tap has been recorded."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """A forward pass of the network that is under way.
+
+    Args:
+        picture: height and width of what the network was given.
+        grad_enabled: whether it has gradients.
+    """
+
+    picture: tuple[int, int]
+    grad_enabled: bool
 
 
 class Taps:
@@ -77,9 +91,7 @@ class Taps:
         # which ones the network changes in place.
         self._copied = set(self.names)
         self._handed: dict[str, Tensor] = {}
-        self._running = False
-        self._picture = (1, 1)
-        self._grad_enabled = False
+        self._pass: _Pass | None = None
         self._stop_early = False
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -90,7 +102,7 @@ class Taps:
             hook = outside_graphs(self._hook(name))
             self._handles.append(module.register_forward_hook(hook))
         before, after = outside_graphs(self._before), outside_graphs(self._after)
-        self._handles.append(self.model.register_forward_pre_hook(before, prepend=True))
+        self._handles.append(self.model.register_forward_pre_hook(before))
         self._handles.append(self.model.register_forward_hook(after, always_call=True))
         return self
 
@@ -103,7 +115,7 @@ class Taps:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._running = False
+        self._pass = None
 
     def outputs(self) -> dict[str, Tensor]:
         """The recorded outputs of the last forward pass, raw, in the order of `names`.
@@ -164,28 +176,27 @@ class Taps:
         if module is not self.model:  # a copy made in the context (such as a running average)
             return
         self.clear()
-        self._running = True
-        self._picture = picture_size(inputs)
-        self._grad_enabled = torch.is_grad_enabled()
+        self._pass = _Pass(picture=picture_size(inputs), grad_enabled=torch.is_grad_enabled())
 
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if module is not self.model:
             return
-        self._running = False
+        self._pass = None
         # A pass that was cut short by an error has not shown what it would have changed.
-        if output is not None or len(self._recorded) == len(self.names):
+        stopped = self._stop_early and len(self._recorded) == len(self.names)
+        if output is not None or stopped:
             unchanged = {name for name, handed in self._handed.items() if _version(handed) == 0}
             self._copied -= unchanged
         self._handed.clear()
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
-            if not self._running:
+            if self._pass is None:
                 return None
-            self._check(name, output)
+            self._check(name, output, self._pass)
             if name not in self.channel_dims:
                 tapped = self.model.get_submodule(name)
-                dim = find_channel_dim(tapped, output, picture=self._picture)
+                dim = find_channel_dim(tapped, output, picture=self._pass.picture)
                 self.channel_dims[name] = dim
             recorded = output if self._edit is None else self._edit(name, output)
             self._recorded[name] = recorded
@@ -199,7 +210,7 @@ class Taps:
 
         return hook
 
-    def _check(self, name: str, output: Any) -> None:
+    def _check(self, name: str, output: Any, running: _Pass) -> None:
         if not isinstance(output, Tensor):
             raise UserError(
                 f"tap {name!r} returns a {type(output).__name__}, not a tensor: tap a module "
@@ -215,7 +226,7 @@ class Taps:
                 f"tapped module {name!r} is called twice in one forward pass, so that its output "
                 "is ambiguous: tap the block around it, or one that is called once"
             )
-        if self._grad_enabled and not torch.is_grad_enabled():
+        if running.grad_enabled and not torch.is_grad_enabled():
             raise UserError(
                 f"tap {name!r} runs without gradients inside a forward pass that has them "
                 "(reentrant activation checkpointing, or a no_grad block): checkpoint with "

@@ -281,6 +281,27 @@ def test_a_delta_without_calibration_takes_the_state_of_one_with():
     assert inside["delta"](step).item() == pytest.approx(delta(step).item(), rel=1e-6)
 
 
+def test_a_state_without_variances_is_an_error_of_torch_and_leaves_those_there_are():
+    delta = make(False)
+    step = step_of(*raw_features())
+    expected = delta(step).item()
+    with pytest.raises(RuntimeError, match=r'Missing key.*"variance"'):
+        delta.load_state_dict({})
+    delta.load_state_dict({}, strict=False)
+    assert delta(step).item() == expected
+
+
+def test_variances_go_where_the_penalty_is():
+    """The "meta" device is one that every machine has."""
+    calibrated, loaded = (Delta(taps=TAPS, strength=0.3).to("meta") for _ in range(2))
+    calibrated.calibrate(some_attention(WIDTHS).variance)
+    with pytest.warns(UserWarning, match="copying from a non-meta parameter"):
+        loaded.load_state_dict(make(False).state_dict())
+    for delta in (calibrated, loaded):
+        assert delta.variance.device.type == "meta"
+        assert delta.variance.shape == (len(TAPS),)
+
+
 def test_a_calibrated_delta_takes_the_state_of_one_that_is_not_and_says_so():
     delta = make(False)
     delta.load_state_dict(Delta(taps=TAPS, strength=0.3).state_dict())

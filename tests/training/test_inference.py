@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from delta_transfer.training import accuracy, predict_probabilities
+from delta_transfer.training.inference import iterate_probabilities
 from tests.networks import conv_net
 
 
@@ -22,6 +23,31 @@ def test_probabilities_are_those_of_all_batches_in_eval_mode():
     assert network.training
     assert network.norm2.training
     assert not network.norm1.training
+
+
+def test_batches_come_one_by_one_with_what_stands_beside_them():
+    network, asked = conv_net().train(), []
+
+    def batches():
+        for number in (2, 0, 3):
+            asked.append(number)
+            yield torch.ones(number, 3, 8, 8), f"batch of {number}"
+
+    found = iterate_probabilities(network, batches())
+    first, beside = next(found)
+    assert (first.shape[0], beside, asked) == (2, "batch of 2", [2])
+    assert torch.is_grad_enabled()  # the caller's own, in between
+    assert not network.training
+    assert [beside for _, beside in found] == ["batch of 3"]  # the empty one is left out
+    assert network.training
+
+
+def test_a_network_is_given_back_when_the_rest_is_not_wanted():
+    network = conv_net().train()
+    found = iterate_probabilities(network, [(torch.ones(1, 3, 8, 8), 0)] * 2)
+    next(found)
+    found.close()
+    assert network.training
 
 
 def test_accuracy_is_the_fraction_of_right_answers():

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +54,7 @@ class Penalty(nn.Module, abc.ABC):
         needs_source: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 <= strength < float("inf"):
+        if not 0 <= strength < math.inf:
             raise ValueError(f"{name}: strength must be a number >= 0, got {strength}")
         self.name = name
         self.strength = float(strength)

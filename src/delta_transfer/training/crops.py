@@ -1,5 +1,7 @@
 """Several crops of each picture at once."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -19,4 +21,4 @@ class CropAverage(nn.Module):
         """The logarithm of the mean probabilities `[B, K]` of crops `[B, V, 3, H, W]`."""
         logits = self.network(crops.flatten(0, 1)).float()
         log_probabilities = logits.log_softmax(dim=1).unflatten(0, crops.shape[:2])
-        return torch.logsumexp(log_probabilities, dim=1) - torch.tensor(crops.shape[1]).log()
+        return torch.logsumexp(log_probabilities, dim=1) - math.log(crops.shape[1])

@@ -121,13 +121,11 @@ def fit(
             raise UserError(f"{error}; the best weights so far: {checkpoints / BEST}") from error
     best = torch.load(checkpoints / BEST, map_location="cpu", weights_only=True)
     prefix = "network."
-    network.load_state_dict(
-        {
-            name.removeprefix(prefix): tensor
-            for name, tensor in best["state_dict"].items()
-            if name.startswith(prefix)
-        }
-    )
+    state = network.state_dict()  # which some networks want back as such, with their version
+    for name, tensor in best["state_dict"].items():
+        if name.startswith(prefix):
+            state[name.removeprefix(prefix)] = tensor
+    network.load_state_dict(state)
     return Fitted(epoch=keep.best_epoch, validations=module.validations)
 
 

@@ -1,11 +1,38 @@
 """Probabilities of a split, batch by batch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from delta_transfer.borrow import device_of, evaluating
+
+Beside = TypeVar("Beside")
+
+
+def iterate_probabilities(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Beside]]
+) -> Iterator[tuple[Tensor, Beside]]:
+    """Class probabilities of one batch after the other, in eval mode.
+
+    Args:
+        network: gives logits `[B, K]`; once the last batch is taken, or the iterator closed, it is
+            as it was.
+        batches: inputs, and whatever stands beside them. A batch without inputs is left out.
+
+    Yields:
+        Probabilities `[B, K]` on the CPU, and what stood beside the inputs.
+    """
+    device = device_of(network)
+    with evaluating(network):
+        for inputs, beside in batches:
+            if not len(inputs):
+                continue
+            with torch.no_grad():  # not around yield: the caller's grad mode is its own
+                logits = network(inputs.to(device, non_blocking=True))
+                probabilities = torch.softmax(logits.float(), dim=1).cpu()
+            yield probabilities, beside
 
 
 def predict_probabilities(
@@ -20,12 +47,7 @@ def predict_probabilities(
     Returns:
         Probabilities `[N, K]` and labels `[N]`, on the CPU.
     """
-    probabilities, labels = [], []
-    device = device_of(network)
-    with evaluating(network), torch.no_grad():
-        for inputs, targets in loader:
-            probabilities.append(torch.softmax(network(inputs.to(device)).float(), dim=1).cpu())
-            labels.append(targets)
+    probabilities, labels = zip(*iterate_probabilities(network, loader), strict=True)
     return torch.cat(probabilities), torch.cat(labels)
 
 

@@ -1,0 +1,183 @@
+"""How good predictions are: figures of labelled pictures, class by class, and their files."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from delta_transfer.data import Metric, Split
+from delta_transfer.files import write_atomically
+from delta_transfer.outputs import column_names, to_csv, write_predictions
+
+BINS = 15
+FIGURES = "evaluation.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassFigures:
+    """How often one class is recognised.
+
+    Args:
+        name: of the class.
+        pictures: how many it has.
+        accuracy: the fraction that is recognised; None without pictures.
+    """
+
+    name: str
+    pictures: int
+    accuracy: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """How good a network is on labelled pictures. Accuracies are fractions.
+
+    Args:
+        data: the folder or file that the pictures are from, or the data set's name.
+        pictures: how many were measured.
+        left_out: how many could not be read.
+        accuracy: of all pictures.
+        mean_class_accuracy: the mean of the accuracies of the classes that have pictures.
+        calibration_error: how far confidence is from accuracy (see `calibration_error`).
+        metric: which of the two accuracies is the figure of this data set.
+        seen: some of the pictures have been trained on.
+        pictures_per_second: from the reading to the answer.
+        classes: that the network knows, in the order of its outputs.
+        confusion: how often each label, a row each, got each prediction, a column each.
+        split: the pictures, labelled by position in `classes`.
+        probabilities: of each picture, `[N, K]`.
+    """
+
+    data: str
+    pictures: int
+    left_out: int
+    accuracy: float
+    mean_class_accuracy: float
+    calibration_error: float
+    metric: Metric
+    seen: bool
+    pictures_per_second: float
+    classes: tuple[ClassFigures, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    split: Split = dataclasses.field(repr=False)
+    probabilities: Tensor = dataclasses.field(repr=False)
+
+    def to_json(self) -> str:
+        """All but the pictures and their probabilities."""
+        values: dict[str, Any] = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("split", "probabilities")
+        }
+        values["classes"] = [dataclasses.asdict(figures) for figures in self.classes]
+        # A line for each class and row, not for each number.
+        lines = []
+        for name, value in values.items():
+            text = json.dumps(value)
+            if name in ("classes", "confusion"):
+                rows = ",\n".join(f"    {json.dumps(row)}" for row in value)
+                text = f"[\n{rows}\n  ]"
+            lines.append(f"  {json.dumps(name)}: {text}")
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def save(self, folder: Path) -> None:
+        """Writes `evaluation.json`, `predictions.csv` as a run does, and `confusion.csv`."""
+        names = [figures.name for figures in self.classes]
+        write_predictions(folder / "predictions.csv", self.split, self.probabilities, names)
+        columns = column_names(names)
+        counts = [[name, *map(str, row)] for name, row in zip(columns, self.confusion, strict=True)]
+        write_atomically(folder / "confusion.csv", to_csv([["label", *columns], *counts]))
+        write_atomically(folder / FIGURES, self.to_json())
+
+
+def measure(
+    split: Split,
+    probabilities: Tensor,
+    classes: Sequence[str],
+    *,
+    data: str,
+    metric: Metric,
+    seen: bool,
+    left_out: int,
+    per_second: float,
+) -> Evaluation:
+    """The figures of predictions.
+
+    Args:
+        split: the pictures, at least one, labelled by position in `classes`.
+        probabilities: of each picture, `[N, K]`.
+        classes: the names of the K classes.
+        data: as in `Evaluation`, like the rest.
+        metric: likewise.
+        seen: likewise.
+        left_out: likewise.
+        per_second: likewise.
+    """
+    labels = torch.tensor(split.labels)
+    confusion = confusion_matrix(labels, probabilities.argmax(dim=1), len(classes))
+    right, counts = confusion.diag().tolist(), confusion.sum(dim=1).tolist()
+    by_class = [n / count if count else None for n, count in zip(right, counts, strict=True)]
+    present = [accuracy for accuracy in by_class if accuracy is not None]
+    return Evaluation(
+        data=data,
+        pictures=len(split),
+        left_out=left_out,
+        accuracy=sum(right) / len(split),
+        mean_class_accuracy=sum(present) / len(present),
+        calibration_error=calibration_error(probabilities, labels),
+        metric=metric,
+        seen=seen,
+        pictures_per_second=per_second,
+        classes=tuple(map(ClassFigures, classes, counts, by_class)),
+        confusion=tuple(map(tuple, confusion.tolist())),
+        split=split,
+        probabilities=probabilities,
+    )
+
+
+def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """How often each label got each prediction.
+
+    Args:
+        labels: `[N]`, from 0 to `classes - 1`.
+        predicted: likewise.
+        classes: K, how many there are.
+
+    Returns:
+        Counts `[K, K]`, a row for each label.
+
+    Example:
+        >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2).tolist()
+        [[1, 1], [0, 1]]
+    """
+    pairs = labels * classes + predicted
+    return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """The expected calibration error: how far confidence is from accuracy, on average.
+
+    Pictures are put into 15 equal bins by the probability of their prediction, and
+
+        ECE = sum_b  n_b / N  |accuracy_b - confidence_b|
+
+    over the bins b with their n_b of N pictures (Naeini et al. 2015; Guo et al.,
+    https://arxiv.org/abs/1706.04599).
+
+    Args:
+        probabilities: `[N, K]`.
+        labels: `[N]`.
+    """
+    # Just below 1: torchmetrics would give whole certainty a bin of its own, and takes numbers
+    # above 1 for logits.
+    below = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))
+    clamped = probabilities.float().clamp(max=below)
+    found = multiclass_calibration_error(
+        clamped, labels, num_classes=probabilities.shape[1], n_bins=BINS, norm="l1"
+    )
+    return float(found)

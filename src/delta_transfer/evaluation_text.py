@@ -1,0 +1,73 @@
+"""An evaluation as lines of text: its figures, its classes, and what is taken for what."""
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+
+from delta_transfer.evaluation import Evaluation
+
+MATRIX = 20  # most classes of a confusion matrix; of more, the pairs are told
+PAIRS = 10
+
+
+def describe(evaluation: Evaluation) -> list[str]:
+    """The figures, then a line for each class, with the confusion matrix or its largest entries."""
+    percent = {
+        "accuracy": evaluation.accuracy,
+        "mean_class_accuracy": evaluation.mean_class_accuracy,
+        "calibration_error": evaluation.calibration_error,
+    }
+    figures = [f"{'pictures':21}{evaluation.pictures}"]
+    for name, value in percent.items():
+        main = name == evaluation.metric != "accuracy"
+        mark = "  (the figure of this data)" if main else ""
+        figures.append(f"{name.replace('_', ' '):21}{100 * value:.1f}%{mark}")
+    figures.append(f"{'pictures/s':21}{evaluation.pictures_per_second:.1f}")
+    drawn = len(evaluation.classes) <= MATRIX
+    return [
+        *figures,
+        "",
+        *_classes(evaluation, _matrix(evaluation.confusion) if drawn else None),
+        "",
+        *(_KEY if drawn else _pairs(evaluation)),
+    ]
+
+
+_KEY = ("To the right: how often each class, a row, was taken for which, a column.",)
+
+
+def _classes(evaluation: Evaluation, matrix: Sequence[str] | None) -> list[str]:
+    """A line for each class, each followed by its line of the matrix."""
+    width = max(cell_len(figures.name) for figures in evaluation.classes)
+    width = max(width, len("class"))
+    head, *rest = matrix or [""] * (len(evaluation.classes) + 1)
+    lines = [f"    {'class':{width}}  pictures  accuracy{head}"]
+    for number, (figures, line) in enumerate(zip(evaluation.classes, rest, strict=True), start=1):
+        accuracy = "-" if figures.accuracy is None else f"{100 * figures.accuracy:.1f}%"
+        name = figures.name + " " * (width - cell_len(figures.name))
+        lines.append(f"{number:3} {name}  {figures.pictures:8}  {accuracy:>8}{line}")
+    return lines
+
+
+def _matrix(confusion: Sequence[Sequence[int]]) -> list[str]:
+    """The numbers of the columns, and the counts of each row."""
+    cell = 1 + max(3, len(str(max(map(max, confusion)))))
+    head = "".join(f"{number:{cell}}" for number in range(1, len(confusion) + 1))
+    rows = ["".join(f"{count or '.':>{cell}}" for count in row) for row in confusion]
+    return [f"  {line}" for line in (head, *rows)]
+
+
+def _pairs(evaluation: Evaluation) -> list[str]:
+    """The pairs of classes that are confused most often."""
+    names = [figures.name for figures in evaluation.classes]
+    pairs = [
+        (-count, row, column)
+        for row, counts in enumerate(evaluation.confusion)
+        for column, count in enumerate(counts)
+        if count and row != column
+    ]
+    lines = [
+        f"{-count:8}  {names[row]} taken for {names[column]}"
+        for count, row, column in sorted(pairs)[:PAIRS]
+    ]
+    return ["Most often confused:", *lines] if lines else ["Nothing is confused."]

@@ -1,0 +1,88 @@
+"""Splits become batches: plain, augmented or cropped for the test, as the preset has it."""
+
+import dataclasses
+import os
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from delta_transfer.backbones import InputSpec
+from delta_transfer.config import TrainConfig
+from delta_transfer.data import EpochSampler, PictureDataset, Split
+from delta_transfer.data.augment import (
+    Transform,
+    eval_transform,
+    official_eval_transform,
+    official_train_transform,
+    ten_crop_transform,
+    train_transform,
+)
+from delta_transfer.presets import find_preset
+
+
+def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:
+    """Pictures in their order, without augmentation."""
+    if find_preset(config.preset).official:
+        transform = official_eval_transform(**_square(spec))
+    else:
+        transform = eval_transform(**dataclasses.asdict(spec))
+    return _in_order(split, transform, config.batch_size, config.workers)
+
+
+def evaluation_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:
+    """Pictures in their order as the final model is tested on them: the preset's crops of each.
+
+    Batches are `[B, 3, S, S]`, or `[B, 10, 3, S, S]` with ten crops (see `averaging_crops`).
+    """
+    if not find_preset(config.preset).official:
+        return plain_loader(split, spec, config)
+    batch_size = max(1, config.batch_size // 10)
+    return _in_order(split, ten_crop_transform(**_square(spec)), batch_size, config.workers)
+
+
+def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:
+    """Augmented pictures, in an order that seed and epoch determine."""
+    workers = count_workers(config.workers)
+    if find_preset(config.preset).official:
+        transform = official_train_transform(**_square(spec))
+    else:
+        transform = train_transform(**dataclasses.asdict(spec))
+    return DataLoader(
+        PictureDataset(split, transform, seed=config.seed),
+        batch_size=config.batch_size,
+        sampler=EpochSampler(len(split), seed=config.seed),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # as in `_in_order`
+    )
+
+
+def _in_order(
+    split: Split, transform: Transform, batch_size: int, workers: int | None
+) -> DataLoader[Any]:
+    return DataLoader(
+        PictureDataset(split, transform),
+        batch_size=batch_size,
+        num_workers=min(count_workers(workers), len(split) // batch_size),
+        # Its own, so that drawing the workers' seeds leaves the global random state alone.
+        generator=torch.Generator(),
+    )
+
+
+def _square(spec: InputSpec) -> dict[str, Any]:
+    """What the authors' transforms take of it: no `crop_pct`."""
+    values = dataclasses.asdict(spec)
+    del values["crop_pct"]
+    return values
+
+
+def count_workers(asked: int | None) -> int:
+    """Processes that load pictures: as asked, else one core fewer than there are, at most 8.
+
+    On two cores the network needs both, and none is started.
+    """
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 0 if (cores or 1) <= 2 else min(8, (cores or 1) - 1)

@@ -1,0 +1,130 @@
+"""Pictures of which some cannot be read: these are left out of the batches, and told of."""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from delta_transfer.data.images import PictureError
+from delta_transfer.data.splits import first_few
+from delta_transfer.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 20  # unreadable pictures that are named
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """What could be read of a batch.
+
+    Args:
+        positions: of its inputs in the data set.
+        errors: the position of each other picture, and why it cannot be read.
+    """
+
+    positions: list[int]
+    errors: list[tuple[int, str]]
+
+
+def tolerant_loader(
+    loader: DataLoader[Any], *, pin_memory: bool = False
+) -> DataLoader[tuple[Tensor, Read]]:
+    """A loader that leaves unreadable pictures out instead of failing.
+
+    Args:
+        loader: gives pictures and labels in their order; its data set raises UserError for a
+            picture that cannot be read.
+        pin_memory: for the way to a GPU.
+
+    Returns:
+        A loader of the same batches: the inputs that could be read, and what is known of them.
+    """
+    return DataLoader(
+        _Tolerant(loader.dataset),  # type: ignore[arg-type]  # gives pairs with an int behind
+        batch_size=loader.batch_size,
+        num_workers=loader.num_workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        # Its own, so that drawing the workers' seeds leaves the global random state alone.
+        generator=torch.Generator(),
+    )
+
+
+class Tally:
+    """How many pictures were read, how fast they were answered, and which could not be read.
+
+    Args:
+        paths: what each picture of the data set is called.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = paths
+        self.pictures = 0
+        self.seconds = 0.0
+        self.errors: list[str] = []
+
+    @property
+    def per_second(self) -> float:
+        """Pictures a second, from the reading to the answer."""
+        return self.pictures / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        """Such as `1000 pictures, 243 pictures/s`."""
+        digits = 0 if self.per_second >= 10 else 1
+        plural = "" if self.pictures == 1 else "s"
+        return f"{self.pictures} picture{plural}, {self.per_second:.{digits}f} pictures/s"
+
+    def count(self, batches: Iterable[tuple[Tensor, Read]]) -> Iterator[tuple[Tensor, list[int]]]:
+        """The inputs of each batch and their positions, counted."""
+        for inputs, read in batches:
+            self.pictures += len(read.positions)
+            self.errors += [f"'{self.paths[index]}' ({reason})" for index, reason in read.errors]
+            yield inputs, read.positions
+
+    def conclude(self) -> None:
+        """Logs a warning if pictures are left out.
+
+        Raises:
+            UserError: if all are.
+        """
+        if not self.errors:
+            return
+        total, named = self.pictures + len(self.errors), first_few(self.errors, SHOWN)
+        if total == 1:
+            raise UserError(f"cannot read the picture {named}: replace it")
+        if not self.pictures:
+            raise UserError(f"none of the {total} pictures can be read; replace them: {named}")
+        logger.warning(
+            "%d of %d pictures cannot be read and are left out; replace or remove them: %s",
+            len(self.errors),
+            total,
+            named,
+        )
+
+
+class _Tolerant(Dataset[tuple[int, Tensor | str]]):
+    """Position and picture or, where it cannot be read, position and reason."""
+
+    def __init__(self, pictures: Dataset[tuple[Tensor, int]]) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)  # type: ignore[arg-type]  # torch's base class has no length
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        try:
+            return index, self.pictures[index][0]
+        except UserError as error:
+            return index, error.reason if isinstance(error, PictureError) else str(error)
+
+
+def _collate(samples: Sequence[tuple[int, Tensor | str]]) -> tuple[Tensor, Read]:
+    good = {index: sample for index, sample in samples if isinstance(sample, Tensor)}
+    errors = [(index, sample) for index, sample in samples if isinstance(sample, str)]
+    inputs = default_collate([*good.values()]) if good else torch.empty(0)
+    return inputs, Read([*good], errors)

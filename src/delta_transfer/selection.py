@@ -1,0 +1,181 @@
+"""Which epoch is kept, by one validation split or by folds, and the refit on all pictures."""
+
+import csv
+import dataclasses
+import io
+import logging
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
+
+from delta_transfer.config import TrainConfig
+from delta_transfer.data import Split, Task
+from delta_transfer.data.seeds import derive_seed
+from delta_transfer.files import write_atomically
+from delta_transfer.functional import calibrated_cross_entropy
+from delta_transfer.loaders import plain_loader
+from delta_transfer.prepare import Prepared, pool, regroup
+from delta_transfer.presets import find_preset
+from delta_transfer.training import predict_probabilities
+from delta_transfer.tuning import Tuned, Tuning, fine_tune
+
+logger = logging.getLogger(__name__)
+
+SMALL = 300
+"""Below so many training and validation pictures, the model learns from both in the end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Selected:
+    """The final network of a run, and how good it was on pictures that it had not seen.
+
+    Args:
+        prepared: what it learnt from, and the probe on the same pictures.
+        tuned: the network.
+        epoch: how long it was trained, chosen on the pictures held out.
+        held_out: the validation split; with folds, all pictures, each held out once.
+        probabilities: of the held-out pictures `[N, K]`, by networks that had not seen them.
+        probe: likewise of the linear probe.
+        refitted: whether it was trained again on all pictures.
+    """
+
+    prepared: Prepared
+    tuned: Tuned
+    epoch: int
+    held_out: Split
+    probabilities: Tensor
+    probe: Tensor
+    refitted: bool
+
+
+def refits(config: TrainConfig, task: Task) -> bool:
+    """Whether the final network learns from training and validation pictures together."""
+    if not task.val_drawn or config.refit == "never":
+        return False
+    if config.folds or config.refit == "always":
+        return True
+    small = len(task.train) + len(task.val) < SMALL
+    return small and not find_preset(config.preset).official
+
+
+def select(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
+    """Fine-tunes, chooses the epoch, and fine-tunes again on all pictures where that is asked for.
+
+    Args:
+        prepared: the pictures, the network and its probe.
+        tuning: options and method.
+        folder: of the run. The folds are left in `folds/`, the refit in `refit/`.
+    """
+    if tuning.config.folds:
+        chosen = _cross_validate(prepared, tuning, folder)
+    else:
+        chosen = _validate(prepared, tuning, folder)
+    if not refits(tuning.config, prepared.task):
+        return chosen
+    count = len(prepared.task.train) + len(prepared.task.val)
+    everything, own = range(count), range(len(prepared.task.train), count)
+    joined = regroup(prepared, train=everything, val=own, seed=tuning.config.seed)
+    if tuning.method.trains:
+        logger.info(
+            "refit    on all %d training and validation pictures, %d epochs", count, chosen.epoch
+        )
+    tuned = fine_tune(joined, tuning, folder / "refit", stop_after=chosen.epoch)
+    attention = folder / "refit" / "attention.safetensors"
+    if attention.is_file():
+        attention.replace(folder / attention.name)
+    return dataclasses.replace(chosen, prepared=joined, tuned=tuned, refitted=True)
+
+
+def _validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
+    tuned = fine_tune(prepared, tuning, folder)
+    loader = plain_loader(prepared.task.val, prepared.backbone.input, tuning.config)
+    probabilities, _ = predict_probabilities(tuned.network, loader)
+    probe = prepared.probe_probabilities["val"]
+    assert probe is not None
+    return Selected(
+        prepared=prepared,
+        tuned=tuned,
+        epoch=tuned.fitted.epoch,
+        held_out=prepared.task.val,
+        probabilities=probabilities,
+        probe=probe,
+        refitted=False,
+    )
+
+
+def _cross_validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
+    """Every picture is held out once; the epoch is that with the lowest loss over all of them."""
+    tuned, probes, logits = [], [], []
+    folds = _folds(prepared.task, tuning.config.folds, seed=tuning.config.seed)
+    for number, (train, val) in enumerate(folds, start=1):
+        own = folder / "folds" / str(number)
+        fold = regroup(prepared, train=train, val=val, seed=tuning.config.seed)
+        if tuning.method.trains:
+            logger.info("fold     %d of %d", number, len(folds))
+        tuned.append(fine_tune(fold, tuning, own))
+        shutil.rmtree(own / "checkpoints", ignore_errors=True)
+        probe = fold.probe_probabilities["val"]
+        assert probe is not None
+        probes.append(probe)
+        validations = tuned[-1].fitted.validations
+        logits.append([found for found, _ in validations] or [probe.clamp_min(1e-30).log()])
+    order = [index for _, val in folds for index in val]
+    held_out = pool(prepared.task).subset(order)
+    labels = torch.tensor(held_out.labels)
+    epochs = [torch.cat(parts) for parts in zip(*logits, strict=True)]
+    losses = [float(calibrated_cross_entropy(found, labels)) for found in epochs]
+    epoch = int(np.nanargmin(losses))
+    if tuning.method.trains:
+        for name, keys in (("metrics.csv", ["epoch"]), ("drift.csv", ["epoch", "tap"])):
+            files = sorted((folder / "folds").glob(f"*/{name}"))
+            write_atomically(folder / name, _average(files, keys))
+    return Selected(
+        prepared=prepared,
+        tuned=tuned[-1],
+        epoch=epoch,
+        held_out=held_out,
+        probabilities=epochs[epoch].softmax(dim=1),
+        probe=torch.cat(probes),
+        refitted=False,
+    )
+
+
+def _folds(task: Task, folds: int, *, seed: int) -> list[tuple[list[int], list[int]]]:
+    """Positions to train on and to hold out, stratified by class."""
+    labels = np.array([*task.train.labels, *task.val.labels])
+    draw = derive_seed(seed, "folds") % 2**32  # scikit-learn takes no larger one
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=draw)
+    with warnings.catch_warnings():
+        # A class with fewer pictures than folds is held out in as many folds as it has pictures.
+        warnings.filterwarnings("ignore", "The least populated class")
+        found = list(splitter.split(labels, labels))
+    return [(train.tolist(), val.tolist()) for train, val in found]
+
+
+def _average(files: Sequence[Path], keys: Sequence[str]) -> str:
+    """The mean of CSV files, row by row; rows belong together by the values of their keys."""
+    rows: dict[tuple[tuple[str, ...], tuple[str, ...]], list[dict[str, str]]] = {}
+    columns: dict[str, None] = {}
+    for file in files:
+        with file.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                columns |= dict.fromkeys(row)
+                given = tuple(name for name, text in row.items() if text)
+                rows.setdefault((tuple(row[key] for key in keys), given), []).append(row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    for (values, given), group in rows.items():
+        means = {
+            name: f"{np.mean([float(row[name]) for row in group]):.8g}"
+            for name in given
+            if name not in keys
+        }
+        writer.writerow({**means, **dict(zip(keys, values, strict=True))})
+    return text.getvalue()

@@ -1,0 +1,96 @@
+import dataclasses
+
+import pytest
+
+from delta_transfer.data import Split
+from delta_transfer.evaluation import ClassFigures, Evaluation
+from delta_transfer.evaluation_text import describe
+
+
+def evaluation(names: list[str], confusion: list[list[int]]) -> Evaluation:
+    """Figures that need not fit the confusion matrix: they are only told."""
+    import torch
+    from PIL import Image
+
+    counts = [sum(row) for row in confusion]
+    accuracies = [
+        row[number] / count if count else None
+        for number, (row, count) in enumerate(zip(confusion, counts, strict=True))
+    ]
+    return Evaluation(
+        data="/data",
+        pictures=sum(counts),
+        left_out=0,
+        accuracy=0.5,
+        mean_class_accuracy=0.41234,
+        calibration_error=0.0567,
+        metric="accuracy",
+        seen=False,
+        pictures_per_second=123.45,
+        classes=tuple(map(ClassFigures, names, counts, accuracies)),
+        confusion=tuple(map(tuple, confusion)),
+        split=Split((), (), lambda path: Image.new("RGB", (1, 1))),
+        probabilities=torch.empty(0, len(names)),
+    )
+
+
+FEW = evaluation(["cat", "a long name", "owl"], [[3, 1, 0], [1200, 5, 0], [0, 0, 0]])
+
+
+def test_few_classes_come_with_the_matrix():
+    assert describe(FEW) == [
+        "pictures             1209",
+        "accuracy             50.0%",
+        "mean class accuracy  41.2%",
+        "calibration error    5.7%",
+        "pictures/s           123.5",
+        "",
+        "    class        pictures  accuracy      1    2    3",
+        "  1 cat                 4     75.0%      3    1    .",
+        "  2 a long name      1205      0.4%   1200    5    .",
+        "  3 owl                 0         -      .    .    .",
+        "",
+        "To the right: how often each class, a row, was taken for which, a column.",
+    ]
+
+
+def test_the_figure_of_the_data_is_marked():
+    marked = describe(dataclasses.replace(FEW, metric="mean_class_accuracy"))
+    assert marked[1:3] == [
+        "accuracy             50.0%",
+        "mean class accuracy  41.2%  (the figure of this data)",
+    ]
+
+
+def test_wide_letters_keep_the_columns():
+    lines = describe(evaluation(["猫", "dog"], [[1, 0], [0, 1]]))
+    assert lines[7:9] == [
+        "  1 猫            1    100.0%     1   .",
+        "  2 dog           1    100.0%     .   1",
+    ]
+
+
+@pytest.mark.parametrize(("count", "drawn"), [(20, True), (21, False)])
+def test_many_classes_come_with_the_pairs(count, drawn):
+    confusion = [[0] * count for _ in range(count)]
+    for number in range(count):
+        confusion[number][number] = 5
+        confusion[number][(number + 1) % count] = number
+    lines = describe(evaluation([f"class {number}" for number in range(count)], confusion))
+    assert lines[6].startswith("    class ")
+    assert lines[6].endswith("accuracy") is not drawn
+    assert lines[7 + count] == ""
+    rest = lines[8 + count :]
+    if drawn:
+        assert len(rest) == 1
+    else:
+        assert rest[0] == "Most often confused:"
+        assert rest[1] == "      20  class 20 taken for class 0"
+        assert rest[2] == "      19  class 19 taken for class 20"
+        assert len(rest) == 11
+
+
+def test_no_mistakes_are_told_too():
+    confusion = [[int(row == column) for column in range(30)] for row in range(30)]
+    lines = describe(evaluation([str(number) for number in range(30)], confusion))
+    assert lines[-1] == "Nothing is confused."

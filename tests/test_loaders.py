@@ -1,0 +1,109 @@
+import dataclasses
+
+import pytest
+import torch
+
+from delta_transfer import loaders as module
+from delta_transfer.backbones import InputSpec
+from delta_transfer.data import load_task
+from delta_transfer.data.augment import official_eval_transform, ten_crop_transform
+from delta_transfer.errors import UserError
+from delta_transfer.loaders import count_workers, evaluation_loader, plain_loader, training_loader
+from tests.runs import tiny
+
+SPEC = InputSpec(size=32, crop_pct=0.875, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+
+
+def test_plain_pictures_come_in_order_and_without_chance(pictures, tmp_path):
+    task, config = load_task(str(pictures), seed=0), tiny(pictures, tmp_path, batch_size=5)
+    first, second = (list(plain_loader(task.train, SPEC, config)) for _ in range(2))
+    assert [len(labels) for _, labels in first] == [5, 5, 5, 5, 4]
+    assert torch.cat([labels for _, labels in first]).tolist() == list(task.train.labels)
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_pictures_are_a_function_of_seed_and_epoch(pictures, tmp_path, workers):
+    task = load_task(str(pictures), seed=0)
+
+    def epoch(number: int, **options: int) -> torch.Tensor:
+        loader = training_loader(task.train, SPEC, tiny(pictures, tmp_path, **options))
+        loader.sampler.set_epoch(number)
+        return torch.cat([inputs for inputs, _ in loader])
+
+    expected = epoch(3, seed=1)
+    assert torch.equal(epoch(3, seed=1, workers=workers), expected)
+    assert torch.equal(epoch(3, seed=1, batch_size=3), expected)
+    assert not torch.equal(epoch(4, seed=1), expected)
+    assert not torch.equal(epoch(3, seed=2), expected)
+
+
+def test_order_and_augmentation_are_drawn_apart(pictures, tmp_path):
+    task = load_task(str(pictures), seed=0)
+    loaders = [
+        training_loader(task.train, SPEC, tiny(pictures, tmp_path, seed=seed)) for seed in (0, 1)
+    ]
+    assert list(loaders[0].sampler) != list(loaders[1].sampler)
+    pictures_of = [torch.stack([loader.dataset[2, i][0] for i in range(8)]) for loader in loaders]
+    assert not torch.equal(*pictures_of)
+    plain = next(iter(plain_loader(task.train, SPEC, tiny(pictures, tmp_path))))[0]
+    assert not torch.equal(pictures_of[0], plain)
+
+
+def test_no_worker_is_started_that_has_no_batch_to_load(pictures, tmp_path):
+    task = load_task(str(pictures), seed=0)
+    for workers, batch_size, expected in ((2, 8, 2), (2, 16, 1), (2, 32, 0)):
+        config = tiny(pictures, tmp_path, workers=workers, batch_size=batch_size)
+        assert plain_loader(task.train, SPEC, config).num_workers == expected
+
+
+def test_a_damaged_picture_is_named(pictures, tmp_path):
+    task = load_task(str(pictures), seed=0)
+    (tmp_path / "bad.png").write_text("no picture")
+    split = dataclasses.replace(
+        task.train, paths=(str(tmp_path / "bad.png"), *task.train.paths[1:])
+    )
+    loader = plain_loader(split, SPEC, tiny(pictures, tmp_path))
+    with pytest.raises(UserError, match=r"cannot read the picture '.*bad\.png'"):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "expected"),
+    [(2, None, 0), (1, None, 0), (3, None, 2), (64, None, 8), (64, 0, 0), (1, 5, 5)],
+)
+def test_workers_are_as_asked_or_by_the_number_of_cores(monkeypatch, cores, asked, expected):
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    assert count_workers(asked) == expected
+
+
+class TestOfficial:
+    """The preset's own transforms; what they do is tested beside them."""
+
+    def test_plain_pictures_are_squares_of_the_whole(self, pictures, tmp_path):
+        task, config = load_task(str(pictures), seed=0), tiny(pictures, tmp_path, preset="official")
+        (inputs, _), *_ = plain_loader(task.train, SPEC, config)
+        transform = official_eval_transform(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+        picture = task.train.read(task.train.paths[2])
+        assert torch.equal(inputs[2], transform(picture))
+
+    def test_the_test_sees_ten_crops_in_batches_a_tenth_as_large(self, pictures, tmp_path):
+        task = load_task(str(pictures), seed=0)
+        config = tiny(pictures, tmp_path, preset="official", batch_size=30)
+        (inputs, _), *_ = evaluation_loader(task.test, SPEC, config)
+        transform = ten_crop_transform(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+        assert inputs.shape == (3, 10, 3, 32, 32)
+        assert torch.equal(inputs[1], transform(task.test.read(task.test.paths[1])))
+        plain, *_ = evaluation_loader(task.test, SPEC, tiny(pictures, tmp_path))
+        assert plain[0].shape == (8, 3, 32, 32)
+
+    def test_training_pictures_change_their_proportions(self, pictures, tmp_path):
+        task = load_task(str(pictures), seed=0)
+        found = {
+            preset: training_loader(task.train, SPEC, tiny(pictures, tmp_path, preset=preset))
+            for preset in ("default", "official")
+        }
+        resized = {
+            preset: loader.dataset.transform.transforms[0].size for preset, loader in found.items()
+        }
+        assert resized == {"default": [36], "official": [37, 37]}

@@ -1,0 +1,31 @@
+import pytest
+
+from delta_transfer.errors import UserError
+from delta_transfer.options import EvaluateOptions, LayersOptions, PredictOptions
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
+        ({"workers": -1}, "--workers must be at least 0, got -1"),
+    ],
+)
+def test_loading_is_checked(options, message):
+    with pytest.raises(UserError, match=message):
+        EvaluateOptions(run="run", data="data", **options)
+    with pytest.raises(UserError, match=message):
+        PredictOptions(run="run", paths=("a",), **options)
+
+
+def test_the_least_numbers_are_accepted():
+    assert EvaluateOptions(run="run", data="data", batch_size=1, workers=0).workers == 0
+    assert PredictOptions(run="run", paths=("a",), top=1, batch_size=1, workers=0).top == 1
+    assert LayersOptions(model="resnet18", image_size=16).image_size == 16
+
+
+def test_top_and_image_size_are_checked():
+    with pytest.raises(UserError, match="--top must be at least 1, got 0"):
+        PredictOptions(run="run", paths=("a",), top=0)
+    with pytest.raises(UserError, match="--image-size must be at least 16, got 4"):
+        LayersOptions(model="resnet18", image_size=4)

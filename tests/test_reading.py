@@ -1,0 +1,91 @@
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from delta_transfer.data import PictureDataset, Split
+from delta_transfer.data.images import PictureError
+from delta_transfer.errors import UserError
+from delta_transfer.reading import Read, Tally, tolerant_loader
+
+
+def read(path: str) -> Image.Image:
+    """A picture of one colour; negative ones are damaged, and -3 in a way of its own."""
+    if path == "-3":
+        raise UserError("the disk is on fire")
+    if path.startswith("-"):
+        raise PictureError(f"cannot read '{path}': it is torn; mend it", reason="it is torn")
+    return Image.new("RGB", (2, 2), (int(path), 0, 0))
+
+
+def fill(image: Image.Image) -> torch.Tensor:
+    return torch.tensor([float(image.getpixel((0, 0))[0])])
+
+
+def batches(numbers: list[int], *, batch_size: int, workers: int = 0) -> list:
+    split = Split(tuple(map(str, numbers)), (0,) * len(numbers), read)
+    loader = DataLoader(PictureDataset(split, fill), batch_size=batch_size, num_workers=workers)
+    return [(inputs.flatten().tolist(), found) for inputs, found in tolerant_loader(loader)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_lack_what_cannot_be_read(workers):
+    assert batches([5, -1, 7, -1, -3, -1, 9], batch_size=3, workers=workers) == [
+        ([5, 7], Read([0, 2], [(1, "it is torn")])),
+        ([], Read([], [(3, "it is torn"), (4, "the disk is on fire"), (5, "it is torn")])),
+        ([9], Read([6], [])),
+    ]
+
+
+def test_the_random_state_stays_as_it_was():
+    before = torch.get_rng_state()
+    batches([1, 2], batch_size=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_error_of_another_kind_is_one():
+    with pytest.raises(ValueError, match="invalid literal"):
+        batches([1], batch_size=1) and list(
+            tolerant_loader(DataLoader(PictureDataset(Split(("x",), (0,), read), fill)))
+        )
+
+
+class TestTally:
+    def test_it_counts_and_names(self, caplog):
+        tally = Tally(["a", "b", "c"])
+        inputs = torch.zeros(2, 1)
+        counted = list(tally.count([(inputs, Read([0, 2], [(1, "it is torn")]))]))
+        assert counted == [(inputs, [0, 2])]
+        assert tally.pictures == 2
+        tally.conclude()
+        assert caplog.messages == [
+            "1 of 3 pictures cannot be read and are left out; replace or remove them: "
+            "'b' (it is torn)"
+        ]
+
+    def test_it_is_silent_if_all_could_be_read(self, caplog):
+        tally = Tally(["a"])
+        list(tally.count([(torch.zeros(1, 1), Read([0], []))]))
+        tally.conclude()
+        assert not caplog.records
+
+    def test_none_is_an_error(self):
+        tally = Tally(["a", "b"])
+        list(tally.count([(torch.empty(0), Read([], [(0, "torn"), (1, "wet")]))]))
+        with pytest.raises(UserError, match=r"none of the 2 .*: 'a' \(torn\), 'b' \(wet\)"):
+            tally.conclude()
+
+    @pytest.mark.parametrize(
+        ("pictures", "seconds", "text"),
+        [
+            (1000, 4.1, "1000 pictures, 244 pictures/s"),
+            (12000, 4, "12000 pictures, 3000 pictures/s"),
+            (10, 3, "10 pictures, 3.3 pictures/s"),
+            (1, 0.5, "1 picture, 2.0 pictures/s"),
+            (0, 0, "0 pictures, 0.0 pictures/s"),
+        ],
+    )
+    def test_it_says_how_fast(self, pictures, seconds, text):
+        tally = Tally([])
+        tally.pictures, tally.seconds = pictures, seconds
+        assert str(tally) == text
