@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 
@@ -46,3 +47,13 @@ def test_a_missing_folder_is_an_error(tmp_path):
 def test_fingerprint_is_sha256_of_the_chunks_together():
     expected = hashlib.sha256(b"abc").hexdigest()
     assert fingerprint([b"a", memoryview(b"bc")]) == expected == fingerprint([b"abc"])
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(tmp_path / "result.json", "{}")
+    assert caught.value.filename == str(tmp_path / "result.json")

@@ -11,7 +11,7 @@ from delta_transfer.tuning import Tuning
 logger = logging.getLogger(__name__)
 
 # Shares of the way from guessing to perfection that the linear probe has gone.
-ALIKE, UNLIKE = 0.8, 0.3
+ALIKE, UNLIKE = 0.9, 0.3
 
 
 def announce(prepared: Prepared, tuning: Tuning) -> None:
@@ -41,10 +41,7 @@ def likeness(accuracy: float, chance: float) -> str:
     """
     share = (accuracy - chance) / (1 - chance) if chance < 1 else 1.0
     if share >= ALIKE:
-        return (
-            ": the network knows such pictures, and little needs to change (if all methods come "
-            "out alike, take --method probe)"
-        )
+        return ": the network knows such pictures already, and there is little to gain"
     if share <= UNLIKE:
         return (
             f" (guessing: {100 * chance:.1f}%): the pictures are unlike those that the network "

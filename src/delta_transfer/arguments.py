@@ -43,20 +43,24 @@ def parse(
         SystemExit: after `--help`.
     """
     parser = _parser(options, prog, summary, positional, config_file)
-    names = [field.name for field in dataclasses.fields(options)]  # type: ignore[arg-type]  # a dataclass
-    _check_flags(args, ["help", *(["config"] if config_file else []), *names])
-    switches = [
-        _flag(name) for name, hint in typing.get_type_hints(options).items() if hint is bool
-    ]
-    files, flags, rest = _apart(args, ["--help", *switches], config_file=config_file)
-    in_files = _read(files, typing.get_type_hints(options))
+    hints = typing.get_type_hints(options)
+    usage = " ".join([prog, *(name.upper() for name in positional)])
+    form = (
+        f"the command is {usage}, its options have two dashes, and a name with spaces in it needs "
+        "quotes"
+    )
+    names = ["help", *(["config"] if config_file else []), *hints]
+    _check_flags(args, names, positional, usage)
+    switches = [_flag(name) for name, hint in hints.items() if hint is bool]
+    files, flags, rest = _apart(args, ["--help", *switches], config_file=config_file, form=form)
+    in_files = _read(files, hints)
     # Files first, so that flags win wherever they stand.
     configs = ["--config", yaml.safe_dump(in_files)] if in_files else []
     try:
         found = parser.parse_args([*configs, *flags, *(["--", *rest] if rest else [])])
     except ArgumentError as error:
         raise UserError(
-            f"{_reword(str(error), options, positional)} (see: {prog} --help)"
+            f"{_reword(str(error), hints, positional, form)} (see: {prog} --help)"
         ) from error
     values: dict[str, Any] = found.as_dict()
     values.pop("config", None)
@@ -64,9 +68,7 @@ def parse(
         # The parser lets a positional that was not given overwrite what a file says.
         value = values[name] or in_files.get(name)
         if not value:
-            raise UserError(
-                f"{name.upper()} is missing: {prog} {name.upper()} (see: {prog} --help)"
-            )
+            raise UserError(f"{name.upper()} is missing: {usage} (see: {prog} --help)")
         values[name] = tuple(value) if isinstance(value, list) else value
     return options(**values)
 
@@ -107,16 +109,20 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _check_flags(args: Sequence[str], names: Sequence[str]) -> None:
-    flags = [_flag(name) for name in names]
+def _check_flags(
+    args: Sequence[str], names: Sequence[str], positional: Sequence[str], usage: str
+) -> None:
+    flags = [_flag(name) for name in names if name not in positional]
     for arg in itertools.takewhile(lambda arg: arg != "--", args):
         flag = arg.partition("=")[0]
+        if flag in map(_flag, positional):
+            raise UserError(f"{flag} is no option: give it without the dashes, {usage}")
         if flag.startswith("--") and flag not in flags:
             raise unknown("option", flag, flags)
 
 
 def _apart(
-    args: Sequence[str], switches: Sequence[str], *, config_file: bool
+    args: Sequence[str], switches: Sequence[str], *, config_file: bool, form: str
 ) -> tuple[list[str], list[str], list[str]]:
     """The FILE of each `-c FILE`, the flags with their values, and the rest: positionals.
 
@@ -136,8 +142,10 @@ def _apart(
             files.append(re.sub("^--config=|^-c", "", arg))
         elif arg.startswith("--") and "=" not in arg and arg not in switches and left:
             flags += [arg, left.pop(0)]
-        elif arg.startswith("-"):
+        elif arg.startswith("--") or arg == "-h" or (config_file and arg == "-c"):
             flags.append(arg)
+        elif arg.startswith("-"):
+            raise UserError(f"unrecognized arguments: {arg}; {form}")
         else:
             rest.append(arg)
     return files, flags, rest
@@ -151,28 +159,45 @@ def _read(files: Sequence[str], hints: Mapping[str, Any]) -> dict[str, Any]:
     names = list(hints)
     values: dict[str, Any] = {}
     for file in files:
+        wanted = f"options, a line each, such as {names[0]}: VALUE"
         try:
             content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"-c {file} cannot be read as YAML: {error}") from error
+            said = " ".join(str(error).split())
+            raise UserError(
+                f"-c {file} cannot be read as YAML: {said}; give a file that holds {wanted}"
+            ) from error
         if not isinstance(content, dict):
-            raise UserError(f"-c {file} must hold options, a line each, such as {names[0]}: VALUE")
+            raise UserError(f"-c {file} must hold {wanted}")
         for key in content:
             if key not in names:
                 raise UserError(f"-c {file}: {unknown('option', str(key), names)}")
-            number = isinstance(content[key], int | float) and not isinstance(content[key], bool)
-            values[key] = str(content[key]) if hints[key] is str and number else content[key]
+            value = content[key]
+            # The parser takes anything for a switch.
+            if hints[key] is bool and not isinstance(value, bool):
+                raise UserError(f"-c {file}: {key} {value}: give {_words(bool)}")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            values[key] = str(value) if hints[key] is str and number else value
     return values
 
 
-def _reword(message: str, options: type[Any], positional: Sequence[str]) -> str:
-    """The parser's message of a wrong value in the words of a person; others as they are."""
+def _reword(message: str, hints: Mapping[str, Any], positional: Sequence[str], form: str) -> str:
+    """The parser's message in the words of a person, and how to mend it."""
     found = re.match(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL)
-    hints = typing.get_type_hints(options)
-    if found is None or found[1] not in hints:
-        return message
-    name = found[1].upper() if found[1] in positional else _flag(found[1])
-    return f"{name} {found[2]}: give {_words(hints[found[1]])}"
+    if found is not None and found[1] in hints:
+        name = found[1].upper() if found[1] in positional else _flag(found[1])
+        return f"{name} {found[2]}: give {_words(hints[found[1]])}"
+    found = re.match(r"argument (?:-c/)?(--[\w-]+): expected one argument", message)
+    if found is not None:
+        hint = hints.get(found[1][2:].replace("-", "_"))
+        return f"{found[0][9:]}: give {'a YAML file' if hint is None else _words(hint)}"
+    found = re.match(r"argument (--[\w-]+): ignored explicit argument (.*)", message)
+    if found is not None:
+        return f"{found[1]} takes no value such as {found[2]}: give it alone, or leave it out"
+    found = re.match(r"unrecognized arguments: (?:-- )?(.*)", message, re.DOTALL)
+    if found is not None:
+        return f"unrecognized arguments: {found[1]}; {form}"
+    return message
 
 
 def _words(hint: Any) -> str:

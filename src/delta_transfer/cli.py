@@ -140,8 +140,9 @@ def layers(args: Sequence[str]) -> None:
         options.model, num_outputs=2, image_size=options.image_size, pretrained=False
     )
     size = backbone.input.size
-    rows = list_modules(backbone.module, torch.zeros(1, 3, size, size))
-    chosen = auto_taps(backbone.module)
+    picture = torch.zeros(1, 3, size, size)
+    rows = list_modules(backbone.module, picture)
+    chosen = auto_taps(backbone.module, example=picture)
     if options.json:
         print(json.dumps([{**dataclasses.asdict(row), "auto": row.name in chosen} for row in rows]))
         return
@@ -274,6 +275,11 @@ def _run(args: Sequence[str]) -> None:
         print(version("delta-transfer"))
     elif args[0] in COMMANDS:
         COMMANDS[args[0]](args[1:])
+    elif args[0].startswith("-"):
+        raise UserError(
+            f"unknown command {args[0]!r}: options stand behind the command, which is one of "
+            f"{', '.join(COMMANDS)} (see: delta-transfer --help)"
+        )
     else:
         raise unknown("command", args[0], list(COMMANDS))
 

@@ -110,6 +110,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{_flag(name)} must be above 0, got {value}")
+        if self.seed > MAX_SEED:
+            raise UserError(f"--seed must be at most {MAX_SEED}, got {self.seed}")
         if not 0 < self.val_fraction < 1:
             raise UserError(
                 f"--val-fraction {self.val_fraction:g}: must be above 0 and below 1, for example "
@@ -158,18 +160,27 @@ class TrainConfig:
         Raises:
             UserError: if the file is missing, is no YAML mapping, has unknown keys or wrong values.
         """
+        wanted = "the options of a run, a line each, data among them"
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{path} cannot be read as YAML: {error}") from error
+            said = " ".join(str(error).split())
+            raise UserError(
+                f"{path} cannot be read as YAML: {said}; it must hold {wanted}"
+            ) from error
         if not isinstance(values, dict) or "data" not in values:
-            raise UserError(f"{path} must hold the options of a run, a line each, data among them")
+            raise UserError(f"{path} must hold {wanted}")
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
                 raise UserError(f"{path}: {unknown('option', str(key), known)}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
+
+MAX_SEED = 2**64 - 1  # the largest one that torch takes
 
 _AT_LEAST = {
     "strength": 0,

@@ -11,9 +11,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that readers see the old content or the new, never a part.
 
     Raises:
-        OSError: if the folder cannot be written; nothing is left behind then.
+        OSError: naming the file, if it cannot be written; nothing is left behind then.
     """
     data = content.encode() if isinstance(content, str) else content
+    try:
+        _write(path, data)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)  # not the temporary one, or none
+        raise
+
+
+def _write(path: Path, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -25,8 +34,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # writing to an open file does not know its name
         raise
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from delta_transfer.backbones.saved import load_model
 from delta_transfer.config import TrainConfig
@@ -64,6 +64,7 @@ class Predictor:
         device: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
         batch_size: pictures at a time.
         workers: processes that load pictures; chosen by the number of cores if None.
+        network: for a run of a network of your own: one of the same architecture, which is copied.
 
     Raises:
         UserError: if there is no finished run, or a number is out of its range.
@@ -76,11 +77,12 @@ class Predictor:
         device: str = "auto",
         batch_size: int = 32,
         workers: int | None = None,
+        network: nn.Module | None = None,
     ) -> None:
         self.run = Path(run)
         if not self.run.is_dir():
             raise UserError(f"there is no run {run}: give the folder that train wrote")
-        self.backbone, self.classes = load_model(self.run / "model")
+        self.backbone, self.classes = load_model(self.run / "model", network=network)
         self.config = TrainConfig.load(self.run / "config.yaml")
         self.device = find_device(device)
         place(self.backbone.module, self.device)
@@ -217,7 +219,10 @@ def _files(path: Path) -> list[str]:
             )
         return found
     if not os.path.isfile(path):
-        raise UserError(f"there is no file or folder {path}")
+        raise UserError(
+            f"there is no file or folder {path}: give pictures, folders of pictures, or CSV files "
+            "with a column path"
+        )
     return list_csv(path) if path.suffix.lower() == ".csv" else [str(path)]
 
 

@@ -107,6 +107,7 @@ def prepare(
     replace_module(source, backbone.head, nn.Identity())
     taps = resolve_taps(source, _tap_names(config, backbone, source))
     place(source, device)
+    _check_taps(taps, backbone.head)
     _try_taps(source, taps, backbone.input.size)
     checked = check_pictures(task, threads=count_workers(config.workers) or None)
     task = checked.task
@@ -251,11 +252,28 @@ def _fingerprint(task: Task, digests: Mapping[str, str], spec: InputSpec) -> str
 
 def _tap_names(config: TrainConfig, backbone: Backbone, source: nn.Module) -> list[str]:
     if config.taps != "auto":
-        return [name.strip() for name in config.taps.split(",")]
+        names = [name.strip() for name in config.taps.split(",")]
+        if not all(names):
+            raise UserError(
+                f"--taps '{config.taps}': a name is empty; give names of modules with a comma "
+                "between (see: delta-transfer layers MODEL), or auto"
+            )
+        return names
     if find_preset(config.preset).official:
         return list(official_taps(backbone.architecture or config.model))
     size = backbone.input.size
     return list(auto_taps(source, example=torch.zeros(1, 3, size, size)))
+
+
+def _check_taps(taps: tuple[str, ...], head: str) -> None:
+    """Raises UserError where a tap is the head, or has it inside."""
+    beyond = [tap for tap in taps if f"{head}.".startswith(f"{tap}.")]
+    if beyond:
+        raise UserError(
+            f"--taps: {', '.join(beyond)} ends in the head, {head}, which is new, so that there is "
+            "nothing to compare it with; choose modules before it (see: delta-transfer layers "
+            "MODEL)"
+        )
 
 
 def _try_taps(source: nn.Module, taps: tuple[str, ...], size: int) -> None:

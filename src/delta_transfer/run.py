@@ -98,7 +98,7 @@ def train_prepared(
             announce(prepared, tuning)
             result = _finish(select(prepared, tuning, folder), tuning, folder, started=started)
             conclude(result)
-    except UserError:
+    except (UserError, OSError):  # the latter: a full disk
         if not list(folder.glob("**/best.ckpt")):  # nothing that would be worth keeping
             shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -119,7 +119,13 @@ def check(config: TrainConfig) -> None:
                 f"{unknown('attention', config.attention, choices)}; or give the file "
                 "attention.safetensors of another run (there is no such file)"
             )
-        ChannelAttention.load(config.attention)
+        try:
+            ChannelAttention.load(config.attention)
+        except UserError as error:
+            raise UserError(
+                f"--attention: {error}; give the attention.safetensors of another run, or one of "
+                f"{', '.join(ESTIMATORS)}"
+            ) from error
     if method.attention and config.attention == "none":
         raise UserError(
             f"--method {method.name} weighs channels by their attention: with --attention none use "

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -48,6 +49,9 @@ def check_folder(folder: Path, *, data: str, overwrite: bool) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file: give a folder")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder} cannot be written, because of {there}: give another --out")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not overwrite:

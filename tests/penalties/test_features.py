@@ -312,9 +312,10 @@ def test_a_calibrated_delta_takes_the_state_of_one_that_is_not_and_says_so():
 # ------------------------------------------------------------------------------------- errors
 
 
-def test_no_calibration_is_an_error_that_says_how():
+@pytest.mark.parametrize("taps", [TAPS, TAPS[:1]], ids=["four taps", "one tap"])
+def test_no_calibration_is_an_error_that_says_how(taps):
     with pytest.raises(UserError, match=r"not calibrated.*regularizer.calibrate"):
-        Delta(taps=TAPS, strength=0.3)(step_of(*raw_features()))
+        Delta(taps=taps, strength=0.3)(step_of(*raw_features()))
 
 
 @pytest.mark.parametrize("make_it", [Delta, Delta.official], ids=["delta", "official"])

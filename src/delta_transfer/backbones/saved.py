@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from delta_transfer.backbones.base import Backbone, InputSpec, own_tensors
+from delta_transfer.backbones.base import Backbone, InputSpec, brief, own_tensors
 from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.backbones.timm_models import build_timm
 from delta_transfer.backbones.torchvision_models import load_torchvision
@@ -80,7 +80,7 @@ def load_model(
         architecture = config["architecture"]
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the model in {folder} is damaged: {error}") from error
+        raise _damaged(folder, error) from error
     _check_network(folder, architecture, network)
     try:
         classes = tuple(config["label_names"])
@@ -92,9 +92,20 @@ def load_model(
             backbone = wrap_network(network, num_outputs=len(classes), head=head, input=spec)
         _fill_all(backbone.module, state)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        what = "is damaged" if network is None else "does not fit the network that was given"
-        raise UserError(f"the model in {folder} {what}: {error}") from error
+        if network is None:
+            raise _damaged(folder, error) from error
+        raise UserError(
+            f"the model in {folder} does not fit the network that was given: {error}"
+        ) from error
     return dataclasses.replace(backbone, input=spec), classes
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    said = f"there is no {error}" if isinstance(error, KeyError) else brief(error)
+    return UserError(
+        f"the model in {folder} is damaged ({said}): copy it again, or train again, and leave "
+        f"{WEIGHTS} and {CONFIG} as they are"
+    )
 
 
 def _check_network(folder: Path, architecture: object, network: nn.Module | None) -> None:

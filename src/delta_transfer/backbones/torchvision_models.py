@@ -1,6 +1,8 @@
 """Networks of torchvision."""
 
+import contextlib
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +123,11 @@ def _input_spec(architecture: str, weights: Any, image_size: int | None) -> Inpu
 def _fetch(name: str, weights: Any) -> Any:
     """The state dict, downloaded to torch's cache if it is not there."""
     try:
-        return weights.get_state_dict(
-            progress=True, check_hash=True, map_location="cpu", weights_only=True
-        )
+        # What a command prints may be read by a program, and torch prints that it downloads.
+        with contextlib.redirect_stdout(sys.stderr):
+            return weights.get_state_dict(
+                progress=True, check_hash=True, map_location="cpu", weights_only=True
+            )
     except NOT_FETCHED as error:
         raise not_fetched(name, error) from error
     except Exception as error:  # a damaged file may fail in any way

@@ -50,7 +50,7 @@ def read_weights(path: str | Path) -> dict[str, dict[str, Tensor]]:
         hint = str(inside) if inside.is_file() else "a file in it"
         raise UserError(f"weights {path}: that is a folder; give {hint}")
     if not path.is_file():
-        raise UserError(f"weights {path}: there is no such file")
+        raise UserError(f"weights {path}: there is no such file; give one with {FORMS}")
     try:
         with path.open("rb") as file:
             start = file.read(512)

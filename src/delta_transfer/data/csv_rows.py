@@ -14,6 +14,8 @@ LAYOUT = (
 )
 """What a data file must look like, in words."""
 
+_PATHS = "a CSV file with commas, in UTF-8, that begins with a header with the column path"
+
 _DELIMITERS = {";": "semicolons", "\t": "tabs"}
 
 
@@ -43,11 +45,12 @@ def read_rows(
     Raises:
         UserError: if it is no such file, or rows are not as they must be; naming their lines.
     """
-    records = _records(file)
+    layout = LAYOUT if "label" in required else _PATHS
+    records = _records(file, layout)
     if not records:
-        raise UserError(f"'{file}' is empty: give {LAYOUT}")
+        raise UserError(f"'{file}' is empty: give {layout}")
     (line, header), *body = records
-    columns = _columns(file, header, line=line, required=required, optional=optional)
+    columns = _columns(file, header, layout, line=line, required=required, optional=optional)
     if not body:
         raise UserError(f"'{file}' has no rows below its header: add a row for each picture")
     _check_shape(file, body, len(header))
@@ -78,10 +81,10 @@ def refuse_lines(file: Path, what: str, lines: Sequence[tuple[int, str]], *, men
         raise UserError(f"'{file}', {first_few(named)}: {what}; {mend}")
 
 
-def _records(file: Path) -> list[tuple[int, list[str]]]:
+def _records(file: Path, layout: str) -> list[tuple[int, list[str]]]:
     """The fields of each record and the line it starts on, without empty ones at either end."""
-    text = _text(file)
-    _check_delimiter(file, text)
+    text = _text(file, layout)
+    _check_delimiter(file, text, layout)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     records: list[tuple[int, list[str]]] = []
     line = 1
@@ -98,12 +101,12 @@ def _records(file: Path) -> list[tuple[int, list[str]]]:
     return records[full[0] : full[-1] + 1] if full else []
 
 
-def _text(file: Path) -> str:
+def _text(file: Path, layout: str) -> str:
     try:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(
-            f"cannot read '{file}' ({error.strerror}); make it readable, or give {LAYOUT}"
+            f"cannot read '{file}' ({error.strerror}); make it readable, or give {layout}"
         ) from error
     try:
         text = content.decode("utf-8-sig")
@@ -119,19 +122,20 @@ def _text(file: Path) -> str:
     return text
 
 
-def _check_delimiter(file: Path, text: str) -> None:
+def _check_delimiter(file: Path, text: str, layout: str) -> None:
     header = next(iter(text.lstrip("\r\n").splitlines()), "")
     for delimiter, name in _DELIMITERS.items():
         if delimiter in header and "," not in header:
             raise UserError(
                 f"'{file}': its columns are parted by {name}, and must be by commas: save it as "
-                f"{LAYOUT}"
+                f"{layout}"
             )
 
 
 def _columns(
     file: Path,
     header: Sequence[str],
+    layout: str,
     *,
     line: int,
     required: Sequence[str],
@@ -149,7 +153,7 @@ def _columns(
         lacks, has = ([f"'{name.strip()}'" for name in part] for part in (missing, header))
         raise UserError(
             f"'{file}': the header in line {line} lacks the column {', '.join(lacks)} (it has "
-            f"{first_few(has)}): give {LAYOUT}"
+            f"{first_few(has)}): give {layout}"
         )
     return {name: names.index(name) for name in (*required, *optional) if name in names}
 

@@ -30,8 +30,8 @@ def download_folder(target: Path, fetch: Callable[[Path], object]) -> None:
     Raises:
         OSError: if a folder cannot be written, or `fetch` raises it, as with anything else.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     with (
+        _made(target.parent),
         tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary,
         _impatient(),
     ):
@@ -60,6 +60,20 @@ def size_in_words(megabytes: int) -> str:
 def error_in_words(error: Exception) -> str:
     """An error's kind and text, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Inside, the folder is there; after an error, what was made for it is gone again."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # somebody else has put something there
+            for path in new:
+                path.rmdir()
+        raise
 
 
 @contextlib.contextmanager
