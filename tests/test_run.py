@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from delta_transfer import TrainConfig, train
+from delta_transfer import TrainConfig, train, tuning
 from delta_transfer import run as module
-from delta_transfer import tuning
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.data import load_task
 from delta_transfer.errors import UserError
