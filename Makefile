@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check
+.PHONY: demo test test-all coverage mutants check
 
 demo: .venv/.installed
 	$(BIN)/delta-transfer demo
@@ -12,6 +12,15 @@ test: .venv/.installed
 
 test-all: .venv/.installed
 	$(BIN)/pytest -m ''
+
+coverage: .venv/.installed
+	$(BIN)/pytest --cov=delta_transfer --cov-report=term:skip-covered
+
+# It would keep the verdicts of before where only tests have changed.
+mutants: .venv/.installed
+	rm -rf mutants
+	$(BIN)/mutmut run --max-children 1
+	$(BIN)/mutmut results
 
 check: .venv/.installed
 	$(BIN)/ruff format --check

@@ -121,15 +121,6 @@ class TestTrain:
         assert RunResult.load(out).method == "probe"
 
 
-def wrong_folder(root: Path, paths: Sequence[str]) -> str:
-    from PIL import Image
-
-    for number, path in enumerate(paths):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(root / path)
-    return str(root)
-
-
 def error_of(capsys: pytest.CaptureFixture[str], args: Sequence[str]) -> str:
     """The one message of a command that must end with exit code 2."""
     assert main(args) == 2
@@ -140,116 +131,6 @@ def error_of(capsys: pytest.CaptureFixture[str], args: Sequence[str]) -> str:
     assert "Traceback" not in said.err
     assert said.out == ""
     return errors[0]
-
-
-class TestWrongInput:
-    @pytest.mark.parametrize(
-        ("paths", "message"),
-        [
-            ([], "there is no folder of this name"),
-            (["notes.png"], "has no pictures in class folders"),
-            (["cat/1.png", "cat/2.png"], "has only one class, 'cat'"),
-            (["cat/1.png", "cat/2.png", "dog/1.png"], "'dog' has 1"),
-            (
-                ["train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/cow/1.png"],
-                "must have the same classes",
-            ),
-        ],
-    )
-    def test_data(self, capsys, tmp_path, paths, message):
-        data, out = wrong_folder(tmp_path / "data", paths), tmp_path / "run"
-        assert message in error_of(capsys, ["train", data, f"--out={out}", *flags()])
-        assert not out.exists()
-
-    def test_an_empty_folder(self, capsys, tmp_path):
-        (tmp_path / "data").mkdir()
-        args = ["train", str(tmp_path / "data"), f"--out={tmp_path / 'run'}"]
-        assert "has no pictures in class folders" in error_of(capsys, args)
-
-    @pytest.mark.parametrize(
-        ("flag", "message"),
-        [
-            ("--model=resnet5O", "unknown model 'resnet5O': did you mean"),
-            ("--model=resnet50.a1_in2k", "a1_in1k"),
-            ("--model=pypi/efficientnet_lite9", "pypi/efficientnet_lite0"),
-            ("--taps=blocks.9", "unknown tap 'blocks.9': did you mean"),
-            ("--method=delt", "unknown method 'delt': choose from probe"),
-            ("--metod=delta", "unknown option '--metod': did you mean --method"),
-            ("--attention=exakt", "unknown attention 'exakt': choose from"),
-            (f"--attention={__file__}", "is no safetensors file"),
-            ("--device=tpu", "--device tpu: give one of auto, cpu, cuda, mps"),
-            ("--epochs=0", "--epochs must be at least 1"),
-            ("--epochs=many", "--epochs many: give a whole number"),
-            ("--batch-size=-2", "--batch-size must be at least 1"),
-            ("--lr=0", "--lr must be above 0"),
-            ("--strength=-1", "--strength must be at least 0"),
-            ("--strength=inf", "--strength inf: give a number"),
-            ("--val-fraction=1.5", "--val-fraction 1.5: must be above 0 and below 1"),
-            ("--test-split=exam", "--test-split exam: there is no such split"),
-            ("--image-size=4", "--image-size must be at least 16"),
-            ("--samples-per-class=100", "--samples-per-class 100 needs at least 100"),
-            ("--seed=-1", "--seed must be at least 0"),
-        ],
-    )
-    def test_an_option_of_train(self, capsys, pictures, tmp_path, flag, message):
-        out = tmp_path / "run"
-        args = ["train", str(pictures), f"--out={out}", *flags(), flag]
-        assert message in error_of(capsys, args)
-        assert not out.exists()
-
-    def test_a_device_that_is_not_there(self, capsys, pictures, tmp_path, monkeypatch):
-        monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: None)
-        args = ["train", str(pictures), f"--out={tmp_path / 'run'}", "--device=cuda"]
-        assert "--device cuda: this machine has only a CPU" in error_of(capsys, args)
-        assert not (tmp_path / "run").exists()
-
-    def test_an_output_folder_in_use(self, capsys, pictures, tmp_path):
-        (tmp_path / "thesis.txt").write_text("years of work")
-        args = ["train", str(pictures), f"--out={tmp_path}"]
-        assert "is not empty" in error_of(capsys, args)
-        assert "holds something that is no run" in error_of(capsys, [*args, "--overwrite"])
-        assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-    @pytest.mark.parametrize(
-        ("args", "message"),
-        [
-            (["trian"], "unknown command 'trian': choose from train"),
-            (["--verbose"], "unknown command '--verbose'"),
-            (["train"], "DATA is missing"),
-            (["train", "a", "b"], "unrecognized arguments: b"),
-            (["train", "a", "-c", "nowhere.yaml"], "cannot be read as YAML"),
-            (["evaluate", "nowhere", "data"], "there is no run nowhere"),
-            (["evaluate", "nowhere"], "DATA is missing"),
-            (["predict", "nowhere", "a.png"], "there is no run nowhere"),
-            (["predict", "nowhere"], "PATHS is missing"),
-            (["predict", "nowhere", "a.png", "--top=0"], "--top must be at least 1"),
-            (["predict", "nowhere", "a.png", "--workers=-1"], "--workers must be at least 0"),
-            (["predict", "nowhere", "a.png", "--csv=no/a.csv"], "there is no folder no"),
-            (["predict", "nowhere", "a.png", f"--csv={__file__}"], "is there already"),
-            (["evaluate", "nowhere", "a", "--batch-size=0"], "--batch-size must be at least 1"),
-            (["evaluate", "nowhere", "a", f"--out={__file__}"], "is a file: give a folder"),
-            (["layers", "resnet5O"], "unknown model"),
-            (["layers"], "MODEL is missing"),
-            (["methods", "--json"], "unknown option '--json'"),
-            (["demo", "--seeds=a,b"], "--seeds a,b: give whole numbers"),
-            (["demo", "--seeds=1,1"], "--seeds 1,1: each seed once"),
-            (["demo", "--epochs=0"], "--epochs must be at least 1"),
-        ],
-    )
-    def test_a_command(self, capsys, args, message):
-        assert message in error_of(capsys, args)
-
-    def test_a_class_that_the_run_does_not_know(self, capsys, finished, tmp_path):
-        data = wrong_folder(tmp_path / "data", ["cow/1.png", "rings/1.png"])
-        args = ["evaluate", str(finished.folder), data, "--device=cpu"]
-        assert "does not know: cow" in error_of(capsys, args)
-
-    def test_files_that_are_missing_or_no_pictures(self, capsys, finished, tmp_path):
-        (tmp_path / "letter.png").write_text("Dear Sir")
-        command = ["predict", str(finished.folder), "--device=cpu", "--workers=0"]
-        missing, letter = str(tmp_path / "nothing.png"), str(tmp_path / "letter.png")
-        assert "there is no file or folder" in error_of(capsys, [*command, missing])
-        assert "cannot read the picture" in error_of(capsys, [*command, letter])
 
 
 class TestUnexpected:

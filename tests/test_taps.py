@@ -458,6 +458,14 @@ def test_producer_is_the_last_child_of_plain_sequentials():
 # ---------------------------------------------------------------------------------- the import
 
 
+def test_without_the_compiler_hooks_record_just_the_same(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    net = conv_net()
+    with Taps(net, TAPS) as taps:
+        net(pictures())
+    assert equal(taps.outputs(), reference.hooked(conv_net(), TAPS, pictures())[1])
+
+
 def test_the_compiler_is_not_loaded_for_those_who_compile_nothing():
     code = """
 import sys, torch

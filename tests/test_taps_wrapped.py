@@ -112,6 +112,21 @@ def test_compiled_in_place(compiler):
     assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in TAPS[:2])
 
 
+def test_hooks_are_left_out_of_compiled_graphs(compiler):
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    model = compiler(conv_net(), backend)
+    with Taps(model, TAPS) as taps:
+        model(pictures())
+        taps.outputs()
+    assert any("conv" in operation for operation in compiled)
+    assert not any("clone" in operation for operation in compiled)
+
+
 def test_a_compiled_step_that_reads_the_taps(compiler):
     net = conv_net()
     with Taps(net, TAPS) as taps:

@@ -122,7 +122,7 @@ class TrainConfig:
         if self.folds and self.refit == "never":
             raise UserError(
                 "--folds and --refit never exclude each other: folds choose the epoch count that "
-                "the model is then trained for on all pictures"
+                "the model is then trained for on all pictures; leave one of them out"
             )
         if self.epochs is not None and self.steps is not None:
             raise UserError("--epochs and --steps exclude each other: give one of them")

@@ -182,7 +182,7 @@ def given_attention(prepared: Prepared, config: TrainConfig) -> ChannelAttention
     if config.taps != "auto":
         raise UserError(
             f"--taps {config.taps} and --attention {config.attention} exclude each other: the file "
-            f"names its taps ({', '.join(attention.taps)})"
+            f"names its taps ({', '.join(attention.taps)}); leave --taps out"
         )
     return attention
 
