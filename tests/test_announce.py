@@ -45,7 +45,7 @@ def said(
 ) -> list[str]:
     labels = (0, 1, 2, 3, 4) * 4
     prepared: Any = SimpleNamespace(
-        task=SimpleNamespace(train=range(100), val=SimpleNamespace(labels=labels)),
+        task=SimpleNamespace(train=range(400), val=SimpleNamespace(labels=labels), val_drawn=False),
         probe_accuracies={"val": accuracy, "test": None},
     )
     config = TrainConfig(data="x", method=method, epochs=6, **options)

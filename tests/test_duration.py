@@ -11,27 +11,28 @@ from delta_transfer import duration as module
 from delta_transfer.duration import estimate_minutes
 from delta_transfer.methods import METHODS
 from delta_transfer.prepare import Prepared, prepare
-from delta_transfer.tuning import Tuning
+from delta_transfer.tuning import DRIFT_PICTURES, Tuning
 from tests.runs import tiny
 
 TRAIN, VAL = 18, 6  # of 24 pictures a quarter is held out
-STEP, FORWARD = 3.0, 0.5  # seconds a picture
+FORWARD = 0.5  # seconds a picture
+STEP = 3 * FORWARD
 CHANNELS = 24 + 40 + 112 + 320  # of EfficientNet-Lite0 at its auto taps
 
 
 @pytest.fixture(scope="module")
 def prepared(pictures, tmp_path_factory) -> Prepared:
-    found = prepare(
-        tiny(pictures / "train", tmp_path_factory.mktemp("prepared"), val_fraction=0.25)
-    )
-    return dataclasses.replace(found, seconds_per_picture=FORWARD)
+    return prepare(tiny(pictures / "train", tmp_path_factory.mktemp("prepared"), val_fraction=0.25))
 
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time passes; a step takes three seconds a picture, or four where the source runs too."""
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: 0.0))
     monkeypatch.setattr(
-        module, "_seconds_per_step", lambda prepared, tuning, inputs, labels: STEP * len(labels)
+        module,
+        "_seconds_per_step",
+        lambda prepared, inputs, labels, compares: FORWARD * (4 if compares else 3) * len(labels),
     )
 
 
@@ -42,20 +43,29 @@ def seconds(prepared: Prepared, method: str = "l2", epochs: int = 1, **options: 
 
 
 @pytest.mark.parametrize("epochs", [1, 7])
-def test_every_epoch_trains_on_all_and_validates(prepared, epochs):
-    expected = epochs * (TRAIN * STEP + VAL * FORWARD)
+def test_every_epoch_trains_on_all_validates_and_measures_drift(prepared, epochs):
+    expected = epochs * (TRAIN * STEP + (VAL + DRIFT_PICTURES) * FORWARD)
     assert seconds(prepared, epochs=epochs) == pytest.approx(expected)
 
 
 def test_the_refit_is_as_long_as_all_epochs_at_most(prepared):
-    expected = TRAIN * STEP + VAL * FORWARD + (TRAIN + VAL) * STEP
-    assert seconds(prepared, refit="always") == pytest.approx(expected)
+    longer = seconds(prepared, refit="always") - seconds(prepared)
+    assert longer == pytest.approx((TRAIN + VAL) * STEP)
 
 
 def test_folds_train_on_all_but_one_and_then_on_all(prepared):
-    folds = 3 * (2 / 3 * STEP + 1 / 3 * FORWARD) * (TRAIN + VAL)
+    folds = 2 * (TRAIN + VAL) * STEP + (TRAIN + VAL + 3 * DRIFT_PICTURES) * FORWARD
     expected = folds + (TRAIN + VAL) * STEP
     assert seconds(prepared, refit="auto", folds=3) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("preset", "crops"), [("default", 1), ("official", 10)])
+def test_the_test_is_counted_by_its_crops(prepared, preset, crops):
+    tested = dataclasses.replace(
+        prepared, task=dataclasses.replace(prepared.task, test=prepared.task.val)
+    )
+    longer = seconds(tested, preset=preset) - seconds(prepared, preset=preset)
+    assert longer == pytest.approx(VAL * crops * FORWARD)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +84,12 @@ def test_attention_is_counted_by_its_forward_passes(prepared, options, passes):
 
 
 def test_workers_read_while_the_network_computes(prepared, monkeypatch):
-    ticks = iter([0.0, 8.0 * TRAIN])  # eight seconds to read a picture
+    ticks = iter([0.0, 8.0 * TRAIN, 0.0, 0.0])  # eight seconds to read a picture
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
     batch = {"batch_size": TRAIN, "workers": 2}
-    assert seconds(prepared, **batch) == pytest.approx((TRAIN + VAL) * 8.0 / 2)
+    assert seconds(prepared, **batch) == pytest.approx(
+        (TRAIN + VAL) * 8.0 / 2 + DRIFT_PICTURES * FORWARD
+    )
 
 
 def test_a_step_is_timed_and_leaves_no_trace(prepared, monkeypatch):

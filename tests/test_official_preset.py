@@ -1,6 +1,7 @@
 """`--preset official` as a whole, on a ResNet-50 with random weights, against its formulas."""
 
 import csv
+import dataclasses
 import math
 from pathlib import Path
 
@@ -121,15 +122,17 @@ def test_the_test_is_the_mean_of_ten_crops(official, pictures):
     folder = official.folder / "model"
     network = timm.create_model("resnet50", num_classes=3)
     network.load_state_dict(load_file(folder / "model.safetensors"))
-    side = round(SIZE * 256 / 224)
+    side = round(SIZE * 256 / 224)  # of the shorter side, 36 of 40 pixels
+    wide = int(side * 40 / 36)
     task = load_task(str(pictures), seed=0)
     with (official.folder / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row, path in zip(rows, task.test.paths, strict=True):
-        picture = Image.open(pictures / path).convert("RGB").resize((side, side), Image.BILINEAR)
+        picture = Image.open(pictures / path).convert("RGB").resize((wide, side), Image.BILINEAR)
         tensor = v2.functional.to_dtype(v2.functional.to_image(picture), torch.float32, scale=True)
-        room = side - SIZE
-        corners = [(0, 0), (0, room), (room, 0), (room, room), (room // 2, room // 2)]
+        down, right = side - SIZE, wide - SIZE
+        centre = (round(down / 2), round(right / 2))
+        corners = [(0, 0), (0, right), (down, 0), (down, right), centre]
         crops = [
             image[:, top : top + SIZE, left : left + SIZE]
             for image in (tensor, tensor.flip(-1))
@@ -139,12 +142,24 @@ def test_the_test_is_the_mean_of_ten_crops(official, pictures):
             3, 1, 1
         )
         with torch.no_grad():
-            expected = network.eval()(normal).softmax(dim=1).mean(dim=0)
+            expected = network.eval()(normal).mean(dim=0).softmax(dim=0)
         found = torch.tensor([float(row[name]) for name in CLASSES])
         assert torch.allclose(found, expected, atol=0.02)
 
 
-@pytest.mark.parametrize("method", ["l2", "l2sp", "delta_no_attention", "probe"])
+def test_the_last_epoch_is_kept(official, pictures, weights, tmp_path):
+    assert official.best_epoch == 1
+    given = options(pictures, tmp_path / "run", weights, method="l2", epochs=2, steps=None)
+    result = train(given)
+    last = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    kept = load_file(result.folder / "model" / "model.safetensors")
+    assert result.best_epoch == 2
+    assert torch.equal(kept["fc.weight"], last["network.fc.weight"])
+
+
+@pytest.mark.parametrize(
+    "method", ["l2sp", "probe", pytest.param("delta_no_attention", marks=pytest.mark.slow)]
+)
 def test_the_other_methods_run_too(pictures, weights, tmp_path, method):
     result = train(options(pictures, tmp_path / "run", weights, method=method))
     assert result.strength == {"l2": 1e-4, "l2sp": 0.01, "delta_no_attention": 0.01}.get(
@@ -162,3 +177,13 @@ def test_an_architecture_that_the_authors_did_not_have_is_refused(pictures, tmp_
 def test_options_that_are_given_win():
     config = TrainConfig(data="x", preset="official", lr=0.5, epochs=3, batch_norm="frozen")
     assert (config.lr, config.epochs, config.steps, config.batch_norm) == (0.5, 3, None, "frozen")
+
+
+@pytest.mark.parametrize("preset", ["official", "default"])
+def test_a_preset_with_all_the_options_of_another_is_refused(preset, tmp_path):
+    other = {"official": "default", "default": "official"}[preset]
+    config = TrainConfig(data="x", preset=other)
+    with pytest.raises(UserError, match=f"as in preset {other}.*leave these options out"):
+        dataclasses.replace(config, preset=preset)
+    config.save(tmp_path / "config.yaml")
+    assert TrainConfig.load(tmp_path / "config.yaml") == config

@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from delta_transfer import TrainConfig, train, tuning
 from delta_transfer import run as module
+from delta_transfer.backbones import InputSpec
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.data import load_task
 from delta_transfer.errors import UserError
 from delta_transfer.methods import METHODS
+from delta_transfer.predict import Predictor
 from delta_transfer.prepare import Prepared, prepare
 from delta_transfer.probe import STRENGTHS
 from delta_transfer.result import RunResult
@@ -261,6 +264,29 @@ class TestStart:
         assert found.weight_decay == weight_decay
 
 
+class TestNetworksOfOnesOwn:
+    def test_one_is_trained_and_predicts_when_it_is_given_again(self, pictures, tmp_path):
+        torch.manual_seed(0)
+        network = timm.create_model("resnet10t")
+        start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        config = tiny(pictures, tmp_path / "run", method="lp_ft")
+        result = train(config, network=network)
+        assert same(network.state_dict(), start)
+        assert TrainConfig.load(result.folder / "config.yaml").model == "ResNet"
+        with pytest.raises(UserError, match="given in Python"):
+            Predictor(result.folder)
+        predictor = Predictor(result.folder, network=network, device="cpu", workers=0)
+        evaluation = predictor.evaluate(str(pictures))
+        assert evaluation.accuracy == pytest.approx(result.test_accuracy)
+
+    def test_a_spec_without_its_network_is_refused(self, pictures, tmp_path):
+        spec = InputSpec(
+            size=32, crop_pct=1.0, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear"
+        )
+        with pytest.raises(UserError, match="spec goes with a network of your own"):
+            train(tiny(pictures, tmp_path / "run"), spec=spec)
+
+
 class TestEqualRuns:
     def test_python_does_what_the_command_does_to_the_byte(self, finished, pictures, tmp_path):
         result = train(tiny(pictures, tmp_path / "again", epochs=3))
@@ -433,6 +459,18 @@ class TestFolder:
         with pytest.raises(UserError, match="a picture is gone"):
             module.train_prepared(prepared, config, tmp_path / "run", started=0)
         assert not (tmp_path / "run").exists()
+
+    def test_a_report_that_cannot_be_written_does_not_cost_the_model(
+        self, prepared, pictures, tmp_path, monkeypatch
+    ):
+        def fail(folder: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(module, "write_run_report", fail)
+        config = tiny(pictures, tmp_path / "run", method="probe")
+        with pytest.raises(OSError, match="No space left"):
+            module.train_prepared(prepared, config, tmp_path / "run", started=0)
+        assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
     def test_a_run_that_diverges_keeps_its_best_checkpoint(self, prepared, pictures, tmp_path):
         config = tiny(pictures, tmp_path / "run", method="lp_ft", lr=1e6)

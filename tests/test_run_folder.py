@@ -6,6 +6,7 @@ import pytest
 from delta_transfer import run_folder as module
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.result import COMPARISON_COLUMNS
 from delta_transfer.run_folder import check_folder, default_folder, log_to, make_folder
 
 DATA = "some-pictures"
@@ -46,8 +47,8 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_new_or_empty_folder_is_free(tmp_path, overwrite):
-    check_folder(tmp_path / "new" / "run", data=DATA, overwrite=overwrite)
-    check_folder(tmp_path, data=DATA, overwrite=overwrite)
+    check_folder(tmp_path / "new" / "run", TrainConfig(data=DATA, overwrite=overwrite))
+    check_folder(tmp_path, TrainConfig(data=DATA, overwrite=overwrite))
 
 
 @pytest.mark.parametrize(
@@ -55,15 +56,15 @@ def test_a_new_or_empty_folder_is_free(tmp_path, overwrite):
     [
         {"config.yaml": "data: pictures\n", "train.log": ""},  # cut off
         {"config.yaml": "data: pictures\n", "train.log": "", "result.json": "{}"},
-        {"results.csv": "method,seed,test_accuracy\n"},
+        {"results.csv": ",".join(COMPARISON_COLUMNS) + "\n"},
     ],
 )
 def test_a_run_or_comparison_is_replaced_only_if_asked(tmp_path, content):
     for name, text in content.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=r"is not empty.*--overwrite to replace"):
-        check_folder(tmp_path, data=DATA, overwrite=False)
-    check_folder(tmp_path, data=DATA, overwrite=True)
+        check_folder(tmp_path, TrainConfig(data=DATA, overwrite=False))
+    check_folder(tmp_path, TrainConfig(data=DATA, overwrite=True))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_what_is_no_run_is_never_replaced(tmp_path, content, overwrite):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match="that is no run" if overwrite else "is not empty"):
-        check_folder(tmp_path, data=DATA, overwrite=overwrite)
+        check_folder(tmp_path, TrainConfig(data=DATA, overwrite=overwrite))
 
 
 def test_making_it_leaves_it_empty_and_follows_no_links(tmp_path):
@@ -112,8 +113,10 @@ def test_a_place_among_the_pictures_is_refused(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos" / "train").mkdir(parents=True)
     with pytest.raises(UserError, match="lies in the data folder"):
-        check_folder(Path("photos") / place, data=str(tmp_path / "photos"), overwrite=True)
-    check_folder(tmp_path / "photos-run", data="photos", overwrite=False)
+        check_folder(
+            Path("photos") / place, TrainConfig(data=str(tmp_path / "photos"), overwrite=True)
+        )
+    check_folder(tmp_path / "photos-run", TrainConfig(data="photos", overwrite=False))
 
 
 def test_a_link_to_a_folder_stays_one(tmp_path):
@@ -128,7 +131,7 @@ def test_a_link_to_a_folder_stays_one(tmp_path):
 def test_a_file_or_a_place_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file: give a folder"):
-        check_folder(tmp_path / "file", data=DATA, overwrite=True)
+        check_folder(tmp_path / "file", TrainConfig(data=DATA, overwrite=True))
     with pytest.raises(UserError, match=r"cannot be written \(.*: give another --out"):
         make_folder(tmp_path / "file" / "run", overwrite=True)
 
@@ -156,3 +159,54 @@ def test_the_log_is_the_lines_from_before_and_what_the_package_says(tmp_path, ca
         ["ERROR RuntimeError"] if fails else []
     )
     assert logging.getLogger("delta_transfer").handlers == handlers
+
+
+class TestWhatOverwriteDeletes:
+    """Only what runs and comparisons write, and nothing that the new run reads."""
+
+    def run_in(self, folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        TrainConfig(data=DATA).save(folder / "config.yaml")
+        (folder / "train.log").write_text("")
+        (folder / "model").mkdir()
+        return folder
+
+    def comparison_in(self, folder: Path) -> Path:
+        self.run_in(folder / "l2-seed0")
+        (folder / "results.csv").write_text(",".join(COMPARISON_COLUMNS) + "\n")
+        return folder
+
+    def test_runs_and_comparisons_may_be_replaced(self, tmp_path):
+        for folder in (self.run_in(tmp_path / "a"), self.comparison_in(tmp_path / "b")):
+            check_folder(folder, TrainConfig(data=DATA, overwrite=True))
+
+    @pytest.mark.parametrize("place", ["thesis.tex", "l2-seed0/thesis.tex"])
+    def test_what_belongs_to_neither_is_not_deleted(self, tmp_path, place):
+        folder = self.comparison_in(tmp_path / "b")
+        (folder / place).write_text("years of work")
+        with pytest.raises(UserError, match=rf"no run \({place}\), which --overwrite does not"):
+            check_folder(folder, TrainConfig(data=DATA, overwrite=True))
+
+    def test_a_table_of_the_users_own_is_no_comparison(self, tmp_path):
+        (tmp_path / "results.csv").write_text("method,seed,acc\n")
+        with pytest.raises(UserError, match=r"no run \(results\.csv\)"):
+            check_folder(tmp_path, TrainConfig(data=DATA, overwrite=True))
+
+    @pytest.mark.parametrize(
+        ("option", "form"),
+        [
+            ("data", "{}/examples"),
+            ("weights", "{}/model/model.safetensors"),
+            ("attention", "{}/attention.safetensors"),
+            ("model", "local-dir:{}/model"),
+            ("data_root", "{}/examples"),
+        ],
+    )
+    def test_what_the_run_reads_is_not_deleted(self, tmp_path, option, form):
+        folder = self.run_in(tmp_path / "run")
+        (folder / "examples").mkdir()
+        for name in ("model/model.safetensors", "attention.safetensors"):
+            (folder / name).write_text("")
+        options = {"data": DATA, "overwrite": True, option: form.format(folder)}
+        with pytest.raises(UserError, match="which the run reads and --overwrite would delete"):
+            check_folder(folder, TrainConfig(**options))

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class TestWhether:
             ({"refit": "always"}, False, 10, False),
             ({"refit": "never"}, True, 10, False),
             ({"folds": 2}, True, SMALL, True),
+            ({"samples_per_class": 3}, True, 10, False),  # or there would be more of a class
             ({"preset": "official"}, True, 10, False),
             ({"preset": "official", "refit": "always"}, True, 10, True),
         ],
@@ -205,6 +207,30 @@ class TestFolds:
         with pytest.raises(UserError, match=message):
             train(config)
         assert not (tmp_path / "run").exists()
+
+    def test_pictures_that_cannot_be_read_count_for_nothing(self, pictures, tmp_path):
+        data = shutil.copytree(pictures / "train", tmp_path / "data")
+        for name in CLASSES:
+            (data / name / "0.png").write_text("no picture")
+        with pytest.raises(UserError, match="the largest class has only 7 pictures"):
+            train(tiny(data, tmp_path / "run", folds=8))
+
+    def test_the_folds_checkpoints_are_kept_until_the_refit_is_over(
+        self, pictures, tmp_path, monkeypatch, folded
+    ):
+        assert not list(folded[0].folder.glob("folds/*/checkpoints"))
+
+        def fail(*arguments: Any, stop_after: int | None = None, **options: Any) -> Any:
+            if stop_after is not None:
+                raise UserError("training diverged")
+            return original(*arguments, **options)
+
+        original = module.fine_tune
+        monkeypatch.setattr(module, "fine_tune", fail)
+        config = flat(pictures, tmp_path / "run", method="l2", folds=2, epochs=1)
+        with pytest.raises(UserError, match="training diverged"):
+            train(config)
+        assert len(list(tmp_path.glob("run/folds/*/checkpoints/best.ckpt"))) == 2
 
     def test_a_class_with_fewer_pictures_than_folds_is_no_warning(self, pictures):
         task = load_task(str(pictures / "train"), seed=0)

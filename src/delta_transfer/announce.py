@@ -6,6 +6,7 @@ from collections import Counter
 from delta_transfer.duration import estimate_minutes
 from delta_transfer.prepare import Prepared
 from delta_transfer.result import RunResult
+from delta_transfer.selection import refits
 from delta_transfer.tuning import Tuning
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,11 @@ def announce(prepared: Prepared, tuning: Tuning) -> None:
     logger.info("probe    %.1f%% on validation%s", 100 * accuracy, likeness(accuracy, chance))
     if method.trains:
         minutes = estimate_minutes(prepared, tuning)
-        logger.info("time     about %.1f minutes for %d epochs", minutes, tuning.epochs)
+        folds = f", {tuning.config.folds} folds" if tuning.config.folds else ""
+        refit = " and the refit" if refits(tuning.config, prepared.task) else ""
+        logger.info(
+            "time     about %.1f minutes for %d epochs%s%s", minutes, tuning.epochs, folds, refit
+        )
 
 
 def likeness(accuracy: float, chance: float) -> str:

@@ -26,6 +26,7 @@ def parse(
     summary: str,
     positional: Sequence[str],
     config_file: bool = False,
+    exclusive: Sequence[str] = (),
 ) -> Options:
     """Options from arguments: the fields' names with dashes are the flags, its docstring the help.
 
@@ -37,6 +38,7 @@ def parse(
         positional: the fields that are given without a flag, in this order; the last takes all that
             are left if it is a tuple.
         config_file: whether `-c FILE.yaml` gives defaults.
+        exclusive: fields of which one as a flag takes the place of another one in a file.
 
     Raises:
         UserError: if an argument is unknown, missing or of the wrong type.
@@ -54,6 +56,8 @@ def parse(
     switches = [_flag(name) for name, hint in hints.items() if hint is bool]
     files, flags, rest = _apart(args, ["--help", *switches], config_file=config_file, form=form)
     in_files = _read(files, hints)
+    if any(flag.partition("=")[0] in map(_flag, exclusive) for flag in flags):
+        in_files = {name: value for name, value in in_files.items() if name not in exclusive}
     # Files first, so that flags win wherever they stand.
     configs = ["--config", yaml.safe_dump(in_files)] if in_files else []
     try:

@@ -39,6 +39,7 @@ def train(args: Sequence[str]) -> None:
         summary=_summary(train),
         positional=["data"],
         config_file=True,
+        exclusive=["epochs", "steps"],
     )
     from delta_transfer import run
 

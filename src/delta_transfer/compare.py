@@ -42,26 +42,41 @@ def compare(
     _check_each_once("seeds", seeds)
     for method in methods:
         check(dataclasses.replace(config, method=method))
-    check_folder(folder, data=config.data, overwrite=config.overwrite)
+    if Path(config.attention).is_file() and len(seeds) > 1:
+        raise UserError(
+            f"--attention {config.attention}: the file was made on the pictures of one seed; give "
+            "one seed, or let it be estimated (--attention gradient)"
+        )
+    check_folder(folder, config)
     results: list[RunResult] = []
-    for seeded in [dataclasses.replace(config, seed=seed) for seed in seeds]:
-        started = time.perf_counter()
-        prepared = prepare(seeded)
-        seconds = time.perf_counter() - started
-        if not results:
-            for method in methods:
-                given_attention(prepared, dataclasses.replace(seeded, method=method))
-            make_folder(folder, overwrite=config.overwrite)
-            write_atomically(folder / "results.csv", _csv(results, folder))
-        for method in methods:
-            logger.info("--- %s, seed %d", method, seeded.seed)
-            own = folder / f"{method}-seed{seeded.seed}"
-            options = dataclasses.replace(seeded, method=method, out=str(own))
-            began = time.perf_counter() - seconds
-            results.append(train_prepared(prepared, options, own, started=began))
-            write_atomically(folder / "results.csv", _csv(results, folder))
-    write_comparison_report(folder)
+    try:
+        for seeded in [dataclasses.replace(config, seed=seed) for seed in seeds]:
+            _add_seed(results, seeded, folder, methods)
+    finally:  # where a run fails, those before it are worth looking at
+        if results:
+            write_comparison_report(folder)
     return results
+
+
+def _add_seed(
+    results: list[RunResult], config: TrainConfig, folder: Path, methods: Sequence[str]
+) -> None:
+    """Trains every method with the seed of the options."""
+    started = time.perf_counter()
+    prepared = prepare(config)
+    seconds = time.perf_counter() - started
+    if not results:
+        for method in methods:
+            given_attention(prepared, dataclasses.replace(config, method=method))
+        make_folder(folder, overwrite=config.overwrite)
+        write_atomically(folder / "results.csv", _csv(results, folder))
+    for method in methods:
+        logger.info("--- %s, seed %d", method, config.seed)
+        own = folder / f"{method}-seed{config.seed}"
+        options = dataclasses.replace(config, method=method, out=str(own))
+        began = time.perf_counter() - seconds
+        results.append(train_prepared(prepared, options, own, started=began))
+        write_atomically(folder / "results.csv", _csv(results, folder))
 
 
 @dataclasses.dataclass(frozen=True)

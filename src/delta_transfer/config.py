@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.presets import find_preset
+from delta_transfer.presets import PRESETS, find_preset
 
 _BY_PRESET: Any = None  # the default of an option that the preset decides
 
@@ -126,6 +126,25 @@ class TrainConfig:
             )
         if self.epochs is not None and self.steps is not None:
             raise UserError("--epochs and --steps exclude each other: give one of them")
+        if self.samples_per_class is not None and (self.folds or self.refit == "always"):
+            option = f"--folds {self.folds}" if self.folds else "--refit always"
+            raise UserError(
+                f"--samples-per-class and {option} exclude each other: the latter learns from "
+                "validation pictures too, so that there would be more of a class; leave one out"
+            )
+        self._check_no_mixture()
+
+    def _check_no_mixture(self) -> None:
+        """Refuses a preset whose every option is another preset's: a whole configuration's."""
+        for name, preset in PRESETS.items():
+            fields, own = dataclasses.fields(preset), PRESETS[self.preset]
+            named = [field.name for field in fields if field.name in _OPTIONS]
+            names = [n for n in named if getattr(preset, n) not in (None, getattr(own, n))]
+            if names and all(getattr(self, n) == getattr(preset, n) for n in names):
+                raise UserError(
+                    f"--preset {self.preset}, but all that it decides is as in preset {name}, as "
+                    f"from the config.yaml of a run: leave these options out ({', '.join(names)})"
+                )
 
     def _fill_in(self) -> None:
         """What was not given is as the preset says."""

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import tempfile
 import time
 
 import torch
@@ -11,16 +13,17 @@ from delta_transfer.borrow import evaluating, same_random_state
 from delta_transfer.devices import place
 from delta_transfer.loaders import count_workers, training_loader
 from delta_transfer.prepare import Prepared
+from delta_transfer.presets import find_preset
 from delta_transfer.selection import refits
 from delta_transfer.taps import Taps
-from delta_transfer.tuning import EXACT_SAMPLES, Tuning
+from delta_transfer.tuning import DRIFT_PICTURES, EXACT_SAMPLES, Tuning
 
 
 def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     """The minutes that a run will take, by the second of two measured training steps.
 
-    Reading and augmenting pictures, validation, channel attention, folds and the refit are counted;
-    what else a run does is not.
+    Reading and augmenting pictures, validation, drift, keeping the weights, channel attention,
+    folds, the refit and the test are counted; what else a run does is not.
     """
     config, task = tuning.config, prepared.task
     size = min(config.batch_size, len(task.train))
@@ -29,32 +32,35 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     inputs, labels = torch.utils.data.default_collate([loader.dataset[i] for i in range(size)])
     reading = (time.perf_counter() - started) / size
     workers = count_workers(config.workers)
-    computing = _seconds_per_step(prepared, tuning, inputs, labels) / size
-    training = max(computing, reading / workers) if workers else computing + reading
-    forward = prepared.seconds_per_picture
-    if workers:
-        forward = max(computing / 3, reading / workers)
-    pictures = len(task.train) + len(task.val)
-    attention = _attention_passes(prepared, tuning) * forward
-    if config.folds:
-        share = (config.folds - 1) / config.folds
-        epoch = config.folds * pictures * (share * training + (1 - share) * forward)
-        attention *= config.folds + 1
+    compares = tuning.method.name.startswith("delta")  # then the source runs too
+    step = _seconds_per_step(prepared, inputs, labels, compares=compares) / size
+    training = max(step, reading / workers) if workers else step + reading
+    computing = step / (4 if compares else 3)  # a forward pass; backward is as long as two
+    forward = max(computing, reading / workers) if workers else computing + reading
+
+    taught, held_out, pictures = len(task.train), len(task.val), len(task.train) + len(task.val)
+    kept = DRIFT_PICTURES * computing + _seconds_to_keep(prepared)
+    refitted, folds = refits(config, task), config.folds
+    attention = _attention_passes(prepared, tuning) * computing
+    if folds:
+        epoch = (folds - 1) * pictures * training + pictures * forward + folds * kept
+        attention *= folds + 1
     else:
-        epoch = len(task.train) * training + len(task.val) * forward
-        attention *= 2 if refits(config, task) else 1
-    if refits(config, task):
+        epoch = taught * training + held_out * forward + kept
+        attention *= 2 if refitted else 1
+    if refitted:
         epoch += pictures * training  # at most: it ends with the epoch that was chosen
-    return (tuning.epochs * epoch + attention) / 60
+    crops = 10 if find_preset(config.preset).official else 1
+    test = 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
+    return (tuning.epochs * epoch + attention + test) / 60
 
 
 def _seconds_per_step(
-    prepared: Prepared, tuning: Tuning, inputs: torch.Tensor, labels: torch.Tensor
+    prepared: Prepared, inputs: torch.Tensor, labels: torch.Tensor, *, compares: bool
 ) -> float:
     network = copy.deepcopy(prepared.backbone.module)
     place(network, prepared.device)
     inputs, labels = inputs.to(prepared.device), labels.to(prepared.device)
-    compares = tuning.method.name.startswith("delta")  # then the source runs too
     seconds = math.inf
     with same_random_state(network):
         for _ in range(2):
@@ -66,6 +72,16 @@ def _seconds_per_step(
             _wait(prepared.device)
             seconds = time.perf_counter() - started
     return seconds
+
+
+def _seconds_to_keep(prepared: Prepared) -> float:
+    """How long it takes to write the weights: an epoch may be the best until then."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as file:
+        torch.save(prepared.backbone.module.state_dict(), file)
+        file.flush()
+        os.fsync(file.fileno())
+    return time.perf_counter() - started
 
 
 def _wait(device: torch.device) -> None:

@@ -48,9 +48,12 @@ def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataL
         transform = official_train_transform(**_square(spec))
     else:
         transform = train_transform(**dataclasses.asdict(spec))
+    alone = len(split) > config.batch_size and len(split) % config.batch_size == 1
     return DataLoader(
         PictureDataset(split, transform, seed=config.seed),
         batch_size=config.batch_size,
+        # Batch norm has no variance over a batch of one; the picture comes in other epochs.
+        drop_last=alone and config.batch_norm == "train",
         sampler=EpochSampler(len(split), seed=config.seed),
         num_workers=workers,
         persistent_workers=workers > 0,

@@ -3,14 +3,13 @@
 import copy
 import dataclasses
 import logging
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.attention.official import official_taps
+from delta_transfer.attention.official import official_size
 from delta_transfer.backbones import (
     Backbone,
     InputSpec,
@@ -18,7 +17,6 @@ from delta_transfer.backbones import (
     replace_module,
     wrap_network,
 )
-from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split, Task, load_task
 from delta_transfer.data.check import check_pictures
@@ -29,8 +27,7 @@ from delta_transfer.files import fingerprint
 from delta_transfer.loaders import count_workers, plain_loader
 from delta_transfer.presets import find_preset
 from delta_transfer.probe import LinearProbe, collect_features, fit_probe
-from delta_transfer.stages import auto_taps
-from delta_transfer.taps import Taps, resolve_taps
+from delta_transfer.run_taps import choose_taps
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +46,6 @@ class Prepared:
             being the picture itself and the second its mirror image; and labels `[N]`.
         probe: the linear probe.
         probe_probabilities: of the validation and the test split (None without one), `[N, K]`.
-        seconds_per_picture: of a forward pass, reading included, as measured.
         description: what was logged of the pictures and the network, line by line.
         data: fingerprint of what can be learnt from: training pictures, the drawn validation
             pictures among them, and their preprocessing.
@@ -63,7 +59,6 @@ class Prepared:
     features: dict[str, tuple[Tensor, Tensor]]
     probe: LinearProbe
     probe_probabilities: dict[str, Tensor | None]
-    seconds_per_picture: float
     description: tuple[str, ...]
     data: str
 
@@ -101,29 +96,30 @@ def prepare(
         samples_per_class=config.samples_per_class,
         data_root=config.data_root,
     )
-    check_splits(config, task)
+    _check_splits(config, task)
+    if config.refit == "always" and not task.val_drawn:
+        logger.warning(
+            "--refit always is ignored: %s has its own validation split, which is never trained on",
+            task.name,
+        )
     backbone = _load_backbone(config, task, network, spec)
     source = copy.deepcopy(backbone.module)
     replace_module(source, backbone.head, nn.Identity())
-    taps = resolve_taps(source, _tap_names(config, backbone, source))
+    taps = choose_taps(config, backbone, source)
     place(source, device)
-    _check_taps(taps, backbone.head)
-    _try_taps(source, taps, backbone.input.size)
     checked = check_pictures(task, threads=count_workers(config.workers) or None)
     task = checked.task
+    _check_splits(config, task)  # again, now that unreadable pictures are left out
     description = _describe(config, task, backbone, device)
     for line in description:
         logger.info("%s", line)
     for warning in checked.warnings:
         logger.warning("%s", warning)
-    started = time.perf_counter()
     features = {
         name: _features(source, split, backbone, config, mirror=name != "test")
         for name, split in (("train", task.train), ("val", task.val), ("test", task.test))
         if split is not None
     }
-    forwards = 2 * len(task.train) + 2 * len(task.val) + (len(task.test) if task.test else 0)
-    seconds = (time.perf_counter() - started) / forwards
     probe, probabilities = _fit_probe(task, features, seed=config.seed)
     return Prepared(
         task=task,
@@ -134,9 +130,8 @@ def prepare(
         features=features,
         probe=probe,
         probe_probabilities=probabilities,
-        seconds_per_picture=seconds,
         description=(*description, *(f"warning: {warning}" for warning in checked.warnings)),
-        data=_fingerprint(task, checked.digests, backbone.input),
+        data=_fingerprint(task, checked.digests, backbone.input, preset=config.preset),
     )
 
 
@@ -174,27 +169,22 @@ def pool(task: Task) -> Split:
     )
 
 
-def check_splits(config: TrainConfig, task: Task) -> None:
+def _check_splits(config: TrainConfig, task: Task) -> None:
     """Checks that options about the validation split suit a task.
 
     Raises:
-        UserError: if folds are asked for, but the data has its own validation split.
+        UserError: if folds are asked for that the data does not allow.
     """
     if config.folds and not task.val_drawn:
         raise UserError(
             f"--folds {config.folds}: {task.name} has its own validation split, on which the epoch "
             "is chosen; leave the option out, or move the validation pictures to the training ones"
         )
-    most = max(Counter(pool(task).labels).values())
+    most = max(Counter(pool(task).labels).values()) if config.folds else 0
     if config.folds > most:
         raise UserError(
             f"--folds {config.folds}: the largest class has only {most} pictures to learn from; "
             f"give {most} or fewer"
-        )
-    if config.refit == "always" and not task.val_drawn:
-        logger.warning(
-            "--refit always is ignored: %s has its own validation split, which is never trained on",
-            task.name,
         )
 
 
@@ -204,7 +194,7 @@ def _load_backbone(
     outputs, size = len(task.classes), config.image_size
     official = find_preset(config.preset).official
     if official and size is None:
-        size = 299 if "inception" in config.model.lower() else 224
+        size = official_size(config.model)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(config.seed, "head"))
         if network is None:
@@ -238,7 +228,7 @@ def _fit_probe(
     }
 
 
-def _fingerprint(task: Task, digests: Mapping[str, str], spec: InputSpec) -> str:
+def _fingerprint(task: Task, digests: Mapping[str, str], spec: InputSpec, *, preset: str) -> str:
     """What attention depends on beside the network: pictures with their classes, preprocessing."""
     splits = [task.train, task.val] if task.val_drawn else [task.train]
     pictures = sorted(
@@ -246,51 +236,8 @@ def _fingerprint(task: Task, digests: Mapping[str, str], spec: InputSpec) -> str
         for split in splits
         for path, label in zip(split.paths, split.labels, strict=True)
     )
-    lines = [*pictures, repr(dataclasses.astuple(spec))]
+    lines = [*pictures, repr(dataclasses.astuple(spec)), preset]
     return fingerprint(f"{line}\n".encode() for line in lines)
-
-
-def _tap_names(config: TrainConfig, backbone: Backbone, source: nn.Module) -> list[str]:
-    if config.taps != "auto":
-        names = [name.strip() for name in config.taps.split(",")]
-        if not all(names):
-            raise UserError(
-                f"--taps '{config.taps}': a name is empty; give names of modules with a comma "
-                "between (see: delta-transfer layers MODEL), or auto"
-            )
-        return names
-    if find_preset(config.preset).official:
-        return list(official_taps(backbone.architecture or config.model))
-    size = backbone.input.size
-    return list(auto_taps(source, example=torch.zeros(1, 3, size, size)))
-
-
-def _check_taps(taps: tuple[str, ...], head: str) -> None:
-    """Raises UserError where a tap is the head, or has it inside."""
-    beyond = [tap for tap in taps if f"{head}.".startswith(f"{tap}.")]
-    if beyond:
-        raise UserError(
-            f"--taps: {', '.join(beyond)} ends in the head, {head}, which is new, so that there is "
-            "nothing to compare it with; choose modules before it (see: delta-transfer layers "
-            "MODEL)"
-        )
-
-
-def _try_taps(source: nn.Module, taps: tuple[str, ...], size: int) -> None:
-    """Raises UserError where a tap is not called, called twice or gives no tensor."""
-    picture = torch.zeros(1, 3, size, size, device=device_of(source))
-    try:
-        with Taps(source, taps) as recorder, evaluating(source), torch.no_grad():
-            source(picture)
-            missing = [tap for tap in taps if tap not in recorder.channel_dims]
-            if missing:
-                raise UserError(
-                    f"--taps: the network does not use {', '.join(missing)}; choose from those "
-                    "that delta-transfer layers MODEL lists"
-                )
-            recorder.outputs()
-    except RuntimeError as error:
-        raise UserError(f"--taps: {error}") from error
 
 
 def _features(

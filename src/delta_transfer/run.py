@@ -64,11 +64,15 @@ def train(
         >>> result = train(TrainConfig(data="pictures"))  # doctest: +SKIP
     """
     started = time.perf_counter()
+    if network is None and spec is not None:
+        raise UserError(
+            "spec goes with a network of your own: train(config, network=..., spec=...)"
+        )
     if network is not None:
         config = dataclasses.replace(config, model=type(network).__name__)
     check(config)
     folder = Path(config.out or default_folder(config))
-    check_folder(folder, data=config.data, overwrite=config.overwrite)
+    check_folder(folder, config)
     prepared = prepare(config, network=network, spec=spec)
     return train_prepared(prepared, config, folder, started=started)
 
@@ -97,10 +101,11 @@ def train_prepared(
             dataclasses.replace(config, overwrite=False).save(folder / "config.yaml")
             announce(prepared, tuning)
             result = _finish(select(prepared, tuning, folder), tuning, folder, started=started)
+            write_run_report(folder)
             conclude(result)
-    except (UserError, OSError):  # the latter: a full disk
-        if not list(folder.glob("**/best.ckpt")):  # nothing that would be worth keeping
-            shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        if not list(folder.glob("**/*.ckpt")) and not (folder / "model").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # there is nothing worth keeping
         raise
     return result
 
@@ -221,7 +226,6 @@ def _finish(selected: Selected, tuning: Tuning, folder: Path, *, started: float)
         versions=_versions(),
     )
     write_atomically(folder / "result.json", result.to_json())
-    write_run_report(folder)
     return result
 
 

@@ -11,8 +11,15 @@ from pathlib import Path
 
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.result import COMPARISON_COLUMNS
 
 LOG = "train.log"
+
+_OF_A_RUN = frozenset(
+    f"""{LOG} config.yaml metrics.csv hparams.yaml tensorboard drift.csv attention.safetensors
+    checkpoints refit folds predictions.csv examples.csv examples model result.json report.html
+    evaluation""".split()
+)
 
 
 def default_folder(config: TrainConfig) -> Path:
@@ -30,18 +37,18 @@ def _numbered(first: Path) -> Iterator[Path]:
         yield first.with_name(f"{first.name}-{number}")
 
 
-def check_folder(folder: Path, *, data: str, overwrite: bool) -> None:
+def check_folder(folder: Path, config: TrainConfig) -> None:
     """Checks that a run may be written into a folder.
 
     Args:
         folder: where it is to lie.
-        data: what it learns from.
-        overwrite: whether an old run may be replaced.
+        config: what the run reads, and whether an old one may be replaced.
 
     Raises:
         UserError: if the folder is in use, lies among the pictures, or holds something that is no
-            run of ours.
+            run of ours or that the new run reads.
     """
+    data = config.data
     if folder.resolve().is_relative_to(Path(data).resolve()):
         raise UserError(
             f"--out {folder} lies in the data folder {data}, where its pictures would count as a "
@@ -54,15 +61,23 @@ def check_folder(folder: Path, *, data: str, overwrite: bool) -> None:
         raise UserError(f"--out {folder} cannot be written, because of {there}: give another --out")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not overwrite:
+    if not config.overwrite:
         raise UserError(
             f"--out {folder} is not empty: give another folder, or --overwrite to replace the run"
         )
-    if not _is_ours(folder):
+    strange = _strange(folder)
+    if strange is not None:
         raise UserError(
-            f"--out {folder} holds something that is no run (no {LOG} and config.yaml of one), "
-            "which --overwrite does not delete: give another folder"
+            f"--out {folder} holds something that is no run ({strange}), which --overwrite does "
+            "not delete: give another folder"
         )
+    for read in (data, config.weights, config.attention, config.data_root, config.model):
+        path = Path((read or "").removeprefix("local-dir:").removeprefix("hf/"))
+        if path.exists() and path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"--out {folder} holds {path}, which the run reads and --overwrite would delete: "
+                "give another folder"
+            )
 
 
 def make_folder(folder: Path, *, overwrite: bool) -> None:
@@ -87,16 +102,26 @@ def make_folder(folder: Path, *, overwrite: bool) -> None:
         ) from error
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether it is a run, finished or not, or a comparison."""
-    results = folder / "results.csv"
-    if results.is_file():
-        return results.read_bytes().startswith(b"method,seed,")
+def _strange(folder: Path) -> str | None:
+    """What in a folder belongs to no run and no comparison, finished or not; None if nothing."""
+    entries = {path.name for path in folder.iterdir()}
+    if not entries:
+        return None
+    if "results.csv" in entries:
+        header = (folder / "results.csv").read_bytes().splitlines()[:1]
+        if header != [",".join(COMPARISON_COLUMNS).encode()]:
+            return "results.csv"
+        runs = sorted(entries - {"results.csv", "report.html"})
+        inside = [_strange(folder / name) if (folder / name).is_dir() else "" for name in runs]
+        found = [(name, what) for name, what in zip(runs, inside, strict=True) if what is not None]
+        return str(Path(*found[0])) if found else None
     try:
         TrainConfig.load(folder / "config.yaml")
     except UserError:
-        return False
-    return (folder / LOG).is_file()
+        return f"no {LOG} and config.yaml of one"
+    if LOG not in entries:
+        return f"no {LOG} and config.yaml of one"
+    return min(entries - _OF_A_RUN, default=None)
 
 
 @contextlib.contextmanager
@@ -110,12 +135,15 @@ def log_to(path: Path, header: Sequence[str]) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("delta_transfer")
     package.addHandler(handler)
+    level = package.level
+    package.setLevel(min(package.getEffectiveLevel(), logging.INFO))
     try:
         yield
-    except Exception as error:  # the terminal shows it by itself
+    except BaseException as error:  # the terminal shows it by itself
         said = str(error) or type(error).__name__
         handler.handle(package.makeRecord(package.name, logging.ERROR, "", 0, said, (), None))
         raise
     finally:
         package.removeHandler(handler)
+        package.setLevel(level)
         handler.close()

@@ -60,8 +60,9 @@ def refits(config: TrainConfig, task: Task) -> bool:
         return False
     if config.folds or config.refit == "always":
         return True
-    small = len(task.train) + len(task.val) < SMALL
-    return small and not find_preset(config.preset).official
+    # A number of pictures a class that was asked for is to be just that.
+    asked = config.samples_per_class is not None or find_preset(config.preset).official
+    return len(task.train) + len(task.val) < SMALL and not asked
 
 
 def select(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
@@ -86,6 +87,8 @@ def select(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
             "refit    on all %d training and validation pictures, %d epochs", count, chosen.epoch
         )
     tuned = fine_tune(joined, tuning, folder / "refit", stop_after=chosen.epoch)
+    for fold in (folder / "folds").glob("*"):  # until now they were all there was to keep
+        shutil.rmtree(fold / "checkpoints")
     attention = folder / "refit" / "attention.safetensors"
     if attention.is_file():
         attention.replace(folder / attention.name)
@@ -111,33 +114,33 @@ def _validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
 
 def _cross_validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
     """Every picture is held out once; the epoch is that with the lowest loss over all of them."""
-    tuned, probes, logits = [], [], []
+    probes, logits = [], []
     folds = _folds(prepared.task, tuning.config.folds, seed=tuning.config.seed)
     for number, (train, val) in enumerate(folds, start=1):
         own = folder / "folds" / str(number)
         fold = regroup(prepared, train=train, val=val, seed=tuning.config.seed)
         if tuning.method.trains:
             logger.info("fold     %d of %d", number, len(folds))
-        tuned.append(fine_tune(fold, tuning, own))
-        shutil.rmtree(own / "checkpoints", ignore_errors=True)
+        tuned = fine_tune(fold, tuning, own)
         probe = fold.probe_probabilities["val"]
         assert probe is not None
         probes.append(probe)
-        validations = tuned[-1].fitted.validations
+        validations = tuned.fitted.validations
         logits.append([found for found, _ in validations] or [probe.clamp_min(1e-30).log()])
     order = [index for _, val in folds for index in val]
     held_out = pool(prepared.task).subset(order)
     labels = torch.tensor(held_out.labels)
     epochs = [torch.cat(parts) for parts in zip(*logits, strict=True)]
     losses = [float(calibrated_cross_entropy(found, labels)) for found in epochs]
-    epoch = int(np.nanargmin(losses))
+    last = find_preset(tuning.config.preset).official
+    epoch = len(epochs) - 1 if last else int(np.nanargmin(losses))
     if tuning.method.trains:
         for name, keys in (("metrics.csv", ["epoch"]), ("drift.csv", ["epoch", "tap"])):
             files = sorted((folder / "folds").glob(f"*/{name}"))
             write_atomically(folder / name, _average(files, keys))
     return Selected(
         prepared=prepared,
-        tuned=tuned[-1],
+        tuned=tuned,
         epoch=epoch,
         held_out=held_out,
         probabilities=epochs[epoch].softmax(dim=1),

@@ -87,14 +87,15 @@ def fine_tune(
     place(network, prepared.device)
     if method.head == "probe":
         _start_from(prepared.probe, network.get_submodule(prepared.backbone.head))
-    if not method.trains or stop_after == 0:
-        return Tuned(network=network, fitted=Fitted(epoch=0, validations=[]), taps=prepared.taps)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     attention = tuning.attention
     if method.attention:
         attention = attention or _estimate(prepared, config)
+        folder.mkdir(parents=True, exist_ok=True)
         attention.save(folder / "attention.safetensors")
     taps = prepared.taps if attention is None else attention.taps
+    if not method.trains or stop_after == 0:
+        return Tuned(network=network, fitted=Fitted(epoch=0, validations=[]), taps=taps)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     parts = Parts(
         strength=tuning.strength or 0.0,
         head=prepared.backbone.head,
@@ -158,7 +159,7 @@ def _fit(
         network,
         prepared.source,
         taps=taps,
-        inputs=_some_inputs(prepared, config),
+        inputs=_some_inputs(prepared, config) if validates else torch.empty(0),
         path=folder / "drift.csv",
     )
     return fit(
@@ -170,6 +171,7 @@ def _fit(
             epochs=tuning.epochs,
             stop_after=stop_after,
             clip=preset.clip,
+            keep_last=preset.official,
             folder=folder,
             accelerator=prepared.device.type,
         ),

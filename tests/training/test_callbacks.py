@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from delta_transfer.training import MeasureDrift
+from delta_transfer.training import callbacks as module
 from delta_transfer.training.callbacks import KeepBest
 from tests.networks import conv_net, hooks_of, moved
 
@@ -77,8 +78,20 @@ def test_each_epoch_is_reported(tmp_path, caplog):
 
 def test_the_last_state_is_saved_with_all_that_resuming_needs(tmp_path):
     trainer = FakeTrainer()
-    KeepBest(tmp_path).on_train_epoch_end(trainer, None)
+    KeepBest(tmp_path).on_train_end(trainer, None)
     assert trainer.saved == [("last.ckpt", False)]
+
+
+def test_the_last_state_is_saved_at_most_once_a_minute_until_the_end(tmp_path, monkeypatch):
+    """An epoch may be a single step, and a state hundreds of megabytes."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    trainer, keep = FakeTrainer(), KeepBest(tmp_path)
+    saved = []
+    for now[0] in range(0, 200, 25):
+        keep.on_train_epoch_end(trainer, None)
+        saved.append(len(trainer.saved))
+    assert saved == [0, 0, 0, 1, 1, 1, 2, 2]
 
 
 def features(network: torch.nn.Module, tap: str, inputs: torch.Tensor) -> torch.Tensor:

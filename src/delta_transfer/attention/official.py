@@ -50,14 +50,24 @@ def official_taps(architecture: str) -> tuple[str, ...]:
         >>> official_taps("tf_inception_v3") == official_taps("timm/inception_v3.tv_in1k")
         True
     """
-    found = _NAME.fullmatch(architecture.rpartition("/")[2].partition(".")[0])
+    found = _architecture(architecture)
     if found is None:
         raise UserError(
             f"the authors' code has no taps for {architecture!r}, only for "
             f"{', '.join(OFFICIAL_TAPS)}: take one of these, or name the modules to compare by "
             "hand (--taps)"
         )
-    return OFFICIAL_TAPS[found["architecture"]]
+    return OFFICIAL_TAPS[found]
+
+
+def official_size(architecture: str) -> int:
+    """The side of the authors' pictures in pixels: 299 for Inception-V3, else 224."""
+    return 299 if _architecture(architecture) == "inception_v3" else 224
+
+
+def _architecture(name: str) -> str | None:
+    found = _NAME.fullmatch(name.rpartition("/")[2].partition(".")[0])
+    return None if found is None else found["architecture"]
 
 
 def official_head(features: Tensor, targets: Tensor, *, num_outputs: int, seed: int) -> LinearProbe:

@@ -16,7 +16,8 @@ _INTERPOLATIONS = {
 # The longer side over the shorter one, at most; what lies beyond, at both ends, is cut off.
 # Resizing the shorter side makes the longer one huge otherwise: a gigabyte for 1 x 1000 pixels.
 _LONGEST = 20
-_OFFICIAL_ROOM = 256 / 224  # the authors' resized square to the crop's side
+# The authors' resized side for their two crops; for another crop, in the proportion of the first.
+_OFFICIAL_SIDES = {224: 256, 299: 320}
 
 
 def train_transform(
@@ -90,8 +91,9 @@ def official_train_transform(
 ) -> Transform:
     """The DELTA authors' augmentation: resize to a square, crop at random, mirror half of the time.
 
-    The square's side is `size * 256 / 224`; height and width are resized apart, so that the whole
-    picture takes part and its proportions change (https://github.com/lixingjian/DELTA).
+    The square's side is 256 for 224 pixels, 320 for 299; height and width are resized apart, so
+    that the whole picture takes part and its proportions change
+    (https://github.com/lixingjian/DELTA, `--data_aug default`).
 
     Args:
         size: height and width of the result, in pixels; the authors' 224, or 299 for Inception-V3.
@@ -106,7 +108,7 @@ def official_train_transform(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    resize = _resize_to_square(size, room=_OFFICIAL_ROOM, interpolation=interpolation)
+    resize = _resize_to_square(size, _official_side(size), interpolation=interpolation)
     crop = [v2.RandomCrop(size), v2.RandomHorizontalFlip()]
     transform: Transform = v2.Compose([resize, *crop, *_to_tensor(mean=mean, std=std)])
     return transform
@@ -133,7 +135,7 @@ def official_eval_transform(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    resize = _resize_to_square(size, interpolation=interpolation)
+    resize = _resize_to_square(size, size, interpolation=interpolation)
     transform: Transform = v2.Compose([resize, *_to_tensor(mean=mean, std=std)])
     return transform
 
@@ -145,10 +147,11 @@ def ten_crop_transform(
     std: Sequence[float],
     interpolation: str = "bilinear",
 ) -> Transform:
-    """Ten views of a picture that is resized to a square as `official_train_transform` does.
+    """Ten views of a picture: the DELTA authors' test under `--data_aug improved`.
 
-    The crops in the four corners (top left, top right, bottom left, bottom right) and in the
-    centre, then the same five of the mirror image; the predictions of the ten are to be averaged.
+    The shorter side is resized to 256 for 224 pixels, 320 for 299. Then the crops in the four
+    corners (top left, top right, bottom left, bottom right) and in the centre, and the same five of
+    the mirror image; the logits of the ten are to be averaged.
 
     Args:
         size: height and width of each view, in pixels.
@@ -162,9 +165,12 @@ def ten_crop_transform(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    resize = _resize_to_square(size, room=_OFFICIAL_ROOM, interpolation=interpolation)
+    _check(size, interpolation)
+    resize = v2.Resize(
+        _official_side(size), interpolation=_INTERPOLATIONS[interpolation], antialias=True
+    )
     crops = [v2.TenCrop(size), torch.stack]
-    transform: Transform = v2.Compose([resize, *_to_tensor(mean=mean, std=std), *crops])
+    transform: Transform = v2.Compose([_shorten, resize, *_to_tensor(mean=mean, std=std), *crops])
     return transform
 
 
@@ -190,9 +196,12 @@ def _resize(*, size: int, crop_pct: float, interpolation: str) -> torch.nn.Modul
     return resize
 
 
-def _resize_to_square(size: int, *, interpolation: str, room: float = 1.0) -> torch.nn.Module:
+def _official_side(size: int) -> int:
+    return _OFFICIAL_SIDES.get(size, round(size * _OFFICIAL_SIDES[224] / 224))
+
+
+def _resize_to_square(size: int, side: int, *, interpolation: str) -> torch.nn.Module:
     _check(size, interpolation)
-    side = round(size * room)
     resize: torch.nn.Module = v2.Resize(
         (side, side), interpolation=_INTERPOLATIONS[interpolation], antialias=True
     )

@@ -3,6 +3,7 @@
 import csv
 import logging
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from delta_transfer.taps import Taps
 logger = logging.getLogger(__name__)
 
 BEST, LAST = "best.ckpt", "last.ckpt"
+SECONDS_APART = 60  # of the last states: an epoch may be a single step
 
 
 class KeepBest(lightning.Callback):
@@ -36,6 +38,7 @@ class KeepBest(lightning.Callback):
         self.folder = folder
         self.best_epoch = -1
         self._lowest = math.inf
+        self._saved = time.monotonic()
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Compares, saves and reports."""
@@ -59,8 +62,14 @@ class KeepBest(lightning.Callback):
         )
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Saves the last state, if that has not been done for a while."""
+        if time.monotonic() - self._saved >= SECONDS_APART:
+            self.on_train_end(trainer, module)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Saves the last state."""
         trainer.save_checkpoint(self.folder / LAST)
+        self._saved = time.monotonic()
 
 
 class StopAfter(lightning.Callback):

@@ -42,6 +42,7 @@ class Fit:
         epochs: how many, by which the schedule goes.
         stop_after: ends after so many of them; None for all.
         clip: norm to which gradients are clipped; None for no limit.
+        keep_last: keep the last epoch whatever the validation loss says.
         folder: of the run.
         accelerator: Lightning's name of the device kind.
     """
@@ -51,6 +52,7 @@ class Fit:
     epochs: int
     stop_after: int | None = None
     clip: float | None = 1.0
+    keep_last: bool = False
     folder: Path
     accelerator: str
 
@@ -100,7 +102,7 @@ def fit(
     checkpoints = plan.folder / "checkpoints"
     keep = KeepBest(checkpoints)
     stop = [] if plan.stop_after is None else [StopAfter(plan.stop_after)]
-    trainer = make_trainer(plan, [keep, *stop, *callbacks])
+    trainer = make_trainer(plan, [*([] if plan.val is None else [keep]), *stop, *callbacks])
     with ExitStack() as borrowed, quiet():
         module = FineTuning(
             network,
@@ -119,6 +121,10 @@ def fit(
             trainer.fit(module, plan.train, plan.val)
         except UserError as error:
             raise UserError(f"{error}; the best weights so far: {checkpoints / BEST}") from error
+        except SystemExit as error:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from error
+    if plan.keep_last:
+        return Fitted(epoch=trainer.current_epoch, validations=module.validations)
     best = torch.load(checkpoints / BEST, map_location="cpu", weights_only=True)
     prefix = "network."
     state = network.state_dict()  # which some networks want back as such, with their version

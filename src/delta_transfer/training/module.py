@@ -118,7 +118,7 @@ class FineTuning(lightning.LightningModule):
         task = self.loss(self.network(inputs), targets)
         terms = self.regularizer(inputs, targets)
         total: Tensor = task + terms.total
-        self._check_finite({"task loss": task, **terms.values})
+        self._check_finite(float(total.detach()), {"task loss": task, **terms.values})
         values = {"train_loss": total, "train_task": task}
         values |= {f"train_{name}": value for name, value in terms.values.items()}
         self.log_dict(
@@ -133,23 +133,23 @@ class FineTuning(lightning.LightningModule):
         self.log("epoch", float(self.current_epoch + 1), on_step=False, on_epoch=True)
         return total
 
-    def _check_finite(self, terms: Mapping[str, Tensor]) -> None:
+    def _check_finite(self, total: float, terms: Mapping[str, Tensor]) -> None:
         """Stops a fit whose loss is no number any more, or has left all bounds.
 
         Raises:
             UserError: naming the term, and what to try.
         """
-        values = {name: float(value.detach()) for name, value in terms.items()}
-        total = sum(values.values())
         if self._first_loss is None:
             self._first_loss = total
         if math.isfinite(total) and total <= EXPLODED * max(1.0, self._first_loss):
             return
-        worst = max(values, key=lambda name: values[name] if values[name] == values[name] else 1e99)
+        values = {name: float(value.detach()) for name, value in terms.items()}
+        worst = max(values, key=lambda name: math.inf if math.isnan(values[name]) else values[name])
+        weaker = ", or a smaller --strength" if len(values) > 1 else ""
         raise UserError(
             f"training diverged in epoch {self.current_epoch + 1}: {worst} is {values[worst]:.3g} "
-            f"(the loss was {self._first_loss:.3g} at the start). Try a smaller --lr (it is "
-            f"{self.optimization.lr:g}), a smaller --strength, or --batch-norm frozen"
+            f"(the loss was {self._first_loss:.3g} at the start); try a smaller --lr than "
+            f"{self.optimization.lr:g}{weaker}"
         )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:

@@ -1,0 +1,73 @@
+"""The modules that a run taps: as asked for, and tried on the network."""
+
+import torch
+from torch import nn
+
+from delta_transfer.attention.official import official_taps
+from delta_transfer.backbones import Backbone
+from delta_transfer.borrow import device_of, evaluating
+from delta_transfer.config import TrainConfig
+from delta_transfer.errors import UserError
+from delta_transfer.presets import find_preset
+from delta_transfer.stages import auto_taps
+from delta_transfer.taps import Taps, resolve_taps
+
+
+def choose_taps(config: TrainConfig, backbone: Backbone, source: nn.Module) -> tuple[str, ...]:
+    """The modules whose features are compared.
+
+    Args:
+        config: the options.
+        backbone: the network as it was loaded.
+        source: the same without its head.
+
+    Raises:
+        UserError: if a name is unknown, ends in the head, or gives no features to compare.
+    """
+    taps = resolve_taps(source, _tap_names(config, backbone, source))
+    _check_taps(taps, backbone.head)
+    _try_taps(source, taps, backbone.input.size)
+    return taps
+
+
+def _tap_names(config: TrainConfig, backbone: Backbone, source: nn.Module) -> list[str]:
+    if config.taps != "auto":
+        names = [name.strip() for name in config.taps.split(",")]
+        if not all(names):
+            raise UserError(
+                f"--taps '{config.taps}': a name is empty; give names of modules with a comma "
+                "between (see: delta-transfer layers MODEL), or auto"
+            )
+        return names
+    if find_preset(config.preset).official:
+        return list(official_taps(backbone.architecture or config.model))
+    size = backbone.input.size
+    return list(auto_taps(source, example=torch.zeros(1, 3, size, size)))
+
+
+def _check_taps(taps: tuple[str, ...], head: str) -> None:
+    """Raises UserError where a tap is the head, or has it inside."""
+    beyond = [tap for tap in taps if f"{head}.".startswith(f"{tap}.")]
+    if beyond:
+        raise UserError(
+            f"--taps: {', '.join(beyond)} ends in the head, {head}, which is new, so that there is "
+            "nothing to compare it with; choose modules before it (see: delta-transfer layers "
+            "MODEL)"
+        )
+
+
+def _try_taps(source: nn.Module, taps: tuple[str, ...], size: int) -> None:
+    """Raises UserError where a tap is not called, called twice or gives no tensor."""
+    picture = torch.zeros(1, 3, size, size, device=device_of(source))
+    try:
+        with Taps(source, taps) as recorder, evaluating(source), torch.no_grad():
+            source(picture)
+            missing = [tap for tap in taps if tap not in recorder.channel_dims]
+            if missing:
+                raise UserError(
+                    f"--taps: the network does not use {', '.join(missing)}; choose from those "
+                    "that delta-transfer layers MODEL lists"
+                )
+            recorder.outputs()
+    except RuntimeError as error:
+        raise UserError(f"--taps: {error}") from error
