@@ -17,12 +17,16 @@ from tests.runs import tiny
 TRAIN, VAL = 18, 6  # of 24 pictures a quarter is held out
 FORWARD = 0.5  # seconds a picture
 STEP = 3 * FORWARD
+PROBE = 7.0  # seconds to fit one
 CHANNELS = 24 + 40 + 112 + 320  # of EfficientNet-Lite0 at its auto taps
 
 
 @pytest.fixture(scope="module")
 def prepared(pictures, tmp_path_factory) -> Prepared:
-    return prepare(tiny(pictures / "train", tmp_path_factory.mktemp("prepared"), val_fraction=0.25))
+    found = prepare(
+        tiny(pictures / "train", tmp_path_factory.mktemp("prepared"), val_fraction=0.25)
+    )
+    return dataclasses.replace(found, probe_seconds=PROBE)
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +54,12 @@ def test_every_epoch_trains_on_all_validates_and_measures_drift(prepared, epochs
 
 def test_the_refit_is_as_long_as_all_epochs_at_most(prepared):
     longer = seconds(prepared, refit="always") - seconds(prepared)
-    assert longer == pytest.approx((TRAIN + VAL) * STEP)
+    assert longer == pytest.approx((TRAIN + VAL) * STEP + PROBE)
 
 
 def test_folds_train_on_all_but_one_and_then_on_all(prepared):
     folds = 2 * (TRAIN + VAL) * STEP + (TRAIN + VAL + 3 * DRIFT_PICTURES) * FORWARD
-    expected = folds + (TRAIN + VAL) * STEP
+    expected = folds + (TRAIN + VAL) * STEP + 4 * PROBE
     assert seconds(prepared, refit="auto", folds=3) == pytest.approx(expected)
 
 

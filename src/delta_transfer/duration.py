@@ -23,7 +23,7 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     """The minutes that a run will take, by the second of two measured training steps.
 
     Reading and augmenting pictures, validation, drift, keeping the weights, channel attention,
-    folds, the refit and the test are counted; what else a run does is not.
+    folds, the refit, their probes and the test are counted; what else a run does is not.
     """
     config, task = tuning.config, prepared.task
     size = min(config.batch_size, len(task.train))
@@ -41,6 +41,7 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     taught, held_out, pictures = len(task.train), len(task.val), len(task.train) + len(task.val)
     kept = DRIFT_PICTURES * computing + _seconds_to_keep(prepared)
     refitted, folds = refits(config, task), config.folds
+    probes = (folds + refitted) * prepared.probe_seconds
     attention = _attention_passes(prepared, tuning) * computing
     if folds:
         epoch = (folds - 1) * pictures * training + pictures * forward + folds * kept
@@ -52,7 +53,7 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
         epoch += pictures * training  # at most: it ends with the epoch that was chosen
     crops = 10 if find_preset(config.preset).official else 1
     test = 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
-    return (tuning.epochs * epoch + attention + test) / 60
+    return (tuning.epochs * epoch + attention + probes + test) / 60
 
 
 def _seconds_per_step(

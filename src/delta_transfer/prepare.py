@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import logging
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -46,6 +47,7 @@ class Prepared:
             being the picture itself and the second its mirror image; and labels `[N]`.
         probe: the linear probe.
         probe_probabilities: of the validation and the test split (None without one), `[N, K]`.
+        probe_seconds: how long the probe took to fit.
         description: what was logged of the pictures and the network, line by line.
         data: fingerprint of what can be learnt from: training pictures, the drawn validation
             pictures among them, and their preprocessing.
@@ -59,6 +61,7 @@ class Prepared:
     features: dict[str, tuple[Tensor, Tensor]]
     probe: LinearProbe
     probe_probabilities: dict[str, Tensor | None]
+    probe_seconds: float
     description: tuple[str, ...]
     data: str
 
@@ -120,6 +123,7 @@ def prepare(
         for name, split in (("train", task.train), ("val", task.val), ("test", task.test))
         if split is not None
     }
+    started = time.perf_counter()
     probe, probabilities = _fit_probe(task, features, seed=config.seed)
     return Prepared(
         task=task,
@@ -130,6 +134,7 @@ def prepare(
         features=features,
         probe=probe,
         probe_probabilities=probabilities,
+        probe_seconds=time.perf_counter() - started,
         description=(*description, *(f"warning: {warning}" for warning in checked.warnings)),
         data=_fingerprint(task, checked.digests, backbone.input, preset=config.preset),
     )

@@ -71,7 +71,7 @@ def train(
     if network is not None:
         config = dataclasses.replace(config, model=type(network).__name__)
     check(config)
-    folder = Path(config.out or default_folder(config))
+    folder = Path(config.out).expanduser() if config.out else default_folder(config)
     check_folder(folder, config)
     prepared = prepare(config, network=network, spec=spec)
     return train_prepared(prepared, config, folder, started=started)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from delta_transfer.config import TrainConfig
+from delta_transfer.data.paths import user_path
 from delta_transfer.errors import UserError
 from delta_transfer.result import COMPARISON_COLUMNS
 
@@ -24,7 +25,7 @@ _OF_A_RUN = frozenset(
 
 def default_folder(config: TrainConfig) -> Path:
     """runs/DATA-METHOD-TIME, with a number behind it if another run has just taken that name."""
-    path = Path(config.data.removeprefix("hf/")).expanduser()
+    path = user_path(config.data.removeprefix("hf/"))
     data = path.resolve().name.removesuffix(".csv") if path.exists() else config.data
     stamp = time.strftime("%Y%m%d-%H%M%S")
     first = Path("runs") / f"{data.replace('/', '-')}-{config.method}-{stamp}"

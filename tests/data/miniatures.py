@@ -40,6 +40,13 @@ def _batch(count: int, classes: int, key: str, start: int = 0) -> dict[str, obje
     return {"data": data, key: [i % classes for i in range(count)]}
 
 
+def trust_checksums(worker: int) -> None:
+    """In a worker process: the miniature of CIFAR cannot have the checksums of the real files."""
+    import torchvision.datasets
+
+    torchvision.datasets.cifar.check_integrity = lambda path, md5: Path(path).is_file()
+
+
 def cifar10(root: Path) -> None:
     folder = root / "cifar-10-batches-py"
     names = "airplane automobile bird cat deer dog frog horse ship truck".split()

@@ -107,6 +107,15 @@ class TestSplits:
         (note,) = load(file, val_fraction=0.3).notes
         assert note.startswith("--val-fraction 0.3 is ignored")
 
+    def test_val_and_test_may_lack_a_class(self, write: Write) -> None:
+        lines = [*rows("train", "val"), "test0.png,cat,test"]
+        task = load(write("path,label,split", *lines, pictures=everything("train", "val", "test")))
+        assert (task.classes, sizes(task)) == (("cat", "dog"), (8, 8, 1))
+        assert task.notes == (
+            "no picture of class 'dog' (line 3) in test: nothing is known there of how well it is "
+            "told",
+        )
+
     def test_nothing_to_learn_from(self, write: Write) -> None:
         file = write("path,label,split", *rows("val"), pictures=everything("val"))
         with pytest.raises(UserError, match="no row has the split 'train'"):

@@ -1,10 +1,11 @@
+import logging
 import pickle
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from delta_transfer.data import Split, Task, load_task
+from delta_transfer.data import Split, Task, load_labelled, load_task
 from delta_transfer.errors import UserError
 
 IMAGES = Path(__file__).resolve().parents[3] / "shared" / "data" / "images"
@@ -122,6 +123,32 @@ class TestSplits:
         )
         assert any(note.startswith("--val-fraction 0.3 is ignored") for note in notes)
 
+    def test_files_that_are_no_pictures_are_counted(
+        self, make_pictures, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        root = make_pictures(paths("train") + paths("val"))
+        for name in ("train/cat/x.HEIC", "train/dog/y.heic", "val/cat/z.txt", "train/cat/.hidden"):
+            (root / name).touch()
+        assert load(root).notes[0] == "files that are not read: 2 .heic, 1 .txt"
+        with caplog.at_level(logging.INFO):
+            load_labelled(str(root), seed=0)
+        assert caplog.messages == ["files that are not read: 2 .heic, 1 .txt"]
+
+    @pytest.mark.parametrize("name", ["val", "test"])
+    @pytest.mark.parametrize("empty", [False, True])
+    def test_val_and_test_may_lack_a_class(self, make_pictures, name: str, empty: bool) -> None:
+        root = make_pictures(paths("train") + paths(name, dogs=0))
+        if empty:
+            (root / name / "dog").mkdir()
+        task = load(root)
+        split = task.val if name == "val" else task.test
+        assert split is not None
+        assert (task.classes, counts(split)) == (("cat", "dog"), [4])
+        assert task.notes[0] == (
+            f"no picture of class 'dog' in '{root / name}': nothing is known there of how well it "
+            "is told"
+        )
+
     def test_the_name_of_the_current_folder(
         self, flat: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -173,6 +200,28 @@ class TestErrors:
         root = make_pictures(["cat/a.png", "dog/b.png"])
         (root / "bird").mkdir()
         with pytest.raises(UserError, match=r"without pictures: 'bird'; remove.*\.png"):
+            load(root)
+
+    def test_a_class_folder_of_files_that_are_not_read(self, make_pictures) -> None:
+        root = make_pictures(["cat/a.png", "dog/b.png"])
+        (root / "bird").mkdir()
+        (root / "bird" / "c.heic").touch()
+        with pytest.raises(
+            UserError, match=r"'bird' \(files that are not read: 1 \.heic\); remove"
+        ):
+            load(root)
+
+    @pytest.mark.parametrize("name", ["train", "Train"])
+    def test_a_class_called_train(self, make_pictures, name: str) -> None:
+        root = make_pictures(["bus/a.png", "car/b.png", f"{name}/c.png", f"{name}/d.png"])
+        with pytest.raises(
+            UserError, match=f"the folder '{name}' is taken for a split, .*'bus', 'car' .*rename"
+        ):
+            load(root)
+
+    def test_a_class_that_only_some_splits_have(self, make_pictures) -> None:
+        root = make_pictures([*paths("train"), *paths("val"), "test/cow/a.png"])
+        with pytest.raises(UserError, match=r"must have the same classes.*train' lacks 'cow'"):
             load(root)
 
     def test_classes_that_differ_between_splits(self, make_pictures) -> None:

@@ -160,6 +160,13 @@ class TestRows:
         labels = dict(zip(task.train.paths, task.train.labels, strict=True))
         assert all(label == (15 - int(path[-6:])) % 2 for path, label in labels.items())
 
+    @pytest.mark.parametrize("shown", ["image", "label"])
+    def test_a_format_that_was_saved_does_not_count(self, save, shown: str) -> None:
+        saved = part(BALANCED).with_format("torch", columns=[shown])
+        task = load(save(train=saved, test=saved))
+        assert (task.classes, sizes(task)) == (NAMES, (14, 2, 16))
+        assert task.train.read("train/000000").size == (6, 5)
+
     def test_pictures_are_decoded_as_those_of_files(self, save, tmp_path: Path) -> None:
         turned = Image.Exif()
         turned[0x0112] = 6
@@ -190,6 +197,18 @@ class TestRows:
         assert task.test is not None
         loader = DataLoader(
             PictureDataset(task.test, v2.PILToTensor()), batch_size=3, num_workers=2
+        )
+        assert [int(red) for batch, _ in loader for red in batch[:, 0, 0, 0]] == list(range(6))
+
+    @pytest.mark.slow
+    def test_a_worker_that_is_started_anew_reads(self, save) -> None:
+        split = load(save(train=part(BALANCED), test=part([0, 1] * 3))).test
+        assert split is not None
+        loader = DataLoader(
+            PictureDataset(split, v2.PILToTensor()),
+            batch_size=3,
+            num_workers=1,
+            multiprocessing_context="spawn",
         )
         assert [int(red) for batch, _ in loader for red in batch[:, 0, 0, 0]] == list(range(6))
 
@@ -245,15 +264,70 @@ class TestColumns:
         with pytest.raises(UserError, match=message):
             load(save(train=change(saved)))
 
-    def test_numbers_are_no_classes(self, save) -> None:
-        with pytest.raises(
-            UserError, match=r"no column of class labels.*label \(Value\).*cast_col"
-        ):
-            load(save(train=part(BALANCED, kind=datasets.Value("int64"))))
+    @pytest.mark.parametrize("label", ["label", "labels", "Label"])
+    @pytest.mark.parametrize("kind", [datasets.Value("string"), datasets.ClassLabel(names=NAMES)])
+    def test_a_column_called_label_counts_before_others(self, save, label: str, kind: Any) -> None:
+        text = isinstance(kind, datasets.Value)
+        saved = part(["cat", "dog"] * 8 if text else BALANCED, kind=kind, label=label)
+        other = datasets.ClassLabel(names=["phone", "web"])
+        saved = saved.add_column("camera", [0] * 16).cast_column("camera", other)
+        task = load(save(train=saved))
+        assert (set(task.classes), task.notes[0]) == (
+            {"cat", "dog"},
+            "columns that are not used: camera",
+        )
 
-    def test_splits_with_different_columns(self, save) -> None:
-        name = save(train=part(BALANCED), test=part([0, 1], label="kind"))
-        with pytest.raises(UserError, match="in different columns"):
+    @pytest.mark.parametrize("other", [datasets.Value("string"), datasets.ClassLabel(names=["x"])])
+    @pytest.mark.parametrize("label", ["label", "labels"])
+    @pytest.mark.parametrize(
+        ("kind", "message"),
+        [
+            (
+                datasets.Value("int64"),
+                r"holds neither class labels nor text, but int64: .*cast_column\('labels?', Class",
+            ),
+            (
+                datasets.Sequence(datasets.ClassLabel(names=NAMES)),
+                r"holds neither .* but \w+: make it a column with the one class of each picture",
+            ),
+        ],
+    )
+    def test_another_column_is_not_taken_for_one_called_label(
+        self, save, kind: Any, message: str, label: str, other: Any
+    ) -> None:
+        labels = BALANCED if isinstance(kind, datasets.Value) else [[0], [0, 1]] * 8
+        saved = part(labels, kind=kind, label=label)
+        saved = saved.add_column("camera", ["x"] * 16).cast_column("camera", other)
+        with pytest.raises(UserError, match=rf"the column '{label}' {message}"):
+            load(save(train=saved))
+
+    def test_the_columns_are_those_of_the_training_split(self, save) -> None:
+        name = save(
+            train=part(BALANCED, label="kind"),
+            test=part([0, 1]).remove_columns("label"),
+            val=part([0, 1], kind=datasets.Value("int64"), label="kind"),
+            extra=datasets.Dataset.from_dict({"text": ["a"]}),
+        )
+        task = load(name)
+        assert sizes(task) == (14, 2, None)
+        assert task.notes[0] == "splits without labels are not used: test, val, extra"
+        assert sizes(load(name, test_split="0.25")) == (10, 2, 4)
+
+    def test_leftover_splits_may_have_their_pictures_elsewhere(self, save) -> None:
+        name = save(train=part(BALANCED), extra=part([0, 1], image="photo"))
+        assert load(name).notes[0] == "splits that are not used: extra"
+
+    def test_a_used_split_with_its_pictures_elsewhere(self, save) -> None:
+        name = save(train=part(BALANCED), test=part([0, 1], image="photo"))
+        message = (
+            r"in the column 'image' of the split train, but the split test has no .*photo, label\)"
+        )
+        with pytest.raises(UserError, match=message):
+            load(name)
+
+    def test_the_split_without_the_columns_is_named(self, save) -> None:
+        name = save(train=part(BALANCED).remove_columns("label"), test=part([0, 1]))
+        with pytest.raises(UserError, match=r"the split train of 'hf/.*' has no column of class"):
             load(name)
 
 
@@ -267,11 +341,22 @@ class TestLabels:
     def test_a_class_that_cannot_be_learnt(self, save) -> None:
         kind = datasets.Value("string")
         name = save(train=part(["a", "b"] * 4, kind=kind), test=part(["a", "c"], kind=kind))
-        with pytest.raises(UserError, match=r"the split test has classes without training .* 'c'"):
+        message = "must have the same classes.* train lacks 'c'; test lacks 'b': take these"
+        with pytest.raises(UserError, match=message):
             load(name)
 
-    def test_a_class_that_is_not_tested_is_fine(self, save) -> None:
-        assert sizes(load(save(train=part(BALANCED), test=part([0])))) == (14, 2, 1)
+    def test_a_class_that_is_not_tested_is_noted(self, save) -> None:
+        task = load(save(train=part(BALANCED), test=part([0])))
+        assert (sizes(task), task.notes[0]) == (
+            (14, 2, 1),
+            "no picture of class 'cat' in test: nothing is known there of how well it is told",
+        )
+
+    def test_training_pictures_without_labels(self, save) -> None:
+        with pytest.raises(
+            UserError, match=r"no split 'train' .* but test, train \(without labels"
+        ):
+            load(save(train=part([-1] * 4), test=part([0, 1])))
 
     def test_one_class(self, save) -> None:
         with pytest.raises(UserError, match="only one class, 'dog'"):

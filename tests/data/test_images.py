@@ -2,13 +2,14 @@
 
 import io
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, features
 
-from delta_transfer.data.images import decode_image
+from delta_transfer.data.images import IMAGE_SUFFIXES, decode_image, read_image
 from tests.data.encoded import png, tiff
 
 Pixels = NDArray[np.uint8]
@@ -333,3 +334,12 @@ def test_a_colour_profile_is_not_applied(kind: str) -> None:
 def test_any_shape_is_read(size: tuple[int, int]) -> None:
     pixels = noise(*size, 3)
     assert np.array_equal(decoded(Image.fromarray(pixels)), pixels)
+
+
+@pytest.mark.parametrize("ending", [".jpe", ".mpo"])
+def test_of_several_pages_of_a_jpeg_the_first_counts(tmp_path: Path, ending: str) -> None:
+    assert ending in IMAGE_SUFFIXES
+    first, second = Image.new("RGB", (5, 4), "white"), Image.new("RGB", (3, 4))
+    first.save(tmp_path / f"a{ending}", "MPO", save_all=True, append_images=[second])
+    image = read_image(tmp_path / f"a{ending}")
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (5, 4), (255, 255, 255))

@@ -50,6 +50,24 @@ def test_an_empty_name_is_not_the_current_folder(
         load_task("", seed=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("~nosuchuser/pets", r"'~nosuchuser/pets' \(\w.*\): give a path"),
+        ("a" * 300, r"'a{100}\.\.\.' \(File name too long\)"),
+        ("pets\0", "embedded null byte"),
+    ],
+)
+def test_what_the_system_cannot_look_for(name: str, reason: str) -> None:
+    message = f"cannot look for the file or folder .*{reason}"
+    for load in (load_task, load_labelled):
+        for data in (name, f"hf/{name}"):
+            with pytest.raises(UserError, match=message):
+                load(data, seed=0)
+        with pytest.raises(UserError, match=message):
+            load("torchvision/dtd", seed=0, data_root=name)
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_a_val_fraction_out_of_range(flat: Path, fraction: float) -> None:
     with pytest.raises(UserError, match=r"--val-fraction .*: must be above 0 and below 1"):

@@ -1,9 +1,10 @@
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from delta_transfer.data.scan import find_pictures, subfolders
+from delta_transfer.data.scan import endings_in_words, find_files, find_pictures, subfolders
 from delta_transfer.errors import UserError
 
 
@@ -13,6 +14,20 @@ def test_finds_pictures_below_the_folder_and_skips_the_rest(make_pictures) -> No
     (root / "cat" / "notes.txt").write_text("no picture")
     (root / "cat" / "folder.png").mkdir()
     assert find_pictures(root / "cat", root=root) == sorted(wanted)
+
+
+def test_counts_what_is_no_picture_by_its_ending(make_pictures) -> None:
+    root = make_pictures(["cat/a.png", "cat/young/b.jpe"])
+    for name in ("c.heic", "young/d.HEIC", "e.txt", "f", ".g.heic", ".cache.d"):
+        (root / "cat" / name).touch()
+    found = find_files(root / "cat", root=root)
+    assert found.pictures == ["cat/a.png", "cat/young/b.jpe"]
+    assert found.unread == {".heic": 2, ".txt": 1, "": 1}
+
+
+def test_endings_in_words_are_few() -> None:
+    counts = Counter({f".{letter}": 1 for letter in "abcdefg"})
+    assert endings_in_words(counts) == "1 .a, 1 .b, 1 .c, 1 .d, 1 .e and 2 more"
 
 
 def test_follows_links_to_folders(make_pictures, tmp_path: Path) -> None:
@@ -61,3 +76,29 @@ def test_a_folder_that_cannot_be_listed_is_named(
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(UserError, match=r"cannot list the folder '.*cat' \(Permission denied\)"):
         find_pictures(root / "cat", root=root)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(
+    make_pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, os.strerror(13))
+
+    root = make_pictures(["cat/a.png"])
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    for look in (subfolders, lambda folder: find_pictures(folder, root=root)):
+        with pytest.raises(UserError, match=r"look into the folder '.*cat' \(Permission denied\)"):
+            look(root / "cat")
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="this user may look everywhere"
+)
+def test_a_folder_that_may_be_listed_but_not_entered(make_pictures) -> None:
+    root = make_pictures(["cat/a.png"])
+    (root / "cat").chmod(0o400)
+    try:
+        with pytest.raises(UserError, match=r"look into the folder '.*cat' \(Permission denied\)"):
+            find_pictures(root / "cat", root=root)
+    finally:
+        (root / "cat").chmod(0o700)

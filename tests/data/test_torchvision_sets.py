@@ -1,6 +1,8 @@
 import logging
+import os
 import pickle
 import socket
+import time
 import urllib.error
 from collections import Counter
 from pathlib import Path
@@ -15,7 +17,7 @@ from torchvision.transforms import v2
 from delta_transfer.data import PictureDataset, Split, Task, load_labelled, load_task
 from delta_transfer.data.torchvision_sets import SETS
 from delta_transfer.errors import UserError
-from tests.data.miniatures import MAKERS, picture
+from tests.data.miniatures import MAKERS, picture, trust_checksums
 
 
 @pytest.fixture(autouse=True)
@@ -110,18 +112,60 @@ class TestMiniatures:
         ]
         assert len(task.classes) == 102
 
-    def test_labels_are_those_of_the_pictures(self, tmp_path: Path) -> None:
-        for name, of in (("food101", 1), ("dtd", 2), ("eurosat", 1), ("caltech256", 1)):
-            MAKERS[name](tmp_path)
-            task = load(name, tmp_path)
-            for split in splits(task):
-                for path, label in zip(split.paths, split.labels, strict=True):
-                    assert path.split("/")[of] == task.classes[label]
-        MAKERS["stanford_cars"](tmp_path)
-        task = load("stanford_cars", tmp_path)
+    @pytest.mark.parametrize(
+        ("name", "of"),
+        [("food101", 1), ("dtd", 2), ("eurosat", 1), ("caltech101", 1), ("caltech256", 1)],
+    )
+    def test_labels_are_those_of_the_folders(self, tmp_path: Path, name: str, of: int) -> None:
+        MAKERS[name](tmp_path)
+        task = load(name, tmp_path)
+        for split in splits(task):
+            for path, label in zip(split.paths, split.labels, strict=True):
+                assert path.split("/")[of] == task.classes[label]
+
+    @pytest.mark.parametrize(
+        ("name", "classes"),
+        [
+            (
+                "stanford_cars",
+                {
+                    "cars_test/00001.jpg": "AM General Hummer SUV 2000",
+                    "cars_test/00002.jpg": "Ram C/V Cargo Van Minivan 2012",
+                    "cars_test/00003.jpg": "AM General Hummer SUV 2000",
+                    "cars_test/00004.jpg": "Ram C/V Cargo Van Minivan 2012",
+                },
+            ),
+            (
+                "fgvc_aircraft",
+                {
+                    "data/images/1000020.jpg": "707-320",
+                    "data/images/1000021.jpg": "Spitfire",
+                    "data/images/1000022.jpg": "F-16A/B",
+                },
+            ),
+            (
+                "oxford_iiit_pet",
+                {
+                    f"images/{file}_{number}.jpg": breed
+                    for file, breed in (
+                        ("Abyssinian", "Abyssinian"),
+                        ("american_bulldog", "American Bulldog"),
+                    )
+                    for number in (5, 6, 7)
+                },
+            ),
+            ("cifar100", {f"test/{number:05d}": f"class {number:02d}" for number in range(100)}),
+        ],
+    )
+    def test_labels_are_those_of_the_lists(
+        self, tmp_path: Path, name: str, classes: dict[str, str]
+    ) -> None:
+        MAKERS[name](tmp_path)
+        task = load(name, tmp_path)
         assert task.test is not None
-        assert (task.test.labels, task.test.paths[1]) == ((0, 1, 0, 1), "cars_test/00002.jpg")
         assert all(type(label) is int for label in task.test.labels)
+        pairs = zip(task.test.paths, task.test.labels, strict=True)
+        assert {path: task.classes[label] for path, label in pairs} == classes
 
     def test_cifar_pictures_are_the_rows_of_its_files(self, tmp_path: Path) -> None:
         MAKERS["cifar10"](tmp_path)
@@ -144,6 +188,27 @@ class TestMiniatures:
         loader = DataLoader(PictureDataset(task.test, transform), batch_size=5, num_workers=2)
         reds = [int(red) for batch, _ in loader for red in batch[:, 0, 0, 0]]
         assert reds == list(range(100, 110))
+
+    @pytest.mark.slow
+    def test_a_worker_that_is_started_anew_reads(self, tmp_path: Path) -> None:
+        MAKERS["cifar10"](tmp_path)
+        split = load("cifar10", tmp_path).test
+        assert split is not None
+        loader = DataLoader(
+            PictureDataset(split, v2.PILToTensor()),
+            batch_size=5,
+            num_workers=1,
+            multiprocessing_context="spawn",
+            worker_init_fn=trust_checksums,
+        )
+        reds = [int(red) for batch, _ in loader for red in batch[:, 0, 0, 0]]
+        assert reds == list(range(100, 110))
+
+    def test_the_reader_of_cifar_is_sent_without_its_arrays(self, tmp_path: Path) -> None:
+        MAKERS["cifar10"](tmp_path)
+        split = load("cifar10", tmp_path).test
+        assert split is not None
+        assert len(pickle.dumps(split.read)) < 1000
 
     def test_the_drawn_protocols_are_mentioned_and_drawn_by_seed(self, tmp_path: Path) -> None:
         MAKERS["caltech101"](tmp_path)
@@ -243,16 +308,21 @@ class TestDownload:
 
     @pytest.mark.parametrize("name", list(SETS))
     def test_a_failure_says_where_and_how_and_leaves_nothing(
-        self, tmp_path: Path, name: str
+        self, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with pytest.raises(UserError, match=f"torchvision/{name} is not in .*failed") as caught:
+        with (
+            caplog.at_level(logging.INFO),
+            pytest.raises(UserError, match=f"torchvision/{name} is not in ") as caught,
+        ):
             load(name, tmp_path)
         said = str(caught.value)
         folder = tmp_path / SETS[name].folder
         assert SETS[name].archive in said
         assert all(f"'{folder / part}'" in said for part in SETS[name].contents)
-        assert ("no network in tests" in said) == (name != "stanford_cars")
-        assert ("cannot be downloaded anymore" in said) == (name == "stanford_cars")
+        gone = name == "stanford_cars"
+        assert ("torchvision cannot download it anymore: get it from" in said) == gone
+        assert ("no network in tests" in said) == ("Try again, or get it" in said) == (not gone)
+        assert ("downloading" in caplog.text) == (not gone)
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
@@ -301,6 +371,58 @@ class TestDownload:
         monkeypatch.setattr(torchvision.datasets.DTD, "_download", slow)
         assert sizes(load("dtd", tmp_path)) == (4, 4, 4)
         assert [entry.name for entry in tmp_path.iterdir()] == ["dtd"]
+
+    def test_a_file_in_its_place_is_refused_before_the_download(
+        self, tmp_path: Path, fetched: list[str]
+    ) -> None:
+        (tmp_path / "dtd").touch()
+        with pytest.raises(UserError, match=r"dtd' is a file, where a folder .*: move or remove"):
+            load("dtd", tmp_path)
+        assert fetched == []
+
+    def test_an_empty_folder_behind_a_link_is_filled(
+        self, tmp_path: Path, fetched: list[str]
+    ) -> None:
+        (tmp_path / "large" / "disk").mkdir(parents=True)
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "dtd").symlink_to(tmp_path / "large" / "disk")
+        assert sizes(load("dtd", tmp_path / "data")) == (4, 4, 4)
+        assert (tmp_path / "data" / "dtd").is_symlink()
+        assert [entry.name for entry in (tmp_path / "large").iterdir()] == ["disk"]
+
+    def test_where_a_folder_does_not_replace_an_empty_one(
+        self, tmp_path: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain = os.rename
+
+        def as_windows(source: Path, target: Path) -> None:
+            if target.exists():
+                raise FileExistsError(17, "File exists", str(target))
+            plain(source, target)
+
+        monkeypatch.setattr(os, "rename", as_windows)
+        (tmp_path / "dtd").mkdir()
+        assert sizes(load("dtd", tmp_path)) == (4, 4, 4)
+
+    def test_what_a_killed_download_left_is_removed_after_a_day(
+        self, tmp_path: Path, fetched: list[str]
+    ) -> None:
+        now = time.time()
+        for name, file, days in (
+            (".dtd-abc_1234", "old.tar.gz", 2),
+            (".dtd-running0", "new.tar.gz", 0),
+            (".dtd-mine", "old", 2),
+            (".dtd2-abc_1234", "old", 2),
+        ):
+            (tmp_path / name / "dtd").mkdir(parents=True)
+            (tmp_path / name / "dtd" / file).touch()
+            then = now - 24 * 60 * 60 * days
+            os.utime(tmp_path / name / "dtd" / file, (then, then))
+            for folder in (tmp_path / name / "dtd", tmp_path / name):
+                os.utime(folder, (now - 200_000, now - 200_000))
+        load("dtd", tmp_path)
+        left = sorted(entry.name for entry in tmp_path.iterdir())
+        assert left == [".dtd-mine", ".dtd-running0", ".dtd2-abc_1234", "dtd"]
 
     def test_an_empty_folder_is_filled(self, tmp_path: Path, fetched: list[str]) -> None:
         (tmp_path / "dtd").mkdir()

@@ -10,6 +10,7 @@ from delta_transfer.data.csv_file import load_csv, load_labelled_csv
 from delta_transfer.data.digits import load_sklearn_digits
 from delta_transfer.data.folder import load_folder
 from delta_transfer.data.hub_sets import load_hub
+from delta_transfer.data.paths import user_path
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.data.skimage_patches import load_skimage_patches
 from delta_transfer.data.splits import (
@@ -118,7 +119,6 @@ def load_task(
     """
     _check_options(seed=seed, val_fraction=val_fraction, samples_per_class=samples_per_class)
     prefix = next((prefix for prefix in COLLECTIONS if data.startswith(prefix)), None)
-    path = Path(data).expanduser()
     if data in SOURCES:
         task = SOURCES[data](seed=seed, val_fraction=val_fraction, test_split=test_split)
     elif prefix is not None:
@@ -129,7 +129,7 @@ def load_task(
             test_split=test_split,
             data_root=data_root,
         )
-    elif data and path.exists():
+    elif data and (path := user_path(data)).exists():
         load = load_folder if path.is_dir() else FILES.get(path.suffix.lower(), load_folder)
         task = load(path, seed=seed, val_fraction=val_fraction, test_split=test_split)
     else:
@@ -159,9 +159,8 @@ def load_labelled(
         UserError: as `load_task` does.
     """
     name = DEFAULT_TEST_SPLIT if parse_fraction(test_split) is not None else test_split
-    path = Path(data).expanduser()
     named = data in SOURCES or data.startswith(tuple(COLLECTIONS))
-    if not named and data and path.exists():
+    if not named and data and (path := user_path(data)).exists():
         if path.suffix.lower() in FILES and not path.is_dir():
             return load_labelled_csv(path)
         return folder.load_labelled(path, test_split=name)

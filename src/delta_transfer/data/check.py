@@ -1,17 +1,11 @@
 """Look at every picture once: unreadable ones are left out, identical and rare ones are told of."""
 
-import hashlib
-import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from threading import Event
-
-from PIL import Image
 
 from delta_transfer.data.base import Split, Task
-from delta_transfer.data.images import PictureError
+from delta_transfer.data.look import LookedAt, cores, look_at_all
 from delta_transfer.data.splits import first_few
 from delta_transfer.errors import UserError
 
@@ -44,17 +38,6 @@ class CheckedPictures:
     digests: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Picture:
-    """What a look has shown: a digest of the pixels, or an empty one and why there is none."""
-
-    split: str
-    path: str
-    label: int
-    digest: str
-    reason: str
-
-
 def check_pictures(task: Task, *, threads: int | None = None) -> CheckedPictures:
     """Read every picture of every split once.
 
@@ -63,8 +46,8 @@ def check_pictures(task: Task, *, threads: int | None = None) -> CheckedPictures
 
     Args:
         task: its pictures are read; nothing else of it is needed.
-        threads: how many read at the same time, and so how many decoded pictures are in memory;
-            None for one per core that this process may use, at most 8.
+        threads: how many read at the same time, as in `look_at_all`; None for one per core that
+            this process may use, at most 8.
 
     Returns:
         The task without unreadable pictures, with warnings that are still to be shown.
@@ -74,6 +57,7 @@ def check_pictures(task: Task, *, threads: int | None = None) -> CheckedPictures
         ValueError: if `threads` is below 1.
 
     Example:
+        >>> from PIL import Image
         >>> pictures = {name: Image.new("RGB", (4, 4), name) for name in ("red", "blue")}
         >>> train = Split(("red", "blue"), (0, 1), pictures.__getitem__)
         >>> task = Task(name="two", classes=("r", "b"), train=train, val=train, test=None)
@@ -81,12 +65,12 @@ def check_pictures(task: Task, *, threads: int | None = None) -> CheckedPictures
         '2 of 2 validation pictures are among the training pictures, too'
     """
     if threads is None:
-        threads = min(8, _cores())
+        threads = min(8, cores())
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     named = [("train", task.train), ("val", task.val), ("test", task.test)]
     splits = {name: split for name, split in named if split is not None}
-    pictures = _look_at_all(splits, threads)
+    pictures = look_at_all(splits, threads=threads)
     bad = [picture for picture in pictures if not picture.digest]
     good = [picture for picture in pictures if picture.digest]
     if bad:
@@ -101,51 +85,7 @@ def check_pictures(task: Task, *, threads: int | None = None) -> CheckedPictures
     )
 
 
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cores or 1
-
-
-def _look_at_all(splits: Mapping[str, Split], threads: int) -> list[_Picture]:
-    """All pictures in the order of the splits; of the decoded ones, each thread holds one."""
-    entries = [
-        (name, split.read, path, label)
-        for name, split in splits.items()
-        for path, label in zip(split.paths, split.labels, strict=True)
-    ]
-    found: dict[int, _Picture] = {}
-    stop = Event()
-
-    def look_at_some(first: int) -> None:
-        for position in range(first, len(entries), threads):
-            if stop.is_set():
-                return
-            found[position] = _look_at(*entries[position])
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool:
-        try:
-            futures = [pool.submit(look_at_some, first) for first in range(threads)]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        finally:  # also when the user interrupts: no thread begins another picture
-            stop.set()
-        for future in done:
-            future.result()
-    return [found[position] for position in range(len(entries))]
-
-
-def _look_at(split: str, read: Callable[[str], Image.Image], path: str, label: int) -> _Picture:
-    try:
-        image = read(path)
-    except PictureError as error:
-        return _Picture(split, path, label, "", error.reason)
-    except UserError as error:
-        return _Picture(split, path, label, "", str(error))
-    digest = hashlib.blake2b(f"{image.mode} {image.size}".encode(), digest_size=16)
-    digest.update(image.tobytes())
-    return _Picture(split, path, label, digest.hexdigest(), "")
-
-
-def _check_enough_left(task: Task, good: Sequence[_Picture], bad: Sequence[_Picture]) -> None:
+def _check_enough_left(task: Task, good: Sequence[LookedAt], bad: Sequence[LookedAt]) -> None:
     """A split without pictures, or a class without training pictures, cannot be worked with."""
     if not good:
         raise UserError(
@@ -168,7 +108,7 @@ def _check_enough_left(task: Task, good: Sequence[_Picture], bad: Sequence[_Pict
         )
 
 
-def _without(task: Task, splits: Mapping[str, Split], bad: Sequence[_Picture]) -> Task:
+def _without(task: Task, splits: Mapping[str, Split], bad: Sequence[LookedAt]) -> Task:
     lost = {(picture.split, picture.path) for picture in bad}
     kept = {
         name: split.subset(
@@ -179,7 +119,7 @@ def _without(task: Task, splits: Mapping[str, Split], bad: Sequence[_Picture]) -
     return replace(task, train=kept["train"], val=kept["val"], test=kept.get("test"))
 
 
-def _left_out(task: Task, good: Sequence[_Picture], bad: Sequence[_Picture]) -> list[str]:
+def _left_out(task: Task, good: Sequence[LookedAt], bad: Sequence[LookedAt]) -> list[str]:
     if not bad:
         return []
     warnings = [
@@ -196,9 +136,9 @@ def _left_out(task: Task, good: Sequence[_Picture], bad: Sequence[_Picture]) -> 
     return warnings
 
 
-def _leaks(task: Task, good: Sequence[_Picture]) -> list[str]:
+def _leaks(task: Task, good: Sequence[LookedAt]) -> list[str]:
     """Warnings of pictures that lie in two splits."""
-    first: dict[str, dict[str, _Picture]] = {split: {} for split in _WORDS}
+    first: dict[str, dict[str, LookedAt]] = {split: {} for split in _WORDS}
     for picture in good:
         first[picture.split].setdefault(picture.digest, picture)
     warnings = []
@@ -218,7 +158,7 @@ def _leaks(task: Task, good: Sequence[_Picture]) -> list[str]:
     return warnings
 
 
-def _two_labels(task: Task, good: Sequence[_Picture]) -> list[str]:
+def _two_labels(task: Task, good: Sequence[LookedAt]) -> list[str]:
     """A warning of identical training pictures of different classes."""
     groups = [group for group in _identical(good) if len({each.label for each in group}) > 1]
     if not groups:
@@ -233,7 +173,7 @@ def _two_labels(task: Task, good: Sequence[_Picture]) -> list[str]:
     ]
 
 
-def _copies(task: Task, good: Sequence[_Picture]) -> list[str]:
+def _copies(task: Task, good: Sequence[LookedAt]) -> list[str]:
     """A note on identical training pictures of the same class."""
     groups = [group for group in _identical(good) if len({each.label for each in group}) == 1]
     count = sum(len(group) - 1 for group in groups)
@@ -255,16 +195,16 @@ def _imbalance(task: Task) -> list[str]:
     ]
 
 
-def _identical(good: Sequence[_Picture]) -> list[list[_Picture]]:
+def _identical(good: Sequence[LookedAt]) -> list[list[LookedAt]]:
     """The training pictures that there are more than one of, in groups."""
-    groups: dict[str, list[_Picture]] = defaultdict(list)
+    groups: dict[str, list[LookedAt]] = defaultdict(list)
     for picture in good:
         if picture.split == "train":
             groups[picture.digest].append(picture)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _classes_gone(split: str, good: Sequence[_Picture], bad: Sequence[_Picture]) -> list[int]:
+def _classes_gone(split: str, good: Sequence[LookedAt], bad: Sequence[LookedAt]) -> list[int]:
     left = {picture.label for picture in good if picture.split == split}
     return sorted({picture.label for picture in bad if picture.split == split} - left)
 
@@ -273,12 +213,12 @@ def _class_names(task: Task, labels: Sequence[int]) -> str:
     return first_few([f"'{task.classes[label]}'" for label in labels])
 
 
-def _equal(task: Task, pair: tuple[_Picture, _Picture]) -> str:
+def _equal(task: Task, pair: tuple[LookedAt, LookedAt]) -> str:
     """Two identical pictures, with their classes where these differ."""
     if len({picture.label for picture in pair}) == 1:
         return " = ".join(f"'{picture.path}'" for picture in pair)
     return " = ".join(f"'{picture.path}' ({task.classes[picture.label]})" for picture in pair)
 
 
-def _reasons(bad: Sequence[_Picture]) -> str:
+def _reasons(bad: Sequence[LookedAt]) -> str:
     return first_few([f"'{picture.path}' ({picture.reason[:120]})" for picture in bad])

@@ -8,8 +8,9 @@ from pathlib import Path
 from delta_transfer.data.base import Split, Task
 from delta_transfer.data.csv_rows import Row, read_rows, refuse_lines
 from delta_transfer.data.folder import FolderReader
+from delta_transfer.data.split_classes import check_split_classes
 from delta_transfer.data.split_names import VALIDATION
-from delta_transfer.data.splits import GivenSplits, complete, first_few, fraction_of_train
+from delta_transfer.data.splits import GivenSplits, complete, fraction_of_train
 from delta_transfer.errors import UserError
 
 _SPLITS = {"train": "train", **dict.fromkeys(VALIDATION, "val"), "test": "test"}
@@ -63,7 +64,7 @@ def load_csv(file: Path, *, seed: int, val_fraction: float, test_split: str) -> 
             f"'{file}': no row has the split 'train', and there is nothing to learn from: write "
             "'train' into the column split"
         )
-    classes = _classes(file, {"train": train, **{k: v for k, v in by_split.items() if v}})
+    classes, lacking = _classes(file, {"train": train, **{k: v for k, v in by_split.items() if v}})
     val, test = (_split(part, classes, file.parent) for part in by_split.values())
     given = GivenSplits(
         name=file.stem,
@@ -72,7 +73,7 @@ def load_csv(file: Path, *, seed: int, val_fraction: float, test_split: str) -> 
         train=_split(train, classes, file.parent),
         val=val if len(val) else None,
         test=test if len(test) else None,
-        notes=(f"columns that are not used: {', '.join(unused)}",) if unused else (),
+        notes=(*lacking, *([f"columns that are not used: {', '.join(unused)}"] if unused else [])),
     )
     return complete(
         given,
@@ -193,29 +194,24 @@ class _Folder:
         return os.path.normpath(entry).replace(os.sep, "/")
 
 
-def _classes(file: Path, splits: dict[str, list[_Picture]]) -> tuple[str, ...]:
-    """The classes, which must be the same in all splits and at least two."""
+def _classes(file: Path, splits: dict[str, list[_Picture]]) -> tuple[tuple[str, ...], list[str]]:
+    """The classes, at least two, and a note for each split that lacks one."""
     first: dict[str, int] = {}
     for picture in sorted((p for part in splits.values() for p in part), key=lambda p: p.line):
         first.setdefault(picture.label, picture.line)
+    notes = check_split_classes(
+        {name: {picture.label for picture in part} for name, part in splits.items()},
+        source=f"'{file}'",
+        mend="add rows with these labels, or remove them from the other splits",
+        where={label: f" (line {line})" for label, line in first.items()},
+    )
     classes = tuple(sorted(first))
-    lacking = []
-    for name, part in splits.items():
-        there = {picture.label for picture in part}
-        labels = [f"'{label}' (line {first[label]})" for label in classes if label not in there]
-        if labels:
-            lacking.append(f"{name} lacks {first_few(labels)}")
-    if lacking:
-        raise UserError(
-            f"'{file}': the splits must have the same classes, but {'; '.join(lacking)}: add rows "
-            "with these labels, or remove them from the other splits"
-        )
     if len(classes) < 2:
         raise UserError(
             f"'{file}' has only one class, '{classes[0]}', and at least two are needed: add rows "
             "with another label"
         )
-    return classes
+    return classes, notes
 
 
 def _split(pictures: Sequence[_Picture], classes: Sequence[str], folder: Path) -> Split:

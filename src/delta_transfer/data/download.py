@@ -1,14 +1,23 @@
 """Data sets that are downloaded: where they lie, and a folder that is whole or absent."""
 
 import contextlib
+import logging
 import os
+import re
+import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from delta_transfer.errors import UserError
+
+logger = logging.getLogger(__name__)
+
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 _SILENCE = 60.0  # seconds without an answer after which a connection counts as broken
+_LEFT_ALONE = 24 * 60 * 60.0  # seconds without a change after which a temporary folder is left over
 
 
 def default_data_root() -> Path:
@@ -20,31 +29,53 @@ def default_data_root() -> Path:
 def download_folder(target: Path, fetch: Callable[[Path], object]) -> None:
     """Let `fetch` make a folder elsewhere and move it into place when it is whole.
 
-    Whatever happens on the way, an interruption included, nothing half done stays behind. If
-    someone else puts the folder there meanwhile, theirs stays.
+    After an error or an interruption nothing half done stays behind. What a process leaves that
+    is killed is removed by the next download of this folder, once it is a day old. If someone else
+    puts the folder there meanwhile, theirs stays.
 
     Args:
-        target: the folder, which must not be there or must be empty.
+        target: the folder, which must not be there or must be empty; it may be a link to such.
         fetch: fills the folder that it is given, with `target.name` in it.
 
     Raises:
+        UserError: if there is a file in the folder's place.
         OSError: if a folder cannot be written, or `fetch` raises it, as with anything else.
     """
+    name, target = target.name, Path(os.path.realpath(target))
+    if target.exists() and not target.is_dir():
+        raise UserError(f"'{target}' is a file, where a folder is to be made: move or remove it")
+    _remove_leftovers(target.parent, name)
     with (
         _made(target.parent),
-        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary,
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary,
         _impatient(),
     ):
         fetch(Path(temporary))
-        made = Path(temporary) / target.name
+        made = Path(temporary) / name
         for archive in made.iterdir():
             if archive.name.endswith(_ARCHIVES):
                 archive.unlink()
+        with contextlib.suppress(OSError):  # an empty one, which Windows would not replace
+            target.rmdir()
         try:
             os.rename(made, target)
         except OSError:
             if not target.is_dir() or not any(target.iterdir()):
                 raise
+
+
+def _remove_leftovers(parent: Path, name: str) -> None:
+    """Remove the temporary folders of downloads that were killed, and that nobody writes to."""
+    ours = re.compile(rf"\.{re.escape(name)}-[a-z0-9_]{{8}}")
+    for folder in parent.iterdir() if parent.is_dir() else ():
+        if not ours.fullmatch(folder.name) or folder.is_symlink():
+            continue
+        with contextlib.suppress(OSError):  # somebody is at work there, or it is not ours to remove
+            # An archive unpacks old times, but the folders it unpacks into are of today.
+            newest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+            if time.time() - newest > _LEFT_ALONE:
+                logger.info("removing '%s', which a download has left behind", folder)
+                shutil.rmtree(folder)
 
 
 def size_in_words(megabytes: int) -> str:

@@ -1,7 +1,9 @@
 """A folder of pictures in class folders becomes a Task."""
 
+import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +11,13 @@ from PIL import Image
 
 from delta_transfer.data.base import Split, Task
 from delta_transfer.data.images import IMAGE_SUFFIXES, read_image
-from delta_transfer.data.scan import find_pictures, loose_pictures, subfolders
-from delta_transfer.data.split_names import VALIDATION, choose_splits, find_name
+from delta_transfer.data.scan import endings_in_words, find_files, loose_pictures, subfolders
+from delta_transfer.data.split_classes import check_split_classes
+from delta_transfer.data.split_names import VALIDATION, SplitNames, choose_splits, find_name
 from delta_transfer.data.splits import DEFAULT_TEST_SPLIT, GivenSplits, complete
 from delta_transfer.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 LAYOUT = (
     "a folder with a folder of pictures for each class, <class>/*, "
@@ -22,6 +27,7 @@ LAYOUT = (
 
 # Without a `train` folder beside them, these would silently become classes.
 _SPLIT_LIKE = (*VALIDATION, "test", "training", "testing")
+_ENDINGS = ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,27 @@ class _Layout:
     unused: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Scanned:
+    """What lies in the class folders of a split.
+
+    Attributes:
+        pictures: of each class; no class is without.
+        empty: the class folders without pictures.
+        unread: how many files are no pictures, by their ending.
+    """
+
+    pictures: dict[str, list[str]]
+    empty: tuple[str, ...]
+    unread: Counter[str]
+
+
 def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) -> Task:
     """A task from `root/{train,val|valid|validation,test}/<class>/*` or from `root/<class>/*`.
 
     Pictures may lie in folders below the class folder; links to folders are followed; hidden
-    files and files that are no pictures are skipped. A missing validation split is drawn, class
-    by class; a test split only if a fraction is asked for.
+    files are skipped, and so are files that are no pictures, which a note counts. A missing
+    validation split is drawn, class by class; a test split only if a fraction is asked for.
 
     Args:
         root: the folder.
@@ -71,8 +92,9 @@ def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) 
     layout = _find_layout(root, test_split)
     folders = [path for path in (layout.train, layout.val, layout.test) if path is not None]
     found = {path: _scan(path, root) for path in folders}
-    classes = _classes(found)
-    splits = {path: _split(found[path], classes, root) for path in folders}
+    _refuse_empty(layout.train, found[layout.train])
+    classes, lacking = _classes(found, root)
+    splits = {path: _split(found[path].pictures, classes, root) for path in folders}
     given = GivenSplits(
         name=os.path.basename(os.path.abspath(root)) or "data",
         source=f"'{root}'",
@@ -80,7 +102,7 @@ def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) 
         train=splits[layout.train],
         val=None if layout.val is None else splits[layout.val],
         test=None if layout.test is None else splits[layout.test],
-        notes=tuple(_unused_notes(layout, folders)),
+        notes=(*lacking, *_unused_notes(layout, found)),
     )
     return complete(
         given,
@@ -113,24 +135,34 @@ def load_labelled(root: Path, *, test_split: str) -> tuple[tuple[str, ...], Spli
     )
     everything = [folder for folder in (layout.train, layout.val) if folder is not None]
     folders = everything if layout.test is None else [layout.test]
-    found = [_scan(folder, root) for folder in folders]
+    scanned = [_scan(folder, root) for folder in folders]
+    unread = _unread(scanned)
+    if unread:
+        logger.info("%s", unread)
+    found = [each.pictures for each in scanned]
     classes = tuple(sorted({name for by_class in found for name in by_class}))
     merged = {name: [path for f in found for path in f.get(name, [])] for name in classes}
     return classes, _split(merged, classes, root), layout.test is not None
 
 
-def _unused_notes(layout: _Layout, folders: Sequence[Path]) -> list[str]:
-    """What lies in the folder but is not used."""
+def _unused_notes(layout: _Layout, found: Mapping[Path, _Scanned]) -> list[str]:
     notes = []
     if layout.unused:
         notes.append(f"folders that are no split and are not used: {', '.join(layout.unused)}")
-    for folder in folders:
+    for folder in found:
         loose = len(loose_pictures(folder))
         if loose:
             notes.append(
                 f"pictures directly in '{folder}', in no class folder, are not used: {loose}"
             )
-    return notes
+    unread = _unread(found.values())
+    return [*notes, unread] if unread else notes
+
+
+def _unread(found: Iterable[_Scanned]) -> str:
+    """What is skipped as no picture, in words; "" if nothing is."""
+    counts = sum((scanned.unread for scanned in found), Counter[str]())
+    return f"files that are not read: {endings_in_words(counts)}" if counts else ""
 
 
 def _check_is_folder(root: Path) -> None:
@@ -146,6 +178,7 @@ def _find_layout(root: Path, test_split: str) -> _Layout:
     if chosen.train is None:
         _check_flat(root, names, test_split, chosen.test_fraction)
         return _Layout(train=root, test_fraction=chosen.test_fraction)
+    _refuse_class_called_train(root, chosen)
     return _Layout(
         train=root / chosen.train,
         val=None if chosen.val is None else root / chosen.val,
@@ -170,50 +203,70 @@ def _check_flat(root: Path, names: Sequence[str], test_split: str, fraction: flo
         )
 
 
-def _scan(folder: Path, root: Path) -> dict[str, list[str]]:
-    """The pictures of each class folder; every class has some."""
-    found = {path.name: find_pictures(path, root=root) for path in subfolders(folder)}
-    endings = ", ".join(sorted(IMAGE_SUFFIXES))
-    if not any(found.values()):
+def _refuse_class_called_train(root: Path, chosen: SplitNames) -> None:
+    """A flat folder of classes, of which one is called `train`, is no folder of splits."""
+    train = root / str(chosen.train)
+    if subfolders(train) or not loose_pictures(train):
+        return
+    classes = [name for name in chosen.unused if loose_pictures(root / name)]
+    if classes:
         raise UserError(
-            f"'{folder}' has no pictures in class folders: needed is {LAYOUT}; "
-            f"the files must end in {endings}"
+            f"'{root}': the folder '{chosen.train}' is taken for a split, but it has pictures and "
+            f"no class folders, as {_quoted(classes)} beside it: if it is a class, rename this "
+            "class; if it is the training split, it must have class folders"
         )
-    empty = [name for name, paths in found.items() if not paths]
-    if empty:
-        raise UserError(
-            f"'{folder}' has class folders without pictures: {_quoted(empty)}; remove them, or "
-            f"add pictures ({endings})"
-        )
-    return found
 
 
-def _classes(found: dict[Path, dict[str, list[str]]]) -> tuple[str, ...]:
-    """The classes, which must be the same in all splits and at least two."""
-    classes = tuple(sorted({name for by_class in found.values() for name in by_class}))
-    missing = {
-        folder: [name for name in classes if name not in by_class]
-        for folder, by_class in found.items()
-    }
-    where = "; ".join(
-        f"'{path}' lacks {_quoted(names)}" for path, names in missing.items() if names
+def _scan(folder: Path, root: Path) -> _Scanned:
+    """The pictures of each class folder; there are some."""
+    found = {path.name: find_files(path, root=root) for path in subfolders(folder)}
+    scanned = _Scanned(
+        pictures={name: files.pictures for name, files in found.items() if files.pictures},
+        empty=tuple(name for name, files in found.items() if not files.pictures),
+        unread=sum((files.unread for files in found.values()), Counter[str]()),
     )
-    if where:
+    if not scanned.pictures:
         raise UserError(
-            f"the splits must have the same classes, but {where}: add these class folders, or "
-            "remove them from the other splits"
+            f"'{folder}' has no pictures in class folders{_but(scanned)}: needed is {LAYOUT}; "
+            f"the files must end in {_ENDINGS}"
         )
-    if len(classes) < 2:
-        (folder, *_) = found
+    return scanned
+
+
+def _refuse_empty(folder: Path, scanned: _Scanned) -> None:
+    """Nothing can be learnt of a class without pictures."""
+    if scanned.empty:
         raise UserError(
-            f"'{folder}' has only one class, '{classes[0]}', and at least two are needed: give "
+            f"'{folder}' has class folders without pictures: {_quoted(scanned.empty)}"
+            f"{_but(scanned)}; remove them, or add pictures ({_ENDINGS})"
+        )
+
+
+def _but(scanned: _Scanned) -> str:
+    unread = _unread([scanned])
+    return f" ({unread})" if unread else ""
+
+
+def _classes(found: Mapping[Path, _Scanned], root: Path) -> tuple[tuple[str, ...], list[str]]:
+    """The classes, at least two, and a note for each split that lacks one."""
+    train = next(iter(found))
+    notes = check_split_classes(
+        {f"'{folder}'": scanned.pictures for folder, scanned in found.items()},
+        source=f"'{root}'",
+        mend="add these class folders, or remove them from the other splits",
+        where={},
+    )
+    classes = tuple(sorted(found[train].pictures))
+    if len(classes) < 2:
+        raise UserError(
+            f"'{train}' has only one class, '{classes[0]}', and at least two are needed: give "
             f"{LAYOUT} (do the class folders lie one level deeper?)"
         )
-    return classes
+    return classes, notes
 
 
 def _split(found: dict[str, list[str]], classes: Sequence[str], root: Path) -> Split:
-    pairs = [(path, label) for label, name in enumerate(classes) for path in found[name]]
+    pairs = [(path, label) for label, name in enumerate(classes) for path in found.get(name, [])]
     return Split(
         paths=tuple(path for path, _ in pairs),
         labels=tuple(label for _, label in pairs),

@@ -7,6 +7,7 @@ from delta_transfer.data.splits import first_few
 from delta_transfer.errors import UserError
 
 _TEXT = ("string", "large_string", "string_view")
+_USUAL = ("label", "labels")
 
 
 def picture_column(features: Any, *, source: str) -> str:
@@ -26,24 +27,37 @@ def picture_column(features: Any, *, source: str) -> str:
 
 
 def label_column(features: Any, *, source: str) -> str:
-    """The column of classes: of class labels or, without any, of text.
+    """The column of classes: the one called `label` or `labels`, if there is one.
 
-    It is the only one of its kind, or the one called `label`.
+    Without, it is the only one of class labels or, where there are none, the only one of text.
 
     Args:
         features: of the data set, by column.
         source: what messages call the data.
 
     Raises:
-        UserError: if there is none, or several and none is called so.
+        UserError: if the one called so is neither of class labels nor of text; without such, if
+            there is none, or several.
     """
     import datasets
 
+    named: list[str] = [n for usual in _USUAL for n in features if n.lower() == usual]
+    if named and not holds_classes(features[named[0]]):
+        raise _no_classes(named[0], features[named[0]], source)
+    if named:
+        return named[0]
     found = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    if not found:
-        found = [name for name, kind in features.items() if getattr(kind, "dtype", "") in _TEXT]
+    found = found or [name for name, kind in features.items() if holds_classes(kind)]
     what = "column of class labels or text"
     return _the_one(found, "label", what=what, features=features, source=source)
+
+
+def holds_classes(kind: Any) -> bool:
+    """Whether a column of this kind has the class of each row: a class label, or text."""
+    import datasets
+
+    text = isinstance(kind, datasets.Value) and kind.dtype in _TEXT
+    return bool(text or isinstance(kind, datasets.ClassLabel))
 
 
 def class_names(rows: Any, column: str) -> list[str]:
@@ -92,4 +106,21 @@ def _the_one(found: Sequence[str], usual: str, *, what: str, features: Any, sour
         f"{source} has {said}; its columns are {has}: give one with an Image column and a "
         "ClassLabel or string column, called 'image' and 'label' where there are several "
         "(rename_column, remove_columns and cast_column of the library, then save_to_disk)"
+    )
+
+
+def _no_classes(column: str, kind: Any, source: str) -> UserError:
+    """The error for a column called `label` of numbers, of several classes for each picture, ..."""
+    import datasets
+
+    other = "if another column has the classes, rename this one and call that one 'label'"
+    if isinstance(kind, datasets.Value):
+        holds = kind.dtype
+        mend = f"name the classes with cast_column('{column}', ClassLabel(names=[...]))"
+    else:
+        holds = type(kind).__name__
+        mend = "make it a column with the one class of each picture, as text or as a ClassLabel"
+    return UserError(
+        f"{source}: the column '{column}' holds neither class labels nor text, but {holds}: {mend} "
+        f"of the library, then save_to_disk; {other} (rename_column)"
     )

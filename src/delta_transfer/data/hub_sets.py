@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +12,17 @@ from PIL import Image
 
 from delta_transfer.data.base import Split, Task
 from delta_transfer.data.download import error_in_words
-from delta_transfer.data.hub_columns import class_names, class_order, label_column, picture_column
+from delta_transfer.data.hub_columns import (
+    class_names,
+    class_order,
+    holds_classes,
+    label_column,
+    picture_column,
+)
 from delta_transfer.data.images import PictureError, decode_image
-from delta_transfer.data.split_names import SplitNames, choose_splits
+from delta_transfer.data.paths import user_path
+from delta_transfer.data.split_classes import check_split_classes
+from delta_transfer.data.split_names import SplitNames, choose_splits, find_name
 from delta_transfer.data.splits import GivenSplits, complete, first_few
 from delta_transfer.errors import UserError
 
@@ -56,9 +64,10 @@ def load_hub(
 ) -> Task:
     """The task of a data set on the Hugging Face hub, or of one saved to disk.
 
-    Splits are told apart by their names: train; val, valid or validation; test. A split in which
-    no row has a label counts as missing. A missing validation split is drawn, class by class; a
-    test split only if a fraction is asked for.
+    Splits are told apart by their names: train; val, valid or validation; test. The columns are
+    those of train. A split without the column of the classes, or in which no row has a label,
+    counts as missing. A missing validation split is drawn, class by class; a test split only if a
+    fraction is asked for.
 
     Args:
         name: `org/name`, `org/name:config`, or a folder written by `save_to_disk`.
@@ -79,28 +88,28 @@ def load_hub(
     """
     library = _library()
     source = f"'{PREFIX}{name}'"
-    folder = Path(name).expanduser() if name and os.path.isdir(Path(name).expanduser()) else None
+    folder = user_path(name) if name and user_path(name).is_dir() else None
     if folder is None:
         loaded = _load_from_hub(library, name, data_root)
     else:
         loaded = _load_folder(library, folder)
     parts = dict(loaded) if isinstance(loaded, library.DatasetDict) else {"train": loaded}
+    # A format that was saved with the rows would hide columns, and make labels tensors.
+    parts = {split: rows.with_format(None) for split, rows in parts.items()}
     column, labels = _columns(parts, source)
-    names = {split: class_names(rows, labels) for split, rows in parts.items()}
+    names = {split: _names(rows, labels) for split, rows in parts.items()}
     chosen, notes = _choose(names, test_split, source)
     if folder is not None and data_root is not None:
         notes.append(f"--data-root {data_root} is ignored: {source} is a folder")
     used = [split for split in (chosen.train, chosen.val, chosen.test) if split is not None]
+    _check_pictures({split: parts[split] for split in used}, column, source)
     classes = class_order(parts[used[0]], labels, names[used[0]])
-    _check_labels({split: names[split] for split in used}, classes, source)
+    notes += _check_labels({split: names[split] for split in used}, classes, source)
     stored = library.Image(decode=False)
     reader = HubReader(
         source=source,
         rows={
-            split: parts[split]
-            .with_format(None)
-            .select_columns([column])
-            .cast_column(column, stored)
+            split: parts[split].select_columns([column]).cast_column(column, stored)
             for split in used
         },
         column=column,
@@ -133,7 +142,7 @@ def _load_from_hub(library: Any, name: str, data_root: str | None) -> Any:
     repository, _, config = name.partition(":")
     if not repository or repository[0] in "/.~" or repository.count("/") > 1:
         raise UserError(f"there is no folder '{name}' for '{PREFIX}{name}': give {FORMS}")
-    cache = None if data_root is None else str(Path(data_root).expanduser() / "huggingface")
+    cache = None if data_root is None else str(user_path(data_root) / "huggingface")
     try:
         return library.load_dataset(repository, config or None, cache_dir=cache)
     # Anything may come: of the connection, the hub, the files there, the disk.
@@ -163,21 +172,34 @@ def _load_folder(library: Any, folder: Path) -> Any:
 
 
 def _columns(parts: dict[str, Any], source: str) -> tuple[str, str]:
-    """The columns of the picture and of the class, which are the same in all splits."""
-    found = {
-        split: (
-            picture_column(rows.features, source=source),
-            label_column(rows.features, source=source),
-        )
-        for split, rows in parts.items()
-    }
-    columns, *others = dict.fromkeys(found.values())
-    if others:
-        raise UserError(
-            f"{source}: the splits have their pictures and classes in different columns, "
-            f"{found}: give these columns the same names (rename_column, then save_to_disk)"
-        )
-    return columns
+    """The columns of the picture and of the class in the split that is learnt from."""
+    train = find_name(list(parts), ("train",), source=source)
+    if train is None:
+        raise _no_train(source, parts)
+    source = source if len(parts) == 1 else f"the split {train} of {source}"
+    features = parts[train].features
+    return picture_column(features, source=source), label_column(features, source=source)
+
+
+def _names(rows: Any, labels: str) -> list[str]:
+    """The name of each row's class; all are empty where there is no such column of classes."""
+    there = labels in rows.features and holds_classes(rows.features[labels])
+    return class_names(rows, labels) if there else [""] * len(rows)
+
+
+def _check_pictures(used: dict[str, Any], column: str, source: str) -> None:
+    """The splits that are used have their pictures in the same column."""
+    import datasets
+
+    train = next(iter(used))
+    for split, rows in used.items():
+        if not isinstance(rows.features.get(column), datasets.Image):
+            raise UserError(
+                f"{source}: the pictures are in the column '{column}' of the split {train}, but "
+                f"the split {split} has no such column of pictures (it has "
+                f"{', '.join(rows.features)}): give these columns the same names (rename_column, "
+                "cast_column), then save_to_disk"
+            )
 
 
 def _choose(
@@ -188,11 +210,7 @@ def _choose(
     blank = [split for split in names if split not in labelled]
     chosen = choose_splits(labelled, test_split, source=source)
     if chosen.train is None:
-        without = f" (without labels: {', '.join(blank)})" if blank else ""
-        raise UserError(
-            f"{source} has no split 'train' to learn from, but {', '.join(labelled)}{without}: "
-            "call the split with the training pictures 'train', then save_to_disk"
-        )
+        raise _no_train(source, labelled, blank)
     notes = []
     if blank:
         notes.append(f"splits without labels are not used: {', '.join(blank)}")
@@ -201,23 +219,35 @@ def _choose(
     return chosen, notes
 
 
-def _check_labels(names: dict[str, list[str]], classes: Sequence[str], source: str) -> None:
-    """Every row has a label, of a class that can be learnt, and there are at least two."""
+def _no_train(source: str, labelled: Iterable[str], blank: Iterable[str] = ()) -> UserError:
+    there = [*labelled, *(f"{split} (without labels)" for split in blank)]
+    return UserError(
+        f"{source} has no split 'train' to learn from, but {', '.join(there)}: call the split with "
+        "the training pictures 'train', then save_to_disk"
+    )
+
+
+def _check_labels(names: dict[str, list[str]], classes: Sequence[str], source: str) -> list[str]:
+    """Every row has a label, of a class that can be learnt, and there are at least two.
+
+    Returns:
+        A note for each split that lacks a class.
+    """
     blank = [f"{split}/{i}" for split, part in names.items() for i, n in enumerate(part) if not n]
     if blank:
         raise UserError(
             f"{source} has rows without a label: {first_few(blank)}; take them out "
             "(the library's filter), then save_to_disk"
         )
-    for split, part in names.items():
-        strange = [f"'{name}'" for name in sorted(set(part) - set(classes))]
-        if strange:
-            raise UserError(
-                f"{source}: the split {split} has classes without training pictures, "
-                f"{first_few(strange)}: take them out (the library's filter), then save_to_disk"
-            )
+    notes = check_split_classes(
+        names,
+        source=source,
+        mend="take these classes out of the other splits (the library's filter), then save_to_disk",
+        where={},
+    )
     if len(classes) < 2:
         raise UserError(f"{source} has only one class, '{classes[0]}', and needs at least two")
+    return notes
 
 
 def _split(split: str, names: Sequence[str], classes: Sequence[str], reader: HubReader) -> Split:

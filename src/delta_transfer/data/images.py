@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageEr
 from delta_transfer.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+    ".avif .bmp .gif .jfif .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
 """The endings, in lower case, by which a file counts as a picture."""
 
@@ -148,7 +148,8 @@ def _decode(stream: BinaryIO) -> Image.Image:
             image = image.transpose(turn)
         if image.has_transparency_data:
             image = _on_white(image.convert("RGBA"))
-        image = image.convert("RGB")
+        if image is file or image.mode != "RGB":
+            image = image.convert("RGB")
         image.info = {}  # an orientation or a profile would be saved with copies, and applied again
         return image
 

@@ -36,6 +36,7 @@ class TorchvisionSet:
             draws, with the rest for testing; None for none of this.
         clutter: a class folder that is no class.
         metric: what the field reports.
+        gone: whether torchvision can no longer download it.
     """
 
     class_name: str
@@ -49,6 +50,13 @@ class TorchvisionSet:
     per_class: int | None = None
     clutter: str = ""
     metric: Metric = "accuracy"
+    gone: bool = False
+
+    @property
+    def renewal(self) -> str:
+        """What mends files that are not whole, for a message."""
+        anew = f"unpack {self.archive} again"
+        return anew if self.gone else f"{anew}, or remove the folder, and it will be downloaded"
 
     @property
     def has_test(self) -> bool:
@@ -110,7 +118,7 @@ def class_folders(data: TorchvisionSet, root: Path) -> Listing:
     base = root / data.folder
     folders = [f for f in subfolders(base / data.contents[0]) if f.name != data.clutter]
     found = [(file, label) for label, f in enumerate(folders) for file in loose_pictures(f)]
-    return tuple(folder.name for folder in folders), {"train": _split(base, found)}
+    return tuple(folder.name for folder in folders), {"train": _split(base, found, data.renewal)}
 
 
 @lru_cache(maxsize=4)
@@ -144,21 +152,20 @@ def _listing(
         if classes and classes != tuple(dataset.classes):
             raise ValueError(f"the split {theirs} has other classes than the ones before")
         classes = tuple(dataset.classes)
-        splits[ours] = _split(root / data.folder, found)
+        splits[ours] = _split(root / data.folder, found, data.renewal)
     if any(not 0 <= label < len(classes) for split in splits.values() for label in split.labels):
         raise ValueError(f"there is a label that is none of the {len(classes)} classes")
     return classes, splits
 
 
-def _split(base: Path, found: Sequence[tuple[str | Path, int]]) -> Split:
+def _split(base: Path, found: Sequence[tuple[str | Path, int]], renewal: str) -> Split:
     """The split of these files, which must be there."""
     paths = tuple(Path(file).relative_to(base).as_posix() for file, _ in found)
     missing = [path for path in paths if not (base / path).is_file()]
     if missing:
         raise UserError(
             f"'{base}' lacks {len(missing)} of {len(paths)} pictures that its lists name: "
-            f"{first_few(missing)}; unpack the archive again, or remove the folder, and it will be "
-            "downloaded"
+            f"{first_few(missing)}; {renewal}"
         )
     labels = tuple(int(label) for _, label in found)
     return Split(paths=paths, labels=labels, read=FolderReader(base))

@@ -11,6 +11,7 @@ from delta_transfer.data.download import (
     error_in_words,
     size_in_words,
 )
+from delta_transfer.data.paths import user_path
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.data.splits import (
     GivenSplits,
@@ -143,6 +144,7 @@ SETS: dict[str, TorchvisionSet] = {
         archive="https://github.com/pytorch/vision/issues/7545",  # its own page is gone
         megabytes=1_957,
         splits=_TRAIN_TEST,
+        gone=True,
     ),
     "eurosat": TorchvisionSet(
         class_name="EuroSAT",
@@ -181,7 +183,7 @@ def load_torchvision(
     key = _find(name)
     data, title = SETS[key], PREFIX + key
     fraction = fraction_of_train(test_split, source=title, own_test=data.has_test)
-    root = default_data_root() if data_root is None else Path(data_root).expanduser()
+    root = default_data_root() if data_root is None else user_path(data_root)
     classes, splits = _read(title, data, _locate(key, data, root))
     notes = []
     count = sum(len(split) for split in splits.values())
@@ -224,10 +226,10 @@ def _locate(key: str, data: TorchvisionSet, data_root: Path) -> Path:
             return root
     for folder in (root / data.folder for root in roots):
         if os.path.isdir(folder) and any(folder.iterdir()):
+            renewal = "" if data.gone else f", or remove it, and {PREFIX + key} will be downloaded"
             raise UserError(
                 f"'{folder}' is there, but not whole, it lacks {', '.join(_lacking(folder, data))}:"
-                f" unpack {data.archive} into it, or remove it, and {PREFIX + key} will be "
-                "downloaded"
+                f" unpack {data.archive} into it{renewal}"
             )
     _download(PREFIX + key, data, data_root)
     return data_root
@@ -242,16 +244,26 @@ def _download(title: str, data: TorchvisionSet, data_root: Path) -> None:
 
     make = getattr(datasets, data.class_name)
     target = data_root / data.folder
+    needed = ", ".join(f"'{target / part}'" for part in data.contents)
+    by_hand = (
+        f"get it from {data.archive} and unpack it so that these are there: {needed}; --data-root "
+        "names another folder to look in"
+    )
+    if data.gone:
+        raise UserError(
+            f"{title} is not in '{data_root}', and torchvision cannot download it anymore: "
+            f"{by_hand}"
+        )
     logger.info("downloading %s (%s) to %s", title, size_in_words(data.megabytes), target)
     try:
         download_folder(target, lambda folder: make(folder, download=True))
+    except UserError:
+        raise
     # Anything may come: of the connection, the server, the archive, the disk.
     except Exception as error:
-        needed = ", ".join(f"'{target / part}'" for part in data.contents)
         raise UserError(
             f"{title} is not in '{data_root}', and downloading it failed "
-            f"({error_in_words(error)}). Try again, or get it from {data.archive} and unpack it "
-            f"so that these are there: {needed}; --data-root names another folder to look in"
+            f"({error_in_words(error)}). Try again, or {by_hand}"
         ) from error
 
 
@@ -264,8 +276,7 @@ def _read(title: str, data: TorchvisionSet, root: Path) -> Listing:
     except Exception as error:
         raise UserError(
             f"the files of {title} in '{root / data.folder}' cannot be used "
-            f"({error_in_words(error)}): unpack {data.archive} again, or remove the folder, and "
-            "it will be downloaded"
+            f"({error_in_words(error)}): {data.renewal}"
         ) from error
 
 

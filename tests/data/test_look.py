@@ -1,0 +1,82 @@
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from delta_transfer.data import Split, look
+from delta_transfer.data.images import PictureError
+from delta_transfer.data.look import LookedAt, look_at_all
+
+
+def numbered(path: str) -> Image.Image:
+    return Image.new("RGB", (3, 2), (int(path), 0, 0))
+
+
+def of(count: int, read: Callable[[str], Image.Image] = numbered) -> dict[str, Split]:
+    return {"train": Split(tuple(str(i) for i in range(count)), (0,) * count, read)}
+
+
+@pytest.mark.parametrize("strip", [1, 7, 20, 1_000_000])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_strips_change_no_digest(monkeypatch: pytest.MonkeyPatch, strip: int, mode: str) -> None:
+    monkeypatch.setattr(look, "_STRIP", strip)
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 7, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    whole = hashlib.blake2b(f"{mode} (7, 11)".encode(), digest_size=16)
+    whole.update(np.asarray(image).tobytes())
+    (seen,) = look_at_all(of(1, lambda path: image), threads=1)
+    assert seen == LookedAt("train", "0", 0, whole.hexdigest(), "")
+
+
+def test_few_pictures_are_looked_at_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        look_at_all(of(20), threads=2)
+    assert caplog.messages == []
+
+
+def test_many_pictures_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(look, "MANY", 19)
+    monkeypatch.setattr(look, "_PATIENCE", 0.001)
+    told = {10: threading.Event(), 14: threading.Event()}
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said = record.getMessage()
+            for count, event in told.items():
+                if said == f"looked at {100 * count // 20}% of them":
+                    event.set()
+
+    def read(path: str) -> Image.Image:
+        if int(path) in told:  # so many others have been looked at before it
+            assert told[int(path)].wait(30)
+        return numbered(path)
+
+    listener = Listener()
+    monkeypatch.setattr(look.logger, "handlers", [listener])
+    with caplog.at_level(logging.INFO):
+        seen = look_at_all(of(20, read), threads=1)
+    assert len(seen) == 20
+    first, *progress = caplog.messages
+    assert first == "looking at 20 pictures"
+    assert len(set(progress)) == len(progress)
+    assert {"looked at 50% of them", "looked at 70% of them"} <= set(progress)
+
+
+@pytest.mark.parametrize("many", [1, 1000])
+def test_another_error_comes_through(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+    def read(path: str) -> Image.Image:
+        if path == "7":
+            raise ZeroDivisionError("a fault of ours")
+        if path == "8":
+            raise PictureError("bad", reason="bad")
+        return numbered(path)
+
+    monkeypatch.setattr(look, "MANY", many)
+    with pytest.raises(ZeroDivisionError, match="a fault of ours"):
+        look_at_all(of(30, read), threads=3)

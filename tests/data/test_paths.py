@@ -1,0 +1,30 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from delta_transfer.data.paths import user_path
+from delta_transfer.errors import UserError
+
+
+def test_a_path_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    for text in ("file", "nothing", "nothing/at/all", "file/below"):
+        assert user_path(f"~/{text}") == tmp_path / text
+    assert user_path("sklearn/digits") == Path("sklearn/digits")
+
+
+def test_a_link_that_leads_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(UserError, match=r"cannot look for .*link' \(Too many levels of symbolic"):
+        user_path(str(tmp_path / "link"))
+
+
+def test_a_folder_that_may_not_be_entered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, os.strerror(13))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(UserError, match=r"cannot look for .*'a/b' \(Permission denied\): give"):
+        user_path("a/b")

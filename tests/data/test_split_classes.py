@@ -1,0 +1,35 @@
+import pytest
+
+from delta_transfer.data.split_classes import check_split_classes
+from delta_transfer.errors import UserError
+
+
+def check(**found: str) -> list[str]:
+    """Of splits whose classes are letters."""
+    return check_split_classes(found, source="pets", mend="mend it", where={"b": " (line 7)"})
+
+
+def test_equal_classes_need_no_word() -> None:
+    assert check(train="ab", val="ba", test="aab") == check(train="a") == []
+
+
+def test_a_class_that_is_only_learnt_is_noted() -> None:
+    assert check(train="abc", val="ac", test="c") == [
+        "no picture of class 'b' (line 7) in val: nothing is known there of how well it is told",
+        "no picture of class 'a', 'b' (line 7) in test: nothing is known there of how well they "
+        "are told",
+    ]
+
+
+def test_a_class_that_is_only_measured_is_an_error() -> None:
+    with pytest.raises(UserError) as caught:
+        check(train="ac", val="abc", test="b")
+    assert str(caught.value) == (
+        "pets: the splits must have the same classes, or val and test fewer, but train lacks 'b' "
+        "(line 7); test lacks 'a', 'c': mend it"
+    )
+
+
+def test_many_classes_make_a_short_message() -> None:
+    with pytest.raises(UserError, match=r"train lacks 'a', .* 'e' and 2 more"):
+        check(train="z", val="abcdefgz")
