@@ -110,6 +110,46 @@ class TwoLinear(ConvNet):
         self.unused = nn.Linear(6, 9)
 
 
+class SpareHead(ConvNet):
+    """A network with a linear layer, as large as its head, that takes no part in its logits."""
+
+    def __init__(self, *, called: bool) -> None:
+        super().__init__(2)
+        self.aux = nn.Linear(6, 2)
+        self.called = called
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.called:
+            self.aux(x.new_zeros(2, 6))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_a_layer_that_does_not_make_the_logits_is_no_head(called):
+    with pytest.raises(
+        UserError, match=r"something else than the output of its head 'aux' in eval"
+    ):
+        wrapped(SpareHead(called=called))
+    assert wrapped(SpareHead(called=called), head="fc").head == "fc"
+
+
+def test_logits_that_are_changed_after_the_head_are_refused():
+    class Scaled(ConvNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mul_(2)
+
+    with pytest.raises(UserError, match="something else than the output of its head 'fc'"):
+        wrapped(Scaled())
+
+
+def test_values_that_are_no_numbers_on_blank_pictures_do_not_matter():
+    class Normed(ConvNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x / x.norm())
+
+    assert wrapped(Normed()).head == "fc"
+
+
 def test_a_head_may_be_named():
     backbone = wrapped(TwoLinear(), head="fc")
     assert backbone.head == "fc"

@@ -1,4 +1,6 @@
+import functools
 import json
+import pickle
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +46,26 @@ def write_model(folder: Path, architecture: str, *, cfg: dict[str, Any] = CFG, *
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return write_model(tmp_path / "model", "test_resnet")
+
+
+@pytest.fixture
+def hub(monkeypatch, folder):
+    """A hub with the one repository org/net; gives the files that were asked for."""
+    asked: list[tuple[str, str, str | None]] = []
+
+    def download(
+        repo_id: str, filename: str, revision: str | None = None, cache_dir: object = None
+    ) -> str:
+        asked.append((repo_id, filename, revision))
+        if repo_id != "org/net":
+            raise RepositoryNotFoundError("404", response=RESPONSE)
+        if not (folder / filename).is_file():
+            raise RemoteEntryNotFoundError("404", response=RESPONSE)
+        return str(folder / filename)
+
+    monkeypatch.setattr(hub_models, "hf_hub_download", download)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    return asked
 
 
 def has_weights_of(backbone, folder: Path) -> bool:
@@ -140,18 +162,157 @@ def test_a_config_that_is_not_timms_is_refused(folder, content, message):
         load_backbone(f"local-dir:{folder}", num_outputs=2, pretrained=False)
 
 
-@pytest.mark.parametrize("content", [None, b"short", b"{" * 100])
-def test_weights_that_cannot_be_read_are_refused(folder, content):
-    file = folder / "model.safetensors"
-    file.unlink() if content is None else file.write_bytes(content)
-    with pytest.raises(UserError, match=r"the weights of model 'local-dir:.*' cannot be loaded \("):
+def test_dropout_that_the_config_asks_for_is_off(tmp_path):
+    folder = write_model(tmp_path / "model", "test_resnet", drop_rate=0.5)
+    module = load_backbone(f"local-dir:{folder}", num_outputs=2).module
+    assert module.drop_rate == 0
+    for part in module.modules():
+        part.train(not isinstance(part, torch.nn.BatchNorm2d))
+    inputs = torch.rand(2, 3, 96, 96)
+    assert torch.equal(module(inputs), module(inputs))
+
+
+@pytest.mark.parametrize(
+    ("model_args", "key"),
+    [
+        ({"features_only": True}, "features_only"),
+        ({"features_only": True, "out_indices": [1]}, "features_only"),
+        ({"checkpoint_path": "other.pth"}, "checkpoint_path"),
+        ({"pretrained_cfg_overlay": {"file": "other.pth"}}, "pretrained_cfg_overlay"),
+    ],
+)
+def test_arguments_that_make_no_classifier_of_these_weights_are_refused(folder, model_args, key):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_args": model_args}))
+    with pytest.raises(UserError, match=rf"config.json asks for {key}, with which it is no"):
         load_backbone(f"local-dir:{folder}", num_outputs=2)
 
 
-def test_weights_of_another_network_are_refused(folder):
-    save_file({"x": torch.ones(1)}, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"cannot be loaded \(Error"):
-        load_backbone(f"local-dir:{folder}", num_outputs=4)
+@pytest.mark.parametrize("content", [b"short", b"{" * 100])
+def test_weights_that_cannot_be_read_are_refused(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"weights .*/model.safetensors: the file is damaged") as e:
+        load_backbone(f"local-dir:{folder}", num_outputs=2)
+    assert "delete" not in str(e.value)
+
+
+def test_a_folder_without_weights_says_so(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"folder holds no weights: put its model.safetensors or .* by --weights"
+    ):
+        load_backbone(f"local-dir:{folder}", num_outputs=2)
+
+
+def test_weights_under_another_name_are_found_if_there_are_no_others(folder):
+    file = (folder / "model.safetensors").rename(folder / "net.safetensors")
+    backbone = load_backbone(f"local-dir:{folder}", num_outputs=2)
+    file.rename(folder / "model.safetensors")
+    assert has_weights_of(backbone, folder)
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    save_file({"x": torch.ones(1)}, folder / "b.safetensors")
+    with pytest.raises(UserError, match=r"more than one file of weights \(a.safetensors, b.safet"):
+        load_backbone(f"local-dir:{folder}", num_outputs=2)
+
+
+# With as many classes as the file has, timm is strict.
+@pytest.mark.parametrize("num_outputs", [2, 4])
+class TestWeightsThatDoNotFit:
+    """Nothing of a network may stay random, whatever number of classes the file has."""
+
+    def test_of_another_network(self, folder, num_outputs):
+        save_file({"x": torch.ones(1)}, folder / "model.safetensors")
+        with pytest.raises(UserError, match=r"does not fit model 'local-dir:.*': 0 of \d+ tensors"):
+            load_backbone(f"local-dir:{folder}", num_outputs=num_outputs)
+
+    @pytest.mark.parametrize("prefix", ["backbone.", "module.", "_orig_mod.module."])
+    def test_prefixed_names_are_found(self, folder, num_outputs, prefix):
+        state = load_file(folder / "model.safetensors")
+        prefixed = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+        save_file(prefixed, folder / "model.safetensors")
+        backbone = load_backbone(f"local-dir:{folder}", num_outputs=num_outputs)
+        save_file(state, folder / "model.safetensors")
+        assert has_weights_of(backbone, folder)
+
+    @pytest.mark.parametrize("architecture", ["test_resnet", "test_vit"])
+    def test_half_of_the_tensors(self, tmp_path, num_outputs, architecture):
+        cfg = {**CFG, "classifier": "head" if architecture == "test_vit" else "fc"}
+        folder = write_model(tmp_path / "half", architecture, cfg=cfg)
+        state = load_file(folder / "model.safetensors")
+        half = dict(list(state.items())[::2])
+        save_file(half, folder / "model.safetensors")
+        with pytest.raises(UserError, match=r"does not fit model .* tensors match .*not in the fi"):
+            load_backbone(f"local-dir:{folder}", num_outputs=num_outputs)
+
+    def test_what_only_timm_can_convert(self, tmp_path, num_outputs):
+        """A file for pictures of another size; without half of it, it is refused too."""
+        args = {"img_size": 64}
+        cfg = {**CFG, "classifier": "head", "fixed_input_size": True, "input_size": [3, 64, 64]}
+        folder = write_model(tmp_path / "vit", "test_vit", cfg=cfg, **args)
+        state = load_file(folder / "model.safetensors")
+        load = functools.partial(
+            load_backbone, f"local-dir:{folder}", num_outputs=num_outputs, image_size=96
+        )
+        own = load().module.state_dict()
+        assert own["pos_embed"].shape != state["pos_embed"].shape
+        assert torch.equal(own["blocks.0.attn.qkv.weight"], state["blocks.0.attn.qkv.weight"])
+        del state["blocks.0.attn.qkv.weight"]
+        save_file(state, folder / "model.safetensors")
+        with pytest.raises(UserError, match=r"\(not in the file: blocks.0.attn.qkv.weight\)"):
+            load()
+
+    def test_a_file_on_the_hub(self, hub, folder, num_outputs):
+        half = dict(list(load_file(folder / "model.safetensors").items())[::2])
+        save_file(half, folder / "model.safetensors")
+        with pytest.raises(UserError, match="does not fit model 'hf-hub:org/net'"):
+            load_backbone("hf-hub:org/net", num_outputs=num_outputs)
+
+
+def test_the_random_state_is_the_same_after_a_conversion(tmp_path):
+    first = load_backbone("test_vit", num_outputs=3, image_size=64, pretrained=False)
+    save_model(tmp_path, first, first.module, classes=["a", "b", "c"])
+    states = []
+    for pretrained in (True, False):
+        torch.manual_seed(0)
+        load_backbone(f"local-dir:{tmp_path}", num_outputs=2, image_size=96, pretrained=pretrained)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+class Evil:
+    """A pickle of it creates a file when it is read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.file,))
+
+
+@pytest.mark.parametrize("source", ["local-dir", "hub"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["torch", "pickle"])
+def test_a_file_that_would_run_code_is_not_read(hub, folder, tmp_path, source, legacy):
+    trace = tmp_path / "trace"
+    state = {**load_file(folder / "model.safetensors"), "evil": Evil(trace)}
+    (folder / "model.safetensors").unlink()
+    if legacy:
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(trace)))
+    else:
+        torch.save(state, folder / "pytorch_model.bin")
+    name = f"local-dir:{folder}" if source == "local-dir" else "hf-hub:org/net"
+    for num_outputs in (2, 4):
+        with pytest.raises(UserError, match=r"could run any code"):
+            load_backbone(name, num_outputs=num_outputs)
+    assert not trace.exists()
+
+
+def test_a_state_dict_in_a_checkpoint_is_read(folder):
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save({"state_dict": state, "epoch": 3}, folder / "pytorch_model.bin")
+    backbone = load_backbone(f"local-dir:{folder}", num_outputs=2)
+    save_file(state, folder / "model.safetensors")
+    assert has_weights_of(backbone, folder)
 
 
 def test_a_folder_that_holds_no_model_is_named(tmp_path):
@@ -161,31 +322,20 @@ def test_a_folder_that_holds_no_model_is_named(tmp_path):
         load_backbone(f"local-dir:{tmp_path}", num_outputs=2)
 
 
-@pytest.fixture
-def hub(monkeypatch, folder):
-    """A hub with the one repository org/net; gives the files that were asked for."""
-    asked: list[tuple[str, str, str | None]] = []
-
-    def download(
-        repo_id: str, filename: str, revision: str | None = None, cache_dir: object = None
-    ) -> str:
-        asked.append((repo_id, filename, revision))
-        if repo_id != "org/net":
-            raise RepositoryNotFoundError("404", response=RESPONSE)
-        if not (folder / filename).is_file():
-            raise RemoteEntryNotFoundError("404", response=RESPONSE)
-        return str(folder / filename)
-
-    monkeypatch.setattr(hub_models, "hf_hub_download", download)
-    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
-    return asked
-
-
 def test_a_name_of_the_hub_gives_its_network(hub, folder):
     backbone = load_backbone("hf-hub:org/net", num_outputs=2)
     assert has_weights_of(backbone, folder)
     assert backbone.architecture == "test_resnet"
     assert {name for _, name, _ in hub} == {"config.json", "model.safetensors"}
+
+
+def test_a_repository_with_a_pickle_alone_is_read(hub, folder):
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "kept.safetensors")
+    torch.save(state, folder / "pytorch_model.bin")
+    backbone = load_backbone("hf-hub:org/net", num_outputs=2)
+    (folder / "kept.safetensors").rename(folder / "model.safetensors")
+    assert has_weights_of(backbone, folder)
 
 
 def test_a_revision_is_asked_for(hub):
@@ -229,13 +379,14 @@ def test_a_repository_without_the_files_is_none_of_timms(hub, folder, name):
 )
 @pytest.mark.parametrize("where", ["config", "weights"])
 def test_what_can_go_wrong_on_the_way_has_one_message_each(hub, monkeypatch, error, message, where):
-    def fail(*args: object, **options: object) -> None:
-        raise error
+    download = hub_models.hf_hub_download
 
-    if where == "config":
-        monkeypatch.setattr(hub_models, "hf_hub_download", fail)
-    else:
-        monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fail)
+    def fail(repository: str, filename: str, revision: str | None = None) -> str:
+        if where == "config" or filename != "config.json":
+            raise error
+        return download(repository, filename, revision=revision)
+
+    monkeypatch.setattr(hub_models, "hf_hub_download", fail)
     with pytest.raises(UserError, match=message) as caught:
         load_backbone("hf-hub:org/net", num_outputs=2)
     assert re.search("model 'hf-hub:org/net'", str(caught.value))

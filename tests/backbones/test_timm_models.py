@@ -170,6 +170,18 @@ def test_another_crop_than_the_centre_is_noted(name, mode):
         )
 
 
+@pytest.mark.parametrize("name", ["volo_d4_448", "volo_d5_448", "volo_d5_512"])
+def test_a_margin_around_the_pictures_is_left_out_and_noted(name):
+    assert timm.get_pretrained_cfg(name).crop_pct == 1.15
+    with torch.device("meta"):
+        backbone = untrained(name)
+    assert backbone.input.crop_pct == 1
+    assert backbone.notes == (
+        f"pictures fill the crop; the weights of {name} were measured with a margin around them "
+        "(timm's crop_pct 1.15)",
+    )
+
+
 @pytest.mark.parametrize("interpolation", ["lanczos", "random"])
 def test_an_interpolation_that_we_do_not_have_is_noted(monkeypatch, interpolation):
     plain = timm.create_model

@@ -194,26 +194,71 @@ def test_half_precision_is_cast_to_the_networks(file, source):
 @pytest.mark.parametrize("with_head", [True, False])
 def test_tensors_in_order_and_shape_are_taken_under_other_names(file, source, with_head):
     names = list(source.state_dict()) if with_head else BODY
-    state = {f"layer_{i}": source.state_dict()[name] for i, name in enumerate(names)}
+    state = {
+        f"layer_{i}.{name.rpartition('.')[2]}": source.state_dict()[name]
+        for i, name in enumerate(names)
+    }
     network, note = load({"weights": state}, file)
     assert has_body_of(network, source)
     assert f"{len(BODY)} of {len(BODY)} tensors matched by their order and shapes, under" in note
-    assert ("not used: weights.layer_16, weights.layer_17" in note) == with_head
+    assert ("not used: weights.layer_16.weight, weights.layer_17.bias" in note) == with_head
 
 
-@pytest.mark.parametrize("change", ["fewer", "shape", "kind", "order"])
+def in_order(source: nn.Module) -> dict[str, Tensor]:
+    """A state dict in the order of the network, under names of its own that end like those."""
+    items = enumerate(source.state_dict().items())
+    return {f"layer_{i}.{name.rpartition('.')[2]}": tensor for i, (name, tensor) in items}
+
+
+@pytest.mark.parametrize("change", ["fewer", "shape", "kind", "order", "head", "names"])
 def test_what_is_not_all_in_order_and_shape_is_refused(file, source, change):
-    state = {f"layer_{i}": tensor for i, tensor in enumerate(source.state_dict().values())}
+    state = in_order(source)
     if change == "fewer":
-        del state["layer_7"]
+        del state["layer_7.weight"]
     elif change == "shape":
-        state["layer_0"] = torch.ones(4, 3, 5, 5)
-    elif change == "kind":
-        state["layer_6"] = torch.ones(())  # where the count of batches stands
-    else:
+        state["layer_0.weight"] = torch.ones(4, 3, 5, 5)
+    elif change == "kind":  # where the count of batches stands
+        state["layer_6.num_batches_tracked"] = torch.ones(())
+    elif change == "order":
         state = dict(sorted(state.items(), key=lambda pair: pair[1].numel()))
+    elif change == "head":
+        state["layer_16.weight"] = torch.ones(7, 5)
+    else:
+        state = {name.partition(".")[0]: tensor for name, tensor in state.items()}
     with pytest.raises(UserError, match="does not fit net"):
         load(state, file)
+
+
+def test_scale_and_shift_do_not_change_places(file, source):
+    """TensorFlow and Flax have the shift first; both have one shape."""
+    names = list(source.state_dict())
+    first, second = names.index("norm1.weight"), names.index("norm1.bias")
+    names[first], names[second] = names[second], names[first]
+    endings = {"weight": "gamma", "bias": "beta"}
+    swapped, renamed = {}, {}
+    for i, name in enumerate(names):
+        layer, _, kind = name.rpartition(".")
+        norm = "norm" in layer
+        swapped[f"layer_{i}.{kind}"] = source.state_dict()[name]
+        renamed[f"layer_{i}.{endings.get(kind, kind) if norm else kind}"] = swapped[
+            f"layer_{i}.{kind}"
+        ]
+    for state in (swapped, renamed):
+        with pytest.raises(UserError, match="0 of 14 tensors match"):
+            load(state, file)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_the_order_of_a_safetensors_file_means_nothing(tmp_path, source, suffix):
+    state = in_order(source)
+    # With names that sort as the network's tensors stand, the order would be right by luck.
+    state = {f"{i:02d}.{name}": tensor for i, (name, tensor) in enumerate(state.items())}
+    torch.save(state, tmp_path / "weights.pth")
+    load_weights(conv_net(seed=0), tmp_path / "weights.pth", head="fc", name="net")
+    path = tmp_path / f"weights.{suffix}"
+    save_file(state, path)
+    with pytest.raises(UserError, match="0 of 14 tensors match"):
+        load_weights(conv_net(seed=0), path, head="fc", name="net")
 
 
 def test_another_architecture_is_refused_with_counts_and_both_shapes(file, source):
@@ -228,7 +273,8 @@ def test_another_architecture_is_refused_with_counts_and_both_shapes(file, sourc
     assert str(caught.value) == (
         f"weights {file}: the file does not fit net: 12 of 14 tensors match (conv1.weight is "
         "(4, 3, 3, 3) in the network and (4, 3, 7, 7) in the file; not in the file: "
-        "norm2.running_var); give the --model that the file was made with, or another file"
+        "norm2.running_var); give the --model that the file was made with, or another file by "
+        "--weights"
     )
     assert all(torch.equal(network.state_dict()[name], before[name]) for name in before)
 

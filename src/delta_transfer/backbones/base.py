@@ -11,8 +11,22 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from delta_transfer.errors import UserError
 
-# Stochastic depth, by class name so that no library is imported: name -> its probability.
-_STOCHASTIC_DEPTH = {"DropPath": "drop_prob", "StochasticDepth": "p"}
+# Under which names modules keep the probability of a functional dropout.
+_RATES = (
+    "attention_dropout",
+    "attn_drop_p",
+    "drop_prob",
+    "drop_rate",
+    "dropout",
+    "patch_drop_rate",
+)
+# Where the name says too little, by class so that no library is imported.
+_RATE_OF = {
+    "PatchDropout": "prob",
+    "PatchDropoutWithIndices": "prob",
+    "ResidualDrop": "drop",
+    "StochasticDepth": "p",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,10 +96,11 @@ def turn_off_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
-        elif isinstance(module, nn.MultiheadAttention):
-            module.dropout = 0.0
-        elif type(module).__name__ in _STOCHASTIC_DEPTH:
-            setattr(module, _STOCHASTIC_DEPTH[type(module).__name__], 0.0)
+        own = _RATE_OF.get(type(module).__name__)
+        for name in _RATES if own is None else (*_RATES, own):
+            rate = vars(module).get(name)
+            if isinstance(rate, int | float) and not isinstance(rate, bool):
+                setattr(module, name, 0.0)
 
 
 def blank_pictures(model: nn.Module, size: int, *, count: int = 1) -> Tensor:
@@ -119,39 +134,6 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """
     state = model.state_dict()
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def tensors_in_order(
-    state: Mapping[str, Tensor], model: nn.Module, *, but: str
-) -> dict[str, Tensor]:
-    """A checkpoint's tensors under the names of a model that has them in the same order.
-
-    Args:
-        state: the checkpoint, with a head of any number of outputs or without one.
-        model: the model.
-        but: the name of the head, which is left out.
-
-    Raises:
-        ValueError: if number or shapes differ.
-    """
-    own = own_tensors(model)
-    names = list(own)
-    if len(names) != len(state):
-        names = [name for name in own if not name.startswith(f"{but}.")]
-    if len(names) != len(state):
-        raise ValueError(f"the checkpoint has {len(state)} tensors, the model has {len(own)}")
-    found = dict(zip(names, state.values(), strict=True))
-    for name, tensor in found.items():
-        head = name.startswith(f"{but}.")
-        wanted = own[name]
-        # Heads may differ in their outputs, not in what they see.
-        same = tensor.ndim == wanted.ndim and tensor.shape[head:] == wanted.shape[head:]
-        if not same or tensor.is_floating_point() != wanted.is_floating_point():
-            raise ValueError(
-                f"{name}: {tuple(tensor.shape)} in the checkpoint, {tuple(wanted.shape)} in the "
-                "model"
-            )
-    return {name: tensor for name, tensor in found.items() if not name.startswith(f"{but}.")}
 
 
 def brief(error: BaseException) -> str:

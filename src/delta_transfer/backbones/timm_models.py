@@ -88,7 +88,12 @@ def build_timm(
     """
     try:
         module = timm.create_model(
-            source, pretrained=pretrained, num_classes=num_outputs, **model_args
+            source,
+            pretrained=pretrained,
+            num_classes=num_outputs,
+            # The size is in `model_args`; some versions of timm add the config's by themselves.
+            pretrained_cfg_overlay={"fixed_input_size": False},
+            **model_args,
         )
     except NOT_FETCHED as error:
         raise not_fetched(name, error) from error
@@ -156,9 +161,16 @@ def input_spec(
     if interpolation not in ("bilinear", "bicubic"):
         notes.append(f"pictures are resized with bicubic in place of {interpolation} interpolation")
         interpolation = "bicubic"
+    crop_pct = config["crop_pct"]
+    if crop_pct > 1:
+        notes.append(
+            f"pictures fill the crop; the weights of {name} were measured with a margin around "
+            f"them (timm's crop_pct {crop_pct})"
+        )
+        crop_pct = 1.0
     spec = InputSpec(
         size=image_size or config["input_size"][-1],
-        crop_pct=config["crop_pct"],
+        crop_pct=crop_pct,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         interpolation=interpolation,

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.backbones.base import own_tensors, tensors_in_order
-from delta_transfer.backbones.weights_file import read_weights
+from delta_transfer.backbones.base import own_tensors
+from delta_transfer.backbones.weights_file import is_safetensors, read_weights
 from delta_transfer.errors import UserError
 
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -59,14 +59,30 @@ def load_weights(module: nn.Module, path: str | Path, *, head: str, name: str) -
     Raises:
         UserError: if the file cannot be read, or does not fit the network.
     """
-    return fill_from(module, read_weights(path), head=head, name=name, source=f"weights {path}")
+    return fill_from(
+        module,
+        read_weights(path),
+        head=head,
+        name=name,
+        source=f"weights {path}",
+        ordered=not is_safetensors(path),
+    )
 
 
-def fill_from(module: nn.Module, groups: Groups, *, head: str, name: str, source: str) -> str:
+def fill_from(
+    module: nn.Module,
+    groups: Groups,
+    *,
+    head: str,
+    name: str,
+    source: str,
+    ordered: bool = False,
+) -> str:
     """`load_weights` for tensors that have been read.
 
     All parameters and batch-norm statistics have to be there, with the same shapes: under the
-    network's own names behind any prefix, or else under any names in the same order.
+    network's own names behind any prefix, or else, where their order means something, in the same
+    order under names that end alike.
 
     Args:
         module: the network.
@@ -74,6 +90,7 @@ def fill_from(module: nn.Module, groups: Groups, *, head: str, name: str, source
         head: the name of the head.
         name: what the user called the network.
         source: what the tensors are, for the messages.
+        ordered: whether they come in the order in which their network has them.
 
     Raises:
         UserError: if they do not fit.
@@ -83,10 +100,10 @@ def fill_from(module: nn.Module, groups: Groups, *, head: str, name: str, source
     flat = {where + key: tensor for where, group in groups.items() for key, tensor in group.items()}
     match = _by_name(own, needed, flat, source)
     if any(name not in match.tensors for name in needed):
-        ordered = _by_order(module, groups, head)
-        if ordered is None:
+        other = _by_order(module, groups, head) if ordered else None
+        if other is None:
             raise _misfit(match, own, needed, flat, name=name, source=source)
-        match = ordered
+        match = other
     match = dataclasses.replace(
         match, tensors={name: tensor.to(own[name].dtype) for name, tensor in match.tensors.items()}
     )
@@ -179,9 +196,8 @@ def _check_single(
 def _by_order(module: nn.Module, groups: Groups, head: str) -> _Match | None:
     """A state dict with the network's tensors in order and shape, under names of its own."""
     for where, group in groups.items():
-        try:
-            tensors = tensors_in_order(group, module, but=head)
-        except ValueError:
+        tensors = _in_order(group, module, head)
+        if tensors is None:
             continue
         same = {id(tensor) for tensor in tensors.values()}
         return _Match(
@@ -191,6 +207,30 @@ def _by_order(module: nn.Module, groups: Groups, head: str) -> _Match | None:
             prefix=where,
         )
     return None
+
+
+def _in_order(
+    state: Mapping[str, Tensor], module: nn.Module, head: str
+) -> dict[str, Tensor] | None:
+    """The tensors under the network's names, if names end alike and all fit but for a head."""
+    own = own_tensors(module)
+    body = [name for name in own if not name.startswith(f"{head}.")]
+    names = list(own) if len(own) == len(state) else body
+    if len(names) != len(state):
+        return None
+    for name, (key, tensor) in zip(names, state.items(), strict=True):
+        # Without this, neighbours of one shape such as scale and shift could change places.
+        alike = name.rpartition(".")[2] == key.rpartition(".")[2]
+        # Heads may differ in their outputs, not in what they see.
+        start = int(name.startswith(f"{head}."))
+        same_shape = tensor.ndim == own[name].ndim and (
+            tensor.shape[start:] == own[name].shape[start:]
+        )
+        same_kind = tensor.is_floating_point() == own[name].is_floating_point()
+        if not (alike and same_shape and same_kind):
+            return None
+    found = dict(zip(names, state.values(), strict=True))
+    return {name: found[name] for name in body}
 
 
 def _rename(key: str, renames: Iterable[tuple[str, str]]) -> str:
@@ -224,7 +264,7 @@ def _misfit(
     reasons = "; ".join([*shapes, *([f"not in the file: {_some(absent)}"] if absent else [])])
     if not match.tensors:
         reasons += f"; the file has {_some(list(flat))}"
-    mend = "give the --model that the file was made with, or another file"
+    mend = "give the --model that the file was made with, or another file by --weights"
     if all(name.rpartition(".")[2] in _POSITIONS for name in missing):
         mend = "it was made for pictures of another size: leave out --image-size"
     return UserError(

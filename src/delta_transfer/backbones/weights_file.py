@@ -56,7 +56,7 @@ def read_weights(path: str | Path) -> dict[str, dict[str, Tensor]]:
             start = file.read(512)
     except OSError as error:
         raise UserError(f"weights {path}: the file cannot be read ({error.strerror})") from error
-    if start[8:9] == b"{" or path.suffix == ".safetensors":
+    if is_safetensors(path):
         groups = _read_safetensors(path)
     else:
         _check_form(path, start)
@@ -64,6 +64,13 @@ def read_weights(path: str | Path) -> dict[str, dict[str, Tensor]]:
     if not groups:
         raise UserError(f"weights {path}: there are no tensors in the file; give {FORMS}")
     return groups
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file has this form, in which tensors come in no order, by its content or name."""
+    path = Path(path)
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{" or path.suffix == ".safetensors"
 
 
 def _read_safetensors(path: Path) -> dict[str, dict[str, Tensor]]:
