@@ -1119,7 +1119,7 @@ def test_training_that_diverges_keeps_the_best_weights(capsys, folder):
     said = error_of(capsys, f"train pictures {TINY} --method=lp_ft --lr=1e6 --out=new")
     for part in (
         "training diverged in epoch 1",
-        "Try a smaller --lr (it is 1e+06)",
+        "try a smaller --lr than 1e+06",
         "the best weights so far: new/checkpoints/best.ckpt",
     ):
         assert part in said
