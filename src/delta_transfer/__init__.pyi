@@ -1,4 +1,5 @@
 from .attention import estimate_attention as estimate_attention
+from .backbones import InputSpec as InputSpec
 from .channel_attention import ChannelAttention as ChannelAttention
 from .config import TrainConfig as TrainConfig
 from .errors import UserError as UserError
@@ -7,6 +8,7 @@ from .penalties import L2SP as L2SP
 from .penalties import Delta as Delta
 from .penalties import Penalty as Penalty
 from .penalties import Step as Step
+from .predict import Predictor as Predictor
 from .probe import LinearProbe as LinearProbe
 from .probe import fit_probe as fit_probe
 from .regularizer import Regularizer as Regularizer
