@@ -29,7 +29,12 @@ def announce(prepared: Prepared, tuning: Tuning) -> None:
         folds = f", {tuning.config.folds} folds" if tuning.config.folds else ""
         refit = " and the refit" if refits(tuning.config, prepared.task) else ""
         logger.info(
-            "time     about %.1f minutes for %d epochs%s%s", minutes, tuning.epochs, folds, refit
+            "time     about %.*f minutes for %d epochs%s%s",
+            1 if minutes >= 1 else 2,
+            minutes,
+            tuning.epochs,
+            folds,
+            refit,
         )
 
 

@@ -83,9 +83,8 @@ def select(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
     everything, own = range(count), range(len(prepared.task.train), count)
     joined = regroup(prepared, train=everything, val=own, seed=tuning.config.seed)
     if tuning.method.trains:
-        logger.info(
-            "refit    on all %d training and validation pictures, %d epochs", count, chosen.epoch
-        )
+        how = f"{chosen.epoch} epochs" if chosen.epoch else "its start alone"
+        logger.info("refit    on all %d training and validation pictures, %s", count, how)
     tuned = fine_tune(joined, tuning, folder / "refit", stop_after=chosen.epoch)
     for fold in (folder / "folds").glob("*"):  # until now they were all there was to keep
         shutil.rmtree(fold / "checkpoints")
