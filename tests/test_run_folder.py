@@ -161,6 +161,18 @@ def test_the_log_is_the_lines_from_before_and_what_the_package_says(tmp_path, ca
     assert logging.getLogger("delta_transfer").handlers == handlers
 
 
+def test_the_log_has_all_and_the_program_hears_no_more_than_it_asked_for(tmp_path, caplog):
+    log = logging.getLogger("delta_transfer.somewhere")
+    package = logging.getLogger("delta_transfer")
+    caplog.set_level(logging.WARNING, "delta_transfer")
+    with log_to(tmp_path / "train.log", []):
+        log.info("as it goes")
+        log.warning("look out")
+    assert [record.message for record in caplog.records] == ["look out"]
+    assert "INFO as it goes" in (tmp_path / "train.log").read_text()
+    assert (package.level, package.propagate) == (logging.WARNING, True)
+
+
 class TestWhatOverwriteDeletes:
     """Only what runs and comparisons write, and nothing that the new run reads."""
 

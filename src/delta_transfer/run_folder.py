@@ -136,15 +136,40 @@ def log_to(path: Path, header: Sequence[str]) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("delta_transfer")
     package.addHandler(handler)
-    level = package.level
-    package.setLevel(min(package.getEffectiveLevel(), logging.INFO))
     try:
-        yield
+        with _said_in_full(package):
+            yield
     except BaseException as error:  # the terminal shows it by itself
         said = str(error) or type(error).__name__
         handler.handle(package.makeRecord(package.name, logging.ERROR, "", 0, said, (), None))
         raise
     finally:
         package.removeHandler(handler)
-        package.setLevel(level)
         handler.close()
+
+
+@contextlib.contextmanager
+def _said_in_full(package: logging.Logger) -> Iterator[None]:
+    """Inside, its own handlers hear of everything, and those of the program no more than before."""
+    level, own, propagate = package.getEffectiveLevel(), package.level, package.propagate
+    if level <= logging.INFO:
+        yield
+        return
+    relay = _Relay(level)
+    package.addHandler(relay)
+    package.setLevel(logging.INFO)
+    package.propagate = False
+    try:
+        yield
+    finally:
+        package.propagate = propagate
+        package.setLevel(own)
+        package.removeHandler(relay)
+
+
+class _Relay(logging.Handler):
+    """Hands records on to the handlers of the program."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Unless they are below the level."""
+        logging.getLogger().callHandlers(record)
