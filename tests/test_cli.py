@@ -107,6 +107,15 @@ class TestTrain:
         assert (saved["method"], saved["seed"], saved["optimizer"]) == ("probe", 4, "adamw")
         assert saved["data"] == str(pictures)
 
+    def test_steps_as_a_flag_take_the_place_of_epochs_in_a_file(self, pictures, tmp_path):
+        out, file = tmp_path / "run", tmp_path / "options.yaml"
+        options = {"data": str(pictures), "method": "l2", "out": str(out), **OPTIONS}
+        file.write_text(yaml.safe_dump({**options, "epochs": 7}))
+        assert main(["train", "-c", str(file), "--steps=4"]) == 0
+        saved = yaml.safe_load((out / "config.yaml").read_text())
+        assert (saved["epochs"], saved["steps"]) == (None, 4)
+        assert RunResult.load(out).epochs == 2  # of three steps
+
     def test_the_config_of_a_run_repeats_it(self, finished, tmp_path):
         config = finished.folder / "config.yaml"
         out = tmp_path / "again"

@@ -126,6 +126,28 @@ class TestCompare:
             compare(config, out, methods=["probe", "delta"], seeds=[0])
         assert not out.exists()
 
+    def test_an_attention_file_is_of_one_seeds_pictures(self, finished, pictures, tmp_path):
+        file = str(finished.folder / "attention.safetensors")
+        config = tiny(pictures, tmp_path / "out", attention=file)
+        with pytest.raises(UserError, match="made on the pictures of one seed"):
+            compare(config, tmp_path / "out", methods=["delta"], seeds=[0, 1])
+        assert not (tmp_path / "out").exists()
+
+    def test_the_runs_before_one_that_fails_are_in_the_report(
+        self, pictures, tmp_path, monkeypatch
+    ):
+        def fail(prepared: object, config: TrainConfig, *arguments: object, **options: object):
+            if config.method == "l2":
+                raise UserError("training diverged")
+            return original(prepared, config, *arguments, **options)
+
+        original, out = module.train_prepared, tmp_path / "out"
+        monkeypatch.setattr(module, "train_prepared", fail)
+        with pytest.raises(UserError, match="training diverged"):
+            compare(tiny(pictures, out), out, methods=["probe", "l2"], seeds=[0])
+        assert (out / "report.html").is_file()
+        assert [row["method"] for row in rows(out / "results.csv")] == ["probe"]
+
     def test_an_old_comparison_is_replaced_only_if_asked(self, pictures, tmp_path):
         out = tmp_path / "out"
         (out / "l2-seed7").mkdir(parents=True)

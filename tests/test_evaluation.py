@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from delta_transfer.data import Split
-from delta_transfer.evaluation import Evaluation, calibration_error, confusion_matrix, measure
+from delta_transfer.evaluation import Evaluation, calibration_error, measure
 
 CLASSES = ("cat", "path", 'a "big", dog', "owl")
 
@@ -82,15 +82,6 @@ class TestCalibrationError:
         expected = calibration_error(probabilities, torch.tensor(labels))
         found = calibration_error(probabilities.double(), torch.tensor(labels))
         assert found == pytest.approx(expected, abs=1e-6)
-
-
-def test_the_confusion_matrix_counts_pairs():
-    labels, predicted = [0, 2, 2, 1, 2], [0, 1, 2, 1, 1]
-    expected = np.zeros((3, 3), int)
-    for label, said in zip(labels, predicted, strict=True):
-        expected[label, said] += 1
-    found = confusion_matrix(torch.tensor(labels), torch.tensor(predicted), 3)
-    assert found.tolist() == expected.tolist()
 
 
 def test_figures_are_those_of_a_slow_reference():

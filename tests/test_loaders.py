@@ -3,9 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from delta_transfer import loaders as module
 from delta_transfer.backbones import InputSpec
-from delta_transfer.data import load_task
+from delta_transfer.data import load_task, look
 from delta_transfer.data.augment import official_eval_transform, ten_crop_transform
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import count_workers, evaluation_loader, plain_loader, training_loader
@@ -73,8 +72,26 @@ def test_a_damaged_picture_is_named(pictures, tmp_path):
     [(2, None, 0), (1, None, 0), (3, None, 2), (64, None, 8), (64, 0, 0), (1, 5, 5)],
 )
 def test_workers_are_as_asked_or_by_the_number_of_cores(monkeypatch, cores, asked, expected):
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setattr(look.os, "sched_getaffinity", lambda _: range(cores), raising=False)
     assert count_workers(asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch_norm", "batch_size", "sizes"),
+    [
+        ("train", 23, [23]),
+        ("frozen", 23, [23, 1]),
+        ("train", 9, [9, 9, 6]),
+        ("train", 1, [1] * 24),
+    ],
+)
+def test_batch_norm_that_trains_is_given_no_picture_alone(
+    pictures, tmp_path, batch_norm, batch_size, sizes
+):
+    task = load_task(str(pictures), seed=0)
+    config = tiny(pictures, tmp_path, batch_norm=batch_norm, batch_size=batch_size)
+    found = [len(labels) for _, labels in training_loader(task.train, SPEC, config)]
+    assert found == sizes
 
 
 class TestOfficial:

@@ -59,8 +59,9 @@ class TrainConfig:
         folds: choose the epoch by cross-validation in so many folds, in place of one validation
             split, then train on all pictures for so many epochs; 0 for none.
         refit: once the epoch is chosen, train again on training and validation pictures together:
-            always, never, or auto, which does so below 300 pictures. A validation split that the
-            data brings is never trained on.
+            always, never, or auto, which does so below 300 pictures (not with --samples-per-class,
+            nor in the official preset). A validation split that the data brings is never trained
+            on.
         data_root: where named data sets lie or are downloaded to; a cache folder if not given.
         device: auto, cpu, cuda or mps.
         workers: processes that load pictures; chosen by the number of cores if not given.
@@ -160,6 +161,11 @@ class TrainConfig:
             object.__setattr__(self, name, getattr(preset, name))
         if isinstance(self.test_split, float):  # YAML: test_split: 0.2
             object.__setattr__(self, "test_split", str(self.test_split))
+
+    @property
+    def official(self) -> bool:
+        """Whether the run follows the protocol of DELTA's authors."""
+        return find_preset(self.preset).official
 
     def count_epochs(self, pictures: int) -> int:
         """Passes over so many training pictures."""

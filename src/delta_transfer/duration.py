@@ -12,10 +12,9 @@ from delta_transfer.borrow import evaluating, same_random_state
 from delta_transfer.devices import place
 from delta_transfer.loaders import count_workers, training_loader
 from delta_transfer.prepare import Prepared
-from delta_transfer.presets import find_preset
 from delta_transfer.selection import refits
 from delta_transfer.taps import Taps
-from delta_transfer.tuning import DRIFT_PICTURES, EXACT_SAMPLES, Tuning
+from delta_transfer.tuning import DRIFT_PICTURES, Tuning, attention_samples
 
 
 def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
@@ -31,7 +30,7 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     inputs, labels = torch.utils.data.default_collate([loader.dataset[i] for i in range(size)])
     reading = (time.perf_counter() - started) / size
     workers = count_workers(config.workers)
-    compares = tuning.method.name.startswith("delta")  # then the source runs too
+    compares = tuning.method.features  # then the source runs too
     step = _seconds_per_step(prepared, inputs, labels, compares=compares) / size
     training = max(step, reading / workers) if workers else step + reading
     computing = step / (4 if compares else 3)  # a forward pass; backward is as long as two
@@ -50,7 +49,7 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
         attention *= 2 if refitted else 1
     if refitted:
         epoch += pictures * training  # at most: it ends with the epoch that was chosen
-    crops = 10 if find_preset(config.preset).official else 1
+    crops = 10 if config.official else 1
     test = 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
     return (tuning.epochs * epoch + attention + probes + test) / 60
 
@@ -91,12 +90,8 @@ def _attention_passes(prepared: Prepared, tuning: Tuning) -> int:
     config = tuning.config
     if not tuning.method.attention or tuning.attention is not None:
         return 0
-    if config.attention != "exact":
-        return 3 * min(
-            config.attention_samples or len(prepared.task.train), len(prepared.task.train)
-        )
-    samples = min(config.attention_samples or EXACT_SAMPLES, len(prepared.task.train))
-    return samples * (1 + _channels(prepared))
+    samples = attention_samples(config, len(prepared.task.train))
+    return samples * (1 + _channels(prepared) if config.attention == "exact" else 3)
 
 
 def _channels(prepared: Prepared) -> int:

@@ -12,6 +12,17 @@ class UserError(ValueError):
     """
 
 
+def first_few(items: Sequence[str], limit: int = 5) -> str:
+    """The first few items in words, and how many more there are.
+
+    Example:
+        >>> first_few(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    more = len(items) - limit
+    return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
 def near(name: str, choices: Iterable[str], *, limit: int = 5) -> list[str]:
     """The choices that look most like `name`, best first; all of them where they are few."""
     choices = list(choices)

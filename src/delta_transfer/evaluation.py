@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sklearn.metrics import confusion_matrix, recall_score
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -118,17 +119,16 @@ def measure(
         left_out: likewise.
         per_second: likewise.
     """
-    labels = torch.tensor(split.labels)
-    confusion = confusion_matrix(labels, probabilities.argmax(dim=1), len(classes))
-    right, counts = confusion.diag().tolist(), confusion.sum(dim=1).tolist()
+    labels, predicted = torch.tensor(split.labels), probabilities.argmax(dim=1).tolist()
+    confusion = confusion_matrix(split.labels, predicted, labels=range(len(classes)))
+    right, counts = confusion.diagonal().tolist(), confusion.sum(axis=1).tolist()
     by_class = [n / count if count else None for n, count in zip(right, counts, strict=True)]
-    present = [accuracy for accuracy in by_class if accuracy is not None]
     return Evaluation(
         data=data,
         pictures=len(split),
         left_out=left_out,
         accuracy=sum(right) / len(split),
-        mean_class_accuracy=sum(present) / len(present),
+        mean_class_accuracy=mean_class_accuracy(split.labels, predicted),
         calibration_error=calibration_error(probabilities, labels),
         metric=metric,
         seen=seen,
@@ -140,23 +140,10 @@ def measure(
     )
 
 
-def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """How often each label got each prediction.
-
-    Args:
-        labels: `[N]`, from 0 to `classes - 1`.
-        predicted: likewise.
-        classes: K, how many there are.
-
-    Returns:
-        Counts `[K, K]`, a row for each label.
-
-    Example:
-        >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2).tolist()
-        [[1, 1], [0, 1]]
-    """
-    pairs = labels * classes + predicted
-    return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+def mean_class_accuracy(labels: Sequence[int], predicted: Sequence[int]) -> float:
+    """The mean of the accuracies of the classes that occur among the labels."""
+    present = sorted(set(labels))
+    return float(recall_score(labels, predicted, labels=present, average="macro"))
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:

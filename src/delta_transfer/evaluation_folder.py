@@ -9,6 +9,7 @@ from pathlib import Path
 
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation import FIGURES, Evaluation
+from delta_transfer.run_folder import check_place
 
 logger = logging.getLogger(__name__)
 
@@ -42,21 +43,12 @@ def check_folder(folder: Path, *, data: str) -> None:
         UserError: if the folder lies among the pictures, cannot be written, or holds something
             that is no evaluation.
     """
-    if Path(data).is_dir() and folder.resolve().is_relative_to(Path(data).resolve()):
-        raise UserError(
-            f"--out {folder} lies in the data folder {data}, where it would count as a class: give "
-            "a folder outside of it"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file: give a folder")
+    check_place(folder, data=data)
     if _in_use(folder) and _evaluated(folder) is None:
         raise UserError(
             f"--out {folder} is not empty and holds no evaluation (no {FIGURES} of one), which is "
             "all that is replaced: give another folder"
         )
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder} cannot be written, because of {there}: give another one")
 
 
 def save(evaluation: Evaluation, *, run: Path, out: str | None) -> Path | None:

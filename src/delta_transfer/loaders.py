@@ -1,7 +1,6 @@
 """Splits become batches: plain, augmented or cropped for the test, as the preset has it."""
 
 import dataclasses
-import os
 from typing import Any
 
 import torch
@@ -18,12 +17,12 @@ from delta_transfer.data.augment import (
     ten_crop_transform,
     train_transform,
 )
-from delta_transfer.presets import find_preset
+from delta_transfer.data.look import cores
 
 
 def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:
     """Pictures in their order, without augmentation."""
-    if find_preset(config.preset).official:
+    if config.official:
         transform = official_eval_transform(**_square(spec))
     else:
         transform = eval_transform(**dataclasses.asdict(spec))
@@ -33,9 +32,9 @@ def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoad
 def evaluation_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:
     """Pictures in their order as the final model is tested on them: the preset's crops of each.
 
-    Batches are `[B, 3, S, S]`, or `[B, 10, 3, S, S]` with ten crops (see `averaging_crops`).
+    Batches are `[B, 3, S, S]`, or `[B, 10, 3, S, S]` with ten crops (see `CropAverage`).
     """
-    if not find_preset(config.preset).official:
+    if not config.official:
         return plain_loader(split, spec, config)
     batch_size = max(1, config.batch_size // 10)
     return _in_order(split, ten_crop_transform(**_square(spec)), batch_size, config.workers)
@@ -44,11 +43,11 @@ def evaluation_loader(split: Split, spec: InputSpec, config: TrainConfig) -> Dat
 def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:
     """Augmented pictures, in an order that seed and epoch determine."""
     workers = count_workers(config.workers)
-    if find_preset(config.preset).official:
+    if config.official:
         transform = official_train_transform(**_square(spec))
     else:
         transform = train_transform(**dataclasses.asdict(spec))
-    alone = len(split) > config.batch_size and len(split) % config.batch_size == 1
+    alone = len(split) > config.batch_size > 1 and len(split) % config.batch_size == 1
     return DataLoader(
         PictureDataset(split, transform, seed=config.seed),
         batch_size=config.batch_size,
@@ -87,5 +86,5 @@ def count_workers(asked: int | None) -> int:
     """
     if asked is not None:
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 0 if (cores or 1) <= 2 else min(8, (cores or 1) - 1)
+    available = cores()
+    return 0 if available <= 2 else min(8, available - 1)

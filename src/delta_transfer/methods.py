@@ -45,6 +45,7 @@ class Method:
         strength: the default of `--strength`; None where there is nothing to set.
         official_strength: the same in the official form; None for methods that have none.
         decay: `--strength` is the optimiser's (decoupled) weight decay, not a penalty's.
+        features: whether it compares features, so that the source runs at each step.
         attention: whether it needs channel attention.
         trains: whether anything but the probe is trained.
     """
@@ -57,6 +58,7 @@ class Method:
     strength: float | None
     official_strength: float | None = None
     decay: bool = False
+    features: bool = False
     attention: bool = False
     trains: bool = True
 
@@ -122,6 +124,7 @@ METHODS = {
             summary="DELTA with every channel alike: features are held close",
             paper="https://arxiv.org/abs/1901.09229",
             penalties=_delta_no_attention,
+            features=True,
             strength=3.0,
             official_strength=0.01,
         ),
@@ -130,6 +133,7 @@ METHODS = {
             summary="DELTA: features are held close, each channel as much as it matters",
             paper="https://arxiv.org/abs/1901.09229",
             penalties=_delta,
+            features=True,
             strength=3.0,
             official_strength=0.01,
             attention=True,

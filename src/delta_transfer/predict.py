@@ -30,7 +30,6 @@ from delta_transfer.devices import find_device, place
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation import Evaluation, measure
 from delta_transfer.loaders import evaluation_loader
-from delta_transfer.presets import find_preset
 from delta_transfer.reading import Tally, tolerant_loader
 from delta_transfer.training import CropAverage
 from delta_transfer.training.inference import iterate_probabilities
@@ -87,7 +86,7 @@ class Predictor:
         self.device = find_device(device)
         place(self.backbone.module, self.device)
         self._loading = dataclasses.replace(self.config, batch_size=batch_size, workers=workers)
-        crops = find_preset(self.config.preset).official
+        crops = self.config.official
         self._network = CropAverage(self.backbone.module) if crops else self.backbone.module
 
     def predict(self, paths: Sequence[str | Path]) -> list[Prediction]:

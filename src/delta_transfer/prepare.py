@@ -26,7 +26,6 @@ from delta_transfer.devices import find_device, place
 from delta_transfer.errors import UserError
 from delta_transfer.files import fingerprint
 from delta_transfer.loaders import count_workers, plain_loader
-from delta_transfer.presets import find_preset
 from delta_transfer.probe import LinearProbe, collect_features, fit_probe
 from delta_transfer.run_taps import choose_taps
 
@@ -197,7 +196,7 @@ def _load_backbone(
     config: TrainConfig, task: Task, network: nn.Module | None, spec: InputSpec | None
 ) -> Backbone:
     outputs, size = len(task.classes), config.image_size
-    official = find_preset(config.preset).official
+    official = config.official
     if official and size is None:
         size = official_size(config.model)
     with torch.random.fork_rng(devices=[]):

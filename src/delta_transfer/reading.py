@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from delta_transfer.data.images import PictureError
-from delta_transfer.data.splits import first_few
-from delta_transfer.errors import UserError
+from delta_transfer.errors import UserError, first_few
 
 logger = logging.getLogger(__name__)
 

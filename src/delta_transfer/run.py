@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import torch
-from sklearn.metrics import recall_score
 from torch import Tensor, nn
 
 from delta_transfer.announce import announce, conclude
@@ -20,12 +19,12 @@ from delta_transfer.channel_attention import ChannelAttention, weights_fingerpri
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split
 from delta_transfer.errors import UserError, unknown
+from delta_transfer.evaluation import mean_class_accuracy
 from delta_transfer.files import write_atomically
 from delta_transfer.loaders import evaluation_loader
 from delta_transfer.methods import Method, find_method
 from delta_transfer.outputs import write_examples, write_predictions
 from delta_transfer.prepare import Prepared, prepare
-from delta_transfer.presets import find_preset
 from delta_transfer.report import write_run_report
 from delta_transfer.result import RunResult
 from delta_transfer.run_folder import LOG, check_folder, default_folder, log_to, make_folder
@@ -159,7 +158,7 @@ def method_of(config: TrainConfig) -> Method:
         UserError: if there is none of that name, or it has no such form.
     """
     method = find_method(config.method)
-    official = find_preset(config.preset).official and method.trains
+    official = config.official and method.trains
     return find_method(config.method, official=True) if official else method
 
 
@@ -233,7 +232,7 @@ def _test(prepared: Prepared, config: TrainConfig, network: nn.Module) -> Tensor
     """The final network's probabilities of the test split, if there is one."""
     if prepared.task.test is None:
         return None
-    ten = find_preset(config.preset).official
+    ten = config.official
     loader = evaluation_loader(prepared.task.test, prepared.backbone.input, config)
     return predict_probabilities(CropAverage(network) if ten else network, loader)[0]
 
@@ -247,10 +246,7 @@ def _accuracy(probabilities: Tensor | None, split: Split | None) -> float | None
 def _mean_class_accuracy(probabilities: Tensor | None, split: Split | None) -> float | None:
     if probabilities is None or split is None:
         return None
-    predicted = probabilities.argmax(dim=1)
-    return float(
-        recall_score(split.labels, predicted, labels=sorted(set(split.labels)), average="macro")
-    )
+    return mean_class_accuracy(split.labels, probabilities.argmax(dim=1).tolist())
 
 
 def _versions() -> dict[str, str]:

@@ -50,16 +50,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
             run of ours or that the new run reads.
     """
     data = config.data
-    if folder.resolve().is_relative_to(Path(data).resolve()):
-        raise UserError(
-            f"--out {folder} lies in the data folder {data}, where its pictures would count as a "
-            "class: give a folder outside of it"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file: give a folder")
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder} cannot be written, because of {there}: give another --out")
+    check_place(folder, data=data)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not config.overwrite:
@@ -79,6 +70,28 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
                 f"--out {folder} holds {path}, which the run reads and --overwrite would delete: "
                 "give another folder"
             )
+
+
+def check_place(folder: Path, *, data: str) -> None:
+    """Checks that there may be a folder at a place.
+
+    Args:
+        folder: where it is to lie.
+        data: the pictures that it must not lie among.
+
+    Raises:
+        UserError: if it would, a file is there, or it cannot be written.
+    """
+    if Path(data).is_dir() and folder.resolve().is_relative_to(Path(data).resolve()):
+        raise UserError(
+            f"--out {folder} lies in the data folder {data}, where it would count as a class: give "
+            "a folder outside of it"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file: give a folder")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder} cannot be written, because of {there}: give another --out")
 
 
 def make_folder(folder: Path, *, overwrite: bool) -> None:

@@ -8,7 +8,6 @@ from delta_transfer.backbones import Backbone
 from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.presets import find_preset
 from delta_transfer.stages import auto_taps
 from delta_transfer.taps import Taps, resolve_taps
 
@@ -39,7 +38,7 @@ def _tap_names(config: TrainConfig, backbone: Backbone, source: nn.Module) -> li
                 "between (see: delta-transfer layers MODEL), or auto"
             )
         return names
-    if find_preset(config.preset).official:
+    if config.official:
         return list(official_taps(backbone.architecture or config.model))
     size = backbone.input.size
     return list(auto_taps(source, example=torch.zeros(1, 3, size, size)))

@@ -21,7 +21,6 @@ from delta_transfer.files import write_atomically
 from delta_transfer.functional import calibrated_cross_entropy
 from delta_transfer.loaders import plain_loader
 from delta_transfer.prepare import Prepared, pool, regroup
-from delta_transfer.presets import find_preset
 from delta_transfer.training import predict_probabilities
 from delta_transfer.tuning import Tuned, Tuning, fine_tune
 
@@ -61,7 +60,7 @@ def refits(config: TrainConfig, task: Task) -> bool:
     if config.folds or config.refit == "always":
         return True
     # A number of pictures a class that was asked for is to be just that.
-    asked = config.samples_per_class is not None or find_preset(config.preset).official
+    asked = config.samples_per_class is not None or config.official
     return len(task.train) + len(task.val) < SMALL and not asked
 
 
@@ -131,7 +130,7 @@ def _cross_validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selecte
     labels = torch.tensor(held_out.labels)
     epochs = [torch.cat(parts) for parts in zip(*logits, strict=True)]
     losses = [float(calibrated_cross_entropy(found, labels)) for found in epochs]
-    last = find_preset(tuning.config.preset).official
+    last = tuning.config.official
     epoch = len(epochs) - 1 if last else int(np.nanargmin(losses))
     if tuning.method.trains:
         for name, keys in (("metrics.csv", ["epoch"]), ("drift.csv", ["epoch", "tap"])):

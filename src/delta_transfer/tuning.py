@@ -117,17 +117,22 @@ def _start_from(probe: LinearProbe, head: nn.Module) -> None:
         head.get_parameter("bias").copy_(probe.bias)
 
 
+def attention_samples(config: TrainConfig, pictures: int) -> int:
+    """How many of so many training pictures attention is averaged over."""
+    few = EXACT_SAMPLES if config.attention == "exact" else pictures
+    return min(config.attention_samples or few, pictures)
+
+
 def _estimate(prepared: Prepared, config: TrainConfig) -> ChannelAttention:
     """Channel attention on the training pictures, with the head that the preset has."""
-    samples, train = config.attention_samples, prepared.task.train
-    if samples is None and config.attention == "exact":
-        samples = EXACT_SAMPLES
-    if samples is not None and samples < len(train):
+    train = prepared.task.train
+    samples = attention_samples(config, len(train))
+    if samples < len(train):
         # Drawn here, so that nothing else is read and the batches are full.
         draw = torch.Generator().manual_seed(config.seed)
         train = train.subset(torch.randperm(len(train), generator=draw)[:samples])
     probe = prepared.probe
-    if find_preset(config.preset).official:
+    if config.official:
         views, labels = prepared.features["train"]
         outputs = len(prepared.task.classes)
         probe = official_head(views[:, 0], labels, num_outputs=outputs, seed=config.seed)
@@ -155,13 +160,10 @@ def _fit(
     task, spec, config = prepared.task, prepared.backbone.input, tuning.config
     preset = find_preset(config.preset)
     validates = stop_after is None
-    drift = MeasureDrift(
-        network,
-        prepared.source,
-        taps=taps,
-        inputs=_some_inputs(prepared, config) if validates else torch.empty(0),
-        path=folder / "drift.csv",
-    )
+    callbacks = []
+    if validates:
+        inputs, path = _some_inputs(prepared, config), folder / "drift.csv"
+        callbacks = [MeasureDrift(network, prepared.source, taps=taps, inputs=inputs, path=path)]
     return fit(
         network,
         regularizer,
@@ -171,7 +173,7 @@ def _fit(
             epochs=tuning.epochs,
             stop_after=stop_after,
             clip=preset.clip,
-            keep_last=preset.official,
+            keep_last=config.official,
             folder=folder,
             accelerator=prepared.device.type,
         ),
@@ -186,7 +188,7 @@ def _fit(
             schedule=config.schedule,
             warm_up=preset.warm_up,
         ),
-        callbacks=[drift] if validates else [],
+        callbacks=callbacks,
     )
 
 
@@ -201,5 +203,5 @@ def _some_inputs(prepared: Prepared, config: TrainConfig) -> Tensor:
 def _head_lr(config: TrainConfig, method: Method) -> float:
     if config.head_lr is not None:
         return config.head_lr
-    same = method.head == "probe" or find_preset(config.preset).official
+    same = method.head == "probe" or config.official
     return config.lr if same else RANDOM_HEAD_LR * config.lr

@@ -9,7 +9,12 @@ import torchvision
 from torch import nn
 
 from delta_transfer.attention import estimate_attention
-from delta_transfer.attention.official import OFFICIAL_TAPS, official_head, official_taps
+from delta_transfer.attention.official import (
+    OFFICIAL_TAPS,
+    official_head,
+    official_size,
+    official_taps,
+)
 from delta_transfer.errors import UserError
 from delta_transfer.probe import collect_features
 from delta_transfer.taps import Taps, resolve_taps
@@ -287,3 +292,17 @@ def test_the_pages_example_runs_and_trains(monkeypatch):
     assert names["loss"].item() > 0
     source, target = names["source"], names["target"]
     assert not torch.equal(source.layer4[2].conv3.weight, target.layer4[2].conv3.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("inception_v3.tv_in1k", 299),
+        ("torchvision/inception_v3", 299),
+        ("resnet50", 224),
+        ("inception_next_tiny", 224),
+        ("local-dir:/data/inception_v3_runs/resnet50", 224),
+    ],
+)
+def test_pictures_have_the_authors_size(name, size):
+    assert official_size(name) == size

@@ -344,3 +344,16 @@ def test_gradients_are_not_clipped_where_no_limit_is_set(tmp_path):
     )
     last = network_of(tmp_path / "checkpoints" / "last.ckpt")
     assert (last["fc.bias"] - start).norm() > 10
+
+
+class Interrupting(lightning.Callback):
+    def on_train_batch_end(self, *arguments: object) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_is_one_and_leaves_the_best_so_far(tmp_path):
+    network = conv_net()
+    with pytest.raises(KeyboardInterrupt):  # which Lightning makes an exit of the program
+        run(network, plan(tmp_path), callbacks=[Interrupting()])
+    assert network_of(tmp_path / "checkpoints" / "best.ckpt")
+    assert hooks_of(network) == 0

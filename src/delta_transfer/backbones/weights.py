@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from delta_transfer.backbones.base import own_tensors
 from delta_transfer.backbones.weights_file import is_safetensors, read_weights
-from delta_transfer.errors import UserError
+from delta_transfer.errors import UserError, first_few
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 
@@ -110,8 +110,8 @@ def fill_from(
     broken = [name for name in needed if not bool(torch.isfinite(match.tensors[name]).all())]
     if broken:
         raise UserError(
-            f"{source}: {_some(broken)} {'holds' if len(broken) == 1 else 'hold'} values that are "
-            "not finite: the network diverged when it was trained; give another file"
+            f"{source}: {first_few(broken)} {'holds' if len(broken) == 1 else 'hold'} values that "
+            "are not finite: the network diverged when it was trained; give another file"
         )
     fill(module, match.tensors)
     return _sentence(match, own, flat, source)
@@ -261,9 +261,9 @@ def _misfit(
         f"{tuple(flat[match.prefix + name].shape)} in the file"
         for name in other[:3]
     ]
-    reasons = "; ".join([*shapes, *([f"not in the file: {_some(absent)}"] if absent else [])])
+    reasons = "; ".join([*shapes, *([f"not in the file: {first_few(absent)}"] if absent else [])])
     if not match.tensors:
-        reasons += f"; the file has {_some(list(flat))}"
+        reasons += f"; the file has {first_few(list(flat))}"
     mend = "give the --model that the file was made with, or another file by --weights"
     if all(name.rpartition(".")[2] in _POSITIONS for name in missing):
         mend = "it was made for pictures of another size: leave out --image-size"
@@ -283,10 +283,5 @@ def _sentence(
         (key for key in flat if key not in match.used),
         key=lambda key: not key.startswith(match.prefix),
     )
-    text += f"; not in the file: {_some(absent)}" if absent else ""
-    return text + (f"; not used: {_some(unused)}" if unused else "")
-
-
-def _some(names: Sequence[str], *, limit: int = 4) -> str:
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+    text += f"; not in the file: {first_few(absent)}" if absent else ""
+    return text + (f"; not used: {first_few(unused)}" if unused else "")

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 from delta_transfer.data.base import Split, Task
 from delta_transfer.data.look import LookedAt, cores, look_at_all
-from delta_transfer.data.splits import first_few
-from delta_transfer.errors import UserError
+from delta_transfer.errors import UserError, first_few
 
 IMBALANCE = 3
 """A note is given when the largest class has so many times the pictures of the smallest."""

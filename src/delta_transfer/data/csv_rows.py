@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from delta_transfer.data.splits import first_few
-from delta_transfer.errors import UserError
+from delta_transfer.errors import UserError, first_few
 
 LAYOUT = (
     "a CSV file with commas, in UTF-8, that begins with the header path,label or path,label,split"

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from delta_transfer.data.splits import first_few
-from delta_transfer.errors import UserError
+from delta_transfer.errors import UserError, first_few
 
 _TEXT = ("string", "large_string", "string_view")
 _USUAL = ("label", "labels")

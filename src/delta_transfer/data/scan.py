@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from delta_transfer.data.images import IMAGE_SUFFIXES
-from delta_transfer.data.splits import first_few
-from delta_transfer.errors import UserError
+from delta_transfer.errors import UserError, first_few
 
 
 def subfolders(folder: Path) -> list[Path]:

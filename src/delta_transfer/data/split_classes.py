@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from delta_transfer.data.splits import first_few
-from delta_transfer.errors import UserError
+from delta_transfer.errors import UserError, first_few
 
 
 def check_split_classes(

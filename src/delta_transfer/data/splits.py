@@ -8,7 +8,7 @@ import numpy as np
 
 from delta_transfer.data.base import Metric, Split, Task
 from delta_transfer.data.seeds import derive_seed
-from delta_transfer.errors import UserError
+from delta_transfer.errors import UserError, first_few
 
 DEFAULT_VAL_FRACTION = 0.15
 DEFAULT_TEST_SPLIT = "test"
@@ -228,17 +228,6 @@ def unused_val_fraction(name: str, val_fraction: float) -> list[str]:
     if val_fraction == DEFAULT_VAL_FRACTION:
         return []
     return [f"--val-fraction {val_fraction:g} is ignored: {name} has its own validation split"]
-
-
-def first_few(items: Sequence[str], limit: int = 5) -> str:
-    """The first few items in words, and how many more there are.
-
-    Example:
-        >>> first_few(["a", "b", "c"], 2)
-        'a, b and 1 more'
-    """
-    more = len(items) - limit
-    return ", ".join(items[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def _check_enough(given: GivenSplits, *, test_fraction: float | None, mend: str) -> None:
