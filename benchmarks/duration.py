@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import re
 import tempfile
 import time
@@ -56,6 +57,7 @@ def main() -> None:
     log.setLevel(logging.INFO)
     for name, config in runs.items():
         with tempfile.TemporaryDirectory() as folder:
+            os.environ["DELTA_TRANSFER_CACHE"] = folder  # where nothing is yet
             train(dataclasses.replace(config, out=str(Path(folder) / "run")))
         took = (time.perf_counter() - clock.said) / 60
         rows.append({"run": name, "estimated": clock.minutes, "took": took})

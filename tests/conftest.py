@@ -1,6 +1,7 @@
 """What many tests share: one thread, a folder of tiny pictures, one run and one comparison."""
 
 import os
+from collections.abc import Iterator
 
 # Before torch is imported, and for the processes that tests start: on tiny tensors several threads
 # only wait for each other.
@@ -14,6 +15,15 @@ from delta_transfer.result import RunResult
 from tests.runs import flags, tiny, write_pictures
 
 METHODS = ("probe", "l2", "lp_ft", "l2sp", "delta_no_attention", "delta")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of what runs leave for other runs: never the user's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DELTA_TRANSFER_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -54,14 +54,103 @@ def variance(batches: Sequence[Maps]) -> float:
     return math.fsum(variances) / channels
 
 
-def attention(scores: Sequence[float], temperature: float) -> list[float]:
+def attention(
+    scores: Sequence[float], temperature: float, clip: float = math.inf, floor: bool = False
+) -> list[float]:
     """softmax(z / temperature), z = (score - mean) / population standard deviation."""
+    scores = [max(score, 0.0) for score in scores] if floor else scores
     mean = math.fsum(scores) / len(scores)
     deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
     if deviation == 0:
         return [1 / len(scores)] * len(scores)
-    powers = [math.exp((score - mean) / deviation / temperature) for score in scores]
+    standard = [min(max((score - mean) / deviation, -clip), clip) for score in scores]
+    powers = [math.exp(z / temperature) for z in standard]
     return [power / math.fsum(powers) for power in powers]
+
+
+def entropy(attention: Sequence[float]) -> float:
+    """-sum a log a, in nats."""
+    return -math.fsum(a * math.log(a) for a in attention if a > 0)
+
+
+def jackknife(
+    rows: Sequence[Sequence[float]], function: Callable[[list[float]], list[float]], groups: int
+) -> float:
+    """||SE|| of function(mean of rows): each group of every so many rows is left out once."""
+    found = []
+    for group in range(min(groups, len(rows))):
+        kept = [row for i, row in enumerate(rows) if i % groups != group]
+        found.append(
+            function([math.fsum(column) / len(kept) for column in zip(*kept, strict=True)])
+        )
+    count = len(found)
+    total = 0.0
+    for column in zip(*found, strict=True):
+        mean = math.fsum(column) / count
+        total += (count - 1) / count * math.fsum((value - mean) ** 2 for value in column)
+    return math.sqrt(total)
+
+
+def refined(
+    exact: Sequence[Sequence[float]],
+    first: Sequence[Sequence[float]],
+    probabilities: Sequence[float],
+    mean: Sequence[float],
+    mean_absolute: Sequence[float],
+    samples: int,
+) -> tuple[list[float], list[float]]:
+    """Scores and standard errors from exact scores of a few samples; by normal equations."""
+    total = math.fsum(1 / p for p in probabilities)
+    weights = [1 / p / total for p in probabilities]
+    count, width = len(exact), len(mean)
+    cells = [(i, c) for i in range(count) for c in range(width)]
+
+    def moment(left: Callable[[int, int], float], right: Callable[[int, int], float]) -> float:
+        return math.fsum(weights[i] * left(i, c) * right(i, c) for i, c in cells)
+
+    def g(i: int, c: int) -> float:
+        return first[i][c]
+
+    def size(i: int, c: int) -> float:
+        return abs(first[i][c])
+
+    def e(i: int, c: int) -> float:
+        return exact[i][c]
+
+    gg, gs, ss, ge, se = (
+        moment(g, g),
+        moment(g, size),
+        moment(size, size),
+        moment(g, e),
+        moment(size, e),
+    )
+    determinant = gg * ss - gs * gs
+    b1, b2 = (ge * ss - se * gs) / determinant, (se * gg - ge * gs) / determinant
+
+    scores, variances, offsets, spreads = [], [], [], []
+    for c in range(width):
+        residuals = [e(i, c) - b1 * g(i, c) - b2 * size(i, c) for i in range(count)]
+        offset = math.fsum(w * r for w, r in zip(weights, residuals, strict=True))
+        offsets.append(offset)
+        drawn = (
+            w**2 * (1 - p) * (r - offset) ** 2
+            for w, p, r in zip(weights, probabilities, residuals, strict=True)
+        )
+        variances.append(count / (count - 1) * math.fsum(drawn))
+        centre = math.fsum(w * e(i, c) for i, w in enumerate(weights))
+        squares = math.fsum(w * (e(i, c) - centre) ** 2 for i, w in enumerate(weights))
+        spreads.append(count / (count - 1) * squares)
+    variance, common = math.fsum(variances) / width, math.fsum(offsets) / width
+    between = max(0.0, math.fsum((o - common) ** 2 for o in offsets) / width - variance)
+    shrinkage = between / (between + variance) if variance > 0 else 1.0
+    for c in range(width):
+        model = b1 * mean[c] + b2 * mean_absolute[c]
+        scores.append(model + common + shrinkage * (offsets[c] - common))
+    errors = [
+        math.sqrt(shrinkage * v + spread / samples)
+        for v, spread in zip(variances, spreads, strict=True)
+    ]
+    return scores, errors
 
 
 def distance(

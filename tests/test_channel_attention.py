@@ -1,5 +1,7 @@
 import copy
+import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -18,18 +20,38 @@ from delta_transfer.errors import UserError
 from tests import reference
 from tests.networks import conv_net
 
+KINDS = ("scores", "errors", "attention", "variance", "drivers")
+
 
 def some_attention(**changes) -> ChannelAttention:
     torch.manual_seed(0)
     fields = {
         "scores": {"layer4.1": torch.randn(6), "layer2": torch.randn(4)},
+        "errors": {"layer4.1": torch.rand(6), "layer2": torch.rand(4)},
         "variance": {"layer4.1": torch.tensor(0.3), "layer2": torch.tensor(1.5)},
+        "drivers": {
+            "layer4.1": torch.arange(12).view(6, 2),
+            "layer2": torch.arange(16).view(4, 4),
+        },
+        "uncertainty": {"layer4.1": 0.25, "layer2": math.nan},
         "temperature": 2.5,
         "method": "gradient",
         "samples": 12,
         "source": "abc",
+        "head_weight": torch.randn(3, 5),
+        "head_bias": torch.randn(3),
+        "data": "def",
+        "preprocessing": {"image_size": 64, "mean": [0.5, 0.5, 0.5], "interpolation": None},
     }
     return ChannelAttention(**(fields | changes))
+
+
+def contents(path) -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors of its file, and what the file says of them."""
+    some_attention().save(path)
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["delta-transfer"])
+    return load_file(path), about
 
 
 def test_attention_is_that_of_the_scores_in_the_order_of_the_taps():
@@ -49,17 +71,135 @@ def test_a_low_temperature_concentrates_and_a_high_one_spreads():
     assert largest(1e-3) == pytest.approx(1.0)
 
 
-def test_a_file_keeps_everything(tmp_path):
-    attention = some_attention()
+@pytest.mark.parametrize("form", [{}, {"clip": 0.5, "floor": True}], ids=["plain", "limited"])
+def test_attention_is_limited_as_it_says(form):
+    attention = some_attention(**form)
+    for tap in attention.taps:
+        expected = reference.attention(attention.scores[tap].tolist(), 2.5, **form)
+        assert attention.attention[tap].tolist() == pytest.approx(expected, rel=1e-5)
+        nats = reference.entropy(expected)
+        assert attention.entropy[tap] == pytest.approx(nats / math.log(len(expected)), rel=1e-5)
+        assert attention.effective[tap] == pytest.approx(math.exp(nats), rel=1e-5)
+
+
+def test_an_attention_made_by_hand_needs_scores_and_variance_alone():
+    attention = ChannelAttention(
+        scores={"a": torch.arange(3.0)},
+        variance={"a": torch.tensor(1.0)},
+        temperature=1.0,
+        method="mine",
+        samples=0,
+        source="",
+    )
+    assert attention.taps == ("a",)
+    assert (attention.clip, attention.floor, attention.head_weight) == (None, False, None)
+    assert attention.errors == attention.drivers == attention.uncertainty == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": {"layer2": torch.zeros(4)}}, "scores and variance must be of the same taps"),
+        ({"variance": {"layer2": torch.ones(())}}, "scores and variance must be of the same taps"),
+        ({"errors": {"layer2": torch.zeros(5)}}, "errors/layer2 do not fit the scores"),
+        ({"drivers": {"layer2": torch.zeros(4, 2)}}, "drivers/layer2 must be int64"),
+        ({"drivers": {"layer2": torch.zeros(3, 2).long()}}, "drivers/layer2 must be int64"),
+        ({"drivers": {"layer2": torch.zeros(4).long()}}, "drivers/layer2 must be int64"),
+        ({"head_weight": None}, "head.weight and head.bias must be"),
+        ({"head_bias": None}, "head.weight and head.bias must be"),
+        ({"head_bias": torch.zeros(4)}, "head.weight and head.bias must be"),
+        ({"head_weight": torch.zeros(3)}, "head.weight and head.bias must be"),
+    ],
+)
+def test_what_does_not_fit_the_scores_is_an_error(changes, message):
+    with pytest.raises(ValueError, match=message):
+        some_attention(**changes)
+
+
+@pytest.mark.parametrize("scores", [torch.zeros(4, 1), torch.zeros(0), torch.arange(4)])
+def test_scores_are_floats_of_channels(scores):
+    with pytest.raises(ValueError, match="scores/a must be floats"):
+        some_attention(scores={"a": scores}, variance={"a": torch.ones(())})
+    with pytest.raises(ValueError, match="variance/a must be a scalar"):
+        some_attention(scores={"a": torch.ones(4)}, variance={"a": torch.ones(1)})
+
+
+# --------------------------------------------------------------------------------------- file
+
+
+@pytest.mark.parametrize("limits", [{}, {"clip": 0.5, "floor": True}], ids=["plain", "limited"])
+def test_a_file_keeps_everything(tmp_path, limits):
+    attention = some_attention(**limits)
     path = tmp_path / "attention.safetensors"
     attention.save(str(path))
     loaded = ChannelAttention.load(path)
     assert loaded.taps == attention.taps
-    for name in ("scores", "variance", "attention"):
+    for name in KINDS:
         ours, theirs = getattr(attention, name), getattr(loaded, name)
+        assert list(ours) == list(theirs)
         assert all(torch.equal(ours[tap], theirs[tap]) for tap in attention.taps)
-    for name in ("temperature", "method", "samples", "source"):
-        assert getattr(loaded, name) == getattr(attention, name)
+        assert all(ours[tap].dtype == theirs[tap].dtype for tap in attention.taps)
+    assert torch.equal(loaded.head_weight, attention.head_weight)
+    assert torch.equal(loaded.head_bias, attention.head_bias)
+    assert loaded.uncertainty["layer4.1"] == 0.25
+    assert math.isnan(loaded.uncertainty["layer2"])
+    for field in dataclasses.fields(ChannelAttention):
+        value = getattr(attention, field.name)
+        if not isinstance(value, torch.Tensor) and field.name not in (
+            "scores errors variance drivers uncertainty".split()
+        ):
+            assert getattr(loaded, field.name) == value
+
+
+def test_a_file_of_what_is_known_alone(tmp_path):
+    nothing = {name: {} for name in ("errors", "drivers", "uncertainty")}
+    nothing |= dict.fromkeys(("head_weight", "head_bias", "data", "preprocessing"))
+    some_attention(**nothing).save(tmp_path / "a")
+    loaded = ChannelAttention.load(tmp_path / "a")
+    assert all(getattr(loaded, name) == value for name, value in nothing.items())
+    assert set(load_file(tmp_path / "a")) == {
+        f"{kind}/{tap}"
+        for kind in ("scores", "variance", "attention")
+        for tap in ("layer4.1", "layer2")
+    }
+
+
+def test_errors_that_are_not_known_are_kept(tmp_path):
+    errors = {"layer4.1": torch.full((6,), math.nan), "layer2": torch.zeros(4)}
+    some_attention(errors=errors, uncertainty={"layer2": math.inf}).save(tmp_path / "a")
+    loaded = ChannelAttention.load(tmp_path / "a")
+    assert loaded.errors["layer4.1"].isnan().all()
+    assert math.isnan(loaded.uncertainty["layer2"])  # JSON has neither
+
+
+def test_the_file_says_what_it_is_to_readers_without_this_package(tmp_path):
+    some_attention(clip=3.0).save(tmp_path / "a")
+    tensors = load_file(tmp_path / "a")
+    assert set(tensors) == {"head.weight", "head.bias"} | {
+        f"{kind}/{tap}" for kind in KINDS for tap in ("layer4.1", "layer2")
+    }
+    with safe_open(tmp_path / "a", framework="pt") as file:
+        (entry,) = file.metadata().values()
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    about = json.loads(entry, parse_constant=refuse)
+    assert about == {
+        "format": "delta-transfer channel attention 2",
+        "tensors": about["tensors"],
+        "taps": ["layer4.1", "layer2"],
+        "estimator": "gradient",
+        "samples": 12,
+        "temperature": 2.5,
+        "clip": 3.0,
+        "floor": False,
+        "uncertainty": {"layer4.1": 0.25, "layer2": None},
+        "preprocessing": {"image_size": 64, "mean": [0.5, 0.5, 0.5], "interpolation": None},
+        "source": "abc",
+        "data": "def",
+    }
+    assert set(about["tensors"]) == set(tensors)
 
 
 def test_equal_contents_are_equal_bytes_readable_without_this_package(tmp_path):
@@ -75,7 +215,8 @@ def test_equal_contents_are_equal_bytes_readable_without_this_package(tmp_path):
 
 def test_tensors_that_are_views_can_be_saved(tmp_path):
     both = torch.randn(4, 2)
-    attention = some_attention(scores={"layer4.1": both[:, 0], "layer2": both[:, 1]})
+    scores = {"layer4.1": both[:, 0], "layer2": both[:, 1]}
+    attention = some_attention(scores=scores, errors={}, drivers={})
     attention.save(tmp_path / "a")
     assert torch.equal(ChannelAttention.load(tmp_path / "a").scores["layer2"], both[:, 1])
 
@@ -99,6 +240,112 @@ def test_other_safetensors_files_are_errors(tmp_path, metadata):
     save_file({"weight": torch.zeros(2)}, tmp_path / "model", metadata=metadata)
     with pytest.raises(UserError, match="holds no channel attention"):
         ChannelAttention.load(tmp_path / "model")
+
+
+def test_a_file_of_the_former_format_is_to_be_made_again(tmp_path):
+    former = {"format": "delta-transfer channel attention 1", "taps": ["a"], "temperature": 5.0}
+    metadata = {"delta-transfer": json.dumps(former)}
+    save_file({"scores/a": torch.zeros(2)}, tmp_path / "a", metadata=metadata)
+    with pytest.raises(UserError, match=r"was written by an earlier version.*: make it again"):
+        ChannelAttention.load(tmp_path / "a")
+
+
+def without(name):
+    return lambda tensors, about: tensors.pop(name)
+
+
+def put(name, tensor):
+    return lambda tensors, about: tensors.__setitem__(name, tensor)
+
+
+def say(**changes):
+    return lambda tensors, about: about.update(changes)
+
+
+def unsay(name):
+    return lambda tensors, about: about.pop(name)
+
+
+TENSORS = [
+    *(f"{kind}/{tap}" for kind in KINDS for tap in ("layer4.1", "layer2")),
+    "head.weight",
+    "head.bias",
+]
+ENTRIES = (
+    "format tensors taps estimator samples temperature clip floor uncertainty preprocessing source "
+    "data"
+).split()
+CHANGES = {
+    **{f"without {name}": without(name) for name in TENSORS},
+    "scores of another shape": put("scores/layer2", torch.zeros(2, 2)),
+    "more scores": put("scores/layer2", torch.arange(5.0)),
+    "other scores": put("scores/layer2", torch.arange(4.0)),
+    "whole scores": put("scores/layer2", torch.arange(4)),
+    "no scores": put("scores/layer2", torch.zeros(0)),
+    "infinite scores": put("scores/layer2", torch.full((4,), math.inf)),
+    "errors of another shape": put("errors/layer2", torch.zeros(3)),
+    "variance of another shape": put("variance/layer2", torch.zeros(4)),
+    "variance that is no number": put("variance/layer2", torch.tensor(math.nan)),
+    "attention of another shape": put("attention/layer2", torch.full((3,), 1 / 3)),
+    "attention that is not the scores'": put("attention/layer2", torch.full((4,), 1 / 4)),
+    "attention that is no number": put("attention/layer2", torch.full((4,), math.nan)),
+    "drivers of another shape": put("drivers/layer2", torch.zeros(3, 2).long()),
+    "drivers of another kind": put("drivers/layer2", torch.zeros(4, 2)),
+    "head weight of another shape": put("head.weight", torch.zeros(3)),
+    "head bias of another shape": put("head.bias", torch.zeros(2)),
+    "head that is no number": put("head.bias", torch.full((3,), math.nan)),
+    **{f"unsaid {name}": unsay(name) for name in ENTRIES},
+    "no taps": say(taps=[]),
+    "equal taps": say(taps=["layer2", "layer2"]),
+    "another tap": say(taps=["layer4.1", "layer3"]),
+    "taps that are no names": say(taps=[["layer2"], 3]),
+    "another tensor": say(tensors=["scores/layer3"]),
+    "tensors that are no names": say(tensors=[3, None]),
+    "temperature in words": say(temperature="warm"),
+    "temperature below zero": say(temperature=-1),
+    "another temperature": say(temperature=1.0),
+    "true temperature": say(temperature=True),
+    "clip below zero": say(clip=-1.0),
+    "another clip": say(clip=0.1),
+    "clip in words": say(clip="3"),
+    "floor in numbers": say(floor=1),
+    "samples in words": say(samples="12"),
+    "half a sample": say(samples=12.5),
+    "source in numbers": say(source=3),
+    "data in numbers": say(data=3),
+    "preprocessing in a list": say(preprocessing=[]),
+    "uncertainty in a list": say(uncertainty=[]),
+    "uncertainty in words": say(uncertainty={"layer2": "much"}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_damaged_file_is_one_clear_error(tmp_path, change):
+    path = tmp_path / "attention"
+    tensors, about = contents(path)
+    CHANGES[change](tensors, about)
+    save_file(tensors, path, metadata={"delta-transfer": json.dumps(about)})
+    with pytest.raises(UserError, match=f"^{path} (is a damaged|holds no) channel attention"):
+        ChannelAttention.load(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no JSON", "{", "[]", "3", "null", '"text"', "[" * 100_000, "{}"]
+)
+def test_metadata_that_describe_nothing_are_one_clear_error(tmp_path, text):
+    path = tmp_path / "attention"
+    tensors, _ = contents(path)
+    save_file(tensors, path, metadata={"delta-transfer": text})
+    with pytest.raises(UserError, match=f"^{path} (is a damaged|holds no) channel attention"):
+        ChannelAttention.load(path)
+
+
+def test_what_was_not_changed_loads(tmp_path):
+    """What the tests of damage start from."""
+    path = tmp_path / "attention"
+    tensors, about = contents(path)
+    save_file(tensors, path, metadata={"delta-transfer": json.dumps(about)})
+    assert ChannelAttention.load(path).samples == 12
 
 
 # ----------------------------------------------------------------------------------- variance
@@ -145,6 +392,20 @@ def test_constant_features_have_the_floor_and_no_features_are_an_error():
     assert measured([torch.full((3, 2), 0.1)]).item() == pytest.approx(VARIANCE_FLOOR)
     with pytest.raises(ValueError, match="no features were given"):
         FeatureVariance().compute()
+
+
+def test_a_state_goes_on_as_if_nothing_had_been():
+    torch.manual_seed(0)
+    features = torch.randn(10, 3, 4)
+    for cut in (0, 1, 6):
+        expected = FeatureVariance()
+        if cut:
+            expected.update(features[:cut])
+        state = expected.state()
+        expected.update(features[cut:])
+        found = FeatureVariance.from_state(state, device=torch.device("cpu"))
+        found.update(features[cut:])
+        assert torch.equal(found.compute(), expected.compute())
 
 
 def test_variance_keeps_no_graph():

@@ -64,6 +64,12 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
         ({"lr": 0.0}, "--lr must be above 0"),
         ({"lr": float("nan")}, "--lr must be above 0"),
         ({"head_lr": -1.0}, "--head-lr must be above 0"),
+        ({"attention_temperature": 0.0}, "--attention-temperature must be above 0, got 0.0"),
+        ({"attention_temperature": "hot"}, "--attention-temperature must be float"),
+        ({"attention_clip": 0}, "--attention-clip must be above 0, got 0"),
+        ({"attention_clip": float("inf")}, "--attention-clip must be above 0, got inf"),
+        ({"attention_tolerance": -0.1}, "--attention-tolerance must be above 0, got -0.1"),
+        ({"attention_floor": "yes"}, "--attention-floor must be bool, got 'yes'"),
         ({"batch_norm": "frozn"}, "--batch-norm must be one of frozen, train, got 'frozn'"),
         ({"optimizer": "adam"}, "--optimizer must be one of adamw, sgd"),
         ({"schedule": "linear"}, "--schedule must be one of cosine, step, constant"),
@@ -83,6 +89,13 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_flag(option, message):
 @pytest.mark.parametrize("option", [{"strength": 0}, {"lr": 1}, {"workers": 0}, {"image_size": 16}])
 def test_bounds_are_allowed_and_whole_numbers_are_numbers(option):
     TrainConfig(data="x", **option)
+
+
+@pytest.mark.parametrize(("preset", "estimator"), [("default", "refined"), ("official", "exact")])
+def test_attention_is_measured_on_all_pictures_by_the_estimator_of_the_preset(preset, estimator):
+    config = TrainConfig(data="x", preset=preset)
+    assert (config.attention, config.attention_samples) == (estimator, None)
+    assert config.attention_tolerance is None
 
 
 def test_options_cannot_be_changed_and_are_documented():

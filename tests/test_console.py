@@ -3,15 +3,29 @@ import gc
 import io
 import logging
 import os
+import re
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from delta_transfer.attention_summary import TapSummary
 from delta_transfer.compare import Row
-from delta_transfer.console import Formatter, explain, flush_output, message, print_table
+from delta_transfer.console import (
+    Formatter,
+    explain,
+    flush_output,
+    message,
+    print_attention,
+    print_table,
+    progress_bar,
+)
 from delta_transfer.errors import UserError
 from delta_transfer.stats import summarize
 
@@ -213,3 +227,91 @@ def test_the_table_is_in_percent_with_differences(capsys, monkeypatch):
     # Student's t with one degree of freedom: 12.706 * 0.01 around 0.19.
     assert cells["delta"] == ["74.0", "5.7", "+19.0", "+6.3 to +31.7", "15"]
     assert cells["probe"] == ["40.0", "-", "-10.0", "", "1"]
+
+
+def test_the_table_of_attention_has_a_line_for_each_tap(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [
+        TapSummary(
+            tap="layer4.2.conv3",
+            channels=2048,
+            effective=1985.25,
+            entropy=0.9959,
+            uncertainty=0.054,
+            least=0.812,
+            most=11.256,
+            top=(1011, 45, 1320),
+        ),
+        TapSummary(
+            tap="x",
+            channels=1,
+            effective=1.0,
+            entropy=1.0,
+            uncertainty=None,
+            least=1.0,
+            most=1.0,
+            top=(0,),
+        ),
+    ]
+    print_attention(rows, title="Channel attention: exact")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "Channel attention: exact"
+    cells = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    numbers = "2048 1985.2 0.996 5% 0.81 11.26 1011 45 1320"
+    assert cells["layer4.2.conv3"] == numbers.split()
+    assert cells["x"] == "1 1.0 1.000 - 1.00 1.00 0".split()
+    assert "uniform" in " ".join(lines)
+
+
+class TestProgressBar:
+    @pytest.fixture(autouse=True)
+    def terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Rich takes what is captured for a terminal."""
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "120")
+
+    @contextmanager
+    def logged(self) -> Iterator[logging.StreamHandler[Any]]:
+        """Inside, messages go to stderr, as in the command line."""
+        handler, logger = logging.StreamHandler(), logging.getLogger("delta_transfer")
+        level = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield handler
+        finally:
+            logger.setLevel(level)
+            logger.removeHandler(handler)
+
+    @pytest.mark.parametrize(("name", "value"), [("FORCE_COLOR", ""), ("TERM", "dumb")])
+    def test_there_is_none_without_a_terminal(self, capsys, monkeypatch, name, value):
+        monkeypatch.setenv(name, value)
+        with progress_bar("channels", "channels") as progress:
+            assert progress is None
+        assert capsys.readouterr().err == ""
+
+    def test_a_terminal_shows_what_is_done(self, capsys):
+        with progress_bar("channels", "pictures x channels") as progress:
+            progress(25, 200)
+            time.sleep(0.3)  # it is drawn ten times a second
+        said = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().err)
+        for part in ("channels", "12%", " 25/200 pictures x channels,", "left"):
+            assert part in said
+
+    def test_messages_are_whole_lines_above_it(self, capsys):
+        with self.logged() as handler:
+            with progress_bar("channels", "channels") as progress:
+                progress(1, 2)
+                logging.getLogger("delta_transfer.attention").warning("converged on 40 pictures")
+            assert handler.stream is sys.stderr
+        said = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().err)
+        assert re.search(r"[\r\n]converged on 40 pictures\s*\n", said)
+
+    def test_it_is_gone_after_an_error(self, capsys):
+        before = sys.stderr
+        with self.logged() as handler:
+            with suppress(KeyboardInterrupt), progress_bar("channels", "channels"):
+                assert handler.stream is not before
+                raise KeyboardInterrupt
+            assert handler.stream is sys.stderr is before

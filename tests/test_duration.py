@@ -75,10 +75,15 @@ def test_the_test_is_counted_by_its_crops(prepared, preset, crops):
 @pytest.mark.parametrize(
     ("options", "passes"),
     [
-        ({}, 3 * TRAIN),  # a forward pass, and a backward pass as long as two
-        ({"attention_samples": 5}, 3 * 5),
-        ({"attention": "exact"}, TRAIN * (1 + CHANNELS)),
-        ({"attention": "exact", "attention_samples": 2}, 2 * (1 + CHANNELS)),
+        # A forward pass, and a backward pass as long as two.
+        ({"attention": "gradient"}, 3 * TRAIN),
+        ({"attention": "gradient", "attention_samples": 5}, 3 * 5),
+        ({"attention": "exact"}, TRAIN * CHANNELS / 10),
+        ({"attention": "exact", "attention_samples": 2}, 2 * CHANNELS / 10),
+        # Eight pictures are exact, where there are so many.
+        ({"attention": "refined"}, 3 * TRAIN + 8 * CHANNELS / 10),
+        ({}, 3 * TRAIN + 8 * CHANNELS / 10),
+        ({"attention_samples": 5}, 3 * 5 + 5 * CHANNELS / 10),
     ],
 )
 def test_attention_is_counted_by_its_forward_passes(prepared, options, passes):

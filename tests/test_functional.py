@@ -8,8 +8,10 @@ from delta_transfer.functional import (
     at_least_float32,
     calibrated_cross_entropy,
     channels_last,
+    effective_channels,
     feature_distance,
     normalize_scores,
+    normalized_entropy,
     official_distance,
 )
 from tests import reference
@@ -206,6 +208,62 @@ def test_attention_is_the_formula(dtype, temperature):
     assert found.sum().item() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("clip", [0.1, 1.0, 2.0, 100.0])
+@pytest.mark.parametrize("floor", [False, True])
+def test_attention_with_limits_is_the_formula(dtype, clip, floor):
+    scores = draw(64, dtype=dtype) + 0.3
+    found = normalize_scores(scores, temperature=0.7, clip=clip, floor=floor)
+    expected = reference.attention(scores.tolist(), 0.7, clip, floor)
+    assert found.tolist() == pytest.approx(expected, rel=1e-5 if dtype == torch.float32 else 1e-12)
+    assert found.sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_a_clip_holds_outliers_back_and_leaves_the_rest_as_it_is():
+    scores = draw(50)
+    scores[7] = 100.0
+    plain, clipped = (normalize_scores(scores, temperature=1.0, clip=clip) for clip in (None, 3.0))
+    assert plain[7] > 0.9
+    assert clipped[7] < 0.4
+    assert clipped.argmax() == 7
+    rest = torch.arange(50) != 7
+    assert torch.allclose(clipped[rest] / clipped[0], plain[rest] / plain[0])
+    assert torch.equal(normalize_scores(scores, temperature=1.0, clip=1e9), plain)
+
+
+def test_a_floor_makes_all_that_does_harm_equal():
+    scores = torch.tensor([-9.0, -1e-3, 0.0, 1.0, 2.0])
+    found = normalize_scores(scores, temperature=1.0, floor=True)
+    assert found[0] == found[1] == found[2] < found[3] < found[4]
+    assert torch.equal(normalize_scores(scores.clamp(min=0), temperature=1.0), found)
+    assert scores[0] == -9  # the caller's are not changed
+    nothing = normalize_scores(-scores.abs(), temperature=1.0, floor=True)
+    assert nothing.tolist() == pytest.approx([1 / 5] * 5)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_entropy_is_the_formula(dtype):
+    for channels in (2, 3, 100):
+        attention = torch.softmax(2 * draw(channels, dtype=dtype), dim=0)
+        nats = reference.entropy(attention.tolist())
+        assert normalized_entropy(attention).dtype == dtype
+        found = normalized_entropy(attention).item()
+        assert found == pytest.approx(nats / math.log(channels), rel=1e-5)
+        assert effective_channels(attention).item() == pytest.approx(math.exp(nats), rel=1e-5)
+        assert 1 < effective_channels(attention) < channels
+
+
+@pytest.mark.parametrize("channels", [1, 2, 7, 1000])
+def test_entropy_of_uniform_attention_and_of_a_single_channel(channels):
+    uniform = torch.full((channels,), 1 / channels)
+    assert normalized_entropy(uniform).item() == pytest.approx(1, rel=1e-5)
+    assert effective_channels(uniform).item() == pytest.approx(channels, rel=1e-4)
+    single = torch.zeros(channels)
+    single[-1] = 1
+    assert normalized_entropy(single).item() == (0 if channels > 1 else 1)
+    assert effective_channels(single).item() == 1
+
+
 def test_attention_knows_no_unit_and_a_large_temperature_is_uniform():
     scores = draw(8)
     found = normalize_scores(scores, temperature=5.0)
@@ -234,6 +292,9 @@ def test_bad_scores_and_temperatures_are_errors():
     for temperature in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="temperature must be positive"):
             normalize_scores(torch.ones(3), temperature=temperature)
+    for clip in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="clip must be positive"):
+            normalize_scores(torch.ones(3), temperature=1.0, clip=clip)
     with pytest.raises(ValueError, match="must be finite"):
         normalize_scores(torch.tensor([0.0, float("nan")]), temperature=1.0)
 

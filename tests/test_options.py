@@ -1,7 +1,12 @@
 import pytest
 
 from delta_transfer.errors import UserError
-from delta_transfer.options import EvaluateOptions, LayersOptions, PredictOptions
+from delta_transfer.options import (
+    AttentionOptions,
+    EvaluateOptions,
+    LayersOptions,
+    PredictOptions,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,3 +34,13 @@ def test_top_and_image_size_are_checked():
         PredictOptions(run="run", paths=("a",), top=0)
     with pytest.raises(UserError, match="--image-size must be at least 16, got 4"):
         LayersOptions(model="resnet18", image_size=4)
+
+
+@pytest.mark.parametrize("name", ["tolerance", "temperature", "clip"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+def test_what_attention_is_made_by_is_checked(name, value):
+    with pytest.raises(UserError, match=f"--{name} must be above 0, got {value}"):
+        AttentionOptions(data="data", **{name: value})
+    with pytest.raises(UserError, match="--samples must be at least 1, got 0"):
+        AttentionOptions(data="data", samples=0)
+    assert AttentionOptions(data="data", samples=1, **{name: 1e-6}).samples == 1

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -147,7 +148,7 @@ def own(pictures, tmp_path_factory) -> str:
 
 
 class TestFingerprint:
-    """It is that of what attention is made of: other pictures, classes or sizes have others."""
+    """It is that of pictures and classes alone; how they are prepared stands beside it."""
 
     def test_names_order_and_what_is_tested_on_do_not_matter(self, own, pictures, tmp_path):
         data = shutil.copytree(pictures, tmp_path / "data")
@@ -159,14 +160,29 @@ class TestFingerprint:
         found = {prepare(tiny(pictures / "train", tmp_path, seed=seed)).data for seed in (0, 1)}
         assert len(found) == 1
 
-    @pytest.mark.parametrize("change", ["picture", "class", "size"])
-    def test_everything_else_does(self, own, pictures, tmp_path, change):
-        data, options = shutil.copytree(pictures, tmp_path / "data"), {}
+    @pytest.mark.parametrize("change", ["picture", "class"])
+    def test_other_pictures_or_classes_have_another(self, own, pictures, tmp_path, change):
+        data = shutil.copytree(pictures, tmp_path / "data")
         rings = data / "train" / "rings"
         if change == "picture":
             shutil.copy(data / "test" / "rings" / "0.png", rings / "0.png")
-        elif change == "class":
-            (rings / "0.png").rename(data / "train" / "checks" / "100.png")
         else:
-            options["image_size"] = 48
-        assert prepare(tiny(data, tmp_path, **options)).data != own
+            (rings / "0.png").rename(data / "train" / "checks" / "100.png")
+        assert prepare(tiny(data, tmp_path)).data != own
+
+    def test_preprocessing_is_told_apart(self, prepared, own, pictures, tmp_path):
+        other = prepare(tiny(pictures, tmp_path, image_size=48))
+        assert other.data == own
+        spec = dataclasses.asdict(prepared.backbone.input)
+        assert prepared.preprocessing == {
+            "image_size": spec.pop("size"),
+            **{name: list(v) if isinstance(v, tuple) else v for name, v in spec.items()},
+            "preset": "default",
+        }
+        assert json.loads(json.dumps(prepared.preprocessing)) == prepared.preprocessing
+        assert other.preprocessing == {**prepared.preprocessing, "image_size": 48}
+
+    def test_every_picture_has_one_of_its_own(self, prepared):
+        task = prepared.task
+        paths = [path for split in (task.train, task.val, task.test) for path in split.paths]
+        assert len({prepared.digests[path] for path in paths}) == len(paths)

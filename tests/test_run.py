@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from delta_transfer import TrainConfig, train, tuning
+from delta_transfer import TrainConfig, run_attention, train, tuning
 from delta_transfer import run as module
 from delta_transfer.backbones import InputSpec
 from delta_transfer.channel_attention import ChannelAttention
@@ -288,6 +288,12 @@ class TestNetworksOfOnesOwn:
 
 
 class TestEqualRuns:
+    """Each measures its attention anew."""
+
+    @pytest.fixture(autouse=True)
+    def own_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
+
     def test_python_does_what_the_command_does_to_the_byte(self, finished, pictures, tmp_path):
         result = train(tiny(pictures, tmp_path / "again", epochs=3))
         assert model_bytes(result.folder) == model_bytes(finished.folder)
@@ -372,11 +378,19 @@ class TestAttention:
             train(tiny(pictures, tmp_path / "run", attention=str(other)))
         assert not (tmp_path / "run").exists()
 
-    def test_a_file_and_taps_exclude_each_other(self, finished, pictures, tmp_path):
+    def test_other_taps_than_those_of_the_file_are_refused(self, finished, pictures, tmp_path):
         file = str(finished.folder / "attention.safetensors")
-        with pytest.raises(UserError, match=r"exclude each other.*blocks\.1, blocks\.2"):
+        with pytest.raises(UserError, match=r"at the taps blocks\.1, .*this run has blocks\.1 "):
             train(tiny(pictures, tmp_path / "run", attention=file, taps="blocks.1"))
         assert not (tmp_path / "run").exists()
+
+    def test_the_log_says_how_many_channels_are_left(self, finished):
+        log = (finished.folder / "train.log").read_text()
+        file = ChannelAttention.load(finished.folder / "attention.safetensors")
+        assert "channel attention: refined, 24 samples" in log
+        for tap, attention in file.attention.items():
+            entropy = torch.special.entr(attention.double()).sum()
+            assert f" {entropy.exp().item():.1f} of {len(attention)} at {tap}" in log
 
 
 class TestCheck:
@@ -399,12 +413,25 @@ class TestCheck:
             ({"method": "probe", "strength": 1.0}, "--strength is ignored"),
             ({"method": "l2", "attention": "exact"}, "--attention is ignored"),
             ({"method": "l2", "attention_samples": 3}, "--attention-samples is ignored"),
+            ({"method": "l2", "attention_temperature": 5}, "--attention-temperature is ignored"),
+            ({"method": "probe", "attention_clip": 3}, "--attention-clip is ignored"),
+            ({"method": "lp_ft", "attention_floor": True}, "--attention-floor is ignored"),
+            ({"method": "l2", "attention_tolerance": 0.1}, "--attention-tolerance is ignored"),
         ],
     )
     def test_options_that_the_method_does_not_use_are_warned_about(self, caplog, options, message):
         module.check(TrainConfig(data="x", **options))
         (record,) = caplog.records
         assert (record.levelno, message in record.message) == (logging.WARNING, True)
+
+    @pytest.mark.parametrize("option", ["attention_samples", "attention_tolerance"])
+    def test_so_are_those_of_an_estimator_that_a_file_stands_for(self, caplog, finished, option):
+        file = str(finished.folder / "attention.safetensors")
+        weighing = {"attention_temperature": 1.0, "attention_clip": 3.0, "attention_floor": True}
+        module.check(TrainConfig(data="x", attention=file, **weighing, **{option: 3}))
+        (record,) = caplog.records
+        flag = "--" + option.replace("_", "-")
+        assert record.message == f"{flag} is ignored: attention is that of {file}"
 
     @pytest.mark.parametrize("method", METHODS)
     def test_the_defaults_of_every_method_pass_in_silence(self, caplog, method):
@@ -454,7 +481,8 @@ class TestFolder:
         def fail(*arguments: object, **options: object) -> None:
             raise UserError("a picture is gone")
 
-        monkeypatch.setattr(tuning, "estimate_attention", fail)
+        monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(run_attention, "estimate_attention", fail)
         config = tiny(pictures, tmp_path / "run")
         with pytest.raises(UserError, match="a picture is gone"):
             module.train_prepared(prepared, config, tmp_path / "run", started=0)

@@ -1,24 +1,27 @@
 """Channel attention: how much each channel of each tap matters, and its file."""
 
 import dataclasses
-import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from delta_transfer.errors import UserError
-from delta_transfer.files import fingerprint, write_atomically
-from delta_transfer.functional import at_least_float32, normalize_scores
+from delta_transfer.attention_file import damaged, read_attention_file, write_attention_file
+from delta_transfer.files import fingerprint
+from delta_transfer.functional import (
+    at_least_float32,
+    effective_channels,
+    normalize_scores,
+    normalized_entropy,
+)
 
 VARIANCE_FLOOR = 1e-6
-_ABOUT = "delta-transfer"  # the entry of the metadata that describes the tensors
-_FORMAT = "delta-transfer channel attention 1"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ChannelAttention:
     """Scores, attention and feature variance per tap, and what they were made from.
 
@@ -27,19 +30,61 @@ class ChannelAttention:
         variance: tap -> scalar `v`, the mean over channels of the source's variance over samples
             and positions, in squared units of the features.
         temperature: of the softmax that turns scores into attention.
-        method: the estimator, `"gradient"` or `"exact"`.
+        clip: standardised scores are limited to plus and minus this; not at all if None.
+        floor: whether scores below zero count as zero.
+        method: the estimator, such as `"refined"`.
         samples: how many pictures the scores are averaged over.
         source: fingerprint of the source network's weights (`weights_fingerprint`).
+        errors: tap -> `[C]`, standard errors of the scores, as estimates for all pictures of the
+            kind; no entry where they are not known.
+        drivers: tap -> `[C, k]`, int64, where in the data the samples are whose loss grows most
+            without the channel, most first; no entry where it is not known.
+        uncertainty: tap -> the standard error of the attention, relative to its distance from
+            uniform attention; NaN or no entry where it is not known.
+        head_weight: `[K, F]`, of the head that the task loss was measured with.
+        head_bias: `[K]`, of the same.
         data: fingerprint of the pictures and their preprocessing, None where it is not known.
+        preprocessing: what was done to the pictures, as JSON can hold it.
+
+    Raises:
+        ValueError: if something does not fit the scores.
     """
 
     scores: dict[str, Tensor]
     variance: dict[str, Tensor]
     temperature: float
+    clip: float | None = None
+    floor: bool = False
     method: str
     samples: int
     source: str
+    errors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    drivers: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    uncertainty: dict[str, float] = dataclasses.field(default_factory=dict)
+    head_weight: Tensor | None = None
+    head_bias: Tensor | None = None
     data: str | None = None
+    preprocessing: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if set(self.variance) != set(self.scores):
+            raise ValueError("scores and variance must be of the same taps")
+        for tap, scores in self.scores.items():
+            if scores.ndim != 1 or len(scores) == 0 or not scores.is_floating_point():
+                raise ValueError(f"scores/{tap} must be floats [C], got {_kind(scores)}")
+            if self.variance[tap].ndim != 0:
+                raise ValueError(f"variance/{tap} must be a scalar")
+            errors, drivers = self.errors.get(tap), self.drivers.get(tap)
+            if errors is not None and errors.shape != scores.shape:
+                raise ValueError(f"errors/{tap} do not fit the scores: {_kind(errors)}")
+            if drivers is not None and (
+                drivers.ndim != 2 or len(drivers) != len(scores) or drivers.dtype != torch.int64
+            ):
+                raise ValueError(f"drivers/{tap} must be int64 [C, k], got {_kind(drivers)}")
+        if self.head_weight is not None or self.head_bias is not None:
+            weight, bias = self.head_weight, self.head_bias
+            if weight is None or bias is None or bias.shape != weight.shape[:1] or weight.ndim != 2:
+                raise ValueError("head.weight and head.bias must be [K, F] and [K]")
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -50,61 +95,103 @@ class ChannelAttention:
     def attention(self) -> dict[str, Tensor]:
         """Tap -> `[C]`, sums to 1."""
         return {
-            tap: normalize_scores(scores, temperature=self.temperature)
+            tap: normalize_scores(
+                scores, temperature=self.temperature, clip=self.clip, floor=self.floor
+            )
             for tap, scores in self.scores.items()
         }
 
+    @property
+    def entropy(self) -> dict[str, float]:
+        """Tap -> the entropy of its attention, where that of uniform attention is 1."""
+        return {tap: normalized_entropy(found).item() for tap, found in self.attention.items()}
+
+    @property
+    def effective(self) -> dict[str, float]:
+        """Tap -> how many channels its attention is spread over, the exponential of its entropy."""
+        return {tap: effective_channels(found).item() for tap, found in self.attention.items()}
+
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, whole or not at all."""
-        tensors = {f"scores/{tap}": scores for tap, scores in self.scores.items()}
-        tensors |= {f"variance/{tap}": variance for tap, variance in self.variance.items()}
-        # For readers of the file that do not have this package.
-        tensors |= {f"attention/{tap}": attention for tap, attention in self.attention.items()}
+        kinds = {
+            "scores": self.scores,
+            "errors": self.errors,
+            "attention": self.attention,  # for readers that do not have this package
+            "variance": self.variance,
+            "drivers": self.drivers,
+        }
+        tensors = {
+            f"{kind}/{tap}": values[tap]
+            for kind, values in kinds.items()
+            for tap in self.taps
+            if tap in values
+        }
+        if self.head_weight is not None and self.head_bias is not None:
+            tensors |= {"head.weight": self.head_weight, "head.bias": self.head_bias}
         about = {
-            "format": _FORMAT,
             "taps": self.taps,
-            "temperature": self.temperature,
-            "method": self.method,
+            "estimator": self.method,
             "samples": self.samples,
+            "temperature": self.temperature,
+            "clip": self.clip,
+            "floor": self.floor,
+            # JSON has no NaN.
+            "uncertainty": {
+                tap: value if math.isfinite(value) else None
+                for tap, value in self.uncertainty.items()
+            },
+            "preprocessing": self.preprocessing,
             "source": self.source,
             "data": self.data,
         }
-        # One entry: safetensors writes several in random order, and equal runs give equal bytes.
-        metadata = {_ABOUT: json.dumps(about)}
-        contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomically(Path(path), save(contiguous, metadata=metadata))
+        write_attention_file(Path(path), tensors, about)
 
     @classmethod
     def load(cls, path: str | Path) -> "ChannelAttention":
         """Reads what `save` wrote.
 
         Raises:
-            UserError: if the file is missing or is no channel attention.
+            UserError: if the file is missing, is no channel attention, or is damaged.
         """
         path = Path(path)
-        if not path.is_file():
-            raise UserError(f"no channel attention at {path}: there is no such file")
+        tensors, about = read_attention_file(path)
+
+        def of(kind: str) -> dict[str, Tensor]:
+            names = {tap: f"{kind}/{tap}" for tap in about["taps"]}
+            return {tap: tensors[name] for tap, name in names.items() if name in tensors}
+
+        uncertainty = about.pop("uncertainty")
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is no safetensors file: {error}") from error
-        if about.get("format") != _FORMAT:
-            raise UserError(
-                f"{path} holds no channel attention (its format is {about.get('format')!r}): "
-                "give an attention.safetensors that a run wrote"
+            loaded = cls(
+                scores=of("scores"),
+                errors=of("errors"),
+                variance=of("variance"),
+                drivers=of("drivers"),
+                uncertainty={
+                    tap: math.nan if value is None else value for tap, value in uncertainty.items()
+                },
+                method=about["estimator"],
+                head_weight=tensors.get("head.weight"),
+                head_bias=tensors.get("head.bias"),
+                **{name: about[name] for name in _SAME},
             )
-        taps = about["taps"]
-        return cls(
-            scores={tap: tensors[f"scores/{tap}"] for tap in taps},
-            variance={tap: tensors[f"variance/{tap}"] for tap in taps},
-            temperature=about["temperature"],
-            method=about["method"],
-            samples=about["samples"],
-            source=about["source"],
-            data=about.get("data"),
-        )
+            attention = loaded.attention
+        except ValueError as error:
+            raise damaged(path, str(error)) from error
+        for tap, written in of("attention").items():
+            if written.shape != attention[tap].shape or not torch.allclose(
+                written, attention[tap], rtol=1e-3
+            ):
+                raise damaged(path, f"attention/{tap} is not that of its scores")
+        return loaded
+
+
+# What goes by the same name in the file.
+_SAME = ("samples", "temperature", "clip", "floor", "preprocessing", "source", "data")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 class FeatureVariance:
@@ -143,6 +230,20 @@ class FeatureVariance:
         if self._count == 0:
             raise ValueError("no features were given: the loader is empty")
         return (self._squares / self._count).mean().clamp_min(VARIANCE_FLOOR)
+
+    def state(self) -> dict[str, Tensor]:
+        """What it has taken in, as tensors."""
+        count = torch.tensor(self._count)
+        return {"count": count, "mean": self._mean.clone(), "squares": self._squares.clone()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], *, device: torch.device) -> Self:
+        """What `state` was taken of, for features on a device."""
+        variance = cls()
+        variance._count = int(state["count"])
+        variance._mean = state["mean"].to(device)
+        variance._squares = state["squares"].to(device)
+        return variance
 
 
 def weights_fingerprint(model: nn.Module, *, head: str) -> str:

@@ -8,17 +8,19 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from delta_transfer.console import (
     Formatter,
     explain,
     flush_output,
     message,
+    print_attention,
     print_table,
 )
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.options import (
+    AttentionOptions,
     DemoOptions,
     EvaluateOptions,
     LayersOptions,
@@ -26,21 +28,15 @@ from delta_transfer.options import (
     PredictOptions,
 )
 
+Options = TypeVar("Options")
+
 
 def train(args: Sequence[str]) -> None:
     """Fine-tune a pretrained network on a folder of pictures."""
-    from delta_transfer.arguments import parse
     from delta_transfer.config import TrainConfig
 
-    config = parse(
-        TrainConfig,
-        args,
-        prog="delta-transfer train",
-        summary=_summary(train),
-        positional=["data"],
-        config_file=True,
-        exclusive=["epochs", "steps"],
-    )
+    exclusive = ["epochs", "steps"]
+    config = _parse(TrainConfig, args, train, ["data"], config_file=True, exclusive=exclusive)
     from delta_transfer import run
 
     result = run.train(config)
@@ -50,15 +46,7 @@ def train(args: Sequence[str]) -> None:
 
 def evaluate(args: Sequence[str]) -> None:
     """Measure a run on labelled pictures, class by class."""
-    from delta_transfer.arguments import parse
-
-    options = parse(
-        EvaluateOptions,
-        args,
-        prog="delta-transfer evaluate",
-        summary=_summary(evaluate),
-        positional=["run", "data"],
-    )
+    options = _parse(EvaluateOptions, args, evaluate, ["run", "data"])
     from delta_transfer import evaluation_folder, evaluation_text
     from delta_transfer.predict import Predictor
 
@@ -86,15 +74,7 @@ def evaluate(args: Sequence[str]) -> None:
 
 def predict(args: Sequence[str]) -> None:
     """Say what is on pictures: path, class and probability."""
-    from delta_transfer.arguments import parse
-
-    options = parse(
-        PredictOptions,
-        args,
-        prog="delta-transfer predict",
-        summary=_summary(predict),
-        positional=["run", "paths"],
-    )
+    options = _parse(PredictOptions, args, predict, ["run", "paths"])
     from delta_transfer import answers
     from delta_transfer.predict import Predictor
 
@@ -121,17 +101,23 @@ def predict(args: Sequence[str]) -> None:
     print(answers.to_json(predictions, top=options.top) if options.json else f"csv      {table}")
 
 
+def attention(args: Sequence[str]) -> None:
+    """Measure how much each channel of a pretrained network matters for a data set."""
+    options = _parse(AttentionOptions, args, attention, ["data"])
+    from delta_transfer.attention_command import measure
+
+    measured = measure(options)
+    if options.json:
+        print(measured.to_json())
+        return
+    print_attention(measured.taps, title=measured.title)
+    print(f"attention  {measured.file}")
+    print(f"picture    {measured.picture}")
+
+
 def layers(args: Sequence[str]) -> None:
     """List the modules of a network that can be tapped, and those that auto takes."""
-    from delta_transfer.arguments import parse
-
-    options = parse(
-        LayersOptions,
-        args,
-        prog="delta-transfer layers",
-        summary=_summary(layers),
-        positional=["model"],
-    )
+    options = _parse(LayersOptions, args, layers, ["model"])
     import torch
 
     from delta_transfer.backbones import load_backbone
@@ -157,15 +143,7 @@ def layers(args: Sequence[str]) -> None:
 
 def methods(args: Sequence[str]) -> None:
     """List the methods of fine-tuning, a line each."""
-    from delta_transfer.arguments import parse
-
-    parse(
-        NoOptions,
-        args,
-        prog="delta-transfer methods",
-        summary=_summary(methods),
-        positional=[],
-    )
+    _parse(NoOptions, args, methods, [])
     from delta_transfer.methods import METHODS
 
     width = max(map(len, METHODS))
@@ -181,15 +159,7 @@ DEMO_IMAGE_SIZE = 96
 
 def demo(args: Sequence[str]) -> None:
     """Compare DELTA with its peers on photographs that come installed: a few minutes, offline."""
-    from delta_transfer.arguments import parse
-
-    options = parse(
-        DemoOptions,
-        args,
-        prog="delta-transfer demo",
-        summary=_summary(demo),
-        positional=[],
-    )
+    options = _parse(DemoOptions, args, demo, [])
     seeds = _seeds(options.seeds)
     folder = Path(options.out or f"runs/demo-{time.strftime('%Y%m%d-%H%M%S')}")
     from delta_transfer.compare import compare, table
@@ -222,6 +192,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "attention": attention,
     "layers": layers,
     "methods": methods,
     "demo": demo,
@@ -251,8 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {message(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 1  # whoever reads the output, such as head, has seen enough
@@ -285,13 +256,36 @@ def _run(args: Sequence[str]) -> None:
         raise unknown("command", args[0], list(COMMANDS))
 
 
+def _parse(
+    options: type[Options],
+    args: Sequence[str],
+    command: Callable[[Sequence[str]], None],
+    positional: Sequence[str],
+    *,
+    config_file: bool = False,
+    exclusive: Sequence[str] = (),
+) -> Options:
+    """The options of a command."""
+    from delta_transfer.arguments import parse
+
+    return parse(
+        options,
+        args,
+        prog=f"delta-transfer {command.__name__}",
+        summary=_summary(command),
+        positional=positional,
+        config_file=config_file,
+        exclusive=exclusive,
+    )
+
+
 def _summary(command: Callable[..., Any]) -> str:
     return (command.__doc__ or "").splitlines()[0]
 
 
 def _help() -> str:
     lines = ["usage: delta-transfer COMMAND ...", "", "Fine-tune without forgetting.", ""]
-    lines += [f"  {name:9} {_summary(command)}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:10} {_summary(command)}" for name, command in COMMANDS.items()]
     lines += ["", "delta-transfer COMMAND --help lists the options of a command."]
     return "\n".join(lines)
 

@@ -14,7 +14,8 @@ from delta_transfer.files import write_atomically
 from delta_transfer.prepare import prepare
 from delta_transfer.report import write_comparison_report
 from delta_transfer.result import COMPARISON_COLUMNS, RunResult
-from delta_transfer.run import check, given_attention, train_prepared
+from delta_transfer.run import check, train_prepared
+from delta_transfer.run_attention import given_attention
 from delta_transfer.run_folder import check_folder, make_folder
 from delta_transfer.stats import Summary, paired_difference, summarize
 
@@ -45,7 +46,7 @@ def compare(
     if Path(config.attention).is_file() and len(seeds) > 1:
         raise UserError(
             f"--attention {config.attention}: the file was made on the pictures of one seed; give "
-            "one seed, or let it be estimated (--attention gradient)"
+            "one seed, or let it be estimated (--attention refined)"
         )
     check_folder(folder, config)
     results: list[RunResult] = []

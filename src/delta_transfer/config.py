@@ -35,10 +35,20 @@ class TrainConfig:
             not given.
         taps: modules whose features are compared: auto, or names and glob patterns with commas
             between (see: delta-transfer layers MODEL).
-        attention: channel attention of delta: gradient (one pass, the default), exact (each channel
-            switched off, slow; official), or the attention.safetensors of another run.
+        attention: channel attention of delta: refined (a forward and backward pass, corrected by a
+            few exact pictures; the default), gradient (the pass alone), exact (each channel
+            switched off, slow; official), none, or the attention.safetensors of another run, which
+            names its taps.
         attention_samples: training pictures that attention is averaged over, drawn at random; all
-            if not given (exact: 64, official: 256).
+            if not given.
+        attention_temperature: of the softmax that makes attention of scores; larger is closer to
+            uniform. 5 if not given, and with a file that of the file.
+        attention_clip: no score counts as more than so many standard deviations from the mean of
+            its tap; no limit, or that of the file, if not given.
+        attention_floor: a score below zero, of a channel without which the loss is lower, counts as
+            zero.
+        attention_tolerance: measure attention on no more pictures once it has converged: once its
+            relative standard error is so small at every tap, for example 0.05.
         batch_norm: frozen keeps the pretrained batch-norm statistics (the default); train updates
             them (official).
         epochs: passes over the training pictures; 10 if not given.
@@ -78,6 +88,10 @@ class TrainConfig:
     taps: str = "auto"
     attention: str = _BY_PRESET
     attention_samples: int | None = None
+    attention_temperature: float | None = None
+    attention_clip: float | None = None
+    attention_floor: bool = False
+    attention_tolerance: float | None = None
     batch_norm: Literal["frozen", "train"] = _BY_PRESET
     epochs: int | None = None
     steps: int | None = None
@@ -107,7 +121,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):
                 raise UserError(f"{_flag(name)} must be at least {least}, got {value}")
-        for name in ("lr", "head_lr"):
+        for name in _ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{_flag(name)} must be above 0, got {value}")
@@ -220,6 +234,7 @@ _AT_LEAST = {
     "workers": 0,
 }
 
+_ABOVE_ZERO = ("lr", "head_lr", "attention_temperature", "attention_clip", "attention_tolerance")
 
 _OPTIONS = {field.name for field in dataclasses.fields(TrainConfig)}
 

@@ -1,15 +1,17 @@
-"""What the commands show in the terminal: messages and the table of a comparison."""
+"""What the commands show in the terminal: messages, tables and how far they are."""
 
 import errno
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
 from delta_transfer.errors import UserError
 
 if TYPE_CHECKING:  # which loads torch
+    from delta_transfer.attention_summary import TapSummary
     from delta_transfer.compare import Row
 
 
@@ -128,3 +130,98 @@ def print_table(rows: "Sequence[Row]", *, seeds: int) -> None:
             f"{row.seconds:.0f}",
         )
     Console().print(view)
+
+
+def print_attention(rows: "Sequence[TapSummary]", *, title: str) -> None:
+    """A line for each tap, and how to read it."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table(
+        title=title,
+        title_justify="left",
+        caption=_KEY,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    view.add_column("tap", no_wrap=True)
+    for column in ("channels", "effective", "entropy", "error", "least", "most", "top channels"):
+        view.add_column(column, justify="right")
+    for row in rows:
+        view.add_row(
+            row.tap,
+            f"{row.channels}",
+            f"{row.effective:.1f}",
+            f"{row.entropy:.3f}",
+            "-" if row.uncertainty is None else f"{100 * row.uncertainty:.0f}%",
+            f"{row.least:.2f}",
+            f"{row.most:.2f}",
+            " ".join(map(str, row.top)),
+        )
+    Console().print(view)
+
+
+_KEY = (
+    "Uniform attention has entropy 1 and all its channels are effective; least and most are "
+    "weights times channels, 1 where uniform. Error: standard error over the distance from uniform."
+)
+
+
+@contextmanager
+def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Shows on a terminal how much is done and how long the rest takes.
+
+    Args:
+        what: is being done.
+        unit: of what is counted.
+
+    Yields:
+        To be told of how much is done, and of how much there is, 0 where that is not known; None
+        where there is no terminal.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        what,
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        f"{unit},",
+        TimeRemainingColumn(),
+        "left",
+    )
+    stderr = sys.stderr
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=False)
+    with bar, _logged_above(stderr):
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+
+@contextmanager
+def _logged_above(stderr: TextIO) -> Iterator[None]:
+    """Inside, what is logged to stderr goes to what has taken its place and spares the bar."""
+    own = logging.getLogger("delta_transfer").handlers
+    moved = [h for h in own if isinstance(h, logging.StreamHandler) and h.stream is stderr]
+    for handler in moved:
+        handler.setStream(sys.stderr)
+    try:
+        yield
+    finally:
+        for handler in moved:
+            handler.setStream(stderr)

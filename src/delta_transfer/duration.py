@@ -8,13 +8,18 @@ import time
 import torch
 import torch.nn.functional as F
 
+from delta_transfer.attention.refined import exact_samples
 from delta_transfer.borrow import evaluating, same_random_state
 from delta_transfer.devices import place
 from delta_transfer.loaders import count_workers, training_loader
 from delta_transfer.prepare import Prepared
+from delta_transfer.run_attention import attention_order
 from delta_transfer.selection import refits
 from delta_transfer.taps import Taps
-from delta_transfer.tuning import DRIFT_PICTURES, Tuning, attention_samples
+from delta_transfer.tuning import DRIFT_PICTURES, Tuning
+
+AT_ONCE = 10
+"""Channels that are switched off in the time of one forward pass: 8 to 30, by the network."""
 
 
 def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
@@ -85,13 +90,21 @@ def _wait(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _attention_passes(prepared: Prepared, tuning: Tuning) -> int:
-    """Forward passes of one picture that channel attention takes; a backward pass counts as two."""
+def _attention_passes(prepared: Prepared, tuning: Tuning) -> float:
+    """Forward passes of one picture that channel attention takes; a backward pass counts as two.
+
+    At most: it may be known from an earlier run, or converge on fewer pictures.
+    """
     config = tuning.config
     if not tuning.method.attention or tuning.attention is not None:
-        return 0
-    samples = attention_samples(config, len(prepared.task.train))
-    return samples * (1 + _channels(prepared) if config.attention == "exact" else 3)
+        return 0.0
+    samples = len(attention_order(config, len(prepared.task.train)))
+    if config.attention == "gradient":
+        return 3.0 * samples
+    channels = _channels(prepared)
+    if config.attention == "exact":
+        return samples * channels / AT_ONCE
+    return 3.0 * samples + exact_samples(samples, channels=channels) * channels / AT_ONCE
 
 
 def _channels(prepared: Prepared) -> int:

@@ -125,7 +125,9 @@ def official_distance(target: Tensor, source: Tensor, *, attention: Tensor | Non
     return 0.5 * len(attention) / positions * (attention * channels).sum()
 
 
-def normalize_scores(scores: Tensor, *, temperature: float) -> Tensor:
+def normalize_scores(
+    scores: Tensor, *, temperature: float, clip: float | None = None, floor: bool = False
+) -> Tensor:
     """Channel attention from scores: standardised, divided by a temperature, softmax.
 
     `softmax((s - mean(s)) / std(s) / temperature)` with the population's standard deviation (Li et
@@ -134,28 +136,77 @@ def normalize_scores(scores: Tensor, *, temperature: float) -> Tensor:
     Args:
         scores: `[C]`, any unit.
         temperature: larger is closer to uniform; positive.
+        clip: standardised scores further than this from zero are put there; none if None.
+        floor: scores below zero count as zero: a channel without which the loss would shrink
+            matters as little as one that changes nothing.
 
     Returns:
         `[C]`, sums to 1; uniform where the scores are all equal.
 
     Raises:
-        ValueError: if the temperature is not positive, or a score is not finite.
+        ValueError: if the temperature or the clip is not positive, or a score is not finite.
 
     Example:
         >>> normalize_scores(torch.zeros(4), temperature=5.0)
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
+        >>> normalize_scores(torch.tensor([-5.0, 0.0, 3.0]), temperature=1.0, floor=True)
+        tensor([0.0967, 0.0967, 0.8066])
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be positive, got {clip}")
     if not torch.isfinite(scores).all():
         raise ValueError("channel scores must be finite: the loss overflowed or is not a number")
+    scores = scores.clamp_min(0) if floor else scores
     centred = scores - scores.mean()
     deviation = centred.square().mean().sqrt()
     # Equal scores leave rounding errors of their own size, which must not be blown up to z-scores.
     noise = torch.finfo(scores.dtype).eps * scores.abs().max()
     if deviation <= noise:
         return torch.full_like(scores, 1 / len(scores))
-    return torch.softmax(centred / deviation / temperature, dim=0)
+    standard = centred / deviation
+    if clip is not None:
+        standard = standard.clamp(-clip, clip)
+    return torch.softmax(standard / temperature, dim=0)
+
+
+def effective_channels(attention: Tensor) -> Tensor:
+    """How many channels attention is spread over: the exponential of its entropy.
+
+    Args:
+        attention: `[C]`, sums to 1.
+
+    Returns:
+        A scalar from 1, where all of it is on one channel, to C, where it is uniform.
+
+    Example:
+        >>> effective_channels(torch.tensor([0.5, 0.0, 0.5]))
+        tensor(2.)
+    """
+    entropy: Tensor = torch.special.entr(attention).sum()
+    return entropy.exp()
+
+
+def normalized_entropy(attention: Tensor) -> Tensor:
+    """The entropy of attention, where that of uniform attention is 1.
+
+    `-sum_c a_c log a_c / log C`.
+
+    Args:
+        attention: `[C]`, sums to 1.
+
+    Returns:
+        A scalar from 0, where all of it is on one channel, to 1; 1 if there is only one.
+
+    Example:
+        >>> normalized_entropy(torch.tensor([0.5, 0.0, 0.5, 0.0]))
+        tensor(0.5000)
+    """
+    if len(attention) == 1:
+        return torch.ones_like(attention[0])
+    entropy: Tensor = torch.special.entr(attention).sum()
+    return entropy / math.log(len(attention))
 
 
 def calibrated_cross_entropy(logits: Tensor, targets: Tensor) -> float:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,10 @@ class Prepared:
         probe_probabilities: of the validation and the test split (None without one), `[N, K]`.
         probe_seconds: how long the probe took to fit.
         description: what was logged of the pictures and the network, line by line.
+        digests: a hash of each picture, by its path.
         data: fingerprint of what can be learnt from: training pictures, the drawn validation
-            pictures among them, and their preprocessing.
+            pictures among them, and their classes.
+        preprocessing: how pictures are prepared where nothing is augmented, as JSON.
     """
 
     task: Task
@@ -62,7 +65,9 @@ class Prepared:
     probe_probabilities: dict[str, Tensor | None]
     probe_seconds: float
     description: tuple[str, ...]
+    digests: Mapping[str, str]
     data: str
+    preprocessing: dict[str, Any]
 
     @property
     def probe_accuracies(self) -> dict[str, float | None]:
@@ -135,7 +140,9 @@ def prepare(
         probe_probabilities=probabilities,
         probe_seconds=time.perf_counter() - started,
         description=(*description, *(f"warning: {warning}" for warning in checked.warnings)),
-        data=_fingerprint(task, checked.digests, backbone.input, preset=config.preset),
+        digests=checked.digests,
+        data=_fingerprint(task, checked.digests),
+        preprocessing=_preprocessing(backbone.input, preset=config.preset),
     )
 
 
@@ -232,16 +239,27 @@ def _fit_probe(
     }
 
 
-def _fingerprint(task: Task, digests: Mapping[str, str], spec: InputSpec, *, preset: str) -> str:
-    """What attention depends on beside the network: pictures with their classes, preprocessing."""
+def _fingerprint(task: Task, digests: Mapping[str, str]) -> str:
+    """Of the pictures that attention may be measured on, with their classes, in any order."""
     splits = [task.train, task.val] if task.val_drawn else [task.train]
     pictures = sorted(
-        f"{digests[path]} {task.classes[label]}"
+        f"{digests[path]} {task.classes[label]}\n"
         for split in splits
         for path, label in zip(split.paths, split.labels, strict=True)
     )
-    lines = [*pictures, repr(dataclasses.astuple(spec)), preset]
-    return fingerprint(f"{line}\n".encode() for line in lines)
+    return fingerprint(picture.encode() for picture in pictures)
+
+
+def _preprocessing(spec: InputSpec, *, preset: str) -> dict[str, Any]:
+    """By the names of the options, where there are such; the preset has transforms of its own."""
+    return {
+        "image_size": spec.size,
+        "crop_pct": spec.crop_pct,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "interpolation": spec.interpolation,
+        "preset": preset,
+    }
 
 
 def _features(

@@ -19,7 +19,6 @@ class Preset:
         schedule: what follows the warm-up.
         batch_norm: whether the target's batch-norm statistics stay the pretrained ones.
         attention: the estimator of channel attention.
-        attention_samples: training pictures that it is averaged over; None for all.
         warm_up: share of the steps over which the learning rate rises.
         clip: norm to which gradients are clipped; None for no limit.
         official: the authors' formula, taps, head, augmentation and ten-crop test.
@@ -33,7 +32,6 @@ class Preset:
     schedule: Literal["cosine", "step", "constant"]
     batch_norm: Literal["frozen", "train"]
     attention: str
-    attention_samples: int | None
     warm_up: float
     clip: float | None
     official: bool
@@ -48,8 +46,7 @@ PRESETS = {
         optimizer="adamw",
         schedule="cosine",
         batch_norm="frozen",
-        attention="gradient",
-        attention_samples=None,
+        attention="refined",
         warm_up=0.15,
         clip=1.0,
         official=False,
@@ -63,7 +60,6 @@ PRESETS = {
         schedule="step",
         batch_norm="train",
         attention="exact",
-        attention_samples=256,  # four batches of 64
         warm_up=0.0,
         clip=None,
         official=True,

@@ -6,6 +6,7 @@ import logging
 import platform
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from delta_transfer.announce import announce, conclude
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.backbones import InputSpec
 from delta_transfer.backbones.saved import save_model
-from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
+from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split
 from delta_transfer.errors import UserError, unknown
@@ -27,6 +28,7 @@ from delta_transfer.outputs import write_examples, write_predictions
 from delta_transfer.prepare import Prepared, prepare
 from delta_transfer.report import write_run_report
 from delta_transfer.result import RunResult
+from delta_transfer.run_attention import given_attention
 from delta_transfer.run_folder import LOG, check_folder, default_folder, log_to, make_folder
 from delta_transfer.selection import Selected, select
 from delta_transfer.training import CropAverage, accuracy, predict_probabilities
@@ -35,7 +37,8 @@ from delta_transfer.tuning import Tuning
 logger = logging.getLogger(__name__)
 
 # Options that only some methods use.
-_ATTENTION = ["attention", "attention_samples"]
+_MEASURING = ["attention_samples", "attention_tolerance"]
+_WEIGHING = ["attention_temperature", "attention_clip", "attention_floor"]
 _TRAINING = ["epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"]
 LIBRARIES = ("delta-transfer", "torch", "torchvision", "timm", "lightning", "scikit-learn")
 
@@ -137,15 +140,23 @@ def check(config: TrainConfig) -> None:
         )
     for name in _ignored(config, method):
         logger.warning("--%s is ignored: it means nothing for method %s", name, method.name)
+    if method.attention and config.attention not in ESTIMATORS:
+        for name in _given(config, _MEASURING):
+            logger.warning("--%s is ignored: attention is that of %s", name, config.attention)
 
 
 def _ignored(config: TrainConfig, method: Method) -> list[str]:
     """The options that were given but that the method does not use."""
     names = [] if method.strength is not None else ["strength"]
     if not method.attention:
-        names += ["attention_samples"] if config.attention == "none" else _ATTENTION
+        names += [*([] if config.attention == "none" else ["attention"]), *_MEASURING, *_WEIGHING]
     if not method.trains:
         names += _TRAINING
+    return _given(config, names)
+
+
+def _given(config: TrainConfig, names: Sequence[str]) -> list[str]:
+    """Those of some options that are not as the preset has them, as flags."""
     plain = TrainConfig(data=config.data, preset=config.preset)
     given = [name for name in names if getattr(config, name) != getattr(plain, name)]
     return [name.replace("_", "-") for name in given]
@@ -160,35 +171,6 @@ def method_of(config: TrainConfig) -> Method:
     method = find_method(config.method)
     official = config.official and method.trains
     return find_method(config.method, official=True) if official else method
-
-
-def given_attention(prepared: Prepared, config: TrainConfig) -> ChannelAttention | None:
-    """The attention in the file that was named, if one was and the method needs it.
-
-    Raises:
-        UserError: if it was made with another network or on other pictures, or taps are named too.
-    """
-    if not method_of(config).attention or config.attention in ESTIMATORS:
-        return None
-    attention = ChannelAttention.load(config.attention)
-    own = weights_fingerprint(prepared.source, head=prepared.backbone.head)
-    if attention.source != own:
-        raise UserError(
-            f"--attention {config.attention} was made with other weights than {config.model} has: "
-            "name the model that it was made with, or let it be estimated (--attention gradient)"
-        )
-    if attention.data not in (None, prepared.data):
-        raise UserError(
-            f"--attention {config.attention} was made on other pictures than those of "
-            f"{prepared.task.name}, or at another image size: let it be estimated (--attention "
-            "gradient)"
-        )
-    if config.taps != "auto":
-        raise UserError(
-            f"--taps {config.taps} and --attention {config.attention} exclude each other: the file "
-            f"names its taps ({', '.join(attention.taps)}); leave --taps out"
-        )
-    return attention
 
 
 def _finish(selected: Selected, tuning: Tuning, folder: Path, *, started: float) -> RunResult:

@@ -25,11 +25,20 @@ _OF_A_RUN = frozenset(
 
 def default_folder(config: TrainConfig) -> Path:
     """runs/DATA-METHOD-TIME, with a number behind it if another run has just taken that name."""
-    path = user_path(config.data.removeprefix("hf/"))
-    data = path.resolve().name.removesuffix(".csv") if path.exists() else config.data
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    first = Path("runs") / f"{data.replace('/', '-')}-{config.method}-{stamp}"
+    first = Path("runs") / f"{data_name(config.data)}-{config.method}-{time_stamp()}"
     return next(f for f in _numbered(first) if not f.exists())
+
+
+def data_name(data: str) -> str:
+    """What a data set is called in the name of a file or folder."""
+    path = user_path(data.removeprefix("hf/"))
+    name = path.resolve().name.removesuffix(".csv") if path.exists() else data
+    return name.replace("/", "-")
+
+
+def time_stamp() -> str:
+    """Date and time as part of a name."""
+    return time.strftime("%Y%m%d-%H%M%S")
 
 
 def _numbered(first: Path) -> Iterator[Path]:

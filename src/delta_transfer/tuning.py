@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delta_transfer.attention import estimate_attention
-from delta_transfer.attention.official import official_head
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.devices import place
@@ -20,11 +18,11 @@ from delta_transfer.prepare import Prepared
 from delta_transfer.presets import find_preset
 from delta_transfer.probe import LinearProbe
 from delta_transfer.regularizer import Regularizer
+from delta_transfer.run_attention import describe, estimate
 from delta_transfer.training import Fit, Fitted, MeasureDrift, Optimization, fit
 
 logger = logging.getLogger(__name__)
 
-EXACT_SAMPLES = 64  # one forward pass a channel: all pictures would take hours
 DRIFT_PICTURES = 32
 RANDOM_HEAD_LR = 10  # times lr, for a head that starts at random
 
@@ -89,7 +87,8 @@ def fine_tune(
         _start_from(prepared.probe, network.get_submodule(prepared.backbone.head))
     attention = tuning.attention
     if method.attention:
-        attention = attention or _estimate(prepared, config)
+        attention = attention or estimate(prepared, config)
+        logger.info("channel attention: %s", describe(attention))
         folder.mkdir(parents=True, exist_ok=True)
         attention.save(folder / "attention.safetensors")
     taps = prepared.taps if attention is None else attention.taps
@@ -115,37 +114,6 @@ def _start_from(probe: LinearProbe, head: nn.Module) -> None:
     with torch.no_grad():
         head.get_parameter("weight").copy_(probe.weight)
         head.get_parameter("bias").copy_(probe.bias)
-
-
-def attention_samples(config: TrainConfig, pictures: int) -> int:
-    """How many of so many training pictures attention is averaged over."""
-    few = EXACT_SAMPLES if config.attention == "exact" else pictures
-    return min(config.attention_samples or few, pictures)
-
-
-def _estimate(prepared: Prepared, config: TrainConfig) -> ChannelAttention:
-    """Channel attention on the training pictures, with the head that the preset has."""
-    train = prepared.task.train
-    samples = attention_samples(config, len(train))
-    if samples < len(train):
-        # Drawn here, so that nothing else is read and the batches are full.
-        draw = torch.Generator().manual_seed(config.seed)
-        train = train.subset(torch.randperm(len(train), generator=draw)[:samples])
-    probe = prepared.probe
-    if config.official:
-        views, labels = prepared.features["train"]
-        outputs = len(prepared.task.classes)
-        probe = official_head(views[:, 0], labels, num_outputs=outputs, seed=config.seed)
-    attention = estimate_attention(
-        prepared.source,
-        plain_loader(train, prepared.backbone.input, config),
-        probe=probe,
-        head=prepared.backbone.head,
-        taps=prepared.taps,
-        loss=F.cross_entropy,
-        method=config.attention,  # type: ignore[arg-type]  # checked against ESTIMATORS
-    )
-    return dataclasses.replace(attention, data=prepared.data)
 
 
 def _fit(

@@ -1,4 +1,5 @@
 import copy
+import logging
 import random
 
 import numpy as np
@@ -16,6 +17,12 @@ from tests.networks import conv_net, hooks_of
 
 TAPS = ("conv1", "norm1", "conv3")
 METHODS = list(ESTIMATORS)
+# Of up to eight samples all are scored exactly.
+SLOW = {
+    "gradient": reference.gradient_scores,
+    "refined": reference.exact_scores,
+    "exact": reference.exact_scores,
+}
 
 
 def data(count=7, seed=0):
@@ -59,10 +66,9 @@ def test_scores_are_those_of_the_reference_sample_by_sample(method):
     net.train()  # eval mode is not the caller's business
     found = estimate_attention(net, loader(x, y), probe=some_probe(), taps=TAPS, method=method)
     with_probe = reference.with_head(net, "fc", head_of(some_probe()))
-    slow = {"exact": reference.exact_scores, "gradient": reference.gradient_scores}[method]
     assert found.taps == TAPS
     for tap in TAPS:
-        expected = torch.tensor(slow(with_probe, x, y, tap, 1, F.cross_entropy))
+        expected = torch.tensor(SLOW[method](with_probe, x, y, tap, 1, F.cross_entropy))
         scale = expected.abs().max().item()
         assert (found.scores[tap] - expected).abs().max().item() < 1e-3 * scale
         outputs = reference.hooked(with_probe, [tap], x)[1][tap]
@@ -104,9 +110,8 @@ def test_channels_that_come_last(method, tokens):
     net, (x, y) = Last().eval(), data(count=4)
     probe = some_probe(outputs=3)
     found = estimate_attention(net, loader(x, y), probe=probe, taps="body", method=method)
-    slow = {"exact": reference.exact_scores, "gradient": reference.gradient_scores}[method]
     with_probe = reference.with_head(net, "fc", head_of(probe))
-    expected = slow(with_probe, x, y, "body", 2 if tokens else 3, F.cross_entropy)
+    expected = SLOW[method](with_probe, x, y, "body", 2 if tokens else 3, F.cross_entropy)
     assert found.scores["body"].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
@@ -158,9 +163,8 @@ def test_the_temperature_sharpens():
     net, (x, y) = conv_net(), data()
 
     def attention(temperature):
-        found = estimate_attention(
-            net, loader(x, y), probe=some_probe(), taps="conv3", temperature=temperature
-        )
+        options = {"taps": "conv3", "method": "gradient", "temperature": temperature}
+        found = estimate_attention(net, loader(x, y), probe=some_probe(), **options)
         return found.attention["conv3"]
 
     assert attention(0.5).max() > attention(5.0).max() > attention(500.0).max()
@@ -170,7 +174,7 @@ def test_the_temperature_sharpens():
 def test_a_probe_is_fitted_if_none_is_given():
     net, (x, y) = conv_net(), data(count=12)
     fitted = fit_probe(*collect_features(net, loader(x, y)), num_outputs=3, seed=4)
-    options = {"taps": TAPS, "seed": 4}
+    options = {"taps": TAPS, "seed": 4, "method": "gradient"}
     given = estimate_attention(net, loader(x, y), probe=fitted, **options)
     same(estimate_attention(net, loader(x, y), num_outputs=3, **options), given)
     other = estimate_attention(net, loader(x, y), probe=some_probe(), **options)
@@ -207,7 +211,7 @@ def test_frozen_networks_and_calls_without_gradients(method):
 
 def test_a_network_in_half_precision_is_summed_in_float32():
     net, (x, y) = conv_net(), data()
-    options = {"probe": some_probe(), "taps": ["conv3"]}
+    options = {"probe": some_probe(), "taps": ["conv3"], "method": "gradient"}
     expected = estimate_attention(net, loader(x, y), **options).scores["conv3"]
     half = copy.deepcopy(net).bfloat16()
     found = estimate_attention(half, loader(x.bfloat16(), y), **options).scores["conv3"]
@@ -240,10 +244,216 @@ def test_samples_are_drawn_at_random_and_repeatably(method):
 
 def test_more_samples_than_there_are_is_all_of_them():
     net, (x, y) = conv_net(), data()
-    options = {"probe": some_probe(), "taps": ["conv3"]}
+    options = {"probe": some_probe(), "taps": ["conv3"], "method": "gradient"}
     found = estimate_attention(net, loader(x, y), samples=100, **options)
     assert found.samples == 7
     same(found, estimate_attention(net, loader(x, y), **options))
+
+
+# ------------------------------------------------------------------------- what else it says
+
+
+def per_sample(net, x, y, tap):
+    """First-order scores `[N, C]`, from the reference."""
+    with_probe = reference.with_head(net, "fc", head_of(some_probe()).to(x.dtype))
+    rows = [
+        reference.gradient_scores(with_probe, *one, tap, 1, F.cross_entropy)
+        for one in zip(x.split(1), y.split(1), strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def test_refined_is_what_is_taken_by_default():
+    net, (x, y) = conv_net(), data()
+    found = estimate_attention(net, loader(x, y), probe=some_probe(), taps="conv3")
+    assert found.method == "refined"
+
+
+def test_errors_drivers_and_uncertainty_are_those_of_the_samples():
+    net, (x, y) = conv_net().double(), data(count=23)
+    x, form = x.double(), {"temperature": 2.0, "clip": 1.2}
+    options = {"probe": some_probe(), "taps": TAPS, "method": "gradient"}
+    found = estimate_attention(net, loader(x, y), **options, **form)
+    for tap in TAPS:
+        rows = per_sample(net, x, y, tap)
+        errors = rows.std(dim=0) / 23**0.5
+        assert found.errors[tap].tolist() == pytest.approx(errors.tolist(), rel=1e-6)
+        drivers = rows.argsort(dim=0, descending=True, stable=True)[:4].T
+        assert found.drivers[tap].tolist() == drivers.tolist()
+        attention = reference.attention(rows.mean(dim=0).tolist(), **form)
+        assert found.attention[tap].tolist() == pytest.approx(attention, rel=1e-6)
+        error = reference.jackknife(
+            rows.tolist(), lambda mean: reference.attention(mean, **form), groups=10
+        )
+        distance = sum((a - 1 / len(attention)) ** 2 for a in attention) ** 0.5
+        assert found.uncertainty[tap] == pytest.approx(error / distance, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_how_attention_is_formed_and_the_head_are_told(method):
+    net, (x, y) = conv_net(), data()
+    options = {"probe": some_probe(), "taps": ["conv3"], "method": method}
+    plain = estimate_attention(net, loader(x, y), **options)
+    assert (plain.temperature, plain.clip, plain.floor) == (5.0, None, False)
+    form = {"temperature": 2.0, "clip": 1.2, "floor": True}
+    found = estimate_attention(net, loader(x, y), **options, **form)
+    assert (found.temperature, found.clip, found.floor) == (2.0, 1.2, True)
+    assert torch.equal(found.scores["conv3"], plain.scores["conv3"])
+    attention = reference.attention(found.scores["conv3"].tolist(), **form)
+    assert found.attention["conv3"].tolist() == pytest.approx(attention, rel=1e-5)
+    assert torch.equal(found.head_weight, some_probe().weight)
+    assert torch.equal(found.head_bias, some_probe().bias)
+
+
+def test_drivers_of_drawn_samples_are_places_in_the_whole_loader():
+    net, (x, y) = conv_net(), data(count=20)
+    picked = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:3].sort().values
+    options = {"probe": some_probe(), "taps": ["conv3"], "method": "gradient"}
+    found = estimate_attention(net, loader(x, y), samples=3, **options).drivers["conv3"]
+    order = per_sample(net, x[picked], y[picked], "conv3").argsort(dim=0, descending=True)
+    assert torch.equal(found, picked[order].T)
+
+
+def test_the_fitted_head_is_handed_on():
+    net, (x, y) = conv_net(), data(count=12)
+    fitted = fit_probe(*collect_features(net, loader(x, y)), num_outputs=3)
+    options = {"taps": ["conv3"], "method": "gradient", "num_outputs": 3}
+    found = estimate_attention(net, loader(x, y), **options)
+    assert torch.allclose(found.head_weight, fitted.weight, rtol=1e-3, atol=1e-5)
+    assert torch.allclose(found.head_bias, fitted.bias, rtol=1e-3, atol=1e-5)
+
+
+def test_each_samples_loss_is_that_of_a_batch_of_one():
+    net, (x, y) = conv_net(), data(count=8)
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([5.0, 1.0, 1.0]))
+    options = {"probe": some_probe(), "taps": TAPS, "method": "gradient"}
+    same(
+        estimate_attention(net, loader(x, y), loss=weighted, **options),
+        estimate_attention(net, loader(x, y), **options),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_estimator_runs_the_network_channels_last(method):
+    net, (x, y), seen = conv_net(), data(count=12), []
+    net.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    estimate_attention(net, loader(x, y), num_outputs=3, taps=["conv3"], method=method)
+    assert len(seen) >= 8
+    assert all(seen)
+    assert not net.conv3.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_devices_share_the_batches(method):
+    net, (x, y) = conv_net().double(), data(count=10)
+    options = {"probe": some_probe(), "taps": TAPS, "method": method}
+    expected = estimate_attention(net, loader(x.double(), y), **options)
+    found = estimate_attention(net, loader(x.double(), y), devices=["cpu", "cpu"], **options)
+    same(found, expected, rel=1e-6)
+    assert all(torch.equal(found.drivers[tap], expected.drivers[tap]) for tap in TAPS)
+    assert hooks_of(net) == 0
+
+
+def test_work_is_told_with_or_without_a_known_length():
+    net, (x, y), seen = conv_net(), data(count=7), []
+
+    class Unknown:
+        def __iter__(self):
+            return iter(loader(x, y))
+
+    options = {"probe": some_probe(), "taps": TAPS, "method": "gradient"}
+    options["progress"] = lambda done, total: seen.append((done, total))
+    estimate_attention(net, loader(x, y), **options)
+    assert seen == [(42, 98), (84, 98), (98, 98)]
+    seen.clear()
+    estimate_attention(net, Unknown(), **options)
+    assert seen == [(42, 0), (84, 0), (98, 0)]
+    seen.clear()
+    estimate_attention(net, Unknown(), samples=5, **options)
+    assert seen[-1] == (70, 70)
+
+
+# ---------------------------------------------------------------------------------- tolerance
+
+
+def settled(tolerance, count=400, size=10, method="gradient"):
+    net, (x, y) = conv_net(), data(count)
+    read = []
+
+    def batches():
+        for batch in loader(x, y, size):
+            read.append(batch)
+            yield batch
+
+    class Loader:
+        def __iter__(self):
+            return batches()
+
+    options = {"probe": some_probe(), "taps": ["conv1"], "method": method}
+    found = estimate_attention(net, Loader(), tolerance=tolerance, **options)
+    return found, len(read)
+
+
+def test_a_tolerance_ends_the_estimate_when_the_attention_has_settled(caplog):
+    with caplog.at_level(logging.INFO):
+        found, read = settled(0.3)
+    assert 20 <= found.samples < 400
+    assert read == found.samples / 10  # nothing is read for nothing
+    assert found.uncertainty["conv1"] <= 0.3
+    assert "gradient" in caplog.text
+    assert f"{found.samples} samples" in caplog.text
+    assert "within the tolerance of 0.3" in caplog.text
+    assert "not within" not in caplog.text
+    tighter, _ = settled(0.15)
+    assert tighter.samples > found.samples
+    # One batch before, it had not settled.
+    x, y = data(400)
+    before = found.samples - 10
+    options = {"probe": some_probe(), "taps": ["conv1"], "method": "gradient"}
+    earlier = estimate_attention(conv_net(), loader(x[:before], y[:before]), **options)
+    assert earlier.uncertainty["conv1"] > 0.3
+
+
+@pytest.mark.parametrize(("size", "samples"), [(1, 20), (5, 20), (10, 30), (100, 300)])
+def test_not_before_three_batches_and_twenty_samples(size, samples):
+    found, _ = settled(1e9, size=size)
+    assert found.samples == samples
+
+
+def test_the_tap_that_settles_last_decides():
+    net, (x, y) = conv_net(), data(400)
+    options = {"probe": some_probe(), "method": "gradient", "tolerance": 0.5}
+    alone = [
+        estimate_attention(net, loader(x, y, 10), taps=[tap], **options).samples for tap in TAPS
+    ]
+    both = estimate_attention(net, loader(x, y, 10), taps=TAPS, **options)
+    assert both.samples >= max(alone)
+    assert min(alone) < both.samples < 400
+    assert max(both.uncertainty.values()) <= 0.5
+
+
+def test_a_tolerance_that_is_not_met_is_told(caplog):
+    with caplog.at_level(logging.INFO):
+        found, _ = settled(1e-3, count=40)
+    assert found.samples == 40
+    assert "not within the tolerance of 0.001" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        found, _ = settled(1e-3, count=40, method="refined")
+    assert found.samples == 40
+    assert "refined, 40 samples" in caplog.text
+    assert "not within the tolerance of 0.001" in caplog.text
+
+
+def test_without_a_tolerance_one_line_says_what_was_done(caplog):
+    net, (x, y) = conv_net(), data(count=1)
+    options = {"probe": some_probe(), "taps": ["conv3"], "method": "gradient"}
+    with caplog.at_level(logging.INFO, "delta_transfer"):
+        estimate_attention(net, loader(x, y), **options)
+    assert len(caplog.records) == 1
+    assert "gradient, 1 samples, relative standard error of the attention not known" in caplog.text
 
 
 # -------------------------------------------------------------------------- borrow and return
@@ -322,8 +532,18 @@ def test_errors_name_the_argument():
         estimate_attention(net, batches)
     with pytest.raises(UserError, match="samples must be at least 1, got 0"):
         estimate_attention(net, batches, num_outputs=3, samples=0)
+    with pytest.raises(UserError, match="memory must be at least 1, got 0"):
+        estimate_attention(net, batches, num_outputs=3, memory=0)
     with pytest.raises(UserError, match="temperature must be positive, got 0"):
         estimate_attention(net, batches, num_outputs=3, temperature=0)
+    with pytest.raises(UserError, match="clip must be positive, got -1"):
+        estimate_attention(net, batches, num_outputs=3, clip=-1)
+    with pytest.raises(UserError, match="tolerance must be positive, got nan"):
+        estimate_attention(net, batches, num_outputs=3, tolerance=float("nan"))
+    with pytest.raises(UserError, match="unknown precision 'float16': choose from float32"):
+        estimate_attention(net, batches, num_outputs=3, precision="float16")
+    with pytest.raises(UserError, match="devices is empty"):
+        estimate_attention(net, batches, num_outputs=3, devices=[])
     with pytest.raises(UserError, match="unknown tap 'conv9'"):
         estimate_attention(net, batches, num_outputs=3, taps="conv9")
     with pytest.raises(UserError, match="unknown head 'head'"):

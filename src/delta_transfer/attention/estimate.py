@@ -1,23 +1,33 @@
 """Channel attention of a pretrained network on a new task: which channels matter for it."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delta_transfer.attention.ablation import ablation_scores
-from delta_transfer.attention.gradient import first_order_scores
+from delta_transfer.attention.average import exact, first_order
+from delta_transfer.attention.batches import Batches
+from delta_transfer.attention.job import Estimate, Job
+from delta_transfer.attention.partial import PartialFile
+from delta_transfer.attention.refined import refined
+from delta_transfer.attention.scored import in_fast_layout
+from delta_transfer.attention.shares import on_devices
 from delta_transfer.borrow import (
-    device_of,
     evaluating,
     same_random_state,
     without_parameter_gradients,
 )
 from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
 from delta_transfer.errors import UserError, unknown
+from delta_transfer.files import fingerprint
+from delta_transfer.functional import normalize_scores
 from delta_transfer.probe import (
     LinearProbe,
     Loss,
@@ -29,10 +39,14 @@ from delta_transfer.probe import (
 from delta_transfer.stages import unwrap
 from delta_transfer.taps import resolve_taps
 
-ESTIMATORS: dict[str, Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]] = {
-    "gradient": first_order_scores,
-    "exact": ablation_scores,
+logger = logging.getLogger(__name__)
+
+ESTIMATORS: dict[str, Callable[[Job], Estimate]] = {
+    "gradient": first_order,
+    "refined": refined,
+    "exact": exact,
 }
+PRECISIONS = ("float32", "bfloat16")
 
 
 def estimate_attention(
@@ -44,9 +58,17 @@ def estimate_attention(
     head: str = "auto",
     taps: str | Sequence[str] = "auto",
     loss: Loss = F.cross_entropy,
-    method: Literal["gradient", "exact"] = "gradient",
+    method: Literal["gradient", "refined", "exact"] = "refined",
     samples: int | None = None,
+    tolerance: float | None = None,
     temperature: float = 5.0,
+    clip: float | None = None,
+    floor: bool = False,
+    memory: int | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    devices: Sequence[torch.device | str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    partial: str | Path | None = None,
     seed: int = 0,
 ) -> ChannelAttention:
     """How much each channel of a pretrained network matters for a new task.
@@ -65,88 +87,148 @@ def estimate_attention(
         probe: the freshly trained head; by default a linear probe is fitted.
         head: the name of the module that makes the logits, or `"auto"`.
         taps: module names, glob patterns or `"auto"`.
-        loss: task loss, the mean over a batch.
-        method: `"gradient"`, to first order in one forward and backward pass a batch; or
-            `"exact"`, one forward pass a batch for each channel.
+        loss: task loss, the mean over a batch. Each sample's is that of a batch of one, so that a
+            mean that is weighted by class loses its weights.
+        method: `"gradient"`, to first order in one forward and backward pass a batch; `"refined"`,
+            that, corrected by exact scores of up to 32 samples; or `"exact"`, each channel
+            switched off for each sample.
         samples: how many samples, drawn at random, the scores are averaged over; all if None.
+        tolerance: end when the attention of every tap has a relative standard error (`uncertainty`
+            of the result) of no more than this, after 3 batches and 20 samples at the earliest; the
+            loader must be in random order. `"refined"` takes all samples and says at the end
+            whether it is within the tolerance.
         temperature: of the softmax; larger is closer to uniform. The authors use 5.
-        seed: of the draw of samples and of the probe's folds.
+        clip: limits standardised scores to plus and minus this, before the temperature.
+        floor: scores below zero count as zero, before standardising.
+        memory: bytes that `"exact"` and `"refined"` may take for a pass; by default it is chosen.
+        precision: of `"exact"` scores; `"bfloat16"` is faster on GPUs that have it.
+        devices: each gets a copy of the model and a share of each batch; by default the model's.
+        progress: called with the work done and all the work, in units that take about as long each;
+            all is 0 where the loader does not say how many samples it has.
+        partial: a file in which `"exact"` keeps what it has, every 10 seconds, until it is done. A
+            call that was broken off goes on from there if it is made again with the same loss, and
+            the same samples come in the same order; else it starts anew. The result is the same.
+        seed: of the draw of samples, of the probe's folds and of what `"refined"` draws.
 
     Returns:
         Scores, attention and feature variance per tap.
 
     Raises:
-        UserError: if a name is unknown, the loader is empty, or there is neither `num_outputs` nor
-            a probe.
+        UserError: if a name is unknown, the loader is empty, there is neither `num_outputs` nor a
+            probe, or the scores are no finite numbers.
     """
     if method not in ESTIMATORS:
         raise unknown("attention method", method, list(ESTIMATORS))
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
     if probe is None and num_outputs is None:
         raise UserError("estimate_attention needs num_outputs (how many classes) or a fitted probe")
-    if not temperature > 0:
-        raise UserError(f"temperature must be positive, got {temperature}")
-    if samples is not None and samples < 1:
-        raise UserError(f"samples must be at least 1, got {samples}")
+    positive = {"temperature": temperature, "clip": clip, "tolerance": tolerance}
+    _check(positive, {"samples": samples, "memory": memory})
+    if partial is not None and method != "exact":
+        logger.warning("partial is ignored: only the exact estimator keeps what it has")
     model = unwrap(model)
     names, head = resolve_taps(model, taps), find_head(model, head)
-    with ExitStack() as borrowed:
-        borrowed.enter_context(same_random_state(model))
-        borrowed.enter_context(evaluating(model))
-        borrowed.enter_context(without_parameter_gradients(model))
+    source = weights_fingerprint(model, head=head)
+
+    def normalize(scores: Tensor) -> Tensor:
+        return normalize_scores(scores, temperature=temperature, clip=clip, floor=floor)
+
+    with _borrowed(model) as borrowed:
         if probe is None:
             assert num_outputs is not None
-            features, targets = collect_features(model, loader, head=head)
+            batches = ((in_fast_layout(inputs), targets) for inputs, targets in loader)
+            features, targets = collect_features(model, batches, head=head)
             probe = fit_probe(features, targets, num_outputs=num_outputs, loss=loss, seed=seed)
         borrowed.enter_context(replaced_head(model, head, probe))
-        batches = _Batches(loader, device_of(model), samples, seed)
-        scores, variance = ESTIMATORS[method](model, batches, taps=names, loss=loss)
+        networks = on_devices(model, devices)
+        for network in networks:
+            borrowed.enter_context(same_random_state(network))
+        about = (source, head, names, method, samples, precision, seed, _name(loss))
+        job = Job(
+            networks=networks,
+            batches=Batches(loader, samples=samples, seed=seed),
+            taps=names,
+            loss=loss,
+            normalize=normalize,
+            tolerance=tolerance,
+            memory=memory,
+            precision=precision,
+            progress=progress,
+            partial=_partial(partial, about, probe) if method == "exact" else None,
+            seed=seed,
+        )
+        found = ESTIMATORS[method](job)
+    _report(method, found, tolerance)
     return ChannelAttention(
-        scores={tap: values.cpu() for tap, values in scores.items()},
-        variance={tap: value.cpu() for tap, value in variance.items()},
+        scores=found.scores,
+        errors=found.errors,
+        variance=found.variance,
         temperature=temperature,
+        clip=clip,
+        floor=floor,
         method=method,
-        samples=batches.count,
-        source=weights_fingerprint(model, head=head),
+        samples=found.samples,
+        source=source,
+        head_weight=probe.weight.detach().cpu(),
+        head_bias=probe.bias.detach().cpu(),
+        drivers=found.drivers,
+        uncertainty=found.uncertainty,
     )
 
 
-class _Batches:
-    """The loader's batches on a device, cut down to samples drawn at random if asked."""
+@contextmanager
+def _borrowed(model: nn.Module) -> Iterator[ExitStack]:
+    """The network in eval mode and without gradients, and a stack for what else is borrowed."""
+    with (
+        same_random_state(model),
+        evaluating(model),
+        without_parameter_gradients(model),
+        ExitStack() as stack,
+    ):
+        yield stack
 
-    def __init__(
-        self,
-        loader: Iterable[tuple[Tensor, Tensor]],
-        device: torch.device,
-        samples: int | None,
-        seed: int,
-    ) -> None:
-        self.count = 0
-        self._loader = loader
-        self._device = device
-        self._samples = samples
-        self._seed = seed
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        picked = None if self._samples is None else self._draw(self._samples)
-        position = 0
-        for inputs, targets in self._loader:
-            size = len(targets)
-            if picked is not None:
-                mask = picked[position : position + size]
-                inputs, targets = inputs[mask], targets[mask]
-            position += size
-            if len(targets):
-                self.count += len(targets)
-                yield inputs.to(self._device), targets.to(self._device)
-        if not self.count:
-            raise UserError(
-                "the loader is empty, or can be run through only once: channel attention needs "
-                "training data from a loader such as DataLoader or a list of batches"
-            )
+def _check(positive: Mapping[str, float | None], counts: Mapping[str, int | None]) -> None:
+    for name, value in positive.items():
+        if value is not None and not value > 0:
+            raise UserError(f"{name} must be positive, got {value}")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"{name} must be at least 1, got {count}")
 
-    def _draw(self, samples: int) -> Tensor:
-        total = sum(len(targets) for _, targets in self._loader)
-        generator = torch.Generator().manual_seed(self._seed)
-        picked = torch.zeros(total, dtype=torch.bool)
-        picked[torch.randperm(total, generator=generator)[:samples]] = True
-        return picked
+
+def _partial(
+    path: str | Path | None, about: tuple[object, ...], probe: LinearProbe
+) -> PartialFile | None:
+    """The file of an estimate whose result depends on `about`, the probe and the data."""
+    if path is None:
+        return None
+    head = [
+        tensor.detach().cpu().double().numpy().tobytes() for tensor in (probe.weight, probe.bias)
+    ]
+    identity = fingerprint([json.dumps([*about, torch.__version__]).encode(), *head])
+    return PartialFile(Path(path), identity=identity)
+
+
+def _name(loss: Loss) -> str:
+    """A name of a loss that is the same in another process."""
+    own = loss if hasattr(loss, "__qualname__") else type(loss)
+    return f"{own.__module__}.{own.__qualname__}"
+
+
+def _report(method: str, found: Estimate, tolerance: float | None) -> None:
+    """Says in the log what was done, and how sure it is."""
+    errors = list(found.uncertainty.values())
+    worst = math.nan if any(map(math.isnan, errors)) else max(errors)
+    size = "not known" if math.isnan(worst) else f"up to {worst:.2g}"
+    line = (
+        f"channel attention: {method}, {found.samples} samples, relative standard error of the "
+        f"attention {size}"
+    )
+    if tolerance is None:
+        logger.info(line)
+    elif worst <= tolerance:
+        logger.info("%s: within the tolerance of %g", line, tolerance)
+    else:
+        logger.warning("%s: not within the tolerance of %g, take more samples", line, tolerance)

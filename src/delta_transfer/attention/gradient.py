@@ -1,56 +1,83 @@
 """Channel scores to first order: all channels at once, one forward and backward pass a batch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.channel_attention import FeatureVariance
+from delta_transfer.attention.scored import (
+    Progress,
+    Scored,
+    concatenate,
+    in_fast_layout,
+    sample_losses,
+)
 from delta_transfer.functional import at_least_float32, channels_last
 from delta_transfer.probe import Loss
 from delta_transfer.taps import Taps
 
 
-def first_order_scores(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    *,
-    taps: Sequence[str],
-    loss: Loss,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """How much the loss grows when a channel is switched off, to first order.
+@final
+class FirstOrder:
+    """How much each sample's loss grows when a channel is switched off, to first order.
 
-    `-mean_b sum_s F_bsc dl_b / dF_bsc`, the Taylor expansion of `l_b(F with F_c = 0) - l_b(F)`
-    (Molchanov et al., ICLR 2017, https://arxiv.org/abs/1611.06440, use its absolute value).
+    `-sum_s F_bsc dl_b / dF_bsc`, the Taylor expansion of `l_b(F with F_c = 0) - l_b(F)` (Molchanov
+    et al., ICLR 2017, https://arxiv.org/abs/1611.06440, use the absolute value of its mean). One
+    forward pass, and one backward pass no further than the first tap.
 
     Args:
-        model: a network with its head, in eval mode.
-        batches: (inputs, targets) on the model's device.
+        model: a network with its head, in eval mode, whose parameters require no gradient. Samples
+            must not depend on each other.
         taps: module names.
-        loss: mean over the batch.
+        loss: task loss; each sample is given as a batch of one.
 
-    Returns:
-        Tap -> scores `[C]`, the mean over all samples; and tap -> feature variance, a scalar.
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> score = FirstOrder(net, taps=["0"], loss=nn.functional.cross_entropy)
+        >>> score(torch.randn(2, 3, 16, 16), torch.tensor([5, 0])).scores["0"].shape
+        torch.Size([2, 8])
     """
-    totals: dict[str, Tensor] = {}
-    variances = {tap: FeatureVariance() for tap in taps}
-    samples = 0
-    with Taps(model, taps, edit=_differentiable) as recorder, torch.enable_grad():
-        for inputs, targets in batches:
-            value = loss(model(inputs), targets)
-            outputs = recorder.outputs()
-            gradients = torch.autograd.grad(value, list(outputs.values()), materialize_grads=True)
-            samples += len(targets)
-            for (tap, output), gradient in zip(outputs.items(), gradients, strict=True):
-                dim = recorder.channel_dims[tap]
-                features = at_least_float32(channels_last(output.detach(), dim))
-                slopes = at_least_float32(channels_last(gradient, dim))
-                products = (features * slopes).flatten(0, -2).sum(dim=0)
-                # The loss is a mean over the batch: times its size, it is a sum over samples.
-                totals[tap] = totals.get(tap, 0) - products * len(targets)
-                variances[tap].update(features)
-    scores = {tap: totals[tap] / samples for tap in taps}
-    return scores, {tap: variance.compute() for tap, variance in variances.items()}
+
+    def __init__(self, model: nn.Module, *, taps: Sequence[str], loss: Loss) -> None:
+        self._model = model
+        self._loss = loss
+        self._taps = Taps(model, taps, edit=_differentiable)
+
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, *, progress: Progress | None = None
+    ) -> Scored:
+        """Scores of a batch: inputs `[B, ...]` on the network's device, and their targets."""
+        with self._taps, torch.enable_grad():
+            logits = at_least_float32(self._model(in_fast_layout(inputs)))
+            outputs = self._taps.outputs()
+            # Rows of a tap that are no samples, such as windows: whose they are is only known
+            # where there is one sample.
+            if all(len(output) == len(targets) for output in outputs.values()) or len(targets) == 1:
+                scored = self._score(logits, targets, outputs)
+            else:
+                scored = None
+        self._taps.clear()
+        if scored is None:
+            singles = zip(torch.split(inputs, 1), torch.split(targets, 1), strict=True)
+            return concatenate([self(*single, progress=progress) for single in singles])
+        if progress is not None:
+            progress(sum(scores.numel() for scores in scored.scores.values()))
+        return scored
+
+    def _score(self, logits: Tensor, targets: Tensor, outputs: dict[str, Tensor]) -> Scored:
+        # Each sample's loss depends on that sample's features alone, so that the gradient of their
+        # sum has the gradients of all.
+        total = sample_losses(self._loss, logits, targets).sum()
+        slopes = torch.autograd.grad(total, list(outputs.values()), materialize_grads=True)
+        scores, features = {}, {}
+        for (tap, output), slope in zip(outputs.items(), slopes, strict=True):
+            dim = self._taps.channel_dims[tap]
+            features[tap] = at_least_float32(channels_last(output.detach(), dim))
+            products = features[tap] * at_least_float32(channels_last(slope, dim))
+            by_sample = products.reshape(len(targets), -1, products.shape[-1])
+            scores[tap] = -by_sample.sum(dim=1)
+        return Scored(scores=scores, features=features)
 
 
 def _differentiable(tap: str, output: Tensor) -> Tensor:

@@ -123,8 +123,10 @@ def render(
     salt: str = "delta-transfer",
     fonttype: str = "path",
     title: str | None = None,
+    ground: str | None = None,
+    dpi: int = 200,
 ) -> bytes:
-    """A drawing as a file with a transparent background, the same bytes each time.
+    """A drawing as a file, the same bytes each time.
 
     Args:
         draw: draws on an empty figure.
@@ -133,6 +135,8 @@ def render(
         salt: what the ids of an SVG start from.
         fonttype: `"path"` draws the letters of an SVG, `"none"` leaves them to the reader's fonts.
         title: of the file.
+        ground: colour of the background; transparent if None.
+        dpi: dots of a PNG to 72 CSS pixels.
     """
     buffer = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -144,8 +148,9 @@ def render(
         figure.savefig(
             buffer,
             format=kind,
-            dpi=200 if kind == "png" else 72,
-            transparent=True,
+            dpi=dpi if kind == "png" else 72,
+            transparent=ground is None,
+            facecolor=ground or "none",
             metadata={key: value for key, value in metadata.items() if value or key != "Title"},
         )
     return buffer.getvalue()

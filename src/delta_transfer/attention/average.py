@@ -1,0 +1,117 @@
+"""Estimators that average what a scorer says of each sample: first order and exact."""
+
+import logging
+
+from torch import Tensor
+
+from delta_transfer.attention.ablation import Exact
+from delta_transfer.attention.batches import Batch
+from delta_transfer.attention.gradient import FirstOrder
+from delta_transfer.attention.job import Estimate, Job, start_work
+from delta_transfer.attention.partial import PartialFile
+from delta_transfer.attention.running import Running
+from delta_transfer.attention.scored import Scorer
+from delta_transfer.attention.shares import Shares
+from delta_transfer.borrow import device_of
+
+logger = logging.getLogger(__name__)
+
+
+def first_order(job: Job) -> Estimate:
+    """The mean of the first-order scores of all samples, or of enough for the tolerance."""
+    return _average(job, first_order_scorer(job)).estimate(job.normalize)
+
+
+def exact(job: Job) -> Estimate:
+    """The mean of the exact scores of all samples, or of enough for the tolerance.
+
+    With a partial file it goes on where an earlier call was broken off, and ends with the very
+    numbers that one call gives.
+    """
+    scorer, running = exact_scorer(job), None
+    if job.partial is not None and (kept := job.partial.read()) is not None:
+        try:
+            running = _go_on(job, scorer, *kept)
+        except _OtherData as error:
+            logger.warning("%s is not gone on with (%s): starting anew", job.partial.path, error)
+    if running is None:
+        running = _average(job, scorer, piece=job.piece, partial=job.partial)
+    estimate = running.estimate(job.normalize)
+    if job.partial is not None:
+        job.partial.remove()
+    return estimate
+
+
+def first_order_scorer(job: Job) -> Shares[FirstOrder]:
+    """First order on the job's devices."""
+    return Shares(job.networks, lambda net: FirstOrder(net, taps=job.taps, loss=job.loss))
+
+
+def exact_scorer(job: Job) -> Shares[Exact]:
+    """Exact scores on the job's devices."""
+    return Shares(
+        job.networks,
+        lambda net: Exact(
+            net, taps=job.taps, loss=job.loss, memory=job.memory, precision=job.precision
+        ),
+    )
+
+
+class _OtherData(Exception):
+    """The data are not those that a partial estimate has seen."""
+
+
+def _go_on(job: Job, scorer: Scorer, state: dict[str, Tensor], digest: str) -> Running:
+    try:
+        running = Running.from_state(state, job.taps, device=device_of(job.networks[0]))
+    except KeyError as error:
+        raise _OtherData(f"{error} is missing") from error
+    logger.info("exact channel attention: going on after %d samples", running.samples)
+    return _average(
+        job, scorer, piece=job.piece, partial=job.partial, running=running, digest=digest
+    )
+
+
+def _average(
+    job: Job,
+    scorer: Scorer,
+    *,
+    piece: int | None = None,
+    partial: PartialFile | None = None,
+    running: Running | None = None,
+    digest: str = "",
+) -> Running:
+    """Scores what is not in `running` yet, to the end or until the attention has settled."""
+    running = running or Running(job.taps)
+    old, seen, work = running.samples, 0, None
+    if partial is not None:
+        partial.digest = ""
+    for number, batch in enumerate(job.batches, start=1):
+        work = work or start_work(job, batch)
+        for part in batch.pieces(piece):
+            seen += len(part)
+            if partial is not None:
+                partial.see(part)
+                if _is_old(part, seen, old, same=partial.digest == digest):
+                    work.add(len(part) * work.channels)
+                    continue
+            scored = scorer(part.inputs, part.targets, progress=work.add)
+            running.update(scored, part.positions)
+            if partial is not None and partial.is_due:
+                partial.write(running.state())
+        if job.tolerance is not None and seen >= old:
+            settled = running.has_settled(job.normalize, tolerance=job.tolerance, batches=number)
+            if settled:
+                break
+    if seen < old:
+        raise _OtherData(f"there are only {seen} samples where there were {old}")
+    return running
+
+
+def _is_old(part: Batch, seen: int, old: int, *, same: bool) -> bool:
+    """Whether the batch that ends after so many samples is among the old ones."""
+    if seen - len(part) < old < seen:
+        raise _OtherData("its batches were of another size")
+    if seen == old and not same:
+        raise _OtherData("its data were others, in another order or in other batches")
+    return seen <= old

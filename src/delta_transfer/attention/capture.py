@@ -1,0 +1,223 @@
+"""From a network to the graph of its operations."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
+from torch.fx import Node
+from torch.nn.utils import fuse_conv_bn_weights
+
+from delta_transfer.attention.graph import CONVOLUTION, Graph, is_view, owner
+from delta_transfer.taps import Taps
+
+aten = torch.ops.aten
+
+
+class NotCaptured(Exception):
+    """The network's operations cannot be written down as a graph."""
+
+
+def capture(model: nn.Module, inputs: Tensor, taps: Sequence[str]) -> Graph:
+    """The graph of a network in eval mode, its batch norms folded into its convolutions.
+
+    Args:
+        model: the network, in eval mode.
+        inputs: a batch `[B, ...]`; what is in it does not matter.
+        taps: module names.
+
+    Raises:
+        NotCaptured: if torch.export cannot follow the network.
+    """
+    channel_dims: dict[str, int] = {}
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                _Tapped(model, taps, channel_dims),
+                (torch.cat([inputs[:1], inputs[:1]]),),  # a batch of one would stay one
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                strict=False,
+            )
+            if not _replace_changes_in_place(program.graph_module.graph):
+                program = program.run_decompositions({})
+    except Exception as error:  # whatever a network may do in Python
+        raise NotCaptured(str(error).strip().partition("\n")[0]) from error
+    graph, signature = program.graph_module.graph, program.graph_signature
+    constants, inputs_node = _placeholders(
+        graph.nodes, signature, {**program.constants, **program.state_dict}
+    )
+    recorded = _results(graph)[1:]
+    for node in recorded:
+        for user in list(node.users):
+            if user.target is aten.clone.default and not user.kwargs:  # Taps hands on a copy
+                user.replace_all_uses_with(node)
+                graph.erase_node(user)
+    _fold_batch_norms(graph, constants, keep=recorded)
+    logits, *recorded = _results(graph)
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    return Graph(
+        operations=tuple(node for node in graph.nodes if node.op == "call_function"),
+        constants={node: _as_weights(tensor) for node, tensor in constants.items() if node.users},
+        inputs=inputs_node,
+        logits=logits,
+        taps=dict(zip(taps, recorded, strict=True)),
+        channel_dims=channel_dims,
+    )
+
+
+def _results(graph: torch.fx.Graph) -> list[Node]:
+    """The logits and what is recorded at the taps."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    results: Any = output.args[0]
+    if not all(isinstance(node, Node) for node in results):
+        raise NotCaptured("a tap or the logits do not depend on the inputs")
+    return list(results)
+
+
+class _Tapped(nn.Module):
+    """The network, returning its logits and what is recorded at the taps."""
+
+    def __init__(self, model: nn.Module, taps: Sequence[str], channel_dims: dict[str, int]) -> None:
+        super().__init__()
+        self.model = model
+        self.taps = tuple(taps)
+        self.found = channel_dims
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        with Taps(self.model, self.taps) as recorder:
+            logits = self.model(inputs)
+        self.found |= recorder.channel_dims
+        return logits, *recorder.outputs().values()
+
+
+def _placeholders(
+    nodes: Iterable[Node], signature: ExportGraphSignature, tensors: Mapping[str, Any]
+) -> tuple[dict[Node, Tensor], Node]:
+    """The values of all placeholders but the batch, and the batch."""
+    if any(spec.kind != OutputKind.USER_OUTPUT for spec in signature.output_specs):
+        raise NotCaptured("it changes its own buffers in eval mode")
+    by_name = {node.name: node for node in nodes if node.op == "placeholder"}
+    constants: dict[Node, Tensor] = {}
+    batches = []
+    for spec in signature.input_specs:
+        node = by_name[spec.arg.name]
+        if spec.kind == InputKind.USER_INPUT:
+            batches.append(node)
+        else:
+            constants[node] = tensors[spec.target].detach()  # type: ignore[index]
+    (batch,) = batches
+    return constants, batch
+
+
+def _as_weights(tensor: Tensor) -> Tensor:
+    """Kernels in channels_last, which convolutions of many small maps are fastest in."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def _replace_changes_in_place(graph: torch.fx.Graph) -> bool:
+    """Puts plain operations in the place of those that change a value; False where that is not all.
+
+    It is not where the memory that is changed is seen through another value later.
+    """
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    family: dict[Node, list[Node]] = {}
+    for node in graph.nodes:
+        family.setdefault(owner(node), []).append(node)
+    changes = [node for node in graph.nodes if _changes(node)]
+    for node in changes:
+        same = set(_line(node.args[0], through=_changes))  # they are all replaced, one by one
+        others = [
+            value
+            for value in family[owner(node)]
+            if value not in same and node not in _line(value, through=is_view)
+        ]
+        seen = any(position[user] > position[node] for value in others for user in value.users)
+        if seen or _plain(node.target) is None:
+            return False
+    for node in changes:
+        changed = node.args[0]
+        node.target = _plain(node.target)
+        for user in list(changed.users):
+            if position[user] > position[node]:
+                user.replace_input_with(changed, node)
+    return True
+
+
+def _changes(node: Node) -> bool:
+    """Whether an operation writes over its first input."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _line(node: Node, *, through: Callable[[Node], bool]) -> list[Node]:
+    """A value and those that it comes from, as long as they share its memory."""
+    line = [node]
+    while through(line[-1]):
+        line.append(line[-1].all_input_nodes[0])
+    return line
+
+
+def _plain(operation: Any) -> Any:
+    """The operation that returns what this one writes over its first input, None without one."""
+    name = operation._schema.name.partition("::")[2]
+    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    return getattr(packet, operation._overloadname, None)
+
+
+def _fold_batch_norms(
+    graph: torch.fx.Graph, constants: dict[Node, Tensor], *, keep: Sequence[Node]
+) -> None:
+    """Batch norms that follow a convolution become part of its weights."""
+    for norm in list(graph.nodes):
+        if norm.target is aten.batch_norm.default and not norm.args[5]:
+            output, eps = norm, norm.args[7]
+        elif norm.target is aten._native_batch_norm_legit_no_training.default:
+            output, eps = next(iter(norm.users)), norm.args[6]
+        else:
+            continue
+        convolution = norm.args[0]
+        weight, bias, mean, variance = (constants.get(node) for node in norm.args[1:5])
+        if (
+            mean is not None
+            and variance is not None
+            and convolution.target is CONVOLUTION
+            and convolution not in keep
+            and len(convolution.users) == 1
+            and convolution.args[1] in constants
+        ):
+            _fold(graph, constants, convolution, (mean, variance, eps, weight, bias))
+            output.replace_all_uses_with(convolution)
+            graph.erase_node(output)
+            if output is not norm:
+                graph.erase_node(norm)
+
+
+def _fold(
+    graph: torch.fx.Graph,
+    constants: dict[Node, Tensor],
+    convolution: Node,
+    norm: tuple[Tensor, Tensor, float, Tensor | None, Tensor | None],
+) -> None:
+    given: Any = (*convolution.args, None)[: max(3, len(convolution.args))]
+    source, kernel, bias, *rest = given
+    mean, variance, eps, weight, shift = norm
+    folded = fuse_conv_bn_weights(
+        _double(constants[kernel]),
+        _double(constants.get(bias)),
+        _double(mean),
+        _double(variance),
+        eps,
+        _double(weight),
+        _double(shift),
+    )
+    nodes = []
+    with graph.inserting_before(convolution):
+        for name, tensor in zip(("kernel", "bias"), folded, strict=True):
+            nodes.append(graph.placeholder(f"{convolution.name}_{name}"))
+            constants[nodes[-1]] = tensor.detach().to(constants[kernel])
+    convolution.args = (source, *nodes, *rest)
+
+
+def _double(tensor: Tensor | None) -> Any:
+    """In double precision, which not every device has."""
+    return None if tensor is None else tensor.cpu().double()

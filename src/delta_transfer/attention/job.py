@@ -1,0 +1,126 @@
+"""What an estimator of channel attention is given, and what it gives back."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from delta_transfer.attention.batches import Batch, Batches
+from delta_transfer.attention.convergence import Normalize
+from delta_transfer.attention.partial import PartialFile
+from delta_transfer.attention.scored import in_fast_layout
+from delta_transfer.borrow import device_of
+from delta_transfer.errors import UserError
+from delta_transfer.probe import Loss
+from delta_transfer.taps import Taps
+
+PIECE = 8  # samples that the exact estimator scores at once on the CPU
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """What there is to estimate.
+
+    Args:
+        networks: a network with its probe in eval mode, on one or more devices.
+        batches: the data.
+        taps: module names.
+        loss: task loss; each sample is given as a batch of one.
+        normalize: attention of scores.
+        tolerance: the relative standard error of the attention at which an estimator may stop.
+        memory: bytes for the copies of the exact estimator.
+        precision: of the exact estimator.
+        progress: called with the work done and the work to do (0 where it is not known).
+        partial: where the exact estimator keeps what it has, if anywhere.
+        seed: of everything that is drawn.
+    """
+
+    networks: Sequence[nn.Module]
+    batches: Batches
+    taps: tuple[str, ...]
+    loss: Loss
+    normalize: Normalize
+    tolerance: float | None = None
+    memory: int | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    progress: Callable[[int, int], None] | None = None
+    partial: PartialFile | None = None
+    seed: int = 0
+
+    @property
+    def piece(self) -> int | None:
+        """How many samples the exact estimator scores at once; None for whole batches."""
+        return PIECE if device_of(self.networks[0]).type == "cpu" else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Estimate:
+    """What an estimator found.
+
+    Args:
+        scores: tap -> `[C]`.
+        errors: tap -> `[C]`, their standard errors.
+        variance: tap -> scalar.
+        drivers: tap -> `[C, k]`.
+        uncertainty: tap -> the relative standard error of the attention.
+        samples: how many were used.
+    """
+
+    scores: dict[str, Tensor]
+    errors: dict[str, Tensor]
+    variance: dict[str, Tensor]
+    drivers: dict[str, Tensor]
+    uncertainty: dict[str, float]
+    samples: int
+
+
+@final
+class Work:
+    """How much is done of what there is to do; several threads may add to it.
+
+    Args:
+        progress: as of `Job`.
+        total: how many units there are; 0 where it is not known.
+        channels: of all taps: so many units are a sample's, where a unit is a sample's channel.
+    """
+
+    def __init__(
+        self, progress: Callable[[int, int], None] | None, *, total: int, channels: int
+    ) -> None:
+        self.channels = channels
+        self._progress = progress
+        self._total = total
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def add(self, units: int) -> None:
+        """So many more units are done."""
+        with self._lock:
+            self._done += units
+            if self._progress is not None:
+                self._progress(self._done, max(self._total, self._done) if self._total else 0)
+
+
+def start_work(job: Job, batch: Batch) -> Work:
+    """The work that begins with a batch, a unit for each channel of each sample."""
+    if job.progress is None:
+        return Work(None, total=0, channels=0)
+    network = job.networks[0]
+    one = in_fast_layout(batch.inputs[:1], device_of(network))
+    with torch.no_grad(), Taps(network, job.taps) as taps:
+        outputs = taps.record(one)
+        channels = sum(out.shape[taps.channel_dims[tap]] for tap, out in outputs.items())
+    return Work(job.progress, total=(job.batches.count() or 0) * channels, channels=channels)
+
+
+def check_finite(scores: Mapping[str, Tensor]) -> None:
+    """Raises `UserError` if a score, tap -> `[..., C]`, is no finite number."""
+    for tap, values in scores.items():
+        if not torch.isfinite(values).all():
+            raise UserError(
+                f"channel scores of tap {tap!r} are not finite: the loss overflowed or is no "
+                "number, as after NaNs in the inputs or in the network's weights"
+            )

@@ -1,0 +1,172 @@
+"""The refined estimator: first order on all samples, corrected by exact scores of a few of them."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from delta_transfer.attention.average import exact_scorer, first_order_scorer
+from delta_transfer.attention.batches import Batch
+from delta_transfer.attention.convergence import by_errors
+from delta_transfer.attention.job import Estimate, Job, Work, check_finite
+from delta_transfer.attention.running import Running
+from delta_transfer.attention.sampling import Kept, Reservoir
+from delta_transfer.attention.scored import Scored, concatenate
+
+PAIRS = 16_000  # of a sample and a channel, that are scored exactly
+FEWEST, MOST = 8, 32  # samples
+PART = 4  # of all samples no more than a fourth is scored exactly, unless they are very few
+FIRST_ORDER_PAIRS = 60  # one forward and backward pass takes about as long
+
+
+def exact_samples(samples: int | None, *, channels: int) -> int:
+    """How many samples are scored exactly, of so many with so many channels in all taps.
+
+    Args:
+        samples: how many there are; None for the most that there can be.
+        channels: of all taps.
+
+    Example:
+        >>> [exact_samples(n, channels=552) for n in (5, 20, 60, 1000, None)]
+        [5, 8, 15, 28, 28]
+        >>> exact_samples(1000, channels=3840)
+        8
+    """
+    most = min(MOST, max(FEWEST, PAIRS // channels))
+    if samples is None:
+        return most
+    return min(most, max(-(-samples // PART), min(FEWEST, samples)))
+
+
+def refined(job: Job) -> Estimate:
+    """First-order scores of all samples, and what exact scores of a few say of them.
+
+    Each sample's exact growth `E` is near to `b1 G + b2 |G|`, `G` its first-order score, with one
+    `(b1, b2)` per tap. On a few samples, drawn as `Reservoir` does, that is fitted; the mean over
+    all samples of what it says, corrected by the mean of what it leaves unexplained, is the score
+    (`combine`). Where there are so few samples that all are scored exactly, their mean is left.
+    """
+    first, work = _first_pass(job)
+    plain = first.running.estimate(job.normalize)
+    count = exact_samples(plain.samples, channels=work.channels)
+    kept, probabilities = first.reservoir.draw(count)
+    exact = _score_exactly(job, kept, work, piece=job.piece or first.largest).scores
+    check_finite(exact)
+    scores, errors, uncertainty = {}, {}, {}
+    for tap, statistics in first.running.statistics.items():
+        found = combine(
+            exact[tap].cpu(),
+            torch.stack([sample.scores[tap] for sample in kept]),
+            probabilities,
+            mean=statistics.mean,
+            mean_absolute=first.absolute[tap] / plain.samples,
+            samples=plain.samples,
+        )
+        scores[tap], errors[tap] = (part.to(plain.scores[tap]) for part in found)
+        uncertainty[tap] = by_errors(scores[tap], errors[tap], job.normalize, seed=job.seed)
+    return dataclasses.replace(plain, scores=scores, errors=errors, uncertainty=uncertainty)
+
+
+def combine(
+    exact: Tensor,
+    first: Tensor,
+    probabilities: Tensor,
+    *,
+    mean: Tensor,
+    mean_absolute: Tensor,
+    samples: int,
+) -> tuple[Tensor, Tensor]:
+    """The scores of one tap from exact scores of m samples and first-order scores of all.
+
+    `b1 G + b2 |G|` is fitted by least squares. A channel's mean residual is known to a variance
+    `V_c`, and is shrunk towards that of all channels by `B = t / (t + V)`, with `V` the mean of
+    `V_c` and `t` by how much the mean residuals vary more than that (Fay & Herriot, JASA 1979).
+
+    Args:
+        exact: `[m, C]`.
+        first: `[m, C]`, of the same samples.
+        probabilities: `[m]`, how likely each was drawn; it counts by its reciprocal (Hajek).
+        mean: `[C]`, of the first-order scores of all samples.
+        mean_absolute: `[C]`, of their absolute values.
+        samples: how many there are.
+
+    Returns:
+        Scores `[C]`; and their standard errors `[C]`, with the variance `B V_c` of the draw of m
+        samples, and that of the draw of all of them, `Var(E_c) / samples`; NaN if m is 1.
+    """
+    exact, first, probabilities = exact.double(), first.double(), probabilities.double()
+    weights = 1 / probabilities / (1 / probabilities).sum()
+    terms = torch.stack([first, first.abs()], dim=2)
+    roots = weights.sqrt().view(-1, 1, 1)
+    slopes = torch.linalg.lstsq(
+        (terms * roots).flatten(0, 1), (exact.unsqueeze(2) * roots).flatten(0, 1)
+    ).solution[:, 0]
+    model = slopes[0] * mean + slopes[1] * mean_absolute
+    residuals = exact - terms @ slopes
+    offsets = weights @ residuals
+    # Of the variance among m samples, as the mean of one of them more than there are.
+    bessel = len(exact) / (len(exact) - 1) if len(exact) > 1 else torch.nan
+    drawn = weights.square() * (1 - probabilities)
+    variances = drawn @ (residuals - offsets).square() * bessel
+    variance = variances.mean().item()
+    between = max(0.0, offsets.var(correction=0).item() - variance)
+    shrinkage = between / (between + variance) if variance > 0 else 1.0
+    scores = model + offsets.mean() + shrinkage * (offsets - offsets.mean())
+    spread = weights @ (exact - weights @ exact).square() * bessel
+    return scores, (shrinkage * variances + spread / samples).sqrt()
+
+
+class _FirstPass:
+    """What a pass over the samples has left of their first-order scores."""
+
+    def __init__(self, taps: Sequence[str], *, limit: int, seed: int) -> None:
+        self.running = Running(taps)
+        self.absolute = {tap: torch.zeros((), dtype=torch.float64) for tap in taps}  # sums
+        self.reservoir = Reservoir(limit, seed=seed)
+        self.largest = 0  # batch
+
+    def update(self, batch: Batch, scored: Scored) -> None:
+        self.running.update(scored, batch.positions)
+        for tap, scores in scored.scores.items():
+            self.absolute[tap] = self.absolute[tap] + scores.abs().double().sum(dim=0).cpu()
+        self.reservoir.add(batch, scored.scores)
+        self.largest = max(self.largest, len(batch))
+
+
+def _first_pass(job: Job) -> tuple[_FirstPass, Work]:
+    scorer = first_order_scorer(job)
+    found: _FirstPass | None = None
+    for batch in job.batches:
+        scored = scorer(batch.inputs, batch.targets)
+        if found is None:
+            channels = sum(scores.shape[1] for scores in scored.scores.values())
+            limit = exact_samples(None, channels=channels)
+            found = _FirstPass(job.taps, limit=limit, seed=job.seed)
+            work = _work(job, channels)
+        found.update(batch, scored)
+        work.add(len(batch) * FIRST_ORDER_PAIRS)
+    assert found is not None  # no data at all are an error of the batches
+    return found, work
+
+
+def _work(job: Job, channels: int) -> Work:
+    samples = job.batches.count()
+    total = 0
+    if samples is not None:
+        total = samples * FIRST_ORDER_PAIRS + exact_samples(samples, channels=channels) * channels
+    return Work(job.progress, total=total, channels=channels)
+
+
+def _score_exactly(job: Job, kept: Sequence[Kept], work: Work, *, piece: int) -> Scored:
+    scorer, parts = exact_scorer(job), []
+    for _, alike in itertools.groupby(kept, key=lambda one: one.sample.inputs.shape):
+        samples = [one.sample for one in alike]
+        for start in range(0, len(samples), piece):
+            some = samples[start : start + piece]
+            inputs = torch.cat([sample.inputs for sample in some])
+            targets = torch.cat([sample.targets for sample in some])
+            scored = scorer(inputs, targets, progress=work.add)
+            parts.append(dataclasses.replace(scored, features={}))
+    return concatenate(parts)

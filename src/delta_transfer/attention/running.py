@@ -1,0 +1,101 @@
+"""What is left of the batches scored so far: statistics of scores and of features, tap by tap."""
+
+from collections.abc import Mapping, Sequence
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from delta_transfer.attention.convergence import (
+    LEAST_BATCHES,
+    LEAST_SAMPLES,
+    Normalize,
+    by_jackknife,
+)
+from delta_transfer.attention.job import Estimate, check_finite
+from delta_transfer.attention.scored import Scored
+from delta_transfer.attention.statistics import ScoreStatistics
+from delta_transfer.channel_attention import FeatureVariance
+
+
+@final
+class Running:
+    """Statistics of each tap."""
+
+    def __init__(self, taps: Sequence[str]) -> None:
+        self.statistics = {tap: ScoreStatistics() for tap in taps}
+        self.variances = {tap: FeatureVariance() for tap in taps}
+
+    @property
+    def samples(self) -> int:
+        """How many were scored."""
+        return next(iter(self.statistics.values())).count
+
+    def update(self, scored: Scored, positions: Tensor) -> None:
+        """Takes in a batch's scores; `positions` says where its samples are in the data."""
+        for tap, statistics in self.statistics.items():
+            statistics.update(scored.scores[tap], positions=positions)
+            self.variances[tap].update(scored.features[tap])
+
+    def uncertainty(self, normalize: Normalize) -> dict[str, float]:
+        """Tap -> the relative standard error of its attention.
+
+        Raises:
+            UserError: if a score is no finite number.
+        """
+        check_finite({tap: found.mean for tap, found in self.statistics.items()})
+        return {
+            tap: by_jackknife(found, normalize, dtype=self._dtype(tap))
+            for tap, found in self.statistics.items()
+        }
+
+    def _dtype(self, tap: str) -> torch.dtype:
+        """That of the tap's features, or float32 if they are in half precision."""
+        return self.variances[tap].compute().dtype
+
+    def has_settled(self, normalize: Normalize, *, tolerance: float, batches: int) -> bool:
+        """Whether the attention of every tap is known to a tolerance, after so many batches."""
+        if batches < LEAST_BATCHES or self.samples < LEAST_SAMPLES:
+            return False
+        return max(self.uncertainty(normalize).values()) <= tolerance
+
+    def estimate(self, normalize: Normalize) -> Estimate:
+        """The means over all samples."""
+        found = self.statistics
+        return Estimate(
+            scores={tap: found[tap].mean.to(self._dtype(tap)) for tap in found},
+            errors={tap: found[tap].errors.to(self._dtype(tap)) for tap in found},
+            variance={tap: part.compute().cpu() for tap, part in self.variances.items()},
+            drivers={tap: found[tap].drivers for tap in found},
+            uncertainty=self.uncertainty(normalize),
+            samples=self.samples,
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything, as tensors by name."""
+        return {
+            f"{kind}/{tap}/{name}": tensor
+            for kind, parts in (("scores", self.statistics), ("features", self.variances))
+            for tap, part in parts.items()
+            for name, tensor in part.state().items()
+        }
+
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, Tensor], taps: Sequence[str], *, device: torch.device
+    ) -> Self:
+        """What `state` was taken of; `device` is where features will be.
+
+        Raises:
+            KeyError: if something is missing.
+        """
+        running = cls(taps)
+        for tap in taps:
+            running.statistics[tap] = ScoreStatistics.from_state(_below(state, f"scores/{tap}/"))
+            features = _below(state, f"features/{tap}/")
+            running.variances[tap] = FeatureVariance.from_state(features, device=device)
+        return running
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}

@@ -1,0 +1,123 @@
+"""A few samples out of a stream, the likelier the larger: sequential Poisson sampling."""
+
+import dataclasses
+from typing import final
+
+import torch
+from torch import Tensor
+
+from delta_transfer.attention.batches import Batch
+
+FIRST = 32  # samples that say what size is usual
+BASE = 0.3  # the size of a sample whose scores are zero, where 1.3 is usual
+
+
+def inclusion_probabilities(sizes: Tensor, count: int) -> Tensor:
+    """How likely each of N samples is drawn, if `count` are, in proportion to their sizes.
+
+    `pi_i = min(1, c s_i)`, where `c` makes them add up to `count`.
+
+    Args:
+        sizes: `[N]`, positive.
+        count: how many are drawn, at most N.
+
+    Example:
+        >>> inclusion_probabilities(torch.tensor([1.0, 1.0, 2.0, 12.0]), 2)
+        tensor([0.2500, 0.2500, 0.5000, 1.0000])
+    """
+    probabilities = torch.ones_like(sizes)
+    certain = torch.zeros_like(sizes, dtype=torch.bool)
+    while not certain.all():
+        rest = sizes[~certain]
+        probabilities[~certain] = (count - int(certain.sum())) * rest / rest.sum()
+        more = probabilities >= 1
+        if torch.equal(more | certain, certain):
+            break
+        certain |= more
+        probabilities[certain] = 1
+    return probabilities
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Kept:
+    """A sample that was kept.
+
+    Args:
+        sample: a batch of one.
+        scores: tap -> `[C]`, its first-order scores.
+        index: its place in the stream.
+        key: the smaller, the sooner it is drawn.
+    """
+
+    sample: Batch
+    scores: dict[str, Tensor]
+    index: int
+    key: float
+
+
+@final
+class Reservoir:
+    """Keeps samples of a stream, drawn without replacement with probability in proportion to size.
+
+    Those with the smallest `u_i / s_i` are kept, `u_i` uniform (sequential Poisson sampling;
+    Ohlsson, Journal of Official Statistics 1998), so that the first m of more are a draw of m. A
+    sample's size `s_i` is the root mean square over channels of its first-order scores, divided by
+    the mean over the stream's first 32 samples and averaged over taps, plus 0.3: every sample can
+    be drawn. Neither the sizes nor the draw depend on how the stream is cut into batches.
+
+    Args:
+        limit: how many are kept.
+        seed: of the draw.
+    """
+
+    def __init__(self, limit: int, *, seed: int) -> None:
+        self._limit = limit
+        self._generator = torch.Generator().manual_seed(seed)
+        self._usual: Tensor | None = None  # [taps], the mean over the first samples
+        self._waiting: list[tuple[Batch, dict[str, Tensor], Tensor]] = []  # until that is known
+        self._sizes: list[Tensor] = []
+        self._kept: list[Kept] = []
+        self._count = 0
+
+    def add(self, batch: Batch, scores: dict[str, Tensor]) -> None:
+        """Takes in some samples and their first-order scores, tap -> `[B, C]`."""
+        wide = {tap: rows.to("cpu", torch.float64) for tap, rows in scores.items()}
+        norms = torch.stack([rows.square().mean(dim=1).sqrt() for rows in wide.values()], dim=1)
+        self._waiting.append((batch, wide, norms))
+        if self._usual is not None or sum(len(one) for one, _, _ in self._waiting) >= FIRST:
+            self._take_in()
+
+    def draw(self, count: int) -> tuple[list[Kept], Tensor]:
+        """So many samples, in the stream's order, and how likely each was drawn, `[m]`."""
+        self._take_in()
+        chosen = sorted(self._kept[:count], key=lambda kept: kept.index)
+        probabilities = inclusion_probabilities(torch.cat(self._sizes), len(chosen))
+        return chosen, probabilities[[kept.index for kept in chosen]]
+
+    def _take_in(self) -> None:
+        if self._usual is None:
+            self._usual = torch.cat([norms for _, _, norms in self._waiting])[:FIRST].mean(dim=0)
+        for batch, scores, norms in self._waiting:
+            # A tap whose scores were all zero has no say.
+            relative = torch.where(self._usual > 0, norms / self._usual, 0.0)
+            sizes = relative.mean(dim=1) + BASE
+            draws = torch.rand(len(batch), generator=self._generator, dtype=torch.float64)
+            self._sizes.append(sizes)
+            self._keep(batch, scores, draws / sizes)
+        self._waiting.clear()
+
+    def _keep(self, batch: Batch, scores: dict[str, Tensor], keys: Tensor) -> None:
+        for i, key in enumerate(keys.tolist()):
+            if len(self._kept) < self._limit or key < self._kept[-1].key:
+                # Copies, which do not keep the whole batch.
+                self._kept.append(
+                    Kept(
+                        sample=batch[torch.tensor([i])],
+                        scores={tap: rows[i].clone() for tap, rows in scores.items()},
+                        index=self._count + i,
+                        key=key,
+                    )
+                )
+                self._kept.sort(key=lambda kept: kept.key)
+                del self._kept[self._limit :]
+        self._count += len(batch)

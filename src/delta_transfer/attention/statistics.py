@@ -1,0 +1,106 @@
+"""Running figures of one tap's scores: means, standard errors, and the samples that drive them."""
+
+from collections.abc import Mapping
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+GROUPS = 10
+DRIVERS = 4
+
+
+@final
+class ScoreStatistics:
+    """What is left of the scores of all samples seen so far, whatever batches they came in.
+
+    Means and sums of squares of batches are merged (Chan et al. 1983), in float64 on the CPU. Every
+    tenth sample is in the same group: what the scores are without one group after the other shows
+    how much they depend on the samples (the jackknife).
+
+    Example:
+        >>> statistics = ScoreStatistics()
+        >>> scores = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+        >>> statistics.update(scores, positions=torch.tensor([7, 2]))
+        >>> statistics.mean.tolist(), statistics.errors.tolist(), statistics.drivers[0].tolist()
+        ([2.0, 0.0], [1.0, 0.0], [2, 7])
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean = torch.zeros(0, dtype=torch.float64)
+        self._squares = torch.zeros(0, dtype=torch.float64)
+        self._group_counts = torch.zeros(GROUPS, dtype=torch.float64)
+        self._group_sums = torch.zeros(GROUPS, 0, dtype=torch.float64)
+        self._largest = torch.zeros(0, 0, dtype=torch.float64)
+        self._drivers = torch.zeros(0, 0, dtype=torch.int64)
+
+    def update(self, scores: Tensor, *, positions: Tensor) -> None:
+        """Takes in the scores `[B, C]` of samples whose positions in the data are `[B]`."""
+        rows = scores.detach().to("cpu", torch.float64)
+        if self.count == 0:
+            channels = rows.shape[1]
+            self._mean, self._squares = rows.new_zeros(channels), rows.new_zeros(channels)
+            self._group_sums = rows.new_zeros(GROUPS, channels)
+            self._largest = rows.new_zeros(0, channels)
+            self._drivers = torch.zeros(0, channels, dtype=torch.int64)
+        groups = torch.arange(self.count, self.count + len(rows)) % GROUPS
+        self._group_counts += torch.bincount(groups, minlength=GROUPS)
+        self._group_sums.index_add_(0, groups, rows)
+        mean = rows.mean(dim=0)
+        shift, total = mean - self._mean, self.count + len(rows)
+        self._squares += (rows - mean).square().sum(dim=0)
+        self._squares += shift.square() * (self.count * len(rows) / total)
+        self._mean += shift * (len(rows) / total)
+        self.count = total
+        # Stable, so that of equal ones the first stays, whatever the batches.
+        growth = torch.cat([self._largest, rows])
+        order = growth.sort(dim=0, descending=True, stable=True).indices[:DRIVERS]
+        where = positions.cpu().unsqueeze(1).expand(rows.shape)
+        self._largest = growth.gather(0, order)
+        self._drivers = torch.cat([self._drivers, where]).gather(0, order)
+
+    @property
+    def mean(self) -> Tensor:
+        """`[C]`, float64."""
+        return self._mean.clone()
+
+    @property
+    def errors(self) -> Tensor:
+        """Standard errors of the mean `[C]`, float64; NaN of fewer than two samples."""
+        if self.count < 2:
+            return torch.full_like(self._mean, torch.nan)
+        return (self._squares / (self.count - 1) / self.count).sqrt()
+
+    @property
+    def drivers(self) -> Tensor:
+        """`[C, k]`: where the samples are whose loss grows most, most first; k is 4 or fewer."""
+        return self._drivers.T.contiguous()
+
+    @property
+    def means_without_a_group(self) -> Tensor:
+        """`[G, C]`: the means of all samples but those of one group; G is 10 or fewer."""
+        found = self._group_counts > 0
+        if self.count == 0 or found.sum() < 2:
+            return self._mean.new_zeros(0, len(self._mean))
+        sums, counts = self._group_sums[found], self._group_counts[found]
+        return (sums.sum(dim=0) - sums) / (self.count - counts).unsqueeze(1)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything, as tensors that share no memory with it."""
+        return {
+            "count": torch.tensor(self.count),
+            **{name: getattr(self, f"_{name}").clone() for name in _STATE},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """What `state` was taken of."""
+        statistics = cls()
+        statistics.count = int(state["count"])
+        for name in _STATE:
+            setattr(statistics, f"_{name}", state[name].clone())
+        return statistics
+
+
+_STATE = ("mean", "squares", "group_counts", "group_sums", "largest", "drivers")

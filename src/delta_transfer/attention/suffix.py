@@ -1,0 +1,313 @@
+"""What a network computes after a tap, for many copies with one channel switched off in each."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from delta_transfer.attention.graph import (
+    CONVOLUTION,
+    LINEAR,
+    Graph,
+    batch_dim,
+    is_size,
+    reachable,
+    shape,
+)
+
+Values = Mapping[Node, Tensor]
+
+# What a convolution is given if its stride, padding, dilation and groups are not.
+GEOMETRY = ((1, 1), (0, 0), (1, 1), 1)
+
+# A feature that differs by less, in units of the largest one's rounding error, is unchanged.
+UNCHANGED = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Suffix:
+    """The part of a network that a channel of a tap can change.
+
+    It starts at the front: the last value in which switching off a channel of the tap changes that
+    channel alone. Linear layers with one weight for each pair of channels that take the front are
+    updated, `y - W_c (F_c - off_c)`, and not computed anew (rank one). Where all is channel-wise up
+    to the pooling, the front is what the head takes, and the update gives all logits at once.
+
+    Args:
+        graph: of the network.
+        tap: the tapped value.
+        front: where the suffix starts.
+        channel_dim: where the channels of the front are.
+        width: how many channels there are.
+        approach: the operations from the tap to the front.
+        operations: those after the front.
+        updated: those of them that are updated.
+    """
+
+    graph: Graph
+    tap: Node
+    front: Node
+    channel_dim: int
+    width: int
+    approach: tuple[Node, ...]
+    operations: tuple[Node, ...]
+    updated: tuple[Node, ...]
+
+    @property
+    def copies_front(self) -> bool:
+        """Whether anything needs the front itself, with a channel switched off."""
+        return any(
+            user in self.operations and user not in self.updated for user in self.front.users
+        )
+
+    @property
+    def needs(self) -> set[Node]:
+        """The values of a plain pass that the copies are made from."""
+        known = {self.tap, *self.approach, *self.operations, *self.graph.constants}
+        beside = {
+            node
+            for operation in (*self.approach, *self.operations)
+            if operation not in self.updated
+            for node in operation.all_input_nodes
+            if node not in known and not is_size(node)
+        }
+        return beside | {self.tap, self.front, *self.updated}
+
+    def switched_off(self, base: Values) -> Tensor:
+        """The front when all channels of the tap are off, of which each is used by itself."""
+        zeros = torch.zeros_like(base[self.tap])
+        if self.front is self.tap:
+            return zeros
+        found: dict[Node, Tensor] = self.graph.run(
+            self.approach,
+            {self.tap: zeros},
+            rows=len(base[self.graph.logits]),
+            keep=[self.front],
+            find=base.__getitem__,
+        )
+        return found[self.front]
+
+    def logits(self, base: Values, off: Tensor, channels: Tensor) -> Tensor:
+        """Logits of a batch, once for each channel that is off.
+
+        Args:
+            base: values of a plain pass of B samples, at least those in `needs`.
+            off: as `switched_off` returns it.
+            channels: `[K]`, indices.
+
+        Returns:
+            `[K, B, ...]`.
+        """
+        logits = self.graph.logits
+        rows, count = len(base[logits]), len(channels)
+        delta = _delta(base[self.front], off, self.channel_dim, channels)
+        instead: dict[Node, Callable[[], Tensor]] = {
+            operation: lambda operation=operation: _update(  # type: ignore[misc]
+                self.graph, operation, base[operation], delta, channels, self.channel_dim
+            )
+            for operation in self.updated
+        }
+        values: dict[Node, Any] = {}
+        if self.copies_front:
+            values[self.front] = _copies(
+                base[self.front], off, self.front, self.channel_dim, channels
+            )
+        found: dict[Node, Tensor] = self.graph.run(
+            self.operations,
+            values,
+            rows=rows * count,
+            keep=[logits],
+            instead=instead,
+            find=lambda node: _repeat(base[node], node, count),
+        )
+        return found[logits].reshape(count, rows, *found[logits].shape[1:])
+
+
+def needed(suffixes: Iterable[Suffix]) -> set[Node]:
+    """The values of a plain pass that the copies of several suffixes are made from."""
+    suffixes = list(suffixes)
+    return {suffixes[0].graph.logits}.union(*(suffix.needs for suffix in suffixes))
+
+
+def plain_pass(suffixes: Mapping[str, Suffix], inputs: Tensor) -> dict[Node, Tensor]:
+    """What the network computes from a batch with all channels on: the values that are needed."""
+    graph = next(iter(suffixes.values())).graph
+    return graph.run(
+        graph.operations,
+        {graph.inputs: inputs},
+        rows=len(inputs),
+        keep=needed(suffixes.values()),
+    )
+
+
+def start_suffix(graph: Graph, tap: str) -> Suffix:
+    """The suffix whose front is the tap itself."""
+    node, dim = graph.taps[tap], graph.channel_dims[tap]
+    return _suffix(graph, node, node, dim, shape(node, 2)[dim])
+
+
+def advance(suffix: Suffix, base: Values) -> Suffix:
+    """The suffix with its front as late as it is channel-wise, found by trying it.
+
+    At each value that all paths from the tap lead through, three copies with a channel off (those
+    with the largest features) are compared with what they would be if nothing but that channel had
+    changed, and to what it is if all are off.
+
+    Args:
+        suffix: from `start_suffix`.
+        base: of a plain pass, the values in `needs`.
+    """
+    output = base[suffix.tap]
+    size = output.abs().movedim(suffix.channel_dim, 0).flatten(1).sum(dim=1)
+    channels = size.topk(min(3, suffix.width)).indices
+    off = torch.zeros_like(output)
+    changed = _copies(output, off, suffix.tap, suffix.channel_dim, channels)
+    # The rows that are compared go through the operations together, so that rounding is alike.
+    values = {suffix.tap: torch.cat([output, off, changed])}
+    count = 2 + len(channels)
+    begin, operations = 0, suffix.operations
+    for end in _bottlenecks(suffix.tap, operations):
+        step = operations[begin : end + 1]
+        begin, node = end + 1, step[-1]
+        values = suffix.graph.run(
+            step,
+            values,
+            rows=len(base[suffix.graph.logits]) * count,
+            keep=[node],
+            find=lambda beside: _repeat(base[beside], beside, count),
+        )
+        dim = _find_channels(node, values[node], channels, suffix.width)
+        if dim is None:
+            break
+        suffix = _suffix(suffix.graph, suffix.tap, node, dim, suffix.width)
+    return suffix
+
+
+def _find_channels(node: Node, value: Tensor, channels: Tensor, width: int) -> int | None:
+    """The dimension along which nothing but the given channels has changed, if there is one.
+
+    Args:
+        node: the value.
+        value: the samples with all channels on, with all off, and with each of `channels` off.
+        channels: `[K]`.
+        width: how many channels there are.
+    """
+    if batch_dim(node) != 0 or not value.is_floating_point():
+        return None
+    on, off, *changed = value.chunk(2 + len(channels))
+    rounding = UNCHANGED * torch.finfo(value.dtype).eps * on.abs().max()
+    for dim in range(1, value.ndim):
+        if value.shape[dim] == width:
+            expected = _copies(on, off, node, dim, channels)
+            if ((torch.cat(changed) - expected).abs() <= rounding).all():
+                return dim
+    return None
+
+
+def _suffix(graph: Graph, tap: Node, front: Node, channel_dim: int, width: int) -> Suffix:
+    after = reachable(front)
+    before = reachable(tap) - after
+    operations = tuple(node for node in graph.operations if node in after)
+    return Suffix(
+        graph=graph,
+        tap=tap,
+        front=front,
+        channel_dim=channel_dim,
+        width=width,
+        approach=tuple(node for node in graph.operations if node in before),
+        operations=operations,
+        updated=tuple(
+            node for node in operations if _is_pointwise(node, front, channel_dim, graph.constants)
+        ),
+    )
+
+
+def _bottlenecks(start: Node, operations: Sequence[Node]) -> Iterator[int]:
+    """Positions of the operations that all paths from the start lead through."""
+    among = set(operations)
+    waiting = {start: set(start.users) & among}
+    for position, operation in enumerate(operations):
+        for node in list(waiting):
+            waiting[node].discard(operation)
+            if not waiting[node]:
+                del waiting[node]
+        if not waiting and isinstance(operation.meta.get("val"), Tensor):
+            yield position
+        users = set(operation.users) & among
+        if users:
+            waiting[operation] = users
+
+
+def _is_pointwise(
+    node: Node, front: Node, channel_dim: int, constants: Mapping[Node, Tensor]
+) -> bool:
+    """Whether an operation is a linear map of the front's channels, position by position."""
+    if node.target not in (LINEAR, CONVOLUTION) or node.kwargs or batch_dim(front) != 0:
+        return False
+    weight: Any = node.args[1]
+    if node.args[0] is not front or weight not in constants:
+        return False
+    last = len(front.meta["val"].shape) - 1
+    if node.target is LINEAR:
+        return channel_dim == last
+    kernel = constants[weight].shape[2:]
+    _, padding, _, groups = _geometry(node)
+    plain = (*kernel, *padding, groups) == (1, 1, 0, 0, 1)
+    return plain and channel_dim == 1 and last == 3
+
+
+def _geometry(convolution: Node) -> tuple[Any, ...]:
+    """Stride, padding, dilation and groups."""
+    return (*convolution.args[3:], *GEOMETRY[len(convolution.args[3:]) :])
+
+
+def _update(
+    graph: Graph, node: Node, output: Tensor, delta: Tensor, channels: Tensor, channel_dim: int
+) -> Tensor:
+    """The output of a pointwise layer without one channel of its input, for each of `channels`.
+
+    Args:
+        graph: of the network.
+        node: the layer.
+        output: with all channels.
+        delta: `[K, B, ..., 1]`, what is taken away from each channel.
+        channels: `[K]`.
+        channel_dim: of input and output.
+    """
+    kernel: Any = node.args[1]
+    weight = graph.constants[kernel]
+    if node.target is CONVOLUTION:
+        down, right = _geometry(node)[0]
+        delta = delta[:, :, ::down, ::right]
+    columns = weight.flatten(1)[:, channels].T.to(output.dtype)
+    columns = columns.reshape(-1, *[1] * (delta.ndim - 2), columns.shape[1])
+    last = output.movedim(channel_dim, -1)
+    # Laid out like the copies of other values: left to itself, the result would be in another order.
+    updated = output.new_empty(len(channels), *last.shape)
+    torch.addcmul(last, delta.to(output.dtype), columns, value=-1, out=updated)
+    return updated.flatten(0, 1).movedim(-1, channel_dim)
+
+
+def _delta(base: Tensor, off: Tensor, channel_dim: int, channels: Tensor) -> Tensor:
+    """What switching off takes away from each channel, `[K, B, ..., 1]`."""
+    on, without = (part.movedim(channel_dim, -1)[..., channels] for part in (base, off))
+    return (on - without).movedim(-1, 0).unsqueeze(-1)
+
+
+def _copies(base: Tensor, off: Tensor, node: Node, channel_dim: int, channels: Tensor) -> Tensor:
+    """A value K times along its batch, in each copy one channel as it is in `off`."""
+    dims, count = (batch_dim(node) or 0, channel_dim), len(channels)
+    last, off_last = base.movedim(dims, (0, -1)), off.movedim(dims, (0, -1))
+    tiles = last.expand(count, *last.shape).clone(memory_format=torch.contiguous_format)
+    each = torch.arange(count, device=channels.device)
+    tiles[each, ..., channels] = off_last[..., channels].movedim(-1, 0)
+    return tiles.flatten(0, 1).movedim((0, -1), dims)
+
+
+def _repeat(value: Tensor, node: Node, count: int) -> Tensor:
+    """A value K times along its batch; values without a batch as they are."""
+    dim = batch_dim(node)
+    return value if dim is None else torch.cat([value] * count, dim=dim)

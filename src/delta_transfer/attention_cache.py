@@ -1,0 +1,129 @@
+"""Channel attention that was measured before, in the user's cache, found by what it depends on."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.files import fingerprint
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "DELTA_TRANSFER_CACHE"
+"""Environment variable: a folder to use in place of `delta-transfer` in the user's cache."""
+
+_FORMAT = 1  # to be raised where the same measurement would give other scores
+_MEASURED_BY = ("delta-transfer", "torch")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Everything that the scores of channels depend on, down to the last bit.
+
+    Args:
+        source: fingerprint of the network's weights.
+        head: fingerprint of the head's. It was trained on what the network makes of the pictures,
+            so that it tells networks apart that have the same weights and compute something else.
+        taps: the modules that are tapped.
+        pictures: fingerprint of the pictures and their classes, in the order in which they come.
+        preprocessing: how they are prepared, as JSON.
+        estimator: what measures.
+        tolerance: where it stops.
+        converging: what attention, which is to converge, is made of scores by: temperature, clip
+            and floor; None where it measures on all pictures, and these decide nothing.
+        seed: of what the estimator draws.
+        batch_size: pictures at a time.
+        device: what it runs on, by its kind.
+    """
+
+    source: str
+    head: str
+    taps: tuple[str, ...]
+    pictures: str
+    preprocessing: Mapping[str, Any]
+    estimator: str
+    tolerance: float | None
+    converging: tuple[float, float | None, bool] | None
+    seed: int
+    batch_size: int
+    device: str
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all this, and of the versions of what measures."""
+        versions = {name: importlib.metadata.version(name) for name in _MEASURED_BY}
+        told = {"format": _FORMAT, "versions": versions, **dataclasses.asdict(self)}
+        return fingerprint([json.dumps(told, sort_keys=True).encode()])
+
+
+def cache_folder() -> Path:
+    """Where measured attention is kept: `attention` in the folder of `DELTA_TRANSFER_CACHE`.
+
+    Without it that is `delta-transfer` in the user's cache (`~/.cache` on Linux). It may be emptied
+    at any time; where it cannot be written, as in `/dev/null`, nothing is kept.
+    """
+    given = os.environ.get(FOLDER)
+    if given:
+        return Path(os.path.expanduser(given)) / "attention"
+    return platformdirs.user_cache_path("delta-transfer", appauthor=False) / "attention"
+
+
+def measure_once(
+    measurement: Measurement, measure: Callable[[Path | None], ChannelAttention]
+) -> ChannelAttention:
+    """The attention of a measurement that was made before, or else makes it and keeps it.
+
+    A file that is damaged, or another's, is replaced. What cannot be read or written is no error.
+
+    Args:
+        measurement: what to measure.
+        measure: measures it. It is given a file for what it would go on from if it were broken
+            off, None where none can be written.
+
+    Returns:
+        The attention; its `data`, `preprocessing`, temperature, clip and floor may be those of
+        another run.
+    """
+    folder, key = cache_folder(), measurement.key
+    file = folder / f"{key}.safetensors"
+    found = _load(file, key)
+    if found is not None:
+        logger.info("channel attention: measured before, %s", file)
+        return found
+    found = measure(folder / f"{key}.partial" if _is_writable(folder) else None)
+    try:
+        dataclasses.replace(found, data=key).save(file)
+    except OSError as error:
+        logger.debug("channel attention is not kept for other runs: %s", error)
+    return found
+
+
+def _load(file: Path, key: str) -> ChannelAttention | None:
+    """What the file holds; None if it is not there, or not what was kept under the key."""
+    try:
+        if not file.is_file():
+            return None
+        found = ChannelAttention.load(file)
+        if found.data != key:
+            raise ValueError("it holds another's")
+        assert found.attention  # can be computed: the scores are numbers
+    except Exception as error:  # whatever a damaged file makes its reader stumble over
+        logger.debug("%s is measured anew: %s: %s", file, type(error).__name__, error)
+        return None
+    return found
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.debug("channel attention cannot be kept for other runs: %s", error)
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)

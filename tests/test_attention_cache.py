@@ -1,0 +1,242 @@
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from delta_transfer import attention_cache as module
+from delta_transfer import estimate_attention
+from delta_transfer.attention_cache import Measurement, cache_folder, measure_once
+from delta_transfer.channel_attention import ChannelAttention
+from tests.networks import conv_net
+
+MEASUREMENT = Measurement(
+    source="1" * 64,
+    head="2" * 64,
+    taps=("norm1", "conv3"),
+    pictures="3" * 64,
+    preprocessing={"image_size": 96, "mean": [0.5, 0.5, 0.5], "preset": "default"},
+    estimator="refined",
+    tolerance=None,
+    converging=None,
+    seed=0,
+    batch_size=32,
+    device="cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def attention() -> ChannelAttention:
+    x, y = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+    taps = MEASUREMENT.taps
+    return estimate_attention(conv_net(), [(x, y)], num_outputs=3, taps=taps, method="gradient")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where attention is kept, which is not there yet."""
+    monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "attention"
+
+
+class Measuring:
+    """Gives the attention, and takes note of what it was asked."""
+
+    def __init__(self, attention: ChannelAttention) -> None:
+        self.attention = attention
+        self.partial: list[Path | None] = []
+
+    def __call__(self, partial: Path | None) -> ChannelAttention:
+        self.partial.append(partial)
+        return self.attention
+
+
+@pytest.fixture
+def measure(attention) -> Measuring:
+    return Measuring(attention)
+
+
+def file_of(folder: Path) -> Path:
+    return folder / f"{MEASUREMENT.key}.safetensors"
+
+
+def same(first: ChannelAttention, second: ChannelAttention) -> bool:
+    assert first.taps == second.taps
+    return all(torch.equal(first.scores[tap], second.scores[tap]) for tap in first.taps)
+
+
+class TestKey:
+    def test_it_is_a_name_for_a_file_and_always_the_same(self):
+        assert len(MEASUREMENT.key) == 64
+        assert int(MEASUREMENT.key, 16)
+        assert dataclasses.replace(MEASUREMENT).key == MEASUREMENT.key
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"source": "4" * 64},
+            {"head": "4" * 64},
+            {"taps": ("conv3", "norm1")},
+            {"taps": ("norm1conv3",)},
+            {"pictures": "4" * 64},
+            {"preprocessing": {**MEASUREMENT.preprocessing, "image_size": 97}},
+            {"preprocessing": {**MEASUREMENT.preprocessing, "preset": "official"}},
+            {"estimator": "exact"},
+            {"tolerance": 0.05, "converging": (5.0, None, False)},
+            {"seed": 1},
+            {"batch_size": 31},
+            {"device": "cuda"},
+        ],
+        ids=str,
+    )
+    def test_everything_that_scores_depend_on_changes_it(self, change):
+        assert dataclasses.replace(MEASUREMENT, **change).key != MEASUREMENT.key
+
+    def test_so_does_every_field(self):
+        for field in dataclasses.fields(Measurement):
+            other = dataclasses.replace(MEASUREMENT, **{field.name: "something else"})
+            assert other.key != MEASUREMENT.key, field.name
+
+    @pytest.mark.parametrize("changed", ["delta-transfer", "torch", None])
+    def test_so_do_the_versions_of_what_measures_and_that_of_the_key(self, monkeypatch, changed):
+        before = MEASUREMENT.key
+        if changed is None:
+            monkeypatch.setattr(module, "_FORMAT", module._FORMAT + 1)
+        else:
+            version = module.importlib.metadata.version
+            monkeypatch.setattr(
+                module.importlib.metadata,
+                "version",
+                lambda name: "9.9" if name == changed else version(name),
+            )
+        assert MEASUREMENT.key != before
+
+
+class TestFolder:
+    def test_it_is_in_the_users_cache_where_no_other_is_named(self, monkeypatch, tmp_path):
+        monkeypatch.delenv("DELTA_TRANSFER_CACHE")
+        monkeypatch.setattr(
+            module.platformdirs, "user_cache_path", lambda name, appauthor: tmp_path / name
+        )
+        expected = tmp_path / "delta-transfer" / "attention"
+        assert cache_folder() == expected
+        monkeypatch.setenv("DELTA_TRANSFER_CACHE", "")
+        assert cache_folder() == expected
+
+    def test_another_may_lie_in_the_home_of_the_user(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("DELTA_TRANSFER_CACHE", "~/mine")
+        assert cache_folder() == tmp_path / "mine" / "attention"
+
+    def test_tests_do_not_touch_that_of_the_user(self, cache, monkeypatch):
+        monkeypatch.undo()
+        assert cache_folder() == cache / "attention"
+
+
+class TestMeasuring:
+    def test_it_is_done_once_and_a_hit_is_said(self, measure, attention, folder, caplog):
+        caplog.set_level(logging.INFO, "delta_transfer")
+        assert same(measure_once(MEASUREMENT, measure), attention)
+        assert not caplog.records
+        found = measure_once(MEASUREMENT, measure)
+        assert same(found, attention)
+        assert len(measure.partial) == 1
+        (record,) = caplog.records
+        assert record.message == f"channel attention: measured before, {file_of(folder)}"
+        for field in dataclasses.fields(ChannelAttention):
+            if field.name != "data":
+                first, second = getattr(found, field.name), getattr(attention, field.name)
+                assert plain(first) == plain(second), field.name
+
+    def test_another_measurement_is_made_beside_it(self, measure, folder):
+        measure_once(MEASUREMENT, measure)
+        measure_once(dataclasses.replace(MEASUREMENT, seed=1), measure)
+        assert len(measure.partial) == 2
+        assert len(list(folder.iterdir())) == 2
+
+    def test_one_that_is_broken_off_has_a_file_beside_it_to_go_on_from(self, measure, folder):
+        measure_once(MEASUREMENT, measure)
+        (partial,) = measure.partial
+        assert partial == folder / f"{MEASUREMENT.key}.partial"
+        assert partial.parent.is_dir()
+
+    def test_an_error_leaves_nothing_but_that(self, folder):
+        def fail(partial: Path | None) -> ChannelAttention:
+            assert partial is not None
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            measure_once(MEASUREMENT, fail)
+        assert [path.name for path in folder.iterdir()] == [f"{MEASUREMENT.key}.partial"]
+
+    @pytest.mark.parametrize("damage", ["half", "other", "empty", "text", "not a number", "folder"])
+    def test_a_damaged_file_is_measured_anew_and_replaced(
+        self, measure, attention, folder, damage, tmp_path
+    ):
+        file = file_of(folder)
+        measure_once(MEASUREMENT, measure)
+        whole = file.read_bytes()
+        if damage == "other":  # of another key, under this one's name
+            measure_once(dataclasses.replace(MEASUREMENT, seed=1), measure)
+            (other,) = (path for path in folder.iterdir() if path != file)
+            other.replace(file)
+            measure.partial.pop()
+        elif damage == "not a number":
+            with safe_open(file, framework="pt") as opened:
+                metadata = opened.metadata()
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            tensors["scores/norm1"].fill_(torch.nan)
+            file.write_bytes(save(tensors, metadata=metadata))
+        elif damage == "folder":
+            file.unlink()
+            file.mkdir()
+        else:
+            content = {"half": whole[: len(whole) // 2], "empty": b"", "text": b"no tensors"}
+            file.write_bytes(content[damage])
+        assert same(measure_once(MEASUREMENT, measure), attention)
+        assert len(measure.partial) == 2
+        if damage != "folder":  # which is nobody's
+            assert file.read_bytes() == whole
+
+    def test_a_place_that_cannot_be_written_is_no_error(
+        self, measure, attention, tmp_path, monkeypatch, caplog
+    ):
+        caplog.set_level(logging.DEBUG, "delta_transfer")
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "file"))
+        for _ in range(2):
+            assert same(measure_once(MEASUREMENT, measure), attention)
+        assert measure.partial == [None, None]
+        assert {record.levelno for record in caplog.records} == {logging.DEBUG}
+
+    def test_nor_is_a_folder_without_the_right_to_write(self, measure, folder, monkeypatch):
+        measure_once(MEASUREMENT, measure)
+        monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
+        measure_once(MEASUREMENT, measure)  # what is there can be read
+        measure_once(dataclasses.replace(MEASUREMENT, seed=1), measure)
+        assert measure.partial[1:] == [None]
+
+    def test_nor_is_a_full_disk(self, measure, attention, folder, monkeypatch, caplog):
+        def fail(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        caplog.set_level(logging.DEBUG, "delta_transfer")
+        monkeypatch.setattr("os.fsync", fail)
+        assert same(measure_once(MEASUREMENT, measure), attention)
+        assert not list(folder.iterdir())
+        assert {record.levelno for record in caplog.records} == {logging.DEBUG}
+
+
+def plain(value: Any) -> str:
+    """Every bit of a value."""
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {value.tolist()}"
+    if isinstance(value, dict):
+        return str({name: plain(part) for name, part in value.items()})
+    return repr(value)

@@ -1,0 +1,107 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from delta_transfer.attention_summary import figures, origin, summarize
+from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.data import Split, Task
+
+SCORES = {"a": [0.1, -0.2, 0.7, 0.3, 0.6], "b": [1.0, 1.0]}
+
+
+def attention(**changes: object) -> ChannelAttention:
+    """Of two taps; the pictures that drive channel c of the first are c and c + 1."""
+    values = {
+        "scores": {tap: torch.tensor(scores) for tap, scores in SCORES.items()},
+        "errors": {tap: torch.full((len(scores),), 0.5) for tap, scores in SCORES.items()},
+        "variance": {tap: torch.tensor(1.0) for tap in SCORES},
+        "drivers": {
+            "a": torch.tensor([[c, c + 1] for c in range(5)]),
+            "b": torch.tensor([[5], [0]]),
+        },
+        "uncertainty": {"a": 0.25, "b": math.nan},
+        "temperature": 0.5,
+        "method": "refined",
+        "samples": 6,
+        "source": "0" * 64,
+    }
+    return ChannelAttention(**{**values, **changes})
+
+
+def test_figures_of_a_tap_are_those_of_the_definitions():
+    row, flat = summarize(attention())
+    scores = np.array(SCORES["a"])
+    weights = np.exp((scores - scores.mean()) / scores.std() / 0.5)
+    weights /= weights.sum()
+    entropy = -(weights * np.log(weights)).sum()
+    assert (row.tap, row.channels, row.top, row.uncertainty) == ("a", 5, (2, 4, 3), 0.25)
+    assert row.effective == pytest.approx(np.exp(entropy), rel=1e-5)
+    assert row.entropy == pytest.approx(entropy / np.log(5), rel=1e-5)
+    assert (row.least, row.most) == pytest.approx((5 * weights.min(), 5 * weights.max()), rel=1e-5)
+    assert (flat.tap, flat.channels, flat.top, flat.uncertainty) == ("b", 2, (0, 1), None)
+    values = (flat.effective, flat.entropy, flat.least, flat.most)
+    assert values == pytest.approx((2, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "refined on 6 pictures, temperature 0.5"),
+        ({"samples": 1, "method": "exact"}, "exact on 1 picture, temperature 0.5"),
+        ({"samples": 1200}, "refined on 1,200 pictures, temperature 0.5"),
+        (
+            {"clip": 2.5, "floor": True, "temperature": 5.0},
+            "refined on 6 pictures, temperature 5, clipped at 2.5 standard deviations, "
+            "scores below zero count as zero",
+        ),
+    ],
+)
+def test_its_origin_is_told(changes, words):
+    assert origin(attention(**changes)) == words
+
+
+class TestFigures:
+    @pytest.fixture
+    def task(self) -> Task:
+        """Ten pictures, wide ones, each of a grey of its own."""
+
+        def read(path: str) -> Image.Image:
+            number = int(path)
+            return Image.new("L", (40, 20), 20 * number).convert("RGB")
+
+        split = Split(tuple(map(str, range(10))), (0, 1) * 5, read)
+        return Task("greys", ("even", "odd"), split, split, None)
+
+    def test_pictures_are_those_that_the_estimator_saw(self, task):
+        order = [9, 0, 7, 2, 5, 4]
+        first, second = figures(attention(), task, order)
+        assert [driver.channel for driver in first.drivers] == [2, 4, 3]
+        for driver in first.drivers:
+            expected = [order[driver.channel], order[driver.channel + 1]]
+            pictures = [picture for picture, _ in driver.pictures]
+            assert [picture.getpixel((0, 0))[0] // 20 for picture in pictures] == expected
+            assert [label for _, label in driver.pictures] == [
+                ("even", "odd")[number % 2] for number in expected
+            ]
+            assert all(picture.width == picture.height for picture in pictures)
+        assert [len(driver.pictures) for driver in second.drivers] == [1, 1]
+
+    def test_numbers_are_those_of_the_file(self, task):
+        made = attention()
+        first, second = figures(made, task, range(10))
+        assert first.tap == "a"
+        assert first.scores == pytest.approx(SCORES["a"])
+        assert list(first.errors) == [0.5] * 5
+        assert first.attention == pytest.approx(made.attention["a"].tolist())
+        effective, entropy = made.effective["a"], made.entropy["a"]
+        words = f"5 channels · effective {effective:.1f} · entropy {entropy:.3f} · error 25%"
+        assert first.note == words
+        assert second.note == "2 channels · effective 2.0 · entropy 1.000"
+
+    def test_a_file_of_others_has_neither_errors_nor_pictures(self, task):
+        first, _ = figures(attention(errors={}, drivers={}, uncertainty={}), task, range(10))
+        assert first.drivers == []
+        assert all(map(math.isnan, first.errors))
