@@ -223,6 +223,27 @@ def test_kinds_of_networks(make, tap, dim):
     check(net, x, y, [tap], lambda width: list(range(width)), lambda tap: dim, 1e-10)
 
 
+def test_taps_that_lead_nowhere_or_are_the_logits_but_for_a_scale():
+    class Ends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.aside, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+            self.scale = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+
+        def forward(self, x):
+            self.aside(x)
+            return self.scale * self.fc(torch.tanh(self.body(x)).mean(dim=(2, 3)))
+
+    torch.manual_seed(0)
+    net = moved(Ends()).double()
+    x, y = pictures()
+    check(net, x, y, ["fc"], lambda width: list(range(width)), lambda tap: 1, 1e-10)
+    found = Exact(net, taps=["aside", "body"], loss=F.cross_entropy)(x, y)
+    assert torch.equal(found.scores["aside"], torch.zeros(3, 4, dtype=torch.float64))
+    expected = loop(net, x, y, "body", 1, range(4))
+    assert torch.allclose(found.scores["body"], expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_any_number_of_samples(count):
     net = moved(conv_net()).double()

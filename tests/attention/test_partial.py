@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from delta_transfer.attention import average, estimate_attention
 from delta_transfer.attention import partial as module
+from delta_transfer.attention.ablation import Exact
 from delta_transfer.attention.batches import Batch
 from delta_transfer.attention.partial import PartialFile
 from delta_transfer.probe import LinearProbe
@@ -103,6 +104,26 @@ def test_it_can_be_broken_off_again_and_again(tmp_path):
         broken_off(path, after)
     assert same(call(path), expected)
     assert Watched.scored == [5]
+
+
+def test_so_it_is_with_the_fast_estimator(tmp_path, monkeypatch):
+    class Stopping(Exact):
+        left = PIECES
+
+        def __call__(self, inputs, targets, *, progress=None):
+            if Stopping.left == 0:
+                raise Stopped
+            Stopping.left -= 1
+            return super().__call__(inputs, targets, progress=progress)
+
+    monkeypatch.setattr(average, "Exact", Stopping)
+    path, expected = tmp_path / "partial", call()
+    Stopping.left = 3
+    with pytest.raises(Stopped):
+        call(path)
+    Stopping.left = PIECES - 3
+    assert same(call(path), expected)
+    assert Stopping.left == 0
 
 
 def test_before_the_first_piece_there_is_no_file(tmp_path):

@@ -130,7 +130,7 @@ class _FirstPass:
     def update(self, batch: Batch, scored: Scored) -> None:
         self.running.update(scored, batch.positions)
         for tap, scores in scored.scores.items():
-            self.absolute[tap] = self.absolute[tap] + scores.abs().double().sum(dim=0).cpu()
+            self.absolute[tap] = self.absolute[tap] + scores.cpu().double().abs().sum(dim=0)
         self.reservoir.add(batch, scored.scores)
         self.largest = max(self.largest, len(batch))
 

@@ -81,7 +81,7 @@ class Reservoir:
 
     def add(self, batch: Batch, scores: dict[str, Tensor]) -> None:
         """Takes in some samples and their first-order scores, tap -> `[B, C]`."""
-        wide = {tap: rows.to("cpu", torch.float64) for tap, rows in scores.items()}
+        wide = {tap: rows.cpu().double() for tap, rows in scores.items()}
         norms = torch.stack([rows.square().mean(dim=1).sqrt() for rows in wide.values()], dim=1)
         self._waiting.append((batch, wide, norms))
         if self._usual is not None or sum(len(one) for one, _, _ in self._waiting) >= FIRST:

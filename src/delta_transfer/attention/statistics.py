@@ -37,7 +37,7 @@ class ScoreStatistics:
 
     def update(self, scores: Tensor, *, positions: Tensor) -> None:
         """Takes in the scores `[B, C]` of samples whose positions in the data are `[B]`."""
-        rows = scores.detach().to("cpu", torch.float64)
+        rows = scores.detach().cpu().double()
         if self.count == 0:
             channels = rows.shape[1]
             self._mean, self._squares = rows.new_zeros(channels), rows.new_zeros(channels)

@@ -59,7 +59,7 @@ class Suffix:
     @property
     def copies_front(self) -> bool:
         """Whether anything needs the front itself, with a channel switched off."""
-        return any(
+        return self.front is self.graph.logits or any(
             user in self.operations and user not in self.updated for user in self.front.users
         )
 
@@ -103,6 +103,8 @@ class Suffix:
         """
         logits = self.graph.logits
         rows, count = len(base[logits]), len(channels)
+        if self.front is not logits and logits not in self.operations:  # the tap leads nowhere
+            return base[logits].expand(count, *base[logits].shape)
         delta = _delta(base[self.front], off, self.channel_dim, channels)
         instead: dict[Node, Callable[[], Tensor]] = {
             operation: lambda operation=operation: _update(  # type: ignore[misc]
