@@ -90,6 +90,20 @@ def test_a_short_last_batch_counts_by_its_samples(method):
         same(estimate_attention(net, loader(x.double(), y, size), **options), whole, rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["gradient", "exact"])
+def test_the_order_of_the_samples_does_not_matter(method):
+    net, (x, y) = conv_net().double(), data(count=11)
+    order = torch.randperm(11, generator=torch.Generator().manual_seed(5))
+    options = {"probe": some_probe(), "taps": ["norm1", "conv3"], "method": method}
+    one = estimate_attention(net, loader(x.double(), y, 4), **options)
+    other = estimate_attention(net, loader(x.double()[order], y[order], 4), **options)
+    same(other, one, rel=1e-9)
+    for tap in one.taps:
+        assert torch.allclose(other.errors[tap], one.errors[tap], rtol=1e-9)
+        moves = one.scores[tap] != 0  # where no sample's loss grows, the first ones are named
+        assert torch.equal(order[other.drivers[tap]][moves], one.drivers[tap][moves])
+
+
 @pytest.mark.parametrize("tokens", [False, True], ids=["NHWC", "tokens"])
 @pytest.mark.parametrize("method", METHODS)
 def test_channels_that_come_last(method, tokens):

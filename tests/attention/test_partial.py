@@ -194,6 +194,7 @@ CHANGES = {
     "order": lambda: {"data": other_data("order")},
     "fewer": lambda: {"data": tuple(part[:20] for part in patterns(COUNT))},
     "batches": lambda: {"size": 12},
+    "uneven batches": lambda: {"size": 10},
     "larger batches": lambda: {"size": 45},
 }
 

@@ -160,11 +160,11 @@ def test_of_one_sample_the_errors_are_not_known():
 
 def test_how_many_are_scored_exactly():
     assert [exact_samples(n, channels=100) for n in (1, 8, 9, 31, 33, 100, 128, 10**6)] == [
-        1, 8, 8, 8, 9, 25, 32, 32,
+        1, 8, 8, 8, 9, 25, 32, 64,
     ]  # fmt: skip
-    assert exact_samples(None, channels=100) == 32
+    assert exact_samples(None, channels=100) == 64
     assert [exact_samples(1000, channels=c) for c in (1, 500, 1000, 3840, 10**6)] == [
-        32, 32, 16, 8, 8,
+        64, 64, 32, 16, 16,
     ]  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def estimate_attention(
         loss: task loss, the mean over a batch. Each sample's is that of a batch of one, so that a
             mean that is weighted by class loses its weights.
         method: `"gradient"`, to first order in one forward and backward pass a batch; `"refined"`,
-            that, corrected by exact scores of up to 32 samples; or `"exact"`, each channel
+            that, corrected by exact scores of up to 64 samples; or `"exact"`, each channel
             switched off for each sample.
         samples: how many samples, drawn at random, the scores are averaged over; all if None.
         tolerance: end when the attention of every tap has a relative standard error (`uncertainty`

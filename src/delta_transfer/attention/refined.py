@@ -15,9 +15,9 @@ from delta_transfer.attention.running import Running
 from delta_transfer.attention.sampling import Kept, Reservoir
 from delta_transfer.attention.scored import Scored, concatenate
 
-PAIRS = 16_000  # of a sample and a channel, that are scored exactly
-FEWEST, MOST = 8, 32  # samples
-PART = 4  # of all samples no more than a fourth is scored exactly, unless they are very few
+PAIRS = 32_000  # of a sample and a channel, that are scored exactly
+FEWEST, MOST = 16, 64  # samples
+PART, LEAST = 4, 8  # no more than a fourth of the samples, or 8 where they are few
 FIRST_ORDER_PAIRS = 60  # one forward and backward pass takes about as long
 
 
@@ -30,14 +30,14 @@ def exact_samples(samples: int | None, *, channels: int) -> int:
 
     Example:
         >>> [exact_samples(n, channels=552) for n in (5, 20, 60, 1000, None)]
-        [5, 8, 15, 28, 28]
+        [5, 8, 15, 57, 57]
         >>> exact_samples(1000, channels=3840)
-        8
+        16
     """
     most = min(MOST, max(FEWEST, PAIRS // channels))
     if samples is None:
         return most
-    return min(most, max(-(-samples // PART), min(FEWEST, samples)))
+    return min(most, max(-(-samples // PART), min(LEAST, samples)))
 
 
 def refined(job: Job) -> Estimate:
