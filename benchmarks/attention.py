@@ -51,8 +51,13 @@ def naive_means(setting: Setting, slow: nn.Module, channels: dict[str, Tensor]) 
     totals: dict[str, Any] = dict.fromkeys(some, 0)
     with setting.with_probe(slow) as model:
         for inputs, targets in setting.on_device():
-            scored = naive_scores(
-                model, inputs, targets, taps=list(some), loss=F.cross_entropy, channels=some
+            scored = naive_scores(  # in the default memory layout, which a loader's need not be
+                model,
+                inputs.contiguous(),
+                targets,
+                taps=list(some),
+                loss=F.cross_entropy,
+                channels=some,
             )
             for tap, scores in scored.scores.items():
                 totals[tap] += scores.double().sum(dim=0).cpu()

@@ -47,7 +47,7 @@ class Exact:
         taps: module names.
         loss: task loss; each sample is given as a batch of one.
         memory: bytes that the values of a pass may take up, beside the network's weights; by
-            default 256 MiB on the CPU, half of what is free on a GPU.
+            default 96 MiB on the CPU, half of what is free on a GPU.
         precision: `"bfloat16"` runs the network in mixed precision; `notes` has the error.
     """
 

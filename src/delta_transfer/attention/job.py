@@ -17,7 +17,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.probe import Loss
 from delta_transfer.taps import Taps
 
-PIECE = 8  # samples that the exact estimator scores at once on the CPU
+PIECE = 4  # samples that the exact estimator scores at once on the CPU
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,7 +17,7 @@ aten = torch.ops.aten
 COPIES = (aten.reshape.default, aten.flatten.using_ints, aten.contiguous.default)
 
 MIB = 2**20
-CPU_MEMORY = 256 * MIB  # larger batches of copies leave the caches and are slower
+CPU_MEMORY = 96 * MIB  # larger batches of copies leave the caches and are slower
 OTHER_MEMORY = 1024 * MIB
 GPU_SHARE = 0.5  # of the memory that is free
 ROOM = 0.9  # of the memory is planned with: small values are not counted
