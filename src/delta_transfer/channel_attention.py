@@ -43,7 +43,7 @@ class ChannelAttention:
             uniform attention; NaN or no entry where it is not known.
         head_weight: `[K, F]`, of the head that the task loss was measured with.
         head_bias: `[K]`, of the same.
-        data: fingerprint of the pictures and their preprocessing, None where it is not known.
+        data: fingerprint of the pictures and their classes, None where it is not known.
         preprocessing: what was done to the pictures, as JSON can hold it.
 
     Raises:

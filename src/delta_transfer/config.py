@@ -47,8 +47,8 @@ class TrainConfig:
             its tap; no limit, or that of the file, if not given.
         attention_floor: a score below zero, of a channel without which the loss is lower, counts as
             zero.
-        attention_tolerance: measure attention on no more pictures once it has converged: once its
-            relative standard error is so small at every tap, for example 0.05.
+        attention_tolerance: gradient and exact attention take no more pictures once its relative
+            standard error is so small at every tap, for example 0.2; refined takes all, and says.
         batch_norm: frozen keeps the pretrained batch-norm statistics (the default); train updates
             them (official).
         epochs: passes over the training pictures; 10 if not given.

@@ -1,6 +1,8 @@
 import copy
+import errno
 import json
 import logging
+import math
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from delta_transfer.attention import average, estimate_attention
+from delta_transfer.attention import average, estimate_attention, job
 from delta_transfer.attention import partial as module
 from delta_transfer.attention.ablation import Exact
 from delta_transfer.attention.batches import Batch
@@ -42,9 +44,11 @@ class Watched(OneByOne):
 
 @pytest.fixture(autouse=True)
 def watched(monkeypatch):
-    """Exact scores of tiny networks, and a file that is written after each piece."""
+    """Exact scores of tiny networks, and a file that is written after each piece of eight."""
+    monkeypatch.setattr(job, "PIECE", 8)
     monkeypatch.setattr(average, "Exact", Watched)
     monkeypatch.setattr(module, "INTERVAL", 0.0)
+    monkeypatch.setattr(job, "PIECE", 8)
     monkeypatch.setattr(Watched, "scored", [], raising=False)
     monkeypatch.setattr(Watched, "stop_at", None, raising=False)
     return Watched
@@ -144,6 +148,26 @@ def test_the_file_is_written_now_and_then(tmp_path, monkeypatch):
     assert written == [10, 20]
 
 
+def test_a_place_where_no_file_can_be_ends_nothing_either(tmp_path, caplog, monkeypatch):
+    (tmp_path / "file").touch()
+    now = [0.0]
+    monkeypatch.setattr(module, "INTERVAL", 10.0)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now.append(now[-1] + 8) or now[-1])
+    found = call(tmp_path / "file" / "partial")
+    assert 1 <= caplog.text.count("could not be written") < PIECES  # not again at once
+    assert same(found, call())
+
+
+def test_a_full_disk_does_not_end_the_measurement(tmp_path, monkeypatch, caplog):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = call()
+    monkeypatch.setattr(module, "write_atomically", full)
+    assert same(call(tmp_path / "partial"), expected)
+    assert "could not be written, so it cannot be gone on from" in caplog.text
+
+
 def test_progress_goes_on_too(tmp_path):
     path = tmp_path / "partial"
     seen, work = [], COUNT * CHANNELS
@@ -239,6 +263,30 @@ def test_a_tolerance_is_met_where_it_was(tmp_path):
         assert not path.exists()
 
 
+def test_a_tolerance_is_asked_for_after_whole_batches_alone(tmp_path):
+    """Also where the attention has settled, by chance, where the call was broken off."""
+    x, y = patterns(200)
+    size = 32  # four pieces
+
+    def uncertainty(samples):
+        return max(call(data=(x[:samples], y[:samples]), size=size).uncertainty.values())
+
+    errors = [math.inf, *(uncertainty(8 * pieces) for pieces in range(1, 25))]
+    whole = [pieces for pieces in range(12, 25) if pieces % 4 == 0]
+    after = next(
+        pieces
+        for pieces in range(13, 24)
+        if pieces % 4
+        and errors[pieces] < min(errors[earlier] for earlier in whole if earlier < pieces)
+    )
+    options = {"data": (x, y), "size": size, "tolerance": errors[after]}
+    expected = call(**options)
+    assert expected.samples != 8 * after
+    path = tmp_path / "partial"
+    broken_off(path, after, **options)
+    assert same(call(path, **options), expected)
+
+
 def damages(path):
     whole = path.read_bytes()
     with safe_open(path, framework="pt") as file:
@@ -292,5 +340,6 @@ def test_the_digest_is_of_all_bytes_shapes_and_kinds(tmp_path, dtype):
     other[1, 2] = 1
     found = [digest(x, y), digest(other, y), digest(x.view(3, 2), y), digest(x, y.long())]
     found.append(digest(x.float(), y))
-    assert len(set(found)) == 5
+    found.append(digest(x, y.int()))  # the same bytes
+    assert len(set(found)) == 6
     assert digest(x.clone(), y.clone()) == found[0]

@@ -40,7 +40,7 @@ def test_each_share_has_a_thread_once_all_have_started():
     def make(network):
         def score(inputs, targets, *, progress=None):
             threads.append(threading.get_ident())
-            if len(threads) > 2:
+            if len(threads) > 3:
                 together.wait()
             return Scored(scores={"a": inputs}, features={"a": inputs})
 
@@ -49,10 +49,11 @@ def test_each_share_has_a_thread_once_all_have_started():
     together = threading.Barrier(2, timeout=20)  # broken if one waits for the other to end
     shares = Shares([nn.Identity(), nn.Identity()], make)
     x = torch.arange(6.0).view(3, 2)
-    for _ in range(2):
-        assert torch.equal(shares(x, torch.zeros(3)).scores["a"], x)
-    assert threads[:2] == [first, first]
-    assert first not in threads[2:]
+    for size in (1, 3, 3):  # the first batch has nothing for the second network
+        assert torch.equal(shares(x[:size], torch.zeros(size)).scores["a"], x[:size])
+    assert threads[:3] == [first] * 3
+    assert len(threads) == 5
+    assert first not in threads[3:]
 
 
 def test_pictures_are_laid_out_for_the_device():

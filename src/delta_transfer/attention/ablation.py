@@ -1,6 +1,7 @@
 """Exact channel scores: every channel is switched off once; what lies before it is not repeated."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +19,14 @@ from delta_transfer.attention.scored import (
     in_fast_layout,
     sample_losses,
 )
-from delta_transfer.attention.suffix import Suffix, Values, advance, plain_pass, start_suffix
+from delta_transfer.attention.suffix import (
+    Suffix,
+    Values,
+    advance,
+    most_active,
+    plain_pass,
+    start_suffix,
+)
 from delta_transfer.functional import channels_last
 from delta_transfer.probe import Loss
 from delta_transfer.taps import Taps
@@ -66,7 +74,7 @@ class Exact:
         self._loss = loss
         self._memory = memory
         self._precision: Precision = precision
-        self._suffixes: dict[str, Suffix] | None = None
+        self._cut: _Cut | None = None
         self._tried = False
 
     def __call__(
@@ -84,14 +92,14 @@ class Exact:
         """
         inputs = in_fast_layout(inputs)
         if not self._tried:
-            self._suffixes, self._tried = self._cut(inputs, targets), True
-        if self._suffixes is None:
+            self._cut, self._tried = self._try_to_cut(inputs, targets), True
+        if self._cut is None:
             return naive_scores(
                 self._model, inputs, targets, taps=self._taps, loss=self._loss, progress=progress
             )
-        return self._score(self._suffixes, inputs, targets, self._precision, progress=progress)
+        return self._score(self._cut, inputs, targets, self._precision, progress=progress)
 
-    def _cut(self, inputs: Tensor, targets: Tensor) -> dict[str, Suffix] | None:
+    def _try_to_cut(self, inputs: Tensor, targets: Tensor) -> "_Cut | None":
         """The network after each tap; None where running it does not give the same scores."""
         try:
             graph = capture(self._model, inputs, self._taps)
@@ -99,36 +107,35 @@ class Exact:
             self._note(f"this network cannot be cut at its taps ({error}); {_SLOW}")
             return None
         starts = {tap: start_suffix(graph, tap) for tap in self._taps}
-        size = Budget(starts, self._memory_on(inputs.device)).samples(len(inputs))
+        memory = default_memory(inputs.device) if self._memory is None else self._memory
+        size = Budget(starts, memory).samples(len(inputs))
         inputs, targets = inputs[: min(size, CHECKED_SAMPLES)], targets[:CHECKED_SAMPLES][:size]
         with torch.inference_mode():
             base = plain_pass(starts, inputs)
             suffixes = {tap: advance(start, base) for tap, start in starts.items()}
-            channels = {tap: _most_active(start, base) for tap, start in starts.items()}
+            channels = {tap: most_active(start, base, CHECKED) for tap, start in starts.items()}
         expected = naive_scores(
             self._model, inputs, targets, taps=self._taps, loss=self._loss, channels=channels
         )
-        found = self._score(suffixes, inputs, targets, "float32", channels=channels)
+        cut = _Cut(suffixes=suffixes, budget=Budget(suffixes, memory))
+        found = self._score(cut, inputs, targets, "float32", channels=channels)
         if not _same(found, expected, base[graph.logits]):
             self._note(f"cut at its taps, this network does not compute the same; {_SLOW}")
             return None
         if self._precision != "float32":
-            rough = self._score(suffixes, inputs, targets, self._precision, channels=channels)
+            rough = self._score(cut, inputs, targets, self._precision, channels=channels)
             self._note(
                 f"{self._precision}: scores differ from float32 by up to {_differ(rough, found)}"
             )
-        return suffixes
+        return cut
 
     def _note(self, note: str) -> None:
         logger.warning("exact attention: %s", note)
         self.notes = (*self.notes, note)
 
-    def _memory_on(self, device: torch.device) -> int:
-        return default_memory(device) if self._memory is None else self._memory
-
     def _score(
         self,
-        suffixes: Mapping[str, Suffix],
+        cut: "_Cut",
         inputs: Tensor,
         targets: Tensor,
         precision: Precision,
@@ -136,8 +143,7 @@ class Exact:
         channels: Mapping[str, Tensor] | None = None,
         progress: Progress | None = None,
     ) -> Scored:
-        budget = Budget(suffixes, self._memory_on(inputs.device))
-        size = budget.samples(len(inputs))
+        suffixes, size = cut.suffixes, cut.budget.samples(len(inputs))
         parts = []
         with torch.inference_mode(), _computing(inputs.device, precision):
             for some, labels in zip(
@@ -147,7 +153,7 @@ class Exact:
                 scores = {}
                 for tap, suffix in suffixes.items():
                     which = torch.arange(suffix.width) if channels is None else channels[tap]
-                    copies = budget.copies(tap, len(some))
+                    copies = cut.budget.copies(tap, len(some))
                     chunks = torch.split(which.to(some.device), copies)
                     scores[tap] = self._grown(suffix, base, labels, chunks, progress)
                 features = {
@@ -177,6 +183,14 @@ class Exact:
             if progress is not None:
                 progress(len(losses))
         return torch.cat(columns).T
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Cut:
+    """What follows each tap, and how much of it fits into memory at once."""
+
+    suffixes: dict[str, Suffix]
+    budget: Budget
 
 
 _SLOW = "channels are switched off one full forward pass at a time, which is many times slower"
@@ -249,13 +263,6 @@ def _computing(device: torch.device, precision: Precision) -> AbstractContextMan
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def _most_active(suffix: Suffix, base: Values) -> Tensor:
-    output = base[suffix.tap]
-    dim = suffix.channel_dim
-    size = output.abs().movedim(dim, 0).flatten(1).sum(dim=1)
-    return size.topk(min(CHECKED, len(size))).indices
 
 
 def _same(found: Scored, expected: Scored, logits: Tensor) -> bool:

@@ -98,7 +98,7 @@ def _average(
             scored = scorer(part.inputs, part.targets, progress=work.add)
             running.update(scored, part.positions)
             if partial is not None and partial.is_due:
-                partial.write(running.state())
+                _keep(partial, running)
         if job.tolerance is not None and seen >= old:
             settled = running.has_settled(job.normalize, tolerance=job.tolerance, batches=number)
             if settled:
@@ -106,6 +106,16 @@ def _average(
     if seen < old:
         raise _OtherData(f"there are only {seen} samples where there were {old}")
     return running
+
+
+def _keep(partial: PartialFile, running: Running) -> None:
+    """Writes what there is; a full disk must not end what has taken hours."""
+    try:
+        partial.write(running.state())
+    except OSError as error:
+        logger.warning(
+            "%s could not be written, so it cannot be gone on from: %s", partial.path, error
+        )
 
 
 def _is_old(part: Batch, seen: int, old: int, *, same: bool) -> bool:

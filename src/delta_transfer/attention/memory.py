@@ -44,6 +44,9 @@ class Budget:
         self._memory = memory
         self._graph = next(iter(suffixes.values())).graph
         self._needed = needed(suffixes.values())
+        # What was asked before: walking through the graph takes a while.
+        self._samples: dict[int, int] = {}
+        self._copies: dict[tuple[str, int], int] = {}
 
     def samples(self, most: int) -> int:
         """How many samples a plain pass may have so that one copy of them fits for each tap.
@@ -51,19 +54,27 @@ class Budget:
         Raises:
             UserError: if not even one does.
         """
+        if most not in self._samples:
+            self._samples[most] = self._most_samples(most)
+        return self._samples[most]
+
+    def copies(self, tap: str, samples: int) -> int:
+        """How many copies of so many samples can be run at once, 1 or more."""
+        if (tap, samples) not in self._copies:
+            rest = int(ROOM * self._memory - self._fixed(tap, samples))
+            self._copies[tap, samples] = max(1, rest // max(1, self._per_copy(tap, samples)))
+        return self._copies[tap, samples]
+
+    def _most_samples(self, most: int) -> int:
         while most > 1 and self._least(most) > ROOM * self._memory:
             most = (most + 1) // 2
         if self._least(most) > ROOM * self._memory:
             raise UserError(
                 f"exact attention: memory of {self._memory / MIB:.1f} MiB is too little for one "
-                f"sample, which needs {self._least(1) / ROOM / MIB:.1f} MiB: give more, or smaller inputs"
+                f"sample, which needs {self._least(1) / ROOM / MIB:.1f} MiB: give more, or smaller "
+                "inputs"
             )
         return most
-
-    def copies(self, tap: str, samples: int) -> int:
-        """How many copies of so many samples can be run at once, 1 or more."""
-        rest = ROOM * self._memory - self._fixed(tap, samples)
-        return max(1, int(rest) // max(1, self._per_copy(tap, samples)))
 
     def _least(self, samples: int) -> int:
         plain = peak_bytes(

@@ -1,5 +1,6 @@
 """A file that keeps what an estimate has so far, so that one that was broken off can go on."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -74,12 +75,16 @@ class PartialFile:
         return state, digest
 
     def write(self, state: Mapping[str, Tensor]) -> None:
-        """Writes the state in the old one's place."""
+        """Writes the state in the old one's place.
+
+        Raises:
+            OSError: if it cannot be written; it is due again after the interval, as if it had been.
+        """
+        self._written = time.monotonic()
         about = {"format": _FORMAT, "identity": self._identity, "digest": self.digest}
         content = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, save(content, metadata={_ABOUT: json.dumps(about)}))
-        self._written = time.monotonic()
 
     @property
     def is_due(self) -> bool:
@@ -87,5 +92,6 @@ class PartialFile:
         return time.monotonic() - self._written >= INTERVAL
 
     def remove(self) -> None:
-        """Deletes the file, if it is there."""
-        self.path.unlink(missing_ok=True)
+        """Deletes the file, if it is there and can be deleted: the result does not hang on it."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()

@@ -151,6 +151,12 @@ def start_suffix(graph: Graph, tap: str) -> Suffix:
     return _suffix(graph, node, node, dim, shape(node, 2)[dim])
 
 
+def most_active(suffix: Suffix, base: Values, count: int) -> Tensor:
+    """The channels with the largest features at the tap, where the suffix starts: `[count]`."""
+    size = base[suffix.tap].abs().movedim(suffix.channel_dim, 0).flatten(1).sum(dim=1)
+    return size.topk(min(count, suffix.width)).indices
+
+
 def advance(suffix: Suffix, base: Values) -> Suffix:
     """The suffix with its front as late as it is channel-wise, found by trying it.
 
@@ -162,9 +168,7 @@ def advance(suffix: Suffix, base: Values) -> Suffix:
         suffix: from `start_suffix`.
         base: of a plain pass, the values in `needs`.
     """
-    output = base[suffix.tap]
-    size = output.abs().movedim(suffix.channel_dim, 0).flatten(1).sum(dim=1)
-    channels = size.topk(min(3, suffix.width)).indices
+    output, channels = base[suffix.tap], most_active(suffix, base, 3)
     off = torch.zeros_like(output)
     changed = _copies(output, off, suffix.tap, suffix.channel_dim, channels)
     # The rows that are compared go through the operations together, so that rounding is alike.
@@ -287,7 +291,7 @@ def _update(
     columns = weight.flatten(1)[:, channels].T.to(output.dtype)
     columns = columns.reshape(-1, *[1] * (delta.ndim - 2), columns.shape[1])
     last = output.movedim(channel_dim, -1)
-    # Laid out like the copies of other values: left to itself, the result would be in another order.
+    # Laid out like other values' copies; left to itself, the result would be in another order.
     updated = output.new_empty(len(channels), *last.shape)
     torch.addcmul(last, delta.to(output.dtype), columns, value=-1, out=updated)
     return updated.flatten(0, 1).movedim(-1, channel_dim)
