@@ -85,6 +85,7 @@ NAMED = {
     "vit_small_patch16_224": 32,
     "swin_tiny_patch4_window7_224": 56,
 }
+FAST = {"pypi/efficientnet_lite0", "convnext_tiny", "vit_small_patch16_224"}
 SIZES = {"inception_v3": 96, "torchvision/vit_b_16": 224, "torchvision/swin_v2_t": 64}
 
 
@@ -102,7 +103,7 @@ def ends_and_middle(width: int) -> list[int]:
 
 @pytest.mark.parametrize(
     "name",
-    [*NAMED, *(pytest.param(n, marks=pytest.mark.slow) for n in TABLE if n not in NAMED)],
+    [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in {**NAMED, **TABLE}],
 )
 def test_real_networks_tap_by_tap(name):
     net = moved(build(name)).double()
