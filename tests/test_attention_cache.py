@@ -171,9 +171,19 @@ class TestMeasuring:
             partial.write_text("half")
             raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="the same command goes on where it stopped"):
             measure_once(MEASUREMENT, fail)
         assert [path.name for path in folder.iterdir()] == [f"{MEASUREMENT.key}.partial"]
+
+    def test_an_interruption_promises_nothing_where_nothing_of_it_is_kept(self, folder):
+        def stop(partial: Path | None) -> ChannelAttention:
+            raise KeyboardInterrupt
+
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "another.partial").touch()
+        with pytest.raises(KeyboardInterrupt) as error:
+            measure_once(MEASUREMENT, stop)
+        assert str(error.value) == ""
 
     @pytest.mark.parametrize("damage", ["half", "other", "empty", "text", "not a number", "folder"])
     def test_a_damaged_file_is_measured_anew_and_replaced(

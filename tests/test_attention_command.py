@@ -155,32 +155,6 @@ def test_a_full_disk_leaves_no_picture_of_another_file(capsys, command, tmp_path
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize(
-    ("estimator", "kept", "words"),
-    [
-        ("exact", True, "interrupted: the same command goes on where it stopped\n"),
-        ("exact", False, "interrupted\n"),
-        ("refined", True, "interrupted\n"),
-    ],
-)
-def test_an_interruption_says_whether_something_is_kept(
-    capsys, command, tmp_path, monkeypatch, estimator, kept, words
-):
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(cache))
-
-    def estimate(*args: object, **options: object) -> NoReturn:
-        (cache / "attention").mkdir(parents=True)
-        if kept:
-            (cache / "attention" / "1.partial").touch()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("delta_transfer.attention_command.estimate", estimate)
-    assert main([*command, f"--estimator={estimator}"]) == 1
-    assert capsys.readouterr().err.endswith(words)
-    assert list(tmp_path.iterdir()) == [cache]
-
-
 def test_one_that_was_broken_off_goes_on(capsys, command, tmp_path, monkeypatch):
     """With the very bytes of one that was not."""
     command = [*command, "--estimator=exact", "--json"]

@@ -90,6 +90,9 @@ def measure_once(
     Returns:
         The attention; its `data`, `preprocessing`, temperature, clip and floor may be those of
         another run.
+
+    Raises:
+        KeyboardInterrupt: if the user breaks it off; it says so where something is kept.
     """
     folder, key = cache_folder(), measurement.key
     file = folder / f"{key}.safetensors"
@@ -97,7 +100,15 @@ def measure_once(
     if found is not None:
         logger.info("channel attention: measured before, %s", file)
         return found
-    found = measure(folder / f"{key}.partial" if _is_writable(folder) else None)
+    partial = folder / f"{key}.partial"
+    try:
+        found = measure(partial if _is_writable(folder) else None)
+    except KeyboardInterrupt as stop:
+        if partial.is_file():
+            raise KeyboardInterrupt(
+                "interrupted: the same command goes on where it stopped"
+            ) from stop
+        raise
     try:
         dataclasses.replace(found, data=key).save(file)
     except OSError as error:

@@ -7,7 +7,6 @@ import logging
 import os
 from pathlib import Path
 
-from delta_transfer.attention_cache import cache_folder
 from delta_transfer.attention_summary import TapSummary, figures, origin, summarize
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
@@ -68,7 +67,6 @@ def measure(options: AttentionOptions) -> Measured:
     Raises:
         UserError: if an option, the data or the network is not as it must be, or the file may not
             be written: nothing is written then.
-        KeyboardInterrupt: if the user breaks it off; its message says what becomes of it.
     """
     config = _config(options)
     file = _default_file(options.data) if options.out is None else Path(options.out).expanduser()
@@ -77,13 +75,8 @@ def measure(options: AttentionOptions) -> Measured:
     else:
         _check_file(file, options)
     prepared = prepare(config)
-    try:
-        with progress_bar("channels", "pictures x channels") as progress:
-            attention = estimate(prepared, config, progress=progress)
-    except KeyboardInterrupt:
-        kept = config.attention == "exact" and any(cache_folder().glob("*.partial"))
-        more = ": the same command goes on where it stopped" if kept else ""
-        raise KeyboardInterrupt(f"interrupted{more}") from None
+    with progress_bar("channels", "pictures x channels") as progress:
+        attention = estimate(prepared, config, progress=progress)
     order = attention_order(config, len(prepared.task.train))
     figure = attention_figure(
         figures(attention, prepared.task, order),

@@ -194,11 +194,56 @@ def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
 
 
+class Moments:
+    """Mean and sum of squared deviations of rows `[N, C]`, batch by batch.
+
+    Without the cancellation of `E[x^2] - E[x]^2`: those of batches are merged (Chan et al. 1983).
+    They have the rows' dtype and device.
+
+    Example:
+        >>> moments = Moments()
+        >>> for rows in torch.tensor([[[0.0], [2.0]], [[4.0], [6.0]]]):
+        ...     moments.update(rows)
+        >>> moments.count, moments.mean, moments.squares
+        (4, tensor([3.]), tensor([20.]))
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(())
+        self.squares = torch.zeros(())
+
+    def update(self, rows: Tensor) -> None:
+        """Takes in rows `[N, C]`, floating."""
+        count, mean = len(rows), rows.mean(dim=0)
+        squares = (rows - mean).square().sum(dim=0)
+        if self.count:
+            total = self.count + count
+            shift = mean - self.mean
+            squares = squares + self.squares + shift.square() * (self.count * count / total)
+            mean = self.mean + shift * (count / total)
+        self.count += count
+        self.mean, self.squares = mean, squares
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it, as tensors that share no memory with it."""
+        count = torch.tensor(self.count)
+        return {"count": count, "mean": self.mean.clone(), "squares": self.squares.clone()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], *, device: torch.device | None = None) -> Self:
+        """What `state` was taken of, for rows on a device."""
+        moments = cls()
+        moments.count = int(state["count"])
+        moments.mean = state["mean"].clone().to(device)
+        moments.squares = state["squares"].clone().to(device)
+        return moments
+
+
 class FeatureVariance:
     """The mean over channels of the variance over samples and positions, batch by batch.
 
-    In float32 without the cancellation of `E[x^2] - E[x]^2`: moments of batches are merged (Chan et
-    al. 1983).
+    In float32 or wider, see `Moments`.
 
     Example:
         >>> variance = FeatureVariance()
@@ -207,43 +252,27 @@ class FeatureVariance:
         tensor(1.)
     """
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._mean = torch.zeros(())
-        self._squares = torch.zeros(())
+    def __init__(self, moments: Moments | None = None) -> None:
+        self._moments = moments or Moments()
 
     def update(self, features: Tensor) -> None:
         """Takes in features `[..., C]`."""
-        rows = at_least_float32(features.detach()).flatten(0, -2)
-        count, mean = len(rows), rows.mean(dim=0)
-        squares = (rows - mean).square().sum(dim=0)
-        if self._count:
-            total = self._count + count
-            shift = mean - self._mean
-            squares = squares + self._squares + shift.square() * (self._count * count / total)
-            mean = self._mean + shift * (count / total)
-        self._count += count
-        self._mean, self._squares = mean, squares
+        self._moments.update(at_least_float32(features.detach()).flatten(0, -2))
 
     def compute(self) -> Tensor:
         """Scalar, not below 1e-6, so that a tap that is constant does not divide by zero."""
-        if self._count == 0:
+        if self._moments.count == 0:
             raise ValueError("no features were given: the loader is empty")
-        return (self._squares / self._count).mean().clamp_min(VARIANCE_FLOOR)
+        return (self._moments.squares / self._moments.count).mean().clamp_min(VARIANCE_FLOOR)
 
     def state(self) -> dict[str, Tensor]:
         """What it has taken in, as tensors."""
-        count = torch.tensor(self._count)
-        return {"count": count, "mean": self._mean.clone(), "squares": self._squares.clone()}
+        return self._moments.state()
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], *, device: torch.device) -> Self:
         """What `state` was taken of, for features on a device."""
-        variance = cls()
-        variance._count = int(state["count"])
-        variance._mean = state["mean"].to(device)
-        variance._squares = state["squares"].to(device)
-        return variance
+        return cls(Moments.from_state(state, device=device))
 
 
 def weights_fingerprint(model: nn.Module, *, head: str) -> str:

@@ -204,6 +204,23 @@ class InPlace(nn.Module):
         return self.fc(y.mean(dim=(2, 3)))
 
 
+class Strided(nn.Module):
+    """Pointwise layers that skip positions, have a border, or groups: of these one is an update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3)
+        self.skip = nn.Conv2d(4, 5, 1, stride=2)
+        self.border = nn.Conv2d(4, 5, 1, stride=(2, 3), padding=1)
+        self.groups = nn.Conv2d(4, 6, 1, groups=2)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.body(x))
+        layers = (self.skip, self.border, self.groups)
+        return self.fc(torch.cat([torch.tanh(f(x)).mean(dim=(2, 3)) for f in layers], dim=1))
+
+
 @pytest.mark.parametrize(
     ("make", "tap", "dim"),
     [
@@ -213,6 +230,7 @@ class InPlace(nn.Module):
         (Windows, "norm", 2),
         (Branches, "left", 1),
         (Branches, "right", 1),
+        (Strided, "body", 1),
         (InPlace, "conv", 1),
         (InPlace, "next", 1),
     ],

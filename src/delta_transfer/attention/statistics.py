@@ -6,6 +6,8 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
+from delta_transfer.channel_attention import Moments
+
 GROUPS = 10
 DRIVERS = 4
 
@@ -14,9 +16,8 @@ DRIVERS = 4
 class ScoreStatistics:
     """What is left of the scores of all samples seen so far, whatever batches they came in.
 
-    Means and sums of squares of batches are merged (Chan et al. 1983), in float64 on the CPU. Every
-    tenth sample is in the same group: what the scores are without one group after the other shows
-    how much they depend on the samples (the jackknife).
+    In float64 on the CPU. Every tenth sample is in the same group: what the scores are without one
+    group after the other shows how much they depend on the samples (the jackknife).
 
     Example:
         >>> statistics = ScoreStatistics()
@@ -27,9 +28,7 @@ class ScoreStatistics:
     """
 
     def __init__(self) -> None:
-        self.count = 0
-        self._mean = torch.zeros(0, dtype=torch.float64)
-        self._squares = torch.zeros(0, dtype=torch.float64)
+        self._moments = Moments()
         self._group_counts = torch.zeros(GROUPS, dtype=torch.float64)
         self._group_sums = torch.zeros(GROUPS, 0, dtype=torch.float64)
         self._largest = torch.zeros(0, 0, dtype=torch.float64)
@@ -40,19 +39,13 @@ class ScoreStatistics:
         rows = scores.detach().cpu().double()
         if self.count == 0:
             channels = rows.shape[1]
-            self._mean, self._squares = rows.new_zeros(channels), rows.new_zeros(channels)
             self._group_sums = rows.new_zeros(GROUPS, channels)
             self._largest = rows.new_zeros(0, channels)
             self._drivers = torch.zeros(0, channels, dtype=torch.int64)
         groups = torch.arange(self.count, self.count + len(rows)) % GROUPS
         self._group_counts += torch.bincount(groups, minlength=GROUPS)
         self._group_sums.index_add_(0, groups, rows)
-        mean = rows.mean(dim=0)
-        shift, total = mean - self._mean, self.count + len(rows)
-        self._squares += (rows - mean).square().sum(dim=0)
-        self._squares += shift.square() * (self.count * len(rows) / total)
-        self._mean += shift * (len(rows) / total)
-        self.count = total
+        self._moments.update(rows)
         # Stable, so that of equal ones the first stays, whatever the batches.
         growth = torch.cat([self._largest, rows])
         order = growth.sort(dim=0, descending=True, stable=True).indices[:DRIVERS]
@@ -61,16 +54,21 @@ class ScoreStatistics:
         self._drivers = torch.cat([self._drivers, where]).gather(0, order)
 
     @property
+    def count(self) -> int:
+        """How many samples."""
+        return self._moments.count
+
+    @property
     def mean(self) -> Tensor:
         """`[C]`, float64."""
-        return self._mean.clone()
+        return self._moments.mean.clone()
 
     @property
     def errors(self) -> Tensor:
         """Standard errors of the mean `[C]`, float64; NaN of fewer than two samples."""
         if self.count < 2:
-            return torch.full_like(self._mean, torch.nan)
-        return (self._squares / (self.count - 1) / self.count).sqrt()
+            return torch.full_like(self._moments.mean, torch.nan)
+        return (self._moments.squares / (self.count - 1) / self.count).sqrt()
 
     @property
     def drivers(self) -> Tensor:
@@ -82,14 +80,14 @@ class ScoreStatistics:
         """`[G, C]`: the means of all samples but those of one group; G is 10 or fewer."""
         found = self._group_counts > 0
         if self.count == 0 or found.sum() < 2:
-            return self._mean.new_zeros(0, len(self._mean))
+            return self._group_sums.new_zeros(0, self._group_sums.shape[1])
         sums, counts = self._group_sums[found], self._group_counts[found]
         return (sums.sum(dim=0) - sums) / (self.count - counts).unsqueeze(1)
 
     def state(self) -> dict[str, Tensor]:
         """Everything, as tensors that share no memory with it."""
         return {
-            "count": torch.tensor(self.count),
+            **self._moments.state(),
             **{name: getattr(self, f"_{name}").clone() for name in _STATE},
         }
 
@@ -97,10 +95,10 @@ class ScoreStatistics:
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
         """What `state` was taken of."""
         statistics = cls()
-        statistics.count = int(state["count"])
+        statistics._moments = Moments.from_state(state)
         for name in _STATE:
             setattr(statistics, f"_{name}", state[name].clone())
         return statistics
 
 
-_STATE = ("mean", "squares", "group_counts", "group_sums", "largest", "drivers")
+_STATE = ("group_counts", "group_sums", "largest", "drivers")
