@@ -1,6 +1,8 @@
 # Every target works from a clean clone: the first one called makes .venv and installs into it.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process a core, up to 8; the tests of a file share its runs.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-all coverage mutants check
 
@@ -8,13 +10,13 @@ demo: .venv/.installed
 	$(BIN)/delta-transfer demo
 
 test: .venv/.installed
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-all: .venv/.installed
-	$(BIN)/pytest -m ''
+	$(PYTEST) -m ''
 
 coverage: .venv/.installed
-	$(BIN)/pytest --cov=delta_transfer --cov-report=term:skip-covered
+	$(PYTEST) --cov=delta_transfer --cov-report=term:skip-covered
 
 # It would keep the verdicts of before where only tests have changed.
 mutants: .venv/.installed
