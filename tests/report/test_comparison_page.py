@@ -2,24 +2,29 @@ import math
 import re
 import shutil
 import statistics
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from delta_transfer.errors import UserError
-from delta_transfer.report import write_comparison_report, write_run_report
-from tests.report.made import Page, make_comparison
+from delta_transfer.report import write_comparison_report
+from delta_transfer.report.looks import METHODS, look
+from tests.report.large import make_large_comparison
+from tests.report.made import (
+    BESIDE,
+    DELTA,
+    L2,
+    MINUS,
+    PROBE,
+    T_OF_3,
+    Page,
+    difference,
+    make_comparison,
+    runs,
+)
 
-MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
-T_OF_3 = 4.302652729911275  # Student's t, 97.5%, two degrees of freedom
-PROBE = {0: 0.80, 1: 0.82, 2: 0.81}
-L2 = {0: 0.80, 1: 0.83, 2: 0.80}
-DELTA = {0: 0.85, 1: 0.87, 2: 0.85}
-LOST = {0: 0.79, 1: 0.85, 2: 0.81}  # like plain fine-tuning, within its noise
-
-Runs = Mapping[tuple[str, int], Mapping[str, Any]]
+NONE = "\N{EN DASH}"
+RIGHT, WRONG = ("cat", "cat", 0.9), ("cat", "dog", 0.7)
 
 
 def page_of(folder: Path) -> Page:
@@ -28,239 +33,223 @@ def page_of(folder: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
-def runs(**methods: Mapping[int, float]) -> Runs:
-    return {
-        (method, seed): {
-            "test_accuracy": accuracy,
-            "linear_probe_test_accuracy": PROBE[seed],
-            "seconds": 60.0 + seed,
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be written to."""
+    folder = tmp_path_factory.mktemp("comparison") / "runs"
+    return make_comparison(folder, runs(probe=PROBE, l2=L2, l2sp=BESIDE, delta=DELTA))
+
+
+@pytest.fixture(scope="module")
+def page(comparison: Path) -> Page:
+    return page_of(comparison)
+
+
+class TestRanking:
+    def test_means_deviations_and_differences(self, page: Page) -> None:
+        rest = "1 min 1 s 812 MiB"
+        assert page.row("DELTA 85.7% ±") == (
+            f"DELTA 85.7% ± 1.2 3 {difference(DELTA, L2)} {difference(DELTA, PROBE)} {rest}"
+        )
+        assert page.row("L2-SP 81.7% ±") == (
+            f"L2-SP 81.7% ± 3.1 3 {difference(BESIDE, L2)} {difference(BESIDE, PROBE)} {rest}"
+        )
+        assert page.row("Linear probe 81.0% ±") == (
+            f"Linear probe 81.0% ± 1.0 3 {difference(PROBE, L2)} {NONE} {rest}"
+        )
+        assert page.row("Plain fine-tuning 81.0% ±") == (
+            f"Plain fine-tuning 81.0% ± 1.7 3 {NONE} {difference(L2, PROBE)} {rest}"
+        )
+
+    def test_the_best_comes_first(self, page: Page) -> None:
+        rows = [row.text for row in page.all("tr")]
+        places = [
+            rows.index(page.row(f"{name} ±"))
+            for name in (
+                "DELTA 85.7%",
+                "L2-SP 81.7%",
+                "Linear probe 81.0%",
+                "Plain fine-tuning 81.0%",
+            )
+        ]
+        assert places == sorted(places)
+        terms = [term.text for term in page.all("dt")]
+        figures = dict(zip(terms, [value.text for value in page.all("dd")], strict=True))
+        assert figures == {
+            "Best method": "DELTA",
+            "Test accuracy": "85.7%",
+            "To plain fine-tuning, points": "+4.7",
+            "Linear probe": "81.0%",
         }
-        for method, accuracies in methods.items()
-        for seed, accuracy in accuracies.items()
-    }
 
-
-def difference(values: Mapping[int, float], others: Mapping[int, float]) -> str:
-    """Mean and 95% interval of a paired difference of three seeds, as they must be printed."""
-    deltas = [100 * (values[seed] - others[seed]) for seed in values]
-    mean, half = statistics.mean(deltas), T_OF_3 * statistics.stdev(deltas) / math.sqrt(3)
-    said = [f"{value:+.1f}".replace("-", MINUS) for value in (mean, mean - half, mean + half)]
-    said = [words if words[1:] != "0.0" else "0.0" for words in said]
-    return f"{said[0]} {said[1]} to {said[2]}"
-
-
-@pytest.fixture
-def comparison(tmp_path: Path) -> Path:
-    return make_comparison(tmp_path / "runs", runs(probe=PROBE, l2=L2, l2sp=LOST, delta=DELTA))
-
-
-class TestTable:
-    def test_means_deviations_and_differences(self, comparison: Path) -> None:
-        page = page_of(comparison)
-        assert page.row("DELTA") == (
-            f"DELTA 85.7% ± 1.2 3 {difference(DELTA, L2)} {difference(DELTA, PROBE)} 1 min 1 s"
-        )
-        assert page.row("L2-SP") == (
-            f"L2-SP 81.7% ± 3.1 3 {difference(LOST, L2)} {difference(LOST, PROBE)} 1 min 1 s"
-        )
-        assert page.row("Linear probe 81") == (
-            f"Linear probe 81.0% ± 1.0 3 {difference(PROBE, L2)} {NONE} 1 min 1 s"
-        )
-        assert page.row("Plain fine-tuning 81") == (
-            f"Plain fine-tuning 81.0% ± 1.7 3 {NONE} {difference(L2, PROBE)} 1 min 1 s"
-        )
-
-    def test_only_clear_differences_are_bold(self, comparison: Path) -> None:
-        bold = [element.text for element in page_of(comparison).all("strong")]
+    def test_only_clear_differences_are_bold(self, page: Page) -> None:
+        bold = [element.text for element in page.all("strong")]
         assert bold == ["+4.7", "+4.7"]  # DELTA's, to plain fine-tuning and to the probe
 
-    def test_without_baseline(self, tmp_path: Path) -> None:
-        folder = make_comparison(tmp_path / "runs", runs(probe=PROBE, delta=DELTA))
-        page = page_of(folder)
-        assert "plain fine-tuning" not in page.text.lower()
-        row = f"DELTA 85.7% ± 1.2 3 {difference(DELTA, PROBE)} 1 min 1 s"
-        assert page.row("DELTA 8") == row
-
-    def test_seeds_are_paired(self, tmp_path: Path) -> None:
-        # Two seeds in common, +5 and +4 points; the third of l2 has no partner.
-        some = {seed: DELTA[seed] for seed in (0, 1)}
-        page = page_of(make_comparison(tmp_path / "runs", runs(l2=L2, delta=some)))
-        half = 12.706204736432095 * statistics.stdev([5, 4]) / math.sqrt(2)
-        assert f"+4.5 {MINUS}{half - 4.5:.1f} to +{4.5 + half:.1f}" in page.row("DELTA 8")
-
-    def test_runs_are_listed_with_links_to_their_pages(self, comparison: Path) -> None:
-        for name in ("delta-seed0", "l2-seed2"):
-            write_run_report(comparison / name)
-        page = page_of(comparison)
-        links = [link.attributes["href"] for link in page.all("a")]
-        assert links[:2] == ["l2-seed2/report.html", "delta-seed0/report.html"]
-        assert all((comparison / link).is_file() for link in links[:2])
-        assert page.row("delta-seed1") == "delta-seed1 DELTA 1 87.0% 82.0% 2 1 min 1 s"
-
-
-class TestFindings:
-    def test_a_win(self, comparison: Path) -> None:
-        text = page_of(comparison).text
-        assert "DELTA has the highest test accuracy: 85.7% (mean of 3 seeds)." in text
-        mean, _, interval = difference(DELTA, L2).partition(" ")
-        assert (
-            f"Against plain fine-tuning: {mean} points (95% interval {interval}); "
-            "that is above plain fine-tuning beyond what the choice of seed explains." in text
-        )
-
-    def test_an_interval_with_zero_is_no_win(self, tmp_path: Path) -> None:
-        page = page_of(make_comparison(tmp_path / "runs", runs(l2=L2, l2sp=LOST)))
-        said = "the interval includes zero, so these seeds do not tell the two apart."
-        assert page.text.count(said) == 2
-        assert "beyond what" not in page.text
-
-    def test_below_the_probe(self, tmp_path: Path) -> None:
-        low = {seed: accuracy - 0.05 - 0.001 * seed for seed, accuracy in PROBE.items()}
-        page = page_of(make_comparison(tmp_path / "runs", runs(probe=PROBE, delta=low)))
-        assert "DELTA has the highest test accuracy: 75.9%" in page.text
-        assert "that is below the linear probe beyond what" in page.text
-
-    def test_one_seed(self, tmp_path: Path) -> None:
-        folder = make_comparison(tmp_path / "runs", runs(l2={0: 0.8}, delta={0: 0.85}))
-        page = page_of(folder)
-        assert page.row("DELTA 8") == (
-            "DELTA 85.0% 1 +5.0 one seed, no interval +5.0 one seed, no interval 1 min 0 s"
-        )
-        assert not page.all("strong")
-        assert "With fewer than two seeds there is no interval" in page.text
-        assert "Against plain fine-tuning: +5.0 points, on one seed." in page.text
-        assert "beyond what" not in page.text
-        assert "nan" not in page.text
-
-    def test_equals_share_the_first_place(self, tmp_path: Path) -> None:
-        made = runs(probe={0: 0.9}, l2={0: 0.5}, l2sp={0: 0.7}, delta={0: 0.7})
-        text = page_of(make_comparison(tmp_path / "runs", made)).text
-        assert (
-            "Of the fine-tuned methods, L2-SP and DELTA share the highest test accuracy: "
-            "70.0% (one seed). What follows is said of L2-SP. "
-            "Against plain fine-tuning: +20.0 points" in text
-        )
-
-    def test_the_probe_alone(self, tmp_path: Path) -> None:
-        page = page_of(make_comparison(tmp_path / "runs", runs(probe=PROBE)))
-        assert "Of the methods, Linear probe has the highest test accuracy: 81.0%" in page.text
-
-    def test_no_test_split(self, tmp_path: Path) -> None:
-        none = {"test_accuracy": None, "linear_probe_test_accuracy": None}
-        values = {0: (0.8, 0.7), 1: (0.9, 0.75)}
-        folder = make_comparison(
-            tmp_path / "runs",
-            {
-                ("delta", seed): {
-                    **none,
-                    "val_accuracy": accuracy,
-                    "linear_probe_val_accuracy": probe,
-                }
-                for seed, (accuracy, probe) in values.items()
-            },
-        )
-        page = page_of(folder)
-        assert "All accuracies are on the validation split" in page.text
-        assert "DELTA 85.0% ± 7.1 2 +12.5 " in page.row("DELTA 8")  # 10 and 15 points
-        assert "Linear probe: 72.5%." in page.figure("Validation accuracy per method")
-
-    def test_one_run_without_test_puts_all_on_validation(self, tmp_path: Path) -> None:
-        made = {**runs(delta=DELTA), ("delta", 2): {"test_accuracy": None}}
-        page = page_of(make_comparison(tmp_path / "runs", made))
-        assert "There is no test accuracy for every run." in page.text
-        assert "DELTA 80.0% ± 0.0 3" in page.row("DELTA 8")
-
-
-class TestFigures:
-    def test_accuracies(self, comparison: Path) -> None:
-        told = page_of(comparison).figure("Test accuracy per method.")
+    def test_figure(self, page: Page) -> None:
         half = 100 * T_OF_3 * statistics.stdev(DELTA.values()) / math.sqrt(3)
         mean = 100 * statistics.mean(DELTA.values())
-        assert (
+        assert page.figure("Test accuracy per method.").startswith(
+            "Test accuracy per method. "
             f"DELTA: mean 85.7%, 95% interval {mean - half:.1f}% to {mean + half:.1f}%, "
-            "seeds 85.0%, 87.0%, 85.0%. Linear probe: 81.0%." in told
+            "seeds 85.0%, 87.0%, 85.0%; L2-SP"
         )
 
-    def test_curves_are_means_over_seeds(self, tmp_path: Path) -> None:
+    def test_without_baseline_seeds_in_common_or_test_split(self, tmp_path: Path) -> None:
+        # Accuracies on the validation split, 10 and 15 points above the probe's.
         made = {
-            ("l2", 0): {"curve": [0.1, 0.4, 0.6], "linear_probe_val_accuracy": 0.5},
-            ("l2", 1): {"curve": [0.3, 0.6, 0.7, 0.9], "linear_probe_val_accuracy": 0.6},
-        }
-        folder = make_comparison(tmp_path / "runs", made)
-        assert page_of(folder).figure("Validation accuracy, mean") == (
-            "Validation accuracy, mean over seeds, by epoch. Plain fine-tuning: epoch 0 20.0%, "
-            "epoch 1 50.0%, epoch 2 65.0%. Linear probe: 55.0%."
-        )
-
-    def test_many_methods(self, tmp_path: Path) -> None:
-        names = [f"a_method_with_quite_a_long_name_{number}" for number in range(12)]
-        page = page_of(
-            make_comparison(tmp_path / "runs", runs(**{name: {0: 0.5} for name in names}))
-        )
-        assert page.figure("Test accuracy per method").count("one seed 50.0%") == 12
-
-    def test_without_metrics(self, comparison: Path) -> None:
-        for path in comparison.glob("*/metrics.csv"):
-            path.unlink()
-        assert len(page_of(comparison).all("svg")) == 1
-
-
-RIGHT, WRONG = ("cat", "cat", 0.9), ("cat", "dog", 0.7)
-
-
-class TestExamples:
-    def test_pictures_that_only_one_gets_right(self, tmp_path: Path) -> None:
-        made = {
-            ("probe", 0): {"answers": [RIGHT, WRONG, WRONG, RIGHT], "test_accuracy": 0.5},
-            ("l2", 0): {"answers": [WRONG, WRONG, WRONG, WRONG], "test_accuracy": 0.0},
-            ("delta", 0): {"answers": [WRONG, RIGHT, WRONG, RIGHT], "test_accuracy": 0.6},
+            ("delta", seed): {
+                "test_accuracy": None,
+                "linear_probe_test_accuracy": None,
+                "val_accuracy": accuracy,
+                "linear_probe_val_accuracy": probe,
+            }
+            for seed, (accuracy, probe) in {0: (0.8, 0.7), 1: (0.9, 0.75)}.items()
         }
         page = page_of(make_comparison(tmp_path / "runs", made))
-        assert "DELTA beside the linear probe" in page.headings
-        assert (
-            "Of 4 pictures with seed 0, DELTA has 1 right that the probe gets wrong, "
-            "and 1 wrong that the probe gets right." in page.text
+        assert "plain fine-tuning" not in page.text.lower()
+        assert "All accuracies are on the validation split" in page.text
+        assert "DELTA 85.0% ± 7.1 2 +12.5 " in page.row("DELTA 85.0% ±")
+        assert "Linear probe: 72.5%." in page.figure("Validation accuracy per method")
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The last seed of DELTA with 20 pictures is not there yet."""
+    made: dict[Any, Any] = {
+        (method, seed, *size): {"test_accuracy": 0.5 + 0.1 * len(size) * delta + 0.01 * seed}
+        for seed in (0, 1)
+        for method, delta in (("l2", 0), ("delta", 1))
+        for size in [(5,), (20,), ()]
+    }
+    for size in (5, 20):
+        made["delta", 0, size]["test_accuracy"] = 0.45 + 0.01 * size
+    del made["delta", 1, 20]
+    return page_of(make_comparison(tmp_path_factory.mktemp("sizes") / "runs", made))
+
+
+class TestSizes:
+    def test_accuracy_of_each_method_and_size(self, sizes: Page) -> None:
+        assert sizes.figure("Test accuracy by training pictures per class") == (
+            "Test accuracy by training pictures per class. "
+            "Plain fine-tuning: 5 pictures per class 50.5%, 20 pictures per class 50.5%, "
+            "all training pictures 50.5%; "
+            "DELTA: 5 pictures per class 55.5%, 20 pictures per class 65.0%, "
+            "all training pictures 50.5%."
         )
-        assert [picture.attributes["alt"] for picture in page.all("img")] == [
+        rows = [row.text for row in sizes.all("tr")]
+        start = rows.index(
+            "Method 5 pictures per class 20 pictures per class All training pictures"
+        )
+        half = 12.706204736432095 * math.sqrt(0.5) * 11 / math.sqrt(2)  # 50 and 61 per cent
+        cells = rows[start + 2].split()
+        assert cells[:2] == ["DELTA", "55.5%"]
+        assert float(cells[2].rstrip("%").replace(MINUS, "-")) == pytest.approx(
+            55.5 - half, abs=0.06
+        )
+        assert cells[5] == "65.0%"  # one seed: no interval
+        assert cells[6] == "50.5%"
+
+    def test_the_best_of_each_size(self, sizes: Page) -> None:
+        said = [item.text for item in sizes.all("li")]
+        assert said[1] == (
+            "20 pictures per class: DELTA, 65.0%; +15.0 points to plain fine-tuning "
+            "(one seed, no interval)."
+        )
+        assert said[2].startswith("All training pictures: Plain fine-tuning and DELTA, 50.5%")
+
+    def test_every_size_has_its_ranking(self, sizes: Page) -> None:
+        opened = [element.text for element in sizes.all("summary")]
+        assert opened[:2] == [
+            "The same with 5 pictures per class",
+            "The same with 20 pictures per class",
+        ]
+        told = [svg.attributes["aria-label"] for svg in sizes.all("svg")]
+        assert sum(text.startswith("Test accuracy per method.") for text in told) == 3
+
+    def test_runs_that_are_missing_are_named(self, sizes: Page) -> None:
+        assert "Of 12 runs, 1 is missing: DELTA with seed 1 on 20 pictures per class." in sizes.text
+
+    def test_runs_are_listed(self, sizes: Page) -> None:
+        assert sizes.row("20-per-class/l2-seed1") == (
+            "20-per-class/l2-seed1 Plain fine-tuning 1 20 51.0% 62.5% 3 2 2 min 13 s 812 MiB"
+        )
+        assert not [link for link in sizes.all("a") if "report.html" in link.attributes["href"]]
+
+
+def test_without_files_of_training(tmp_path: Path) -> None:
+    folder = make_comparison(tmp_path / "runs", runs(delta={0: 0.8}))
+    for name in ("metrics.csv", "drift.csv", "examples.csv"):
+        (folder / "delta-seed0" / name).unlink()
+    shutil.rmtree(folder / "delta-seed0" / "examples")
+    page = page_of(folder)
+    left = ["Test accuracy", "Accuracy per class", "Mistakes", "Runs", "Configuration"]
+    assert page.headings == left
+    assert not page.all("img")
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    owl = ("owl", "cat", 0.8)
+    made = {
+        ("probe", 0): {"answers": [RIGHT, WRONG, WRONG, RIGHT, owl], "test_accuracy": 0.5},
+        ("l2", 0): {"answers": [WRONG, WRONG, WRONG, WRONG, owl], "test_accuracy": 0.0},
+        ("delta", 0): {"answers": [WRONG, RIGHT, WRONG, RIGHT, owl], "test_accuracy": 0.6},
+        ("delta", 1): {"answers": [("cat", "dog", 0.99), RIGHT, RIGHT, RIGHT, owl]},
+    }
+    return page_of(make_comparison(tmp_path_factory.mktemp("answers") / "runs", made))
+
+
+class TestAnswers:
+    def test_pictures_that_only_one_gets_right(self, answers: Page) -> None:
+        assert (
+            "Of 5 pictures with seed 0, DELTA has 1 right that the probe gets wrong, "
+            "and 1 wrong that the probe gets right." in answers.text
+        )
+        assert [picture.attributes["alt"] for picture in answers.all("img")][:2] == [
             "cat; the probe says dog with 70.0%, DELTA says cat with 90.0%",
             "cat; the probe says cat with 90.0%, DELTA says dog with 70.0%",
         ]
 
-    def test_same_seed_of_both(self, tmp_path: Path) -> None:
-        made = {
-            ("probe", 0): {"answers": [RIGHT]},
-            ("probe", 3): {"answers": [WRONG, WRONG]},
-            ("delta", 3): {"answers": [RIGHT, RIGHT]},
-        }
-        page = page_of(make_comparison(tmp_path / "runs", made))
-        assert "Of 2 pictures with seed 3, DELTA has 2 right" in page.text
+    def test_surest_mistakes_of_all_seeds_each_once(self, answers: Page) -> None:
+        words = [caption.text for caption in answers.all("figcaption")]
+        start = words.index("cat taken for dog, 99.0% wrong in 2 of 2 runs")
+        assert words[start + 1] == "owl taken for cat, 80.0% wrong in 2 of 2 runs"
+        assert words[start + 2] == "cat taken for dog, 70.0% wrong in 1 of 2 runs"
 
-    def test_other_pictures_or_no_probe(self, tmp_path: Path) -> None:
-        made: dict[tuple[str, int], dict[str, Any]] = {
-            ("probe", 0): {"answers": [WRONG]},
-            ("delta", 0): {"answers": [RIGHT, WRONG]},
-        }
-        page = page_of(make_comparison(tmp_path / "others", made))
-        assert "Example predictions of DELTA" in page.headings
-        assert [picture.attributes["alt"] for picture in page.all("img")] == [
-            "cat, taken for dog with probability 70.0%",
-            "cat, recognised with probability 90.0%",
+    def test_accuracy_per_class(self, answers: Page) -> None:
+        rows = [row.text for row in answers.all("tr")]
+        heading = "Class DELTA Linear probe Plain fine-tuning DELTA takes it for"
+        start = rows.index(heading)
+        assert rows[start + 1 : start + 3] == [
+            "owl 0.0% 0.0% 0.0% cat (2 of 2)",
+            "cat 62.5% 50.0% 0.0% dog (3 of 8)",
         ]
-        del made["probe", 0]
-        page = page_of(make_comparison(tmp_path / "alone", made))
-        assert "Example predictions of DELTA" in page.headings
+        assert (
+            "Against the linear probe, DELTA is better on 1 of 2 classes and worse on 0: "
+            "most is gained on cat (+12.5 points)." in answers.text
+        )
 
-    def test_no_pictures(self, comparison: Path) -> None:
-        for path in [*comparison.glob("*/examples.csv")]:
-            path.unlink()
-            shutil.rmtree(path.parent / "examples")
-        assert not page_of(comparison).all("img")
+    def test_confusion_of_each_method(self, answers: Page) -> None:
+        told = [svg.attributes["aria-label"] for svg in answers.all("svg")]
+        assert [text for text in told if text.startswith("Confusion")] == [
+            "Confusion matrix: 5 of 10 on the diagonal. "
+            "Most frequent mistakes: cat taken for dog (3), owl taken for cat (2).",
+            "Confusion matrix: 2 of 5 on the diagonal. "
+            "Most frequent mistakes: cat taken for dog (2), owl taken for cat (1).",
+            "Confusion matrix: 0 of 5 on the diagonal. "
+            "Most frequent mistakes: cat taken for dog (4), owl taken for cat (1).",
+        ]
 
 
 class TestPage:
-    def test_same_bytes_twice(self, comparison: Path) -> None:
-        first = write_comparison_report(comparison).read_bytes()
-        assert write_comparison_report(comparison).read_bytes() == first
+    def test_same_bytes_twice(self, comparison: Path, page: Page) -> None:
+        assert write_comparison_report(comparison).read_text(encoding="utf-8") == page.content
+
+    def test_configuration_says_what_differs(self, page: Page) -> None:
+        assert page.row("model") == "model pypi/efficientnet_lite0"
+        assert page.row("strength") == "strength not given"
+        assert "Made with python 3.12.0, torch 2.10.0." in page.text
 
     def test_escaped(self, tmp_path: Path) -> None:
         made = {
@@ -270,21 +259,19 @@ class TestPage:
                 "config": {"data": "<u>", "model": "<s>"},
             }
         }
-        folder = make_comparison(tmp_path / "runs", made)
-        write_run_report(folder / "<b>$x$-seed0")
-        page = page_of(folder)
+        page = page_of(make_comparison(tmp_path / "runs", made))
         assert not {element.tag for element in page.elements} & {"b", "i", "u", "s"}
         assert page.all("h1")[0].text == "Methods compared on <u>"
-        assert page.all("a")[0].attributes["href"] == "%3Cb%3E%24x%24-seed0/report.html"
         assert page.all("img")[0].attributes["alt"].startswith('<i>, taken for "')
 
-    def test_stands_alone_and_is_accessible(self, comparison: Path) -> None:
-        page = page_of(comparison)
+    def test_stands_alone_and_is_accessible(self, page: Page) -> None:
         assert not page.all("script")
         for element in page.elements:
             if element.tag != "a":
                 loaded = [element.attributes.get(name, "#") for name in ("src", "href")]
                 assert all(value.startswith(("data:", "#")) for value in loaded)
+        links = [link.attributes["href"] for link in page.all("a")]
+        assert all(link.startswith("https://arxiv.org/abs/") for link in links)
         ids = [e.attributes["id"] for e in page.elements if "id" in e.attributes]
         assert len(ids) == len(set(ids))
         assert set(re.findall(r'(?:href="#|url\(#)([\w-]+)', page.content)) == set(ids)
@@ -294,48 +281,32 @@ class TestPage:
     def test_several_data_sets_are_named(self, tmp_path: Path) -> None:
         made = {
             ("delta", seed): {"config": {"data": data}}
-            for seed, data in enumerate(["a/one", "two", "two"])
+            for seed, data in enumerate(["a/one", "two"])
         }
         page = page_of(make_comparison(tmp_path / "runs", made))
         assert page.all("h1")[0].text == "Methods compared on a/one, two"
+        assert page.row("data") == "data a/one; two"
+
+    def test_six_methods_and_three_seeds_take_less_than_five_megabytes(
+        self, tmp_path: Path
+    ) -> None:
+        folder = make_large_comparison(tmp_path / "runs")
+        path = write_comparison_report(folder)
+        assert 200_000 < path.stat().st_size < 5_000_000
+        page = Page(path.read_text(encoding="utf-8"))
+        assert len(page.all("img")) > 6 * 12
+        assert sum("Confusion" in svg.attributes["aria-label"] for svg in page.all("svg")) == 6
 
 
-class TestDamage:
-    HEADER = "method,seed,test_accuracy,val_accuracy,linear_probe_test_accuracy"
-    HEADER += ",best_epoch,seconds,folder"
-
-    @pytest.mark.parametrize(
-        ("rows", "message"),
-        [
-            ("", "holds no runs"),
-            ("delta,0,0.5,0.5,0.5,1,9,/delta", "line 2: folder must lie in"),
-            ("delta,0,0.5,0.5,0.5,1,9,../delta", "line 2: folder must lie in"),
-            ("delta,0,0.5,0.5,0.5,1,9,", "line 2: folder must lie in"),
-            ("delta,0,50,0.5,0.5,1,9,delta", "test_accuracy must lie between 0 and 1, got '50'"),
-            ("delta,0,0.5,0.5,,1,9,delta", "linear_probe_test_accuracy must be a number, got ''"),
-            ("delta,x,0.5,0.5,0.5,1,9,delta", "seed must be a number, got 'x'"),
-            ("delta,0,0.5,0.5,0.5,1,9", "line 2: 8 cells expected, got 7"),
-            ("delta,0,,0.5,,1,9,delta", "no finished run in"),
-            ("\n".join(["delta,0,0.5,0.5,0.5,1,9,delta"] * 2), "delta with seed 0 is there twice"),
-        ],
-    )
-    def test_table(self, tmp_path: Path, rows: str, message: str) -> None:
-        (tmp_path / "results.csv").write_text(f"{self.HEADER}\n{rows}\n")
-        with pytest.raises(UserError, match=re.escape(message)):
-            write_comparison_report(tmp_path)
-        assert not (tmp_path / "report.html").exists()
-
-    def test_no_comparison(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"results\.csv is missing"):
-            write_comparison_report(tmp_path)
-
-    def test_no_column(self, tmp_path: Path) -> None:
-        (tmp_path / "results.csv").write_text("method,seed\ndelta,0\n")
-        with pytest.raises(UserError, match="has no column test_accuracy, val_accuracy"):
-            write_comparison_report(tmp_path)
-
-    @pytest.mark.parametrize("name", ["config.yaml", "predictions.csv", "result.json"])
-    def test_file_of_a_run(self, comparison: Path, name: str) -> None:
-        (comparison / "delta-seed0" / name).unlink()
-        with pytest.raises(UserError, match=f"delta-seed0.*{re.escape(name)}"):
-            write_comparison_report(comparison)
+def test_methods_that_share_a_colour_differ_in_marker_and_dashes() -> None:
+    methods = ["probe", *METHODS, "own", "other"]
+    looks = [look(method, methods) for method in methods]
+    for number, one in enumerate(looks):
+        for other in looks[:number]:
+            same = (
+                (one.colour == other.colour)
+                + (one.marker == other.marker)
+                + (one.dash == other.dash)
+            )
+            assert same < 2
+    assert look("delta", ["l2", "delta"]) == look("delta", methods)

@@ -2,10 +2,13 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from delta_transfer.errors import UserError
 from delta_transfer.report import write_run_report
+from delta_transfer.report.run_files import read_attention
+from tests.report.large import write_attention
 from tests.report.made import RESULT
 
 
@@ -54,6 +57,16 @@ class TestDamage:
         with pytest.raises(UserError, match=re.escape(name.partition("/")[0])):
             write_run_report(run)
         assert not (run / "report.html").exists()
+
+    def test_attention(self, run: Path) -> None:
+        assert read_attention(run) is None
+        write_attention(run, {"a": np.full(4, 0.25, np.float32)})
+        path = run / "attention.safetensors"
+        whole = path.read_bytes()
+        for content in (b"", whole[:-1], whole.replace(b"attention/a", b"attention/b")):
+            path.write_bytes(content)
+            with pytest.raises(UserError, match=r"attention\.safetensors is no channel attention"):
+                read_attention(run)
 
     def test_line_is_named(self, run: Path) -> None:
         with (run / "drift.csv").open("a") as file:

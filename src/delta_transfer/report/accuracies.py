@@ -1,4 +1,4 @@
-"""The figure of a comparison: the accuracy of each method, seed by seed, with its interval."""
+"""The ranking of a comparison: the accuracy of each method, seed by seed, with its interval."""
 
 from pathlib import Path
 
@@ -7,12 +7,15 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
-from delta_transfer.report.comparison import Comparison, MethodSummary, read_comparison
-from delta_transfer.report.comparison import summarize_methods as summarize
-from delta_transfer.report.curves import look
+from delta_transfer.report.comparison import (
+    Comparison,
+    MethodSummary,
+    ranked,
+    read_comparison,
+    summarize_methods,
+)
 from delta_transfer.report.figures import (
     INK,
-    SERIES,
     WIDTH,
     Draw,
     Plot,
@@ -20,16 +23,18 @@ from delta_transfer.report.figures import (
     printable,
     render,
 )
+from delta_transfer.report.looks import look
 from delta_transfer.report.words import label, percent, shorten
 
 ROW, MARGIN = 36, 66  # height of a method, and of the axis below, in CSS pixels
 
 
 def plot_accuracies(folder: Path, path: Path) -> None:
-    """Draws the accuracy of each method of a comparison into a file.
+    """Draws the accuracy of each method of a comparison into a file, the best first.
 
     Means with their 95% interval, the single seeds as dots, the linear probe as a line. The
-    background is transparent, the colours are readable on light and on dark pages.
+    background is transparent, the colours are readable on light and on dark pages. Of several
+    sizes of the training set the largest is drawn.
 
     Args:
         folder: of the comparison.
@@ -42,26 +47,35 @@ def plot_accuracies(folder: Path, path: Path) -> None:
     if kind not in ("png", "svg"):
         raise UserError(f"{path} must end in .png or .svg")
     comparison = read_comparison(folder)
-    summaries = summarize(comparison)
+    comparison = comparison.at(comparison.sizes[-1])
+    summaries = ranked(summarize_methods(comparison))
     size = (560, ROW * len(summaries) + MARGIN)
     text = _text(comparison, summaries)
     content = render(_draw(comparison, summaries), kind, size=size, title=text)
     write_atomically(path, content)
 
 
-def accuracies_plot(comparison: Comparison, summaries: list[MethodSummary]) -> Plot:
-    """The same as a figure of a page."""
+def accuracies_plot(comparison: Comparison, summaries: list[MethodSummary], name: str) -> Plot:
+    """The same as a figure of a page.
+
+    Args:
+        comparison: runs of one size.
+        summaries: of its methods, in the order in which they are drawn.
+        name: of the figure, for its ids.
+    """
     several = any(summary.accuracy.count > 1 for summary in summaries)
-    bars = "the large ones means, the bars 95% intervals of the mean" if several else ""
     return Plot(
         title=f"{comparison.split.capitalize()} accuracy, seed by seed",
         svg=inline_svg(
             _draw(comparison, summaries),
-            "accuracies",
+            name,
             size=(WIDTH, ROW * len(summaries) + MARGIN),
             text=_text(comparison, summaries),
         ),
-        caption=f"Small dots are seeds, {bars}." if several else "A dot is a run.",
+        caption="Large dots are means, small ones seeds, bars 95% intervals of the mean. Bars that "
+        "overlap do not make two methods equal: the differences, paired by seed, decide."
+        if several
+        else "A dot is a run. One seed has no interval: small differences may be chance.",
     )
 
 
@@ -70,8 +84,7 @@ def _draw(comparison: Comparison, summaries: list[MethodSummary]) -> Draw:
         axes = figure.add_subplot()
         axes.axvline(100 * comparison.probe, color=INK, linestyle="--", linewidth=1.1, zorder=1)
         for y, summary in enumerate(summaries):
-            own = 0 if summary.method == "probe" else look(summary.method, comparison.methods)
-            colour = INK if summary.method == "probe" else SERIES[own % len(SERIES)]
+            colour = look(summary.method, comparison.methods).colour
             values = [100 * value for value in comparison.accuracies(summary.method).values()]
             accuracy, several = summary.accuracy, len(values) > 1
             if several:

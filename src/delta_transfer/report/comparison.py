@@ -1,8 +1,10 @@
 """The runs of a comparison, and what they say about each method."""
 
 import dataclasses
+import itertools
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from delta_transfer.errors import UserError
@@ -22,25 +24,34 @@ class Entry:
     Args:
         method: its method.
         seed: its seed.
+        samples_per_class: training pictures of each class, None for all of them.
         accuracy: on the split that the comparison is made on.
         probe: of the linear probe on the same pictures.
         best_epoch: the epoch that was kept.
+        strength: of the method's penalty, None where it has none.
         seconds: that it took.
+        memory: the most that it held at once, in MiB.
         folder: where it lies, seen from the folder of the comparison.
     """
 
     method: str
     seed: int
+    samples_per_class: int | None
     accuracy: float
     probe: float
     best_epoch: int
+    strength: float | None
     seconds: float
+    memory: float
     folder: PurePosixPath
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All runs, in the order of the table, and the split ("test", "validation") of accuracies."""
+    """All runs, in the order of the table, and the split ("test", "validation") of accuracies.
+
+    What is said of methods and seeds is meant of runs of one size: see `at`.
+    """
 
     folder: Path
     split: str
@@ -55,6 +66,24 @@ class Comparison:
     def seeds(self) -> tuple[int, ...]:
         """The seeds of all runs, in their order."""
         return tuple(sorted({entry.seed for entry in self.entries}))
+
+    @property
+    def sizes(self) -> tuple[int | None, ...]:
+        """The training pictures per class, the fewest first; None, all of them, is last."""
+        sizes = {entry.samples_per_class for entry in self.entries}
+        return tuple(sorted(sizes, key=lambda size: math.inf if size is None else size))
+
+    def at(self, size: int | None) -> "Comparison":
+        """The runs with so many training pictures per class, as a comparison of their own."""
+        entries = [entry for entry in self.entries if entry.samples_per_class == size]
+        return dataclasses.replace(self, entries=tuple(entries))
+
+    @property
+    def missing(self) -> tuple[tuple[str, int, int | None], ...]:
+        """Method, seed and size of runs that others have a counterpart to, but are not there."""
+        there = {(entry.method, entry.seed, entry.samples_per_class) for entry in self.entries}
+        all_of_them = itertools.product(self.methods, self.seeds, self.sizes)
+        return tuple(run for run in all_of_them if run not in there)
 
     @property
     def probe(self) -> float:
@@ -82,6 +111,7 @@ class MethodSummary:
             fine-tuning itself and where there is none with the same seed.
         to_probe: its accuracy less the linear probe's, paired by seed; None for the probe itself.
         seconds: mean time of a run.
+        memory: mean of the most that a run held at once, in MiB.
     """
 
     method: str
@@ -89,10 +119,11 @@ class MethodSummary:
     to_baseline: Summary | None
     to_probe: Summary | None
     seconds: float
+    memory: float
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """The runs of a comparison.
+    """The runs of a comparison, finished or not.
 
     Where one has no test accuracy, all are compared on the validation split.
 
@@ -104,12 +135,13 @@ def read_comparison(folder: Path) -> Comparison:
     if not rows:
         raise UserError(f"{path} holds no runs")
     tested = all(row.cells["test_accuracy"] for row in rows)
-    entries: dict[tuple[str, int], Entry] = {}
+    entries: dict[tuple[str, int, int | None], Entry] = {}
     for row in rows:
         entry = _entry(row, folder, tested=tested)
-        if (entry.method, entry.seed) in entries:
+        key = (entry.method, entry.seed, entry.samples_per_class)
+        if key in entries:
             raise row.error(f"{entry.method} with seed {entry.seed} is there twice")
-        entries[entry.method, entry.seed] = entry
+        entries[key] = entry
     return Comparison(folder, "test" if tested else "validation", tuple(entries.values()))
 
 
@@ -128,6 +160,7 @@ def summarize_methods(comparison: Comparison) -> list[MethodSummary]:
                 to_baseline=paired_difference(accuracies, baseline) if paired else None,
                 to_probe=paired_difference(accuracies, probe) if method != PROBE else None,
                 seconds=statistics.fmean(entry.seconds for entry in entries),
+                memory=statistics.fmean(entry.memory for entry in entries),
             )
         )
     return summaries
@@ -138,6 +171,11 @@ def best_methods(summaries: list[MethodSummary]) -> list[MethodSummary]:
     tuned = [summary for summary in summaries if summary.method != PROBE] or summaries
     highest = max(summary.accuracy.mean for summary in tuned)
     return [summary for summary in tuned if math.isclose(summary.accuracy.mean, highest)]
+
+
+def ranked(summaries: Sequence[MethodSummary]) -> list[MethodSummary]:
+    """The highest mean accuracy first; equals stay in their order."""
+    return sorted(summaries, key=lambda summary: -summary.accuracy.mean)
 
 
 def _entry(row: Row, folder: Path, *, tested: bool) -> Entry:
@@ -153,9 +191,14 @@ def _entry(row: Row, folder: Path, *, tested: bool) -> Entry:
     return Entry(
         method=row.cells["method"],
         seed=row.whole("seed"),
+        samples_per_class=row.whole("samples_per_class")
+        if row.cells["samples_per_class"]
+        else None,
         accuracy=accuracy,
         probe=probe,
         best_epoch=row.whole("best_epoch"),
+        strength=row.number("strength") if row.cells["strength"] else None,
         seconds=row.number("seconds"),
+        memory=row.number("memory"),
         folder=own,
     )

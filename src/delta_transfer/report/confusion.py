@@ -2,18 +2,21 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 
-from matplotlib.collections import PatchCollection
-from matplotlib.colors import to_rgba
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 
-from delta_transfer.report.figures import ACCENT, STRONG, Plot, inline_svg, printable
+from delta_transfer.report.figures import ACCENT, SMALL, STRONG, Plot, inline_svg, printable
 from delta_transfer.report.run_files import Predictions
 from delta_transfer.report.words import shorten
 
-MOST_CLASSES = 30
-CELLS = {6: 46, 12: 32, MOST_CLASSES: 24}  # most classes: side of a cell in CSS pixels
+MOST_CLASSES, MOST_NUMBERED = 100, 30
+# most classes: side of a cell in CSS pixels
+CELLS = {6: 46, 12: 32, MOST_NUMBERED: 24, MOST_CLASSES: 12}
+SHADES = 20  # one drawn thing each, however many cells have it
 LABEL = 20  # letters of a class name beside the matrix
 
 
@@ -70,44 +73,74 @@ def class_accuracies(predictions: Predictions) -> list[ClassAccuracy]:
     return sorted(table, key=lambda entry: entry.accuracy)
 
 
-def confusion_plot(predictions: Predictions) -> Plot | None:
-    """The confusion matrix, a row per label; None if there are too many classes to read it."""
+def pooled(runs: Sequence[Predictions]) -> Predictions:
+    """The predictions of several runs as those of one."""
+    classes = dict.fromkeys(name for run in runs for name in run.classes)
+    return Predictions(tuple(classes), tuple(row for run in runs for row in run.rows))
+
+
+def confusion_plot(
+    predictions: Predictions, name: str = "confusion", *, title: str = "Confusion matrix"
+) -> Plot | None:
+    """The confusion matrix, a row per label; None if there are too many classes to read it.
+
+    Args:
+        predictions: what it is made of.
+        name: of the figure, for its ids.
+        title: its heading.
+    """
     classes = predictions.classes
     if len(classes) > MOST_CLASSES:
         return None
-    counts = confusions(predictions)
-    totals = Counter(row.label for row in predictions.rows)
-    order = {name: position for position, name in enumerate(classes)}
-    names = [shorten(printable(name), LABEL) for name in classes]
+    names = [shorten(printable(each), LABEL) for each in classes]
     cell = next(size for most, size in CELLS.items() if len(classes) <= most)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.grid(visible=False)
-        squares, colours = [], []
-        for (label, prediction), count in counts.items():
-            x, y = order[prediction], order[label]
-            squares.append(Rectangle((x - 0.5, y - 0.5), 1, 1))
-            colours.append(to_rgba(ACCENT, 0.08 + 0.5 * count / totals[label]))
-            text = axes.text(x, y, str(count), ha="center", va="center", fontsize=10, color=STRONG)
-            text.set_in_layout(False)
-        axes.add_collection(PatchCollection(squares, facecolors=colours, linewidths=0))
+        _draw_cells(axes, predictions)
+        size = 9 if len(classes) > MOST_NUMBERED else SMALL
         axes.set(xlim=(-0.5, len(classes) - 0.5), ylim=(len(classes) - 0.5, -0.5), aspect="equal")
-        axes.set_xticks(range(len(classes)), names, rotation=90)
-        axes.set_yticks(range(len(classes)), names)
+        axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(classes)), names, fontsize=size)
         axes.set(xlabel="prediction", ylabel="label")
 
     margin = 6.2 * max(map(len, names)) + 40
     side = cell * len(classes) + margin
-    right = sum(counts[name, name] for name in classes)
+    numbers = " Numbers are pictures;" if len(classes) <= MOST_NUMBERED else ""
+    svg = inline_svg(draw, name, size=(side, side), text=_spoken(predictions))
+    return Plot(
+        title=title,
+        svg=svg,
+        caption=f"A row for each label, a column for each prediction.{numbers} "
+        f"{'the' if numbers else 'The'} fuller the colour, the larger the share of the row.",
+        wide=True,
+    )
+
+
+def _draw_cells(axes: Axes, predictions: Predictions) -> None:
+    counts = confusions(predictions)
+    totals = Counter(row.label for row in predictions.rows)
+    order = {name: position for position, name in enumerate(predictions.classes)}
+    shades: dict[int, list[Path]] = {}
+    for (label, prediction), count in counts.items():
+        x, y = order[prediction], order[label]
+        corners = [(x - 0.5, y - 0.5), (x + 0.5, y - 0.5), (x + 0.5, y + 0.5), (x - 0.5, y + 0.5)]
+        shade = round(SHADES * count / totals[label])
+        shades.setdefault(shade, []).append(Path([*corners, corners[0]], closed=True))
+        if len(order) <= MOST_NUMBERED:
+            text = axes.text(x, y, str(count), ha="center", va="center", fontsize=10, color=STRONG)
+            text.set_in_layout(False)
+    for shade, cells in shades.items():
+        square = Path.make_compound_path(*cells)
+        alpha = 0.08 + 0.5 * shade / SHADES
+        axes.add_patch(PathPatch(square, facecolor=ACCENT, alpha=alpha, linewidth=0))
+
+
+def _spoken(predictions: Predictions) -> str:
+    counts = confusions(predictions)
+    right = sum(counts[name, name] for name in predictions.classes)
     wrong = [(pair, n) for pair, n in counts.most_common() if pair[0] != pair[1]]
     said = [f"{label} taken for {prediction} ({n})" for (label, prediction), n in wrong[:8]]
     text = f"Confusion matrix: {right} of {len(predictions.rows)} on the diagonal. "
-    text += f"Most frequent mistakes: {', '.join(said)}." if said else "No mistakes."
-    return Plot(
-        title="Confusion matrix",
-        svg=inline_svg(draw, "confusion", size=(side, side), text=text),
-        caption="A row for each label, a column for each prediction. Numbers are pictures; "
-        "the fuller the colour, the larger the share of the row.",
-        wide=True,
-    )
+    return text + (f"Most frequent mistakes: {', '.join(said)}." if said else "No mistakes.")

@@ -1,4 +1,4 @@
-"""Learning curves: values over epochs, of one run or of several methods."""
+"""Curves over epochs: of one run, or a line per method."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,20 +21,22 @@ from delta_transfer.report.figures import (
     legend,
     printable,
 )
+from delta_transfer.report.looks import MARKERS, look
 from delta_transfer.report.words import label, percent, shorten
 
 Series = Mapping[int, float]
 
-MARKERS = ("o", "s", "^", "D", "v", "P")
-DASHES = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 MANY_EPOCHS = 30  # from where on a line has no markers
-# A method looks the same in every figure.
-METHODS = ("delta", "l2", "l2sp", "lp_ft", "delta_no_attention")
+
+
+def finite(values: Series) -> dict[int, float]:
+    """The values without those that are no number."""
+    return {epoch: value for epoch, value in values.items() if math.isfinite(value)}
 
 
 def series(metrics: Mapping[int, Mapping[str, float]], name: str) -> dict[int, float]:
     """The finite values of one name by epoch."""
-    return _finite({epoch: values[name] for epoch, values in metrics.items() if name in values})
+    return finite({epoch: values[name] for epoch, values in metrics.items() if name in values})
 
 
 def accuracy_plot(accuracy: Series, *, probe: float, best_epoch: int) -> Plot:
@@ -72,7 +74,13 @@ def accuracy_plot(accuracy: Series, *, probe: float, best_epoch: int) -> Plot:
 
 
 def lines_plot(
-    lines: Mapping[str, Series], name: str, *, title: str, caption: str = "", shades: bool = False
+    lines: Mapping[str, Series],
+    name: str,
+    *,
+    title: str,
+    caption: str = "",
+    shades: bool = False,
+    top: float | None = None,
 ) -> Plot | None:
     """Several values over epochs.
 
@@ -82,11 +90,12 @@ def lines_plot(
         title: its heading.
         caption: how to read it.
         shades: the lines are one thing at several depths: one colour, from pale to full.
+        top: where the axis ends, for figures that are compared; as the values need if None.
 
     Returns:
         The plot, or None if there is no finite value to draw.
     """
-    lines = {key: _finite(values) for key, values in lines.items()}
+    lines = {key: finite(values) for key, values in lines.items()}
     lines = {key: values for key, values in lines.items() if values}
     if not lines:
         return None
@@ -100,10 +109,11 @@ def lines_plot(
             _mark(line, number)
             if shades:
                 line.set(color=ACCENT, alpha=0.3 + 0.7 * (number + 1) / len(lines))
-            line.set_clip_on(False)  # a marker at zero is whole
+            # A marker at zero is whole, a line stays below the top.
+            line.set_clip_on(top is not None and max(values.values()) > top)
             handles.append(line)
         if all(value >= 0 for values in lines.values() for value in values.values()):
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=0, top=top)
         legend(figure, handles)
 
     said = [f"{key}: {_spoken(values, '{:.3g}'.format)}" for key, values in lines.items()]
@@ -112,34 +122,58 @@ def lines_plot(
     return Plot(title=title, svg=svg, caption=caption)
 
 
-def methods_plot(curves: Mapping[str, Series], *, probe: float, seeds: int) -> Plot:
+def methods_plot(
+    curves: Mapping[str, Series], name: str, *, title: str, methods: Sequence[str], caption: str
+) -> Plot:
+    """Values over epochs, a line per method.
+
+    Args:
+        curves: values not below zero, by epoch, by method.
+        name: of the figure, for its ids.
+        title: its heading.
+        methods: all that are compared, in their order.
+        caption: how to read it.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = _epoch_axes(figure, curves.values())
+        handles = _method_lines(axes, curves, methods)
+        for handle in handles:
+            handle.set_clip_on(False)  # a marker at zero is whole
+        legend(figure, handles)
+        axes.set_ylim(bottom=0)
+
+    said = [f"{label(key)}: {_spoken(values, '{:.3g}'.format)}" for key, values in curves.items()]
+    size = (WIDTH, height_with_legend([_short(method) for method in curves]))
+    svg = inline_svg(draw, name, size=size, text=f"{title} by epoch. {'; '.join(said)}.")
+    return Plot(title=title, svg=svg, caption=caption)
+
+
+def accuracies_over_epochs(
+    curves: Mapping[str, Series], *, probe: float, seeds: int, methods: Sequence[str]
+) -> Plot:
     """Validation accuracy over epochs, a line per method.
 
     Args:
         curves: means over the seeds, by epoch, by method.
         probe: mean validation accuracy of the linear probe.
         seeds: how many there are at most.
+        methods: all that are compared, in their order.
     """
-    names = {method: shorten(printable(label(method)), 34) for method in curves}
     floor = _floor(list(curves.values()), probe)
 
     def draw(figure: Figure) -> None:
         axes = _epoch_axes(figure, curves.values())
-        handles: list[Artist] = []
-        for method, values in curves.items():
-            number = look(method, list(curves))
-            colour = SERIES[number % len(SERIES)]
-            line = _line(axes, _percentages(values), colour=colour, name=names[method])
-            _mark(line, number)
-            line.set_linestyle(DASHES[number % len(DASHES)])  # type: ignore[arg-type]
-            handles.append(line)
+        percentages = {method: _percentages(values) for method, values in curves.items()}
+        handles = _method_lines(axes, percentages, methods)
         legend(figure, [*handles, _probe_line(axes, probe)])
         _in_percent(axes, floor)
 
     said = [f"{label(method)}: {_spoken(values, percent)}" for method, values in curves.items()]
     title = "Validation accuracy" + (", mean over seeds" if seeds > 1 else "")
-    size = (WIDTH, height_with_legend([*names.values(), "linear probe"], height=HEIGHT + 20))
+    names = [*map(_short, curves), f"linear probe {percent(probe)}"]
     text = f"{title}, by epoch. {'; '.join(said)}. Linear probe: {percent(probe)}."
+    size = (WIDTH, height_with_legend(names, height=HEIGHT + 20))
     return Plot(
         title=title,
         svg=inline_svg(draw, "curves", size=size, text=text),
@@ -147,12 +181,20 @@ def methods_plot(curves: Mapping[str, Series], *, probe: float, seeds: int) -> P
     )
 
 
-def look(method: str, methods: Sequence[str]) -> int:
-    """The number of a method's colour and marker: its own, or the next that is free."""
-    if method in METHODS:
-        return METHODS.index(method)
-    others = [name for name in methods if name not in METHODS and name != "probe"]
-    return len(METHODS) + (others.index(method) if method in others else 0)
+def _method_lines(axes: Axes, curves: Mapping[str, Series], methods: Sequence[str]) -> list[Artist]:
+    handles: list[Artist] = []
+    for method, values in curves.items():
+        own = look(method, methods)
+        line = _line(axes, values, colour=own.colour, name=_short(method))
+        if line.get_marker():
+            line.set_marker(own.marker)
+        line.set_linestyle(own.dash)  # type: ignore[arg-type]
+        handles.append(line)
+    return handles
+
+
+def _short(method: str) -> str:
+    return shorten(printable(label(method)), 34)
 
 
 def _epoch_axes(figure: Figure, lines: Iterable[Series]) -> Axes:
@@ -216,10 +258,6 @@ def _probe_line(axes: Axes, probe: float) -> Line2D:
         linewidth=1.2,
         label=f"linear probe {percent(probe)}",
     )
-
-
-def _finite(values: Series) -> dict[int, float]:
-    return {epoch: value for epoch, value in values.items() if math.isfinite(value)}
 
 
 def _percentages(values: Series) -> dict[int, float]:

@@ -1,5 +1,6 @@
 """Templates filled in: one HTML file that loads nothing, its values escaped."""
 
+import dataclasses
 from pathlib import PurePosixPath, PureWindowsPath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -7,6 +8,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from delta_transfer.report import words
 
 NAME = "report.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Numbers behind a figure: a title, headings, and each row's name and values as words."""
+
+    title: str
+    headings: list[str]
+    rows: list[tuple[str, list[str]]]
 
 
 def render_page(template: str, values: dict[str, object]) -> str:
@@ -29,8 +39,10 @@ def render_page(template: str, values: dict[str, object]) -> str:
         "duration": words.duration,
         "interval": words.interval,
         "label": words.label,
+        "mebibytes": words.mebibytes,
         "percent": words.percent,
         "points": words.points,
+        "training": words.training,
     }
     return environment.get_template(template).render(values)
 

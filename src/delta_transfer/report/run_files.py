@@ -3,11 +3,13 @@
 import base64
 import dataclasses
 import io
+import json
 import math
 from pathlib import Path
 
 import yaml
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 
 from delta_transfer.errors import UserError
 from delta_transfer.report.tables import Row, read_lines, read_table
@@ -117,6 +119,23 @@ def read_drift(folder: Path) -> dict[str, dict[int, float]] | None:
     for row in read_table(path, ["epoch", "tap", "distance"]):
         taps.setdefault(row.cells["tap"], {})[row.whole("epoch")] = row.number("distance")
     return taps if any(len(epochs) > 1 for epochs in taps.values()) else None
+
+
+def read_attention(folder: Path) -> dict[str, tuple[float, ...]] | None:
+    """The attention of each tap's channels, which sums to 1; None if the method has none.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path = folder / "attention.safetensors"
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            taps = json.loads((file.metadata() or {})["delta-transfer"])["taps"]
+            return {tap: tuple(file.get_tensor(f"attention/{tap}").tolist()) for tap in taps}
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is no channel attention, or is damaged: {error}") from error
 
 
 def read_predictions(folder: Path) -> Predictions:

@@ -1,13 +1,12 @@
 """The page of one run."""
 
-import dataclasses
 from pathlib import Path
 
 from delta_transfer.files import write_atomically
 from delta_transfer.report.confusion import class_accuracies, confusion_plot
 from delta_transfer.report.curves import accuracy_plot, lines_plot, series
 from delta_transfer.report.figures import Plot
-from delta_transfer.report.pages import NAME, data_name, render_page
+from delta_transfer.report.pages import NAME, Table, data_name, render_page
 from delta_transfer.report.run_files import (
     read_config,
     read_drift,
@@ -30,14 +29,6 @@ COLUMNS = {
     "train_task": "Task term",
     "lr": "Learning rate",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class EpochTable:
-    """The numbers behind the curves: headings, and the values of each epoch as words."""
-
-    headings: list[str]
-    rows: list[tuple[int, list[str]]]
 
 
 def write_run_report(folder: Path) -> Path:
@@ -76,7 +67,7 @@ def write_run_report(folder: Path) -> Path:
             "confusion": confusion_plot(predictions),
             "mistakes": [example for example in examples if not example.prediction.right],
             "right": [example for example in examples if example.prediction.right],
-            "config": config,
+            "config": {name: [value] for name, value in config.items()},
         },
     )
     path = folder / NAME
@@ -125,12 +116,12 @@ def _penalties(metrics: Metrics) -> list[str]:
     return [name[6:] for name in names if name.startswith("train_") and name not in others]
 
 
-def _epoch_table(metrics: Metrics) -> EpochTable:
+def _epoch_table(metrics: Metrics) -> Table:
     present = {name for values in metrics.values() for name in values}
     columns = {name: heading for name, heading in COLUMNS.items() if name in present}
     columns |= {f"train_{name}": f"Penalty {name}" for name in _penalties(metrics)}
     rows = [
-        (epoch, [f"{values[name]:.4g}" if name in values else "" for name in columns])
+        (str(epoch), [f"{values[name]:.4g}" if name in values else "" for name in columns])
         for epoch, values in metrics.items()
     ]
-    return EpochTable(list(columns.values()), rows)
+    return Table("Numbers by epoch", ["Epoch", *columns.values()], rows)

@@ -1,6 +1,7 @@
 """Numbers as words: percentages, points, intervals, times, and what may be said of them."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from delta_transfer.stats import Summary
@@ -11,6 +12,13 @@ LABELS = {
     "l2": "Plain fine-tuning",
     "lp_ft": "LP-FT",
     "l2sp": "L2-SP",
+    "lwf": "LwF",
+    "bss": "BSS",
+    "stochnorm": "StochNorm",
+    "co_tuning": "Co-Tuning",
+    "rifle": "RIFLE",
+    "ldifs": "LDIFS",
+    "spd": "SPD",
     "delta_no_attention": "DELTA (no attention)",
     "delta": "DELTA",
 }
@@ -23,6 +31,26 @@ Verdict = Literal["above", "below", "unclear", "single"]
 def label(method: str) -> str:
     """What a method is called on a page."""
     return LABELS.get(method, method)
+
+
+def training(size: int | None) -> str:
+    """How many pictures were trained on, by the number per class; None is all of them.
+
+    Example:
+        >>> training(5), training(None)
+        ('5 pictures per class', 'all training pictures')
+    """
+    return "all training pictures" if size is None else f"{count(size, 'picture')} per class"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    Example:
+        >>> listed(["L2-SP"]), listed(["L2-SP", "SPD", "DELTA"])
+        ('L2-SP', 'L2-SP, SPD and DELTA')
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def percent(fraction: float) -> str:
@@ -74,6 +102,16 @@ def verdict(difference: Summary) -> Verdict:
     if _rounded(difference.low) > 0:
         return "above"
     return "below" if _rounded(difference.high) < 0 else "unclear"
+
+
+def mebibytes(memory: float) -> str:
+    """An amount of memory that is given in MiB.
+
+    Example:
+        >>> mebibytes(812.4), mebibytes(1536)
+        ('812 MiB', '1.5 GiB')
+    """
+    return f"{memory:.0f} MiB" if memory < 1024 else f"{memory / 1024:.1f} GiB"
 
 
 def duration(seconds: float) -> str:

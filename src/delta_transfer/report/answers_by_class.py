@@ -1,0 +1,149 @@
+"""What the runs of a comparison answer: accuracy class by class, and their surest mistakes."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from delta_transfer.report.comparison import BASELINE, PROBE, Comparison
+from delta_transfer.report.confusion import class_accuracies, confusion_plot, pooled
+from delta_transfer.report.figures import Plot
+from delta_transfer.report.pages import Table
+from delta_transfer.report.run_files import (
+    Prediction,
+    Predictions,
+    read_examples,
+    read_predictions,
+)
+from delta_transfer.report.words import label, percent, points
+
+MOST_MISTAKES = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """A picture, as a data: URI, the surest wrong answer to it, and how many runs are wrong."""
+
+    picture: str
+    prediction: Prediction
+    wrong: int
+    runs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a method answers, over all seeds: the confusion matrix and the surest mistakes."""
+
+    method: str
+    confusion: Plot | None
+    mistakes: list[Mistake]
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """The accuracy of each class by method, and what it shows, in a sentence or none."""
+
+    table: Table
+    conclusion: str
+
+
+def answers(comparison: Comparison, methods: Sequence[str]) -> tuple[Classes, list[Answers]]:
+    """The accuracy of each class, and what each method mistakes.
+
+    Args:
+        comparison: runs of one size.
+        methods: its methods, the best first.
+    """
+    folders = {
+        method: [comparison.folder / run.folder for run in comparison.of(method)]
+        for method in methods
+    }
+    runs = {method: list(map(read_predictions, own)) for method, own in folders.items()}
+    together = {method: pooled(own) for method, own in runs.items()}
+    made = [
+        Answers(
+            method,
+            confusion_plot(
+                together[method],
+                f"confusion{number}",
+                title=f"Confusion matrix of {label(method)}",
+            ),
+            _mistakes(folders[method], runs[method]),
+        )
+        for number, method in enumerate(methods)
+    ]
+    return _classes(together), made
+
+
+def _mistakes(folders: Sequence[Path], runs: Sequence[Predictions]) -> list[Mistake]:
+    """Those with the highest probability of all seeds, each picture once."""
+    seen = Counter(row.path for run in runs for row in run.rows)
+    wrong = Counter(row.path for run in runs for row in run.rows if not row.right)
+    examples = [example for folder in folders for example in read_examples(folder) or ()]
+    surest = {
+        example.prediction.path: example
+        for example in sorted(examples, key=lambda example: example.prediction.probability)
+        if not example.prediction.right
+    }
+    found = sorted(surest.values(), key=lambda example: -example.prediction.probability)
+    return [
+        Mistake(
+            example.picture,
+            example.prediction,
+            wrong[example.prediction.path],
+            seen[example.prediction.path],
+        )
+        for example in found[:MOST_MISTAKES]
+    ]
+
+
+def _classes(together: Mapping[str, Predictions]) -> Classes:
+    """The classes that have pictures, those first that the first method has most trouble with."""
+    tables = {
+        method: {entry.name: entry for entry in class_accuracies(predictions)}
+        for method, predictions in together.items()
+    }
+    first, *others = tables
+    names = dict.fromkeys(name for entries in tables.values() for name in entries)
+    rows = []
+    for name in names:
+        accuracies = [
+            percent(entries[name].accuracy) if name in entries else ""
+            for entries in tables.values()
+        ]
+        own = tables[first].get(name)
+        taken = (
+            f"{own.mistaken_for} ({own.mistakes} of {own.count})" if own and own.mistakes else ""
+        )
+        rows.append((name, [*accuracies, taken]))
+    headings = ["Class", *map(label, tables), f"{label(first)} takes it for"]
+    other = next((method for method in (PROBE, BASELINE) if method in others), None)
+    said = ""
+    if other:
+        both = tables[first].keys() & tables[other].keys()
+        gains = {
+            name: tables[first][name].accuracy - tables[other][name].accuracy
+            for name in names
+            if name in both
+        }
+        said = _extremes(gains, first, other)
+    return Classes(Table("Accuracy per class", headings, rows), said)
+
+
+def _extremes(gains: Mapping[str, float], method: str, other: str) -> str:
+    if not gains:
+        return ""
+    up = sum(gain > 0 for gain in gains.values())
+    down = sum(gain < 0 for gain in gains.values())
+    against = "the linear probe" if other == PROBE else label(other).lower()
+    said = (
+        f"Against {against}, {label(method)} is better on {up} of {len(gains)} classes "
+        f"and worse on {down}"
+    )
+    parts = []
+    most, least = (pick(gains, key=gains.__getitem__) for pick in (max, min))
+    if gains[most] > 0:
+        parts.append(f"most is gained on {most} ({points(gains[most])} points)")
+    if gains[least] < 0:
+        parts.append(f"most is lost on {least} ({points(gains[least])})")
+    return f"{said}: {', '.join(parts)}." if parts else f"{said}."

@@ -1,0 +1,192 @@
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from delta_transfer.errors import UserError
+from delta_transfer.report import write_comparison_report
+from delta_transfer.report.comparison import (
+    ranked,
+    read_comparison,
+    summarize_methods,
+)
+from delta_transfer.report.findings import findings
+from delta_transfer.result import COMPARISON_COLUMNS
+from tests.report.made import (
+    BESIDE,
+    DELTA,
+    L2,
+    PROBE,
+    difference,
+    make_comparison,
+    runs,
+    write_csv,
+)
+
+
+def said(folder: Path) -> str:
+    comparison = read_comparison(folder)
+    return " ".join(findings(comparison, summarize_methods(comparison)))
+
+
+def rows(*changes: Mapping[str, object]) -> list[list[object]]:
+    """Rows of `results.csv` that differ from a good one."""
+    good = dict(
+        zip(
+            COMPARISON_COLUMNS,
+            ("delta", 0, "", 0.5, 0.5, 0.5, 1, 3.0, 9, 800, "delta"),
+            strict=True,
+        )
+    )
+    return [list(COMPARISON_COLUMNS), *[list({**good, **change}.values()) for change in changes]]
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Path:
+    return make_comparison(tmp_path / "runs", runs(probe=PROBE, l2=L2, l2sp=BESIDE, delta=DELTA))
+
+
+class TestRuns:
+    def test_sizes_ascend_and_all_pictures_come_last(self, tmp_path: Path) -> None:
+        changes = [
+            {"samples_per_class": size, "seed": seed} for size in (20, "", 5) for seed in (1, 0)
+        ]
+        write_csv(tmp_path / "results.csv", rows(*changes))
+        found = read_comparison(tmp_path)
+        assert found.sizes == (5, 20, None)
+        for size in found.sizes:
+            part = found.at(size)
+            assert part.sizes == (size,)
+            assert [run.samples_per_class for run in part.entries] == [size, size]
+            assert part.seeds == (0, 1)
+        assert len(found.entries) == 6
+
+    def test_figures_of_a_run(self, tmp_path: Path) -> None:
+        write_csv(tmp_path / "results.csv", rows({}, {"seed": 1, "strength": "", "memory": 400.5}))
+        first, second = read_comparison(tmp_path).entries
+        assert (first.strength, first.memory, first.samples_per_class) == (3.0, 800, None)
+        assert (second.strength, second.memory) == (None, 400.5)
+        (summary,) = summarize_methods(read_comparison(tmp_path))
+        assert summary.memory == 600.25
+
+    def test_best_first(self, comparison: Path) -> None:
+        summaries = summarize_methods(read_comparison(comparison))
+        assert [found.method for found in summaries] == ["probe", "l2", "l2sp", "delta"]
+        # the probe and plain fine-tuning have 81.0% each
+        assert [found.method for found in ranked(summaries)] == ["delta", "l2sp", "probe", "l2"]
+
+    def test_missing_are_those_that_others_have_a_counterpart_to(self, tmp_path: Path) -> None:
+        changes: list[dict[str, object]] = [
+            {"method": "l2", "seed": 0, "samples_per_class": 5},
+            {"method": "l2", "seed": 1, "samples_per_class": 5},
+            {"method": "delta", "seed": 0, "samples_per_class": 5},
+            {"method": "l2", "seed": 0},
+        ]
+        write_csv(tmp_path / "results.csv", rows(*changes))
+        missing = read_comparison(tmp_path).missing
+        assert set(missing) == {
+            ("l2", 1, None),
+            ("delta", 1, 5),
+            ("delta", 0, None),
+            ("delta", 1, None),
+        }
+        write_csv(tmp_path / "results.csv", rows(*changes[:2]))
+        assert read_comparison(tmp_path).missing == ()
+
+
+class TestFindings:
+    def test_a_win(self, comparison: Path) -> None:
+        text = said(comparison)
+        assert "DELTA has the highest test accuracy: 85.7% (mean of 3 seeds)." in text
+        mean, _, interval = difference(DELTA, L2).partition(" ")
+        assert (
+            f"Against plain fine-tuning: {mean} points (95% interval {interval}); "
+            "that is above plain fine-tuning beyond what the choice of seed explains." in text
+        )
+
+    def test_an_interval_with_zero_is_no_win(self, tmp_path: Path) -> None:
+        text = said(make_comparison(tmp_path / "runs", runs(l2=L2, l2sp=BESIDE)))
+        assert text.count("the interval includes zero, so these seeds do not tell") == 2
+        assert "beyond what" not in text
+
+    def test_below_the_probe(self, tmp_path: Path) -> None:
+        low = {seed: accuracy - 0.05 - 0.001 * seed for seed, accuracy in PROBE.items()}
+        text = said(make_comparison(tmp_path / "runs", runs(probe=PROBE, delta=low)))
+        assert "DELTA has the highest test accuracy: 75.9%" in text
+        assert "that is below the linear probe beyond what" in text
+
+    def test_one_seed(self, tmp_path: Path) -> None:
+        folder = make_comparison(tmp_path / "runs", runs(l2={0: 0.8}, delta={0: 0.85}))
+        text = said(folder)
+        assert "With fewer than two seeds there is no interval" in text
+        assert "Against plain fine-tuning: +5.0 points, on one seed." in text
+        assert "beyond what" not in text
+        assert "nan" not in text
+
+    def test_equals_share_the_first_place(self, tmp_path: Path) -> None:
+        made = runs(probe={0: 0.9}, l2={0: 0.5}, l2sp={0: 0.7}, delta={0: 0.7})
+        text = said(make_comparison(tmp_path / "runs", made))
+        assert (
+            "Of the fine-tuned methods, L2-SP and DELTA share the highest test accuracy: "
+            "70.0% (one seed). What follows is said of L2-SP. "
+            "Against plain fine-tuning: +20.0 points" in text
+        )
+
+    def test_the_probe_alone(self, tmp_path: Path) -> None:
+        text = said(make_comparison(tmp_path / "runs", runs(probe=PROBE)))
+        assert "Of the methods, Linear probe has the highest test accuracy: 81.0%" in text
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"folder": "/delta"}, "line 2: folder must lie in"),
+            ({"folder": "../delta"}, "line 2: folder must lie in"),
+            ({"folder": ""}, "line 2: folder must lie in"),
+            ({"test_accuracy": 50}, "test_accuracy must lie between 0 and 1, got '50'"),
+            ({"linear_probe_test_accuracy": ""}, "linear_probe_test_accuracy must be a number"),
+            ({"seed": "x"}, "seed must be a number, got 'x'"),
+            ({"samples_per_class": 2.5}, "samples_per_class must be a whole number, got '2.5'"),
+            ({"strength": "auto"}, "strength must be a number, got 'auto'"),
+            ({"memory": ""}, "memory must be a number, got ''"),
+            ({"test_accuracy": "", "linear_probe_test_accuracy": ""}, "no finished run in"),
+        ],
+    )
+    def test_cell(self, tmp_path: Path, change: Mapping[str, object], message: str) -> None:
+        write_csv(tmp_path / "results.csv", rows(change))
+        with pytest.raises(UserError, match=re.escape(message)):
+            write_comparison_report(tmp_path)
+        assert not (tmp_path / "report.html").exists()
+
+    def test_no_runs(self, tmp_path: Path) -> None:
+        write_csv(tmp_path / "results.csv", rows())
+        with pytest.raises(UserError, match="holds no runs"):
+            read_comparison(tmp_path)
+
+    def test_short_line(self, tmp_path: Path) -> None:
+        write_csv(tmp_path / "results.csv", [COMPARISON_COLUMNS, ["delta", 0]])
+        with pytest.raises(UserError, match="line 2: 11 cells expected, got 2"):
+            read_comparison(tmp_path)
+
+    def test_twice(self, tmp_path: Path) -> None:
+        write_csv(tmp_path / "results.csv", rows({}, {"samples_per_class": 5}, {}))
+        with pytest.raises(UserError, match="line 4: delta with seed 0 is there twice"):
+            read_comparison(tmp_path)
+
+    def test_no_comparison(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"results\.csv is missing"):
+            write_comparison_report(tmp_path)
+
+    def test_no_column(self, tmp_path: Path) -> None:
+        (tmp_path / "results.csv").write_text("method,seed\ndelta,0\n")
+        with pytest.raises(UserError, match="has no column samples_per_class, test_accuracy"):
+            read_comparison(tmp_path)
+
+    @pytest.mark.parametrize("name", ["config.yaml", "predictions.csv", "result.json"])
+    def test_file_of_a_run(self, tmp_path: Path, name: str) -> None:
+        folder = make_comparison(tmp_path / "runs", runs(delta={0: 0.8}))
+        (folder / "delta-seed0" / name).unlink()
+        with pytest.raises(UserError, match=f"delta-seed0.*{re.escape(name)}"):
+            write_comparison_report(folder)
