@@ -1,57 +1,187 @@
-"""Accuracy of the methods on a data set: a row a method, mean over seeds, paired differences.
+"""Accuracy of the methods on small sets of pictures: a table for each size and set, and their mean.
 
-    python benchmarks/accuracy.py ../shared/data/images/dtd10 --image-size 128
-    python benchmarks/accuracy.py ../shared/data/images/cifar10_small --image-size 96 \
-        --samples-per-class 20
+    python benchmarks/accuracy.py --write docs/results.md
+    python benchmarks/accuracy.py --sets skimage/patches --methods probe,l2,delta --seeds 0,1,2
+
+Broken off, the same command goes on.
 """
 
 import argparse
-import json
+import dataclasses
 import logging
-import tempfile
+import platform
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from delta_transfer.compare import compare, table
+import torch
+
+from delta_transfer.compare import compare, describe
 from delta_transfer.config import TrainConfig
+from delta_transfer.data import load_task
+from delta_transfer.data.look import cores
+from delta_transfer.devices import find_device
+from delta_transfer.methods import METHODS
+from delta_transfer.options import seed_list, size_list
+from delta_transfer.report.comparison import Comparison, read_comparison, summarize_methods
+from delta_transfer.result import RunResult
+from delta_transfer.stats import Summary
+
+SHARED = {"dtd10": "images/dtd10", "cifar10_small": "images/cifar10_small"}
+SETS = (*SHARED, "skimage/patches", "sklearn/digits")
+MEAN = "Mean over the sets"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data")
-    parser.add_argument("--methods", default="probe,l2,lp_ft,l2sp,delta_no_attention,delta")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--image-size", type=int)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--samples-per-class", type=int)
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
+    options = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    config = TrainConfig(
-        data=options.data,
-        image_size=options.image_size,
-        epochs=options.epochs,
-        samples_per_class=options.samples_per_class,
+    comparisons, notes = {}, []
+    for name in options.sets.split(","):
+        data = str(options.shared / SHARED[name]) if name in SHARED else name
+        if name in SHARED and not Path(data).is_dir():
+            notes.append(f"{name} is left out: there is no folder {data}.")
+            continue
+        sizes, missing = sizes_of(data, size_list(options.samples_per_class))
+        notes += [f"{name} {text}" for text in missing]
+        folder = options.out / name.replace("/", "-")
+        logging.info("=== %s", name)
+        compared = compare(
+            TrainConfig(
+                data=data,
+                model=options.model,
+                image_size=options.image_size,
+                epochs=options.epochs,
+                device=options.device,
+            ),
+            folder,
+            methods=options.methods.split(","),
+            seeds=seed_list(options.seeds),
+            sizes=sizes,
+            jobs=options.jobs,
+        )
+        notes += [f"{name}, {describe(run)} failed: {why}." for run, why in compared.failures]
+        comparisons[name] = read_comparison(folder)
+    tables = "\n".join(write_tables(comparisons))
+    print(tables)
+    if options.write:
+        head = [*describe_setting(options, comparisons), *(f"- {note}" for note in notes)]
+        options.write.write_text("\n".join(["# Results", "", *head, "", tables]))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--samples-per-class", default="5,10,20,all")
+    parser.add_argument("--model", default=TrainConfig.model)
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--jobs", type=int, help="runs at a time")
+    parser.add_argument("--out", type=Path, default=Path("runs/accuracy"), help="the runs")
+    parser.add_argument("--write", type=Path, help="write the tables here, as Markdown")
+    return parser.parse_args()
+
+
+def sizes_of(data: str, wanted: Sequence[int | None]) -> tuple[list[int | None], list[str]]:
+    """The sizes that a set can give, and what is to be said of the others."""
+    least = min(Counter(load_task(data, seed=0).train.labels).values())
+    missing = [size for size in wanted if size is not None and size > least]
+    return [size for size in wanted if size not in missing], [
+        f"has no {size} training pictures in each class, at most {least}." for size in missing
+    ]
+
+
+def write_tables(comparisons: dict[str, Comparison]) -> Iterator[str]:
+    """A table for each size and set; for sizes that several sets have, one of their mean."""
+    sizes = {size for comparison in comparisons.values() for size in comparison.sizes}
+    for size in sorted(sizes, key=lambda size: (size is None, size)):
+        there = {
+            name: comparison.at(size)
+            for name, comparison in comparisons.items()
+            if size in comparison.sizes
+        }
+        yield f"## {'All' if size is None else size} training pictures a class\n"
+        for name, comparison in there.items():
+            yield from write_table(name, comparison)
+        if len(there) > 1:
+            yield from write_table(f"{MEAN} ({', '.join(there)})", average([*there.values()]))
+
+
+def write_table(title: str, comparison: Comparison) -> Iterator[str]:
+    seeds = len(comparison.seeds)
+    yield f"### {title}\n"
+    yield f"{comparison.split.capitalize()} accuracy in percent, {seeds} seeds.\n"
+    yield "| method | mean | std | vs l2 | vs probe | seconds | MiB |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    for row in summarize_methods(comparison):
+        cells = (
+            row.method + ("" if row.accuracy.count == seeds else f" ({row.accuracy.count} seeds)"),
+            f"{100 * row.accuracy.mean:.1f}",
+            f"{100 * row.accuracy.deviation:.1f}" if row.accuracy.count > 1 else "",
+            difference(row.to_baseline),
+            difference(row.to_probe),
+            f"{row.seconds:.0f}",
+            f"{row.memory:.0f}",
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def difference(found: Summary | None) -> str:
+    """A paired difference with its 95% interval."""
+    if found is None:
+        return ""
+    interval = f" ({100 * found.low:+.1f} to {100 * found.high:+.1f})" if found.count > 1 else ""
+    return f"{100 * found.mean:+.1f}{interval}"
+
+
+def average(comparisons: Sequence[Comparison]) -> Comparison:
+    """The mean over sets of each method and seed that all of them have, as a comparison."""
+    found = [{(e.method, e.seed): e for e in comparison.entries} for comparison in comparisons]
+    entries = []
+    for key, first in found[0].items():
+        if all(key in entries_of for entries_of in found):
+            own = [entries_of[key] for entries_of in found]
+            means = {
+                name: statistics.fmean(getattr(entry, name) for entry in own)
+                for name in ("accuracy", "probe", "seconds", "memory")
+            }
+            entries.append(dataclasses.replace(first, **means))
+    return dataclasses.replace(comparisons[0], entries=tuple(entries))
+
+
+def describe_setting(
+    options: argparse.Namespace, comparisons: dict[str, Comparison]
+) -> Iterator[str]:
+    """When, with what and on what it was measured, and how to read it."""
+    first = next(iter(comparisons.values()))
+    versions = RunResult.load(first.folder / first.entries[0].folder).versions
+    threads = re.search(r"^threads: (\d+)", (first.folder / "compare.yaml").read_text(), re.M)
+    yield f"Measured on {time.strftime('%Y-%m-%d')} by `{shlex.join(['python', *sys.argv])}`.\n"
+    yield f"- {', '.join(f'{name} {version}' for name, version in versions.items())}"
+    yield f"- {machine(options.device)}; CPU threads of each run: {threads and threads[1]}"
+    yield f"- model {options.model}, pictures of {options.image_size} pixels"
+    yield (
+        "- differences are paired by seed, with 95% intervals; seconds and memory (the most at a "
+        "time) are means of a run, where several ran at a time"
     )
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    with tempfile.TemporaryDirectory() as folder:
-        results = compare(
-            config, Path(folder) / "runs", methods=options.methods.split(","), seeds=seeds
-        )
-    print(f"\n{options.data}, {len(seeds)} seeds, test accuracy in percent")
-    print(f"{'method':20} {'mean':>6} {'std':>5} {'vs l2':>14} {'seconds':>8}  each seed")
-    for row in table(results):
-        each = [100 * (r.test_accuracy or 0) for r in results if r.method == row.method]
-        versus = row.difference
-        paired = (
-            "" if versus is None else f"{100 * versus.mean:+.1f} +- {100 * versus.deviation:.1f}"
-        )
-        print(
-            f"{row.method:20} {100 * row.accuracy.mean:6.1f} {100 * row.accuracy.deviation:5.1f} "
-            f"{paired:>14} {row.seconds:8.0f}  {' '.join(f'{value:.1f}' for value in each)}"
-        )
-    if options.json:
-        rows = [json.loads(result.to_json()) for result in results]
-        options.json.write_text(json.dumps(rows, indent=2))
+
+
+def machine(device: str) -> str:
+    """Cores, and the names of CPU and GPU."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
+    name = found[1] if found else platform.processor() or platform.machine()
+    gpu = find_device(device).type == "cuda"
+    return f"{cores()} cores ({name})" + (f", {torch.cuda.get_device_name()}" if gpu else "")
 
 
 if __name__ == "__main__":

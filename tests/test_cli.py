@@ -3,6 +3,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -392,6 +393,57 @@ def test_methods_are_listed_with_what_they_are(capsys):
         assert method.paper in text
 
 
+class TestCompare:
+    def test_a_table_for_each_size_and_where_the_files_are(self, capsys, pictures, tmp_path):
+        out = tmp_path / "out"
+        command = ["compare", str(pictures), f"--out={out}", *flags(epochs=1), "--jobs=1"]
+        options = ["--methods=probe", "--seeds=3", "--samples-per-class=all,4"]
+        assert main([*command, *options]) == 0
+        said = capsys.readouterr()
+        lines = [line.strip() for line in said.out.splitlines()]
+        titles = [line for line in lines if "accuracy" in line]
+        title = "Test accuracy in percent, 1 seed"
+        assert titles == [f"{title}, 4 training pictures a class", title]
+        assert lines[-2:] == [f"results  {out / 'results.csv'}", f"report   {out / 'report.html'}"]
+        with (out / "results.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [(row["samples_per_class"], row["folder"]) for row in rows] == [
+            ("4", "4-per-class/probe-seed3"),
+            ("", "probe-seed3"),
+        ]
+        shown = [line.split()[2] for line in lines if line.startswith("probe ")]
+        assert shown == [f"{100 * float(row['test_accuracy']):.1f}" for row in rows]
+        assert (out / "report.html").is_file()
+        for row in rows:
+            assert RunResult.load(out / row["folder"]).pictures == (
+                12 if row["samples_per_class"] else 24
+            )
+
+    def test_a_run_that_fails_is_in_the_table_and_the_exit_code(self, capsys, pictures, tmp_path):
+        out = tmp_path / "out"
+        command = ["compare", str(pictures), f"--out={out}", *flags(epochs=1, lr=1e6), "--jobs=1"]
+        assert main([*command, "--methods=probe,lp_ft", "--seeds=0"]) == 2
+        said = capsys.readouterr()
+        assert re.search(r"^lp_ft +1 failed *$", said.out, re.MULTILINE)
+        assert f"report   {out / 'report.html'}" in said.out
+        error = said.err.splitlines()[-1]
+        for part in (
+            "error: 1 of the runs failed",
+            f"the same command with --out {out} tries again",
+            "lp_ft, seed 0: training diverged in epoch 1",
+        ):
+            assert part in error
+
+    def test_by_default_it_is_named_after_data_and_time(self, monkeypatch, tmp_path):
+        from delta_transfer import compare_command
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(compare_command, "time_stamp", lambda: "now")
+        assert compare_command.default_folder("sklearn/digits") == Path(
+            "runs/compare-sklearn-digits-now"
+        )
+
+
 class TestDemo:
     @pytest.fixture
     def small(self, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
@@ -404,6 +456,7 @@ class TestDemo:
             return load_task(str(pictures), seed=seed)
 
         monkeypatch.setitem(SOURCES, "skimage/patches", load)
+        monkeypatch.setattr("delta_transfer.compare.cores", lambda: 1)  # no other processes
 
     @pytest.mark.usefixtures("small")
     def test_it_prints_a_table_and_leaves_a_report(self, capsys, tmp_path):

@@ -16,7 +16,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from delta_transfer.attention_summary import TapSummary
-from delta_transfer.compare import Row
 from delta_transfer.console import (
     Formatter,
     explain,
@@ -27,6 +26,7 @@ from delta_transfer.console import (
     progress_bar,
 )
 from delta_transfer.errors import UserError
+from delta_transfer.report.comparison import MethodSummary
 from delta_transfer.stats import summarize
 
 
@@ -207,26 +207,37 @@ class TestFlushOutput:
         assert sys.stdout is None
 
 
+def method(
+    name: str, accuracies: list[float], differences: list[float] | None, seconds: float
+) -> MethodSummary:
+    versus = None if differences is None else summarize(differences)
+    return MethodSummary(
+        method=name,
+        accuracy=summarize(accuracies),
+        to_baseline=versus,
+        to_probe=None,
+        seconds=seconds,
+        memory=100 * seconds,
+    )
+
+
 def test_the_table_is_in_percent_with_differences(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    l2, delta = [0.50, 0.60], [0.70, 0.78]
+    monkeypatch.setenv("COLUMNS", "80")
     rows = [
-        Row("l2", summarize(l2), None, 12.3),
-        Row("delta", summarize(delta), summarize([0.20, 0.18]), 15.0),
-        Row("probe", summarize([0.4]), summarize([-0.1]), 1.0),
+        method("l2", [0.50, 0.60], None, 12.3),
+        method("delta_no_attention", [0.70, 0.78], [0.20, 0.18], 15.0),
+        method("probe", [0.4], [-0.1], 1.0),
     ]
-    print_table(rows, seeds=2)
+    print_table(rows, title="In percent, 2 seeds", failed={"probe": 1, "lwf": 2})
     lines = capsys.readouterr().out.splitlines()
-    cells = {
-        line.strip("│ ").split("│")[0].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
-        for line in lines
-        if line.startswith("│")
-    }
-    assert "2 seeds" in lines[0]
-    assert cells["l2"] == ["55.0", "7.1", "", "", "12"]
+    assert lines[0].strip() == "In percent, 2 seeds"
+    cells = {line.split()[0]: line.split()[1:] for line in lines[3:] if line.strip()}
+    assert cells["l2"] == "2 55.0 7.1 12 1230".split()
     # Student's t with one degree of freedom: 12.706 * 0.01 around 0.19.
-    assert cells["delta"] == ["74.0", "5.7", "+19.0", "+6.3 to +31.7", "15"]
-    assert cells["probe"] == ["40.0", "-", "-10.0", "", "1"]
+    assert cells["delta_no_attention"] == "2 74.0 5.7 +19.0 +6.3 to +31.7 15 1500".split()
+    assert cells["probe"] == "1, 1 failed 40.0 - -10.0 1 100".split()
+    assert cells["lwf"] == "2 failed".split()
+    assert all(len(line) <= 80 for line in lines)
 
 
 def test_the_table_of_attention_has_a_line_for_each_tap(capsys, monkeypatch):

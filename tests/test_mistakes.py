@@ -25,13 +25,16 @@ from PIL import Image
 
 from delta_transfer import cli
 from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.compare_folder import Plan, begin
 from delta_transfer.config import TrainConfig
 from delta_transfer.options import (
     AttentionOptions,
+    CompareOptions,
     DemoOptions,
     EvaluateOptions,
     LayersOptions,
     PredictOptions,
+    with_train,
 )
 from delta_transfer.result import RunResult
 from tests.runs import OPTIONS, flags
@@ -114,6 +117,22 @@ def damaged(file: str, content: str | None = None) -> Step:
         whole = Path("damaged", file).read_bytes()
         half = whole[: len(whole) // 2]
         Path("damaged", file).write_bytes(half if content is None else content.encode())
+
+    return step
+
+
+def planned(folder: str, **options: Any) -> Step:
+    """Makes the folder of a comparison of the pictures without any run yet."""
+
+    def step(monkeypatch: pytest.MonkeyPatch) -> None:
+        plan = Plan(
+            config=TrainConfig(data="pictures", **options),
+            methods=("probe", "l2", "l2sp", "delta"),
+            seeds=(0, 1, 2),
+            sizes=(None,),
+            threads=1,
+        )
+        begin(Path(folder), plan)
 
     return step
 
@@ -211,6 +230,7 @@ COMMANDS = [
     row("evaluate: no DATA", "evaluate run", "DATA is missing | delta-transfer evaluate RUN DATA"),
     row("predict: no RUN", "predict", "RUN is missing | delta-transfer predict RUN PATHS"),
     row("predict: no PATHS", "predict run", "PATHS is missing | delta-transfer predict RUN PATHS"),
+    row("compare: no DATA", "compare", "DATA is missing | delta-transfer compare DATA"),
     row("attention: no DATA", "attention", "DATA is missing | delta-transfer attention DATA"),
     row("layers: no MODEL", "layers", "MODEL is missing | delta-transfer layers MODEL"),
     row("a space", "train my pictures", ": pictures | delta-transfer train DATA | needs quotes"),
@@ -223,12 +243,11 @@ COMMANDS = [
     row("misspelt", "train pictures --metod=l2", "'--metod' | --method, --model | did you mean"),
     row("shortened", "train pictures --epoch=3", "'--epoch' | --epochs | did you mean"),
     row("one dash", "train pictures -epochs 3", ": -epochs | its options have two dashes"),
+    row("one of a list", "compare data --method=l2", "'--method' | --methods, | did you mean"),
     row("option of train", "demo --method=l2", "'--method' | --seeds, --epochs | choose from"),
     row("option of attention", "attention data --method=l2", "'--method' | --model | did you mean"),
     row("option of layers", "methods --json", "'--json' | choose from --help"),
-    row(
-        "unknown method", "train pictures --method=delt", "'delt' | probe, l2, lp_ft | choose from"
-    ),
+    row("unknown method", "train pictures --method=delt", "method 'delt' | delta_no_attention"),
     row("no value", "train pictures --epochs", "--epochs: expected one | give a whole number"),
     row("no value, option", "train pictures --out --seed=1", "--out: expected one | give text"),
     row("no FILE", "train pictures -c", "-c/--config: expected one | give a YAML file"),
@@ -238,16 +257,14 @@ COMMANDS = [
 def wrong_values(command: str, rows: str) -> list[Mistake]:
     """A row for each line `--option=value | what is allowed`."""
     found = []
-    for flag, allowed in (line.strip().split(" | ") for line in rows.strip().splitlines()):
+    lines = [line.strip() for line in rows.splitlines() if line.strip()]
+    for flag, allowed in (line.split(" | ") for line in lines):
         typed = f"{command} {flag}"
         found.append(row(typed, typed, f"{flag.partition('=')[0]} | {allowed}"))
     return found
 
 
-VALUES = [
-    *wrong_values(
-        "train pictures",
-        """
+OF_TRAINING = """
         --epochs=many | give a whole number
         --epochs=2.5 | give a whole number
         --epochs=0 | must be at least 1
@@ -265,7 +282,6 @@ VALUES = [
         --strength=nan | give a number
         --image-size=4 | must be at least 16
         --image-size=224x224 | give a whole number
-        --samples-per-class=0 | must be at least 1
         --attention-samples=0 | must be at least 1
         --attention-temperature=0 | must be above 0
         --attention-temperature=high | give a number
@@ -273,8 +289,6 @@ VALUES = [
         --attention-floor=0 | give it alone
         --attention-tolerance=0 | must be above 0
         --attention-tolerance=5% | give a number
-        --seed=-1 | must be at least 0
-        --seed=99999999999999999999 | must be at most 18446744073709551615
         --workers=-1 | must be at least 0
         --folds=-1 | must be at least 0
         --folds=1 | give 2 or more, or 0 for none
@@ -291,6 +305,31 @@ VALUES = [
         --batch-norm=eval | give one of frozen, train
         --refit=maybe | give one of auto, always, never
         --device=gpu | give one of auto, cpu, cuda, mps
+        """
+
+VALUES = [
+    *wrong_values(
+        "train pictures",
+        OF_TRAINING
+        + """
+        --samples-per-class=0 | must be at least 1
+        --seed=-1 | must be at least 0
+        --seed=99999999999999999999 | must be at most 18446744073709551615
+        """,
+    ),
+    *wrong_values(
+        "compare pictures",
+        OF_TRAINING
+        + """
+        --seeds=a,b | give whole numbers with commas between
+        --seeds=1,1 | each seed once
+        --seeds=-1 | 0 or more
+        --samples-per-class=0 | give numbers above 0 with commas between
+        --samples-per-class=5,many | give numbers above 0 with commas between
+        --samples-per-class=5,5 | give each once
+        --jobs=0 | must be at least 1
+        --jobs=all | give a whole number
+        --threads=0 | must be at least 1
         """,
     ),
     *wrong_values(
@@ -362,6 +401,51 @@ VALUES = [
 
 TOGETHER = [
     row(
+        "compare: an unknown method",
+        "compare pictures --methods=l2,delt",
+        "unknown method 'delt' | delta_no_attention",
+    ),
+    row(
+        "compare: a method twice",
+        "compare pictures --methods=l2,delta,l2",
+        "--methods 'l2,delta,l2' | give at least one, and each once",
+    ),
+    row(
+        "compare: epochs and steps",
+        "compare pictures --epochs=2 --steps=5",
+        "--epochs and --steps | exclude each other | give one of them",
+    ),
+    row(
+        "compare: a size and folds",
+        "compare pictures/train --samples-per-class=4,all --folds=2",
+        "--samples-per-class and --folds 2 | exclude each other | leave one out",
+    ),
+    row(
+        "compare: more samples than pictures",
+        "compare pictures HERE --methods=probe --samples-per-class=2,100 --jobs=1",
+        "--samples-per-class 100 | 'rings' has 8 | lower the number",
+    ),
+    row(
+        "compare: a model that there is not",
+        "compare pictures --model=resnet5O --jobs=1",
+        "'resnet5O' | resnet50 | did you mean",
+    ),
+    row(
+        "compare: weights that there are not",
+        "compare pictures --weights=none.pth --jobs=1",
+        "weights none.pth: there is no such file | give one with safetensors",
+    ),
+    row(
+        "compare: data that is nowhere",
+        "compare torchvision/nothing --data-root=here --jobs=1",
+        "'torchvision/nothing' | torchvision/dtd | did you mean",
+    ),
+    row(
+        "compare: attention of one seed",
+        "compare pictures --attention=run/attention.safetensors",
+        "--attention run/attention.safetensors | the pictures of one seed | give one seed",
+    ),
+    row(
         "epochs and steps",
         "train pictures --epochs=2 --steps=5",
         "--epochs and --steps | exclude each other | give one of them",
@@ -426,6 +510,7 @@ TOGETHER = [
         for command, device in (
             ("train pictures", "mps"),
             ("attention pictures", "cuda"),
+            ("compare pictures", "cuda"),
             ("evaluate run pictures", "cuda"),
             ("predict run pictures", "cuda"),
         )
@@ -452,6 +537,11 @@ TAPS_AND_ATTENTION = [
         "the head as a tap",
         "train pictures TINY --taps=blocks.1,classifier",
         "--taps: classifier | choose modules before it | delta-transfer layers MODEL",
+    ),
+    row(
+        "compare: an unknown tap",
+        "compare pictures SMALL --taps=blocks.9 --jobs=1 --out=new",
+        "'blocks.9' | blocks.6, blocks.5 | did you mean",
     ),
     row(
         "attention: an unknown tap",
@@ -912,6 +1002,11 @@ YAML_FILES = [
     of_yaml("two data", "data: [pictures, birds]\n", "DATA ['pictures', 'birds'] | give text"),
     of_yaml("no data", "epochs: 3\n", "DATA is missing | delta-transfer train DATA"),
     row(
+        "-c: the options of a run",
+        "compare -c run/config.yaml",
+        "-c run/config.yaml: unknown option 'method' | did you mean methods",
+    ),
+    row(
         "-c: the options of the very run",
         "train -c run/config.yaml --out=run",
         "--out run is not empty | give another folder, or --overwrite",
@@ -964,6 +1059,57 @@ OUT = [
         "train pictures TINY --out=new",
         "'new/attention.safetensors' could not be written (No space left on device) | free some "
         "space, or choose another place with --out",
+        full_disk,
+    ),
+    row(
+        "compare: out in use",
+        "compare pictures --out=run",
+        "--out run is not empty | give another folder, or --overwrite",
+    ),
+    row(
+        "compare: other options",
+        "compare pictures --epochs=3 --out=old",
+        "--out old holds a comparison with other options: --epochs was 5 and is 3 | Give those of "
+        "before, another folder, or --overwrite",
+        planned("old", epochs=5),
+    ),
+    row(
+        "compare: other options of a demo",
+        "demo --out=old",
+        "--out old holds a comparison with other options: --data was pictures and is skimage | "
+        "Give those of before, another folder, or --overwrite",
+        planned("old", epochs=5),
+    ),
+    row(
+        "compare: damaged options",
+        "compare pictures --out=old",
+        "old/compare.yaml does not hold the options of a comparison | give another --out",
+        wrote("old/compare.yaml", "data: ["),
+    ),
+    row(
+        "compare: something in the way of a run",
+        "compare pictures --epochs=5 --out=old",
+        "old/l2-seed1 holds something that is of no run (thesis.tex) | move it away",
+        planned("old", epochs=5),
+        wrote("old/l2-seed1/thesis.tex"),
+    ),
+    row(
+        "compare: something beside the runs",
+        "compare pictures --out=old --overwrite",
+        "--out old holds something that is no run (thesis.tex) | give another folder",
+        planned("old", epochs=5),
+        wrote("old/thesis.tex"),
+    ),
+    row(
+        "compare: options of a switch",
+        "compare -c options.yaml",
+        "overwrite now | give true or false",
+        wrote("options.yaml", "data: x\noverwrite: now\n"),
+    ),
+    row(
+        "compare: a full disk",
+        "compare pictures SMALL --out=new --jobs=1",
+        "'new/compare.yaml' could not be written (No space left on device) | free some space",
         full_disk,
     ),
     row(
@@ -1236,6 +1382,7 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
         ("evaluate", EvaluateOptions),
         ("predict", PredictOptions),
         ("attention", AttentionOptions),
+        ("compare", with_train(CompareOptions, without=["method", "seed"])),
         ("layers", LayersOptions),
         ("demo", DemoOptions),
     ],

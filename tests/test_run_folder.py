@@ -6,10 +6,17 @@ import pytest
 from delta_transfer import run_folder as module
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.result import COMPARISON_COLUMNS
-from delta_transfer.run_folder import check_folder, default_folder, log_to, make_folder
+from delta_transfer.run_folder import (
+    check_folder,
+    default_folder,
+    foreign,
+    leftovers,
+    log_to,
+    make_folder,
+)
 
 DATA = "some-pictures"
+OPTIONS = "data: pictures\nmethods: l2\n"  # the start of those of a comparison
 
 
 def names(folder: Path) -> set[str]:
@@ -56,7 +63,14 @@ def test_a_new_or_empty_folder_is_free(tmp_path, overwrite):
     [
         {"config.yaml": "data: pictures\n", "train.log": ""},  # cut off
         {"config.yaml": "data: pictures\n", "train.log": "", "result.json": "{}"},
-        {"results.csv": ",".join(COMPARISON_COLUMNS) + "\n"},
+        {"compare.yaml": OPTIONS},
+        {".compare.yaml.a1b2c3d4": "data: "},  # cut off
+        {
+            "compare.yaml": OPTIONS,
+            "results.csv": "",
+            "report.html": "",
+            ".report.html.a1b2c3d_": "",
+        },
     ],
 )
 def test_a_run_or_comparison_is_replaced_only_if_asked(tmp_path, content):
@@ -73,7 +87,8 @@ def test_a_run_or_comparison_is_replaced_only_if_asked(tmp_path, content):
         {"thesis.txt": ""},
         {"config.yaml": "data: x\nmodules: [a]\n"},  # another program's
         {"config.yaml": "\tno: yaml: ["},
-        {"results.csv": "name,score\n"},
+        {"compare.yaml": "name: score\n"},
+        {"compare.yaml": OPTIONS, "thesis.txt": ""},
         {"run/config.yaml": "data: pictures\n"},  # a folder of runs is no run
     ],
 )
@@ -184,25 +199,53 @@ class TestWhatOverwriteDeletes:
         return folder
 
     def comparison_in(self, folder: Path) -> Path:
-        self.run_in(folder / "l2-seed0")
-        (folder / "results.csv").write_text(",".join(COMPARISON_COLUMNS) + "\n")
+        for run in ("l2-seed0", "5-per-class/l2-seed0"):
+            self.run_in(folder / run)
+        (folder / "probe-seed1").mkdir()  # just begun
+        (folder / "probe-seed1" / "train.log").touch()
+        (folder / "compare.yaml").write_text(OPTIONS)
         return folder
 
     def test_runs_and_comparisons_may_be_replaced(self, tmp_path):
         for folder in (self.run_in(tmp_path / "a"), self.comparison_in(tmp_path / "b")):
             check_folder(folder, TrainConfig(data=DATA, overwrite=True))
 
-    @pytest.mark.parametrize("place", ["thesis.tex", "l2-seed0/thesis.tex"])
+    @pytest.mark.parametrize(
+        "place",
+        ["thesis.tex", "l2-seed0/thesis.tex", "5-per-class/l2-seed0/thesis.tex", "5-per-class/a"],
+    )
     def test_what_belongs_to_neither_is_not_deleted(self, tmp_path, place):
         folder = self.comparison_in(tmp_path / "b")
         (folder / place).write_text("years of work")
         with pytest.raises(UserError, match=rf"no run \({place}\), which --overwrite does not"):
             check_folder(folder, TrainConfig(data=DATA, overwrite=True))
 
-    def test_a_table_of_the_users_own_is_no_comparison(self, tmp_path):
-        (tmp_path / "results.csv").write_text("method,seed,acc\n")
-        with pytest.raises(UserError, match=r"no run \(results\.csv\)"):
-            check_folder(tmp_path, TrainConfig(data=DATA, overwrite=True))
+    def test_what_is_broken_off_can_be_done_again(self, tmp_path, monkeypatch):
+        folder = self.comparison_in(tmp_path / "b")
+        remove, left = module.shutil.rmtree, iter([False, True])
+
+        def break_off(path: Path) -> None:
+            if next(left):
+                raise KeyboardInterrupt
+            remove(path)
+
+        monkeypatch.setattr(module.shutil, "rmtree", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            make_folder(folder, overwrite=True)
+        check_folder(folder, TrainConfig(data=DATA, overwrite=True))
+
+    def test_what_is_in_the_folder_of_a_run_is_told_apart(self, tmp_path):
+        run = self.run_in(tmp_path / "run")
+        (run / ".result.json.a_1b2c3d").touch()
+        assert foreign(run) is None
+        (run / ".result.json").touch()
+        assert foreign(run) == ".result.json"
+
+    def test_leftovers_are_those_of_a_comparisons_own_files(self, tmp_path):
+        folder = self.comparison_in(tmp_path / "b")
+        for name in (".compare.yaml.a1b2c3d4", ".gitignore", ".thesis.tex.a1b2c3d4"):
+            (folder / name).touch()
+        assert leftovers(folder) == [folder / ".compare.yaml.a1b2c3d4"]
 
     @pytest.mark.parametrize(
         ("option", "form"),

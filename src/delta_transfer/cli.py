@@ -5,10 +5,9 @@ import io
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from delta_transfer.console import (
     Formatter,
@@ -21,12 +20,18 @@ from delta_transfer.console import (
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.options import (
     AttentionOptions,
+    CompareOptions,
     DemoOptions,
     EvaluateOptions,
     LayersOptions,
     NoOptions,
     PredictOptions,
+    seed_list,
+    with_train,
 )
+
+if TYPE_CHECKING:  # which loads torch
+    from delta_transfer.compare import Compared
 
 Options = TypeVar("Options")
 
@@ -148,9 +153,20 @@ def methods(args: Sequence[str]) -> None:
 
     width = max(map(len, METHODS))
     for method in METHODS.values():
-        strength = "" if method.strength is None else f" (strength {method.strength:g})"
+        own = method.strengths or [one for one in [method.strength] if one is not None]
+        strength = f" (strength {' and '.join(f'{one:g}' for one in own)})" if own else ""
         print(f"{method.name:{width}}  {method.summary}{strength}")
         print(f"{'':{width}}  {method.paper}")
+
+
+def compare(args: Sequence[str]) -> None:
+    """Compare methods on the same pictures, by several seeds; goes on where it was broken off."""
+    kind = with_train(CompareOptions, without=["method", "seed"])
+    exclusive = ["epochs", "steps"]
+    options = _parse(kind, args, compare, ["data"], config_file=True, exclusive=exclusive)
+    from delta_transfer import compare_command
+
+    _show(compare_command.run(options))
 
 
 DEMO_METHODS = ("probe", "l2", "l2sp", "delta")
@@ -160,11 +176,12 @@ DEMO_IMAGE_SIZE = 96
 def demo(args: Sequence[str]) -> None:
     """Compare DELTA with its peers on photographs that come installed: a few minutes, offline."""
     options = _parse(DemoOptions, args, demo, [])
-    seeds = _seeds(options.seeds)
-    folder = Path(options.out or f"runs/demo-{time.strftime('%Y%m%d-%H%M%S')}")
-    from delta_transfer.compare import compare, table
+    seeds = seed_list(options.seeds)
+    from delta_transfer import compare as comparison
     from delta_transfer.config import TrainConfig
+    from delta_transfer.run_folder import free_folder, time_stamp
 
+    folder = Path(options.out) if options.out else free_folder(f"demo-{time_stamp()}")
     config = TrainConfig(
         data="skimage/patches",
         image_size=DEMO_IMAGE_SIZE,
@@ -173,19 +190,23 @@ def demo(args: Sequence[str]) -> None:
         device=options.device,
     )
     _log.info("17 photographs and textures cut into cells; 5 training pictures a class")
-    results = compare(config, folder, methods=DEMO_METHODS, seeds=seeds)
-    print_table(table(results), seeds=len(seeds))
-    print(f"report   {folder / 'report.html'}")
+    _show(comparison.compare(config, folder, methods=DEMO_METHODS, seeds=seeds))
 
 
-def _seeds(text: str) -> list[int]:
-    try:
-        seeds = [int(seed) for seed in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--seeds {text}: give whole numbers with commas between, 0,1,2") from error
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UserError(f"--seeds {text}: each seed once, 0 or more")
-    return seeds
+def _show(compared: "Compared") -> None:
+    """Prints the tables of a comparison and where its files are.
+
+    Raises:
+        UserError: if a run failed.
+    """
+    from delta_transfer.compare_command import check_failures, tables
+
+    if compared.results:
+        for table in tables(compared):
+            print_table(table.methods, title=table.title, failed=table.failed)
+        print(f"results  {compared.folder / 'results.csv'}")
+        print(f"report   {compared.folder / 'report.html'}")
+    check_failures(compared)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -193,6 +214,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "attention": attention,
+    "compare": compare,
     "layers": layers,
     "methods": methods,
     "demo": demo,

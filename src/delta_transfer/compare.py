@@ -1,131 +1,262 @@
-"""Several methods and seeds on the same data, and the table that compares them."""
+"""Several methods, seeds and sizes of the training set on the same data, and their table."""
 
-import csv
 import dataclasses
-import io
 import logging
-import time
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from delta_transfer.compare_folder import Plan, begin, open_folder, unfinished, write_table
+from delta_transfer.compare_jobs import Jobs, gpus
+from delta_transfer.compare_workers import Reply
 from delta_transfer.config import TrainConfig
+from delta_transfer.console import message
+from delta_transfer.data import load_task
+from delta_transfer.data.look import cores
+from delta_transfer.devices import find_device
 from delta_transfer.errors import UserError
-from delta_transfer.files import write_atomically
-from delta_transfer.prepare import prepare
-from delta_transfer.report import write_comparison_report
-from delta_transfer.result import COMPARISON_COLUMNS, RunResult
-from delta_transfer.run import check, train_prepared
-from delta_transfer.run_attention import given_attention
-from delta_transfer.run_folder import check_folder, make_folder
-from delta_transfer.stats import Summary, paired_difference, summarize
+from delta_transfer.report import write_comparison_report, write_run_report
+from delta_transfer.result import RunResult
+from delta_transfer.run import check
 
 logger = logging.getLogger(__name__)
 
 
-def compare(
-    config: TrainConfig, folder: Path, *, methods: Sequence[str], seeds: Sequence[int]
-) -> list[RunResult]:
-    """Trains every method with every seed; all methods of a seed see the same pictures.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What a comparison has come to.
 
     Args:
-        config: the options, of which method, seed and out are replaced.
-        folder: where the runs go, `METHOD-seedN`, `results.csv`, a row a run, and `report.html`.
+        folder: where it lies.
+        results: the figures of all finished runs in its folder.
+        failures: the options of each run that failed now, and why it did.
+    """
+
+    folder: Path
+    results: list[RunResult]
+    failures: list[tuple[TrainConfig, str]]
+
+
+def compare(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    sizes: Sequence[int | None] = (None,),
+    jobs: int | None = None,
+    threads: int | None = None,
+) -> Compared:
+    """Trains every method with every seed on every size; those of a seed and size see the same.
+
+    What the folder holds of the same comparison already is not made again. The figures do not
+    depend on how many runs are made at a time, nor on when it was broken off before.
+
+    Args:
+        config: the options, of which method, seed, samples_per_class and out are replaced.
+        folder: where the runs go, `METHOD-seedN` or `K-per-class/METHOD-seedN`; `compare.yaml`, the
+            options; `results.csv`, a row a run; and `report.html`.
         methods: names of methods.
         seeds: each draws splits, subsets, batch order, augmentation and head start.
+        sizes: training pictures of each class; None for all.
+        jobs: runs at a time; as many as there are GPUs, or cores for their threads, if None.
+        threads: of each run; if None those of before, or a fair share of the cores.
 
     Returns:
         The figures of each run.
 
     Raises:
-        UserError: if an option, the data or the network is not as it must be.
+        UserError: if an option, the data or the network is not as it must be: nothing is written
+            then.
     """
-    _check_each_once("methods", methods)
-    _check_each_once("seeds", seeds)
-    for method in methods:
-        check(dataclasses.replace(config, method=method))
-    if Path(config.attention).is_file() and len(seeds) > 1:
-        raise UserError(
-            f"--attention {config.attention}: the file was made on the pictures of one seed; give "
-            "one seed, or let it be estimated (--attention refined)"
-        )
-    check_folder(folder, config)
-    results: list[RunResult] = []
-    try:
-        for seeded in [dataclasses.replace(config, seed=seed) for seed in seeds]:
-            _add_seed(results, seeded, folder, methods)
-    finally:  # where a run fails, those before it are worth looking at
-        if results:
-            write_comparison_report(folder)
-    return results
+    asked = Plan(
+        config=config,
+        methods=tuple(methods),
+        seeds=tuple(seeds),
+        sizes=tuple(sizes),
+        threads=threads,
+    )
+    _check(asked, folder)
+    whole = open_folder(folder, asked)
+    left = asked.runs(folder) if config.overwrite else unfinished(asked.runs(folder))
+    places, names = _places(config)
+    if whole.threads is None:
+        share = cores() // max(1, min(places, len(left)))
+        whole = dataclasses.replace(whole, threads=max(1, share))
+    assert whole.threads is not None
+    fitting = places if names else places // whole.threads
+    at_once = max(1, min(jobs or fitting, len(left)))
+    progress = _Progress(folder, whole, left, at_once=at_once)
+    with progress.closing():
+        if left:
+            left = [dataclasses.replace(run, workers=_loaders(run, at_once)) for run in left]
+            # The largest size first: data that has too few pictures is found at once.
+            largest = max(left, key=lambda run: run.samples_per_class or 0)
+            if at_once > 1:
+                _check_data(largest)  # before processes are started, which takes a while
+            with Jobs(methods, workers=at_once, threads=whole.threads, gpus=names) as makers:
+                progress.describe(makers.prepare(largest))
+                progress.begin()
+                for run, reply in makers.run(left):
+                    progress.add(run, reply)
+        else:
+            progress.begin()
+    return Compared(folder=folder, results=progress.results, failures=progress.failures)
 
 
-def _add_seed(
-    results: list[RunResult], config: TrainConfig, folder: Path, methods: Sequence[str]
-) -> None:
-    """Trains every method with the seed of the options."""
-    started = time.perf_counter()
-    prepared = prepare(config)
-    seconds = time.perf_counter() - started
-    if not results:
-        for method in methods:
-            given_attention(prepared, dataclasses.replace(config, method=method))
-        make_folder(folder, overwrite=config.overwrite)
-        write_atomically(folder / "results.csv", _csv(results, folder))
-    for method in methods:
-        logger.info("--- %s, seed %d", method, config.seed)
-        own = folder / f"{method}-seed{config.seed}"
-        options = dataclasses.replace(config, method=method, out=str(own))
-        began = time.perf_counter() - seconds
-        results.append(train_prepared(prepared, options, own, started=began))
-        write_atomically(folder / "results.csv", _csv(results, folder))
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A method's line in the table; accuracies in fractions, differences paired by seed.
+class _Progress:
+    """How far a comparison is: its table, and what is said of it.
 
     Args:
-        method: its name.
-        accuracy: over the seeds, the main figure of the data (`RunResult.score`).
-        difference: to the baseline, None for the baseline itself or where they share no seed.
-        seconds: of a run.
+        folder: of the comparison.
+        plan: all that the folder will hold.
+        left: the runs that are to be made.
+        at_once: how many are made at a time.
     """
 
-    method: str
-    accuracy: Summary
-    difference: Summary | None
-    seconds: float
+    def __init__(
+        self, folder: Path, plan: Plan, left: Sequence[TrainConfig], *, at_once: int
+    ) -> None:
+        self.results: list[RunResult] = []
+        self.failures: list[tuple[TrainConfig, str]] = []
+        self._folder = folder
+        self._plan = plan
+        self._left = list(left)
+        self._total = len(left)
+        self._at_once = at_once
+        self._begun = False
+        self._said: set[str] = set()
+
+    def begin(self) -> None:
+        """From here on there is a folder, with what it holds already."""
+        begin(self._folder, self._plan)
+        self._begun = True
+        self._count()
+        for result in self.results:
+            if not (result.folder / "report.html").is_file():  # broken off while it was written
+                write_run_report(result.folder)
+        if self._total:
+            there = f", {len(self.results)} are there already" if self.results else ""
+            logger.info(
+                "runs     %d to make%s; %d at a time, threads of each: %s",
+                self._total,
+                there,
+                self._at_once,
+                self._plan.threads,
+            )
+
+    def add(self, run: TrainConfig, reply: Reply) -> None:
+        """Takes note of what came of a run, and says so with what remains."""
+        self._left = [other for other in self._left if other.out != run.out]
+        self.describe([line for line in reply.description if line.startswith("warning: ")])
+        self._count()
+        number, name = self._total - len(self._left), describe(run)
+        if reply.result is None:
+            reason = message(UserError(reply.failure))
+            self.failures.append((run, reason))
+            logger.warning("%d/%d %s failed: %s", number, self._total, name, reason)
+            return
+        test, seconds = reply.result.test_accuracy, reply.result.seconds
+        figure = f"{100 * (reply.result.val_accuracy if test is None else test):.1f}%"
+        logger.info(
+            "%d/%d %s: %s, %.0f s%s", number, self._total, name, figure, seconds, self._rest()
+        )
+
+    def describe(self, lines: Sequence[str]) -> None:
+        """Says of pictures and network what was not said before."""
+        for line in lines:
+            if line not in self._said:
+                logger.info("%s", line)
+        self._said.update(lines)
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Inside the runs are made; however that ends, there is a report of what there is."""
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            if not self._begun:
+                raise
+            raise KeyboardInterrupt(
+                f"interrupted, {len(self._left)} of {self._total} runs are left: the same command "
+                f"with --out {self._folder} goes on with them"
+            ) from stop
+        finally:
+            if self._begun:
+                self._count()  # with runs that were not answered for yet
+            if self.results:
+                write_comparison_report(self._folder)
+
+    def _count(self) -> None:
+        self.results = write_table(self._folder, self._plan.runs(self._folder))
+
+    def _rest(self) -> str:
+        """About how long the runs that are left will take, by those of the same method."""
+        if not self._left:
+            return ""
+        seconds = sum(map(self._expected, self._left)) / min(self._at_once, len(self._left))
+        if seconds < 100:
+            return f"; about {seconds:.0f} s left"
+        if seconds < 6000:
+            return f"; about {seconds / 60:.0f} minutes left"
+        return f"; about {seconds / 3600:.1f} hours left"
+
+    def _expected(self, run: TrainConfig) -> float:
+        own = [result.seconds for result in self.results if result.method == run.method]
+        return statistics.fmean(own or [result.seconds for result in self.results])
 
 
-def table(results: Sequence[RunResult], *, baseline: str = "l2") -> list[Row]:
-    """A row for each method, in the order in which they came."""
-    by_method: dict[str, dict[int, float]] = {}
-    seconds: dict[str, list[float]] = {}
-    for result in results:
-        by_method.setdefault(result.method, {})[result.seed] = result.score
-        seconds.setdefault(result.method, []).append(result.seconds)
-    base = by_method.get(baseline, {})
-    rows = []
-    for method, values in by_method.items():
-        paired = method != baseline and values.keys() & base.keys()
-        difference = paired_difference(values, base) if paired else None
-        accuracy = summarize(list(values.values()))
-        rows.append(Row(method, accuracy, difference, summarize(seconds[method]).mean))
-    return rows
+def describe(run: TrainConfig) -> str:
+    """A run of a comparison by its method, size and seed."""
+    size = run.samples_per_class
+    return f"{run.method}{'' if size is None else f', {size} a class'}, seed {run.seed}"
 
 
-def _check_each_once(name: str, values: Sequence[object]) -> None:
-    if not values or len(set(values)) < len(values):
-        shown = ",".join(map(str, values))
-        raise UserError(f"--{name} {shown!r}: give at least one, and each once")
+def _check(plan: Plan, folder: Path) -> None:
+    """Checks what needs no data."""
+    for name, values in (
+        ("methods", plan.methods),
+        ("seeds", plan.seeds),
+        ("samples-per-class", plan.sizes),
+    ):
+        if not values or len(set(values)) < len(values):
+            shown = ",".join(map(str, values))
+            raise UserError(f"--{name} {shown!r}: give at least one, and each once")
+    for method in plan.methods:
+        check(dataclasses.replace(plan.config, method=method))
+    plan.runs(folder)
+    several = len(plan.seeds) > 1 or len(plan.sizes) > 1
+    if Path(plan.config.attention).is_file() and several:
+        raise UserError(
+            f"--attention {plan.config.attention}: the file was made on the pictures of one seed; "
+            "give one seed and one size, or let it be estimated (--attention refined)"
+        )
 
 
-def _csv(results: Sequence[RunResult], folder: Path) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COMPARISON_COLUMNS)
-    for result in results:
-        values = [getattr(result, column) for column in COMPARISON_COLUMNS[:-1]]
-        row = ["" if value is None else value for value in values]
-        writer.writerow([*row, result.folder.relative_to(folder).as_posix()])
-    return text.getvalue()
+def _check_data(run: TrainConfig) -> None:
+    load_task(
+        run.data,
+        seed=run.seed,
+        val_fraction=run.val_fraction,
+        test_split=run.test_split,
+        samples_per_class=run.samples_per_class,
+        data_root=run.data_root,
+    )
+
+
+def _places(config: TrainConfig) -> tuple[int, list[str]]:
+    """Where runs can be made at a time: cores, or GPUs, which have names."""
+    device = find_device(config.device)
+    if device.type == "cpu":
+        return cores(), []
+    names = gpus() if device.type == "cuda" else []
+    return max(1, len(names)), names
+
+
+def _loaders(run: TrainConfig, at_once: int) -> int | None:
+    """Processes that load pictures for a run, where several share the cores (as in `loaders`)."""
+    share = cores() // at_once
+    if run.workers is not None or at_once == 1:
+        return run.workers
+    return 0 if share <= 2 else min(8, share - 1)

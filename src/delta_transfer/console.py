@@ -4,15 +4,17 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from delta_transfer.errors import UserError
 
-if TYPE_CHECKING:  # which loads torch
+if TYPE_CHECKING:
+    from rich.table import Table
+
     from delta_transfer.attention_summary import TapSummary
-    from delta_transfer.compare import Row
+    from delta_transfer.report.comparison import MethodSummary
 
 
 class Formatter(logging.Formatter):
@@ -106,48 +108,58 @@ _WORKERS = ("DataLoader worker (pid", "</torch_", "Too many open files. Communic
 _FULL = ("can't allocate memory", "out of memory")
 
 
-def print_table(rows: "Sequence[Row]", *, seeds: int) -> None:
-    """A line for each method."""
-    from rich.console import Console
-    from rich.table import Table
+def print_table(
+    summaries: "Sequence[MethodSummary]", *, title: str, failed: Mapping[str, int]
+) -> None:
+    """A line for each method.
 
-    view = Table(
-        title=f"Test accuracy in percent, {seeds} {'seed' if seeds == 1 else 'seeds'}",
-        title_justify="left",
-    )
-    for column in ("method", "mean", "std", "vs l2 (paired)", "95% interval", "seconds a run"):
+    Args:
+        summaries: of the methods.
+        title: what was compared.
+        failed: how many runs of a method failed, where some did.
+    """
+    from rich.console import Console
+
+    view = _table(None, _COMPARISON_KEY)
+    columns = ("method", "runs", "mean", "std", "vs l2", "95% interval", "seconds", "MiB")
+    for column in columns:
         view.add_column(column, justify="left" if column == "method" else "right")
-    for row in rows:
-        mean, deviation = 100 * row.accuracy.mean, 100 * row.accuracy.deviation
-        versus = row.difference
+    for row in summaries:
+        versus = row.to_baseline
         several = versus is not None and versus.count > 1
         view.add_row(
             row.method,
-            f"{mean:.1f}",
-            f"{deviation:.1f}" if row.accuracy.count > 1 else "-",
+            _runs(row.accuracy.count, failed.get(row.method, 0)),
+            f"{100 * row.accuracy.mean:.1f}",
+            f"{100 * row.accuracy.deviation:.1f}" if row.accuracy.count > 1 else "-",
             "" if versus is None else f"{100 * versus.mean:+.1f}",
             f"{100 * versus.low:+.1f} to {100 * versus.high:+.1f}" if versus and several else "",
             f"{row.seconds:.0f}",
+            f"{row.memory:.0f}",
         )
-    Console().print(view)
+    for method in failed.keys() - {row.method for row in summaries}:
+        view.add_row(method, _runs(0, failed[method]))
+    console = Console()
+    console.print(title, highlight=False)  # a table breaks a title that is longer than it is wide
+    console.print(view, "")
+
+
+_COMPARISON_KEY = (
+    "vs l2: difference to plain fine-tuning, paired by seed, with its 95% interval. Seconds, and "
+    "MiB of memory at most: means of a run."
+)
+
+
+def _runs(finished: int, failed: int) -> str:
+    parts = [f"{finished}"] if finished else []
+    return ", ".join([*parts, f"{failed} failed"] if failed else parts)
 
 
 def print_attention(rows: "Sequence[TapSummary]", *, title: str) -> None:
     """A line for each tap, and how to read it."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
-    view = Table(
-        title=title,
-        title_justify="left",
-        caption=_KEY,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    view = _table(title, _ATTENTION_KEY)
     view.add_column("tap", no_wrap=True)
     for column in ("channels", "effective", "entropy", "error", "least", "most", "top channels"):
         view.add_column(column, justify="right")
@@ -165,10 +177,26 @@ def print_attention(rows: "Sequence[TapSummary]", *, title: str) -> None:
     Console().print(view)
 
 
-_KEY = (
+_ATTENTION_KEY = (
     "Uniform attention has entropy 1 and all its channels are effective; least and most are "
     "weights times channels, 1 where uniform. Error: standard error over the distance from uniform."
 )
+
+
+def _table(title: str | None, key: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=title,
+        title_justify="left",
+        caption=key,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 """The options of the commands beside train, whose are in `config`."""
 
 import dataclasses
-from typing import Literal
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal
 
+from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -166,6 +169,37 @@ class NoOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Options of compare, in the place of some of train.
+
+    Args:
+        methods: names with commas between (see: delta-transfer methods).
+        seeds: with commas between; each draws splits, subsets, batch order, augmentation and the
+            head's start, the same for all methods.
+        samples_per_class: training pictures of each class, drawn at random: numbers with commas
+            between, a comparison each; "all" stands for all pictures, which are taken if not given.
+        out: folder of the comparison; runs/compare-DATA-TIME if not given. One that was broken off
+            goes on in its folder, and one that is there may be given more methods and seeds.
+        overwrite: start anew, in the place of what is in that folder.
+        jobs: runs at the same time; as many as there are GPUs or as the cores allow if not given.
+        threads: of each run on the CPU, on which its last digits depend; a fair share of the cores
+            if not given, and in a folder that is there those of before.
+    """
+
+    methods: str = "probe,l2,l2sp,delta"
+    seeds: str = "0,1,2"
+    samples_per_class: str | None = None
+    out: str | None = None
+    overwrite: bool = False
+    jobs: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("--jobs", self.jobs, 1)
+        _check("--threads", self.threads, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoOptions:
     """Options of demo.
 
@@ -182,6 +216,67 @@ class DemoOptions:
     seeds: str = "0,1,2"
     epochs: int = 8
     device: Device = "auto"
+
+
+def with_train(own: type[Any], *, without: Sequence[str]) -> type[Any]:
+    """A data class with options of a command and those of train.
+
+    Args:
+        own: the command's, which take the place of train's of the same name.
+        without: those of train that the command does not have.
+    """
+    import docstring_parser
+
+    found: dict[str, tuple[str, Any, Any]] = {}
+    texts: dict[str, str] = {}
+    for options in (own, TrainConfig):
+        hints = typing.get_type_hints(options)
+        told = docstring_parser.parse(options.__doc__ or "").params
+        texts = {doc.arg_name: " ".join((doc.description or "").split()) for doc in told} | texts
+        for field in dataclasses.fields(options):
+            default = dataclasses.field(default=field.default)
+            found.setdefault(field.name, (field.name, hints[field.name], default))
+    names = [name for name in found if name not in without]
+    text = "".join(f"    {name}: {texts[name]}\n" for name in names)
+    return dataclasses.make_dataclass(
+        own.__name__,
+        [found[name] for name in names],
+        namespace={"__doc__": f"Options.\n\nArgs:\n{text}"},
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def seed_list(text: str) -> tuple[int, ...]:
+    """The seeds that `--seeds` names.
+
+    Raises:
+        UserError: if something is no seed, or there twice.
+    """
+    try:
+        seeds = tuple(int(seed) for seed in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--seeds {text}: give whole numbers with commas between, 0,1,2") from error
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f"--seeds {text}: each seed once, 0 or more")
+    return seeds
+
+
+def size_list(text: str | None) -> tuple[int | None, ...]:
+    """The pictures of each class that `--samples-per-class` names; None stands for all.
+
+    Raises:
+        UserError: if something is no number of pictures, or there twice.
+    """
+    parts = ["all"] if text is None else [part.strip() for part in text.split(",")]
+    if not all(part == "all" or (part.isdecimal() and int(part) > 0) for part in parts):
+        raise UserError(
+            f'--samples-per-class {text}: give numbers above 0 with commas between, 5,10,20; "all" '
+            "stands for all pictures"
+        )
+    if len(set(parts)) < len(parts):
+        raise UserError(f"--samples-per-class {text}: give each once")
+    return tuple(None if part == "all" else int(part) for part in parts)
 
 
 def _check(flag: str, value: int | None, least: int) -> None:

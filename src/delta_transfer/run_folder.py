@@ -1,9 +1,10 @@
-"""The folder of a run: its name, whether it may be written, and its log."""
+"""The folder of a run or a comparison: its name, whether it may be written, and its log."""
 
 import contextlib
 import itertools
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -12,21 +13,27 @@ from pathlib import Path
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.paths import user_path
 from delta_transfer.errors import UserError
-from delta_transfer.result import COMPARISON_COLUMNS
 
 LOG = "train.log"
+COMPARISON = "compare.yaml"  # the options of a comparison
 
 _OF_A_RUN = frozenset(
     f"""{LOG} config.yaml metrics.csv hparams.yaml tensorboard drift.csv attention.safetensors
     checkpoints refit folds predictions.csv examples.csv examples model result.json report.html
     evaluation""".split()
 )
+_OF_A_COMPARISON = frozenset([COMPARISON, "results.csv", "report.html"])
+_MARKS = (COMPARISON, LOG, "config.yaml")  # by these a folder is known for one of ours
 
 
 def default_folder(config: TrainConfig) -> Path:
     """runs/DATA-METHOD-TIME, with a number behind it if another run has just taken that name."""
-    first = Path("runs") / f"{data_name(config.data)}-{config.method}-{time_stamp()}"
-    return next(f for f in _numbered(first) if not f.exists())
+    return free_folder(f"{data_name(config.data)}-{config.method}-{time_stamp()}")
+
+
+def free_folder(name: str) -> Path:
+    """A folder in `runs` that is not there yet, of that name or with a number behind it."""
+    return next(folder for folder in _numbered(Path("runs") / name) if not folder.exists())
 
 
 def data_name(data: str) -> str:
@@ -111,10 +118,10 @@ def make_folder(folder: Path, *, overwrite: bool) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        entries = list(folder.iterdir())
+        entries = sorted(folder.iterdir(), key=lambda entry: entry.name in _MARKS)
         if entries and not overwrite:
             raise UserError(f"another run has written into {folder} meanwhile: give another --out")
-        for entry in entries:
+        for entry in entries:  # the marks last: what is broken off here can be gone on with
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
@@ -125,26 +132,56 @@ def make_folder(folder: Path, *, overwrite: bool) -> None:
         ) from error
 
 
+def foreign(folder: Path) -> str | None:
+    """What in the folder of a run, finished or not, belongs to none; None if nothing."""
+    return min(_names(folder) - _OF_A_RUN, default=None)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What writes of a comparison's own files left that were killed."""
+    hidden = folder.glob(".*")
+    return [path for path in hidden if _whole(path.name) in _OF_A_COMPARISON]
+
+
 def _strange(folder: Path) -> str | None:
     """What in a folder belongs to no run and no comparison, finished or not; None if nothing."""
-    entries = {path.name for path in folder.iterdir()}
+    entries = _names(folder)
     if not entries:
         return None
-    if "results.csv" in entries:
-        header = (folder / "results.csv").read_bytes().splitlines()[:1]
-        if header != [",".join(COMPARISON_COLUMNS).encode()]:
-            return "results.csv"
-        runs = sorted(entries - {"results.csv", "report.html"})
-        inside = [_strange(folder / name) if (folder / name).is_dir() else "" for name in runs]
-        found = [(name, what) for name, what in zip(runs, inside, strict=True) if what is not None]
-        return str(Path(*found[0])) if found else None
+    if COMPARISON in entries:
+        return _strange_in_comparison(folder)
     try:
         TrainConfig.load(folder / "config.yaml")
     except UserError:
         return f"no {LOG} and config.yaml of one"
-    if LOG not in entries:
-        return f"no {LOG} and config.yaml of one"
-    return min(entries - _OF_A_RUN, default=None)
+    return foreign(folder) if LOG in entries else f"no {LOG} and config.yaml of one"
+
+
+def _strange_in_comparison(folder: Path) -> str | None:
+    """Likewise of a comparison: what is none of its files and none of its runs."""
+    own = folder / COMPARISON
+    if own.is_file() and not re.match(rb"data: .*\nmethods: ", own.read_bytes()):
+        return COMPARISON
+    for path in sorted(folder.iterdir()):
+        several = path.is_dir() and re.fullmatch(r"\d+-per-class", path.name)
+        for run in sorted(path.iterdir()) if several else [path]:
+            if run.is_dir() and re.fullmatch(r".+-seed\d+", run.name):
+                found = foreign(run)
+                if found is not None:
+                    return str(run.relative_to(folder) / found)
+            elif _whole(run.name) not in _OF_A_COMPARISON:
+                return str(run.relative_to(folder))
+    return None
+
+
+def _names(folder: Path) -> set[str]:
+    return {_whole(path.name) for path in folder.iterdir()}
+
+
+def _whole(name: str) -> str:
+    """The name of the file that was to take a temporary one's place, if it is one (see `files`)."""
+    found = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}", name)
+    return name if found is None else found[1]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,88 @@
+"""The command `compare`: from its options to the tables that it shows."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from delta_transfer.compare import Compared, compare, describe
+from delta_transfer.config import TrainConfig
+from delta_transfer.errors import UserError
+from delta_transfer.options import CompareOptions, seed_list, size_list
+from delta_transfer.report.comparison import MethodSummary, read_comparison, summarize_methods
+from delta_transfer.run_folder import data_name, free_folder, time_stamp
+
+
+def run(parsed: Any) -> Compared:
+    """Makes the comparison.
+
+    Args:
+        parsed: options as `options.with_train(CompareOptions, ...)` has them.
+
+    Raises:
+        UserError: if an option, the data or the network is not as it must be.
+    """
+    values = dataclasses.asdict(parsed)
+    own = [field.name for field in dataclasses.fields(CompareOptions)]
+    options = CompareOptions(**{name: values.pop(name) for name in own})
+    config = TrainConfig(**values, overwrite=options.overwrite)
+    return compare(
+        config,
+        Path(options.out).expanduser() if options.out else default_folder(config.data),
+        methods=[method.strip() for method in options.methods.split(",")],
+        seeds=seed_list(options.seeds),
+        sizes=size_list(options.samples_per_class),
+        jobs=options.jobs,
+        threads=options.threads,
+    )
+
+
+def default_folder(data: str) -> Path:
+    """runs/compare-DATA-TIME."""
+    return free_folder(f"compare-{data_name(data)}-{time_stamp()}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """What is shown of a size of the training set.
+
+    Args:
+        title: the figure, the number of seeds and the size.
+        methods: a summary of each.
+        failed: how many runs of a method failed, where some did.
+    """
+
+    title: str
+    methods: list[MethodSummary]
+    failed: dict[str, int]
+
+
+def tables(compared: Compared) -> Iterator[Table]:
+    """A table for each size of the training set, the smallest first."""
+    runs = read_comparison(compared.folder)
+    for size in runs.sizes:
+        here = runs.at(size)
+        seeds = f"{len(here.seeds)} seed{'' if len(here.seeds) == 1 else 's'}"
+        pictures = "" if size is None else f", {size} training pictures a class"
+        yield Table(
+            title=f"{runs.split.capitalize()} accuracy in percent, {seeds}{pictures}",
+            methods=summarize_methods(here),
+            failed=Counter(
+                run.method for run, _ in compared.failures if run.samples_per_class == size
+            ),
+        )
+
+
+def check_failures(compared: Compared) -> None:
+    """Names the runs that failed.
+
+    Raises:
+        UserError: if there is one.
+    """
+    if compared.failures:
+        told = "; ".join(f"{describe(run)}: {reason}" for run, reason in compared.failures)
+        raise UserError(
+            f"{len(compared.failures)} of the runs failed, which the same command with --out "
+            f"{compared.folder} tries again: {told}"
+        )

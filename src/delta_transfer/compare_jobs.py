@@ -1,0 +1,117 @@
+"""The runs of a comparison are shared out among workers, several at a time."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+
+import torch
+
+from delta_transfer.compare_workers import CUDA, Group, Here, Reply, Runner, Separate, group_of
+from delta_transfer.config import TrainConfig
+
+
+class Jobs:
+    """Workers that share out the runs of a comparison; they end when it is left.
+
+    Args:
+        methods: of the comparison.
+        workers: how many; a single one works in this process.
+        threads: of each.
+        gpus: those that the workers take in turn; none on other devices.
+    """
+
+    def __init__(
+        self, methods: Sequence[str], *, workers: int, threads: int, gpus: Sequence[str]
+    ) -> None:
+        self._methods = methods
+        self._count = workers
+        self._threads = threads
+        self._gpus = gpus
+        self._workers: list[Here | Separate] = []
+        self._separate: list[Separate] = []
+        self._groups: dict[int, Group] = {}  # that each worker has prepared
+
+    def __enter__(self) -> "Jobs":
+        if self._count == 1:
+            self._workers = [Here(Runner(self._methods), self._threads)]
+            return self
+        try:
+            for number in range(self._count):
+                gpu = self._gpus[number % len(self._gpus)] if self._gpus else None
+                self._separate.append(Separate(self._methods, self._threads, gpu))
+        except BaseException:
+            self.__exit__()
+            raise
+        self._workers = [*self._separate]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._separate:
+            worker.close()
+
+    def prepare(self, config: TrainConfig) -> tuple[str, ...]:
+        """Prepares a run and thereby shows whether data and network are as they must be.
+
+        Returns:
+            The description of its pictures and network.
+        """
+        self._workers[0].ask(config, train=False)
+        self._groups[0] = group_of(config)
+        return self._workers[0].answer().description
+
+    def run(self, configs: Sequence[TrainConfig]) -> Iterator[tuple[TrainConfig, Reply]]:
+        """Makes runs; each is handed out when it is finished."""
+        waiting = list(configs)
+        busy: dict[int, TrainConfig] = {}
+        for number in range(len(self._workers)):
+            self._give(number, waiting, busy)
+        while busy:
+            number = self._wait(list(busy))
+            reply, config = self._workers[number].answer(), busy.pop(number)
+            self._give(number, waiting, busy)
+            yield config, reply
+
+    def _give(self, number: int, waiting: list[TrainConfig], busy: dict[int, TrainConfig]) -> None:
+        """Gives a worker a run, if there is one left."""
+        if not waiting:
+            return
+        others = {group for worker, group in self._groups.items() if worker != number}
+        config = choose(waiting, own=self._groups.get(number), others=others)
+        waiting.remove(config)
+        self._groups[number], busy[number] = group_of(config), config
+        self._workers[number].ask(config, train=True)
+
+    def _wait(self, busy: Sequence[int]) -> int:
+        """A worker that has an answer."""
+        if not self._separate:
+            return busy[0]
+        connections = {self._separate[number].connection: number for number in busy}
+        ready = wait(list(connections))[0]
+        assert isinstance(ready, Connection)
+        return connections[ready]
+
+
+def choose(waiting: Sequence[TrainConfig], *, own: Group | None, others: set[Group]) -> TrainConfig:
+    """The run that a worker takes next, so that little is prepared twice.
+
+    One of the group that it has prepared; else of one that nobody has; else of the one with the
+    most runs left.
+
+    Args:
+        waiting: the runs that are left, in their order.
+        own: the worker's group.
+        others: the groups of the other workers.
+    """
+    left = Counter(map(group_of, waiting))
+    if own not in left:
+        own = next((group for group in left if group not in others), left.most_common(1)[0][0])
+    return next(config for config in waiting if group_of(config) == own)
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA has for them."""
+    given = os.environ.get(CUDA)
+    count = torch.cuda.device_count()
+    names = [str(number) for number in range(count)] if given is None else given.split(",")
+    return names[:count]

@@ -1,0 +1,231 @@
+"""Who makes the runs of a comparison: this process, or processes of their own."""
+
+import contextlib
+import dataclasses
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from delta_transfer.config import TrainConfig
+from delta_transfer.errors import UserError
+from delta_transfer.prepare import Prepared, prepare
+from delta_transfer.result import RunResult
+from delta_transfer.run import train_prepared
+from delta_transfer.run_attention import given_attention
+
+CUDA = "CUDA_VISIBLE_DEVICES"
+
+Group = tuple[int, int | None]  # seed and size: the runs of a group see the same pictures
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What came of a request.
+
+    Args:
+        description: of the pictures and the network, line by line.
+        result: of the run; None if it failed, or was only prepared.
+        failure: why it failed.
+    """
+
+    description: tuple[str, ...]
+    result: RunResult | None = None
+    failure: str = ""
+
+
+class Runner:
+    """Makes runs one after the other, and keeps what those of a group share.
+
+    Args:
+        methods: of the comparison.
+    """
+
+    def __init__(self, methods: Sequence[str]) -> None:
+        self._methods = methods
+        self._group: Group | None = None
+        self._prepared: Prepared | None = None
+        self._seconds = 0.0
+
+    def make(self, config: TrainConfig, *, train: bool) -> Reply:
+        """Prepares a run, and makes it if asked.
+
+        Raises:
+            UserError: if data, network or attention are not as they must be: then no method can
+                run. What goes wrong in a run of its own is part of the reply.
+        """
+        with _silent():
+            prepared = self._prepare(config)
+            if not train:
+                return Reply(description=prepared.description)
+            started = time.perf_counter() - self._seconds
+            try:
+                result = train_prepared(prepared, config, Path(config.out or ""), started=started)
+            except UserError as error:
+                return Reply(description=prepared.description, failure=str(error))
+            return Reply(description=prepared.description, result=result)
+
+    def _prepare(self, config: TrainConfig) -> Prepared:
+        if self._prepared is None or self._group != group_of(config):
+            self._prepared = None  # before there is another one
+            started = time.perf_counter()
+            prepared = prepare(config)
+            for method in self._methods:
+                given_attention(prepared, dataclasses.replace(config, method=method))
+            self._group, self._prepared = group_of(config), prepared
+            self._seconds = time.perf_counter() - started
+        return self._prepared
+
+
+def group_of(config: TrainConfig) -> Group:
+    """What a run shares with those of other methods."""
+    return config.seed, config.samples_per_class
+
+
+class Here:
+    """A worker in this process, which works while it is asked for its answer."""
+
+    def __init__(self, runner: Runner, threads: int) -> None:
+        self._runner = runner
+        self._threads = threads
+        self._asked: tuple[TrainConfig, bool] | None = None
+
+    def ask(self, config: TrainConfig, *, train: bool) -> None:
+        """As `Separate.ask`."""
+        self._asked = (config, train)
+
+    def answer(self) -> Reply:
+        """As `Separate.answer`."""
+        assert self._asked is not None
+        config, train = self._asked
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            return self._runner.make(config, train=train)
+        finally:
+            torch.set_num_threads(before)
+
+
+class Separate:
+    """A worker in a process of its own, on a GPU of its own if one is named."""
+
+    def __init__(self, methods: Sequence[str], threads: int, gpu: str | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        # Not a daemon: those may not start the processes that load pictures.
+        self.process = context.Process(target=_work, args=(theirs, tuple(methods), threads))
+        with _inherited(threads, gpu):
+            self.process.start()
+        theirs.close()
+
+    def ask(self, config: TrainConfig, *, train: bool) -> None:
+        """Has a run prepared or made."""
+        with contextlib.suppress(BrokenPipeError):  # then `answer` says so
+            self.connection.send((config, train))
+
+    def answer(self) -> Reply:
+        """What came of it, once it is there.
+
+        Raises:
+            UserError: if the process has died.
+            Exception: that ended the work there.
+        """
+        try:
+            reply = self.connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            self.process.join()
+            raise UserError(
+                f"a process that made runs died (exit code {self.process.exitcode}), as it does "
+                "when memory runs out: make fewer at a time, --jobs 1"
+            ) from error
+        if isinstance(reply, Exception):
+            raise reply
+        assert isinstance(reply, Reply)
+        return reply
+
+    def close(self) -> None:
+        """Ends the process, whatever it is at."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _work(connection: Connection, methods: Sequence[str], threads: int) -> None:
+    """What a worker's process does until it is ended."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    runner = Runner(methods)
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        while True:  # progress bars go nowhere
+            config, train = connection.recv()
+            reply: Reply | Exception
+            try:
+                reply = runner.make(config, train=train)
+            except Exception as error:
+                reply = _portable(error)
+            connection.send(reply)
+
+
+def _end_with_parent() -> None:
+    """However that ends: a run that nobody waits for would be in the way of its successor."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error in a form that another process can read, with the place where it was raised."""
+    if isinstance(error, UserError):
+        return error
+    text = traceback.format_exc()
+    error.add_note(text)
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an error may be anything
+        return RuntimeError(text)
+    return error
+
+
+@contextlib.contextmanager
+def _inherited(threads: int, gpu: str | None) -> Iterator[None]:
+    """Inside, what a new process inherits: threads, its GPU, and that Ctrl-C is not for it."""
+    changes = {"OMP_NUM_THREADS": str(threads)} | ({} if gpu is None else {CUDA: gpu})
+    before = {name: os.environ.get(name) for name in changes}
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Inside, what the package logs goes to the files of runs alone."""
+    package = logging.getLogger("delta_transfer")
+    own, level, propagate = list(package.handlers), package.level, package.propagate
+    package.handlers = [logging.NullHandler()]
+    package.setLevel(logging.INFO)
+    package.propagate = False
+    try:
+        yield
+    finally:
+        package.handlers = own
+        package.setLevel(level)
+        package.propagate = propagate

@@ -1,0 +1,53 @@
+import dataclasses
+
+import pytest
+
+from delta_transfer.arguments import parse
+from delta_transfer.config import TrainConfig
+from delta_transfer.errors import UserError
+from delta_transfer.options import CompareOptions, seed_list, size_list, with_train
+
+WITHOUT = ("method", "seed")
+KIND = with_train(CompareOptions, without=WITHOUT)
+
+
+def test_they_are_those_of_train_and_its_own():
+    train = {field.name for field in dataclasses.fields(TrainConfig)}
+    own = {field.name for field in dataclasses.fields(CompareOptions)}
+    assert {field.name for field in dataclasses.fields(KIND)} == (train | own) - set(WITHOUT)
+
+
+def test_those_of_train_have_its_defaults_and_its_help(capsys):
+    options = parse(KIND, ["pictures"], prog="x", summary="", positional=["data"])
+    own = [field.name for field in dataclasses.fields(CompareOptions)]
+    values = {k: v for k, v in dataclasses.asdict(options).items() if k not in own}
+    assert TrainConfig(**values) == TrainConfig(data="pictures")
+    with pytest.raises(SystemExit):
+        parse(KIND, ["--help"], prog="x", summary="", positional=["data"])
+    said = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "numbers with commas between, a comparison each",  # not what train says of it
+        "passes over the training pictures; 10 if not given",
+        "runs/compare-DATA-TIME if not given",
+    ):
+        assert part in said
+    assert "runs/DATA-METHOD-TIME" not in said
+
+
+def test_lists_are_read():
+    assert seed_list("3, 0,18446744073709551615") == (3, 0, 2**64 - 1)
+    assert size_list(None) == (None,)
+    assert size_list("all") == (None,)
+    assert size_list("20, 5,all") == (20, 5, None)
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "0.5", "[0]", "1,1", "-1"])
+def test_what_are_no_seeds_is_refused(text):
+    with pytest.raises(UserError, match="--seeds "):
+        seed_list(text)
+
+
+@pytest.mark.parametrize("text", ["", "5,", "0", "-5", "5,5", "all,all", "many", "5 10", "²"])
+def test_what_are_no_sizes_is_refused(text):
+    with pytest.raises(UserError, match="--samples-per-class "):
+        size_list(text)
