@@ -10,6 +10,7 @@ from delta_transfer.functional import (
     channels_last,
     effective_channels,
     feature_distance,
+    full_precision,
     normalize_scores,
     normalized_entropy,
     official_distance,
@@ -317,3 +318,14 @@ def test_the_best_temperature_is_between_a_twentieth_and_twenty():
     never_right = F.cross_entropy(logits / 20, targets.roll(1)).item()
     found = calibrated_cross_entropy(logits, targets.roll(1))
     assert found == pytest.approx(never_right, rel=1e-6)
+
+
+def test_products_are_in_full_precision_on_any_device():
+    a, b = draw(8, 8, dtype=torch.float32, seed=1), draw(8, 8, dtype=torch.float32, seed=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (a @ b).dtype == torch.bfloat16
+        with full_precision(a.device):
+            assert torch.allclose(a @ b, (a.double() @ b.double()).float(), atol=1e-5)
+        assert (a @ b).dtype == torch.bfloat16
+    with full_precision(torch.device("meta")):  # which has no autocast
+        assert (a.to("meta") @ b.to("meta")).dtype == torch.float32

@@ -1,12 +1,16 @@
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import delta_transfer
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
-from delta_transfer.methods import METHODS, Parts, find_method
+from delta_transfer.method_parts import Parts
+from delta_transfer.methods import METHODS, check_classifier, find_method
 from delta_transfer.penalties import Step
 from delta_transfer.regularizer import Regularizer
 from tests.networks import conv_net, moved
@@ -20,7 +24,16 @@ ATTENTION = ChannelAttention(
     source="",
 )
 OFFICIAL = ("l2", "l2sp", "delta_no_attention", "delta")
-PARTS = Parts(strength=0.5, head="fc", taps=("conv1", "conv2"), attention=ATTENTION)
+PARTS = Parts(
+    strength=0.5,
+    head="fc",
+    taps=("conv1", "conv2"),
+    attention=ATTENTION,
+    classifier=nn.Linear(6, 8),
+    features=torch.randn(9, 6, generator=torch.Generator().manual_seed(0)),
+    labels=torch.tensor([0, 1, 2] * 3),
+    num_outputs=3,
+)
 
 
 def penalties(name: str) -> list[tuple[str, float, tuple[str, ...]]]:
@@ -36,15 +49,42 @@ def test_the_table_is_that_of_the_design():
         "l2sp": "probe",
         "delta_no_attention": "probe",
         "delta": "probe",
+        "lwf": "probe",
+        "bss": "random",
+        "stochnorm": "random",
+        "co_tuning": "random",
+        "rifle": "random",
+        "ldifs": "probe",
+        "spd": "probe",
     }
     assert [name for name, method in METHODS.items() if not method.trains] == ["probe"]
-    assert [name for name, method in METHODS.items() if method.decay] == ["l2", "lp_ft"]
+    assert [name for name, method in METHODS.items() if method.decay] == ["l2", "lp_ft", "rifle"]
+    also = {name: m.weight_decay for name, m in METHODS.items() if m.weight_decay}
+    assert also == {"bss": 0.01, "stochnorm": 0.01, "co_tuning": 0.01}
+    assert [name for name, m in METHODS.items() if m.classifier] == ["lwf", "co_tuning"]
+    assert [name for name, m in METHODS.items() if m.head_cycles != 1] == ["rifle"]
+    assert [name for name, m in METHODS.items() if m.batch_norm] == ["stochnorm"]
+    compared = ["delta_no_attention", "delta", "lwf", "ldifs"]
+    assert [name for name, m in METHODS.items() if m.features] == compared
     assert [name for name, method in METHODS.items() if method.attention] == ["delta"]
     assert all(method.name == name for name, method in METHODS.items())
     assert all(method.summary and method.paper.startswith("https") for method in METHODS.values())
 
 
-@pytest.mark.parametrize("name", ["probe", "l2", "lp_ft"])
+def test_strengths_are_those_of_the_papers():
+    published = {
+        "lwf": 1.0,
+        "bss": 0.001,
+        "stochnorm": 0.5,
+        "co_tuning": 2.3,
+        "ldifs": 10.0,
+        "spd": 1.0,
+    }
+    assert {name: METHODS[name].strength for name in published} == published
+    assert METHODS["rifle"].head_cycles == 3
+
+
+@pytest.mark.parametrize("name", ["probe", "l2", "lp_ft", "rifle", "stochnorm"])
 def test_methods_without_a_penalty_have_none(name):
     assert penalties(name) == []
 
@@ -56,6 +96,48 @@ def test_l2sp_and_delta_carry_the_head_term_beside_their_own():
     assert penalties("delta") == [("delta", 0.5, ("conv2",)), head]  # the taps of the attention
 
 
+def test_what_holds_the_network_carries_the_head_term_and_what_adds_to_plain_does_not():
+    head = ("l2", 0.01, ())
+    assert penalties("lwf") == [("lwf", 0.5, ()), head]
+    assert penalties("ldifs") == [("ldifs", 0.5, ("conv1", "conv2")), head]
+    assert penalties("spd") == [head]
+    assert penalties("bss") == [("bss", 0.5, ())]
+    assert penalties("co_tuning") == [("co_tuning", 0.5, ())]
+
+
+def test_co_tunings_relationship_is_of_the_classifier_on_the_training_pictures():
+    (penalty,) = METHODS["co_tuning"].penalties(PARTS)
+    logits = PARTS.classifier(PARTS.features).detach()
+    temperatures = [0.05 * 400 ** (i / 200) for i in range(201)]
+    found = []
+    for temperature in temperatures:
+        probabilities = torch.softmax(logits / temperature, dim=1)
+        means = [probabilities[PARTS.labels == y].mean(dim=0) for y in range(3)]
+        found.append((penalty.relationship - torch.stack(means)).abs().max().item())
+    assert min(found) < 1e-2  # at one of them; which one is tested beside the formula
+    assert max(found) > 0.1
+    assert PARTS.classifier.weight.grad is None
+
+
+def test_a_missing_classifier_is_named_with_the_methods_that_need_none():
+    for name in METHODS:
+        check_classifier(METHODS[name], PARTS.classifier, "resnet50")
+    for name in ("lwf", "co_tuning"):
+        with pytest.raises(UserError, match=f"method '{name}' needs the pretrained classifier, wh"):
+            check_classifier(METHODS[name], None, "ConvNet")
+    with pytest.raises(UserError, match=r"one of probe, l2, .*, delta, bss, stochnorm, rifle, ldi"):
+        check_classifier(METHODS["lwf"], None, "ConvNet")
+    check_classifier(METHODS["ldifs"], None, "ConvNet")
+
+
+def test_no_source_names_a_device_to_compute_on():
+    """Published versions of these methods compute on the first CUDA device or not at all."""
+    sources = Path(delta_transfer.__file__).parent
+    named = re.compile(r"""\.cuda\(|\.to\(["']|device=["'](?!cpu|meta)""")
+    found = [path.name for path in sources.rglob("*.py") if named.search(path.read_text())]
+    assert found == []
+
+
 def test_the_head_term_is_half_the_squared_norm_of_weight_and_bias():
     net = moved(conv_net())
     _, head = METHODS["l2sp"].penalties(PARTS)
@@ -63,7 +145,7 @@ def test_the_head_term_is_half_the_squared_norm_of_weight_and_bias():
     assert head(Step(target=net, source=None)).item() == pytest.approx(expected.item())
 
 
-@pytest.mark.parametrize("name", ["l2sp", "delta", "delta_no_attention"])
+@pytest.mark.parametrize("name", ["l2sp", "delta", "delta_no_attention", "lwf", "ldifs"])
 def test_at_the_start_only_the_head_term_is_there(name):
     source, target = conv_net(), conv_net()
     inputs = torch.randn(4, 3, 8, 8)
@@ -84,7 +166,7 @@ def test_each_call_makes_penalties_of_its_own():
 
 
 def test_an_unknown_method_is_refused_with_the_names():
-    with pytest.raises(UserError, match=r"unknown method 'l3': choose from probe, l2, lp_ft"):
+    with pytest.raises(UserError, match=r"unknown method 'l3': there are 13, .* probe, l2, l"):
         find_method("l3")
     assert find_method("l2") is METHODS["l2"]
 
@@ -180,7 +262,7 @@ def test_official_l2sp_holds_batch_norm_too_but_not_the_head():
         assert term(**{name: 2.0}) == pytest.approx(0.5 * 0.5 * 4 * numel, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["probe", "lp_ft"])
+@pytest.mark.parametrize("name", ["probe", "lp_ft", "lwf", "rifle"])
 def test_methods_that_the_authors_do_not_have_are_refused(name):
     message = (
         f"method '{name}' has no official form.*choose from l2, l2sp, delta_no_attention, delta, "

@@ -17,8 +17,9 @@ ALIKE, UNLIKE = 0.9, 0.3
 
 def announce(prepared: Prepared, tuning: Tuning) -> None:
     """Logs the method, the probe's accuracy and how long it will take."""
-    method, strength = tuning.method, tuning.strength
-    detail = "" if strength is None else f", strength {strength:g}"
+    method = tuning.method
+    strengths = [f"{one.strength:g}" for one in tuning.branches if one.strength is not None]
+    detail = f", strength {' and '.join(strengths)}" if strengths else ""
     logger.info("method   %s%s: %s", method.name, detail, method.summary)
     accuracy = prepared.probe_accuracies["val"] or 0.0
     labels = prepared.task.val.labels
@@ -29,9 +30,10 @@ def announce(prepared: Prepared, tuning: Tuning) -> None:
         folds = f", {tuning.config.folds} folds" if tuning.config.folds else ""
         refit = " and the refit" if refits(tuning.config, prepared.task) else ""
         logger.info(
-            "time     about %.*f minutes for %d epochs%s%s",
+            "time     about %.*f minutes for %s%d epochs%s%s",
             1 if minutes >= 1 else 2,
             minutes,
+            "2 times " if len(tuning.branches) > 1 else "",
             tuning.epochs,
             folds,
             refit,

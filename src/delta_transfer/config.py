@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -30,9 +31,12 @@ class TrainConfig:
         overwrite: replace what is in the folder of the run.
         preset: default, the recipe for small data sets; or official, the protocol of DELTA's
             authors (see docs/methods/delta.md).
-        method: probe, l2, lp_ft, l2sp, delta_no_attention or delta (see: delta-transfer methods).
-        strength: strength of the method's penalty (l2, lp_ft: weight decay); the method's own if
-            not given.
+        method: how to fine-tune, for example probe, l2, l2sp or delta (see: delta-transfer
+            methods).
+        strength: of the method's penalty (l2, lp_ft, rifle: weight decay; stochnorm: a probability;
+            spd: of the projection). auto, the default, trains delta twice, held weakly and
+            strongly, and averages the weights (see docs/strength.md); of other methods it is their
+            own.
         taps: modules whose features are compared: auto, or names and glob patterns with commas
             between (see: delta-transfer layers MODEL).
         attention: channel attention of delta: refined (a forward and backward pass, corrected by a
@@ -50,7 +54,7 @@ class TrainConfig:
         attention_tolerance: gradient and exact attention take no more pictures once its relative
             standard error is so small at every tap, for example 0.2; refined takes all, and says.
         batch_norm: frozen keeps the pretrained batch-norm statistics (the default); train updates
-            them (official).
+            them (official; stochnorm always does).
         epochs: passes over the training pictures; 10 if not given.
         steps: training steps in place of epochs, rounded up to whole epochs; official has 9000.
         batch_size: pictures a step; 32 (official: 64) if not given.
@@ -84,7 +88,7 @@ class TrainConfig:
     overwrite: bool = False
     preset: Literal["default", "official"] = "default"
     method: str = "delta"
-    strength: float | None = None
+    strength: float | Literal["auto"] = "auto"
     taps: str = "auto"
     attention: str = _BY_PRESET
     attention_samples: int | None = None
@@ -119,7 +123,7 @@ class TrainConfig:
                 raise UserError(f"{_flag(name)} must be {_words(hint)}, got {value!r}")
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
-            if value is not None and not least <= value < float("inf"):
+            if value not in (None, "auto") and not least <= value < float("inf"):
                 raise UserError(f"{_flag(name)} must be at least {least}, got {value}")
         for name in _ABOVE_ZERO:
             value = getattr(self, name)
@@ -236,6 +240,8 @@ _AT_LEAST = {
 
 _ABOVE_ZERO = ("lr", "head_lr", "attention_temperature", "attention_clip", "attention_tolerance")
 
+_UNIONS = (typing.Union, types.UnionType)
+
 _OPTIONS = {field.name for field in dataclasses.fields(TrainConfig)}
 
 
@@ -246,13 +252,19 @@ def _flag(name: str) -> str:
 def _fits(value: object, hint: Any) -> bool:
     if typing.get_origin(hint) is Literal:
         return value in typing.get_args(hint)
+    if typing.get_origin(hint) in _UNIONS:
+        return any(_fits(value, part) for part in typing.get_args(hint))
     if isinstance(value, bool):
         return hint is bool
-    return isinstance(value, hint) or (isinstance(value, int) and isinstance(0.0, hint))
+    return isinstance(value, hint) or (isinstance(value, int) and hint is float)
 
 
 def _words(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
-        return f"one of {', '.join(typing.get_args(hint))}"
-    parts = [part for part in typing.get_args(hint) or (hint,) if part is not type(None)]
-    return " or ".join(part.__name__ for part in parts)
+        choices = typing.get_args(hint)
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else str(choices[0])
+    if typing.get_origin(hint) in _UNIONS:
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        return " or ".join(_words(part) for part in parts)
+    name: str = hint.__name__
+    return name

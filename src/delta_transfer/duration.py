@@ -15,6 +15,7 @@ from delta_transfer.loaders import count_workers, training_loader
 from delta_transfer.prepare import Prepared
 from delta_transfer.run_attention import attention_order
 from delta_transfer.selection import refits
+from delta_transfer.soup import SHARES
 from delta_transfer.taps import Taps
 from delta_transfer.tuning import DRIFT_PICTURES, Tuning
 
@@ -26,7 +27,8 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     """The minutes that a run will take, by the second of two measured training steps.
 
     Reading and augmenting pictures, validation, drift, keeping the weights, channel attention,
-    folds, the refit, their probes and the test are counted; what else a run does is not.
+    folds, the refit, a second strength, their probes and the test are counted; what else a run
+    does is not.
     """
     config, task = tuning.config, prepared.task
     size = min(config.batch_size, len(task.train))
@@ -56,7 +58,9 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
         epoch += pictures * training  # at most: it ends with the epoch that was chosen
     crops = 10 if config.official else 1
     test = 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
-    return (tuning.epochs * epoch + attention + probes + test) / 60
+    trainings = len(tuning.branches) * tuning.epochs * epoch
+    mixtures = len(SHARES) * len(task.val) * forward if len(tuning.branches) > 1 else 0.0
+    return (trainings + mixtures + attention + probes + test) / 60
 
 
 def _seconds_per_step(

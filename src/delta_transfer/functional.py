@@ -1,6 +1,7 @@
 """The mathematics as pure functions: distances between feature maps, attention from scores."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,13 @@ def at_least_float32(features: Tensor) -> Tensor:
     if features.dtype in (torch.float16, torch.bfloat16):
         return features.float()
     return features
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """A context without autocast, for products that half precision is too coarse for."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _check_same_shape(target: Tensor, source: Tensor) -> None:
@@ -231,13 +239,27 @@ def calibrated_cross_entropy(logits: Tensor, targets: Tensor) -> float:
         >>> round(calibrated_cross_entropy(10 * logits, targets), 3)
         0.637
     """
-    if not torch.isfinite(logits).all():
-        return math.nan
-    wide = logits.detach().cpu().double()
+    return calibrated_losses(logits, targets).mean().item()
+
+
+def calibrated_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each sample, whose mean is `calibrated_cross_entropy`.
+
+    Args:
+        logits: `[N, K]`.
+        targets: class indices `[N]`.
+
+    Returns:
+        `[N]`, in nats, in float64 on the CPU; NaN if the logits are not finite.
+    """
     labels = targets.cpu()
+    if not torch.isfinite(logits).all():
+        return torch.full(labels.shape, math.nan, dtype=torch.float64)
+    wide = logits.detach().cpu().double()
 
     def loss(log_temperature: float) -> float:
         return F.cross_entropy(wide / math.exp(log_temperature), labels).item()
 
     limit = math.log(20)
-    return float(minimize_scalar(loss, bounds=(-limit, limit)).fun)
+    best = float(minimize_scalar(loss, bounds=(-limit, limit)).x)
+    return F.cross_entropy(wide / math.exp(best), labels, reduction="none")

@@ -1,88 +1,70 @@
 """The methods of fine-tuning that can be compared, in one table."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
-from delta_transfer.channel_attention import ChannelAttention
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from delta_transfer import method_parts as make
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.penalties import L2, L2SP, Delta, Penalty
+from delta_transfer.method_parts import Change, Parts
+from delta_transfer.penalties import Penalty
 
-# The authors' beta: strength of 1/2 ||head||^2 beside every penalty that holds the backbone.
-HEAD_STRENGTH = 0.01
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a method may build its penalties from.
-
-    Args:
-        strength: of the method's own penalty.
-        head: the name of the target's head.
-        taps: the modules whose features are compared.
-        attention: channel attention, for methods that need it.
-        official: the penalties as the authors of DELTA published them, which take other strengths;
-            `find_method(name, official=True)` gives a method that sets it.
-    """
-
-    strength: float
-    head: str
-    taps: Sequence[str]
-    attention: ChannelAttention | None
-    official: bool = False
+# Of the plain methods, and of those that add to them.
+WEIGHT_DECAY = 0.01
+# How strongly and how weakly DELTA holds in the two trainings of `--strength auto`.
+AUTO = (1.0, 0.1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """One method: where its head starts and what is added to the task loss.
+    """One method: where its head starts, what is added to the task loss, what else it changes.
 
     Args:
         name: as on the command line.
         summary: one line for a list of methods.
         paper: where it comes from.
-        head: the head starts as the linear probe, or at random.
+        head: the head starts as the linear probe, as one on features that keep their scales
+            (`fit_probe`, `standardize=False`), or at random.
         penalties: makes the penalties.
-        strength: the default of `--strength`; None where there is nothing to set.
+        strength: what `--strength auto` means; None where there is nothing to set.
+        strengths: where it means two trainings instead, a strong and a weak one (see `soup`).
         official_strength: the same in the official form; None for methods that have none.
         decay: `--strength` is the optimiser's (decoupled) weight decay, not a penalty's.
+        weight_decay: the optimiser's weight decay, where `--strength` is something else.
         features: whether it compares features, so that the source runs at each step.
         attention: whether it needs channel attention.
+        classifier: whether it needs the pretrained classifier.
+        head_cycles: in how many cycles the head is trained, drawn anew at the start of each.
+        batch_norm: the mode that batch norm has to be in, whatever is asked for; None for either.
+        network_change: what changes the network while it trains: a context manager of the network,
+            the strength and a generator of random numbers.
+        step_change: what changes the steps of the optimiser: a context manager of the optimiser,
+            target, source and the strength.
         trains: whether anything but the probe is trained.
     """
 
     name: str
     summary: str
     paper: str
-    head: Literal["probe", "random"] = "probe"
+    head: Literal["probe", "raw_probe", "random"] = "probe"
     penalties: Callable[[Parts], list[Penalty]] = lambda parts: []
     strength: float | None
+    strengths: tuple[float, float] | None = None
     official_strength: float | None = None
     decay: bool = False
+    weight_decay: float = 0.0
     features: bool = False
     attention: bool = False
+    classifier: bool = False
+    head_cycles: int = 1
+    batch_norm: Literal["train"] | None = None
+    network_change: Callable[[nn.Module, float, torch.Generator], Change] | None = None
+    step_change: Callable[[Optimizer, nn.Module, nn.Module, float], Change] | None = None
     trains: bool = True
-
-
-def _l2sp(parts: Parts) -> list[Penalty]:
-    return [L2SP(strength=parts.strength), L2(parts.head, strength=HEAD_STRENGTH)]
-
-
-def _delta(parts: Parts) -> list[Penalty]:
-    return _hold_features(parts, parts.attention, None)
-
-
-def _delta_no_attention(parts: Parts) -> list[Penalty]:
-    return _hold_features(parts, None, parts.taps)
-
-
-def _hold_features(
-    parts: Parts, attention: ChannelAttention | None, taps: Sequence[str] | None
-) -> list[Penalty]:
-    if parts.official:
-        delta = Delta.official(attention, strength=parts.strength, taps=taps)
-    else:
-        delta = Delta(attention, strength=parts.strength, taps=taps)
-    return [delta, L2(parts.head, strength=HEAD_STRENGTH)]
 
 
 METHODS = {
@@ -100,7 +82,7 @@ METHODS = {
             summary="plain fine-tuning: random head, weight decay",
             paper="https://arxiv.org/abs/1411.1792",
             head="random",
-            strength=0.01,
+            strength=WEIGHT_DECAY,
             official_strength=1e-4,
             decay=True,
         ),
@@ -108,14 +90,14 @@ METHODS = {
             name="lp_ft",
             summary="plain fine-tuning that starts from the linear probe's head",
             paper="https://arxiv.org/abs/2202.10054",
-            strength=0.01,
+            strength=WEIGHT_DECAY,
             decay=True,
         ),
         Method(
             name="l2sp",
             summary="L2-SP: weights are held close to the pretrained ones",
             paper="https://arxiv.org/abs/1802.01483",
-            penalties=_l2sp,
+            penalties=make.l2sp,
             strength=0.01,
             official_strength=0.01,
         ),
@@ -123,20 +105,96 @@ METHODS = {
             name="delta_no_attention",
             summary="DELTA with every channel alike: features are held close",
             paper="https://arxiv.org/abs/1901.09229",
-            penalties=_delta_no_attention,
+            head="raw_probe",
+            penalties=make.delta_no_attention,
             features=True,
-            strength=3.0,
+            strength=AUTO[0],
+            strengths=AUTO,
             official_strength=0.01,
         ),
         Method(
             name="delta",
             summary="DELTA: features are held close, each channel as much as it matters",
             paper="https://arxiv.org/abs/1901.09229",
-            penalties=_delta,
+            head="raw_probe",
+            penalties=make.delta,
             features=True,
-            strength=3.0,
+            strength=AUTO[0],
+            strengths=AUTO,
             official_strength=0.01,
             attention=True,
+        ),
+        Method(
+            name="lwf",
+            summary="Learning without Forgetting: the pretrained classifier's outputs are held",
+            paper="https://arxiv.org/abs/1606.09282",
+            penalties=make.lwf,
+            features=True,
+            classifier=True,
+            strength=1.0,  # lambda_o in section 3
+        ),
+        Method(
+            name="bss",
+            summary="Batch Spectral Shrinkage: the weakest directions of the features are shrunk",
+            paper=(
+                "https://proceedings.neurips.cc/paper/2019/hash/"
+                "c6bff625bdb0393992c9d4db0c6bbe45-Abstract.html"
+            ),
+            head="random",
+            penalties=make.bss,
+            strength=0.001,  # eta in section 5
+            weight_decay=WEIGHT_DECAY,
+        ),
+        Method(
+            name="stochnorm",
+            summary="StochNorm: batch norm that takes its running statistics now and then",
+            paper=(
+                "https://proceedings.neurips.cc/paper/2020/hash/"
+                "bc573864331a9e42e4511de6f678aa83-Abstract.html"
+            ),
+            head="random",
+            strength=0.5,  # the probability p of the paper
+            weight_decay=WEIGHT_DECAY,
+            batch_norm="train",
+            network_change=make.stochastic_norm,
+        ),
+        Method(
+            name="co_tuning",
+            summary="Co-Tuning: the pretrained classifier learns the labels in its own classes",
+            paper=(
+                "https://proceedings.neurips.cc/paper/2020/hash/"
+                "c8067ad1937f728f51288b3eb986afaa-Abstract.html"
+            ),
+            head="random",
+            penalties=make.co_tuning,
+            classifier=True,
+            strength=2.3,  # the authors' code
+            weight_decay=WEIGHT_DECAY,
+        ),
+        Method(
+            name="rifle",
+            summary="RIFLE: the head is drawn anew in three cycles, so that deep layers learn",
+            paper="https://arxiv.org/abs/2007.03349",
+            head="random",
+            strength=WEIGHT_DECAY,
+            decay=True,
+            head_cycles=3,
+        ),
+        Method(
+            name="ldifs",
+            summary="LDIFS: features are held close, pooled over the picture",
+            paper="https://arxiv.org/abs/2308.13320",
+            penalties=make.ldifs,
+            features=True,
+            strength=10.0,  # the authors' code
+        ),
+        Method(
+            name="spd",
+            summary="SPD: weights are drawn back where the gradient agrees, after each step",
+            paper="https://arxiv.org/abs/2411.01713",
+            penalties=make.head_term,
+            step_change=make.project,
+            strength=1.0,  # lambda in section 3
         ),
     )
 }
@@ -159,6 +217,26 @@ def find_method(name: str, *, official: bool = False) -> Method:
     return _official(METHODS[name]) if official else METHODS[name]
 
 
+def check_classifier(method: Method, classifier: nn.Linear | None, model: str) -> None:
+    """Checks that a network brings the pretrained classifier, if the method needs it.
+
+    Args:
+        method: the method.
+        classifier: that of the network.
+        model: what the network is called.
+
+    Raises:
+        UserError: if it does not; the methods that need none are listed.
+    """
+    if method.classifier and classifier is None:
+        others = [other.name for other in METHODS.values() if not other.classifier]
+        raise UserError(
+            f"method {method.name!r} needs the pretrained classifier, which {model} does not bring "
+            "(neither a network given in Python nor a file by --weights does): take a --model of "
+            f"timm, torchvision or pypi with weights of its own, or one of {', '.join(others)}"
+        )
+
+
 def _official(method: Method) -> Method:
     if method.official_strength is None:
         choices = [other.name for other in METHODS.values() if other.official_strength is not None]
@@ -171,5 +249,9 @@ def _official(method: Method) -> Method:
         return method.penalties(dataclasses.replace(parts, official=True))
 
     return dataclasses.replace(
-        method, head="random", strength=method.official_strength, penalties=penalties
+        method,
+        head="random",
+        strength=method.official_strength,
+        strengths=None,
+        penalties=penalties,
     )

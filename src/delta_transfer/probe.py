@@ -146,6 +146,7 @@ def fit_probe(
     strengths: Sequence[float] = STRENGTHS,
     folds: int = 5,
     seed: int = 0,
+    standardize: bool = True,
 ) -> LinearProbe:
     """L2-regularised linear head on standardised features, its strength cross-validated.
 
@@ -162,6 +163,8 @@ def fit_probe(
         strengths: the candidates; a single one is not cross-validated.
         folds: how many; fewer where the smallest class has fewer samples.
         seed: of the draw of the folds.
+        standardize: divide each feature by its own deviation; else all by one, so that features
+            that hardly vary get no large weights.
 
     Returns:
         The probe, in float32 on the CPU.
@@ -178,6 +181,8 @@ def fit_probe(
     mean, scale = rows.mean(dim=0), rows.std(dim=0, correction=0)
     # Features are float32: what varies by no more than its rounding is constant.
     constant = scale <= 10 * torch.finfo(torch.float32).eps * mean.abs()
+    if not standardize:
+        scale = scale.square().mean().sqrt().expand_as(scale)
     scale = torch.where(constant, torch.ones_like(scale), scale)
     # Fewer samples than features: the same problem in the space that the samples span.
     _, _, basis = torch.linalg.svd((rows - mean) / scale, full_matrices=False)

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.errors import UserError
+from delta_transfer.head_inputs import HeadInputs
 from delta_transfer.penalties import L2, L2SP, Delta, Penalty, Step
 from delta_transfer.stages import unwrap
 from delta_transfer.taps import Taps, outside_graphs, resolve_taps
@@ -36,8 +37,9 @@ class Regularizer(nn.Module):
 
     A context manager that fits any training loop. Inside it the target's tapped features are
     recorded at each of its forward passes; calling the regularizer runs the source on the same
-    inputs (if a penalty needs its features; without gradients, in eval mode, no further than its
-    last tap) and returns the terms. On exit the target has no hooks and its own train flags again.
+    inputs (if a penalty needs its features; without gradients, in eval mode, no further than
+    needed) and returns the terms. On exit the target has no hooks and its own train flags again.
+    Penalties that train a classifier of their own have parameters: `regularizer.parameters()`.
 
     Batch norm in train mode makes the features differ from the source's even with equal weights, so
     its statistics are frozen by default; turn the backbone's dropout and stochastic depth off for
@@ -89,6 +91,10 @@ class Regularizer(nn.Module):
         taps = list({tap: None for penalty in penalties for tap in penalty.taps})
         self._taps = Taps(target, taps) if taps else None
         self._source_taps = Taps(source, taps) if taps and source is not None else None
+        heads = {penalty.head: None for penalty in penalties if penalty.head}
+        compared = {p.head: None for p in penalties if p.head and p.needs_source}
+        self._heads = HeadInputs(target, list(heads))
+        self._source_heads = HeadInputs(target if source is None else source, list(compared))
         self._norms: dict[nn.Module, bool] = {}
         self._target_training = False
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -114,6 +120,7 @@ class Regularizer(nn.Module):
         ]
         if self._taps is not None:
             self._taps.__enter__()
+        self._heads.__enter__()
         self._before(target, None)
         return self
 
@@ -126,6 +133,7 @@ class Regularizer(nn.Module):
         if self._taps is not None:
             self._taps.__exit__(kind, error, trace)
             self._taps.clear()
+        self._heads.__exit__(kind, error, trace)
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -159,7 +167,7 @@ class Regularizer(nn.Module):
                 "the `with` block), or give batch_norm='train'"
             )
         with self._autocast:
-            source_features = self._run_source(inputs)
+            source_features, source_head_inputs = self._run_source(inputs)
         step = Step(
             target=target,
             source=source,
@@ -169,6 +177,8 @@ class Regularizer(nn.Module):
             target_features={} if self._taps is None else self._taps.features(),
             source_features=source_features,
             groups=groups,
+            head_inputs=self._heads.inputs(),
+            source_head_inputs=source_head_inputs,
         )
         for tap, features in step.source_features.items():
             if features.shape != step.target_features[tap].shape:
@@ -197,7 +207,7 @@ class Regularizer(nn.Module):
         source.to(device_of(self._networks[0]))
         for batch in loader:
             inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-            for tap, features in self._run_source(inputs.to(device_of(source))).items():
+            for tap, features in self._run_source(inputs.to(device_of(source)))[0].items():
                 variances[tap].update(features)
         measured = {tap: variance.compute() for tap, variance in variances.items()}
         for penalty in uniform:
@@ -209,15 +219,21 @@ class Regularizer(nn.Module):
         deltas = [penalty for penalty in self.penalties if isinstance(penalty, Delta)]
         return any(len(delta.variance) != len(delta.taps) for delta in deltas)
 
-    def _run_source(self, inputs: Any) -> dict[str, Tensor]:
-        source = self._networks[1]
-        if self._source_taps is None or source is None:
-            return {}
-        with self._source_taps as taps, evaluating(source), torch.no_grad():
-            taps.record(inputs)
-            features = taps.features()
-            taps.clear()
-        return features
+    def _run_source(self, inputs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Its features at the taps and what its heads are given, as far as they are needed."""
+        source, taps = self._networks[1], self._source_taps
+        if source is None or (taps is None and not self._source_heads.names):
+            return {}, {}
+        with taps or nullcontext(), self._source_heads as heads, evaluating(source):
+            with torch.no_grad():
+                if taps is None or heads.names:
+                    source(inputs)
+                else:
+                    taps.record(inputs)
+            features = {} if taps is None else taps.features()
+            if taps is not None:
+                taps.clear()
+            return features, heads.inputs()
 
     def _before(self, module: nn.Module, inputs: Any) -> None:
         if module is self._networks[0]:  # not a copy made in the context

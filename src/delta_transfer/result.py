@@ -11,13 +11,44 @@ from delta_transfer.errors import UserError
 COMPARISON_COLUMNS = (
     "method",
     "seed",
+    "samples_per_class",
     "test_accuracy",
     "val_accuracy",
     "linear_probe_test_accuracy",
     "best_epoch",
+    "strength",
     "seconds",
+    "memory",
     "folder",
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StrengthSearch:
+    """What `--strength auto` found: trainings of two strengths, averaged (see docs/strength.md).
+
+    Args:
+        strengths: of the trainings, from strong to weak.
+        shares: in the final weights: of the start, and of the trainings in their order.
+        losses: calibrated held-out loss in nats by shares in percent, as `"0/50/50"`; the shares
+            are those of the lowest one, or the first if the lowest is not clearly lower.
+        epochs: that were kept of the trainings.
+        seconds: that the second training and the choice took.
+    """
+
+    strengths: tuple[float, float]
+    shares: tuple[float, float, float]
+    losses: dict[str, float]
+    epochs: tuple[int, int]
+    seconds: float
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "StrengthSearch":
+        """What JSON has made of it: lists in place of tuples."""
+        kept: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in values.items()
+        }
+        return cls(**kept)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +59,7 @@ class RunResult:
         folder: where the run lies (not in the file).
         method: its method.
         seed: its seed.
+        samples_per_class: training pictures of each class; None if all were taken.
         metric: the data set's main figure, `"accuracy"` or `"mean_class_accuracy"`.
         test_accuracy: of the final model on the test split, on which nothing was chosen.
         test_mean_class_accuracy: likewise, the mean of the classes' own accuracies.
@@ -39,9 +71,12 @@ class RunResult:
         epochs: how many were trained to choose from.
         refitted: whether the final model learnt from training and validation pictures.
         seconds: from the start of the run to its end.
+        memory: the most in use while the method was at work, in MiB (see `PeakMemory`).
         pictures: that the final model learnt from.
         classes: how many.
-        strength: of the method's penalty, None where it has none.
+        strength: of the method's penalty, None where it has none; if it was found, the geometric
+            mean of the two that were trained with, by their shares.
+        strength_search: how the strength was found, None where it was given or the method's own.
         taps: the modules whose features were compared or measured.
         versions: of Python and the libraries.
     """
@@ -49,6 +84,7 @@ class RunResult:
     folder: Path
     method: str
     seed: int
+    samples_per_class: int | None
     metric: str
     test_accuracy: float | None
     test_mean_class_accuracy: float | None
@@ -59,9 +95,11 @@ class RunResult:
     epochs: int
     refitted: bool
     seconds: float
+    memory: float
     pictures: int
     classes: int
     strength: float | None
+    strength_search: StrengthSearch | None
     taps: tuple[str, ...]
     versions: dict[str, str]
 
@@ -91,6 +129,9 @@ class RunResult:
             raise UserError(f"no finished run in {folder}: there is no {path.name}")
         try:
             values: dict[str, Any] = json.loads(path.read_text())
-            return cls(**{**values, "folder": Path(folder), "taps": tuple(values["taps"])})
+            found = values["strength_search"]
+            search = None if found is None else StrengthSearch.from_dict(found)
+            values |= {"strength_search": search, "taps": tuple(values["taps"])}
+            return cls(**values, folder=Path(folder))
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is no result of a run: {error}") from error

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import logging
+import math
 import platform
 import shutil
 import time
@@ -23,8 +24,9 @@ from delta_transfer.errors import UserError, unknown
 from delta_transfer.evaluation import mean_class_accuracy
 from delta_transfer.files import write_atomically
 from delta_transfer.loaders import evaluation_loader
-from delta_transfer.methods import Method, find_method
+from delta_transfer.methods import Method, check_classifier, find_method
 from delta_transfer.outputs import write_examples, write_predictions
+from delta_transfer.peak_memory import PeakMemory
 from delta_transfer.prepare import Prepared, prepare
 from delta_transfer.report import write_run_report
 from delta_transfer.result import RunResult
@@ -90,19 +92,22 @@ def train_prepared(
         folder: of the run; emptied if it holds an old one.
         started: `time.perf_counter()` at the start of the run.
     """
+    memory = PeakMemory(prepared.device)
     tuning = Tuning(
         config=config,
         method=method_of(config),
         epochs=config.count_epochs(len(prepared.task.train)),
         attention=given_attention(prepared, config),
     )
+    check_classifier(tuning.method, prepared.backbone.classifier, config.model)
     make_folder(folder, overwrite=config.overwrite)
     try:
         with log_to(folder / LOG, prepared.description):
             # Without overwrite: `train -c` with this file must not replace the very run.
             dataclasses.replace(config, overwrite=False).save(folder / "config.yaml")
             announce(prepared, tuning)
-            result = _finish(select(prepared, tuning, folder), tuning, folder, started=started)
+            selected = select(prepared, tuning, folder)
+            result = _finish(selected, tuning, folder, memory=memory, started=started)
             write_run_report(folder)
             conclude(result)
     except BaseException:
@@ -173,7 +178,9 @@ def method_of(config: TrainConfig) -> Method:
     return find_method(config.method, official=True) if official else method
 
 
-def _finish(selected: Selected, tuning: Tuning, folder: Path, *, started: float) -> RunResult:
+def _finish(
+    selected: Selected, tuning: Tuning, folder: Path, *, memory: PeakMemory, started: float
+) -> RunResult:
     """Measures the final network and writes what the run leaves behind."""
     prepared, network = selected.prepared, selected.tuned.network
     task, method = prepared.task, tuning.method
@@ -190,6 +197,7 @@ def _finish(selected: Selected, tuning: Tuning, folder: Path, *, started: float)
         folder=folder,
         method=method.name,
         seed=tuning.config.seed,
+        samples_per_class=tuning.config.samples_per_class,
         metric=task.metric,
         test_accuracy=_accuracy(test, task.test),
         test_mean_class_accuracy=_mean_class_accuracy(test, task.test),
@@ -200,14 +208,30 @@ def _finish(selected: Selected, tuning: Tuning, folder: Path, *, started: float)
         epochs=tuning.epochs if method.trains else 0,
         refitted=selected.refitted,
         seconds=round(time.perf_counter() - started, 1),
+        memory=memory.mib,
         pictures=len(task.train),
         classes=len(task.classes),
-        strength=tuning.strength if method.trains else prepared.probe.strength,
+        strength=_strength(selected, tuning),
+        strength_search=selected.search,
         taps=selected.tuned.taps,
         versions=_versions(),
     )
     write_atomically(folder / "result.json", result.to_json())
     return result
+
+
+def _strength(selected: Selected, tuning: Tuning) -> float | None:
+    """Of the penalty; found by auto, the geometric mean; of the probe, its own."""
+    if not tuning.method.trains:
+        return selected.prepared.probe.strength
+    if selected.search is None:
+        return tuning.strength
+    shares = selected.search.shares[1:]
+    if not sum(shares):
+        return None  # the start alone: no strength is strong enough
+    logs = [math.log(strength) for strength in selected.search.strengths]
+    mean = sum(share * log for share, log in zip(shares, logs, strict=True)) / sum(shares)
+    return float(f"{math.exp(mean):.6g}")
 
 
 def _test(prepared: Prepared, config: TrainConfig, network: nn.Module) -> Tensor | None:

@@ -3,23 +3,28 @@
 import copy
 import dataclasses
 import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
+from delta_transfer.data.seeds import derive_seed
 from delta_transfer.devices import place
 from delta_transfer.loaders import plain_loader, training_loader
-from delta_transfer.methods import Method, Parts
+from delta_transfer.method_parts import Parts
+from delta_transfer.methods import Method, check_classifier
 from delta_transfer.prepare import Prepared
 from delta_transfer.presets import find_preset
-from delta_transfer.probe import LinearProbe
+from delta_transfer.probe import LinearProbe, fit_probe
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.run_attention import describe, estimate
-from delta_transfer.training import Fit, Fitted, MeasureDrift, Optimization, fit
+from delta_transfer.training import Fit, Fitted, MeasureDrift, Optimization, RedrawHead, fit
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +41,33 @@ class Tuning:
         method: the method.
         epochs: how many, by which the schedule goes.
         attention: channel attention that was given; None to estimate it, if the method needs it.
+        order: which of several orders and augmentations of the pictures that the seed gives.
     """
 
     config: TrainConfig
     method: Method
     epochs: int
     attention: ChannelAttention | None
+    order: int = 0
 
     @property
     def strength(self) -> float | None:
         """Of the method's penalty, or its weight decay; None where it has none."""
         given = self.config.strength
-        return self.method.strength if given is None else given
+        return self.method.strength if given == "auto" else given
+
+    @property
+    def branches(self) -> "tuple[Tuning, ...]":
+        """The trainings that `--strength auto` takes, from strong to weak; else this one alone."""
+        strengths = self.method.strengths
+        if self.config.strength != "auto" or strengths is None:
+            return (self,)
+        return tuple(
+            dataclasses.replace(
+                self, config=dataclasses.replace(self.config, strength=strength), order=order
+            )
+            for order, strength in enumerate(strengths)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,11 +78,13 @@ class Tuned:
         network: with the weights of the epoch that was kept.
         fitted: that epoch, and what the network said of the validation split in each.
         taps: the modules whose features were compared or measured.
+        start: the network's state before the first step, on the CPU.
     """
 
     network: nn.Module
     fitted: Fitted
     taps: tuple[str, ...]
+    start: Mapping[str, Tensor]
 
 
 def fine_tune(
@@ -78,13 +100,17 @@ def fine_tune(
             epochs, of which the best on validation is kept.
 
     Raises:
-        UserError: if training diverges.
+        UserError: if training diverges, or the network does not suit the method.
     """
+    tuning = _in_its_mode(tuning)
     config, method = tuning.config, tuning.method
+    check_classifier(method, prepared.backbone.classifier, config.model)
     network = copy.deepcopy(prepared.backbone.module)
     place(network, prepared.device)
-    if method.head == "probe":
-        _start_from(prepared.probe, network.get_submodule(prepared.backbone.head))
+    probe = _first_head(prepared, tuning)
+    if probe is not None:
+        _start_from(probe, network.get_submodule(prepared.backbone.head))
+    start = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
     attention = tuning.attention
     if method.attention:
         attention = attention or estimate(prepared, config)
@@ -93,21 +119,68 @@ def fine_tune(
         attention.save(folder / "attention.safetensors")
     taps = prepared.taps if attention is None else attention.taps
     if not method.trains or stop_after == 0:
-        return Tuned(network=network, fitted=Fitted(epoch=0, validations=[]), taps=taps)
+        return Tuned(
+            network=network, fitted=Fitted(epoch=0, validations=[]), taps=taps, start=start
+        )
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    parts = Parts(
+    penalties = method.penalties(_parts(prepared, tuning, taps, attention))
+    regularizer = Regularizer(network, prepared.source, penalties, batch_norm=config.batch_norm)
+    if regularizer.needs_calibration:
+        regularizer.calibrate(plain_loader(prepared.task.train, prepared.backbone.input, config))
+    with _network_change(tuning, network):
+        fitted = _fit(prepared, tuning, network, regularizer, taps, folder, stop_after)
+    network.to(prepared.device)
+    return Tuned(network=network, fitted=fitted, taps=taps, start=start)
+
+
+def _in_its_mode(tuning: Tuning) -> Tuning:
+    """With batch norm in the mode that the method needs."""
+    needed = tuning.method.batch_norm
+    if needed is None or tuning.config.batch_norm == needed:
+        return tuning
+    logger.info("batch norm is in %s mode, without which %s is nothing", needed, tuning.method.name)
+    config = dataclasses.replace(tuning.config, batch_norm=needed)
+    return dataclasses.replace(tuning, config=config)
+
+
+def _parts(
+    prepared: Prepared,
+    tuning: Tuning,
+    taps: tuple[str, ...],
+    attention: ChannelAttention | None,
+) -> Parts:
+    views, labels = prepared.features["train"]
+    return Parts(
         strength=tuning.strength or 0.0,
         head=prepared.backbone.head,
         taps=taps,
         attention=attention,
+        classifier=prepared.backbone.classifier,
+        features=views[:, 0],  # of the pictures themselves, not their mirror images
+        labels=labels,
+        num_outputs=len(prepared.task.classes),
     )
-    penalties = method.penalties(parts)
-    regularizer = Regularizer(network, prepared.source, penalties, batch_norm=config.batch_norm)
-    if regularizer.needs_calibration:
-        regularizer.calibrate(plain_loader(prepared.task.train, prepared.backbone.input, config))
-    fitted = _fit(prepared, tuning, network, regularizer, taps, folder, stop_after)
-    network.to(prepared.device)
-    return Tuned(network=network, fitted=fitted, taps=taps)
+
+
+def _network_change(tuning: Tuning, network: nn.Module) -> AbstractContextManager[object]:
+    change = tuning.method.network_change
+    if change is None:
+        return nullcontext()
+    return change(network, tuning.strength or 0.0, _generator(tuning))
+
+
+def _generator(tuning: Tuning) -> torch.Generator:
+    """What a method draws while it trains."""
+    return torch.Generator().manual_seed(derive_seed(tuning.config.seed, "method"))
+
+
+def _first_head(prepared: Prepared, tuning: Tuning) -> LinearProbe | None:
+    """What the head starts as; None for at random."""
+    if tuning.method.head == "raw_probe":
+        rows, labels = prepared.features["train"]
+        outputs, seed = len(prepared.task.classes), tuning.config.seed % 2**32
+        return fit_probe(rows, labels, num_outputs=outputs, seed=seed, standardize=False)
+    return prepared.probe if tuning.method.head == "probe" else None
 
 
 def _start_from(probe: LinearProbe, head: nn.Module) -> None:
@@ -126,21 +199,17 @@ def _fit(
     stop_after: int | None,
 ) -> Fitted:
     task, spec, config = prepared.task, prepared.backbone.input, tuning.config
-    preset = find_preset(config.preset)
     validates = stop_after is None
-    callbacks = []
-    if validates:
-        inputs, path = _some_inputs(prepared, config), folder / "drift.csv"
-        callbacks = [MeasureDrift(network, prepared.source, taps=taps, inputs=inputs, path=path)]
+    drift = folder / "drift.csv" if validates else None
     return fit(
         network,
         regularizer,
         Fit(
-            train=training_loader(task.train, spec, config),
+            train=training_loader(task.train, spec, _in_order(tuning)),
             val=plain_loader(task.val, spec, config) if validates else None,
             epochs=tuning.epochs,
             stop_after=stop_after,
-            clip=preset.clip,
+            clip=find_preset(config.preset).clip,
             keep_last=config.official,
             folder=folder,
             accelerator=prepared.device.type,
@@ -148,15 +217,57 @@ def _fit(
         loss=F.cross_entropy,
         head=prepared.backbone.head,
         num_classes=len(task.classes),
-        optimization=Optimization(
-            optimizer=config.optimizer,
-            lr=config.lr,
-            head_lr=_head_lr(config, tuning.method),
-            weight_decay=(tuning.strength or 0.0) if tuning.method.decay else 0.0,
-            schedule=config.schedule,
-            warm_up=preset.warm_up,
-        ),
-        callbacks=callbacks,
+        optimization=_optimization(prepared, tuning, network),
+        callbacks=_callbacks(prepared, tuning, network, taps, drift),
+    )
+
+
+def _in_order(tuning: Tuning) -> TrainConfig:
+    """With the seed of the order of pictures."""
+    if not tuning.order:
+        return tuning.config
+    seed = derive_seed(tuning.config.seed, "order", str(tuning.order))
+    return dataclasses.replace(tuning.config, seed=seed)
+
+
+def _callbacks(
+    prepared: Prepared,
+    tuning: Tuning,
+    network: nn.Module,
+    taps: tuple[str, ...],
+    drift: Path | None,
+) -> list[lightning.Callback]:
+    """What happens beside the steps; drift is measured if it has a file."""
+    found: list[lightning.Callback] = []
+    if drift is not None:
+        inputs = _some_inputs(prepared, tuning.config)
+        found.append(MeasureDrift(network, prepared.source, taps=taps, inputs=inputs, path=drift))
+    cycles = tuning.method.head_cycles
+    if cycles > 1:
+        head = network.get_submodule(prepared.backbone.head)
+        assert isinstance(head, nn.Linear)
+        found.append(RedrawHead(head, cycles=cycles, generator=_generator(tuning)))
+    return found
+
+
+def _optimization(prepared: Prepared, tuning: Tuning, network: nn.Module) -> Optimization:
+    config, method, strength = tuning.config, tuning.method, tuning.strength or 0.0
+    change = method.step_change
+
+    def around(optimizer: torch.optim.Optimizer) -> AbstractContextManager[object]:
+        if change is None:
+            return nullcontext()
+        return change(optimizer, network, prepared.source, strength)
+
+    return Optimization(
+        optimizer=config.optimizer,
+        lr=config.lr,
+        head_lr=_head_lr(config, method),
+        weight_decay=strength if method.decay else method.weight_decay,
+        schedule=config.schedule,
+        warm_up=find_preset(config.preset).warm_up,
+        head_cycles=method.head_cycles,
+        around=around,
     )
 
 
@@ -171,5 +282,5 @@ def _some_inputs(prepared: Prepared, config: TrainConfig) -> Tensor:
 def _head_lr(config: TrainConfig, method: Method) -> float:
     if config.head_lr is not None:
         return config.head_lr
-    same = method.head == "probe" or config.official
+    same = method.head != "random" or config.official
     return config.lr if same else RANDOM_HEAD_LR * config.lr

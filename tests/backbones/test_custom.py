@@ -52,6 +52,10 @@ def test_the_copy_has_its_weights_a_fresh_head_and_no_dropout():
     assert all(parameter.grad is None for parameter in backbone.module.parameters())
 
 
+def test_what_its_head_was_is_not_taken_for_a_pretrained_classifier():
+    assert wrap_network(conv_net(), num_outputs=2, image_size=32).classifier is None
+
+
 def test_the_head_has_a_bias_where_the_old_one_had_none():
     network = conv_net()
     network.fc = nn.Linear(6, 3, bias=False)

@@ -80,7 +80,10 @@ def test_a_folder_gives_its_network_with_a_fresh_head(folder, num_outputs):
     assert has_weights_of(backbone, folder)
     head = backbone.module.get_submodule(backbone.head)
     assert head.out_features == num_outputs
-    assert not torch.equal(head.weight, load_file(folder / "model.safetensors")["fc.weight"])
+    published = load_file(folder / "model.safetensors")
+    assert not torch.equal(head.weight, published["fc.weight"])
+    assert torch.equal(backbone.classifier.weight, published["fc.weight"])
+    assert torch.equal(backbone.classifier.bias, published["fc.bias"])
     assert (backbone.architecture, backbone.model_args) == ("test_resnet", {})
     assert backbone.input.size == 96
 

@@ -30,6 +30,19 @@ def test_the_weights_are_those_of_the_file_in_order(state):
             assert (mine.shape[0], theirs.shape[0]) == (7, 1000)
         else:
             assert torch.equal(mine, theirs)
+    assert torch.equal(backbone.classifier.weight, state["_fc.weight"])
+    assert torch.equal(backbone.classifier.bias, state["_fc.bias"])
+    untrained = load_backbone("pypi/efficientnet_lite0", num_outputs=7, pretrained=False)
+    assert untrained.classifier is None
+
+
+def test_the_classifier_takes_nothing_from_the_random_state():
+    heads = []
+    for pretrained in (True, False):
+        torch.manual_seed(3)
+        backbone = load_backbone("pypi/efficientnet_lite0", num_outputs=7, pretrained=pretrained)
+        heads.append(backbone.module.get_submodule("classifier").weight)
+    assert torch.equal(*heads)
 
 
 def test_names_in_the_file_tell_the_same_story_as_the_order(state):

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import functools
 
 import pytest
@@ -206,3 +207,31 @@ def test_weights_that_cannot_be_loaded_are_the_users_to_know(monkeypatch, error)
     monkeypatch.setattr(timm, "create_model", create_model)
     with pytest.raises(UserError, match=r"'resnet18' cannot be loaded \(.*\): delete what was"):
         load_backbone("resnet18", num_outputs=2)
+
+
+@pytest.mark.parametrize("classes", [7, 0])
+def test_the_pretrained_classifier_is_kept_beside_the_fresh_head(monkeypatch, tmp_path, classes):
+    """Some weights have none."""
+    theirs = timm.create_model("test_resnet", num_classes=classes)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    config = dataclasses.replace(
+        timm.get_pretrained_cfg("test_resnet"),
+        file=str(tmp_path / "weights.pth"),
+        num_classes=classes,
+    )
+    made = functools.partial(timm.create_model, pretrained_cfg=config)
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: config)
+    monkeypatch.setattr(timm, "create_model", made)
+    backbone = load_backbone("test_resnet", num_outputs=5)
+    assert backbone.module.eval()(torch.zeros(1, 3, 96, 96)).shape == (1, 5)
+    assert backbone.module.num_classes == 5
+    own = backbone.module.state_dict()
+    for name, tensor in theirs.state_dict().items():
+        if not name.startswith("fc."):
+            assert torch.equal(own[name], tensor)
+    if classes:
+        assert torch.equal(backbone.classifier.weight, theirs.fc.weight)
+        assert torch.equal(backbone.classifier.bias, theirs.fc.bias)
+    else:
+        assert backbone.classifier is None
+    assert untrained("test_resnet").classifier is None

@@ -181,6 +181,8 @@ def test_all_weights_but_the_heads_arrive(downloads, name):
         else:
             assert torch.equal(tensor, state[key])
     assert backbone.notes == ()
+    for key, tensor in backbone.classifier.state_dict().items():
+        assert torch.equal(tensor, state[f"{backbone.head}.{key}"])
 
 
 def test_without_weights_nothing_is_downloaded(monkeypatch):
@@ -189,7 +191,7 @@ def test_without_weights_nothing_is_downloaded(monkeypatch):
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", refuse)
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
-    untrained("mobilenet_v3_small")
+    assert untrained("mobilenet_v3_small").classifier is None
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])

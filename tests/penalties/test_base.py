@@ -1,15 +1,26 @@
 import pytest
 import torch
 
-from delta_transfer.penalties import L2, L2SP, Delta, Penalty, Step
+from delta_transfer.penalties import BSS, L2, L2SP, LDIFS, CoTuning, Delta, LwF, Penalty, Step
 from tests.networks import conv_net, moved
 
 MAKE = {
     "l2": lambda strength: L2("fc", strength=strength),
     "l2sp": lambda strength: L2SP(strength=strength),
     "delta": lambda strength: Delta(taps=["conv1"], strength=strength),
+    "ldifs": lambda strength: LDIFS(["conv1"], strength=strength),
+    "bss": lambda strength: BSS("fc", strength=strength),
+    "lwf": lambda strength: LwF(classifier(), head="fc", strength=strength),
+    "co_tuning": lambda strength: CoTuning(
+        classifier(), torch.full((2, 3), 1 / 3), head="fc", strength=strength
+    ),
     "official": lambda strength: Delta.official(taps=["conv1"], strength=strength),
 }
+
+
+def classifier() -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(4, 3)
 
 
 def step() -> Step:
@@ -20,6 +31,9 @@ def step() -> Step:
         source=source,
         target_features={"conv1": features},
         source_features={"conv1": features + 1},
+        targets=torch.tensor([0, 1]),
+        head_inputs={"fc": features.mean(dim=1)},
+        source_head_inputs={"fc": features.amax(dim=1)},
     )
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from delta_transfer.training import MeasureDrift
+from delta_transfer.training import MeasureDrift, RedrawHead
 from delta_transfer.training import callbacks as module
 from delta_transfer.training.callbacks import KeepBest
 from tests.networks import conv_net, hooks_of, moved
@@ -134,3 +134,28 @@ def test_drift_is_the_distance_in_units_of_the_features_variance(tmp_path):
         expected = 0.5 * ((now - then) ** 2).mean() / variance
         assert found["0", tap] == 0
         assert found["3", tap] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_head_is_drawn_anew_where_a_cycle_starts_and_the_optimiser_forgets_it():
+    head, other = torch.nn.Linear(400, 3), torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW([*head.parameters(), *other.parameters()])
+    redraw = RedrawHead(head, cycles=3, generator=torch.Generator().manual_seed(0))
+    trainer = SimpleNamespace(estimated_stepping_batches=10, optimizers=[optimizer])
+    drawn, states, global_state = [], [], torch.get_rng_state()
+    for step in range(10):
+        for parameter in (*head.parameters(), *other.parameters()):
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        before = head.weight.detach().clone()
+        trainer.global_step = step
+        redraw.on_train_batch_start(trainer, None, None, 0)
+        if not torch.equal(head.weight, before):
+            drawn.append(step)
+            states.append([p in optimizer.state for p in (head.weight, head.bias, other.weight)])
+            for values in (head.weight, head.bias):  # as torch draws them
+                assert values.abs().max() <= 0.05
+            assert head.weight.abs().max() > 0.049
+            assert head.weight.std().item() == pytest.approx(0.05 / math.sqrt(3), rel=0.1)
+    assert drawn == [3, 6]
+    assert states == [[False, False, True]] * 2
+    assert torch.equal(torch.get_rng_state(), global_state)

@@ -1,14 +1,14 @@
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from delta_transfer.penalties import L2, L2SP
+from delta_transfer.penalties import L2, L2SP, LwF
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training.module import FineTuning, Optimization, schedule_factor
+from delta_transfer.training.module import FineTuning, Optimization, cycle_starts, schedule_factor
 from tests.networks import conv_net, moved
 
 
@@ -105,6 +105,58 @@ def test_the_schedule_goes_by_the_step_over_all_steps():
         assert rates == pytest.approx([0.1 * factor, 0.2 * factor])
         optimizer.step()
         plan["scheduler"].step()
+
+
+@pytest.mark.parametrize(("total", "cycles"), [(20, 3), (9, 3), (7, 2), (5, 1), (2, 3), (1, 3)])
+def test_cycles_are_equal_parts_of_the_training(total, cycles):
+    starts = cycle_starts(total, cycles)
+    assert starts[0] == 0
+    assert len(starts) == min(total, cycles)
+    lengths = [end - start for start, end in zip(starts, [*starts[1:], total], strict=True)]
+    assert max(lengths) - min(lengths) <= 1
+    assert min(lengths) > 0
+
+
+def test_the_heads_schedule_starts_again_with_each_cycle_and_the_backbones_does_not():
+    found = fine_tuning(schedule="cosine", head_cycles=3).configure_optimizers()
+    optimizer, plan = found["optimizer"], found["lr_scheduler"]
+    for step in range(20):
+        start, length = next((s, n) for s, n in ((13, 7), (6, 7), (0, 6)) if step >= s)
+        expected = [
+            0.1 * expected_factor(step, 20, "cosine"),
+            0.2 * expected_factor(step - start, length, "cosine"),
+        ]
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)
+        optimizer.step()
+        plan["scheduler"].step()
+
+
+def test_what_surrounds_the_steps_is_entered_with_the_optimiser_and_left_with_the_fit():
+    seen = []
+
+    @contextmanager
+    def around(optimizer):
+        seen.append(optimizer)
+        yield
+        seen.append("left")
+
+    module = fine_tuning(around=around)
+    made = module.configure_optimizers()["optimizer"]
+    assert seen == [made]
+    module._borrowed.close()
+    assert seen == [made, "left"]
+
+
+def test_the_parameters_of_penalties_are_trained_as_the_backbone_is():
+    module = fine_tuning()
+    penalty = LwF(torch.nn.Linear(6, 9), head="fc")
+    module.regularizer = Regularizer(module.network, conv_net(), [penalty])
+    body, head = module.configure_optimizers()["optimizer"].param_groups
+    assert body["initial_lr"] == 0.1
+    own = {id(parameter) for parameter in penalty.classifier.parameters()}
+    assert own <= {id(parameter) for parameter in body["params"]}
+    frozen = {id(parameter) for parameter in penalty.frozen.parameters()}
+    assert not frozen & {id(p) for group in (body, head) for p in group["params"]}
 
 
 def test_a_step_is_the_task_loss_and_the_terms(monkeypatch):

@@ -60,6 +60,8 @@ class Backbone:
             for a module that was given in Python.
         model_args: what else `timm.create_model` needs.
         notes: sentences worth telling the user, such as what a file of weights lacked.
+        classifier: what the head was in pretraining, with the source's classes as outputs; None
+            where the network brings none (one given in Python, or a file of weights).
     """
 
     module: nn.Module
@@ -68,6 +70,7 @@ class Backbone:
     architecture: str | None
     model_args: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    classifier: nn.Linear | None = None
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Networks of timm that lie on the Hugging Face Hub or in a folder."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from delta_transfer.backbones.base import Backbone, own_tensors
 from delta_transfer.backbones.downloads import NOT_FETCHED, not_fetched
 from delta_transfer.backbones.timm_models import build_timm
 from delta_transfer.backbones.weights import Groups, fill_from
-from delta_transfer.backbones.weights_file import read_weights
+from delta_transfer.backbones.weights_file import read_classifier, read_weights
 from delta_transfer.errors import UserError
 
 # Arguments with which a network of timm takes pictures of any size.
@@ -58,7 +59,7 @@ def load_hub(
     config = _download(shown, repository, revision, ("config.json",))
     backbone = _build(shown, config, num_outputs, image_size)
     if pretrained:
-        _fill(backbone, _download(shown, repository, revision, _FILES), shown)
+        return _fill(backbone, _download(shown, repository, revision, _FILES), shown)
     return backbone
 
 
@@ -88,7 +89,7 @@ def load_folder(
     shown = f"local-dir:{folder}"
     backbone = _build(shown, file, num_outputs, image_size)
     if pretrained:
-        _fill(backbone, _find(shown, folder), shown)
+        return _fill(backbone, _find(shown, folder), shown)
     return backbone
 
 
@@ -154,8 +155,8 @@ def _build(name: str, file: Path, num_outputs: int, image_size: int | None) -> B
     )
 
 
-def _fill(backbone: Backbone, file: Path, name: str) -> None:
-    """Gives a network the weights in a file, all of them or none.
+def _fill(backbone: Backbone, file: Path, name: str) -> Backbone:
+    """Gives a network the weights in a file, all of them or none, and adds their classifier.
 
     Most files have timm's own names and shapes. What is in an older form, or for pictures of
     another size, timm converts.
@@ -178,6 +179,10 @@ def _fill(backbone: Backbone, file: Path, name: str) -> None:
         if not converted:
             raise
         fill({"": converted})
+    group = next((groups[group] for group in _GROUPS if group in groups), {})
+    head = backbone.module.get_submodule(backbone.head)
+    classifier = read_classifier(group, backbone.head, head=head)
+    return dataclasses.replace(backbone, classifier=classifier)
 
 
 def _converted(backbone: Backbone, groups: Groups, name: str) -> dict[str, Tensor]:

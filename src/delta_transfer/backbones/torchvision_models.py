@@ -21,6 +21,7 @@ from delta_transfer.backbones.base import (
 )
 from delta_transfer.backbones.downloads import NOT_FETCHED, not_fetched, not_read
 from delta_transfer.backbones.weights import fill_from
+from delta_transfer.backbones.weights_file import read_classifier
 from delta_transfer.errors import UserError, unknown
 
 # Networks whose weights want pictures in [-1, 1]. torchvision converts those in ImageNet's
@@ -59,8 +60,10 @@ def load_torchvision(
     turn_off_dropout(module)
     if image_size is not None:
         try_size(module, shown, image_size)
+    classifier = None
     if pretrained:
         state = _fetch(shown, weights)
+        classifier = read_classifier(state, head, head=module.get_submodule(head))
         if architecture.startswith("vit_"):
             state = interpolate_embeddings(spec.size, module.patch_size, state)
         fill_from(module, {"": state}, head=head, name=shown, source=str(weights))
@@ -70,6 +73,7 @@ def load_torchvision(
         input=spec,
         architecture=f"torchvision/{architecture}",
         model_args={},
+        classifier=classifier,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from delta_transfer.backbones.base import brief
 from delta_transfer.errors import UserError
@@ -167,3 +167,28 @@ def _usable(value: Any) -> bool:
         and not value.is_quantized
         and not value.is_meta
     )
+
+
+def read_classifier(
+    tensors: Mapping[str, Tensor], name: str, *, head: nn.Module
+) -> nn.Linear | None:
+    """The classifier that the published weights of a network bring.
+
+    Args:
+        tensors: name -> tensor.
+        name: what stands before `.weight` and `.bias`, which need not be there.
+        head: the new head, which sees the same features.
+
+    Returns:
+        A linear layer; None if there is no matrix of that name and width.
+    """
+    assert isinstance(head, nn.Linear)
+    weight, bias = tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
+    if weight is None or weight.ndim != 2 or weight.shape[1] != head.in_features:
+        return None
+    # On no device, so that nothing is drawn: the random state decides how the new head starts.
+    linear = nn.Linear(head.in_features, len(weight), bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.to(head.weight.dtype))
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.to(head.weight.dtype))
+    return linear

@@ -2,6 +2,9 @@
 
 from delta_transfer.penalties.base import Penalty, Step
 from delta_transfer.penalties.features import Delta
+from delta_transfer.penalties.outputs import CoTuning, LwF
+from delta_transfer.penalties.pooled import LDIFS
+from delta_transfer.penalties.spectral import BSS
 from delta_transfer.penalties.weights import L2, L2SP
 
-__all__ = ["L2", "L2SP", "Delta", "Penalty", "Step"]
+__all__ = ["BSS", "L2", "L2SP", "LDIFS", "CoTuning", "Delta", "LwF", "Penalty", "Step"]

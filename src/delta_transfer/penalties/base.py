@@ -22,6 +22,8 @@ class Step:
         target_features: tap -> `[B, S, C]` (samples, positions, channels), or rows `[R, C]`.
         source_features: the same of the source, without gradient.
         groups: `[R]`, the sample that each row belongs to, or None.
+        head_inputs: head -> what the target's head was given, `[B, F]`.
+        source_head_inputs: the same of the source, without gradient.
     """
 
     target: nn.Module
@@ -32,6 +34,8 @@ class Step:
     target_features: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     source_features: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     groups: Tensor | None = None
+    head_inputs: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    source_head_inputs: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 class Penalty(nn.Module, abc.ABC):
@@ -42,7 +46,8 @@ class Penalty(nn.Module, abc.ABC):
         strength: factor of the term; not negative.
         taps: the modules whose features the penalty needs (names, patterns or `"auto"`), none if
             empty.
-        needs_source: whether it needs the source network.
+        head: the module whose inputs the penalty needs (the target's head), none if empty.
+        needs_source: whether it needs the source network; with taps or a head, its features too.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Penalty(nn.Module, abc.ABC):
         strength: float,
         *,
         taps: str | tuple[str, ...] = (),
+        head: str = "",
         needs_source: bool = False,
     ) -> None:
         super().__init__()
@@ -59,6 +65,7 @@ class Penalty(nn.Module, abc.ABC):
         self.name = name
         self.strength = float(strength)
         self.taps = taps
+        self.head = head
         self.needs_source = needs_source
 
     @abc.abstractmethod

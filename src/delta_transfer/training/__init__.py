@@ -1,6 +1,6 @@
 """Training with Lightning."""
 
-from delta_transfer.training.callbacks import MeasureDrift
+from delta_transfer.training.callbacks import MeasureDrift, RedrawHead
 from delta_transfer.training.crops import CropAverage
 from delta_transfer.training.fit import Fit, Fitted, fit
 from delta_transfer.training.inference import accuracy, predict_probabilities
@@ -12,6 +12,7 @@ __all__ = [
     "Fitted",
     "MeasureDrift",
     "Optimization",
+    "RedrawHead",
     "accuracy",
     "fit",
     "predict_probabilities",

@@ -1,4 +1,4 @@
-"""What happens beside the steps: keeping the best epoch, and measuring how far the taps moved."""
+"""What happens beside the steps: the best epoch is kept, the head drawn anew, drift measured."""
 
 import csv
 import logging
@@ -16,6 +16,7 @@ from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.functional import feature_distance
 from delta_transfer.taps import Taps
+from delta_transfer.training.module import cycle_starts
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,38 @@ class StopAfter(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Stops the trainer once they are over."""
         trainer.should_stop = trainer.current_epoch + 1 >= self._epochs
+
+
+class RedrawHead(lightning.Callback):
+    """Draws the head anew at the start of each cycle but the first, as a new one is drawn.
+
+    What the optimiser remembers of it is forgotten.
+
+    Args:
+        head: a linear layer.
+        cycles: how many there are, of equal length.
+        generator: draws the head; on the CPU.
+    """
+
+    def __init__(self, head: nn.Linear, *, cycles: int, generator: torch.Generator) -> None:
+        self._head = head
+        self._cycles = cycles
+        self._generator = generator
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: Any, batch: Any, index: int
+    ) -> None:
+        """Draws it, if a cycle starts with this step."""
+        total = int(trainer.estimated_stepping_batches)
+        if trainer.global_step not in cycle_starts(total, self._cycles)[1:]:
+            return
+        bound = self._head.in_features**-0.5  # as torch draws linear layers
+        for parameter in self._head.parameters():
+            drawn = torch.empty(parameter.shape)
+            drawn.uniform_(-bound, bound, generator=self._generator)
+            parameter.detach().copy_(drawn)
+            for optimizer in trainer.optimizers:
+                optimizer.state.pop(parameter, None)
 
 
 class MeasureDrift(lightning.Callback):

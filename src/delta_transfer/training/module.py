@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Literal
 
 import lightning
@@ -31,6 +31,8 @@ class Optimization:
         weight_decay: decoupled weight decay (SGD: added to the gradient, as torch has it).
         schedule: what follows the warm-up, see `schedule_factor`.
         warm_up: share of the steps over which the learning rate rises to its peak.
+        head_cycles: how often the head's schedule runs, see `cycle_starts`.
+        around: what surrounds the optimiser's steps during the fit.
     """
 
     optimizer: Literal["adamw", "sgd"]
@@ -39,6 +41,8 @@ class Optimization:
     weight_decay: float
     schedule: Literal["cosine", "step", "constant"]
     warm_up: float
+    head_cycles: int = 1
+    around: Callable[[torch.optim.Optimizer], AbstractContextManager[object]] = nullcontext
 
 
 def schedule_factor(step: int, total: int, *, schedule: str, warm_up: float) -> float:
@@ -66,12 +70,23 @@ def schedule_factor(step: int, total: int, *, schedule: str, warm_up: float) -> 
     return 0.1 if schedule == "step" and step >= 0.67 * total else 1.0
 
 
+def cycle_starts(total: int, cycles: int) -> list[int]:
+    """The steps at which so many equal parts of the training begin; fewer if it is too short.
+
+    Example:
+        >>> cycle_starts(10, 3)
+        [0, 3, 6]
+    """
+    return sorted({i * total // cycles for i in range(cycles)})
+
+
 class FineTuning(lightning.LightningModule):
     """One step is the task loss plus the regularizer's terms; each is logged apart.
 
     Args:
         network: the target.
-        regularizer: its penalties; entered when the fit starts.
+        regularizer: its penalties, whose parameters (a source's classifier) are trained as the
+            backbone is; entered when the fit starts.
         loss: the task loss, a mean over the batch.
         head: the name of the network's head.
         num_classes: outputs of the head.
@@ -179,8 +194,10 @@ class FineTuning(lightning.LightningModule):
         options = self.optimization
         head = list(self.network.get_submodule(self.head).parameters())
         own = set(head)
+        body = [p for p in self.network.parameters() if p not in own]
+        beside = [p for p in self.regularizer.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in self.network.parameters() if p not in own], "lr": options.lr},
+            {"params": [*body, *beside], "lr": options.lr},
             {"params": head, "lr": options.head_lr},
         ]
         if options.optimizer == "adamw":
@@ -189,14 +206,25 @@ class FineTuning(lightning.LightningModule):
             )
         else:
             optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=options.weight_decay)
+        self._borrowed.enter_context(options.around(optimizer))
         total = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: schedule_factor(
-                step, total, schedule=options.schedule, warm_up=options.warm_up
-            ),
-        )
+        factors = [_factor(options, total, cycles) for cycles in (1, options.head_cycles)]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+def _factor(options: Optimization, total: int, cycles: int) -> Callable[[int], float]:
+    """The learning rate as a share of its peak, by the step, where the schedule runs so often."""
+    starts = cycle_starts(total, cycles)
+
+    def factor(step: int) -> float:
+        start = max(start for start in starts if start <= step)
+        end = min((later for later in starts if later > step), default=total)
+        return schedule_factor(
+            step - start, end - start, schedule=options.schedule, warm_up=options.warm_up
+        )
+
+    return factor

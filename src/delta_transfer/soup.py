@@ -1,0 +1,71 @@
+"""`--strength auto`: in place of a search, the average of two trainings' weights and the start's.
+
+Averaged weights of networks that started from the same point are as good as an ensemble of them and
+no slower than one (model soups, Wortsman et al., ICML 2022, https://arxiv.org/abs/2203.05482;
+towards the start: WiSE-FT, CVPR 2022, https://arxiv.org/abs/2109.01903). One training is held
+strongly and one weakly; the start is one that is held infinitely strongly.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+
+Shares = tuple[float, float, float]
+
+SHARES: tuple[Shares, ...] = (
+    (0.0, 0.5, 0.5),
+    (0.25, 0.375, 0.375),
+    (0.5, 0.25, 0.25),
+    (0.0, 1.0, 0.0),
+    (0.0, 0.0, 1.0),
+    (1.0, 0.0, 0.0),
+)
+"""Shares of the start, the strongly and the weakly held network; the first is the default."""
+
+
+def average(states: Sequence[State], shares: Sequence[float]) -> dict[str, Tensor]:
+    """The weighted average of equal networks' states; what is no number of weights is the last's.
+
+    Args:
+        states: tensors by name, of equal shapes.
+        shares: of each; they sum to 1.
+    """
+    mixed = {}
+    for name, last in states[-1].items():
+        if not last.is_floating_point():
+            mixed[name] = last
+            continue
+        parts = [share * state[name].double() for share, state in zip(shares, states, strict=True)]
+        mixed[name] = torch.stack(parts).sum(dim=0).to(last.dtype)
+    return mixed
+
+
+def choose(losses: Sequence[Tensor]) -> Shares:
+    """The shares with the lowest held-out loss, if that is clearly lower than the default's.
+
+    Clearly: by more than one standard error of the paired difference. Few pictures tell little, and
+    the default is seldom far from the best.
+
+    Args:
+        losses: for each candidate of `SHARES` the loss of each held-out sample `[N]`.
+    """
+    gains = losses[0] - torch.stack(list(losses))
+    gains = gains.nan_to_num(nan=-torch.inf)
+    best = int(gains.mean(dim=1).argmax())
+    count = gains.shape[1]
+    error = float(gains[best].std()) / math.sqrt(count) if count > 1 else math.inf
+    return SHARES[best] if float(gains[best].mean()) > error else SHARES[0]
+
+
+def percent(shares: Sequence[float]) -> str:
+    """Shares in percent.
+
+    Example:
+        >>> percent((0.25, 0.375, 0.375))
+        '25/37.5/37.5'
+    """
+    return "/".join(f"{100 * share:g}" for share in shares)

@@ -1,0 +1,104 @@
+"""StochNorm: batch norm that now and then takes its running statistics while it trains."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from delta_transfer.errors import UserError
+from delta_transfer.stages import unwrap
+from delta_transfer.taps import outside_graphs
+
+
+@final
+class StochasticNorm:
+    """Each channel of a batch norm takes the running statistics with a probability, in train mode.
+
+    StochNorm (Kou et al., NeurIPS 2020, https://proceedings.neurips.cc/paper/2020/hash/
+    bc573864331a9e42e4511de6f678aa83-Abstract.html): `s F_running + (1 - s) F_batch` with `s` drawn
+    anew for each channel and forward pass, 1 with probability p. Running statistics are updated as
+    ever, before they are taken. In eval mode, and frozen, batch norm is what it was. A context
+    manager: hooks are set on entry and gone on exit; the network's modules, parameters and state
+    dict are those of the plain network throughout.
+
+    Args:
+        network: the network in training, wrapped or not, with batch norm in train mode: give
+            `Regularizer(..., batch_norm="train")` if there is one.
+        probability: 0 is plain batch norm in train mode, 1 takes running statistics only; 0.5 in
+            the paper.
+        generator: on the CPU; the global one if None.
+
+    Raises:
+        UserError: if the probability is none, or the network has no batch norm with running
+            statistics.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        >>> with StochasticNorm(net, probability=0.5):
+        ...     net(torch.randn(8, 2)).shape
+        torch.Size([8, 3])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        probability: float = 0.5,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not 0 <= probability <= 1:
+            raise UserError(
+                f"stochnorm: its strength is a probability, from 0 to 1; got {probability:g}"
+            )
+        norms = [m for m in unwrap(network).modules() if isinstance(m, _BatchNorm)]
+        self._norms = [norm for norm in norms if norm.running_mean is not None]
+        if not self._norms:
+            raise UserError(
+                f"stochnorm needs a network with batch norm, {type(unwrap(network)).__name__} has "
+                "none (with running statistics): choose another method, or a network such as "
+                "resnet50"
+            )
+        self._probability = probability
+        self._generator = generator
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        self._handles = [norm.register_forward_hook(self._hook(norm)) for norm in self._norms]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _hook(self, own: _BatchNorm) -> Callable[..., Any]:
+        def mix(norm: _BatchNorm, inputs: tuple[Tensor, ...], batch: Tensor) -> Tensor | None:
+            if norm is not own or not norm.training:
+                return None
+            draw = torch.rand(batch.shape[1], generator=self._generator) < self._probability
+            taken = draw.to(batch.device).view(-1, *[1] * (batch.ndim - 2))
+            return torch.where(taken, _with_running_statistics(norm, inputs), batch)
+
+        return outside_graphs(mix)
+
+
+def _with_running_statistics(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> Tensor:
+    """What the layer (and an activation in it) gives in eval mode."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    # Copies, for the next forward pass may change the statistics before this one's backward pass.
+    norm.running_mean, norm.running_var, norm.training = mean.clone(), variance.clone(), False
+    try:
+        output: Tensor = norm.forward(*inputs)  # not the module itself, whose hooks would run again
+    finally:
+        norm.running_mean, norm.running_var, norm.training = mean, variance, True
+    return output
