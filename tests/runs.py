@@ -51,15 +51,22 @@ OPTIONS: dict[str, Any] = {
 
 def tiny(data: Path, out: Path, **options: Any) -> TrainConfig:
     """The options of a tiny run."""
-    return TrainConfig(data=str(data), out=str(out), **{**OPTIONS, **options})
+    return TrainConfig(data=str(data), out=str(out), **_tiny(options))
 
 
 def flags(**options: Any) -> list[str]:
     """The same as flags of a command."""
-    options = {**OPTIONS, **options}
+    options = _tiny(options)
     return [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
 
 
 def model_bytes(run: Path) -> dict[str, bytes]:
     """File name -> content of the model folder of a run."""
     return {path.name: path.read_bytes() for path in sorted((run / "model").iterdir())}
+
+
+def _tiny(options: dict[str, Any]) -> dict[str, Any]:
+    """With one training of DELTA, where its default are two."""
+    delta = options.get("method", "delta").startswith("delta")
+    once = {"strength": 1.0} if delta and options.get("preset") != "official" else {}
+    return {**OPTIONS, **once, **options}

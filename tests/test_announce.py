@@ -61,13 +61,15 @@ def minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "estimate_minutes", lambda prepared, tuning: 12.34)
 
 
-@pytest.mark.parametrize("method", ["lp_ft", "delta"])
-def test_the_start_says_method_probe_and_minutes(caplog, method):
-    strength = METHODS[method].strength
+@pytest.mark.parametrize(
+    ("method", "strength", "epochs"),
+    [("lp_ft", "0.01", "6 epochs"), ("delta", "1 and 0.1", "2 times 6 epochs")],
+)
+def test_the_start_says_method_probe_and_minutes(caplog, method, strength, epochs):
     assert said(caplog, method) == [
-        f"method   {method}, strength {strength:g}: {METHODS[method].summary}",
+        f"method   {method}, strength {strength}: {METHODS[method].summary}",
         "probe    62.5% on validation",
-        "time     about 12.3 minutes for 6 epochs",
+        f"time     about 12.3 minutes for {epochs}",
     ]
 
 

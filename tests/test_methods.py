@@ -47,8 +47,8 @@ def test_the_table_is_that_of_the_design():
         "l2": "random",
         "lp_ft": "probe",
         "l2sp": "probe",
-        "delta_no_attention": "probe",
-        "delta": "probe",
+        "delta_no_attention": "raw_probe",
+        "delta": "raw_probe",
         "lwf": "probe",
         "bss": "random",
         "stochnorm": "random",
@@ -186,8 +186,8 @@ def test_official_methods_start_at_random_with_the_authors_strength():
     for name, method in found.items():
         for field in ("name", "summary", "paper", "decay", "attention", "trains"):
             assert getattr(method, field) == getattr(METHODS[name], field)
-    assert METHODS["delta"].strength == 3.0  # the table is as it was
-    assert METHODS["delta"].head == "probe"
+    assert METHODS["delta"].strength == 1.0  # the table is as it was
+    assert METHODS["delta"].head == "raw_probe"
 
 
 def test_official_penalties_are_those_of_the_authors():

@@ -60,6 +60,7 @@ def test_json_has_the_figures_and_no_paths():
         "pictures",
         "classes",
         "strength",
+        "strength_search",
         "taps",
         "versions",
     ]

@@ -21,9 +21,10 @@ from delta_transfer.errors import UserError
 from delta_transfer.methods import METHODS
 from delta_transfer.predict import Predictor
 from delta_transfer.prepare import Prepared, prepare
-from delta_transfer.probe import STRENGTHS
+from delta_transfer.probe import STRENGTHS, fit_probe
 from delta_transfer.result import RunResult
 from delta_transfer.training import Fitted, Optimization
+from tests.conftest import METHODS as COMPARED
 from tests.runs import CLASSES, model_bytes, tiny
 
 TRAINED = {"metrics.csv", "drift.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
@@ -79,13 +80,16 @@ class TestFiles:
         assert files(finished.folder) == {*ALWAYS, *TRAINED, "attention.safetensors"}
         assert list((finished.folder / "tensorboard").iterdir())
 
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", COMPARED)
     def test_every_method_leaves_its_files(self, compared, method):
-        expected = set(ALWAYS)
+        expected, trained = set(ALWAYS), set()
         if METHODS[method].trains:
-            expected |= TRAINED
+            trained |= TRAINED
         if METHODS[method].attention:
-            expected.add("attention.safetensors")
+            trained.add("attention.safetensors")
+        expected |= trained
+        if METHODS[method].branches:
+            expected |= {f"weaker/{name}" for name in trained}
         assert files(of(compared, method).folder) == expected
 
     def test_config_yaml_is_what_was_asked_for(self, finished, pictures):
@@ -125,9 +129,9 @@ class TestFiles:
             "3 classes, 12 training, 6 validation, 6 test pictures",
             "25% of train (6 pictures), stratified, seed 0, is held out",
             "model    pypi/efficientnet_lite0, on cpu",
-            "method   delta, strength 3",
+            "method   delta, strength 1 and 0.1",
             "probe    ",
-            "minutes for 1 epochs",
+            "minutes for 2 times 1 epochs",
             "epoch 0 of 1: validation accuracy",
             "done     test accuracy",
         ):
@@ -140,6 +144,7 @@ class TestFigures:
         assert set(values) == {
             "method",
             "seed",
+            "samples_per_class",
             "metric",
             "test_accuracy",
             "test_mean_class_accuracy",
@@ -150,9 +155,11 @@ class TestFigures:
             "epochs",
             "refitted",
             "seconds",
+            "memory",
             "pictures",
             "classes",
             "strength",
+            "strength_search",
             "taps",
             "versions",
         }
@@ -161,7 +168,7 @@ class TestFigures:
         assert values["strength"] == METHODS["delta"].strength
 
     def test_test_accuracy_is_that_of_the_predictions(self, compared):
-        assert len(compared) == 2 * len(METHODS)
+        assert len(compared) == 2 * len(COMPARED)
         for result in compared:
             found = accuracy_of(result.folder / "predictions.csv")
             assert result.test_accuracy == pytest.approx(found)
@@ -169,7 +176,8 @@ class TestFigures:
     def test_val_accuracy_is_that_of_the_epoch_with_the_lowest_calibrated_loss(
         self, compared, finished
     ):
-        for result in [finished, *(r for r in compared if METHODS[r.method].trains)]:
+        single = [r for r in compared if METHODS[r.method].trains and r.strength_search is None]
+        for result in [finished, *single]:
             by_epoch = {
                 int(float(row["epoch"])): (
                     float(row["val_calibrated_loss"]),
@@ -238,8 +246,13 @@ class TestStart:
         run = tmp_path / "run"
         module.train_prepared(prepared, tiny(pictures, run, method=method), run, started=0)
         head = load_file(run / "model" / "model.safetensors")["classifier.weight"]
-        random = prepared.backbone.module.get_submodule("classifier").weight
-        assert torch.equal(head, random if method == "l2" else prepared.probe.weight)
+        rows, labels = prepared.features["train"]
+        expected = {
+            "random": prepared.backbone.module.get_submodule("classifier").weight,
+            "probe": prepared.probe.weight,
+            "raw_probe": fit_probe(rows, labels, num_outputs=3, standardize=False).weight,
+        }
+        assert torch.equal(head, expected[METHODS[method].head])
         assert len(asked) == METHODS[method].trains
 
     @pytest.mark.parametrize(

@@ -208,7 +208,8 @@ def _words(hint: Any) -> str:
     if hint in _WORDS:
         return _WORDS[hint]
     if typing.get_origin(hint) is typing.Literal:
-        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+        choices = [str(choice) for choice in typing.get_args(hint)]
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     return " or ".join(_words(part) for part in typing.get_args(hint) if part is not type(None))
 
 

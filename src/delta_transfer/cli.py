@@ -153,7 +153,7 @@ def methods(args: Sequence[str]) -> None:
 
     width = max(map(len, METHODS))
     for method in METHODS.values():
-        own = method.strengths or [one for one in [method.strength] if one is not None]
+        own = [one.strength for one in method.branches or (method,) if one.strength is not None]
         strength = f" (strength {' and '.join(f'{one:g}' for one in own)})" if own else ""
         print(f"{method.name:{width}}  {method.summary}{strength}")
         print(f"{'':{width}}  {method.paper}")

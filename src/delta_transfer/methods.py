@@ -15,8 +15,18 @@ from delta_transfer.penalties import Penalty
 
 # Of the plain methods, and of those that add to them.
 WEIGHT_DECAY = 0.01
-# How strongly and how weakly DELTA holds in the two trainings of `--strength auto`.
-AUTO = (1.0, 0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """One of the trainings that are averaged: its strength, and how fast it is, times `--lr`."""
+
+    strength: float
+    pace: float
+
+
+# The two trainings of DELTA by `--strength auto`: averages gain the more, the more these differ.
+AUTO = (Branch(1.0, pace=1.0), Branch(0.1, pace=2.0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +41,7 @@ class Method:
             (`fit_probe`, `standardize=False`), or at random.
         penalties: makes the penalties.
         strength: what `--strength auto` means; None where there is nothing to set.
-        strengths: where it means two trainings instead, a strong and a weak one (see `soup`).
+        branches: where it means two trainings instead, held strongly and weakly (see `soup`).
         official_strength: the same in the official form; None for methods that have none.
         decay: `--strength` is the optimiser's (decoupled) weight decay, not a penalty's.
         weight_decay: the optimiser's weight decay, where `--strength` is something else.
@@ -53,7 +63,7 @@ class Method:
     head: Literal["probe", "raw_probe", "random"] = "probe"
     penalties: Callable[[Parts], list[Penalty]] = lambda parts: []
     strength: float | None
-    strengths: tuple[float, float] | None = None
+    branches: tuple[Branch, ...] = ()
     official_strength: float | None = None
     decay: bool = False
     weight_decay: float = 0.0
@@ -108,8 +118,8 @@ METHODS = {
             head="raw_probe",
             penalties=make.delta_no_attention,
             features=True,
-            strength=AUTO[0],
-            strengths=AUTO,
+            strength=AUTO[0].strength,
+            branches=AUTO,
             official_strength=0.01,
         ),
         Method(
@@ -119,8 +129,8 @@ METHODS = {
             head="raw_probe",
             penalties=make.delta,
             features=True,
-            strength=AUTO[0],
-            strengths=AUTO,
+            strength=AUTO[0].strength,
+            branches=AUTO,
             official_strength=0.01,
             attention=True,
         ),
@@ -252,6 +262,6 @@ def _official(method: Method) -> Method:
         method,
         head="random",
         strength=method.official_strength,
-        strengths=None,
+        branches=(),
         penalties=penalties,
     )

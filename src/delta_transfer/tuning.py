@@ -59,14 +59,17 @@ class Tuning:
     @property
     def branches(self) -> "tuple[Tuning, ...]":
         """The trainings that `--strength auto` takes, from strong to weak; else this one alone."""
-        strengths = self.method.strengths
-        if self.config.strength != "auto" or strengths is None:
+        if self.config.strength != "auto" or not self.method.branches:
             return (self,)
         return tuple(
             dataclasses.replace(
-                self, config=dataclasses.replace(self.config, strength=strength), order=order
+                self,
+                config=dataclasses.replace(
+                    self.config, strength=branch.strength, lr=branch.pace * self.config.lr
+                ),
+                order=order,
             )
-            for order, strength in enumerate(strengths)
+            for order, branch in enumerate(self.method.branches)
         )
 
 
