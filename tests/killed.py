@@ -40,8 +40,8 @@ def main(data: Path, out: Path, moments: list[str]) -> None:
         if not child:
             if moment is not None:
                 kill_at(moment, out)
-            config = tiny(data, out, epochs=1)
-            done = compare(config, out, methods=["probe", "l2"], seeds=[0], jobs=1)
+            config = tiny(data, out, epochs=1, strength="auto")
+            done = compare(config, out, methods=["probe", "delta_no_attention"], seeds=[0], jobs=1)
             os._exit(len(done.failures))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         sys.stdout.write(f"{code}\n")

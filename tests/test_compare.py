@@ -184,6 +184,7 @@ class Fakes:
             pictures=60,
             classes=3,
             strength=None,
+            strength_search=None,
             taps=(),
             versions={},
         )

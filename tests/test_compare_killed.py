@@ -21,8 +21,9 @@ MOMENTS = (
     "os.rename .compare.yaml",
     "os.rename probe-seed0/.result.json",
     "open probe-seed0/.report.html",
-    "os.rename l2-seed0/checkpoints",
-    "os.rename l2-seed0/.result.json",
+    "os.rename delta_no_attention-seed0/checkpoints",
+    "os.rename delta_no_attention-seed0/weaker/checkpoints",
+    "os.rename delta_no_attention-seed0/.result.json",
 )
 
 
@@ -44,11 +45,12 @@ def test_killed_at_any_moment_it_gives_the_same_table(pictures, tmp_path):
     )
     codes = [int(code) for code in done.stdout.split()]
     assert codes == [-signal.SIGKILL] * len(MOMENTS) + [0], done.stderr
-    compare(tiny(pictures, whole, epochs=1), whole, methods=["probe", "l2"], seeds=[0], jobs=1)
+    config = tiny(pictures, whole, epochs=1, strength="auto")
+    compare(config, whole, methods=["probe", "delta_no_attention"], seeds=[0], jobs=1)
     assert figures(killed) == figures(whole)
     assert len(figures(whole)) == 2
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
-    for run in ("probe-seed0", "l2-seed0"):
+    for run in ("probe-seed0", "delta_no_attention-seed0"):
         of_killed, of_whole = ({p.name for p in (f / run).iterdir()} for f in (killed, whole))
         assert of_killed == of_whole
         weights = [(f / run / "model" / "model.safetensors").read_bytes() for f in (killed, whole)]
@@ -60,7 +62,7 @@ def test_killed_at_any_moment_it_gives_the_same_table(pictures, tmp_path):
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_the_command_and_it_goes_on(pictures, tmp_path, stop):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "delta_transfer.cli", "compare", str(pictures), *flags()]
+    command = [sys.executable, "-m", "delta_transfer.cli", "compare", str(pictures), *flags(strength="auto")]
     command += ["--methods=probe,l2", "--seeds=0,1", f"--out={out}", "--jobs=2"]
     started = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -82,7 +84,8 @@ def test_workers_end_with_the_command_and_it_goes_on(pictures, tmp_path, stop):
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     whole = tmp_path / "whole"
-    compare(tiny(pictures, whole), whole, methods=["probe", "l2"], seeds=[0, 1], jobs=1)
+    config = tiny(pictures, whole, strength="auto")
+    compare(config, whole, methods=["probe", "l2"], seeds=[0, 1], jobs=1)
     assert figures(out) == figures(whole)
 
 

@@ -27,8 +27,11 @@ def test_the_table_and_the_page_are_those_of_the_method(method):
     page = (PAGES / row.partition("(")[2].partition(")")[0]).read_text()
     assert method.paper.removeprefix("https://") in page
     assert f"--method {method.name}" in page or method.name == "delta"
-    assert head.removeprefix("as the ") == {"probe": "probe", "random": "at random"}[method.head]
-    assert strength.endswith("none" if method.strength is None else f", {method.strength:g}")
+    heads = {"probe": "probe", "raw_probe": "raw probe", "random": "at random"}
+    assert head.removeprefix("as the ") == heads[method.head]
+    strengths = [one.strength for one in method.branches or (method,) if one.strength is not None]
+    assert strength.endswith(" and ".join(f"{one:g}" for one in strengths) or "none")
+    assert ("average" in also) == bool(method.branches)
     assert strength.startswith("weight decay") == method.decay
     assert ("weight decay" in also) == (method.weight_decay > 0)
 

@@ -77,7 +77,6 @@ def test_strengths_are_those_of_the_papers():
         "bss": 0.001,
         "stochnorm": 0.5,
         "co_tuning": 2.3,
-        "ldifs": 10.0,
         "spd": 1.0,
     }
     assert {name: METHODS[name].strength for name in published} == published

@@ -71,4 +71,6 @@ def test_what_is_no_number_is_never_taken():
     broken = losses(0.3, 0.1)
     broken[1] = torch.full_like(broken[1], torch.nan)
     assert choose(broken) == SHARES[2]
+    broken[0] = torch.full_like(broken[0], torch.nan)
+    assert choose(broken) == SHARES[2]
     assert choose([torch.full((5,), torch.nan)] * len(SHARES)) == SHARES[0]

@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from delta_transfer import train
+from delta_transfer import branches, train, tuning
+from delta_transfer.errors import UserError
 from delta_transfer.methods import METHODS
 from delta_transfer.prepare import prepare
 from delta_transfer.probe import fit_probe
 from delta_transfer.result import RunResult
-from delta_transfer.soup import SHARES, percent
+from delta_transfer.run_folder import foreign
+from delta_transfer.soup import SHARES, average, percent
 from tests.runs import tiny
 
 METHOD = "delta_no_attention"
@@ -80,11 +82,48 @@ def test_the_held_out_loss_of_the_start_is_that_of_epoch_zero(found):
     assert found.strength_search.losses["100/0/0"] == pytest.approx(losses[0], abs=1e-4)
 
 
-def test_the_weaker_training_is_faster_and_sees_the_pictures_in_another_order(found):
+def test_the_weaker_training_is_faster(found):
     strong, weak = found.folder / "metrics.csv", found.folder / "weaker" / "metrics.csv"
     ratio = [b / a for a, b in zip(column(strong, "lr"), column(weak, "lr"), strict=True)]
     assert ratio == pytest.approx([WEAK.pace / STRONG.pace] * len(ratio), rel=1e-5)
-    assert column(strong, "train_task") != column(weak, "train_task")
+
+
+def test_the_second_training_sees_the_pictures_in_another_order(found, pictures, monkeypatch):
+    config = tiny(pictures, found.folder, method=METHOD, strength="auto", head_lr=0.5)
+    seeds = []
+
+    def remember(split, spec, config):
+        seeds.append(config.seed)
+        raise UserError("enough")
+
+    monkeypatch.setattr(tuning, "training_loader", remember)
+    prepared = prepare(config)
+    both = tuning.Tuning(config=config, method=METHODS[METHOD], epochs=1, attention=None).branches
+    assert [one.config.head_lr for one in both] == [0.5 * STRONG.pace, 0.5 * WEAK.pace]
+    for number, branch in enumerate(both):
+        with pytest.raises(UserError, match="enough"):
+            tuning.fine_tune(prepared, branch, found.folder.with_name(f"order{number}"))
+    assert seeds[0] == config.seed != seeds[1]
+
+
+def test_batch_norm_that_moves_is_trained_once(pictures, tmp_path):
+    config = tiny(pictures, tmp_path, method=METHOD, strength="auto", batch_norm="train")
+    once = tuning.Tuning(config=config, method=METHODS[METHOD], epochs=1, attention=None)
+    assert once.branches == (once,)
+    assert once.strength == STRONG.strength
+
+
+def test_a_training_that_diverges_is_named(pictures, tmp_path, monkeypatch):
+    def fail(prepared, tuning, folder):
+        raise UserError("training diverged")
+
+    monkeypatch.setattr(branches, "hold_out", fail)
+    with pytest.raises(UserError, match=r"diverged .*strength 1; --strength 1 trains once"):
+        train(tiny(pictures, tmp_path / "run", method=METHOD, strength="auto"))
+
+
+def test_its_folder_is_known_for_one_of_a_run(found):
+    assert foreign(found.folder) is None
 
 
 def test_a_strength_that_is_given_is_trained_with_once(finished):
@@ -93,9 +132,22 @@ def test_a_strength_that_is_given_is_trained_with_once(finished):
     assert not (finished.folder / "weaker").exists()
 
 
-def test_folds_and_the_refit_go_with_it(pictures, tmp_path):
+def test_folds_and_the_refit_go_with_it(pictures, tmp_path, monkeypatch):
+    refitted = []
+
+    def remember(*arguments, **options):
+        refitted.append(refit(*arguments, **options))
+        return refitted[-1]
+
+    refit = branches.refit
+    monkeypatch.setattr(branches, "refit", remember)
     options = {"test_split": "0.25", "folds": 2, "epochs": 1, "strength": "auto"}
     result = train(tiny(pictures / "train", tmp_path / "run", method=METHOD, **options))
+    strong, weak = refitted
+    states = [strong.start, strong.network.state_dict(), weak.network.state_dict()]
+    expected = average(states, result.strength_search.shares)
+    for name, tensor in load_file(result.folder / "model" / "model.safetensors").items():
+        assert torch.equal(tensor, expected[name])
     assert result.refitted
     search = result.strength_search
     for folder in (result.folder, result.folder / "weaker"):

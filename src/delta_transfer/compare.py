@@ -133,6 +133,7 @@ class _Progress:
         begin(self._folder, self._plan)
         self._begun = True
         self._count()
+        logger.info("folder   %s", self._folder)
         for result in self.results:
             if not (result.folder / "report.html").is_file():  # broken off while it was written
                 write_run_report(result.folder)
@@ -178,15 +179,23 @@ class _Progress:
         except KeyboardInterrupt as stop:
             if not self._begun:
                 raise
-            raise KeyboardInterrupt(
-                f"interrupted, {len(self._left)} of {self._total} runs are left: the same command "
-                f"with --out {self._folder} goes on with them"
-            ) from stop
+            raise KeyboardInterrupt(f"interrupted, {self._how_to_go_on()}") from stop
+        except Exception:
+            if self._begun and self._left:
+                logger.warning("%s", self._how_to_go_on())
+            raise
         finally:
             if self._begun:
                 self._count()  # with runs that were not answered for yet
             if self.results:
                 write_comparison_report(self._folder)
+
+    def _how_to_go_on(self) -> str:
+        but = " and without --overwrite" if self._plan.config.overwrite else ""
+        return (
+            f"{len(self._left)} of {self._total} runs are left: the same command with --out "
+            f"{self._folder}{but} goes on with them"
+        )
 
     def _count(self) -> None:
         self.results = write_table(self._folder, self._plan.runs(self._folder))

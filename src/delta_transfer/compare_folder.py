@@ -184,11 +184,12 @@ def _load(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         values = None
-    if not isinstance(values, dict) or not all(name in values for name in _LISTS):
+    known = values if isinstance(values, dict) else {}
+    if not all(isinstance(known.get(name, 0), str | None) for name in _LISTS):
         raise UserError(
             f"{path} does not hold the options of a comparison any more: give another --out"
         )
-    return values
+    return known
 
 
 def _said(options: dict[str, Any], name: str) -> str:

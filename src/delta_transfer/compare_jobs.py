@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 
 import torch
 
@@ -86,10 +86,8 @@ class Jobs:
         """A worker that has an answer."""
         if not self._separate:
             return busy[0]
-        connections = {self._separate[number].connection: number for number in busy}
-        ready = wait(list(connections))[0]
-        assert isinstance(ready, Connection)
-        return connections[ready]
+        ready = wait([self._separate[number].connection for number in busy])
+        return next(number for number in busy if self._separate[number].connection in ready)
 
 
 def choose(waiting: Sequence[TrainConfig], *, own: Group | None, others: set[Group]) -> TrainConfig:

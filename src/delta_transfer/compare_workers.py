@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from delta_transfer.config import TrainConfig
+from delta_transfer.console import explain
 from delta_transfer.errors import UserError
 from delta_transfer.prepare import Prepared, prepare
 from delta_transfer.result import RunResult
@@ -70,8 +71,10 @@ class Runner:
             started = time.perf_counter() - self._seconds
             try:
                 result = train_prepared(prepared, config, Path(config.out or ""), started=started)
-            except UserError as error:
-                return Reply(description=prepared.description, failure=str(error))
+            except (UserError, MemoryError, torch.OutOfMemoryError) as error:
+                told = None if isinstance(error, UserError) else explain(error)
+                failure = told or str(error)
+                return Reply(description=prepared.description, failure=failure)
             return Reply(description=prepared.description, result=result)
 
     def _prepare(self, config: TrainConfig) -> Prepared:
@@ -161,10 +164,12 @@ class Separate:
 
 def _work(connection: Connection, methods: Sequence[str], threads: int) -> None:
     """What a worker's process does until it is ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     runner = Runner(methods)
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+    gone = contextlib.suppress(EOFError, ConnectionError)  # whoever would read the answers
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), gone:
         while True:  # progress bars go nowhere
             config, train = connection.recv()
             reply: Reply | Exception
@@ -187,6 +192,9 @@ def _portable(error: Exception) -> Exception:
     """The error in a form that another process can read, with the place where it was raised."""
     if isinstance(error, UserError):
         return error
+    told = explain(error)  # by its causes, which are not sent
+    if told is not None:
+        return UserError(told)
     text = traceback.format_exc()
     error.add_note(text)
     try:

@@ -59,7 +59,8 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     crops = 10 if config.official else 1
     test = 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
     trainings = len(tuning.branches) * tuning.epochs * epoch
-    mixtures = len(SHARES) * len(task.val) * forward if len(tuning.branches) > 1 else 0.0
+    asked = pictures if folds else held_out
+    mixtures = len(SHARES) * asked * forward if len(tuning.branches) > 1 else 0.0
     return (trainings + mixtures + attention + probes + test) / 60
 
 

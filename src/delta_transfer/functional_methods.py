@@ -53,7 +53,12 @@ def smallest_singular_values(rows: Tensor, *, count: int) -> Tensor:
         >>> smallest_singular_values(torch.diag(torch.tensor([3.0, 2.0, 1.0])), count=2)
         tensor(5.)
     """
-    values: Tensor = torch.linalg.svdvals(at_least_float32(rows))
+    wide = at_least_float32(rows)
+    try:
+        values: Tensor = torch.linalg.svdvals(wide)
+    # Of what is no number: the fit says so in its own words.
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return wide.new_tensor(math.nan)
     return values[-count:].square().sum()
 
 

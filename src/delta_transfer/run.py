@@ -17,6 +17,7 @@ from delta_transfer.announce import announce, conclude
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.backbones import InputSpec
 from delta_transfer.backbones.saved import save_model
+from delta_transfer.branches import select
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split
@@ -32,7 +33,7 @@ from delta_transfer.report import write_run_report
 from delta_transfer.result import RunResult
 from delta_transfer.run_attention import given_attention
 from delta_transfer.run_folder import LOG, check_folder, default_folder, log_to, make_folder
-from delta_transfer.selection import Selected, select
+from delta_transfer.selection import Selected
 from delta_transfer.training import CropAverage, accuracy, predict_probabilities
 from delta_transfer.tuning import Tuning
 

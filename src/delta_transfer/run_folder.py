@@ -19,8 +19,8 @@ COMPARISON = "compare.yaml"  # the options of a comparison
 
 _OF_A_RUN = frozenset(
     f"""{LOG} config.yaml metrics.csv hparams.yaml tensorboard drift.csv attention.safetensors
-    checkpoints refit folds predictions.csv examples.csv examples model result.json report.html
-    evaluation""".split()
+    checkpoints weaker refit folds predictions.csv examples.csv examples model result.json
+    report.html evaluation""".split()
 )
 _OF_A_COMPARISON = frozenset([COMPARISON, "results.csv", "report.html"])
 _MARKS = (COMPARISON, LOG, "config.yaml")  # by these a folder is known for one of ours
@@ -160,7 +160,7 @@ def _strange(folder: Path) -> str | None:
 def _strange_in_comparison(folder: Path) -> str | None:
     """Likewise of a comparison: what is none of its files and none of its runs."""
     own = folder / COMPARISON
-    if own.is_file() and not re.match(rb"data: .*\nmethods: ", own.read_bytes()):
+    if own.is_file() and not re.match(rb"data: .*\n(?: .*\n)*methods: ", own.read_bytes()):
         return COMPARISON
     for path in sorted(folder.iterdir()):
         several = path.is_dir() and re.fullmatch(r"\d+-per-class", path.name)

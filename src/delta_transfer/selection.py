@@ -1,12 +1,10 @@
 """Which epoch is kept, by one validation split or by folds, and the refit on all pictures."""
 
-import copy
 import csv
 import dataclasses
 import io
 import logging
 import shutil
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +18,10 @@ from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split, Task
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.files import write_atomically
-from delta_transfer.functional import calibrated_cross_entropy, calibrated_losses
+from delta_transfer.functional import calibrated_cross_entropy
 from delta_transfer.loaders import plain_loader
 from delta_transfer.prepare import Prepared, pool, regroup
 from delta_transfer.result import StrengthSearch
-from delta_transfer.soup import SHARES, Shares, average, choose, percent
 from delta_transfer.training import predict_probabilities
 from delta_transfer.tuning import Tuned, Tuning, fine_tune
 
@@ -72,114 +69,46 @@ def refits(config: TrainConfig, task: Task) -> bool:
     return len(task.train) + len(task.val) < SMALL and not asked
 
 
-def select(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
-    """Fine-tunes, chooses the epoch, and fine-tunes again on all pictures where that is asked for.
+def hold_out(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
+    """Fine-tunes with pictures held out, and chooses the epoch on them.
 
     Args:
         prepared: the pictures, the network and its probe.
-        tuning: options and method. With several branches, their average is chosen too.
-        folder: of the run. The folds are left in `folds/`, the refit in `refit/`, and all that of a
-            second branch in `weaker/`.
+        tuning: options and method.
+        folder: of the run. The folds are left in `folds/`.
     """
-    branches, folders = tuning.branches, (folder, folder / "weaker")
-    found, seconds = [], []
-    for branch, own in zip(branches, folders, strict=False):
-        if len(branches) > 1:
-            logger.info("strength %g", branch.strength)
-        started = time.perf_counter()
-        found.append(_held_out(prepared, branch, own))
-        seconds.append(time.perf_counter() - started)
-    chosen = found[0] if len(found) == 1 else _mix(found, branches, seconds)
-    if not refits(tuning.config, prepared.task):
-        return chosen
-    count = len(prepared.task.train) + len(prepared.task.val)
-    everything, own_val = range(count), range(len(prepared.task.train), count)
-    joined = regroup(prepared, train=everything, val=own_val, seed=tuning.config.seed)
-    tuned = []
-    for branch, own, one in zip(branches, folders, found, strict=False):
-        if branch.method.trains:
-            how = f"{one.epoch} epochs" if one.epoch else "its start alone"
-            logger.info("refit    on all %d training and validation pictures, %s", count, how)
-        tuned.append(fine_tune(joined, branch, own / "refit", stop_after=one.epoch))
-        _clear(own)
-    final = tuned[0] if chosen.search is None else _averaged(tuned, chosen.search.shares)
-    return dataclasses.replace(chosen, prepared=joined, tuned=final, refitted=True)
-
-
-def _clear(folder: Path) -> None:
-    """Leaves of folds and refit what is worth keeping."""
-    for fold in (folder / "folds").glob("*"):  # until now they were all there was to keep
-        shutil.rmtree(fold / "checkpoints")
-    attention = folder / "refit" / "attention.safetensors"
-    if attention.is_file():
-        attention.replace(folder / attention.name)
-
-
-def _held_out(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
     if tuning.config.folds:
         return _cross_validate(prepared, tuning, folder)
     return _validate(prepared, tuning, folder)
 
 
-def _mix(
-    found: Sequence[Selected], branches: Sequence[Tuning], seconds: Sequence[float]
-) -> Selected:
-    """The average of the branches that is best, or not clearly worse, on pictures held out."""
-    started = time.perf_counter()
-    strong, weak = found
-    labels = torch.tensor(strong.held_out.labels)
-    probabilities: dict[Shares, list[Tensor]] = {shares: [] for shares in SHARES}
-    for (prepared, one), (_, other) in zip(strong.trained, weak.trained, strict=True):
-        loader = plain_loader(prepared.task.val, prepared.backbone.input, branches[0].config)
-        for shares, parts in probabilities.items():
-            network = _averaged([one, other], shares).network
-            parts.append(predict_probabilities(network, loader)[0])
-    pooled = {shares: torch.cat(parts) for shares, parts in probabilities.items()}
-    losses = [calibrated_losses(found.clamp_min(1e-30).log(), labels) for found in pooled.values()]
-    shares = choose(losses)
-    search = StrengthSearch(
-        strengths=(branches[0].strength or 0.0, branches[1].strength or 0.0),
-        shares=shares,
-        losses={
-            percent(one): round(float(loss.mean()), 6)
-            for one, loss in zip(SHARES, losses, strict=True)
-        },
-        epochs=(strong.epoch, weak.epoch),
-        seconds=round(seconds[1] + time.perf_counter() - started, 1),
-    )
-    _tell(search)
-    return dataclasses.replace(
-        strong,
-        tuned=_averaged([strong.tuned, weak.tuned], shares),
-        epoch=max(one.epoch * (share > 0) for one, share in zip(found, shares[1:], strict=True)),
-        probabilities=pooled[shares],
-        search=search,
-    )
+def join(prepared: Prepared, tuning: Tuning) -> Prepared:
+    """The same with all pictures to learn from, those of the validation split too."""
+    train = len(prepared.task.train)
+    count = train + len(prepared.task.val)
+    return regroup(prepared, train=range(count), val=range(train, count), seed=tuning.config.seed)
 
 
-def _tell(search: StrengthSearch) -> None:
-    losses = ", ".join(f"{name} {loss:.3f}" for name, loss in search.losses.items())
-    strong, weak = search.strengths
-    logger.info(
-        "strength auto: %s percent of the start, of strength %g and of strength %g; %s (validation "
-        "loss: %s); the second training took %.0f seconds",
-        percent(search.shares),
-        strong,
-        weak,
-        "an equal average, as nothing was clearly better"
-        if search.shares == SHARES[0]
-        else "clearly better than an equal average",
-        losses,
-        search.seconds,
-    )
+def refit(joined: Prepared, tuning: Tuning, folder: Path, *, epoch: int) -> Tuned:
+    """Fine-tunes on all pictures, for as long as was chosen.
 
-
-def _averaged(tuned: Sequence[Tuned], shares: Shares) -> Tuned:
-    """The network with so much of its start and of each training's outcome."""
-    states = [tuned[0].start, *(one.network.state_dict() for one in tuned)]
-    network = copy.deepcopy(tuned[0].network)
-    network.load_state_dict(average(states, shares))
-    return dataclasses.replace(tuned[0], network=network)
+    Args:
+        joined: from `join`.
+        tuning: options and method.
+        folder: of the run; what the refit leaves goes to `refit/`.
+        epoch: chosen by `hold_out`.
+    """
+    if tuning.method.trains:
+        how = f"{epoch} epochs" if epoch else "its start alone"
+        pictures = len(joined.task.train)
+        logger.info("refit    on all %d training and validation pictures, %s", pictures, how)
+    tuned = fine_tune(joined, tuning, folder / "refit", stop_after=epoch)
+    for fold in (folder / "folds").glob("*"):  # until now they were all there was to keep
+        shutil.rmtree(fold / "checkpoints", ignore_errors=True)
+    attention = folder / "refit" / "attention.safetensors"
+    if attention.is_file():
+        attention.replace(folder / attention.name)
+    return tuned
 
 
 def _validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
@@ -213,6 +142,7 @@ def _cross_validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selecte
         probe = fold.probe_probabilities["val"]
         assert probe is not None
         probes.append(probe)
+        tuned.network.cpu()  # there may be many
         trained.append((fold, tuned))
         validations = tuned.fitted.validations
         logits.append([found for found, _ in validations] or [probe.clamp_min(1e-30).log()])

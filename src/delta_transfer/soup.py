@@ -28,7 +28,9 @@ SHARES: tuple[Shares, ...] = (
 
 
 def average(states: Sequence[State], shares: Sequence[float]) -> dict[str, Tensor]:
-    """The weighted average of equal networks' states; what is no number of weights is the last's.
+    """The weighted average of equal networks' states, on the CPU.
+
+    Whole numbers, such as counts of batches, are the last one's.
 
     Args:
         states: tensors by name, of equal shapes.
@@ -37,9 +39,10 @@ def average(states: Sequence[State], shares: Sequence[float]) -> dict[str, Tenso
     mixed = {}
     for name, last in states[-1].items():
         if not last.is_floating_point():
-            mixed[name] = last
+            mixed[name] = last.cpu()
             continue
-        parts = [share * state[name].double() for share, state in zip(shares, states, strict=True)]
+        # On the CPU: not every device has float64, and the start may lie there.
+        parts = [s * state[name].cpu().double() for s, state in zip(shares, states, strict=True)]
         mixed[name] = torch.stack(parts).sum(dim=0).to(last.dtype)
     return mixed
 
@@ -53,12 +56,13 @@ def choose(losses: Sequence[Tensor]) -> Shares:
     Args:
         losses: for each candidate of `SHARES` the loss of each held-out sample `[N]`.
     """
-    gains = losses[0] - torch.stack(list(losses))
-    gains = gains.nan_to_num(nan=-torch.inf)
-    best = int(gains.mean(dim=1).argmax())
-    count = gains.shape[1]
-    error = float(gains[best].std()) / math.sqrt(count) if count > 1 else math.inf
-    return SHARES[best] if float(gains[best].mean()) > error else SHARES[0]
+    means = torch.stack([loss.mean() for loss in losses]).nan_to_num(nan=math.inf)
+    best, count = int(means.argmin()), len(losses[0])
+    if means[0] == math.inf:
+        return SHARES[best]
+    gain = losses[0] - losses[best]
+    error = float(gain.std()) / math.sqrt(count) if count > 1 else math.inf
+    return SHARES[best] if float(gain.mean()) > error else SHARES[0]
 
 
 def percent(shares: Sequence[float]) -> str:

@@ -58,14 +58,22 @@ class Tuning:
 
     @property
     def branches(self) -> "tuple[Tuning, ...]":
-        """The trainings that `--strength auto` takes, from strong to weak; else this one alone."""
-        if self.config.strength != "auto" or not self.method.branches:
+        """The trainings that `--strength auto` takes, from strong to weak; else this one alone.
+
+        Averages of batch-norm statistics that have moved are no network's, so that there is one
+        training where they do.
+        """
+        config, head_lr = self.config, self.config.head_lr
+        if config.strength != "auto" or config.batch_norm == "train" or not self.method.branches:
             return (self,)
         return tuple(
             dataclasses.replace(
                 self,
                 config=dataclasses.replace(
-                    self.config, strength=branch.strength, lr=branch.pace * self.config.lr
+                    config,
+                    strength=branch.strength,
+                    lr=branch.pace * config.lr,
+                    head_lr=None if head_lr is None else branch.pace * head_lr,
                 ),
                 order=order,
             )

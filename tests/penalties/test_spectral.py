@@ -26,6 +26,10 @@ def test_bss_is_the_formula(count):
     assert penalty(step(rows())).item() == pytest.approx(0.3 * (values[-count:] ** 2).sum())
 
 
+def test_features_that_are_no_numbers_give_none_and_no_traceback():
+    assert BSS("fc")(step(torch.full((4, 6), torch.nan))).isnan()
+
+
 def test_the_defaults_are_the_papers():
     assert (BSS("fc").strength, BSS("fc").count) == (0.001, 1)
 

@@ -111,6 +111,7 @@ RESULT: Mapping[str, Any] = {
     "pictures": 85,
     "classes": 3,
     "strength": 3.0,
+    "strength_search": None,
     "memory": 812.4,
     "taps": ["blocks.1", "blocks.6"],
     "versions": {"python": "3.12.0", "torch": "2.10.0"},

@@ -351,6 +351,13 @@ class Interrupting(lightning.Callback):
         raise KeyboardInterrupt
 
 
+def test_an_interruption_of_a_refit_is_one(tmp_path):
+    network = conv_net()
+    with pytest.raises(KeyboardInterrupt):
+        run(network, dataclasses.replace(plan(tmp_path), val=None), callbacks=[Interrupting()])
+    assert hooks_of(network) == 0
+
+
 def test_an_interruption_is_one_and_leaves_the_best_so_far(tmp_path):
     network = conv_net()
     with pytest.raises(KeyboardInterrupt):  # which Lightning makes an exit of the program

@@ -81,7 +81,9 @@ def _plots(result: RunResult, metrics: Metrics | None, folder: Path) -> list[Plo
         accuracy = series(metrics, "val_accuracy")
         if accuracy:
             probe = result.linear_probe_val_accuracy
-            plots.append(accuracy_plot(accuracy, probe=probe, best_epoch=result.best_epoch))
+            search = result.strength_search  # the curves are those of the strongly held training
+            kept = result.best_epoch if search is None else search.epochs[0]
+            plots.append(accuracy_plot(accuracy, probe=probe, best_epoch=kept))
         losses = {label: series(metrics, name) for name, label in LOSSES.items()}
         plots.append(
             lines_plot(losses, "loss", title="Task loss", caption="Without the penalties.")

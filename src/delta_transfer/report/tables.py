@@ -35,6 +35,9 @@ class Row:
         Raises:
             UserError: if there is none.
         """
+        text = self.cells[column]
+        if text.isascii() and text.isdecimal():  # a float has no room for a large seed
+            return int(text)
         value = self.number(column)
         if not math.isfinite(value) or value != int(value) or value < 0:
             raise self.error(f"{column} must be a whole number, got {self.cells[column]!r}")

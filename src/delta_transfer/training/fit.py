@@ -113,13 +113,15 @@ def fit(
             optimization=optimization,
             borrowed=borrowed,
         )
-        if plan.val is None:
-            trainer.fit(module, plan.train)
-            return Fitted(epoch=trainer.current_epoch, validations=[])
-        trainer.validate(module, plan.val, verbose=False)
         try:
+            if plan.val is None:
+                trainer.fit(module, plan.train)
+                return Fitted(epoch=trainer.current_epoch, validations=[])
+            trainer.validate(module, plan.val, verbose=False)
             trainer.fit(module, plan.train, plan.val)
         except UserError as error:
+            if plan.val is None:
+                raise
             raise UserError(f"{error}; the best weights so far: {checkpoints / BEST}") from error
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error

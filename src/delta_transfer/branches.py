@@ -1,0 +1,136 @@
+"""The final network of a run: of one training, or the average of those of `--strength auto`."""
+
+import copy
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from delta_transfer.devices import place
+from delta_transfer.errors import UserError
+from delta_transfer.functional import calibrated_losses
+from delta_transfer.loaders import plain_loader
+from delta_transfer.prepare import Prepared
+from delta_transfer.result import StrengthSearch
+from delta_transfer.selection import Selected, hold_out, join, refit, refits
+from delta_transfer.soup import SHARES, Shares, average, choose, percent
+from delta_transfer.training import predict_probabilities
+from delta_transfer.tuning import Tuned, Tuning
+
+logger = logging.getLogger(__name__)
+
+
+def select(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
+    """Fine-tunes, chooses epoch and average, and fine-tunes again where that is asked for.
+
+    Args:
+        prepared: the pictures, the network and its probe.
+        tuning: options and method.
+        folder: of the run. What a second branch leaves goes to `weaker/`.
+    """
+    branches = tuning.branches
+    if len(branches) == 1:
+        chosen = hold_out(prepared, tuning, folder)
+        if not refits(tuning.config, prepared.task):
+            return chosen
+        chosen = dataclasses.replace(chosen, trained=())
+        joined = join(prepared, tuning)
+        tuned = refit(joined, tuning, folder, epoch=chosen.epoch)
+        return dataclasses.replace(chosen, prepared=joined, tuned=tuned, refitted=True)
+    strong, weak = branches
+    return _average_of_two(prepared, (strong, weak), (folder, folder / "weaker"))
+
+
+def _average_of_two(
+    prepared: Prepared, branches: tuple[Tuning, Tuning], folders: tuple[Path, Path]
+) -> Selected:
+    found = []
+    for branch, folder in zip(branches, folders, strict=True):
+        logger.info("strength %g", branch.strength)
+        started = time.perf_counter()  # in the end that of the second training
+        try:
+            found.append(hold_out(prepared, branch, folder))
+        except UserError as error:
+            raise UserError(
+                f"{error} (one of the two trainings of --strength auto, with strength "
+                f"{branch.strength:g}; --strength 1 trains once)"
+            ) from error
+    strong, weak = found
+    shares, losses, probabilities = _choose(strong, weak, branches[0])
+    epoch = max(one.epoch * (share > 0) for one, share in zip(found, shares[1:], strict=True))
+    chosen = dataclasses.replace(
+        strong, epoch=epoch, probabilities=probabilities, refitted=False, trained=()
+    )
+    tuned = [one.tuned for one in found]
+    epochs = (strong.epoch, weak.epoch)
+    del found, strong, weak
+    if refits(branches[0].config, prepared.task):
+        waited = time.perf_counter() - started
+        joined, tuned = join(prepared, branches[0]), []
+        for branch, folder, last, share in zip(branches, folders, epochs, shares[1:], strict=True):
+            started = time.perf_counter()
+            # What has no share needs no training.
+            tuned.append(refit(joined, branch, folder, epoch=last if share else 0))
+        started -= waited
+        chosen = dataclasses.replace(chosen, prepared=joined, refitted=True)
+    search = StrengthSearch(
+        strengths=(branches[0].strength or 0.0, branches[1].strength or 0.0),
+        shares=shares,
+        losses=losses,
+        epochs=epochs,
+        seconds=round(time.perf_counter() - started, 1),
+    )
+    _tell(search)
+    return dataclasses.replace(
+        chosen, tuned=_averaged(tuned, shares, prepared.device), search=search
+    )
+
+
+def _choose(
+    strong: Selected, weak: Selected, tuning: Tuning
+) -> tuple[Shares, dict[str, float], Tensor]:
+    """The shares to take, the held-out loss of all, and the probabilities of those taken."""
+    labels = torch.tensor(strong.held_out.labels)
+    parts: dict[Shares, list[Tensor]] = {shares: [] for shares in SHARES}
+    for (prepared, one), (_, other) in zip(strong.trained, weak.trained, strict=True):
+        loader = plain_loader(prepared.task.val, prepared.backbone.input, tuning.config)
+        for shares, found in parts.items():
+            network = _averaged([one, other], shares, prepared.device).network
+            found.append(predict_probabilities(network, loader)[0])
+    pooled = {shares: torch.cat(found) for shares, found in parts.items()}
+    losses = {
+        shares: calibrated_losses(found.clamp_min(1e-30).log(), labels)
+        for shares, found in pooled.items()
+    }
+    shares = choose(list(losses.values()))
+    means = {percent(one): round(float(loss.mean()), 6) for one, loss in losses.items()}
+    return shares, means, pooled[shares]
+
+
+def _averaged(tuned: Sequence[Tuned], shares: Shares, device: torch.device) -> Tuned:
+    """The network with so much of its start and of each training's outcome."""
+    states = [tuned[0].start, *(one.network.state_dict() for one in tuned)]
+    network = copy.deepcopy(tuned[0].network)
+    network.load_state_dict(average(states, shares))
+    place(network, device)
+    return dataclasses.replace(tuned[0], network=network)
+
+
+def _tell(search: StrengthSearch) -> None:
+    strong, weak = search.strengths
+    equal = search.shares == SHARES[0]
+    logger.info(
+        "strength auto: %s percent of the start, of strength %g and of strength %g: %s",
+        percent(search.shares),
+        strong,
+        weak,
+        "an equal average, as nothing was clearly better"
+        if equal
+        else "clearly better than an equal average",
+    )
+    losses = ", ".join(f"{name} {loss:.3f}" for name, loss in search.losses.items())
+    logger.info("         validation loss %s; it took %.0f seconds", losses, search.seconds)
