@@ -415,6 +415,7 @@ def test_it_says_what_is_done_and_what_remains(fakes, tmp_path, caplog):
     assert said == [
         "data     fake",
         "warning: two pictures are alike",  # once
+        f"folder   {tmp_path / 'out'}",
         "runs     4 to make; 1 at a time, threads of each: 1",
         "1/4 l2, seed 0: 2.0%, 20 s; about 60 s left",
         "2/4 probe, seed 0: 5.0%, 50 s; about 70 s left",

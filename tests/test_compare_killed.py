@@ -62,8 +62,14 @@ def test_killed_at_any_moment_it_gives_the_same_table(pictures, tmp_path):
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_the_command_and_it_goes_on(pictures, tmp_path, stop):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "delta_transfer.cli", "compare", str(pictures), *flags(strength="auto")]
-    command += ["--methods=probe,l2", "--seeds=0,1", f"--out={out}", "--jobs=2"]
+    command = [sys.executable, "-m", "delta_transfer.cli", "compare", str(pictures)]
+    command += [
+        *flags(strength="auto"),
+        "--methods=probe,l2",
+        "--seeds=0,1",
+        f"--out={out}",
+        "--jobs=2",
+    ]
     started = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -47,7 +47,7 @@ def prepared(pictures, tmp_path_factory) -> Prepared:
 
 def files(run: Path) -> set[str]:
     found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    return {name for name in found if not name.startswith(("tensorboard/", "examples/"))}
+    return {name for name in found if not {"tensorboard", "examples"} & set(name.split("/"))}
 
 
 def rows(path: Path) -> list[dict[str, str]]:
