@@ -305,7 +305,7 @@ class TestCache:
             lambda found: dataclasses.replace(
                 found, preprocessing={**found.preprocessing, "crop_pct": 0.5}
             ),
-            lambda found: regroup(found, train=range(12), val=range(12, 24), seed=0),
+            lambda found: regroup(found, train=range(12), val=range(12, 24)),
         ],
         ids=["weights", "taps", "head", "preprocessing", "fold"],
     )

@@ -38,7 +38,7 @@ def select(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
         if not refits(tuning.config, prepared.task):
             return chosen
         chosen = dataclasses.replace(chosen, trained=())
-        joined = join(prepared, tuning)
+        joined = join(prepared)
         tuned = refit(joined, tuning, folder, epoch=chosen.epoch)
         return dataclasses.replace(chosen, prepared=joined, tuned=tuned, refitted=True)
     strong, weak = branches
@@ -70,7 +70,7 @@ def _average_of_two(
     del found, strong, weak
     if refits(branches[0].config, prepared.task):
         waited = time.perf_counter() - started
-        joined, tuned = join(prepared, branches[0]), []
+        joined, tuned = join(prepared), []
         for branch, folder, last, share in zip(branches, folders, epochs, shares[1:], strict=True):
             started = time.perf_counter()
             # What has no share needs no training.

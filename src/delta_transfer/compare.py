@@ -12,10 +12,10 @@ from delta_transfer.compare_jobs import Jobs, gpus
 from delta_transfer.compare_workers import Reply
 from delta_transfer.config import TrainConfig
 from delta_transfer.console import message
-from delta_transfer.data import load_task
 from delta_transfer.data.look import cores
 from delta_transfer.devices import find_device
 from delta_transfer.errors import UserError
+from delta_transfer.prepare import find_task
 from delta_transfer.report import write_comparison_report, write_run_report
 from delta_transfer.result import RunResult
 from delta_transfer.run import check
@@ -94,7 +94,7 @@ def compare(
             # The largest size first: data that has too few pictures is found at once.
             largest = max(left, key=lambda run: run.samples_per_class or 0)
             if at_once > 1:
-                _check_data(largest)  # before processes are started, which takes a while
+                find_task(largest)  # before processes are started, which takes a while
             with Jobs(methods, workers=at_once, threads=whole.threads, gpus=names) as makers:
                 progress.describe(makers.prepare(largest))
                 progress.begin()
@@ -241,17 +241,6 @@ def _check(plan: Plan, folder: Path) -> None:
             f"--attention {plan.config.attention}: the file was made on the pictures of one seed; "
             "give one seed and one size, or let it be estimated (--attention refined)"
         )
-
-
-def _check_data(run: TrainConfig) -> None:
-    load_task(
-        run.data,
-        seed=run.seed,
-        val_fraction=run.val_fraction,
-        test_split=run.test_split,
-        samples_per_class=run.samples_per_class,
-        data_root=run.data_root,
-    )
 
 
 def _places(config: TrainConfig) -> tuple[int, list[str]]:

@@ -46,7 +46,9 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     taught, held_out, pictures = len(task.train), len(task.val), len(task.train) + len(task.val)
     kept = DRIFT_PICTURES * computing + _seconds_to_keep(prepared)
     refitted, folds = refits(config, task), config.folds
-    probes = (folds + refitted) * prepared.probe_seconds
+    raw, branches = tuning.method.head == "raw_probe", len(tuning.branches)
+    fits = (branches * folds + refitted) * (1 + raw) + (raw and not folds)
+    probes = fits * prepared.probe_seconds
     attention = _attention_passes(prepared, tuning) * computing
     if folds:
         epoch = (folds - 1) * pictures * training + pictures * forward + folds * kept
@@ -58,9 +60,9 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
         epoch += pictures * training  # at most: it ends with the epoch that was chosen
     crops = 10 if config.official else 1
     test = 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
-    trainings = len(tuning.branches) * tuning.epochs * epoch
+    trainings = branches * tuning.epochs * epoch
     asked = pictures if folds else held_out
-    mixtures = len(SHARES) * asked * forward if len(tuning.branches) > 1 else 0.0
+    mixtures = len(SHARES) * asked * forward if branches > 1 else 0.0
     return (trainings + mixtures + attention + probes + test) / 60
 
 

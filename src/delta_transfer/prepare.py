@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import logging
 import time
 from collections import Counter
@@ -45,6 +46,7 @@ class Prepared:
         device: where it all runs.
         features: split -> what the head sees of each picture `[N, V, F]`, the first of V views
             being the picture itself and the second its mirror image; and labels `[N]`.
+        probe_seed: draws the folds by which strengths of probes are chosen.
         probe: the linear probe.
         probe_probabilities: of the validation and the test split (None without one), `[N, K]`.
         probe_seconds: how long the probe took to fit.
@@ -61,6 +63,7 @@ class Prepared:
     taps: tuple[str, ...]
     device: torch.device
     features: dict[str, tuple[Tensor, Tensor]]
+    probe_seed: int
     probe: LinearProbe
     probe_probabilities: dict[str, Tensor | None]
     probe_seconds: float
@@ -80,6 +83,13 @@ class Prepared:
                 found[name] = float(right.double().mean())
         return found
 
+    @functools.cached_property
+    def raw_probe(self) -> LinearProbe:
+        """The probe on features that keep their scales, from which DELTA's head starts."""
+        rows, labels = self.features["train"]
+        outputs = len(self.task.classes)
+        return fit_probe(rows, labels, num_outputs=outputs, seed=self.probe_seed, standardize=False)
+
 
 def prepare(
     config: TrainConfig, *, network: nn.Module | None = None, spec: InputSpec | None = None
@@ -95,14 +105,7 @@ def prepare(
         UserError: if the data or the network are not as they must be, or a tap is unknown.
     """
     device = find_device(config.device)
-    task = load_task(
-        config.data,
-        seed=config.seed,
-        val_fraction=config.val_fraction,
-        test_split=config.test_split,
-        samples_per_class=config.samples_per_class,
-        data_root=config.data_root,
-    )
+    task = find_task(config)
     _check_splits(config, task)
     if config.refit == "always" and not task.val_drawn:
         logger.warning(
@@ -128,7 +131,8 @@ def prepare(
         if split is not None
     }
     started = time.perf_counter()
-    probe, probabilities = _fit_probe(task, features, seed=config.seed)
+    small = config.seed % 2**32  # scikit-learn, which draws the folds, takes no larger one
+    probe, probabilities = _fit_probe(task, features, seed=small)
     return Prepared(
         task=task,
         backbone=backbone,
@@ -136,6 +140,7 @@ def prepare(
         taps=taps,
         device=device,
         features=features,
+        probe_seed=small,
         probe=probe,
         probe_probabilities=probabilities,
         probe_seconds=time.perf_counter() - started,
@@ -146,14 +151,29 @@ def prepare(
     )
 
 
-def regroup(prepared: Prepared, *, train: Sequence[int], val: Sequence[int], seed: int) -> Prepared:
+def find_task(config: TrainConfig) -> Task:
+    """The pictures that the options name, in their splits; none is read.
+
+    Raises:
+        UserError: if the data is not as it must be.
+    """
+    return load_task(
+        config.data,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        test_split=config.test_split,
+        samples_per_class=config.samples_per_class,
+        data_root=config.data_root,
+    )
+
+
+def regroup(prepared: Prepared, *, train: Sequence[int], val: Sequence[int]) -> Prepared:
     """The same with training and validation pictures split otherwise, and a probe of its own.
 
     Args:
         prepared: of a task whose validation split was drawn from its training pictures.
         train: positions among its training pictures followed by its validation pictures.
         val: likewise; may overlap with `train`.
-        seed: of the folds that the probe's strength is chosen by.
     """
     task, everything = prepared.task, pool(prepared.task)
     both = [prepared.features["train"], prepared.features["val"]]
@@ -165,7 +185,7 @@ def regroup(prepared: Prepared, *, train: Sequence[int], val: Sequence[int], see
         "val": (rows[list(val)], labels[list(val)]),
     }
     task = dataclasses.replace(task, train=everything.subset(train), val=everything.subset(val))
-    probe, probabilities = _fit_probe(task, features, seed=seed)
+    probe, probabilities = _fit_probe(task, features, seed=prepared.probe_seed)
     return dataclasses.replace(
         prepared, task=task, features=features, probe=probe, probe_probabilities=probabilities
     )
@@ -231,8 +251,7 @@ def _fit_probe(
 ) -> tuple[LinearProbe, dict[str, Tensor | None]]:
     """The probe, and its probabilities of the validation and the test split."""
     rows, labels = features["train"]
-    small = seed % 2**32  # scikit-learn, which draws the folds, takes no larger one
-    probe = fit_probe(rows, labels, num_outputs=len(task.classes), seed=small)
+    probe = fit_probe(rows, labels, num_outputs=len(task.classes), seed=seed)
     return probe, {
         name: torch.softmax(probe(features[name][0][:, 0]), dim=1) if name in features else None
         for name in ("val", "test")

@@ -1,7 +1,6 @@
 """SPD: after a step of the optimiser, weights that went the wrong way are drawn back."""
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self, final
 
 import torch
@@ -76,12 +75,7 @@ class SelectiveProjection:
         ]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles, self._before = [], []

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
@@ -124,16 +123,11 @@ class Regularizer(nn.Module):
         self._before(target, None)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._taps is not None:
-            self._taps.__exit__(kind, error, trace)
+            self._taps.__exit__(*error)
             self._taps.clear()
-        self._heads.__exit__(kind, error, trace)
+        self._heads.__exit__(*error)
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -82,11 +82,11 @@ def hold_out(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
     return _validate(prepared, tuning, folder)
 
 
-def join(prepared: Prepared, tuning: Tuning) -> Prepared:
+def join(prepared: Prepared) -> Prepared:
     """The same with all pictures to learn from, those of the validation split too."""
     train = len(prepared.task.train)
     count = train + len(prepared.task.val)
-    return regroup(prepared, train=range(count), val=range(train, count), seed=tuning.config.seed)
+    return regroup(prepared, train=range(count), val=range(train, count))
 
 
 def refit(joined: Prepared, tuning: Tuning, folder: Path, *, epoch: int) -> Tuned:
@@ -135,7 +135,7 @@ def _cross_validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selecte
     folds = _folds(prepared.task, tuning.config.folds, seed=tuning.config.seed)
     for number, (train, val) in enumerate(folds, start=1):
         own = folder / "folds" / str(number)
-        fold = regroup(prepared, train=train, val=val, seed=tuning.config.seed)
+        fold = regroup(prepared, train=train, val=val)
         if tuning.method.trains:
             logger.info("fold     %d of %d", number, len(folds))
         tuned = fine_tune(fold, tuning, own)

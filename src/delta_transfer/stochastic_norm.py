@@ -1,7 +1,6 @@
 """StochNorm: batch norm that now and then takes its running statistics while it trains."""
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self, final
 
 import torch
@@ -69,12 +68,7 @@ class StochasticNorm:
         self._handles = [norm.register_forward_hook(self._hook(norm)) for norm in self._norms]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -106,12 +105,7 @@ class Taps:
         self._handles.append(self.model.register_forward_hook(after, always_call=True))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -21,7 +21,7 @@ from delta_transfer.method_parts import Parts
 from delta_transfer.methods import Method, check_classifier
 from delta_transfer.prepare import Prepared
 from delta_transfer.presets import find_preset
-from delta_transfer.probe import LinearProbe, fit_probe
+from delta_transfer.probe import LinearProbe
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.run_attention import describe, estimate
 from delta_transfer.training import Fit, Fitted, MeasureDrift, Optimization, RedrawHead, fit
@@ -188,9 +188,7 @@ def _generator(tuning: Tuning) -> torch.Generator:
 def _first_head(prepared: Prepared, tuning: Tuning) -> LinearProbe | None:
     """What the head starts as; None for at random."""
     if tuning.method.head == "raw_probe":
-        rows, labels = prepared.features["train"]
-        outputs, seed = len(prepared.task.classes), tuning.config.seed % 2**32
-        return fit_probe(rows, labels, num_outputs=outputs, seed=seed, standardize=False)
+        return prepared.raw_probe
     return prepared.probe if tuning.method.head == "probe" else None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from delta_transfer.report.comparison import Comparison
 from delta_transfer.report.curves import (
+    LOSSES,
     Series,
     accuracies_over_epochs,
     finite,
@@ -20,7 +21,6 @@ from delta_transfer.report.words import label, percent
 
 ByMethod = dict[str, dict[int, float]]
 MOST_TAPS = 8  # that are drawn; the table has all
-LOSSES = {"train_task": "training", "val_loss": "validation"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

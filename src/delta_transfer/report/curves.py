@@ -26,6 +26,8 @@ from delta_transfer.report.words import label, percent, shorten
 
 Series = Mapping[int, float]
 
+# The columns of metrics.csv that are the task's loss, without penalties.
+LOSSES = {"train_task": "training", "val_loss": "validation"}
 MANY_EPOCHS = 30  # from where on a line has no markers
 
 

@@ -1,7 +1,6 @@
 """The data-efficiency curve: accuracy against the number of training pictures."""
 
 import dataclasses
-import math
 
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
@@ -111,7 +110,7 @@ def _findings(sizes: Sizes) -> list[str]:
         other, difference = label(BASELINE).lower(), best.to_baseline
         if difference is None:
             other, difference = label(PROBE).lower(), best.to_probe
-        if difference is not None and not math.isnan(difference.mean):
+        if difference is not None:
             words += f"; {points(difference.mean)} points to {other} ({interval(difference)})"
         said.append(f"{words}.")
     return said

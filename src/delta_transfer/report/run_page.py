@@ -4,7 +4,7 @@ from pathlib import Path
 
 from delta_transfer.files import write_atomically
 from delta_transfer.report.confusion import class_accuracies, confusion_plot
-from delta_transfer.report.curves import accuracy_plot, lines_plot, series
+from delta_transfer.report.curves import LOSSES, accuracy_plot, lines_plot, series
 from delta_transfer.report.figures import Plot
 from delta_transfer.report.pages import NAME, Table, data_name, render_page
 from delta_transfer.report.run_files import (
@@ -20,7 +20,6 @@ from delta_transfer.result import RunResult
 Metrics = dict[int, dict[str, float]]
 
 # Names of losses that are no penalty, and what they are called.
-LOSSES = {"train_task": "training", "val_loss": "validation"}
 TOTAL = "train_loss"
 COLUMNS = {
     "val_accuracy": "Validation accuracy",
