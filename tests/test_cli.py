@@ -17,6 +17,7 @@ import yaml
 import delta_transfer
 from delta_transfer import cli
 from delta_transfer.cli import COMMANDS, main
+from delta_transfer.compare import Compared
 from delta_transfer.methods import METHODS
 from delta_transfer.result import RunResult
 from tests.runs import CLASSES, OPTIONS, SPLITS, flags
@@ -434,22 +435,40 @@ class TestCompare:
         ):
             assert part in error
 
-    def test_by_default_it_is_named_after_data_and_time(self, monkeypatch, tmp_path):
+    @pytest.fixture
+    def folders(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+        """Where comparisons were to go, none of which is made."""
         from delta_transfer import compare_command
 
+        found = []
+
+        def note(config, folder, **rest):
+            found.append(folder)
+            return Compared(folder=folder, results=[], failures=[])
+
+        monkeypatch.setattr(compare_command, "compare", note)
+        return found
+
+    def test_by_default_it_is_named_after_data_and_time(self, folders, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(compare_command, "time_stamp", lambda: "now")
-        assert compare_command.default_folder("sklearn/digits") == Path(
-            "runs/compare-sklearn-digits-now"
-        )
+        monkeypatch.setattr("delta_transfer.compare_command.time_stamp", lambda: "now")
+        assert main(["compare", "sklearn/digits"]) == 0
+        assert main(["demo"]) == 0
+        assert folders == [Path("runs/compare-sklearn-digits-now"), Path("runs/demo-now")]
+
+    @pytest.mark.parametrize("command", [["compare", "sklearn/digits"], ["demo"]])
+    def test_a_tilde_is_home(self, command, folders, monkeypatch, tmp_path):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert main([*command, "--out=~/runs"]) == 0
+        assert folders == [tmp_path / "runs"]
 
 
 class TestDemo:
     @pytest.fixture
     def small(self, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
         """The demo on tiny pictures and with few methods."""
-        monkeypatch.setattr(cli, "DEMO_IMAGE_SIZE", 32)
-        monkeypatch.setattr(cli, "DEMO_METHODS", ("probe", "l2"))
+        monkeypatch.setattr("delta_transfer.compare_command.DEMO_IMAGE_SIZE", 32)
+        monkeypatch.setattr("delta_transfer.compare_command.DEMO_METHODS", ("probe", "l2"))
         from delta_transfer.data import SOURCES, load_task
 
         def load(*, seed: int, val_fraction: float, test_split: str):
@@ -487,7 +506,7 @@ class TestDemo:
         out = tmp_path / "demo"
         assert main(["demo", f"--out={out}", "--seeds=0", "--epochs=1"]) == 0
         text = capsys.readouterr().out
-        assert all(f"{method} " in text for method in cli.DEMO_METHODS)
+        assert all(f"{method} " in text for method in ("probe", "l2", "l2sp", "delta"))
 
 
 def test_the_console_script_runs_main(tmp_path):

@@ -26,7 +26,6 @@ from delta_transfer.options import (
     LayersOptions,
     NoOptions,
     PredictOptions,
-    seed_list,
     with_train,
 )
 
@@ -169,28 +168,12 @@ def compare(args: Sequence[str]) -> None:
     _show(compare_command.run(options))
 
 
-DEMO_METHODS = ("probe", "l2", "l2sp", "delta")
-DEMO_IMAGE_SIZE = 96
-
-
 def demo(args: Sequence[str]) -> None:
     """Compare DELTA with its peers on photographs that come installed: a few minutes, offline."""
     options = _parse(DemoOptions, args, demo, [])
-    seeds = seed_list(options.seeds)
-    from delta_transfer import compare as comparison
-    from delta_transfer.config import TrainConfig
-    from delta_transfer.run_folder import free_folder, time_stamp
+    from delta_transfer import compare_command
 
-    folder = Path(options.out) if options.out else free_folder(f"demo-{time_stamp()}")
-    config = TrainConfig(
-        data="skimage/patches",
-        image_size=DEMO_IMAGE_SIZE,
-        epochs=options.epochs,
-        overwrite=options.overwrite,
-        device=options.device,
-    )
-    _log.info("17 photographs and textures cut into cells; 5 training pictures a class")
-    _show(comparison.compare(config, folder, methods=DEMO_METHODS, seeds=seeds))
+    _show(compare_command.demo(options))
 
 
 def _show(compared: "Compared") -> None:

@@ -1,6 +1,7 @@
-"""The command `compare`: from its options to the tables that it shows."""
+"""The commands `compare` and `demo`: from their options to the tables that they show."""
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,14 @@ from typing import Any
 from delta_transfer.compare import Compared, compare, describe
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.options import CompareOptions, seed_list, size_list
+from delta_transfer.options import CompareOptions, DemoOptions, seed_list, size_list
 from delta_transfer.report.comparison import MethodSummary, read_comparison, summarize_methods
 from delta_transfer.run_folder import data_name, free_folder, time_stamp
+
+logger = logging.getLogger(__name__)
+
+DEMO_METHODS = ("probe", "l2", "l2sp", "delta")
+DEMO_IMAGE_SIZE = 96
 
 
 def run(parsed: Any) -> Compared:
@@ -29,7 +35,7 @@ def run(parsed: Any) -> Compared:
     config = TrainConfig(**values, overwrite=options.overwrite)
     return compare(
         config,
-        Path(options.out).expanduser() if options.out else default_folder(config.data),
+        _folder(options.out, otherwise=f"compare-{data_name(config.data)}"),
         methods=[method.strip() for method in options.methods.split(",")],
         seeds=seed_list(options.seeds),
         sizes=size_list(options.samples_per_class),
@@ -38,9 +44,27 @@ def run(parsed: Any) -> Compared:
     )
 
 
-def default_folder(data: str) -> Path:
-    """runs/compare-DATA-TIME."""
-    return free_folder(f"compare-{data_name(data)}-{time_stamp()}")
+def demo(options: DemoOptions) -> Compared:
+    """Makes the comparison that is the demo.
+
+    Raises:
+        UserError: if an option is not as it must be.
+    """
+    config = TrainConfig(
+        data="skimage/patches",
+        image_size=DEMO_IMAGE_SIZE,
+        epochs=options.epochs,
+        overwrite=options.overwrite,
+        device=options.device,
+    )
+    seeds, folder = seed_list(options.seeds), _folder(options.out, otherwise="demo")
+    logger.info("17 photographs and textures cut into cells; 5 training pictures a class")
+    return compare(config, folder, methods=DEMO_METHODS, seeds=seeds)
+
+
+def _folder(out: str | None, *, otherwise: str) -> Path:
+    """What was asked for, or runs/NAME-TIME."""
+    return Path(out).expanduser() if out else free_folder(f"{otherwise}-{time_stamp()}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
