@@ -5,12 +5,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from delta_transfer import compare as module
 from delta_transfer import compare_workers
 from delta_transfer.compare import Compared, compare
+from delta_transfer.compare_jobs import Jobs
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.result import COMPARISON_COLUMNS, RunResult
@@ -212,12 +214,15 @@ def made(
     seeds: Sequence[int] = (0, 1),
     sizes: Sequence[int | None] = (None,),
     *,
+    jobs: int | None = 1,
     threads: int | None = None,
     **options: object,
 ) -> Compared:
     """A comparison of what is there already and what is asked for."""
     config = tiny(Path("pictures"), out, **options)
-    return compare(config, out, methods=methods, seeds=seeds, sizes=sizes, jobs=1, threads=threads)
+    return compare(
+        config, out, methods=methods, seeds=seeds, sizes=sizes, jobs=jobs, threads=threads
+    )
 
 
 def names(out: Path) -> list[str]:
@@ -314,6 +319,26 @@ class TestGoingOn:
         assert yaml.safe_load((out / "compare.yaml").read_text())["threads"] == 6
         with pytest.raises(UserError, match="--threads was 6 and is 1"):
             made(out, threads=1)
+
+    @pytest.mark.parametrize(
+        ("gib", "at_once", "threads"), [(100, 4, 3), (8, 2, 6), (2, 1, 12), (0, 1, 12)]
+    )
+    def test_as_many_at_a_time_as_memory_allows(
+        self, fakes, tmp_path, monkeypatch, caplog, gib, at_once, threads
+    ):
+        class Alone(Jobs):
+            def __init__(self, methods, *, workers, threads, gpus):
+                super().__init__(methods, workers=1, threads=threads, gpus=gpus)
+
+        monkeypatch.setattr(module, "Jobs", Alone)
+        monkeypatch.setattr(module, "find_task", lambda config: None)
+        monkeypatch.setattr(module, "cores", lambda: 12)
+        free = psutil.virtual_memory()._replace(available=gib * 2**30)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+        with caplog.at_level(logging.INFO):
+            made(tmp_path / "out", jobs=None)
+        asked = f"runs     4 to make; {at_once} at a time, threads of each: {threads}"
+        assert asked in caplog.messages
 
     def test_a_folder_of_something_else_is_refused(self, fakes, tmp_path):
         (tmp_path / "thesis.tex").touch()

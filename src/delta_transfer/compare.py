@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from delta_transfer.compare_folder import Plan, begin, open_folder, unfinished, write_table
 from delta_transfer.compare_jobs import Jobs, gpus
 from delta_transfer.compare_workers import Reply
@@ -21,6 +23,9 @@ from delta_transfer.result import RunResult
 from delta_transfer.run import check
 
 logger = logging.getLogger(__name__)
+
+MEMORY = 3 * 2**30
+"""Bytes that a run on the CPU may need: the default model at 224 pixels takes 2 to 3 GiB."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,8 @@ def compare(
         methods: names of methods.
         seeds: each draws splits, subsets, batch order, augmentation and head start.
         sizes: training pictures of each class; None for all.
-        jobs: runs at a time; as many as there are GPUs, or cores for their threads, if None.
+        jobs: runs at a time; if None as many as there are GPUs, or as there are cores for their
+            threads and `MEMORY` for each.
         threads: of each run; if None those of before, or a fair share of the cores.
 
     Returns:
@@ -85,7 +91,7 @@ def compare(
         share = cores() // max(1, min(places, len(left)))
         whole = dataclasses.replace(whole, threads=max(1, share))
     assert whole.threads is not None
-    fitting = places if names else places // whole.threads
+    fitting = places if names else min(places, cores() // whole.threads)
     at_once = max(1, min(jobs or fitting, len(left)))
     progress = _Progress(folder, whole, left, at_once=at_once)
     with progress.closing():
@@ -244,10 +250,10 @@ def _check(plan: Plan, folder: Path) -> None:
 
 
 def _places(config: TrainConfig) -> tuple[int, list[str]]:
-    """Where runs can be made at a time: cores, or GPUs, which have names."""
+    """How many runs fit at a time: by cores and free memory, or by GPUs, which have names."""
     device = find_device(config.device)
     if device.type == "cpu":
-        return cores(), []
+        return min(cores(), psutil.virtual_memory().available // MEMORY), []
     names = gpus() if device.type == "cuda" else []
     return max(1, len(names)), names
 

@@ -181,7 +181,8 @@ class CompareOptions:
         out: folder of the comparison; runs/compare-DATA-TIME if not given. One that was broken off
             goes on in its folder, and one that is there may be given more methods and seeds.
         overwrite: start anew, in the place of what is in that folder.
-        jobs: runs at the same time; as many as there are GPUs or as the cores allow if not given.
+        jobs: runs at the same time; as many as there are GPUs, or as cores and memory allow, if not
+            given.
         threads: of each run on the CPU, on which its last digits depend; a fair share of the cores
             if not given, and in a folder that is there those of before.
     """

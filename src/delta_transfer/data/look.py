@@ -2,12 +2,12 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Event
 
+import joblib
 from PIL import Image
 
 from delta_transfer.data.base import Split
@@ -43,9 +43,8 @@ class LookedAt:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cores or 1
+    """How many cores this process may use, of which a container may allow fewer than there are."""
+    return int(joblib.cpu_count())
 
 
 def look_at_all(splits: Mapping[str, Split], *, threads: int) -> list[LookedAt]:
