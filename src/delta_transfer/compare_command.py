@@ -17,7 +17,7 @@ from delta_transfer.run_folder import data_name, free_folder, time_stamp
 logger = logging.getLogger(__name__)
 
 DEMO_METHODS = ("probe", "l2", "l2sp", "delta")
-DEMO_IMAGE_SIZE = 96
+DEMO_IMAGE_SIZE = 64  # of cells of 40 pixels
 
 
 def run(parsed: Any) -> Compared:

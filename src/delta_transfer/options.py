@@ -215,7 +215,7 @@ class DemoOptions:
     out: str | None = None
     overwrite: bool = False
     seeds: str = "0,1,2"
-    epochs: int = 8
+    epochs: int = 10
     device: Device = "auto"
 
 

@@ -167,8 +167,12 @@ def test_a_step_is_the_task_loss_and_the_terms(monkeypatch):
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
     monkeypatch.setattr(FineTuning, "current_epoch", 4)
     inputs, targets = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+    monkeypatch.setattr(FineTuning, "global_step", 13)
     with module.regularizer:
         total = module.training_step((inputs, targets), 0)
+    shown = dict(logged)
+    module.on_train_epoch_end()
+    assert all(logged[name] == pytest.approx(value) for name, value in shown.items())
     network, source = module.network, conv_net()
     start = dict(source.named_parameters())
     task = F.cross_entropy(network.eval()(inputs), targets)
@@ -176,8 +180,31 @@ def test_a_step_is_the_task_loss_and_the_terms(monkeypatch):
     head = network.fc.weight.square().sum() + network.fc.bias.square().sum()
     expected = {"task": task, "l2sp": 0.5 * 0.5 * l2sp, "l2": 0.25 * 0.5 * head}
     for name, value in expected.items():
-        assert logged[f"train_{name}"].item() == pytest.approx(value.item(), rel=1e-5)
-        assert not logged[f"train_{name}"].requires_grad
+        assert logged[f"train_{name}"] == pytest.approx(value.item(), rel=1e-5)
     assert total.item() == pytest.approx(sum(expected.values()).item(), rel=1e-5)
     assert total.requires_grad
-    assert (logged["train_loss"].item(), logged["epoch"]) == (total.item(), 5)
+    assert logged["train_loss"] == pytest.approx(total.item())
+    assert (logged["epoch"], logged["step"]) == (5, 12)
+
+
+def test_an_epochs_figures_are_means_over_its_samples(monkeypatch):
+    """Also where batches differ in size, and where it was broken off between them."""
+    module, logged, parts = fine_tuning(), {}, []
+    monkeypatch.setattr(FineTuning, "current_epoch", 0)
+    monkeypatch.setattr(FineTuning, "global_step", 2)
+    for size in (4, 1):
+        module.trainer = SimpleNamespace(optimizers=[module.configure_optimizers()["optimizer"]])
+        monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update(values))
+        monkeypatch.setattr(module, "log", lambda name, value, **_: None)
+        with module.regularizer:
+            batch = torch.randn(size, 3, 8, 8), torch.zeros(size, dtype=torch.long)
+            parts.append((size, float(module.training_step(batch, 0).detach())))
+        checkpoint: dict[str, object] = {}
+        module.on_save_checkpoint(checkpoint)
+        again = fine_tuning()
+        again.on_load_checkpoint(checkpoint)
+        module = again
+    monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update(values))
+    monkeypatch.setattr(module, "log", lambda name, value, **_: None)
+    module.on_train_epoch_end()
+    assert logged["train_loss"] == pytest.approx(sum(n * value for n, value in parts) / 5)

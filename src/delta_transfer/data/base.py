@@ -144,16 +144,23 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.length = length
         self.seed = seed
         self.epoch = 0
+        self._skipped = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration is of; Lightning calls this by itself."""
         self.epoch = epoch
 
+    def go_on(self, epoch: int, *, done: int) -> None:
+        """Choose an epoch of whose samples, in the next iteration alone, the first are left out."""
+        self.epoch = epoch
+        self._skipped = done
+
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch
+        epoch, first = self.epoch, self._skipped
+        self._skipped = 0
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         order = torch.randperm(self.length, generator=generator).tolist()
-        return iter([(epoch, index) for index in order])
+        return iter([(epoch, index) for index in order[first:]])

@@ -5,6 +5,7 @@ from delta_transfer.training.crops import CropAverage
 from delta_transfer.training.fit import Fit, Fitted, fit
 from delta_transfer.training.inference import accuracy, predict_probabilities
 from delta_transfer.training.module import Optimization
+from delta_transfer.training.saving import Saving
 
 __all__ = [
     "CropAverage",
@@ -13,6 +14,7 @@ __all__ = [
     "MeasureDrift",
     "Optimization",
     "RedrawHead",
+    "Saving",
     "accuracy",
     "fit",
     "predict_probabilities",

@@ -1,9 +1,6 @@
-"""What happens beside the steps: the best epoch is kept, the head drawn anew, drift measured."""
+"""What happens beside the steps: an early end, the head drawn anew, drift measured."""
 
 import csv
-import logging
-import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,60 +14,6 @@ from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.functional import feature_distance
 from delta_transfer.taps import Taps
 from delta_transfer.training.module import cycle_starts
-
-logger = logging.getLogger(__name__)
-
-BEST, LAST = "best.ckpt", "last.ckpt"
-SECONDS_APART = 60  # of the last states: an epoch may be a single step
-
-
-class KeepBest(lightning.Callback):
-    """Keeps the epoch with the lowest calibrated validation loss, and the last state.
-
-    The loss at its best temperature: on few pictures it is far less noisy than accuracy, and other
-    than the plain loss it does not mistake overconfidence for a worse network. Epoch 0, the start,
-    takes part.
-
-    Args:
-        folder: where `best.ckpt` and `last.ckpt` are written.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.best_epoch = -1
-        self._lowest = math.inf
-        self._saved = time.monotonic()
-
-    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Compares, saves and reports."""
-        metrics = trainer.callback_metrics
-        epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
-        loss = float(metrics["val_calibrated_loss"])
-        # The start is saved whatever it is like, so that there always is something to keep.
-        better = loss < self._lowest or self.best_epoch < 0
-        if better:
-            self.best_epoch = epoch
-            self._lowest = math.inf if math.isnan(loss) else loss
-            trainer.save_checkpoint(self.folder / BEST, weights_only=True)
-        logger.info(
-            "epoch %d of %s: validation accuracy %.1f%%, loss %.3f (calibrated %.3f)%s",
-            epoch,
-            trainer.max_epochs,
-            100 * float(metrics["val_accuracy"]),
-            float(metrics["val_loss"]),
-            loss,
-            ", best so far" if better else "",
-        )
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Saves the last state, if that has not been done for a while."""
-        if time.monotonic() - self._saved >= SECONDS_APART:
-            self.on_train_end(trainer, module)
-
-    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Saves the last state."""
-        trainer.save_checkpoint(self.folder / LAST)
-        self._saved = time.monotonic()
 
 
 class StopAfter(lightning.Callback):
@@ -159,7 +102,8 @@ class MeasureDrift(lightning.Callback):
                 variance = FeatureVariance()
                 variance.update(features)
                 self._variance[tap] = variance.compute()
-            self._append([("epoch", "tap", "distance")])
+            if not self._path.exists():  # as it does where the fit goes on
+                self._append([("epoch", "tap", "distance")])
         epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
         rows = []
         for tap, features in self._features(self._network).items():

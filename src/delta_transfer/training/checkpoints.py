@@ -1,13 +1,24 @@
-"""Checkpoints that are whole or absent."""
+"""Checkpoints that are whole or absent, the last of which a fit goes on from."""
 
+import contextlib
 import io
+import logging
+import pickle
+import random
+import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.plugins import CheckpointIO
 
-from delta_transfer.files import write_atomically
+from delta_transfer.files import fingerprint, write_atomically
+
+logger = logging.getLogger(__name__)
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+NEXT, BEFORE = "next.ckpt", "before.ckpt"  # the last one while it is put in its place; that before
 
 
 class WholeCheckpoints(CheckpointIO):
@@ -27,7 +38,7 @@ class WholeCheckpoints(CheckpointIO):
         """
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        write_atomically(Path(path), content.getvalue())
+        write_atomically(Path(path), _seal(content.getvalue()))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -39,3 +50,74 @@ class WholeCheckpoints(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Deletes the file, if it is there."""
         Path(path).unlink(missing_ok=True)
+
+
+def take_over(folder: Path) -> None:
+    """Makes `next.ckpt` the last one, and the last one the one before it."""
+    with contextlib.suppress(FileNotFoundError):
+        (folder / LAST).replace(folder / BEFORE)
+    (folder / NEXT).replace(folder / LAST)
+
+
+def find_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest state of a fit that is whole, and what is in it; None if there is none."""
+    for name in (NEXT, LAST, BEFORE):
+        found = read_whole(folder / name)
+        if found is not None:
+            return folder / name, found
+    return None
+
+
+def read_whole(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint of ours holds; None if there is none, or, with a warning, if it is damaged.
+
+    No code in it is run.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        if _seal(content[: -len(_COMMENT) - _DIGITS] + _NO_COMMENT) != content:
+            raise ValueError("its checksum is wrong")
+        found: dict[str, Any] = torch.load(io.BytesIO(content), "cpu", weights_only=True)
+    except (ValueError, pickle.UnpicklingError) as error:
+        logger.warning("%s is damaged and is not used (%s)", path, str(error).split("\n")[0])
+        return None
+    return found
+
+
+# A checkpoint is a zip archive, at whose end the length of a comment stands, and the comment.
+_DIGITS = 64
+_NO_COMMENT, _COMMENT = struct.pack("<H", 0), struct.pack("<H", _DIGITS)
+
+
+def _seal(archive: bytes) -> bytes:
+    """An archive without a comment, with its SHA-256 as one: others can still load it."""
+    return archive[: -len(_NO_COMMENT)] + _COMMENT + fingerprint([archive]).encode()
+
+
+def random_states() -> dict[str, Any]:
+    """Of all global generators, in tensors and plain values."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    version, internal, gauss = random.getstate()
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "python": [version, list(internal), gauss],
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """The reverse of `random_states`, as far as there are the same devices."""
+    torch.set_rng_state(states["torch"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    cuda = states.get("cuda", [])
+    if len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,23 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from delta_transfer.data.base import EpochSampler
 from delta_transfer.errors import UserError
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training.callbacks import BEST, KeepBest, StopAfter
-from delta_transfer.training.checkpoints import WholeCheckpoints
+from delta_transfer.training.callbacks import StopAfter
+from delta_transfer.training.checkpoints import BEST, LAST, WholeCheckpoints, find_last, read_whole
 from delta_transfer.training.module import FineTuning, Optimization
+from delta_transfer.training.saving import TRACES, KeepBest, SaveLast, Saving
+from delta_transfer.training.stopping import Stopped, listening
+
+logger = logging.getLogger(__name__)
 
 # What Lightning warns of, and why we know better.
 _HIDDEN = (
     ".*does not have many workers",  # chosen by the number of cores
     "Found .* module.s. in eval mode",  # batch norm is frozen on purpose
-    "Experiment logs directory",  # the run's folder, whose metrics.csv is new
+    "Experiment logs directory",  # the run's folder, whose metrics.csv is new, or given back
+    "You're resuming from a checkpoint that ended before",  # the sampler goes on, see `_go_on`
     "You defined a `validation_step` but have no",  # the refit has no pictures to validate on
     ".*isinstance.treespec, LeafSpec",  # Lightning calls what torch deprecates
 )
@@ -43,7 +49,9 @@ class Fit:
         stop_after: ends after so many of them; None for all.
         clip: norm to which gradients are clipped; None for no limit.
         keep_last: keep the last epoch whatever the validation loss says.
-        folder: of the run.
+        folder: of the run, with its `checkpoints`.
+        saving: how often the last state is saved.
+        resume: go on from the last state that is there, if there is one.
         accelerator: Lightning's name of the device kind.
     """
 
@@ -54,6 +62,8 @@ class Fit:
     clip: float | None = 1.0
     keep_last: bool = False
     folder: Path
+    saving: Saving = dataclasses.field(default_factory=Saving)
+    resume: bool = False
     accelerator: str
 
 
@@ -80,6 +90,7 @@ def fit(
     num_classes: int,
     optimization: Optimization,
     callbacks: Sequence[lightning.Callback] = (),
+    generators: Sequence[torch.Generator] = (),
 ) -> Fitted:
     """Trains the network and leaves it with the weights of its best epoch.
 
@@ -92,18 +103,27 @@ def fit(
         num_classes: outputs of the head.
         optimization: how the weights are moved.
         callbacks: more of Lightning's callbacks.
+        generators: what draws random numbers beside torch's own.
 
     Returns:
         The epoch that was kept, and what the network said of the validation split.
 
     Raises:
         UserError: if the loss is no number any more or explodes; checkpoints of before stay.
+        KeyboardInterrupt: if it was stopped by SIGINT or SIGTERM, at which it saves its state.
     """
     checkpoints = plan.folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
     keep = KeepBest(checkpoints)
-    stop = [] if plan.stop_after is None else [StopAfter(plan.stop_after)]
-    trainer = make_trainer(plan, [*([] if plan.val is None else [keep]), *stop, *callbacks])
-    with ExitStack() as borrowed, quiet():
+    last = find_last(checkpoints) if plan.resume else None
+    if last is not None and plan.val is not None and not keep.go_on():
+        last = None  # what was best until then is lost
+    if last is None:
+        for name in TRACES:
+            (plan.folder / name).unlink(missing_ok=True)
+    path, state = last or (None, {})
+    found = state.get("callbacks", {}).get(SaveLast.__name__, {})
+    with ExitStack() as borrowed, quiet(), listening() as request:
         module = FineTuning(
             network,
             regularizer,
@@ -113,28 +133,63 @@ def fit(
             optimization=optimization,
             borrowed=borrowed,
         )
+        if found.get("finished"):
+            module.on_load_checkpoint(state)
+            return _outcome(network, plan, keep, module, epochs=found["epochs"])
+        save = SaveLast(plan.folder, saving=plan.saving, generators=generators, request=request)
+        stop = [] if plan.stop_after is None else [StopAfter(plan.stop_after)]
+        kept = [] if plan.val is None else [keep]
+        trainer = make_trainer(plan, [save, *kept, *stop, *callbacks])
         try:
-            if plan.val is None:
-                trainer.fit(module, plan.train)
-                return Fitted(epoch=trainer.current_epoch, validations=[])
-            trainer.validate(module, plan.val, verbose=False)
-            trainer.fit(module, plan.train, plan.val)
+            if path is None:
+                if plan.val is not None:
+                    trainer.validate(module, plan.val, verbose=False)
+            else:
+                _go_on(plan, state)
+            trainer.fit(module, plan.train, plan.val, ckpt_path=path)
         except UserError as error:
             if plan.val is None:
                 raise
             raise UserError(f"{error}; the best weights so far: {checkpoints / BEST}") from error
+        except Stopped as error:
+            raise KeyboardInterrupt(str(error)) from None
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
-    if plan.keep_last:
-        return Fitted(epoch=trainer.current_epoch, validations=module.validations)
-    best = torch.load(checkpoints / BEST, map_location="cpu", weights_only=True)
+    return _outcome(network, plan, keep, module, epochs=trainer.current_epoch)
+
+
+def _go_on(plan: Fit, state: Mapping[str, Any]) -> None:
+    """Lets the training pictures begin where they had been left."""
+    sampler, size = plan.train.sampler, plan.train.batch_size
+    assert isinstance(sampler, EpochSampler)
+    assert size is not None
+    progress = state["loops"]["fit_loop"]
+    epoch = progress["epoch_progress"]["current"]["processed"]
+    batches = progress["epoch_loop.batch_progress"]["current"]["completed"]
+    sampler.go_on(epoch, done=size * batches)
+    logger.info("going on in epoch %d, after step %d", epoch + 1, state["global_step"])
+
+
+def _outcome(
+    network: nn.Module, plan: Fit, keep: KeepBest, module: FineTuning, *, epochs: int
+) -> Fitted:
+    """The network with the weights of the epoch that is kept."""
+    validations = module.validations
+    last = plan.keep_last or plan.val is None
+    name = LAST if last else BEST
+    kept = read_whole(plan.folder / "checkpoints" / name)
+    if kept is None:
+        raise UserError(
+            f"{plan.folder / 'checkpoints' / name} is damaged, though it has just been written: "
+            "look after the disk"
+        )
     prefix = "network."
     state = network.state_dict()  # which some networks want back as such, with their version
-    for name, tensor in best["state_dict"].items():
+    for name, tensor in kept["state_dict"].items():
         if name.startswith(prefix):
             state[name.removeprefix(prefix)] = tensor
     network.load_state_dict(state)
-    return Fitted(epoch=keep.best_epoch, validations=module.validations)
+    return Fitted(epoch=epochs if last else keep.best_epoch, validations=validations)
 
 
 def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:

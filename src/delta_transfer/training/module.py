@@ -19,6 +19,8 @@ from delta_transfer.regularizer import Regularizer
 # A loss so many times that of the first step (or 1, if that is less) does not come back.
 EXPLODED = 1e4
 
+_PROGRESS = ("validations", "_first_loss", "_sums", "_samples")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimization:
@@ -118,6 +120,8 @@ class FineTuning(lightning.LightningModule):
         self.val_loss = MeanMetric()
         self.validations: list[tuple[Tensor, Tensor]] = []
         self._first_loss: float | None = None
+        self._sums: dict[str, float] = {}
+        self._samples = 0
         self._val_logits: list[Tensor] = []
         self._val_targets: list[Tensor] = []
         self._borrowed = borrowed
@@ -136,17 +140,33 @@ class FineTuning(lightning.LightningModule):
         self._check_finite(float(total.detach()), {"task loss": task, **terms.values})
         values = {"train_loss": total, "train_task": task}
         values |= {f"train_{name}": value for name, value in terms.values.items()}
-        self.log_dict(
-            {name: value.detach() for name, value in values.items()},
-            on_step=False,
-            on_epoch=True,
-            prog_bar=True,
-            batch_size=len(targets),
-        )
-        now = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log("lr", now, on_step=False, on_epoch=True)
-        self.log("epoch", float(self.current_epoch + 1), on_step=False, on_epoch=True)
+        found = {name: float(value.detach()) for name, value in values.items()}
+        self.log_dict(found, logger=False, prog_bar=True)
+        found["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        for name, value in found.items():
+            self._sums[name] = self._sums.get(name, 0.0) + len(targets) * value
+        self._samples += len(targets)
         return total
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the means of the epoch, over all its samples even if it was broken off."""
+        self.log_dict({name: total / self._samples for name, total in self._sums.items()})
+        self.log("epoch", float(self.current_epoch + 1))
+        self._log_step()
+        self._sums, self._samples = {}, 0
+
+    def _log_step(self) -> None:
+        """The step that is over; Lightning's own count is one off where a fit goes on."""
+        self.log("step", float(max(0, self.global_step - 1)))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the fit has found so far."""
+        checkpoint["progress"] = {name: getattr(self, name) for name in _PROGRESS}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes it up again."""
+        for name in _PROGRESS:
+            setattr(self, name, checkpoint["progress"][name])
 
     def _check_finite(self, total: float, terms: Mapping[str, Tensor]) -> None:
         """Stops a fit whose loss is no number any more, or has left all bounds.
@@ -185,6 +205,7 @@ class FineTuning(lightning.LightningModule):
         """The loss by which the epoch is chosen."""
         logits, targets = torch.cat(self._val_logits), torch.cat(self._val_targets)
         self.log("val_calibrated_loss", calibrated_cross_entropy(logits, targets))
+        self._log_step()
         self.validations.append((logits, targets))
         self._val_logits.clear()
         self._val_targets.clear()

@@ -1,0 +1,296 @@
+"""A fit that was broken off goes on to the very weights that it would have had."""
+
+import dataclasses
+import os
+import signal
+import threading
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from delta_transfer.data import EpochSampler
+from delta_transfer.penalties import Delta
+from delta_transfer.regularizer import Regularizer
+from delta_transfer.training import Fit, Fitted, MeasureDrift, Optimization, RedrawHead, Saving, fit
+from delta_transfer.training.checkpoints import find_last, read_whole
+from tests.networks import conv_net
+from tests.training.test_fit import Samples
+
+EPOCHS, STEPS = 3, 3  # steps of an epoch, the last of which has two samples only
+EVERY = Saving(steps=1, minutes=60)
+
+
+class BreakOff(lightning.Callback):
+    """Ends a fit as abruptly as a process can be ended from within, before a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if trainer.global_step == self.step:
+            raise RuntimeError("broken off")
+
+
+class Signal(lightning.Callback):
+    """Sends this process a signal in a step."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step = step
+        self.number = number
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def trained(
+    folder: Path,
+    *more: lightning.Callback,
+    resume: bool = False,
+    saving: Saving = EVERY,
+    validates: bool = True,
+    workers: int = 0,
+) -> tuple[dict[str, Tensor], Fitted]:
+    """With everything that has a state: Adam, dropout, batch norm, and a head that is redrawn."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    network, source, data = conv_net(), conv_net().eval(), Samples(14)
+    regularizer = Regularizer(
+        network, source, [Delta(strength=0.1, taps=["conv2"])], batch_norm="train"
+    )
+    regularizer.calibrate([(data.inputs,)])
+    generator = torch.Generator().manual_seed(3)
+    drift = MeasureDrift(
+        network, source, taps=["conv2"], inputs=data.inputs, path=folder / "drift.csv"
+    )
+    redraw = RedrawHead(network.fc, cycles=2, generator=generator)
+    what = Fit(
+        train=DataLoader(
+            data,
+            batch_size=6,
+            sampler=EpochSampler(14, seed=0),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),
+        ),
+        val=DataLoader(Samples(), batch_size=5) if validates else None,
+        epochs=EPOCHS,
+        folder=folder,
+        saving=saving,
+        resume=resume,
+        accelerator="cpu",
+    )
+    fitted = fit(
+        network,
+        regularizer,
+        what,
+        loss=torch.nn.functional.cross_entropy,
+        head="fc",
+        num_classes=3,
+        optimization=Optimization(
+            optimizer="adamw",
+            lr=0.01,
+            head_lr=0.05,
+            weight_decay=0.01,
+            schedule="cosine",
+            warm_up=0.15,
+            head_cycles=2,
+        ),
+        callbacks=[redraw, *([drift] if validates else []), *more],
+        generators=[generator],
+    )
+    return network.state_dict(), fitted
+
+
+def same(first: tuple[dict[str, Tensor], Fitted], second: tuple[dict[str, Tensor], Fitted]) -> bool:
+    (one, found), (other, refound) = first, second
+    return (
+        all(torch.equal(one[name], other[name]) for name in one)
+        and found.epoch == refound.epoch
+        and len(found.validations) == len(refound.validations)
+        and all(
+            torch.equal(a, b)
+            for x, y in zip(found.validations, refound.validations, strict=True)
+            for a, b in zip(x, y, strict=True)
+        )
+    )
+
+
+def traces(folder: Path) -> list[str]:
+    return [(folder / name).read_text() for name in ("metrics.csv", "drift.csv")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return trained(folder), folder
+
+
+@pytest.mark.parametrize("every", [1, 2, 100])
+@pytest.mark.parametrize("step", range(1, EPOCHS * STEPS))
+def test_broken_off_before_any_step_it_ends_as_if_it_had_not_been(whole, tmp_path, step, every):
+    folder, saving = tmp_path / "run", Saving(steps=every, minutes=60)
+    with pytest.raises(RuntimeError, match="broken off"):
+        trained(folder, BreakOff(step), saving=saving)
+    assert same(trained(folder, resume=True, saving=saving), whole[0])
+    assert traces(folder) == traces(whole[1])
+
+
+def test_it_may_be_broken_off_again_and_again(whole, tmp_path):
+    folder = tmp_path / "run"
+    for step in range(1, EPOCHS * STEPS):
+        with pytest.raises(RuntimeError, match="broken off"):
+            trained(folder, BreakOff(step), resume=True)
+    assert same(trained(folder, resume=True), whole[0])
+    assert traces(folder) == traces(whole[1])
+
+
+def test_it_goes_on_with_processes_that_load(whole, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="broken off"):
+        trained(folder, BreakOff(4), workers=2)
+    assert same(trained(folder, resume=True, workers=2), whole[0])
+
+
+def test_a_refit_goes_on_too(tmp_path):
+    without = trained(tmp_path / "whole", validates=False)
+    for step in (2, 3, 7):
+        folder = tmp_path / str(step)
+        with pytest.raises(RuntimeError, match="broken off"):
+            trained(folder, BreakOff(step), validates=False)
+        assert same(trained(folder, resume=True, validates=False), without)
+
+
+def test_what_is_finished_is_not_made_again(whole, tmp_path):
+    trained(tmp_path / "run")
+    again = trained(tmp_path / "run", BreakOff(0), resume=True)
+    assert same(again, whole[0])
+    assert traces(tmp_path / "run") == traces(whole[1])
+
+
+def test_with_nothing_saved_yet_it_starts(whole, tmp_path):
+    assert same(trained(tmp_path / "run", resume=True), whole[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 2, 5, 8])
+def test_a_signal_ends_it_after_the_step_and_it_goes_on(whole, tmp_path, step, number, caplog):
+    """Also in the last step of an epoch, which is validated first, and of all."""
+    folder, before = tmp_path / "run", [signal.getsignal(s) for s in (signal.SIGINT, number)]
+    with pytest.raises(KeyboardInterrupt, match=f"stopped after step {step + 1}$"):
+        trained(folder, Signal(step, number), saving=Saving())
+    assert "stopping after this step, and saving; once more to stop at once" in caplog.text
+    assert [signal.getsignal(s) for s in (signal.SIGINT, number)] == before
+    last = find_last(folder / "checkpoints")
+    assert last is not None
+    assert last[1]["global_step"] == step + 1
+    assert same(trained(folder, resume=True, saving=Saving()), whole[0])
+    assert traces(folder) == traces(whole[1])
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path):
+    twice = Signal(1, signal.SIGINT), Signal(1, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "run", *twice, saving=Saving())
+    assert find_last(tmp_path / "run" / "checkpoints") is None
+
+
+def test_in_a_thread_there_are_no_signals(whole, tmp_path):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(trained(tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert same(found[0], whole[0])
+
+
+class TestDamage:
+    @pytest.fixture
+    def broken(self, tmp_path: Path) -> Path:
+        with pytest.raises(RuntimeError, match="broken off"):
+            trained(tmp_path / "run", BreakOff(5))
+        return tmp_path / "run"
+
+    @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "gone"])
+    def test_the_state_before_is_taken(self, whole, broken, damage, caplog):
+        last = broken / "checkpoints" / "last.ckpt"
+        content = bytearray(last.read_bytes())
+        if damage == "flipped":
+            content[len(content) // 2] ^= 16
+        last.write_bytes(
+            {"cut": content[:-100], "flipped": content, "empty": b"", "gone": b""}[damage]
+        )
+        if damage == "gone":
+            last.unlink()
+        found = find_last(broken / "checkpoints")
+        assert found is not None
+        assert found[0].name == "before.ckpt"
+        assert ("last.ckpt is damaged and is not used" in caplog.text) == (damage != "gone")
+        assert same(trained(broken, resume=True), whole[0])
+
+    def test_without_the_best_it_starts_anew(self, whole, broken):
+        (broken / "checkpoints" / "best.ckpt").write_bytes(b"PK")
+        assert same(trained(broken, resume=True), whole[0])
+        assert traces(broken) == traces(whole[1])
+
+    def test_any_bit_that_matters_is_noticed(self, broken):
+        """Padding between the parts of the archive may change: it means nothing."""
+        path = broken / "checkpoints" / "last.ckpt"
+        content, generator = path.read_bytes(), np.random.default_rng(0)
+        expected = torch.load(path, weights_only=True)["state_dict"]
+        noticed = 0
+        for place in generator.integers(0, 8 * len(content), 200):
+            changed = bytearray(content)
+            changed[place // 8] ^= 1 << (place % 8)
+            path.write_bytes(changed)
+            found = read_whole(path)
+            noticed += found is None
+            if found is not None:
+                for name, tensor in found["state_dict"].items():
+                    assert torch.equal(tensor, expected[name])
+        assert noticed > 100
+
+    def test_code_in_it_is_not_run(self, broken, tmp_path, caplog):
+        class Evil:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "owned"),)
+
+        torch.save({"state_dict": Evil()}, broken / "checkpoints" / "last.ckpt")
+        assert read_whole(broken / "checkpoints" / "last.ckpt") is None
+        assert not (tmp_path / "owned").exists()
+        assert "last.ckpt is damaged" in caplog.text
+
+
+def test_the_last_two_states_are_kept(tmp_path):
+    trained(tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    names = {path.name for path in checkpoints.iterdir()}
+    assert names == {"best.ckpt", "last.ckpt", "before.ckpt"}
+    steps = [
+        torch.load(checkpoints / n, weights_only=True)["global_step"]
+        for n in ("last.ckpt", "before.ckpt")
+    ]
+    assert steps == [9, 8]
+
+
+def test_a_state_is_saved_when_its_time_has_come(tmp_path, monkeypatch):
+    from delta_transfer.training import saving as module
+
+    now, saved = [0.0], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+
+    class Clock(lightning.Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            now[0] += 25
+
+        def on_save_checkpoint(self, trainer, module, checkpoint):
+            saved.append(trainer.global_step)
+
+    trained(tmp_path / "run", Clock(), saving=Saving(minutes=1))
+    assert saved == [3, 6, 9]
+    assert dataclasses.asdict(Saving()) == {"minutes": 1.0, "steps": None}

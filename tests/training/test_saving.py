@@ -1,0 +1,80 @@
+"""Which epoch is kept, and how it is said."""
+
+import logging
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from delta_transfer.training.checkpoints import WholeCheckpoints, read_whole
+from delta_transfer.training.saving import KeepBest
+
+
+def trainer_in(epoch: int, loss: float) -> SimpleNamespace:
+    """What the callback asks a trainer for; epoch 0 is validated before the fit."""
+    return SimpleNamespace(
+        state=SimpleNamespace(fn="fit" if epoch else "validate"),
+        current_epoch=max(0, epoch - 1),
+        max_epochs=5,
+        strategy=SimpleNamespace(checkpoint_io=WholeCheckpoints()),
+        callback_metrics={
+            "val_accuracy": torch.tensor(0.5 / (epoch + 1)),
+            "val_loss": torch.tensor(epoch + 1.0),
+            "val_calibrated_loss": torch.tensor(loss),
+        },
+    )
+
+
+def kept(losses: list[float], folder: Path, *, again: bool = False) -> tuple[int, list[int]]:
+    """The best epoch of calibrated losses by epoch, and the epochs that were written.
+
+    If asked, each epoch is seen by another process, which goes on.
+    """
+    keep, network = KeepBest(folder), torch.nn.Linear(1, 1)
+    written: list[int] = []
+    for epoch, loss in enumerate(losses):
+        if again and epoch:
+            keep = KeepBest(folder)
+            assert keep.go_on()
+        torch.nn.init.constant_(network.weight, epoch)
+        keep.on_validation_end(trainer_in(epoch, loss), network)
+        best = read_whole(folder / "best.ckpt")
+        assert best is not None
+        assert best["best_epoch"] == best["state_dict"]["weight"].item()
+        if best["best_epoch"] == epoch:
+            written.append(epoch)
+    return keep.best_epoch, written
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "written"),
+    [
+        ([1.0, 0.5, 0.75], 1, [0, 1]),
+        ([1.0, 1.0], 0, [0]),  # a tie: the earlier one
+        ([0.5, 1.0, 0.75], 0, [0]),  # the start is a candidate
+        ([9.0, 8.0], 1, [0, 1]),
+        ([1.0, math.nan, math.inf], 0, [0]),
+        ([math.nan, 1.0], 1, [0, 1]),
+        ([math.nan, math.nan], 0, [0]),
+    ],
+)
+@pytest.mark.parametrize("again", [False, True])
+def test_the_epoch_with_the_lowest_calibrated_loss_is_kept(tmp_path, losses, best, written, again):
+    assert kept(losses, tmp_path, again=again) == (best, written)
+
+
+def test_without_a_best_epoch_there_is_nothing_to_go_on_with(tmp_path):
+    assert not KeepBest(tmp_path).go_on()
+    (tmp_path / "best.ckpt").write_bytes(b"PK")
+    assert not KeepBest(tmp_path).go_on()
+
+
+def test_each_epoch_is_reported(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "delta_transfer")
+    kept([0.5, 0.75], tmp_path)
+    assert [record.message for record in caplog.records] == [
+        "epoch 0 of 5: validation accuracy 50.0%, loss 1.000 (calibrated 0.500), best so far",
+        "epoch 1 of 5: validation accuracy 25.0%, loss 2.000 (calibrated 0.750)",
+    ]
