@@ -1,6 +1,8 @@
-"""Makes a comparison whose process is killed again and again, each time a little later.
+"""Makes a comparison or a run whose process is killed again and again, each time a little later.
 
-    python -m tests.killed DATA OUT MOMENT ...
+    python -m tests.killed compare DATA OUT MOMENT ...
+    python -m tests.killed train DATA OUT MOMENT ...
+    python -m tests.killed folds DATA OUT MOMENT ...
 
 A moment is that before a change in OUT, in words with spaces between that all occur in it: open (to
 write), os.mkdir, os.rename, os.remove or os.rmdir, and the path. Writes the exit code of each
@@ -13,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from delta_transfer import train
 from delta_transfer.compare import compare
 from tests.runs import tiny
 
@@ -33,20 +36,31 @@ def kill_at(moment: str, out: Path) -> None:
     sys.addaudithook(listen)
 
 
-def main(data: Path, out: Path, moments: list[str]) -> None:
+def make(kind: str, data: Path, out: Path, **options: Any) -> int:
+    """What is made; returns how much of it failed."""
+    if kind == "compare":
+        config = tiny(data, out, epochs=1, strength="auto")
+        methods = ["probe", "delta_no_attention"]
+        return len(compare(config, out, methods=methods, seeds=[0], jobs=1).failures)
+    options |= {"strength": "auto"} if kind == "train" else {"folds": 2}
+    splits = {"test_split": "0.25", "val_fraction": 0.25}  # so that there is a refit
+    train(tiny(data / "train", out, epochs=4, lr=1e-4, checkpoint_steps=1, **splits, **options))
+    return 0
+
+
+def main(kind: str, data: Path, out: Path, moments: list[str]) -> None:
     for moment in [*moments, None]:
         # A copy of this process, in which nothing has been computed yet: imports are slow.
         child = os.fork()
         if not child:
             if moment is not None:
                 kill_at(moment, out)
-            config = tiny(data, out, epochs=1, strength="auto")
-            done = compare(config, out, methods=["probe", "delta_no_attention"], seeds=[0], jobs=1)
-            os._exit(len(done.failures))
+            resume = {} if kind == "compare" else {"resume": True}
+            os._exit(make(kind, data, out, **resume))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         sys.stdout.write(f"{code}\n")
         sys.stdout.flush()  # before the next copy is made
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

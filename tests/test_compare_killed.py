@@ -37,7 +37,7 @@ def figures(folder: Path) -> list[dict[str, str]]:
 def test_killed_at_any_moment_it_gives_the_same_table(pictures, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killed", pictures, killed, *MOMENTS],
+        [sys.executable, "-m", "tests.killed", "compare", pictures, killed, *MOMENTS],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -11,7 +11,7 @@ def test_yaml_gives_the_options_back(tmp_path):
     config = TrainConfig(
         data="photos/Grüße", lr=1e-5, head_lr=3.0, strength=0.5, workers=0, overwrite=True
     )
-    config.save(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert TrainConfig.load(tmp_path / "config.yaml") == config
 
 

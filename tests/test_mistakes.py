@@ -300,6 +300,8 @@ OF_TRAINING = """
         --test-split=1 | must be above 0 and below 1, for example 0.2
         --test-split=2 | must be above 0 and below 1, for example 0.2
         --overwrite=yes | give it alone
+        --checkpoint-minutes=0 | must be above 0
+        --checkpoint-steps=0 | must be at least 1
         --preset=paper | give one of default, official
         --schedule=linear | give one of cosine, step, constant
         --optimizer=adam | give one of adamw, sgd
@@ -313,6 +315,7 @@ VALUES = [
         "train pictures",
         OF_TRAINING
         + """
+        --resume=yes | give it alone
         --samples-per-class=0 | must be at least 1
         --seed=-1 | must be at least 0
         --seed=99999999999999999999 | must be at most 18446744073709551615
@@ -1021,6 +1024,27 @@ OUT = [
         "--out run is not empty | give another folder, or --overwrite",
     ),
     row(
+        "resume: which",
+        "train pictures --resume",
+        "--resume goes with --out | , the folder of the run to go on with",
+    ),
+    row(
+        "resume: and overwrite",
+        "train pictures --out=run --resume --overwrite",
+        "--resume and --overwrite exclude each other | the other deletes it",
+    ),
+    row(
+        "resume: other options",
+        "train -c run/config.yaml --out=run --resume --lr=0.5",
+        "--out run holds a run with other options: --lr was | and is 0.5. Give those of before",
+    ),
+    row(
+        "resume: no run",
+        "train pictures --out=thesis --resume",
+        "--resume: --out thesis holds something that is no run | give the folder of the run",
+        wrote("thesis/chapter.txt"),
+    ),
+    row(
         "out: a file",
         "train pictures --out=a.txt",
         "--out a.txt is a file | give a folder",
@@ -1058,7 +1082,7 @@ OUT = [
     row(
         "out: a full disk",
         "train pictures TINY --out=new",
-        "'new/attention.safetensors' could not be written (No space left on device) | free some "
+        "'new/config.yaml' could not be written (No space left on device) | free some "
         "space, or choose another place with --out",
         full_disk,
     ),
@@ -1383,7 +1407,7 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
         ("evaluate", EvaluateOptions),
         ("predict", PredictOptions),
         ("attention", AttentionOptions),
-        ("compare", with_train(CompareOptions, without=["method", "seed"])),
+        ("compare", with_train(CompareOptions, without=["method", "seed", "resume"])),
         ("layers", LayersOptions),
         ("demo", DemoOptions),
     ],
@@ -1419,7 +1443,7 @@ def test_a_disk_that_is_full_in_the_end_keeps_the_best_weights(capsys, folder, m
 
     def fill(descriptor: int) -> None:
         written.append(descriptor)
-        if len(written) > 2:  # channel attention, and the weights of the start
+        if len(written) > 3:  # options, channel attention, and the weights of the start
             raise FULL
         sync(descriptor)
 

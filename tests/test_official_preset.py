@@ -185,5 +185,5 @@ def test_a_preset_with_all_the_options_of_another_is_refused(preset, tmp_path):
     config = TrainConfig(data="x", preset=other)
     with pytest.raises(UserError, match=f"as in preset {other}.*leave these options out"):
         dataclasses.replace(config, preset=preset)
-    config.save(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert TrainConfig.load(tmp_path / "config.yaml") == config

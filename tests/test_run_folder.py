@@ -193,7 +193,7 @@ class TestWhatOverwriteDeletes:
 
     def run_in(self, folder: Path) -> Path:
         folder.mkdir(parents=True)
-        TrainConfig(data=DATA).save(folder / "config.yaml")
+        (folder / "config.yaml").write_text(TrainConfig(data=DATA).to_yaml())
         (folder / "train.log").write_text("")
         (folder / "model").mkdir()
         return folder

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from delta_transfer.console import (
     Formatter,
+    ending_at_sigterm,
     explain,
     flush_output,
     message,
@@ -160,7 +161,7 @@ def methods(args: Sequence[str]) -> None:
 
 def compare(args: Sequence[str]) -> None:
     """Compare methods on the same pictures, by several seeds; goes on where it was broken off."""
-    kind = with_train(CompareOptions, without=["method", "seed"])
+    kind = with_train(CompareOptions, without=["method", "seed", "resume"])
     exclusive = ["epochs", "steps"]
     options = _parse(kind, args, compare, ["data"], config_file=True, exclusive=exclusive)
     from delta_transfer import compare_command
@@ -221,7 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text
     try:
         try:
-            _run(list(sys.argv[1:] if argv is None else argv))
+            with ending_at_sigterm():
+                _run(list(sys.argv[1:] if argv is None else argv))
         finally:
             flush_output()
     except UserError as error:

@@ -17,7 +17,9 @@ from delta_transfer.options import seed_list, size_list
 from delta_transfer.result import COMPARISON_COLUMNS, RunResult
 from delta_transfer.run_folder import (
     COMPARISON,
+    FREE,
     check_folder,
+    check_options,
     check_place,
     foreign,
     leftovers,
@@ -27,7 +29,7 @@ from delta_transfer.run_folder import (
 Size = int | None
 
 # Those of a run that are a comparison's lists, and those that change no figure.
-_OWN = ("method", "seed", "samples_per_class", "out", "overwrite", "workers")
+_OWN = ("method", "seed", "samples_per_class", *(name for name in FREE if name != "device"))
 _LISTS = ("methods", "seeds", "samples_per_class")
 
 
@@ -58,7 +60,8 @@ class Plan:
                 seed=seed,
                 samples_per_class=size,
                 out=str(folder / _place(size) / f"{method}-seed{seed}"),
-                overwrite=True,  # what is left of one that was broken off
+                overwrite=False,
+                resume=True,
             )
             for size in sorted(self.sizes, key=lambda size: (size is None, size))
             for seed in sorted(self.seeds)
@@ -103,16 +106,11 @@ def open_folder(folder: Path, plan: Plan) -> Plan:
     if plan.threads is None:
         plan = dataclasses.replace(plan, threads=there.get("threads"))
         asked["threads"] = plan.threads
-    differences = [
-        f"--{name.replace('_', '-')} was {_said(there, name)} and is {_said(asked, name)}"
-        for name in {**asked, **there}
-        if name not in _LISTS and _said(there, name) != _said(asked, name)
-    ]
-    if differences:
-        raise UserError(
-            f"--out {folder} holds a comparison with other options: {'; '.join(differences)}. Give "
-            "those of before, another folder, or --overwrite to replace it"
-        )
+    check_options(
+        {name: value for name, value in there.items() if name not in _LISTS},
+        {name: value for name, value in asked.items() if name not in _LISTS},
+        f"--out {folder} holds a comparison",
+    )
     return dataclasses.replace(
         plan,
         methods=_join(tuple(there["methods"].split(",")), plan.methods),
@@ -190,11 +188,6 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path} does not hold the options of a comparison any more: give another --out"
         )
     return known
-
-
-def _said(options: dict[str, Any], name: str) -> str:
-    value = options.get(name)
-    return "not given" if value is None else str(value)
 
 
 def _join(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -29,6 +29,7 @@ class TrainConfig:
             place of the model's own.
         out: folder of the run; runs/DATA-METHOD-TIME if not given.
         overwrite: replace what is in the folder of the run.
+        resume: go on with the run in the folder, which was broken off; with nothing there, begin.
         preset: default, the recipe for small data sets; or official, the protocol of DELTA's
             authors (see docs/methods/delta.md).
         method: how to fine-tune, for example probe, l2, l2sp or delta (see: delta-transfer
@@ -79,6 +80,9 @@ class TrainConfig:
         data_root: where named data sets lie or are downloaded to; a cache folder if not given.
         device: auto, cpu, cuda or mps.
         workers: processes that load pictures; chosen by the number of cores if not given.
+        checkpoint_minutes: so often the state is saved from which --resume goes on; Ctrl-C and
+            SIGTERM save it too.
+        checkpoint_steps: likewise, after so many training steps if that is sooner.
     """
 
     data: str
@@ -86,6 +90,7 @@ class TrainConfig:
     weights: str | None = None
     out: str | None = None
     overwrite: bool = False
+    resume: bool = False
     preset: Literal["default", "official"] = "default"
     method: str = "delta"
     strength: float | Literal["auto"] = "auto"
@@ -114,6 +119,8 @@ class TrainConfig:
     data_root: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     workers: int | None = None
+    checkpoint_minutes: float = 1.0
+    checkpoint_steps: int | None = None
 
     def __post_init__(self) -> None:
         self._fill_in()
@@ -129,6 +136,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{_flag(name)} must be above 0, got {value}")
+        if self.resume and self.overwrite:
+            raise UserError(
+                "--resume and --overwrite exclude each other: the one goes on with what is in the "
+                "folder, the other deletes it"
+            )
         if self.seed > MAX_SEED:
             raise UserError(f"--seed must be at most {MAX_SEED}, got {self.seed}")
         if not 0 < self.val_fraction < 1:
@@ -192,13 +204,15 @@ class TrainConfig:
         assert self.steps is not None
         return math.ceil(self.steps / math.ceil(pictures / self.batch_size))
 
-    def save(self, path: Path) -> None:
-        """Writes YAML that `train -c` takes."""
-        path.write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
+    def to_yaml(self) -> str:
+        """As `train -c` takes it, without what is to become of an old run in the folder."""
+        values = dataclasses.asdict(self)
+        del values["overwrite"], values["resume"]
+        return yaml.safe_dump(values, sort_keys=False)
 
     @classmethod
     def load(cls, path: Path) -> "TrainConfig":
-        """Reads what `save` wrote.
+        """Reads a file of what `to_yaml` gave.
 
         Raises:
             UserError: if the file is missing, is no YAML mapping, has unknown keys or wrong values.
@@ -236,9 +250,17 @@ _AT_LEAST = {
     "samples_per_class": 1,
     "seed": 0,
     "workers": 0,
+    "checkpoint_steps": 1,
 }
 
-_ABOVE_ZERO = ("lr", "head_lr", "attention_temperature", "attention_clip", "attention_tolerance")
+_ABOVE_ZERO = (
+    "lr",
+    "head_lr",
+    "attention_temperature",
+    "attention_clip",
+    "attention_tolerance",
+    "checkpoint_minutes",
+)
 
 _UNIONS = (typing.Union, types.UnionType)
 

@@ -3,9 +3,12 @@
 import errno
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 from delta_transfer.errors import UserError
@@ -24,6 +27,25 @@ class Formatter(logging.Formatter):
         """The record as a line."""
         message = super().format(record)
         return f"warning: {message}" if record.levelno >= logging.WARNING else message
+
+
+@contextmanager
+def ending_at_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends the program as Ctrl-C does, unless something else listens to it."""
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    if not here or before != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def message(error: UserError) -> str:

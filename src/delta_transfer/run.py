@@ -32,7 +32,14 @@ from delta_transfer.prepare import Prepared, prepare
 from delta_transfer.report import write_run_report
 from delta_transfer.result import RunResult
 from delta_transfer.run_attention import given_attention
-from delta_transfer.run_folder import LOG, check_folder, default_folder, log_to, make_folder
+from delta_transfer.run_folder import (
+    LOG,
+    check_folder,
+    default_folder,
+    log_to,
+    make_folder,
+    tidy,
+)
 from delta_transfer.selection import Selected
 from delta_transfer.training import CropAverage, accuracy, predict_probabilities
 from delta_transfer.tuning import Tuning
@@ -76,8 +83,12 @@ def train(
     if network is not None:
         config = dataclasses.replace(config, model=type(network).__name__)
     check(config)
+    if config.resume and config.out is None:
+        raise UserError("--resume goes with --out, the folder of the run to go on with")
     folder = Path(config.out).expanduser() if config.out else default_folder(config)
     check_folder(folder, config)
+    if config.resume and (folder / "result.json").is_file():
+        return _finished(folder)
     prepared = prepare(config, network=network, spec=spec)
     return train_prepared(prepared, config, folder, started=started)
 
@@ -101,20 +112,35 @@ def train_prepared(
         attention=given_attention(prepared, config),
     )
     check_classifier(tuning.method, prepared.backbone.classifier, config.model)
-    make_folder(folder, overwrite=config.overwrite)
+    make_folder(folder, overwrite=config.overwrite, resume=config.resume)
     try:
-        with log_to(folder / LOG, prepared.description):
-            # Without overwrite: `train -c` with this file must not replace the very run.
-            dataclasses.replace(config, overwrite=False).save(folder / "config.yaml")
+        with log_to(folder / LOG, prepared.description, resume=config.resume):
+            write_atomically(folder / "config.yaml", config.to_yaml())
             announce(prepared, tuning)
             selected = select(prepared, tuning, folder)
             result = _finish(selected, tuning, folder, memory=memory, started=started)
             write_run_report(folder)
             conclude(result)
-    except BaseException:
+    except BaseException as error:
         if not list(folder.glob("**/*.ckpt")) and not (folder / "model").exists():
             shutil.rmtree(folder, ignore_errors=True)  # there is nothing worth keeping
+        elif isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(
+                f"{error or 'interrupted'}; the same command with --out {folder} --resume goes on"
+            ) from error
         raise
+    return result
+
+
+def _finished(folder: Path) -> RunResult:
+    """A run that is over, of which the report alone may be missing."""
+    logger.info("%s is finished: there is nothing to go on with", folder)
+    tidy(folder)
+    _clear(folder)
+    if not (folder / "report.html").is_file():
+        write_run_report(folder)
+    result = RunResult.load(folder)
+    conclude(result)
     return result
 
 
@@ -192,7 +218,7 @@ def _finish(
         shown, probabilities, beside = selected.held_out, selected.probabilities, selected.probe
     write_predictions(folder / "predictions.csv", shown, probabilities, task.classes)
     write_examples(folder, shown, probabilities, beside, task.classes)
-    (folder / "model").mkdir()
+    (folder / "model").mkdir(exist_ok=True)
     save_model(folder / "model", prepared.backbone, network, classes=task.classes)
     result = RunResult(
         folder=folder,
@@ -218,7 +244,14 @@ def _finish(
         versions=_versions(),
     )
     write_atomically(folder / "result.json", result.to_json())
+    _clear(folder)
     return result
+
+
+def _clear(folder: Path) -> None:
+    """Deletes the checkpoints of folds, with which nothing is left to do."""
+    for fold in folder.glob("**/folds/*"):
+        shutil.rmtree(fold / "checkpoints", ignore_errors=True)
 
 
 def _strength(selected: Selected, tuning: Tuning) -> float | None:

@@ -1,14 +1,16 @@
 """The folder of a run or a comparison: its name, whether it may be written, and its log."""
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.paths import user_path
@@ -23,6 +25,9 @@ _OF_A_RUN = frozenset(
     report.html evaluation""".split()
 )
 _OF_A_COMPARISON = frozenset([COMPARISON, "results.csv", "report.html"])
+_AFTER_TRAINING = ("examples", "model")  # folders, which may be half full
+# Options that change no figure, but for the last digits on another device.
+FREE = ("out", "overwrite", "resume", "device", "workers", "checkpoint_minutes", "checkpoint_steps")
 _MARKS = (COMPARISON, LOG, "config.yaml")  # by these a folder is known for one of ours
 
 
@@ -69,9 +74,13 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     check_place(folder, data=data)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
+    if config.resume:
+        _check_same(folder, config)
+        return
     if not config.overwrite:
         raise UserError(
-            f"--out {folder} is not empty: give another folder, or --overwrite to replace the run"
+            f"--out {folder} is not empty: give another folder, or --overwrite to replace the run "
+            "(--resume of train goes on with one that was broken off)"
         )
     strange = _strange(folder)
     if strange is not None:
@@ -110,14 +119,24 @@ def check_place(folder: Path, *, data: str) -> None:
         raise UserError(f"--out {folder} cannot be written, because of {there}: give another --out")
 
 
-def make_folder(folder: Path, *, overwrite: bool) -> None:
+def make_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
     """An empty folder, in the place of an old run if that may be replaced.
+
+    Args:
+        folder: where it is to lie.
+        overwrite: delete what is there.
+        resume: keep what training has left there, but not what writes that were killed have.
 
     Raises:
         UserError: if it cannot be made, or has been filled since it was checked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            tidy(folder)
+            for name in _AFTER_TRAINING:
+                shutil.rmtree(folder / name, ignore_errors=True)
+            return
         entries = sorted(folder.iterdir(), key=lambda entry: entry.name in _MARKS)
         if entries and not overwrite:
             raise UserError(f"another run has written into {folder} meanwhile: give another --out")
@@ -130,6 +149,63 @@ def make_folder(folder: Path, *, overwrite: bool) -> None:
         raise UserError(
             f"the folder {folder} cannot be written ({error.strerror}): give another --out"
         ) from error
+
+
+def tidy(folder: Path) -> None:
+    """Deletes what writes that were killed have left in the folder of a run."""
+    for path in folder.rglob(".*"):
+        if _whole(path.name) != path.name:
+            path.unlink()
+
+
+def _check_same(folder: Path, config: TrainConfig) -> None:
+    """Checks that a folder holds a run with these options, to go on with.
+
+    Raises:
+        UserError: if it holds something else.
+    """
+    own = folder / "config.yaml"
+    if not own.is_file() and _names(folder) <= {LOG, own.name}:
+        return  # broken off before anything was saved
+    strange = _strange(folder)
+    if strange is not None:
+        raise UserError(
+            f"--resume: --out {folder} holds something that is no run ({strange}): give the folder "
+            "of the run to go on with"
+        )
+    there, asked = (dataclasses.asdict(one) for one in (TrainConfig.load(own), config))
+    check_options(
+        {name: value for name, value in there.items() if name not in FREE},
+        {name: value for name, value in asked.items() if name not in FREE},
+        f"--out {folder} holds a run",
+    )
+
+
+def check_options(there: Mapping[str, Any], asked: Mapping[str, Any], what: str) -> None:
+    """Checks that what is to be gone on with has the options that are asked for.
+
+    Args:
+        there: the options that it has.
+        asked: those asked for.
+        what: the words for it.
+
+    Raises:
+        UserError: naming the options that differ.
+    """
+    said = [
+        {name: "not given" if value is None else str(value) for name, value in options.items()}
+        for options in (there, asked)
+    ]
+    differences = [
+        f"--{name.replace('_', '-')} was {was} and is {now}"
+        for name in {**asked, **there}
+        if (was := said[0].get(name, "not given")) != (now := said[1].get(name, "not given"))
+    ]
+    if differences:
+        raise UserError(
+            f"{what} with other options: {'; '.join(differences)}. Give those of before, another "
+            "folder, or --overwrite to replace it"
+        )
 
 
 def foreign(folder: Path) -> str | None:
@@ -185,12 +261,13 @@ def _whole(name: str) -> str:
 
 
 @contextlib.contextmanager
-def log_to(path: Path, header: Sequence[str]) -> Iterator[None]:
+def log_to(path: Path, header: Sequence[str], *, resume: bool = False) -> Iterator[None]:
     """Inside, what the package logs goes to a file too, below some lines that came before.
 
-    So does an error that ends it.
+    So does an error that ends it. If asked, all that goes below what the file has.
     """
-    path.write_text("".join(f"{line}\n" for line in header), encoding="utf-8")
+    with path.open("a" if resume else "w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in header)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("delta_transfer")

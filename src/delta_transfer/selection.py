@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import io
 import logging
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,8 +102,6 @@ def refit(joined: Prepared, tuning: Tuning, folder: Path, *, epoch: int) -> Tune
         pictures = len(joined.task.train)
         logger.info("refit    on all %d training and validation pictures, %s", pictures, how)
     tuned = fine_tune(joined, tuning, folder / "refit", stop_after=epoch)
-    for fold in (folder / "folds").glob("*"):  # until now they were all there was to keep
-        shutil.rmtree(fold / "checkpoints", ignore_errors=True)
     attention = folder / "refit" / "attention.safetensors"
     if attention.is_file():
         attention.replace(folder / attention.name)

@@ -24,7 +24,7 @@ from delta_transfer.presets import find_preset
 from delta_transfer.probe import LinearProbe
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.run_attention import describe, estimate
-from delta_transfer.training import Fit, Fitted, MeasureDrift, Optimization, RedrawHead, fit
+from delta_transfer.training import Fit, Fitted, MeasureDrift, Optimization, RedrawHead, Saving, fit
 
 logger = logging.getLogger(__name__)
 
@@ -133,13 +133,16 @@ def fine_tune(
         return Tuned(
             network=network, fitted=Fitted(epoch=0, validations=[]), taps=taps, start=start
         )
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     penalties = method.penalties(_parts(prepared, tuning, taps, attention))
     regularizer = Regularizer(network, prepared.source, penalties, batch_norm=config.batch_norm)
     if regularizer.needs_calibration:
         regularizer.calibrate(plain_loader(prepared.task.train, prepared.backbone.input, config))
-    with _network_change(tuning, network):
-        fitted = _fit(prepared, tuning, network, regularizer, taps, folder, stop_after)
+    # What a method draws while it trains.
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, "method"))
+    with _network_change(tuning, network, generator):
+        fitted = _fit(
+            prepared, tuning, network, regularizer, taps, folder, stop_after, generator=generator
+        )
     network.to(prepared.device)
     return Tuned(network=network, fitted=fitted, taps=taps, start=start)
 
@@ -173,16 +176,13 @@ def _parts(
     )
 
 
-def _network_change(tuning: Tuning, network: nn.Module) -> AbstractContextManager[object]:
+def _network_change(
+    tuning: Tuning, network: nn.Module, generator: torch.Generator
+) -> AbstractContextManager[object]:
     change = tuning.method.network_change
     if change is None:
         return nullcontext()
-    return change(network, tuning.strength or 0.0, _generator(tuning))
-
-
-def _generator(tuning: Tuning) -> torch.Generator:
-    """What a method draws while it trains."""
-    return torch.Generator().manual_seed(derive_seed(tuning.config.seed, "method"))
+    return change(network, tuning.strength or 0.0, generator)
 
 
 def _first_head(prepared: Prepared, tuning: Tuning) -> LinearProbe | None:
@@ -206,6 +206,8 @@ def _fit(
     taps: tuple[str, ...],
     folder: Path,
     stop_after: int | None,
+    *,
+    generator: torch.Generator,
 ) -> Fitted:
     task, spec, config = prepared.task, prepared.backbone.input, tuning.config
     validates = stop_after is None
@@ -221,13 +223,16 @@ def _fit(
             clip=find_preset(config.preset).clip,
             keep_last=config.official,
             folder=folder,
+            saving=Saving(minutes=config.checkpoint_minutes, steps=config.checkpoint_steps),
+            resume=config.resume,
             accelerator=prepared.device.type,
         ),
         loss=F.cross_entropy,
         head=prepared.backbone.head,
         num_classes=len(task.classes),
         optimization=_optimization(prepared, tuning, network),
-        callbacks=_callbacks(prepared, tuning, network, taps, drift),
+        callbacks=_callbacks(prepared, tuning, network, taps, drift, generator=generator),
+        generators=[generator],
     )
 
 
@@ -245,6 +250,8 @@ def _callbacks(
     network: nn.Module,
     taps: tuple[str, ...],
     drift: Path | None,
+    *,
+    generator: torch.Generator,
 ) -> list[lightning.Callback]:
     """What happens beside the steps; drift is measured if it has a file."""
     found: list[lightning.Callback] = []
@@ -255,7 +262,7 @@ def _callbacks(
     if cycles > 1:
         head = network.get_submodule(prepared.backbone.head)
         assert isinstance(head, nn.Linear)
-        found.append(RedrawHead(head, cycles=cycles, generator=_generator(tuning)))
+        found.append(RedrawHead(head, cycles=cycles, generator=generator))
     return found
 
 

@@ -122,8 +122,8 @@ def same(first: tuple[dict[str, Tensor], Fitted], second: tuple[dict[str, Tensor
     )
 
 
-def traces(folder: Path) -> list[str]:
-    return [(folder / name).read_text() for name in ("metrics.csv", "drift.csv")]
+def traces(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in ("metrics.csv", "drift.csv")]
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,9 @@ class SaveLast(lightning.Callback):
             "epochs": self._epochs,
             "random": random_states(),
             "generators": [generator.get_state() for generator in self._generators],
-            "traces": {name: path.read_text() for name, path in traces.items() if path.is_file()},
+            "traces": {
+                name: path.read_bytes().decode() for name, path in traces.items() if path.is_file()
+            },
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -140,11 +142,11 @@ class SaveLast(lightning.Callback):
         if not self._found:
             return
         for name, text in self._found["traces"].items():
-            (self._folder / name).write_text(text)
+            (self._folder / name).write_bytes(text.encode())
         for csv in trainer.loggers:
             if isinstance(csv, CSVLogger):  # it has begun anew
                 text = self._found["traces"].get("metrics.csv", "")
-                csv.experiment.metrics_keys = text.split("\n")[0].split(",") if text else []
+                csv.experiment.metrics_keys = text.splitlines()[0].split(",") if text else []
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: Any, batch: Any, index: int

@@ -1,0 +1,143 @@
+"""A run that was killed or stopped goes on to what it would have been."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from delta_transfer import cli
+from delta_transfer.cli import main
+from delta_transfer.result import RunResult
+from tests.killed import make
+from tests.runs import flags
+
+ROOT = Path(__file__).parents[1]
+MOMENTS = (
+    "os.mkdir killed",
+    "os.rename .config.yaml",
+    "os.rename killed/checkpoints/.best.ckpt",
+    "os.rename killed/checkpoints/.next.ckpt",  # nothing is saved yet
+    "os.rename killed/checkpoints/next.ckpt",  # the first state is whole, but not in its place
+    "os.rename killed/checkpoints/last.ckpt",  # so is the second
+    "os.rename killed/checkpoints/next.ckpt",
+    "os.rename weaker/checkpoints/.best.ckpt",
+    "os.rename weaker/checkpoints/last.ckpt",
+    "os.rename refit/checkpoints/last.ckpt",
+    "os.rename weaker/refit/checkpoints/last.ckpt",
+    "open predictions.csv",
+    "open examples/",
+    "os.mkdir model",
+    "os.rename .result.json",
+    "os.rename .report.html",
+)
+OF_FOLDS = (
+    "os.rename folds/1/checkpoints/last.ckpt",
+    "os.rename folds/2/checkpoints/last.ckpt",
+    "os.rename killed/.metrics.csv",
+    "os.rename refit/checkpoints/last.ckpt",
+    "os.mkdir model",
+    "os.rmdir folds",
+)
+
+
+def traces(folder: Path) -> dict[str, bytes]:
+    """All that must be the same, by its name."""
+    names = ["predictions.csv", "model/model.safetensors", "model/config.json", "examples.csv"]
+    found = {name: (folder / name).read_bytes() for name in names}
+    for name in ("metrics.csv", "drift.csv"):
+        found |= {str(p.relative_to(folder)): p.read_bytes() for p in folder.glob(f"**/{name}")}
+    return found
+
+
+def figures(folder: Path) -> RunResult:
+    result = RunResult.load(folder)
+    search = result.strength_search
+    search = None if search is None else dataclasses.replace(search, seconds=0)
+    none = {"seconds": 0.0, "memory": 0.0, "folder": Path(), "strength_search": search}
+    return dataclasses.replace(result, **none)
+
+
+def left_in(folder: Path) -> set[str]:
+    """The files that are there, but for those of which each process makes one."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    return {name for name in found if "tensorboard/" not in name}
+
+
+@pytest.mark.parametrize(("kind", "moments"), [("train", MOMENTS), ("folds", OF_FOLDS)])
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(pictures, tmp_path, kind, moments):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killed", kind, pictures, killed, *moments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    codes = [int(code) for code in done.stdout.split()]
+    assert codes == [-signal.SIGKILL] * len(moments) + [0], done.stderr
+    make(kind, pictures, whole)
+    assert traces(killed) == traces(whole)
+    assert figures(killed) == figures(whole)
+    assert left_in(killed) == left_in(whole)
+
+
+def test_a_finished_run_is_left_alone(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
+    config = finished.folder / "config.yaml"
+    assert main(["train", "-c", str(config), "--resume"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")} == before
+    said = capsys.readouterr()
+    assert f"{finished.folder} is finished: there is nothing to go on with" in said.err
+    assert f"report   {finished.folder / 'report.html'}" in said.out
+
+
+def test_with_nothing_there_it_begins(finished, pictures, tmp_path):
+    out = tmp_path / "new"
+    command = ["train", str(pictures), f"--out={out}", *flags(epochs=3), "--resume"]
+    assert main(command) == 0
+    for name in ("model/model.safetensors", "predictions.csv", "metrics.csv"):
+        assert (out / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+def command_of(pictures: Path, out: Path) -> list[str]:
+    command = [sys.executable, "-m", "delta_transfer.cli", "train", str(pictures), f"--out={out}"]
+    return [*command, *flags(epochs=40, lr=1e-5), "--checkpoint-minutes=60"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_says_how_to_go_on_and_does(pictures, tmp_path, number):
+    out = tmp_path / "out"
+    command = command_of(pictures, out)
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 200
+    while not (out / "metrics.csv").is_file():  # it trains
+        assert time.monotonic() < end
+        assert started.poll() is None
+        time.sleep(0.05)
+    os.kill(started.pid, number)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 1
+    assert "Traceback" not in said
+    assert "stopping after this step, and saving; once more to stop at once" in said
+    assert f"; the same command with --out {out} --resume goes on" in said.splitlines()[-1]
+    assert not (out / "result.json").exists()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "going on in epoch" in done.stderr
+    whole = tmp_path / "whole"
+    assert main(command_of(pictures, whole)[3:]) == 0
+    assert traces(out) == traces(whole)
+
+
+def test_sigterm_where_nothing_trains_ends_the_command_as_ctrl_c_does(capsys, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "_run", lambda args: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["methods"]) == 1
+    assert capsys.readouterr().err == "terminated\n"
+    assert signal.getsignal(signal.SIGTERM) == before
