@@ -314,6 +314,21 @@ class TestEqualRuns:
         for name in ("predictions.csv", "drift.csv", "metrics.csv", "attention.safetensors"):
             assert (result.folder / name).read_bytes() == (finished.folder / name).read_bytes()
 
+    def test_what_is_drawn_in_training_hangs_on_the_seed_alone(self, pictures, tmp_path):
+        """Dropout draws from torch's own generator, whose state is nobody's business."""
+        torch.manual_seed(0)
+        network = timm.create_model("resnet10t", drop_rate=0.5)
+        found = []
+        for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+            torch.manual_seed(len(found))
+            before = torch.get_rng_state()
+            options = {"method": "lp_ft", "seed": seed, "refit": "never"}
+            found.append(train(tiny(pictures, tmp_path / name, **options), network=network))
+            assert torch.equal(torch.get_rng_state(), before)
+        first, again, other = (last_weights(result.folder) for result in found)
+        assert same(first, again)
+        assert not same(first, other)
+
     def test_workers_change_nothing(self, finished, pictures, tmp_path):
         result = train(tiny(pictures, tmp_path / "workers", epochs=3, workers=2))
         assert model_bytes(result.folder) == model_bytes(finished.folder)

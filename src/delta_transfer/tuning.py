@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from delta_transfer.borrow import same_random_state
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.seeds import derive_seed
@@ -139,7 +140,8 @@ def fine_tune(
         regularizer.calibrate(plain_loader(prepared.task.train, prepared.backbone.input, config))
     # What a method draws while it trains.
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "method"))
-    with _network_change(tuning, network, generator):
+    with same_random_state(network), _network_change(tuning, network, generator):
+        torch.manual_seed(derive_seed(config.seed, "training"))  # for dropout
         fitted = _fit(
             prepared, tuning, network, regularizer, taps, folder, stop_after, generator=generator
         )
