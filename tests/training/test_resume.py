@@ -17,7 +17,7 @@ from delta_transfer.data import EpochSampler
 from delta_transfer.penalties import Delta
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training import Fit, Fitted, MeasureDrift, Optimization, RedrawHead, Saving, fit
-from delta_transfer.training.checkpoints import find_last, read_whole
+from delta_transfer.training.checkpoints import WholeCheckpoints, find_last, read_whole
 from tests.networks import conv_net
 from tests.training.test_fit import Samples
 
@@ -255,12 +255,24 @@ class TestDamage:
                     assert torch.equal(tensor, expected[name])
         assert noticed > 100
 
+    def test_another_versions_is_not_used(self, whole, broken, monkeypatch, caplog):
+        with monkeypatch.context() as patched:
+            patched.setattr("delta_transfer.training.checkpoints.FORMAT", 0)
+            assert read_whole(broken / "checkpoints" / "last.ckpt") is None
+            assert "last.ckpt was written by another version and is not used" in caplog.text
+            with pytest.raises(RuntimeError, match="broken off"):
+                trained(broken, BreakOff(4), resume=True)
+        assert find_last(broken / "checkpoints") is None
+        assert same(trained(broken, resume=True), whole[0])
+
     def test_code_in_it_is_not_run(self, broken, tmp_path, caplog):
         class Evil:
             def __reduce__(self):
                 return os.mkdir, (str(tmp_path / "owned"),)
 
-        torch.save({"state_dict": Evil()}, broken / "checkpoints" / "last.ckpt")
+        WholeCheckpoints().save_checkpoint(  # with the right checksum
+            {"state_dict": Evil()}, broken / "checkpoints" / "last.ckpt"
+        )
         assert read_whole(broken / "checkpoints" / "last.ckpt") is None
         assert not (tmp_path / "owned").exists()
         assert "last.ckpt is damaged" in caplog.text

@@ -17,6 +17,7 @@ from delta_transfer.files import fingerprint, write_atomically
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 1  # of what checkpoints hold; to be raised with every change of it
 BEST, LAST = "best.ckpt", "last.ckpt"
 NEXT, BEFORE = "next.ckpt", "before.ckpt"  # the last one while it is put in its place; that before
 
@@ -37,7 +38,7 @@ class WholeCheckpoints(CheckpointIO):
             OSError: if the file cannot be written; the old one is still there then.
         """
         content = io.BytesIO()
-        torch.save(checkpoint, content)
+        torch.save({**checkpoint, "format": FORMAT}, content)
         write_atomically(Path(path), _seal(content.getvalue()))
 
     def load_checkpoint(
@@ -69,9 +70,9 @@ def find_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def read_whole(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint of ours holds; None if there is none, or, with a warning, if it is damaged.
+    """What a checkpoint of ours holds; None if there is none. No code in it is run.
 
-    No code in it is run.
+    None and a warning too if it is damaged or another version's.
     """
     try:
         content = path.read_bytes()
@@ -83,6 +84,9 @@ def read_whole(path: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = torch.load(io.BytesIO(content), "cpu", weights_only=True)
     except (ValueError, pickle.UnpicklingError) as error:
         logger.warning("%s is damaged and is not used (%s)", path, str(error).split("\n")[0])
+        return None
+    if found.get("format") != FORMAT:
+        logger.warning("%s was written by another version and is not used", path)
         return None
     return found
 

@@ -119,9 +119,9 @@ def fit(
     if last is not None and plan.val is not None and not keep.go_on():
         last = None  # what was best until then is lost
     if last is None:
-        for name in TRACES:
-            (plan.folder / name).unlink(missing_ok=True)
-    path, state = last or (None, {})
+        for path in (*checkpoints.glob("*.ckpt"), *(plan.folder / name for name in TRACES)):
+            path.unlink(missing_ok=True)
+    state_file, state = last or (None, {})
     found = state.get("callbacks", {}).get(SaveLast.__name__, {})
     with ExitStack() as borrowed, quiet(), listening() as request:
         module = FineTuning(
@@ -141,12 +141,12 @@ def fit(
         kept = [] if plan.val is None else [keep]
         trainer = make_trainer(plan, [save, *kept, *stop, *callbacks])
         try:
-            if path is None:
+            if state_file is None:
                 if plan.val is not None:
                     trainer.validate(module, plan.val, verbose=False)
             else:
                 _go_on(plan, state)
-            trainer.fit(module, plan.train, plan.val, ckpt_path=path)
+            trainer.fit(module, plan.train, plan.val, ckpt_path=state_file)
         except UserError as error:
             if plan.val is None:
                 raise
