@@ -208,9 +208,13 @@ def checkpoints(
     stopped = folder / "stopped"
 
     def stop() -> None:
+        saved = []
+
         def listen(event: str, args: tuple[object, ...]) -> None:
-            if event == "os.rename" and "checkpoints/last.ckpt" in str(args[0]):
-                os.kill(os.getpid(), signal.SIGKILL)
+            if event == "os.rename" and str(args[0]).endswith("checkpoints/next.ckpt"):
+                saved.append(event)
+                if len(saved) > 5:  # the last state, that before and the best are there
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(listen)
 

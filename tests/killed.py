@@ -27,6 +27,8 @@ def kill_at(moment: str, out: Path) -> None:
     """Kills this process, unless it ends before."""
 
     def listen(event: str, args: tuple[Any, ...]) -> None:
+        if event == "os.rename" and not Path(str(args[0])).exists():
+            return  # nothing will change
         writes = event == "open" and isinstance(args[2], int) and args[2] & WRITING
         if (writes or event in CHANGES) and str(out) in str(args[0]):
             change = f"{event} {args[0]}"

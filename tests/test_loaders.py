@@ -72,7 +72,7 @@ def test_a_damaged_picture_is_named(pictures, tmp_path):
     [(2, None, 0), (1, None, 0), (3, None, 2), (64, None, 8), (64, 0, 0), (1, 5, 5)],
 )
 def test_workers_are_as_asked_or_by_the_number_of_cores(monkeypatch, cores, asked, expected):
-    monkeypatch.setattr(look.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setattr(look.joblib, "cpu_count", lambda: cores)
     assert count_workers(asked) == expected
 
 

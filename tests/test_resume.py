@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from delta_transfer import cli
+from delta_transfer import cli, train
 from delta_transfer.cli import main
 from delta_transfer.result import RunResult
 from tests.killed import make
-from tests.runs import flags
+from tests.runs import flags, tiny
 
 ROOT = Path(__file__).parents[1]
 MOMENTS = (
@@ -104,9 +106,43 @@ def test_with_nothing_there_it_begins(finished, pictures, tmp_path):
         assert (out / name).read_bytes() == (finished.folder / name).read_bytes()
 
 
+@pytest.mark.parametrize("change", ["picture", "weights"])
+def test_of_other_pictures_or_weights_it_starts_anew(pictures, tmp_path, caplog, change):
+    data = shutil.copytree(pictures, tmp_path / "data")
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 8, stride=8),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4, 2),
+    )
+
+    class Broken(Exception):
+        pass
+
+    def broken(*args: object, **options: object) -> None:
+        raise Broken
+
+    options = {"method": "lp_ft", "resume": True}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("delta_transfer.run._finish", broken)
+        for _ in range(2):  # the second time it goes on
+            with pytest.raises(Broken):
+                train(tiny(data, tmp_path / "run", **options), network=network)
+    assert "starting anew" not in caplog.text
+    if change == "picture":
+        next((data / "train").glob("*/*.png")).unlink()
+    else:
+        torch.nn.init.zeros_(network[0].bias)
+    again = train(tiny(data, tmp_path / "run", **options), network=network)
+    assert "are not those of before: starting anew" in caplog.text
+    whole = train(tiny(data, tmp_path / "whole", **options), network=network)
+    for name in ("predictions.csv", "metrics.csv", "drift.csv"):
+        assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
 def command_of(pictures: Path, out: Path) -> list[str]:
     command = [sys.executable, "-m", "delta_transfer.cli", "train", str(pictures), f"--out={out}"]
-    return [*command, *flags(epochs=40, lr=1e-5), "--checkpoint-minutes=60"]
+    return [*command, *flags(epochs=40, lr=1e-5, workers=2), "--checkpoint-minutes=60"]
 
 
 @pytest.mark.slow
@@ -114,17 +150,20 @@ def command_of(pictures: Path, out: Path) -> list[str]:
 def test_a_stopped_command_says_how_to_go_on_and_does(pictures, tmp_path, number):
     out = tmp_path / "out"
     command = command_of(pictures, out)
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(  # with processes that load pictures, which are signalled too
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     end = time.monotonic() + 200
     while not (out / "metrics.csv").is_file():  # it trains
         assert time.monotonic() < end
         assert started.poll() is None
         time.sleep(0.05)
-    os.kill(started.pid, number)
+    os.killpg(started.pid, number)
     _, said = started.communicate(timeout=60)
     assert started.returncode == 1
     assert "Traceback" not in said
-    assert "stopping after this step, and saving; once more to stop at once" in said
+    assert said.count("stopping after this step, and saving; once more to stop at once") == 1
+    assert "stopped after step" in said.splitlines()[-1]
     assert f"; the same command with --out {out} --resume goes on" in said.splitlines()[-1]
     assert not (out / "result.json").exists()
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)

@@ -91,7 +91,7 @@ def compare(
         share = cores() // max(1, min(places, len(left)))
         whole = dataclasses.replace(whole, threads=max(1, share))
     assert whole.threads is not None
-    fitting = places if names else min(places, cores() // whole.threads)
+    fitting = places if names else min(places // whole.threads, _fit_in_memory())
     at_once = max(1, min(jobs or fitting, len(left)))
     progress = _Progress(folder, whole, left, at_once=at_once)
     with progress.closing():
@@ -250,12 +250,16 @@ def _check(plan: Plan, folder: Path) -> None:
 
 
 def _places(config: TrainConfig) -> tuple[int, list[str]]:
-    """How many runs fit at a time: by cores and free memory, or by GPUs, which have names."""
+    """Where runs can be made at a time: cores, or GPUs, which have names."""
     device = find_device(config.device)
     if device.type == "cpu":
-        return min(cores(), psutil.virtual_memory().available // MEMORY), []
+        return cores(), []
     names = gpus() if device.type == "cuda" else []
     return max(1, len(names)), names
+
+
+def _fit_in_memory() -> int:
+    return int(psutil.virtual_memory().available // MEMORY)
 
 
 def _loaders(run: TrainConfig, at_once: int) -> int | None:

@@ -1,6 +1,7 @@
 """Splits become batches: plain, augmented or cropped for the test, as the preset has it."""
 
 import dataclasses
+import signal
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataL
         sampler=EpochSampler(len(split), seed=config.seed),
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=_ignore_stops,
         generator=torch.Generator(),  # as in `_in_order`
     )
 
@@ -67,9 +69,16 @@ def _in_order(
         PictureDataset(split, transform),
         batch_size=batch_size,
         num_workers=min(count_workers(workers), len(split) // batch_size),
+        worker_init_fn=_ignore_stops,
         # Its own, so that drawing the workers' seeds leaves the global random state alone.
         generator=torch.Generator(),
     )
+
+
+def _ignore_stops(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach a group of processes; those that load follow the main one."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _square(spec: InputSpec) -> dict[str, Any]:

@@ -125,8 +125,10 @@ def train_prepared(
         if not list(folder.glob("**/*.ckpt")) and not (folder / "model").exists():
             shutil.rmtree(folder, ignore_errors=True)  # there is nothing worth keeping
         elif isinstance(error, KeyboardInterrupt):
+            but = " and without --overwrite" if config.overwrite else ""
             raise KeyboardInterrupt(
-                f"{error or 'interrupted'}; the same command with --out {folder} --resume goes on"
+                f"{str(error) or 'interrupted'}; the same command with --out {folder} --resume"
+                f"{but} goes on"
             ) from error
         raise
     return result
@@ -249,7 +251,9 @@ def _finish(
 
 
 def _clear(folder: Path) -> None:
-    """Deletes the checkpoints of folds, with which nothing is left to do."""
+    """Deletes checkpoints with which nothing is left to do."""
+    for before in folder.glob("**/before.ckpt"):
+        before.unlink()
     for fold in folder.glob("**/folds/*"):
         shutil.rmtree(fold / "checkpoints", ignore_errors=True)
 

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer.borrow import same_random_state
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.devices import place
+from delta_transfer.files import fingerprint
 from delta_transfer.loaders import plain_loader, training_loader
 from delta_transfer.method_parts import Parts
 from delta_transfer.methods import Method, check_classifier
@@ -227,6 +228,7 @@ def _fit(
             folder=folder,
             saving=Saving(minutes=config.checkpoint_minutes, steps=config.checkpoint_steps),
             resume=config.resume,
+            identity=_identity(prepared),
             accelerator=prepared.device.type,
         ),
         loss=F.cross_entropy,
@@ -236,6 +238,18 @@ def _fit(
         callbacks=_callbacks(prepared, tuning, network, taps, drift, generator=generator),
         generators=[generator],
     )
+
+
+def _identity(prepared: Prepared) -> str:
+    """Of the pictures, their splits and the pretrained weights."""
+    task = prepared.task
+    rows = [
+        f"{split} {label} {path}\n"
+        for split, part in (("train", task.train), ("val", task.val))
+        for path, label in zip(part.paths, part.labels, strict=True)
+    ]
+    source = weights_fingerprint(prepared.source, head=prepared.backbone.head)
+    return fingerprint([prepared.data.encode(), source.encode(), *map(str.encode, rows)])
 
 
 def _in_order(tuning: Tuning) -> TrainConfig:

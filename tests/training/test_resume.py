@@ -17,7 +17,12 @@ from delta_transfer.data import EpochSampler
 from delta_transfer.penalties import Delta
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training import Fit, Fitted, MeasureDrift, Optimization, RedrawHead, Saving, fit
-from delta_transfer.training.checkpoints import WholeCheckpoints, find_last, read_whole
+from delta_transfer.training.checkpoints import (
+    WholeCheckpoints,
+    find_last,
+    read_whole,
+    take_over,
+)
 from tests.networks import conv_net
 from tests.training.test_fit import Samples
 
@@ -207,6 +212,56 @@ def test_in_a_thread_there_are_no_signals(whole, tmp_path):
     thread.start()
     thread.join()
     assert same(found[0], whole[0])
+
+
+@pytest.mark.parametrize("validates", [True, False])
+@pytest.mark.parametrize("steps", [1, 100])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_killed_while_the_outcome_is_put_in_its_place(
+    tmp_path, monkeypatch, renamed, steps, validates
+):
+    without = trained(tmp_path / "whole", validates=validates)
+    saving, folder = Saving(steps=steps, minutes=60), tmp_path / "run"
+
+    def die(checkpoints: Path) -> None:
+        if read_whole(checkpoints / "next.ckpt")["callbacks"]["SaveLast"]["finished"]:
+            if renamed and (checkpoints / "last.ckpt").exists():
+                (checkpoints / "last.ckpt").replace(checkpoints / "before.ckpt")
+            raise RuntimeError("killed")
+        take_over(checkpoints)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("delta_transfer.training.saving.take_over", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            trained(folder, saving=saving, validates=validates)
+    again = trained(folder, BreakOff(0), resume=True, saving=saving, validates=validates)
+    assert same(again, without)
+
+
+def test_a_stop_that_is_asked_for_at_the_very_end_is_one(whole, tmp_path):
+    class Late(lightning.Callback):
+        def on_train_end(self, trainer, module):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="stopped after the last step"):
+        trained(tmp_path / "run", Late())
+    assert same(trained(tmp_path / "run", resume=True), whole[0])
+
+
+def test_a_state_of_another_device_is_taken_up(tmp_path, monkeypatch):
+    """Without that device: tensors say where they were."""
+    found = []
+    load = torch.load
+
+    def listen(source, map_location=None, **options):
+        found.append(map_location)
+        return load(source, map_location, **options)
+
+    with pytest.raises(RuntimeError, match="broken off"):
+        trained(tmp_path / "run", BreakOff(5))
+    monkeypatch.setattr(torch, "load", listen)
+    trained(tmp_path / "run", resume=True)
+    assert set(found) == {"cpu"}
 
 
 class TestDamage:

@@ -45,7 +45,8 @@ class WholeCheckpoints(CheckpointIO):
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Reads what `save_checkpoint` wrote; no code in it is run."""
-        loaded: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        # From any device; Lightning moves what it needs.
+        loaded: dict[str, Any] = torch.load(path, map_location or "cpu", weights_only=True)
         return loaded
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -65,7 +66,9 @@ def find_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for name in (NEXT, LAST, BEFORE):
         found = read_whole(folder / name)
         if found is not None:
-            return folder / name, found
+            if name == NEXT:
+                take_over(folder)
+            return folder / (LAST if name == NEXT else name), found
     return None
 
 

@@ -51,7 +51,8 @@ class Fit:
         keep_last: keep the last epoch whatever the validation loss says.
         folder: of the run, with its `checkpoints`.
         saving: how often the last state is saved.
-        resume: go on from the last state that is there, if there is one.
+        resume: go on from the last state that is there, if there is one of the same identity.
+        identity: of what is trained on which pictures.
         accelerator: Lightning's name of the device kind.
     """
 
@@ -64,6 +65,7 @@ class Fit:
     folder: Path
     saving: Saving = dataclasses.field(default_factory=Saving)
     resume: bool = False
+    identity: str = ""
     accelerator: str
 
 
@@ -116,13 +118,19 @@ def fit(
     checkpoints.mkdir(parents=True, exist_ok=True)
     keep = KeepBest(checkpoints)
     last = find_last(checkpoints) if plan.resume else None
+    if last is not None and _saved_by(last[1])["identity"] != plan.identity:
+        logger.warning(
+            "the pictures, their splits or the pretrained weights are not those of before: "
+            "starting anew"
+        )
+        last = None
     if last is not None and plan.val is not None and not keep.go_on():
         last = None  # what was best until then is lost
     if last is None:
         for path in (*checkpoints.glob("*.ckpt"), *(plan.folder / name for name in TRACES)):
             path.unlink(missing_ok=True)
     state_file, state = last or (None, {})
-    found = state.get("callbacks", {}).get(SaveLast.__name__, {})
+    found = _saved_by(state)
     with ExitStack() as borrowed, quiet(), listening() as request:
         module = FineTuning(
             network,
@@ -136,7 +144,13 @@ def fit(
         if found.get("finished"):
             module.on_load_checkpoint(state)
             return _outcome(network, plan, keep, module, epochs=found["epochs"])
-        save = SaveLast(plan.folder, saving=plan.saving, generators=generators, request=request)
+        save = SaveLast(
+            plan.folder,
+            saving=plan.saving,
+            identity=plan.identity,
+            generators=generators,
+            request=request,
+        )
         stop = [] if plan.stop_after is None else [StopAfter(plan.stop_after)]
         kept = [] if plan.val is None else [keep]
         trainer = make_trainer(plan, [save, *kept, *stop, *callbacks])
@@ -155,7 +169,15 @@ def fit(
             raise KeyboardInterrupt(str(error)) from None
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
+    if request.asked:  # after all had been saved
+        raise KeyboardInterrupt("stopped after the last step")
     return _outcome(network, plan, keep, module, epochs=trainer.current_epoch)
+
+
+def _saved_by(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `SaveLast` has saved in a state; empty if there is none."""
+    found: Mapping[str, Any] = state.get("callbacks", {}).get(SaveLast.__name__, {})
+    return found
 
 
 def _go_on(plan: Fit, state: Mapping[str, Any]) -> None:

@@ -97,6 +97,7 @@ class SaveLast(lightning.Callback):
     Args:
         folder: of the run, in whose `checkpoints` they lie.
         saving: how often.
+        identity: of what is trained on which pictures.
         generators: more of them.
         request: whether a stop is asked for.
     """
@@ -106,11 +107,13 @@ class SaveLast(lightning.Callback):
         folder: Path,
         *,
         saving: Saving,
+        identity: str,
         generators: Sequence[torch.Generator],
         request: StopRequest,
     ) -> None:
         self._folder = folder
         self._saving = saving
+        self._identity = identity
         self._generators = generators
         self._request = request
         self._finished = False
@@ -124,6 +127,7 @@ class SaveLast(lightning.Callback):
         return {
             "finished": self._finished,
             "epochs": self._epochs,
+            "identity": self._identity,
             "random": random_states(),
             "generators": [generator.get_state() for generator in self._generators],
             "traces": {
