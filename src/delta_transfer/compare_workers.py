@@ -164,7 +164,8 @@ class Separate:
 
 def _work(connection: Connection, methods: Sequence[str], threads: int) -> None:
     """What a worker's process does until it is ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the command, which ends this
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     runner = Runner(methods)
