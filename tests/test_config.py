@@ -8,11 +8,16 @@ from delta_transfer.errors import UserError
 
 
 def test_yaml_gives_the_options_back(tmp_path):
-    config = TrainConfig(
-        data="photos/Grüße", lr=1e-5, head_lr=3.0, strength=0.5, workers=0, overwrite=True
-    )
+    config = TrainConfig(data="photos/Grüße", lr=1e-5, head_lr=3.0, strength=0.5, workers=0)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert TrainConfig.load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("option", ["overwrite", "resume"])
+def test_what_is_to_become_of_an_old_run_is_not_in_it(tmp_path, option):
+    """`train -c` with a run's own file must neither replace the very run nor go on with it."""
+    (tmp_path / "a.yaml").write_text(TrainConfig(data="pictures", **{option: True}).to_yaml())
+    assert TrainConfig.load(tmp_path / "a.yaml") == TrainConfig(data="pictures")
 
 
 def test_what_is_not_in_the_file_keeps_its_default(tmp_path):

@@ -36,7 +36,8 @@ def run(finished: RunResult, tmp_path: Path) -> Path:
 def change(run: Path, **options: object) -> Predictor:
     """The network of a run that had other options."""
     config = TrainConfig.load(run / "config.yaml")
-    dataclasses.replace(config, **options).save(run / "config.yaml")
+    changed = dataclasses.replace(config, **options)
+    (run / "config.yaml").write_text(changed.to_yaml())
     return Predictor(run, device="cpu", workers=0)
 
 

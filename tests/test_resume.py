@@ -70,7 +70,13 @@ def left_in(folder: Path) -> set[str]:
     return {name for name in found if "tensorboard/" not in name}
 
 
-@pytest.mark.parametrize(("kind", "moments"), [("train", MOMENTS), ("folds", OF_FOLDS)])
+@pytest.mark.parametrize(
+    ("kind", "moments"),
+    [
+        ("train", MOMENTS),
+        pytest.param("folds", OF_FOLDS, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(pictures, tmp_path, kind, moments):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     done = subprocess.run(
@@ -150,9 +156,11 @@ def command_of(pictures: Path, out: Path) -> list[str]:
 def test_a_stopped_command_says_how_to_go_on_and_does(pictures, tmp_path, number):
     out = tmp_path / "out"
     command = command_of(pictures, out)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # children inherit deafness
     started = subprocess.Popen(  # with processes that load pictures, which are signalled too
         command, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+    signal.signal(signal.SIGINT, before)
     end = time.monotonic() + 200
     while not (out / "metrics.csv").is_file():  # it trains
         assert time.monotonic() < end
