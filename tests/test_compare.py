@@ -320,7 +320,7 @@ class TestGoingOn:
         with pytest.raises(UserError, match="--threads was 6 and is 1"):
             made(out, threads=1)
 
-    @pytest.mark.parametrize(("gib", "at_once"), [(100, 4), (8, 2), (2, 1), (0, 1)])
+    @pytest.mark.parametrize(("gib", "at_once"), [(100, 4), (10, 2), (4, 1), (0, 1)])
     def test_as_many_at_a_time_as_memory_allows(
         self, fakes, tmp_path, monkeypatch, caplog, gib, at_once
     ):
