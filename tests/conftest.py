@@ -1,6 +1,7 @@
 """What many tests share: one thread, a folder of tiny pictures, one run and one comparison."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 # Before torch is imported, and for the processes that tests start: on tiny tensors several threads
@@ -30,6 +31,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train, val and test; its `train` is a flat folder. Not to be written to."""
     return write_pictures(tmp_path_factory.mktemp("data") / "patterns")
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Inside, Ctrl-C is heard, to which a program is deaf that a shell starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

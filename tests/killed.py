@@ -11,7 +11,9 @@ process; the last one is left alone.
 
 import os
 import signal
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,23 @@ def make(kind: str, data: Path, out: Path, **options: Any) -> int:
     splits = {"test_split": "0.25", "val_fraction": 0.25}  # so that there is a refit
     train(tiny(data / "train", out, epochs=4, lr=1e-4, checkpoint_steps=1, **splits, **options))
     return 0
+
+
+def kill_again_and_again(kind: str, data: Path, out: Path, moments: Sequence[str]) -> None:
+    """Runs this file in a process of its own.
+
+    Raises:
+        AssertionError: if one of its processes was not killed, or the last one failed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killed", kind, data, out, *moments],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        check=False,
+    )
+    codes = [int(code) for code in done.stdout.split()]
+    assert codes == [-signal.SIGKILL] * len(moments) + [0], done.stderr
 
 
 def main(kind: str, data: Path, out: Path, moments: list[str]) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from delta_transfer.compare import compare
+from tests.killed import kill_again_and_again
 from tests.runs import flags, tiny
 
-ROOT = Path(__file__).parents[1]
 # Before the folder is made, its options are there, a run has its result, and its report; while one
 # is trained, and before that has its result.
 MOMENTS = (
@@ -36,15 +36,7 @@ def figures(folder: Path) -> list[dict[str, str]]:
 
 def test_killed_at_any_moment_it_gives_the_same_table(pictures, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.killed", "compare", pictures, killed, *MOMENTS],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    codes = [int(code) for code in done.stdout.split()]
-    assert codes == [-signal.SIGKILL] * len(MOMENTS) + [0], done.stderr
+    kill_again_and_again("compare", pictures, killed, MOMENTS)
     config = tiny(pictures, whole, epochs=1, strength="auto")
     compare(config, whole, methods=["probe", "delta_no_attention"], seeds=[0], jobs=1)
     assert figures(killed) == figures(whole)

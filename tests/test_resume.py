@@ -15,10 +15,9 @@ import torch
 from delta_transfer import cli, train
 from delta_transfer.cli import main
 from delta_transfer.result import RunResult
-from tests.killed import make
+from tests.killed import kill_again_and_again, make
 from tests.runs import flags, tiny
 
-ROOT = Path(__file__).parents[1]
 MOMENTS = (
     "os.rename .config.yaml",
     "os.rename killed/checkpoints/.next.ckpt",  # nothing is saved yet
@@ -75,15 +74,7 @@ def left_in(folder: Path) -> set[str]:
 )
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(pictures, tmp_path, kind, moments):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.killed", kind, pictures, killed, *moments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    codes = [int(code) for code in done.stdout.split()]
-    assert codes == [-signal.SIGKILL] * len(moments) + [0], done.stderr
+    kill_again_and_again(kind, pictures, killed, moments)
     make(kind, pictures, whole)
     assert traces(killed) == traces(whole)
     assert figures(killed) == figures(whole)
@@ -148,15 +139,14 @@ def command_of(pictures: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_command_says_how_to_go_on_and_does(pictures, tmp_path, number):
     out = tmp_path / "out"
     command = command_of(pictures, out)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # children inherit deafness
     started = subprocess.Popen(  # with processes that load pictures, which are signalled too
         command, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    signal.signal(signal.SIGINT, before)
     end = time.monotonic() + 200
     while not (out / "metrics.csv").is_file():  # it trains
         assert time.monotonic() < end

@@ -20,6 +20,7 @@ from delta_transfer.backbones import (
     replace_module,
     wrap_network,
 )
+from delta_transfer.channel_attention import weights_fingerprint
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split, Task, load_task
 from delta_transfer.data.check import check_pictures
@@ -82,6 +83,11 @@ class Prepared:
                 right = probabilities.argmax(dim=1) == torch.tensor(split.labels)
                 found[name] = float(right.double().mean())
         return found
+
+    @functools.cached_property
+    def source_fingerprint(self) -> str:
+        """Of the pretrained weights."""
+        return weights_fingerprint(self.source, head=self.backbone.head)
 
     @functools.cached_property
     def raw_probe(self) -> LinearProbe:

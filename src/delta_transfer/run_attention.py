@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from delta_transfer.attention import ESTIMATORS, estimate_attention
 from delta_transfer.attention.official import official_head
 from delta_transfer.attention_cache import Measurement, measure_once
-from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
+from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split
 from delta_transfer.data.seeds import derive_seed
@@ -160,7 +160,7 @@ def _measurement(
 ) -> Measurement:
     tensors = [part.detach().cpu() for part in (head.weight, head.bias)]
     return Measurement(
-        source=weights_fingerprint(prepared.source, head=prepared.backbone.head),
+        source=prepared.source_fingerprint,
         head=fingerprint(tensor.numpy().tobytes() for tensor in tensors),
         taps=prepared.taps,
         pictures=fingerprint(
@@ -180,7 +180,7 @@ def _measurement(
 def _differences(attention: ChannelAttention, prepared: Prepared, config: TrainConfig) -> list[str]:
     """What attention was made of that a run does not have, each in words."""
     found = []
-    if attention.source != weights_fingerprint(prepared.source, head=prepared.backbone.head):
+    if attention.source != prepared.source_fingerprint:
         found.append(f"with other weights than {config.model} has")
     there = {name for name, _ in prepared.source.named_modules()}
     if config.taps != "auto" and set(attention.taps) != set(prepared.taps):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer.borrow import same_random_state
-from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
+from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.devices import place
@@ -226,6 +226,7 @@ def _fit(
             clip=find_preset(config.preset).clip,
             keep_last=config.official,
             folder=folder,
+            keep_validations=bool(config.folds),
             saving=Saving(minutes=config.checkpoint_minutes, steps=config.checkpoint_steps),
             resume=config.resume,
             identity=_identity(prepared),
@@ -248,8 +249,8 @@ def _identity(prepared: Prepared) -> str:
         for split, part in (("train", task.train), ("val", task.val))
         for path, label in zip(part.paths, part.labels, strict=True)
     ]
-    source = weights_fingerprint(prepared.source, head=prepared.backbone.head)
-    return fingerprint([prepared.data.encode(), source.encode(), *map(str.encode, rows)])
+    parts = [prepared.data, prepared.source_fingerprint, *rows]
+    return fingerprint(part.encode() for part in parts)
 
 
 def _in_order(tuning: Tuning) -> TrainConfig:

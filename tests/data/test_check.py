@@ -269,6 +269,7 @@ def test_another_error_comes_through_and_stops_the_others() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system has no such signal")
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interruption_leaves_promptly() -> None:
     """The thread that reads sends what Ctrl-C sends, and the pass ends without the other files."""
     count, held = 0, threading.Event()
@@ -282,12 +283,8 @@ def test_an_interruption_leaves_promptly() -> None:
         return numbered(count)
 
     many = " ".join(f"a{number}" for number in range(20_000))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            check_pictures(task(f"{many} b0", "a1 b2", None, read=read), threads=4)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        check_pictures(task(f"{many} b0", "a1 b2", None, read=read), threads=4)
     assert count < 10_000
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("check")]
 

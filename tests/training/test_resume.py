@@ -4,7 +4,6 @@ import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
@@ -27,15 +26,7 @@ from delta_transfer.training.checkpoints import (
 from tests.networks import conv_net
 from tests.training.test_fit import Samples
 
-
-@pytest.fixture(autouse=True)
-def heard() -> Iterator[None]:
-    """Ctrl-C, to which a program is deaf that a shell has started in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 EPOCHS, STEPS = 3, 3  # steps of an epoch, the last of which has two samples only
 EVERY = Saving(steps=1, minutes=60)
 

@@ -49,6 +49,7 @@ class Fit:
         stop_after: ends after so many of them; None for all.
         clip: norm to which gradients are clipped; None for no limit.
         keep_last: keep the last epoch whatever the validation loss says.
+        keep_validations: what the network says of the validation pictures is kept for each epoch.
         folder: of the run, with its `checkpoints`.
         saving: how often the last state is saved.
         resume: go on from the last state that is there, if there is one of the same identity.
@@ -62,6 +63,7 @@ class Fit:
     stop_after: int | None = None
     clip: float | None = 1.0
     keep_last: bool = False
+    keep_validations: bool = True
     folder: Path
     saving: Saving = dataclasses.field(default_factory=Saving)
     resume: bool = False
@@ -75,7 +77,8 @@ class Fitted:
 
     Args:
         epoch: the one whose weights were kept; 0 is the start, before any training.
-        validations: logits `[N, K]` and targets `[N]` on the validation split, from epoch 0 on.
+        validations: logits `[N, K]` and targets `[N]` on the validation split, from epoch 0 on, if
+            they were to be kept.
     """
 
     epoch: int
@@ -129,8 +132,7 @@ def fit(
     if last is None:
         for path in (*checkpoints.glob("*.ckpt"), *(plan.folder / name for name in TRACES)):
             path.unlink(missing_ok=True)
-    state_file, state = last or (None, {})
-    found = _saved_by(state)
+    state = {} if last is None else last[1]
     with ExitStack() as borrowed, quiet(), listening() as request:
         module = FineTuning(
             network,
@@ -140,10 +142,8 @@ def fit(
             num_classes=num_classes,
             optimization=optimization,
             borrowed=borrowed,
+            keep_validations=plan.keep_validations,
         )
-        if found.get("finished"):
-            module.on_load_checkpoint(state)
-            return _outcome(network, plan, keep, module, epochs=found["epochs"])
         save = SaveLast(
             plan.folder,
             saving=plan.saving,
@@ -155,12 +155,10 @@ def fit(
         kept = [] if plan.val is None else [keep]
         trainer = make_trainer(plan, [save, *kept, *stop, *callbacks])
         try:
-            if state_file is None:
-                if plan.val is not None:
-                    trainer.validate(module, plan.val, verbose=False)
+            if _saved_by(state).get("finished"):
+                module.on_load_checkpoint(state)
             else:
-                _go_on(plan, state)
-            trainer.fit(module, plan.train, plan.val, ckpt_path=state_file)
+                _train(trainer, module, plan, last)
         except UserError as error:
             if plan.val is None:
                 raise
@@ -169,9 +167,27 @@ def fit(
             raise KeyboardInterrupt(str(error)) from None
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
+        outcome = _outcome(network, plan, keep, module.validations)
     if request.asked:  # after all had been saved
         raise KeyboardInterrupt("stopped after the last step")
-    return _outcome(network, plan, keep, module, epochs=trainer.current_epoch)
+    return outcome
+
+
+def _train(
+    trainer: lightning.Trainer,
+    module: FineTuning,
+    plan: Fit,
+    last: tuple[Path, Mapping[str, Any]] | None,
+) -> None:
+    """From the start, which is validated first, or from the last state."""
+    if last is not None:
+        path, state = last
+        _go_on(plan, state)
+        trainer.fit(module, plan.train, plan.val, ckpt_path=path)
+        return
+    if plan.val is not None:
+        trainer.validate(module, plan.val, verbose=False)
+    trainer.fit(module, plan.train, plan.val)
 
 
 def _saved_by(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -193,25 +209,21 @@ def _go_on(plan: Fit, state: Mapping[str, Any]) -> None:
 
 
 def _outcome(
-    network: nn.Module, plan: Fit, keep: KeepBest, module: FineTuning, *, epochs: int
+    network: nn.Module, plan: Fit, keep: KeepBest, validations: list[tuple[Tensor, Tensor]]
 ) -> Fitted:
     """The network with the weights of the epoch that is kept."""
-    validations = module.validations
     last = plan.keep_last or plan.val is None
-    name = LAST if last else BEST
-    kept = read_whole(plan.folder / "checkpoints" / name)
+    path = plan.folder / "checkpoints" / (LAST if last else BEST)
+    kept = read_whole(path)
     if kept is None:
-        raise UserError(
-            f"{plan.folder / 'checkpoints' / name} is damaged, though it has just been written: "
-            "look after the disk"
-        )
+        raise UserError(f"{path} is damaged, though it has just been written: look after the disk")
     prefix = "network."
     state = network.state_dict()  # which some networks want back as such, with their version
     for name, tensor in kept["state_dict"].items():
         if name.startswith(prefix):
             state[name.removeprefix(prefix)] = tensor
     network.load_state_dict(state)
-    return Fitted(epoch=epochs if last else keep.best_epoch, validations=validations)
+    return Fitted(epoch=kept["epoch"] if last else keep.best_epoch, validations=validations)
 
 
 def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:

@@ -94,9 +94,11 @@ class FineTuning(lightning.LightningModule):
         num_classes: outputs of the head.
         optimization: how the weights are moved.
         borrowed: gives the network back (hooks, train flags) when the fit is over.
+        keep_validations: see the attribute.
 
     Attributes:
-        validations: logits `[N, K]` and targets `[N]` of the validation split, of each time.
+        validations: logits `[N, K]` and targets `[N]` of the validation split, of each time, if
+            they are to be kept; saved states have them.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class FineTuning(lightning.LightningModule):
         num_classes: int,
         optimization: Optimization,
         borrowed: ExitStack,
+        keep_validations: bool = True,
     ) -> None:
         super().__init__()
         self.network = network
@@ -118,6 +121,7 @@ class FineTuning(lightning.LightningModule):
         self.optimization = optimization
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_loss = MeanMetric()
+        self.keep_validations = keep_validations
         self.validations: list[tuple[Tensor, Tensor]] = []
         self._first_loss: float | None = None
         self._sums: dict[str, float] = {}
@@ -206,7 +210,8 @@ class FineTuning(lightning.LightningModule):
         logits, targets = torch.cat(self._val_logits), torch.cat(self._val_targets)
         self.log("val_calibrated_loss", calibrated_cross_entropy(logits, targets))
         self._log_step()
-        self.validations.append((logits, targets))
+        if self.keep_validations:
+            self.validations.append((logits, targets))
         self._val_logits.clear()
         self._val_targets.clear()
 

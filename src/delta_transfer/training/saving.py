@@ -117,7 +117,6 @@ class SaveLast(lightning.Callback):
         self._generators = generators
         self._request = request
         self._finished = False
-        self._epochs = 0
         self._found: dict[str, Any] = {}
         self._saved = (time.monotonic(), 0)
 
@@ -126,7 +125,6 @@ class SaveLast(lightning.Callback):
         traces = {name: self._folder / name for name in TRACES}
         return {
             "finished": self._finished,
-            "epochs": self._epochs,
             "identity": self._identity,
             "random": random_states(),
             "generators": [generator.get_state() for generator in self._generators],
@@ -182,7 +180,7 @@ class SaveLast(lightning.Callback):
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Saves the outcome."""
-        self._finished, self._epochs = True, trainer.current_epoch
+        self._finished = True
         self._save(trainer)
         self._stop(trainer)
 
