@@ -81,13 +81,17 @@ def test_a_method_trains_and_leaves_the_plain_network(prepared, tmp_path, method
 def test_the_refit_takes_the_steps_of_the_fit_that_chose_its_epoch(prepared, tmp_path):
     """What rifle and stochnorm draw is drawn again."""
     for method in ("rifle", "stochnorm"):
-        all_epochs = tuned(prepared, tmp_path / method / "all", method)
+        tuned(prepared, tmp_path / method / "all", method)
         two = tuned(prepared, tmp_path / method / "two", method, stop_after=2)
         three = tuned(prepared, tmp_path / method / "three", method, stop_after=3)
         last = last_weights(tmp_path / method / "all")
         assert torch.equal(three.network.conv1.weight, last["network.conv1.weight"])
         assert not torch.equal(two.network.conv1.weight, three.network.conv1.weight)
-        assert len(all_epochs.fitted.validations) == 4
+
+
+def test_validations_are_kept_where_folds_pool_them(prepared, tmp_path):
+    assert len(tuned(prepared, tmp_path / "folds", "l2", folds=2).fitted.validations) == 4
+    assert not tuned(prepared, tmp_path / "one", "l2").fitted.validations
 
 
 @pytest.mark.parametrize(
