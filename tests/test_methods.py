@@ -155,7 +155,7 @@ def test_at_the_start_only_the_head_term_is_there(name):
         target.drop.p = 0.0
         target(inputs)
         own, head = regularizer(inputs).values.values()
-    assert own.item() == 0
+    assert own.item() == pytest.approx(0, abs=1e-7)  # batch norm is folded: rounding
     assert head.item() > 0
 
 

@@ -1,6 +1,7 @@
 """Target, frozen source and penalties: the named terms to add to the task loss."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, Self
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from delta_transfer.borrow import device_of, evaluating
+from delta_transfer.borrow import device_of
 from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.errors import UserError
+from delta_transfer.frozen_source import FrozenSource
 from delta_transfer.head_inputs import HeadInputs
 from delta_transfer.penalties import L2, L2SP, Delta, Penalty, Step
 from delta_transfer.stages import unwrap
@@ -37,7 +39,8 @@ class Regularizer(nn.Module):
     A context manager that fits any training loop. Inside it the target's tapped features are
     recorded at each of its forward passes; calling the regularizer runs the source on the same
     inputs (if a penalty needs its features; without gradients, in eval mode, no further than
-    needed) and returns the terms. On exit the target has no hooks and its own train flags again.
+    needed, batch norm folded into convolutions) and returns the terms. On exit the target has no
+    hooks and its own train flags again.
     Penalties that train a classifier of their own have parameters: `regularizer.parameters()`.
 
     Batch norm in train mode makes the features differ from the source's even with equal weights, so
@@ -51,6 +54,8 @@ class Regularizer(nn.Module):
         penalties: the terms.
         batch_norm: `"frozen"` keeps the target's batch-norm layers in eval mode at each of its
             forward passes, whatever `target.train()` says; `"train"` leaves them alone.
+        source_cache: GiB of memory in which the source's features are kept for samples that come
+            again just as they were, without augmentation or with few variants of each; 0 for none.
 
     Raises:
         UserError: if a tap or module is unknown, a penalty lacks its source, or source and target
@@ -74,8 +79,11 @@ class Regularizer(nn.Module):
         penalties: Sequence[Penalty],
         *,
         batch_norm: Literal["frozen", "train"] = "frozen",
+        source_cache: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= source_cache < math.inf:
+            raise UserError(f"source_cache must be a number of GiB >= 0, got {source_cache}")
         if batch_norm not in ("frozen", "train"):
             raise UserError(f"batch_norm must be 'frozen' or 'train', got {batch_norm!r}")
         # In a tuple, so that they are no submodules: penalties are what is moved and saved here.
@@ -89,11 +97,15 @@ class Regularizer(nn.Module):
         self._freeze = batch_norm == "frozen"
         taps = list({tap: None for penalty in penalties for tap in penalty.taps})
         self._taps = Taps(target, taps) if taps else None
-        self._source_taps = Taps(source, taps) if taps and source is not None else None
         heads = {penalty.head: None for penalty in penalties if penalty.head}
         compared = {p.head: None for p in penalties if p.head and p.needs_source}
         self._heads = HeadInputs(target, list(heads))
-        self._source_heads = HeadInputs(target if source is None else source, list(compared))
+        own = self._networks[1]
+        self._source = (
+            None
+            if own is None
+            else FrozenSource(own, taps=taps, heads=list(compared), cache=source_cache)
+        )
         self._norms: dict[nn.Module, bool] = {}
         self._target_training = False
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -102,13 +114,14 @@ class Regularizer(nn.Module):
         self._check_weight_penalties(penalties)
 
     def __enter__(self) -> Self:
-        target, source = self._networks
+        target = self._networks[0]
         if self._handles:
             raise RuntimeError("this Regularizer is in use already")
         device = device_of(target)
         self.to(device)
-        if source is not None:
-            source.to(device)
+        if self._source is not None:
+            self._source.network.to(device)
+            self._source.open()
         self._target_training = target.training
         if self._freeze:
             self._norms = {m: m.training for m in target.modules() if isinstance(m, _BatchNorm)}
@@ -128,6 +141,8 @@ class Regularizer(nn.Module):
             self._taps.__exit__(*error)
             self._taps.clear()
         self._heads.__exit__(*error)
+        if self._source is not None:
+            self._source.close()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -161,7 +176,9 @@ class Regularizer(nn.Module):
                 "the `with` block), or give batch_norm='train'"
             )
         with self._autocast:
-            source_features, source_head_inputs = self._run_source(inputs)
+            source_features, source_head_inputs = (
+                ({}, {}) if self._source is None else self._source.run(inputs)
+            )
         step = Step(
             target=target,
             source=source,
@@ -195,13 +212,13 @@ class Regularizer(nn.Module):
         """
         uniform = [p for p in self.penalties if isinstance(p, Delta) and not p.has_attention]
         source = self._networks[1]
-        if not uniform or source is None or self._source_taps is None:
+        if not uniform or source is None or self._source is None or self._taps is None:
             return
-        variances = {tap: FeatureVariance() for tap in self._source_taps.names}
+        variances = {tap: FeatureVariance() for tap in self._taps.names}
         source.to(device_of(self._networks[0]))
         for batch in loader:
             inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-            for tap, features in self._run_source(inputs.to(device_of(source)))[0].items():
+            for tap, features in self._source.run(inputs.to(device_of(source)))[0].items():
                 variances[tap].update(features)
         measured = {tap: variance.compute() for tap, variance in variances.items()}
         for penalty in uniform:
@@ -212,22 +229,6 @@ class Regularizer(nn.Module):
         """Whether a `Delta` has no feature variances yet."""
         deltas = [penalty for penalty in self.penalties if isinstance(penalty, Delta)]
         return any(len(delta.variance) != len(delta.taps) for delta in deltas)
-
-    def _run_source(self, inputs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Its features at the taps and what its heads are given, as far as they are needed."""
-        source, taps = self._networks[1], self._source_taps
-        if source is None or (taps is None and not self._source_heads.names):
-            return {}, {}
-        with taps or nullcontext(), self._source_heads as heads, evaluating(source):
-            with torch.no_grad():
-                if taps is None or heads.names:
-                    source(inputs)
-                else:
-                    taps.record(inputs)
-            features = {} if taps is None else taps.features()
-            if taps is not None:
-                taps.clear()
-            return features, heads.inputs()
 
     def _before(self, module: nn.Module, inputs: Any) -> None:
         if module is self._networks[0]:  # not a copy made in the context

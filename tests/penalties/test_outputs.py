@@ -159,8 +159,8 @@ class Counting(ConvNet):
         return super().forward(x)
 
 
-@pytest.mark.parametrize(("name", "passes"), [("lwf", 1), ("co_tuning", 0)])
-def test_in_a_training_loop_the_source_runs_only_if_it_is_needed(name, passes):
+@pytest.mark.parametrize(("name", "needed"), [("lwf", True), ("co_tuning", False)])
+def test_in_a_training_loop_the_source_runs_only_if_it_is_needed(name, needed):
     source, target = Counting(), conv_net()
     source.load_state_dict(target.state_dict())
     source.fc = nn.Identity()
@@ -172,9 +172,9 @@ def test_in_a_training_loop_the_source_runs_only_if_it_is_needed(name, passes):
         target.drop.p = 0.0
         target(inputs)
         terms = regularizer(inputs, LABELS)
-        assert source.passes == passes
+        assert (source.passes > 0) == needed
         expected = {"lwf": 0.0, "co_tuning": penalty(_rows_of(target, inputs)).item()}
-        assert terms.values[name].item() == pytest.approx(expected[name])
+        assert terms.values[name].item() == pytest.approx(expected[name], abs=1e-7)
         before = penalty.classifier.weight.detach().clone()
         for _ in range(2):  # of lwf the first is zero
             task = target(inputs).square().mean()

@@ -1,0 +1,129 @@
+"""The frozen source network at work: its features of a batch, for as little as they can be had."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from delta_transfer.borrow import evaluating
+from delta_transfer.errors import UserError
+from delta_transfer.feature_cache import FeatureCache
+from delta_transfer.folding import fold_batch_norm
+from delta_transfer.functional import full_precision
+from delta_transfer.head_inputs import HeadInputs
+from delta_transfer.stages import producer
+from delta_transfer.taps import Taps, outside_graphs
+
+_TRIED = 2  # samples on which a folded copy is tried
+
+
+class FrozenSource:
+    """Runs the source without gradients, in eval mode, no further than needed.
+
+    Between `open` and `close` it is a copy that runs, with batch norm folded into convolutions.
+
+    Args:
+        network: the source, unwrapped; left as it is.
+        taps: the modules whose features are needed.
+        heads: the modules whose inputs are needed.
+        cache: GiB of features that may be kept for inputs that come again; 0 for none.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, taps: Sequence[str], heads: Sequence[str], cache: float
+    ) -> None:
+        self.network = network
+        self._taps = tuple(taps)
+        self._heads = tuple(heads)
+        self._gib = cache
+        self._open = False
+        self._cache: FeatureCache | None = None
+        self._recorder = _Recorder(network, taps=self._taps, heads=self._heads)
+        self._copied: _Recorder | None = None
+
+    def open(self) -> None:
+        """From now on its weights do not change."""
+        self._open = True
+        self._cache = FeatureCache(self._gib) if self._gib else None
+
+    def close(self) -> None:
+        """Lets go of the copy and of what was kept."""
+        self._open, self._copied, self._cache = False, None, None
+
+    def run(self, inputs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Its features at the taps (`[B, S, C]`, or rows), and what its heads are given.
+
+        Raises:
+            UserError: if features are to be kept that are not of one sample each.
+        """
+        if not self._taps and not self._heads:
+            return {}, {}
+        if self._cache is None:
+            return self._run(inputs)
+        return self._run_cached(inputs, self._cache)
+
+    def _run_cached(
+        self, inputs: Any, cache: FeatureCache
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if not isinstance(inputs, Tensor):
+            raise UserError(
+                f"source_cache: inputs must be a tensor of samples, got {type(inputs).__name__}"
+            )
+        keys = cache.keys(inputs)
+        new = [i for i, key in enumerate(keys) if not cache.has(key)]
+        if new:
+            features, given = self._run(inputs)
+            parts = [*features.values(), *given.values()]
+            if any(len(part) != len(keys) for part in parts):
+                raise UserError(
+                    "source_cache: the features are not of one sample each; leave it out"
+                )
+            cache.keep(keys, parts)
+            return features, given
+        parts = cache.take(keys)
+        taps = dict(zip(self._taps, parts, strict=False))
+        return taps, dict(zip(self._heads, parts[len(taps) :], strict=True))
+
+    def _run(self, inputs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        # Under autocast a folded copy would be rounded otherwise than the target.
+        plain = not isinstance(inputs, Tensor) or torch.is_autocast_enabled(inputs.device.type)
+        if plain or not self._open:
+            return self._recorder.run(inputs)
+        if self._copied is None:
+            self._copied = outside_graphs(self._folded)(inputs[:_TRIED])
+        return self._copied.run(inputs)
+
+    def _folded(self, inputs: Tensor) -> "_Recorder":
+        # A layer that is folded returns something else, or is another module then.
+        kept = {self.network.get_submodule(name) for name in (*self._taps, *self._heads)}
+        kept |= {producer(module) for module in kept}
+        with full_precision(inputs.device):
+            network = fold_batch_norm(self.network, inputs, self._outputs, keep=kept)
+        return _Recorder(network, taps=self._taps, heads=self._heads)
+
+    def _outputs(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:
+        features, given = _Recorder(network, taps=self._taps, heads=self._heads).run(inputs)
+        return [*features.values(), *given.values()]
+
+
+class _Recorder:
+    """A network with the hooks that record what is needed of it."""
+
+    def __init__(self, network: nn.Module, *, taps: Sequence[str], heads: Sequence[str]) -> None:
+        self._network = network
+        self._taps = Taps(network, taps) if taps else None
+        self._heads = HeadInputs(network, heads)
+
+    def run(self, inputs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        network, taps = self._network, self._taps
+        with taps or nullcontext(), self._heads as heads, evaluating(network), torch.no_grad():
+            if taps is None or heads.names:
+                network(inputs)
+            else:
+                taps.record(inputs)
+            features = {} if taps is None else taps.features()
+            if taps is not None:
+                taps.clear()
+            return features, heads.inputs()
