@@ -9,6 +9,7 @@ from typing import Any, final
 
 import lightning
 import yaml
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import (
     CSVLogger,
     Logger,
@@ -90,9 +91,17 @@ class TrackioLogger(Logger):
 
     def __init__(self, run: str) -> None:
         super().__init__()
-        trackio = importlib.import_module("trackio")
-        self.experiment = trackio.init(project=PROJECT, name=run, resume="allow", embed=False)
         self._run = run
+        self._experiment: Any = None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run at Trackio, of the first of several processes."""
+        if self._experiment is None:
+            init = importlib.import_module("trackio").init
+            self._experiment = init(project=PROJECT, name=self._run, resume="allow", embed=False)
+        return self._experiment
 
     @property
     def name(self) -> str:
