@@ -84,11 +84,12 @@ class Place(NamedTuple):
     id: str
     command: str
     first: tuple[First, ...]
-    code: int = 2
+    code: int
+    says: str
 
 
-def place(id: str, command: str, *first: First, code: int = 2) -> Place:
-    return Place(id, command.replace("TINY", " ".join(flags())), first, code)
+def place(id: str, command: str, *first: First, code: int = 2, says: str = "") -> Place:
+    return Place(id, command.replace("TINY", " ".join(flags())), first, code, says)
 
 
 def put(write: Callable[[str], None], *paths: str) -> First:
@@ -125,11 +126,12 @@ def on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def download(repository: str, name: str, **options: object) -> str:
         if name.endswith(".safetensors"):
-            raise EntryNotFoundError("no such file", response=None)  # type: ignore[arg-type]
+            raise EntryNotFoundError("no such file")
         return "run/model/config.json" if name == "config.json" else "trap.bin"
 
     as_torch("trap.bin")
     monkeypatch.setattr("delta_transfer.backbones.hub_models.hf_hub_download", download)
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", download)
 
 
 def of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +139,7 @@ def of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def download(repo_id: str, filename: str, **options: object) -> str:
         if filename.endswith(".safetensors"):
-            raise EntryNotFoundError("no such file", response=None)  # type: ignore[arg-type]
+            raise EntryNotFoundError("no such file")
         return "trap.bin"
 
     as_torch("trap.bin")
@@ -190,6 +192,7 @@ def saved_to_disk(*files: str) -> First:
 
 
 MODEL = "train pictures TINY --model="
+CODE = "could run any code|weights_only"  # so that the trap is what is refused
 
 PLACES = [
     place("weights, torch", "train pictures TINY --weights=w.pth", put(as_torch, "w.pth")),
@@ -227,10 +230,10 @@ PLACES = [
         copied("run/model", "m"),
         asks_for_a_checkpoint("m/config.json"),
     ),
-    place("model of the hub", f"{MODEL}hf-hub:org/net", on_the_hub),
-    place("model of timm", f"{MODEL}test_resnet.r160_in1k", of_timm),
-    place("model of torchvision", f"{MODEL}torchvision/resnet18", of_torchvision),
-    place("model of a package", f"{MODEL}pypi/efficientnet_lite0", of_pypi),
+    place("model of the hub", f"{MODEL}hf-hub:org/net", on_the_hub, says=CODE),
+    place("model of timm", f"{MODEL}test_resnet.r160_in1k", of_timm, says=CODE),
+    place("model of torchvision", f"{MODEL}torchvision/resnet18", of_torchvision, says=CODE),
+    place("model of a package", f"{MODEL}pypi/efficientnet_lite0", of_pypi, says=CODE),
     place("attention", "train pictures TINY --attention=a", put(as_bare, "a")),
     place("attention, torch", "train pictures TINY --attention=a", put(as_torch, "a")),
     place("options", "train -c o.yaml", put(as_yaml, "o.yaml")),
@@ -338,6 +341,7 @@ def test_a_trap_is_refused_or_not_read(capsys, folder, monkeypatch, where):
     assert not Path(MARKER).exists()
     said = capsys.readouterr().err
     assert "Traceback" not in said
+    assert re.search(where.says, said)
     assert len([line for line in said.splitlines() if line.startswith("error: ")]) == (
         where.code == 2
     )
