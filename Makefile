@@ -29,6 +29,7 @@ check: .venv/.installed
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit -q -c pyproject.toml -r src
 
 # The stamp comes last, so an installation that failed is tried again.
 .venv/.installed: pyproject.toml

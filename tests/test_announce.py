@@ -1,14 +1,17 @@
 import dataclasses
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from delta_transfer import announce as module
 from delta_transfer.announce import announce, conclude, likeness
 from delta_transfer.config import TrainConfig
+from delta_transfer.data import Split
 from delta_transfer.methods import METHODS
 from delta_transfer.result import RunResult
 from delta_transfer.tuning import Tuning
@@ -44,11 +47,20 @@ def log(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def said(
-    caplog: pytest.LogCaptureFixture, method: str, *, accuracy: float = 0.625, **options: Any
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    *,
+    accuracy: float = 0.625,
+    taught: tuple[int, ...] = (0, 1) * 200,
+    **options: Any,
 ) -> list[str]:
     labels = (0, 1, 2, 3, 4) * 4
     prepared: Any = SimpleNamespace(
-        task=SimpleNamespace(train=range(400), val=SimpleNamespace(labels=labels), val_drawn=False),
+        task=SimpleNamespace(
+            train=Split(("x",) * len(taught), taught, Image.open),
+            val=SimpleNamespace(labels=labels),
+            val_drawn=False,
+        ),
         probe_accuracies={"val": accuracy, "test": None},
     )
     config = TrainConfig(data="x", method=method, epochs=6, **options)
@@ -120,3 +132,30 @@ def test_the_end_says_the_main_figure_where_it_is_not_accuracy(caplog):
     assert caplog.records[-1].message == (
         "         mean class accuracy 50.0%, the figure of this data"
     )
+
+
+@pytest.mark.parametrize(
+    ("taught", "way", "line"),
+    [
+        ((0, 1) * 8, "none", None),
+        ((0, 0, 1) * 4, "none", None),
+        ((0, 0, 0, 1) * 4, "none", "3.0 times .*: --class-weights auto would even them out"),
+        ((0, 0, 1) * 4, "auto", "2.0 times .*: which are left as they are"),
+        ((0, 0, 0, 0, 1) * 4, "auto", "4.0 times .*: each weighed in the loss by how rare it is"),
+        ((0, 1) * 8, "balanced", "1.0 times .*: each weighed in the loss"),
+        ((0, 0, 1) * 4, "sampler", "2.0 times .*: each shown equally often"),
+    ],
+)
+def test_classes_of_very_different_sizes_are_told_of(caplog, taught, way, line):
+    found = [
+        text
+        for text in said(caplog, "l2", taught=taught, class_weights=way)
+        if text.startswith("classes")
+    ]
+    assert len(found) == (line is not None)
+    assert line is None or re.search(line, found[0])
+
+
+def test_of_a_method_that_does_not_train_nothing_is_said_of_classes(caplog):
+    lines = said(caplog, "probe", taught=(0, 0, 0, 0, 1) * 4)
+    assert not [line for line in lines if line.startswith("classes")]

@@ -265,6 +265,12 @@ def wrong_values(command: str, rows: str) -> list[Mistake]:
 
 
 OF_TRAINING = """
+        --class-weights=equal | give one of none, balanced, sampler, auto
+        --label-smoothing=1 | must be at least 0 and below 1, for example 0.1
+        --label-smoothing=-0.1 | must be at least 0 and below 1, for example 0.1
+        --patience=0 | must be at least 1
+        --patience=long | give a whole number
+        --loggers=csv,tensorbord | choose from csv, tensorboard, wandb, mlflow, trackio
         --epochs=many | give a whole number
         --epochs=2.5 | give a whole number
         --epochs=0 | must be at least 1
@@ -448,6 +454,25 @@ TOGETHER = [
         "compare: attention of one seed",
         "compare pictures --attention=run/attention.safetensors",
         "--attention run/attention.safetensors | the pictures of one seed | give one seed",
+    ),
+    row(
+        "patience and folds",
+        "train pictures/train --patience=2 --folds=2",
+        "--patience and --folds 2 | exclude each other | leave one out",
+    ),
+    row(
+        "patience and the authors' protocol",
+        "train pictures --patience=2 --preset=official",
+        "--patience and --preset official | exclude each other | leave one out",
+    ),
+    *(
+        row(
+            f"{name} without its package",
+            f"train pictures --loggers=csv,{name}",
+            f"--loggers {name} | pip install 'delta-transfer[{name}]' | or leave {name} out",
+            missing(name),
+        )
+        for name in ("wandb", "mlflow", "trackio")
     ),
     row(
         "epochs and steps",

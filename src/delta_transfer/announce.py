@@ -3,10 +3,13 @@
 import logging
 from collections import Counter
 
+from delta_transfer.data.balance import imbalance
+from delta_transfer.data.check import IMBALANCE
 from delta_transfer.duration import estimate_minutes
 from delta_transfer.prepare import Prepared
 from delta_transfer.result import RunResult
 from delta_transfer.selection import refits
+from delta_transfer.task_loss import even_out
 from delta_transfer.tuning import Tuning
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,7 @@ def announce(prepared: Prepared, tuning: Tuning) -> None:
     chance = max(Counter(labels).values()) / len(labels)
     logger.info("probe    %.1f%% on validation%s", 100 * accuracy, likeness(accuracy, chance))
     if method.trains:
+        _tell_of_classes(prepared, tuning)
         minutes = estimate_minutes(prepared, tuning)
         folds = f", {tuning.config.folds} folds" if tuning.config.folds else ""
         refit = " and the refit" if refits(tuning.config, prepared.task) else ""
@@ -38,6 +42,24 @@ def announce(prepared: Prepared, tuning: Tuning) -> None:
             folds,
             refit,
         )
+
+
+def _tell_of_classes(prepared: Prepared, tuning: Tuning) -> None:
+    """Says how classes are evened out, or that they are of very different sizes."""
+    config, labels = tuning.config, prepared.task.train.labels
+    ratio = imbalance(labels)
+    done = {
+        "none": "which are left as they are",
+        "balanced": "each weighed in the loss by how rare it is",
+        "sampler": "each shown equally often",
+    }[even_out(config, labels)]
+    if config.class_weights == "none":
+        if ratio < IMBALANCE:
+            return
+        done = "--class-weights auto would even them out"
+    logger.info(
+        "classes  the largest has %.1f times as many pictures as the smallest: %s", ratio, done
+    )
 
 
 def likeness(accuracy: float, chance: float) -> str:

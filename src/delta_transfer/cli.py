@@ -45,8 +45,14 @@ def train(args: Sequence[str]) -> None:
     from delta_transfer import run
 
     result = run.train(config)
-    print(f"model    {result.folder / 'model'}")
-    print(f"report   {result.folder / 'report.html'}")
+    for what, name in (
+        ("model", "model"),
+        ("report", "report.html"),
+        ("metrics", "metrics.csv"),
+        ("states", "checkpoints"),
+    ):
+        if (result.folder / name).exists():  # without training there are neither of the last two
+            print(f"{what:<8} {result.folder / name}")
 
 
 def evaluate(args: Sequence[str]) -> None:

@@ -199,7 +199,7 @@ def _portable(error: Exception) -> Exception:
     text = traceback.format_exc()
     error.add_note(text)
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))  # nosec B301  # our own, made in this line
     except Exception:  # an error may be anything
         return RuntimeError(text)
     return error

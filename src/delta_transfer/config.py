@@ -56,8 +56,15 @@ class TrainConfig:
             standard error is so small at every tap, for example 0.2; refined takes all, and says.
         batch_norm: frozen keeps the pretrained batch-norm statistics (the default); train updates
             them (official; stochnorm always does).
+        class_weights: for classes of very different sizes: balanced weighs each by how rare it is
+            in the loss; sampler shows pictures of each equally often; auto is balanced if the
+            largest has at least 3 times as many training pictures as the smallest; none, the
+            default, leaves them as they are.
+        label_smoothing: share of each label that is spread over all classes, for example 0.1.
         epochs: passes over the training pictures; 10 if not given.
         steps: training steps in place of epochs, rounded up to whole epochs; official has 9000.
+        patience: stop after so many epochs without a lower calibrated validation loss; the learning
+            rates stay those of all epochs.
         batch_size: pictures a step; 32 (official: 64) if not given.
         lr: peak learning rate; 0.0003 (official: 0.01) if not given.
         head_lr: peak learning rate of the head; lr if the head starts as the linear probe, 10 lr if
@@ -83,6 +90,8 @@ class TrainConfig:
         checkpoint_minutes: so often the state is saved from which --resume goes on; Ctrl-C and
             SIGTERM save it too.
         checkpoint_steps: likewise, after so many training steps if that is sooner.
+        loggers: where figures go, with commas between: csv (always), tensorboard, wandb, mlflow,
+            trackio; the last three need an extra of the same name.
     """
 
     data: str
@@ -102,8 +111,11 @@ class TrainConfig:
     attention_floor: bool = False
     attention_tolerance: float | None = None
     batch_norm: Literal["frozen", "train"] = _BY_PRESET
+    class_weights: Literal["none", "balanced", "sampler", "auto"] = "none"
+    label_smoothing: float = 0.0
     epochs: int | None = None
     steps: int | None = None
+    patience: int | None = None
     batch_size: int = _BY_PRESET
     lr: float = _BY_PRESET
     head_lr: float | None = None
@@ -121,6 +133,7 @@ class TrainConfig:
     workers: int | None = None
     checkpoint_minutes: float = 1.0
     checkpoint_steps: int | None = None
+    loggers: str = "csv,tensorboard"
 
     def __post_init__(self) -> None:
         self._fill_in()
@@ -148,6 +161,14 @@ class TrainConfig:
                 f"--val-fraction {self.val_fraction:g}: must be above 0 and below 1, for example "
                 "0.15"
             )
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(
+                f"--label-smoothing {self.label_smoothing:g}: must be at least 0 and below 1, for "
+                "example 0.1"
+            )
+        for name in self.logger_names:
+            if name not in LOGGERS:
+                raise UserError(f"--loggers {self.loggers}: {unknown('logger', name, LOGGERS)}")
         if self.folds == 1:
             raise UserError("--folds 1: give 2 or more, or 0 for none")
         if self.folds and self.refit == "never":
@@ -162,6 +183,15 @@ class TrainConfig:
             raise UserError(
                 f"--samples-per-class and {option} exclude each other: the latter learns from "
                 "validation pictures too, so that there would be more of a class; leave one out"
+            )
+        if self.patience is not None and (self.folds or self.official):
+            option, why = (
+                (f"--folds {self.folds}", "compares the same epochs of all folds")
+                if self.folds
+                else (f"--preset {self.preset}", "keeps the last epoch, whatever validation says")
+            )
+            raise UserError(
+                f"--patience and {option} exclude each other: the latter {why}; leave one out"
             )
         self._check_no_mixture()
 
@@ -191,6 +221,11 @@ class TrainConfig:
             object.__setattr__(self, name, getattr(preset, name))
         if isinstance(self.test_split, float):  # YAML: test_split: 0.2
             object.__setattr__(self, "test_split", str(self.test_split))
+
+    @property
+    def logger_names(self) -> tuple[str, ...]:
+        """Where figures go, one by one."""
+        return tuple(name.strip() for name in self.loggers.split(","))
 
     @property
     def official(self) -> bool:
@@ -237,6 +272,7 @@ class TrainConfig:
             raise UserError(f"{path}: {error}") from error
 
 
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
 MAX_SEED = 2**64 - 1  # the largest one that torch takes
 
 _AT_LEAST = {
@@ -244,6 +280,7 @@ _AT_LEAST = {
     "attention_samples": 1,
     "epochs": 1,
     "steps": 1,
+    "patience": 1,
     "folds": 0,
     "batch_size": 1,
     "image_size": 16,

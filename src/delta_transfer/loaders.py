@@ -54,7 +54,11 @@ def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataL
         batch_size=config.batch_size,
         # Batch norm has no variance over a batch of one; the picture comes in other epochs.
         drop_last=alone and config.batch_norm == "train",
-        sampler=EpochSampler(len(split), seed=config.seed),
+        sampler=EpochSampler(
+            len(split),
+            seed=config.seed,
+            labels=split.labels if config.class_weights == "sampler" else None,
+        ),
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_ignore_stops,

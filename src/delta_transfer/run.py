@@ -1,10 +1,8 @@
 """One run from its options to its folder: the only place that knows every part."""
 
 import dataclasses
-import importlib.metadata
 import logging
 import math
-import platform
 import shutil
 import time
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ from delta_transfer.errors import UserError, unknown
 from delta_transfer.evaluation import mean_class_accuracy
 from delta_transfer.files import write_atomically
 from delta_transfer.loaders import evaluation_loader
+from delta_transfer.machine import describe, versions
 from delta_transfer.methods import Method, check_classifier, find_method
 from delta_transfer.outputs import write_examples, write_predictions
 from delta_transfer.peak_memory import PeakMemory
@@ -42,6 +41,7 @@ from delta_transfer.run_folder import (
 )
 from delta_transfer.selection import Selected
 from delta_transfer.training import CropAverage, accuracy, predict_probabilities
+from delta_transfer.training.loggers import check_loggers
 from delta_transfer.tuning import Tuning
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,10 @@ logger = logging.getLogger(__name__)
 # Options that only some methods use.
 _MEASURING = ["attention_samples", "attention_tolerance"]
 _WEIGHING = ["attention_temperature", "attention_clip", "attention_floor"]
-_TRAINING = ["epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"]
-LIBRARIES = ("delta-transfer", "torch", "torchvision", "timm", "lightning", "scikit-learn")
+_TRAINING = [
+    *("epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"),
+    *("class_weights", "label_smoothing", "patience"),
+]
 
 
 def train(
@@ -114,7 +116,8 @@ def train_prepared(
     check_classifier(tuning.method, prepared.backbone.classifier, config.model)
     make_folder(folder, overwrite=config.overwrite, resume=config.resume)
     try:
-        with log_to(folder / LOG, prepared.description, resume=config.resume):
+        header = (*describe(), *prepared.description)
+        with log_to(folder / LOG, header, resume=config.resume):
             write_atomically(folder / "config.yaml", config.to_yaml())
             announce(prepared, tuning)
             selected = select(prepared, tuning, folder)
@@ -172,6 +175,7 @@ def check(config: TrainConfig) -> None:
             f"--method {method.name} weighs channels by their attention: with --attention none use "
             "--method delta_no_attention"
         )
+    check_loggers(config.logger_names)
     for name in _ignored(config, method):
         logger.warning("--%s is ignored: it means nothing for method %s", name, method.name)
     if method.attention and config.attention not in ESTIMATORS:
@@ -243,7 +247,7 @@ def _finish(
         strength=_strength(selected, tuning),
         strength_search=selected.search,
         taps=selected.tuned.taps,
-        versions=_versions(),
+        versions=versions(),
     )
     write_atomically(folder / "result.json", result.to_json())
     _clear(folder)
@@ -291,8 +295,3 @@ def _mean_class_accuracy(probabilities: Tensor | None, split: Split | None) -> f
     if probabilities is None or split is None:
         return None
     return mean_class_accuracy(split.labels, probabilities.argmax(dim=1).tolist())
-
-
-def _versions() -> dict[str, str]:
-    found = {library: importlib.metadata.version(library) for library in LIBRARIES}
-    return {"python": platform.python_version(), **found}

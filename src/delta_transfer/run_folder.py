@@ -22,12 +22,15 @@ COMPARISON = "compare.yaml"  # the options of a comparison
 _OF_A_RUN = frozenset(
     f"""{LOG} config.yaml metrics.csv hparams.yaml tensorboard drift.csv attention.safetensors
     checkpoints weaker refit folds predictions.csv examples.csv examples model result.json
-    report.html evaluation""".split()
+    report.html evaluation wandb""".split()
 )
 _OF_A_COMPARISON = frozenset([COMPARISON, "results.csv", "report.html"])
 _AFTER_TRAINING = ("examples", "model")  # folders, which may be half full
 # Options that change no figure, but for the last digits on another device.
-FREE = ("out", "overwrite", "resume", "device", "workers", "checkpoint_minutes", "checkpoint_steps")
+FREE = (
+    *("out", "overwrite", "resume", "device", "workers"),
+    *("checkpoint_minutes", "checkpoint_steps", "loggers"),
+)
 _MARKS = (COMPARISON, LOG, "config.yaml")  # by these a folder is known for one of ours
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import lightning
 import torch
-import torch.nn.functional as F
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 
 from delta_transfer.borrow import same_random_state
@@ -26,6 +26,7 @@ from delta_transfer.presets import find_preset
 from delta_transfer.probe import LinearProbe
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.run_attention import describe, estimate
+from delta_transfer.task_loss import task_loss
 from delta_transfer.training import Fit, Fitted, MeasureDrift, Optimization, RedrawHead, Saving, fit
 
 logger = logging.getLogger(__name__)
@@ -215,7 +216,8 @@ def _fit(
     task, spec, config = prepared.task, prepared.backbone.input, tuning.config
     validates = stop_after is None
     drift = folder / "drift.csv" if validates else None
-    return fit(
+    callbacks = _callbacks(prepared, tuning, network, taps, drift, generator=generator)
+    fitted = fit(
         network,
         regularizer,
         Fit(
@@ -231,14 +233,20 @@ def _fit(
             resume=config.resume,
             identity=_identity(prepared),
             accelerator=prepared.device.type,
+            loggers=config.logger_names,
         ),
-        loss=F.cross_entropy,
+        loss=task_loss(config, task.train.labels, num_classes=len(task.classes)),
         head=prepared.backbone.head,
         num_classes=len(task.classes),
         optimization=_optimization(prepared, tuning, network),
-        callbacks=_callbacks(prepared, tuning, network, taps, drift, generator=generator),
+        callbacks=callbacks,
         generators=[generator],
     )
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
+            epoch = callback.stopped_epoch + 1
+            logger.info("stopped after epoch %d, by --patience %d", epoch, callback.patience)
+    return fitted
 
 
 def _identity(prepared: Prepared) -> str:
@@ -275,6 +283,14 @@ def _callbacks(
     if drift is not None:
         inputs = _some_inputs(prepared, tuning.config)
         found.append(MeasureDrift(network, prepared.source, taps=taps, inputs=inputs, path=drift))
+        if tuning.config.patience is not None:
+            found.append(
+                EarlyStopping(
+                    "val_calibrated_loss",
+                    patience=tuning.config.patience,
+                    check_finite=False,  # what is no number is no better
+                )
+            )
     cycles = tuning.method.head_cycles
     if cycles > 1:
         head = network.get_submodule(prepared.backbone.head)

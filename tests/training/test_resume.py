@@ -4,12 +4,14 @@ import dataclasses
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -61,6 +63,8 @@ def trained(
     saving: Saving = EVERY,
     validates: bool = True,
     workers: int = 0,
+    labels: Sequence[int] | None = None,
+    epochs: int = EPOCHS,
 ) -> tuple[dict[str, Tensor], Fitted]:
     """With everything that has a state: Adam, dropout, batch norm, and a head that is redrawn."""
     folder.mkdir(exist_ok=True)
@@ -80,13 +84,13 @@ def trained(
         train=DataLoader(
             data,
             batch_size=6,
-            sampler=EpochSampler(14, seed=0),
+            sampler=EpochSampler(14, seed=0, labels=labels),
             num_workers=workers,
             persistent_workers=workers > 0,
             generator=torch.Generator(),
         ),
         val=DataLoader(Samples(), batch_size=5) if validates else None,
-        epochs=EPOCHS,
+        epochs=epochs,
         folder=folder,
         saving=saving,
         resume=resume,
@@ -362,3 +366,30 @@ def test_a_state_is_saved_when_its_time_has_come(tmp_path, monkeypatch):
     trained(tmp_path / "run", Clock(), saving=Saving(minutes=1))
     assert saved == [3, 6, 9]
     assert dataclasses.asdict(Saving()) == {"minutes": 1.0, "steps": None}
+
+
+@pytest.mark.parametrize("step", [2, 4, 7, 8])
+def test_an_early_stop_comes_at_the_same_epoch(tmp_path, step):
+    def stop() -> EarlyStopping:
+        # No epoch is better than the first by so much: it stops after the third.
+        return EarlyStopping("val_calibrated_loss", patience=2, min_delta=9.0)
+
+    whole = stop()
+    expected = trained(tmp_path / "whole", whole, epochs=9)
+    assert whole.stopped_epoch == 2
+    assert len(expected[1].validations) == 4
+    with pytest.raises(RuntimeError, match="broken off"):
+        trained(tmp_path / "run", stop(), BreakOff(step), epochs=9)
+    found = stop()
+    assert same(trained(tmp_path / "run", found, epochs=9, resume=True), expected)
+    assert found.stopped_epoch == 2
+    assert traces(tmp_path / "run") == traces(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_classes_that_are_drawn_equally_often_go_on(tmp_path, step):
+    labels = [0] * 10 + [1] * 3 + [2]
+    expected = trained(tmp_path / "whole", labels=labels)
+    with pytest.raises(RuntimeError, match="broken off"):
+        trained(tmp_path / "run", BreakOff(step), labels=labels)
+    assert same(trained(tmp_path / "run", labels=labels, resume=True), expected)

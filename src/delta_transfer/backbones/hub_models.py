@@ -142,7 +142,7 @@ def _build(name: str, file: Path, num_outputs: int, image_size: int | None) -> B
             "choose one with the tag timm"
         ) from error
     _check_architecture(name, architecture, folder=file.parent)
-    _check_args(name, model_args)
+    check_args(name, model_args)
     model_args.pop("num_classes", None)
     return build_timm(
         name,
@@ -229,7 +229,8 @@ def _by_timm(backbone: Backbone, state: Mapping[str, Tensor], name: str) -> nn.M
     )
 
 
-def _check_args(name: str, model_args: Mapping[str, Any]) -> None:
+def check_args(name: str, model_args: Mapping[str, Any]) -> None:
+    """Raises UserError where the arguments in a `config.json` have timm do more than it should."""
     for key in _REFUSED:
         if model_args.get(key):
             raise UserError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from delta_transfer.backbones.base import Backbone, InputSpec, brief, own_tensors
 from delta_transfer.backbones.custom import wrap_network
+from delta_transfer.backbones.hub_models import check_args
 from delta_transfer.backbones.timm_models import build_timm
 from delta_transfer.backbones.torchvision_models import load_torchvision
 from delta_transfer.backbones.weights import fill
@@ -128,6 +129,7 @@ def _build(folder: Path, config: Mapping[str, Any], spec: InputSpec, num_outputs
             image_size=spec.size,
             pretrained=False,
         )
+    check_args(f"local-dir:{folder}", config["model_args"])
     return build_timm(
         f"local-dir:{folder}",
         name=architecture,

@@ -1,6 +1,6 @@
 """What every source of data gives, a Task of splits, and the torch data set and sampler on it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
+from delta_transfer.data.balance import balanced_draws
 from delta_transfer.data.seeds import derive_seed
 
 Metric = Literal["accuracy", "mean_class_accuracy"]
 """What the field reports of a data set: the share of right answers, or its mean over classes."""
+
+_AGAIN = 2**20  # epochs that a sample is ahead each time that it is drawn again in one
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     Args:
         length: the number of samples.
         seed: the user's seed.
+        labels: of the samples, to draw each class equally often; None to draw each sample once.
+            One that is drawn again is augmented otherwise: it comes with a later epoch.
 
     Example:
         >>> sampler = EpochSampler(3, seed=0)
@@ -140,9 +145,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         [(7, 0), (7, 1), (7, 2)]
     """
 
-    def __init__(self, length: int, *, seed: int) -> None:
+    def __init__(self, length: int, *, seed: int, labels: Sequence[int] | None = None) -> None:
         self.length = length
         self.seed = seed
+        self.labels = labels
         self.epoch = 0
         self._skipped = 0
 
@@ -162,5 +168,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         epoch, first = self.epoch, self._skipped
         self._skipped = 0
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
-        return iter([(epoch, index) for index in order[first:]])
+        if self.labels is None:
+            order = torch.randperm(self.length, generator=generator).tolist()
+            return iter([(epoch, index) for index in order[first:]])
+        draws = zip(*balanced_draws(self.labels, generator=generator), strict=True)
+        return iter([(epoch + _AGAIN * times, index) for index, times in draws][first:])

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import socket
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ def download_folder(target: Path, fetch: Callable[[Path], object]) -> None:
         _made(target.parent),
         tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary,
         _impatient(),
+        _contained(),
     ):
         fetch(Path(temporary))
         made = Path(temporary) / name
@@ -105,6 +107,20 @@ def _made(folder: Path) -> Iterator[None]:
             for path in new:
                 path.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def _contained() -> Iterator[None]:
+    """Inside, what a tar archive would put outside of its folder is an error.
+
+    So it is anyway from Python 3.14 on, and in torchvision of late.
+    """
+    before = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 @contextlib.contextmanager

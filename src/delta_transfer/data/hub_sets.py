@@ -38,11 +38,14 @@ class HubReader:
         source: what messages call the data.
         rows: the `datasets.Dataset` of each split, with pictures as they are stored.
         column: of the pictures.
+        folder: which the files of pictures that are stored by their path may not leave; None for
+            the library's own folders.
     """
 
     source: str
     rows: dict[str, Any]
     column: str
+    folder: Path | None
 
     def __call__(self, path: str) -> Image.Image:
         """The RGB picture."""
@@ -56,7 +59,14 @@ class HubReader:
                 f"there is no picture in {name}: remove this row from the data",
                 reason="there is no picture in this row",
             )
-        return decode_image(Path(stored["path"]), name=f"{stored['path']}, {name}")
+        file = Path(stored["path"])
+        if self.folder is not None and not file.resolve().is_relative_to(self.folder):
+            raise PictureError(
+                f"{name} is no picture but the path of a file outside of its folder "
+                f"('{file}'): write the data again with save_to_disk, which stores pictures",
+                reason="it is the path of a file outside of the folder",
+            )
+        return decode_image(file, name=f"{file}, {name}")
 
 
 def load_hub(
@@ -113,6 +123,7 @@ def load_hub(
             for split in used
         },
         column=column,
+        folder=None if folder is None else folder.resolve(),
     )
     splits = {split: _split(split, names[split], classes, reader) for split in used}
     given = GivenSplits(
@@ -134,6 +145,13 @@ def _library() -> ModuleType:
         raise UserError(
             f"{PREFIX}NAME needs the library datasets ({error}): pip install 'delta-transfer[hf]'"
         ) from error
+    version = datasets.__version__
+    if int(version.partition(".")[0]) < 4:
+        raise UserError(
+            f"{PREFIX}NAME needs the library datasets from version 4 on, and {version} is "
+            "installed, which would run programs that a data set brings: pip install "
+            "'delta-transfer[hf]'"
+        )
     module: ModuleType = datasets
     return module
 

@@ -160,6 +160,12 @@ def _listing(
 def _split(base: Path, found: Sequence[tuple[str | Path, int]], renewal: str) -> Split:
     """The split of these files, which must be there."""
     paths = tuple(Path(file).relative_to(base).as_posix() for file, _ in found)
+    outside = [path for path in paths if ".." in path.split("/")]
+    if outside:
+        raise UserError(
+            f"'{base}' has lists with pictures outside of it: {first_few(outside)}; these are not "
+            f"the files of this data set: {renewal}"
+        )
     missing = [path for path in paths if not (base / path).is_file()]
     if missing:
         raise UserError(

@@ -12,7 +12,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -21,6 +20,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.callbacks import StopAfter
 from delta_transfer.training.checkpoints import BEST, LAST, WholeCheckpoints, find_last, read_whole
+from delta_transfer.training.loggers import EndRuns, make_loggers
 from delta_transfer.training.module import FineTuning, Optimization
 from delta_transfer.training.saving import TRACES, KeepBest, SaveLast, Saving
 from delta_transfer.training.stopping import Stopped, listening
@@ -55,6 +55,7 @@ class Fit:
         resume: go on from the last state that is there, if there is one of the same identity.
         identity: of what is trained on which pictures.
         accelerator: Lightning's name of the device kind.
+        loggers: where figures go beside `metrics.csv`, see `make_loggers`.
     """
 
     train: DataLoader[Any]
@@ -69,6 +70,7 @@ class Fit:
     resume: bool = False
     identity: str = ""
     accelerator: str
+    loggers: Sequence[str] = ("tensorboard",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,11 +238,8 @@ def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightnin
             devices=1,
             max_epochs=plan.epochs,
             gradient_clip_val=plan.clip,
-            logger=[
-                CSVLogger(plan.folder, name="", version=""),
-                TensorBoardLogger(plan.folder, name="", version="tensorboard"),
-            ],
-            callbacks=[*callbacks, *bars],
+            logger=make_loggers(plan.loggers, plan.folder),
+            callbacks=[*callbacks, *bars, EndRuns()],
             plugins=[WholeCheckpoints()],
             enable_progress_bar=progress,
             enable_checkpointing=False,

@@ -143,8 +143,9 @@ class SaveLast(lightning.Callback):
         self._saved = (time.monotonic(), trainer.global_step)
         if not self._found:
             return
-        for name, text in self._found["traces"].items():
-            (self._folder / name).write_bytes(text.encode())
+        for name in TRACES:  # and no other file, whatever the state names
+            if name in self._found["traces"]:
+                (self._folder / name).write_bytes(self._found["traces"][name].encode())
         for csv in trainer.loggers:
             if isinstance(csv, CSVLogger):  # it has begun anew
                 text = self._found["traces"].get("metrics.csv", "")

