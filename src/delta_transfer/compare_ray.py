@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import logging
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -70,6 +71,7 @@ class Cluster:
         self._nodes: list[Node] = []
 
     def __enter__(self) -> "Cluster":
+        _check_port(self._address)
         ray = _import()
         try:
             _connect(ray, self._address)
@@ -289,7 +291,7 @@ def work(job: Job, config: TrainConfig, train: bool) -> Reply | Exception:
 
 
 def missing(cwd: str, paths: Sequence[str]) -> UserError | None:
-    """A task: goes to a folder, if it is there, and looks for files; the error if one is missing."""
+    """A task: goes to a folder, if it can, and looks for files; the error if one is missing."""
     with contextlib.suppress(OSError):
         os.chdir(cwd)
     lost = next((path for path in paths if not Path(path).exists()), None)
@@ -320,7 +322,7 @@ def _import() -> Any:
         import ray.util.scheduling_strategies
     except ImportError as error:
         raise UserError(
-            "--ray needs the package ray: pip install delta-transfer[search]"
+            "--ray needs the package ray: pip install 'delta-transfer[search]'"
         ) from error
     return ray
 
@@ -348,6 +350,21 @@ def _connect(ray: Any, address: str) -> None:
             ) from error
         raise _no_cluster(address, error) from error
     except (RuntimeError, ValueError, AssertionError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _check_port(address: str) -> None:
+    """Whether anybody listens there, which Ray tries for minutes to find out.
+
+    Raises:
+        UserError: if nobody does.
+    """
+    found = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=10).close()
+    except (OSError, OverflowError) as error:
         raise _no_cluster(address, error) from error
 
 
