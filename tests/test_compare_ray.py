@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from delta_transfer.compare import compare
-from delta_transfer.compare_ray import Cluster, Node, missing
+from delta_transfer.compare_ray import Cluster, missing
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.ray_connection import Node
 from tests.runs import flags, model_bytes, tiny
 from tests.test_compare_killed import figures
 

@@ -5,11 +5,7 @@ import dataclasses
 import functools
 import logging
 import os
-import re
-import signal
 import socket
-import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,8 @@ import torch
 
 from delta_transfer.compare_workers import Reply, Runner, answer
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.look import cores
 from delta_transfer.errors import UserError
+from delta_transfer.ray_connection import Node, check_port, connect, import_ray, node_of
 from delta_transfer.run_folder import COMPARISON
 
 logger = logging.getLogger(__name__)
@@ -30,25 +26,7 @@ RETRIES = 3
 PATIENCE = 120
 """Seconds in which runs that are stopped may finish their step and save."""
 
-_STORE = 80 * 2**20  # bytes for what tasks give each other, which is next to nothing; Ray's least
 _PASSED_ON = ("PYTHONPATH", "DELTA_TRANSFER_CACHE")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Node:
-    """What a node of the cluster has for us.
-
-    Args:
-        id: Ray's name of it.
-        cores: how many.
-        gpus: how many.
-        memory: in bytes.
-    """
-
-    id: str
-    cores: int
-    gpus: int
-    memory: float
 
 
 class Cluster:
@@ -71,18 +49,18 @@ class Cluster:
         self._nodes: list[Node] = []
 
     def __enter__(self) -> "Cluster":
-        _check_port(self._address)
-        ray = _import()
+        check_port(self._address)
+        ray = import_ray()
         try:
-            _connect(ray, self._address)
-            self._nodes = self._usable([_node(found) for found in ray.nodes() if found["Alive"]])
+            connect(ray, self._address)
+            self._nodes = self._usable([node_of(found) for found in ray.nodes() if found["Alive"]])
         except BaseException:
             ray.shutdown()
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        _import().shutdown()
+        import_ray().shutdown()
 
     def _usable(self, nodes: Sequence[Node]) -> list[Node]:
         """Those that can make runs: with GPUs if there are any, unless the CPU is asked for."""
@@ -169,7 +147,7 @@ class RayJobs:
         needs: dict[str, Any],
         nodes: Sequence[str],
     ) -> None:
-        self._ray = _import()
+        self._ray = import_ray()
         mark = str(folder / COMPARISON)
         self._job = Job(methods=tuple(methods), threads=threads, mark=mark, cwd=os.getcwd())
         self._workers = workers
@@ -313,87 +291,3 @@ def _read_by(config: TrainConfig) -> list[str]:
     """What may be files."""
     given = (config.data, config.weights, config.attention, config.data_root, config.model)
     return [path.removeprefix("local-dir:").removeprefix("hf/") for path in given if path]
-
-
-def _import() -> Any:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # which it reads when it is imported
-    try:
-        import ray
-        import ray.util.scheduling_strategies
-    except ImportError as error:
-        raise UserError(
-            "--ray needs the package ray: pip install 'delta-transfer[search]'"
-        ) from error
-    return ray
-
-
-def _connect(ray: Any, address: str) -> None:
-    """Connects, or starts a Ray here.
-
-    Raises:
-        UserError: if that cannot be.
-    """
-    own = {"num_cpus": cores(), "object_store_memory": _STORE, "include_dashboard": False}
-    try:
-        with _own_sigterm():
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **(own if address == "local" else {}),
-            )
-    except OSError as error:
-        if "AF_UNIX" in str(error):
-            raise UserError(
-                f"the folder for temporary files, {tempfile.gettempdir()}, has too long a name for "
-                "Ray: put TMPDIR=/tmp before the command"
-            ) from error
-        raise _no_cluster(address, error) from error
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise _no_cluster(address, error) from error
-
-
-def _check_port(address: str) -> None:
-    """Whether anybody listens there, which Ray tries for minutes to find out.
-
-    Raises:
-        UserError: if nobody does.
-    """
-    found = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)
-    if found is None:
-        return
-    try:
-        socket.create_connection((found[1], int(found[2])), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise _no_cluster(address, error) from error
-
-
-def _no_cluster(address: str, error: Exception) -> UserError:
-    said = " ".join(str(error).split())
-    return UserError(
-        f"--ray {address}: there is no connection to a Ray cluster ({said[:200]}): give auto, "
-        "HOST:PORT or ray://HOST:PORT of one, or local, which starts one on this machine"
-    )
-
-
-@contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Inside, Ray takes SIGTERM; afterwards it is again whose it was."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _node(found: dict[str, Any]) -> Node:
-    has = found["Resources"]
-    return Node(
-        id=found["NodeID"],
-        cores=int(has.get("CPU", 0)),
-        gpus=int(has.get("GPU", 0)),
-        memory=has.get("memory", 0.0),
-    )
