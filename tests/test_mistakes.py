@@ -451,6 +451,17 @@ TOGETHER = [
         "'torchvision/nothing' | torchvision/dtd | did you mean",
     ),
     row(
+        "compare: no package ray",
+        "compare pictures --ray=local",
+        "--ray needs the package ray | pip install 'delta-transfer[search]'",
+        missing("ray"),
+    ),
+    row(
+        "compare: no cluster",
+        "compare pictures --ray=127.0.0.1:1",
+        "--ray 127.0.0.1:1: there is no connection to a Ray cluster | give auto, HOST:PORT or",
+    ),
+    row(
         "compare: attention of one seed",
         "compare pictures --attention=run/attention.safetensors",
         "--attention run/attention.safetensors | the pictures of one seed | give one seed",

@@ -4,19 +4,21 @@ import dataclasses
 import logging
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
 
 from delta_transfer.compare_folder import Plan, begin, open_folder, unfinished, write_table
 from delta_transfer.compare_jobs import Jobs, gpus
+from delta_transfer.compare_ray import Cluster
 from delta_transfer.compare_workers import Reply
 from delta_transfer.config import TrainConfig
 from delta_transfer.console import message
 from delta_transfer.data.look import cores
 from delta_transfer.devices import find_device
 from delta_transfer.errors import UserError
+from delta_transfer.folder_lock import locked
 from delta_transfer.prepare import find_task
 from delta_transfer.report import write_comparison_report, write_run_report
 from delta_transfer.result import RunResult
@@ -52,6 +54,7 @@ def compare(
     sizes: Sequence[int | None] = (None,),
     jobs: int | None = None,
     threads: int | None = None,
+    ray: str | None = None,
 ) -> Compared:
     """Trains every method with every seed on every size; those of a seed and size see the same.
 
@@ -68,6 +71,8 @@ def compare(
         jobs: runs at a time; if None as many as there are GPUs, or as there are cores for their
             threads and `MEMORY` for each.
         threads: of each run; if None those of before, or a fair share of the cores.
+        ray: address of a Ray cluster that makes the runs (see docs/architecture.md); None for this
+            machine.
 
     Returns:
         The figures of each run.
@@ -86,29 +91,67 @@ def compare(
     _check(asked, folder)
     whole = open_folder(folder, asked)
     left = asked.runs(folder) if config.overwrite else unfinished(asked.runs(folder))
-    places, names = _places(config)
-    if whole.threads is None:
-        share = cores() // max(1, min(places, len(left)))
-        whole = dataclasses.replace(whole, threads=max(1, share))
-    assert whole.threads is not None
-    fitting = places if names else min(places // whole.threads, _fit_in_memory())
-    at_once = max(1, min(jobs or fitting, len(left)))
-    progress = _Progress(folder, whole, left, at_once=at_once)
-    with progress.closing():
-        if left:
-            left = [dataclasses.replace(run, workers=_loaders(run, at_once)) for run in left]
+    with _room(config, ray if left else None, jobs) as room:
+        if whole.threads is None:
+            whole = dataclasses.replace(whole, threads=room.share(len(left)))
+        assert whole.threads is not None
+        at_once = max(1, min(jobs or room.fitting(whole.threads), len(left)))
+        progress = _Progress(folder, whole, left, at_once=at_once)
+        with ExitStack() as held, progress.closing():
+            if not left:
+                held.enter_context(locked(folder))
+                progress.begin()
+                return progress.outcome()
+            share = room.cores_of_a_run(at_once, whole.threads)
+            left = [dataclasses.replace(run, workers=_loaders(run, at_once, share)) for run in left]
             # The largest size first: data that has too few pictures is found at once.
             largest = max(left, key=lambda run: run.samples_per_class or 0)
             if at_once > 1:
                 find_task(largest)  # before processes are started, which takes a while
-            with Jobs(methods, workers=at_once, threads=whole.threads, gpus=names) as makers:
+            with room.jobs(methods, folder, workers=at_once, threads=whole.threads) as makers:
                 progress.describe(makers.prepare(largest))
+                held.enter_context(locked(folder))
                 progress.begin()
                 for run, reply in makers.run(left):
                     progress.add(run, reply)
-        else:
-            progress.begin()
-    return Compared(folder=folder, results=progress.results, failures=progress.failures)
+    return progress.outcome()
+
+
+@contextmanager
+def _room(config: TrainConfig, ray: str | None, jobs: int | None) -> Iterator["_Machine | Cluster"]:
+    """Where runs are made: this machine, or a Ray cluster."""
+    if ray is None:
+        yield _Machine(config)
+        return
+    with Cluster(ray, config, memory=MEMORY if jobs is None else 0) as cluster:
+        yield cluster
+
+
+class _Machine:
+    """This machine, as `compare_ray.Cluster` is a cluster.
+
+    Args:
+        config: of the comparison.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._places, self._gpus = _places(config)
+
+    def share(self, runs: int) -> int:
+        """As of a cluster."""
+        return max(1, cores() // max(1, min(self._places, runs)))
+
+    def fitting(self, threads: int) -> int:
+        """As of a cluster."""
+        return self._places if self._gpus else min(self._places // threads, _fit_in_memory())
+
+    def cores_of_a_run(self, at_once: int, threads: int) -> int:
+        """As of a cluster."""
+        return cores() // at_once
+
+    def jobs(self, methods: Sequence[str], folder: Path, *, workers: int, threads: int) -> Jobs:
+        """As of a cluster."""
+        return Jobs(methods, workers=workers, threads=threads, gpus=self._gpus)
 
 
 class _Progress:
@@ -134,6 +177,10 @@ class _Progress:
         self._begun = False
         self._said: set[str] = set()
 
+    def outcome(self) -> Compared:
+        """What it has come to."""
+        return Compared(folder=self._folder, results=self.results, failures=self.failures)
+
     def begin(self) -> None:
         """From here on there is a folder, with what it holds already."""
         begin(self._folder, self._plan)
@@ -142,7 +189,8 @@ class _Progress:
         logger.info("folder   %s", self._folder)
         for result in self.results:
             if not (result.folder / "report.html").is_file():  # broken off while it was written
-                write_run_report(result.folder)
+                with locked(result.folder):
+                    write_run_report(result.folder)
         if self._total:
             there = f", {len(self.results)} are there already" if self.results else ""
             logger.info(
@@ -262,9 +310,8 @@ def _fit_in_memory() -> int:
     return int(psutil.virtual_memory().available // MEMORY)
 
 
-def _loaders(run: TrainConfig, at_once: int) -> int | None:
+def _loaders(run: TrainConfig, at_once: int, share: int) -> int | None:
     """Processes that load pictures for a run, where several share the cores (as in `loaders`)."""
-    share = cores() // at_once
     if run.workers is not None or at_once == 1:
         return run.workers
     return 0 if share <= 2 else min(8, share - 1)

@@ -41,6 +41,7 @@ def run(parsed: Any) -> Compared:
         sizes=size_list(options.samples_per_class),
         jobs=options.jobs,
         threads=options.threads,
+        ray=options.ray,
     )
 
 

@@ -13,6 +13,7 @@ import yaml
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
+from delta_transfer.folder_lock import LOCK, check_unlocked
 from delta_transfer.options import seed_list, size_list
 from delta_transfer.result import COMPARISON_COLUMNS, RunResult
 from delta_transfer.run_folder import (
@@ -97,9 +98,11 @@ def open_folder(folder: Path, plan: Plan) -> Plan:
             options.
     """
     check_place(folder, data=plan.config.data)
+    check_unlocked(folder)
     path = folder / COMPARISON
     if plan.config.overwrite or not path.is_file():
-        if not (folder.is_dir() and set(folder.iterdir()) == set(leftovers(folder))):
+        found = set(folder.iterdir()) - {folder / LOCK} if folder.is_dir() else None
+        if found != set(leftovers(folder)):
             check_folder(folder, plan.config)
         return plan
     there, asked = _load(path), plan.options()

@@ -173,12 +173,15 @@ def _work(connection: Connection, methods: Sequence[str], threads: int) -> None:
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), gone:
         while True:  # progress bars go nowhere
             config, train = connection.recv()
-            reply: Reply | Exception
-            try:
-                reply = runner.make(config, train=train)
-            except Exception as error:
-                reply = _portable(error)
-            connection.send(reply)
+            connection.send(answer(runner, config, train=train))
+
+
+def answer(runner: Runner, config: TrainConfig, *, train: bool) -> Reply | Exception:
+    """What came of a run, or the error that ended the work, to be sent to another process."""
+    try:
+        return runner.make(config, train=train)
+    except Exception as error:
+        return _portable(error)
 
 
 def _end_with_parent() -> None:

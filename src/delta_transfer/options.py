@@ -185,6 +185,8 @@ class CompareOptions:
             given.
         threads: of each run on the CPU, on which its last digits depend; a fair share of the cores
             if not given, and in a folder that is there those of before.
+        ray: address of a Ray cluster that makes the runs: auto, HOST:PORT or ray://HOST:PORT, or
+            local, which starts one here; all its nodes need the data and --out under the same path.
     """
 
     methods: str = "probe,l2,l2sp,delta"
@@ -194,6 +196,7 @@ class CompareOptions:
     overwrite: bool = False
     jobs: int | None = None
     threads: int | None = None
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         _check("--jobs", self.jobs, 1)

@@ -70,8 +70,10 @@ class RunResult:
         best_epoch: the epoch that was kept; 0 is the start, before any training.
         epochs: how many were trained to choose from.
         refitted: whether the final model learnt from training and validation pictures.
-        seconds: from the start of the run to its end.
-        memory: the most in use while the method was at work, in MiB (see `PeakMemory`).
+        seconds: from the start of the run to its end; if it was broken off, of all processes that
+            worked on it, of each until it last saved.
+        memory: the most in use while the method was at work, in MiB (see `PeakMemory`), in any of
+            these processes.
         pictures: that the final model learnt from.
         classes: how many.
         strength: of the method's penalty, None where it has none; if it was found, the geometric

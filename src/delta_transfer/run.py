@@ -22,6 +22,7 @@ from delta_transfer.data import Split
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.evaluation import mean_class_accuracy
 from delta_transfer.files import write_atomically
+from delta_transfer.folder_lock import locked
 from delta_transfer.loaders import evaluation_loader
 from delta_transfer.machine import describe, versions
 from delta_transfer.methods import Method, check_classifier, find_method
@@ -40,6 +41,7 @@ from delta_transfer.run_folder import (
     tidy,
 )
 from delta_transfer.selection import Selected
+from delta_transfer.spent import SPENT, Spent
 from delta_transfer.training import CropAverage, accuracy, predict_probabilities
 from delta_transfer.training.loggers import check_loggers
 from delta_transfer.tuning import Tuning
@@ -114,14 +116,22 @@ def train_prepared(
         attention=given_attention(prepared, config),
     )
     check_classifier(tuning.method, prepared.backbone.classifier, config.model)
-    make_folder(folder, overwrite=config.overwrite, resume=config.resume)
+    with locked(folder):
+        make_folder(folder, overwrite=config.overwrite, resume=config.resume)
+        spent = Spent(folder, started=started, memory=memory, resume=config.resume)
+        return _train(prepared, dataclasses.replace(tuning, saved=spent.save), folder, spent)
+
+
+def _train(prepared: Prepared, tuning: Tuning, folder: Path, spent: Spent) -> RunResult:
+    """In a folder that is this process's own."""
+    config = tuning.config
     try:
         header = (*describe(), *prepared.description)
         with log_to(folder / LOG, header, resume=config.resume):
             write_atomically(folder / "config.yaml", config.to_yaml())
             announce(prepared, tuning)
             selected = select(prepared, tuning, folder)
-            result = _finish(selected, tuning, folder, memory=memory, started=started)
+            result = _finish(selected, tuning, folder, spent)
             write_run_report(folder)
             conclude(result)
     except BaseException as error:
@@ -140,10 +150,11 @@ def train_prepared(
 def _finished(folder: Path) -> RunResult:
     """A run that is over, of which the report alone may be missing."""
     logger.info("%s is finished: there is nothing to go on with", folder)
-    tidy(folder)
-    _clear(folder)
-    if not (folder / "report.html").is_file():
-        write_run_report(folder)
+    with locked(folder):
+        tidy(folder)
+        _clear(folder)
+        if not (folder / "report.html").is_file():
+            write_run_report(folder)
     result = RunResult.load(folder)
     conclude(result)
     return result
@@ -211,9 +222,7 @@ def method_of(config: TrainConfig) -> Method:
     return find_method(config.method, official=True) if official else method
 
 
-def _finish(
-    selected: Selected, tuning: Tuning, folder: Path, *, memory: PeakMemory, started: float
-) -> RunResult:
+def _finish(selected: Selected, tuning: Tuning, folder: Path, spent: Spent) -> RunResult:
     """Measures the final network and writes what the run leaves behind."""
     prepared, network = selected.prepared, selected.tuned.network
     task, method = prepared.task, tuning.method
@@ -226,6 +235,7 @@ def _finish(
     write_examples(folder, shown, probabilities, beside, task.classes)
     (folder / "model").mkdir(exist_ok=True)
     save_model(folder / "model", prepared.backbone, network, classes=task.classes)
+    cost = spent.cost
     result = RunResult(
         folder=folder,
         method=method.name,
@@ -240,8 +250,8 @@ def _finish(
         best_epoch=selected.epoch,
         epochs=tuning.epochs if method.trains else 0,
         refitted=selected.refitted,
-        seconds=round(time.perf_counter() - started, 1),
-        memory=memory.mib,
+        seconds=cost.seconds,
+        memory=cost.memory,
         pictures=len(task.train),
         classes=len(task.classes),
         strength=_strength(selected, tuning),
@@ -255,7 +265,8 @@ def _finish(
 
 
 def _clear(folder: Path) -> None:
-    """Deletes checkpoints with which nothing is left to do."""
+    """Deletes what only a run that is not finished needs."""
+    (folder / SPENT).unlink(missing_ok=True)
     for before in folder.glob("**/before.ckpt"):
         before.unlink()
     for fold in folder.glob("**/folds/*"):

@@ -15,16 +15,17 @@ from typing import Any
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.paths import user_path
 from delta_transfer.errors import UserError
+from delta_transfer.folder_lock import LOCK, check_unlocked
 
 LOG = "train.log"
 COMPARISON = "compare.yaml"  # the options of a comparison
 
 _OF_A_RUN = frozenset(
     f"""{LOG} config.yaml metrics.csv hparams.yaml tensorboard drift.csv attention.safetensors
-    checkpoints weaker refit folds predictions.csv examples.csv examples model result.json
-    report.html evaluation wandb""".split()
+    checkpoints weaker refit folds spent.json predictions.csv examples.csv examples model
+    result.json report.html evaluation wandb""".split()
 )
-_OF_A_COMPARISON = frozenset([COMPARISON, "results.csv", "report.html"])
+_OF_A_COMPARISON = frozenset([COMPARISON, LOCK, "results.csv", "report.html"])
 _AFTER_TRAINING = ("examples", "model")  # folders, which may be half full
 # Options that change no figure, but for the last digits on another device.
 FREE = (
@@ -75,7 +76,8 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     """
     data = config.data
     check_place(folder, data=data)
-    if not folder.is_dir() or not any(folder.iterdir()):
+    check_unlocked(folder)
+    if not folder.is_dir() or not _names(folder):
         return
     if config.resume:
         _check_same(folder, config)
@@ -140,7 +142,8 @@ def make_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
             for name in _AFTER_TRAINING:
                 shutil.rmtree(folder / name, ignore_errors=True)
             return
-        entries = sorted(folder.iterdir(), key=lambda entry: entry.name in _MARKS)
+        entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
+        entries.sort(key=lambda entry: entry.name in _MARKS)
         if entries and not overwrite:
             raise UserError(f"another run has written into {folder} meanwhile: give another --out")
         for entry in entries:  # the marks last: what is broken off here can be gone on with
@@ -219,7 +222,7 @@ def foreign(folder: Path) -> str | None:
 def leftovers(folder: Path) -> list[Path]:
     """What writes of a comparison's own files left that were killed."""
     hidden = folder.glob(".*")
-    return [path for path in hidden if _whole(path.name) in _OF_A_COMPARISON]
+    return [path for path in hidden if _whole(path.name) in _OF_A_COMPARISON - {LOCK}]
 
 
 def _strange(folder: Path) -> str | None:
@@ -254,7 +257,8 @@ def _strange_in_comparison(folder: Path) -> str | None:
 
 
 def _names(folder: Path) -> set[str]:
-    return {_whole(path.name) for path in folder.iterdir()}
+    """What a folder holds beside its lock."""
+    return {_whole(path.name) for path in folder.iterdir()} - {LOCK}
 
 
 def _whole(name: str) -> str:

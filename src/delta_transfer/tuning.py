@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class Tuning:
         epochs: how many, by which the schedule goes.
         attention: channel attention that was given; None to estimate it, if the method needs it.
         order: which of several orders and augmentations of the pictures that the seed gives.
+        saved: called whenever a fit has saved its state.
     """
 
     config: TrainConfig
@@ -52,6 +53,7 @@ class Tuning:
     epochs: int
     attention: ChannelAttention | None
     order: int = 0
+    saved: Callable[[], None] = lambda: None
 
     @property
     def strength(self) -> float | None:
@@ -230,6 +232,7 @@ def _fit(
             folder=folder,
             keep_validations=bool(config.folds),
             saving=Saving(minutes=config.checkpoint_minutes, steps=config.checkpoint_steps),
+            saved=tuning.saved,
             resume=config.resume,
             identity=_identity(prepared),
             accelerator=prepared.device.type,

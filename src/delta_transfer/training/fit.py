@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Fit:
         keep_validations: what the network says of the validation pictures is kept for each epoch.
         folder: of the run, with its `checkpoints`.
         saving: how often the last state is saved.
+        saved: called whenever it was.
         resume: go on from the last state that is there, if there is one of the same identity.
         identity: of what is trained on which pictures.
         accelerator: Lightning's name of the device kind.
@@ -67,6 +68,7 @@ class Fit:
     keep_validations: bool = True
     folder: Path
     saving: Saving = dataclasses.field(default_factory=Saving)
+    saved: Callable[[], None] = lambda: None
     resume: bool = False
     identity: str = ""
     accelerator: str
@@ -152,6 +154,7 @@ def fit(
             identity=plan.identity,
             generators=generators,
             request=request,
+            saved=plan.saved,
         )
         stop = [] if plan.stop_after is None else [StopAfter(plan.stop_after)]
         kept = [] if plan.val is None else [keep]

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ class SaveLast(lightning.Callback):
         identity: of what is trained on which pictures.
         generators: more of them.
         request: whether a stop is asked for.
+        saved: called whenever it has saved.
     """
 
     def __init__(
@@ -110,12 +111,14 @@ class SaveLast(lightning.Callback):
         identity: str,
         generators: Sequence[torch.Generator],
         request: StopRequest,
+        saved: Callable[[], None],
     ) -> None:
         self._folder = folder
         self._saving = saving
         self._identity = identity
         self._generators = generators
         self._request = request
+        self._tell = saved
         self._finished = False
         self._found: dict[str, Any] = {}
         self._saved = (time.monotonic(), 0)
@@ -189,6 +192,7 @@ class SaveLast(lightning.Callback):
         checkpoints = self._folder / "checkpoints"
         trainer.save_checkpoint(checkpoints / NEXT)
         take_over(checkpoints)
+        self._tell()
         self._saved = (time.monotonic(), trainer.global_step)
 
     def _stop(self, trainer: lightning.Trainer) -> None:
