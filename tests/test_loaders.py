@@ -6,6 +6,7 @@ import torch
 from delta_transfer.backbones import InputSpec
 from delta_transfer.data import load_task, look
 from delta_transfer.data.augment import official_eval_transform, ten_crop_transform
+from delta_transfer.data.resize import Resize
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import count_workers, evaluation_loader, plain_loader, training_loader
 from tests.runs import tiny
@@ -120,10 +121,5 @@ class TestOfficial:
             preset: training_loader(task.train, SPEC, tiny(pictures, tmp_path, preset=preset))
             for preset in ("default", "official")
         }
-        resized = {
-            preset: next(
-                step.size for step in loader.dataset.transform.transforms if hasattr(step, "size")
-            )
-            for preset, loader in found.items()
-        }
-        assert resized == {"default": [36], "official": [37, 37]}
+        resized = {preset: loader.dataset.transform for preset, loader in found.items()}
+        assert resized == {"default": Resize(side=36), "official": Resize(side=37, square=True)}
