@@ -64,8 +64,9 @@ class Pack:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _END.size))
             end = file.read()
-            checksum, length = _END.unpack(end) if len(end) == _END.size else (b"", size)
-            file.seek(max(0, size - _END.size - length))
+            checksum, length = _END.unpack(end) if len(end) == _END.size else (b"", 0)
+            length = min(length, size - len(end))  # of a damaged one it may be anything
+            file.seek(size - len(end) - length)
             index = file.read(length)
         if fingerprint([index]).encode() != checksum:
             raise ValueError(f"{path} is damaged")
