@@ -172,7 +172,7 @@ def test_it_goes_to_other_processes(some):
     assert_kept(pickle.loads(pickle.dumps(task)))
 
 
-@pytest.mark.parametrize("damage", ["bit", "half", "end", "empty", "other"])
+@pytest.mark.parametrize("damage", ["bit", "index", "half", "end", "empty", "other"])
 def test_a_damaged_file_is_known_and_made_anew(some, folder, damage):
     keep(some)
     (pack,) = packs(folder)
@@ -180,11 +180,13 @@ def test_a_damaged_file_is_known_and_made_anew(some, folder, damage):
     content[40] ^= 4
     contents = {
         "bit": content,
+        "index": pack.read_bytes().replace(b", 9, 8, ", b",9999,8,"),
         "half": pack.read_bytes()[: len(content) // 2],
         "end": pack.read_bytes()[:-1],
         "empty": b"",
         "other": b"Dear Sir" * 100,
     }
+    assert contents[damage] != pack.read_bytes()
     pack.write_bytes(contents[damage])
     assert_kept(keep(some))
     assert_kept(keep(some))
