@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from delta_transfer import attention_cache as module
-from delta_transfer import estimate_attention
+from delta_transfer import estimate_attention, files
 from delta_transfer.attention_cache import Measurement, cache_folder, measure_once
 from delta_transfer.channel_attention import ChannelAttention
 from tests.networks import conv_net
@@ -121,7 +121,7 @@ class TestFolder:
     def test_it_is_in_the_users_cache_where_no_other_is_named(self, monkeypatch, tmp_path):
         monkeypatch.delenv("DELTA_TRANSFER_CACHE")
         monkeypatch.setattr(
-            module.platformdirs, "user_cache_path", lambda name, appauthor: tmp_path / name
+            files.platformdirs, "user_cache_path", lambda name, appauthor: tmp_path / name
         )
         expected = tmp_path / "delta-transfer" / "attention"
         assert cache_folder() == expected

@@ -1,9 +1,9 @@
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from delta_transfer.data import PictureDataset, Split
+from delta_transfer.data.batches import PictureLoader
 from delta_transfer.data.images import PictureError
 from delta_transfer.errors import UserError
 from delta_transfer.reading import Read, Tally, tolerant_loader
@@ -22,9 +22,14 @@ def fill(image: Image.Image) -> torch.Tensor:
     return torch.tensor([float(image.getpixel((0, 0))[0])])
 
 
+def load(split: Split, **options: int) -> PictureLoader:
+    dataset = PictureDataset(split, fill)
+    return PictureLoader(dataset, normalise=lambda x: x, device=torch.device("cpu"), **options)
+
+
 def batches(numbers: list[int], *, batch_size: int, workers: int = 0) -> list:
     split = Split(tuple(map(str, numbers)), (0,) * len(numbers), read)
-    loader = DataLoader(PictureDataset(split, fill), batch_size=batch_size, num_workers=workers)
+    loader = load(split, batch_size=batch_size, num_workers=workers)
     return [(inputs.flatten().tolist(), found) for inputs, found in tolerant_loader(loader)]
 
 
@@ -45,9 +50,7 @@ def test_the_random_state_stays_as_it_was():
 
 def test_an_error_of_another_kind_is_one():
     with pytest.raises(ValueError, match="invalid literal"):
-        batches([1], batch_size=1) and list(
-            tolerant_loader(DataLoader(PictureDataset(Split(("x",), (0,), read), fill)))
-        )
+        batches([1], batch_size=1) and list(tolerant_loader(load(Split(("x",), (0,), read))))
 
 
 class TestTally:

@@ -329,10 +329,25 @@ class TestEqualRuns:
         assert same(first, again)
         assert not same(first, other)
 
-    def test_workers_change_nothing(self, finished, pictures, tmp_path):
-        result = train(tiny(pictures, tmp_path / "workers", epochs=3, workers=2))
+    def test_neither_workers_nor_pictures_that_are_not_kept_change_anything(
+        self, finished, pictures, tmp_path
+    ):
+        options = {"epochs": 3, "workers": 2, "picture_cache": 0}
+        result = train(tiny(pictures, tmp_path / "workers", **options))
+        assert not (tmp_path / "cache" / "pictures").exists()
         assert model_bytes(result.folder) == model_bytes(finished.folder)
         assert same(last_weights(result.folder), last_weights(finished.folder))
+
+    def test_mixed_pictures_give_another_model_and_again_the_same(self, pictures, tmp_path):
+        mixed = {"mixup": 0.2, "cutmix": 1.0, "augment": "trivialaugment"}
+        found = [
+            last_weights(
+                train(tiny(pictures, tmp_path / name, method="co_tuning", **options)).folder
+            )
+            for name, options in (("a", mixed), ("b", mixed), ("c", {}))
+        ]
+        assert same(found[0], found[1])
+        assert not same(found[0], found[2])
 
     def test_another_seed_gives_another_model(self, finished, pictures, tmp_path):
         result = train(tiny(pictures, tmp_path / "seed", epochs=3, seed=1))

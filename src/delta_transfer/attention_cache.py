@@ -9,15 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from delta_transfer.channel_attention import ChannelAttention
-from delta_transfer.files import fingerprint
+from delta_transfer.files import cache_root, fingerprint
 
 logger = logging.getLogger(__name__)
-
-FOLDER = "DELTA_TRANSFER_CACHE"
-"""Environment variable: a folder to use in place of `delta-transfer` in the user's cache."""
 
 _FORMAT = 1  # to be raised where the same measurement would give other scores
 _MEASURED_BY = ("delta-transfer", "torch")
@@ -64,15 +59,8 @@ class Measurement:
 
 
 def cache_folder() -> Path:
-    """Where measured attention is kept: `attention` in the folder of `DELTA_TRANSFER_CACHE`.
-
-    Without it that is `delta-transfer` in the user's cache (`~/.cache` on Linux). It may be emptied
-    at any time; where it cannot be written, as in `/dev/null`, nothing is kept.
-    """
-    given = os.environ.get(FOLDER)
-    if given:
-        return Path(os.path.expanduser(given)) / "attention"
-    return platformdirs.user_cache_path("delta-transfer", appauthor=False) / "attention"
+    """Where measured attention is kept: `attention` in `cache_root`."""
+    return cache_root() / "attention"
 
 
 def measure_once(

@@ -72,6 +72,11 @@ class TrainConfig:
         optimizer: adamw (the default), or sgd with momentum 0.9 (official).
         schedule: after a warm-up over 15% of the steps (official: none), cosine to zero (the
             default), step (times 0.1 at 67%, official) or constant.
+        augment: what is done to training pictures: default (crop and mirror), none, or randaugment
+            or trivialaugment beside these.
+        mixup: pictures and labels of a batch are mixed in shares drawn from Beta(ALPHA, ALPHA); 0
+            for not at all. With cutmix too, each step is one of them at random.
+        cutmix: likewise, a rectangle of a picture is cut out of another.
         image_size: side of the pictures in pixels; the network's own if not given.
         samples_per_class: training pictures of each class, drawn at random; all if not given.
         seed: draws splits, subsets, batch order, augmentation and the head's start.
@@ -86,7 +91,9 @@ class TrainConfig:
             on.
         data_root: where named data sets lie or are downloaded to; a cache folder if not given.
         device: auto, cpu, cuda or mps.
-        workers: processes that load pictures; chosen by the number of cores if not given.
+        workers: processes that load pictures; chosen by the machine if not given.
+        picture_cache: GiB that resized pictures may take in the user's cache, where other runs find
+            them; 0 for none, at most 20 and a fifth of the disk's free space if not given.
         checkpoint_minutes: so often the state is saved from which --resume goes on; Ctrl-C and
             SIGTERM save it too.
         checkpoint_steps: likewise, after so many training steps if that is sooner.
@@ -121,6 +128,9 @@ class TrainConfig:
     head_lr: float | None = None
     optimizer: Literal["adamw", "sgd"] = _BY_PRESET
     schedule: Literal["cosine", "step", "constant"] = _BY_PRESET
+    augment: Literal["default", "none", "randaugment", "trivialaugment"] = "default"
+    mixup: float = 0.0
+    cutmix: float = 0.0
     image_size: int | None = None
     samples_per_class: int | None = None
     seed: int = 0
@@ -131,6 +141,7 @@ class TrainConfig:
     data_root: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     workers: int | None = None
+    picture_cache: float | None = None
     checkpoint_minutes: float = 1.0
     checkpoint_steps: int | None = None
     loggers: str = "csv,tensorboard"
@@ -286,7 +297,10 @@ _AT_LEAST = {
     "image_size": 16,
     "samples_per_class": 1,
     "seed": 0,
+    "mixup": 0,
+    "cutmix": 0,
     "workers": 0,
+    "picture_cache": 0,
     "checkpoint_steps": 1,
 }
 

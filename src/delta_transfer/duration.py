@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from delta_transfer.attention.refined import exact_samples
 from delta_transfer.borrow import evaluating, same_random_state
 from delta_transfer.devices import place
-from delta_transfer.loaders import count_workers, training_loader
+from delta_transfer.loaders import training_loader
 from delta_transfer.prepare import Prepared
 from delta_transfer.run_attention import attention_order
 from delta_transfer.selection import refits
@@ -34,9 +34,10 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     size = min(config.batch_size, len(task.train))
     loader = training_loader(task.train.subset(range(size)), prepared.backbone.input, config)
     started = time.perf_counter()
-    inputs, labels = torch.utils.data.default_collate([loader.dataset[i] for i in range(size)])
+    pixels, labels = torch.utils.data.default_collate([loader.dataset[i] for i in range(size)])
+    inputs = loader.finish(pixels)
     reading = (time.perf_counter() - started) / size
-    workers = count_workers(config.workers)
+    workers = loader.num_workers
     compares = tuning.method.features  # then the source runs too
     step = _seconds_per_step(prepared, inputs, labels, compares=compares) / size
     training = max(step, reading / workers) if workers else step + reading

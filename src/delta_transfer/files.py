@@ -1,10 +1,15 @@
-"""Files that are whole or absent, and fingerprints of what is in them."""
+"""Files that are whole or absent, fingerprints of what is in them, and the user's cache."""
 
 import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+
+import platformdirs
+
+CACHE = "DELTA_TRANSFER_CACHE"
+"""Environment variable: a folder to use in place of `delta-transfer` in the user's cache."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -45,3 +50,15 @@ def fingerprint(chunks: Iterable[bytes | memoryview]) -> str:
     for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def cache_root() -> Path:
+    """The folder for what other runs can use: that of `DELTA_TRANSFER_CACHE`.
+
+    Without it that is `delta-transfer` in the user's cache (`~/.cache` on Linux). It may be emptied
+    at any time; where it cannot be written, as in `/dev/null`, nothing is kept.
+    """
+    given = os.environ.get(CACHE)
+    if given:
+        return Path(os.path.expanduser(given))
+    return platformdirs.user_cache_path("delta-transfer", appauthor=False)

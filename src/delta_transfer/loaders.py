@@ -2,10 +2,10 @@
 
 import dataclasses
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from delta_transfer.backbones import InputSpec
 from delta_transfer.config import TrainConfig
@@ -18,39 +18,38 @@ from delta_transfer.data.augment import (
     ten_crop_transform,
     train_transform,
 )
+from delta_transfer.data.batches import PictureLoader
 from delta_transfer.data.look import cores
+from delta_transfer.data.resize import Resize
+from delta_transfer.devices import find_device
+
+_FOR_KEPT = 2  # processes that crop what is kept: 10,000 pictures a second each
 
 
-def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:
+def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> PictureLoader:
     """Pictures in their order, without augmentation."""
-    if config.official:
-        transform = official_eval_transform(**_square(spec))
-    else:
-        transform = eval_transform(**dataclasses.asdict(spec))
-    return _in_order(split, transform, config.batch_size, config.workers)
+    return _in_order(split, _plain(spec, config), config, batch_size=config.batch_size)
 
 
-def evaluation_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:
+def evaluation_loader(split: Split, spec: InputSpec, config: TrainConfig) -> PictureLoader:
     """Pictures in their order as the final model is tested on them: the preset's crops of each.
 
     Batches are `[B, 3, S, S]`, or `[B, 10, 3, S, S]` with ten crops (see `CropAverage`).
     """
-    if not config.official:
-        return plain_loader(split, spec, config)
-    batch_size = max(1, config.batch_size // 10)
-    return _in_order(split, ten_crop_transform(**_square(spec)), batch_size, config.workers)
+    transform = _tested(spec, config)
+    batch_size = max(1, config.batch_size // 10) if config.official else config.batch_size
+    return _in_order(split, transform, config, batch_size=batch_size)
 
 
-def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:
+def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> PictureLoader:
     """Augmented pictures, in an order that seed and epoch determine."""
-    workers = count_workers(config.workers)
-    if config.official:
-        transform = official_train_transform(**_square(spec))
-    else:
-        transform = train_transform(**dataclasses.asdict(spec))
+    transform, device = _augmented(spec, config), find_device(config.device)
+    workers = _workers(split, transform, config, device)
     alone = len(split) > config.batch_size > 1 and len(split) % config.batch_size == 1
-    return DataLoader(
-        PictureDataset(split, transform, seed=config.seed),
+    return PictureLoader(
+        PictureDataset(split, transform.resize, transform.cut, seed=config.seed),
+        normalise=transform.normalise,
+        device=device,
         batch_size=config.batch_size,
         # Batch norm has no variance over a batch of one; the picture comes in other epochs.
         drop_last=alone and config.batch_norm == "train",
@@ -62,21 +61,70 @@ def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataL
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_ignore_stops,
-        generator=torch.Generator(),  # as in `_in_order`
     )
+
+
+def needed_resizes(
+    spec: InputSpec, config: TrainConfig, *, val_drawn: bool
+) -> Mapping[str, tuple[Resize, ...]]:
+    """How the pictures of each split are resized for these loaders, by its name.
+
+    Args:
+        spec: what the network takes.
+        config: the options.
+        val_drawn: whether validation pictures are learnt from, too, in other folds or a refit.
+    """
+    plain, augmented = _plain(spec, config).resize, _augmented(spec, config).resize
+    learnt_from = tuple(dict.fromkeys([plain, augmented]))
+    return {
+        "train": learnt_from,
+        "val": learnt_from if val_drawn else (plain,),
+        "test": tuple(dict.fromkeys([plain, _tested(spec, config).resize])),
+    }
+
+
+def _plain(spec: InputSpec, config: TrainConfig) -> Transform:
+    if config.official:
+        return official_eval_transform(**_square(spec))
+    return eval_transform(**dataclasses.asdict(spec))
+
+
+def _tested(spec: InputSpec, config: TrainConfig) -> Transform:
+    return ten_crop_transform(**_square(spec)) if config.official else _plain(spec, config)
+
+
+def _augmented(spec: InputSpec, config: TrainConfig) -> Transform:
+    if config.augment == "none":
+        return _plain(spec, config)
+    if config.official:
+        return official_train_transform(**_square(spec), augment=config.augment)
+    return train_transform(**dataclasses.asdict(spec), augment=config.augment)
 
 
 def _in_order(
-    split: Split, transform: Transform, batch_size: int, workers: int | None
-) -> DataLoader[Any]:
-    return DataLoader(
-        PictureDataset(split, transform),
+    split: Split, transform: Transform, config: TrainConfig, *, batch_size: int
+) -> PictureLoader:
+    device = find_device(config.device)
+    workers = _workers(split, transform, config, device)
+    return PictureLoader(
+        PictureDataset(split, transform.resize, transform.cut),
+        normalise=transform.normalise,
+        device=device,
         batch_size=batch_size,
-        num_workers=min(count_workers(workers), len(split) // batch_size),
+        num_workers=min(workers, len(split) // batch_size),
         worker_init_fn=_ignore_stops,
-        # Its own, so that drawing the workers' seeds leaves the global random state alone.
-        generator=torch.Generator(),
     )
+
+
+def _workers(split: Split, transform: Transform, config: TrainConfig, device: torch.device) -> int:
+    """Processes that load these pictures: few, or none, where all of them are kept."""
+    kept = split.kept
+    if config.workers is not None or kept is None:
+        return count_workers(config.workers)
+    if not all(kept.has(path, transform.resize) for path in split.paths):
+        return count_workers(None)
+    # A CPU has better things to do; an accelerator is not to wait for crops.
+    return 0 if device.type == "cpu" else min(_FOR_KEPT, count_workers(None))
 
 
 def _ignore_stops(worker: int) -> None:

@@ -85,7 +85,12 @@ class Predictor:
         self.config = TrainConfig.load(self.run / "config.yaml")
         self.device = find_device(device)
         place(self.backbone.module, self.device)
-        self._loading = dataclasses.replace(self.config, batch_size=batch_size, workers=workers)
+        self._loading = dataclasses.replace(
+            self.config,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,  # type: ignore[arg-type]  # `find_device` has found it
+        )
         crops = self.config.official
         self._network = CropAverage(self.backbone.module) if crops else self.backbone.module
 
@@ -193,10 +198,7 @@ class Predictor:
 
     def _answers(self, split: Split, tally: Tally) -> Iterator[tuple[list[int], Tensor]]:
         """Positions in the split and their probabilities, batch by batch."""
-        loader = tolerant_loader(
-            evaluation_loader(split, self.backbone.input, self._loading),
-            pin_memory=self.device.type == "cuda",
-        )
+        loader = tolerant_loader(evaluation_loader(split, self.backbone.input, self._loading))
         started = time.perf_counter()
         for rows, positions in iterate_probabilities(self._network, tally.count(loader)):
             tally.seconds += time.perf_counter() - started

@@ -23,12 +23,13 @@ from delta_transfer.backbones import (
 from delta_transfer.channel_attention import weights_fingerprint
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split, Task, load_task
-from delta_transfer.data.check import check_pictures
+from delta_transfer.data.check import CheckedPictures, check_pictures
+from delta_transfer.data.keeping import GIB, Keeper
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.devices import find_device, place
 from delta_transfer.errors import UserError
 from delta_transfer.files import fingerprint
-from delta_transfer.loaders import count_workers, plain_loader
+from delta_transfer.loaders import count_workers, needed_resizes, plain_loader
 from delta_transfer.probe import LinearProbe, collect_features, fit_probe
 from delta_transfer.run_taps import choose_taps
 
@@ -123,7 +124,7 @@ def prepare(
     replace_module(source, backbone.head, nn.Identity())
     taps = choose_taps(config, backbone, source)
     place(source, device)
-    checked = check_pictures(task, threads=count_workers(config.workers) or None)
+    checked = _look(config, task, backbone.input)
     task = checked.task
     _check_splits(config, task)  # again, now that unreadable pictures are left out
     description = _describe(config, task, backbone, device)
@@ -155,6 +156,17 @@ def prepare(
         data=_fingerprint(task, checked.digests),
         preprocessing=_preprocessing(backbone.input, preset=config.preset),
     )
+
+
+def _look(config: TrainConfig, task: Task, spec: InputSpec) -> CheckedPictures:
+    """Looks at every picture, and keeps it resized unless it is not to be."""
+    threads = count_workers(config.workers) or None
+    if config.picture_cache == 0:
+        return check_pictures(task, threads=threads)
+    limit = None if config.picture_cache is None else int(config.picture_cache * GIB)
+    wanted = needed_resizes(spec, config, val_drawn=task.val_drawn)
+    with Keeper(wanted, limit=limit) as keeper:
+        return check_pictures(task, threads=threads, keeper=keeper)
 
 
 def find_task(config: TrainConfig) -> Task:
@@ -199,10 +211,10 @@ def regroup(prepared: Prepared, *, train: Sequence[int], val: Sequence[int]) -> 
 
 def pool(task: Task) -> Split:
     """The training pictures followed by the validation pictures that were drawn from them."""
-    return Split(
+    return dataclasses.replace(
+        task.train,
         paths=(*task.train.paths, *task.val.paths),
         labels=(*task.train.labels, *task.val.labels),
-        read=task.train.read,
     )
 
 

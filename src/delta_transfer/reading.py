@@ -3,12 +3,12 @@
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
+from delta_transfer.data.batches import PictureLoader
 from delta_transfer.data.images import PictureError
 from delta_transfer.errors import UserError, first_few
 
@@ -30,27 +30,24 @@ class Read:
     errors: list[tuple[int, str]]
 
 
-def tolerant_loader(
-    loader: DataLoader[Any], *, pin_memory: bool = False
-) -> DataLoader[tuple[Tensor, Read]]:
+def tolerant_loader(loader: PictureLoader) -> PictureLoader:
     """A loader that leaves unreadable pictures out instead of failing.
 
     Args:
         loader: gives pictures and labels in their order; its data set raises UserError for a
             picture that cannot be read.
-        pin_memory: for the way to a GPU.
 
     Returns:
-        A loader of the same batches: the inputs that could be read, and what is known of them.
+        A loader of the same batches: the inputs that could be read, and `Read`, what is known of
+        them.
     """
-    return DataLoader(
-        _Tolerant(loader.dataset),  # type: ignore[arg-type]  # gives pairs with an int behind
+    return PictureLoader(
+        _Tolerant(loader.dataset),
+        normalise=loader.normalise,
+        device=loader.device,
         batch_size=loader.batch_size,
         num_workers=loader.num_workers,
         collate_fn=_collate,
-        pin_memory=pin_memory,
-        # Its own, so that drawing the workers' seeds leaves the global random state alone.
-        generator=torch.Generator(),
     )
 
 
@@ -125,5 +122,5 @@ class _Tolerant(Dataset[tuple[int, Tensor | str]]):
 def _collate(samples: Sequence[tuple[int, Tensor | str]]) -> tuple[Tensor, Read]:
     good = {index: sample for index, sample in samples if isinstance(sample, Tensor)}
     errors = [(index, sample) for index, sample in samples if isinstance(sample, str)]
-    inputs = default_collate([*good.values()]) if good else torch.empty(0)
+    inputs = default_collate([*good.values()]) if good else torch.empty(0, 3, 1, 1)
     return inputs, Read([*good], errors)

@@ -27,7 +27,16 @@ from delta_transfer.probe import LinearProbe
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.run_attention import describe, estimate
 from delta_transfer.task_loss import task_loss
-from delta_transfer.training import Fit, Fitted, MeasureDrift, Optimization, RedrawHead, Saving, fit
+from delta_transfer.training import (
+    Fit,
+    Fitted,
+    MeasureDrift,
+    Mixing,
+    Optimization,
+    RedrawHead,
+    Saving,
+    fit,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -228,6 +237,7 @@ def _fit(
             epochs=tuning.epochs,
             stop_after=stop_after,
             clip=find_preset(config.preset).clip,
+            mixing=_mixing(_in_order(tuning), len(task.classes)),
             keep_last=config.official,
             folder=folder,
             keep_validations=bool(config.folds),
@@ -270,6 +280,14 @@ def _in_order(tuning: Tuning) -> TrainConfig:
         return tuning.config
     seed = derive_seed(tuning.config.seed, "order", str(tuning.order))
     return dataclasses.replace(tuning.config, seed=seed)
+
+
+def _mixing(config: TrainConfig, num_classes: int) -> Mixing | None:
+    if not config.mixup and not config.cutmix:
+        return None
+    return Mixing(
+        mixup=config.mixup, cutmix=config.cutmix, num_classes=num_classes, seed=config.seed
+    )
 
 
 def _callbacks(

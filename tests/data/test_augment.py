@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from delta_transfer.data.augment import (
     eval_transform,
@@ -42,6 +43,45 @@ def test_every_picture_becomes_the_same_shape(make, size, crop_pct, interpolatio
     assert (result.shape, result.dtype) == ((3, 16, 16), torch.float32)
     assert type(result) is torch.Tensor
     assert 0 <= result.min() <= result.max() <= 1
+
+
+@pytest.mark.parametrize("size", [(50, 30), (31, 77), (9, 9), (900, 7)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("official", [False, True])
+def test_its_parts_are_torchvisions_on_the_picture_itself_to_the_bit(size, interpolation, official):
+    """With the same numbers drawn."""
+    image, side = noise(*size), (16 if official else 20)
+    ending = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4]),
+        v2.ToPureTensor(),
+    ]
+    normal = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": interpolation}
+    if official:
+        made = official_train_transform(size=14, **normal)
+    else:
+        made = train_transform(size=14, crop_pct=0.7, **normal)
+    reference = v2.Compose(
+        [
+            v2.Resize(
+                (side, side) if official else side,
+                interpolation=v2.InterpolationMode(interpolation),
+                antialias=True,
+            ),
+            v2.RandomCrop(14),
+            v2.RandomHorizontalFlip(),
+            *ending,
+        ]
+    )
+    short = image.crop((380, 0, 520, 7)) if size == (900, 7) and not official else image
+    for seed in range(10):
+        found, expected = (
+            transform(picture)
+            for transform, picture in ((made, image), (reference, short))
+            if torch.manual_seed(seed)
+        )
+        assert torch.equal(found, expected)
 
 
 def test_evaluation_cuts_out_the_centre_of_the_resized_picture() -> None:

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import math
 import pickle
 
@@ -79,6 +80,18 @@ def test_co_tuning_is_the_formula():
         wanted = relationship()[label].tolist()
         total -= math.fsum(a * b for a, b in zip(wanted, log_softmax(logits), strict=True))
     assert penalty(step(now, rows(2))).item() == pytest.approx(0.3 * total / 4)
+
+
+def test_co_tuning_of_mixed_labels_is_the_mean_by_their_shares():
+    penalty, now = make("co_tuning"), rows(1)
+    given = step(now, rows(2))
+    one, other = (
+        penalty(dataclasses.replace(given, targets=labels)) for labels in (LABELS, LABELS.roll(1))
+    )
+    shares = torch.nn.functional.one_hot(torch.stack([LABELS, LABELS.roll(1)]), 3).float()
+    mixed = 0.25 * shares[0] + 0.75 * shares[1]
+    found = penalty(dataclasses.replace(given, targets=mixed))
+    torch.testing.assert_close(found, 0.25 * one + 0.75 * other)
 
 
 def test_the_strengths_are_the_papers():

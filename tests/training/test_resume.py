@@ -18,7 +18,16 @@ from torch.utils.data import DataLoader
 from delta_transfer.data import EpochSampler
 from delta_transfer.penalties import Delta
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training import Fit, Fitted, MeasureDrift, Optimization, RedrawHead, Saving, fit
+from delta_transfer.training import (
+    Fit,
+    Fitted,
+    MeasureDrift,
+    Mixing,
+    Optimization,
+    RedrawHead,
+    Saving,
+    fit,
+)
 from delta_transfer.training.checkpoints import (
     WholeCheckpoints,
     find_last,
@@ -65,6 +74,7 @@ def trained(
     workers: int = 0,
     labels: Sequence[int] | None = None,
     epochs: int = EPOCHS,
+    mixing: Mixing | None = None,
 ) -> tuple[dict[str, Tensor], Fitted]:
     """With everything that has a state: Adam, dropout, batch norm, and a head that is redrawn."""
     folder.mkdir(exist_ok=True)
@@ -94,6 +104,7 @@ def trained(
         folder=folder,
         saving=saving,
         resume=resume,
+        mixing=mixing,
         accelerator="cpu",
     )
     fitted = fit(
@@ -175,6 +186,18 @@ def test_a_refit_goes_on_too(tmp_path):
         with pytest.raises(RuntimeError, match="broken off"):
             trained(folder, BreakOff(step), validates=False)
         assert same(trained(folder, resume=True, validates=False), without)
+
+
+def test_batches_are_mixed_as_they_would_have_been(whole, tmp_path):
+    mixing = Mixing(mixup=0.4, cutmix=1.0, num_classes=3, seed=0)
+    without = trained(tmp_path / "whole", mixing=mixing)
+    assert not same(without, whole[0])
+    for step in (2, 4):
+        folder = tmp_path / str(step)
+        with pytest.raises(RuntimeError, match="broken off"):
+            trained(folder, BreakOff(step), mixing=mixing)
+        assert same(trained(folder, resume=True, mixing=mixing), without)
+        assert traces(folder) == traces(tmp_path / "whole")
 
 
 def test_what_is_finished_is_not_made_again(whole, tmp_path):

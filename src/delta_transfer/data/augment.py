@@ -2,22 +2,43 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import v2
 
-Transform = Callable[[Image.Image], torch.Tensor]
+from delta_transfer.data.resize import Resize
 
-_INTERPOLATIONS = {
-    "bilinear": v2.InterpolationMode.BILINEAR,
-    "bicubic": v2.InterpolationMode.BICUBIC,
+POLICIES: dict[str, list[Callable[[Tensor], Tensor]]] = {
+    "default": [],
+    "randaugment": [v2.RandAugment()],
+    "trivialaugment": [v2.TrivialAugmentWide()],
 }
-# The longer side over the shorter one, at most; what lies beyond, at both ends, is cut off.
-# Resizing the shorter side makes the longer one huge otherwise: a gigabyte for 1 x 1000 pixels.
-_LONGEST = 20
+"""What is done to a training picture once it is cropped and mirrored, by its name."""
+
 # The authors' resized side for their two crops; for another crop, in the proportion of the first.
 _OFFICIAL_SIDES = {224: 256, 299: 320}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """A function from an RGB picture to a float32 tensor, in three steps that can be taken apart.
+
+    Attributes:
+        resize: gives the picture as bytes `[3, H, W]`, always the same, so that it can be kept.
+        cut: what the network sees of these bytes; random numbers are torch's.
+        normalise: bytes `[..., 3, S, S]`, of whole batches too, to numbers of mean 0.
+    """
+
+    resize: Resize
+    cut: Callable[[Tensor], Tensor]
+    normalise: Callable[[Tensor], Tensor]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """All three."""
+        return self.normalise(self.cut(self.resize(image)))
 
 
 def train_transform(
@@ -27,6 +48,7 @@ def train_transform(
     mean: Sequence[float],
     std: Sequence[float],
     interpolation: str,
+    augment: str = "default",
 ) -> Transform:
     """Resize the shorter side to `size / crop_pct`, crop at random, mirror half of the time.
 
@@ -39,6 +61,7 @@ def train_transform(
         mean: what is subtracted from each of the three channels (pixels lie in 0..1).
         std: what each channel is then divided by.
         interpolation: "bilinear" or "bicubic", always with antialiasing.
+        augment: a name in `POLICIES`, of what is done beside.
 
     Returns:
         A function from an RGB picture to a float32 tensor `[3, size, size]`; its random numbers
@@ -48,9 +71,7 @@ def train_transform(
         ValueError: if an argument is out of its range.
     """
     resize = _resize(size=size, crop_pct=crop_pct, interpolation=interpolation)
-    crop = [v2.RandomCrop(size), v2.RandomHorizontalFlip()]
-    transform: Transform = v2.Compose([_shorten, resize, *crop, *_to_tensor(mean=mean, std=std)])
-    return transform
+    return Transform(resize=resize, cut=_chance(size, augment), normalise=_normalise(mean, std))
 
 
 def eval_transform(
@@ -77,9 +98,7 @@ def eval_transform(
         ValueError: if an argument is out of its range.
     """
     resize = _resize(size=size, crop_pct=crop_pct, interpolation=interpolation)
-    crop = v2.CenterCrop(size)
-    transform: Transform = v2.Compose([_shorten, resize, crop, *_to_tensor(mean=mean, std=std)])
-    return transform
+    return Transform(resize=resize, cut=v2.CenterCrop(size), normalise=_normalise(mean, std))
 
 
 def official_train_transform(
@@ -88,6 +107,7 @@ def official_train_transform(
     mean: Sequence[float],
     std: Sequence[float],
     interpolation: str = "bilinear",
+    augment: str = "default",
 ) -> Transform:
     """The DELTA authors' augmentation: resize to a square, crop at random, mirror half of the time.
 
@@ -100,6 +120,7 @@ def official_train_transform(
         mean: what is subtracted from each of the three channels (pixels lie in 0..1).
         std: what each channel is then divided by.
         interpolation: "bilinear" or "bicubic", always with antialiasing.
+        augment: a name in `POLICIES`, of what is done beside.
 
     Returns:
         A function from an RGB picture to a float32 tensor `[3, size, size]`; its random numbers
@@ -108,10 +129,8 @@ def official_train_transform(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    resize = _resize_to_square(size, _official_side(size), interpolation=interpolation)
-    crop = [v2.RandomCrop(size), v2.RandomHorizontalFlip()]
-    transform: Transform = v2.Compose([resize, *crop, *_to_tensor(mean=mean, std=std)])
-    return transform
+    resize = Resize(side=_official_side(size), square=True, interpolation=interpolation)
+    return Transform(resize=resize, cut=_chance(size, augment), normalise=_normalise(mean, std))
 
 
 def official_eval_transform(
@@ -135,9 +154,8 @@ def official_eval_transform(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    resize = _resize_to_square(size, size, interpolation=interpolation)
-    transform: Transform = v2.Compose([resize, *_to_tensor(mean=mean, std=std)])
-    return transform
+    resize = Resize(side=size, square=True, interpolation=interpolation)
+    return Transform(resize=resize, cut=v2.Identity(), normalise=_normalise(mean, std))
 
 
 def ten_crop_transform(
@@ -165,61 +183,32 @@ def ten_crop_transform(
     Raises:
         ValueError: if an argument is out of its range.
     """
-    _check(size, interpolation)
-    resize = v2.Resize(
-        _official_side(size), interpolation=_INTERPOLATIONS[interpolation], antialias=True
-    )
-    crops = [v2.TenCrop(size), torch.stack]
-    transform: Transform = v2.Compose([_shorten, resize, *_to_tensor(mean=mean, std=std), *crops])
-    return transform
+    resize = Resize(side=_official_side(size), interpolation=interpolation)
+    cut = v2.Compose([v2.TenCrop(size), torch.stack])
+    return Transform(resize=resize, cut=cut, normalise=_normalise(mean, std))
 
 
-def _shorten(image: Image.Image) -> Image.Image:
-    """The middle of a picture that is more than twenty times as long as it is wide."""
-    width, height = image.size
-    most = _LONGEST * min(width, height)
-    if max(width, height) <= most:
-        return image
-    left, top = max(0, width - most) // 2, max(0, height - most) // 2
-    return image.crop((left, top, width - left, height - top))
-
-
-def _resize(*, size: int, crop_pct: float, interpolation: str) -> torch.nn.Module:
-    _check(size, interpolation)
+def _resize(*, size: int, crop_pct: float, interpolation: str) -> Resize:
     if not 0 < crop_pct <= 1:
         raise ValueError(f"crop_pct must be above 0 and at most 1, got {crop_pct}")
-    resize: torch.nn.Module = v2.Resize(
-        math.floor(size / crop_pct),  # as timm does
-        interpolation=_INTERPOLATIONS[interpolation],
-        antialias=True,
-    )
-    return resize
+    # Rounded down, as timm does.
+    return Resize(side=math.floor(size / crop_pct), interpolation=interpolation)
 
 
 def _official_side(size: int) -> int:
     return _OFFICIAL_SIDES.get(size, round(size * _OFFICIAL_SIDES[224] / 224))
 
 
-def _resize_to_square(size: int, side: int, *, interpolation: str) -> torch.nn.Module:
-    _check(size, interpolation)
-    resize: torch.nn.Module = v2.Resize(
-        (side, side), interpolation=_INTERPOLATIONS[interpolation], antialias=True
-    )
-    return resize
+def _chance(size: int, augment: str) -> Callable[[Tensor], Tensor]:
+    """A crop at random, its mirror image half of the time, and what else is asked for."""
+    if augment not in POLICIES:
+        raise ValueError(f"augment must be one of {', '.join(POLICIES)}, got {augment!r}")
+    drawn = [v2.RandomCrop(size), v2.RandomHorizontalFlip(), *POLICIES[augment]]
+    composed: Callable[[Tensor], Tensor] = v2.Compose(drawn)
+    return composed
 
 
-def _check(size: int, interpolation: str) -> None:
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
-    if interpolation not in _INTERPOLATIONS:
-        choices = ", ".join(_INTERPOLATIONS)
-        raise ValueError(f"interpolation must be one of {choices}, got {interpolation!r}")
-
-
-def _to_tensor(*, mean: Sequence[float], std: Sequence[float]) -> list[torch.nn.Module]:
-    return [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(mean=list(mean), std=list(std)),
-        v2.ToPureTensor(),
-    ]
+def _normalise(mean: Sequence[float], std: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    steps = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean=list(mean), std=list(std))]
+    composed: Callable[[Tensor], Tensor] = v2.Compose(steps)
+    return composed

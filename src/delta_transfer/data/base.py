@@ -1,7 +1,7 @@
 """What every source of data gives, a Task of splits, and the torch data set and sampler on it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from delta_transfer.data.balance import balanced_draws
+from delta_transfer.data.kept import KeptPictures
 from delta_transfer.data.seeds import derive_seed
 
 Metric = Literal["accuracy", "mean_class_accuracy"]
@@ -26,11 +27,13 @@ class Split:
             such as `astronaut/r03c05`.
         labels: the class of each picture, as an index into `Task.classes`.
         read: gives the RGB picture of an entry of `paths`; it can be pickled.
+        kept: pictures that need not be read again; None where none are kept.
     """
 
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     read: Callable[[str], Image.Image]
+    kept: KeptPictures | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.paths) != len(self.labels):
@@ -45,10 +48,10 @@ class Split:
     def subset(self, indices: Iterable[int]) -> "Split":
         """The pictures at these positions, in the order given."""
         chosen = [int(index) for index in indices]
-        return Split(
+        return replace(
+            self,
             paths=tuple(self.paths[index] for index in chosen),
             labels=tuple(self.labels[index] for index in chosen),
-            read=self.read,
         )
 
 
@@ -81,14 +84,17 @@ class Task:
 class PictureDataset(Dataset[tuple[torch.Tensor, int]]):
     """The transformed pictures of a split, for a DataLoader.
 
-    With a seed, the random numbers of the transform depend on (seed, epoch, index) alone: not on
+    What the split keeps of the transform is not made again.
+
+    With a seed, the random numbers that are drawn depend on (seed, epoch, index) alone: not on
     the number of workers, on the order of the samples or on an interruption. The global random
     state is left as it was, that of the accelerators included.
 
     Args:
         split: the pictures.
-        transform: makes a float tensor `[C, H, W]` of an RGB picture.
-        seed: the user's seed for random augmentation; None for a transform without randomness.
+        transform: makes a tensor `[C, H, W]` of an RGB picture.
+        cut: what then becomes of that tensor, which is not to be written to; None for nothing.
+        seed: the user's seed for random augmentation; None for no randomness.
 
     Example:
         >>> split = Split(("a",), (1,), lambda path: Image.new("RGB", (2, 2)))
@@ -101,11 +107,13 @@ class PictureDataset(Dataset[tuple[torch.Tensor, int]]):
         self,
         split: Split,
         transform: Callable[[Image.Image], torch.Tensor],
+        cut: Callable[[torch.Tensor], torch.Tensor] | None = None,
         *,
         seed: int | None = None,
     ) -> None:
         self.split = split
         self.transform = transform
+        self.cut = cut
         self.seed = seed
 
     def __len__(self) -> int:
@@ -118,15 +126,21 @@ class PictureDataset(Dataset[tuple[torch.Tensor, int]]):
             key: an index, or (epoch, index) as `EpochSampler` gives it; an index alone is epoch 0.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image = self.split.read(self.split.paths[index])
         label = self.split.labels[index]
         if self.seed is None:
-            return self.transform(image), label
+            return self._make(index), label
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: that would reseed every accelerator as well.
             seed = derive_seed(self.seed, "augmentation", epoch, index)
             torch.default_generator.manual_seed(seed)
-            return self.transform(image), label
+            return self._make(index), label
+
+    def _make(self, index: int) -> torch.Tensor:
+        path, kept = self.split.paths[index], self.split.kept
+        made = None if kept is None else kept.find(path, self.transform)
+        if made is None:
+            made = self.transform(self.split.read(path))
+        return made if self.cut is None else self.cut(made)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

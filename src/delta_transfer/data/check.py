@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from delta_transfer.data.base import Split, Task
+from delta_transfer.data.keeping import Keeper
+from delta_transfer.data.kept import KeptPictures
 from delta_transfer.data.look import LookedAt, cores, look_at_all
 from delta_transfer.errors import UserError, first_few
 
@@ -37,7 +39,9 @@ class CheckedPictures:
     digests: Mapping[str, str]
 
 
-def check_pictures(task: Task, *, threads: int | None = None) -> CheckedPictures:
+def check_pictures(
+    task: Task, *, threads: int | None = None, keeper: Keeper | None = None
+) -> CheckedPictures:
     """Read every picture of every split once.
 
     Pictures are identical if they have the same size and, decoded, the same pixels. What is found
@@ -47,6 +51,7 @@ def check_pictures(task: Task, *, threads: int | None = None) -> CheckedPictures
         task: its pictures are read; nothing else of it is needed.
         threads: how many read at the same time, as in `look_at_all`; None for one per core that
             this process may use, at most 8.
+        keeper: keeps the pictures of `train`, `val` and `test`, so that none is decoded again.
 
     Returns:
         The task without unreadable pictures, with warnings that are still to be shown.
@@ -69,12 +74,15 @@ def check_pictures(task: Task, *, threads: int | None = None) -> CheckedPictures
         raise ValueError(f"threads must be at least 1, got {threads}")
     named = [("train", task.train), ("val", task.val), ("test", task.test)]
     splits = {name: split for name, split in named if split is not None}
-    pictures = look_at_all(splits, threads=threads)
+    keep = None if keeper is None else keeper.keep
+    pictures = look_at_all(splits, threads=threads, keep=keep)
     bad = [picture for picture in pictures if not picture.digest]
     good = [picture for picture in pictures if picture.digest]
     if bad:
         _check_enough_left(task, good, bad)
         task = _without(task, splits, bad)
+    if keeper is not None:
+        task = _with_kept(task, keeper.finish())
     notes = (*_copies(task, good), *_imbalance(task))
     warnings = (*_left_out(task, good, bad), *_leaks(task, good), *_two_labels(task, good))
     return CheckedPictures(
@@ -116,6 +124,15 @@ def _without(task: Task, splits: Mapping[str, Split], bad: Sequence[LookedAt]) -
         for name, split in splits.items()
     }
     return replace(task, train=kept["train"], val=kept["val"], test=kept.get("test"))
+
+
+def _with_kept(task: Task, kept: KeptPictures) -> Task:
+    return replace(
+        task,
+        train=replace(task.train, kept=kept),
+        val=replace(task.val, kept=kept),
+        test=None if task.test is None else replace(task.test, kept=kept),
+    )
 
 
 def _left_out(task: Task, good: Sequence[LookedAt], bad: Sequence[LookedAt]) -> list[str]:

@@ -47,13 +47,20 @@ def cores() -> int:
     return int(joblib.cpu_count())
 
 
-def look_at_all(splits: Mapping[str, Split], *, threads: int) -> list[LookedAt]:
+Keep = Callable[[str, str, str, Image.Image], None]
+"""What is done with each picture that can be read: its split, path and digest, and the picture."""
+
+
+def look_at_all(
+    splits: Mapping[str, Split], *, threads: int, keep: Keep | None = None
+) -> list[LookedAt]:
     """Read every picture of some splits once; with more than `MANY` the log says how far it is.
 
     Args:
         splits: the splits by their names.
         threads: how many read at the same time, each one picture, of which a few copies may be in
             memory while it is decoded.
+        keep: what is done with each picture beside, in these threads; None for nothing.
 
     Returns:
         The pictures in the order of the splits, whatever the number of threads.
@@ -70,7 +77,7 @@ def look_at_all(splits: Mapping[str, Split], *, threads: int) -> list[LookedAt]:
         for position in range(first, len(entries), threads):
             if stop.is_set():
                 return
-            found[position] = _look_at(*entries[position])
+            found[position] = _look_at(*entries[position], keep)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool:
         try:
@@ -101,14 +108,23 @@ def _wait(futures: Sequence[Future[None]], found: Mapping[int, LookedAt], total:
             said = tenths
 
 
-def _look_at(split: str, read: Callable[[str], Image.Image], path: str, label: int) -> LookedAt:
+def _look_at(
+    split: str,
+    read: Callable[[str], Image.Image],
+    path: str,
+    label: int,
+    keep: Keep | None,
+) -> LookedAt:
     try:
         image = read(path)
     except PictureError as error:
         return LookedAt(split, path, label, "", error.reason)
     except UserError as error:
         return LookedAt(split, path, label, "", str(error))
-    return LookedAt(split, path, label, _digest(image), "")
+    digest = _digest(image)
+    if keep is not None:
+        keep(split, path, digest, image)
+    return LookedAt(split, path, label, digest, "")
 
 
 def _digest(image: Image.Image) -> str:

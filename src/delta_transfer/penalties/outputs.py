@@ -94,8 +94,12 @@ class CoTuning(Penalty):
         if step.targets is None:
             raise UserError("CoTuning needs the labels: regularizer(inputs, targets)")
         logits = _logits(self.classifier, step.head_inputs[self.head])
-        wanted = self.relationship[step.targets].to(logits.dtype)
         with full_precision(logits.device):
+            if step.targets.is_floating_point():  # shares of all classes, as MixUp gives
+                wanted = step.targets.to(self.relationship) @ self.relationship
+            else:
+                wanted = self.relationship[step.targets]
+            wanted = wanted.to(logits.dtype)
             return self.strength * F.cross_entropy(logits, wanted)
 
 

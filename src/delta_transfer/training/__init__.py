@@ -4,6 +4,7 @@ from delta_transfer.training.callbacks import MeasureDrift, RedrawHead
 from delta_transfer.training.crops import CropAverage
 from delta_transfer.training.fit import Fit, Fitted, fit
 from delta_transfer.training.inference import accuracy, predict_probabilities
+from delta_transfer.training.mixing import Mixing
 from delta_transfer.training.module import Optimization
 from delta_transfer.training.saving import Saving
 
@@ -12,6 +13,7 @@ __all__ = [
     "Fit",
     "Fitted",
     "MeasureDrift",
+    "Mixing",
     "Optimization",
     "RedrawHead",
     "Saving",

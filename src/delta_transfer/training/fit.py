@@ -21,6 +21,7 @@ from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.callbacks import StopAfter
 from delta_transfer.training.checkpoints import BEST, LAST, WholeCheckpoints, find_last, read_whole
 from delta_transfer.training.loggers import EndRuns, make_loggers
+from delta_transfer.training.mixing import Mixing
 from delta_transfer.training.module import FineTuning, Optimization
 from delta_transfer.training.saving import TRACES, KeepBest, SaveLast, Saving
 from delta_transfer.training.stopping import Stopped, listening
@@ -48,6 +49,7 @@ class Fit:
         epochs: how many, by which the schedule goes.
         stop_after: ends after so many of them; None for all.
         clip: norm to which gradients are clipped; None for no limit.
+        mixing: what becomes of each batch of training pictures; None for nothing.
         keep_last: keep the last epoch whatever the validation loss says.
         keep_validations: what the network says of the validation pictures is kept for each epoch.
         folder: of the run, with its `checkpoints`.
@@ -64,6 +66,7 @@ class Fit:
     epochs: int
     stop_after: int | None = None
     clip: float | None = 1.0
+    mixing: Mixing | None = None
     keep_last: bool = False
     keep_validations: bool = True
     folder: Path
@@ -147,6 +150,7 @@ def fit(
             optimization=optimization,
             borrowed=borrowed,
             keep_validations=plan.keep_validations,
+            mixing=plan.mixing,
         )
         save = SaveLast(
             plan.folder,

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from delta_transfer.errors import UserError
 from delta_transfer.functional import calibrated_cross_entropy
 from delta_transfer.regularizer import Regularizer
+from delta_transfer.training.mixing import Mixing
 
 # A loss so many times that of the first step (or 1, if that is less) does not come back.
 EXPLODED = 1e4
@@ -95,6 +96,7 @@ class FineTuning(lightning.LightningModule):
         optimization: how the weights are moved.
         borrowed: gives the network back (hooks, train flags) when the fit is over.
         keep_validations: see the attribute.
+        mixing: what becomes of each batch of training pictures; None for nothing.
 
     Attributes:
         validations: logits `[N, K]` and targets `[N]` of the validation split, of each time, if
@@ -112,6 +114,7 @@ class FineTuning(lightning.LightningModule):
         optimization: Optimization,
         borrowed: ExitStack,
         keep_validations: bool = True,
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -122,6 +125,7 @@ class FineTuning(lightning.LightningModule):
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_loss = MeanMetric()
         self.keep_validations = keep_validations
+        self.mixing = mixing
         self.validations: list[tuple[Tensor, Tensor]] = []
         self._first_loss: float | None = None
         self._sums: dict[str, float] = {}
@@ -138,6 +142,8 @@ class FineTuning(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """The loss of a batch."""
         inputs, targets = batch
+        if self.mixing is not None:
+            inputs, targets = self.mixing(inputs, targets, step=self.global_step)
         task = self.loss(self.network(inputs), targets)
         terms = self.regularizer(inputs, targets)
         total: Tensor = task + terms.total

@@ -1,0 +1,326 @@
+import errno
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from delta_transfer.backbones import InputSpec
+from delta_transfer.config import TrainConfig
+from delta_transfer.data import Split, Task, keeping
+from delta_transfer.data.check import check_pictures
+from delta_transfer.data.folder import FolderReader
+from delta_transfer.data.keeping import Keeper
+from delta_transfer.data.packs import Pack, PackWriter
+from delta_transfer.data.resize import Resize
+from delta_transfer.loaders import (
+    evaluation_loader,
+    needed_resizes,
+    plain_loader,
+    training_loader,
+)
+
+SPEC = InputSpec(
+    size=16, crop_pct=0.7, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation="bicubic"
+)
+SMALL = {name: (Resize(side=8),) for name in ("train", "val", "test")}
+GENERATOR = np.random.default_rng(0)
+
+
+def noise(*shape: int, dtype: type = np.uint8) -> Image.Image:
+    return Image.fromarray(GENERATOR.integers(0, np.iinfo(dtype).max + 1, shape, dtype))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of kept pictures, which only the test knows."""
+    monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pictures"
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of many kinds, shapes and depths."""
+    root = tmp_path_factory.mktemp("odd")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    noise(40, 31).save(root / "grey.png")
+    noise(30, 25, dtype=np.uint16).save(root / "sixteen.png")
+    noise(33, 44, 3).quantize(16).save(root / "palette.png")
+    noise(24, 24, 4).save(root / "transparent.png")
+    noise(50, 20, 3).save(root / "turned.jpg", exif=turned)
+    noise(700, 9, 3).save(root / "tall.png")
+    noise(2, 300, 3).save(root / "wide.png")
+    noise(1, 1, 3).save(root / "dot.png")
+    return root
+
+
+@pytest.fixture
+def some(tmp_path: Path) -> Path:
+    """A folder of eight small pictures that may be written to."""
+    root = tmp_path / "some"
+    root.mkdir()
+    for number in range(8):
+        noise(12, 10, 3).save(root / f"{number}.png")
+    return root
+
+
+def task_of(root: Path) -> Task:
+    paths = tuple(sorted(path.name for path in root.iterdir()))
+    split = Split(paths, tuple(number % 2 for number in range(len(paths))), FolderReader(root))
+    half = len(paths) // 2
+    train, test = split.subset(range(half)), split.subset(range(half, len(paths)))
+    return Task(name="t", classes=("a", "b"), train=train, val=train, test=test, val_drawn=True)
+
+
+def keep(root: Path, wanted=SMALL, limit: int | None = None) -> Task:
+    with Keeper(wanted, limit=limit) as keeper:
+        return check_pictures(task_of(root), threads=2, keeper=keeper).task
+
+
+def packs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*.pack"))
+
+
+def resized(split: Split) -> dict[str, torch.Tensor]:
+    """The independent way: each picture decoded and resized here and now."""
+    found = {}
+    for path in split.paths:
+        image = split.read(path)
+        scale = 8 / min(image.size)
+        size = [int(side * scale) for side in image.size]
+        made = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+        found[path] = torch.from_numpy(made.transpose(2, 0, 1).copy())
+    return found
+
+
+def assert_kept(task: Task) -> None:
+    for split in (task.train, task.test):
+        for path, expected in resized(split).items():
+            assert torch.equal(split.kept.find(path, Resize(side=8)), expected)
+
+
+@pytest.mark.parametrize("preset", ["default", "official"])
+@pytest.mark.parametrize("augment", ["default", "none", "trivialaugment"])
+def test_batches_are_the_same_to_the_bit_and_nothing_is_decoded_for_them(odd, preset, augment):
+    config = TrainConfig(
+        data="x", preset=preset, augment=augment, batch_size=3, workers=0, device="cpu", seed=4
+    )
+    task = keep(odd, needed_resizes(SPEC, config, val_drawn=True))
+
+    def batches(task: Task) -> Iterator[torch.Tensor]:
+        training = training_loader(task.train, SPEC, config)
+        for epoch in (0, 3):
+            training.sampler.set_epoch(epoch)
+            yield from (inputs for inputs, _ in training)
+        for split in (task.train, task.test):
+            yield from (inputs for inputs, _ in plain_loader(split, SPEC, config))
+        yield from (inputs for inputs, _ in evaluation_loader(task.test, SPEC, config))
+
+    expected = list(batches(task_of(odd)))
+    for split in (task.train, task.val, task.test):
+        object.__setattr__(split, "read", None)
+    found = list(batches(task))
+    assert len(found) == len(expected)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert all(one.stride() == other.stride() for one, other in zip(found, expected, strict=True))
+
+
+def test_what_is_kept_is_the_resized_picture(some, folder):
+    assert_kept(keep(some))
+    (pack,) = packs(folder)
+    before = pack.stat().st_ino
+    assert_kept(keep(some))  # by what is there
+    assert [path.stat().st_ino for path in packs(folder)] == [before]
+
+
+def test_sizes_and_kinds_are_kept_apart(some, folder):
+    keep(some)
+    task = keep(some, {"train": (Resize(side=9), Resize(side=8, square=True))})
+    found = task.train.kept
+    assert found.find("0.png", Resize(side=9)).shape == (3, 10, 9)
+    assert found.find("0.png", Resize(side=8, square=True)).shape == (3, 8, 8)
+    assert found.find("0.png", Resize(side=8)) is None
+    assert found.find("7.png", Resize(side=9)) is None  # of the test split
+    assert len(packs(folder)) == 3
+
+
+def test_a_subset_and_copies_need_nothing_new(some, folder):
+    keep(some)
+    before = [path.stat() for path in packs(folder)]
+    (some / "7.png").unlink()
+    shutil.copy(some / "1.png", some / "8.png")
+    assert_kept(keep(some))
+    assert [path.stat().st_size for path in packs(folder)] == [each.st_size for each in before]
+
+
+def test_a_picture_that_changes_under_its_name_is_seen(some):
+    keep(some)
+    noise(12, 10, 3).save(some / "3.png")
+    assert_kept(keep(some))
+
+
+def test_it_goes_to_other_processes(some):
+    task = keep(some)
+    assert_kept(pickle.loads(pickle.dumps(task)))
+
+
+@pytest.mark.parametrize("damage", ["bit", "index", "half", "end", "empty", "other"])
+def test_a_damaged_file_is_known_and_made_anew(some, folder, damage):
+    keep(some)
+    (pack,) = packs(folder)
+    content = bytearray(pack.read_bytes())
+    content[40] ^= 4
+    contents = {
+        "bit": content,
+        "index": pack.read_bytes().replace(b", 9, 8, ", b",9999,8,"),
+        "half": pack.read_bytes()[: len(content) // 2],
+        "end": pack.read_bytes()[:-1],
+        "empty": b"",
+        "other": b"Dear Sir" * 100,
+    }
+    assert contents[damage] != pack.read_bytes()
+    pack.write_bytes(contents[damage])
+    assert_kept(keep(some))
+    assert_kept(keep(some))
+    assert all(made.places for made in map(Pack, packs(folder)))
+
+
+def both(root: Path, barrier, results) -> None:
+    barrier.wait()
+    task = keep(root)
+    assert_kept(task)
+    results.put(len(task.train))
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_two_processes_at_once_do_no_harm(some, folder):
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=both, args=(some, barrier, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(packs(folder)) == 1
+    assert [path for path in folder.rglob("*") if path.is_file()] == packs(folder)
+    assert_kept(keep(some))
+
+
+class TestNothingCanBeKept:
+    def assert_decoded(self, task: Task, caplog: pytest.LogCaptureFixture, reason: str) -> None:
+        config = TrainConfig(data="x", image_size=16, workers=0, device="cpu", seed=4)
+        spec = InputSpec(
+            size=16, crop_pct=0.9, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear"
+        )
+        inputs = torch.cat([inputs for inputs, _ in plain_loader(task.train, spec, config)])
+        assert inputs.shape == (4, 3, 16, 16)
+        (line,) = [each for each in caplog.messages if "decoded each time" in each]
+        assert reason in line
+
+    def test_in_a_folder_that_cannot_be_written(self, some, monkeypatch, caplog):
+        caplog.set_level(logging.INFO)
+        monkeypatch.setenv("DELTA_TRANSFER_CACHE", "/dev/null")
+        self.assert_decoded(keep(some), caplog, "Not a directory")
+
+    @pytest.mark.parametrize("after", [0, 3])
+    @pytest.mark.parametrize("method", ["add", "finish"])
+    def test_on_a_full_disk(self, some, folder, monkeypatch, caplog, after, method):
+        caplog.set_level(logging.INFO)
+        write = PackWriter.add
+
+        def add(self: PackWriter, digest: str, pixels: torch.Tensor) -> None:
+            if method == "add" and len(self._places) == after:
+                self._file.write(b"half of it")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(self, digest, pixels)
+
+        def finish(self: PackWriter) -> Pack:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PackWriter, "add", add)
+            if method == "finish":
+                patch.setattr(PackWriter, "finish", finish)
+            task = keep(some)
+        assert not any(task.train.kept.has(path, Resize(side=8)) for path in task.train.paths)
+        self.assert_decoded(task, caplog, "No space left")
+        assert not [path for path in folder.rglob("*") if path.is_file()]
+        assert_kept(keep(some))
+
+    def test_it_is_gone_meanwhile(self, some, folder):
+        task = pickle.loads(pickle.dumps(keep(some)))
+        shutil.rmtree(folder)
+        assert task.train.kept.find("0.png", Resize(side=8)) is None
+
+
+class TestRoom:
+    def test_no_more_is_kept_than_may_be(self, some, folder, caplog):
+        caplog.set_level(logging.INFO)
+        size = next(iter(resized(task_of(some).train).values())).nbytes
+        task = keep(some, limit=3 * size)
+        splits = (task.train, task.test)
+        kept = [s.kept.has(p, Resize(side=8)) for s in splits for p in s.paths]
+        assert sum(kept) == 3
+        assert len([each for each in caplog.messages if "decoded each time" in each]) == 1
+
+    def test_what_was_not_used_for_longest_makes_room(self, some, folder, tmp_path):
+        sizes = {}
+        for side, age in ((4, 300), (5, 100), (6, 200)):
+            before = set(packs(folder))
+            keep(some, {"train": (Resize(side=side),)})
+            (sizes[side],) = set(packs(folder)) - before
+            os.utime(sizes[side], (1e9 - age, 1e9 - age))
+        total = sum(path.stat().st_size for path in packs(folder))
+        keep(some, {"train": (Resize(side=4),)})  # used, and so the newest
+        keep(some, {"train": (Resize(side=7),)}, limit=total + 10)
+        assert sizes[4].exists()
+        assert sizes[5].exists()
+        assert not sizes[6].exists()
+
+    def test_what_this_run_uses_stays(self, some, folder):
+        keep(some)
+        (first,) = packs(folder)
+        task = keep(some, {"train": (*SMALL["train"], Resize(side=9))}, limit=10)
+        assert packs(folder) == [first]
+        assert task.train.kept.has("0.png", Resize(side=8))
+
+    def test_without_a_limit_it_is_a_part_of_what_is_free(self, some, monkeypatch):
+        usage = shutil.disk_usage(some)._replace(free=50)
+        monkeypatch.setattr(keeping.shutil, "disk_usage", lambda path: usage)
+        assert not keep(some).train.kept.has("0.png", Resize(side=8))
+
+    def test_what_was_left_unfinished_is_removed_after_a_day(self, some, folder):
+        keep(some)
+        old, new = (packs(folder)[0].with_name(f".{name}.unfinished") for name in ("old", "new"))
+        for path in (old, new):
+            path.write_bytes(b"x")
+        os.utime(old, (1e9, 1e9))
+        keep(some)
+        assert not old.exists()
+        assert new.exists()
+
+    def test_packs_do_not_grow_without_end(self, some, folder, monkeypatch):
+        monkeypatch.setattr(keeping, "_LARGEST", 400)
+        assert_kept(keep(some))
+        assert len(packs(folder)) > 2
+        assert_kept(keep(some))
+
+
+def test_an_interruption_leaves_nothing_unfinished(some, folder):
+    def interrupt() -> None:
+        with Keeper(SMALL) as keeper:
+            keeper.keep("train", "0.png", "0" * 32, Image.new("RGB", (9, 9)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert not [path for path in folder.rglob("*") if path.is_file()]
