@@ -59,12 +59,21 @@ class TrainConfig:
         epochs: passes over the training pictures; 10 if not given.
         steps: training steps in place of epochs, rounded up to whole epochs; official has 9000.
         batch_size: pictures a step; 32 (official: 64) if not given.
+        accumulate: work through the pictures of a step in so many parts, which takes less memory
+            and changes nothing else (see docs/training.md); doubled where memory runs out.
+        precision: 32 (the default); bf16 or 16, faster on GPUs, with weights and penalties in 32
+            bits all the same; or auto, the fastest that the device has.
         lr: peak learning rate; 0.0003 (official: 0.01) if not given.
         head_lr: peak learning rate of the head; lr if the head starts as the linear probe, 10 lr if
             it starts at random (official: lr).
         optimizer: adamw (the default), or sgd with momentum 0.9 (official).
         schedule: after a warm-up over 15% of the steps (official: none), cosine to zero (the
             default), step (times 0.1 at 67%, official) or constant.
+        clip: norm to which gradients are clipped; 1 (official: 0, no limit) if not given.
+        ema: validate and keep a moving average of the weights with this decay, for example 0.99;
+            none if not given.
+        layer_decay: each layer learns so many times as fast as the one above it, for example 0.75;
+            1, the default, is for all alike.
         image_size: side of the pictures in pixels; the network's own if not given.
         samples_per_class: training pictures of each class, drawn at random; all if not given.
         seed: draws splits, subsets, batch order, augmentation and the head's start.
@@ -80,6 +89,8 @@ class TrainConfig:
         data_root: where named data sets lie or are downloaded to; a cache folder if not given.
         device: auto, cpu, cuda or mps.
         workers: processes that load pictures; chosen by the number of cores if not given.
+        deterministic: on a GPU too, equal runs give equal bytes, which takes longer; on the CPU
+            they do anyway.
         checkpoint_minutes: so often the state is saved from which --resume goes on; Ctrl-C and
             SIGTERM save it too.
         checkpoint_steps: likewise, after so many training steps if that is sooner.
@@ -105,10 +116,15 @@ class TrainConfig:
     epochs: int | None = None
     steps: int | None = None
     batch_size: int = _BY_PRESET
+    accumulate: int = 1
+    precision: Literal["32", "bf16", "16", "auto"] = "32"
     lr: float = _BY_PRESET
     head_lr: float | None = None
     optimizer: Literal["adamw", "sgd"] = _BY_PRESET
     schedule: Literal["cosine", "step", "constant"] = _BY_PRESET
+    clip: float = _BY_PRESET
+    ema: float | None = None
+    layer_decay: float = 1.0
     image_size: int | None = None
     samples_per_class: int | None = None
     seed: int = 0
@@ -119,6 +135,7 @@ class TrainConfig:
     data_root: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     workers: int | None = None
+    deterministic: bool = False
     checkpoint_minutes: float = 1.0
     checkpoint_steps: int | None = None
 
@@ -147,6 +164,21 @@ class TrainConfig:
             raise UserError(
                 f"--val-fraction {self.val_fraction:g}: must be above 0 and below 1, for example "
                 "0.15"
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(
+                f"--ema {self.ema:g}: must be above 0 and below 1, for example 0.99, an average "
+                "over about 100 steps"
+            )
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(
+                f"--layer-decay {self.layer_decay:g}: must be above 0 and at most 1, for example "
+                "0.75"
+            )
+        if self.accumulate > self.batch_size:
+            raise UserError(
+                f"--accumulate {self.accumulate}: must be at most {self.batch_size}, the pictures "
+                "of a step (--batch-size)"
             )
         if self.folds == 1:
             raise UserError("--folds 1: give 2 or more, or 0 for none")
@@ -191,11 +223,18 @@ class TrainConfig:
             object.__setattr__(self, name, getattr(preset, name))
         if isinstance(self.test_split, float):  # YAML: test_split: 0.2
             object.__setattr__(self, "test_split", str(self.test_split))
+        if isinstance(self.precision, int):  # YAML: precision: 16
+            object.__setattr__(self, "precision", str(self.precision))
 
     @property
     def official(self) -> bool:
         """Whether the run follows the protocol of DELTA's authors."""
         return find_preset(self.preset).official
+
+    @property
+    def at_once(self) -> int:
+        """How many pictures go through the network at the same time."""
+        return math.ceil(self.batch_size / self.accumulate)
 
     def count_epochs(self, pictures: int) -> int:
         """Passes over so many training pictures."""
@@ -246,6 +285,8 @@ _AT_LEAST = {
     "steps": 1,
     "folds": 0,
     "batch_size": 1,
+    "accumulate": 1,
+    "clip": 0,
     "image_size": 16,
     "samples_per_class": 1,
     "seed": 0,

@@ -27,7 +27,7 @@ def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoad
         transform = official_eval_transform(**_square(spec))
     else:
         transform = eval_transform(**dataclasses.asdict(spec))
-    return _in_order(split, transform, config.batch_size, config.workers)
+    return _in_order(split, transform, config.at_once, config.workers)
 
 
 def evaluation_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:
@@ -37,7 +37,7 @@ def evaluation_loader(split: Split, spec: InputSpec, config: TrainConfig) -> Dat
     """
     if not config.official:
         return plain_loader(split, spec, config)
-    batch_size = max(1, config.batch_size // 10)
+    batch_size = max(1, config.at_once // 10)
     return _in_order(split, ten_crop_transform(**_square(spec)), batch_size, config.workers)
 
 

@@ -21,6 +21,7 @@ from delta_transfer.branches import select
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split
+from delta_transfer.devices import find_device
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.evaluation import mean_class_accuracy
 from delta_transfer.files import write_atomically
@@ -41,7 +42,12 @@ from delta_transfer.run_folder import (
     tidy,
 )
 from delta_transfer.selection import Selected
-from delta_transfer.training import CropAverage, accuracy, predict_probabilities
+from delta_transfer.training import (
+    CropAverage,
+    accuracy,
+    find_precision,
+    predict_probabilities,
+)
 from delta_transfer.tuning import Tuning
 
 logger = logging.getLogger(__name__)
@@ -50,6 +56,7 @@ logger = logging.getLogger(__name__)
 _MEASURING = ["attention_samples", "attention_tolerance"]
 _WEIGHING = ["attention_temperature", "attention_clip", "attention_floor"]
 _TRAINING = ["epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"]
+_TRAINING += ["clip", "ema", "layer_decay", "precision", "accumulate"]
 LIBRARIES = ("delta-transfer", "torch", "torchvision", "timm", "lightning", "scikit-learn")
 
 
@@ -172,11 +179,31 @@ def check(config: TrainConfig) -> None:
             f"--method {method.name} weighs channels by their attention: with --attention none use "
             "--method delta_no_attention"
         )
+    if config.precision != "32":
+        find_precision(config.precision, find_device(config.device))
+    _check_parts(config, method)
     for name in _ignored(config, method):
         logger.warning("--%s is ignored: it means nothing for method %s", name, method.name)
     if method.attention and config.attention not in ESTIMATORS:
         for name in _given(config, _MEASURING):
             logger.warning("--%s is ignored: attention is that of %s", name, config.attention)
+
+
+def _check_parts(config: TrainConfig, method: Method) -> None:
+    """Checks that a step may be worked through in parts, if it is to be.
+
+    Raises:
+        UserError: if something looks at the batch as a whole.
+    """
+    trained = "train" in (config.batch_norm, method.batch_norm)
+    if config.accumulate == 1 or not method.trains or not (trained or method.whole_batch):
+        return
+    what = "batch norm in train mode" if trained else f"method {method.name}"
+    mend = "--batch-norm frozen, or " if trained and method.batch_norm is None else ""
+    raise UserError(
+        f"--accumulate {config.accumulate}: {what} looks at the whole batch, which cannot be "
+        f"worked through in parts: give {mend}a smaller --batch-size, and leave --accumulate out"
+    )
 
 
 def _ignored(config: TrainConfig, method: Method) -> list[str]:

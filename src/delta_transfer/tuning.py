@@ -26,7 +26,17 @@ from delta_transfer.presets import find_preset
 from delta_transfer.probe import LinearProbe
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.run_attention import describe, estimate
-from delta_transfer.training import Fit, Fitted, MeasureDrift, Optimization, RedrawHead, Saving, fit
+from delta_transfer.training import (
+    Fit,
+    Fitted,
+    MeasureDrift,
+    Optimization,
+    RedrawHead,
+    Saving,
+    find_precision,
+    fit,
+    layer_scales,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +233,10 @@ def _fit(
             val=plain_loader(task.val, spec, config) if validates else None,
             epochs=tuning.epochs,
             stop_after=stop_after,
-            clip=find_preset(config.preset).clip,
+            clip=config.clip,
+            parts=config.accumulate,
+            divisible=config.batch_norm == "frozen" and not tuning.method.whole_batch,
+            precision=find_precision(config.precision, prepared.device),
             keep_last=config.official,
             folder=folder,
             keep_validations=bool(config.folds),
@@ -301,7 +314,18 @@ def _optimization(prepared: Prepared, tuning: Tuning, network: nn.Module) -> Opt
         warm_up=find_preset(config.preset).warm_up,
         head_cycles=method.head_cycles,
         around=around,
+        scales=_scales(prepared, config, network),
+        ema=config.ema,
     )
+
+
+def _scales(prepared: Prepared, config: TrainConfig, network: nn.Module) -> dict[str, float]:
+    """What layers learn at, as shares of the learning rate; nothing if all learn alike."""
+    if config.layer_decay == 1:
+        return {}
+    side, head = prepared.backbone.input.size, prepared.backbone.head
+    example = torch.zeros(1, 3, side, side, device=prepared.device)
+    return layer_scales(network, head=head, factor=config.layer_decay, example=example)
 
 
 def _some_inputs(prepared: Prepared, config: TrainConfig) -> Tensor:

@@ -4,7 +4,9 @@ from delta_transfer.training.callbacks import MeasureDrift, RedrawHead
 from delta_transfer.training.crops import CropAverage
 from delta_transfer.training.fit import Fit, Fitted, fit
 from delta_transfer.training.inference import accuracy, predict_probabilities
+from delta_transfer.training.layer_decay import layer_scales
 from delta_transfer.training.module import Optimization
+from delta_transfer.training.precision import Precision, autocast, find_precision
 from delta_transfer.training.saving import Saving
 
 __all__ = [
@@ -13,9 +15,13 @@ __all__ = [
     "Fitted",
     "MeasureDrift",
     "Optimization",
+    "Precision",
     "RedrawHead",
     "Saving",
     "accuracy",
+    "autocast",
+    "find_precision",
     "fit",
+    "layer_scales",
     "predict_probabilities",
 ]
