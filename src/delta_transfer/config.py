@@ -63,7 +63,8 @@ class TrainConfig:
             and changes nothing else (see docs/training.md); doubled where memory runs out.
         precision: 32 (the default); bf16 or 16, faster on GPUs, with weights and penalties in 32
             bits all the same; or auto, the fastest that the device has.
-        lr: peak learning rate; 0.0003 (official: 0.01) if not given.
+        lr: peak learning rate; 0.0003 (official: 0.01) if not given; find takes a tenth of the
+            rate up to which the loss stays low in a short trial (see docs/training.md).
         head_lr: peak learning rate of the head; lr if the head starts as the linear probe, 10 lr if
             it starts at random (official: lr).
         optimizer: adamw (the default), or sgd with momentum 0.9 (official).
@@ -118,7 +119,7 @@ class TrainConfig:
     batch_size: int = _BY_PRESET
     accumulate: int = 1
     precision: Literal["32", "bf16", "16", "auto"] = "32"
-    lr: float = _BY_PRESET
+    lr: float | Literal["find"] = _BY_PRESET
     head_lr: float | None = None
     optimizer: Literal["adamw", "sgd"] = _BY_PRESET
     schedule: Literal["cosine", "step", "constant"] = _BY_PRESET
@@ -151,7 +152,7 @@ class TrainConfig:
                 raise UserError(f"{_flag(name)} must be at least {least}, got {value}")
         for name in _ABOVE_ZERO:
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+            if value not in (None, "find") and not 0 < value < float("inf"):
                 raise UserError(f"{_flag(name)} must be above 0, got {value}")
         if self.resume and self.overwrite:
             raise UserError(

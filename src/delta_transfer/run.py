@@ -17,6 +17,7 @@ from delta_transfer.announce import announce, conclude
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.backbones import InputSpec
 from delta_transfer.backbones.saved import save_model
+from delta_transfer.borrow import deterministic
 from delta_transfer.branches import select
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
@@ -25,6 +26,7 @@ from delta_transfer.devices import find_device
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.evaluation import mean_class_accuracy
 from delta_transfer.files import write_atomically
+from delta_transfer.learning_rate import settle
 from delta_transfer.loaders import evaluation_loader
 from delta_transfer.methods import Method, check_classifier, find_method
 from delta_transfer.outputs import write_examples, write_predictions
@@ -121,9 +123,13 @@ def train_prepared(
     check_classifier(tuning.method, prepared.backbone.classifier, config.model)
     make_folder(folder, overwrite=config.overwrite, resume=config.resume)
     try:
-        with log_to(folder / LOG, prepared.description, resume=config.resume):
+        with (
+            log_to(folder / LOG, prepared.description, resume=config.resume),
+            deterministic(config.deterministic),
+        ):
             write_atomically(folder / "config.yaml", config.to_yaml())
             announce(prepared, tuning)
+            tuning = settle(prepared, tuning, folder)
             selected = select(prepared, tuning, folder)
             result = _finish(selected, tuning, folder, memory=memory, started=started)
             write_run_report(folder)

@@ -20,8 +20,9 @@ LOG = "train.log"
 COMPARISON = "compare.yaml"  # the options of a comparison
 
 _OF_A_RUN = frozenset(
-    f"""{LOG} config.yaml metrics.csv hparams.yaml tensorboard drift.csv attention.safetensors
-    checkpoints weaker refit folds predictions.csv examples.csv examples model result.json
+    f"""{LOG} config.yaml lr.csv metrics.csv hparams.yaml tensorboard drift.csv
+    attention.safetensors checkpoints weaker refit folds predictions.csv examples.csv examples
+    model result.json
     report.html evaluation""".split()
 )
 _OF_A_COMPARISON = frozenset([COMPARISON, "results.csv", "report.html"])

@@ -8,6 +8,7 @@ from delta_transfer.training.layer_decay import layer_scales
 from delta_transfer.training.module import Optimization
 from delta_transfer.training.precision import Precision, autocast, find_precision
 from delta_transfer.training.saving import Saving
+from delta_transfer.training.trial import choose_rate, try_rates
 
 __all__ = [
     "CropAverage",
@@ -20,8 +21,10 @@ __all__ = [
     "Saving",
     "accuracy",
     "autocast",
+    "choose_rate",
     "find_precision",
     "fit",
     "layer_scales",
     "predict_probabilities",
+    "try_rates",
 ]

@@ -45,7 +45,7 @@ class Optimization:
     lr: float
     head_lr: float
     weight_decay: float
-    schedule: Literal["cosine", "step", "constant"]
+    schedule: Literal["cosine", "step", "constant", "rising"]
     warm_up: float
     head_cycles: int = 1
     around: Callable[[torch.optim.Optimizer], AbstractContextManager[object]] = nullcontext
@@ -57,7 +57,7 @@ def schedule_factor(step: int, total: int, *, schedule: str, warm_up: float) -> 
     """The learning rate at a step, as a share of its peak.
 
     A linear warm-up, then `"cosine"` to zero, `"step"` (times 0.1 at 67% of all steps) or
-    `"constant"`.
+    `"constant"`; `"rising"`, of a trial, reaches its peak with the last step, from a millionth.
 
     Args:
         step: from 0.
@@ -73,6 +73,8 @@ def schedule_factor(step: int, total: int, *, schedule: str, warm_up: float) -> 
     rising = max(1, round(warm_up * total)) if warm_up else 0
     if step < rising:
         return (step + 1) / rising
+    if schedule == "rising":
+        return 10 ** (-6 * (1 - step / max(1, total - 1)))
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
     return 0.1 if schedule == "step" and step >= 0.67 * total else 1.0

@@ -1,0 +1,86 @@
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from delta_transfer.errors import UserError
+from delta_transfer.training import layer_scales
+from tests.training.test_module import fine_tuning
+
+PICTURE = torch.zeros(1, 3, 32, 32)
+
+
+def test_the_layers_of_resnet18_are_its_blocks():
+    network = timm.create_model("resnet18", num_classes=3)
+    scales = layer_scales(network, head="fc", factor=0.5, example=PICTURE)
+    above = {"layer4.1": 1, "layer4.0": 2, "layer3.1": 3, "layer3.0": 4, "layer2.1": 5}
+    above |= {"layer2.0": 6, "layer1.1": 7, "layer1.0": 8, "conv1": 9, "bn1": 9}
+    for name, _ in network.named_parameters():
+        if not name.startswith("fc."):
+            own = next(n for block, n in above.items() if name.startswith(f"{block}."))
+            assert scales.pop(name) == 0.5**own
+    assert not scales
+
+
+def test_the_layers_of_a_vision_transformer_are_its_blocks():
+    network = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3)
+    scales = layer_scales(network, head="head", factor=0.75, example=PICTURE)
+    for name, scale in scales.items():
+        first, _, rest = name.partition(".")
+        if first == "blocks":
+            assert scale == 0.75 ** (12 - int(rest.split(".")[0]))
+        else:
+            assert scale == (0.75 if first == "norm" else 0.75**13)
+    assert scales["cls_token"] == scales["pos_embed"] == scales["patch_embed.proj.bias"]
+    assert len(scales) == sum(1 for _ in network.parameters()) - 2
+
+
+def test_the_layers_of_others_are_their_stages():
+    network = torchvision.models.resnet18(num_classes=3)
+    picture = torch.zeros(1, 3, 64, 64)
+    scales = layer_scales(network, head="fc", factor=0.5, example=picture)
+    above = {"layer4": 1, "layer3": 2, "layer2": 3, "layer1": 4, "bn1": 4, "conv1": 4}
+    for name, _ in network.named_parameters():
+        if not name.startswith("fc."):
+            assert scales.pop(name) == 0.5 ** above[name.split(".")[0]]
+    assert not scales
+
+
+def test_a_network_whose_layers_are_not_known_is_refused():
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
+    with pytest.raises(UserError, match="--layer-decay: what the layers of Sequential are is not"):
+        layer_scales(flat, head="1", factor=0.5, example=PICTURE)
+
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.late = nn.Conv2d(4, 8, 3, stride=2)
+            self.early = nn.Conv2d(3, 4, 3, stride=2)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.late(self.early(x)).mean(dim=(2, 3)))
+
+    with pytest.raises(UserError, match="what the layers of Backwards are"):
+        layer_scales(Backwards(), head="head", factor=0.5, example=PICTURE)
+
+
+def test_the_optimiser_and_the_schedule_go_by_them():
+    scales = {"conv1.weight": 0.25, "conv2.weight": 0.5, "conv2.bias": 0.5}
+    found = fine_tuning(scales=scales, schedule="cosine").configure_optimizers()
+    optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    names = {id(p): n for n, p in fine_tuning().network.named_parameters()}
+    assert len(names) == 12
+    for _ in range(5):
+        factor = optimizer.param_groups[0]["lr"] / 0.1
+        for group in optimizer.param_groups:
+            assert group["lr"] == pytest.approx(factor * group["initial_lr"])
+        optimizer.step()
+        schedule.step()
+    module = fine_tuning(scales=scales)
+    made = module.configure_optimizers()["optimizer"]
+    rates = {id(p): group["initial_lr"] for group in made.param_groups for p in group["params"]}
+    for name, parameter in module.network.named_parameters():
+        expected = 0.2 if name.startswith("fc.") else 0.1 * scales.get(name, 1.0)
+        assert rates[id(parameter)] == pytest.approx(expected)
