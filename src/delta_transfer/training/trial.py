@@ -1,6 +1,5 @@
 """A short training in which the learning rate rises, to see how far it may."""
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -115,4 +114,4 @@ def choose_rate(trial: Sequence[tuple[float, float]]) -> float:
         smooth.append(average / (1 - SMOOTHING**number))
     limit = min(smooth) + NOISE
     last = max(i for i, loss in enumerate(smooth) if loss <= limit)
-    return float(f"{trial[last][0] / 10:.2g}") if math.isfinite(limit) else trial[0][0]
+    return float(f"{trial[last][0] / 10:.2g}")
