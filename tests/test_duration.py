@@ -103,6 +103,11 @@ def test_workers_read_while_the_network_computes(prepared, monkeypatch):
     )
 
 
+def test_a_trial_of_rates_is_counted(prepared):
+    longer = seconds(prepared, lr="find", batch_size=4) - seconds(prepared, batch_size=4)
+    assert longer == pytest.approx(72 * 4 * STEP)
+
+
 def test_no_more_pictures_are_measured_at_once_than_train_or_fit_into_memory(prepared, monkeypatch):
     asked = []
 

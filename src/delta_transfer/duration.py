@@ -17,7 +17,7 @@ from delta_transfer.run_attention import attention_order
 from delta_transfer.selection import refits
 from delta_transfer.soup import SHARES
 from delta_transfer.taps import Taps
-from delta_transfer.training import Precision, autocast, find_precision
+from delta_transfer.training import TRIAL_STEPS, Precision, autocast, find_precision
 from delta_transfer.tuning import DRIFT_PICTURES, Tuning
 
 AT_ONCE = 10
@@ -28,8 +28,8 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     """The minutes that a run will take, by the second of two measured training steps.
 
     Reading and augmenting pictures, validation, drift, keeping the weights, channel attention,
-    folds, the refit, a second strength, their probes and the test are counted; what else a run
-    does is not.
+    folds, the refit, a second strength, a trial of rates, probes and the test are counted; what
+    else a run does is not.
     """
     config, task = tuning.config, prepared.task
     size = min(config.at_once, len(task.train))
@@ -68,6 +68,8 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     crops = 10 if config.official else 1
     test = 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
     trainings = branches * tuning.epochs * epoch
+    if config.lr == "find":
+        trainings += TRIAL_STEPS * min(config.batch_size, taught) * training
     asked = pictures if folds else held_out
     mixtures = len(SHARES) * asked * forward if branches > 1 else 0.0
     return (trainings + mixtures + attention + probes + test) / 60

@@ -6,7 +6,7 @@ from torch import nn
 
 from delta_transfer.errors import UserError
 from delta_transfer.training import layer_scales
-from tests.training.test_module import fine_tuning
+from tests.training.test_module import expected_factor, fine_tuning
 
 PICTURE = torch.zeros(1, 3, 32, 32)
 
@@ -47,40 +47,48 @@ def test_the_layers_of_others_are_their_stages():
     assert not scales
 
 
+class Staged(nn.Module):
+    """Two stages, defined in the order in which they run or not, and a norm before the head."""
+
+    def __init__(self, *, in_order: bool) -> None:
+        super().__init__()
+        stages = {"early": nn.Conv2d(3, 4, 3, stride=2), "late": nn.Conv2d(4, 8, 3, stride=2)}
+        for name in sorted(stages, reverse=not in_order):
+            self.add_module(name, stages[name])
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.late(self.early(x)).mean(dim=(2, 3))))
+
+
+def test_what_comes_after_the_last_stage_learns_as_it_does():
+    scales = layer_scales(Staged(in_order=True), head="head", factor=0.5, example=PICTURE)
+    assert {name.split(".")[0]: scale for name, scale in scales.items()} == {
+        "early": 0.25,
+        "late": 0.5,
+        "norm": 0.5,
+    }
+
+
 def test_a_network_whose_layers_are_not_known_is_refused():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
     with pytest.raises(UserError, match="--layer-decay: what the layers of Sequential are is not"):
         layer_scales(flat, head="1", factor=0.5, example=PICTURE)
-
-    class Backwards(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.late = nn.Conv2d(4, 8, 3, stride=2)
-            self.early = nn.Conv2d(3, 4, 3, stride=2)
-            self.head = nn.Linear(8, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.late(self.early(x)).mean(dim=(2, 3)))
-
-    with pytest.raises(UserError, match="what the layers of Backwards are"):
-        layer_scales(Backwards(), head="head", factor=0.5, example=PICTURE)
+    with pytest.raises(UserError, match="what the layers of Staged are"):
+        layer_scales(Staged(in_order=False), head="head", factor=0.5, example=PICTURE)
 
 
 def test_the_optimiser_and_the_schedule_go_by_them():
     scales = {"conv1.weight": 0.25, "conv2.weight": 0.5, "conv2.bias": 0.5}
-    found = fine_tuning(scales=scales, schedule="cosine").configure_optimizers()
+    module = fine_tuning(scales=scales, schedule="cosine")
+    found = module.configure_optimizers()
     optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]
-    names = {id(p): n for n, p in fine_tuning().network.named_parameters()}
-    assert len(names) == 12
-    for _ in range(5):
-        factor = optimizer.param_groups[0]["lr"] / 0.1
-        for group in optimizer.param_groups:
-            assert group["lr"] == pytest.approx(factor * group["initial_lr"])
+    for step in range(20):
+        factor = expected_factor(step, 20, "cosine")
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in module.network.named_parameters():
+            peak = 0.2 if name.startswith("fc.") else 0.1 * scales.get(name, 1.0)
+            assert rates[id(parameter)] == pytest.approx(peak * factor)
         optimizer.step()
         schedule.step()
-    module = fine_tuning(scales=scales)
-    made = module.configure_optimizers()["optimizer"]
-    rates = {id(p): group["initial_lr"] for group in made.param_groups for p in group["params"]}
-    for name, parameter in module.network.named_parameters():
-        expected = 0.2 if name.startswith("fc.") else 0.1 * scales.get(name, 1.0)
-        assert rates[id(parameter)] == pytest.approx(expected)

@@ -8,9 +8,10 @@ from delta_transfer.training.layer_decay import layer_scales
 from delta_transfer.training.module import Optimization
 from delta_transfer.training.precision import Precision, autocast, find_precision
 from delta_transfer.training.saving import Saving
-from delta_transfer.training.trial import choose_rate, try_rates
+from delta_transfer.training.trial import TRIAL_STEPS, choose_rate, try_rates
 
 __all__ = [
+    "TRIAL_STEPS",
     "CropAverage",
     "Fit",
     "Fitted",

@@ -13,7 +13,7 @@ from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.fit import Fit, quiet
 from delta_transfer.training.module import FineTuning, Optimization
 
-STEPS = 72  # twelve for each power of ten
+TRIAL_STEPS = 72  # twelve for each power of ten
 SMOOTHING = 0.9
 NOISE = 0.1  # nats by which the smoothed loss may lie above its lowest
 
@@ -77,7 +77,7 @@ def try_rates(
             accelerator=plan.accelerator,
             devices=1,
             max_epochs=-1,
-            max_steps=STEPS,
+            max_steps=TRIAL_STEPS,
             gradient_clip_val=plan.clip or None,
             precision=plan.precision,
             logger=False,
