@@ -1,3 +1,4 @@
+import os
 import random
 
 import numpy as np
@@ -6,11 +7,13 @@ import torch
 from torch import nn
 
 from delta_transfer.borrow import (
+    deterministic,
     device_of,
     evaluating,
     same_random_state,
     without_parameter_gradients,
 )
+from delta_transfer.errors import UserError
 from tests.networks import ConvNet
 
 
@@ -80,3 +83,44 @@ def test_device_of_asks_parameters_then_buffers():
     norm = nn.BatchNorm1d(2, affine=False, device="meta")
     assert device_of(norm) == torch.device("meta")
     assert device_of(nn.Linear(1, 1)) == device_of(nn.ReLU()) == torch.device("cpu")
+
+
+class TestDeterministic:
+    def test_torch_is_told_and_then_as_before(self, monkeypatch):
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+        with deterministic(True):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.backends.cudnn.deterministic
+            assert not torch.backends.cudnn.benchmark
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.deterministic
+        assert torch.backends.cudnn.benchmark
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+    def test_what_was_set_before_stays_after_an_error_too(self, monkeypatch):
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            with pytest.raises(RuntimeError, match=r"^other$"), deterministic(True):
+                raise RuntimeError("other")
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def test_what_has_no_deterministic_algorithm_is_one_clear_error(self):
+        said = (
+            "avg_pool does not have a deterministic implementation, but you set "
+            "'torch.use_deterministic_algorithms(True)'. You can turn off determinism"
+        )
+        with (
+            pytest.raises(UserError, match=r"--deterministic: avg_pool does not .* --device cpu"),
+            deterministic(True),
+        ):
+            raise RuntimeError(said)
+
+    def test_unwanted_it_changes_nothing(self):
+        with deterministic(False):
+            assert not torch.are_deterministic_algorithms_enabled()

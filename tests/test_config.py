@@ -109,3 +109,23 @@ def test_options_cannot_be_changed_and_are_documented():
         config.epochs = 3
     for field in dataclasses.fields(TrainConfig):
         assert f"\n        {field.name}: " in TrainConfig.__doc__
+
+
+def test_a_precision_may_be_a_number_in_a_file(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("data: pictures\nprecision: 16\nlr: find\n")
+    config = TrainConfig.load(file)
+    assert (config.precision, config.lr) == ("16", "find")
+    file.write_text(config.to_yaml())
+    assert TrainConfig.load(file) == config
+
+
+@pytest.mark.parametrize(("parts", "at_once"), [(1, 8), (3, 3), (8, 1)])
+def test_parts_say_how_many_pictures_go_through_the_network_at_once(parts, at_once):
+    assert TrainConfig(data="x", batch_size=8, accumulate=parts).at_once == at_once
+
+
+def test_clipping_is_as_the_preset_has_it():
+    assert TrainConfig(data="x").clip == 1.0
+    assert TrainConfig(data="x", preset="official").clip == 0.0
+    assert TrainConfig(data="x", preset="official", clip=2.0).clip == 2.0

@@ -36,7 +36,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         module,
         "_seconds_per_step",
-        lambda prepared, inputs, labels, compares: FORWARD * (4 if compares else 3) * len(labels),
+        lambda _, inputs, labels, compares, precision: (
+            FORWARD * (4 if compares else 3) * len(labels)
+        ),
     )
 
 
@@ -99,6 +101,27 @@ def test_workers_read_while_the_network_computes(prepared, monkeypatch):
     assert seconds(prepared, **batch) == pytest.approx(
         (TRAIN + VAL) * 8.0 / 2 + DRIFT_PICTURES * FORWARD
     )
+
+
+def test_a_trial_of_rates_is_counted(prepared):
+    longer = seconds(prepared, lr="find", batch_size=4) - seconds(prepared, batch_size=4)
+    assert longer == pytest.approx(72 * 4 * STEP)
+
+
+def test_no_more_pictures_are_measured_at_once_than_train_or_fit_into_memory(prepared, monkeypatch):
+    asked = []
+
+    def measure(prepared, inputs, labels, compares, precision):
+        asked.append((len(inputs), precision))
+        if len(labels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return FORWARD * 3 * len(labels)
+
+    expected = seconds(prepared)
+    monkeypatch.setattr(module, "_seconds_per_step", measure)
+    found = seconds(prepared, batch_size=16, accumulate=2, precision="bf16")
+    assert asked == [(8, "bf16-mixed"), (4, "bf16-mixed"), (2, "bf16-mixed")]
+    assert found == pytest.approx(expected)
 
 
 def test_a_step_is_timed_and_leaves_no_trace(prepared, monkeypatch):

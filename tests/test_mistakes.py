@@ -313,6 +313,19 @@ OF_TRAINING = """
         --test-split=1 | must be above 0 and below 1, for example 0.2
         --test-split=2 | must be above 0 and below 1, for example 0.2
         --overwrite=yes | give it alone
+        --lr=search | give a number or find
+        --accumulate=0 | must be at least 1
+        --accumulate=2.5 | give a whole number
+        --accumulate=33 | must be at most 32, the pictures of a step
+        --precision=64 | give one of 32, bf16, 16, auto
+        --precision=16 --device=cpu | needs a GPU, float16 is not for training on a CPU: give bf16
+        --clip=-1 | must be at least 0
+        --clip=nan | give a number
+        --ema=1 | must be above 0 and below 1, for example 0.99
+        --ema=0 | must be above 0 and below 1, for example 0.99
+        --layer-decay=0 | must be above 0 and at most 1, for example 0.75
+        --layer-decay=1.5 | must be above 0 and at most 1, for example 0.75
+        --deterministic=yes | give it alone
         --checkpoint-minutes=0 | must be above 0
         --checkpoint-steps=0 | must be at least 1
         --preset=paper | give one of default, official
@@ -496,6 +509,21 @@ TOGETHER = [
         "epochs and steps",
         "train pictures --epochs=2 --steps=5",
         "--epochs and --steps | exclude each other | give one of them",
+    ),
+    row(
+        "parts of what batch norm looks at",
+        "train pictures --accumulate=2 --batch-norm=train",
+        "--accumulate 2: batch norm in train mode | give --batch-norm frozen | leave --accumulate",
+    ),
+    row(
+        "parts of what a penalty looks at",
+        "train pictures --accumulate=2 --method=bss",
+        "--accumulate 2: method bss looks at the whole batch | give a smaller --batch-size",
+    ),
+    row(
+        "compare: parts of what a method looks at",
+        "compare pictures --accumulate=2 --methods=l2,stochnorm",
+        "--accumulate 2: batch norm in train mode | give a smaller --batch-size",
     ),
     row(
         "folds and no refit",

@@ -1,12 +1,15 @@
 """Borrow a network and give it back as it was, also after an exception."""
 
 import contextlib
+import os
 import random
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import nn
+
+from delta_transfer.errors import UserError
 
 
 @contextlib.contextmanager
@@ -50,6 +53,43 @@ def same_random_state(model: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Inside, torch runs no algorithm whose results vary; afterwards its settings are the old ones.
+
+    Args:
+        wanted: False changes nothing.
+
+    Raises:
+        UserError: if there is no other algorithm for something that runs inside.
+    """
+    if not wanted:
+        yield
+        return
+    cudnn, name = torch.backends.cudnn, "CUBLAS_WORKSPACE_CONFIG"
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    flags, workspace = (cudnn.deterministic, cudnn.benchmark), os.environ.get(name)
+    os.environ.setdefault(name, ":4096:8")  # without which cuBLAS refuses
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        what = str(error).split(".")[0]
+        raise UserError(
+            f"--deterministic: {what}: leave the option out, or give --device cpu, where every run "
+            "is deterministic"
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        cudnn.deterministic, cudnn.benchmark = flags
+        if workspace is None:
+            os.environ.pop(name, None)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -66,7 +66,12 @@ class TrainConfig:
         patience: stop after so many epochs without a lower calibrated validation loss; the learning
             rates stay those of all epochs.
         batch_size: pictures a step; 32 (official: 64) if not given.
-        lr: peak learning rate; 0.0003 (official: 0.01) if not given.
+        accumulate: work through the pictures of a step in so many parts, which takes less memory
+            and changes nothing else (see docs/training.md); doubled where memory runs out.
+        precision: 32 (the default); bf16 or 16, faster on GPUs, with weights and penalties in 32
+            bits all the same; or auto, the fastest that the device has.
+        lr: peak learning rate; 0.0003 (official: 0.01) if not given; find takes a tenth of the
+            rate up to which the loss stays low in a short trial (see docs/training.md).
         head_lr: peak learning rate of the head; lr if the head starts as the linear probe, 10 lr if
             it starts at random (official: lr).
         optimizer: adamw (the default), or sgd with momentum 0.9 (official).
@@ -77,6 +82,11 @@ class TrainConfig:
         mixup: pictures and labels of a batch are mixed in shares drawn from Beta(ALPHA, ALPHA); 0
             for not at all. With cutmix too, each step is one of them at random.
         cutmix: likewise, a rectangle of a picture is cut out of another.
+        clip: norm to which gradients are clipped; 1 (official: 0, no limit) if not given.
+        ema: validate and keep a moving average of the weights with this decay, for example 0.99;
+            none if not given.
+        layer_decay: each layer learns so many times as fast as the one above it, for example 0.75;
+            1, the default, is for all alike.
         image_size: side of the pictures in pixels; the network's own if not given.
         samples_per_class: training pictures of each class, drawn at random; all if not given.
         seed: draws splits, subsets, batch order, augmentation and the head's start.
@@ -94,6 +104,8 @@ class TrainConfig:
         workers: processes that load pictures; chosen by the machine if not given.
         picture_cache: GiB that resized pictures may take in the user's cache, where other runs find
             them; 0 for none, at most 20 and a fifth of the disk's free space if not given.
+        deterministic: on a GPU too, equal runs give equal bytes, which takes longer; on the CPU
+            they do anyway.
         checkpoint_minutes: so often the state is saved from which --resume goes on; Ctrl-C and
             SIGTERM save it too.
         checkpoint_steps: likewise, after so many training steps if that is sooner.
@@ -124,13 +136,18 @@ class TrainConfig:
     steps: int | None = None
     patience: int | None = None
     batch_size: int = _BY_PRESET
-    lr: float = _BY_PRESET
+    accumulate: int = 1
+    precision: Literal["32", "bf16", "16", "auto"] = "32"
+    lr: float | Literal["find"] = _BY_PRESET
     head_lr: float | None = None
     optimizer: Literal["adamw", "sgd"] = _BY_PRESET
     schedule: Literal["cosine", "step", "constant"] = _BY_PRESET
     augment: Literal["default", "none", "randaugment", "trivialaugment"] = "default"
     mixup: float = 0.0
     cutmix: float = 0.0
+    clip: float = _BY_PRESET
+    ema: float | None = None
+    layer_decay: float = 1.0
     image_size: int | None = None
     samples_per_class: int | None = None
     seed: int = 0
@@ -142,6 +159,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     workers: int | None = None
     picture_cache: float | None = None
+    deterministic: bool = False
     checkpoint_minutes: float = 1.0
     checkpoint_steps: int | None = None
     loggers: str = "csv,tensorboard"
@@ -158,7 +176,7 @@ class TrainConfig:
                 raise UserError(f"{_flag(name)} must be at least {least}, got {value}")
         for name in _ABOVE_ZERO:
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+            if value not in (None, "find") and not 0 < value < float("inf"):
                 raise UserError(f"{_flag(name)} must be above 0, got {value}")
         if self.resume and self.overwrite:
             raise UserError(
@@ -180,6 +198,21 @@ class TrainConfig:
         for name in self.logger_names:
             if name not in LOGGERS:
                 raise UserError(f"--loggers {self.loggers}: {unknown('logger', name, LOGGERS)}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(
+                f"--ema {self.ema:g}: must be above 0 and below 1, for example 0.99, an average "
+                "over about 100 steps"
+            )
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(
+                f"--layer-decay {self.layer_decay:g}: must be above 0 and at most 1, for example "
+                "0.75"
+            )
+        if self.accumulate > self.batch_size:
+            raise UserError(
+                f"--accumulate {self.accumulate}: must be at most {self.batch_size}, the pictures "
+                "of a step (--batch-size)"
+            )
         if self.folds == 1:
             raise UserError("--folds 1: give 2 or more, or 0 for none")
         if self.folds and self.refit == "never":
@@ -232,6 +265,8 @@ class TrainConfig:
             object.__setattr__(self, name, getattr(preset, name))
         if isinstance(self.test_split, float):  # YAML: test_split: 0.2
             object.__setattr__(self, "test_split", str(self.test_split))
+        if isinstance(self.precision, int):  # YAML: precision: 16
+            object.__setattr__(self, "precision", str(self.precision))
 
     @property
     def logger_names(self) -> tuple[str, ...]:
@@ -242,6 +277,11 @@ class TrainConfig:
     def official(self) -> bool:
         """Whether the run follows the protocol of DELTA's authors."""
         return find_preset(self.preset).official
+
+    @property
+    def at_once(self) -> int:
+        """How many pictures go through the network at the same time."""
+        return math.ceil(self.batch_size / self.accumulate)
 
     def count_epochs(self, pictures: int) -> int:
         """Passes over so many training pictures."""
@@ -294,6 +334,8 @@ _AT_LEAST = {
     "patience": 1,
     "folds": 0,
     "batch_size": 1,
+    "accumulate": 1,
+    "clip": 0,
     "image_size": 16,
     "samples_per_class": 1,
     "seed": 0,

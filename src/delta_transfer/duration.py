@@ -17,6 +17,7 @@ from delta_transfer.run_attention import attention_order
 from delta_transfer.selection import refits
 from delta_transfer.soup import SHARES
 from delta_transfer.taps import Taps
+from delta_transfer.training import TRIAL_STEPS, Precision, autocast, find_precision
 from delta_transfer.tuning import DRIFT_PICTURES, Tuning
 
 AT_ONCE = 10
@@ -27,11 +28,11 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     """The minutes that a run will take, by the second of two measured training steps.
 
     Reading and augmenting pictures, validation, drift, keeping the weights, channel attention,
-    folds, the refit, a second strength, their probes and the test are counted; what else a run
-    does is not.
+    folds, the refit, a second strength, a trial of rates, probes and the test are counted; what
+    else a run does is not.
     """
     config, task = tuning.config, prepared.task
-    size = min(config.batch_size, len(task.train))
+    size = min(config.at_once, len(task.train))
     loader = training_loader(task.train.subset(range(size)), prepared.backbone.input, config)
     started = time.perf_counter()
     pixels, labels = torch.utils.data.default_collate([loader.dataset[i] for i in range(size)])
@@ -39,7 +40,13 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     reading = (time.perf_counter() - started) / size
     workers = loader.num_workers
     compares = tuning.method.features  # then the source runs too
-    step = _seconds_per_step(prepared, inputs, labels, compares=compares) / size
+    step = _seconds_per_picture(
+        prepared,
+        inputs,
+        labels,
+        compares=compares,
+        precision=find_precision(config.precision, prepared.device),
+    )
     training = max(step, reading / workers) if workers else step + reading
     computing = step / (4 if compares else 3)  # a forward pass; backward is as long as two
     forward = max(computing, reading / workers) if workers else computing + reading
@@ -62,13 +69,40 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     crops = 10 if config.official else 1
     test = 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
     trainings = branches * tuning.epochs * epoch
+    if config.lr == "find":
+        trainings += TRIAL_STEPS * min(config.batch_size, taught) * training
     asked = pictures if folds else held_out
     mixtures = len(SHARES) * asked * forward if branches > 1 else 0.0
     return (trainings + mixtures + attention + probes + test) / 60
 
 
+def _seconds_per_picture(
+    prepared: Prepared,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    compares: bool,
+    precision: Precision,
+) -> float:
+    """Of a training step, of half the pictures where there is no memory for all."""
+    count = len(labels)
+    try:
+        return _seconds_per_step(prepared, inputs, labels, compares, precision) / count
+    except torch.OutOfMemoryError:
+        if count == 1:
+            raise
+    half = slice(count // 2)
+    return _seconds_per_picture(
+        prepared, inputs[half], labels[half], compares=compares, precision=precision
+    )
+
+
 def _seconds_per_step(
-    prepared: Prepared, inputs: torch.Tensor, labels: torch.Tensor, *, compares: bool
+    prepared: Prepared,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    compares: bool,
+    precision: Precision,
 ) -> float:
     network = copy.deepcopy(prepared.backbone.module)
     place(network, prepared.device)
@@ -77,10 +111,12 @@ def _seconds_per_step(
     with same_random_state(network):
         for _ in range(2):
             started = time.perf_counter()
-            torch.autograd.backward(F.cross_entropy(network(inputs), labels))
-            if compares:
-                with evaluating(prepared.source), torch.no_grad():
-                    prepared.source(inputs)
+            with autocast(precision, prepared.device):
+                loss = F.cross_entropy(network(inputs), labels)
+                if compares:
+                    with evaluating(prepared.source), torch.no_grad():
+                        prepared.source(inputs)
+            torch.autograd.backward(loss)
             _wait(prepared.device)
             seconds = time.perf_counter() - started
     return seconds

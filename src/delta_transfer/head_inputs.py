@@ -49,7 +49,7 @@ class HeadInputs:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._found.clear()
+        self.clear()
 
     def inputs(self) -> dict[str, Tensor]:
         """Name -> what the module was given, `[B, F]`.
@@ -72,6 +72,10 @@ class HeadInputs:
                     "linear layer of the network"
                 )
         return dict(self._found)
+
+    def clear(self) -> None:
+        """Lets go of what was recorded (and of the graph that it keeps alive)."""
+        self._found.clear()
 
     def _hook(self, name: str) -> Callable[..., Any]:
         own, found = self.model.get_submodule(name), self._found

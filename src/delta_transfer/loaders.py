@@ -28,7 +28,7 @@ _FOR_KEPT = 2  # processes that crop what is kept: 10,000 pictures a second each
 
 def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> PictureLoader:
     """Pictures in their order, without augmentation."""
-    return _in_order(split, _plain(spec, config), config, batch_size=config.batch_size)
+    return _in_order(split, _plain(spec, config), config, batch_size=config.at_once)
 
 
 def evaluation_loader(split: Split, spec: InputSpec, config: TrainConfig) -> PictureLoader:
@@ -37,7 +37,7 @@ def evaluation_loader(split: Split, spec: InputSpec, config: TrainConfig) -> Pic
     Batches are `[B, 3, S, S]`, or `[B, 10, 3, S, S]` with ten crops (see `CropAverage`).
     """
     transform = _tested(spec, config)
-    batch_size = max(1, config.batch_size // 10) if config.official else config.batch_size
+    batch_size = max(1, config.at_once // 10) if config.official else config.at_once
     return _in_order(split, transform, config, batch_size=batch_size)
 
 

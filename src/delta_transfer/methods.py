@@ -48,6 +48,8 @@ class Method:
         features: whether it compares features, so that the source runs at each step.
         attention: whether it needs channel attention.
         classifier: whether it needs the pretrained classifier.
+        whole_batch: whether its penalty looks at a batch as a whole, which then cannot be worked
+            through in parts.
         head_cycles: in how many cycles the head is trained, drawn anew at the start of each.
         batch_norm: the mode that batch norm has to be in, whatever is asked for; None for either.
         network_change: what changes the network while it trains: a context manager of the network,
@@ -70,6 +72,7 @@ class Method:
     features: bool = False
     attention: bool = False
     classifier: bool = False
+    whole_batch: bool = False
     head_cycles: int = 1
     batch_norm: Literal["train"] | None = None
     network_change: Callable[[nn.Module, float, torch.Generator], Change] | None = None
@@ -152,6 +155,7 @@ METHODS = {
             ),
             head="random",
             penalties=make.bss,
+            whole_batch=True,
             strength=0.001,  # eta in section 5
             weight_decay=WEIGHT_DECAY,
         ),

@@ -20,6 +20,7 @@ from delta_transfer.backbones import (
     replace_module,
     wrap_network,
 )
+from delta_transfer.borrow import deterministic
 from delta_transfer.channel_attention import weights_fingerprint
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split, Task, load_task
@@ -132,11 +133,12 @@ def prepare(
         logger.info("%s", line)
     for warning in checked.warnings:
         logger.warning("%s", warning)
-    features = {
-        name: _features(source, split, backbone, config, mirror=name != "test")
-        for name, split in (("train", task.train), ("val", task.val), ("test", task.test))
-        if split is not None
-    }
+    with deterministic(config.deterministic):
+        features = {
+            name: _features(source, split, backbone, config, mirror=name != "test")
+            for name, split in (("train", task.train), ("val", task.val), ("test", task.test))
+            if split is not None
+        }
     started = time.perf_counter()
     small = config.seed % 2**32  # scikit-learn, which draws the folds, takes no larger one
     probe, probabilities = _fit_probe(task, features, seed=small)

@@ -19,8 +19,8 @@ class Preset:
         schedule: what follows the warm-up.
         batch_norm: whether the target's batch-norm statistics stay the pretrained ones.
         attention: the estimator of channel attention.
+        clip: norm to which gradients are clipped; 0 for no limit.
         warm_up: share of the steps over which the learning rate rises.
-        clip: norm to which gradients are clipped; None for no limit.
         official: the authors' formula, taps, head, augmentation and ten-crop test.
     """
 
@@ -32,8 +32,8 @@ class Preset:
     schedule: Literal["cosine", "step", "constant"]
     batch_norm: Literal["frozen", "train"]
     attention: str
+    clip: float
     warm_up: float
-    clip: float | None
     official: bool
 
 
@@ -47,8 +47,8 @@ PRESETS = {
         schedule="cosine",
         batch_norm="frozen",
         attention="refined",
-        warm_up=0.15,
         clip=1.0,
+        warm_up=0.15,
         official=False,
     ),
     "official": Preset(
@@ -60,8 +60,8 @@ PRESETS = {
         schedule="step",
         batch_norm="train",
         attention="exact",
+        clip=0.0,
         warm_up=0.0,
-        clip=None,
         official=True,
     ),
 }

@@ -139,14 +139,13 @@ class Regularizer(nn.Module):
     def __exit__(self, *error: object) -> None:
         if self._taps is not None:
             self._taps.__exit__(*error)
-            self._taps.clear()
         self._heads.__exit__(*error)
         if self._source is not None:
             self._source.close()
+        self.clear()
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._logits = None
         target = self._networks[0]
         changed = target.training != self._target_training
         for norm, training in self._norms.items():
@@ -202,6 +201,13 @@ class Regularizer(nn.Module):
         values = {name: penalty(step) for name, penalty in named}
         zero = torch.zeros((), device=device_of(target))
         return Terms(values, torch.stack(list(values.values())).sum() if values else zero)
+
+    def clear(self) -> None:
+        """Lets go of the target's last forward pass, and of the graph that it keeps alive."""
+        if self._taps is not None:
+            self._taps.clear()
+        self._heads.clear()
+        self._logits = None
 
     def calibrate(self, loader: Iterable[Any]) -> None:
         """Measures the source's feature variance at the taps of each `Delta` without attention.

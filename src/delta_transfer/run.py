@@ -15,14 +15,17 @@ from delta_transfer.announce import announce, conclude
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.backbones import InputSpec
 from delta_transfer.backbones.saved import save_model
+from delta_transfer.borrow import deterministic
 from delta_transfer.branches import select
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split
+from delta_transfer.devices import find_device
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.evaluation import mean_class_accuracy
 from delta_transfer.files import write_atomically
 from delta_transfer.folder_lock import locked
+from delta_transfer.learning_rate import settle
 from delta_transfer.loaders import evaluation_loader
 from delta_transfer.machine import describe, versions
 from delta_transfer.methods import Method, check_classifier, find_method
@@ -42,7 +45,12 @@ from delta_transfer.run_folder import (
 )
 from delta_transfer.selection import Selected
 from delta_transfer.spent import SPENT, Spent
-from delta_transfer.training import CropAverage, accuracy, predict_probabilities
+from delta_transfer.training import (
+    CropAverage,
+    accuracy,
+    find_precision,
+    predict_probabilities,
+)
 from delta_transfer.training.loggers import check_loggers
 from delta_transfer.tuning import Tuning
 
@@ -54,6 +62,7 @@ _WEIGHING = ["attention_temperature", "attention_clip", "attention_floor"]
 _TRAINING = [
     *("epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"),
     *("class_weights", "label_smoothing", "patience"),
+    *("clip", "ema", "layer_decay", "precision", "accumulate"),
 ]
 
 
@@ -127,9 +136,13 @@ def _train(prepared: Prepared, tuning: Tuning, folder: Path, spent: Spent) -> Ru
     config = tuning.config
     try:
         header = (*describe(), *prepared.description)
-        with log_to(folder / LOG, header, resume=config.resume):
+        with (
+            log_to(folder / LOG, header, resume=config.resume),
+            deterministic(config.deterministic),
+        ):
             write_atomically(folder / "config.yaml", config.to_yaml())
             announce(prepared, tuning)
+            tuning = settle(prepared, tuning, folder)
             selected = select(prepared, tuning, folder)
             result = _finish(selected, tuning, folder, spent)
             write_run_report(folder)
@@ -187,11 +200,31 @@ def check(config: TrainConfig) -> None:
             "--method delta_no_attention"
         )
     check_loggers(config.logger_names)
+    if config.precision != "32":
+        find_precision(config.precision, find_device(config.device))
+    _check_parts(config, method)
     for name in _ignored(config, method):
         logger.warning("--%s is ignored: it means nothing for method %s", name, method.name)
     if method.attention and config.attention not in ESTIMATORS:
         for name in _given(config, _MEASURING):
             logger.warning("--%s is ignored: attention is that of %s", name, config.attention)
+
+
+def _check_parts(config: TrainConfig, method: Method) -> None:
+    """Checks that a step may be worked through in parts, if it is to be.
+
+    Raises:
+        UserError: if something looks at the batch as a whole.
+    """
+    trained = "train" in (config.batch_norm, method.batch_norm)
+    if config.accumulate == 1 or not method.trains or not (trained or method.whole_batch):
+        return
+    what = "batch norm in train mode" if trained else f"method {method.name}"
+    mend = "--batch-norm frozen, or " if trained and method.batch_norm is None else ""
+    raise UserError(
+        f"--accumulate {config.accumulate}: {what} looks at the whole batch, which cannot be "
+        f"worked through in parts: give {mend}a smaller --batch-size, and leave --accumulate out"
+    )
 
 
 def _ignored(config: TrainConfig, method: Method) -> list[str]:

@@ -35,7 +35,9 @@ from delta_transfer.training import (
     Optimization,
     RedrawHead,
     Saving,
+    find_precision,
     fit,
+    layer_scales,
 )
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,12 @@ class Tuning:
         return self.method.strength if given == "auto" else given
 
     @property
+    def lr(self) -> float:
+        """The peak learning rate of the backbone; one that is to be found is found by now."""
+        assert not isinstance(self.config.lr, str)
+        return self.config.lr
+
+    @property
     def branches(self) -> "tuple[Tuning, ...]":
         """The trainings that `--strength auto` takes, from strong to weak; else this one alone.
 
@@ -86,7 +94,7 @@ class Tuning:
                 config=dataclasses.replace(
                     config,
                     strength=branch.strength,
-                    lr=branch.pace * config.lr,
+                    lr="find" if config.lr == "find" else branch.pace * config.lr,
                     head_lr=None if head_lr is None else branch.pace * head_lr,
                 ),
                 order=order,
@@ -127,18 +135,11 @@ def fine_tune(
     Raises:
         UserError: if training diverges, or the network does not suit the method.
     """
-    tuning = _in_its_mode(tuning)
+    tuning = in_its_mode(tuning)
     config, method = tuning.config, tuning.method
-    check_classifier(method, prepared.backbone.classifier, config.model)
-    network = copy.deepcopy(prepared.backbone.module)
-    place(network, prepared.device)
-    probe = _first_head(prepared, tuning)
-    if probe is not None:
-        _start_from(probe, network.get_submodule(prepared.backbone.head))
+    network, attention = begin(prepared, tuning)
     start = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
-    attention = tuning.attention
-    if method.attention:
-        attention = attention or estimate(prepared, config)
+    if attention is not None:
         logger.info("channel attention: %s", describe(attention))
         folder.mkdir(parents=True, exist_ok=True)
         attention.save(folder / "attention.safetensors")
@@ -147,13 +148,10 @@ def fine_tune(
         return Tuned(
             network=network, fitted=Fitted(epoch=0, validations=[]), taps=taps, start=start
         )
-    penalties = method.penalties(_parts(prepared, tuning, taps, attention))
-    regularizer = Regularizer(network, prepared.source, penalties, batch_norm=config.batch_norm)
-    if regularizer.needs_calibration:
-        regularizer.calibrate(plain_loader(prepared.task.train, prepared.backbone.input, config))
+    regularizer = hold(prepared, tuning, network, attention)
     # What a method draws while it trains.
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "method"))
-    with same_random_state(network), _network_change(tuning, network, generator):
+    with same_random_state(network), network_change(tuning, network, generator):
         torch.manual_seed(derive_seed(config.seed, "training"))  # for dropout
         fitted = _fit(
             prepared, tuning, network, regularizer, taps, folder, stop_after, generator=generator
@@ -162,7 +160,37 @@ def fine_tune(
     return Tuned(network=network, fitted=fitted, taps=taps, start=start)
 
 
-def _in_its_mode(tuning: Tuning) -> Tuning:
+def begin(prepared: Prepared, tuning: Tuning) -> tuple[nn.Module, ChannelAttention | None]:
+    """A copy of the network as the method begins with it, and channel attention if it needs it.
+
+    Raises:
+        UserError: if the network does not suit the method.
+    """
+    method = tuning.method
+    check_classifier(method, prepared.backbone.classifier, tuning.config.model)
+    network = copy.deepcopy(prepared.backbone.module)
+    place(network, prepared.device)
+    probe = _first_head(prepared, tuning)
+    if probe is not None:
+        _start_from(probe, network.get_submodule(prepared.backbone.head))
+    if not method.attention:
+        return network, tuning.attention
+    return network, tuning.attention or estimate(prepared, tuning.config)
+
+
+def hold(
+    prepared: Prepared, tuning: Tuning, network: nn.Module, attention: ChannelAttention | None
+) -> Regularizer:
+    """What the method adds to the task loss, ready to train with."""
+    config, taps = tuning.config, prepared.taps if attention is None else attention.taps
+    penalties = tuning.method.penalties(_parts(prepared, tuning, taps, attention))
+    regularizer = Regularizer(network, prepared.source, penalties, batch_norm=config.batch_norm)
+    if regularizer.needs_calibration:
+        regularizer.calibrate(plain_loader(prepared.task.train, prepared.backbone.input, config))
+    return regularizer
+
+
+def in_its_mode(tuning: Tuning) -> Tuning:
     """With batch norm in the mode that the method needs."""
     needed = tuning.method.batch_norm
     if needed is None or tuning.config.batch_norm == needed:
@@ -191,9 +219,10 @@ def _parts(
     )
 
 
-def _network_change(
+def network_change(
     tuning: Tuning, network: nn.Module, generator: torch.Generator
 ) -> AbstractContextManager[object]:
+    """What the method changes of the network while it trains."""
     change = tuning.method.network_change
     if change is None:
         return nullcontext()
@@ -224,34 +253,16 @@ def _fit(
     *,
     generator: torch.Generator,
 ) -> Fitted:
-    task, spec, config = prepared.task, prepared.backbone.input, tuning.config
-    validates = stop_after is None
-    drift = folder / "drift.csv" if validates else None
+    drift = folder / "drift.csv" if stop_after is None else None
     callbacks = _callbacks(prepared, tuning, network, taps, drift, generator=generator)
     fitted = fit(
         network,
         regularizer,
-        Fit(
-            train=training_loader(task.train, spec, _in_order(tuning)),
-            val=plain_loader(task.val, spec, config) if validates else None,
-            epochs=tuning.epochs,
-            stop_after=stop_after,
-            clip=find_preset(config.preset).clip,
-            mixing=_mixing(_in_order(tuning), len(task.classes)),
-            keep_last=config.official,
-            folder=folder,
-            keep_validations=bool(config.folds),
-            saving=Saving(minutes=config.checkpoint_minutes, steps=config.checkpoint_steps),
-            saved=tuning.saved,
-            resume=config.resume,
-            identity=_identity(prepared),
-            accelerator=prepared.device.type,
-            loggers=config.logger_names,
-        ),
-        loss=task_loss(config, task.train.labels, num_classes=len(task.classes)),
+        plan_fit(prepared, tuning, folder, stop_after),
+        loss=loss_of(prepared, tuning),
         head=prepared.backbone.head,
-        num_classes=len(task.classes),
-        optimization=_optimization(prepared, tuning, network),
+        num_classes=len(prepared.task.classes),
+        optimization=optimization(prepared, tuning, network),
         callbacks=callbacks,
         generators=[generator],
     )
@@ -260,6 +271,37 @@ def _fit(
             epoch = callback.stopped_epoch + 1
             logger.info("stopped after epoch %d, by --patience %d", epoch, callback.patience)
     return fitted
+
+
+def plan_fit(prepared: Prepared, tuning: Tuning, folder: Path, stop_after: int | None) -> Fit:
+    """What to train on, how, for how long and where."""
+    task, spec, config = prepared.task, prepared.backbone.input, tuning.config
+    return Fit(
+        train=training_loader(task.train, spec, _in_order(tuning)),
+        val=plain_loader(task.val, spec, config) if stop_after is None else None,
+        epochs=tuning.epochs,
+        stop_after=stop_after,
+        clip=config.clip,
+        mixing=_mixing(_in_order(tuning), len(task.classes)),
+        parts=config.accumulate,
+        divisible=config.batch_norm == "frozen" and not tuning.method.whole_batch,
+        precision=find_precision(config.precision, prepared.device),
+        keep_last=config.official,
+        folder=folder,
+        keep_validations=bool(config.folds),
+        saving=Saving(minutes=config.checkpoint_minutes, steps=config.checkpoint_steps),
+        saved=tuning.saved,
+        resume=config.resume,
+        identity=_identity(prepared),
+        accelerator=prepared.device.type,
+        loggers=config.logger_names,
+    )
+
+
+def loss_of(prepared: Prepared, tuning: Tuning) -> Callable[[Tensor, Tensor], Tensor]:
+    """The task loss."""
+    task = prepared.task
+    return task_loss(tuning.config, task.train.labels, num_classes=len(task.classes))
 
 
 def _identity(prepared: Prepared) -> str:
@@ -320,7 +362,8 @@ def _callbacks(
     return found
 
 
-def _optimization(prepared: Prepared, tuning: Tuning, network: nn.Module) -> Optimization:
+def optimization(prepared: Prepared, tuning: Tuning, network: nn.Module) -> Optimization:
+    """How the weights are moved."""
     config, method, strength = tuning.config, tuning.method, tuning.strength or 0.0
     change = method.step_change
 
@@ -331,14 +374,25 @@ def _optimization(prepared: Prepared, tuning: Tuning, network: nn.Module) -> Opt
 
     return Optimization(
         optimizer=config.optimizer,
-        lr=config.lr,
-        head_lr=_head_lr(config, method),
+        lr=tuning.lr,
+        head_lr=_head_lr(tuning),
         weight_decay=strength if method.decay else method.weight_decay,
         schedule=config.schedule,
         warm_up=find_preset(config.preset).warm_up,
         head_cycles=method.head_cycles,
         around=around,
+        scales=_scales(prepared, config, network),
+        ema=config.ema,
     )
+
+
+def _scales(prepared: Prepared, config: TrainConfig, network: nn.Module) -> dict[str, float]:
+    """What layers learn at, as shares of the learning rate; nothing if all learn alike."""
+    if config.layer_decay == 1:
+        return {}
+    side, head = prepared.backbone.input.size, prepared.backbone.head
+    example = torch.zeros(1, 3, side, side, device=prepared.device)
+    return layer_scales(network, head=head, factor=config.layer_decay, example=example)
 
 
 def _some_inputs(prepared: Prepared, config: TrainConfig) -> Tensor:
@@ -349,8 +403,9 @@ def _some_inputs(prepared: Prepared, config: TrainConfig) -> Tensor:
     return torch.cat([inputs for inputs, _ in plain_loader(some, prepared.backbone.input, config)])
 
 
-def _head_lr(config: TrainConfig, method: Method) -> float:
+def _head_lr(tuning: Tuning) -> float:
+    config = tuning.config
     if config.head_lr is not None:
         return config.head_lr
-    same = method.head != "random" or config.official
-    return config.lr if same else RANDOM_HEAD_LR * config.lr
+    same = tuning.method.head != "random" or config.official
+    return tuning.lr if same else RANDOM_HEAD_LR * tuning.lr

@@ -4,15 +4,17 @@ import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import lightning
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from delta_transfer.data import EpochSampler
@@ -75,6 +77,9 @@ def trained(
     labels: Sequence[int] | None = None,
     epochs: int = EPOCHS,
     mixing: Mixing | None = None,
+    scarce: bool = False,
+    fitting: Mapping[str, Any] = MappingProxyType({}),
+    optimizing: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, Tensor], Fitted]:
     """With everything that has a state: Adam, dropout, batch norm, and a head that is redrawn."""
     folder.mkdir(exist_ok=True)
@@ -106,7 +111,10 @@ def trained(
         resume=resume,
         mixing=mixing,
         accelerator="cpu",
+        **fitting,
     )
+    if scarce:
+        network.fc.register_forward_hook(run_out)
     fitted = fit(
         network,
         regularizer,
@@ -122,11 +130,18 @@ def trained(
             schedule="cosine",
             warm_up=0.15,
             head_cycles=2,
+            **optimizing,
         ),
         callbacks=[redraw, *([drift] if validates else []), *more],
         generators=[generator],
     )
     return network.state_dict(), fitted
+
+
+def run_out(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    """There is memory for four samples, with gradients."""
+    if torch.is_grad_enabled() and len(output) > 4:
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def same(first: tuple[dict[str, Tensor], Fitted], second: tuple[dict[str, Tensor], Fitted]) -> bool:
@@ -177,6 +192,28 @@ def test_it_goes_on_with_processes_that_load(whole, tmp_path):
     with pytest.raises(RuntimeError, match="broken off"):
         trained(folder, BreakOff(4), workers=2)
     assert same(trained(folder, resume=True, workers=2), whole[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fitting": {"parts": 2}},
+        {"fitting": {"precision": "bf16-mixed"}},
+        {"fitting": {"clip": 0.0}},
+        {"optimizing": {"ema": 0.9}},
+        {"optimizing": {"scales": {"conv1.weight": 0.25, "conv2.weight": 0.5}}},
+        {"scarce": True},
+    ],
+    ids=lambda options: str(*options.values()),
+)
+def test_it_goes_on_with_each_option(whole, tmp_path, options):
+    without = trained(tmp_path / "whole", **options)
+    assert not same(without, whole[0])
+    folder = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="broken off"):
+        trained(folder, BreakOff(4), **options)
+    assert same(trained(folder, resume=True, **options), without)
+    assert traces(folder) == traces(tmp_path / "whole")
 
 
 def test_a_refit_goes_on_too(tmp_path):

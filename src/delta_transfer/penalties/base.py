@@ -48,6 +48,8 @@ class Penalty(nn.Module, abc.ABC):
             empty.
         head: the module whose inputs the penalty needs (the target's head), none if empty.
         needs_source: whether it needs the source network; with taps or a head, its features too.
+        sums: whether the term is a sum over the samples, so that the terms of a batch's parts add
+            up to it; else it is a mean over them, or of no samples at all.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Penalty(nn.Module, abc.ABC):
         taps: str | tuple[str, ...] = (),
         head: str = "",
         needs_source: bool = False,
+        sums: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= strength < math.inf:
@@ -67,6 +70,7 @@ class Penalty(nn.Module, abc.ABC):
         self.taps = taps
         self.head = head
         self.needs_source = needs_source
+        self.sums = sums
 
     @abc.abstractmethod
     def forward(self, step: Step) -> Tensor:

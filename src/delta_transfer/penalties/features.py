@@ -120,7 +120,9 @@ class _OfficialDelta(Penalty):
         strength: float,
         taps: str | Sequence[str] | None,
     ) -> None:
-        super().__init__("delta", strength, taps=_taps(attention, taps), needs_source=True)
+        super().__init__(
+            "delta", strength, taps=_taps(attention, taps), needs_source=True, sums=True
+        )
         self.has_attention = attention is not None
         if attention is not None:
             _register_attention(self, attention)

@@ -16,7 +16,7 @@ from delta_transfer.files import fingerprint, write_atomically
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of what checkpoints hold; to be raised with every change of it
+FORMAT = 2  # of what checkpoints hold; to be raised with every change of it
 BEST, LAST = "best.ckpt", "last.ckpt"
 NEXT, BEFORE = "next.ckpt", "before.ckpt"  # the last one while it is put in its place; that before
 

@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader
 from delta_transfer.data.base import EpochSampler
 from delta_transfer.errors import UserError
 from delta_transfer.regularizer import Regularizer
+from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.callbacks import StopAfter
 from delta_transfer.training.checkpoints import BEST, LAST, WholeCheckpoints, find_last, read_whole
 from delta_transfer.training.loggers import EndRuns, make_loggers
 from delta_transfer.training.mixing import Mixing
 from delta_transfer.training.module import FineTuning, Optimization
+from delta_transfer.training.precision import Precision
 from delta_transfer.training.saving import TRACES, KeepBest, SaveLast, Saving
 from delta_transfer.training.stopping import Stopped, listening
 
@@ -48,8 +50,11 @@ class Fit:
         val: batches of validation pictures; None to keep the last epoch.
         epochs: how many, by which the schedule goes.
         stop_after: ends after so many of them; None for all.
-        clip: norm to which gradients are clipped; None for no limit.
         mixing: what becomes of each batch of training pictures; None for nothing.
+        clip: norm to which gradients are clipped; 0 for no limit.
+        parts: into how many each step is divided.
+        divisible: whether it is divided further where memory runs out.
+        precision: of computing, as Lightning calls it.
         keep_last: keep the last epoch whatever the validation loss says.
         keep_validations: what the network says of the validation pictures is kept for each epoch.
         folder: of the run, with its `checkpoints`.
@@ -65,8 +70,11 @@ class Fit:
     val: DataLoader[Any] | None
     epochs: int
     stop_after: int | None = None
-    clip: float | None = 1.0
     mixing: Mixing | None = None
+    clip: float = 1.0
+    parts: int = 1
+    divisible: bool = True
+    precision: Precision = "32-true"
     keep_last: bool = False
     keep_validations: bool = True
     folder: Path
@@ -149,6 +157,7 @@ def fit(
             num_classes=num_classes,
             optimization=optimization,
             borrowed=borrowed,
+            accumulation=Accumulation(plan.parts, divisible=plan.divisible),
             keep_validations=plan.keep_validations,
             mixing=plan.mixing,
         )
@@ -176,7 +185,7 @@ def fit(
             raise KeyboardInterrupt(str(error)) from None
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
-        outcome = _outcome(network, plan, keep, module.validations)
+        outcome = _outcome(module, plan, keep)
     if request.asked:  # after all had been saved
         raise KeyboardInterrupt("stopped after the last step")
     return outcome
@@ -217,22 +226,21 @@ def _go_on(plan: Fit, state: Mapping[str, Any]) -> None:
     logger.info("going on in epoch %d, after step %d", epoch + 1, state["global_step"])
 
 
-def _outcome(
-    network: nn.Module, plan: Fit, keep: KeepBest, validations: list[tuple[Tensor, Tensor]]
-) -> Fitted:
-    """The network with the weights of the epoch that is kept."""
+def _outcome(module: FineTuning, plan: Fit, keep: KeepBest) -> Fitted:
+    """The network with the weights, or their average, of the epoch that is kept."""
     last = plan.keep_last or plan.val is None
     path = plan.folder / "checkpoints" / (LAST if last else BEST)
     kept = read_whole(path)
     if kept is None:
         raise UserError(f"{path} is damaged, though it has just been written: look after the disk")
-    prefix = "network."
-    state = network.state_dict()  # which some networks want back as such, with their version
+    prefix = "network." if module.average is None else "average.module."
+    state = module.network.state_dict()  # which some networks want back as such, with their version
     for name, tensor in kept["state_dict"].items():
         if name.startswith(prefix):
             state[name.removeprefix(prefix)] = tensor
-    network.load_state_dict(state)
-    return Fitted(epoch=kept["epoch"] if last else keep.best_epoch, validations=validations)
+    module.network.load_state_dict(state)
+    epoch = kept["epoch"] if last else keep.best_epoch
+    return Fitted(epoch=epoch, validations=module.validations)
 
 
 def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
@@ -244,7 +252,8 @@ def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightnin
             accelerator=plan.accelerator,
             devices=1,
             max_epochs=plan.epochs,
-            gradient_clip_val=plan.clip,
+            gradient_clip_val=plan.clip or None,
+            precision=plan.precision,
             logger=make_loggers(plan.loggers, plan.folder),
             callbacks=[*callbacks, *bars, EndRuns()],
             plugins=[WholeCheckpoints()],

@@ -13,8 +13,10 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from delta_transfer.errors import UserError
-from delta_transfer.functional import calibrated_cross_entropy
+from delta_transfer.functional import calibrated_cross_entropy, full_precision
 from delta_transfer.regularizer import Regularizer
+from delta_transfer.training.accumulation import Accumulation
+from delta_transfer.training.average import moving_average
 from delta_transfer.training.mixing import Mixing
 
 # A loss so many times that of the first step (or 1, if that is less) does not come back.
@@ -36,23 +38,27 @@ class Optimization:
         warm_up: share of the steps over which the learning rate rises to its peak.
         head_cycles: how often the head's schedule runs, see `cycle_starts`.
         around: what surrounds the optimiser's steps during the fit.
+        scales: parameters of the backbone that learn at a share of `lr`, by name.
+        ema: decay of the weights' moving average, which is what is validated; None for none.
     """
 
     optimizer: Literal["adamw", "sgd"]
     lr: float
     head_lr: float
     weight_decay: float
-    schedule: Literal["cosine", "step", "constant"]
+    schedule: Literal["cosine", "step", "constant", "rising"]
     warm_up: float
     head_cycles: int = 1
     around: Callable[[torch.optim.Optimizer], AbstractContextManager[object]] = nullcontext
+    scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    ema: float | None = None
 
 
 def schedule_factor(step: int, total: int, *, schedule: str, warm_up: float) -> float:
     """The learning rate at a step, as a share of its peak.
 
     A linear warm-up, then `"cosine"` to zero, `"step"` (times 0.1 at 67% of all steps) or
-    `"constant"`.
+    `"constant"`; `"rising"`, of a trial, reaches its peak with the last step, from a millionth.
 
     Args:
         step: from 0.
@@ -68,6 +74,8 @@ def schedule_factor(step: int, total: int, *, schedule: str, warm_up: float) -> 
     rising = max(1, round(warm_up * total)) if warm_up else 0
     if step < rising:
         return (step + 1) / rising
+    if schedule == "rising":
+        return 10 ** (-6 * (1 - step / max(1, total - 1)))
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
     return 0.1 if schedule == "step" and step >= 0.67 * total else 1.0
@@ -95,10 +103,12 @@ class FineTuning(lightning.LightningModule):
         num_classes: outputs of the head.
         optimization: how the weights are moved.
         borrowed: gives the network back (hooks, train flags) when the fit is over.
+        accumulation: into how many parts a step is divided.
         keep_validations: see the attribute.
         mixing: what becomes of each batch of training pictures; None for nothing.
 
     Attributes:
+        average: the moving average of the network's weights, if there is to be one.
         validations: logits `[N, K]` and targets `[N]` of the validation split, of each time, if
             they are to be kept; saved states have them.
     """
@@ -113,6 +123,7 @@ class FineTuning(lightning.LightningModule):
         num_classes: int,
         optimization: Optimization,
         borrowed: ExitStack,
+        accumulation: Accumulation | None = None,
         keep_validations: bool = True,
         mixing: Mixing | None = None,
     ) -> None:
@@ -122,6 +133,8 @@ class FineTuning(lightning.LightningModule):
         self.loss = loss
         self.head = head
         self.optimization = optimization
+        ema = optimization.ema
+        self.average = None if ema is None else moving_average(network, decay=ema)
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_loss = MeanMetric()
         self.keep_validations = keep_validations
@@ -133,30 +146,67 @@ class FineTuning(lightning.LightningModule):
         self._val_logits: list[Tensor] = []
         self._val_targets: list[Tensor] = []
         self._borrowed = borrowed
+        self._accumulation = accumulation or Accumulation()
 
     def on_fit_start(self) -> None:
         """Enters the regularizer, now that the network is on its device."""
         self.network.train()  # Lightning would train it in whatever mode it comes in
         self._borrowed.enter_context(self.regularizer)
 
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """A step, in more parts where memory runs out."""
+        figures = dict(self._sums), self._samples
+
+        def forget() -> None:
+            self.regularizer.clear()
+            self._sums, self._samples = dict(figures[0]), figures[1]
+
+        def closure() -> Any:
+            return self._accumulation.run(optimizer_closure, forget)
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Nothing: `training_step` does it before the first part of a batch."""
+
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """The loss of a batch."""
-        inputs, targets = batch
+        """The loss of a batch; of its last part, if those before are back-propagated already."""
+        self.trainer.optimizers[0].zero_grad()
         if self.mixing is not None:
-            inputs, targets = self.mixing(inputs, targets, step=self.global_step)
-        task = self.loss(self.network(inputs), targets)
-        terms = self.regularizer(inputs, targets)
-        total: Tensor = task + terms.total
-        self._check_finite(float(total.detach()), {"task loss": task, **terms.values})
-        values = {"train_loss": total, "train_task": task}
-        values |= {f"train_{name}": value for name, value in terms.values.items()}
-        found = {name: float(value.detach()) for name, value in values.items()}
-        self.log_dict(found, logger=False, prog_bar=True)
-        found["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        for name, value in found.items():
-            self._sums[name] = self._sums.get(name, 0.0) + len(targets) * value
-        self._samples += len(targets)
-        return total
+            batch = self.mixing(*batch, step=self.global_step)
+        parts = self._accumulation.split(batch)
+        found: dict[str, float] = {}
+        for number, ((inputs, targets), share) in enumerate(parts, start=1):
+            losses = self._losses(inputs, targets, share)
+            for name, value in losses.items():
+                found[name] = found.get(name, 0.0) + float(value.detach())
+            if number < len(parts):
+                with full_precision(inputs.device):
+                    self.trainer.strategy.backward(losses["loss"], None)
+        self._check_finite(found)
+        shown = {f"train_{name}": value for name, value in found.items()}
+        self.log_dict(shown, logger=False, prog_bar=True)
+        shown["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        for name, figure in shown.items():
+            self._sums[name] = self._sums.get(name, 0.0) + len(batch[1]) * figure
+        self._samples += len(batch[1])
+        return losses["loss"]
+
+    def _losses(self, inputs: Tensor, targets: Tensor, share: float) -> dict[str, Tensor]:
+        """What a part with this share of the batch adds to the loss and to its terms."""
+        task = share * self.loss(self.network(inputs), targets)
+        terms = self.regularizer(inputs, targets).values
+        named = zip(terms.items(), self.regularizer.penalties, strict=True)
+        values = {name: value if p.sums else share * value for (name, value), p in named}
+        penalty = torch.stack(list(values.values())).sum() if values else 0.0
+        return {"loss": task + penalty, "task": task, **values}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Takes the weights after the step into their average."""
+        if self.average is not None:
+            self.average.update_parameters(self.network)
 
     def on_train_epoch_end(self) -> None:
         """Logs the means of the epoch, over all its samples even if it was broken off."""
@@ -172,23 +222,27 @@ class FineTuning(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the fit has found so far."""
         checkpoint["progress"] = {name: getattr(self, name) for name in _PROGRESS}
+        checkpoint["parts"] = self._accumulation.parts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes it up again."""
         for name in _PROGRESS:
             setattr(self, name, checkpoint["progress"][name])
+        self._accumulation.parts = checkpoint["parts"]
 
-    def _check_finite(self, total: float, terms: Mapping[str, Tensor]) -> None:
+    def _check_finite(self, losses: Mapping[str, float]) -> None:
         """Stops a fit whose loss is no number any more, or has left all bounds.
 
         Raises:
             UserError: naming the term, and what to try.
         """
+        total = losses["loss"]
         if self._first_loss is None:
             self._first_loss = total
         if math.isfinite(total) and total <= EXPLODED * max(1.0, self._first_loss):
             return
-        values = {name: float(value.detach()) for name, value in terms.items()}
+        values = {name: value for name, value in losses.items() if name != "loss"}
+        values = {"task loss": values.pop("task"), **values}
         worst = max(values, key=lambda name: math.inf if math.isnan(values[name]) else values[name])
         weaker = ", or a smaller --strength" if len(values) > 1 else ""
         raise UserError(
@@ -200,7 +254,7 @@ class FineTuning(lightning.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         """Takes a batch into the accuracy and the loss of the split."""
         inputs, targets = batch
-        logits = self.network(inputs)
+        logits = (self.network if self.average is None else self.average)(inputs)
         self.val_accuracy.update(logits, targets)
         self.val_loss.update(self.loss(logits, targets), weight=len(targets))
         self._val_logits.append(logits.float().cpu())
@@ -226,10 +280,13 @@ class FineTuning(lightning.LightningModule):
         options = self.optimization
         head = list(self.network.get_submodule(self.head).parameters())
         own = set(head)
-        body = [p for p in self.network.parameters() if p not in own]
-        beside = [p for p in self.regularizer.parameters() if p.requires_grad]
+        body: dict[float, list[nn.Parameter]] = {1.0: []}
+        for name, parameter in self.network.named_parameters():
+            if parameter not in own:
+                body.setdefault(options.scales.get(name, 1.0), []).append(parameter)
+        body[1.0] += [p for p in self.regularizer.parameters() if p.requires_grad]
         groups = [
-            {"params": [*body, *beside], "lr": options.lr},
+            *({"params": some, "lr": scale * options.lr} for scale, some in body.items()),
             {"params": head, "lr": options.head_lr},
         ]
         if options.optimizer == "adamw":
@@ -240,7 +297,8 @@ class FineTuning(lightning.LightningModule):
             optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=options.weight_decay)
         self._borrowed.enter_context(options.around(optimizer))
         total = int(self.trainer.estimated_stepping_batches)
-        factors = [_factor(options, total, cycles) for cycles in (1, options.head_cycles)]
+        factors = [_factor(options, total, 1)] * len(body)
+        factors.append(_factor(options, total, options.head_cycles))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {
             "optimizer": optimizer,

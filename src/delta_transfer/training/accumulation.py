@@ -1,0 +1,88 @@
+"""A step worked through in parts, as many as memory needs."""
+
+import gc
+import logging
+from collections.abc import Callable
+from typing import TypeVar, final
+
+import torch
+from torch import Tensor
+
+from delta_transfer.errors import UserError
+from delta_transfer.training.checkpoints import random_states, set_random_states
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Batch = tuple[Tensor, Tensor]
+
+
+@final
+class Accumulation:
+    """Into how many parts the samples of a step are divided.
+
+    Args:
+        parts: of each step, if it has so many samples.
+        divisible: whether more parts are taken where memory runs out.
+
+    Attributes:
+        parts: as many as there are by now.
+    """
+
+    def __init__(self, parts: int = 1, *, divisible: bool = True) -> None:
+        self.parts = parts
+        self._divisible = divisible
+        self._largest = 0
+
+    def split(self, batch: Batch) -> list[tuple[Batch, float]]:
+        """The parts of a batch, each with its share of the samples."""
+        inputs, targets = batch
+        size = -(-len(targets) // self.parts)
+        found = list(zip(torch.split(inputs, size), torch.split(targets, size), strict=True))
+        self._largest = size
+        return [((rows, labels), len(labels) / len(targets)) for rows, labels in found]
+
+    def run(self, step: Callable[[], Result], forget: Callable[[], None]) -> Result:
+        """What a step gives, which is taken again in more parts where memory runs out.
+
+        Args:
+            step: divides its batch by `split`, and begins with the random numbers of before when
+                it is called again.
+            forget: lets go of what a step has left behind that was not finished.
+
+        Raises:
+            UserError: if there is no memory for a single sample, or the step cannot be divided.
+        """
+        before = random_states()
+        while True:
+            try:
+                return step()
+            except torch.OutOfMemoryError as error:
+                self._divide(error)
+            # Here the error, and all that it was holding, is gone.
+            forget()
+            gc.collect()
+            if torch.accelerator.is_available():
+                torch.accelerator.empty_cache()
+            set_random_states(before)
+
+    def _divide(self, error: torch.OutOfMemoryError) -> None:
+        size = self._largest
+        if size == 1:
+            raise UserError(
+                "there is too little memory to train on a single picture: lower --image-size, or "
+                "choose a smaller --model"
+            ) from error
+        if not self._divisible:
+            raise UserError(
+                f"there is too little memory for a step with {size} pictures, and it cannot be "
+                "worked through in parts (bss and batch norm in train mode look at the whole "
+                "batch): lower --batch-size or --image-size"
+            ) from error
+        self.parts *= 2
+        logger.warning(
+            "too little memory for %d pictures at once: each step is worked through in %d parts "
+            "from now on, which changes nothing else",
+            size,
+            self.parts,
+        )

@@ -1,0 +1,118 @@
+"""A short training in which the learning rate rises, to see how far it may."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import lightning
+from torch import nn
+
+from delta_transfer.errors import UserError
+from delta_transfer.regularizer import Regularizer
+from delta_transfer.training.accumulation import Accumulation
+from delta_transfer.training.fit import Fit, quiet
+from delta_transfer.training.module import FineTuning, Optimization
+
+TRIAL_STEPS = 72  # twelve for each power of ten
+SMOOTHING = 0.9
+NOISE = 0.1  # nats by which the smoothed loss may lie above its lowest
+
+
+class _Watch(lightning.Callback):
+    """Takes down rates and losses until the loss is far too high."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[float, float]] = []
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        loss, rate = float(trainer.callback_metrics["train_loss"]), self._rate
+        self.found.append((rate, loss))
+        trainer.should_stop = loss > 10 * max(1.0, self.found[0][1])
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: Any, batch: Any, index: int
+    ) -> None:
+        self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def try_rates(
+    network: nn.Module,
+    regularizer: Regularizer,
+    plan: Fit,
+    *,
+    loss: Any,
+    head: str,
+    num_classes: int,
+    optimization: Optimization,
+) -> list[tuple[float, float]]:
+    """Trains the network while the learning rate rises, a step each, until the loss explodes.
+
+    Args:
+        network: the target; it is of no use afterwards.
+        regularizer: its penalties.
+        plan: data and how to compute; nothing is written to its folder.
+        loss: the task loss.
+        head: the name of the network's head.
+        num_classes: outputs of the head.
+        optimization: with the schedule `"rising"`.
+
+    Returns:
+        The backbone's learning rate and the loss of each step.
+    """
+    watch = _Watch()
+    with ExitStack() as borrowed, quiet():
+        module = FineTuning(
+            network,
+            regularizer,
+            loss=loss,
+            head=head,
+            num_classes=num_classes,
+            optimization=optimization,
+            borrowed=borrowed,
+            mixing=plan.mixing,
+            accumulation=Accumulation(plan.parts, divisible=plan.divisible),
+        )
+        trainer = lightning.Trainer(
+            accelerator=plan.accelerator,
+            devices=1,
+            max_epochs=-1,
+            max_steps=TRIAL_STEPS,
+            gradient_clip_val=plan.clip or None,
+            precision=plan.precision,
+            logger=False,
+            callbacks=[watch],
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        try:
+            trainer.fit(module, plan.train)
+        except UserError:  # it has diverged, as was to be expected
+            if len(watch.found) < 2:
+                raise
+        except SystemExit as error:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from error
+    return watch.found
+
+
+def choose_rate(trial: Sequence[tuple[float, float]]) -> float:
+    """A tenth of the learning rate up to which the loss is low.
+
+    Losses are smoothed, and what lies less than a tenth of a nat above the lowest is low.
+
+    Args:
+        trial: rising rates, and the loss of each.
+
+    Example:
+        >>> choose_rate([(0.001, 1.0), (0.01, 1.0), (0.1, 1.0), (1.0, 90.0)])
+        0.01
+    """
+    average, smooth = 0.0, []
+    for number, (_, loss) in enumerate(trial, start=1):
+        average = SMOOTHING * average + (1 - SMOOTHING) * loss
+        smooth.append(average / (1 - SMOOTHING**number))
+    limit = min(smooth) + NOISE
+    last = max(i for i, loss in enumerate(smooth) if loss <= limit)
+    return float(f"{trial[last][0] / 10:.2g}")
