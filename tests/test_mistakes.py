@@ -1407,7 +1407,12 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
         ("evaluate", EvaluateOptions),
         ("predict", PredictOptions),
         ("attention", AttentionOptions),
-        ("compare", with_train(CompareOptions, without=["method", "seed", "resume"])),
+        (
+            "compare",
+            with_train(
+                CompareOptions, without=["method", "seed", "resume", "devices", "num_nodes"]
+            ),
+        ),
         ("layers", LayersOptions),
         ("demo", DemoOptions),
     ],

@@ -79,6 +79,10 @@ class TrainConfig:
             on.
         data_root: where named data sets lie or are downloaded to; a cache folder if not given.
         device: auto, cpu, cuda or mps.
+        devices: processes that train together on this machine, each on a GPU of its own or, on the
+            CPU, with its part of the cores: how many, or auto for all GPUs. Each takes its share of
+            each batch (see docs/scaling.md).
+        num_nodes: machines that train together; torchrun or SLURM starts the command on each.
         workers: processes that load pictures; chosen by the number of cores if not given.
         checkpoint_minutes: so often the state is saved from which --resume goes on; Ctrl-C and
             SIGTERM save it too.
@@ -118,6 +122,8 @@ class TrainConfig:
     refit: Literal["auto", "always", "never"] = "auto"
     data_root: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int | Literal["auto"] = 1
+    num_nodes: int = 1
     workers: int | None = None
     checkpoint_minutes: float = 1.0
     checkpoint_steps: int | None = None
@@ -249,6 +255,8 @@ _AT_LEAST = {
     "image_size": 16,
     "samples_per_class": 1,
     "seed": 0,
+    "devices": 1,
+    "num_nodes": 1,
     "workers": 0,
     "checkpoint_steps": 1,
 }

@@ -151,6 +151,16 @@ def first_on_each_node() -> Iterator[None]:
         gathered(None)
 
 
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process runs what is inside before the others do."""
+    if processes() > 1 and not is_main():
+        gathered(None)
+    yield
+    if processes() > 1 and is_main():
+        gathered(None)
+
+
 def gathered(own: T) -> list[T]:
     """What each process gives, in their order; tensors have to be on the CPU."""
     if processes() == 1:

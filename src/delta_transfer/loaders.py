@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from delta_transfer.backbones import InputSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import EpochSampler, PictureDataset, Split
+from delta_transfer.data import EpochSampler, PictureDataset, ShareSampler, Split
 from delta_transfer.data.augment import (
     Transform,
     eval_transform,
@@ -19,6 +19,7 @@ from delta_transfer.data.augment import (
     train_transform,
 )
 from delta_transfer.data.look import cores
+from delta_transfer.distributed import local_processes, processes, rank
 
 
 def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataLoader[Any]:
@@ -48,18 +49,23 @@ def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> DataL
         transform = official_train_transform(**_square(spec))
     else:
         transform = train_transform(**dataclasses.asdict(spec))
+    sampler = EpochSampler(len(split), seed=config.seed)
     alone = len(split) > config.batch_size > 1 and len(split) % config.batch_size == 1
     return DataLoader(
         PictureDataset(split, transform, seed=config.seed),
-        batch_size=config.batch_size,
+        batch_size=config.batch_size // processes(),
         # Batch norm has no variance over a batch of one; the picture comes in other epochs.
         drop_last=alone and config.batch_norm == "train",
-        sampler=EpochSampler(len(split), seed=config.seed),
+        sampler=sampler if processes() == 1 else _share(sampler, config.batch_size),
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_ignore_stops,
         generator=torch.Generator(),  # as in `_in_order`
     )
+
+
+def _share(sampler: EpochSampler, batch_size: int) -> ShareSampler:
+    return ShareSampler(sampler, batch_size=batch_size, rank=rank(), processes=processes())
 
 
 def _in_order(
@@ -91,9 +97,11 @@ def _square(spec: InputSpec) -> dict[str, Any]:
 def count_workers(asked: int | None) -> int:
     """Processes that load pictures: as asked, else one core fewer than there are, at most 8.
 
+    Of several processes that train each has its part of the cores.
+
     On two cores the network needs both, and none is started.
     """
     if asked is not None:
         return asked
-    available = cores()
+    available = cores() // local_processes()
     return 0 if available <= 2 else min(8, available - 1)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import math
+import os
 import platform
 import shutil
 import time
@@ -21,6 +22,8 @@ from delta_transfer.branches import select
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split
+from delta_transfer.devices import find_device
+from delta_transfer.distributed import from_main, in_shares, is_main, joined, processes
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.evaluation import mean_class_accuracy
 from delta_transfer.files import write_atomically
@@ -82,15 +85,72 @@ def train(
         )
     if network is not None:
         config = dataclasses.replace(config, model=type(network).__name__)
-    check(config)
-    if config.resume and config.out is None:
-        raise UserError("--resume goes with --out, the folder of the run to go on with")
-    folder = Path(config.out).expanduser() if config.out else default_folder(config)
+    device = find_device(config.device).type
+    with joined(device=device, devices=config.devices, num_nodes=config.num_nodes):
+        check(config)
+        if processes() > 1:
+            config = _for_several(config)
+        if config.resume and config.out is None:
+            raise UserError("--resume goes with --out, the folder of the run to go on with")
+        folder = Path(config.out).expanduser() if config.out else default_folder(config)
+        if from_main(lambda: _check_folder(folder, config)):
+            return from_main(lambda: _finished(folder))
+        prepared = prepare(config, network=network, spec=spec)
+        return train_prepared(prepared, config, folder, started=started)
+
+
+def count_processes(config: TrainConfig) -> int:
+    """How many processes a command is to start.
+
+    Raises:
+        UserError: if there are not so many devices, or nothing has started it on several machines.
+    """
+    device = find_device(config.device)
+    there = 1 if device.type == "cpu" else torch.accelerator.device_count()
+    if config.num_nodes > 1:
+        raise UserError(
+            f"--num-nodes {config.num_nodes}: on several machines start the command by torchrun or "
+            "SLURM's srun on each of them, see docs/scaling.md"
+        )
+    if config.devices == "auto":
+        return there
+    if device.type != "cpu" and config.devices > there:
+        raise UserError(f"--devices {config.devices}: there are {there} on this machine")
+    return config.devices
+
+
+def _check_folder(folder: Path, config: TrainConfig) -> bool:
+    """Checks that a run may be written into a folder; whether it holds it finished already."""
     check_folder(folder, config)
-    if config.resume and (folder / "result.json").is_file():
-        return _finished(folder)
-    prepared = prepare(config, network=network, spec=spec)
-    return train_prepared(prepared, config, folder, started=started)
+    return config.resume and (folder / "result.json").is_file()
+
+
+def _for_several(config: TrainConfig) -> TrainConfig:
+    """The options of a run of several processes; it goes on where torchrun has started them again.
+
+    Raises:
+        UserError: if an option cannot be kept to by several.
+    """
+    count = processes()
+    if config.batch_size % count:
+        raise UserError(
+            f"--batch-size {config.batch_size} is that of all processes together and must be a "
+            f"multiple of them: there are {count}"
+        )
+    method = method_of(config)
+    if "train" in (config.batch_norm, method.batch_norm):
+        raise UserError(
+            f"--batch-norm train, which is asked for or is part of --method {method.name}, would "
+            "take its statistics from a share of each batch: use --batch-norm frozen and a method "
+            "that has it, or one device"
+        )
+    if config.out is None or config.overwrite:
+        raise UserError(
+            f"{'--overwrite' if config.overwrite else 'no --out'}: processes that may be started "
+            "again need a folder by which they find the run; give --out, one that is not in use"
+        )
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return dataclasses.replace(config, resume=config.resume or again)
 
 
 def train_prepared(
@@ -112,14 +172,15 @@ def train_prepared(
         attention=given_attention(prepared, config),
     )
     check_classifier(tuning.method, prepared.backbone.classifier, config.model)
+    if not is_main():
+        announce(prepared, tuning)  # which measures how long it will take, as the main one does
+        return _select_and_finish(prepared, tuning, folder, memory=memory, started=started)
     make_folder(folder, overwrite=config.overwrite, resume=config.resume)
     try:
         with log_to(folder / LOG, prepared.description, resume=config.resume):
             write_atomically(folder / "config.yaml", config.to_yaml())
             announce(prepared, tuning)
-            selected = select(prepared, tuning, folder)
-            result = _finish(selected, tuning, folder, memory=memory, started=started)
-            write_run_report(folder)
+            result = _select_and_finish(prepared, tuning, folder, memory=memory, started=started)
             conclude(result)
     except BaseException as error:
         if not list(folder.glob("**/*.ckpt")) and not (folder / "model").exists():
@@ -132,6 +193,20 @@ def train_prepared(
             ) from error
         raise
     return result
+
+
+def _select_and_finish(
+    prepared: Prepared, tuning: Tuning, folder: Path, *, memory: PeakMemory, started: float
+) -> RunResult:
+    selected = select(prepared, tuning, folder)
+    test = _test(selected.prepared, tuning.config, selected.tuned.network)
+
+    def finish() -> RunResult:
+        result = _finish(selected, tuning, folder, test=test, memory=memory, started=started)
+        write_run_report(folder)
+        return result
+
+    return from_main(finish)
 
 
 def _finished(folder: Path) -> RunResult:
@@ -208,12 +283,18 @@ def method_of(config: TrainConfig) -> Method:
 
 
 def _finish(
-    selected: Selected, tuning: Tuning, folder: Path, *, memory: PeakMemory, started: float
+    selected: Selected,
+    tuning: Tuning,
+    folder: Path,
+    *,
+    test: Tensor | None,
+    memory: PeakMemory,
+    started: float,
 ) -> RunResult:
     """Measures the final network and writes what the run leaves behind."""
     prepared, network = selected.prepared, selected.tuned.network
     task, method = prepared.task, tuning.method
-    test, probe = _test(prepared, tuning.config, network), prepared.probe_probabilities["test"]
+    probe = prepared.probe_probabilities["test"]
     if task.test is not None and test is not None and probe is not None:
         shown, probabilities, beside = task.test, test, probe
     else:
@@ -274,11 +355,16 @@ def _strength(selected: Selected, tuning: Tuning) -> float | None:
 
 def _test(prepared: Prepared, config: TrainConfig, network: nn.Module) -> Tensor | None:
     """The final network's probabilities of the test split, if there is one."""
-    if prepared.task.test is None:
+    split, spec = prepared.task.test, prepared.backbone.input
+    if split is None:
         return None
-    ten = config.official
-    loader = evaluation_loader(prepared.task.test, prepared.backbone.input, config)
-    return predict_probabilities(CropAverage(network) if ten else network, loader)[0]
+    asked = CropAverage(network) if config.official else network
+
+    def ask(positions: Sequence[int]) -> tuple[Tensor]:
+        loader = evaluation_loader(split.subset(positions), spec, config)
+        return (predict_probabilities(asked, loader)[0],)
+
+    return in_shares(len(split), config.batch_size, ask)[0]
 
 
 def _accuracy(probabilities: Tensor | None, split: Split | None) -> float | None:

@@ -27,7 +27,10 @@ _OF_A_RUN = frozenset(
 _OF_A_COMPARISON = frozenset([COMPARISON, "results.csv", "report.html"])
 _AFTER_TRAINING = ("examples", "model")  # folders, which may be half full
 # Options that change no figure, but for the last digits on another device.
-FREE = ("out", "overwrite", "resume", "device", "workers", "checkpoint_minutes", "checkpoint_steps")
+FREE = (
+    *("out", "overwrite", "resume", "device", "devices", "num_nodes", "workers"),
+    *("checkpoint_minutes", "checkpoint_steps"),
+)
 _MARKS = (COMPARISON, LOG, "config.yaml")  # by these a folder is known for one of ours
 
 

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -17,10 +17,13 @@ from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.devices import place
+from delta_transfer.distributed import is_main, own_batches, processes
+from delta_transfer.errors import UserError
 from delta_transfer.files import fingerprint
 from delta_transfer.loaders import plain_loader, training_loader
 from delta_transfer.method_parts import Parts
 from delta_transfer.methods import Method, check_classifier
+from delta_transfer.penalties import Penalty
 from delta_transfer.prepare import Prepared
 from delta_transfer.presets import find_preset
 from delta_transfer.probe import LinearProbe
@@ -128,17 +131,21 @@ def fine_tune(
     if method.attention:
         attention = attention or estimate(prepared, config)
         logger.info("channel attention: %s", describe(attention))
-        folder.mkdir(parents=True, exist_ok=True)
-        attention.save(folder / "attention.safetensors")
+        if is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            attention.save(folder / "attention.safetensors")
     taps = prepared.taps if attention is None else attention.taps
     if not method.trains or stop_after == 0:
         return Tuned(
             network=network, fitted=Fitted(epoch=0, validations=[]), taps=taps, start=start
         )
     penalties = method.penalties(_parts(prepared, tuning, taps, attention))
+    _check_shares(method, penalties)
     regularizer = Regularizer(network, prepared.source, penalties, batch_norm=config.batch_norm)
     if regularizer.needs_calibration:
-        regularizer.calibrate(plain_loader(prepared.task.train, prepared.backbone.input, config))
+        train = prepared.task.train
+        own = train.subset(own_batches(len(train), config.batch_size))
+        regularizer.calibrate(plain_loader(own, prepared.backbone.input, config))
     # What a method draws while it trains.
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "method"))
     with same_random_state(network), _network_change(tuning, network, generator):
@@ -148,6 +155,19 @@ def fine_tune(
         )
     network.to(prepared.device)
     return Tuned(network=network, fitted=fitted, taps=taps, start=start)
+
+
+def _check_shares(method: Method, penalties: Sequence[Penalty]) -> None:
+    """Checks that a batch can be shared by several processes, if there are several.
+
+    Raises:
+        UserError: if a penalty has to see the whole of it.
+    """
+    if processes() > 1 and any(penalty.combines == "batch" for penalty in penalties):
+        raise UserError(
+            f"--method {method.name} looks at each batch as a whole, which {processes()} processes "
+            "share: use one device, or another method"
+        )
 
 
 def _in_its_mode(tuning: Tuning) -> Tuning:

@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from delta_transfer.data.base import ShareSampler
+from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError
 from delta_transfer.functional import calibrated_cross_entropy
+from delta_transfer.penalties.base import Combines, Penalty
 from delta_transfer.regularizer import Regularizer
+from delta_transfer.training.joint import joint_loss
 
 # A loss so many times that of the first step (or 1, if that is less) does not come back.
 EXPLODED = 1e4
@@ -141,16 +145,36 @@ class FineTuning(lightning.LightningModule):
         task = self.loss(self.network(inputs), targets)
         terms = self.regularizer(inputs, targets)
         total: Tensor = task + terms.total
-        self._check_finite(float(total.detach()), {"task loss": task, **terms.values})
-        values = {"train_loss": total, "train_task": task}
-        values |= {f"train_{name}": value for name, value in terms.values.items()}
+        parts, samples = {"task": task, **terms.values}, len(targets)
+        values = {"train_loss": total}
+        if processes() > 1:
+            total, parts, samples = self._joint(parts, index)
+            values = {"train_loss": torch.stack(list(parts.values())).sum()}
+        self._check_finite(float(values["train_loss"].detach()), parts)
+        values |= {f"train_{name}": value for name, value in parts.items()}
         found = {name: float(value.detach()) for name, value in values.items()}
         self.log_dict(found, logger=False, prog_bar=True)
         found["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         for name, value in found.items():
-            self._sums[name] = self._sums.get(name, 0.0) + len(targets) * value
-        self._samples += len(targets)
+            self._sums[name] = self._sums.get(name, 0.0) + samples * value
+        self._samples += samples
         return total
+
+    def _joint(
+        self, parts: Mapping[str, Tensor], index: int
+    ) -> tuple[Tensor, dict[str, Tensor], int]:
+        """What this process differentiates, the terms of the whole batch, and its samples."""
+        sampler = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
+        assert isinstance(sampler, ShareSampler)
+        own, whole = sampler.sizes(index)
+        combines: dict[str, Combines] = {"task": "mean"}
+        for name, penalty in zip(
+            self.regularizer.term_names, self.regularizer.penalties, strict=True
+        ):
+            assert isinstance(penalty, Penalty)
+            combines[name] = penalty.combines
+        total, values = joint_loss(parts, combines, own=own, whole=whole)
+        return total, values, whole
 
     def on_train_epoch_end(self) -> None:
         """Logs the means of the epoch, over all its samples even if it was broken off."""
@@ -183,6 +207,7 @@ class FineTuning(lightning.LightningModule):
         if math.isfinite(total) and total <= EXPLODED * max(1.0, self._first_loss):
             return
         values = {name: float(value.detach()) for name, value in terms.items()}
+        values = {"task loss": values.pop("task"), **values}
         worst = max(values, key=lambda name: math.inf if math.isnan(values[name]) else values[name])
         weaker = ", or a smaller --strength" if len(values) > 1 else ""
         raise UserError(
