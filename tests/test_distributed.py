@@ -54,7 +54,7 @@ def test_two_processes_have_the_figures_and_the_files_of_one(pictures, finished,
 
 
 def start(pictures: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [*COMMAND, str(pictures), f"--out={out}", *flags(epochs=20, lr=1e-5), "--devices=2"]
+    command = [*COMMAND, str(pictures), f"--out={out}", *flags(epochs=10, lr=1e-5), "--devices=2"]
     environment = {**os.environ, "DELTA_TRANSFER_CACHE": os.devnull}
     return subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -89,7 +89,7 @@ def test_where_a_process_is_killed_all_go_on_to_the_same_bytes(
 ):
     out = tmp_path / "killed"
     started = start(pictures, out, "--checkpoint-steps=2")
-    wait_for_epoch(out, started, 5)
+    wait_for_epoch(out, started, 3)
     worker(started, rank).send_signal(signal.SIGKILL)
     _, said = started.communicate(timeout=200)
     assert started.returncode == 0, said
@@ -105,7 +105,7 @@ def test_where_a_process_is_killed_all_go_on_to_the_same_bytes(
 def test_stopped_processes_save_together_and_go_on(pictures, tmp_path, undisturbed, number):
     out = tmp_path / "stopped"
     started = start(pictures, out, "--checkpoint-minutes=60")
-    wait_for_epoch(out, started, 5)
+    wait_for_epoch(out, started, 3)
     started.send_signal(number)
     _, said = started.communicate(timeout=60)
     assert started.returncode == 1
@@ -137,7 +137,7 @@ def test_started_by_slurm_it_is_the_same(pictures, tmp_path, undisturbed):
             "MASTER_PORT": str(port),
             "DELTA_TRANSFER_CACHE": os.devnull,
         }
-        command = [*COMMAND, str(pictures), f"--out={out}", *flags(epochs=20, lr=1e-5)]
+        command = [*COMMAND, str(pictures), f"--out={out}", *flags(epochs=10, lr=1e-5)]
         started.append(
             subprocess.Popen(
                 command,

@@ -316,6 +316,10 @@ VALUES = [
         OF_TRAINING
         + """
         --resume=yes | give it alone
+        --devices=0 | must be at least 1
+        --devices=two | give a whole number or auto
+        --num-nodes=0 | must be at least 1
+        --num-nodes=2 | start the command by torchrun or SLURM's srun
         --samples-per-class=0 | must be at least 1
         --seed=-1 | must be at least 0
         --seed=99999999999999999999 | must be at most 18446744073709551615

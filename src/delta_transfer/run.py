@@ -115,7 +115,9 @@ def count_processes(config: TrainConfig) -> int:
     if config.devices == "auto":
         return there
     if device.type != "cpu" and config.devices > there:
-        raise UserError(f"--devices {config.devices}: there are {there} on this machine")
+        raise UserError(
+            f"--devices {config.devices}: this machine has {there}; give as many or fewer, or auto"
+        )
     return config.devices
 
 
