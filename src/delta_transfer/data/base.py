@@ -182,7 +182,7 @@ class ShareSampler(Sampler[tuple[int, int]]):
         >>> shares = [ShareSampler(EpochSampler(5, seed=0), batch_size=4, rank=rank, processes=2)
         ...           for rank in range(2)]
         >>> [[index for _, index in share] for share in shares], shares[1].sizes(1)
-        ([[2, 0, 1], [4, 3, 1]], (0, 1))
+        ([[4, 2, 3], [0, 1, 3]], (0, 1))
     """
 
     def __init__(self, order: EpochSampler, *, batch_size: int, rank: int, processes: int) -> None:
