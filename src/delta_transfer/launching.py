@@ -44,7 +44,6 @@ def launch(args: Sequence[str], *, processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # it speaks of every end
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING_SECONDS))
     config = LaunchConfig(
         min_nodes=1,
@@ -60,11 +59,14 @@ def launch(args: Sequence[str], *, processes: int) -> int:
         outcome = Path(folder, "outcome")
         os.environ[OUTCOME] = str(outcome)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
+        quiet = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)  # the launcher speaks of every end
         try:
             elastic_launch(config, sys.executable)("-m", "delta_transfer.cli", *args)
         except (ChildFailedError, SignalException):
             return int(outcome.read_text()) if outcome.exists() else 1
         finally:
+            logging.disable(quiet)
             del os.environ[OUTCOME]
         return int(outcome.read_text()) if outcome.exists() else 0
 

@@ -9,6 +9,7 @@ import platform
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -174,19 +175,19 @@ def train_prepared(
         attention=given_attention(prepared, config),
     )
     check_classifier(tuning.method, prepared.backbone.classifier, config.model)
-    if not is_main():
-        announce(prepared, tuning)  # which measures how long it will take, as the main one does
-        return _select_and_finish(prepared, tuning, folder, memory=memory, started=started)
-    make_folder(folder, overwrite=config.overwrite, resume=config.resume)
+    from_main(lambda: make_folder(folder, overwrite=config.overwrite, resume=config.resume))
+    log = log_to(folder / LOG, prepared.description, resume=config.resume)
     try:
-        with log_to(folder / LOG, prepared.description, resume=config.resume):
-            write_atomically(folder / "config.yaml", config.to_yaml())
+        with log if is_main() else nullcontext():
+            if is_main():
+                write_atomically(folder / "config.yaml", config.to_yaml())
             announce(prepared, tuning)
             result = _select_and_finish(prepared, tuning, folder, memory=memory, started=started)
             conclude(result)
     except BaseException as error:
         if not list(folder.glob("**/*.ckpt")) and not (folder / "model").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # there is nothing worth keeping
+            if is_main():
+                shutil.rmtree(folder, ignore_errors=True)  # there is nothing worth keeping
         elif isinstance(error, KeyboardInterrupt):
             but = " and without --overwrite" if config.overwrite else ""
             raise KeyboardInterrupt(
