@@ -38,13 +38,16 @@ def best(act: Callable[[], object], times: int, clock: Clock = time.process_time
     return min(seconds)
 
 
+def load(options: argparse.Namespace) -> nn.Module:
+    """A network with random weights, which take as long as others."""
+    size = options.image_size
+    return load_backbone(options.model, num_outputs=10, image_size=size, pretrained=False).module
+
+
 def measure(options: argparse.Namespace, processes: int) -> Figures:
     """What a process needs for its share of a batch."""
     torch.manual_seed(0)
-    source = load_backbone(options.model, num_outputs=10, image_size=options.image_size).module
-    target: nn.Module = load_backbone(
-        options.model, num_outputs=10, image_size=options.image_size
-    ).module
+    source, target = (load(options) for _ in range(2))
     network = DistributedDataParallel(target) if processes > 1 else target
     share = options.batch_size // processes
     inputs = torch.randn(share, 3, options.image_size, options.image_size)
@@ -81,7 +84,7 @@ def measure(options: argparse.Namespace, processes: int) -> Figures:
 def work(rank: int, processes: int, options: argparse.Namespace, end: Connection) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(options.port)}
-    with joined(device="cpu"):
+    with joined(lambda: "cpu"):
         end.send(measure(options, processes))
 
 

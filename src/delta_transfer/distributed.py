@@ -43,14 +43,16 @@ def in_group() -> bool:
 
 
 @contextmanager
-def joined(*, device: str, devices: int | str = 1, num_nodes: int = 1) -> Iterator[None]:
+def joined(
+    find_kind: Callable[[], str], *, devices: int | str = 1, num_nodes: int = 1
+) -> Iterator[None]:
     """Inside, this process is one of those that the environment tells of, if it tells of several.
 
     Those are processes of torchrun (or of anything that sets its variables) and of SLURM. All but
     the main one log nothing.
 
     Args:
-        device: the kind of device that they compute on.
+        find_kind: tells the kind of device that they compute on, if there are several.
         devices: how many processes a node was asked for; 1 and `"auto"` are content with any.
         num_nodes: likewise of the nodes; 1 is content with any.
 
@@ -61,10 +63,11 @@ def joined(*, device: str, devices: int | str = 1, num_nodes: int = 1) -> Iterat
         yield
         return
     _check_asked(devices, num_nodes)
-    if device == "cuda":
+    kind = find_kind()
+    if kind == "cuda":
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE
+        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=PATIENCE
     )
     log = logging.getLogger("delta_transfer")
     level = log.level

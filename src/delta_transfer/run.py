@@ -1,6 +1,7 @@
 """One run from its options to its folder: the only place that knows every part."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import logging
 import math
@@ -86,8 +87,8 @@ def train(
         )
     if network is not None:
         config = dataclasses.replace(config, model=type(network).__name__)
-    device = find_device(config.device).type
-    with joined(device=device, devices=config.devices, num_nodes=config.num_nodes):
+    kind = functools.partial(_device_kind, config)
+    with joined(kind, devices=config.devices, num_nodes=config.num_nodes):
         check(config)
         if processes() > 1:
             config = _for_several(config)
@@ -100,12 +101,18 @@ def train(
         return train_prepared(prepared, config, folder, started=started)
 
 
+def _device_kind(config: TrainConfig) -> str:
+    return find_device(config.device).type
+
+
 def count_processes(config: TrainConfig) -> int:
     """How many processes a command is to start.
 
     Raises:
         UserError: if there are not so many devices, or nothing has started it on several machines.
     """
+    if config.devices == 1 and config.num_nodes == 1:
+        return 1
     device = find_device(config.device)
     there = 1 if device.type == "cpu" else torch.accelerator.device_count()
     if config.num_nodes > 1:

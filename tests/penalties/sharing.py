@@ -77,7 +77,7 @@ def check() -> None:
     """Each penalty gives what it gives with one process, whichever way the work is shared."""
     torch.set_num_threads(1)
     alone = {name: train(name, "alone") for name in penalties()}
-    with joined(device="cpu"):
+    with joined(lambda: "cpu"):
         for way in WAYS:
             for name, (rows, weights) in alone.items():
                 found, moved_to = train(name, way)
