@@ -10,6 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from delta_transfer import L2, L2SP, Delta, Regularizer
 from delta_transfer.distributed import joined, processes, rank
 from delta_transfer.penalties import Penalty
+from delta_transfer.penalties.base import Combines
+from delta_transfer.training.joint import joint_loss
 from tests.networks import conv_net, moved
 
 STEPS = 4
@@ -78,6 +80,8 @@ def check() -> None:
     torch.set_num_threads(1)
     alone = {name: train(name, "alone") for name in penalties()}
     with joined(lambda: "cpu"):
+        for whole in (8, 5, 1):
+            check_uneven(whole)
         for way in WAYS:
             for name, (rows, weights) in alone.items():
                 found, moved_to = train(name, way)
@@ -94,3 +98,30 @@ def check() -> None:
                 if weights_alone:  # the whole value in each process, not its share
                     own = torch.tensor(found, dtype=torch.float64)[:, 1]
                     torch.testing.assert_close(own, expected[:, 1], rtol=1e-5, atol=1e-6)
+
+
+def check_uneven(whole: int) -> None:
+    """A batch that cannot be shared evenly, or has no sample for a process at all."""
+    torch.manual_seed(3)
+    weight = torch.randn(4, 3, requires_grad=True)
+    inputs, targets = torch.randn(whole, 4), torch.arange(whole) % 3
+
+    def terms(rows: slice) -> dict[str, torch.Tensor]:
+        logits = inputs[rows] @ weight
+        return {
+            "task": F.cross_entropy(logits, targets[rows]),
+            "summed": logits.square().sum(),
+            "l2": weight.square().sum(),
+        }
+
+    combines: dict[str, Combines] = {"task": "mean", "summed": "sum", "l2": "weights"}
+    joint = terms(slice(None))
+    (expected,) = torch.autograd.grad(torch.stack(list(joint.values())).sum(), weight)
+    own = len(range(rank(), whole, processes()))
+    mine = terms(slice(rank(), None, processes()) if own else slice(1))
+    total, values = joint_loss(mine, combines, own=own, whole=whole)
+    (gradient,) = torch.autograd.grad(total, weight)
+    torch.distributed.all_reduce(gradient)
+    torch.testing.assert_close(gradient / processes(), expected, rtol=1e-5, atol=1e-6)
+    for name, value in joint.items():
+        torch.testing.assert_close(values[name], value.detach(), rtol=1e-5, atol=1e-6)
