@@ -342,6 +342,10 @@ VALUES = [
         OF_TRAINING
         + """
         --resume=yes | give it alone
+        --devices=0 | must be at least 1
+        --devices=two | give a whole number or auto
+        --num-nodes=0 | must be at least 1
+        --num-nodes=2 | start the command by torchrun or SLURM's srun
         --samples-per-class=0 | must be at least 1
         --seed=-1 | must be at least 0
         --seed=99999999999999999999 | must be at most 18446744073709551615
@@ -1478,7 +1482,12 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
         ("evaluate", EvaluateOptions),
         ("predict", PredictOptions),
         ("attention", AttentionOptions),
-        ("compare", with_train(CompareOptions, without=["method", "seed", "resume"])),
+        (
+            "compare",
+            with_train(
+                CompareOptions, without=["method", "seed", "resume", "devices", "num_nodes"]
+            ),
+        ),
         ("layers", LayersOptions),
         ("demo", DemoOptions),
     ],

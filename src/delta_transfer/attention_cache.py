@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.distributed import from_main, is_main
 from delta_transfer.files import cache_root, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Measurement:
             and floor; None where it measures on all pictures, and these decide nothing.
         seed: of what the estimator draws.
         batch_size: pictures at a time.
-        device: what it runs on, by its kind.
+        device: what it runs on, by its kind; and how many of them, if several.
     """
 
     source: str
@@ -84,7 +85,7 @@ def measure_once(
     """
     folder, key = cache_folder(), measurement.key
     file = folder / f"{key}.safetensors"
-    found = _load(file, key)
+    found = from_main(lambda: _load(file, key))
     if found is not None:
         logger.info("channel attention: measured before, %s", file)
         return found
@@ -98,7 +99,8 @@ def measure_once(
             ) from stop
         raise
     try:
-        dataclasses.replace(found, data=key).save(file)
+        if is_main():
+            dataclasses.replace(found, data=key).save(file)
     except OSError as error:
         logger.debug("channel attention is not kept for other runs: %s", error)
     return found

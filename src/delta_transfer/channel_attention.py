@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.attention_file import damaged, read_attention_file, write_attention_file
+from delta_transfer.distributed import gathered, processes
 from delta_transfer.files import fingerprint
 from delta_transfer.functional import (
     at_least_float32,
@@ -215,8 +216,11 @@ class Moments:
 
     def update(self, rows: Tensor) -> None:
         """Takes in rows `[N, C]`, floating."""
-        count, mean = len(rows), rows.mean(dim=0)
-        squares = (rows - mean).square().sum(dim=0)
+        mean = rows.mean(dim=0)
+        self.merge(len(rows), mean, (rows - mean).square().sum(dim=0))
+
+    def merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        """Takes in so many rows of which these are known."""
         if self.count:
             total = self.count + count
             shift = mean - self.mean
@@ -264,6 +268,18 @@ class FeatureVariance:
         if self._moments.count == 0:
             raise ValueError("no features were given: the loader is empty")
         return (self._moments.squares / self._moments.count).mean().clamp_min(VARIANCE_FLOOR)
+
+    def of_all_processes(self) -> Self:
+        """What this and the other processes have taken in; each of them has to call it."""
+        if processes() == 1:
+            return self
+        device = self._moments.mean.device
+        moments = Moments()
+        for state in gathered({name: part.cpu() for name, part in self.state().items()}):
+            if int(state["count"]):
+                part = Moments.from_state(state, device=device)
+                moments.merge(part.count, part.mean, part.squares)
+        return type(self)(moments)
 
     def state(self) -> dict[str, Tensor]:
         """What it has taken in, as tensors."""

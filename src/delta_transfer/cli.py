@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from delta_transfer import launching
 from delta_transfer.console import (
     Formatter,
     ending_at_sigterm,
@@ -43,16 +44,27 @@ def train(args: Sequence[str]) -> None:
     exclusive = ["epochs", "steps"]
     config = _parse(TrainConfig, args, train, ["data"], config_file=True, exclusive=exclusive)
     from delta_transfer import run
+    from delta_transfer.run_folder import default_folder
 
+    count = 1 if launching.is_started_by_other() else run.count_processes(config)
+    if count > 1:
+        out = [] if config.out else [f"--out={default_folder(config)}"]
+        code = launching.launch(["train", *args, *out], processes=count)
+        if code:
+            sys.exit(code)  # which of them has said why
+        return
     result = run.train(config)
-    for what, name in (
-        ("model", "model"),
-        ("report", "report.html"),
-        ("metrics", "metrics.csv"),
-        ("states", "checkpoints"),
-    ):
-        if (result.folder / name).exists():  # without training there are neither of the last two
-            print(f"{what:<8} {result.folder / name}")
+    if launching.is_heard():
+        for what, name in (
+            ("model", "model"),
+            ("report", "report.html"),
+            ("metrics", "metrics.csv"),
+            ("states", "checkpoints"),
+        ):
+            if (
+                result.folder / name
+            ).exists():  # without training there are neither of the last two
+                print(f"{what:<8} {result.folder / name}")
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -167,7 +179,7 @@ def methods(args: Sequence[str]) -> None:
 
 def compare(args: Sequence[str]) -> None:
     """Compare methods on the same pictures, by several seeds; goes on where it was broken off."""
-    kind = with_train(CompareOptions, without=["method", "seed", "resume"])
+    kind = with_train(CompareOptions, without=["method", "seed", "resume", "devices", "num_nodes"])
     exclusive = ["epochs", "steps"]
     options = _parse(kind, args, compare, ["data"], config_file=True, exclusive=exclusive)
     from delta_transfer import compare_command
@@ -220,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 success; 2 the user's input or the user's machine is in the way (one
         message); 1 anything else, with a traceback unless the user broke it off.
     """
+    launching.stop_if_over()
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter())
     _log.addHandler(handler)
@@ -233,22 +246,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             flush_output()
     except UserError as error:
-        print(f"error: {message(error)}", file=sys.stderr)
-        return 2
+        return _end(2, f"error: {message(error)}")
     except KeyboardInterrupt as stop:
-        print(str(stop) or "interrupted", file=sys.stderr)
-        return 1
+        return _end(1, str(stop) or "interrupted")
     except BrokenPipeError:
         return 1  # whoever reads the output, such as head, has seen enough
     except Exception as error:
         explained = explain(error)
-        if explained is None:
-            raise
-        print(f"error: {explained}", file=sys.stderr)
-        return 2
+        if explained is not None:
+            return _end(2, f"error: {explained}")
+        if launching.is_lost(error):
+            launching.give_up(error)
+        raise
     finally:
         _log.removeHandler(handler)
     return 0
+
+
+def _end(code: int, said: str) -> int:
+    """Says why the command ends; of several processes one does."""
+    if launching.claim_end(code):
+        print(said, file=sys.stderr)
+    return code
 
 
 def _run(args: Sequence[str]) -> None:

@@ -106,6 +106,11 @@ class TrainConfig:
             them; 0 for none, at most 20 and a fifth of the disk's free space if not given.
         deterministic: on a GPU too, equal runs give equal bytes, which takes longer; on the CPU
             they do anyway.
+        devices: processes that train together on this machine, each on a GPU of its own or, on the
+            CPU, with its part of the cores: how many, or auto for all GPUs. Each takes its share of
+            each batch (see docs/scaling.md).
+        num_nodes: machines that train together; torchrun or SLURM starts the command on each.
+        workers: processes that load pictures; chosen by the number of cores if not given.
         checkpoint_minutes: so often the state is saved from which --resume goes on; Ctrl-C and
             SIGTERM save it too.
         checkpoint_steps: likewise, after so many training steps if that is sooner.
@@ -157,6 +162,8 @@ class TrainConfig:
     refit: Literal["auto", "always", "never"] = "auto"
     data_root: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int | Literal["auto"] = 1
+    num_nodes: int = 1
     workers: int | None = None
     picture_cache: float | None = None
     deterministic: bool = False
@@ -341,6 +348,8 @@ _AT_LEAST = {
     "seed": 0,
     "mixup": 0,
     "cutmix": 0,
+    "devices": 1,
+    "num_nodes": 1,
     "workers": 0,
     "picture_cache": 0,
     "checkpoint_steps": 1,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from delta_transfer.attention.refined import exact_samples
 from delta_transfer.borrow import evaluating, same_random_state
 from delta_transfer.devices import place
+from delta_transfer.distributed import processes
 from delta_transfer.loaders import training_loader
 from delta_transfer.prepare import Prepared
 from delta_transfer.run_attention import attention_order
@@ -48,6 +49,7 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
         precision=find_precision(config.precision, prepared.device),
     )
     training = max(step, reading / workers) if workers else step + reading
+    training /= processes()  # which were measured at the same time
     computing = step / (4 if compares else 3)  # a forward pass; backward is as long as two
     forward = max(computing, reading / workers) if workers else computing + reading
 

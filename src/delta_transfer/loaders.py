@@ -9,7 +9,7 @@ import torch
 
 from delta_transfer.backbones import InputSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import EpochSampler, PictureDataset, Split
+from delta_transfer.data import EpochSampler, PictureDataset, ShareSampler, Split
 from delta_transfer.data.augment import (
     Transform,
     eval_transform,
@@ -22,8 +22,9 @@ from delta_transfer.data.batches import PictureLoader
 from delta_transfer.data.look import cores
 from delta_transfer.data.resize import Resize
 from delta_transfer.devices import find_device
+from delta_transfer.distributed import local_processes, processes, rank
 
-_FOR_KEPT = 2  # processes that crop what is kept: 10,000 pictures a second each
+_FOR_KEPT = 2  # processes that crop what is kept
 
 
 def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> PictureLoader:
@@ -45,19 +46,17 @@ def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> Pictu
     """Augmented pictures, in an order that seed and epoch determine."""
     transform, device = _augmented(spec, config), find_device(config.device)
     workers = _workers(split, transform, config, device)
+    labels = split.labels if config.class_weights == "sampler" else None
+    sampler = EpochSampler(len(split), seed=config.seed, labels=labels)
     alone = len(split) > config.batch_size > 1 and len(split) % config.batch_size == 1
     return PictureLoader(
         PictureDataset(split, transform.resize, transform.cut, seed=config.seed),
         normalise=transform.normalise,
         device=device,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size // processes(),
         # Batch norm has no variance over a batch of one; the picture comes in other epochs.
         drop_last=alone and config.batch_norm == "train",
-        sampler=EpochSampler(
-            len(split),
-            seed=config.seed,
-            labels=split.labels if config.class_weights == "sampler" else None,
-        ),
+        sampler=sampler if processes() == 1 else _share(sampler, config.batch_size),
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_ignore_stops,
@@ -99,6 +98,10 @@ def _augmented(spec: InputSpec, config: TrainConfig) -> Transform:
     if config.official:
         return official_train_transform(**_square(spec), augment=config.augment)
     return train_transform(**dataclasses.asdict(spec), augment=config.augment)
+
+
+def _share(sampler: EpochSampler, batch_size: int) -> ShareSampler:
+    return ShareSampler(sampler, batch_size=batch_size, rank=rank(), processes=processes())
 
 
 def _in_order(
@@ -143,9 +146,11 @@ def _square(spec: InputSpec) -> dict[str, Any]:
 def count_workers(asked: int | None) -> int:
     """Processes that load pictures: as asked, else one core fewer than there are, at most 8.
 
+    Of several processes that train each has its part of the cores.
+
     On two cores the network needs both, and none is started.
     """
     if asked is not None:
         return asked
-    available = cores()
+    available = cores() // local_processes()
     return 0 if available <= 2 else min(8, available - 1)

@@ -28,6 +28,7 @@ from delta_transfer.data.check import CheckedPictures, check_pictures
 from delta_transfer.data.keeping import GIB, Keeper
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.devices import find_device, place
+from delta_transfer.distributed import first_on_each_node, from_main, in_shares
 from delta_transfer.errors import UserError
 from delta_transfer.files import fingerprint
 from delta_transfer.loaders import count_workers, needed_resizes, plain_loader
@@ -95,8 +96,10 @@ class Prepared:
     def raw_probe(self) -> LinearProbe:
         """The probe on features that keep their scales, from which DELTA's head starts."""
         rows, labels = self.features["train"]
-        outputs = len(self.task.classes)
-        return fit_probe(rows, labels, num_outputs=outputs, seed=self.probe_seed, standardize=False)
+        outputs, seed = len(self.task.classes), self.probe_seed
+        return from_main(
+            lambda: fit_probe(rows, labels, num_outputs=outputs, seed=seed, standardize=False)
+        )
 
 
 def prepare(
@@ -113,19 +116,22 @@ def prepare(
         UserError: if the data or the network are not as they must be, or a tap is unknown.
     """
     device = find_device(config.device)
-    task = find_task(config)
+    with first_on_each_node():  # which may download
+        task = find_task(config)
     _check_splits(config, task)
     if config.refit == "always" and not task.val_drawn:
         logger.warning(
             "--refit always is ignored: %s has its own validation split, which is never trained on",
             task.name,
         )
-    backbone = _load_backbone(config, task, network, spec)
+    with first_on_each_node():
+        backbone = _load_backbone(config, task, network, spec)
     source = copy.deepcopy(backbone.module)
     replace_module(source, backbone.head, nn.Identity())
     taps = choose_taps(config, backbone, source)
     place(source, device)
-    checked = _look(config, task, backbone.input)
+    found = task
+    checked = from_main(lambda: _look(config, found, backbone.input))
     task = checked.task
     _check_splits(config, task)  # again, now that unreadable pictures are left out
     description = _describe(config, task, backbone, device)
@@ -271,7 +277,7 @@ def _fit_probe(
 ) -> tuple[LinearProbe, dict[str, Tensor | None]]:
     """The probe, and its probabilities of the validation and the test split."""
     rows, labels = features["train"]
-    probe = fit_probe(rows, labels, num_outputs=len(task.classes), seed=seed)
+    probe = from_main(lambda: fit_probe(rows, labels, num_outputs=len(task.classes), seed=seed))
     return probe, {
         name: torch.softmax(probe(features[name][0][:, 0]), dim=1) if name in features else None
         for name in ("val", "test")
@@ -304,8 +310,12 @@ def _preprocessing(spec: InputSpec, *, preset: str) -> dict[str, Any]:
 def _features(
     source: nn.Module, split: Split, backbone: Backbone, config: TrainConfig, *, mirror: bool
 ) -> tuple[Tensor, Tensor]:
-    loader = plain_loader(split, backbone.input, config)
-    return collect_features(source, loader, head=backbone.head, mirror=mirror)
+    def collect(positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        loader = plain_loader(split.subset(positions), backbone.input, config)
+        return collect_features(source, loader, head=backbone.head, mirror=mirror)
+
+    rows, labels = in_shares(len(split), config.batch_size, collect)
+    return rows, labels
 
 
 def _describe(

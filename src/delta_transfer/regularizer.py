@@ -214,7 +214,8 @@ class Regularizer(nn.Module):
 
         Args:
             loader: batches of training data without augmentation: inputs, or tuples that begin with
-                them.
+                them. Of several processes (`torch.distributed`) each has to call this; what all of
+                them give counts, be it shares or the whole.
         """
         uniform = [p for p in self.penalties if isinstance(p, Delta) and not p.has_attention]
         source = self._networks[1]
@@ -226,7 +227,8 @@ class Regularizer(nn.Module):
             inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
             for tap, features in self._source.run(inputs.to(device_of(source)))[0].items():
                 variances[tap].update(features)
-        measured = {tap: variance.compute() for tap, variance in variances.items()}
+        shared = {tap: variance.of_all_processes() for tap, variance in variances.items()}
+        measured = {tap: variance.compute() for tap, variance in shared.items()}
         for penalty in uniform:
             penalty.calibrate(measured)
 

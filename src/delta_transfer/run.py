@@ -1,11 +1,14 @@
 """One run from its options to its folder: the only place that knows every part."""
 
 import dataclasses
+import functools
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,6 +24,7 @@ from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split
 from delta_transfer.devices import find_device
+from delta_transfer.distributed import from_main, in_shares, is_main, joined, processes
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.evaluation import mean_class_accuracy
 from delta_transfer.files import write_atomically
@@ -65,6 +69,9 @@ _TRAINING = [
     *("clip", "ema", "layer_decay", "precision", "accumulate"),
 ]
 
+# What several processes cannot do together, and its value without.
+_ALONE = {"accumulate": 1, "mixup": 0, "cutmix": 0}
+
 
 def train(
     config: TrainConfig, *, network: nn.Module | None = None, spec: InputSpec | None = None
@@ -95,15 +102,86 @@ def train(
         )
     if network is not None:
         config = dataclasses.replace(config, model=type(network).__name__)
-    check(config)
-    if config.resume and config.out is None:
-        raise UserError("--resume goes with --out, the folder of the run to go on with")
-    folder = Path(config.out).expanduser() if config.out else default_folder(config)
+    kind = functools.partial(_device_kind, config)
+    with joined(kind, devices=config.devices, num_nodes=config.num_nodes):
+        check(config)
+        if processes() > 1:
+            config = _for_several(config)
+        if config.resume and config.out is None:
+            raise UserError("--resume goes with --out, the folder of the run to go on with")
+        folder = Path(config.out).expanduser() if config.out else default_folder(config)
+        if from_main(lambda: _check_folder(folder, config)):
+            return from_main(lambda: _finished(folder))
+        prepared = prepare(config, network=network, spec=spec)
+        return train_prepared(prepared, config, folder, started=started)
+
+
+def _device_kind(config: TrainConfig) -> str:
+    return find_device(config.device).type
+
+
+def count_processes(config: TrainConfig) -> int:
+    """How many processes a command is to start.
+
+    Raises:
+        UserError: if there are not so many devices, or nothing has started it on several machines.
+    """
+    if config.devices == 1 and config.num_nodes == 1:
+        return 1
+    device = find_device(config.device)
+    there = 1 if device.type == "cpu" else torch.accelerator.device_count()
+    if config.num_nodes > 1:
+        raise UserError(
+            f"--num-nodes {config.num_nodes}: on several machines start the command by torchrun or "
+            "SLURM's srun on each of them, see docs/scaling.md"
+        )
+    if config.devices == "auto":
+        return there
+    if device.type != "cpu" and config.devices > there:
+        raise UserError(
+            f"--devices {config.devices}: this machine has {there}; give as many or fewer, or auto"
+        )
+    return config.devices
+
+
+def _check_folder(folder: Path, config: TrainConfig) -> bool:
+    """Checks that a run may be written into a folder; whether it holds it finished already."""
     check_folder(folder, config)
-    if config.resume and (folder / "result.json").is_file():
-        return _finished(folder)
-    prepared = prepare(config, network=network, spec=spec)
-    return train_prepared(prepared, config, folder, started=started)
+    return config.resume and (folder / "result.json").is_file()
+
+
+def _for_several(config: TrainConfig) -> TrainConfig:
+    """The options of a run of several processes; it goes on where torchrun has started them again.
+
+    Raises:
+        UserError: if an option cannot be kept to by several.
+    """
+    count = processes()
+    if config.batch_size % count:
+        raise UserError(
+            f"--batch-size {config.batch_size} is that of all processes together and must be a "
+            f"multiple of them: there are {count}"
+        )
+    method = method_of(config)
+    if "train" in (config.batch_norm, method.batch_norm):
+        raise UserError(
+            f"--batch-norm train, which is asked for or is part of --method {method.name}, would "
+            "take its statistics from a share of each batch: use --batch-norm frozen and a method "
+            "that has it, or one device"
+        )
+    for name, plain in _ALONE.items():
+        if getattr(config, name) != plain:
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(config, name)}: {count} processes share each "
+                f"batch, which this needs as a whole: leave it out, or use one device"
+            )
+    if config.out is None or config.overwrite:
+        raise UserError(
+            f"{'--overwrite' if config.overwrite else 'no --out'}: processes that may be started "
+            "again need a folder by which they find the run; give --out, one that is not in use"
+        )
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return dataclasses.replace(config, resume=config.resume or again)
 
 
 def train_prepared(
@@ -126,30 +204,30 @@ def train_prepared(
     )
     check_classifier(tuning.method, prepared.backbone.classifier, config.model)
     with locked(folder):
-        make_folder(folder, overwrite=config.overwrite, resume=config.resume)
+        from_main(lambda: make_folder(folder, overwrite=config.overwrite, resume=config.resume))
         spent = Spent(folder, started=started, memory=memory, resume=config.resume)
-        return _train(prepared, dataclasses.replace(tuning, saved=spent.save), folder, spent)
+        if is_main():
+            tuning = dataclasses.replace(tuning, saved=spent.save)
+        return _train(prepared, tuning, folder, spent)
 
 
 def _train(prepared: Prepared, tuning: Tuning, folder: Path, spent: Spent) -> RunResult:
     """In a folder that is this process's own."""
     config = tuning.config
+    header = (*describe(), *prepared.description)
+    log = log_to(folder / LOG, header, resume=config.resume)
     try:
-        header = (*describe(), *prepared.description)
-        with (
-            log_to(folder / LOG, header, resume=config.resume),
-            deterministic(config.deterministic),
-        ):
-            write_atomically(folder / "config.yaml", config.to_yaml())
+        with log if is_main() else nullcontext(), deterministic(config.deterministic):
+            if is_main():
+                write_atomically(folder / "config.yaml", config.to_yaml())
             announce(prepared, tuning)
             tuning = settle(prepared, tuning, folder)
-            selected = select(prepared, tuning, folder)
-            result = _finish(selected, tuning, folder, spent)
-            write_run_report(folder)
+            result = _select_and_finish(prepared, tuning, folder, spent)
             conclude(result)
     except BaseException as error:
         if not list(folder.glob("**/*.ckpt")) and not (folder / "model").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # there is nothing worth keeping
+            if is_main():
+                shutil.rmtree(folder, ignore_errors=True)  # there is nothing worth keeping
         elif isinstance(error, KeyboardInterrupt):
             but = " and without --overwrite" if config.overwrite else ""
             raise KeyboardInterrupt(
@@ -158,6 +236,18 @@ def _train(prepared: Prepared, tuning: Tuning, folder: Path, spent: Spent) -> Ru
             ) from error
         raise
     return result
+
+
+def _select_and_finish(prepared: Prepared, tuning: Tuning, folder: Path, spent: Spent) -> RunResult:
+    selected = select(prepared, tuning, folder)
+    test = _test(selected.prepared, tuning.config, selected.tuned.network)
+
+    def finish() -> RunResult:
+        result = _finish(selected, tuning, folder, spent, test=test)
+        write_run_report(folder)
+        return result
+
+    return from_main(finish)
 
 
 def _finished(folder: Path) -> RunResult:
@@ -255,11 +345,18 @@ def method_of(config: TrainConfig) -> Method:
     return find_method(config.method, official=True) if official else method
 
 
-def _finish(selected: Selected, tuning: Tuning, folder: Path, spent: Spent) -> RunResult:
+def _finish(
+    selected: Selected,
+    tuning: Tuning,
+    folder: Path,
+    spent: Spent,
+    *,
+    test: Tensor | None,
+) -> RunResult:
     """Measures the final network and writes what the run leaves behind."""
     prepared, network = selected.prepared, selected.tuned.network
     task, method = prepared.task, tuning.method
-    test, probe = _test(prepared, tuning.config, network), prepared.probe_probabilities["test"]
+    probe = prepared.probe_probabilities["test"]
     if task.test is not None and test is not None and probe is not None:
         shown, probabilities, beside = task.test, test, probe
     else:
@@ -322,11 +419,16 @@ def _strength(selected: Selected, tuning: Tuning) -> float | None:
 
 def _test(prepared: Prepared, config: TrainConfig, network: nn.Module) -> Tensor | None:
     """The final network's probabilities of the test split, if there is one."""
-    if prepared.task.test is None:
+    split, spec = prepared.task.test, prepared.backbone.input
+    if split is None:
         return None
-    ten = config.official
-    loader = evaluation_loader(prepared.task.test, prepared.backbone.input, config)
-    return predict_probabilities(CropAverage(network) if ten else network, loader)[0]
+    asked = CropAverage(network) if config.official else network
+
+    def ask(positions: Sequence[int]) -> tuple[Tensor]:
+        loader = evaluation_loader(split.subset(positions), spec, config)
+        return (predict_probabilities(asked, loader)[0],)
+
+    return in_shares(len(split), config.batch_size, ask)[0]
 
 
 def _accuracy(probabilities: Tensor | None, split: Split | None) -> float | None:

@@ -18,6 +18,7 @@ from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split
 from delta_transfer.data.seeds import derive_seed
+from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError
 from delta_transfer.files import fingerprint
 from delta_transfer.loaders import plain_loader
@@ -83,6 +84,7 @@ def estimate(
             progress=progress or _log_progress(),
             partial=partial if method == "exact" else None,
             seed=config.seed,
+            in_processes=True,
         )
 
     found = _weighed(
@@ -173,7 +175,7 @@ def _measurement(
         converging=None if config.attention_tolerance is None else _weighing(config),
         seed=config.seed,
         batch_size=config.batch_size,
-        device=prepared.device.type,
+        device=prepared.device.type if processes() == 1 else f"{processes()} {prepared.device}",
     )
 
 

@@ -29,7 +29,8 @@ _OF_A_COMPARISON = frozenset([COMPARISON, LOCK, "results.csv", "report.html"])
 _AFTER_TRAINING = ("examples", "model")  # folders, which may be half full
 # Options that change no figure, but for the last digits on another device.
 FREE = (
-    *("out", "overwrite", "resume", "device", "workers", "picture_cache"),
+    *("out", "overwrite", "resume", "device", "devices", "num_nodes"),
+    *("workers", "picture_cache"),
     *("checkpoint_minutes", "checkpoint_steps", "loggers"),
 )
 _MARKS = (COMPARISON, LOG, "config.yaml")  # by these a folder is known for one of ours

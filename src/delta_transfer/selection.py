@@ -16,6 +16,7 @@ from torch import Tensor
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split, Task
 from delta_transfer.data.seeds import derive_seed
+from delta_transfer.distributed import in_shares, is_main
 from delta_transfer.files import write_atomically
 from delta_transfer.functional import calibrated_cross_entropy
 from delta_transfer.loaders import plain_loader
@@ -103,22 +104,27 @@ def refit(joined: Prepared, tuning: Tuning, folder: Path, *, epoch: int) -> Tune
         logger.info("refit    on all %d training and validation pictures, %s", pictures, how)
     tuned = fine_tune(joined, tuning, folder / "refit", stop_after=epoch)
     attention = folder / "refit" / "attention.safetensors"
-    if attention.is_file():
+    if is_main() and attention.is_file():
         attention.replace(folder / attention.name)
     return tuned
 
 
 def _validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
     tuned = fine_tune(prepared, tuning, folder)
-    loader = plain_loader(prepared.task.val, prepared.backbone.input, tuning.config)
-    probabilities, _ = predict_probabilities(tuned.network, loader)
+    val, config = prepared.task.val, tuning.config
+
+    def ask(positions: Sequence[int]) -> tuple[Tensor]:
+        loader = plain_loader(val.subset(positions), prepared.backbone.input, config)
+        return (predict_probabilities(tuned.network, loader)[0],)
+
+    (probabilities,) = in_shares(len(val), config.batch_size, ask)
     probe = prepared.probe_probabilities["val"]
     assert probe is not None
     return Selected(
         prepared=prepared,
         tuned=tuned,
         epoch=tuned.fitted.epoch,
-        held_out=prepared.task.val,
+        held_out=val,
         probabilities=probabilities,
         probe=probe,
         refitted=False,
@@ -150,7 +156,7 @@ def _cross_validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selecte
     losses = [float(calibrated_cross_entropy(found, labels)) for found in epochs]
     last = tuning.config.official
     epoch = len(epochs) - 1 if last else int(np.nanargmin(losses))
-    if tuning.method.trains:
+    if tuning.method.trains and is_main():
         for name, keys in (("metrics.csv", ["epoch"]), ("drift.csv", ["epoch", "tap"])):
             files = sorted((folder / "folds").glob(f"*/{name}"))
             write_atomically(folder / name, _average(files, keys))

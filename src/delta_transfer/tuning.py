@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -17,10 +17,13 @@ from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.devices import place
+from delta_transfer.distributed import is_main, own_batches, processes
+from delta_transfer.errors import UserError
 from delta_transfer.files import fingerprint
 from delta_transfer.loaders import plain_loader, training_loader
 from delta_transfer.method_parts import Parts
 from delta_transfer.methods import Method, check_classifier
+from delta_transfer.penalties import Penalty
 from delta_transfer.prepare import Prepared
 from delta_transfer.presets import find_preset
 from delta_transfer.probe import LinearProbe
@@ -141,8 +144,9 @@ def fine_tune(
     start = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
     if attention is not None:
         logger.info("channel attention: %s", describe(attention))
-        folder.mkdir(parents=True, exist_ok=True)
-        attention.save(folder / "attention.safetensors")
+        if is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            attention.save(folder / "attention.safetensors")
     taps = prepared.taps if attention is None else attention.taps
     if not method.trains or stop_after == 0:
         return Tuned(
@@ -184,10 +188,26 @@ def hold(
     """What the method adds to the task loss, ready to train with."""
     config, taps = tuning.config, prepared.taps if attention is None else attention.taps
     penalties = tuning.method.penalties(_parts(prepared, tuning, taps, attention))
+    _check_shares(tuning.method, penalties)
     regularizer = Regularizer(network, prepared.source, penalties, batch_norm=config.batch_norm)
     if regularizer.needs_calibration:
-        regularizer.calibrate(plain_loader(prepared.task.train, prepared.backbone.input, config))
+        train = prepared.task.train
+        own = train.subset(own_batches(len(train), config.batch_size))
+        regularizer.calibrate(plain_loader(own, prepared.backbone.input, config))
     return regularizer
+
+
+def _check_shares(method: Method, penalties: Sequence[Penalty]) -> None:
+    """Checks that a batch can be shared by several processes, if there are several.
+
+    Raises:
+        UserError: if a penalty has to see the whole of it.
+    """
+    if processes() > 1 and any(penalty.combines == "batch" for penalty in penalties):
+        raise UserError(
+            f"--method {method.name} looks at each batch as a whole, which {processes()} processes "
+            "share: use one device, or another method"
+        )
 
 
 def in_its_mode(tuning: Tuning) -> Tuning:
@@ -284,7 +304,7 @@ def plan_fit(prepared: Prepared, tuning: Tuning, folder: Path, stop_after: int |
         clip=config.clip,
         mixing=_mixing(_in_order(tuning), len(task.classes)),
         parts=config.accumulate,
-        divisible=config.batch_norm == "frozen" and not tuning.method.whole_batch,
+        divisible=_is_divisible(tuning),
         precision=find_precision(config.precision, prepared.device),
         keep_last=config.official,
         folder=folder,
@@ -296,6 +316,12 @@ def plan_fit(prepared: Prepared, tuning: Tuning, folder: Path, stop_after: int |
         accelerator=prepared.device.type,
         loggers=config.logger_names,
     )
+
+
+def _is_divisible(tuning: Tuning) -> bool:
+    """Whether a step may be worked through in parts."""
+    alone = processes() == 1
+    return alone and tuning.config.batch_norm == "frozen" and not tuning.method.whole_batch
 
 
 def loss_of(prepared: Prepared, tuning: Tuning) -> Callable[[Tensor, Tensor], Tensor]:

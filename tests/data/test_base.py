@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from delta_transfer.data import EpochSampler, PictureDataset, Split
+from delta_transfer.data import EpochSampler, PictureDataset, ShareSampler, Split
 from delta_transfer.data.augment import eval_transform, train_transform
 
 NORMAL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bilinear"}
@@ -143,3 +143,33 @@ class TestEpochSampler:
         before = torch.get_rng_state()
         list(EpochSampler(9, seed=0))
         assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 21])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_shares_of_an_order_are_its_batches_taken_together(length, processes):
+    size = 8
+    batches = -(-length // size)
+    shares = []
+    for rank in range(processes):
+        order = EpochSampler(length, seed=3)
+        shares.append(ShareSampler(order, batch_size=size, rank=rank, processes=processes))
+        shares[-1].set_epoch(2)
+    whole = EpochSampler(length, seed=3)
+    whole.set_epoch(2)
+    own = [list(share) for share in shares]
+    assert [len(share) for share in shares] == [len(rows) for rows in own]
+    for batch in range(batches):
+        start = batch * size // processes
+        expected = list(whole)[batch * size : (batch + 1) * size]
+        found = []
+        for share, rows in zip(shares, own, strict=True):
+            part = rows[start : start + size // processes]
+            count, of = share.sizes(batch)
+            assert part  # or there were fewer batches in this process than in others
+            assert of == len(expected)
+            found += part[:count]
+        assert sorted(found) == sorted(expected)
+    shares[0].go_on(2, done=1)
+    assert list(shares[0]) == own[0][1:]
+    assert list(shares[0]) == own[0]

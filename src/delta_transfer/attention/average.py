@@ -9,6 +9,7 @@ from delta_transfer.attention.batches import Batch
 from delta_transfer.attention.gradient import FirstOrder
 from delta_transfer.attention.job import Estimate, Job, start_work
 from delta_transfer.attention.partial import PartialFile
+from delta_transfer.attention.processes import ProcessShares, check_shares
 from delta_transfer.attention.running import Running
 from delta_transfer.attention.scored import Scorer
 from delta_transfer.attention.shares import Shares
@@ -42,19 +43,21 @@ def exact(job: Job) -> Estimate:
     return estimate
 
 
-def first_order_scorer(job: Job) -> Shares[FirstOrder]:
-    """First order on the job's devices."""
-    return Shares(job.networks, lambda net: FirstOrder(net, taps=job.taps, loss=job.loss))
+def first_order_scorer(job: Job) -> Scorer:
+    """First order on the job's devices, and in its processes."""
+    scorer = Shares(job.networks, lambda net: FirstOrder(net, taps=job.taps, loss=job.loss))
+    return ProcessShares(scorer) if job.in_processes else scorer
 
 
-def exact_scorer(job: Job) -> Shares[Exact]:
-    """Exact scores on the job's devices."""
-    return Shares(
+def exact_scorer(job: Job) -> Scorer:
+    """Exact scores on the job's devices, and in its processes."""
+    scorer = Shares(
         job.networks,
         lambda net: Exact(
             net, taps=job.taps, loss=job.loss, memory=job.memory, precision=job.precision
         ),
     )
+    return ProcessShares(scorer) if job.in_processes else scorer
 
 
 class _OtherData(Exception):
@@ -87,6 +90,8 @@ def _average(
     if partial is not None:
         partial.digest = ""
     for number, batch in enumerate(job.batches, start=1):
+        if job.in_processes and number == 1:
+            check_shares(min(len(batch), job.piece or len(batch)))
         work = work or start_work(job, batch)
         for part in batch.pieces(piece):
             seen += len(part)

@@ -25,6 +25,7 @@ from delta_transfer.borrow import (
     without_parameter_gradients,
 )
 from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
+from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.files import fingerprint
 from delta_transfer.functional import normalize_scores
@@ -70,6 +71,7 @@ def estimate_attention(
     progress: Callable[[int, int], None] | None = None,
     partial: str | Path | None = None,
     seed: int = 0,
+    in_processes: bool = False,
 ) -> ChannelAttention:
     """How much each channel of a pretrained network matters for a new task.
 
@@ -109,6 +111,9 @@ def estimate_attention(
             call that was broken off goes on from there if it is made again with the same loss, and
             the same samples come in the same order; else it starts anew. The result is the same.
         seed: of the draw of samples, of the probe's folds and of what `"refined"` draws.
+        in_processes: each process of a group (`torch.distributed`) scores its share of each batch,
+            and all have the same result. All of them have to call this, with the same samples in
+            the same order and a probe; `partial` is ignored.
 
     Returns:
         Scores, attention and feature variance per tap.
@@ -123,6 +128,7 @@ def estimate_attention(
         raise unknown("precision", precision, PRECISIONS)
     if probe is None and num_outputs is None:
         raise UserError("estimate_attention needs num_outputs (how many classes) or a fitted probe")
+    alone = not in_processes or processes() == 1
     positive = {"temperature": temperature, "clip": clip, "tolerance": tolerance}
     _check(positive, {"samples": samples, "memory": memory})
     if partial is not None and method != "exact":
@@ -155,8 +161,9 @@ def estimate_attention(
             memory=memory,
             precision=precision,
             progress=progress,
-            partial=_partial(partial, about, probe) if method == "exact" else None,
+            partial=_partial(partial, about, probe) if alone and method == "exact" else None,
             seed=seed,
+            in_processes=not alone,
         )
         found = ESTIMATORS[method](job)
     _report(method, found, tolerance)

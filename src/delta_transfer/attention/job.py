@@ -13,6 +13,7 @@ from delta_transfer.attention.convergence import Normalize
 from delta_transfer.attention.partial import PartialFile
 from delta_transfer.attention.scored import in_fast_layout
 from delta_transfer.borrow import device_of
+from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError
 from delta_transfer.probe import Loss
 from delta_transfer.taps import Taps
@@ -36,6 +37,7 @@ class Job:
         progress: called with the work done and the work to do (0 where it is not known).
         partial: where the exact estimator keeps what it has, if anywhere.
         seed: of everything that is drawn.
+        in_processes: whether each process of several scores its share of each batch.
     """
 
     networks: Sequence[nn.Module]
@@ -49,11 +51,14 @@ class Job:
     progress: Callable[[int, int], None] | None = None
     partial: PartialFile | None = None
     seed: int = 0
+    in_processes: bool = False
 
     @property
     def piece(self) -> int | None:
         """How many samples the exact estimator scores at once; None for whole batches."""
-        return PIECE if device_of(self.networks[0]).type == "cpu" else None
+        if device_of(self.networks[0]).type != "cpu":
+            return None
+        return PIECE * processes() if self.in_processes else PIECE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

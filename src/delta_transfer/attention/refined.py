@@ -11,6 +11,7 @@ from delta_transfer.attention.average import exact_scorer, first_order_scorer
 from delta_transfer.attention.batches import Batch
 from delta_transfer.attention.convergence import by_errors
 from delta_transfer.attention.job import Estimate, Job, Work, check_finite
+from delta_transfer.attention.processes import check_shares
 from delta_transfer.attention.running import Running
 from delta_transfer.attention.sampling import Kept, Reservoir
 from delta_transfer.attention.scored import Scored, concatenate
@@ -139,6 +140,8 @@ def _first_pass(job: Job) -> tuple[_FirstPass, Work]:
     scorer = first_order_scorer(job)
     found: _FirstPass | None = None
     for batch in job.batches:
+        if job.in_processes and found is None:
+            check_shares(len(batch))
         scored = scorer(batch.inputs, batch.targets)
         if found is None:
             channels = sum(scores.shape[1] for scores in scored.scores.values())

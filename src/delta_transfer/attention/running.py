@@ -35,7 +35,8 @@ class Running:
         """Takes in a batch's scores; `positions` says where its samples are in the data."""
         for tap, statistics in self.statistics.items():
             statistics.update(scored.scores[tap], positions=positions)
-            self.variances[tap].update(scored.features[tap])
+        for tap, features in scored.features.items():
+            self.variances[tap].update(features)
 
     def uncertainty(self, normalize: Normalize) -> dict[str, float]:
         """Tap -> the relative standard error of its attention.
@@ -62,10 +63,11 @@ class Running:
     def estimate(self, normalize: Normalize) -> Estimate:
         """The means over all samples."""
         found = self.statistics
+        variances = {tap: part.of_all_processes() for tap, part in self.variances.items()}
         return Estimate(
             scores={tap: found[tap].mean.to(self._dtype(tap)) for tap in found},
             errors={tap: found[tap].errors.to(self._dtype(tap)) for tap in found},
-            variance={tap: part.compute().cpu() for tap, part in self.variances.items()},
+            variance={tap: part.compute().cpu() for tap, part in variances.items()},
             drivers={tap: found[tap].drivers for tap in found},
             uncertainty=self.uncertainty(normalize),
             samples=self.samples,

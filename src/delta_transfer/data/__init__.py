@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from delta_transfer.data import csv_rows, folder
-from delta_transfer.data.base import EpochSampler, Metric, PictureDataset, Split, Task
+from delta_transfer.data.base import EpochSampler, Metric, PictureDataset, ShareSampler, Split, Task
 from delta_transfer.data.csv_file import load_csv, load_labelled_csv
 from delta_transfer.data.digits import load_sklearn_digits
 from delta_transfer.data.folder import load_folder
@@ -29,6 +29,7 @@ __all__ = [
     "EpochSampler",
     "Metric",
     "PictureDataset",
+    "ShareSampler",
     "Source",
     "Split",
     "Task",

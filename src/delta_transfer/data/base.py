@@ -187,3 +187,59 @@ class EpochSampler(Sampler[tuple[int, int]]):
             return iter([(epoch, index) for index in order[first:]])
         draws = zip(*balanced_draws(self.labels, generator=generator), strict=True)
         return iter([(epoch + _AGAIN * times, index) for index, times in draws][first:])
+
+
+class ShareSampler(Sampler[tuple[int, int]]):
+    """A process's share of each batch that an order of samples comes to.
+
+    Where a batch, the last one, has no sample for this process, it is given the first of them, so
+    that all processes have equally many batches; `sizes` tells that it is none of its own.
+
+    Args:
+        order: of all samples.
+        batch_size: of all processes together; a multiple of them.
+        rank: which process this is, from 0.
+        processes: how many there are.
+
+    Example:
+        >>> shares = [ShareSampler(EpochSampler(5, seed=0), batch_size=4, rank=rank, processes=2)
+        ...           for rank in range(2)]
+        >>> [[index for _, index in share] for share in shares], shares[1].sizes(1)
+        ([[4, 2, 3], [0, 1, 3]], (0, 1))
+    """
+
+    def __init__(self, order: EpochSampler, *, batch_size: int, rank: int, processes: int) -> None:
+        if batch_size % processes:
+            raise ValueError(f"{batch_size} samples cannot be shared by {processes} processes")
+        self._order = order
+        self._batch_size = batch_size
+        self._rank = rank
+        self._processes = processes
+        self._skipped = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration is of; Lightning calls this by itself."""
+        self._order.set_epoch(epoch)
+
+    def go_on(self, epoch: int, *, done: int) -> None:
+        """Choose an epoch whose first own samples are left out in the next iteration alone."""
+        self._order.set_epoch(epoch)
+        self._skipped = done
+
+    def sizes(self, batch: int) -> tuple[int, int]:
+        """How many samples of a batch, counted from 0, are this process's, and how many it has."""
+        whole = min(self._batch_size, len(self._order) - batch * self._batch_size)
+        return len(range(self._rank, whole, self._processes)), whole
+
+    def __len__(self) -> int:
+        batches = -(-len(self._order) // self._batch_size)
+        return sum(max(1, self.sizes(batch)[0]) for batch in range(batches))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order, first = list(self._order), self._skipped
+        self._skipped = 0
+        own: list[tuple[int, int]] = []
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            own += batch[self._rank :: self._processes] or batch[:1]
+        return iter(own[first:])

@@ -4,9 +4,11 @@ import abc
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
+
+Combines = Literal["mean", "sum", "weights", "batch"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,9 @@ class Penalty(nn.Module, abc.ABC):
             empty.
         head: the module whose inputs the penalty needs (the target's head), none if empty.
         needs_source: whether it needs the source network; with taps or a head, its features too.
-        sums: whether the term is a sum over the samples, so that the terms of a batch's parts add
-            up to it; else it is a mean over them, or of no samples at all.
+        combines: what the term of a batch is of those of its parts, which several processes have:
+            their mean, weighted by samples; their sum; the same in each, being one of weights
+            alone; or `"batch"`, which only the whole batch tells.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Penalty(nn.Module, abc.ABC):
         taps: str | tuple[str, ...] = (),
         head: str = "",
         needs_source: bool = False,
-        sums: bool = False,
+        combines: Combines = "mean",
     ) -> None:
         super().__init__()
         if not 0 <= strength < math.inf:
@@ -70,7 +73,7 @@ class Penalty(nn.Module, abc.ABC):
         self.taps = taps
         self.head = head
         self.needs_source = needs_source
-        self.sums = sums
+        self.combines: Combines = combines
 
     @abc.abstractmethod
     def forward(self, step: Step) -> Tensor:

@@ -120,9 +120,8 @@ class _OfficialDelta(Penalty):
         strength: float,
         taps: str | Sequence[str] | None,
     ) -> None:
-        super().__init__(
-            "delta", strength, taps=_taps(attention, taps), needs_source=True, sums=True
-        )
+        named = _taps(attention, taps)
+        super().__init__("delta", strength, taps=named, needs_source=True, combines="sum")
         self.has_attention = attention is not None
         if attention is not None:
             _register_attention(self, attention)

@@ -26,7 +26,7 @@ class BSS(Penalty):
     """
 
     def __init__(self, head: str, *, strength: float = 0.001, count: int = 1) -> None:
-        super().__init__("bss", strength, head=head)
+        super().__init__("bss", strength, head=head, combines="batch")
         if count < 1:
             raise ValueError(f"bss: count must be at least 1, got {count}")
         self.count = count

@@ -1,12 +1,12 @@
 """Penalties on weights: L2 and L2-SP."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import final
 
-import torch
 from torch import Tensor
 
 from delta_transfer.errors import UserError, match_names
+from delta_transfer.penalties import shards
 from delta_transfer.penalties.base import Penalty, Step
 
 
@@ -28,7 +28,7 @@ class L2(Penalty):
     """
 
     def __init__(self, modules: str | Sequence[str], *, strength: float) -> None:
-        super().__init__("l2", strength)
+        super().__init__("l2", strength, combines="weights")
         self.modules_named = (modules,) if isinstance(modules, str) else tuple(modules)
 
     def forward(self, step: Step) -> Tensor:
@@ -39,6 +39,7 @@ class L2(Penalty):
         """
         choices = [name for name, _ in step.target.named_modules() if name]
         names = match_names("module", self.modules_named, choices)
+        shards.reshard(step.target)
         if "*" in self.modules_named:
             names = [""]  # the network itself, which may hold parameters of its own (class tokens)
         parameters = {
@@ -48,7 +49,7 @@ class L2(Penalty):
         }
         if not parameters:
             raise UserError(f"L2: no parameters in {', '.join(names)}; name a module that has some")
-        return self.strength * 0.5 * _sum(parameter.square() for parameter in parameters)
+        return self.strength * 0.5 * shards.sum_of_squares((p, None) for p in parameters)
 
 
 @final
@@ -58,14 +59,16 @@ class L2SP(Penalty):
     L2-SP of Li et al., ICML 2018 (https://arxiv.org/abs/1802.01483), over every parameter that the
     source has too (same name and shape), batch-norm ones included. A head that the source has in
     the same shape takes part: replace the source's head (`nn.Identity()`) to leave it out. The head
-    term of the paper is an `L2` of its own.
+    term of the paper is an `L2` of its own. Of sharded parameters (`fully_shard`) each process has
+    its shard of the start, too.
 
     Args:
         strength: factor of the term.
     """
 
     def __init__(self, *, strength: float) -> None:
-        super().__init__("l2sp", strength, needs_source=True)
+        super().__init__("l2sp", strength, needs_source=True, combines="weights")
+        self._start = shards.Start()
 
     def forward(self, step: Step) -> Tensor:
         """The term.
@@ -75,9 +78,10 @@ class L2SP(Penalty):
         """
         if step.source is None:
             raise UserError("L2SP needs the source network: Regularizer(target, source, ...)")
+        shards.reshard(step.target)
         start = dict(step.source.named_parameters())
         pairs = [
-            (parameter, start[name].detach())
+            (parameter, self._start.like(parameter, name, start[name]))
             for name, parameter in step.target.named_parameters()
             if name in start and start[name].shape == parameter.shape
         ]
@@ -86,8 +90,4 @@ class L2SP(Penalty):
                 "L2SP: the target and the source share no parameter (name and shape): "
                 "give two networks of one architecture"
             )
-        return self.strength * 0.5 * _sum((now - then).square() for now, then in pairs)
-
-
-def _sum(terms: Iterable[Tensor]) -> Tensor:
-    return torch.stack([term.sum() for term in terms]).sum()
+        return self.strength * 0.5 * shards.sum_of_squares(pairs)

@@ -76,8 +76,8 @@ class Accumulation:
         if not self._divisible:
             raise UserError(
                 f"there is too little memory for a step with {size} pictures, and it cannot be "
-                "worked through in parts (bss and batch norm in train mode look at the whole "
-                "batch): lower --batch-size or --image-size"
+                "worked through in parts (by several processes, with bss, or with batch norm in "
+                "train mode): lower --batch-size or --image-size"
             ) from error
         self.parts *= 2
         logger.warning(

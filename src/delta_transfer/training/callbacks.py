@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.channel_attention import FeatureVariance
+from delta_transfer.distributed import is_main
 from delta_transfer.functional import feature_distance
 from delta_transfer.taps import Taps
 from delta_transfer.training.module import cycle_starts
@@ -102,7 +103,7 @@ class MeasureDrift(lightning.Callback):
                 variance = FeatureVariance()
                 variance.update(features)
                 self._variance[tap] = variance.compute()
-            if not self._path.exists():  # as it does where the fit goes on
+            if is_main() and not self._path.exists():  # as it does where the fit goes on
                 self._append([("epoch", "tap", "distance")])
         epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
         rows = []
@@ -117,5 +118,7 @@ class MeasureDrift(lightning.Callback):
             return taps.features()
 
     def _append(self, rows: Sequence[Sequence[object]]) -> None:
+        if not is_main():
+            return
         with self._path.open("a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)

@@ -11,11 +11,20 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from delta_transfer.data.base import EpochSampler
+from delta_transfer.data.base import EpochSampler, ShareSampler
+from delta_transfer.distributed import (
+    any_of,
+    from_main,
+    is_main,
+    local_processes,
+    main_first,
+    processes,
+)
 from delta_transfer.errors import UserError
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
@@ -38,6 +47,7 @@ _HIDDEN = (
     "You're resuming from a checkpoint that ended before",  # the sampler goes on, see `_go_on`
     "You defined a `validation_step` but have no",  # the refit has no pictures to validate on
     ".*isinstance.treespec, LeafSpec",  # Lightning calls what torch deprecates
+    "It is recommended to use .self.log",  # what is logged is the same in all processes
 )
 
 
@@ -133,20 +143,9 @@ def fit(
         KeyboardInterrupt: if it was stopped by SIGINT or SIGTERM, at which it saves its state.
     """
     checkpoints = plan.folder / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
     keep = KeepBest(checkpoints)
-    last = find_last(checkpoints) if plan.resume else None
-    if last is not None and _saved_by(last[1])["identity"] != plan.identity:
-        logger.warning(
-            "the pictures, their splits or the pretrained weights are not those of before: "
-            "starting anew"
-        )
-        last = None
-    if last is not None and plan.val is not None and not keep.go_on():
-        last = None  # what was best until then is lost
-    if last is None:
-        for path in (*checkpoints.glob("*.ckpt"), *(plan.folder / name for name in TRACES)):
-            path.unlink(missing_ok=True)
+    with main_first():
+        last = _find_last(plan, keep)
     state = {} if last is None else last[1]
     with ExitStack() as borrowed, quiet(), listening() as request:
         module = FineTuning(
@@ -186,9 +185,30 @@ def fit(
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
         outcome = _outcome(module, plan, keep)
-    if request.asked:  # after all had been saved
+    if any_of(request.asked)[0]:  # after all had been saved
+        outcome = _outcome(module, plan, keep)
+    if any_of(request.asked)[0]:  # after all had been saved
         raise KeyboardInterrupt("stopped after the last step")
     return outcome
+
+
+def _find_last(plan: Fit, keep: KeepBest) -> tuple[Path, dict[str, Any]] | None:
+    """The state to go on from, if there is one; else what is left of another fit is deleted."""
+    checkpoints = plan.folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    last = find_last(checkpoints) if plan.resume else None
+    if last is not None and _saved_by(last[1])["identity"] != plan.identity:
+        logger.warning(
+            "the pictures, their splits or the pretrained weights are not those of before: "
+            "starting anew"
+        )
+        last = None
+    if last is not None and plan.val is not None and not keep.go_on():
+        last = None  # what was best until then is lost
+    if last is None:
+        for path in (*checkpoints.glob("*.ckpt"), *(plan.folder / name for name in TRACES)):
+            path.unlink(missing_ok=True)
+    return last
 
 
 def _train(
@@ -216,8 +236,9 @@ def _saved_by(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _go_on(plan: Fit, state: Mapping[str, Any]) -> None:
     """Lets the training pictures begin where they had been left."""
+    # With several processes both are of this one's share.
     sampler, size = plan.train.sampler, plan.train.batch_size
-    assert isinstance(sampler, EpochSampler)
+    assert isinstance(sampler, EpochSampler | ShareSampler)
     assert size is not None
     progress = state["loops"]["fit_loop"]
     epoch = progress["epoch_progress"]["current"]["processed"]
@@ -230,7 +251,7 @@ def _outcome(module: FineTuning, plan: Fit, keep: KeepBest) -> Fitted:
     """The network with the weights, or their average, of the epoch that is kept."""
     last = plan.keep_last or plan.val is None
     path = plan.folder / "checkpoints" / (LAST if last else BEST)
-    kept = read_whole(path)
+    kept = from_main(lambda: read_whole(path))
     if kept is None:
         raise UserError(f"{path} is damaged, though it has just been written: look after the disk")
     prefix = "network." if module.average is None else "average.module."
@@ -245,18 +266,17 @@ def _outcome(module: FineTuning, plan: Fit, keep: KeepBest) -> Fitted:
 
 def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
     """Lightning's trainer with our loggers; a progress bar where there is a terminal."""
-    progress = sys.stdout.isatty()
+    progress = sys.stdout.isatty() and is_main()
     bars = [RichProgressBar()] if progress else []
     with quiet():
         return lightning.Trainer(
             accelerator=plan.accelerator,
-            devices=1,
+            **_shared(plan),
             max_epochs=plan.epochs,
             gradient_clip_val=plan.clip or None,
             precision=plan.precision,
             logger=make_loggers(plan.loggers, plan.folder),
             callbacks=[*callbacks, *bars, EndRuns()],
-            plugins=[WholeCheckpoints()],
             enable_progress_bar=progress,
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -264,6 +284,19 @@ def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightnin
             inference_mode=False,  # metrics that were updated before the fit go on being updated
             log_every_n_steps=1,
         )
+
+
+def _shared(plan: Fit) -> dict[str, Any]:
+    """What Lightning is told of the processes that train together."""
+    if processes() == 1:
+        return {"devices": 1, "plugins": [WholeCheckpoints()]}
+    return {
+        "devices": local_processes(),
+        "num_nodes": processes() // local_processes(),
+        "strategy": "ddp",
+        "plugins": [WholeCheckpoints(), TorchElasticEnvironment()],
+        "use_distributed_sampler": False,  # ours gives each process its share
+    }
 
 
 @contextmanager

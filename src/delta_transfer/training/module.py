@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from delta_transfer.data.base import ShareSampler
+from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError
 from delta_transfer.functional import calibrated_cross_entropy, full_precision
+from delta_transfer.penalties.base import Combines, Penalty
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.average import moving_average
+from delta_transfer.training.joint import joint_loss
 from delta_transfer.training.mixing import Mixing
 
 # A loss so many times that of the first step (or 1, if that is less) does not come back.
@@ -177,29 +181,34 @@ class FineTuning(lightning.LightningModule):
         if self.mixing is not None:
             batch = self.mixing(*batch, step=self.global_step)
         parts = self._accumulation.split(batch)
-        found: dict[str, float] = {}
+        samples, found = len(batch[1]), dict[str, float]()
         for number, ((inputs, targets), share) in enumerate(parts, start=1):
             losses = self._losses(inputs, targets, share)
+            loss = losses["loss"]
+            if processes() > 1:  # and one part
+                loss, losses, samples = self._joint(losses, index)
             for name, value in losses.items():
                 found[name] = found.get(name, 0.0) + float(value.detach())
             if number < len(parts):
                 with full_precision(inputs.device):
-                    self.trainer.strategy.backward(losses["loss"], None)
+                    self.trainer.strategy.backward(loss, None)
         self._check_finite(found)
         shown = {f"train_{name}": value for name, value in found.items()}
         self.log_dict(shown, logger=False, prog_bar=True)
         shown["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         for name, figure in shown.items():
-            self._sums[name] = self._sums.get(name, 0.0) + len(batch[1]) * figure
-        self._samples += len(batch[1])
-        return losses["loss"]
+            self._sums[name] = self._sums.get(name, 0.0) + samples * figure
+        self._samples += samples
+        return loss
 
     def _losses(self, inputs: Tensor, targets: Tensor, share: float) -> dict[str, Tensor]:
         """What a part with this share of the batch adds to the loss and to its terms."""
         task = share * self.loss(self.network(inputs), targets)
         terms = self.regularizer(inputs, targets).values
         named = zip(terms.items(), self.regularizer.penalties, strict=True)
-        values = {name: value if p.sums else share * value for (name, value), p in named}
+        values = {
+            name: value if p.combines == "sum" else share * value for (name, value), p in named
+        }
         penalty = torch.stack(list(values.values())).sum() if values else 0.0
         return {"loss": task + penalty, "task": task, **values}
 
@@ -207,6 +216,23 @@ class FineTuning(lightning.LightningModule):
         """Takes the weights after the step into their average."""
         if self.average is not None:
             self.average.update_parameters(self.network)
+
+    def _joint(
+        self, losses: Mapping[str, Tensor], index: int
+    ) -> tuple[Tensor, dict[str, Tensor], int]:
+        """What this process differentiates, the terms of the whole batch, and its samples."""
+        sampler = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
+        assert isinstance(sampler, ShareSampler)
+        own, whole = sampler.sizes(index)
+        combines: dict[str, Combines] = {"task": "mean"}
+        for name, penalty in zip(
+            self.regularizer.term_names, self.regularizer.penalties, strict=True
+        ):
+            assert isinstance(penalty, Penalty)
+            combines[name] = penalty.combines
+        parts = {name: value for name, value in losses.items() if name != "loss"}
+        total, values = joint_loss(parts, combines, own=own, whole=whole)
+        return total, {"loss": torch.stack(list(values.values())).sum(), **values}, whole
 
     def on_train_epoch_end(self) -> None:
         """Logs the means of the epoch, over all its samples even if it was broken off."""

@@ -12,6 +12,7 @@ import lightning
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
+from delta_transfer.distributed import any_of, is_main
 from delta_transfer.training.checkpoints import (
     BEST,
     NEXT,
@@ -62,7 +63,8 @@ class KeepBest(lightning.Callback):
             self.best_epoch = epoch
             self._lowest = math.inf if math.isnan(loss) else loss
             best = {"best_epoch": epoch, "lowest": self._lowest, "state_dict": module.state_dict()}
-            trainer.strategy.checkpoint_io.save_checkpoint(best, self.folder / BEST)
+            if is_main():
+                trainer.strategy.checkpoint_io.save_checkpoint(best, self.folder / BEST)
         logger.info(
             "epoch %d of %s: validation accuracy %.1f%%, loss %.3f (calibrated %.3f)%s",
             epoch,
@@ -144,7 +146,7 @@ class SaveLast(lightning.Callback):
         """Gives the files back as they were, and takes SIGTERM from Lightning."""
         self._request.listen()
         self._saved = (time.monotonic(), trainer.global_step)
-        if not self._found:
+        if not self._found or not is_main():
             return
         for name in TRACES:  # and no other file, whatever the state names
             if name in self._found["traces"]:
@@ -171,9 +173,10 @@ class SaveLast(lightning.Callback):
         late = time.monotonic() - seconds >= 60 * saving.minutes
         if saving.steps is not None:
             late = late or since >= saving.steps
-        if late or self._request.asked:
+        late, asked = any_of(late, self._request.asked)
+        if late or asked:
             self._save(trainer)
-        self._stop(trainer)
+        self._stop(trainer, asked)
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]
@@ -186,15 +189,16 @@ class SaveLast(lightning.Callback):
         """Saves the outcome."""
         self._finished = True
         self._save(trainer)
-        self._stop(trainer)
+        self._stop(trainer, *any_of(self._request.asked))
 
     def _save(self, trainer: lightning.Trainer) -> None:
         checkpoints = self._folder / "checkpoints"
         trainer.save_checkpoint(checkpoints / NEXT)
-        take_over(checkpoints)
-        self._tell()
+        if is_main():
+            take_over(checkpoints)
+            self._tell()
         self._saved = (time.monotonic(), trainer.global_step)
 
-    def _stop(self, trainer: lightning.Trainer) -> None:
-        if self._request.asked:
+    def _stop(self, trainer: lightning.Trainer, asked: bool) -> None:
+        if asked:
             raise Stopped(f"stopped after step {trainer.global_step}")

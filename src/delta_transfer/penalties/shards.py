@@ -1,0 +1,107 @@
+"""Sums of squares over parameters of which each process may have its shard (FSDP)."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor, nn
+
+from delta_transfer.distributed import in_group
+
+if TYPE_CHECKING:  # loading it takes a second, and without a group nothing is sharded
+    from torch.distributed.tensor import DTensor
+
+
+def reshard(network: nn.Module) -> None:
+    """Puts the shards back in the place of parameters that a forward pass has put together.
+
+    `fully_shard` leaves those of the outermost module whole until the backward pass, in the
+    precision that it computes in.
+    """
+    if not in_group():
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def sum_of_squares(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """`sum (now - then)^2`, where nothing is subtracted for None.
+
+    Of sharded parameters the value is that of all shards, and the gradient of a shard is its own:
+    no process adds that of another, and nothing is averaged.
+
+    Args:
+        pairs: parameters, and tensors that are sharded alike.
+    """
+    sums: dict[object, list[Tensor]] = {None: []}
+    layouts: dict[object, DTensor] = {}
+    for now, then in pairs:
+        layout: object = None
+        sharded = _as_sharded(now)
+        if sharded is not None:
+            layout = (sharded.device_mesh, sharded.placements)
+            layouts[layout] = sharded
+        mine = _local(now) if then is None else _local(now) - _local(then)
+        sums.setdefault(layout, []).append(mine.square().sum())
+    plain = sums.pop(None)
+    totals = [torch.stack(plain).sum()] if plain else []
+    totals += [_whole(terms, layouts[layout]) for layout, terms in sums.items()]
+    return totals[0] if len(totals) == 1 else torch.stack(totals).sum()
+
+
+def _as_sharded(tensor: Tensor) -> "DTensor | None":
+    if not in_group():
+        return None
+    from torch.distributed.tensor import DTensor
+
+    return tensor if isinstance(tensor, DTensor) else None
+
+
+def _local(tensor: Tensor) -> Tensor:
+    sharded = _as_sharded(tensor)
+    return tensor if sharded is None else sharded.to_local()
+
+
+def _whole(terms: list[Tensor], like: "DTensor") -> Tensor:
+    """The sum over the processes that have other shards, with this one's gradient."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    own = torch.stack(terms).sum()
+    placements = [Partial() if place.is_shard() else place for place in like.placements]
+    shared = DTensor.from_local(own.detach(), like.device_mesh, placements, run_check=False)
+    return own + (shared.full_tensor() - own.detach())
+
+
+@final
+class Start:
+    """Where parameters started, sharded as they are; each is sharded once."""
+
+    def __init__(self) -> None:
+        self._shards: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def like(self, parameter: Tensor, name: str, source: Tensor) -> Tensor:
+        """The source's parameter of a name, sharded as the target's is.
+
+        Args:
+            parameter: the target's.
+            name: of both.
+            source: whole, or sharded already.
+        """
+        sharded = _as_sharded(parameter)
+        if sharded is None or _as_sharded(source) is not None:
+            return source.detach()
+        if name not in self._shards or self._shards[name][0] is not source:
+            from torch.distributed.tensor import distribute_tensor
+
+            # Each process cuts out its own, so that nothing is sent.
+            shard = distribute_tensor(
+                source.detach().to(sharded.device),
+                sharded.device_mesh,
+                sharded.placements,
+                src_data_rank=None,
+            )
+            self._shards[name] = (source, shard)
+        return self._shards[name][1]

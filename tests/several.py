@@ -1,0 +1,73 @@
+"""Runs functions in several processes that belong together, over gloo on the CPU.
+
+    python -m tests.several MODULE FUNCTION PROCESSES ARGUMENT ...
+
+The processes are copies of one in which nothing has been computed yet: imports are slow.
+"""
+
+import importlib
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+
+def run(function: str, *arguments: object, processes: int = 2, module: str = __name__) -> str:
+    """Runs a function in so many processes; returns what they printed.
+
+    Raises:
+        AssertionError: if it failed in one of them.
+    """
+    command = [sys.executable, "-m", "tests.several", module, function, processes, *arguments]
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    """The variables by which torchrun tells a process who it is."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def main(module: str, function: str, processes: int, arguments: list[str]) -> int:
+    called = getattr(importlib.import_module(module), function)
+    port, children = free_port(), []
+    for rank in range(processes):
+        child = os.fork()
+        if not child:
+            os.environ |= environment(rank, processes, port)
+            try:
+                called(*arguments)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            sys.stdout.flush()
+            os._exit(0)
+        children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]))
