@@ -228,7 +228,7 @@ class TestDefect3PenaltyThatIsNotZeroAtTheStart:
             for _ in range(3):
                 target.train()
                 target(x)
-                assert regularizer(x).total.item() == 0
+                assert 0 <= regularizer(x).total.item() < 1e-10  # folded batch norm rounds
         assert target.training
         assert same_state(target, source)  # statistics too
 
@@ -239,8 +239,8 @@ class TestDefect3PenaltyThatIsNotZeroAtTheStart:
         target, x = copy.deepcopy(prepared.backbone.module).train(), torch.randn(4, 3, 32, 32)
         target.to(memory_format=torch.channels_last)  # as the source is, for equal rounding
         delta = Delta(taps=prepared.taps, strength=1.0)
-        assert penalty_of(delta, target, prepared.source, x) == 0
-        assert penalty_of(delta, own.train(), prepared.source, x) > 0
+        assert 0 <= penalty_of(delta, target, prepared.source, x) < 1e-10
+        assert penalty_of(delta, own.train(), prepared.source, x) > 1e-3
 
 
 class TestDefect4PenaltyThatGrowsWithTheBatchAndThePicture:
@@ -567,7 +567,7 @@ class TestDefect9AttentionThatIsNaNOrDependsOnChanceAndBatches:
 class TestDefect10EpochChosenOnTheTestSplit:
     """The test split decides which epoch is reported; nothing is saved to go on from."""
 
-    def test_another_test_split_changes_nothing(self, delta_run, pictures, tmp_path):
+    def test_another_test_split_changes_nothing(self, pictures, tmp_path):
         data = shutil.copytree(pictures, tmp_path / "data")
         shutil.rmtree(data / "test")
         # One that prefers a later epoch: the training pictures, mirrored.
@@ -576,7 +576,8 @@ class TestDefect10EpochChosenOnTheTestSplit:
             mirrored.parent.mkdir(parents=True, exist_ok=True)
             with Image.open(path) as picture:
                 ImageOps.mirror(picture).save(mirrored)
-        other, found = module.train(tiny(data, tmp_path / "run")), delta_run.result
+        other = module.train(tiny(data, tmp_path / "run"))
+        found = module.train(tiny(pictures, tmp_path / "found"))
         assert other.test_accuracy != found.test_accuracy
         assert (other.best_epoch, other.val_accuracy) == (found.best_epoch, found.val_accuracy)
         assert model_bytes(other.folder) == model_bytes(found.folder)
@@ -589,10 +590,6 @@ class TestDefect10EpochChosenOnTheTestSplit:
         assert len(optimizer["state"]) == trained > 100
         assert all("exp_avg" in moments for moments in optimizer["state"].values())
         assert schedule["last_epoch"] == last["global_step"] == 3 * delta_run.result.epochs
-
-    @pytest.mark.skip(reason="issue 6: a run that was cut off goes on as if it had not been")
-    def test_a_run_that_was_cut_off_goes_on(self):
-        """Nothing reads last.ckpt yet."""
 
 
 class TestDefect11ChannelSwitchedOffButNotItsBias:

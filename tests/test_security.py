@@ -370,7 +370,7 @@ def test_a_state_with_a_trap_is_not_gone_on_with(tmp_path, monkeypatch, caplog, 
     assert not Path(MARKER).exists()
 
 
-@pytest.mark.parametrize("content", [[1], {"format": 2}, 3])
+@pytest.mark.parametrize("content", [[1], {"format": -1}, 3])
 def test_a_state_that_is_something_else_is_not_used(tmp_path, monkeypatch, content):
     monkeypatch.setattr(torch, "load", lambda *args, **options: content)
     WholeCheckpoints().save_checkpoint({}, tmp_path / "last.ckpt")

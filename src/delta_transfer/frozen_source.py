@@ -87,9 +87,7 @@ class FrozenSource:
         return taps, dict(zip(self._heads, parts[len(taps) :], strict=True))
 
     def _run(self, inputs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        # Under autocast a folded copy would be rounded otherwise than the target.
-        plain = not isinstance(inputs, Tensor) or torch.is_autocast_enabled(inputs.device.type)
-        if plain or not self._open:
+        if not self._open or not isinstance(inputs, Tensor) or not _folds(inputs.device):
             return self._recorder.run(inputs)
         if self._copied is None:
             self._copied = outside_graphs(self._folded)(inputs[:_TRIED])
@@ -106,6 +104,13 @@ class FrozenSource:
     def _outputs(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:
         features, given = _Recorder(network, taps=self._taps, heads=self._heads).run(inputs)
         return [*features.values(), *given.values()]
+
+
+def _folds(device: torch.device) -> bool:
+    """Whether a copy can be tried and rounds as the target does, which it does not in autocast."""
+    kind = device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return kind != "meta" and not autocast
 
 
 class _Recorder:
