@@ -160,6 +160,8 @@ def test_started_by_slurm_it_is_the_same(pictures, tmp_path, undisturbed):
     [
         ("--method=bss --strength=auto", "--method bss looks at each batch as a whole"),
         ("--batch-norm=train", "would take its statistics from a share of each batch"),
+        ("--lr=find", "processes cannot try rates together"),
+        ("--mixup=0.2", "--mixup 0.2: 2 processes share each batch"),
         ("--batch-size=7", "--batch-size 7 is that of all processes together"),
         ("--overwrite", "--overwrite: processes that may be started again need a folder"),
         ("--attention-samples=1", "channel attention of 1 pictures cannot be shared by 2"),

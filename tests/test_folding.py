@@ -1,4 +1,5 @@
 import copy
+import threading
 
 import pytest
 import timm
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from delta_transfer import folding
 from delta_transfer.folding import fold_batch_norm
 from tests.networks import conv_net, hooks_of
 
@@ -45,7 +47,8 @@ def stirred(network: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     "layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"]
 )
-def test_the_copy_gives_the_same_without_batch_norm(name, layout):
+def test_the_copy_gives_the_same_without_batch_norm(monkeypatch, name, layout):
+    monkeypatch.setattr(folding, "WEIGHTS_PER_NUMBER", 1e9)  # however small the maps
     torch.manual_seed(0)
     network = stirred(timm.create_model(name, pretrained=False)).to(memory_format=layout)
     before = copy.deepcopy(network.state_dict())
@@ -129,7 +132,15 @@ def watched() -> nn.Module:
     return network
 
 
+def uncopied() -> nn.Module:
+    network = conv_net()
+    network.held = threading.Lock()
+    return network
+
+
 UNFOLDED = {
+    "not to be copied": uncopied,
+    "half precision": lambda: conv_net().to(torch.bfloat16),
     "seen twice": Twice,
     "called twice": Again,
     "a weight that is read": Weights,
@@ -149,7 +160,8 @@ UNFOLDED = {
 def test_what_cannot_be_folded_is_left(name):
     torch.manual_seed(0)
     network = stirred(UNFOLDED[name]())
-    assert fold(network) is network
+    dtype = next(network.parameters()).dtype
+    assert fold(network, inputs=torch.randn(2, 3, 16, 16).to(dtype)) is network
 
 
 def test_batch_norm_without_weights_and_convolutions_without_bias_fold_too():
@@ -159,3 +171,9 @@ def test_batch_norm_without_weights_and_convolutions_without_bias_fold_too():
     folded, inputs = fold(network), torch.randn(2, 3, 8, 8)
     assert isinstance(folded[1], nn.Identity)
     assert torch.allclose(folded(inputs), network.eval()(inputs), atol=1e-6)
+
+
+def test_many_weights_for_small_maps_stay_where_they_are():
+    network = stirred(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))  # 108 weights
+    assert fold(network, inputs=torch.randn(2, 3, 3, 3)) is network  # 4 numbers
+    assert fold(network, inputs=torch.randn(2, 3, 4, 4)) is not network  # 16

@@ -110,7 +110,6 @@ class TrainConfig:
             CPU, with its part of the cores: how many, or auto for all GPUs. Each takes its share of
             each batch (see docs/scaling.md).
         num_nodes: machines that train together; torchrun or SLURM starts the command on each.
-        workers: processes that load pictures; chosen by the number of cores if not given.
         checkpoint_minutes: so often the state is saved from which --resume goes on; Ctrl-C and
             SIGTERM save it too.
         checkpoint_steps: likewise, after so many training steps if that is sooner.

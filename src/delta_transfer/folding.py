@@ -19,6 +19,10 @@ from delta_transfer.borrow import evaluating
 # where a GPU multiplies in TF32; another network is further off.
 TOLERANCE = 1e-2
 
+# Weights of a folded convolution take memory of their own: more of them than so many times the
+# numbers that a sample's batch norm goes through are not worth it.
+WEIGHTS_PER_NUMBER = 8
+
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -35,7 +39,8 @@ def fold_batch_norm(
     but it sees what a convolution returns, the convolution may do that itself (Jacob et al., CVPR
     2018, https://arxiv.org/abs/1712.05877, section 3.2). Which layers these are is seen in a
     forward pass, and whether nothing else has changed is tried in another. The copy shares all
-    other weights with the network.
+    other weights with the network, and where there are many weights for small maps, as in the last
+    stages, they stay as they are.
 
     Args:
         network: a network; left as it was.
@@ -46,6 +51,8 @@ def fold_batch_norm(
     Returns:
         The copy; the network itself if there is nothing to fold or the copy gives something else.
     """
+    if not len(inputs) or inputs.dtype not in (torch.float32, torch.float64):
+        return network  # half precision would round otherwise
     if not _may_be_copied(network):
         return network
     with evaluating(network), torch.no_grad():
@@ -53,7 +60,10 @@ def fold_batch_norm(
         if not pairs:
             return network
         expected = record(network, inputs)
-        folded = _folded(network, pairs)
+        try:
+            folded = _folded(network, pairs)
+        except (TypeError, RuntimeError):  # it holds what cannot be copied
+            return network
         if not _agree(expected, record(folded, inputs)):
             return network
     return folded
@@ -95,7 +105,7 @@ def _pairs(network: nn.Module, inputs: Tensor, keep: Collection[nn.Module]) -> d
         if isinstance(module, _ConvNd):
             returned.append((module, output))
             uses.counts[id(output)] = 0  # which may have been another tensor's before
-        else:
+        elif args:
             given.setdefault(id(args[0]), []).append(module)
 
     names = {module: name for name, module in network.named_modules()}
@@ -111,6 +121,9 @@ def _pairs(network: nn.Module, inputs: Tensor, keep: Collection[nn.Module]) -> d
     for convolution, output in returned:
         norms = given.get(id(output), [])
         if len(norms) != 1 or uses.counts[id(output)] != 1:
+            continue
+        weights = convolution.get_parameter("weight").numel()
+        if weights > WEIGHTS_PER_NUMBER * output[0].numel():
             continue
         if calls[convolution] == calls[norms[0]] == 1 and not {convolution, norms[0]} & set(keep):
             found[names[convolution]] = names[norms[0]]

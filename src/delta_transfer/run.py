@@ -66,7 +66,7 @@ _WEIGHING = ["attention_temperature", "attention_clip", "attention_floor"]
 _TRAINING = [
     *("epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"),
     *("class_weights", "label_smoothing", "patience"),
-    *("clip", "ema", "layer_decay", "precision", "accumulate"),
+    *("clip", "ema", "layer_decay", "precision", "augment", "mixup", "cutmix"),
 ]
 
 # What several processes cannot do together, and its value without.
@@ -168,6 +168,11 @@ def _for_several(config: TrainConfig) -> TrainConfig:
             f"--batch-norm train, which is asked for or is part of --method {method.name}, would "
             "take its statistics from a share of each batch: use --batch-norm frozen and a method "
             "that has it, or one device"
+        )
+    if config.lr == "find":
+        raise UserError(
+            f"--lr find: {count} processes cannot try rates together: find one with one device, "
+            "and give it"
         )
     for name, plain in _ALONE.items():
         if getattr(config, name) != plain:
