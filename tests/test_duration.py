@@ -9,9 +9,10 @@ import torch
 
 from delta_transfer import duration as module
 from delta_transfer.duration import estimate_minutes
+from delta_transfer.fine_tune import DRIFT_PICTURES
 from delta_transfer.methods import METHODS
 from delta_transfer.prepare import Prepared, prepare
-from delta_transfer.tuning import DRIFT_PICTURES, Tuning
+from delta_transfer.tuning import Tuning
 from tests.runs import tiny
 
 TRAIN, VAL = 18, 6  # of 24 pictures a quarter is held out

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from delta_transfer import TrainConfig, run_attention, train, tuning
+from delta_transfer import TrainConfig, fine_tune, run_attention, train
 from delta_transfer import run as module
 from delta_transfer.backbones import InputSpec
 from delta_transfer.channel_attention import ChannelAttention
@@ -236,7 +236,7 @@ class TestStart:
             found.append(optimization)
             return Fitted(epoch=0, validations=[])
 
-        monkeypatch.setattr(tuning, "fit", fit)
+        monkeypatch.setattr(fine_tune, "fit", fit)
         return found
 
     @pytest.mark.parametrize("method", METHODS)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from delta_transfer import branches, train, tuning
+from delta_transfer import branches, fine_tune, train, tuning
 from delta_transfer.errors import UserError
 from delta_transfer.methods import METHODS
 from delta_transfer.prepare import prepare
@@ -102,7 +102,7 @@ def test_the_second_training_sees_the_pictures_in_another_order(found, pictures,
     assert [one.config.head_lr for one in both] == [0.5 * STRONG.pace, 0.5 * WEAK.pace]
     for number, branch in enumerate(both):
         with pytest.raises(UserError, match="enough"):
-            tuning.fine_tune(prepared, branch, found.folder.with_name(f"order{number}"))
+            fine_tune.fine_tune(prepared, branch, found.folder.with_name(f"order{number}"))
     assert seeds[0] == config.seed != seeds[1]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from delta_transfer.devices import place
 from delta_transfer.errors import UserError
+from delta_transfer.fine_tune import Tuned
 from delta_transfer.functional import calibrated_losses
 from delta_transfer.loaders import plain_loader
 from delta_transfer.prepare import Prepared
@@ -19,7 +20,7 @@ from delta_transfer.result import StrengthSearch
 from delta_transfer.selection import Selected, hold_out, join, refit, refits
 from delta_transfer.soup import SHARES, Shares, average, choose, percent
 from delta_transfer.training import predict_probabilities
-from delta_transfer.tuning import Tuned, Tuning
+from delta_transfer.tuning import Tuning
 
 logger = logging.getLogger(__name__)
 

@@ -43,10 +43,10 @@ def train(args: Sequence[str]) -> None:
 
     exclusive = ["epochs", "steps"]
     config = _parse(TrainConfig, args, train, ["data"], config_file=True, exclusive=exclusive)
-    from delta_transfer import run
+    from delta_transfer import run, run_checks
     from delta_transfer.run_folder import default_folder
 
-    count = 1 if launching.is_started_by_other() else run.count_processes(config)
+    count = 1 if launching.is_started_by_other() else run_checks.count_processes(config)
     if count > 1:
         out = [] if config.out else [f"--out={default_folder(config)}"]
         code = launching.launch(["train", *args, *out], processes=count)

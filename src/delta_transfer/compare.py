@@ -22,7 +22,7 @@ from delta_transfer.folder_lock import locked
 from delta_transfer.prepare import find_task
 from delta_transfer.report import write_comparison_report, write_run_report
 from delta_transfer.result import RunResult
-from delta_transfer.run import check
+from delta_transfer.run_checks import check
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from delta_transfer.attention.refined import exact_samples
 from delta_transfer.borrow import evaluating, same_random_state
 from delta_transfer.devices import place
 from delta_transfer.distributed import processes
+from delta_transfer.fine_tune import DRIFT_PICTURES
 from delta_transfer.loaders import training_loader
 from delta_transfer.prepare import Prepared
 from delta_transfer.run_attention import attention_order
@@ -19,7 +20,7 @@ from delta_transfer.selection import refits
 from delta_transfer.soup import SHARES
 from delta_transfer.taps import Taps
 from delta_transfer.training import TRIAL_STEPS, Precision, autocast, find_precision
-from delta_transfer.tuning import DRIFT_PICTURES, Tuning
+from delta_transfer.tuning import Tuning
 
 AT_ONCE = 10
 """Channels that are switched off in the time of one forward pass: 8 to 30, by the network."""

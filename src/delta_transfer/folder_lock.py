@@ -74,9 +74,8 @@ def _acquire(folder: Path) -> FileLock | None:
             "--out"
         ) from error
     except (OSError, NotImplementedError) as error:
-        if folder.is_dir() and os.access(
-            folder, os.W_OK
-        ):  # else writing into it fails, and says so
+        # Where nothing can be written, writing fails, and says so.
+        if folder.is_dir() and os.access(folder, os.W_OK):
             logger.warning(
                 "%s cannot be locked (%s): let no other process write into it", folder, error
             )

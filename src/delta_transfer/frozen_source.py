@@ -72,8 +72,7 @@ class FrozenSource:
                 f"source_cache: inputs must be a tensor of samples, got {type(inputs).__name__}"
             )
         keys = cache.keys(inputs)
-        new = [i for i, key in enumerate(keys) if not cache.has(key)]
-        if new:
+        if not all(cache.has(key) for key in keys):
             features, given = self._run(inputs)
             parts = [*features.values(), *given.values()]
             if any(len(part) != len(keys) for part in parts):

@@ -18,12 +18,13 @@ from delta_transfer.data import Split, Task
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.distributed import in_shares, is_main
 from delta_transfer.files import write_atomically
+from delta_transfer.fine_tune import Tuned, fine_tune
 from delta_transfer.functional import calibrated_cross_entropy
 from delta_transfer.loaders import plain_loader
 from delta_transfer.prepare import Prepared, pool, regroup
 from delta_transfer.result import StrengthSearch
 from delta_transfer.training import predict_probabilities
-from delta_transfer.tuning import Tuned, Tuning, fine_tune
+from delta_transfer.tuning import Tuning
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from delta_transfer.penalties import L2, L2SP, LwF
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training.module import FineTuning, Optimization, cycle_starts, schedule_factor
+from delta_transfer.training.module import FineTuning
+from delta_transfer.training.optimization import Optimization, cycle_starts, schedule_factor
 from tests.networks import conv_net, moved
 
 

@@ -14,7 +14,7 @@ from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.distributed import is_main
 from delta_transfer.functional import feature_distance
 from delta_transfer.taps import Taps
-from delta_transfer.training.module import cycle_starts
+from delta_transfer.training.optimization import cycle_starts
 
 
 class StopAfter(lightning.Callback):

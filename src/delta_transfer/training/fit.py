@@ -32,7 +32,8 @@ from delta_transfer.training.callbacks import StopAfter
 from delta_transfer.training.checkpoints import BEST, LAST, WholeCheckpoints, find_last, read_whole
 from delta_transfer.training.loggers import EndRuns, make_loggers
 from delta_transfer.training.mixing import Mixing
-from delta_transfer.training.module import FineTuning, Optimization
+from delta_transfer.training.module import FineTuning
+from delta_transfer.training.optimization import Optimization
 from delta_transfer.training.precision import Precision
 from delta_transfer.training.saving import TRACES, KeepBest, SaveLast, Saving
 from delta_transfer.training.stopping import Stopped, listening

@@ -11,7 +11,8 @@ from delta_transfer.errors import UserError
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.fit import Fit, quiet
-from delta_transfer.training.module import FineTuning, Optimization
+from delta_transfer.training.module import FineTuning
+from delta_transfer.training.optimization import Optimization
 
 TRIAL_STEPS = 72  # twelve for each power of ten
 SMOOTHING = 0.9

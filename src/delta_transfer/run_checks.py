@@ -1,0 +1,178 @@
+"""The options of a run against each other, its method and the processes that share it."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from delta_transfer.attention import ESTIMATORS
+from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.config import TrainConfig
+from delta_transfer.devices import find_device
+from delta_transfer.distributed import processes
+from delta_transfer.errors import UserError, unknown
+from delta_transfer.methods import Method, find_method
+from delta_transfer.training import find_precision
+from delta_transfer.training.loggers import check_loggers
+
+logger = logging.getLogger(__name__)
+
+# Options that only some methods use.
+_MEASURING = ["attention_samples", "attention_tolerance"]
+_WEIGHING = ["attention_temperature", "attention_clip", "attention_floor"]
+_TRAINING = [
+    *("epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"),
+    *("class_weights", "label_smoothing", "patience"),
+    *("clip", "ema", "layer_decay", "precision", "augment", "mixup", "cutmix"),
+]
+
+# What several processes cannot do together, and its value without.
+_ALONE = {"accumulate": 1, "mixup": 0, "cutmix": 0}
+
+
+def check(config: TrainConfig) -> None:
+    """Checks the options that need no data: names, and options that the method does not use.
+
+    Raises:
+        UserError: if a name is unknown, or a file is no channel attention.
+    """
+    method = method_of(config)
+    choices = ["none", *ESTIMATORS]
+    if config.attention not in choices:
+        if not Path(config.attention).is_file():
+            raise UserError(
+                f"{unknown('attention', config.attention, choices)}; or give the file "
+                "attention.safetensors of another run (there is no such file)"
+            )
+        try:
+            ChannelAttention.load(config.attention)
+        except UserError as error:
+            raise UserError(
+                f"--attention: {error}; give the attention.safetensors of another run, or one of "
+                f"{', '.join(ESTIMATORS)}"
+            ) from error
+    if method.attention and config.attention == "none":
+        raise UserError(
+            f"--method {method.name} weighs channels by their attention: with --attention none use "
+            "--method delta_no_attention"
+        )
+    check_loggers(config.logger_names)
+    if config.precision != "32":
+        find_precision(config.precision, find_device(config.device))
+    _check_parts(config, method)
+    for name in _ignored(config, method):
+        logger.warning("--%s is ignored: it means nothing for method %s", name, method.name)
+    if method.attention and config.attention not in ESTIMATORS:
+        for name in _given(config, _MEASURING):
+            logger.warning("--%s is ignored: attention is that of %s", name, config.attention)
+
+
+def _check_parts(config: TrainConfig, method: Method) -> None:
+    """Checks that a step may be worked through in parts, if it is to be.
+
+    Raises:
+        UserError: if something looks at the batch as a whole.
+    """
+    trained = "train" in (config.batch_norm, method.batch_norm)
+    if config.accumulate == 1 or not method.trains or not (trained or method.whole_batch):
+        return
+    what = "batch norm in train mode" if trained else f"method {method.name}"
+    mend = "--batch-norm frozen, or " if trained and method.batch_norm is None else ""
+    raise UserError(
+        f"--accumulate {config.accumulate}: {what} looks at the whole batch, which cannot be "
+        f"worked through in parts: give {mend}a smaller --batch-size, and leave --accumulate out"
+    )
+
+
+def _ignored(config: TrainConfig, method: Method) -> list[str]:
+    """The options that were given but that the method does not use."""
+    names = [] if method.strength is not None else ["strength"]
+    if not method.attention:
+        names += [*([] if config.attention == "none" else ["attention"]), *_MEASURING, *_WEIGHING]
+    if not method.trains:
+        names += _TRAINING
+    return _given(config, names)
+
+
+def _given(config: TrainConfig, names: Sequence[str]) -> list[str]:
+    """Those of some options that are not as the preset has them, as flags."""
+    plain = TrainConfig(data=config.data, preset=config.preset)
+    given = [name for name in names if getattr(config, name) != getattr(plain, name)]
+    return [name.replace("_", "-") for name in given]
+
+
+def method_of(config: TrainConfig) -> Method:
+    """The method of a run, in the form that the preset has.
+
+    Raises:
+        UserError: if there is none of that name, or it has no such form.
+    """
+    method = find_method(config.method)
+    official = config.official and method.trains
+    return find_method(config.method, official=True) if official else method
+
+
+def for_several(config: TrainConfig) -> TrainConfig:
+    """The options of a run of several processes; it goes on where torchrun has started them again.
+
+    Raises:
+        UserError: if an option cannot be kept to by several.
+    """
+    count = processes()
+    if config.batch_size % count:
+        raise UserError(
+            f"--batch-size {config.batch_size} is that of all processes together and must be a "
+            f"multiple of them: there are {count}"
+        )
+    method = method_of(config)
+    if "train" in (config.batch_norm, method.batch_norm):
+        raise UserError(
+            f"--batch-norm train, which is asked for or is part of --method {method.name}, would "
+            "take its statistics from a share of each batch: use --batch-norm frozen and a method "
+            "that has it, or one device"
+        )
+    if config.lr == "find":
+        raise UserError(
+            f"--lr find: {count} processes cannot try rates together: find one with one device, "
+            "and give it"
+        )
+    for name, plain in _ALONE.items():
+        if getattr(config, name) != plain:
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(config, name)}: {count} processes share each "
+                f"batch, which this needs as a whole: leave it out, or use one device"
+            )
+    if config.out is None or config.overwrite:
+        raise UserError(
+            f"{'--overwrite' if config.overwrite else 'no --out'}: processes that may be started "
+            "again need a folder by which they find the run; give --out, one that is not in use"
+        )
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return dataclasses.replace(config, resume=config.resume or again)
+
+
+def count_processes(config: TrainConfig) -> int:
+    """How many processes a command is to start.
+
+    Raises:
+        UserError: if there are not so many devices, or nothing has started it on several machines.
+    """
+    if config.devices == 1 and config.num_nodes == 1:
+        return 1
+    device = find_device(config.device)
+    there = 1 if device.type == "cpu" else torch.accelerator.device_count()
+    if config.num_nodes > 1:
+        raise UserError(
+            f"--num-nodes {config.num_nodes}: on several machines start the command by torchrun or "
+            "SLURM's srun on each of them, see docs/scaling.md"
+        )
+    if config.devices == "auto":
+        return there
+    if device.type != "cpu" and config.devices > there:
+        raise UserError(
+            f"--devices {config.devices}: this machine has {there}; give as many or fewer, or auto"
+        )
+    return config.devices
