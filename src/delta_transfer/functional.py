@@ -1,6 +1,7 @@
 """The mathematics as pure functions: distances between feature maps, attention from scores."""
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -252,14 +253,34 @@ def calibrated_losses(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         `[N]`, in nats, in float64 on the CPU; NaN if the logits are not finite.
     """
+    return lowest_at_a_temperature(_cross_entropies, logits, targets)
+
+
+def lowest_at_a_temperature(
+    losses: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor
+) -> Tensor:
+    """The losses of samples with their logits divided by what makes the mean loss lowest.
+
+    Args:
+        losses: of logits `[N, K]` and targets, `[N]`.
+        logits: `[N, K]`.
+        targets: whatever `losses` takes.
+
+    Returns:
+        `[N]`, in float64 on the CPU; NaN if the logits are not finite.
+    """
     labels = targets.cpu()
     if not torch.isfinite(logits).all():
-        return torch.full(labels.shape, math.nan, dtype=torch.float64)
+        return torch.full(labels.shape[:1], math.nan, dtype=torch.float64)
     wide = logits.detach().cpu().double()
 
     def loss(log_temperature: float) -> float:
-        return F.cross_entropy(wide / math.exp(log_temperature), labels).item()
+        return losses(wide / math.exp(log_temperature), labels).mean().item()
 
     limit = math.log(20)
     best = float(minimize_scalar(loss, bounds=(-limit, limit)).x)
-    return F.cross_entropy(wide / math.exp(best), labels, reduction="none")
+    return losses(wide / math.exp(best), labels)
+
+
+def _cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits, targets, reduction="none")

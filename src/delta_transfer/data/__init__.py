@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from delta_transfer.data import csv_rows, folder
-from delta_transfer.data.base import EpochSampler, Metric, PictureDataset, ShareSampler, Split, Task
+from delta_transfer.data.base import EpochSampler, PictureDataset, ShareSampler, Split, Task
 from delta_transfer.data.csv_file import load_csv, load_labelled_csv
 from delta_transfer.data.digits import load_sklearn_digits
 from delta_transfer.data.folder import load_folder
@@ -21,6 +21,7 @@ from delta_transfer.data.splits import (
 )
 from delta_transfer.data.torchvision_sets import load_torchvision
 from delta_transfer.errors import UserError, unknown
+from delta_transfer.objective import Metric
 
 __all__ = [
     "COLLECTIONS",

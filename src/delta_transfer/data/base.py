@@ -11,9 +11,7 @@ from torch.utils.data import Dataset, Sampler
 from delta_transfer.data.balance import balanced_draws
 from delta_transfer.data.kept import KeptPictures
 from delta_transfer.data.seeds import derive_seed
-
-Metric = Literal["accuracy", "mean_class_accuracy"]
-"""What the field reports of a data set: the share of right answers, or its mean over classes."""
+from delta_transfer.objective import Classes, Metric, Objective
 
 _AGAIN = 2**20  # epochs that a sample is ahead each time that it is drawn again in one
 
@@ -69,6 +67,8 @@ class Task:
         metric: what the field reports of this data.
         val_drawn: whether the validation split was drawn from train; False where the data brings
             one.
+        objective: how a network's outputs, one for each class, are understood.
+        kind: what the samples are, for which a network has to be made.
     """
 
     name: str
@@ -79,6 +79,8 @@ class Task:
     notes: tuple[str, ...] = ()
     metric: Metric = "accuracy"
     val_drawn: bool = False
+    objective: Objective = field(default_factory=Classes)
+    kind: Literal["pictures", "graphs"] = "pictures"
 
 
 class PictureDataset(Dataset[tuple[torch.Tensor, int]]):

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from delta_transfer.data.base import Metric, Split, Task
+from delta_transfer.data.base import Split, Task
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.errors import UserError, first_few
+from delta_transfer.objective import Metric
 
 DEFAULT_VAL_FRACTION = 0.15
 DEFAULT_TEST_SPLIT = "test"

@@ -1,0 +1,78 @@
+"""What a task asks of a network: losses, answers and scores against numbers by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from delta_transfer.objective import BinaryTasks, Classes, Regression
+
+NAN = math.nan
+
+
+def test_loss_of_binary_tasks_is_that_of_the_known_answers() -> None:
+    logits = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    targets = torch.tensor([[1.0, NAN], [0.0, 1.0]])
+    parts = [math.log1p(math.exp(-1)), math.log1p(math.exp(0.5)), math.log1p(math.exp(-3))]
+    loss = BinaryTasks(known=0.75).loss(logits, targets)
+    assert loss.item() == pytest.approx(sum(parts) / 3)
+
+
+def test_a_missing_answer_has_no_gradient() -> None:
+    logits = torch.tensor([[1.0, -2.0]], requires_grad=True)
+    BinaryTasks().loss(logits, torch.tensor([[1.0, NAN]])).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 1] == 0
+    assert logits.grad[0, 0] != 0
+
+
+def test_roc_auc_is_the_share_of_pairs_in_order_over_questions_with_both_answers() -> None:
+    answers = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.2, 0.5], [0.4, 0.3, 0.5], [0.4, 0.9, 0.5]])
+    targets = torch.tensor([[1, 0, 1], [0, NAN, 1], [1, 1, 1], [0, 1, 1]])
+    # First: of the pairs (1 above 0) three are in order and one is a tie; second: two of two.
+    expected = ((3 + 0.5) / 4 + 1) / 2
+    assert BinaryTasks().score(answers, targets, "roc_auc") == pytest.approx(expected)
+
+
+def test_roc_auc_of_one_answer_alone_is_no_number() -> None:
+    assert math.isnan(BinaryTasks().score(torch.rand(3, 1), torch.ones(3, 1), "roc_auc"))
+
+
+def test_regression_is_in_units_of_the_training_targets() -> None:
+    objective = Regression(mean=(10.0, 0.0), std=(2.0, 0.5))
+    logits = torch.tensor([[1.0, 1.0], [0.0, -1.0]])
+    answers = objective.answers(logits)
+    assert torch.equal(answers, torch.tensor([[12.0, 0.5], [10.0, -0.5]]))
+    targets = torch.tensor([[10.0, 0.5], [8.0, NAN]])
+    assert objective.loss(logits, targets).item() == pytest.approx((1 + 0 + 1 + 0) / 4)
+    assert objective.score(answers, targets, "rmse") == pytest.approx((2 + 0) / 2)
+
+
+@pytest.mark.parametrize(
+    "objective", [Classes(), BinaryTasks(), Regression(mean=(1.0,) * 3, std=(2.0,) * 3)]
+)
+def test_logits_of_answers_say_the_same(objective: Classes | BinaryTasks | Regression) -> None:
+    answers = objective.answers(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(objective.answers(objective.logits(answers)), answers, atol=1e-6)
+
+
+def test_held_out_losses_do_not_depend_on_how_sure_the_network_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 2, generator=generator)
+    targets = (logits + torch.randn(40, 2, generator=generator) > 0).float()
+    targets[3, 1] = NAN
+    objective = BinaryTasks()
+    losses = objective.held_out_losses(logits, targets)
+    assert losses.shape == (40,)
+    assert torch.allclose(losses, objective.held_out_losses(5 * logits, targets), atol=1e-4)
+    known = ~torch.isnan(targets)
+    plain = F.binary_cross_entropy_with_logits(logits[known], targets[known], reduction="sum") / 80
+    assert float(losses.mean()) < float(plain)
+
+
+def test_classes_are_scored_by_accuracy_and_by_its_mean_over_classes() -> None:
+    answers = F.one_hot(torch.tensor([0, 0, 0, 1]), 3).float()
+    labels = torch.tensor([0, 0, 1, 1])
+    assert Classes().score(answers, labels, "accuracy") == 0.75
+    assert Classes().score(answers[[0, 1, 2]], labels[[0, 1, 2]], "mean_class_accuracy") == 0.5
