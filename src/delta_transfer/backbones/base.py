@@ -47,6 +47,10 @@ class InputSpec:
     std: tuple[float, ...]
     interpolation: str
 
+    def example(self) -> Tensor:
+        """What the network takes, with one sample in it: `[1, 3, S, S]`, all zeros."""
+        return torch.zeros(1, 3, self.size, self.size)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Backbone:
