@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from delta_transfer.attention.refined import exact_samples
+from delta_transfer.backbones import blank_input
 from delta_transfer.borrow import evaluating, same_random_state
 from delta_transfer.devices import place
 from delta_transfer.distributed import processes
@@ -155,9 +156,7 @@ def _attention_passes(prepared: Prepared, tuning: Tuning) -> float:
 
 
 def _channels(prepared: Prepared) -> int:
-    size = prepared.backbone.input.size
-    picture = torch.zeros(1, 3, size, size, device=prepared.device)
     source = prepared.source
     with Taps(source, prepared.taps) as taps, evaluating(source), torch.no_grad():
-        taps.record(picture)
+        taps.record(blank_input(source, prepared.backbone.input))
         return sum(features.shape[-1] for features in taps.features().values())

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from delta_transfer.backbones import InputSpec
+from delta_transfer.backbones import GraphSpec, InputSpec
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import EpochSampler, PictureDataset, ShareSampler, Split
 from delta_transfer.data.augment import (
@@ -27,12 +27,14 @@ from delta_transfer.distributed import local_processes, processes, rank
 _FOR_KEPT = 2  # processes that crop what is kept
 
 
-def plain_loader(split: Split, spec: InputSpec, config: TrainConfig) -> PictureLoader:
+def plain_loader(split: Split, spec: InputSpec | GraphSpec, config: TrainConfig) -> PictureLoader:
     """Pictures in their order, without augmentation."""
     return _in_order(split, _plain(spec, config), config, batch_size=config.at_once)
 
 
-def evaluation_loader(split: Split, spec: InputSpec, config: TrainConfig) -> PictureLoader:
+def evaluation_loader(
+    split: Split, spec: InputSpec | GraphSpec, config: TrainConfig
+) -> PictureLoader:
     """Pictures in their order as the final model is tested on them: the preset's crops of each.
 
     Batches are `[B, 3, S, S]`, or `[B, 10, 3, S, S]` with ten crops (see `CropAverage`).
@@ -42,7 +44,9 @@ def evaluation_loader(split: Split, spec: InputSpec, config: TrainConfig) -> Pic
     return _in_order(split, transform, config, batch_size=batch_size)
 
 
-def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> PictureLoader:
+def training_loader(
+    split: Split, spec: InputSpec | GraphSpec, config: TrainConfig
+) -> PictureLoader:
     """Augmented pictures, in an order that seed and epoch determine."""
     transform, device = _augmented(spec, config), find_device(config.device)
     workers = _workers(split, transform, config, device)
@@ -64,7 +68,7 @@ def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> Pictu
 
 
 def needed_resizes(
-    spec: InputSpec, config: TrainConfig, *, val_drawn: bool
+    spec: InputSpec | GraphSpec, config: TrainConfig, *, val_drawn: bool
 ) -> Mapping[str, tuple[Resize, ...]]:
     """How the pictures of each split are resized for these loaders, by its name.
 
@@ -82,17 +86,20 @@ def needed_resizes(
     }
 
 
-def _plain(spec: InputSpec, config: TrainConfig) -> Transform:
+def _plain(spec: InputSpec | GraphSpec, config: TrainConfig) -> Transform:
+    assert isinstance(spec, InputSpec)
     if config.official:
         return official_eval_transform(**_square(spec))
     return eval_transform(**dataclasses.asdict(spec))
 
 
-def _tested(spec: InputSpec, config: TrainConfig) -> Transform:
+def _tested(spec: InputSpec | GraphSpec, config: TrainConfig) -> Transform:
+    assert isinstance(spec, InputSpec)
     return ten_crop_transform(**_square(spec)) if config.official else _plain(spec, config)
 
 
-def _augmented(spec: InputSpec, config: TrainConfig) -> Transform:
+def _augmented(spec: InputSpec | GraphSpec, config: TrainConfig) -> Transform:
+    assert isinstance(spec, InputSpec)
     if config.augment == "none":
         return _plain(spec, config)
     if config.official:

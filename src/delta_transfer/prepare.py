@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from delta_transfer.attention.official import official_size
 from delta_transfer.backbones import (
     Backbone,
+    GraphSpec,
     InputSpec,
     load_backbone,
     replace_module,
@@ -166,7 +167,7 @@ def prepare(
     )
 
 
-def _look(config: TrainConfig, task: Task, spec: InputSpec) -> CheckedPictures:
+def _look(config: TrainConfig, task: Task, spec: InputSpec | GraphSpec) -> CheckedPictures:
     """Looks at every picture, and keeps it resized unless it is not to be."""
     threads = count_workers(config.workers) or None
     if config.picture_cache == 0:
@@ -268,6 +269,7 @@ def _load_backbone(
             )
     if not official:
         return backbone
+    assert isinstance(backbone.input, InputSpec)
     whole = dataclasses.replace(backbone.input, crop_pct=1.0, interpolation="bilinear")
     return dataclasses.replace(backbone, input=whole)
 
@@ -295,8 +297,10 @@ def _fingerprint(task: Task, digests: Mapping[str, str]) -> str:
     return fingerprint(picture.encode() for picture in pictures)
 
 
-def _preprocessing(spec: InputSpec, *, preset: str) -> dict[str, Any]:
+def _preprocessing(spec: InputSpec | GraphSpec, *, preset: str) -> dict[str, Any]:
     """By the names of the options, where there are such; the preset has transforms of its own."""
+    if isinstance(spec, GraphSpec):
+        return {**dataclasses.asdict(spec), "preset": preset}
     return {
         "image_size": spec.size,
         "crop_pct": spec.crop_pct,

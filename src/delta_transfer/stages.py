@@ -90,17 +90,17 @@ def picture_size(inputs: Any) -> tuple[int, int]:
     return 1, 1
 
 
-def auto_taps(model: nn.Module, *, example: Tensor | None = None) -> tuple[str, ...]:
+def auto_taps(model: nn.Module, *, example: Any = None) -> tuple[str, ...]:
     """The last four stage ends of a network.
 
-    timm networks say where their stages end (`feature_info`); of blocks that all have one
-    resolution (plain vision transformers) four are taken, evenly spaced, the last included. In
-    other networks one forward pass shows the resolutions, and the outermost module that comes last
-    at each of the last four is taken, before pooling.
+    timm networks, and ours for graphs, say where their stages end (`feature_info`); of blocks that
+    all have one resolution (plain vision transformers) four are taken, evenly spaced, the last
+    included. In other networks one forward pass shows the resolutions, and the outermost module
+    that comes last at each of the last four is taken, before pooling.
 
     Args:
         model: any network.
-        example: inputs for the pass, `[B, 3, H, W]`; a 224-pixel picture if None.
+        example: inputs for the pass, `[B, 3, H, W]` or graphs; a 224-pixel picture if None.
 
     Returns:
         Module names, in the order in which they are called.
@@ -147,10 +147,11 @@ class ModuleOutput:
         )
 
 
-def list_modules(model: nn.Module, example: Tensor) -> list[ModuleOutput]:
-    """The modules that one forward pass calls once and that give a map or tokens, as they end.
+def list_modules(model: nn.Module, example: Any) -> list[ModuleOutput]:
+    """The modules that one forward pass calls once and that give features to tap, as they end.
 
-    Pooling layers are left out.
+    These are maps and tokens, of which pooling layers are left out; for graphs all features of
+    nodes or graphs.
 
     Raises:
         UserError: if the network does not take the example.
@@ -169,9 +170,9 @@ def _declared_stages(model: nn.Module) -> list[str]:
     return _evenly(names) if len(reductions) == 1 else names[-4:]
 
 
-def _observed_stages(model: nn.Module, example: Tensor | None) -> list[str]:
+def _observed_stages(model: nn.Module, example: Any) -> list[str]:
     observed = [(output.name, output.resolution) for output in _observe(model, example)]
-    calls = [(name, found) for name, found in observed if max(found) > 1]
+    calls = [(name, found) for name, found in observed if max(found, default=1) > 1]
     resolutions: list[tuple[int, ...]] = []
     # From the outside in, no further than needed: windows and attention maps inside a block have
     # resolutions of their own.
@@ -206,13 +207,14 @@ def _repeated_blocks(model: nn.Module, called: set[str]) -> list[str]:
     return best
 
 
-def _observe(model: nn.Module, example: Tensor | None) -> list[ModuleOutput]:
+def _observe(model: nn.Module, example: Any) -> list[ModuleOutput]:
     calls: list[ModuleOutput] = []
     example = _example(model) if example is None else example
+    rows = not isinstance(example, Tensor)  # those of graphs, which have two dimensions
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def record(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim >= 3:
+            if isinstance(output, Tensor) and output.ndim >= 3 - rows:
                 channel_dim = find_channel_dim(module, output, picture=picture_size([example]))
                 calls.append(ModuleOutput(name, tuple(output.shape), channel_dim))
 
@@ -221,14 +223,15 @@ def _observe(model: nn.Module, example: Tensor | None) -> list[ModuleOutput]:
     handles = []
     try:
         for name, module in model.named_modules():
-            if name and "pool" not in type(producer(module)).__name__.lower():
+            if name and (rows or "pool" not in type(producer(module)).__name__.lower()):
                 handles.append(module.register_forward_hook(hook(name)))
         with evaluating(model), torch.no_grad():
             model(example)
     except Exception as error:  # a network for other inputs may fail in any way
+        what = "graphs" if rows else f"a picture {list(example.shape)}"
         raise UserError(
-            f"taps could not be chosen for {type(model).__name__}: it does not take a picture "
-            f"{list(example.shape)} ({error}); name the taps"
+            f"taps could not be chosen for {type(model).__name__}: it does not take {what} "
+            f"({error}); name the taps"
         ) from error
     finally:
         for handle in handles:

@@ -3,7 +3,7 @@
 import dataclasses
 import textwrap
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,49 @@ class InputSpec:
     interpolation: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """What is known of the nodes of the graphs that a network is given.
+
+    Args:
+        node_features: `"atoms"`, a node's atomic number - 1 and chirality, with a bond's type and
+            direction for each edge, as integers ([Hu et al.
+            2020](https://arxiv.org/abs/1905.12265)); or `"numbers"`, columns of floats.
+        columns: how many of them a node has.
+    """
+
+    node_features: Literal["atoms", "numbers"] = "atoms"
+    columns: int = 2
+
+
+class GraphInputs(Protocol):
+    """Graphs side by side, as one large graph of which none is joined to another."""
+
+    @property
+    def x(self) -> Tensor:
+        """What is known of each node, `[R, F]`."""
+        ...  # pragma: no cover
+
+    @property
+    def edge_index(self) -> Tensor:
+        """From which node to which each edge leads, `[2, E]`."""
+        ...  # pragma: no cover
+
+    @property
+    def edge_attr(self) -> Tensor | None:
+        """What is known of each edge, `[E, A]`; None for nothing."""
+        ...  # pragma: no cover
+
+    @property
+    def groups(self) -> Tensor:
+        """The graph of each node, `[R]`, ascending."""
+        ...  # pragma: no cover
+
+    def __len__(self) -> int:
+        """How many graphs there are."""
+        ...  # pragma: no cover
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Backbone:
     """A pretrained network with a fresh head.
@@ -55,9 +98,9 @@ class Backbone:
     Args:
         module: the network; its head is a new `nn.Linear` with the task's outputs.
         head: the name of the head.
-        input: how pictures are prepared.
-        architecture: the name by which `timm.create_model` makes it, `torchvision/NAME`, or None
-            for a module that was given in Python.
+        input: how pictures are prepared, or what the graphs are.
+        architecture: the name by which `timm.create_model` makes it, `torchvision/NAME`, the name
+            of a network for graphs, or None for a module that was given in Python.
         model_args: what else `timm.create_model` needs.
         notes: sentences worth telling the user, such as what a file of weights lacked.
         classifier: what the head was in pretraining, with the source's classes as outputs; None
@@ -66,7 +109,7 @@ class Backbone:
 
     module: nn.Module
     head: str
-    input: InputSpec
+    input: InputSpec | GraphSpec
     architecture: str | None
     model_args: Mapping[str, Any]
     notes: tuple[str, ...] = ()
@@ -110,6 +153,43 @@ def blank_pictures(model: nn.Module, size: int, *, count: int = 1) -> Tensor:
     """Pictures `[count, 3, size, size]` of zeros, on the device and of the dtype of a network."""
     like = next(model.parameters(), torch.zeros(()))
     return torch.zeros(count, 3, size, size, device=like.device, dtype=like.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _BlankGraph:
+    """One graph of two nodes that are joined and of which nothing is known; see `GraphInputs`."""
+
+    x: Tensor
+    edge_index: Tensor
+    edge_attr: Tensor | None
+    groups: Tensor
+
+    def __len__(self) -> int:
+        return 1
+
+
+def blank_input(model: nn.Module, spec: InputSpec | GraphSpec) -> Any:
+    """One sample of which nothing is known, on the device and of the dtype of a network.
+
+    Args:
+        model: the network.
+        spec: what it is given.
+
+    Returns:
+        A picture `[1, 3, size, size]`, or a graph of two nodes (`GraphInputs`).
+    """
+    if isinstance(spec, InputSpec):
+        return blank_pictures(model, spec.size)
+    like = next(model.parameters())
+    atoms = spec.node_features == "atoms"
+    return _BlankGraph(
+        x=torch.zeros(
+            2, spec.columns, device=like.device, dtype=torch.long if atoms else like.dtype
+        ),
+        edge_index=torch.tensor([[0, 1], [1, 0]], device=like.device),
+        edge_attr=torch.zeros(2, 2, device=like.device, dtype=torch.long) if atoms else None,
+        groups=torch.zeros(2, device=like.device, dtype=torch.long),
+    )
 
 
 def try_size(module: nn.Module, name: str, size: int) -> None:
