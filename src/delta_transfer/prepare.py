@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from delta_transfer import prepare_pictures
+from delta_transfer import prepare_graphs, prepare_pictures
 from delta_transfer.backbones import (
     Backbone,
     InputSpec,
@@ -62,6 +62,13 @@ KINDS = {
         preprocessing=prepare_pictures.preprocessing,
         advise=prepare_pictures.advise,
         mirrors=True,
+    ),
+    "graphs": Kind(
+        load_network=prepare_graphs.load_network,
+        look=prepare_graphs.look,
+        preprocessing=prepare_graphs.preprocessing,
+        advise=prepare_graphs.advise,
+        mirrors=False,
     ),
 }
 """By `Task.kind`."""

@@ -33,6 +33,7 @@ def load_network(
         )
     if not official:
         return backbone
+    assert isinstance(backbone.input, InputSpec)
     whole = dataclasses.replace(backbone.input, crop_pct=1.0, interpolation="bilinear")
     return dataclasses.replace(backbone, input=whole)
 
