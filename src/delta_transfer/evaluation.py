@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from delta_transfer.data import Metric, Split
 from delta_transfer.files import write_atomically
+from delta_transfer.objective import Classes
 from delta_transfer.outputs import column_names, to_csv, write_predictions
 
 BINS = 15
@@ -89,7 +90,9 @@ class Evaluation:
     def save(self, folder: Path) -> None:
         """Writes `evaluation.json`, `predictions.csv` as a run does, and `confusion.csv`."""
         names = [figures.name for figures in self.classes]
-        write_predictions(folder / "predictions.csv", self.split, self.probabilities, names)
+        write_predictions(
+            folder / "predictions.csv", self.split, self.probabilities, names, Classes()
+        )
         columns = column_names(names)
         counts = [[name, *map(str, row)] for name, row in zip(columns, self.confusion, strict=True)]
         write_atomically(folder / "confusion.csv", to_csv([["label", *columns], *counts]))
@@ -119,8 +122,8 @@ def measure(
         left_out: likewise.
         per_second: likewise.
     """
-    labels, predicted = torch.tensor(split.labels), probabilities.argmax(dim=1).tolist()
-    confusion = confusion_matrix(split.labels, predicted, labels=range(len(classes)))
+    labels, predicted = split.targets, probabilities.argmax(dim=1).tolist()
+    confusion = confusion_matrix(split.class_indices, predicted, labels=range(len(classes)))
     right, counts = confusion.diagonal().tolist(), confusion.sum(axis=1).tolist()
     by_class = [n / count if count else None for n, count in zip(right, counts, strict=True)]
     return Evaluation(
@@ -128,7 +131,7 @@ def measure(
         pictures=len(split),
         left_out=left_out,
         accuracy=sum(right) / len(split),
-        mean_class_accuracy=mean_class_accuracy(split.labels, predicted),
+        mean_class_accuracy=mean_class_accuracy(split.class_indices, predicted),
         calibration_error=calibration_error(probabilities, labels),
         metric=metric,
         seen=seen,

@@ -46,7 +46,7 @@ def training_loader(split: Split, spec: InputSpec, config: TrainConfig) -> Pictu
     """Augmented pictures, in an order that seed and epoch determine."""
     transform, device = _augmented(spec, config), find_device(config.device)
     workers = _workers(split, transform, config, device)
-    labels = split.labels if config.class_weights == "sampler" else None
+    labels = split.class_indices if config.class_weights == "sampler" else None
     sampler = EpochSampler(len(split), seed=config.seed, labels=labels)
     alone = len(split) > config.batch_size > 1 and len(split) % config.batch_size == 1
     return PictureLoader(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from delta_transfer.backbones.saved import load_model
+from delta_transfer.backbones.saved import load_model, load_objective
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import (
     COLLECTIONS,
@@ -32,7 +32,7 @@ from delta_transfer.evaluation import Evaluation, measure
 from delta_transfer.loaders import evaluation_loader
 from delta_transfer.reading import Tally, tolerant_loader
 from delta_transfer.training import CropAverage
-from delta_transfer.training.inference import iterate_probabilities
+from delta_transfer.training.inference import iterate_answers
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class Predictor:
         if not self.run.is_dir():
             raise UserError(f"there is no run {run}: give the folder that train wrote")
         self.backbone, self.classes = load_model(self.run / "model", network=network)
+        self.objective = load_objective(self.run / "model")
         self.config = TrainConfig.load(self.run / "config.yaml")
         self.device = find_device(device)
         place(self.backbone.module, self.device)
@@ -144,7 +145,7 @@ class Predictor:
         tally = Tally(split.paths)
         answers = list(self._answers(split, tally))
         kept = split.subset(position for positions, _ in answers for position in positions)
-        own = tuple(self.classes.index(classes[label]) for label in kept.labels)
+        own = tuple(self.classes.index(classes[label]) for label in kept.class_indices)
         return measure(
             dataclasses.replace(kept, labels=own),
             torch.cat([rows for _, rows in answers]),
@@ -200,7 +201,7 @@ class Predictor:
         """Positions in the split and their probabilities, batch by batch."""
         loader = tolerant_loader(evaluation_loader(split, self.backbone.input, self._loading))
         started = time.perf_counter()
-        for rows, positions in iterate_probabilities(self._network, tally.count(loader)):
+        for rows, positions in iterate_answers(self._network, tally.count(loader), self.objective):
             tally.seconds += time.perf_counter() - started
             yield positions, rows
             started = time.perf_counter()  # what the caller does meanwhile does not count
