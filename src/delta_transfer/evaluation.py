@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from delta_transfer.data import Metric, Split
 from delta_transfer.files import write_atomically
-from delta_transfer.objective import Classes
 from delta_transfer.outputs import column_names, to_csv, write_predictions
 
 BINS = 15
@@ -77,26 +76,28 @@ class Evaluation:
             if field.name not in ("split", "probabilities")
         }
         values["classes"] = [dataclasses.asdict(figures) for figures in self.classes]
-        # A line for each class and row, not for each number.
-        lines = []
-        for name, value in values.items():
-            text = json.dumps(value)
-            if name in ("classes", "confusion"):
-                rows = ",\n".join(f"    {json.dumps(row)}" for row in value)
-                text = f"[\n{rows}\n  ]"
-            lines.append(f"  {json.dumps(name)}: {text}")
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+        return to_lines(values, by_row=["classes", "confusion"])
 
     def save(self, folder: Path) -> None:
         """Writes `evaluation.json`, `predictions.csv` as a run does, and `confusion.csv`."""
         names = [figures.name for figures in self.classes]
-        write_predictions(
-            folder / "predictions.csv", self.split, self.probabilities, names, Classes()
-        )
+        write_predictions(folder / "predictions.csv", self.split, self.probabilities, names)
         columns = column_names(names)
         counts = [[name, *map(str, row)] for name, row in zip(columns, self.confusion, strict=True)]
         write_atomically(folder / "confusion.csv", to_csv([["label", *columns], *counts]))
         write_atomically(folder / FIGURES, self.to_json())
+
+
+def to_lines(values: Mapping[str, Any], *, by_row: Sequence[str]) -> str:
+    """JSON with a line for each value; of some that are lists for each of their rows."""
+    lines = []
+    for name, value in values.items():
+        text = json.dumps(value)
+        if name in by_row:
+            rows = ",\n".join(f"    {json.dumps(row)}" for row in value)
+            text = f"[\n{rows}\n  ]"
+        lines.append(f"  {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def measure(

@@ -88,6 +88,9 @@ class Classes(Objective):
         return float(recall_score(labels, predicted.tolist(), labels=present, average="macro"))
 
 
+CLASSES = Classes()
+
+
 @final
 @dataclasses.dataclass(frozen=True)
 class BinaryTasks(Objective):

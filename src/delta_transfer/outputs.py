@@ -12,14 +12,18 @@ from torch import Tensor
 
 from delta_transfer.data import Split
 from delta_transfer.files import write_atomically
-from delta_transfer.objective import Classes, Objective
+from delta_transfer.objective import CLASSES, Classes, Objective
 
 MISTAKES, RIGHT, APART = 12, 8, 6  # most pictures of each kind
 THUMBNAIL = 160
 
 
 def write_predictions(
-    path: Path, split: Split, answers: Tensor, classes: Sequence[str], objective: Objective
+    path: Path,
+    split: Split,
+    answers: Tensor,
+    classes: Sequence[str],
+    objective: Objective = CLASSES,
 ) -> None:
     """Writes a row for each picture.
 

@@ -18,7 +18,7 @@ from delta_transfer.backbones.torchvision_models import load_torchvision
 from delta_transfer.backbones.weights import fill
 from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
-from delta_transfer.objective import Classes, Objective, from_dict, to_dict
+from delta_transfer.objective import CLASSES, Objective, from_dict, to_dict
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _TORCHVISION = "torchvision/"
@@ -30,7 +30,7 @@ def save_model(
     network: nn.Module,
     *,
     classes: Sequence[str],
-    objective: Objective | None = None,
+    objective: Objective = CLASSES,
 ) -> None:
     """Writes `model.safetensors` and `config.json`, for timm's networks as its `local-dir:`.
 
@@ -41,7 +41,7 @@ def save_model(
         backbone: what the network is.
         network: its trained weights.
         classes: the names of the outputs.
-        objective: what they mean; one class of several if None.
+        objective: what they mean.
     """
     # Copies, for tensors that share memory cannot be saved.
     state = {name: t.cpu().contiguous().clone() for name, t in own_tensors(network).items()}
@@ -51,7 +51,7 @@ def save_model(
         "architecture": backbone.architecture,
         "num_classes": len(classes),
         "label_names": list(classes),
-        "objective": to_dict(objective or Classes()),
+        "objective": to_dict(objective),
         "model_args": dict(backbone.model_args),
         "pretrained_cfg": {
             "input_size": [3, spec.size, spec.size],
@@ -117,7 +117,7 @@ def load_objective(folder: Path) -> Objective:
     """
     try:
         config = json.loads((folder / CONFIG).read_text())
-        return from_dict(config.get("objective", to_dict(Classes())))
+        return from_dict(config.get("objective", to_dict(CLASSES)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, error) from error
 
