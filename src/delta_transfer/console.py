@@ -151,11 +151,13 @@ def print_table(
         several = versus is not None and versus.count > 1
         view.add_row(
             row.method,
-            _runs(row.accuracy.count, failed.get(row.method, 0)),
-            f"{100 * row.accuracy.mean:.1f}",
-            f"{100 * row.accuracy.deviation:.1f}" if row.accuracy.count > 1 else "-",
-            "" if versus is None else f"{100 * versus.mean:+.1f}",
-            f"{100 * versus.low:+.1f} to {100 * versus.high:+.1f}" if versus and several else "",
+            _runs(row.score.count, failed.get(row.method, 0)),
+            row.measure.number(row.score.mean),
+            row.measure.number(row.score.deviation) if row.score.count > 1 else "-",
+            "" if versus is None else row.measure.signed(versus.mean),
+            f"{row.measure.signed(versus.low)} to {row.measure.signed(versus.high)}"
+            if versus and several
+            else "",
             f"{row.seconds:.0f}",
             f"{row.memory:.0f}",
         )

@@ -68,7 +68,7 @@ def _try(prepared: Prepared, tuning: Tuning, folder: Path) -> list[tuple[float, 
             plan_fit(prepared, tuning, folder, 1),
             loss=loss_of(prepared, tuning),
             head=prepared.backbone.head,
-            num_classes=len(prepared.task.classes),
+            objective=prepared.task.objective,
             optimization=dataclasses.replace(
                 steps, schedule="rising", warm_up=0.0, head_cycles=1, ema=None
             ),

@@ -11,10 +11,12 @@ import torch
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
+from delta_transfer.data import Task
 from delta_transfer.devices import find_device
 from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.methods import Method, find_method
+from delta_transfer.methods import METHODS, Method, find_method
+from delta_transfer.objective import Classes
 from delta_transfer.training import find_precision
 from delta_transfer.training.loggers import check_loggers
 
@@ -113,6 +115,21 @@ def method_of(config: TrainConfig) -> Method:
     method = find_method(config.method)
     official = config.official and method.trains
     return find_method(config.method, official=True) if official else method
+
+
+def check_task(config: TrainConfig, task: Task) -> None:
+    """Checks that the method of a run can learn what is to be learnt.
+
+    Raises:
+        UserError: if it cannot; the methods that can are listed.
+    """
+    method = method_of(config)
+    if method.classes and not isinstance(task.objective, Classes):
+        others = [other.name for other in METHODS.values() if not other.classes]
+        raise UserError(
+            f"--method {method.name} learns classes, and {task.name} has "
+            f"{task.objective.outputs}: take one of {', '.join(others)}"
+        )
 
 
 def for_several(config: TrainConfig) -> TrainConfig:

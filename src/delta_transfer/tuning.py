@@ -124,7 +124,8 @@ def _is_divisible(tuning: Tuning) -> bool:
 def loss_of(prepared: Prepared, tuning: Tuning) -> Callable[[Tensor, Tensor], Tensor]:
     """The task loss."""
     task = prepared.task
-    return task_loss(tuning.config, task.train.labels, num_classes=len(task.classes))
+    labels, classes = task.train.class_indices, len(task.classes)
+    return task_loss(tuning.config, task.objective, labels, num_classes=classes)
 
 
 def _identity(prepared: Prepared) -> str:
