@@ -183,8 +183,8 @@ def _scales(prepared: Prepared, config: TrainConfig, network: nn.Module) -> dict
     """What layers learn at, as shares of the learning rate; nothing if all learn alike."""
     if config.layer_decay == 1:
         return {}
-    side, head = prepared.backbone.input.size, prepared.backbone.head
-    example = torch.zeros(1, 3, side, side, device=prepared.device)
+    head = prepared.backbone.head
+    example = prepared.backbone.input.example().to(prepared.device)
     return layer_scales(network, head=head, factor=config.layer_decay, example=example)
 
 
