@@ -134,6 +134,7 @@ def test_files_that_a_node_does_not_see_are_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_killed_process_and_a_stop_change_nothing(pictures, tmp_path):
     out = tmp_path / "out"
     typed = command(pictures, out, "--ray=local", "--jobs=2")
