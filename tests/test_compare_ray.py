@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from delta_transfer.compare import compare
-from delta_transfer.compare_ray import Cluster, missing
+from delta_transfer.compare_ray import Cluster, missing, passed_on
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.ray_connection import Node
@@ -122,6 +122,14 @@ def test_a_cluster_that_will_not_do_is_refused(nodes, device, says):
 def test_more_threads_than_any_node_has_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"--threads 17: no node .* more than 16 cores"):
         cluster(*NODES).jobs(["l2"], tmp_path, workers=1, threads=17)
+
+
+def test_nodes_are_given_the_settings_of_the_loggers_that_are_asked_for(monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_URI", "DELTA_TRANSFER_CACHE", "HOME"):
+        monkeypatch.setitem(os.environ, name, "x")
+    assert list(passed_on(["csv"])) == ["DELTA_TRANSFER_CACHE"]
+    assert list(passed_on(["mlflow"])) == ["MLFLOW_TRACKING_URI", "DELTA_TRANSFER_CACHE"]
 
 
 def test_files_that_a_node_does_not_see_are_named(tmp_path, monkeypatch):
