@@ -245,7 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text
     try:
         try:
-            with ending_at_sigterm():
+            # The launcher ends those that are left of several so, and starts all of them again.
+            with ending_at_sigterm(silently=launching.is_launched()):
                 _run(list(sys.argv[1:] if argv is None else argv))
         finally:
             flush_output()
