@@ -24,7 +24,7 @@ from delta_transfer.backbones import (
 from delta_transfer.borrow import deterministic
 from delta_transfer.channel_attention import weights_fingerprint
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Split, Task, load_task
+from delta_transfer.data import MoleculeOptions, Split, Task, load_task
 from delta_transfer.data.check import CheckedPictures, check_pictures
 from delta_transfer.data.keeping import GIB, Keeper
 from delta_transfer.data.seeds import derive_seed
@@ -191,6 +191,16 @@ def find_task(config: TrainConfig) -> Task:
         test_split=config.test_split,
         samples_per_class=config.samples_per_class,
         data_root=config.data_root,
+        molecules=molecule_options(config),
+    )
+
+
+def molecule_options(config: TrainConfig) -> MoleculeOptions:
+    """What the options of a run say of molecules."""
+    return MoleculeOptions(
+        smiles_column=config.smiles_column,
+        label_columns=config.label_columns,
+        split=config.split,
     )
 
 

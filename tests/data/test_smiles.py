@@ -88,7 +88,7 @@ def test_no_molecule(smiles: str, reason: str, capfd: pytest.CaptureFixture[str]
     with pytest.raises(SmilesError) as raised:
         read_molecule(smiles)
     assert str(raised.value) == (
-        f"'{smiles}' is not the SMILES of a molecule ({reason}): correct it or leave it out"
+        f"'{smiles}' is not the SMILES of a molecule ({reason}): correct it, or leave it out"
     )
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
     assert capfd.readouterr() == ("", "")

@@ -11,6 +11,8 @@ from delta_transfer.errors import UserError
 KEPT = 200_000
 """Molecules that a process keeps as graphs."""
 
+_SHOWN = 60  # characters of a SMILES in a message
+
 _CHIRALITY = {
     Chem.ChiralType.CHI_TETRAHEDRAL_CW: 1,
     Chem.ChiralType.CHI_TETRAHEDRAL_CCW: 2,
@@ -31,14 +33,16 @@ class SmilesError(UserError):
     """A SMILES is of no molecule.
 
     Attributes:
+        smiles: what is wrong, or its beginning.
         reason: why, in a few words.
     """
 
     def __init__(self, smiles: str, reason: str) -> None:
-        self.smiles = smiles
+        self.smiles = smiles if len(smiles) <= _SHOWN else f"{smiles[:_SHOWN]}..."
         self.reason = reason
         super().__init__(
-            f"'{smiles}' is not the SMILES of a molecule ({reason}): correct it or leave it out"
+            f"'{self.smiles}' is not the SMILES of a molecule ({reason}): correct it, or leave it "
+            "out"
         )
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
