@@ -217,6 +217,8 @@ def find_task(config: TrainConfig) -> Task:
         data_root=config.data_root,
         molecules=molecule_options(config),
     )
+    check_options(config, task.objective, name=task.name)
+    return task
 
 
 def molecule_options(config: TrainConfig) -> MoleculeOptions:
@@ -226,8 +228,6 @@ def molecule_options(config: TrainConfig) -> MoleculeOptions:
         label_columns=config.label_columns,
         split=config.split,
     )
-    check_options(config, task.objective, name=task.name)
-    return task
 
 
 def regroup(prepared: Prepared, *, train: Sequence[int], val: Sequence[int]) -> Prepared:
