@@ -6,11 +6,15 @@ from pathlib import Path
 
 from delta_transfer.backbones.base import Backbone, GraphSpec
 from delta_transfer.backbones.pretrain_gnns import load_pretrain_gnns
+from delta_transfer.backbones.pyg_models import load_pyg
 from delta_transfer.backbones.weights import load_weights
 from delta_transfer.errors import UserError
 
 # How a name begins -> loader.
-GRAPH_LIBRARIES: dict[str, Callable[..., Backbone]] = {"pretrain-gnns/": load_pretrain_gnns}
+GRAPH_LIBRARIES: dict[str, Callable[..., Backbone]] = {
+    "pretrain-gnns/": load_pretrain_gnns,
+    "pyg/": load_pyg,
+}
 
 
 def load_graph_backbone(
@@ -24,7 +28,8 @@ def load_graph_backbone(
     """A pretrained network for graphs with a fresh linear head.
 
     Args:
-        name: `pretrain-gnns/gin|gcn|graphsage`.
+        name: `pretrain-gnns/gin|gcn|graphsage`, or `pyg/GIN|GCN|GraphSAGE|GAT|PNA`, which start
+            from weights in a file; `pyg/GIN-3x128` has 3 layers of 128 features.
         num_outputs: outputs of the new head.
         spec: what is known of the nodes of the graphs.
         pretrained: whether to load (download, if need be) its weights.

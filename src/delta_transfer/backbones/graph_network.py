@@ -6,7 +6,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.backbones.base import GraphInputs, GraphSpec
+from delta_transfer.backbones.base import GraphInputs
 
 ATOMS, CHIRALITIES = 120, 3  # the last atom stands for one that is masked
 MASKED_ATOM = ATOMS - 1
@@ -89,8 +89,3 @@ class GraphNetwork(nn.Module):
     def forward(self, graphs: GraphInputs) -> Tensor:
         """The logits of each graph, `[B, num_outputs]`."""
         return cast("Tensor", self.head(self.pool(self.nodes(graphs), graphs)))
-
-
-def embed(spec: GraphSpec, width: int) -> nn.Module:
-    """What makes the first features of nodes: of atoms, or of numbers by a linear layer."""
-    return AtomEmbedding(width) if spec.node_features == "atoms" else nn.Linear(spec.columns, width)
