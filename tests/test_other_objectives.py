@@ -303,7 +303,7 @@ def test_methods_are_compared_on_questions(tmp_path, capsys):
         if row["method"] == "probe":
             assert result.test_roc_auc == result.linear_probe_test_roc_auc
     page = (out / "report.html").read_text()
-    assert "Test ROC-AUC, seed by seed" in page
+    assert "Test ROC-AUC per method. Linear probe: mean" in page
     assert "ROC-AUC question by question" in page
     other = main(["compare", "tests/questions", "--methods=l2,co_tuning", *options, "--jobs=1"])
     assert other == 2
