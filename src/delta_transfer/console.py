@@ -30,8 +30,12 @@ class Formatter(logging.Formatter):
 
 
 @contextmanager
-def ending_at_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM ends the program as Ctrl-C does, unless something else listens to it."""
+def ending_at_sigterm(*, silently: bool = False) -> Iterator[None]:
+    """Inside, SIGTERM ends the program as Ctrl-C does, unless something else listens to it.
+
+    Args:
+        silently: end with exit code 1 and no message.
+    """
     here = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     if not here or before != signal.SIG_DFL:
@@ -39,7 +43,7 @@ def ending_at_sigterm() -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt("terminated")
+        raise SystemExit(1) if silently else KeyboardInterrupt("terminated")
 
     signal.signal(signal.SIGTERM, end)
     try:

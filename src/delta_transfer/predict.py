@@ -19,6 +19,7 @@ from delta_transfer.data import (
     COLLECTIONS,
     SOURCES,
     Metric,
+    MoleculeOptions,
     Split,
     Task,
     load_labelled,
@@ -27,6 +28,7 @@ from delta_transfer.data import (
 from delta_transfer.data.base import Label
 from delta_transfer.data.csv_file import list_csv
 from delta_transfer.data.images import IMAGE_SUFFIXES, read_image
+from delta_transfer.data.molecule_options import NOTHING_SAID
 from delta_transfer.data.scan import find_pictures
 from delta_transfer.data.splits import DEFAULT_TEST_SPLIT
 from delta_transfer.devices import find_device, place
@@ -35,6 +37,7 @@ from delta_transfer.evaluation import Evaluation, measure
 from delta_transfer.evaluation_columns import ColumnEvaluation, measure_columns
 from delta_transfer.loaders import evaluation_loader
 from delta_transfer.objective import Classes
+from delta_transfer.prepare import molecule_options
 from delta_transfer.reading import Tally, tolerant_loader
 from delta_transfer.training import CropAverage
 from delta_transfer.training.inference import iterate_answers
@@ -210,7 +213,11 @@ class Predictor:
             if task.test is not None:
                 return task.classes, task.test, metric, False
         classes, split, apart = load_labelled(
-            data, seed=self.config.seed, test_split=self.config.test_split, data_root=data_root
+            data,
+            seed=self.config.seed,
+            test_split=self.config.test_split,
+            data_root=data_root,
+            molecules=self._molecules(data),
         )
         seen = own or (not named and not apart and self._has_seen(data, split))
         return classes, split, metric, seen
@@ -233,7 +240,14 @@ class Predictor:
             val_fraction=config.val_fraction,
             test_split=test_split,
             data_root=data_root,
+            molecules=self._molecules(data),
         )
+
+    def _molecules(self, data: str) -> MoleculeOptions:
+        """What the run says of molecules, if that can be of this data: a file has its columns."""
+        options = molecule_options(self.config)
+        of_file = options.smiles_column is not None and not _is_named(data)
+        return options if of_file or data == self.config.data else NOTHING_SAID
 
     def _answers(self, split: Split, tally: Tally) -> Iterator[tuple[list[int], Tensor]]:
         """Positions in the split and the answers to them, batch by batch."""

@@ -15,6 +15,7 @@ from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.errors import UserError
 from delta_transfer.frozen_source import FrozenSource
 from delta_transfer.head_inputs import HeadInputs
+from delta_transfer.inputs import groups_of
 from delta_transfer.penalties import L2, L2SP, Delta, Penalty, Step
 from delta_transfer.stages import unwrap
 from delta_transfer.taps import Taps, outside_graphs, resolve_taps
@@ -56,6 +57,8 @@ class Regularizer(nn.Module):
             forward passes, whatever `target.train()` says; `"train"` leaves them alone.
         source_cache: GiB of memory in which the source's features are kept for samples that come
             again just as they were, without augmentation or with few variants of each; 0 for none.
+        source_precision: what the source computes in; `"bfloat16"` is faster where the machine has
+            instructions for it, and rounds. Nothing changes under autocast of your own.
 
     Raises:
         UserError: if a tap or module is unknown, a penalty lacks its source, or source and target
@@ -80,10 +83,15 @@ class Regularizer(nn.Module):
         *,
         batch_norm: Literal["frozen", "train"] = "frozen",
         source_cache: float = 0.0,
+        source_precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         if not 0 <= source_cache < math.inf:
             raise UserError(f"source_cache must be a number of GiB >= 0, got {source_cache}")
+        if source_precision not in ("float32", "bfloat16"):
+            raise UserError(
+                f"source_precision must be 'float32' or 'bfloat16', got {source_precision!r}"
+            )
         if batch_norm not in ("frozen", "train"):
             raise UserError(f"batch_norm must be 'frozen' or 'train', got {batch_norm!r}")
         # In a tuple, so that they are no submodules: penalties are what is moved and saved here.
@@ -104,7 +112,13 @@ class Regularizer(nn.Module):
         self._source = (
             None
             if own is None
-            else FrozenSource(own, taps=taps, heads=list(compared), cache=source_cache)
+            else FrozenSource(
+                own,
+                taps=taps,
+                heads=list(compared),
+                cache=source_cache,
+                precision=source_precision,
+            )
         )
         self._norms: dict[nn.Module, bool] = {}
         self._target_training = False
@@ -158,7 +172,9 @@ class Regularizer(nn.Module):
         Args:
             inputs: what the target was just called with.
             targets: the labels; needed by penalties that look at them.
-            groups: for features that are rows (graph nodes): `[R]`, the sample of each row.
+            groups: for features that are rows (graph nodes): `[R]`, the sample of each row; by
+                default the inputs' own `groups`, if they have any. They are those of every tap that
+                gives so many rows; one that gives a row for each sample is compared by samples.
 
         Returns:
             Each penalty's term by name, and their total: scalars on the target's device.
@@ -186,7 +202,7 @@ class Regularizer(nn.Module):
             logits=self._logits,
             target_features={} if self._taps is None else self._taps.features(),
             source_features=source_features,
-            groups=groups,
+            groups=groups_of(inputs) if groups is None else groups,
             head_inputs=self._heads.inputs(),
             source_head_inputs=source_head_inputs,
         )
@@ -211,6 +227,8 @@ class Regularizer(nn.Module):
 
     def calibrate(self, loader: Iterable[Any]) -> None:
         """Measures the source's feature variance at the taps of each `Delta` without attention.
+
+        Of features that are rows (graph nodes), over all rows: large samples count for more.
 
         Args:
             loader: batches of training data without augmentation: inputs, or tuples that begin with

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,8 @@ def train_prepared(
     )
     check_task(config, prepared.task)
     check_classifier(tuning.method, prepared.backbone.classifier, config.model)
-    with locked(folder):
+    with ExitStack() as held:
+        from_main(lambda: held.enter_context(locked(folder)))
         from_main(lambda: make_folder(folder, overwrite=config.overwrite, resume=config.resume))
         spent = Spent(folder, started=started, memory=memory, resume=config.resume)
         if is_main():

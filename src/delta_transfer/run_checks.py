@@ -28,7 +28,7 @@ _WEIGHING = ["attention_temperature", "attention_clip", "attention_floor"]
 _TRAINING = [
     *("epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"),
     *("class_weights", "label_smoothing", "patience"),
-    *("clip", "ema", "layer_decay", "precision", "augment", "mixup", "cutmix"),
+    *("accumulate", "clip", "ema", "layer_decay", "precision", "augment", "mixup", "cutmix"),
 ]
 
 # What several processes cannot do together, and its value without.
@@ -144,6 +144,23 @@ def for_several(config: TrainConfig) -> TrainConfig:
             f"--batch-size {config.batch_size} is that of all processes together and must be a "
             f"multiple of them: there are {count}"
         )
+    if method_of(config).trains:
+        _check_shared(config, count)
+    if config.out is None or config.overwrite:
+        raise UserError(
+            f"{'--overwrite' if config.overwrite else 'no --out'}: processes that may be started "
+            "again need a folder by which they find the run; give --out, one that is not in use"
+        )
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return dataclasses.replace(config, resume=config.resume or again)
+
+
+def _check_shared(config: TrainConfig, count: int) -> None:
+    """Checks that several processes can train as the options say.
+
+    Raises:
+        UserError: if they cannot.
+    """
     method = method_of(config)
     if "train" in (config.batch_norm, method.batch_norm):
         raise UserError(
@@ -162,13 +179,6 @@ def for_several(config: TrainConfig) -> TrainConfig:
                 f"--{name.replace('_', '-')} {getattr(config, name)}: {count} processes share each "
                 f"batch, which this needs as a whole: leave it out, or use one device"
             )
-    if config.out is None or config.overwrite:
-        raise UserError(
-            f"{'--overwrite' if config.overwrite else 'no --out'}: processes that may be started "
-            "again need a folder by which they find the run; give --out, one that is not in use"
-        )
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return dataclasses.replace(config, resume=config.resume or again)
 
 
 def count_processes(config: TrainConfig) -> int:

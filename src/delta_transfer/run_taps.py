@@ -8,6 +8,7 @@ from delta_transfer.backbones import Backbone
 from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.inputs import Inputs
 from delta_transfer.stages import auto_taps
 from delta_transfer.taps import Taps, resolve_taps
 
@@ -25,7 +26,7 @@ def choose_taps(config: TrainConfig, backbone: Backbone, source: nn.Module) -> t
     """
     taps = resolve_taps(source, _tap_names(config, backbone, source))
     _check_taps(taps, backbone.head)
-    _try_taps(source, taps, backbone.input.size)
+    _try_taps(source, taps, backbone.input.example())
     return taps
 
 
@@ -40,8 +41,7 @@ def _tap_names(config: TrainConfig, backbone: Backbone, source: nn.Module) -> li
         return names
     if config.official:
         return list(official_taps(backbone.architecture or config.model))
-    size = backbone.input.size
-    return list(auto_taps(source, example=torch.zeros(1, 3, size, size)))
+    return list(auto_taps(source, example=backbone.input.example()))
 
 
 def _check_taps(taps: tuple[str, ...], head: str) -> None:
@@ -55,12 +55,11 @@ def _check_taps(taps: tuple[str, ...], head: str) -> None:
         )
 
 
-def _try_taps(source: nn.Module, taps: tuple[str, ...], size: int) -> None:
+def _try_taps(source: nn.Module, taps: tuple[str, ...], example: Inputs) -> None:
     """Raises UserError where a tap is not called, called twice or gives no tensor."""
-    picture = torch.zeros(1, 3, size, size, device=device_of(source))
     try:
         with Taps(source, taps) as recorder, evaluating(source), torch.no_grad():
-            source(picture)
+            source(example.to(device_of(source)))
             missing = [tap for tap in taps if tap not in recorder.channel_dims]
             if missing:
                 raise UserError(

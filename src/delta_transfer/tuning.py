@@ -109,7 +109,7 @@ def plan_fit(prepared: Prepared, tuning: Tuning, folder: Path, stop_after: int |
         saving=Saving(minutes=config.checkpoint_minutes, steps=config.checkpoint_steps),
         saved=tuning.saved,
         resume=config.resume,
-        identity=_identity(prepared),
+        identity=identity(prepared),
         accelerator=prepared.device.type,
         loggers=config.logger_names,
     )
@@ -128,7 +128,7 @@ def loss_of(prepared: Prepared, tuning: Tuning) -> Callable[[Tensor, Tensor], Te
     return task_loss(tuning.config, task.objective, labels, num_classes=classes)
 
 
-def _identity(prepared: Prepared) -> str:
+def identity(prepared: Prepared) -> str:
     """Of the pictures, their splits and the pretrained weights."""
     task = prepared.task
     rows = [
@@ -184,8 +184,8 @@ def _scales(prepared: Prepared, config: TrainConfig, network: nn.Module) -> dict
     """What layers learn at, as shares of the learning rate; nothing if all learn alike."""
     if config.layer_decay == 1:
         return {}
-    side, head = prepared.backbone.input.size, prepared.backbone.head
-    example = torch.zeros(1, 3, side, side, device=prepared.device)
+    head = prepared.backbone.head
+    example = prepared.backbone.input.example().to(prepared.device)
     return layer_scales(network, head=head, factor=config.layer_decay, example=example)
 
 

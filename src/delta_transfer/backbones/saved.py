@@ -1,4 +1,4 @@
-"""The model folder of a run: weights and a config; timm reads it without this package."""
+"""The model folder of a run: weights and a config; timm reads its own without this package."""
 
 import dataclasses
 import json
@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from delta_transfer.backbones.base import Backbone, InputSpec, brief, own_tensors
+from delta_transfer.backbones.base import Backbone, GraphSpec, InputSpec, brief, own_tensors
 from delta_transfer.backbones.custom import wrap_network
+from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.hub_models import check_args
 from delta_transfer.backbones.timm_models import build_timm
 from delta_transfer.backbones.torchvision_models import load_torchvision
@@ -46,7 +47,6 @@ def save_model(
     # Copies, for tensors that share memory cannot be saved.
     state = {name: t.cpu().contiguous().clone() for name, t in own_tensors(network).items()}
     write_atomically(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
-    spec = backbone.input
     config = {
         "architecture": backbone.architecture,
         "num_classes": len(classes),
@@ -54,11 +54,7 @@ def save_model(
         "objective": to_dict(objective),
         "model_args": dict(backbone.model_args),
         "pretrained_cfg": {
-            "input_size": [3, spec.size, spec.size],
-            "crop_pct": spec.crop_pct,
-            "interpolation": spec.interpolation,
-            "mean": list(spec.mean),
-            "std": list(spec.std),
+            **_describe(backbone.input),
             "num_classes": len(classes),
             "classifier": backbone.head,
         },
@@ -96,6 +92,8 @@ def load_model(
         spec = _input_spec(config["pretrained_cfg"])
         if network is None:
             backbone = _build(folder, config, spec, len(classes))
+        elif isinstance(spec, GraphSpec):
+            raise ValueError("it is for graphs")
         else:
             head = config["pretrained_cfg"]["classifier"]
             backbone = wrap_network(network, num_outputs=len(classes), head=head, input=spec)
@@ -141,8 +139,14 @@ def _check_network(folder: Path, architecture: object, network: nn.Module | None
         raise UserError(f"the model in {folder} is a {architecture}: leave network out")
 
 
-def _build(folder: Path, config: Mapping[str, Any], spec: InputSpec, num_outputs: int) -> Backbone:
+def _build(
+    folder: Path, config: Mapping[str, Any], spec: InputSpec | GraphSpec, num_outputs: int
+) -> Backbone:
     architecture = config["architecture"]
+    if isinstance(spec, GraphSpec):
+        return load_graph_backbone(
+            architecture, num_outputs=num_outputs, spec=spec, pretrained=False
+        )
     if architecture.startswith(_TORCHVISION):
         return load_torchvision(
             architecture.removeprefix(_TORCHVISION),
@@ -162,7 +166,22 @@ def _build(folder: Path, config: Mapping[str, Any], spec: InputSpec, num_outputs
     )
 
 
-def _input_spec(config: Mapping[str, Any]) -> InputSpec:
+def _describe(spec: InputSpec | GraphSpec) -> dict[str, Any]:
+    """By timm's names, where there are such."""
+    if isinstance(spec, GraphSpec):
+        return dataclasses.asdict(spec)
+    return {
+        "input_size": [3, spec.size, spec.size],
+        "crop_pct": spec.crop_pct,
+        "interpolation": spec.interpolation,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }
+
+
+def _input_spec(config: Mapping[str, Any]) -> InputSpec | GraphSpec:
+    if "node_features" in config:
+        return GraphSpec(node_features=config["node_features"], columns=config["columns"])
     return InputSpec(
         size=config["input_size"][-1],
         crop_pct=config["crop_pct"],

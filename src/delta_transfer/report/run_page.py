@@ -15,6 +15,7 @@ from delta_transfer.report.run_files import (
     read_drift,
     read_examples,
     read_metrics,
+    read_molecules,
     read_predictions,
     read_result,
 )
@@ -74,6 +75,7 @@ def write_run_report(folder: Path) -> Path:
             "columns": columns,
             "mistakes": [example for example in examples if not example.prediction.right],
             "right": [example for example in examples if example.prediction.right],
+            "molecules": read_molecules(folder),
             "config": {name: [value] for name, value in config.items()},
         },
     )

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.borrow import device_of, evaluating
+from delta_transfer.inputs import Inputs
 from delta_transfer.objective import Objective
 
 Beside = TypeVar("Beside")
 
 
 def iterate_answers(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Beside]], objective: Objective
+    network: nn.Module, batches: Iterable[tuple[Inputs, Beside]], objective: Objective
 ) -> Iterator[tuple[Tensor, Beside]]:
     """The answers to one batch after the other, in eval mode.
 
@@ -32,13 +33,13 @@ def iterate_answers(
             if not len(inputs):
                 continue
             with torch.no_grad():  # not around yield: the caller's grad mode is its own
-                logits = network(inputs.to(device, non_blocking=True))
+                logits = network(inputs.to(device))
                 answers = objective.answers(logits.float()).cpu()
             yield answers, beside
 
 
 def predict_answers(
-    network: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], objective: Objective
+    network: nn.Module, loader: Iterable[tuple[Inputs, Tensor]], objective: Objective
 ) -> Tensor:
     """The answers to everything in a loader, in eval mode.
 

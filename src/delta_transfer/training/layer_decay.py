@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from delta_transfer.errors import UserError
 from delta_transfer.stages import auto_taps
 
 
-def layer_scales(
-    network: nn.Module, *, head: str, factor: float, example: Tensor
-) -> dict[str, float]:
+def layer_scales(network: nn.Module, *, head: str, factor: float, example: Any) -> dict[str, float]:
     """The share of the learning rate that each parameter of the backbone learns at.
 
     `factor ** n`, n layers below the head (as in BEiT, Bao et al., ICLR 2022,
@@ -22,7 +20,7 @@ def layer_scales(
         network: the target.
         head: the name of its head, which is the first layer and has a rate of its own.
         factor: above 0, at most 1.
-        example: a picture `[1, 3, H, W]` that the network takes, on its device.
+        example: what the network takes, such as a picture `[1, 3, H, W]`, on its device.
 
     Returns:
         Parameter name -> share; the head's are left out.
@@ -46,7 +44,7 @@ def _of_timm(network: nn.Module, matcher: Callable[..., Any]) -> dict[str, int]:
     return found
 
 
-def _of_stages(network: nn.Module, example: Tensor) -> dict[str, int]:
+def _of_stages(network: nn.Module, example: Any) -> dict[str, int]:
     """Layers from 0; what comes after the last stage belongs to it."""
     try:
         stages = auto_taps(network, example=example)
