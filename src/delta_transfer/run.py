@@ -29,7 +29,7 @@ from delta_transfer.folder_lock import locked
 from delta_transfer.learning_rate import settle
 from delta_transfer.loaders import evaluation_loader
 from delta_transfer.machine import describe, versions
-from delta_transfer.methods import check_classifier
+from delta_transfer.methods import check_classifier, check_kind
 from delta_transfer.outputs import write_examples, write_predictions
 from delta_transfer.peak_memory import PeakMemory
 from delta_transfer.prepare import Prepared, prepare
@@ -128,6 +128,7 @@ def train_prepared(
         epochs=config.count_epochs(len(prepared.task.train)),
         attention=given_attention(prepared, config),
     )
+    check_kind(tuning.method, prepared.task.kind, prepared.task.name)
     check_classifier(tuning.method, prepared.backbone.classifier, config.model)
     with locked(folder):
         from_main(lambda: make_folder(folder, overwrite=config.overwrite, resume=config.resume))
