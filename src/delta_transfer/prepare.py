@@ -6,36 +6,74 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.attention.official import official_size
+from delta_transfer import prepare_graphs, prepare_pictures
 from delta_transfer.backbones import (
     Backbone,
     InputSpec,
-    load_backbone,
     replace_module,
-    wrap_network,
 )
 from delta_transfer.borrow import deterministic
 from delta_transfer.channel_attention import weights_fingerprint
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Split, Task, load_task
-from delta_transfer.data.check import CheckedPictures, check_pictures
-from delta_transfer.data.keeping import GIB, Keeper
+from delta_transfer.data import MoleculeOptions, Split, Task, load_task
+from delta_transfer.data.check import CheckedPictures
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.devices import find_device, place
 from delta_transfer.distributed import first_on_each_node, from_main, in_shares
 from delta_transfer.errors import UserError
 from delta_transfer.files import fingerprint
-from delta_transfer.loaders import count_workers, needed_resizes, plain_loader
+from delta_transfer.loaders import plain_loader
+from delta_transfer.objective import Classes
 from delta_transfer.probe import LinearProbe, collect_features, fit_probe
 from delta_transfer.run_taps import choose_taps
+from delta_transfer.task_loss import check_options
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a run does otherwise for one kind of samples than for another.
+
+    Args:
+        load_network: the pretrained network with a new head, drawn by torch's random state; of
+            options, task, a network of the user's own and how its inputs are prepared.
+        look: looks at every sample, of options, task and `Backbone.input`.
+        preprocessing: how samples are prepared where nothing is augmented, as JSON.
+        advise: lines on networks that suit the device better.
+        mirrors: whether the probe learns from mirror images too.
+    """
+
+    load_network: Callable[[TrainConfig, Task, nn.Module | None, Any], Backbone]
+    look: Callable[[TrainConfig, Task, Any], CheckedPictures]
+    preprocessing: Callable[[Any, TrainConfig], dict[str, Any]]
+    advise: Callable[[TrainConfig, torch.device], tuple[str, ...]]
+    mirrors: bool
+
+
+KINDS = {
+    "pictures": Kind(
+        load_network=prepare_pictures.load_network,
+        look=prepare_pictures.look,
+        preprocessing=prepare_pictures.preprocessing,
+        advise=prepare_pictures.advise,
+        mirrors=True,
+    ),
+    "graphs": Kind(
+        load_network=prepare_graphs.load_network,
+        look=prepare_graphs.look,
+        preprocessing=prepare_graphs.preprocessing,
+        advise=prepare_graphs.advise,
+        mirrors=False,
+    ),
+}
+"""By `Task.kind`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,10 +87,10 @@ class Prepared:
         taps: the modules that are tapped, by `--taps`.
         device: where it all runs.
         features: split -> what the head sees of each picture `[N, V, F]`, the first of V views
-            being the picture itself and the second its mirror image; and labels `[N]`.
+            being the picture itself and the second its mirror image; and targets.
         probe_seed: draws the folds by which strengths of probes are chosen.
         probe: the linear probe.
-        probe_probabilities: of the validation and the test split (None without one), `[N, K]`.
+        probe_answers: to the validation and the test split (None without one), `[N, K]`.
         probe_seconds: how long the probe took to fit.
         description: what was logged of the pictures and the network, line by line.
         digests: a hash of each picture, by its path.
@@ -69,7 +107,7 @@ class Prepared:
     features: dict[str, tuple[Tensor, Tensor]]
     probe_seed: int
     probe: LinearProbe
-    probe_probabilities: dict[str, Tensor | None]
+    probe_answers: dict[str, Tensor | None]
     probe_seconds: float
     description: tuple[str, ...]
     digests: Mapping[str, str]
@@ -77,14 +115,14 @@ class Prepared:
     preprocessing: dict[str, Any]
 
     @property
-    def probe_accuracies(self) -> dict[str, float | None]:
-        """Of the validation and the test split (None without one), in fractions."""
+    def probe_scores(self) -> dict[str, float | None]:
+        """By the objective's measure, of the validation and the test split (None without one)."""
         found: dict[str, float | None] = {"test": None}
+        objective = self.task.objective
         for name, split in (("val", self.task.val), ("test", self.task.test)):
-            probabilities = self.probe_probabilities[name]
-            if split is not None and probabilities is not None:
-                right = probabilities.argmax(dim=1) == torch.tensor(split.labels)
-                found[name] = float(right.double().mean())
+            answers = self.probe_answers[name]
+            if split is not None and answers is not None:
+                found[name] = objective.score(answers, split.targets, objective.measure.name)
         return found
 
     @functools.cached_property
@@ -95,11 +133,7 @@ class Prepared:
     @functools.cached_property
     def raw_probe(self) -> LinearProbe:
         """The probe on features that keep their scales, from which DELTA's head starts."""
-        rows, labels = self.features["train"]
-        outputs, seed = len(self.task.classes), self.probe_seed
-        return from_main(
-            lambda: fit_probe(rows, labels, num_outputs=outputs, seed=seed, standardize=False)
-        )
+        return _fit_head(self.task, self.features, seed=self.probe_seed, standardize=False)
 
 
 def prepare(
@@ -124,30 +158,32 @@ def prepare(
             "--refit always is ignored: %s has its own validation split, which is never trained on",
             task.name,
         )
-    with first_on_each_node():
-        backbone = _load_backbone(config, task, network, spec)
+    kind = KINDS[task.kind]
+    with first_on_each_node(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(config.seed, "head"))
+        backbone = kind.load_network(config, task, network, spec)
     source = copy.deepcopy(backbone.module)
     replace_module(source, backbone.head, nn.Identity())
     taps = choose_taps(config, backbone, source)
     place(source, device)
     found = task
-    checked = from_main(lambda: _look(config, found, backbone.input))
+    checked = from_main(lambda: kind.look(config, found, backbone.input))
     task = checked.task
     _check_splits(config, task)  # again, now that unreadable pictures are left out
-    description = _describe(config, task, backbone, device)
+    description = (*_describe(config, task, backbone, device), *kind.advise(config, device))
     for line in description:
         logger.info("%s", line)
     for warning in checked.warnings:
         logger.warning("%s", warning)
     with deterministic(config.deterministic):
         features = {
-            name: _features(source, split, backbone, config, mirror=name != "test")
+            name: _features(source, split, backbone, config, mirror=kind.mirrors and name != "test")
             for name, split in (("train", task.train), ("val", task.val), ("test", task.test))
             if split is not None
         }
     started = time.perf_counter()
     small = config.seed % 2**32  # scikit-learn, which draws the folds, takes no larger one
-    probe, probabilities = _fit_probe(task, features, seed=small)
+    probe, answers = _fit_probe(task, features, seed=small)
     return Prepared(
         task=task,
         backbone=backbone,
@@ -157,24 +193,13 @@ def prepare(
         features=features,
         probe_seed=small,
         probe=probe,
-        probe_probabilities=probabilities,
+        probe_answers=answers,
         probe_seconds=time.perf_counter() - started,
         description=(*description, *(f"warning: {warning}" for warning in checked.warnings)),
         digests=checked.digests,
         data=_fingerprint(task, checked.digests),
-        preprocessing=_preprocessing(backbone.input, preset=config.preset),
+        preprocessing=kind.preprocessing(backbone.input, config),
     )
-
-
-def _look(config: TrainConfig, task: Task, spec: InputSpec) -> CheckedPictures:
-    """Looks at every picture, and keeps it resized unless it is not to be."""
-    threads = count_workers(config.workers) or None
-    if config.picture_cache == 0:
-        return check_pictures(task, threads=threads)
-    limit = None if config.picture_cache is None else int(config.picture_cache * GIB)
-    wanted = needed_resizes(spec, config, val_drawn=task.val_drawn)
-    with Keeper(wanted, limit=limit) as keeper:
-        return check_pictures(task, threads=threads, keeper=keeper)
 
 
 def find_task(config: TrainConfig) -> Task:
@@ -183,13 +208,25 @@ def find_task(config: TrainConfig) -> Task:
     Raises:
         UserError: if the data is not as it must be.
     """
-    return load_task(
+    task = load_task(
         config.data,
         seed=config.seed,
         val_fraction=config.val_fraction,
         test_split=config.test_split,
         samples_per_class=config.samples_per_class,
         data_root=config.data_root,
+        molecules=molecule_options(config),
+    )
+    check_options(config, task.objective, name=task.name)
+    return task
+
+
+def molecule_options(config: TrainConfig) -> MoleculeOptions:
+    """What the options of a run say of molecules."""
+    return MoleculeOptions(
+        smiles_column=config.smiles_column,
+        label_columns=config.label_columns,
+        split=config.split,
     )
 
 
@@ -211,9 +248,9 @@ def regroup(prepared: Prepared, *, train: Sequence[int], val: Sequence[int]) -> 
         "val": (rows[list(val)], labels[list(val)]),
     }
     task = dataclasses.replace(task, train=everything.subset(train), val=everything.subset(val))
-    probe, probabilities = _fit_probe(task, features, seed=prepared.probe_seed)
+    probe, answers = _fit_probe(task, features, seed=prepared.probe_seed)
     return dataclasses.replace(
-        prepared, task=task, features=features, probe=probe, probe_probabilities=probabilities
+        prepared, task=task, features=features, probe=probe, probe_answers=answers
     )
 
 
@@ -237,74 +274,51 @@ def _check_splits(config: TrainConfig, task: Task) -> None:
             f"--folds {config.folds}: {task.name} has its own validation split, on which the epoch "
             "is chosen; leave the option out, or move the validation pictures to the training ones"
         )
-    most = max(Counter(pool(task).labels).values()) if config.folds else 0
+    most = max(Counter(pool(task).class_indices).values()) if config.folds else 0
     if config.folds > most:
+        whose = "the largest class has" if isinstance(task.objective, Classes) else "there are"
         raise UserError(
-            f"--folds {config.folds}: the largest class has only {most} pictures to learn from; "
+            f"--folds {config.folds}: {whose} only {most} pictures to learn from; "
             f"give {most} or fewer"
         )
-
-
-def _load_backbone(
-    config: TrainConfig, task: Task, network: nn.Module | None, spec: InputSpec | None
-) -> Backbone:
-    outputs, size = len(task.classes), config.image_size
-    official = config.official
-    if official and size is None:
-        size = official_size(config.model)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(config.seed, "head"))
-        if network is None:
-            backbone = load_backbone(
-                config.model, num_outputs=outputs, image_size=size, weights=config.weights
-            )
-        else:
-            backbone = wrap_network(
-                network,
-                num_outputs=outputs,
-                image_size=size,
-                input=spec,
-                weights=config.weights,
-            )
-    if not official:
-        return backbone
-    whole = dataclasses.replace(backbone.input, crop_pct=1.0, interpolation="bilinear")
-    return dataclasses.replace(backbone, input=whole)
 
 
 def _fit_probe(
     task: Task, features: dict[str, tuple[Tensor, Tensor]], *, seed: int
 ) -> tuple[LinearProbe, dict[str, Tensor | None]]:
-    """The probe, and its probabilities of the validation and the test split."""
-    rows, labels = features["train"]
-    probe = from_main(lambda: fit_probe(rows, labels, num_outputs=len(task.classes), seed=seed))
+    """The probe, and its answers to the validation and the test split."""
+    probe = _fit_head(task, features, seed=seed, standardize=True)
     return probe, {
-        name: torch.softmax(probe(features[name][0][:, 0]), dim=1) if name in features else None
+        name: task.objective.answers(probe(features[name][0][:, 0])) if name in features else None
         for name in ("val", "test")
     }
 
 
+def _fit_head(
+    task: Task, features: dict[str, tuple[Tensor, Tensor]], *, seed: int, standardize: bool
+) -> LinearProbe:
+    rows, targets = features["train"]
+    return from_main(
+        lambda: fit_probe(
+            rows,
+            targets,
+            num_outputs=len(task.classes),
+            loss=task.objective.loss,
+            seed=seed,
+            standardize=standardize,
+        )
+    )
+
+
 def _fingerprint(task: Task, digests: Mapping[str, str]) -> str:
-    """Of the pictures that attention may be measured on, with their classes, in any order."""
+    """Of the pictures that attention may be measured on, with their labels, in any order."""
     splits = [task.train, task.val] if task.val_drawn else [task.train]
     pictures = sorted(
-        f"{digests[path]} {task.classes[label]}\n"
+        f"{digests[path]} {task.describe(label)}\n"
         for split in splits
         for path, label in zip(split.paths, split.labels, strict=True)
     )
     return fingerprint(picture.encode() for picture in pictures)
-
-
-def _preprocessing(spec: InputSpec, *, preset: str) -> dict[str, Any]:
-    """By the names of the options, where there are such; the preset has transforms of its own."""
-    return {
-        "image_size": spec.size,
-        "crop_pct": spec.crop_pct,
-        "mean": list(spec.mean),
-        "std": list(spec.std),
-        "interpolation": spec.interpolation,
-        "preset": preset,
-    }
 
 
 def _features(
@@ -322,17 +336,11 @@ def _describe(
     config: TrainConfig, task: Task, backbone: Backbone, device: torch.device
 ) -> tuple[str, ...]:
     test = "no" if task.test is None else len(task.test)
+    outputs = f"{len(task.classes)} {task.objective.outputs}"
     return (
-        f"data     {task.name}: {len(task.classes)} classes, {len(task.train)} training, "
+        f"data     {task.name}: {outputs}, {len(task.train)} training, "
         f"{len(task.val)} validation, {test} test pictures",
         *(f"         {note}" for note in task.notes),
         f"model    {config.model}, on {device}",
         *(f"         {note}" for note in backbone.notes),
-        *_larger(config, device),
     )
-
-
-def _larger(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
-    if device.type == "cpu" or config.model != TrainConfig.model:
-        return ()
-    return ("         on this device larger ones are fast too, such as --model convnext_tiny",)

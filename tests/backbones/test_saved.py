@@ -14,10 +14,16 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.transforms import functional as F
 
-from delta_transfer.backbones import load_backbone, wrap_network
+from delta_transfer.backbones import (
+    GraphSpec,
+    load_backbone,
+    load_graph_backbone,
+    wrap_network,
+)
 from delta_transfer.backbones.saved import load_model, save_model
 from delta_transfer.errors import UserError
 from delta_transfer.predict import Predictor
+from tests.backbones.graph_inputs import molecules
 from tests.networks import conv_net
 from tests.runs import CLASSES
 
@@ -301,3 +307,28 @@ def test_a_start_from_weights_leaves_no_trace_in_the_model_folder(tmp_path):
         save_model(tmp_path / name, backbone, plain.module, classes=CLASSES)
     configs = [(tmp_path / name / "config.json").read_bytes() for name in ("plain", "started")]
     assert configs[0] == configs[1]
+
+
+def test_a_network_for_graphs_comes_back(tmp_path):
+    backbone = load_graph_backbone(
+        "pretrain-gnns/graphsage", num_outputs=2, spec=GraphSpec(), pretrained=False
+    )
+    network = backbone.module
+    network(molecules(9, 8, 7))  # in train mode, which changes batch-norm statistics
+    save_model(tmp_path, backbone, network, classes=["no", "yes"])
+    loaded, classes = load_model(tmp_path)
+    assert (loaded.input, loaded.head, classes) == (GraphSpec(), "head", ("no", "yes"))
+    assert loaded.architecture == "pretrain-gnns/graphsage"
+    graphs = molecules(4, 3)
+    assert torch.equal(loaded.module.eval()(graphs), network.eval()(graphs))
+
+
+def test_a_damaged_network_for_graphs_is_told_of(tmp_path):
+    backbone = load_graph_backbone(
+        "pretrain-gnns/gcn", num_outputs=2, spec=GraphSpec(), pretrained=False
+    )
+    save_model(tmp_path, backbone, backbone.module, classes=["no", "yes"])
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace("/gcn", "/gin"))
+    with pytest.raises(UserError, match="is damaged"):
+        load_model(tmp_path)

@@ -4,8 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from delta_transfer.backbones.base import Backbone, InputSpec, replace_module
+from delta_transfer.backbones.base import (
+    Backbone,
+    GraphSpec,
+    InputSpec,
+    replace_module,
+)
 from delta_transfer.backbones.custom import wrap_network
+from delta_transfer.backbones.graph_models import GRAPH_LIBRARIES, load_graph_backbone
 from delta_transfer.backbones.hub_models import load_folder, load_hub
 from delta_transfer.backbones.pypi_models import load_pypi
 from delta_transfer.backbones.timm_models import load_timm
@@ -14,10 +20,14 @@ from delta_transfer.backbones.weights import load_weights
 from delta_transfer.errors import UserError
 
 __all__ = [
+    "GRAPH_LIBRARIES",
     "LIBRARIES",
     "Backbone",
+    "GraphSpec",
     "InputSpec",
     "load_backbone",
+    "load_blank",
+    "load_graph_backbone",
     "replace_module",
     "wrap_network",
 ]
@@ -72,10 +82,32 @@ def load_backbone(
     return dataclasses.replace(backbone, notes=(*backbone.notes, note))
 
 
+def load_blank(name: str, *, image_size: int | None = None) -> Backbone:
+    """A network for pictures or graphs with random weights and two outputs, to look at.
+
+    Args:
+        name: of the network.
+        image_size: as of `load_backbone`; there is none for graphs.
+
+    Raises:
+        UserError: if there is no such network, or it is for graphs and a size is given.
+    """
+    if not name.startswith(tuple(GRAPH_LIBRARIES)):
+        return load_backbone(name, num_outputs=2, image_size=image_size, pretrained=False)
+    if image_size is not None:
+        raise UserError(f"--image-size: model {name!r} is for graphs, leave the size out")
+    return load_graph_backbone(name, num_outputs=2, spec=GraphSpec(), pretrained=False)
+
+
 def _find_loader(name: str) -> tuple[Callable[..., Backbone], str]:
     for beginning, loader in LIBRARIES.items():
         if name.startswith(beginning):
             return loader, name.removeprefix(beginning)
+    if name.startswith(tuple(GRAPH_LIBRARIES)):
+        raise UserError(
+            f"model {name!r} is for graphs, and these are pictures: give a network for pictures, "
+            "such as pypi/efficientnet_lite0"
+        )
     if "/" in name or ":" in name:
         raise UserError(
             f"unknown model {name!r}: it must begin with one of {', '.join(LIBRARIES)}; a network "

@@ -3,7 +3,7 @@
 import dataclasses
 import textwrap
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,93 @@ class InputSpec:
         return torch.zeros(1, 3, self.size, self.size)
 
 
+class GraphInputs(Protocol):
+    """Graphs side by side, as one large graph of which none is joined to another."""
+
+    @property
+    def x(self) -> Tensor:
+        """What is known of each node, `[R, F]`."""
+        ...  # pragma: no cover
+
+    @property
+    def edge_index(self) -> Tensor:
+        """From which node to which each edge leads, `[2, E]`."""
+        ...  # pragma: no cover
+
+    @property
+    def edge_attr(self) -> Tensor | None:
+        """What is known of each edge, `[E, A]`; None for nothing."""
+        ...  # pragma: no cover
+
+    @property
+    def groups(self) -> Tensor:
+        """The graph of each node, `[R]`, ascending."""
+        ...  # pragma: no cover
+
+    def __len__(self) -> int:
+        """How many graphs there are."""
+        ...  # pragma: no cover
+
+    def __getitem__(self, which: slice, /) -> Self:
+        """The graphs of a slice."""
+        ...  # pragma: no cover
+
+    def to(self, device: torch.device, /) -> Self:
+        """The graphs on a device."""
+        ...  # pragma: no cover
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _BlankGraph:
+    """One graph of two nodes that are joined and of which nothing is known; see `GraphInputs`."""
+
+    x: Tensor
+    edge_index: Tensor
+    edge_attr: Tensor | None
+    groups: Tensor
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, which: slice) -> Self:
+        return self
+
+    def to(self, device: torch.device) -> Self:
+        """The graph on a device."""
+        return dataclasses.replace(
+            self,
+            x=self.x.to(device),
+            edge_index=self.edge_index.to(device),
+            edge_attr=None if self.edge_attr is None else self.edge_attr.to(device),
+            groups=self.groups.to(device),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """What is known of the nodes of the graphs that a network is given.
+
+    Args:
+        node_features: `"atoms"`, a node's atomic number - 1 and chirality, with a bond's type and
+            direction for each edge, as integers ([Hu et al.
+            2020](https://arxiv.org/abs/1905.12265)); or `"numbers"`, columns of floats.
+        columns: how many of them a node has.
+    """
+
+    node_features: Literal["atoms", "numbers"] = "atoms"
+    columns: int = 2
+
+    def example(self) -> GraphInputs:
+        """What the network takes, with one sample in it: a graph of two nodes, all zeros."""
+        atoms = self.node_features == "atoms"
+        return _BlankGraph(
+            x=torch.zeros(2, self.columns, dtype=torch.long if atoms else torch.float32),
+            edge_index=torch.tensor([[0, 1], [1, 0]]),
+            edge_attr=torch.zeros(2, 2, dtype=torch.long) if atoms else None,
+            groups=torch.zeros(2, dtype=torch.long),
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Backbone:
     """A pretrained network with a fresh head.
@@ -59,9 +146,9 @@ class Backbone:
     Args:
         module: the network; its head is a new `nn.Linear` with the task's outputs.
         head: the name of the head.
-        input: how pictures are prepared.
-        architecture: the name by which `timm.create_model` makes it, `torchvision/NAME`, or None
-            for a module that was given in Python.
+        input: how pictures are prepared, or what the graphs are.
+        architecture: the name by which `timm.create_model` makes it, `torchvision/NAME`, the name
+            of a network for graphs, or None for a module that was given in Python.
         model_args: what else `timm.create_model` needs.
         notes: sentences worth telling the user, such as what a file of weights lacked.
         classifier: what the head was in pretraining, with the source's classes as outputs; None
@@ -70,7 +157,7 @@ class Backbone:
 
     module: nn.Module
     head: str
-    input: InputSpec
+    input: InputSpec | GraphSpec
     architecture: str | None
     model_args: Mapping[str, Any]
     notes: tuple[str, ...] = ()

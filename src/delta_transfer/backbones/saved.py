@@ -1,4 +1,4 @@
-"""The model folder of a run: weights and a config; timm reads it without this package."""
+"""The model folder of a run: weights and a config; timm reads its own without this package."""
 
 import dataclasses
 import json
@@ -10,21 +10,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from delta_transfer.backbones.base import Backbone, InputSpec, brief, own_tensors
+from delta_transfer.backbones.base import Backbone, GraphSpec, InputSpec, brief, own_tensors
 from delta_transfer.backbones.custom import wrap_network
+from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.hub_models import check_args
 from delta_transfer.backbones.timm_models import build_timm
 from delta_transfer.backbones.torchvision_models import load_torchvision
 from delta_transfer.backbones.weights import fill
 from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
+from delta_transfer.objective import CLASSES, Objective, from_dict, to_dict
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _TORCHVISION = "torchvision/"
 
 
 def save_model(
-    folder: Path, backbone: Backbone, network: nn.Module, *, classes: Sequence[str]
+    folder: Path,
+    backbone: Backbone,
+    network: nn.Module,
+    *,
+    classes: Sequence[str],
+    objective: Objective = CLASSES,
 ) -> None:
     """Writes `model.safetensors` and `config.json`, for timm's networks as its `local-dir:`.
 
@@ -35,22 +42,19 @@ def save_model(
         backbone: what the network is.
         network: its trained weights.
         classes: the names of the outputs.
+        objective: what they mean.
     """
     # Copies, for tensors that share memory cannot be saved.
     state = {name: t.cpu().contiguous().clone() for name, t in own_tensors(network).items()}
     write_atomically(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
-    spec = backbone.input
     config = {
         "architecture": backbone.architecture,
         "num_classes": len(classes),
         "label_names": list(classes),
+        "objective": to_dict(objective),
         "model_args": dict(backbone.model_args),
         "pretrained_cfg": {
-            "input_size": [3, spec.size, spec.size],
-            "crop_pct": spec.crop_pct,
-            "interpolation": spec.interpolation,
-            "mean": list(spec.mean),
-            "std": list(spec.std),
+            **_describe(backbone.input),
             "num_classes": len(classes),
             "classifier": backbone.head,
         },
@@ -88,6 +92,8 @@ def load_model(
         spec = _input_spec(config["pretrained_cfg"])
         if network is None:
             backbone = _build(folder, config, spec, len(classes))
+        elif isinstance(spec, GraphSpec):
+            raise ValueError("it is for graphs")
         else:
             head = config["pretrained_cfg"]["classifier"]
             backbone = wrap_network(network, num_outputs=len(classes), head=head, input=spec)
@@ -99,6 +105,19 @@ def load_model(
             f"the model in {folder} does not fit the network that was given: {error}"
         ) from error
     return dataclasses.replace(backbone, input=spec), classes
+
+
+def load_objective(folder: Path) -> Objective:
+    """What the outputs of the network mean that `save_model` wrote; classes if it does not say.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        return from_dict(config.get("objective", to_dict(CLASSES)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, error) from error
 
 
 def _damaged(folder: Path, error: Exception) -> UserError:
@@ -120,8 +139,14 @@ def _check_network(folder: Path, architecture: object, network: nn.Module | None
         raise UserError(f"the model in {folder} is a {architecture}: leave network out")
 
 
-def _build(folder: Path, config: Mapping[str, Any], spec: InputSpec, num_outputs: int) -> Backbone:
+def _build(
+    folder: Path, config: Mapping[str, Any], spec: InputSpec | GraphSpec, num_outputs: int
+) -> Backbone:
     architecture = config["architecture"]
+    if isinstance(spec, GraphSpec):
+        return load_graph_backbone(
+            architecture, num_outputs=num_outputs, spec=spec, pretrained=False
+        )
     if architecture.startswith(_TORCHVISION):
         return load_torchvision(
             architecture.removeprefix(_TORCHVISION),
@@ -141,7 +166,22 @@ def _build(folder: Path, config: Mapping[str, Any], spec: InputSpec, num_outputs
     )
 
 
-def _input_spec(config: Mapping[str, Any]) -> InputSpec:
+def _describe(spec: InputSpec | GraphSpec) -> dict[str, Any]:
+    """By timm's names, where there are such."""
+    if isinstance(spec, GraphSpec):
+        return dataclasses.asdict(spec)
+    return {
+        "input_size": [3, spec.size, spec.size],
+        "crop_pct": spec.crop_pct,
+        "interpolation": spec.interpolation,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }
+
+
+def _input_spec(config: Mapping[str, Any]) -> InputSpec | GraphSpec:
+    if "node_features" in config:
+        return GraphSpec(node_features=config["node_features"], columns=config["columns"])
     return InputSpec(
         size=config["input_size"][-1],
         crop_pct=config["crop_pct"],

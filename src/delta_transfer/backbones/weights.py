@@ -14,11 +14,16 @@ from delta_transfer.errors import UserError, first_few
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 
-# Names as torchvision published them -> as its networks have them now: dense layers, and the MLPs
-# of vision transformers.
+# Names as they were published -> as the networks have them: dense layers and the MLPs of vision
+# transformers in torchvision; the networks on molecules of Hu et al.
 _RENAMED: tuple[tuple[tuple[str, str], ...], ...] = (
     ((r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2"),),
     ((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
+    (
+        (r"\bx_embedding", "embedding.x_embedding"),
+        (r"\bgnns\.", "layers."),
+        (r"\bbatch_norms\.(\d+)\.", r"layers.\1.norm."),
+    ),
 )
 # Of several copies of a network in one file, the average or the one that is trained is wanted.
 _WANTED = re.compile(r"(?:^|[._])(?:ema|teacher|encoder_q|online)(?=[._])")

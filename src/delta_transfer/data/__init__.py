@@ -1,6 +1,7 @@
-"""Data: a name, a folder or a CSV file becomes a Task of train, validation and test pictures."""
+"""Data: a name, a folder or a CSV file becomes a Task of train, validation and test samples."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +10,16 @@ from delta_transfer.data.base import EpochSampler, PictureDataset, ShareSampler,
 from delta_transfer.data.csv_file import load_csv, load_labelled_csv
 from delta_transfer.data.digits import load_sklearn_digits
 from delta_transfer.data.folder import load_folder
+from delta_transfer.data.graph_sources import (
+    MOLECULENET,
+    TU,
+    load_labelled_smiles_csv,
+    load_moleculenet,
+    load_smiles_csv,
+    load_tu,
+)
 from delta_transfer.data.hub_sets import load_hub
+from delta_transfer.data.molecule_options import NOTHING_SAID, MoleculeOptions
 from delta_transfer.data.paths import user_path
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.data.skimage_patches import load_skimage_patches
@@ -21,7 +31,8 @@ from delta_transfer.data.splits import (
 )
 from delta_transfer.data.torchvision_sets import load_torchvision
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.objective import Metric
+from delta_transfer.measures import Metric
+from delta_transfer.objective import Classes
 
 __all__ = [
     "COLLECTIONS",
@@ -29,6 +40,7 @@ __all__ = [
     "Collection",
     "EpochSampler",
     "Metric",
+    "MoleculeOptions",
     "PictureDataset",
     "ShareSampler",
     "Source",
@@ -74,6 +86,8 @@ SOURCES: dict[str, Source] = {
 COLLECTIONS: dict[str, Collection] = {
     "torchvision/": load_torchvision,
     "hf/": load_hub,
+    MOLECULENET: load_moleculenet,
+    TU: load_tu,
 }
 """Where the data sets with these prefixes come from."""
 
@@ -91,12 +105,14 @@ def load_task(
     test_split: str = DEFAULT_TEST_SPLIT,
     samples_per_class: int | None = None,
     data_root: str | None = None,
+    molecules: MoleculeOptions = NOTHING_SAID,
 ) -> Task:
     """The task that a name, a folder or a CSV file stands for.
 
     Args:
         data: a name in `SOURCES`; a prefix in `COLLECTIONS` and a name; a folder
-            `{train,val,test}/<class>/*` or `<class>/*`; a CSV file `path,label[,split]`.
+            `{train,val,test}/<class>/*` or `<class>/*`; a CSV file `path,label[,split]`, or one of
+            SMILES.
         seed: draws the splits that are not given, and the subset.
         val_fraction: the part of the training pictures held out for validation, class by class,
             where there is no validation split.
@@ -106,6 +122,7 @@ def load_task(
             validation split is held out; None for all.
         data_root: where the data sets of `COLLECTIONS` lie or are downloaded to; None for a folder
             in the user's cache.
+        molecules: the columns of a CSV file of SMILES, and how molecules are split.
 
     Returns:
         The task; its notes say what was drawn and what is missing.
@@ -121,10 +138,14 @@ def load_task(
     """
     _check_options(seed=seed, val_fraction=val_fraction, samples_per_class=samples_per_class)
     prefix = next((prefix for prefix in COLLECTIONS if data.startswith(prefix)), None)
+    _check_molecules(data, molecules)
     if data in SOURCES:
         task = SOURCES[data](seed=seed, val_fraction=val_fraction, test_split=test_split)
     elif prefix is not None:
-        task = COLLECTIONS[prefix](
+        collection = COLLECTIONS[prefix]
+        if prefix == MOLECULENET:
+            collection = partial(load_moleculenet, split=molecules.split)
+        task = collection(
             data.removeprefix(prefix),
             seed=seed,
             val_fraction=val_fraction,
@@ -133,6 +154,8 @@ def load_task(
         )
     elif data and (path := user_path(data)).exists():
         load = load_folder if path.is_dir() else FILES.get(path.suffix.lower(), load_folder)
+        if molecules.smiles_column is not None:
+            load = partial(load_smiles_csv, molecules=molecules)
         task = load(path, seed=seed, val_fraction=val_fraction, test_split=test_split)
     else:
         raise _no_data(data)
@@ -143,7 +166,12 @@ def load_task(
 
 
 def load_labelled(
-    data: str, *, seed: int, test_split: str = DEFAULT_TEST_SPLIT, data_root: str | None = None
+    data: str,
+    *,
+    seed: int,
+    test_split: str = DEFAULT_TEST_SPLIT,
+    data_root: str | None = None,
+    molecules: MoleculeOptions = NOTHING_SAID,
 ) -> tuple[tuple[str, ...], Split, bool]:
     """The pictures to measure a network on: of a test split, or all where there is none.
 
@@ -153,6 +181,7 @@ def load_labelled(
         test_split: the name of the test split; a fraction counts as the default, as no test split
             is drawn.
         data_root: as for `load_task`.
+        molecules: likewise.
 
     Returns:
         The class names; the pictures; whether they are a test split.
@@ -163,10 +192,13 @@ def load_labelled(
     name = DEFAULT_TEST_SPLIT if parse_fraction(test_split) is not None else test_split
     named = data in SOURCES or data.startswith(tuple(COLLECTIONS))
     if not named and data and (path := user_path(data)).exists():
+        if molecules.smiles_column is not None:
+            _check_molecules(data, molecules)
+            return load_labelled_smiles_csv(path, molecules=molecules)
         if path.suffix.lower() in FILES and not path.is_dir():
             return load_labelled_csv(path)
         return folder.load_labelled(path, test_split=name)
-    task = load_task(data, seed=seed, test_split=name, data_root=data_root)
+    task = load_task(data, seed=seed, test_split=name, data_root=data_root, molecules=molecules)
     if task.test is not None:
         return task.classes, task.test, True
     paths, labels = task.train.paths + task.val.paths, task.train.labels + task.val.labels
@@ -185,6 +217,28 @@ def _prefixes() -> str:
     return " and ".join(f"{prefix}NAME" for prefix in COLLECTIONS)
 
 
+def _check_molecules(data: str, molecules: MoleculeOptions) -> None:
+    """Options on molecules are for molecules."""
+    named = data in SOURCES or data.startswith(tuple(COLLECTIONS))
+    of_file = data.lower().endswith(".csv") and not named and not user_path(data).is_dir()
+    if molecules.smiles_column is not None and not of_file:
+        raise UserError(
+            f"--smiles-column {molecules.smiles_column}: '{data}' is no CSV file; leave the option "
+            "out, or give a CSV file of molecules"
+        )
+    if molecules.label_columns is not None and molecules.smiles_column is None:
+        raise UserError(
+            f"--label-columns {molecules.label_columns}: this is for CSV files of molecules, whose "
+            "column of SMILES --smiles-column names; give both, or neither"
+        )
+    of_molecules = molecules.smiles_column is not None or data.startswith(MOLECULENET)
+    if molecules.split != "auto" and not of_molecules:
+        raise UserError(
+            f"--split {molecules.split}: this is for molecules, and '{data}' has none; leave the "
+            "option out"
+        )
+
+
 def _check_options(*, seed: int, val_fraction: float, samples_per_class: int | None) -> None:
     if seed < 0:
         raise UserError(f"--seed {seed}: a seed must be 0 or more")
@@ -199,7 +253,16 @@ def _check_options(*, seed: int, val_fraction: float, samples_per_class: int | N
 
 
 def _subset(task: Task, count: int, *, seed: int) -> Task:
-    """The task with `count` training pictures of every class."""
+    """The task with `count` training pictures of every class.
+
+    Raises:
+        UserError: if a class has fewer, or the task has no classes.
+    """
+    if not isinstance(task.objective, Classes):
+        raise UserError(
+            f"--samples-per-class {count}: {task.name} has no classes, of which so many could be "
+            "drawn: leave it out"
+        )
     train = take_per_class(
         task.train, count, classes=task.classes, seed=derive_seed(seed, "samples")
     )

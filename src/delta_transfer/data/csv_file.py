@@ -9,11 +9,9 @@ from delta_transfer.data.base import Split, Task
 from delta_transfer.data.csv_rows import Row, read_rows, refuse_lines
 from delta_transfer.data.folder import FolderReader
 from delta_transfer.data.split_classes import check_split_classes
-from delta_transfer.data.split_names import VALIDATION
+from delta_transfer.data.split_names import SPLITS
 from delta_transfer.data.splits import GivenSplits, complete, fraction_of_train
 from delta_transfer.errors import UserError
-
-_SPLITS = {"train": "train", **dict.fromkeys(VALIDATION, "val"), "test": "test"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +118,9 @@ def _labelled(file: Path) -> tuple[list[_Picture], tuple[str, ...]]:
     strange = [
         (row.line, f"'{row.fields['split']}'")
         for row in rows
-        if row.fields.get("split", "train").lower() not in _SPLITS
+        if row.fields.get("split", "train").lower() not in SPLITS
     ]
-    allowed = ", ".join(_SPLITS)
+    allowed = ", ".join(SPLITS)
     refuse_lines(file, "the split is unknown", strange, mend=f"write one of {allowed}")
     pictures = _pictures(file, rows)
     first: dict[str, int] = {}
@@ -148,7 +146,7 @@ def _pictures(file: Path, rows: Sequence[Row]) -> list[_Picture]:
             missing.append((row.line, f"'{entry}'"))
         else:
             path = folder.identity(entry, real)
-            split = _SPLITS.get(row.fields.get("split", "").lower(), "")
+            split = SPLITS.get(row.fields.get("split", "").lower(), "")
             pictures.append(_Picture(row.line, path, real, row.fields.get("label", ""), split))
     refuse_lines(
         file,

@@ -1,7 +1,9 @@
 """The rows of a CSV file with a header, each with its line number, and errors that name lines."""
 
 import csv
+import gzip
 import io
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ LAYOUT = (
 
 _PATHS = "a CSV file with commas, in UTF-8, that begins with a header with the column path"
 
+_MOST = 2**30  # bytes of a compressed file, unpacked
+
 _DELIMITERS = {";": "semicolons", "\t": "tabs"}
 
 
@@ -27,16 +31,21 @@ class Row:
 
 
 def read_rows(
-    file: Path, *, required: Sequence[str], optional: Sequence[str] = ()
+    file: Path,
+    *,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    layout: str | None = None,
 ) -> tuple[list[Row], tuple[str, ...]]:
     """Read the columns wanted; the names in the header may have capital letters.
 
     Empty rows at the start and the end of the file do not count.
 
     Args:
-        file: the CSV file.
+        file: the CSV file; one that ends in .gz is unpacked.
         required: the columns that there must be; no row may have one of them empty.
         optional: columns that are read if they are there.
+        layout: what the file must look like, in words; that of a list of pictures if not given.
 
     Returns:
         The rows, of which there is at least one, and the names of the other columns.
@@ -44,14 +53,16 @@ def read_rows(
     Raises:
         UserError: if it is no such file, or rows are not as they must be; naming their lines.
     """
-    layout = LAYOUT if "label" in required else _PATHS
+    layout = layout or (LAYOUT if "label" in required else _PATHS)
     records = _records(file, layout)
     if not records:
         raise UserError(f"'{file}' is empty: give {layout}")
     (line, header), *body = records
     columns = _columns(file, header, layout, line=line, required=required, optional=optional)
     if not body:
-        raise UserError(f"'{file}' has no rows below its header: add a row for each picture")
+        raise UserError(
+            f"'{file}' has no rows below its header: add a row for each picture or molecule"
+        )
     _check_shape(file, body, len(header))
     rows = [
         Row(number, {name: fields[index].strip() for name, index in columns.items()})
@@ -102,7 +113,7 @@ def _records(file: Path, layout: str) -> list[tuple[int, list[str]]]:
 
 def _text(file: Path, layout: str) -> str:
     try:
-        content = file.read_bytes()
+        content = _unpacked(file) if file.suffix.lower() == ".gz" else file.read_bytes()
     except OSError as error:
         raise UserError(
             f"cannot read '{file}' ({error.strerror}); make it readable, or give {layout}"
@@ -119,6 +130,19 @@ def _text(file: Path, layout: str) -> str:
             "call 'CSV UTF-8'"
         )
     return text
+
+
+def _unpacked(file: Path) -> bytes:
+    try:
+        with gzip.open(file) as stream:
+            content = stream.read(_MOST + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(
+            f"'{file}' is damaged ({error}): get it again, or give it unpacked"
+        ) from error
+    if len(content) > _MOST:
+        raise UserError(f"'{file}' holds more than a GiB: give it unpacked, if it is what you mean")
+    return content
 
 
 def _check_delimiter(file: Path, text: str, layout: str) -> None:

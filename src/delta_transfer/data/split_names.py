@@ -9,6 +9,9 @@ from delta_transfer.errors import UserError
 VALIDATION = ("val", "valid", "validation")
 """What a validation split may be called."""
 
+SPLITS = {"train": "train", **dict.fromkeys(VALIDATION, "val"), "test": "test"}
+"""What a column of splits may hold, and which split it means."""
+
 
 @dataclass(frozen=True)
 class SplitNames:

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from delta_transfer.errors import UserError
+from delta_transfer.measures import ACCURACY
 from delta_transfer.report.tables import Row, read_lines, read_table
 from delta_transfer.result import RunResult
 
@@ -40,6 +41,15 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
+class Molecule:
+    """A molecule whose features moved so far, drawn, as a data: URI."""
+
+    smiles: str
+    distance: float
+    picture: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Predictions:
     """The predictions of a split, and the names of all classes in their order."""
 
@@ -54,18 +64,30 @@ def read_result(folder: Path) -> RunResult:
         UserError: if there are none, or some are no numbers.
     """
     result = RunResult.load(folder)
-    accuracies = [result.val_accuracy, result.linear_probe_val_accuracy]
-    if result.test_accuracy is not None:  # then the probe has one as well
-        accuracies += [result.test_accuracy, result.linear_probe_test_accuracy]  # type: ignore[list-item]
+    scores = [result.figure("val"), result.figure("linear_probe_val")]
+    if result.figure("test") is not None:  # then the probe has one as well
+        scores += [result.figure("test"), result.figure("linear_probe_test")]
+    if result.measure is not ACCURACY:  # others may be undefined
+        scores = [score for score in scores if score is not None]
     counts = [result.seed, result.best_epoch, result.epochs, result.pictures, result.classes]
-    numbers = [*accuracies, *counts, result.seconds]
+    numbers = [*scores, *counts, result.seconds]
     if (
         not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
-        or not all(0 <= value <= 1 for value in accuracies)
+        or not all(result.measure.possible(score) for score in scores if score is not None)
         or not isinstance(result.versions, dict)
     ):
         raise UserError(f"{folder / 'result.json'} is no result of a run: a figure is damaged")
     return result
+
+
+def validated_probe(folder: Path) -> float:
+    """The score of a run's linear probe on the validation split, NaN where it is undefined.
+
+    Raises:
+        UserError: as `read_result` does.
+    """
+    found = read_result(folder).figure("linear_probe_val")
+    return math.nan if found is None else found
 
 
 def read_config(folder: Path) -> dict[str, str]:
@@ -141,6 +163,8 @@ def read_attention(folder: Path) -> dict[str, tuple[float, ...]] | None:
 def read_predictions(folder: Path) -> Predictions:
     """The predictions of the test split, or of the validation split where there is no test.
 
+    Of a run that tells classes.
+
     Raises:
         UserError: if the file is missing or damaged.
     """
@@ -165,6 +189,15 @@ def read_predictions(folder: Path) -> Predictions:
     return Predictions(tuple(classes), tuple(rows))
 
 
+def count_predictions(folder: Path) -> int:
+    """How many samples the predictions are of.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    return len(read_lines(folder / "predictions.csv")[1])
+
+
 def read_examples(folder: Path) -> tuple[Example, ...] | None:
     """Some predictions with their pictures, in the order of the file; None if there are none.
 
@@ -176,10 +209,7 @@ def read_examples(folder: Path) -> tuple[Example, ...] | None:
         return None
     examples = []
     for row in read_table(path, ["file", "path", "label", "prediction", "probability"]):
-        cells, name = row.cells, row.cells["file"]
-        if not name or Path(name).name != name:
-            raise row.error(f"file must be the name of a picture in examples, got {name!r}")
-        picture = _data_uri(folder / "examples" / name)
+        cells, picture = row.cells, _drawn(folder, row)
         prediction = Prediction(
             cells["path"], cells["label"], cells["prediction"], row.fraction("probability")
         )
@@ -187,14 +217,37 @@ def read_examples(folder: Path) -> tuple[Example, ...] | None:
     return tuple(examples) or None
 
 
-def _data_uri(path: Path) -> str:
+def read_molecules(folder: Path) -> tuple[Molecule, ...]:
+    """The molecules that were drawn for the report, the one that moved most first.
+
+    Raises:
+        UserError: if the file is damaged, or a picture of it is missing or damaged.
+    """
+    path = folder / "molecules.csv"
+    if not path.exists():
+        return ()
+    return tuple(
+        Molecule(row.cells["path"], row.number("distance"), _drawn(folder, row))
+        for row in read_table(path, ["file", "path", "distance"])
+    )
+
+
+def _drawn(folder: Path, row: Row) -> str:
+    """The picture that a row of a table names."""
+    name = row.cells["file"]
+    if not name or Path(name).name != name:
+        raise row.error(f"file must be the name of a picture in examples, got {name!r}")
+    return _data_uri(folder / "examples" / name, table=row.path.name)
+
+
+def _data_uri(path: Path, *, table: str) -> str:
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
             image.load()
             kind = str(image.format).lower()
     except FileNotFoundError:
-        raise UserError(f"{path} is missing, though examples.csv names it") from None
+        raise UserError(f"{path} is missing, though {table} names it") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} is no picture, or is damaged: {error}") from error
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,91 @@
+"""A network on graphs: an embedding of nodes, layers, a mean over each graph's nodes, a head."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from delta_transfer.backbones.base import GraphInputs
+
+ATOMS, CHIRALITIES = 120, 3  # the last atom stands for one that is masked
+MASKED_ATOM = ATOMS - 1
+
+
+@final
+class AtomEmbedding(nn.Module):
+    """Atoms as vectors: one for the element and one for the chirality, added.
+
+    Args:
+        width: of the vectors.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.x_embedding1 = nn.Embedding(ATOMS, width)
+        self.x_embedding2 = nn.Embedding(CHIRALITIES, width)
+        for table in (self.x_embedding1, self.x_embedding2):
+            nn.init.xavier_uniform_(table.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Atoms `[R, 2]`, int64, as vectors `[R, width]`."""
+        return cast("Tensor", self.x_embedding1(x[:, 0]) + self.x_embedding2(x[:, 1]))
+
+
+@final
+class MeanPool(nn.Module):
+    """The mean over the nodes of each graph."""
+
+    def forward(self, x: Tensor, graphs: GraphInputs) -> Tensor:
+        """Node features `[R, C]` as features of graphs `[B, C]`; zero for one without nodes."""
+        groups, count = graphs.groups, len(graphs)
+        sums = x.new_zeros(count, x.shape[1]).index_add(0, groups, x)
+        sizes = torch.bincount(groups, minlength=count).clamp(min=1)
+        return sums / sizes[:, None]
+
+
+@final
+class GraphNetwork(nn.Module):
+    """Node features, layer by layer, their mean over each graph, and a linear head.
+
+    Taps: `layers.0`, `layers.1` ... for node features `[R, C]`, `pool` for those of graphs
+    `[B, C]`.
+
+    Args:
+        embedding: what is known of nodes `[R, F]` -> their first features `[R, C]`.
+        layers: features of nodes and what `joins` says of the edges -> features `[R, width]`.
+        joins: the graphs, and the dtype to calculate in -> what each layer is told of the edges.
+        width: how many features a node has after the last layer.
+        num_outputs: outputs of the head.
+    """
+
+    def __init__(
+        self,
+        embedding: nn.Module,
+        layers: Iterable[nn.Module],
+        *,
+        joins: Callable[[GraphInputs, torch.dtype], Any],
+        width: int,
+        num_outputs: int,
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.layers = nn.ModuleList(layers)
+        self.joins = joins
+        self.pool = MeanPool()
+        self.head = nn.Linear(width, num_outputs)
+        # As timm's networks say where their stages end, by which auto taps are chosen.
+        last = range(len(self.layers))[-4:]
+        self.feature_info = [{"module": f"layers.{i}", "reduction": 1} for i in last]
+
+    def nodes(self, graphs: GraphInputs) -> Tensor:
+        """The features of each node after the last layer, `[R, width]`."""
+        x = self.embedding(graphs.x)
+        joins = self.joins(graphs, x.dtype)
+        for layer in self.layers:
+            x = layer(x, joins)
+        return cast("Tensor", x)
+
+    def forward(self, graphs: GraphInputs) -> Tensor:
+        """The logits of each graph, `[B, num_outputs]`."""
+        return cast("Tensor", self.head(self.pool(self.nodes(graphs), graphs)))

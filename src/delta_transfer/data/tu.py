@@ -1,0 +1,164 @@
+"""`tu/<NAME>`: the data sets of TUDataset, tested by tenfold cross-validation."""
+
+import logging
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.model_selection import StratifiedKFold
+from torch_geometric.data import Data
+from torch_geometric.datasets import TUDataset
+
+from delta_transfer.data.base import Split, Task
+from delta_transfer.data.download import default_data_root, download_folder, error_in_words
+from delta_transfer.data.graph_sources import TU as PREFIX
+from delta_transfer.data.local_files import called, places
+from delta_transfer.data.paths import user_path
+from delta_transfer.data.seeds import derive_seed
+from delta_transfer.data.splits import hold_out, refuse_test_split, require_per_class
+from delta_transfer.data.tu_files import FOLDS, read_classes, read_folds, read_graphs
+from delta_transfer.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_LIST = "https://chrsmrrs.github.io/datasets"
+_END = "_graph_indicator.txt"  # of the name of a file that each data set has
+
+
+@dataclass(frozen=True)
+class GraphReader:
+    """Reads a graph by a path such as `PROTEINS/0012`; each process reads the files once.
+
+    Args:
+        folder: where the text files are.
+        name: what their names begin with.
+    """
+
+    folder: str
+    name: str
+
+    def __call__(self, path: str) -> Data:
+        """The graph, which is not to be written to."""
+        return read_graphs(self.folder, self.name)[int(path.rpartition("/")[2])]
+
+
+def load_tu(
+    name: str, *, seed: int, val_fraction: float, test_split: str, data_root: str | None
+) -> Task:
+    """The task of a data set of TUDataset: seed s is tested on fold s mod 10.
+
+    So ten seeds in a row are a tenfold cross-validation. The folds are the published ones, if they
+    lie beside the files, in `10fold_idx` or `folds_src/10fold_idx`; else stratified ones, which
+    scikit-learn draws as for GIN (Xu et al., https://arxiv.org/abs/1810.00826), the same for every
+    seed.
+
+    Args:
+        name: of the data set, such as PROTEINS.
+        seed: names the fold, and draws the validation split.
+        val_fraction: the part of the other graphs that is held out for validation, class by class.
+        test_split: must be the default.
+        data_root: where the text files lie, in `NAME/raw`, `NAME` or the folder itself; downloaded
+            to it if there are none. None for `default_data_root()`.
+
+    Returns:
+        The task; its paths are the name and the number of the graph, from 0.
+
+    Raises:
+        UserError: if the files are not as they must be, or are not there and cannot be downloaded.
+    """
+    if not re.fullmatch(r"[\w-]+", name, flags=re.ASCII):
+        raise UserError(f"'{PREFIX}{name}' is no name of a data set: choose one from {_LIST}")
+    root = default_data_root() if data_root is None else user_path(data_root)
+    file = _locate(name, root) or _download(name, root)
+    key = file.name[: -len(_END)]
+    title, folder = PREFIX + key, str(file.parent)
+    refuse_test_split(title, test_split)
+    try:
+        classes, labels = read_classes(folder, key)
+        graphs = read_graphs(folder, key)
+        if len(labels) != len(graphs):
+            raise ValueError(f"there are {len(graphs)} graphs, and labels of {len(labels)}")
+        published = read_folds(file.parent, len(graphs))
+    # Files that are damaged or lacking may raise anything in PyTorch Geometric.
+    except Exception as error:
+        raise UserError(
+            f"the files of {title} in '{folder}' cannot be used ({error_in_words(error)}): get "
+            f"them again from {_LIST}"
+        ) from error
+    everything = Split(
+        paths=tuple(f"{key}/{index:04d}" for index in range(len(graphs))),
+        labels=labels,
+        read=GraphReader(folder, key),
+    )
+    require_per_class(
+        everything,
+        FOLDS if published is None else 1,
+        classes=classes,
+        wish=f"{title}, tested in {FOLDS} folds,",
+        mend="these files are not whole; get them again",
+    )
+    folds = published or _draw(labels)
+    test = set(folds[seed % FOLDS])
+    rest = everything.subset(index for index in range(len(graphs)) if index not in test)
+    require_per_class(
+        rest,
+        2,
+        classes=classes,
+        wish="drawing a validation split",
+        mend="choose another seed, and so another fold",
+    )
+    train, val = hold_out(rest, val_fraction, seed=derive_seed(seed, title, "validation"))
+    kind = "published" if published else "stratified"
+    return Task(
+        name=title,
+        classes=classes,
+        train=train,
+        val=val,
+        test=everything.subset(sorted(test)),
+        notes=(
+            f"tested on fold {seed % FOLDS} of the {FOLDS} {kind} ones, counted from 0, as --seed "
+            f"{seed} says; seeds 0 to 9 are a cross-validation",
+            f"no validation split: {100 * val_fraction:g}% of the other graphs ({len(val)}), "
+            f"stratified, seed {seed}, is held out",
+        ),
+        val_drawn=True,
+        kind="graphs",
+    )
+
+
+def _draw(labels: tuple[int, ...]) -> list[list[int]]:
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    return [test.tolist() for _, test in folds.split(np.zeros(len(labels)), labels)]
+
+
+def _locate(name: str, root: Path) -> Path | None:
+    """The file of a data set that tells the graph of each node; None if there is none."""
+    found = (file for folder in places(root, name) for file in called(folder, name + _END))
+    return next((file for file in found if file.is_file()), None)
+
+
+def _download(name: str, root: Path) -> Path:
+    """That file, downloaded with the others to their place below a folder."""
+    url, target = f"{TUDataset.url}/{name}.zip", root / name / "raw"
+
+    def fetch(folder: Path) -> None:
+        archive = folder / f"{name}.zip"
+        torch.hub.download_url_to_file(url, str(archive), progress=False)
+        with zipfile.ZipFile(archive) as files:
+            files.extractall(folder)
+        (folder / name).rename(folder / target.name)
+
+    logger.info("downloading %s to %s", PREFIX + name, target)
+    try:
+        download_folder(target, fetch)
+    # Anything may come: of the connection, the server, the archive, the disk.
+    except Exception as error:
+        raise UserError(
+            f"{PREFIX}{name} is not in '{root}', and downloading it failed "
+            f"({error_in_words(error)}). Look for its name in {_LIST} and try again, or unpack "
+            f"{url} to '{target}'; --data-root names another folder to look in"
+        ) from error
+    return target / (name + _END)
