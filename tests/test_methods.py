@@ -56,7 +56,7 @@ def test_the_table_is_that_of_the_design():
         "rifle": "random",
         "ldifs": "probe",
         "spd": "probe",
-        "gtot": "probe",
+        "gtot": "raw_probe",
     }
     assert [name for name, method in METHODS.items() if not method.trains] == ["probe"]
     assert [name for name, method in METHODS.items() if method.decay] == ["l2", "lp_ft", "rifle"]

@@ -224,6 +224,7 @@ METHODS = {
             name="gtot",
             summary="GTOT: nodes stay what they or their neighbours were, by optimal transport",
             paper="https://arxiv.org/abs/2203.10453",
+            head="raw_probe",
             penalties=make.gtot,
             features=True,
             kinds=("graphs",),
