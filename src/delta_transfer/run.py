@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from delta_transfer.announce import announce, conclude
-from delta_transfer.backbones import InputSpec
+from delta_transfer.backbones import GraphSpec, InputSpec
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.borrow import deterministic
 from delta_transfer.branches import select
@@ -206,7 +206,13 @@ def _finish(
         shown, answers, beside = selected.held_out, selected.answers, selected.probe
     path, objective = folder / "predictions.csv", task.objective
     write_predictions(path, shown, answers, task.classes, objective)
-    if isinstance(objective, Classes):
+    spec = prepared.backbone.input
+    if isinstance(spec, GraphSpec) and spec.node_features == "atoms":
+        from delta_transfer.molecule_examples import write_molecules  # which needs an extra
+
+        taps = selected.tuned.taps
+        write_molecules(folder, shown, network=network, source=prepared.source, taps=taps)
+    elif task.kind == "pictures" and isinstance(objective, Classes):
         write_examples(folder, shown, answers, beside, task.classes)
     (folder / "model").mkdir(exist_ok=True)
     save_model(
