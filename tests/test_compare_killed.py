@@ -14,7 +14,7 @@ from delta_transfer.compare import compare
 from tests.killed import kill_again_and_again
 from tests.runs import flags, tiny
 
-LONG = 30  # epochs
+LONG = 10  # epochs
 
 # Before the folder is made, its options are there, a run has its result, and its report; while one
 # is trained, and before that has its result.
