@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from delta_transfer import train
+from delta_transfer.data.images import PictureError
 from delta_transfer.distributed import gathered, is_main, joined
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import needed_resizes
@@ -57,7 +58,7 @@ def apart(root: str) -> None:
         if is_main():
             task.test.read(path)
         else:
-            with pytest.raises(FileNotFoundError, match="data1"):
+            with pytest.raises(PictureError, match="data1"):
                 task.test.read(path)
 
 
