@@ -1,0 +1,122 @@
+"""The graphs that a network is pretrained on: their labels are not used."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from delta_transfer.backbones import GraphSpec
+from delta_transfer.data import load_task
+from delta_transfer.data.csv_rows import read_rows
+from delta_transfer.data.paths import user_path
+from delta_transfer.errors import UserError, first_few
+from delta_transfer.graph_libraries import need_graph_libraries
+from delta_transfer.options import PretrainOptions
+
+if TYPE_CHECKING:  # the libraries that only graph tasks need
+    from torch_geometric.data import Data
+
+NAMED = ("moleculenet/", "tu/")
+OFFLINE = "rdkit/nci"
+
+_LINES = (".smi", ".smiles", ".txt")
+_LEAST = 10  # graphs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UnlabelledGraphs:
+    """Graphs to learn from.
+
+    Args:
+        graphs: those.
+        spec: what is known of their nodes.
+        notes: sentences worth telling the user.
+    """
+
+    graphs: "Sequence[Data]"
+    spec: GraphSpec
+    notes: tuple[str, ...]
+
+
+def read_unlabelled(options: PretrainOptions) -> UnlabelledGraphs:
+    """The graphs that the options name.
+
+    Raises:
+        UserError: if there is no such data, it is of pictures, or there are too few graphs in it.
+    """
+    need_graph_libraries("pretrain")
+    data = options.data
+    if options.data_root is not None and not data.startswith(NAMED):
+        logger.warning("--data-root is ignored: only %s look there", " and ".join(NAMED))
+    graphs, notes = _read(options)
+    if len(graphs) < _LEAST:
+        raise UserError(
+            f"{data}: there are only {len(graphs)} graphs to learn from: give at least {_LEAST}, "
+            "and better thousands"
+        )
+    return UnlabelledGraphs(graphs=graphs, spec=GraphSpec.of(graphs[0].x), notes=tuple(notes))
+
+
+def _read(options: PretrainOptions) -> "tuple[list[Data], list[str]]":
+    from delta_transfer.data.nci import offline_smiles
+
+    data, path = options.data, user_path(options.data)
+    file = path.is_file()
+    if options.smiles_column is not None and not (file and path.suffix.lower() == ".csv"):
+        raise UserError("--smiles-column: only CSV files have columns, leave the option out")
+    if data == OFFLINE:
+        return _molecules(offline_smiles(), data)
+    if data.startswith(NAMED):
+        task = load_task(data, seed=options.seed, data_root=options.data_root)
+        graphs = [split.read(path) for split in (task.train, task.val) for path in split.paths]
+        return graphs, [f"its training and validation splits, seed {options.seed}, without labels"]
+    if file and path.suffix.lower() == ".csv":
+        column = (options.smiles_column or "smiles").strip().lower()
+        layout = f"a CSV file with commas, in UTF-8, with a header and a column '{column}'"
+        rows, _ = read_rows(path, required=(column,), layout=layout)
+        return _molecules([row.fields[column] for row in rows], data)
+    if file and path.suffix.lower() in _LINES:
+        return _molecules(_first_words(path), data)
+    what = "there is no such file" if not path.exists() else "this is no file of molecules"
+    raise UserError(
+        f"{data}: {what}; give a file of SMILES (.csv, {', '.join(_LINES)}), {OFFLINE}, "
+        f"or {' or '.join(f'{prefix}NAME' for prefix in NAMED)}"
+    )
+
+
+def _first_words(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"'{path}' cannot be read as text ({error}): give a file of SMILES, one at the "
+            "beginning of each line, in UTF-8"
+        ) from error
+    return [line.split()[0] for line in lines if line.strip()]
+
+
+def _molecules(smiles: Sequence[str], source: str) -> "tuple[list[Data], list[str]]":
+    """The molecules, each once, and how many are left out because they are none."""
+    from delta_transfer.data.smiles import SmilesError, read_molecule
+
+    graphs, strange = [], []
+    different = list(dict.fromkeys(smiles))
+    for text in different:
+        try:
+            graphs.append(read_molecule(text))
+        except SmilesError as error:
+            strange.append(f"'{text}' ({error.reason})")
+    notes = []
+    if len(different) < len(smiles):
+        notes.append(f"{len(smiles) - len(different)} are there again and count once")
+    if strange:
+        notes.append(f"{len(strange)} are no molecules and are left out: {first_few(strange)}")
+    if not graphs:
+        raise UserError(
+            f"{source}: there is no molecule in it ({first_few(strange)}): give SMILES, one at the "
+            "beginning of each line, or in a column of a CSV file (--smiles-column)"
+        )
+    return graphs, notes
