@@ -309,6 +309,10 @@ OF_TRAINING = """
         --val-fraction=0 | must be above 0 and below 1, for example 0.15
         --val-fraction=1 | must be above 0 and below 1, for example 0.15
         --val-fraction=15% | give a number
+        --smiles-column=smiles | 'pictures' is no CSV file; leave the option out
+        --label-columns=toxic | for CSV files of molecules, whose column of SMILES --smiles-column
+        --split=kfold | give one of auto, scaffold, random
+        --split=random | this is for molecules, and 'pictures' has none; leave the option out
         --test-split=0 | must be above 0 and below 1, for example 0.2
         --test-split=1 | must be above 0 and below 1, for example 0.2
         --test-split=2 | must be above 0 and below 1, for example 0.2
@@ -405,6 +409,9 @@ VALUES = [
         --seed=-1 | must be at least 0
         --seed=99999999999999999999 | must be at most 18446744073709551615
         --val-fraction=1 | must be above 0 and below 1, for example 0.15
+        --smiles-column=smiles | 'pictures' is no CSV file; leave the option out
+        --label-columns=toxic | for CSV files of molecules, whose column of SMILES --smiles-column
+        --split=random | this is for molecules, and 'pictures' has none; leave the option out
         --test-split=2 | must be above 0 and below 1, for example 0.2
         --batch-size=0 | must be at least 1
         --workers=-1 | must be at least 0
@@ -890,6 +897,12 @@ DATA_SETS = [
         "evaluate run torchvision/dtd --data-root=data.txt",
         "torchvision/dtd is not in 'data.txt' | --data-root names another folder to look in",
         wrote("data.txt"),
+    ),
+    row(
+        "no libraries of graphs",
+        "train moleculenet/BBBP",
+        "moleculenet/BBBP needs PyTorch Geometric and RDKit | pip install 'delta-transfer[graph]'",
+        missing("torch_geometric"),
     ),
     row(
         "no library datasets",

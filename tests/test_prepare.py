@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from delta_transfer import prepare as module
-from delta_transfer.data import load_task
+from delta_transfer import prepare_pictures
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import plain_loader, training_loader
 from delta_transfer.prepare import Prepared, pool, prepare, regroup
@@ -109,16 +108,12 @@ def test_taps_are_names_and_patterns_with_commas_between(pictures, tmp_path, cap
     assert not caplog.records  # before anything slow begins
 
 
-def test_larger_networks_are_suggested_where_there_is_an_accelerator(prepared, pictures, tmp_path):
-    config, task = tiny(pictures, tmp_path), load_task(str(pictures), seed=0)
-    plain = module._describe(config, task, prepared.backbone, torch.device("cpu"))
-    fast = module._describe(config, task, prepared.backbone, torch.device("cuda"))
-    assert fast[:-2] == plain[:-1]
-    assert "larger ones are fast too" in fast[-1]
+def test_larger_networks_are_suggested_where_there_is_an_accelerator(pictures, tmp_path):
+    config, fast = tiny(pictures, tmp_path), torch.device("cuda")
+    assert prepare_pictures.advise(config, torch.device("cpu")) == ()
+    assert "larger ones are fast too" in prepare_pictures.advise(config, fast)[0]
     chosen = dataclasses.replace(config, model="resnet18")
-    assert (
-        "larger" not in module._describe(chosen, task, prepared.backbone, torch.device("cuda"))[-1]
-    )
+    assert prepare_pictures.advise(chosen, fast) == ()
 
 
 def test_the_same_pictures_split_otherwise_have_the_same_features_and_another_probe(

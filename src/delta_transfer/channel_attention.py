@@ -247,7 +247,8 @@ class Moments:
 class FeatureVariance:
     """The mean over channels of the variance over samples and positions, batch by batch.
 
-    In float32 or wider, see `Moments`.
+    Of rows `[R, C]` (graph nodes), over all rows: a sample with many counts for more. In float32 or
+    wider, see `Moments`.
 
     Example:
         >>> variance = FeatureVariance()

@@ -142,11 +142,11 @@ def attention(args: Sequence[str]) -> None:
 def layers(args: Sequence[str]) -> None:
     """List the modules of a network that can be tapped, and those that auto takes."""
     options = _parse(LayersOptions, args, layers, ["model"])
-    from delta_transfer.backbones import InputSpec, blank_input, load_blank
+    from delta_transfer.backbones import InputSpec, load_blank
     from delta_transfer.stages import auto_taps, list_modules
 
     backbone = load_blank(options.model, image_size=options.image_size)
-    example = blank_input(backbone.module, backbone.input)
+    example = backbone.input.example()
     rows = [row for row in list_modules(backbone.module, example) if row.name != backbone.head]
     chosen = auto_taps(backbone.module, example=example)
     if options.json:

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from delta_transfer.attention.refined import exact_samples
-from delta_transfer.backbones import blank_input
 from delta_transfer.borrow import evaluating, same_random_state
 from delta_transfer.devices import place
 from delta_transfer.distributed import processes
 from delta_transfer.fine_tune import DRIFT_PICTURES
+from delta_transfer.inputs import Inputs
 from delta_transfer.loaders import training_loader
 from delta_transfer.prepare import Prepared
 from delta_transfer.run_attention import attention_order
@@ -38,8 +38,8 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     size = min(config.at_once, len(task.train))
     loader = training_loader(task.train.subset(range(size)), prepared.backbone.input, config)
     started = time.perf_counter()
-    pixels, labels = torch.utils.data.default_collate([loader.dataset[i] for i in range(size)])
-    inputs = loader.finish(pixels)
+    collated, labels = loader.collate_fn([loader.dataset[i] for i in range(size)])
+    inputs = loader.finish(collated)
     reading = (time.perf_counter() - started) / size
     workers = loader.num_workers
     compares = tuning.method.features  # then the source runs too
@@ -82,7 +82,7 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
 
 def _seconds_per_picture(
     prepared: Prepared,
-    inputs: torch.Tensor,
+    inputs: Inputs,
     labels: torch.Tensor,
     *,
     compares: bool,
@@ -103,7 +103,7 @@ def _seconds_per_picture(
 
 def _seconds_per_step(
     prepared: Prepared,
-    inputs: torch.Tensor,
+    inputs: Inputs,
     labels: torch.Tensor,
     compares: bool,
     precision: Precision,
@@ -156,7 +156,8 @@ def _attention_passes(prepared: Prepared, tuning: Tuning) -> float:
 
 
 def _channels(prepared: Prepared) -> int:
+    example = prepared.backbone.input.example().to(prepared.device)
     source = prepared.source
     with Taps(source, prepared.taps) as taps, evaluating(source), torch.no_grad():
-        taps.record(blank_input(source, prepared.backbone.input))
+        taps.record(example)
         return sum(features.shape[-1] for features in taps.features().values())

@@ -19,6 +19,7 @@ from delta_transfer.data.seeds import derive_seed
 from delta_transfer.devices import place
 from delta_transfer.distributed import is_main, own_batches, processes
 from delta_transfer.errors import UserError
+from delta_transfer.inputs import Inputs
 from delta_transfer.loaders import plain_loader
 from delta_transfer.method_parts import Parts
 from delta_transfer.methods import Method, check_classifier
@@ -257,9 +258,12 @@ def _callbacks(
     return found
 
 
-def _some_inputs(prepared: Prepared, config: TrainConfig) -> Tensor:
+def _some_inputs(prepared: Prepared, config: TrainConfig) -> Inputs:
     """A few training pictures, evenly spaced, to measure drift on."""
     train = prepared.task.train
     count = min(DRIFT_PICTURES, len(train))
     some = train.subset(i * len(train) // count for i in range(count))
-    return torch.cat([inputs for inputs, _ in plain_loader(some, prepared.backbone.input, config)])
+    at_once = dataclasses.replace(config, batch_size=count, accumulate=1)
+    ((inputs, _),) = plain_loader(some, prepared.backbone.input, at_once)
+    found: Inputs = inputs
+    return found

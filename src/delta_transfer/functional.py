@@ -98,16 +98,27 @@ def feature_distance(
 
 def _row_weights(groups: Tensor, rows: Tensor) -> Tensor:
     """`[R]` weights that take the mean over each sample's rows, then over the samples."""
+    samples = len(torch.unique(groups))
+    return 1 / (_row_counts(groups, rows) * samples)
+
+
+def _row_counts(groups: Tensor, rows: Tensor) -> Tensor:
+    """`[R]`: how many rows the sample of each row has."""
     if rows.ndim != 2 or groups.shape != rows.shape[:1]:
         raise ValueError(
             f"groups {tuple(groups.shape)} need features of shape [rows, channels], "
             f"one group a row; got {tuple(rows.shape)}"
         )
-    counts = torch.bincount(groups).to(rows.dtype)
-    return 1 / (counts[groups] * (counts > 0).sum())
+    return torch.bincount(groups).to(rows.dtype)[groups]
 
 
-def official_distance(target: Tensor, source: Tensor, *, attention: Tensor | None = None) -> Tensor:
+def official_distance(
+    target: Tensor,
+    source: Tensor,
+    *,
+    attention: Tensor | None = None,
+    groups: Tensor | None = None,
+) -> Tensor:
     """The distance of the authors' published code, summed over the batch and not unit-free.
 
     With attention `1/2 sum_b sum_c C a_c / S sum_s (T - S)^2`, without it a bare
@@ -115,23 +126,28 @@ def official_distance(target: Tensor, source: Tensor, *, attention: Tensor | Non
     of positions S.
 
     Args:
-        target: `[B, S, C]`, or rows `[R, C]` (then S = 1).
+        target: `[B, S, C]`, or rows `[R, C]`.
         source: like `target`.
         attention: `[C]`, sums to 1.
+        groups: `[R]`, the sample that each row belongs to: S is then how many rows that sample has.
+            Without it each row is a sample, and S = 1.
 
     Returns:
         A scalar in squared units of the features.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or `groups` is given for features that are not rows.
     """
     _check_same_shape(target, source)
     squares = (at_least_float32(target) - at_least_float32(source)).square()
     if attention is None:
         return 0.5 * squares.sum()
-    positions = squares.shape[1] if squares.ndim == 3 else 1
-    channels = squares.sum(dim=tuple(range(squares.ndim - 1)))
-    return 0.5 * len(attention) / positions * (attention * channels).sum()
+    if groups is None:
+        positions = squares.shape[1] if squares.ndim == 3 else 1
+        channels = squares.sum(dim=tuple(range(squares.ndim - 1)))
+        return 0.5 * len(attention) / positions * (attention * channels).sum()
+    channels = (squares / _row_counts(groups, squares).unsqueeze(1)).sum(dim=0)
+    return 0.5 * len(attention) * (attention * channels).sum()
 
 
 def normalize_scores(

@@ -28,17 +28,22 @@ _FOR_KEPT = 2  # processes that crop what is kept
 
 
 def plain_loader(split: Split, spec: InputSpec | GraphSpec, config: TrainConfig) -> PictureLoader:
-    """Pictures in their order, without augmentation."""
+    """Samples in their order, without augmentation."""
+    if isinstance(spec, GraphSpec):
+        return _graphs(split, config, batch_size=config.at_once)
     return _in_order(split, _plain(spec, config), config, batch_size=config.at_once)
 
 
 def evaluation_loader(
     split: Split, spec: InputSpec | GraphSpec, config: TrainConfig
 ) -> PictureLoader:
-    """Pictures in their order as the final model is tested on them: the preset's crops of each.
+    """Samples in their order as the final model is tested on them: the preset's crops of pictures.
 
-    Batches are `[B, 3, S, S]`, or `[B, 10, 3, S, S]` with ten crops (see `CropAverage`).
+    Batches of pictures are `[B, 3, S, S]`, or `[B, 10, 3, S, S]` with ten crops (see
+    `CropAverage`).
     """
+    if isinstance(spec, GraphSpec):
+        return plain_loader(split, spec, config)
     transform = _tested(spec, config)
     batch_size = max(1, config.at_once // 10) if config.official else config.at_once
     return _in_order(split, transform, config, batch_size=batch_size)
@@ -47,28 +52,54 @@ def evaluation_loader(
 def training_loader(
     split: Split, spec: InputSpec | GraphSpec, config: TrainConfig
 ) -> PictureLoader:
-    """Augmented pictures, in an order that seed and epoch determine."""
-    transform, device = _augmented(spec, config), find_device(config.device)
-    workers = _workers(split, transform, config, device)
+    """Samples in an order that seed and epoch determine, pictures augmented."""
     labels = split.labels if config.class_weights == "sampler" else None
     sampler = EpochSampler(len(split), seed=config.seed, labels=labels)
     alone = len(split) > config.batch_size > 1 and len(split) % config.batch_size == 1
+    own_size = config.batch_size // processes()
+    order = sampler if processes() == 1 else _share(sampler, config.batch_size)
+    # Batch norm has no variance over a batch of one; the sample comes in other epochs.
+    drop_last = alone and config.batch_norm == "train"
+    if isinstance(spec, GraphSpec):
+        return _graphs(split, config, batch_size=own_size, sampler=order, drop_last=drop_last)
+    transform, device = _augmented(spec, config), find_device(config.device)
+    workers = _workers(split, transform, config, device)
     return PictureLoader(
         PictureDataset(split, transform.resize, transform.cut, seed=config.seed),
         normalise=transform.normalise,
         device=device,
-        batch_size=config.batch_size // processes(),
-        # Batch norm has no variance over a batch of one; the picture comes in other epochs.
-        drop_last=alone and config.batch_norm == "train",
-        sampler=sampler if processes() == 1 else _share(sampler, config.batch_size),
+        batch_size=own_size,
+        drop_last=drop_last,
+        sampler=order,
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=_ignore_stops,
     )
 
 
+def _graphs(
+    split: Split,
+    config: TrainConfig,
+    *,
+    batch_size: int,
+    sampler: EpochSampler | ShareSampler | None = None,
+    drop_last: bool = False,
+) -> PictureLoader:
+    from delta_transfer.data.graph_batches import graph_loader  # which needs an extra
+
+    device = find_device(config.device)
+    return graph_loader(
+        split,
+        batch_size=batch_size,
+        device=device,
+        sampler=sampler,
+        drop_last=drop_last,
+        workers=config.workers or 0,
+    )
+
+
 def needed_resizes(
-    spec: InputSpec | GraphSpec, config: TrainConfig, *, val_drawn: bool
+    spec: InputSpec, config: TrainConfig, *, val_drawn: bool
 ) -> Mapping[str, tuple[Resize, ...]]:
     """How the pictures of each split are resized for these loaders, by its name.
 
@@ -86,20 +117,17 @@ def needed_resizes(
     }
 
 
-def _plain(spec: InputSpec | GraphSpec, config: TrainConfig) -> Transform:
-    assert isinstance(spec, InputSpec)
+def _plain(spec: InputSpec, config: TrainConfig) -> Transform:
     if config.official:
         return official_eval_transform(**_square(spec))
     return eval_transform(**dataclasses.asdict(spec))
 
 
-def _tested(spec: InputSpec | GraphSpec, config: TrainConfig) -> Transform:
-    assert isinstance(spec, InputSpec)
+def _tested(spec: InputSpec, config: TrainConfig) -> Transform:
     return ten_crop_transform(**_square(spec)) if config.official else _plain(spec, config)
 
 
-def _augmented(spec: InputSpec | GraphSpec, config: TrainConfig) -> Transform:
-    assert isinstance(spec, InputSpec)
+def _augmented(spec: InputSpec, config: TrainConfig) -> Transform:
     if config.augment == "none":
         return _plain(spec, config)
     if config.official:

@@ -6,37 +6,72 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.attention.official import official_size
+from delta_transfer import prepare_graphs, prepare_pictures
 from delta_transfer.backbones import (
     Backbone,
-    GraphSpec,
     InputSpec,
-    load_backbone,
     replace_module,
-    wrap_network,
 )
 from delta_transfer.borrow import deterministic
 from delta_transfer.channel_attention import weights_fingerprint
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import MoleculeOptions, Split, Task, load_task
-from delta_transfer.data.check import CheckedPictures, check_pictures
-from delta_transfer.data.keeping import GIB, Keeper
+from delta_transfer.data.check import CheckedPictures
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.devices import find_device, place
 from delta_transfer.distributed import first_on_each_node, from_main, in_shares
 from delta_transfer.errors import UserError
 from delta_transfer.files import fingerprint
-from delta_transfer.loaders import count_workers, needed_resizes, plain_loader
+from delta_transfer.loaders import plain_loader
 from delta_transfer.probe import LinearProbe, collect_features, fit_probe
 from delta_transfer.run_taps import choose_taps
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a run does otherwise for one kind of samples than for another.
+
+    Args:
+        load_network: the pretrained network with a new head, drawn by torch's random state; of
+            options, task, a network of the user's own and how its inputs are prepared.
+        look: looks at every sample, of options, task and `Backbone.input`.
+        preprocessing: how samples are prepared where nothing is augmented, as JSON.
+        advise: lines on networks that suit the device better.
+        mirrors: whether the probe learns from mirror images too.
+    """
+
+    load_network: Callable[[TrainConfig, Task, nn.Module | None, Any], Backbone]
+    look: Callable[[TrainConfig, Task, Any], CheckedPictures]
+    preprocessing: Callable[[Any, TrainConfig], dict[str, Any]]
+    advise: Callable[[TrainConfig, torch.device], tuple[str, ...]]
+    mirrors: bool
+
+
+KINDS = {
+    "pictures": Kind(
+        load_network=prepare_pictures.load_network,
+        look=prepare_pictures.look,
+        preprocessing=prepare_pictures.preprocessing,
+        advise=prepare_pictures.advise,
+        mirrors=True,
+    ),
+    "graphs": Kind(
+        load_network=prepare_graphs.load_network,
+        look=prepare_graphs.look,
+        preprocessing=prepare_graphs.preprocessing,
+        advise=prepare_graphs.advise,
+        mirrors=False,
+    ),
+}
+"""By `Task.kind`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,24 +160,26 @@ def prepare(
             "--refit always is ignored: %s has its own validation split, which is never trained on",
             task.name,
         )
-    with first_on_each_node():
-        backbone = _load_backbone(config, task, network, spec)
+    kind = KINDS[task.kind]
+    with first_on_each_node(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(config.seed, "head"))
+        backbone = kind.load_network(config, task, network, spec)
     source = copy.deepcopy(backbone.module)
     replace_module(source, backbone.head, nn.Identity())
     taps = choose_taps(config, backbone, source)
     place(source, device)
     found = task
-    checked = from_main(lambda: _look(config, found, backbone.input))
+    checked = from_main(lambda: kind.look(config, found, backbone.input))
     task = checked.task
     _check_splits(config, task)  # again, now that unreadable pictures are left out
-    description = _describe(config, task, backbone, device)
+    description = (*_describe(config, task, backbone, device), *kind.advise(config, device))
     for line in description:
         logger.info("%s", line)
     for warning in checked.warnings:
         logger.warning("%s", warning)
     with deterministic(config.deterministic):
         features = {
-            name: _features(source, split, backbone, config, mirror=name != "test")
+            name: _features(source, split, backbone, config, mirror=kind.mirrors and name != "test")
             for name, split in (("train", task.train), ("val", task.val), ("test", task.test))
             if split is not None
         }
@@ -163,19 +200,8 @@ def prepare(
         description=(*description, *(f"warning: {warning}" for warning in checked.warnings)),
         digests=checked.digests,
         data=_fingerprint(task, checked.digests),
-        preprocessing=_preprocessing(backbone.input, preset=config.preset),
+        preprocessing=kind.preprocessing(backbone.input, config),
     )
-
-
-def _look(config: TrainConfig, task: Task, spec: InputSpec | GraphSpec) -> CheckedPictures:
-    """Looks at every picture, and keeps it resized unless it is not to be."""
-    threads = count_workers(config.workers) or None
-    if config.picture_cache == 0:
-        return check_pictures(task, threads=threads)
-    limit = None if config.picture_cache is None else int(config.picture_cache * GIB)
-    wanted = needed_resizes(spec, config, val_drawn=task.val_drawn)
-    with Keeper(wanted, limit=limit) as keeper:
-        return check_pictures(task, threads=threads, keeper=keeper)
 
 
 def find_task(config: TrainConfig) -> Task:
@@ -256,34 +282,6 @@ def _check_splits(config: TrainConfig, task: Task) -> None:
         )
 
 
-def _load_backbone(
-    config: TrainConfig, task: Task, network: nn.Module | None, spec: InputSpec | None
-) -> Backbone:
-    outputs, size = len(task.classes), config.image_size
-    official = config.official
-    if official and size is None:
-        size = official_size(config.model)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(config.seed, "head"))
-        if network is None:
-            backbone = load_backbone(
-                config.model, num_outputs=outputs, image_size=size, weights=config.weights
-            )
-        else:
-            backbone = wrap_network(
-                network,
-                num_outputs=outputs,
-                image_size=size,
-                input=spec,
-                weights=config.weights,
-            )
-    if not official:
-        return backbone
-    assert isinstance(backbone.input, InputSpec)
-    whole = dataclasses.replace(backbone.input, crop_pct=1.0, interpolation="bilinear")
-    return dataclasses.replace(backbone, input=whole)
-
-
 def _fit_probe(
     task: Task, features: dict[str, tuple[Tensor, Tensor]], *, seed: int
 ) -> tuple[LinearProbe, dict[str, Tensor | None]]:
@@ -307,20 +305,6 @@ def _fingerprint(task: Task, digests: Mapping[str, str]) -> str:
     return fingerprint(picture.encode() for picture in pictures)
 
 
-def _preprocessing(spec: InputSpec | GraphSpec, *, preset: str) -> dict[str, Any]:
-    """By the names of the options, where there are such; the preset has transforms of its own."""
-    if isinstance(spec, GraphSpec):
-        return {**dataclasses.asdict(spec), "preset": preset}
-    return {
-        "image_size": spec.size,
-        "crop_pct": spec.crop_pct,
-        "mean": list(spec.mean),
-        "std": list(spec.std),
-        "interpolation": spec.interpolation,
-        "preset": preset,
-    }
-
-
 def _features(
     source: nn.Module, split: Split, backbone: Backbone, config: TrainConfig, *, mirror: bool
 ) -> tuple[Tensor, Tensor]:
@@ -342,11 +326,4 @@ def _describe(
         *(f"         {note}" for note in task.notes),
         f"model    {config.model}, on {device}",
         *(f"         {note}" for note in backbone.notes),
-        *_larger(config, device),
     )
-
-
-def _larger(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
-    if device.type == "cpu" or config.model != TrainConfig.model:
-        return ()
-    return ("         on this device larger ones are fast too, such as --model convnext_tiny",)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.errors import UserError, match_names
+from delta_transfer.inputs import Inputs
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def replaced_head(
 
 def collect_features(
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[tuple[Inputs, Tensor]],
     *,
     head: str = "auto",
     mirror: bool = False,
@@ -100,7 +101,8 @@ def collect_features(
         model: the network; left as it was.
         loader: batches (inputs, targets).
         head: the name of the head.
-        mirror: also the features of the mirror images of pictures `[B, C, H, W]`.
+        mirror: also the features of the mirror images of pictures `[B, C, H, W]`; other inputs have
+            none.
 
     Returns:
         Features `[N, V, F]` (V = 2 views with mirror images, else 1), and targets `[N, ...]`, on
@@ -125,8 +127,9 @@ def collect_features(
     ):
         for inputs, targets in loader:
             views.clear()
-            for picture in (inputs, inputs.flip(-1)) if mirror else (inputs,):
-                model(picture.to(device))
+            model(inputs.to(device))
+            if mirror and isinstance(inputs, Tensor):
+                model(inputs.flip(-1).to(device))
             if not views or views[0].ndim != 2:
                 found = tuple(views[0].shape) if views else "nothing"
                 raise UserError(f"the head {head!r} must be given rows [B, F], it got {found}")

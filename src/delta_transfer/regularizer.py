@@ -15,6 +15,7 @@ from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.errors import UserError
 from delta_transfer.frozen_source import FrozenSource
 from delta_transfer.head_inputs import HeadInputs
+from delta_transfer.inputs import groups_of
 from delta_transfer.penalties import L2, L2SP, Delta, Penalty, Step
 from delta_transfer.stages import unwrap
 from delta_transfer.taps import Taps, outside_graphs, resolve_taps
@@ -158,7 +159,9 @@ class Regularizer(nn.Module):
         Args:
             inputs: what the target was just called with.
             targets: the labels; needed by penalties that look at them.
-            groups: for features that are rows (graph nodes): `[R]`, the sample of each row.
+            groups: for features that are rows (graph nodes): `[R]`, the sample of each row; by
+                default the inputs' own `groups`, if they have any. They are those of every tap that
+                gives so many rows; one that gives a row for each sample is compared by samples.
 
         Returns:
             Each penalty's term by name, and their total: scalars on the target's device.
@@ -186,7 +189,7 @@ class Regularizer(nn.Module):
             logits=self._logits,
             target_features={} if self._taps is None else self._taps.features(),
             source_features=source_features,
-            groups=groups,
+            groups=groups_of(inputs) if groups is None else groups,
             head_inputs=self._heads.inputs(),
             source_head_inputs=source_head_inputs,
         )
@@ -211,6 +214,8 @@ class Regularizer(nn.Module):
 
     def calibrate(self, loader: Iterable[Any]) -> None:
         """Measures the source's feature variance at the taps of each `Delta` without attention.
+
+        Of features that are rows (graph nodes), over all rows: large samples count for more.
 
         Args:
             loader: batches of training data without augmentation: inputs, or tuples that begin with

@@ -1,15 +1,14 @@
 """The modules that a run taps: as asked for, and tried on the network."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from delta_transfer.attention.official import official_taps
-from delta_transfer.backbones import Backbone, blank_input
-from delta_transfer.borrow import evaluating
+from delta_transfer.backbones import Backbone
+from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.inputs import Inputs
 from delta_transfer.stages import auto_taps
 from delta_transfer.taps import Taps, resolve_taps
 
@@ -27,7 +26,7 @@ def choose_taps(config: TrainConfig, backbone: Backbone, source: nn.Module) -> t
     """
     taps = resolve_taps(source, _tap_names(config, backbone, source))
     _check_taps(taps, backbone.head)
-    _try_taps(source, taps, blank_input(source, backbone.input))
+    _try_taps(source, taps, backbone.input.example())
     return taps
 
 
@@ -42,7 +41,7 @@ def _tap_names(config: TrainConfig, backbone: Backbone, source: nn.Module) -> li
         return names
     if config.official:
         return list(official_taps(backbone.architecture or config.model))
-    return list(auto_taps(source, example=blank_input(source, backbone.input)))
+    return list(auto_taps(source, example=backbone.input.example()))
 
 
 def _check_taps(taps: tuple[str, ...], head: str) -> None:
@@ -56,11 +55,11 @@ def _check_taps(taps: tuple[str, ...], head: str) -> None:
         )
 
 
-def _try_taps(source: nn.Module, taps: tuple[str, ...], example: Any) -> None:
+def _try_taps(source: nn.Module, taps: tuple[str, ...], example: Inputs) -> None:
     """Raises UserError where a tap is not called, called twice or gives no tensor."""
     try:
         with Taps(source, taps) as recorder, evaluating(source), torch.no_grad():
-            source(example)
+            source(example.to(device_of(source)))
             missing = [tap for tap in taps if tap not in recorder.channel_dims]
             if missing:
                 raise UserError(

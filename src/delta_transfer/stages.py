@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from delta_transfer.borrow import evaluating
 from delta_transfer.errors import UserError
+from delta_transfer.inputs import groups_of
 
 # Wrapper class -> the attribute that holds the network; by name, so that nothing is imported.
 _WRAPPERS = {
@@ -93,14 +94,15 @@ def picture_size(inputs: Any) -> tuple[int, int]:
 def auto_taps(model: nn.Module, *, example: Any = None) -> tuple[str, ...]:
     """The last four stage ends of a network.
 
-    timm networks, and ours for graphs, say where their stages end (`feature_info`); of blocks that
-    all have one resolution (plain vision transformers) four are taken, evenly spaced, the last
-    included. In other networks one forward pass shows the resolutions, and the outermost module
-    that comes last at each of the last four is taken, before pooling.
+    timm networks say where their stages end (`feature_info`); of blocks that all have one
+    resolution (plain vision transformers) four are taken, evenly spaced, the last included. In
+    other networks one forward pass shows the resolutions, and the outermost module that comes last
+    at each of the last four is taken, before pooling. Where features are rows (graph nodes) these
+    are four of the layers that give rows.
 
     Args:
         model: any network.
-        example: inputs for the pass, `[B, 3, H, W]` or graphs; a 224-pixel picture if None.
+        example: inputs for the pass, such as `[B, 3, H, W]`; a 224-pixel picture if None.
 
     Returns:
         Module names, in the order in which they are called.
@@ -148,10 +150,9 @@ class ModuleOutput:
 
 
 def list_modules(model: nn.Module, example: Any) -> list[ModuleOutput]:
-    """The modules that one forward pass calls once and that give features to tap, as they end.
+    """The modules that one forward pass calls once and that give a map, tokens or rows, in order.
 
-    These are maps and tokens, of which pooling layers are left out; for graphs all features of
-    nodes or graphs.
+    Pooling layers are left out.
 
     Raises:
         UserError: if the network does not take the example.
@@ -171,8 +172,10 @@ def _declared_stages(model: nn.Module) -> list[str]:
 
 
 def _observed_stages(model: nn.Module, example: Any) -> list[str]:
+    if groups_of(example) is not None:
+        return _evenly(_repeated_blocks(model, {out.name for out in _observe(model, example)}))
     observed = [(output.name, output.resolution) for output in _observe(model, example)]
-    calls = [(name, found) for name, found in observed if max(found, default=1) > 1]
+    calls = [(name, found) for name, found in observed if max(found) > 1]
     resolutions: list[tuple[int, ...]] = []
     # From the outside in, no further than needed: windows and attention maps inside a block have
     # resolutions of their own.
@@ -210,11 +213,11 @@ def _repeated_blocks(model: nn.Module, called: set[str]) -> list[str]:
 def _observe(model: nn.Module, example: Any) -> list[ModuleOutput]:
     calls: list[ModuleOutput] = []
     example = _example(model) if example is None else example
-    rows = not isinstance(example, Tensor)  # those of graphs, which have two dimensions
+    groups = groups_of(example)
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def record(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim >= 3 - rows:
+            if isinstance(output, Tensor) and (output.ndim >= 3 or _has_rows(output, groups)):
                 channel_dim = find_channel_dim(module, output, picture=picture_size([example]))
                 calls.append(ModuleOutput(name, tuple(output.shape), channel_dim))
 
@@ -223,12 +226,12 @@ def _observe(model: nn.Module, example: Any) -> list[ModuleOutput]:
     handles = []
     try:
         for name, module in model.named_modules():
-            if name and (rows or "pool" not in type(producer(module)).__name__.lower()):
+            if name and "pool" not in type(producer(module)).__name__.lower():
                 handles.append(module.register_forward_hook(hook(name)))
         with evaluating(model), torch.no_grad():
             model(example)
     except Exception as error:  # a network for other inputs may fail in any way
-        what = "graphs" if rows else f"a picture {list(example.shape)}"
+        what = f"a picture {list(example.shape)}" if groups is None else "the example"
         raise UserError(
             f"taps could not be chosen for {type(model).__name__}: it does not take {what} "
             f"({error}); name the taps"
@@ -238,6 +241,11 @@ def _observe(model: nn.Module, example: Any) -> list[ModuleOutput]:
             handle.remove()
     counts = Counter(call.name for call in calls)
     return [call for call in calls if counts[call.name] == 1]
+
+
+def _has_rows(output: Tensor, groups: Tensor | None) -> bool:
+    """Whether an output has the rows that inputs with groups have."""
+    return groups is not None and output.ndim == 2 and len(output) == len(groups)
 
 
 def _example(model: nn.Module) -> Tensor:

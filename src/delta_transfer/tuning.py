@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.backbones import blank_input
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.seeds import derive_seed
@@ -184,9 +183,9 @@ def _scales(prepared: Prepared, config: TrainConfig, network: nn.Module) -> dict
     """What layers learn at, as shares of the learning rate; nothing if all learn alike."""
     if config.layer_decay == 1:
         return {}
-    backbone = prepared.backbone
-    example = blank_input(network, backbone.input)
-    return layer_scales(network, head=backbone.head, factor=config.layer_decay, example=example)
+    head = prepared.backbone.head
+    example = prepared.backbone.input.example().to(prepared.device)
+    return layer_scales(network, head=head, factor=config.layer_decay, example=example)
 
 
 def _head_lr(tuning: Tuning) -> float:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delta_transfer.backbones import GraphSpec, blank_input, load_backbone, load_graph_backbone
+from delta_transfer.backbones import GraphSpec, load_backbone, load_graph_backbone
 from delta_transfer.backbones.pretrain_gnns import RELEASED
 from delta_transfer.errors import UserError
 from delta_transfer.stages import auto_taps
@@ -197,7 +197,7 @@ def test_unknown_names_and_other_inputs_are_refused():
 def test_auto_taps_are_the_last_four_layers():
     backbone = build("gin")
     assert auto_taps(backbone.module) == tuple(f"layers.{i}" for i in (1, 2, 3, 4))
-    graph = blank_input(backbone.module, backbone.input)
+    graph = backbone.input.example()
     with Taps(backbone.module.eval(), ["layers.1", "pool"]) as taps, torch.no_grad():
         assert backbone.module(graph).shape == (1, 3)
     assert [tuple(f.shape) for f in taps.outputs().values()] == [(2, 300), (1, 300)]

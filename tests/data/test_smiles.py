@@ -82,6 +82,8 @@ def test_parsed_once() -> None:
         ("CN(C)(C)C", "Explicit valence for atom # 1 N, 4, is greater than permitted"),
         ("CC*", "it has an atom '*', which is no element"),
         ("", "it has no atoms"),
+        ("CC\u0421", "there is a letter in it that is none of a SMILES"),  # a Cyrillic C
+        ("CC\0", "there is a letter in it that is none of a SMILES"),
     ],
 )
 def test_no_molecule(smiles: str, reason: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from delta_transfer.errors import UserError
 from delta_transfer.report import write_run_report
 from tests.report.made import (
     ANSWERS,
@@ -191,6 +193,26 @@ class TestExamples:
         assert kind == "data:image/jpeg;base64"
         assert base64.b64decode(content) == (run / "examples/00.jpg").read_bytes()
         assert len(pictures) == len(ANSWERS)
+
+
+class TestMolecules:
+    def test_drawn_with_how_far_they_moved(self, run: Path) -> None:
+        smiles = ("CCO <b>", "c1ccccc1")
+        rows = [["00.png", smiles[0], 0.5], ["01.png", smiles[1], 0.0125]]
+        write_csv(run / "molecules.csv", [["file", "path", "distance"], *rows])
+        for name, *_ in rows:
+            Image.new("RGB", (4, 4)).save(run / "examples" / name)
+        page = page_of(run)
+        assert "Molecules that moved" in page.headings
+        pictures = [one for one in page.all("img") if "molecule" in one.attributes["alt"]]
+        assert [smiles[i] in one.attributes["alt"] for i, one in enumerate(pictures)] == [True] * 2
+        assert "0.0125 c1ccccc1" in page.text
+        assert not page.all("b")
+
+    def test_a_picture_that_is_missing_is_named(self, run: Path) -> None:
+        write_csv(run / "molecules.csv", [["file", "path", "distance"], ["07.png", "C", 1.0]])
+        with pytest.raises(UserError, match=r"07\.png is missing, though molecules\.csv names it"):
+            write_run_report(run)
 
 
 class TestMissingParts:

@@ -28,6 +28,7 @@ from delta_transfer.attention.suffix import (
     start_suffix,
 )
 from delta_transfer.functional import channels_last
+from delta_transfer.inputs import Inputs
 from delta_transfer.probe import Loss
 from delta_transfer.taps import Taps
 
@@ -49,6 +50,7 @@ class Exact:
     copies of the batch, each without one channel, go through the rest together. A few channels are
     compared with the slow loop at the first call; where they differ, or the network's operations
     cannot be written down as a graph, all are computed by the slow loop, and `notes` says so.
+    Inputs that are no tensors always take the slow loop.
 
     Args:
         model: a network with its head, in eval mode.
@@ -78,12 +80,12 @@ class Exact:
         self._tried = False
 
     def __call__(
-        self, inputs: Tensor, targets: Tensor, *, progress: Progress | None = None
+        self, inputs: Inputs, targets: Tensor, *, progress: Progress | None = None
     ) -> Scored:
         """Scores of a batch.
 
         Args:
-            inputs: `[B, ...]`, on the model's device.
+            inputs: B samples, on the model's device.
             targets: `[B, ...]`.
             progress: is told how many more pairs of a sample and a channel are done.
 
@@ -91,9 +93,9 @@ class Exact:
             UserError: if the memory is too little for a single sample.
         """
         inputs = in_fast_layout(inputs)
-        if not self._tried:
+        if isinstance(inputs, Tensor) and not self._tried:
             self._cut, self._tried = self._try_to_cut(inputs, targets), True
-        if self._cut is None:
+        if self._cut is None or not isinstance(inputs, Tensor):
             return naive_scores(
                 self._model, inputs, targets, taps=self._taps, loss=self._loss, progress=progress
             )
@@ -198,7 +200,7 @@ _SLOW = "channels are switched off one full forward pass at a time, which is man
 
 def naive_scores(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
     *,
     taps: Sequence[str],
@@ -210,7 +212,7 @@ def naive_scores(
 
     Args:
         model: a network with its head, in eval mode.
-        inputs: `[B, ...]`, on the model's device.
+        inputs: B samples, on the model's device.
         targets: `[B, ...]`.
         taps: module names.
         loss: task loss; each sample is given as a batch of one.
@@ -234,7 +236,7 @@ def naive_scores(
 
 def _loss_without(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
     tap: str,
     channel_dim: int,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from delta_transfer.errors import UserError
+from delta_transfer.inputs import Inputs, select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -15,12 +16,12 @@ class Batch:
     """Some samples.
 
     Args:
-        inputs: `[B, ...]`.
+        inputs: of B samples.
         targets: `[B, ...]`.
         positions: `[B]`, the place of each sample in the loader's order.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
     positions: Tensor
 
@@ -37,7 +38,9 @@ class Batch:
     def __getitem__(self, which: slice | Tensor) -> "Batch":
         """The samples of a slice, a mask or indices."""
         return Batch(
-            inputs=self.inputs[which], targets=self.targets[which], positions=self.positions[which]
+            inputs=select(self.inputs, which),
+            targets=self.targets[which],
+            positions=self.positions[which],
         )
 
 
@@ -53,7 +56,7 @@ class Batches:
     """
 
     def __init__(
-        self, loader: Iterable[tuple[Tensor, Tensor]], *, samples: int | None, seed: int
+        self, loader: Iterable[tuple[Inputs, Tensor]], *, samples: int | None, seed: int
     ) -> None:
         self._loader = loader
         self._samples = samples

@@ -29,6 +29,7 @@ from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.files import fingerprint
 from delta_transfer.functional import normalize_scores
+from delta_transfer.inputs import Inputs
 from delta_transfer.probe import (
     LinearProbe,
     Loss,
@@ -52,7 +53,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 def estimate_attention(
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[tuple[Inputs, Tensor]],
     *,
     num_outputs: int | None = None,
     probe: LinearProbe | None = None,

@@ -14,6 +14,7 @@ from delta_transfer.attention.scored import (
     sample_losses,
 )
 from delta_transfer.functional import at_least_float32, channels_last
+from delta_transfer.inputs import Inputs, groups_at, groups_of, split
 from delta_transfer.probe import Loss
 from delta_transfer.taps import Taps
 
@@ -22,9 +23,10 @@ from delta_transfer.taps import Taps
 class FirstOrder:
     """How much each sample's loss grows when a channel is switched off, to first order.
 
-    `-sum_s F_bsc dl_b / dF_bsc`, the Taylor expansion of `l_b(F with F_c = 0) - l_b(F)` (Molchanov
-    et al., ICLR 2017, https://arxiv.org/abs/1611.06440, use the absolute value of its mean). One
-    forward pass, and one backward pass no further than the first tap.
+    `-sum_s F_bsc dl_b / dF_bsc` over its positions or rows s, the Taylor expansion of `l_b(F with
+    F_c = 0) - l_b(F)` (Molchanov et al., ICLR 2017, https://arxiv.org/abs/1611.06440, use the
+    absolute value of its mean). One forward pass, and one backward pass no further than the first
+    tap.
 
     Args:
         model: a network with its head, in eval mode, whose parameters require no gradient. Samples
@@ -45,27 +47,31 @@ class FirstOrder:
         self._taps = Taps(model, taps, edit=_differentiable)
 
     def __call__(
-        self, inputs: Tensor, targets: Tensor, *, progress: Progress | None = None
+        self, inputs: Inputs, targets: Tensor, *, progress: Progress | None = None
     ) -> Scored:
-        """Scores of a batch: inputs `[B, ...]` on the network's device, and their targets."""
+        """Scores of a batch: B inputs on the network's device, and their targets."""
         with self._taps, torch.enable_grad():
             logits = at_least_float32(self._model(in_fast_layout(inputs)))
             outputs = self._taps.outputs()
+            groups = groups_of(inputs)
             # Rows of a tap that are no samples, such as windows: whose they are is only known
-            # where there is one sample.
-            if all(len(output) == len(targets) for output in outputs.values()) or len(targets) == 1:
-                scored = self._score(logits, targets, outputs)
+            # where the inputs say so, or there is one sample.
+            samples = all(len(output) == len(targets) for output in outputs.values())
+            if groups is not None or samples or len(targets) == 1:
+                scored = self._score(logits, targets, outputs, groups)
             else:
                 scored = None
         self._taps.clear()
         if scored is None:
-            singles = zip(torch.split(inputs, 1), torch.split(targets, 1), strict=True)
+            singles = zip(split(inputs, 1), split(targets, 1), strict=True)
             return concatenate([self(*single, progress=progress) for single in singles])
         if progress is not None:
             progress(sum(scores.numel() for scores in scored.scores.values()))
         return scored
 
-    def _score(self, logits: Tensor, targets: Tensor, outputs: dict[str, Tensor]) -> Scored:
+    def _score(
+        self, logits: Tensor, targets: Tensor, outputs: dict[str, Tensor], groups: Tensor | None
+    ) -> Scored:
         # Each sample's loss depends on that sample's features alone, so that the gradient of their
         # sum has the gradients of all.
         total = sample_losses(self._loss, logits, targets).sum()
@@ -75,8 +81,13 @@ class FirstOrder:
             dim = self._taps.channel_dims[tap]
             features[tap] = at_least_float32(channels_last(output.detach(), dim))
             products = features[tap] * at_least_float32(channels_last(slope, dim))
-            by_sample = products.reshape(len(targets), -1, products.shape[-1])
-            scores[tap] = -by_sample.sum(dim=1)
+            whose = groups_at(tap, output, groups, samples=len(targets))
+            if whose is None:
+                by_sample = products.reshape(len(targets), -1, products.shape[-1]).sum(dim=1)
+            else:
+                by_sample = products.new_zeros(len(targets), products.shape[-1])
+                by_sample.index_add_(0, whose, products)
+            scores[tap] = -by_sample
         return Scored(scores=scores, features=features)
 
 

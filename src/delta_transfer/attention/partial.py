@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
+import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,10 +48,11 @@ class PartialFile:
     def see(self, batch: Batch) -> None:
         """Takes a batch into the digest."""
         digest = hashlib.sha256(self.digest.encode())
-        for tensor in (batch.inputs, batch.targets):
-            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            numbers: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            digest.update(memoryview(numbers))
+        for part in (batch.inputs, batch.targets):
+            if isinstance(part, Tensor):
+                _take_in(digest, part)
+            else:
+                digest.update(_Pickled(digest).of(part))
         self.digest = digest.hexdigest()
 
     def read(self) -> tuple[dict[str, Tensor], str] | None:
@@ -95,3 +98,28 @@ class PartialFile:
         """Deletes the file, if it is there and can be deleted: the result does not hang on it."""
         with contextlib.suppress(OSError):
             self.path.unlink()
+
+
+def _take_in(digest: "hashlib._Hash", tensor: Tensor) -> None:
+    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    numbers: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    digest.update(memoryview(numbers))
+
+
+class _Pickled(pickle.Pickler):
+    """Inputs that are no tensors as bytes: what is in their tensors goes to a digest."""
+
+    def __init__(self, digest: "hashlib._Hash") -> None:
+        self._file = io.BytesIO()
+        self._digest = digest
+        super().__init__(self._file)
+
+    def of(self, inputs: object) -> bytes:
+        self.dump(inputs)
+        return self._file.getvalue()
+
+    def persistent_id(self, part: object) -> str | None:
+        if not isinstance(part, Tensor):
+            return None
+        _take_in(self._digest, part)
+        return "tensor"

@@ -8,6 +8,7 @@ from torch import Tensor
 from delta_transfer.attention.scored import Progress, Scored, Scorer, concatenate
 from delta_transfer.distributed import gathered, processes, rank
 from delta_transfer.errors import UserError
+from delta_transfer.inputs import Inputs, share
 
 S = TypeVar("S", bound=Scorer)
 
@@ -27,13 +28,13 @@ class ProcessShares(Generic[S]):
         self.scorer = scorer
 
     def __call__(
-        self, inputs: Tensor, targets: Tensor, *, progress: Progress | None = None
+        self, inputs: Inputs, targets: Tensor, *, progress: Progress | None = None
     ) -> Scored:
         """Scores of a batch, on the CPU."""
         count = min(processes(), len(targets))
         own = None
         if rank() < count:
-            some = inputs.tensor_split(count)[rank()], targets.tensor_split(count)[rank()]
+            some = share(inputs, rank(), of=count), share(targets, rank(), of=count)
             own = self.scorer(*some)
         scores = None if own is None else {tap: part.cpu() for tap, part in own.scores.items()}
         parts = [Scored(scores=part, features={}) for part in gathered(scores) if part is not None]

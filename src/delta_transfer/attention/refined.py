@@ -15,6 +15,7 @@ from delta_transfer.attention.processes import check_shares
 from delta_transfer.attention.running import Running
 from delta_transfer.attention.sampling import Kept, Reservoir
 from delta_transfer.attention.scored import Scored, concatenate
+from delta_transfer.inputs import concatenate as joined
 
 PAIRS = 32_000  # of a sample and a channel, that are scored exactly
 FEWEST, MOST = 16, 64  # samples
@@ -164,12 +165,18 @@ def _work(job: Job, channels: int) -> Work:
 
 def _score_exactly(job: Job, kept: Sequence[Kept], work: Work, *, piece: int) -> Scored:
     scorer, parts = exact_scorer(job), []
-    for _, alike in itertools.groupby(kept, key=lambda one: one.sample.inputs.shape):
+    for _, alike in itertools.groupby(kept, key=_shape):
         samples = [one.sample for one in alike]
         for start in range(0, len(samples), piece):
             some = samples[start : start + piece]
-            inputs = torch.cat([sample.inputs for sample in some])
+            inputs = joined([sample.inputs for sample in some])
             targets = torch.cat([sample.targets for sample in some])
             scored = scorer(inputs, targets, progress=work.add)
             parts.append(dataclasses.replace(scored, features={}))
     return concatenate(parts)
+
+
+def _shape(kept: Kept) -> torch.Size | None:
+    """Of a sample that is a tensor: those of one shape go through the network together."""
+    inputs = kept.sample.inputs
+    return inputs.shape if isinstance(inputs, Tensor) else None

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
+from delta_transfer.inputs import Inputs, Some
 from delta_transfer.probe import Loss
 
 Progress = Callable[[int], None]
@@ -35,9 +36,9 @@ class Scorer(Protocol):
     """
 
     def __call__(
-        self, inputs: Tensor, targets: Tensor, *, progress: Progress | None = None
+        self, inputs: Inputs, targets: Tensor, *, progress: Progress | None = None
     ) -> Scored:
-        """Scores of a batch: inputs `[B, ...]` on the network's device, and their targets."""
+        """Scores of a batch: B inputs on the network's device, and their targets."""
         ...  # pragma: no cover
 
 
@@ -80,11 +81,12 @@ def sample_losses(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
     return losses
 
 
-def in_fast_layout(inputs: Tensor, device: torch.device | None = None) -> Tensor:
+def in_fast_layout(inputs: Some, device: torch.device | None = None) -> Some:
     """Inputs on a device, pictures in the memory layout in which convolutions are fastest."""
-    if inputs.ndim == 4:
-        return inputs.to(device or inputs.device, memory_format=torch.channels_last)
-    return inputs.to(device or inputs.device)
+    if isinstance(inputs, Tensor) and inputs.ndim == 4:
+        there = device or inputs.device
+        return cast(Some, inputs.to(there, memory_format=torch.channels_last))
+    return inputs if device is None else inputs.to(device)
 
 
 def concatenate(parts: Sequence[Scored]) -> Scored:

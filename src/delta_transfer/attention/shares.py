@@ -17,6 +17,7 @@ from delta_transfer.attention.scored import (
 )
 from delta_transfer.borrow import device_of
 from delta_transfer.errors import UserError
+from delta_transfer.inputs import Inputs, share
 
 S = TypeVar("S", bound=Scorer)
 
@@ -36,22 +37,22 @@ class Shares(Generic[S]):
         self._started = False
 
     def __call__(
-        self, inputs: Tensor, targets: Tensor, *, progress: Progress | None = None
+        self, inputs: Inputs, targets: Tensor, *, progress: Progress | None = None
     ) -> Scored:
         """Scores of a batch, whichever device it is on."""
         count = min(len(self.scorers), len(targets))
 
-        def score(share: int) -> Scored:
-            device = self._devices[share]
-            some = inputs.tensor_split(count)[share], targets.tensor_split(count)[share]
+        def score(number: int) -> Scored:
+            device = self._devices[number]
+            some = share(inputs, number, of=count), share(targets, number, of=count)
             moved = in_fast_layout(some[0], device), some[1].to(device)
-            return self.scorers[share](*moved, progress=progress)
+            return self.scorers[number](*moved, progress=progress)
 
         if count == 1 or not self._started:
             # One after the other at first: what scorers prepare then, such as graphs of the
             # network, is not made for several threads.
             self._started = count == len(self.scorers)
-            return concatenate([score(share) for share in range(count)])
+            return concatenate([score(number) for number in range(count)])
         with ThreadPoolExecutor(count) as pool:
             return concatenate(list(pool.map(score, range(count))))
 

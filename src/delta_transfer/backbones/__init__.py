@@ -8,7 +8,6 @@ from delta_transfer.backbones.base import (
     Backbone,
     GraphSpec,
     InputSpec,
-    blank_input,
     replace_module,
 )
 from delta_transfer.backbones.custom import wrap_network
@@ -26,7 +25,6 @@ __all__ = [
     "Backbone",
     "GraphSpec",
     "InputSpec",
-    "blank_input",
     "load_backbone",
     "load_blank",
     "load_graph_backbone",

@@ -3,7 +3,7 @@
 import dataclasses
 import textwrap
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,20 +47,9 @@ class InputSpec:
     std: tuple[float, ...]
     interpolation: str
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GraphSpec:
-    """What is known of the nodes of the graphs that a network is given.
-
-    Args:
-        node_features: `"atoms"`, a node's atomic number - 1 and chirality, with a bond's type and
-            direction for each edge, as integers ([Hu et al.
-            2020](https://arxiv.org/abs/1905.12265)); or `"numbers"`, columns of floats.
-        columns: how many of them a node has.
-    """
-
-    node_features: Literal["atoms", "numbers"] = "atoms"
-    columns: int = 2
+    def example(self) -> Tensor:
+        """What the network takes, with one sample in it: `[1, 3, S, S]`, all zeros."""
+        return torch.zeros(1, 3, self.size, self.size)
 
     @staticmethod
     def of(x: Tensor) -> "GraphSpec":
@@ -100,6 +89,65 @@ class GraphInputs(Protocol):
     def __len__(self) -> int:
         """How many graphs there are."""
         ...  # pragma: no cover
+
+    def __getitem__(self, which: slice, /) -> Self:
+        """The graphs of a slice."""
+        ...  # pragma: no cover
+
+    def to(self, device: torch.device, /) -> Self:
+        """The graphs on a device."""
+        ...  # pragma: no cover
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _BlankGraph:
+    """One graph of two nodes that are joined and of which nothing is known; see `GraphInputs`."""
+
+    x: Tensor
+    edge_index: Tensor
+    edge_attr: Tensor | None
+    groups: Tensor
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, which: slice) -> Self:
+        return self
+
+    def to(self, device: torch.device) -> Self:
+        """The graph on a device."""
+        return dataclasses.replace(
+            self,
+            x=self.x.to(device),
+            edge_index=self.edge_index.to(device),
+            edge_attr=None if self.edge_attr is None else self.edge_attr.to(device),
+            groups=self.groups.to(device),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """What is known of the nodes of the graphs that a network is given.
+
+    Args:
+        node_features: `"atoms"`, a node's atomic number - 1 and chirality, with a bond's type and
+            direction for each edge, as integers ([Hu et al.
+            2020](https://arxiv.org/abs/1905.12265)); or `"numbers"`, columns of floats.
+        columns: how many of them a node has.
+    """
+
+    node_features: Literal["atoms", "numbers"] = "atoms"
+    columns: int = 2
+
+    def example(self) -> GraphInputs:
+        """What the network takes, with one sample in it: a graph of two nodes, all zeros."""
+        atoms = self.node_features == "atoms"
+        return _BlankGraph(
+            x=torch.zeros(2, self.columns, dtype=torch.long if atoms else torch.float32),
+            edge_index=torch.tensor([[0, 1], [1, 0]]),
+            edge_attr=torch.zeros(2, 2, dtype=torch.long) if atoms else None,
+            groups=torch.zeros(2, dtype=torch.long),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -164,43 +212,6 @@ def blank_pictures(model: nn.Module, size: int, *, count: int = 1) -> Tensor:
     """Pictures `[count, 3, size, size]` of zeros, on the device and of the dtype of a network."""
     like = next(model.parameters(), torch.zeros(()))
     return torch.zeros(count, 3, size, size, device=like.device, dtype=like.dtype)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _BlankGraph:
-    """One graph of two nodes that are joined and of which nothing is known; see `GraphInputs`."""
-
-    x: Tensor
-    edge_index: Tensor
-    edge_attr: Tensor | None
-    groups: Tensor
-
-    def __len__(self) -> int:
-        return 1
-
-
-def blank_input(model: nn.Module, spec: InputSpec | GraphSpec) -> Any:
-    """One sample of which nothing is known, on the device and of the dtype of a network.
-
-    Args:
-        model: the network.
-        spec: what it is given.
-
-    Returns:
-        A picture `[1, 3, size, size]`, or a graph of two nodes (`GraphInputs`).
-    """
-    if isinstance(spec, InputSpec):
-        return blank_pictures(model, spec.size)
-    like = next(model.parameters())
-    atoms = spec.node_features == "atoms"
-    return _BlankGraph(
-        x=torch.zeros(
-            2, spec.columns, device=like.device, dtype=torch.long if atoms else like.dtype
-        ),
-        edge_index=torch.tensor([[0, 1], [1, 0]], device=like.device),
-        edge_attr=torch.zeros(2, 2, device=like.device, dtype=torch.long) if atoms else None,
-        groups=torch.zeros(2, device=like.device, dtype=torch.long),
-    )
 
 
 def try_size(module: nn.Module, name: str, size: int) -> None:

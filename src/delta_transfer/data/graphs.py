@@ -35,6 +35,11 @@ class Graphs:
         """These graphs, at least one, all with the same kinds of features."""
         return Graphs(Batch.from_data_list(list(graphs)))
 
+    @staticmethod
+    def cat(parts: Sequence["Graphs"]) -> "Graphs":
+        """The graphs of several parts, at least one, as those of one."""
+        return Graphs.of([graph for part in parts for graph in part.batch.to_data_list()])
+
     @property
     def x(self) -> Tensor:
         """What is known of each node, `[R, F]`."""

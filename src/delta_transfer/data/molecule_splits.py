@@ -69,10 +69,11 @@ def random_parts(strata: Sequence[float], shares: Sequence[float], *, seed: int)
     parts: list[list[int]] = [[] for _ in shares]
     for kind in np.unique(array):
         members = generator.permutation(np.flatnonzero(array == kind)).tolist()
-        spare = max(0, len(members) - len(shares) + 1)
-        for part, share in zip(parts[1:], shares[1:], strict=True):
-            count = min(max(1, round(share * len(members))), spare)
-            part += members[:count]
+        total = len(members)
+        for i, share in enumerate(shares[1:] if total >= len(shares) else (), start=1):
+            reserved = len(shares) - i  # one for each part that is still to come, and the first
+            count = min(max(1, round(share * total)), len(members) - reserved)
+            parts[i] += members[:count]
             del members[:count]
         parts[0] += members
     return [sorted(part) for part in parts]

@@ -70,6 +70,9 @@ def parse_smiles(name: str) -> Chem.Mol:
         SmilesError: if there is no such molecule, or an atom in it that is no element.
     """
     smiles = smiles_of(name)
+    if not (smiles.isascii() and smiles.isprintable()):
+        # RDKit would leave it out, and read the Cyrillic letter in "\u0421C" as nothing.
+        raise SmilesError(smiles, "there is a letter in it that is none of a SMILES")
     with rdBase.BlockLogs():  # which would say the same on stderr
         molecule = Chem.MolFromSmiles(smiles)
         if molecule is None:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from delta_transfer.inputs import groups_at, groups_of
+
 Combines = Literal["mean", "sum", "weights", "batch"]
 
 
@@ -23,7 +25,7 @@ class Step:
         logits: what the target's forward pass returned.
         target_features: tap -> `[B, S, C]` (samples, positions, channels), or rows `[R, C]`.
         source_features: the same of the source, without gradient.
-        groups: `[R]`, the sample that each row belongs to, or None.
+        groups: `[R]`, the sample that each row belongs to, or None; `groups_at` has that of a tap.
         head_inputs: head -> what the target's head was given, `[B, F]`.
         source_head_inputs: the same of the source, without gradient.
     """
@@ -38,6 +40,15 @@ class Step:
     groups: Tensor | None = None
     head_inputs: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     source_head_inputs: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def groups_at(self, tap: str) -> Tensor | None:
+        """The sample of each row of a tap's features; None where each is a sample of its own.
+
+        Raises:
+            UserError: if the features are neither the groups' rows nor of the samples.
+        """
+        samples = None if groups_of(self.inputs) is None else len(self.inputs)
+        return groups_at(tap, self.target_features[tap], self.groups, samples=samples)
 
 
 class Penalty(nn.Module, abc.ABC):

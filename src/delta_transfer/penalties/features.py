@@ -79,7 +79,7 @@ class Delta(Penalty):
                     source,
                     variance=self.variance[i],
                     attention=_attention(self, i, target) if self.has_attention else None,
-                    groups=step.groups,
+                    groups=step.groups_at(tap),
                 )
             )
         return self.strength * torch.stack(terms).mean()
@@ -131,7 +131,8 @@ class _OfficialDelta(Penalty):
         for i, tap in enumerate(self.taps):
             target, source = step.target_features[tap], step.source_features[tap]
             attention = _attention(self, i, target) if self.has_attention else None
-            terms.append(official_distance(target, source, attention=attention))
+            groups = step.groups_at(tap)
+            terms.append(official_distance(target, source, attention=attention, groups=groups))
         return self.strength * torch.stack(terms).sum()
 
 

@@ -31,7 +31,9 @@ class LDIFS(Penalty):
         """The term."""
         terms = [
             pooled_distance(
-                step.target_features[tap], step.source_features[tap], groups=step.groups
+                step.target_features[tap],
+                step.source_features[tap],
+                groups=step.groups_at(tap),
             )
             for tap in self.taps
         ]

@@ -40,6 +40,15 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
+class Molecule:
+    """A molecule whose features moved so far, drawn, as a data: URI."""
+
+    smiles: str
+    distance: float
+    picture: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Predictions:
     """The predictions of a split, and the names of all classes in their order."""
 
@@ -176,10 +185,7 @@ def read_examples(folder: Path) -> tuple[Example, ...] | None:
         return None
     examples = []
     for row in read_table(path, ["file", "path", "label", "prediction", "probability"]):
-        cells, name = row.cells, row.cells["file"]
-        if not name or Path(name).name != name:
-            raise row.error(f"file must be the name of a picture in examples, got {name!r}")
-        picture = _data_uri(folder / "examples" / name)
+        cells, picture = row.cells, _drawn(folder, row)
         prediction = Prediction(
             cells["path"], cells["label"], cells["prediction"], row.fraction("probability")
         )
@@ -187,14 +193,37 @@ def read_examples(folder: Path) -> tuple[Example, ...] | None:
     return tuple(examples) or None
 
 
-def _data_uri(path: Path) -> str:
+def read_molecules(folder: Path) -> tuple[Molecule, ...]:
+    """The molecules that were drawn for the report, the one that moved most first.
+
+    Raises:
+        UserError: if the file is damaged, or a picture of it is missing or damaged.
+    """
+    path = folder / "molecules.csv"
+    if not path.exists():
+        return ()
+    return tuple(
+        Molecule(row.cells["path"], row.number("distance"), _drawn(folder, row))
+        for row in read_table(path, ["file", "path", "distance"])
+    )
+
+
+def _drawn(folder: Path, row: Row) -> str:
+    """The picture that a row of a table names."""
+    name = row.cells["file"]
+    if not name or Path(name).name != name:
+        raise row.error(f"file must be the name of a picture in examples, got {name!r}")
+    return _data_uri(folder / "examples" / name, table=row.path.name)
+
+
+def _data_uri(path: Path, *, table: str) -> str:
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
             image.load()
             kind = str(image.format).lower()
     except FileNotFoundError:
-        raise UserError(f"{path} is missing, though examples.csv names it") from None
+        raise UserError(f"{path} is missing, though {table} names it") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} is no picture, or is damaged: {error}") from error
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -12,6 +12,7 @@ from delta_transfer.report.run_files import (
     read_drift,
     read_examples,
     read_metrics,
+    read_molecules,
     read_predictions,
     read_result,
 )
@@ -66,6 +67,7 @@ def write_run_report(folder: Path) -> Path:
             "confusion": confusion_plot(predictions),
             "mistakes": [example for example in examples if not example.prediction.right],
             "right": [example for example in examples if example.prediction.right],
+            "molecules": read_molecules(folder),
             "config": {name: [value] for name, value in config.items()},
         },
     )

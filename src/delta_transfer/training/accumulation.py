@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from delta_transfer.errors import UserError
+from delta_transfer.inputs import Inputs, split
 from delta_transfer.training.checkpoints import random_states, set_random_states
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Inputs, Tensor]
 
 
 @final
@@ -38,7 +39,7 @@ class Accumulation:
         """The parts of a batch, each with its share of the samples."""
         inputs, targets = batch
         size = -(-len(targets) // self.parts)
-        found = list(zip(torch.split(inputs, size), torch.split(targets, size), strict=True))
+        found = list(zip(split(inputs, size), split(targets, size), strict=True))
         self._largest = size
         return [((rows, labels), len(labels) / len(targets)) for rows, labels in found]
 

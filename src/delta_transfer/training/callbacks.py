@@ -13,6 +13,7 @@ from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.distributed import is_main
 from delta_transfer.functional import feature_distance
+from delta_transfer.inputs import Inputs, groups_at, groups_of
 from delta_transfer.taps import Taps
 from delta_transfer.training.optimization import cycle_starts
 
@@ -67,7 +68,8 @@ class RedrawHead(lightning.Callback):
 class MeasureDrift(lightning.Callback):
     """Measures after each epoch how far each tap has moved from the source, on the same pictures.
 
-    In the unit of DELTA without attention, `1/2 mean (F(w) - F(w0))^2 / v`, in eval mode.
+    In the unit of DELTA without attention, `1/2 mean (F(w) - F(w0))^2 / v`, in eval mode; of rows
+    (graph nodes) the mean is over those of each sample, then over samples.
 
     Args:
         network: the target.
@@ -83,7 +85,7 @@ class MeasureDrift(lightning.Callback):
         source: nn.Module,
         *,
         taps: Sequence[str],
-        inputs: Tensor,
+        inputs: Inputs,
         path: Path,
     ) -> None:
         self._network = network
@@ -106,15 +108,21 @@ class MeasureDrift(lightning.Callback):
             if is_main() and not self._path.exists():  # as it does where the fit goes on
                 self._append([("epoch", "tap", "distance")])
         epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
-        rows = []
+        rows, groups = [], groups_of(self._inputs)
         for tap, features in self._features(self._network).items():
-            distance = feature_distance(features, self._start[tap], variance=self._variance[tap])
+            distance = feature_distance(
+                features,
+                self._start[tap],
+                variance=self._variance[tap],
+                groups=groups_at(tap, features, groups, samples=len(self._inputs)),
+            )
             rows.append((epoch, tap, f"{distance.item():.6g}"))
         self._append(rows)
 
     def _features(self, network: nn.Module) -> dict[str, Tensor]:
         with Taps(network, self._taps) as taps, evaluating(network), torch.no_grad():
-            taps.record(self._inputs.to(device_of(network)))
+            self._inputs = self._inputs.to(device_of(network))
+            taps.record(self._inputs)
             return taps.features()
 
     def _append(self, rows: Sequence[Sequence[object]]) -> None:

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.borrow import device_of, evaluating
+from delta_transfer.inputs import Inputs
 
 Beside = TypeVar("Beside")
 
 
 def iterate_probabilities(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Beside]]
+    network: nn.Module, batches: Iterable[tuple[Inputs, Beside]]
 ) -> Iterator[tuple[Tensor, Beside]]:
     """Class probabilities of one batch after the other, in eval mode.
 
@@ -30,13 +31,13 @@ def iterate_probabilities(
             if not len(inputs):
                 continue
             with torch.no_grad():  # not around yield: the caller's grad mode is its own
-                logits = network(inputs.to(device, non_blocking=True))
+                logits = network(inputs.to(device))
                 probabilities = torch.softmax(logits.float(), dim=1).cpu()
             yield probabilities, beside
 
 
 def predict_probabilities(
-    network: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]
+    network: nn.Module, loader: Iterable[tuple[Inputs, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """Class probabilities of everything in a loader, in eval mode.
 

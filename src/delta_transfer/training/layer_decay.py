@@ -20,7 +20,7 @@ def layer_scales(network: nn.Module, *, head: str, factor: float, example: Any) 
         network: the target.
         head: the name of its head, which is the first layer and has a rate of its own.
         factor: above 0, at most 1.
-        example: a picture `[1, 3, H, W]` or graphs that the network takes, on its device.
+        example: what the network takes, such as a picture `[1, 3, H, W]`, on its device.
 
     Returns:
         Parameter name -> share; the head's are left out.

@@ -15,6 +15,7 @@ from delta_transfer.data.base import ShareSampler
 from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError
 from delta_transfer.functional import calibrated_cross_entropy, full_precision
+from delta_transfer.inputs import Inputs
 from delta_transfer.penalties.base import Combines, Penalty
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
@@ -109,11 +110,13 @@ class FineTuning(lightning.LightningModule):
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Nothing: `training_step` does it before the first part of a batch."""
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+    def training_step(self, batch: tuple[Inputs, Tensor], index: int) -> Tensor:
         """The loss of a batch; of its last part, if those before are back-propagated already."""
         self.trainer.optimizers[0].zero_grad()
         if self.mixing is not None:
-            batch = self.mixing(*batch, step=self.global_step)
+            pictures, labels = batch
+            assert isinstance(pictures, Tensor)
+            batch = self.mixing(pictures, labels, step=self.global_step)
         parts = self._accumulation.split(batch)
         samples, found = len(batch[1]), dict[str, float]()
         for number, ((inputs, targets), share) in enumerate(parts, start=1):
@@ -124,18 +127,18 @@ class FineTuning(lightning.LightningModule):
             for name, value in losses.items():
                 found[name] = found.get(name, 0.0) + float(value.detach())
             if number < len(parts):
-                with full_precision(inputs.device):
+                with full_precision(loss.device):
                     self.trainer.strategy.backward(loss, None)
         self._check_finite(found)
         shown = {f"train_{name}": value for name, value in found.items()}
-        self.log_dict(shown, logger=False, prog_bar=True)
+        self.log_dict(shown, logger=False, prog_bar=True, batch_size=len(batch[1]))
         shown["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         for name, figure in shown.items():
             self._sums[name] = self._sums.get(name, 0.0) + samples * figure
         self._samples += samples
         return loss
 
-    def _losses(self, inputs: Tensor, targets: Tensor, share: float) -> dict[str, Tensor]:
+    def _losses(self, inputs: Inputs, targets: Tensor, share: float) -> dict[str, Tensor]:
         """What a part with this share of the batch adds to the loss and to its terms."""
         task = share * self.loss(self.network(inputs), targets)
         terms = self.regularizer(inputs, targets).values
@@ -211,7 +214,7 @@ class FineTuning(lightning.LightningModule):
             f"{self.optimization.lr:g}{weaker}"
         )
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+    def validation_step(self, batch: tuple[Inputs, Tensor], index: int) -> None:
         """Takes a batch into the accuracy and the loss of the split."""
         inputs, targets = batch
         logits = (self.network if self.average is None else self.average)(inputs)
@@ -221,9 +224,10 @@ class FineTuning(lightning.LightningModule):
         self._val_targets.append(targets.cpu())
         # Epoch 0 is the start, which `fit` validates before the first step.
         epoch = self.current_epoch + 1 if self.trainer.state.fn == "fit" else 0
-        self.log("val_accuracy", self.val_accuracy, prog_bar=True)
-        self.log("val_loss", self.val_loss, prog_bar=True)
-        self.log("epoch", float(epoch))
+        count = len(targets)  # which Lightning does not see in every kind of inputs
+        self.log("val_accuracy", self.val_accuracy, prog_bar=True, batch_size=count)
+        self.log("val_loss", self.val_loss, prog_bar=True, batch_size=count)
+        self.log("epoch", float(epoch), batch_size=count)
 
     def on_validation_epoch_end(self) -> None:
         """The loss by which the epoch is chosen."""

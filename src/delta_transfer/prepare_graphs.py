@@ -1,0 +1,100 @@
+"""Graphs and the networks that take them, as a run prepares them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from delta_transfer.backbones import Backbone, GraphSpec, load_graph_backbone
+from delta_transfer.config import TrainConfig
+from delta_transfer.data import Split, Task
+from delta_transfer.data.check import CheckedPictures
+from delta_transfer.errors import UserError, first_few
+from delta_transfer.files import fingerprint
+
+# Options that only pictures have.
+_OF_PICTURES = ("augment", "image_size", "mixup", "cutmix", "picture_cache", "preset")
+
+_DEFAULTS = TrainConfig(data="graphs")
+
+_LEAKS = (("train", "val"), ("train", "test"), ("val", "test"))
+
+
+def load_network(config: TrainConfig, task: Task, network: nn.Module | None, spec: Any) -> Backbone:
+    """The pretrained network with a new head, drawn from the random state of torch.
+
+    Raises:
+        UserError: if an option is given that only pictures have, or the network takes no graphs.
+    """
+    for name in _OF_PICTURES:
+        if getattr(config, name) != getattr(_DEFAULTS, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} is for pictures, and {task.name} is made of graphs: "
+                "leave it out"
+            )
+    if network is not None:
+        raise UserError(
+            f"{task.name} is made of graphs, and a network of your own takes pictures here: give "
+            "the name of one, or train it in your own loop with Regularizer"
+        )
+    return load_graph_backbone(
+        config.model,
+        num_outputs=len(task.classes),
+        spec=_spec(task),
+        weights=config.weights,
+    )
+
+
+def look(config: TrainConfig, task: Task, spec: GraphSpec) -> CheckedPictures:
+    """Makes every graph once; tells of those that are in two splits."""
+    named = {"train": task.train, "val": task.val, "test": task.test}
+    digests = {
+        name: {path: _digest(split, path) for path in split.paths}
+        for name, split in named.items()
+        if split is not None
+    }
+    warnings = []
+    for one, other in _LEAKS:
+        there = set(digests[one].values())
+        copies = [path for path, found in digests.get(other, {}).items() if found in there]
+        if copies:
+            shown = first_few([f"'{path}'" for path in copies])
+            warnings.append(
+                f"{len(copies)} of {len(digests[other])} graphs of the split {other} are in "
+                f"{one}, too: {shown}; what is measured on them flatters: remove one of each"
+            )
+    everything: Mapping[str, str] = {
+        path: found for split in digests.values() for path, found in split.items()
+    }
+    return CheckedPictures(task=task, warnings=tuple(warnings), digests=everything)
+
+
+def preprocessing(spec: GraphSpec, config: TrainConfig) -> dict[str, Any]:
+    """What a node is described by."""
+    return dataclasses.asdict(spec)
+
+
+def advise(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
+    """Nothing: networks on molecules are small."""
+    return ()
+
+
+def _spec(task: Task) -> GraphSpec:
+    """What the nodes of a task's graphs are described by, as its first one shows."""
+    graph: Any = task.train.read(task.train.paths[0])
+    x = graph.x
+    if x.is_floating_point():
+        return GraphSpec(node_features="numbers", columns=x.shape[1])
+    return GraphSpec(node_features="atoms", columns=x.shape[1])
+
+
+def _digest(split: Split, path: str) -> str:
+    graph: Any = split.read(path)
+    parts = [graph.x, graph.edge_index, graph.edge_attr]
+    return fingerprint(
+        f"{list(part.shape)}".encode() + part.contiguous().numpy().tobytes()
+        for part in parts
+        if part is not None
+    )

@@ -1,0 +1,68 @@
+"""Pictures and the networks that take them, as a run prepares them."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from delta_transfer.attention.official import official_size
+from delta_transfer.backbones import Backbone, InputSpec, load_backbone, wrap_network
+from delta_transfer.config import TrainConfig
+from delta_transfer.data import Task
+from delta_transfer.data.check import CheckedPictures, check_pictures
+from delta_transfer.data.keeping import GIB, Keeper
+from delta_transfer.loaders import count_workers, needed_resizes
+
+
+def load_network(
+    config: TrainConfig, task: Task, network: nn.Module | None, spec: InputSpec | None
+) -> Backbone:
+    """The pretrained network with a new head, drawn from the random state of torch."""
+    outputs, size = len(task.classes), config.image_size
+    official = config.official
+    if official and size is None:
+        size = official_size(config.model)
+    if network is None:
+        backbone = load_backbone(
+            config.model, num_outputs=outputs, image_size=size, weights=config.weights
+        )
+    else:
+        backbone = wrap_network(
+            network, num_outputs=outputs, image_size=size, input=spec, weights=config.weights
+        )
+    if not official:
+        return backbone
+    assert isinstance(backbone.input, InputSpec)
+    whole = dataclasses.replace(backbone.input, crop_pct=1.0, interpolation="bilinear")
+    return dataclasses.replace(backbone, input=whole)
+
+
+def look(config: TrainConfig, task: Task, spec: InputSpec) -> CheckedPictures:
+    """Looks at every picture, and keeps it resized unless it is not to be."""
+    threads = count_workers(config.workers) or None
+    if config.picture_cache == 0:
+        return check_pictures(task, threads=threads)
+    limit = None if config.picture_cache is None else int(config.picture_cache * GIB)
+    wanted = needed_resizes(spec, config, val_drawn=task.val_drawn)
+    with Keeper(wanted, limit=limit) as keeper:
+        return check_pictures(task, threads=threads, keeper=keeper)
+
+
+def preprocessing(spec: InputSpec, config: TrainConfig) -> dict[str, Any]:
+    """By the names of the options, where there are such; the preset has transforms of its own."""
+    return {
+        "image_size": spec.size,
+        "crop_pct": spec.crop_pct,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "interpolation": spec.interpolation,
+        "preset": config.preset,
+    }
+
+
+def advise(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
+    """A line on networks that suit the device better, if the default is used."""
+    if device.type == "cpu" or config.model != TrainConfig.model:
+        return ()
+    return ("         on this device larger ones are fast too, such as --model convnext_tiny",)
