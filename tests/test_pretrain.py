@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import networkx
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ pytest.importorskip("rdkit")
 
 from torch_geometric.data import Data
 
+from delta_transfer.context import ContextPrediction, count_hops, draw_centers
 from delta_transfer.data.graphs import Graphs
 from delta_transfer.data.smiles import read_molecule
 from delta_transfer.masking import AttributeMasking, hide
@@ -126,6 +128,75 @@ class TestMasking:
         spec = GraphSpec(node_features="numbers", columns=3)
         task = AttributeMasking(spec, torch.eye(3)[[0, 2, 2]], width=4, rate=0.15)
         assert (task.unit, int(task.usual)) == ("accuracy", 2)
+
+
+class TestContext:
+    def test_hops_are_those_of_networkx(self):
+        graphs = Graphs.of([read_molecule(text) for text in ("CC(C)CCc1ccncc1O", "C", "CC.CCCN")])
+        whole = networkx.Graph(graphs.edge_index.T.tolist())
+        whole.add_nodes_from(range(len(graphs.x)))
+        centers = draw_centers(graphs.groups, torch.Generator().manual_seed(1))
+        assert graphs.groups[centers].tolist() == [0, 1, 2]
+        expected = [5] * len(graphs.x)
+        for center in centers.tolist():
+            for node, hops in networkx.single_source_shortest_path_length(whole, center).items():
+                expected[node] = min(hops, 5)
+        assert count_hops(graphs, centers, 4).tolist() == expected
+
+    def test_each_node_is_a_center_equally_often(self):
+        groups, generator = graphs_of([3, 5]).groups, torch.Generator().manual_seed(0)
+        drawn = torch.cat([draw_centers(groups, generator) for _ in range(3000)])
+        often = torch.bincount(drawn, minlength=8) / 3000
+        expected = torch.tensor([1 / 3] * 3 + [1 / 5] * 5)
+        torch.testing.assert_close(often, expected, rtol=0, atol=0.03)
+
+    def test_logits_are_products_of_centers_and_their_surroundings(self):
+        """Against the same graph by graph, with networks that give what they are given."""
+
+        class Network(torch.nn.Module):
+            layers = (None,) * 2  # so that surroundings are 1 to 4 edges away, 1 and 2 shared
+
+            def nodes(self, graphs):
+                return graphs.x.float() + graphs.groups[:, None]
+
+        task = ContextPrediction.__new__(ContextPrediction)
+        torch.nn.Module.__init__(task)
+        task.surroundings = Network()
+        graphs = Graphs.of([read_molecule(text) for text in ("CCCCON", "C", "OCC", "NCCCCCCCF")])
+        centers = draw_centers(graphs.groups, torch.Generator().manual_seed(3))
+        hops = count_hops(graphs, centers, 5)
+        ones, others = [], []
+        for center in (centers[0], centers[2], centers[3]):  # the second has no surroundings
+            mine = graphs.groups == graphs.groups[center]
+            features = graphs.x.float() + graphs.groups[:, None]
+            ones.append(features[center])
+            others.append(features[mine & (hops >= 1) & (hops <= 2)].mean(dim=0))
+        yes = [float(one @ other) for one, other in zip(ones, others, strict=True)]
+        no = [float(ones[i] @ others[(i + 1) % 3]) for i in range(3)]
+        logits = torch.tensor([*yes, *no])
+        answers = torch.tensor([1.0] * 3 + [0.0] * 3)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, answers)
+        scored = task(Network(), graphs, torch.Generator().manual_seed(3))
+        torch.testing.assert_close(scored.loss, loss)
+        assert (scored.score, scored.count) == (0.5, 6)  # all products are above 0
+
+    def test_there_is_nothing_to_ask_about_single_atoms(self):
+        backbone = load_graph_backbone(
+            "pyg/GIN-2x4", num_outputs=1, spec=GraphSpec(), pretrained=False
+        )
+        graphs = Graphs.of([read_molecule("C"), read_molecule("O")])
+        network = backbone.module
+        assert ContextPrediction(network)(network, graphs, torch.Generator()) is None
+
+    def test_it_learns(self, tmp_path):
+        path = tmp_path / "some.smi"
+        chains = [f"{a * n}{b}" for a in "CNOS" for n in range(4, 9) for b in ("", a + "-" + a)]
+        path.write_text("\n".join(chains))
+        objective = "context-prediction"
+        options = small(path, tmp_path / "out", objective=objective, epochs=20, lr=0.01)
+        found = pretrain(options)
+        assert found.chance.score == 0.5
+        assert found.after.score > 0.7
 
 
 class TestPretraining:

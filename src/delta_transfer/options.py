@@ -216,9 +216,13 @@ class PretrainOptions:
         _check("--batch-size", self.batch_size, 1)
         _check("--seed", self.seed, 0)
         if not 0 < self.mask_rate < 1:
-            raise UserError(f"--mask-rate must be between 0 and 1, got {self.mask_rate:g}")
+            raise UserError(
+                f"--mask-rate must be above 0 and below 1, for example 0.15, got {self.mask_rate:g}"
+            )
         if not 0 < self.lr <= 1:
-            raise UserError(f"--lr must be above 0 and at most 1, got {self.lr:g}")
+            raise UserError(
+                f"--lr must be above 0 and at most 1, for example 0.001, got {self.lr:g}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

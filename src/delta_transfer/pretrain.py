@@ -16,8 +16,11 @@ from safetensors.torch import save
 
 from delta_transfer.backbones import load_graph_backbone
 from delta_transfer.backbones.base import own_tensors
+from delta_transfer.backbones.graph_models import find_graph_loader
 from delta_transfer.backbones.graph_network import GraphNetwork
+from delta_transfer.backbones.weights_file import read_weights
 from delta_transfer.borrow import evaluating
+from delta_transfer.context import ContextPrediction
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.devices import find_device
 from delta_transfer.errors import UserError
@@ -91,6 +94,9 @@ def pretrain(options: PretrainOptions) -> Pretrained:
     """
     folder = _check_folder(options)
     device = find_device(options.device)
+    find_graph_loader(options.model)  # before anything slow begins
+    if options.weights is not None:
+        read_weights(options.weights)
     data = read_unlabelled(options)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(options.seed, "pretrain", "weights"))
@@ -209,6 +215,10 @@ def _make_task(
     graphs: "Sequence[Data]",
     network: GraphNetwork,
 ) -> Pretext:
+    if options.objective == "context-prediction":
+        other = load_graph_backbone(options.model, num_outputs=1, spec=data.spec, pretrained=False)
+        assert isinstance(other.module, GraphNetwork)
+        return ContextPrediction(other.module)
     x = torch.cat([graph.x for graph in graphs])
     width = network.head.in_features
     return AttributeMasking(data.spec, x, width=width, rate=options.mask_rate)

@@ -1,10 +1,9 @@
 """The graphs that a network is pretrained on: their labels are not used."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from delta_transfer.backbones import GraphSpec
 from delta_transfer.data import load_task
@@ -22,8 +21,6 @@ OFFLINE = "rdkit/nci"
 
 _LINES = (".smi", ".smiles", ".txt")
 _LEAST = 10  # graphs
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,11 +44,16 @@ def read_unlabelled(options: PretrainOptions) -> UnlabelledGraphs:
     Raises:
         UserError: if there is no such data, it is of pictures, or there are too few graphs in it.
     """
+    _check(options)
     need_graph_libraries("pretrain")
     data = options.data
-    if options.data_root is not None and not data.startswith(NAMED):
-        logger.warning("--data-root is ignored: only %s look there", " and ".join(NAMED))
-    graphs, notes = _read(options)
+    graphs: list[Any]
+    if data.startswith(NAMED):
+        task = load_task(data, seed=options.seed, data_root=options.data_root)
+        graphs = [split.read(path) for split in (task.train, task.val) for path in split.paths]
+        notes = [f"its training and validation splits, seed {options.seed}, without labels"]
+    else:
+        graphs, notes = _molecules(_smiles(options), data)
     if len(graphs) < _LEAST:
         raise UserError(
             f"{data}: there are only {len(graphs)} graphs to learn from: give at least {_LEAST}, "
@@ -60,31 +62,38 @@ def read_unlabelled(options: PretrainOptions) -> UnlabelledGraphs:
     return UnlabelledGraphs(graphs=graphs, spec=GraphSpec.of(graphs[0].x), notes=tuple(notes))
 
 
-def _read(options: PretrainOptions) -> "tuple[list[Data], list[str]]":
-    from delta_transfer.data.nci import offline_smiles
-
+def _check(options: PretrainOptions) -> None:
+    """Raises UserError where the data cannot be what is needed, or an option is of other data."""
     data, path = options.data, user_path(options.data)
-    file = path.is_file()
-    if options.smiles_column is not None and not (file and path.suffix.lower() == ".csv"):
-        raise UserError("--smiles-column: only CSV files have columns, leave the option out")
-    if data == OFFLINE:
-        return _molecules(offline_smiles(), data)
-    if data.startswith(NAMED):
-        task = load_task(data, seed=options.seed, data_root=options.data_root)
-        graphs = [split.read(path) for split in (task.train, task.val) for path in split.paths]
-        return graphs, [f"its training and validation splits, seed {options.seed}, without labels"]
-    if file and path.suffix.lower() == ".csv":
-        column = (options.smiles_column or "smiles").strip().lower()
-        layout = f"a CSV file with commas, in UTF-8, with a header and a column '{column}'"
-        rows, _ = read_rows(path, required=(column,), layout=layout)
-        return _molecules([row.fields[column] for row in rows], data)
-    if file and path.suffix.lower() in _LINES:
-        return _molecules(_first_words(path), data)
-    what = "there is no such file" if not path.exists() else "this is no file of molecules"
-    raise UserError(
-        f"{data}: {what}; give a file of SMILES (.csv, {', '.join(_LINES)}), {OFFLINE}, "
-        f"or {' or '.join(f'{prefix}NAME' for prefix in NAMED)}"
-    )
+    named = data == OFFLINE or data.startswith(NAMED)
+    ending = path.suffix.lower()
+    if not named and not (path.is_file() and ending in (".csv", *_LINES)):
+        what = "this is no file of molecules" if path.exists() else "there is no such file"
+        raise UserError(
+            f"{data}: {what}; give a file of SMILES (.csv, {', '.join(_LINES)}), {OFFLINE}, "
+            f"{' or '.join(f'{prefix}NAME' for prefix in NAMED)}"
+        )
+    if options.smiles_column is not None and (named or ending != ".csv"):
+        raise UserError(f"--smiles-column: {data} is no CSV file; leave the option out")
+    if options.data_root is not None and not data.startswith(NAMED):
+        raise UserError(
+            f"--data-root: only {' and '.join(f'{prefix}NAME' for prefix in NAMED)} look there; "
+            "leave the option out"
+        )
+
+
+def _smiles(options: PretrainOptions) -> Sequence[str]:
+    if options.data == OFFLINE:
+        from delta_transfer.data.nci import offline_smiles
+
+        return offline_smiles()
+    path = user_path(options.data)
+    if path.suffix.lower() != ".csv":
+        return _first_words(path)
+    column = (options.smiles_column or "smiles").strip().lower()
+    layout = f"a CSV file with commas, in UTF-8, with a header and a column '{column}'"
+    rows, _ = read_rows(path, required=(column,), layout=layout)
+    return [row.fields[column] for row in rows]
 
 
 def _first_words(path: Path) -> list[str]:
