@@ -157,7 +157,8 @@ class LayersOptions:
     """Options of layers.
 
     Args:
-        model: a timm name such as resnet50, or pypi/efficientnet_lite0|1|2; weights are not loaded.
+        model: a timm name such as resnet50, pypi/efficientnet_lite0|1|2, or a network for graphs
+            such as pretrain-gnns/gin; weights are not loaded.
         image_size: side of the pictures in pixels; the network's own if not given.
         json: print JSON.
     """
@@ -188,7 +189,7 @@ class PretrainOptions:
         mask_rate: share of the nodes of each graph that attribute-masking hides.
         epochs: passes over the graphs.
         batch_size: graphs at a time.
-        lr: learning rate of Adam.
+        lr: learning rate of Adam at the start; it falls to zero along a cosine.
         seed: of first weights, order, what is hidden, and the graphs held out to measure by; for
             moleculenet/NAME and tu/NAME of their splits too, as for train.
         smiles_column: of a CSV file; smiles if not given.

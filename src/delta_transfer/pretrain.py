@@ -139,9 +139,12 @@ def _run(job: _Job, folder: Path) -> Pretrained:
     optimizer = torch.optim.Adam(
         [*job.network.parameters(), *job.task.parameters()], lr=job.options.lr
     )
+    # Without an end at zero the last weights are those of one noisy step after many.
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, job.options.epochs)
     after = before
     for epoch in range(1, job.options.epochs + 1):
         loss = _train(job, optimizer, epoch)
+        schedule.step()
         after = _measure(job)
         if not math.isfinite(loss) or not math.isfinite(after.loss):
             raise UserError(
