@@ -5,10 +5,11 @@
 
 All steps are timed in turn, so that a busy machine slows them alike. "plain" is fine-tuning in
 PyTorch's default layout; "ours, plain" is it in the layout and with the frozen batch norm that
-`train` has. "reference" is DELTA as its authors' code does it: hooks set and removed at each step,
-the whole source in the default layout. "source" is its bare forward pass, batch norm folded, which
-DELTA cannot do without. Memory is the peak of a process of its own that makes a few such steps,
-less what it had before it built the networks.
+`train` has. "delta, bf16 source" is DELTA with `source_precision="bfloat16"`. "reference" is DELTA
+as its authors' code does it: hooks set and removed at each step, the whole source in the default
+layout. "source" is its bare forward pass, batch norm folded, which DELTA cannot do without. Memory
+is the peak of a process of its own that makes a few such steps, less what it had before it built
+the networks.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import timm
 import torch
@@ -33,7 +35,8 @@ from delta_transfer.taps import resolve_taps
 
 NAMES = {"lite0": "tf_efficientnet_lite0"}
 CLASSES = 47
-STEPS = ("plain", "ours, plain", "delta", "delta, cached", "reference", "source")
+HALF = "delta, bf16 source"
+STEPS = ("plain", "ours, plain", "delta", HALF, "delta, cached", "reference", "source")
 
 
 def main() -> None:
@@ -58,11 +61,11 @@ def main() -> None:
         f"{find_device(options.device)}, {torch.get_num_threads()} threads, "
         f"median of {options.rounds} rounds"
     )
-    print(f"{'step':14} {'seconds':>8} {'/plain':>8} {'/ours':>8} {'MiB':>8} {'/ours':>8}")
+    print(f"{'step':18} {'seconds':>8} {'/plain':>8} {'/ours':>8} {'MiB':>8} {'/ours':>8}")
     for name in STEPS:
         memory = f"{peaks[name]:8.0f} {peaks[name] / peaks['ours, plain']:8.2f}" if peaks else ""
         print(
-            f"{name:14} {statistics.median(seconds[name]):8.3f} {ratio(name, 'plain'):8.2f} "
+            f"{name:18} {statistics.median(seconds[name]):8.3f} {ratio(name, 'plain'):8.2f} "
             f"{ratio(name, 'ours, plain'):8.2f} {memory}"
         )
     found = {
@@ -72,12 +75,14 @@ def main() -> None:
             "over_reference": ratio("delta", "reference"),
             "over_default_plain": ratio("delta", "plain"),
         },
+        "delta_bf16_source": {"over_plain": ratio(HALF, "ours, plain")},
         "delta_cached": {"over_plain": ratio("delta, cached", "ours, plain")},
         "source": {"over_plain": ratio("source", "ours, plain")},
         "peak_mib": peaks,
     }
     print(
         f"delta takes {ratio('delta', 'ours, plain'):.2f} of our plain step, "
+        f"{ratio(HALF, 'ours, plain'):.2f} with a source in bfloat16, "
         f"{ratio('delta, cached', 'ours, plain'):.2f} cached, and "
         f"{ratio('delta', 'reference'):.2f} of the reference; the source alone takes "
         f"{ratio('source', 'ours, plain'):.2f}"
@@ -167,7 +172,10 @@ def _ours(network: nn.Module, name: str, inputs: Tensor) -> Term:
     penalties = [] if name == "ours, plain" else [Delta(taps="auto", strength=1.0)]
     source = copy.deepcopy(network) if penalties else None
     cache = 4.0 if name == "delta, cached" else 0.0
-    regularizer = Regularizer(network, source, penalties, source_cache=cache)
+    precision: Literal["float32", "bfloat16"] = "bfloat16" if name == HALF else "float32"
+    regularizer = Regularizer(
+        network, source, penalties, source_cache=cache, source_precision=precision
+    )
     regularizer.calibrate([inputs])
     regularizer.__enter__()  # for as long as the process lives
 

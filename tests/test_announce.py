@@ -13,6 +13,7 @@ from delta_transfer.announce import announce, conclude, likeness
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split
 from delta_transfer.methods import METHODS
+from delta_transfer.objective import Classes
 from delta_transfer.result import RunResult
 from delta_transfer.tuning import Tuning
 
@@ -58,10 +59,12 @@ def said(
     prepared: Any = SimpleNamespace(
         task=SimpleNamespace(
             train=Split(("x",) * len(taught), taught, Image.open),
-            val=SimpleNamespace(labels=labels),
+            val=SimpleNamespace(class_indices=labels),
+            objective=Classes(),
+            kind="pictures",
             val_drawn=False,
         ),
-        probe_accuracies={"val": accuracy, "test": None},
+        probe_scores={"val": accuracy, "test": None},
     )
     config = TrainConfig(data="x", method=method, epochs=6, **options)
     announce(prepared, Tuning(config=config, method=METHODS[method], epochs=6, attention=None))
@@ -80,7 +83,7 @@ def minutes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_start_says_method_probe_and_minutes(caplog, method, strength, epochs):
     assert said(caplog, method) == [
         f"method   {method}, strength {strength}: {METHODS[method].summary}",
-        "probe    62.5% on validation",
+        "probe    accuracy 62.5% on validation",
         f"time     about 12.3 minutes for {epochs}",
     ]
 
@@ -92,7 +95,7 @@ def test_a_strength_that_was_asked_for_is_said(caplog):
 def test_the_probe_trains_nothing_that_takes_time(caplog):
     assert said(caplog, "probe") == [
         f"method   probe: {METHODS['probe'].summary}",
-        "probe    62.5% on validation",
+        "probe    accuracy 62.5% on validation",
     ]
 
 
@@ -109,7 +112,8 @@ def test_the_probe_trains_nothing_that_takes_time(caplog):
 )
 def test_a_hint_how_like_the_pictures_are_to_what_was_pretrained_on(caplog, accuracy, hint):
     line = said(caplog, "delta", accuracy=accuracy)[1]
-    assert hint in line if hint else line == f"probe    {100 * accuracy:.1f}% on validation"
+    said_alone = f"probe    accuracy {100 * accuracy:.1f}% on validation"
+    assert hint in line if hint else line == said_alone
 
 
 def test_one_class_is_no_division_by_zero():

@@ -20,6 +20,7 @@ MEASUREMENT = Measurement(
     head="2" * 64,
     taps=("norm1", "conv3"),
     pictures="3" * 64,
+    objective="Classes()",
     preprocessing={"image_size": 96, "mean": [0.5, 0.5, 0.5], "preset": "default"},
     estimator="refined",
     tolerance=None,

@@ -15,7 +15,8 @@ from delta_transfer.compare import Compared, compare
 from delta_transfer.compare_jobs import Jobs
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.result import COMPARISON_COLUMNS, RunResult
+from delta_transfer.measures import ACCURACY
+from delta_transfer.result import RunResult, comparison_columns
 from tests.conftest import METHODS
 from tests.runs import tiny
 
@@ -42,7 +43,7 @@ class TestCompare:
     def test_results_csv_has_a_row_for_each_run(self, compared):
         folder = compared[0].folder.parent
         found = rows(folder / "results.csv")
-        assert tuple(found[0]) == COMPARISON_COLUMNS
+        assert tuple(found[0]) == comparison_columns(ACCURACY)
         for row, run in zip(found, compared, strict=True):
             assert (row["method"], int(row["seed"])) == (run.method, run.seed)
             assert row["samples_per_class"] == ""

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from delta_transfer.compare import compare
-from delta_transfer.compare_ray import Cluster, missing
+from delta_transfer.compare_ray import Cluster, missing, passed_on
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.ray_connection import Node
@@ -124,6 +124,14 @@ def test_more_threads_than_any_node_has_are_refused(tmp_path):
         cluster(*NODES).jobs(["l2"], tmp_path, workers=1, threads=17)
 
 
+def test_nodes_are_given_the_settings_of_the_loggers_that_are_asked_for(monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_URI", "DELTA_TRANSFER_CACHE", "HOME"):
+        monkeypatch.setitem(os.environ, name, "x")
+    assert list(passed_on(["csv"])) == ["DELTA_TRANSFER_CACHE"]
+    assert list(passed_on(["mlflow"])) == ["MLFLOW_TRACKING_URI", "DELTA_TRANSFER_CACHE"]
+
+
 def test_files_that_a_node_does_not_see_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").touch()
@@ -134,6 +142,7 @@ def test_files_that_a_node_does_not_see_are_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_killed_process_and_a_stop_change_nothing(pictures, tmp_path):
     out = tmp_path / "out"
     typed = command(pictures, out, "--ray=local", "--jobs=2")

@@ -26,6 +26,7 @@ from delta_transfer.console import (
     progress_bar,
 )
 from delta_transfer.errors import UserError
+from delta_transfer.measures import ACCURACY
 from delta_transfer.report.comparison import MethodSummary
 from delta_transfer.stats import summarize
 
@@ -213,7 +214,8 @@ def method(
     versus = None if differences is None else summarize(differences)
     return MethodSummary(
         method=name,
-        accuracy=summarize(accuracies),
+        measure=ACCURACY,
+        score=summarize(accuracies),
         to_baseline=versus,
         to_probe=None,
         seconds=seconds,

@@ -53,9 +53,11 @@ def test_two_processes_have_the_figures_and_the_files_of_one(pictures, finished,
     assert logs[0] == logs[1]
 
 
-def start(pictures: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+def start(
+    pictures: Path, out: Path, *more: str, variables: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     command = [*COMMAND, str(pictures), f"--out={out}", *flags(epochs=10, lr=1e-5), "--devices=2"]
-    environment = {**os.environ, "DELTA_TRANSFER_CACHE": os.devnull}
+    environment = {**os.environ, "DELTA_TRANSFER_CACHE": os.devnull, **(variables or {})}
     return subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -88,7 +90,14 @@ def test_where_a_process_is_killed_all_go_on_to_the_same_bytes(
     pictures, tmp_path, undisturbed, rank
 ):
     out = tmp_path / "killed"
-    started = start(pictures, out, "--checkpoint-steps=2")
+    # Started again it comes late, so that the other one would find its address of before.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "again = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'\n"
+        f"time.sleep(3 * (again and os.environ['RANK'] == '{rank}'))\n"
+    )
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    started = start(pictures, out, "--checkpoint-steps=2", variables={"PYTHONPATH": path})
     wait_for_epoch(out, started, 3)
     worker(started, rank).send_signal(signal.SIGKILL)
     _, said = started.communicate(timeout=200)
@@ -118,6 +127,22 @@ def test_stopped_processes_save_together_and_go_on(pictures, tmp_path, undisturb
     assert started.returncode == 0, said
     assert "going on in epoch" in said
     assert traces(out) == traces(undisturbed)
+
+
+@pytest.mark.slow
+def test_what_is_ended_before_it_trains_says_so_once(pictures, tmp_path):
+    started = start(pictures, tmp_path / "out")
+    children: list[psutil.Process] = []
+    while len(children) < 2:
+        assert started.poll() is None
+        children = psutil.Process(started.pid).children()
+        time.sleep(0.02)
+    started.send_signal(signal.SIGTERM)
+    _, said = started.communicate(timeout=200)
+    assert started.returncode == 1
+    assert said.count("terminated") == 1
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from delta_transfer.compare import compare
 from delta_transfer.errors import UserError
 from delta_transfer.folder_lock import LOCK, check_unlocked, locked
 from tests.runs import tiny
+from tests.several import run
 
 HOLD = """
 import sys, time
@@ -117,11 +118,6 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplo
     assert "let no other process write into it" in caplog.text
 
 
-def test_of_several_processes_of_a_run_the_first_holds_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    with locked(tmp_path):
-        monkeypatch.setenv("RANK", "1")
-        with locked(tmp_path):
-            assert (tmp_path / LOCK).is_file()
-        check_unlocked(tmp_path)
-        assert (tmp_path / LOCK).is_file()
+def test_of_several_processes_of_a_run_all_are_refused(tmp_path):
+    with held(tmp_path):
+        run("refused", tmp_path, module="tests.sharing_runs")

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from delta_transfer.data import Split
+from delta_transfer.objective import Classes
 from delta_transfer.outputs import column_names, write_examples, write_predictions
 from delta_transfer.report.run_files import read_predictions
 
@@ -30,7 +31,7 @@ def probabilities(of_first: list[float]) -> torch.Tensor:
 
 def test_predictions_are_a_row_for_each_picture_with_all_probabilities(tmp_path):
     write_predictions(
-        tmp_path / "predictions.csv", split([0, 1]), probabilities([0.25, 0.5]), CLASSES
+        tmp_path / "predictions.csv", split([0, 1]), probabilities([0.25, 0.5]), CLASSES, Classes()
     )
     assert rows(tmp_path / "predictions.csv") == [
         {
@@ -53,7 +54,9 @@ def test_predictions_are_a_row_for_each_picture_with_all_probabilities(tmp_path)
 def test_no_class_is_called_like_another_column(tmp_path):
     classes = ("label", "path", "path (class)", "Path", "prediction", "probability")
     values = torch.eye(6, dtype=torch.float64)
-    write_predictions(tmp_path / "predictions.csv", split(list(range(6))), values, classes)
+    write_predictions(
+        tmp_path / "predictions.csv", split(list(range(6))), values, classes, Classes()
+    )
     names = [
         "label (class)",
         "path (class)",
@@ -76,7 +79,7 @@ def test_no_class_is_called_like_another_column(tmp_path):
 def test_the_report_reads_them_under_these_names(tmp_path):
     classes = ("label", "path")
     write_predictions(
-        tmp_path / "predictions.csv", split([0, 1]), probabilities([0.25, 0.5]), classes
+        tmp_path / "predictions.csv", split([0, 1]), probabilities([0.25, 0.5]), classes, Classes()
     )
     found = read_predictions(tmp_path)
     assert found.classes == ("label (class)", "path (class)")
@@ -88,7 +91,9 @@ def test_the_report_reads_them_under_these_names(tmp_path):
 
 def test_a_path_that_is_no_text_can_be_written(tmp_path):
     strange = Split(("caf\udce9.png",), (0,), lambda path: Image.new("RGB", (1, 1)))
-    write_predictions(tmp_path / "predictions.csv", strange, probabilities([0.75]), CLASSES)
+    write_predictions(
+        tmp_path / "predictions.csv", strange, probabilities([0.75]), CLASSES, Classes()
+    )
     assert rows(tmp_path / "predictions.csv")[0]["path"] == "caf\\udce9.png"
 
 

@@ -45,7 +45,7 @@ def test_the_probabilities_of_the_probe_are_those_of_its_head_in_the_network(pre
             features = torch.cat([network.eval()(inputs) for inputs, _ in loader])
         logits = features @ prepared.probe.weight.T + prepared.probe.bias
         expected = logits.softmax(dim=1)
-        assert torch.allclose(prepared.probe_probabilities[name], expected, atol=1e-5)
+        assert torch.allclose(prepared.probe_answers[name], expected, atol=1e-5)
 
 
 def test_the_probe_learns_from_each_picture_and_its_mirror_image(prepared, pictures):
@@ -64,7 +64,7 @@ def test_the_probe_learns_from_each_picture_and_its_mirror_image(prepared, pictu
 def test_without_a_test_split_there_are_no_probabilities_of_it(pictures, tmp_path):
     prepared = prepare(tiny(pictures / "train", tmp_path))
     assert prepared.task.test is None
-    assert prepared.probe_probabilities["test"] is None
+    assert prepared.probe_answers["test"] is None
     assert prepared.description[0] == (
         "data     train: 3 classes, 21 training, 3 validation, no test pictures"
     )
@@ -134,7 +134,7 @@ def test_the_same_pictures_split_otherwise_have_the_same_features_and_another_pr
     expected = fit_probe(rows, labels, num_outputs=3, seed=0)
     assert torch.equal(found.probe.weight, expected.weight)
     probabilities = expected(found.features["val"][0][:, 0]).softmax(dim=1)
-    assert torch.equal(found.probe_probabilities["val"], probabilities)
+    assert torch.equal(found.probe_answers["val"], probabilities)
 
 
 @pytest.fixture(scope="module")

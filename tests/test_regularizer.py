@@ -626,6 +626,48 @@ def test_a_target_in_full_precision_is_compared_in_full_precision():
             assert 0 <= regularizer(pictures()).values["delta"].item() < 1e-10
 
 
+@pytest.mark.parametrize("cache", [0.0, 1.0])
+def test_a_source_in_half_precision_is_near(monkeypatch, cache):
+    target, source = pair()
+    expected = omega(target, source, pictures())
+    penalties = [Delta(some_attention(), strength=1.0)]
+    options = {"source_precision": "bfloat16", "source_cache": cache}
+    seen = []
+    monkeypatch.setattr(ConvNet, "forward", watch(ConvNet.forward, seen))
+    with Regularizer(target, source, penalties, **options) as regularizer:
+        for _ in range(2):  # the second time from the cache, if there is one
+            target(pictures())
+            found = regularizer(pictures()).total
+            assert found.dtype == torch.float32
+            assert found.item() != pytest.approx(expected, rel=1e-6)
+            assert found.item() == pytest.approx(expected, rel=0.02)
+    copies = [net for net in seen if net not in (target, source)]
+    assert isinstance(copies[-1].norm2, nn.Identity)  # folded
+    target.load_state_dict(source.state_dict())
+    with Regularizer(target, source, penalties, **options) as regularizer:
+        target(pictures())
+        assert 0 < regularizer(pictures()).total.item() < 1e-3
+
+
+def test_the_precision_of_the_source_means_nothing_under_autocast():
+    target, source = pair()
+    penalties = [Delta(some_attention(), strength=1.0)]
+    found = []
+    for precision in ("bfloat16", "float32"):
+        with Regularizer(target, source, penalties, source_precision=precision) as regularizer:
+            with torch.autocast("cpu", torch.bfloat16):
+                target(pictures())
+                found.append(regularizer(pictures()).total)
+            found.append(regularizer(pictures()).total)
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_another_precision_of_the_source_is_an_error():
+    target, source = pair()
+    with pytest.raises(UserError, match="source_precision must be 'float32' or 'bfloat16', got 'h"):
+        Regularizer(target, source, [L2SP(strength=1.0)], source_precision="half")
+
+
 def check_gradients(model: nn.Module, target: nn.Module, source: nn.Module) -> None:
     """A wrapped target has the gradients of a plain one."""
     plain, plain_source = pair()

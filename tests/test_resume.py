@@ -14,6 +14,7 @@ import torch
 
 from delta_transfer import cli, train
 from delta_transfer.cli import main
+from delta_transfer.launching import OUTCOME
 from delta_transfer.result import RunResult
 from tests.killed import kill_again_and_again, make
 from tests.runs import flags, tiny
@@ -174,3 +175,12 @@ def test_sigterm_where_nothing_trains_ends_the_command_as_ctrl_c_does(capsys, mo
     assert main(["methods"]) == 1
     assert capsys.readouterr().err == "terminated\n"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_one_of_several_that_the_launcher_ends_says_nothing_final(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv(OUTCOME, str(tmp_path / "outcome"))
+    monkeypatch.setattr(cli, "_run", lambda args: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="1"):
+        main(["methods"])
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "outcome").exists()

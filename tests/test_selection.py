@@ -114,7 +114,7 @@ class TestRefit:
         views, expected = prepared.features["test"]
         right = (probe(views[:, 0]).argmax(dim=1) == expected).double().mean().item()
         assert refitted.linear_probe_test_accuracy == right
-        assert never.linear_probe_test_accuracy == prepared.probe_accuracies["test"]
+        assert never.linear_probe_test_accuracy == prepared.probe_scores["test"]
 
     def test_without_a_test_split_predictions_are_of_pictures_not_learnt_from(
         self, pictures, tmp_path

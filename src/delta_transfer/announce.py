@@ -3,9 +3,11 @@
 import logging
 from collections import Counter
 
+from delta_transfer.data import Task
 from delta_transfer.data.balance import imbalance
 from delta_transfer.data.check import IMBALANCE
 from delta_transfer.duration import estimate_minutes
+from delta_transfer.objective import Classes
 from delta_transfer.prepare import Prepared
 from delta_transfer.result import RunResult
 from delta_transfer.selection import refits
@@ -19,15 +21,14 @@ ALIKE, UNLIKE = 0.9, 0.3
 
 
 def announce(prepared: Prepared, tuning: Tuning) -> None:
-    """Logs the method, the probe's accuracy and how long it will take."""
+    """Logs the method, how good the probe is, and how long it will take."""
     method = tuning.method
     strengths = [f"{one.strength:g}" for one in tuning.branches if one.strength is not None]
     detail = f", strength {' and '.join(strengths)}" if strengths else ""
     logger.info("method   %s%s: %s", method.name, detail, method.summary)
-    accuracy = prepared.probe_accuracies["val"] or 0.0
-    labels = prepared.task.val.labels
-    chance = max(Counter(labels).values()) / len(labels)
-    logger.info("probe    %.1f%% on validation%s", 100 * accuracy, likeness(accuracy, chance))
+    score, measure = prepared.probe_scores["val"], prepared.task.objective.measure
+    hint = _hint(prepared.task, score or 0.0)
+    logger.info("probe    %s %s on validation%s", measure.words, measure.text(score), hint)
     if method.trains:
         _tell_of_classes(prepared, tuning)
         minutes = estimate_minutes(prepared, tuning)
@@ -46,7 +47,7 @@ def announce(prepared: Prepared, tuning: Tuning) -> None:
 
 def _tell_of_classes(prepared: Prepared, tuning: Tuning) -> None:
     """Says how classes are evened out, or that they are of very different sizes."""
-    config, labels = tuning.config, prepared.task.train.labels
+    config, labels = tuning.config, prepared.task.train.class_indices
     ratio = imbalance(labels)
     done = {
         "none": "which are left as they are",
@@ -60,6 +61,14 @@ def _tell_of_classes(prepared: Prepared, tuning: Tuning) -> None:
     logger.info(
         "classes  the largest has %.1f times as many pictures as the smallest: %s", ratio, done
     )
+
+
+def _hint(task: Task, accuracy: float) -> str:
+    """What the linear probe's accuracy says of pictures of classes."""
+    if not isinstance(task.objective, Classes) or task.kind != "pictures":
+        return ""
+    labels = task.val.class_indices
+    return likeness(accuracy, max(Counter(labels).values()) / len(labels))
 
 
 def likeness(accuracy: float, chance: float) -> str:
@@ -86,13 +95,16 @@ def likeness(accuracy: float, chance: float) -> str:
 
 def conclude(result: RunResult) -> None:
     """Logs what came out."""
-    if result.test_accuracy is None:
-        logger.info("done     no test split; validation accuracy %.1f%%", 100 * result.val_accuracy)
+    measure, tested = result.measure, result.figure("test")
+    if tested is None:
+        found = measure.text(result.figure("val"))
+        logger.info("done     no test split; validation %s %s", measure.words, found)
         return
     logger.info(
-        "done     test accuracy %.1f%% (linear probe %.1f%%), epoch %d kept, %.0f seconds",
-        100 * result.test_accuracy,
-        100 * (result.linear_probe_test_accuracy or 0.0),
+        "done     test %s %s (linear probe %s), epoch %d kept, %.0f seconds",
+        measure.words,
+        measure.text(tested),
+        measure.text(result.figure("linear_probe_test")),
         result.best_epoch,
         result.seconds,
     )

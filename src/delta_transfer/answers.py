@@ -8,28 +8,41 @@ from pathlib import Path
 
 from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
+from delta_transfer.objective import CLASSES, Classes, Objective
 from delta_transfer.outputs import as_number, column_names, to_csv
 from delta_transfer.predict import Prediction
 
 
-def to_line(prediction: Prediction, *, top: int) -> str:
-    """The path and the `top` most probable classes with their probabilities, tabs between."""
-    best = itertools.islice(prediction.probabilities.items(), top)
-    return "\t".join([prediction.path, *(f"{name}\t{value:.4f}" for name, value in best)])
+def to_line(prediction: Prediction, *, top: int, objective: Objective = CLASSES) -> str:
+    """The path and the `top` most probable classes with their probabilities, tabs between.
+
+    Of questions and values the answers to all of them.
+    """
+    most = top if isinstance(objective, Classes) else None
+    best = itertools.islice(prediction.answers.items(), most)
+    form = ".4f" if objective.measure.percent else ".6g"
+    return "\t".join([prediction.path, *(f"{name}\t{value:{form}}" for name, value in best)])
 
 
-def to_json(predictions: Sequence[Prediction], *, top: int | None) -> str:
+def to_json(
+    predictions: Sequence[Prediction], *, top: int | None, objective: Objective = CLASSES
+) -> str:
     """A list of `path`, `prediction` and `probabilities`.
+
+    Of questions `path` and `probabilities`, and of values `path` and `predictions`.
 
     Args:
         predictions: of the pictures.
         top: how many of the most probable classes to name; all if None.
+        objective: what is predicted.
     """
+    classes = isinstance(objective, Classes)
+    answers = "predictions" if objective.answer == "prediction" else "probabilities"
     rows = [
         {
             "path": prediction.path,
-            "prediction": prediction.best,
-            "probabilities": dict(itertools.islice(prediction.probabilities.items(), top)),
+            **({"prediction": prediction.best} if classes else {}),
+            answers: dict(itertools.islice(prediction.answers.items(), top if classes else None)),
         }
         for prediction in predictions
     ]
@@ -52,23 +65,32 @@ def check_table(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"--csv {path}: the folder {path.parent} cannot be written: give another")
 
 
-def write_table(path: Path, predictions: Sequence[Prediction], classes: Sequence[str]) -> None:
+def write_table(
+    path: Path,
+    predictions: Sequence[Prediction],
+    classes: Sequence[str],
+    objective: Objective = CLASSES,
+) -> None:
     """Writes `path,prediction,probability` and a column of probabilities per class.
+
+    Of questions `path` and `probability NAME` of each, and of values `prediction NAME`.
 
     Args:
         path: the CSV file.
         predictions: of the pictures, a row each.
         classes: the names of the columns, in their order; see `column_names`.
+        objective: what is predicted.
 
     Raises:
         UserError: if it cannot be written; there is no file then, or the old one.
     """
-    names = dict(zip(classes, column_names(classes), strict=True))
-    rows = [["path", "prediction", "probability", *names.values()]]
-    for prediction in predictions:
-        best = prediction.best
-        values = (prediction.probabilities[name] for name in (best, *names))
-        rows.append([prediction.path, names[best], *map(as_number, values)])
+    if isinstance(objective, Classes):
+        rows = _classes(predictions, classes)
+    else:
+        rows = [["path", *(f"{objective.answer} {name}" for name in classes)]]
+        for prediction in predictions:
+            cells = (f"{prediction.answers[name]:.7g}" for name in classes)
+            rows.append([prediction.path, *cells])
     try:
         write_atomically(path, to_csv(rows))
     except OSError as error:
@@ -76,3 +98,13 @@ def write_table(path: Path, predictions: Sequence[Prediction], classes: Sequence
             f"--csv {path} cannot be written ({error.strerror}): free some space, or give another "
             "file"
         ) from error
+
+
+def _classes(predictions: Sequence[Prediction], classes: Sequence[str]) -> list[list[str]]:
+    names = dict(zip(classes, column_names(classes), strict=True))
+    rows = [["path", "prediction", "probability", *names.values()]]
+    for prediction in predictions:
+        best = prediction.best
+        values = (prediction.answers[name] for name in (best, *names))
+        rows.append([prediction.path, names[best], *map(as_number, values)])
+    return rows

@@ -29,6 +29,7 @@ class Measurement:
             so that it tells networks apart that have the same weights and compute something else.
         taps: the modules that are tapped.
         pictures: fingerprint of the pictures and their classes, in the order in which they come.
+        objective: what is to be told of them, as text.
         preprocessing: how they are prepared, as JSON.
         estimator: what measures.
         tolerance: where it stops.
@@ -43,6 +44,7 @@ class Measurement:
     head: str
     taps: tuple[str, ...]
     pictures: str
+    objective: str
     preprocessing: Mapping[str, Any]
     estimator: str
     tolerance: float | None

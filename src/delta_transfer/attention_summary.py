@@ -126,6 +126,6 @@ def _drivers(
         pictures = []
         for path, label in zip(drawn.paths, drawn.labels, strict=True):
             small = ImageOps.fit(drawn.read(path), (PIXELS, PIXELS))
-            pictures.append((small, task.classes[label]))
+            pictures.append((small, task.describe(label)))
         drivers.append(Driver(channel=channel, pictures=pictures))
     return drivers

@@ -13,13 +13,12 @@ from torch import Tensor
 from delta_transfer.devices import place
 from delta_transfer.errors import UserError
 from delta_transfer.fine_tune import Tuned
-from delta_transfer.functional import calibrated_losses
 from delta_transfer.loaders import plain_loader
 from delta_transfer.prepare import Prepared
 from delta_transfer.result import StrengthSearch
 from delta_transfer.selection import Selected, hold_out, join, refit, refits
 from delta_transfer.soup import SHARES, Shares, average, choose, percent
-from delta_transfer.training import predict_probabilities
+from delta_transfer.training import predict_answers
 from delta_transfer.tuning import Tuning
 
 logger = logging.getLogger(__name__)
@@ -61,11 +60,9 @@ def _average_of_two(
                 f"{branch.strength:g}; --strength 1 trains once)"
             ) from error
     strong, weak = found
-    shares, losses, probabilities = _choose(strong, weak, branches[0])
+    shares, losses, answers = _choose(strong, weak, branches[0])
     epoch = max(one.epoch * (share > 0) for one, share in zip(found, shares[1:], strict=True))
-    chosen = dataclasses.replace(
-        strong, epoch=epoch, probabilities=probabilities, refitted=False, trained=()
-    )
+    chosen = dataclasses.replace(strong, epoch=epoch, answers=answers, refitted=False, trained=())
     tuned = [one.tuned for one in found]
     epochs = (strong.epoch, weak.epoch)
     del found, strong, weak
@@ -94,17 +91,17 @@ def _average_of_two(
 def _choose(
     strong: Selected, weak: Selected, tuning: Tuning
 ) -> tuple[Shares, dict[str, float], Tensor]:
-    """The shares to take, the held-out loss of all, and the probabilities of those taken."""
-    labels = torch.tensor(strong.held_out.labels)
+    """The shares to take, the held-out loss of all, and the answers of those taken."""
+    objective, targets = strong.prepared.task.objective, strong.held_out.targets
     parts: dict[Shares, list[Tensor]] = {shares: [] for shares in SHARES}
     for (prepared, one), (_, other) in zip(strong.trained, weak.trained, strict=True):
         loader = plain_loader(prepared.task.val, prepared.backbone.input, tuning.config)
         for shares, found in parts.items():
             network = _averaged([one, other], shares, prepared.device).network
-            found.append(predict_probabilities(network, loader)[0])
+            found.append(predict_answers(network, loader, objective))
     pooled = {shares: torch.cat(found) for shares, found in parts.items()}
     losses = {
-        shares: calibrated_losses(found.clamp_min(1e-30).log(), labels)
+        shares: objective.held_out_losses(objective.logits(found), targets)
         for shares, found in pooled.items()
     }
     shares = choose(list(losses.values()))

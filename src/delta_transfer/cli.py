@@ -100,6 +100,7 @@ def predict(args: Sequence[str]) -> None:
     """Say what is on pictures: path, class and probability."""
     options = _parse(PredictOptions, args, predict, ["run", "paths"])
     from delta_transfer import answers
+    from delta_transfer.objective import Classes
     from delta_transfer.predict import Predictor
 
     table = None if options.csv is None else Path(options.csv)
@@ -115,14 +116,20 @@ def predict(args: Sequence[str]) -> None:
         batch_size=options.batch_size,
         workers=options.workers,
     )
+    if options.top is not None and not isinstance(predictor.objective, Classes):
+        _log.warning("--top is ignored: all %s are answered", predictor.objective.outputs)
     if table is None and not options.json:
         for prediction in predictor.stream(options.paths):
-            print(answers.to_line(prediction, top=options.top or 1))
+            line = answers.to_line(prediction, top=options.top or 1, objective=predictor.objective)
+            print(line)
         return
     predictions = predictor.predict(options.paths)
     if table is not None:
-        answers.write_table(table, predictions, predictor.classes)
-    print(answers.to_json(predictions, top=options.top) if options.json else f"csv      {table}")
+        answers.write_table(table, predictions, predictor.classes, predictor.objective)
+    if not options.json:
+        print(f"csv      {table}")
+        return
+    print(answers.to_json(predictions, top=options.top, objective=predictor.objective))
 
 
 def attention(args: Sequence[str]) -> None:
@@ -256,7 +263,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text
     try:
         try:
-            with ending_at_sigterm():
+            # The launcher ends those that are left of several so, and starts all of them again.
+            with ending_at_sigterm(silently=launching.is_launched()):
                 _run(list(sys.argv[1:] if argv is None else argv))
         finally:
             flush_output()

@@ -212,8 +212,9 @@ class _Progress:
             self.failures.append((run, reason))
             logger.warning("%d/%d %s failed: %s", number, self._total, name, reason)
             return
-        test, seconds = reply.result.test_accuracy, reply.result.seconds
-        figure = f"{100 * (reply.result.val_accuracy if test is None else test):.1f}%"
+        measure, seconds = reply.result.measure, reply.result.seconds
+        tested = reply.result.figure("test")
+        figure = measure.text(reply.result.figure("val") if tested is None else tested)
         logger.info(
             "%d/%d %s: %s, %.0f s%s", number, self._total, name, figure, seconds, self._rest()
         )

@@ -91,7 +91,7 @@ def tables(compared: Compared) -> Iterator[Table]:
         seeds = f"{len(here.seeds)} seed{'' if len(here.seeds) == 1 else 's'}"
         pictures = "" if size is None else f", {size} training pictures a class"
         yield Table(
-            title=f"{runs.split.capitalize()} accuracy in percent, {seeds}{pictures}",
+            title=f"{runs.split.capitalize()} {runs.measure.heading}, {seeds}{pictures}",
             methods=summarize_methods(here),
             failed=Counter(
                 run.method for run, _ in compared.failures if run.samples_per_class == size

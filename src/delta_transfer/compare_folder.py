@@ -14,8 +14,9 @@ from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
 from delta_transfer.folder_lock import LOCK, check_unlocked
+from delta_transfer.measures import ACCURACY
 from delta_transfer.options import seed_list, size_list
-from delta_transfer.result import COMPARISON_COLUMNS, RunResult
+from delta_transfer.result import RunResult, comparison_columns
 from delta_transfer.run_folder import (
     COMPARISON,
     FREE,
@@ -163,9 +164,10 @@ def write_table(folder: Path, runs: Sequence[TrainConfig]) -> list[RunResult]:
     results = [RunResult.load(run.out or "") for run in runs if _is_finished(run)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COMPARISON_COLUMNS)
+    columns = comparison_columns(results[0].measure if results else ACCURACY)
+    writer.writerow(columns)
     for result in results:
-        values = [getattr(result, column) for column in COMPARISON_COLUMNS[:-1]]
+        values = [getattr(result, column) for column in columns[:-1]]
         row = ["" if value is None else value for value in values]
         writer.writerow([*row, result.folder.relative_to(folder).as_posix()])
     write_atomically(folder / "results.csv", text.getvalue())

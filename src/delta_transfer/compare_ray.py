@@ -27,6 +27,8 @@ PATIENCE = 120
 """Seconds in which runs that are stopped may finish their step and save."""
 
 _PASSED_ON = ("PYTHONPATH", "DELTA_TRANSFER_CACHE")
+_OF_LOGGERS = ("MLFLOW_", "TRACKIO_", "WANDB_")
+"""Environment variables that begin so: where a logger that is asked for finds its service."""
 
 
 class Cluster:
@@ -122,6 +124,7 @@ class Cluster:
             threads=threads,
             needs=needs if self._gpus else {"num_cpus": threads, "memory": int(memory)},
             nodes=[node.id for node in self._nodes if self._gpus or node.cores >= threads],
+            variables=passed_on(self._config.logger_names),
         )
 
 
@@ -135,6 +138,7 @@ class RayJobs:
         threads: of each.
         needs: Ray's resources of each.
         nodes: that may make them.
+        variables: of the environment there.
     """
 
     def __init__(
@@ -146,14 +150,14 @@ class RayJobs:
         threads: int,
         needs: dict[str, Any],
         nodes: Sequence[str],
+        variables: dict[str, str],
     ) -> None:
         self._ray = import_ray()
         mark = str(folder / COMPARISON)
         self._job = Job(methods=tuple(methods), threads=threads, mark=mark, cwd=os.getcwd())
         self._workers = workers
         self._nodes = nodes
-        passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads), **passed}}
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads), **variables}}
         self._work = self._ray.remote(work).options(
             max_retries=RETRIES, runtime_env=environment, **needs
         )
@@ -279,6 +283,20 @@ def missing(cwd: str, paths: Sequence[str]) -> UserError | None:
         f"{lost} is not there on {socket.gethostname()}, a node of the Ray cluster: the data and "
         "--out must lie in folders that all nodes have under the same path"
     )
+
+
+def passed_on(loggers: Sequence[str]) -> dict[str, str]:
+    """The variables of the environment that the nodes are given, keys of no other service.
+
+    Args:
+        loggers: that are asked for.
+    """
+    asked = tuple(start for start in _OF_LOGGERS if start[:-1].lower() in loggers)
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _PASSED_ON or name.startswith(asked)
+    }
 
 
 @functools.lru_cache(maxsize=1)

@@ -23,6 +23,7 @@ from delta_transfer.prepare import Prepared, prepare
 from delta_transfer.result import RunResult
 from delta_transfer.run import train_prepared
 from delta_transfer.run_attention import given_attention
+from delta_transfer.run_checks import check_task
 
 CUDA = "CUDA_VISIBLE_DEVICES"
 
@@ -83,6 +84,7 @@ class Runner:
             started = time.perf_counter()
             prepared = prepare(config)
             for method in self._methods:
+                check_task(dataclasses.replace(config, method=method), prepared.task)
                 given_attention(prepared, dataclasses.replace(config, method=method))
             self._group, self._prepared = group_of(config), prepared
             self._seconds = time.perf_counter() - started

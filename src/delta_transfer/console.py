@@ -30,8 +30,12 @@ class Formatter(logging.Formatter):
 
 
 @contextmanager
-def ending_at_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM ends the program as Ctrl-C does, unless something else listens to it."""
+def ending_at_sigterm(*, silently: bool = False) -> Iterator[None]:
+    """Inside, SIGTERM ends the program as Ctrl-C does, unless something else listens to it.
+
+    Args:
+        silently: end with exit code 1 and no message.
+    """
     here = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     if not here or before != signal.SIG_DFL:
@@ -39,7 +43,7 @@ def ending_at_sigterm() -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt("terminated")
+        raise SystemExit(1) if silently else KeyboardInterrupt("terminated")
 
     signal.signal(signal.SIGTERM, end)
     try:
@@ -151,11 +155,13 @@ def print_table(
         several = versus is not None and versus.count > 1
         view.add_row(
             row.method,
-            _runs(row.accuracy.count, failed.get(row.method, 0)),
-            f"{100 * row.accuracy.mean:.1f}",
-            f"{100 * row.accuracy.deviation:.1f}" if row.accuracy.count > 1 else "-",
-            "" if versus is None else f"{100 * versus.mean:+.1f}",
-            f"{100 * versus.low:+.1f} to {100 * versus.high:+.1f}" if versus and several else "",
+            _runs(row.score.count, failed.get(row.method, 0)),
+            row.measure.number(row.score.mean),
+            row.measure.number(row.score.deviation) if row.score.count > 1 else "-",
+            "" if versus is None else row.measure.signed(versus.mean),
+            f"{row.measure.signed(versus.low)} to {row.measure.signed(versus.high)}"
+            if versus and several
+            else "",
             f"{row.seconds:.0f}",
             f"{row.memory:.0f}",
         )

@@ -6,7 +6,6 @@ import math
 import time
 
 import torch
-import torch.nn.functional as F
 
 from delta_transfer.attention.refined import exact_samples
 from delta_transfer.borrow import evaluating, same_random_state
@@ -116,7 +115,7 @@ def _seconds_per_step(
         for _ in range(2):
             started = time.perf_counter()
             with autocast(precision, prepared.device):
-                loss = F.cross_entropy(network(inputs), labels)
+                loss = prepared.task.objective.loss(network(inputs), labels)
                 if compares:
                     with evaluating(prepared.source), torch.no_grad():
                         prepared.source(inputs)

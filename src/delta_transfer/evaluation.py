@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,7 @@ class Evaluation:
             if field.name not in ("split", "probabilities")
         }
         values["classes"] = [dataclasses.asdict(figures) for figures in self.classes]
-        # A line for each class and row, not for each number.
-        lines = []
-        for name, value in values.items():
-            text = json.dumps(value)
-            if name in ("classes", "confusion"):
-                rows = ",\n".join(f"    {json.dumps(row)}" for row in value)
-                text = f"[\n{rows}\n  ]"
-            lines.append(f"  {json.dumps(name)}: {text}")
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+        return to_lines(values, by_row=["classes", "confusion"])
 
     def save(self, folder: Path) -> None:
         """Writes `evaluation.json`, `predictions.csv` as a run does, and `confusion.csv`."""
@@ -94,6 +86,18 @@ class Evaluation:
         counts = [[name, *map(str, row)] for name, row in zip(columns, self.confusion, strict=True)]
         write_atomically(folder / "confusion.csv", to_csv([["label", *columns], *counts]))
         write_atomically(folder / FIGURES, self.to_json())
+
+
+def to_lines(values: Mapping[str, Any], *, by_row: Sequence[str]) -> str:
+    """JSON with a line for each value; of some that are lists for each of their rows."""
+    lines = []
+    for name, value in values.items():
+        text = json.dumps(value)
+        if name in by_row:
+            rows = ",\n".join(f"    {json.dumps(row)}" for row in value)
+            text = f"[\n{rows}\n  ]"
+        lines.append(f"  {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def measure(
@@ -119,8 +123,8 @@ def measure(
         left_out: likewise.
         per_second: likewise.
     """
-    labels, predicted = torch.tensor(split.labels), probabilities.argmax(dim=1).tolist()
-    confusion = confusion_matrix(split.labels, predicted, labels=range(len(classes)))
+    labels, predicted = split.targets, probabilities.argmax(dim=1).tolist()
+    confusion = confusion_matrix(split.class_indices, predicted, labels=range(len(classes)))
     right, counts = confusion.diagonal().tolist(), confusion.sum(axis=1).tolist()
     by_class = [n / count if count else None for n, count in zip(right, counts, strict=True)]
     return Evaluation(
@@ -128,7 +132,7 @@ def measure(
         pictures=len(split),
         left_out=left_out,
         accuracy=sum(right) / len(split),
-        mean_class_accuracy=mean_class_accuracy(split.labels, predicted),
+        mean_class_accuracy=mean_class_accuracy(split.class_indices, predicted),
         calibration_error=calibration_error(probabilities, labels),
         metric=metric,
         seen=seen,

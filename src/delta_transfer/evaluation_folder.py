@@ -9,6 +9,7 @@ from pathlib import Path
 
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation import FIGURES, Evaluation
+from delta_transfer.evaluation_columns import ColumnEvaluation
 from delta_transfer.run_folder import check_place
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def check_folder(folder: Path, *, data: str) -> None:
         )
 
 
-def save(evaluation: Evaluation, *, run: Path, out: str | None) -> Path | None:
+def save(evaluation: Evaluation | ColumnEvaluation, *, run: Path, out: str | None) -> Path | None:
     """Writes an evaluation into a folder that was chosen, or into one in the folder of its run.
 
     Args:
@@ -83,7 +84,7 @@ def save(evaluation: Evaluation, *, run: Path, out: str | None) -> Path | None:
     return folder
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+def write_evaluation(evaluation: Evaluation | ColumnEvaluation, folder: Path) -> None:
     """Writes an evaluation, in the place of an older one if there is one; whole or not at all.
 
     Raises:
@@ -107,5 +108,5 @@ def _evaluated(folder: Path) -> str | None:
         values = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    ours = isinstance(values, dict) and {"data", "confusion"} <= set(values)
+    ours = isinstance(values, dict) and {"data", "left_out"} <= set(values)
     return str(values["data"]) if ours else None

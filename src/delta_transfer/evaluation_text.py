@@ -5,13 +5,19 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 
 from delta_transfer.evaluation import Evaluation
+from delta_transfer.evaluation_columns import ColumnEvaluation, describe_columns
 
 MATRIX = 20  # most classes of a confusion matrix; of more, the pairs are told
 PAIRS = 10
 
 
-def describe(evaluation: Evaluation) -> list[str]:
-    """The figures, then a line for each class, with the confusion matrix or its largest entries."""
+def describe(evaluation: Evaluation | ColumnEvaluation) -> list[str]:
+    """The figures, then a line for each class, with the confusion matrix or its largest entries.
+
+    Of questions and values, a line for each.
+    """
+    if isinstance(evaluation, ColumnEvaluation):
+        return describe_columns(evaluation)
     percent = {
         "accuracy": evaluation.accuracy,
         "mean_class_accuracy": evaluation.mean_class_accuracy,

@@ -216,7 +216,7 @@ def _fit(
         plan_fit(prepared, tuning, folder, stop_after),
         loss=loss_of(prepared, tuning),
         head=prepared.backbone.head,
-        num_classes=len(prepared.task.classes),
+        objective=prepared.task.objective,
         optimization=optimization(prepared, tuning, network),
         callbacks=callbacks,
         generators=[generator],

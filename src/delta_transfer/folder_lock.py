@@ -22,8 +22,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Inside, no other process may write into a folder; it is made if there is none.
 
     The lock is the system's, and ends with this process however that ends. Of several processes
-    that work on one run, the first (`RANK` 0) holds it for all. Where a folder cannot be locked,
-    as on some network drives, a warning says so.
+    that work on one run, the main one holds it for all. Where a folder cannot be locked, as on some
+    network drives, a warning says so.
 
     Raises:
         UserError: if another process writes into it.
@@ -60,8 +60,6 @@ def check_unlocked(folder: Path) -> None:
 
 def _acquire(folder: Path) -> FileLock | None:
     """The lock, held; None where there is none to hold."""
-    if os.environ.get("RANK", "0") != "0":
-        return None
     path = folder / LOCK
     holder = _holder(path)  # first: some versions of filelock empty the file
     lock = FileLock(path, timeout=0, fallback_to_soft=False)

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.borrow import evaluating
+from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.errors import UserError
 from delta_transfer.feature_cache import FeatureCache
 from delta_transfer.folding import fold_batch_norm
@@ -29,15 +29,23 @@ class FrozenSource:
         taps: the modules whose features are needed.
         heads: the modules whose inputs are needed.
         cache: GiB of features that may be kept for inputs that come again; 0 for none.
+        precision: what it computes in between `open` and `close`, outside of autocast.
     """
 
     def __init__(
-        self, network: nn.Module, *, taps: Sequence[str], heads: Sequence[str], cache: float
+        self,
+        network: nn.Module,
+        *,
+        taps: Sequence[str],
+        heads: Sequence[str],
+        cache: float,
+        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         self.network = network
         self._taps = tuple(taps)
         self._heads = tuple(heads)
         self._gib = cache
+        self._half = precision == "bfloat16"
         self._open = False
         self._cache: FeatureCache | None = None
         self._recorder = _Recorder(network, taps=self._taps, heads=self._heads)
@@ -86,11 +94,23 @@ class FrozenSource:
         return taps, dict(zip(self._heads, parts[len(taps) :], strict=True))
 
     def _run(self, inputs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        if not self._open or not isinstance(inputs, Tensor) or not _folds(inputs.device):
+        device = inputs.device if isinstance(inputs, Tensor) else device_of(self.network)
+        if not self._open or not _is_free(device):
             return self._recorder.run(inputs)
+        if not isinstance(inputs, Tensor):
+            return self._run_as_asked(self._recorder, inputs, device)
         if self._copied is None:
             self._copied = outside_graphs(self._folded)(inputs[:_TRIED])
-        return self._copied.run(inputs)
+        return self._run_as_asked(self._copied, inputs, device)
+
+    def _run_as_asked(
+        self, recorder: "_Recorder", inputs: Any, device: torch.device
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if not self._half:
+            return recorder.run(inputs)
+        with torch.autocast(device.type, torch.bfloat16):
+            features, given = recorder.run(inputs)
+        return _in_full(features), _in_full(given)
 
     def _folded(self, inputs: Tensor) -> "_Recorder":
         # A layer that is folded returns something else, or is another module then.
@@ -105,8 +125,19 @@ class FrozenSource:
         return [*features.values(), *given.values()]
 
 
-def _folds(device: torch.device) -> bool:
-    """Whether a copy can be tried and rounds as the target does, which it does not in autocast."""
+def _in_full(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What came in half precision in float32."""
+    return {
+        name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _is_free(device: torch.device) -> bool:
+    """Whether it may run otherwise than as it is: not in autocast, where it rounds as the target.
+
+    Nor can a copy be tried where there are no numbers.
+    """
     kind = device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return kind != "meta" and not autocast

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -39,12 +40,17 @@ def launch(args: Sequence[str], *, processes: int) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        KeyboardInterrupt: if it was ended by a signal and no process has said so.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING_SECONDS))
+    # A store of addresses for each start: in a shared one they find those of processes that died.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -63,7 +69,10 @@ def launch(args: Sequence[str], *, processes: int) -> int:
         logging.disable(logging.CRITICAL)  # the launcher speaks of every end
         try:
             elastic_launch(config, sys.executable)("-m", "delta_transfer.cli", *args)
-        except (ChildFailedError, SignalException):
+        except (ChildFailedError, SignalException) as error:
+            if isinstance(error, SignalException) and not outcome.exists():
+                said = "terminated" if error.sigval == signal.SIGTERM else "interrupted"
+                raise KeyboardInterrupt(said) from None
             return int(outcome.read_text()) if outcome.exists() else 1
         finally:
             logging.disable(quiet)
@@ -77,9 +86,14 @@ def _cores() -> int:
     return int(joblib.cpu_count())
 
 
+def is_launched() -> bool:
+    """Whether `launch` has started this process as one of several."""
+    return OUTCOME in os.environ
+
+
 def stop_if_over() -> None:
     """Ends this process where the processes were started again after one had ended for good."""
-    if OUTCOME in os.environ and Path(os.environ[OUTCOME]).exists():
+    if is_launched() and Path(os.environ[OUTCOME]).exists():
         sys.exit(0)
 
 
@@ -89,7 +103,7 @@ def claim_end(code: int) -> bool:
     Args:
         code: its exit code.
     """
-    if OUTCOME not in os.environ:
+    if not is_launched():
         return is_heard()
     try:
         with open(os.environ[OUTCOME], "x") as file:

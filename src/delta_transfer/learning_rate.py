@@ -14,7 +14,7 @@ from delta_transfer.files import write_atomically
 from delta_transfer.fine_tune import begin, hold, in_its_mode, network_change
 from delta_transfer.prepare import Prepared
 from delta_transfer.training import choose_rate, try_rates
-from delta_transfer.tuning import Tuning, loss_of, optimization, plan_fit
+from delta_transfer.tuning import Tuning, identity, loss_of, optimization, plan_fit
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +34,16 @@ def settle(prepared: Prepared, tuning: Tuning, folder: Path) -> Tuning:
     """
     if tuning.config.lr != "find" or not tuning.method.trains:
         return tuning
-    path = folder / "lr.csv"
-    if not path.is_file():
+    path, own = folder / "lr.csv", identity(prepared)
+    trial = _kept(path, own)
+    if trial is None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([("lr", "loss"), *_try(prepared, tuning, folder)])
+        found = [(*row, own) for row in _try(prepared, tuning, folder)]
+        writer.writerows([("lr", "loss", "identity"), *found])
         write_atomically(path, text.getvalue())
-    with path.open(newline="") as lines:
-        trial = [(float(row["lr"]), float(row["loss"])) for row in csv.DictReader(lines)]
+        trial = _kept(path, own)
+        assert trial is not None
     lr = choose_rate(trial)
     logger.info(
         "lr       %g: a tenth of the rate up to which the loss stays low in a trial of %d steps "
@@ -50,6 +52,18 @@ def settle(prepared: Prepared, tuning: Tuning, folder: Path) -> Tuning:
         len(trial),
     )
     return _with_lr(tuning, lr)
+
+
+def _kept(path: Path, own: str) -> list[tuple[float, float]] | None:
+    """The rates and losses of a trial of before, if it was of the same pictures and weights."""
+    if not path.is_file():
+        return None
+    with path.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    if {row.get("identity") for row in rows} != {own}:
+        logger.warning("%s is of other pictures or pretrained weights: trying rates anew", path)
+        return None
+    return [(float(row["lr"]), float(row["loss"])) for row in rows]
 
 
 def _try(prepared: Prepared, tuning: Tuning, folder: Path) -> list[tuple[float, float]]:
@@ -68,7 +82,7 @@ def _try(prepared: Prepared, tuning: Tuning, folder: Path) -> list[tuple[float, 
             plan_fit(prepared, tuning, folder, 1),
             loss=loss_of(prepared, tuning),
             head=prepared.backbone.head,
-            num_classes=len(prepared.task.classes),
+            objective=prepared.task.objective,
             optimization=dataclasses.replace(
                 steps, schedule="rising", warm_up=0.0, head_cycles=1, ema=None
             ),

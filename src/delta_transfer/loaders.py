@@ -53,7 +53,7 @@ def training_loader(
     split: Split, spec: InputSpec | GraphSpec, config: TrainConfig
 ) -> PictureLoader:
     """Samples in an order that seed and epoch determine, pictures augmented."""
-    labels = split.labels if config.class_weights == "sampler" else None
+    labels = split.class_indices if config.class_weights == "sampler" else None
     sampler = EpochSampler(len(split), seed=config.seed, labels=labels)
     alone = len(split) > config.batch_size > 1 and len(split) % config.batch_size == 1
     own_size = config.batch_size // processes()

@@ -48,6 +48,7 @@ class Method:
         features: whether it compares features, so that the source runs at each step.
         attention: whether it needs channel attention.
         classifier: whether it needs the pretrained classifier.
+        classes: whether it learns classes alone.
         whole_batch: whether its penalty looks at a batch as a whole, which then cannot be worked
             through in parts.
         head_cycles: in how many cycles the head is trained, drawn anew at the start of each.
@@ -72,6 +73,7 @@ class Method:
     features: bool = False
     attention: bool = False
     classifier: bool = False
+    classes: bool = False
     whole_batch: bool = False
     head_cycles: int = 1
     batch_norm: Literal["train"] | None = None
@@ -182,6 +184,7 @@ METHODS = {
             head="random",
             penalties=make.co_tuning,
             classifier=True,
+            classes=True,
             strength=2.3,  # the authors' code
             weight_decay=WEIGHT_DECAY,
         ),

@@ -3,25 +3,33 @@
 import abc
 import dataclasses
 import math
-from typing import Literal, final
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import recall_score, roc_auc_score
 from torch import Tensor
 
 from delta_transfer.functional import calibrated_losses, lowest_at_a_temperature
-
-Metric = Literal["accuracy", "mean_class_accuracy", "roc_auc", "rmse"]
-"""What the field reports of a data set: the share of right answers, its mean over classes, the area
-under the receiver operating characteristic, or the root of the mean squared error."""
+from delta_transfer.measures import ACCURACY, RMSE, ROC_AUC, Measure, Metric
 
 
 class Objective(abc.ABC):
     """How outputs `[N, K]` of a network are understood.
 
     Targets are class indices `[N]`, or a value for each output, `[N, K]`.
+
+    Attributes:
+        name: of the kind.
+        measure: by what networks are compared.
+        answer: what an answer is called.
+        outputs: what outputs stand for, several of them.
     """
+
+    name: ClassVar[str]
+    answer: ClassVar[str] = "probability"
+    outputs: ClassVar[str]
+    measure: ClassVar[Measure]
 
     @abc.abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -49,6 +57,10 @@ class Objective(abc.ABC):
 class Classes(Objective):
     """One class of K: cross entropy on class indices `[N]`."""
 
+    name = "classes"
+    outputs = "classes"
+    measure = ACCURACY
+
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy in nats."""
         return F.cross_entropy(logits, targets)
@@ -67,11 +79,16 @@ class Classes(Objective):
 
     def score(self, answers: Tensor, targets: Tensor, metric: Metric) -> float:
         """`"accuracy"` or `"mean_class_accuracy"`, of the classes that occur; a fraction."""
+        from sklearn.metrics import recall_score  # slow to import, and only needed here
+
         predicted = answers.argmax(dim=1)
         if metric == "accuracy":
             return float((predicted == targets).double().mean())
         labels, present = targets.tolist(), sorted(set(targets.tolist()))
         return float(recall_score(labels, predicted.tolist(), labels=present, average="macro"))
+
+
+CLASSES = Classes()
 
 
 @final
@@ -85,6 +102,10 @@ class BinaryTasks(Objective):
         known: the share of answers that are known in training, so that the loss has the same size
             whatever is missing.
     """
+
+    name = "binary_tasks"
+    outputs = "yes-or-no questions"
+    measure = ROC_AUC
 
     known: float = 1.0
 
@@ -106,6 +127,8 @@ class BinaryTasks(Objective):
 
     def score(self, answers: Tensor, targets: Tensor, metric: Metric) -> float:
         """`"roc_auc"`: its mean over the questions that have both answers."""
+        from sklearn.metrics import roc_auc_score  # slow to import, and only needed here
+
         found = []
         for asked, given in zip(answers.T, targets.T, strict=True):
             known = ~torch.isnan(given)
@@ -133,6 +156,11 @@ class Regression(Objective):
         std: likewise, above 0.
     """
 
+    name = "regression"
+    answer = "prediction"
+    outputs = "values"
+    measure = RMSE
+
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -158,5 +186,31 @@ class Regression(Objective):
         return float(errors.nanmean())
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        errors = (logits - self.logits(targets.to(logits))).square()
-        return torch.where(torch.isnan(targets), 0.0, errors).mean(dim=1)
+        known = ~torch.isnan(targets)
+        # Filled before anything is computed of them: what is NaN has a gradient that is NaN.
+        truth = self.logits(torch.where(known, targets, 0.0).to(logits))
+        return torch.where(known, (logits - truth).square(), 0.0).mean(dim=1)
+
+
+def to_dict(objective: Objective) -> dict[str, Any]:
+    """What JSON can hold of an objective.
+
+    Example:
+        >>> to_dict(Regression(mean=(1.0,), std=(2.0,)))
+        {'name': 'regression', 'mean': (1.0,), 'std': (2.0,)}
+    """
+    assert dataclasses.is_dataclass(objective)
+    return {"name": objective.name, **dataclasses.asdict(objective)}
+
+
+def from_dict(values: Mapping[str, Any]) -> Objective:
+    """The objective that `to_dict` has made this of.
+
+    Raises:
+        KeyError, TypeError: if it is none.
+    """
+    kinds: dict[str, type[Objective]] = {k.name: k for k in (Classes, BinaryTasks, Regression)}
+    options: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in values.items()
+    }
+    return kinds[str(options.pop("name"))](**options)

@@ -2,37 +2,72 @@
 
 import csv
 import io
+import itertools
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from delta_transfer.data import Split
 from delta_transfer.files import write_atomically
+from delta_transfer.objective import CLASSES, Classes, Objective
 
 MISTAKES, RIGHT, APART = 12, 8, 6  # most pictures of each kind
 THUMBNAIL = 160
 
 
 def write_predictions(
-    path: Path, split: Split, probabilities: Tensor, classes: Sequence[str]
+    path: Path,
+    split: Split,
+    answers: Tensor,
+    classes: Sequence[str],
+    objective: Objective = CLASSES,
 ) -> None:
-    """Writes `path,label,prediction` and a column of probabilities per class.
+    """Writes a row for each picture.
+
+    Of classes, `path,label,prediction` and a column of probabilities per class; of questions
+    `path`, then `label NAME` and `probability NAME` of each, and of values `label NAME` and
+    `prediction NAME`. A label that is not known is empty.
 
     Args:
         path: the CSV file.
         split: the pictures.
-        probabilities: `[N, K]`.
-        classes: the names of the K classes; see `column_names`.
+        answers: `[N, K]`.
+        classes: the K names; see `column_names`.
+        objective: what the answers mean.
     """
+    told = _classes if isinstance(objective, Classes) else _values
+    write_atomically(path, to_csv(told(split, answers, classes, objective)))
+
+
+def _classes(
+    split: Split, answers: Tensor, classes: Sequence[str], objective: Objective
+) -> list[list[str]]:
     names = column_names(classes)
     rows = [["path", "label", "prediction", *names]]
-    for i, row in enumerate(probabilities.tolist()):
-        label, prediction = names[split.labels[i]], names[row.index(max(row))]
-        rows.append([split.paths[i], label, prediction, *map(as_number, row)])
-    write_atomically(path, to_csv(rows))
+    told = zip(split.paths, split.class_indices, answers.tolist(), strict=True)
+    for path, label, row in told:
+        prediction = names[row.index(max(row))]
+        rows.append([path, names[label], prediction, *map(as_number, row)])
+    return rows
+
+
+def _values(
+    split: Split, answers: Tensor, names: Sequence[str], objective: Objective
+) -> list[list[str]]:
+    columns = [[f"label {name}", f"{objective.answer} {name}"] for name in names]
+    rows = [["path", *itertools.chain.from_iterable(columns)]]
+    told = zip(split.paths, split.targets.tolist(), answers.tolist(), strict=True)
+    for path, *pair in told:
+        cells = [[_known(label), f"{answer:.7g}"] for label, answer in zip(*pair, strict=True)]
+        rows.append([path, *itertools.chain.from_iterable(cells)])
+    return rows
+
+
+def _known(label: float) -> str:
+    return "" if math.isnan(label) else f"{label:.7g}"
 
 
 def column_names(classes: Sequence[str]) -> list[str]:
@@ -64,7 +99,7 @@ def write_examples(
         classes: the names of the K classes.
     """
     confidence, predicted = probabilities.max(dim=1)
-    labels = torch.tensor(split.labels)
+    labels = split.targets
     right, probe_right = predicted == labels, probe.argmax(dim=1) == labels
     order = confidence.argsort(descending=True, stable=True).tolist()
     kinds = (
@@ -83,7 +118,7 @@ def write_examples(
         picture = split.read(split.paths[i])
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         picture.save(folder / "examples" / name, quality=85)
-        label, prediction = classes[split.labels[i]], classes[int(predicted[i])]
+        label, prediction = classes[split.class_indices[i]], classes[int(predicted[i])]
         rows.append([name, split.paths[i], label, prediction, f"{confidence[i].item():.4f}"])
     write_atomically(folder / "examples.csv", to_csv(rows))
 

@@ -1,7 +1,9 @@
 """A saved run put to use: predictions of pictures, figures of labelled ones."""
 
 import dataclasses
+import functools
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from delta_transfer.backbones.saved import load_model
+from delta_transfer.backbones.saved import load_model, load_objective
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import (
     COLLECTIONS,
@@ -23,6 +25,7 @@ from delta_transfer.data import (
     load_labelled,
     load_task,
 )
+from delta_transfer.data.base import Label
 from delta_transfer.data.csv_file import list_csv
 from delta_transfer.data.images import IMAGE_SUFFIXES, read_image
 from delta_transfer.data.molecule_options import NOTHING_SAID
@@ -31,11 +34,13 @@ from delta_transfer.data.splits import DEFAULT_TEST_SPLIT
 from delta_transfer.devices import find_device, place
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation import Evaluation, measure
+from delta_transfer.evaluation_columns import ColumnEvaluation, measure_columns
 from delta_transfer.loaders import evaluation_loader
+from delta_transfer.objective import Classes
 from delta_transfer.prepare import molecule_options
 from delta_transfer.reading import Tally, tolerant_loader
 from delta_transfer.training import CropAverage
-from delta_transfer.training.inference import iterate_probabilities
+from delta_transfer.training.inference import iterate_answers
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +51,22 @@ class Prediction:
 
     Args:
         path: the picture.
-        probabilities: class name -> probability, the most probable first.
+        answers: class name -> probability, the most probable first; of questions, the probability
+            of yes to each, and of values, each of them, in their order.
     """
 
     path: str
-    probabilities: dict[str, float]
+    answers: dict[str, float]
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The answers of classes and questions."""
+        return self.answers
 
     @property
     def best(self) -> str:
         """The most probable class."""
-        return next(iter(self.probabilities))
+        return next(iter(self.answers))
 
 
 class Predictor:
@@ -85,6 +96,7 @@ class Predictor:
         if not self.run.is_dir():
             raise UserError(f"there is no run {run}: give the folder that train wrote")
         self.backbone, self.classes = load_model(self.run / "model", network=network)
+        self.objective = load_objective(self.run / "model")
         self.config = TrainConfig.load(self.run / "config.yaml")
         self.device = find_device(device)
         place(self.backbone.module, self.device)
@@ -116,13 +128,14 @@ class Predictor:
             return
         split, tally = Split(tuple(files), (0,) * len(files), _read), Tally(files)
         for positions, rows in self._answers(split, tally):
-            ranked, order = (part.tolist() for part in rows.sort(descending=True, stable=True))
-            for position, values, indices in zip(positions, ranked, order, strict=True):
-                names = (self.classes[index] for index in indices)
-                yield Prediction(files[position], dict(zip(names, values, strict=True)))
+            for position, row in zip(positions, rows.tolist(), strict=True):
+                answers = dict(zip(self.classes, row, strict=True))
+                if isinstance(self.objective, Classes):
+                    answers = dict(sorted(answers.items(), key=lambda pair: -pair[1]))
+                yield Prediction(files[position], answers)
         logger.info("%s", tally)
 
-    def evaluate(self, data: str, *, data_root: str | None = None) -> Evaluation:
+    def evaluate(self, data: str, *, data_root: str | None = None) -> Evaluation | ColumnEvaluation:
         """Measures the network on a test split, or on all pictures where there is none.
 
         Pictures that cannot be read are left out, with a warning.
@@ -133,31 +146,57 @@ class Predictor:
             data_root: where named data sets lie or are downloaded to; that of the run if None.
 
         Raises:
-            UserError: if it has classes that the network does not know, or no picture can be read.
+            UserError: if it has classes that the network does not know, or another kind of labels,
+                or no picture can be read.
         """
         if data_root is not None and not _is_named(data):
             logger.warning("--data-root is ignored: %s is no named data set", data)
         classes, split, metric, seen = self._labelled(data, data_root or self.config.data_root)
+        self._check_known(data, classes, split)
+        tally = Tally(split.paths)
+        answers = list(self._answers(split, tally))
+        kept = split.subset(position for positions, _ in answers for position in positions)
+        labelled = dataclasses.replace(kept, labels=self._own_labels(classes, kept))
+        judge = (
+            functools.partial(measure, metric=metric)
+            if isinstance(self.objective, Classes)
+            else functools.partial(measure_columns, objective=self.objective)
+        )
+        return judge(
+            labelled,
+            torch.cat([rows for _, rows in answers]),
+            self.classes,
+            data=data if _is_named(data) else str(_real(data)),
+            seen=seen,
+            left_out=len(tally.errors),
+            per_second=tally.per_second,
+        )
+
+    def _check_known(self, data: str, classes: Sequence[str], split: Split) -> None:
+        """Checks that the network can answer what the labels of some data say.
+
+        Raises:
+            UserError: if it cannot.
+        """
+        if isinstance(split.labels[0], int) != isinstance(self.objective, Classes):
+            kind = "classes" if isinstance(split.labels[0], int) else "questions or values"
+            raise UserError(
+                f"{data} has {kind}, and the run was trained on {self.objective.outputs}: "
+                "give data of the same kind"
+            )
         strange = sorted(set(classes) - set(self.classes))
         if strange:
             raise UserError(
                 f"{data} has classes that the run does not know: {', '.join(strange)}; "
                 f"it knows {', '.join(self.classes)}"
             )
-        tally = Tally(split.paths)
-        answers = list(self._answers(split, tally))
-        kept = split.subset(position for positions, _ in answers for position in positions)
-        own = tuple(self.classes.index(classes[label]) for label in kept.labels)
-        return measure(
-            dataclasses.replace(kept, labels=own),
-            torch.cat([rows for _, rows in answers]),
-            self.classes,
-            data=data if _is_named(data) else str(_real(data)),
-            metric=metric,
-            seen=seen,
-            left_out=len(tally.errors),
-            per_second=tally.per_second,
-        )
+
+    def _own_labels(self, classes: Sequence[str], split: Split) -> tuple[Label, ...]:
+        """The labels by the network's own classes, or in the order of its outputs."""
+        if isinstance(self.objective, Classes):
+            return tuple(self.classes.index(classes[label]) for label in split.class_indices)
+        known = [dict(zip(classes, row, strict=True)) for row in split.targets.tolist()]
+        return tuple(tuple(row.get(name, math.nan) for name in self.classes) for row in known)
 
     def _labelled(
         self, data: str, data_root: str | None
@@ -211,10 +250,10 @@ class Predictor:
         return options if of_file or data == self.config.data else NOTHING_SAID
 
     def _answers(self, split: Split, tally: Tally) -> Iterator[tuple[list[int], Tensor]]:
-        """Positions in the split and their probabilities, batch by batch."""
+        """Positions in the split and the answers to them, batch by batch."""
         loader = tolerant_loader(evaluation_loader(split, self.backbone.input, self._loading))
         started = time.perf_counter()
-        for rows, positions in iterate_probabilities(self._network, tally.count(loader)):
+        for rows, positions in iterate_answers(self._network, tally.count(loader), self.objective):
             tally.seconds += time.perf_counter() - started
             yield positions, rows
             started = time.perf_counter()  # what the caller does meanwhile does not count

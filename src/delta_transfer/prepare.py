@@ -29,8 +29,10 @@ from delta_transfer.distributed import first_on_each_node, from_main, in_shares
 from delta_transfer.errors import UserError
 from delta_transfer.files import fingerprint
 from delta_transfer.loaders import plain_loader
+from delta_transfer.objective import Classes
 from delta_transfer.probe import LinearProbe, collect_features, fit_probe
 from delta_transfer.run_taps import choose_taps
+from delta_transfer.task_loss import check_options
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +87,10 @@ class Prepared:
         taps: the modules that are tapped, by `--taps`.
         device: where it all runs.
         features: split -> what the head sees of each picture `[N, V, F]`, the first of V views
-            being the picture itself and the second its mirror image; and labels `[N]`.
+            being the picture itself and the second its mirror image; and targets.
         probe_seed: draws the folds by which strengths of probes are chosen.
         probe: the linear probe.
-        probe_probabilities: of the validation and the test split (None without one), `[N, K]`.
+        probe_answers: to the validation and the test split (None without one), `[N, K]`.
         probe_seconds: how long the probe took to fit.
         description: what was logged of the pictures and the network, line by line.
         digests: a hash of each picture, by its path.
@@ -105,7 +107,7 @@ class Prepared:
     features: dict[str, tuple[Tensor, Tensor]]
     probe_seed: int
     probe: LinearProbe
-    probe_probabilities: dict[str, Tensor | None]
+    probe_answers: dict[str, Tensor | None]
     probe_seconds: float
     description: tuple[str, ...]
     digests: Mapping[str, str]
@@ -113,14 +115,14 @@ class Prepared:
     preprocessing: dict[str, Any]
 
     @property
-    def probe_accuracies(self) -> dict[str, float | None]:
-        """Of the validation and the test split (None without one), in fractions."""
+    def probe_scores(self) -> dict[str, float | None]:
+        """By the objective's measure, of the validation and the test split (None without one)."""
         found: dict[str, float | None] = {"test": None}
+        objective = self.task.objective
         for name, split in (("val", self.task.val), ("test", self.task.test)):
-            probabilities = self.probe_probabilities[name]
-            if split is not None and probabilities is not None:
-                right = probabilities.argmax(dim=1) == torch.tensor(split.labels)
-                found[name] = float(right.double().mean())
+            answers = self.probe_answers[name]
+            if split is not None and answers is not None:
+                found[name] = objective.score(answers, split.targets, objective.measure.name)
         return found
 
     @functools.cached_property
@@ -131,11 +133,7 @@ class Prepared:
     @functools.cached_property
     def raw_probe(self) -> LinearProbe:
         """The probe on features that keep their scales, from which DELTA's head starts."""
-        rows, labels = self.features["train"]
-        outputs, seed = len(self.task.classes), self.probe_seed
-        return from_main(
-            lambda: fit_probe(rows, labels, num_outputs=outputs, seed=seed, standardize=False)
-        )
+        return _fit_head(self.task, self.features, seed=self.probe_seed, standardize=False)
 
 
 def prepare(
@@ -185,7 +183,7 @@ def prepare(
         }
     started = time.perf_counter()
     small = config.seed % 2**32  # scikit-learn, which draws the folds, takes no larger one
-    probe, probabilities = _fit_probe(task, features, seed=small)
+    probe, answers = _fit_probe(task, features, seed=small)
     return Prepared(
         task=task,
         backbone=backbone,
@@ -195,7 +193,7 @@ def prepare(
         features=features,
         probe_seed=small,
         probe=probe,
-        probe_probabilities=probabilities,
+        probe_answers=answers,
         probe_seconds=time.perf_counter() - started,
         description=(*description, *(f"warning: {warning}" for warning in checked.warnings)),
         digests=checked.digests,
@@ -210,7 +208,7 @@ def find_task(config: TrainConfig) -> Task:
     Raises:
         UserError: if the data is not as it must be.
     """
-    return load_task(
+    task = load_task(
         config.data,
         seed=config.seed,
         val_fraction=config.val_fraction,
@@ -219,6 +217,8 @@ def find_task(config: TrainConfig) -> Task:
         data_root=config.data_root,
         molecules=molecule_options(config),
     )
+    check_options(config, task.objective, name=task.name)
+    return task
 
 
 def molecule_options(config: TrainConfig) -> MoleculeOptions:
@@ -248,9 +248,9 @@ def regroup(prepared: Prepared, *, train: Sequence[int], val: Sequence[int]) -> 
         "val": (rows[list(val)], labels[list(val)]),
     }
     task = dataclasses.replace(task, train=everything.subset(train), val=everything.subset(val))
-    probe, probabilities = _fit_probe(task, features, seed=prepared.probe_seed)
+    probe, answers = _fit_probe(task, features, seed=prepared.probe_seed)
     return dataclasses.replace(
-        prepared, task=task, features=features, probe=probe, probe_probabilities=probabilities
+        prepared, task=task, features=features, probe=probe, probe_answers=answers
     )
 
 
@@ -274,10 +274,11 @@ def _check_splits(config: TrainConfig, task: Task) -> None:
             f"--folds {config.folds}: {task.name} has its own validation split, on which the epoch "
             "is chosen; leave the option out, or move the validation pictures to the training ones"
         )
-    most = max(Counter(pool(task).labels).values()) if config.folds else 0
+    most = max(Counter(pool(task).class_indices).values()) if config.folds else 0
     if config.folds > most:
+        whose = "the largest class has" if isinstance(task.objective, Classes) else "there are"
         raise UserError(
-            f"--folds {config.folds}: the largest class has only {most} pictures to learn from; "
+            f"--folds {config.folds}: {whose} only {most} pictures to learn from; "
             f"give {most} or fewer"
         )
 
@@ -285,20 +286,35 @@ def _check_splits(config: TrainConfig, task: Task) -> None:
 def _fit_probe(
     task: Task, features: dict[str, tuple[Tensor, Tensor]], *, seed: int
 ) -> tuple[LinearProbe, dict[str, Tensor | None]]:
-    """The probe, and its probabilities of the validation and the test split."""
-    rows, labels = features["train"]
-    probe = from_main(lambda: fit_probe(rows, labels, num_outputs=len(task.classes), seed=seed))
+    """The probe, and its answers to the validation and the test split."""
+    probe = _fit_head(task, features, seed=seed, standardize=True)
     return probe, {
-        name: torch.softmax(probe(features[name][0][:, 0]), dim=1) if name in features else None
+        name: task.objective.answers(probe(features[name][0][:, 0])) if name in features else None
         for name in ("val", "test")
     }
 
 
+def _fit_head(
+    task: Task, features: dict[str, tuple[Tensor, Tensor]], *, seed: int, standardize: bool
+) -> LinearProbe:
+    rows, targets = features["train"]
+    return from_main(
+        lambda: fit_probe(
+            rows,
+            targets,
+            num_outputs=len(task.classes),
+            loss=task.objective.loss,
+            seed=seed,
+            standardize=standardize,
+        )
+    )
+
+
 def _fingerprint(task: Task, digests: Mapping[str, str]) -> str:
-    """Of the pictures that attention may be measured on, with their classes, in any order."""
+    """Of the pictures that attention may be measured on, with their labels, in any order."""
     splits = [task.train, task.val] if task.val_drawn else [task.train]
     pictures = sorted(
-        f"{digests[path]} {task.classes[label]}\n"
+        f"{digests[path]} {task.describe(label)}\n"
         for split in splits
         for path, label in zip(split.paths, split.labels, strict=True)
     )
@@ -320,8 +336,9 @@ def _describe(
     config: TrainConfig, task: Task, backbone: Backbone, device: torch.device
 ) -> tuple[str, ...]:
     test = "no" if task.test is None else len(task.test)
+    outputs = f"{len(task.classes)} {task.objective.outputs}"
     return (
-        f"data     {task.name}: {len(task.classes)} classes, {len(task.train)} training, "
+        f"data     {task.name}: {outputs}, {len(task.train)} training, "
         f"{len(task.val)} validation, {test} test pictures",
         *(f"         {note}" for note in task.notes),
         f"model    {config.model}, on {device}",

@@ -57,6 +57,8 @@ class Regularizer(nn.Module):
             forward passes, whatever `target.train()` says; `"train"` leaves them alone.
         source_cache: GiB of memory in which the source's features are kept for samples that come
             again just as they were, without augmentation or with few variants of each; 0 for none.
+        source_precision: what the source computes in; `"bfloat16"` is faster where the machine has
+            instructions for it, and rounds. Nothing changes under autocast of your own.
 
     Raises:
         UserError: if a tap or module is unknown, a penalty lacks its source, or source and target
@@ -81,10 +83,15 @@ class Regularizer(nn.Module):
         *,
         batch_norm: Literal["frozen", "train"] = "frozen",
         source_cache: float = 0.0,
+        source_precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         if not 0 <= source_cache < math.inf:
             raise UserError(f"source_cache must be a number of GiB >= 0, got {source_cache}")
+        if source_precision not in ("float32", "bfloat16"):
+            raise UserError(
+                f"source_precision must be 'float32' or 'bfloat16', got {source_precision!r}"
+            )
         if batch_norm not in ("frozen", "train"):
             raise UserError(f"batch_norm must be 'frozen' or 'train', got {batch_norm!r}")
         # In a tuple, so that they are no submodules: penalties are what is moved and saved here.
@@ -105,7 +112,13 @@ class Regularizer(nn.Module):
         self._source = (
             None
             if own is None
-            else FrozenSource(own, taps=taps, heads=list(compared), cache=source_cache)
+            else FrozenSource(
+                own,
+                taps=taps,
+                heads=list(compared),
+                cache=source_cache,
+                precision=source_precision,
+            )
         )
         self._norms: dict[nn.Module, bool] = {}
         self._target_training = False

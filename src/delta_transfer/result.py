@@ -2,25 +2,31 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from delta_transfer.errors import UserError
+from delta_transfer.measures import MEASURES, Measure
 
-# A row a run in the results.csv of a comparison: figures of the run, and where it lies.
-COMPARISON_COLUMNS = (
-    "method",
-    "seed",
-    "samples_per_class",
-    "test_accuracy",
-    "val_accuracy",
-    "linear_probe_test_accuracy",
-    "best_epoch",
-    "strength",
-    "seconds",
-    "memory",
-    "folder",
-)
+Where = Literal["test", "val", "linear_probe_test", "linear_probe_val"]
+
+
+def comparison_columns(measure: Measure) -> tuple[str, ...]:
+    """A row a run in the results.csv of a comparison: figures of the run, and where it lies."""
+    return (
+        "method",
+        "seed",
+        "samples_per_class",
+        f"test_{measure.name}",
+        f"val_{measure.name}",
+        f"linear_probe_test_{measure.name}",
+        "best_epoch",
+        "strength",
+        "seconds",
+        "memory",
+        "folder",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,20 +59,31 @@ class StrengthSearch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """The figures of one run. Accuracies are fractions, None where there is no such split.
+    """The figures of one run. Accuracies and ROC-AUC are fractions.
+
+    A figure is None where there is no such split, or the task is judged by another.
 
     Args:
         folder: where the run lies (not in the file).
         method: its method.
         seed: its seed.
         samples_per_class: training pictures of each class; None if all were taken.
-        metric: the data set's main figure, `"accuracy"` or `"mean_class_accuracy"`.
+        metric: the data set's main figure, see `Metric`.
         test_accuracy: of the final model on the test split, on which nothing was chosen.
         test_mean_class_accuracy: likewise, the mean of the classes' own accuracies.
         val_accuracy: on the pictures held out, on which the epoch was chosen: of the final model,
             or, if it was refitted, of those that had not seen them.
         linear_probe_test_accuracy: of the linear probe on the same pictures.
         linear_probe_val_accuracy: likewise.
+        test_roc_auc: the same of questions: the mean of their areas under the receiver operating
+            characteristic.
+        val_roc_auc: likewise.
+        linear_probe_test_roc_auc: likewise.
+        linear_probe_val_roc_auc: likewise.
+        test_rmse: the same of values: the roots of the mean squared errors, in their units.
+        val_rmse: likewise.
+        linear_probe_test_rmse: likewise.
+        linear_probe_val_rmse: likewise.
         best_epoch: the epoch that was kept; 0 is the start, before any training.
         epochs: how many were trained to choose from.
         refitted: whether the final model learnt from training and validation pictures.
@@ -75,7 +92,7 @@ class RunResult:
         memory: the most in use while the method was at work, in MiB (see `PeakMemory`), in any of
             these processes.
         pictures: that the final model learnt from.
-        classes: how many.
+        classes: how many, or questions, or values.
         strength: of the method's penalty, None where it has none; if it was found, the geometric
             mean of the two that were trained with, by their shares.
         strength_search: how the strength was found, None where it was given or the method's own.
@@ -88,11 +105,19 @@ class RunResult:
     seed: int
     samples_per_class: int | None
     metric: str
-    test_accuracy: float | None
-    test_mean_class_accuracy: float | None
-    val_accuracy: float
-    linear_probe_test_accuracy: float | None
-    linear_probe_val_accuracy: float
+    test_accuracy: float | None = None
+    test_mean_class_accuracy: float | None = None
+    val_accuracy: float | None = None
+    linear_probe_test_accuracy: float | None = None
+    linear_probe_val_accuracy: float | None = None
+    test_roc_auc: float | None = None
+    val_roc_auc: float | None = None
+    linear_probe_test_roc_auc: float | None = None
+    linear_probe_val_roc_auc: float | None = None
+    test_rmse: float | None = None
+    val_rmse: float | None = None
+    linear_probe_test_rmse: float | None = None
+    linear_probe_val_rmse: float | None = None
     best_epoch: int
     epochs: int
     refitted: bool
@@ -106,12 +131,25 @@ class RunResult:
     versions: dict[str, str]
 
     @property
+    def measure(self) -> Measure:
+        """By what the run is compared with others of the same data."""
+        return MEASURES[self.metric]
+
+    def figure(self, where: Where) -> float | None:
+        """The measure of the network or the linear probe; None where there is none."""
+        found: float | None = getattr(self, f"{where}_{self.measure.name}")
+        return found
+
+    @property
     def score(self) -> float:
-        """The main figure on the test split; without one, accuracy on the pictures held out."""
-        if self.test_accuracy is None or self.test_mean_class_accuracy is None:
-            return self.val_accuracy
+        """The main figure on the test split, NaN if undefined; without one, on what was held out.
+
+        Whether more is better says `measure.higher`.
+        """
         mean = self.metric == "mean_class_accuracy"
-        return self.test_mean_class_accuracy if mean else self.test_accuracy
+        tested = self.test_mean_class_accuracy if mean else self.figure("test")
+        found = self.figure("val") if tested is None else tested
+        return math.nan if found is None else found
 
     def to_json(self) -> str:
         """Everything but the folder."""
@@ -134,6 +172,9 @@ class RunResult:
             found = values["strength_search"]
             search = None if found is None else StrengthSearch.from_dict(found)
             values |= {"strength_search": search, "taps": tuple(values["taps"])}
-            return cls(**values, folder=Path(folder))
+            result = cls(**values, folder=Path(folder))
+            if result.metric not in MEASURES:
+                raise ValueError(f"{result.metric!r} is no metric")
+            return result
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is no result of a run: {error}") from error

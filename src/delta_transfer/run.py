@@ -7,36 +7,37 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from delta_transfer.announce import announce, conclude
-from delta_transfer.backbones import InputSpec
+from delta_transfer.backbones import GraphSpec, InputSpec
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.borrow import deterministic
 from delta_transfer.branches import select
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Split
+from delta_transfer.data import Split, Task
 from delta_transfer.devices import find_device
 from delta_transfer.distributed import from_main, in_shares, is_main, joined, processes
 from delta_transfer.errors import UserError
-from delta_transfer.evaluation import mean_class_accuracy
 from delta_transfer.files import write_atomically
 from delta_transfer.folder_lock import locked
 from delta_transfer.learning_rate import settle
 from delta_transfer.loaders import evaluation_loader
 from delta_transfer.machine import describe, versions
+from delta_transfer.measures import Metric
 from delta_transfer.methods import check_classifier
+from delta_transfer.objective import Classes
 from delta_transfer.outputs import write_examples, write_predictions
 from delta_transfer.peak_memory import PeakMemory
 from delta_transfer.prepare import Prepared, prepare
 from delta_transfer.report import write_run_report
-from delta_transfer.result import RunResult
+from delta_transfer.result import RunResult, Where
 from delta_transfer.run_attention import given_attention
-from delta_transfer.run_checks import check, for_several, method_of
+from delta_transfer.run_checks import check, check_task, for_several, method_of
 from delta_transfer.run_folder import (
     LOG,
     check_folder,
@@ -47,11 +48,7 @@ from delta_transfer.run_folder import (
 )
 from delta_transfer.selection import Selected
 from delta_transfer.spent import SPENT, Spent
-from delta_transfer.training import (
-    CropAverage,
-    accuracy,
-    predict_probabilities,
-)
+from delta_transfer.training import CropAverage, predict_answers
 from delta_transfer.tuning import Tuning
 
 logger = logging.getLogger(__name__)
@@ -128,8 +125,10 @@ def train_prepared(
         epochs=config.count_epochs(len(prepared.task.train)),
         attention=given_attention(prepared, config),
     )
+    check_task(config, prepared.task)
     check_classifier(tuning.method, prepared.backbone.classifier, config.model)
-    with locked(folder):
+    with ExitStack() as held:
+        from_main(lambda: held.enter_context(locked(folder)))
         from_main(lambda: make_folder(folder, overwrite=config.overwrite, resume=config.resume))
         spent = Spent(folder, started=started, memory=memory, resume=config.resume)
         if is_main():
@@ -200,15 +199,25 @@ def _finish(
     """Measures the final network and writes what the run leaves behind."""
     prepared, network = selected.prepared, selected.tuned.network
     task, method = prepared.task, tuning.method
-    probe = prepared.probe_probabilities["test"]
+    probe = prepared.probe_answers["test"]
     if task.test is not None and test is not None and probe is not None:
-        shown, probabilities, beside = task.test, test, probe
+        shown, answers, beside = task.test, test, probe
     else:
-        shown, probabilities, beside = selected.held_out, selected.probabilities, selected.probe
-    write_predictions(folder / "predictions.csv", shown, probabilities, task.classes)
-    write_examples(folder, shown, probabilities, beside, task.classes)
+        shown, answers, beside = selected.held_out, selected.answers, selected.probe
+    path, objective = folder / "predictions.csv", task.objective
+    write_predictions(path, shown, answers, task.classes, objective)
+    spec = prepared.backbone.input
+    if isinstance(spec, GraphSpec) and spec.node_features == "atoms":
+        from delta_transfer.molecule_examples import write_molecules  # which needs an extra
+
+        taps = selected.tuned.taps
+        write_molecules(folder, shown, network=network, source=prepared.source, taps=taps)
+    elif task.kind == "pictures" and isinstance(objective, Classes):
+        write_examples(folder, shown, answers, beside, task.classes)
     (folder / "model").mkdir(exist_ok=True)
-    save_model(folder / "model", prepared.backbone, network, classes=task.classes)
+    save_model(
+        folder / "model", prepared.backbone, network, classes=task.classes, objective=objective
+    )
     cost = spent.cost
     result = RunResult(
         folder=folder,
@@ -216,11 +225,10 @@ def _finish(
         seed=tuning.config.seed,
         samples_per_class=tuning.config.samples_per_class,
         metric=task.metric,
-        test_accuracy=_accuracy(test, task.test),
-        test_mean_class_accuracy=_mean_class_accuracy(test, task.test),
-        val_accuracy=_accuracy(selected.probabilities, selected.held_out) or 0.0,
-        linear_probe_test_accuracy=_accuracy(probe, task.test),
-        linear_probe_val_accuracy=_accuracy(selected.probe, selected.held_out) or 0.0,
+        **_figures(task, "test", test, task.test),
+        **_figures(task, "val", selected.answers, selected.held_out),
+        **_figures(task, "linear_probe_test", probe, task.test),
+        **_figures(task, "linear_probe_val", selected.probe, selected.held_out),
         best_epoch=selected.epoch,
         epochs=tuning.epochs if method.trains else 0,
         refitted=selected.refitted,
@@ -262,7 +270,7 @@ def _strength(selected: Selected, tuning: Tuning) -> float | None:
 
 
 def _test(prepared: Prepared, config: TrainConfig, network: nn.Module) -> Tensor | None:
-    """The final network's probabilities of the test split, if there is one."""
+    """The final network's answers to the test split, if there is one."""
     split, spec = prepared.task.test, prepared.backbone.input
     if split is None:
         return None
@@ -270,18 +278,19 @@ def _test(prepared: Prepared, config: TrainConfig, network: nn.Module) -> Tensor
 
     def ask(positions: Sequence[int]) -> tuple[Tensor]:
         loader = evaluation_loader(split.subset(positions), spec, config)
-        return (predict_probabilities(asked, loader)[0],)
+        return (predict_answers(asked, loader, prepared.task.objective),)
 
     return in_shares(len(split), config.batch_size, ask)[0]
 
 
-def _accuracy(probabilities: Tensor | None, split: Split | None) -> float | None:
-    if probabilities is None or split is None:
-        return None
-    return accuracy(probabilities, torch.tensor(split.labels))
-
-
-def _mean_class_accuracy(probabilities: Tensor | None, split: Split | None) -> float | None:
-    if probabilities is None or split is None:
-        return None
-    return mean_class_accuracy(split.labels, probabilities.argmax(dim=1).tolist())
+def _figures(
+    task: Task, where: Where, answers: Tensor | None, split: Split | None
+) -> dict[str, Any]:
+    """What there is to say of answers, by the names of `RunResult`."""
+    if answers is None or split is None:
+        return {}
+    metrics: list[Metric] = [task.objective.measure.name]
+    if where == "test" and isinstance(task.objective, Classes):
+        metrics.append("mean_class_accuracy")
+    found = {f"{where}_{m}": task.objective.score(answers, split.targets, m) for m in metrics}
+    return {name: None if math.isnan(score) else score for name, score in found.items()}

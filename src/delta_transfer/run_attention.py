@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 
 from delta_transfer.attention import ESTIMATORS, estimate_attention
 from delta_transfer.attention.official import official_head
@@ -75,7 +74,7 @@ def estimate(
             probe=head,
             head=prepared.backbone.head,
             taps=prepared.taps,
-            loss=F.cross_entropy,
+            loss=prepared.task.objective.loss,
             method=method,
             tolerance=config.attention_tolerance,
             temperature=temperature,
@@ -169,6 +168,7 @@ def _measurement(
             f"{prepared.digests[path]} {label}\n".encode()
             for path, label in zip(pictures.paths, pictures.labels, strict=True)
         ),
+        objective=repr(prepared.task.objective),
         preprocessing=prepared.preprocessing,
         estimator=config.attention,
         tolerance=config.attention_tolerance,

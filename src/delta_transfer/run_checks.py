@@ -11,10 +11,12 @@ import torch
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
+from delta_transfer.data import Task
 from delta_transfer.devices import find_device
 from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.methods import Method, find_method
+from delta_transfer.methods import METHODS, Method, find_method
+from delta_transfer.objective import Classes
 from delta_transfer.training import find_precision
 from delta_transfer.training.loggers import check_loggers
 
@@ -26,7 +28,7 @@ _WEIGHING = ["attention_temperature", "attention_clip", "attention_floor"]
 _TRAINING = [
     *("epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"),
     *("class_weights", "label_smoothing", "patience"),
-    *("clip", "ema", "layer_decay", "precision", "augment", "mixup", "cutmix"),
+    *("accumulate", "clip", "ema", "layer_decay", "precision", "augment", "mixup", "cutmix"),
 ]
 
 # What several processes cannot do together, and its value without.
@@ -115,6 +117,21 @@ def method_of(config: TrainConfig) -> Method:
     return find_method(config.method, official=True) if official else method
 
 
+def check_task(config: TrainConfig, task: Task) -> None:
+    """Checks that the method of a run can learn what is to be learnt.
+
+    Raises:
+        UserError: if it cannot; the methods that can are listed.
+    """
+    method = method_of(config)
+    if method.classes and not isinstance(task.objective, Classes):
+        others = [other.name for other in METHODS.values() if not other.classes]
+        raise UserError(
+            f"--method {method.name} learns classes, and {task.name} has "
+            f"{task.objective.outputs}: take one of {', '.join(others)}"
+        )
+
+
 def for_several(config: TrainConfig) -> TrainConfig:
     """The options of a run of several processes; it goes on where torchrun has started them again.
 
@@ -127,6 +144,23 @@ def for_several(config: TrainConfig) -> TrainConfig:
             f"--batch-size {config.batch_size} is that of all processes together and must be a "
             f"multiple of them: there are {count}"
         )
+    if method_of(config).trains:
+        _check_shared(config, count)
+    if config.out is None or config.overwrite:
+        raise UserError(
+            f"{'--overwrite' if config.overwrite else 'no --out'}: processes that may be started "
+            "again need a folder by which they find the run; give --out, one that is not in use"
+        )
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return dataclasses.replace(config, resume=config.resume or again)
+
+
+def _check_shared(config: TrainConfig, count: int) -> None:
+    """Checks that several processes can train as the options say.
+
+    Raises:
+        UserError: if they cannot.
+    """
     method = method_of(config)
     if "train" in (config.batch_norm, method.batch_norm):
         raise UserError(
@@ -145,13 +179,6 @@ def for_several(config: TrainConfig) -> TrainConfig:
                 f"--{name.replace('_', '-')} {getattr(config, name)}: {count} processes share each "
                 f"batch, which this needs as a whole: leave it out, or use one device"
             )
-    if config.out is None or config.overwrite:
-        raise UserError(
-            f"{'--overwrite' if config.overwrite else 'no --out'}: processes that may be started "
-            "again need a folder by which they find the run; give --out, one that is not in use"
-        )
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return dataclasses.replace(config, resume=config.resume or again)
 
 
 def count_processes(config: TrainConfig) -> int:

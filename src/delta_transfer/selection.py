@@ -19,11 +19,10 @@ from delta_transfer.data.seeds import derive_seed
 from delta_transfer.distributed import in_shares, is_main
 from delta_transfer.files import write_atomically
 from delta_transfer.fine_tune import Tuned, fine_tune
-from delta_transfer.functional import calibrated_cross_entropy
 from delta_transfer.loaders import plain_loader
 from delta_transfer.prepare import Prepared, pool, regroup
 from delta_transfer.result import StrengthSearch
-from delta_transfer.training import predict_probabilities
+from delta_transfer.training import predict_answers
 from delta_transfer.tuning import Tuning
 
 logger = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class Selected:
         tuned: the network.
         epoch: how long it was trained, chosen on the pictures held out.
         held_out: the validation split; with folds, all pictures, each held out once.
-        probabilities: of the held-out pictures `[N, K]`, by networks that had not seen them.
+        answers: to the held-out pictures `[N, K]`, by networks that had not seen them.
         probe: likewise of the linear probe.
         refitted: whether it was trained again on all pictures.
         trained: each training with pictures held out: what it learnt from, and what came of it.
@@ -52,7 +51,7 @@ class Selected:
     tuned: Tuned
     epoch: int
     held_out: Split
-    probabilities: Tensor
+    answers: Tensor
     probe: Tensor
     refitted: bool
     trained: tuple[tuple[Prepared, Tuned], ...]
@@ -112,21 +111,21 @@ def refit(joined: Prepared, tuning: Tuning, folder: Path, *, epoch: int) -> Tune
 
 def _validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
     tuned = fine_tune(prepared, tuning, folder)
-    val, config = prepared.task.val, tuning.config
+    val, config, objective = prepared.task.val, tuning.config, prepared.task.objective
 
     def ask(positions: Sequence[int]) -> tuple[Tensor]:
         loader = plain_loader(val.subset(positions), prepared.backbone.input, config)
-        return (predict_probabilities(tuned.network, loader)[0],)
+        return (predict_answers(tuned.network, loader, objective),)
 
-    (probabilities,) = in_shares(len(val), config.batch_size, ask)
-    probe = prepared.probe_probabilities["val"]
+    (answers,) = in_shares(len(val), config.batch_size, ask)
+    probe = prepared.probe_answers["val"]
     assert probe is not None
     return Selected(
         prepared=prepared,
         tuned=tuned,
         epoch=tuned.fitted.epoch,
         held_out=val,
-        probabilities=probabilities,
+        answers=answers,
         probe=probe,
         refitted=False,
         trained=((prepared, tuned),),
@@ -136,6 +135,7 @@ def _validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
 def _cross_validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
     """Every picture is held out once; the epoch is that with the lowest loss over all of them."""
     probes, logits, trained = [], [], []
+    objective = prepared.task.objective
     folds = _folds(prepared.task, tuning.config.folds, seed=tuning.config.seed)
     for number, (train, val) in enumerate(folds, start=1):
         own = folder / "folds" / str(number)
@@ -143,18 +143,18 @@ def _cross_validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selecte
         if tuning.method.trains:
             logger.info("fold     %d of %d", number, len(folds))
         tuned = fine_tune(fold, tuning, own)
-        probe = fold.probe_probabilities["val"]
+        probe = fold.probe_answers["val"]
         assert probe is not None
         probes.append(probe)
         tuned.network.cpu()  # there may be many
         trained.append((fold, tuned))
         validations = tuned.fitted.validations
-        logits.append([found for found, _ in validations] or [probe.clamp_min(1e-30).log()])
+        logits.append([found for found, _ in validations] or [objective.logits(probe)])
     order = [index for _, val in folds for index in val]
     held_out = pool(prepared.task).subset(order)
-    labels = torch.tensor(held_out.labels)
+    targets = held_out.targets
     epochs = [torch.cat(parts) for parts in zip(*logits, strict=True)]
-    losses = [float(calibrated_cross_entropy(found, labels)) for found in epochs]
+    losses = [float(objective.held_out_losses(found, targets).mean()) for found in epochs]
     last = tuning.config.official
     epoch = len(epochs) - 1 if last else int(np.nanargmin(losses))
     if tuning.method.trains and is_main():
@@ -166,7 +166,7 @@ def _cross_validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selecte
         tuned=tuned,
         epoch=epoch,
         held_out=held_out,
-        probabilities=epochs[epoch].softmax(dim=1),
+        answers=objective.answers(epochs[epoch]),
         probe=torch.cat(probes),
         refitted=False,
         trained=tuple(trained),
@@ -174,8 +174,8 @@ def _cross_validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selecte
 
 
 def _folds(task: Task, folds: int, *, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Positions to train on and to hold out, stratified by class."""
-    labels = np.array([*task.train.labels, *task.val.labels])
+    """Positions to train on and to hold out, stratified by class if there are classes."""
+    labels = np.array([*task.train.class_indices, *task.val.class_indices])
     draw = derive_seed(seed, "folds") % 2**32  # scikit-learn takes no larger one
     splitter = StratifiedKFold(folds, shuffle=True, random_state=draw)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The task loss of a run: cross entropy, with weights for classes and smoothed labels if asked."""
+"""The task loss of a run: the objective's, with classes weighed and labels smoothed if asked."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,23 +10,55 @@ from torch import Tensor
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.balance import balanced_weights, imbalance
 from delta_transfer.data.check import IMBALANCE
+from delta_transfer.errors import UserError
+from delta_transfer.objective import Classes, Objective
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 
+# Options that mean something for classes alone, and their value without.
+_OF_CLASSES = {"class_weights": "none", "label_smoothing": 0, "mixup": 0, "cutmix": 0}
 
-def task_loss(config: TrainConfig, labels: Sequence[int], *, num_classes: int) -> TaskLoss:
-    """What is minimised: a mean over samples, by logits and targets.
 
-    Targets are class indices `[N]` or, of mixed pictures, probabilities `[N, K]`.
+def check_options(config: TrainConfig, objective: Objective, *, name: str) -> None:
+    """Checks that the options suit what is to be learnt.
 
     Args:
         config: the options.
-        labels: of the training pictures.
+        objective: of the task.
+        name: of the task.
+
+    Raises:
+        UserError: if some mean something for classes alone, and there are none; all are named.
+    """
+    given = [
+        f"--{option.replace('_', '-')} {getattr(config, option)}"
+        for option, without in _OF_CLASSES.items()
+        if getattr(config, option) != without
+    ]
+    given += ["--preset official"] if config.official else []
+    if given and not isinstance(objective, Classes):
+        raise UserError(
+            f"{', '.join(given)}: only for pictures of classes, which {name} does not have: leave "
+            f"{'it' if len(given) == 1 else 'them'} out"
+        )
+
+
+def task_loss(
+    config: TrainConfig, objective: Objective, labels: Sequence[int], *, num_classes: int
+) -> TaskLoss:
+    """What is minimised: a mean over samples, by logits and targets.
+
+    Targets are those of the objective or, of mixed pictures, class probabilities `[N, K]`.
+
+    Args:
+        config: the options.
+        objective: of the task.
+        labels: the classes of the training pictures.
         num_classes: outputs of the network.
     """
     weighs = even_out(config, labels) == "balanced"
     if not weighs and not config.label_smoothing:
-        return F.cross_entropy
+        return objective.loss
     weights = balanced_weights(labels, num_classes=num_classes) if weighs else None
     return functools.partial(_cross_entropy, weights=weights, smoothing=config.label_smoothing)
 

@@ -109,7 +109,7 @@ def plan_fit(prepared: Prepared, tuning: Tuning, folder: Path, stop_after: int |
         saving=Saving(minutes=config.checkpoint_minutes, steps=config.checkpoint_steps),
         saved=tuning.saved,
         resume=config.resume,
-        identity=_identity(prepared),
+        identity=identity(prepared),
         accelerator=prepared.device.type,
         loggers=config.logger_names,
     )
@@ -124,10 +124,11 @@ def _is_divisible(tuning: Tuning) -> bool:
 def loss_of(prepared: Prepared, tuning: Tuning) -> Callable[[Tensor, Tensor], Tensor]:
     """The task loss."""
     task = prepared.task
-    return task_loss(tuning.config, task.train.labels, num_classes=len(task.classes))
+    labels, classes = task.train.class_indices, len(task.classes)
+    return task_loss(tuning.config, task.objective, labels, num_classes=classes)
 
 
-def _identity(prepared: Prepared) -> str:
+def identity(prepared: Prepared) -> str:
     """Of the pictures, their splits and the pretrained weights."""
     task = prepared.task
     rows = [

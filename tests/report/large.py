@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 from safetensors.numpy import save_file
 
-from delta_transfer.result import COMPARISON_COLUMNS
+from delta_transfer.measures import ACCURACY
+from delta_transfer.result import comparison_columns
 from tests.report.made import CONFIG, RESULT, write_csv
 
 TEXTURES = (
@@ -34,7 +35,7 @@ METHODS = {
 
 def make_large_comparison(folder: Path, sizes: Sequence[int | None] = (None,)) -> Path:
     """Six methods and three seeds on 47 classes; of several sizes only the last has all files."""
-    rows: list[Sequence[object]] = [COMPARISON_COLUMNS]
+    rows: list[Sequence[object]] = [comparison_columns(ACCURACY)]
     photos = [_photo(number) for number in range(EXAMPLES)]
     for size in sizes:
         for seed in range(3):
@@ -49,7 +50,7 @@ def make_large_comparison(folder: Path, sizes: Sequence[int | None] = (None,)) -
                 if size == sizes[-1]:
                     _write_files(folder / name, method, seed, photos)
                 values = {**RESULT, **figures, "folder": name}
-                row = [values[column] for column in COMPARISON_COLUMNS]
+                row = [values[column] for column in comparison_columns(ACCURACY)]
                 rows.append(["" if value is None else value for value in row])
     write_csv(folder / "results.csv", rows)
     return folder

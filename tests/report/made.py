@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from delta_transfer.result import COMPARISON_COLUMNS
+from delta_transfer.measures import ACCURACY
+from delta_transfer.result import comparison_columns
 
 Rows = Sequence[Sequence[object]]
 VOID = {"br", "hr", "img", "input", "link", "meta", "wbr"}
@@ -200,13 +201,13 @@ def make_comparison(
     folder: Path, runs: Mapping[tuple[str, int] | tuple[str, int, int], Mapping[str, Any]]
 ) -> Path:
     """Runs by method, seed and perhaps size, with what differs between them, and their table."""
-    rows: list[Sequence[object]] = [COMPARISON_COLUMNS]
+    rows: list[Sequence[object]] = [comparison_columns(ACCURACY)]
     for (method, seed, *size), options in runs.items():
         name = "/".join([*(f"{count}-per-class" for count in size), f"{method}-seed{seed}"])
         figures = {"samples_per_class": next(iter(size), None), **options}
         make_run(folder / name, method=method, seed=seed, **figures)
         result = {**json.loads((folder / name / "result.json").read_text()), "folder": name}
-        values = [result[column] for column in COMPARISON_COLUMNS]
+        values = [result[column] for column in comparison_columns(ACCURACY)]
         rows.append(["" if value is None else value for value in values])
     write_csv(folder / "results.csv", rows)
     return folder

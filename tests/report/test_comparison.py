@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from delta_transfer.errors import UserError
+from delta_transfer.measures import ACCURACY
 from delta_transfer.report import write_comparison_report
 from delta_transfer.report.comparison import (
     ranked,
@@ -12,7 +13,7 @@ from delta_transfer.report.comparison import (
     summarize_methods,
 )
 from delta_transfer.report.findings import findings
-from delta_transfer.result import COMPARISON_COLUMNS
+from delta_transfer.result import comparison_columns
 from tests.report.made import (
     BESIDE,
     DELTA,
@@ -34,12 +35,13 @@ def rows(*changes: Mapping[str, object]) -> list[list[object]]:
     """Rows of `results.csv` that differ from a good one."""
     good = dict(
         zip(
-            COMPARISON_COLUMNS,
+            comparison_columns(ACCURACY),
             ("delta", 0, "", 0.5, 0.5, 0.5, 1, 3.0, 9, 800, "delta"),
             strict=True,
         )
     )
-    return [list(COMPARISON_COLUMNS), *[list({**good, **change}.values()) for change in changes]]
+    rows = [list({**good, **change}.values()) for change in changes]
+    return [list(comparison_columns(ACCURACY)), *rows]
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ class TestDamage:
             read_comparison(tmp_path)
 
     def test_short_line(self, tmp_path: Path) -> None:
-        write_csv(tmp_path / "results.csv", [COMPARISON_COLUMNS, ["delta", 0]])
+        write_csv(tmp_path / "results.csv", [comparison_columns(ACCURACY), ["delta", 0]])
         with pytest.raises(UserError, match="line 2: 11 cells expected, got 2"):
             read_comparison(tmp_path)
 

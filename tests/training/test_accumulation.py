@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from delta_transfer.errors import UserError
 from delta_transfer.methods import METHODS, find_method
+from delta_transfer.objective import Classes
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.module import FineTuning, Optimization
@@ -45,7 +46,7 @@ def step(method: str, parts: int, *, official: bool = False) -> tuple[dict[str, 
         regularizer,
         loss=F.cross_entropy,
         head="fc",
-        num_classes=3,
+        objective=Classes(),
         optimization=Optimization(**OPTIONS),
         borrowed=ExitStack(),
         accumulation=Accumulation(parts),

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from delta_transfer.data import EpochSampler
 from delta_transfer.errors import UserError
+from delta_transfer.objective import Classes
 from delta_transfer.penalties import Delta
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training import Fit, Optimization, fit
@@ -81,7 +82,7 @@ def run(
         what,
         loss=loss,
         head="fc",
-        num_classes=3,
+        objective=Classes(),
         optimization=Optimization(**{**OPTIONS, **options}),
         callbacks=callbacks or [],
     )
@@ -293,7 +294,7 @@ def test_what_was_said_of_the_validation_split_is_kept_for_each_epoch(tmp_path):
         plan(tmp_path, epochs=3),
         loss=F.cross_entropy,
         head="fc",
-        num_classes=3,
+        objective=Classes(),
         optimization=Optimization(**OPTIONS),
     )
     found = figures(tmp_path)

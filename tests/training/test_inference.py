@@ -1,8 +1,8 @@
-import pytest
 import torch
 
-from delta_transfer.training import accuracy, predict_probabilities
-from delta_transfer.training.inference import iterate_probabilities
+from delta_transfer.objective import BinaryTasks, Classes
+from delta_transfer.training import predict_answers
+from delta_transfer.training.inference import iterate_answers
 from tests.networks import conv_net
 
 
@@ -15,10 +15,11 @@ def test_probabilities_are_those_of_all_batches_in_eval_mode():
     network.train()
     network.norm1.eval()
     batches = [(inputs[:4], labels[:4]), (inputs[4:], labels[4:])]
-    probabilities, found = predict_probabilities(network, batches)
+    probabilities = predict_answers(network, batches, Classes())
     assert torch.allclose(probabilities, expected, atol=1e-6)
-    assert torch.equal(found, labels)
     assert not probabilities.requires_grad
+    yes = predict_answers(network, batches, BinaryTasks())
+    assert torch.allclose(yes, 1 / (1 + (-logits).exp()), atol=1e-6)
     # The network is given back as it was.
     assert network.training
     assert network.norm2.training
@@ -33,7 +34,7 @@ def test_batches_come_one_by_one_with_what_stands_beside_them():
             asked.append(number)
             yield torch.ones(number, 3, 8, 8), f"batch of {number}"
 
-    found = iterate_probabilities(network, batches())
+    found = iterate_answers(network, batches(), Classes())
     first, beside = next(found)
     assert (first.shape[0], beside, asked) == (2, "batch of 2", [2])
     assert torch.is_grad_enabled()  # the caller's own, in between
@@ -44,12 +45,7 @@ def test_batches_come_one_by_one_with_what_stands_beside_them():
 
 def test_a_network_is_given_back_when_the_rest_is_not_wanted():
     network = conv_net().train()
-    found = iterate_probabilities(network, [(torch.ones(1, 3, 8, 8), 0)] * 2)
+    found = iterate_answers(network, [(torch.ones(1, 3, 8, 8), 0)] * 2, Classes())
     next(found)
     found.close()
     assert network.training
-
-
-def test_accuracy_is_the_fraction_of_right_answers():
-    probabilities = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]])
-    assert accuracy(probabilities, torch.tensor([0, 1, 1])) == pytest.approx(2 / 3)

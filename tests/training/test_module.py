@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from delta_transfer.objective import Classes
 from delta_transfer.penalties import L2, L2SP, LwF
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.module import FineTuning
@@ -55,7 +56,7 @@ def fine_tuning(**options: object) -> FineTuning:
         Regularizer(target, source, penalties),
         loss=F.cross_entropy,
         head="fc",
-        num_classes=3,
+        objective=Classes(),
         optimization=Optimization(**{**values, **options}),
         borrowed=ExitStack(),
     )

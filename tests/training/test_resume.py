@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from delta_transfer.data import EpochSampler
+from delta_transfer.objective import Classes
 from delta_transfer.penalties import Delta
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training import (
@@ -121,7 +122,7 @@ def trained(
         what,
         loss=torch.nn.functional.cross_entropy,
         head="fc",
-        num_classes=3,
+        objective=Classes(),
         optimization=Optimization(
             optimizer="adamw",
             lr=0.01,

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 
+from delta_transfer import learning_rate
 from delta_transfer.learning_rate import settle
 from delta_transfer.methods import METHODS
 from delta_transfer.prepare import Prepared, prepare
@@ -67,8 +68,20 @@ def test_a_rate_is_found_once_and_leaves_no_trace(prepared, tmp_path, method, ca
     assert settle(prepared, asked, tmp_path / "again") == found
     kept = (tmp_path / "lr.csv").read_bytes()
     assert (tmp_path / "again" / "lr.csv").read_bytes() == kept
-    (tmp_path / "lr.csv").write_text("lr,loss\n0.001,1\n0.02,1\n0.3,7\n")
+
+
+def test_a_trial_is_taken_up_if_it_was_of_the_same_pictures(
+    prepared, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(learning_rate, "_try", lambda *args: [(1e-3, 1.0), (0.02, 1.0), (0.3, 7.0)])
+    asked = tuning(tmp_path, "l2")
     assert settle(prepared, asked, tmp_path).lr == 0.002
+    assert not caplog.text
+    monkeypatch.setattr(learning_rate, "_try", lambda *args: [(0.05, 1.0)])
+    assert settle(prepared, asked, tmp_path).lr == 0.002
+    other = dataclasses.replace(prepared, data="of other pictures")
+    assert settle(other, asked, tmp_path).lr == 0.005
+    assert "lr.csv is of other pictures or pretrained weights: trying rates anew" in caplog.text
 
 
 def test_what_does_not_train_or_has_a_rate_needs_no_trial(prepared, tmp_path):

@@ -36,7 +36,7 @@ def exact(job: Job) -> Estimate:
         except _OtherData as error:
             logger.warning("%s is not gone on with (%s): starting anew", job.partial.path, error)
     if running is None:
-        running = _average(job, scorer, piece=job.piece, partial=job.partial)
+        running = _average(job, scorer, in_pieces=True, partial=job.partial)
     estimate = running.estimate(job.normalize)
     if job.partial is not None:
         job.partial.remove()
@@ -71,7 +71,7 @@ def _go_on(job: Job, scorer: Scorer, state: dict[str, Tensor], digest: str) -> R
         raise _OtherData(f"{error} is missing") from error
     logger.info("exact channel attention: going on after %d samples", running.samples)
     return _average(
-        job, scorer, piece=job.piece, partial=job.partial, running=running, digest=digest
+        job, scorer, in_pieces=True, partial=job.partial, running=running, digest=digest
     )
 
 
@@ -79,7 +79,7 @@ def _average(
     job: Job,
     scorer: Scorer,
     *,
-    piece: int | None = None,
+    in_pieces: bool = False,
     partial: PartialFile | None = None,
     running: Running | None = None,
     digest: str = "",
@@ -90,8 +90,9 @@ def _average(
     if partial is not None:
         partial.digest = ""
     for number, batch in enumerate(job.batches, start=1):
+        piece = job.piece(batch.inputs) if in_pieces else None
         if job.in_processes and number == 1:
-            check_shares(min(len(batch), job.piece or len(batch)))
+            check_shares(min(len(batch), piece or len(batch)))
         work = work or start_work(job, batch)
         for part in batch.pieces(piece):
             seen += len(part)

@@ -79,7 +79,10 @@ class Batches:
             )
             position += len(batch)
             if picked is not None:
-                batch = batch[picked[batch.positions]]
+                mine = picked[batch.positions]
+                if not mine.any():
+                    continue
+                batch = batch[mine]
             if len(batch):
                 yield batch
         if not position:

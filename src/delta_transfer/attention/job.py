@@ -15,6 +15,7 @@ from delta_transfer.attention.scored import in_fast_layout
 from delta_transfer.borrow import device_of
 from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError
+from delta_transfer.inputs import Inputs
 from delta_transfer.probe import Loss
 from delta_transfer.taps import Taps
 
@@ -53,10 +54,10 @@ class Job:
     seed: int = 0
     in_processes: bool = False
 
-    @property
-    def piece(self) -> int | None:
+    def piece(self, inputs: Inputs) -> int | None:
         """How many samples the exact estimator scores at once; None for whole batches."""
-        if device_of(self.networks[0]).type != "cpu":
+        # The slow loop, which inputs that are no tensors take, makes no copies of them.
+        if device_of(self.networks[0]).type != "cpu" or not isinstance(inputs, Tensor):
             return None
         return PIECE * processes() if self.in_processes else PIECE
 

@@ -54,7 +54,9 @@ def refined(job: Job) -> Estimate:
     plain = first.running.estimate(job.normalize)
     count = exact_samples(plain.samples, channels=work.channels)
     kept, probabilities = first.reservoir.draw(count)
-    exact = _score_exactly(job, kept, work, piece=job.piece or first.largest).scores
+    exact = _score_exactly(
+        job, kept, work, piece=job.piece(kept[0].sample.inputs) or first.largest
+    ).scores
     check_finite(exact)
     scores, errors, uncertainty = {}, {}, {}
     for tap, statistics in first.running.statistics.items():

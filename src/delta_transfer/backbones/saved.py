@@ -19,13 +19,19 @@ from delta_transfer.backbones.torchvision_models import load_torchvision
 from delta_transfer.backbones.weights import fill
 from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
+from delta_transfer.objective import CLASSES, Objective, from_dict, to_dict
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _TORCHVISION = "torchvision/"
 
 
 def save_model(
-    folder: Path, backbone: Backbone, network: nn.Module, *, classes: Sequence[str]
+    folder: Path,
+    backbone: Backbone,
+    network: nn.Module,
+    *,
+    classes: Sequence[str],
+    objective: Objective = CLASSES,
 ) -> None:
     """Writes `model.safetensors` and `config.json`, for timm's networks as its `local-dir:`.
 
@@ -36,6 +42,7 @@ def save_model(
         backbone: what the network is.
         network: its trained weights.
         classes: the names of the outputs.
+        objective: what they mean.
     """
     # Copies, for tensors that share memory cannot be saved.
     state = {name: t.cpu().contiguous().clone() for name, t in own_tensors(network).items()}
@@ -44,6 +51,7 @@ def save_model(
         "architecture": backbone.architecture,
         "num_classes": len(classes),
         "label_names": list(classes),
+        "objective": to_dict(objective),
         "model_args": dict(backbone.model_args),
         "pretrained_cfg": {
             **_describe(backbone.input),
@@ -97,6 +105,19 @@ def load_model(
             f"the model in {folder} does not fit the network that was given: {error}"
         ) from error
     return dataclasses.replace(backbone, input=spec), classes
+
+
+def load_objective(folder: Path) -> Objective:
+    """What the outputs of the network mean that `save_model` wrote; classes if it does not say.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        return from_dict(config.get("objective", to_dict(CLASSES)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, error) from error
 
 
 def _damaged(folder: Path, error: Exception) -> UserError:

@@ -31,7 +31,8 @@ from delta_transfer.data.splits import (
 )
 from delta_transfer.data.torchvision_sets import load_torchvision
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.objective import Metric
+from delta_transfer.measures import Metric
+from delta_transfer.objective import Classes
 
 __all__ = [
     "COLLECTIONS",
@@ -252,7 +253,16 @@ def _check_options(*, seed: int, val_fraction: float, samples_per_class: int | N
 
 
 def _subset(task: Task, count: int, *, seed: int) -> Task:
-    """The task with `count` training pictures of every class."""
+    """The task with `count` training pictures of every class.
+
+    Raises:
+        UserError: if a class has fewer, or the task has no classes.
+    """
+    if not isinstance(task.objective, Classes):
+        raise UserError(
+            f"--samples-per-class {count}: {task.name} has no classes, of which so many could be "
+            "drawn: leave it out"
+        )
     train = take_per_class(
         task.train, count, classes=task.classes, seed=derive_seed(seed, "samples")
     )

@@ -11,7 +11,11 @@ from torch.utils.data import Dataset, Sampler
 from delta_transfer.data.balance import balanced_draws
 from delta_transfer.data.kept import KeptPictures
 from delta_transfer.data.seeds import derive_seed
-from delta_transfer.objective import Classes, Metric, Objective
+from delta_transfer.measures import Metric
+from delta_transfer.objective import Classes, Objective
+
+Label = int | tuple[float, ...]
+"""The class of a sample, or its values."""
 
 _AGAIN = 2**20  # epochs that a sample is ahead each time that it is drawn again in one
 
@@ -23,13 +27,14 @@ class Split:
     Attributes:
         paths: a readable identity of each picture: its path below the data folder, or a name
             such as `astronaut/r03c05`.
-        labels: the class of each picture, as an index into `Task.classes`.
+        labels: the class of each picture, as an index into `Task.classes`; or its values for each
+            of them, NaN where they are not known.
         read: gives the RGB picture of an entry of `paths`; it can be pickled.
         kept: pictures that need not be read again; None where none are kept.
     """
 
     paths: tuple[str, ...]
-    labels: tuple[int, ...]
+    labels: tuple[Label, ...]
     read: Callable[[str], Image.Image]
     kept: KeptPictures | None = field(default=None, compare=False, repr=False)
 
@@ -43,6 +48,21 @@ class Split:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def targets(self) -> torch.Tensor:
+        """The labels: class indices `[N]`, or values `[N, K]` in float32."""
+        return torch.tensor(self.labels)
+
+    @property
+    def class_indices(self) -> tuple[int, ...]:
+        """The class of each picture; 0 of all whose labels are values, so that they are alike."""
+        return tuple(label if isinstance(label, int) else 0 for label in self.labels)
+
+    def target(self, index: int) -> int | torch.Tensor:
+        """The label of a picture, as a DataLoader can put those of a batch together."""
+        label = self.labels[index]
+        return label if isinstance(label, int) else torch.tensor(label)
+
     def subset(self, indices: Iterable[int]) -> "Split":
         """The pictures at these positions, in the order given."""
         chosen = [int(index) for index in indices]
@@ -55,11 +75,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task: its classes, its splits, and what a user should know about them.
+    """A task: what is to be told, its splits, and what a user should know about them.
 
     Attributes:
         name: a short name, for titles and folder names.
-        classes: the class names; a label is an index into them.
+        classes: the class names; a label is an index into them, or has a value for each (then
+            they name questions, or values).
         train: what is learnt from.
         val: what everything is chosen on.
         test: what nothing is ever chosen on; None where there is no such split.
@@ -82,8 +103,22 @@ class Task:
     objective: Objective = field(default_factory=Classes)
     kind: Literal["pictures", "graphs"] = "pictures"
 
+    def describe(self, label: Label) -> str:
+        """A label in words: the class, or the values that are known.
 
-class PictureDataset(Dataset[tuple[torch.Tensor, int]]):
+        Example:
+            >>> split = Split((), (), Image.open)
+            >>> task = Task(name="", classes=("heavy", "toxic"), train=split, val=split, test=None)
+            >>> task.describe(1), task.describe((3.25, float("nan")))
+            ('toxic', 'heavy 3.25')
+        """
+        if isinstance(label, int):
+            return self.classes[label]
+        named = zip(self.classes, label, strict=True)
+        return ", ".join(f"{name} {value:.6g}" for name, value in named if value == value)
+
+
+class PictureDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
     """The transformed pictures of a split, for a DataLoader.
 
     What the split keeps of the transform is not made again.
@@ -121,14 +156,14 @@ class PictureDataset(Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, int]:
-        """The picture and its label.
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, int | torch.Tensor]:
+        """The picture and its label: a class, or values `[K]`.
 
         Args:
             key: an index, or (epoch, index) as `EpochSampler` gives it; an index alone is epoch 0.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        label = self.split.labels[index]
+        label = self.split.target(index)
         if self.seed is None:
             return self._make(index), label
         with torch.random.fork_rng(devices=[]):

@@ -200,7 +200,7 @@ def _copies(task: Task, good: Sequence[LookedAt]) -> list[str]:
 
 
 def _imbalance(task: Task) -> list[str]:
-    counts = Counter(task.train.labels).most_common()
+    counts = Counter(task.train.class_indices).most_common()
     (most, largest), (least, smallest) = counts[0], counts[-1]
     if largest < IMBALANCE * smallest:
         return []

@@ -30,7 +30,7 @@ class LookedAt:
     Attributes:
         split: of the picture, by name.
         path: of the picture in the split.
-        label: its class.
+        label: its class, 0 where its labels are values.
         digest: a hash of size and pixels; empty if it cannot be read.
         reason: why it cannot be read; empty if it can.
     """
@@ -68,7 +68,7 @@ def look_at_all(
     entries = [
         (name, split.read, path, label)
         for name, split in splits.items()
-        for path, label in zip(split.paths, split.labels, strict=True)
+        for path, label in zip(split.paths, split.class_indices, strict=True)
     ]
     found: dict[int, LookedAt] = {}
     stop = Event()

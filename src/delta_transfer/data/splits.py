@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from delta_transfer.data.base import Split, Task
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.errors import UserError, first_few
-from delta_transfer.objective import Metric
+from delta_transfer.measures import Metric
+from delta_transfer.objective import Classes, Objective
 
 DEFAULT_VAL_FRACTION = 0.15
 DEFAULT_TEST_SPLIT = "test"
@@ -28,6 +29,7 @@ class GivenSplits:
         test: None where there is none.
         notes: what a user should know so far.
         metric: as of the task.
+        objective: as of the task.
     """
 
     name: str
@@ -38,6 +40,7 @@ class GivenSplits:
     test: Split | None
     notes: tuple[str, ...] = ()
     metric: Metric = "accuracy"
+    objective: Objective = field(default_factory=Classes)
 
 
 def complete(
@@ -48,7 +51,7 @@ def complete(
     test_fraction: float | None,
     mend: str = "add pictures, or leave the class out",
 ) -> Task:
-    """A task whose missing splits are drawn from train, class by class.
+    """A task whose missing splits are drawn from train, class by class if it has classes.
 
     Args:
         given: the splits that there are.
@@ -70,12 +73,15 @@ def complete(
         keep = 2 if val is None else 1
         draw = derive_seed(seed, "test")
         train, test = hold_out(train, test_fraction, seed=draw, keep=keep)
-        notes.append(_drawn("test", test_fraction, len(test), seed))
+        notes.append(_drawn(given, "test", test_fraction, len(test), seed))
     elif test is None:
-        notes.append("no test split: test accuracy will be null; ask for one with --test-split 0.2")
+        figure = given.objective.measure.words
+        notes.append(
+            f"no test split: test {figure} will be null; ask for one with --test-split 0.2"
+        )
     if val is None:
         train, val = hold_out(train, val_fraction, seed=derive_seed(seed, "validation"))
-        notes.append(_drawn("validation", val_fraction, len(val), seed))
+        notes.append(_drawn(given, "validation", val_fraction, len(val), seed))
     else:
         notes += unused_val_fraction(given.source, val_fraction)
     return Task(
@@ -86,6 +92,7 @@ def complete(
         test=test,
         notes=tuple(notes),
         metric=given.metric,
+        objective=given.objective,
         val_drawn=given.val is None,
     )
 
@@ -159,7 +166,7 @@ def require_per_class(
     Raises:
         UserError: naming the classes that have fewer, with their counts.
     """
-    counts = Counter(split.labels)
+    counts = Counter(split.class_indices)
     short = [f"'{name}' has {counts[i]}" for i, name in enumerate(classes) if counts[i] < count]
     if short:
         raise UserError(
@@ -236,7 +243,7 @@ def _check_enough(given: GivenSplits, *, test_fraction: float | None, mend: str)
     drawn = ["validation"] if given.val is None else []
     if test_fraction is not None:
         drawn.append("test")
-    if drawn:
+    if drawn and isinstance(given.objective, Classes):
         require_per_class(
             given.train,
             1 + len(drawn),
@@ -246,9 +253,10 @@ def _check_enough(given: GivenSplits, *, test_fraction: float | None, mend: str)
         )
 
 
-def _drawn(what: str, fraction: float, count: int, seed: int) -> str:
+def _drawn(given: GivenSplits, what: str, fraction: float, count: int, seed: int) -> str:
+    stratified = "stratified, " if isinstance(given.objective, Classes) else ""
     return (
-        f"no {what} split: {100 * fraction:g}% of train ({count} pictures), stratified, "
+        f"no {what} split: {100 * fraction:g}% of train ({count} pictures), {stratified}"
         f"seed {seed}, is held out"
     )
 
@@ -256,7 +264,7 @@ def _drawn(what: str, fraction: float, count: int, seed: int) -> str:
 def _part(split: Split, count: Callable[[int], int], *, seed: int) -> tuple[Split, Split]:
     """The rest, and `count(n)` samples of every class, of which there are n."""
     generator = np.random.default_rng(seed)
-    array = np.asarray(split.labels)
+    array = np.asarray(split.class_indices)
     drawn: list[int] = []
     for label in np.unique(array):
         members = generator.permutation(np.flatnonzero(array == label))

@@ -13,7 +13,7 @@ from delta_transfer.data.base import Split
 from delta_transfer.data.folder import FolderReader
 from delta_transfer.data.scan import loose_pictures, subfolders
 from delta_transfer.errors import UserError, first_few
-from delta_transfer.objective import Metric
+from delta_transfer.measures import Metric
 
 Listing = tuple[tuple[str, ...], dict[str, Split]]
 """The classes, and the pictures of each official split; all are "train" where there is none."""
@@ -153,7 +153,9 @@ def _listing(
             raise ValueError(f"the split {theirs} has other classes than the ones before")
         classes = tuple(dataset.classes)
         splits[ours] = _split(root / data.folder, found, data.renewal)
-    if any(not 0 <= label < len(classes) for split in splits.values() for label in split.labels):
+    if any(
+        not 0 <= label < len(classes) for split in splits.values() for label in split.class_indices
+    ):
         raise ValueError(f"there is a label that is none of the {len(classes)} classes")
     return classes, splits
 

@@ -1,4 +1,4 @@
-"""The ranking of a comparison: the accuracy of each method, seed by seed, with its interval."""
+"""The ranking of a comparison: the score of each method, seed by seed, with its interval."""
 
 from pathlib import Path
 
@@ -24,13 +24,13 @@ from delta_transfer.report.figures import (
     render,
 )
 from delta_transfer.report.looks import look
-from delta_transfer.report.words import label, percent, shorten
+from delta_transfer.report.words import label, shorten
 
 ROW, MARGIN = 36, 66  # height of a method, and of the axis below, in CSS pixels
 
 
 def plot_accuracies(folder: Path, path: Path) -> None:
-    """Draws the accuracy of each method of a comparison into a file, the best first.
+    """Draws the score of each method of a comparison into a file, the best first.
 
     Means with their 95% interval, the single seeds as dots, the linear probe as a line. The
     background is transparent, the colours are readable on light and on dark pages. Of several
@@ -63,9 +63,9 @@ def accuracies_plot(comparison: Comparison, summaries: list[MethodSummary], name
         summaries: of its methods, in the order in which they are drawn.
         name: of the figure, for its ids.
     """
-    several = any(summary.accuracy.count > 1 for summary in summaries)
+    several = any(summary.score.count > 1 for summary in summaries)
     return Plot(
-        title=f"{comparison.split.capitalize()} accuracy, seed by seed",
+        title=f"{comparison.split.capitalize()} {comparison.measure.words}, seed by seed",
         svg=inline_svg(
             _draw(comparison, summaries),
             name,
@@ -80,51 +80,54 @@ def accuracies_plot(comparison: Comparison, summaries: list[MethodSummary], name
 
 
 def _draw(comparison: Comparison, summaries: list[MethodSummary]) -> Draw:
+    measure = comparison.measure
+
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        axes.axvline(100 * comparison.probe, color=INK, linestyle="--", linewidth=1.1, zorder=1)
+        probe = measure.scale * comparison.probe
+        axes.axvline(probe, color=INK, linestyle="--", linewidth=1.1, zorder=1)
         for y, summary in enumerate(summaries):
             colour = look(summary.method, comparison.methods).colour
-            values = [100 * value for value in comparison.accuracies(summary.method).values()]
-            accuracy, several = summary.accuracy, len(values) > 1
+            values = [measure.scale * value for value in comparison.scores(summary.method).values()]
+            score, several = summary.score, len(values) > 1
             if several:
-                ends = [100 * accuracy.low, 100 * accuracy.high]
+                ends = [measure.scale * score.low, measure.scale * score.high]
                 axes.plot(ends, [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
-            axes.plot([100 * accuracy.mean], [y], "o", color=colour, markersize=7.5, clip_on=False)
+            mean = measure.scale * score.mean
+            axes.plot([mean], [y], "o", color=colour, markersize=7.5, clip_on=False)
             below = [y + 0.24 if several else y] * len(values)
             axes.plot(values, below, "o", color=colour, ms=4, mew=0, alpha=0.7, clip_on=False)
         names = [shorten(printable(label(summary.method)), 20) for summary in summaries]
         axes.set_yticks(range(len(names)), names, fontsize=11)
         axes.set_ylim(len(names) - 0.45, -0.75)
         axes.annotate(
-            f"linear probe {percent(comparison.probe)}",
-            (100 * comparison.probe, -0.75),
+            f"linear probe {measure.text(comparison.probe)}",
+            (probe, -0.75),
             xytext=(0, 3),
             textcoords="offset points",
             ha="center",
             fontsize=10.5,
         )
-        low, high = axes.get_xlim()  # an interval may leave 0 to 100%, accuracies do not
-        axes.set_xlim(max(0, low), min(100, high))
+        axes.set_xlim(measure.within(*axes.get_xlim()))  # which an interval may leave
         axes.grid(visible=False)
         axes.grid(visible=True, axis="x")
         axes.spines.left.set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
-        axes.set_xlabel(f"{comparison.split} accuracy")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: measure.tick(value)))
+        axes.set_xlabel(f"{comparison.split} {measure.words}")
 
     return draw
 
 
 def _text(comparison: Comparison, summaries: list[MethodSummary]) -> str:
-    said = []
+    said, text = [], comparison.measure.text
     for summary in summaries:
-        accuracy = summary.accuracy
-        seeds = comparison.accuracies(summary.method)
-        words = f"{label(summary.method)}: mean {percent(accuracy.mean)}"
-        if accuracy.count > 1:
-            words += f", 95% interval {percent(accuracy.low)} to {percent(accuracy.high)}"
-        values = ", ".join(percent(value) for value in seeds.values())
+        score = summary.score
+        seeds = comparison.scores(summary.method)
+        words = f"{label(summary.method)}: mean {text(score.mean)}"
+        if score.count > 1:
+            words += f", 95% interval {text(score.low)} to {text(score.high)}"
+        values = ", ".join(text(value) for value in seeds.values())
         said.append(f"{words}, {'seeds' if len(seeds) > 1 else 'one seed'} {values}")
-    heading = f"{comparison.split.capitalize()} accuracy per method."
-    return f"{heading} {'; '.join(said)}. Linear probe: {percent(comparison.probe)}."
+    heading = f"{comparison.split.capitalize()} {comparison.measure.words} per method."
+    return f"{heading} {'; '.join(said)}. Linear probe: {text(comparison.probe)}."

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from delta_transfer.errors import UserError
-from delta_transfer.report.run_files import read_result
-from delta_transfer.report.tables import Row, read_table
-from delta_transfer.result import COMPARISON_COLUMNS
+from delta_transfer.measures import ACCURACY, MEASURES, Measure
+from delta_transfer.report.run_files import validated_probe
+from delta_transfer.report.tables import Row, read_lines, read_table
+from delta_transfer.result import comparison_columns
 from delta_transfer.stats import Summary, paired_difference, summarize
 
 BASELINE = "l2"  # plain fine-tuning
@@ -25,7 +26,7 @@ class Entry:
         method: its method.
         seed: its seed.
         samples_per_class: training pictures of each class, None for all of them.
-        accuracy: on the split that the comparison is made on.
+        score: by the comparison's measure, on the split that it is made on.
         probe: of the linear probe on the same pictures.
         best_epoch: the epoch that was kept.
         strength: of the method's penalty, None where it has none.
@@ -37,7 +38,7 @@ class Entry:
     method: str
     seed: int
     samples_per_class: int | None
-    accuracy: float
+    score: float
     probe: float
     best_epoch: int
     strength: float | None
@@ -48,13 +49,15 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All runs, in the order of the table, and the split ("test", "validation") of accuracies.
+    """All runs, in the order of the table, by what they are compared, and on which split.
 
-    What is said of methods and seeds is meant of runs of one size: see `at`.
+    The split is "test" or "validation". What is said of methods and seeds is meant of runs of one
+    size: see `at`.
     """
 
     folder: Path
     split: str
+    measure: Measure
     entries: tuple[Entry, ...]
 
     @property
@@ -87,7 +90,7 @@ class Comparison:
 
     @property
     def probe(self) -> float:
-        """Mean accuracy of the linear probe, each seed counted once."""
+        """Mean score of the linear probe, each seed counted once."""
         return statistics.fmean({entry.seed: entry.probe for entry in self.entries}.values())
 
     def of(self, method: str) -> list[Entry]:
@@ -95,27 +98,29 @@ class Comparison:
         entries = [entry for entry in self.entries if entry.method == method]
         return sorted(entries, key=lambda entry: entry.seed)
 
-    def accuracies(self, method: str) -> dict[int, float]:
-        """The accuracies of a method, by seed."""
-        return {entry.seed: entry.accuracy for entry in self.of(method)}
+    def scores(self, method: str) -> dict[int, float]:
+        """The scores of a method, by seed."""
+        return {entry.seed: entry.score for entry in self.of(method)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodSummary:
-    """What the runs say about one method; accuracies and differences are fractions.
+    """What the runs say about one method.
 
     Args:
         method: its name.
-        accuracy: over its seeds.
-        to_baseline: its accuracy less plain fine-tuning's, paired by seed; None for plain
+        measure: by what it is compared.
+        score: over its seeds.
+        to_baseline: its score less plain fine-tuning's, paired by seed; None for plain
             fine-tuning itself and where there is none with the same seed.
-        to_probe: its accuracy less the linear probe's, paired by seed; None for the probe itself.
+        to_probe: its score less the linear probe's, paired by seed; None for the probe itself.
         seconds: mean time of a run.
         memory: mean of the most that a run held at once, in MiB.
     """
 
     method: str
-    accuracy: Summary
+    measure: Measure
+    score: Summary
     to_baseline: Summary | None
     to_probe: Summary | None
     seconds: float
@@ -125,40 +130,44 @@ class MethodSummary:
 def read_comparison(folder: Path) -> Comparison:
     """The runs of a comparison, finished or not.
 
-    Where one has no test accuracy, all are compared on the validation split.
+    Where one has no test score, all are compared on the validation split.
 
     Raises:
         UserError: if `results.csv`, or a run that it needs, is missing or damaged.
     """
     path = folder / "results.csv"
-    rows = read_table(path, COMPARISON_COLUMNS)
+    header, _ = read_lines(path)
+    measure = next((m for m in MEASURES.values() if f"val_{m.name}" in header), ACCURACY)
+    rows = read_table(path, comparison_columns(measure))
     if not rows:
         raise UserError(f"{path} holds no runs")
-    tested = all(row.cells["test_accuracy"] for row in rows)
+    tested = all(row.cells[f"test_{measure.name}"] for row in rows)
     entries: dict[tuple[str, int, int | None], Entry] = {}
     for row in rows:
-        entry = _entry(row, folder, tested=tested)
+        entry = _entry(row, folder, measure, tested=tested)
         key = (entry.method, entry.seed, entry.samples_per_class)
         if key in entries:
             raise row.error(f"{entry.method} with seed {entry.seed} is there twice")
         entries[key] = entry
-    return Comparison(folder, "test" if tested else "validation", tuple(entries.values()))
+    split = "test" if tested else "validation"
+    return Comparison(folder, split, measure, tuple(entries.values()))
 
 
 def summarize_methods(comparison: Comparison) -> list[MethodSummary]:
     """A summary for each method, in the order in which they come."""
-    baseline = comparison.accuracies(BASELINE)
+    baseline = comparison.scores(BASELINE)
     summaries = []
     for method in comparison.methods:
-        entries, accuracies = comparison.of(method), comparison.accuracies(method)
+        entries, scores = comparison.of(method), comparison.scores(method)
         probe = {entry.seed: entry.probe for entry in entries}
-        paired = method != BASELINE and bool(accuracies.keys() & baseline.keys())
+        paired = method != BASELINE and bool(scores.keys() & baseline.keys())
         summaries.append(
             MethodSummary(
                 method=method,
-                accuracy=summarize(list(accuracies.values())),
-                to_baseline=paired_difference(accuracies, baseline) if paired else None,
-                to_probe=paired_difference(accuracies, probe) if method != PROBE else None,
+                measure=comparison.measure,
+                score=summarize(list(scores.values())),
+                to_baseline=paired_difference(scores, baseline) if paired else None,
+                to_probe=paired_difference(scores, probe) if method != PROBE else None,
                 seconds=statistics.fmean(entry.seconds for entry in entries),
                 memory=statistics.fmean(entry.memory for entry in entries),
             )
@@ -167,34 +176,34 @@ def summarize_methods(comparison: Comparison) -> list[MethodSummary]:
 
 
 def best_methods(summaries: list[MethodSummary]) -> list[MethodSummary]:
-    """The fine-tuned methods with the highest mean accuracy; the probe only if it is alone."""
+    """The fine-tuned methods with the best mean score; the probe only if it is alone."""
     tuned = [summary for summary in summaries if summary.method != PROBE] or summaries
-    highest = max(summary.accuracy.mean for summary in tuned)
-    return [summary for summary in tuned if math.isclose(summary.accuracy.mean, highest)]
+    best = ranked(tuned)[0].score.mean
+    return [summary for summary in tuned if math.isclose(summary.score.mean, best)]
 
 
 def ranked(summaries: Sequence[MethodSummary]) -> list[MethodSummary]:
-    """The highest mean accuracy first; equals stay in their order."""
-    return sorted(summaries, key=lambda summary: -summary.accuracy.mean)
+    """The best mean score first; equals stay in their order."""
+    return sorted(summaries, key=lambda summary: summary.measure.gain(0, summary.score.mean))
 
 
-def _entry(row: Row, folder: Path, *, tested: bool) -> Entry:
+def _entry(row: Row, folder: Path, measure: Measure, *, tested: bool) -> Entry:
     own = PurePosixPath(row.cells["folder"])
     if own.is_absolute() or ".." in own.parts or not own.parts:
         raise row.error(f"folder must lie in the comparison's, got {row.cells['folder']!r}")
     if tested:
-        accuracy = row.fraction("test_accuracy")
-        probe = row.fraction("linear_probe_test_accuracy")
+        score = row.measured(f"test_{measure.name}", measure)
+        probe = row.measured(f"linear_probe_test_{measure.name}", measure)
     else:
-        accuracy = row.fraction("val_accuracy")
-        probe = read_result(folder / own).linear_probe_val_accuracy
+        score = row.measured(f"val_{measure.name}", measure)
+        probe = validated_probe(folder / own)
     return Entry(
         method=row.cells["method"],
         seed=row.whole("seed"),
         samples_per_class=row.whole("samples_per_class")
         if row.cells["samples_per_class"]
         else None,
-        accuracy=accuracy,
+        score=score,
         probe=probe,
         best_epoch=row.whole("best_epoch"),
         strength=row.number("strength") if row.cells["strength"] else None,

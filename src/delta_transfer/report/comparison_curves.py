@@ -1,23 +1,25 @@
 """What happened during the training of a comparison, epoch by epoch: means over the seeds."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from delta_transfer.measures import Measure
 from delta_transfer.report.comparison import Comparison
 from delta_transfer.report.curves import (
     LOSSES,
     Series,
-    accuracies_over_epochs,
     finite,
     lines_plot,
     methods_plot,
+    scores_over_epochs,
     series,
 )
 from delta_transfer.report.figures import Plot
 from delta_transfer.report.pages import Table
-from delta_transfer.report.run_files import read_drift, read_metrics, read_result
-from delta_transfer.report.words import label, percent
+from delta_transfer.report.run_files import read_drift, read_metrics, validated_probe
+from delta_transfer.report.words import label
 
 ByMethod = dict[str, dict[int, float]]
 MOST_TAPS = 8  # that are drawn; the table has all
@@ -39,7 +41,7 @@ class Curves:
 
 
 def learning_curves(comparison: Comparison) -> Curves | None:
-    """Accuracy and loss of training and validation; None if no run has an epoch of training.
+    """The score and the losses of training and validation; None if no run has trained an epoch.
 
     Args:
         comparison: runs of one size.
@@ -48,30 +50,32 @@ def learning_curves(comparison: Comparison) -> Curves | None:
         method: [read_metrics(comparison.folder / run.folder) or {} for run in runs]
         for method, runs in ((method, comparison.of(method)) for method in comparison.methods)
     }
-    accuracies = _means(metrics, "val_accuracy")
+    measure = comparison.measure
+    scores = _means(metrics, f"val_{measure.name}")
     losses: dict[str, ByMethod] = {}
     for name in LOSSES:
         for method, values in _means(metrics, name).items():
             losses.setdefault(method, {})[name] = values
-    if not accuracies:
+    if not scores:
         return None
     by_seed = {
-        run.seed: read_result(comparison.folder / run.folder).linear_probe_val_accuracy
-        for run in comparison.entries
+        run.seed: validated_probe(comparison.folder / run.folder) for run in comparison.entries
     }
-    plot = accuracies_over_epochs(
-        accuracies,
-        probe=statistics.fmean(by_seed.values()),
+    probe = statistics.fmean(by_seed.values())
+    plot = scores_over_epochs(
+        scores,
+        measure,
+        probe=probe if math.isfinite(probe) else None,
         seeds=len(comparison.seeds),
         methods=comparison.methods,
     )
-    epochs = sorted({epoch for values in accuracies.values() for epoch in values})
+    epochs = sorted({epoch for values in scores.values() for epoch in values})
     return Curves(
         plots=[plot, *_loss_plots(losses)],
         table=Table(
-            "Validation accuracy by epoch",
-            ["Epoch", *map(label, accuracies)],
-            [(str(epoch), _cells(accuracies, epoch)) for epoch in epochs],
+            f"Validation {measure.words} by epoch",
+            ["Epoch", *map(label, scores)],
+            [(str(epoch), _cells(scores, epoch, measure)) for epoch in epochs],
         ),
         conclusion=_overfitting(
             {method: found["val_loss"] for method, found in losses.items() if "val_loss" in found}
@@ -144,8 +148,8 @@ def _mean(runs: Sequence[Series]) -> dict[int, float]:
     return {epoch: statistics.fmean(run[epoch] for run in runs) for epoch in sorted(common)}
 
 
-def _cells(curves: ByMethod, epoch: int) -> list[str]:
-    return [percent(values[epoch]) if epoch in values else "" for values in curves.values()]
+def _cells(curves: ByMethod, epoch: int, measure: Measure) -> list[str]:
+    return [measure.text(values[epoch]) if epoch in values else "" for values in curves.values()]
 
 
 def _loss_plots(losses: Mapping[str, Mapping[str, Series]]) -> list[Plot]:

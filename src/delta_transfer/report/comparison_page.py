@@ -6,9 +6,11 @@ from pathlib import Path
 
 from delta_transfer.errors import first_few
 from delta_transfer.files import write_atomically
+from delta_transfer.measures import ACCURACY, Measure
 from delta_transfer.report.accuracies import accuracies_plot
 from delta_transfer.report.answers_by_class import answers
 from delta_transfer.report.attention_ranks import attention_of_methods
+from delta_transfer.report.columns import columns_by_method
 from delta_transfer.report.comparison import (
     BASELINE,
     Comparison,
@@ -25,7 +27,7 @@ from delta_transfer.report.figures import Plot
 from delta_transfer.report.findings import findings
 from delta_transfer.report.pages import NAME, data_name, render_page
 from delta_transfer.report.run_files import read_config, read_result
-from delta_transfer.report.words import count, interval, label, percent, points, training, verdict
+from delta_transfer.report.words import count, interval, label, training, verdict
 from delta_transfer.stats import Summary
 
 
@@ -82,11 +84,13 @@ def write_comparison_report(folder: Path) -> Path:
     summaries = ranked(summarize_methods(part))
     best = best_methods(summaries)[0].method
     methods = [best, *(found.method for found in summaries if found.method != best)]
-    classes, given = answers(part, methods)
+    told = comparison.measure is ACCURACY  # class by class
+    classes, given = answers(part, methods) if told else (None, [])
     page = render_page(
         "comparison.html.j2",
         {
             "comparison": comparison,
+            "measure": comparison.measure,
             "part": part,
             **_about(comparison),
             "findings": findings(part, summaries),
@@ -97,7 +101,8 @@ def write_comparison_report(folder: Path) -> Path:
             "baseline": label(BASELINE) if BASELINE in comparison.methods else None,
             "curves": learning_curves(part),
             "best": best,
-            "contrast": contrast(part, best),
+            "contrast": contrast(part, best) if told else None,
+            "columns": None if told else columns_by_method(part, methods),
             "classes": classes,
             "answers": given,
             "drift": drift_curves(part),
@@ -155,22 +160,22 @@ def _ranking(comparison: Comparison) -> Ranking:
 
 
 def _line(summary: MethodSummary, *, best: bool) -> Line:
-    deviation = summary.accuracy.deviation
+    deviation, measure = summary.score.deviation, summary.measure
     return Line(
         label=label(summary.method),
         best=best,
-        mean=percent(summary.accuracy.mean),
-        deviation=f"± {100 * deviation:.1f}" if summary.accuracy.count > 1 else "",
-        seeds=summary.accuracy.count,
-        to_baseline=_difference(summary.to_baseline),
-        to_probe=_difference(summary.to_probe),
+        mean=measure.text(summary.score.mean),
+        deviation=f"± {measure.number(deviation)}" if summary.score.count > 1 else "",
+        seeds=summary.score.count,
+        to_baseline=_difference(summary.to_baseline, measure),
+        to_probe=_difference(summary.to_probe, measure),
         seconds=summary.seconds,
         memory=summary.memory,
     )
 
 
-def _difference(difference: Summary | None) -> Difference | None:
+def _difference(difference: Summary | None, measure: Measure) -> Difference | None:
     if difference is None:
         return None
-    clear = verdict(difference) in ("above", "below")
-    return Difference(points(difference.mean), interval(difference), clear)
+    clear = verdict(difference, measure) in ("above", "below")
+    return Difference(measure.difference(difference.mean), interval(difference, measure), clear)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from delta_transfer.measures import Measure
 from delta_transfer.report.figures import (
     ACCENT,
     HEIGHT,
@@ -22,7 +23,7 @@ from delta_transfer.report.figures import (
     printable,
 )
 from delta_transfer.report.looks import MARKERS, look
-from delta_transfer.report.words import label, percent, shorten
+from delta_transfer.report.words import label, shorten
 
 Series = Mapping[int, float]
 
@@ -41,38 +42,39 @@ def series(metrics: Mapping[int, Mapping[str, float]], name: str) -> dict[int, f
     return finite({epoch: values[name] for epoch, values in metrics.items() if name in values})
 
 
-def accuracy_plot(accuracy: Series, *, probe: float, best_epoch: int) -> Plot:
-    """Validation accuracy over epochs, the linear probe as a line and the kept epoch marked.
+def score_plot(scores: Series, measure: Measure, *, probe: float | None, best_epoch: int) -> Plot:
+    """The validation score over epochs, the linear probe as a line and the kept epoch marked.
 
     Args:
-        accuracy: fractions by epoch.
-        probe: validation accuracy of the linear probe.
+        scores: by epoch.
+        measure: what they are.
+        probe: that of the linear probe; None where it is undefined.
         best_epoch: the epoch that was kept.
     """
-    floor = _floor([accuracy], probe)
+    limit = _limit([scores], probe, measure)
 
     def draw(figure: Figure) -> None:
-        axes = _epoch_axes(figure, [accuracy])
-        line = _line(axes, _percentages(accuracy), colour=ACCENT, name="fine-tuning")
-        handles: list[Artist] = [line, _probe_line(axes, probe)]
-        if best_epoch in accuracy:
+        axes = _epoch_axes(figure, [scores])
+        line = _line(axes, _scaled(scores, measure), colour=ACCENT, name="fine-tuning")
+        handles: list[Artist] = [line, *_probe_line(axes, probe, measure)]
+        if best_epoch in scores:
             handles += axes.plot(
                 [best_epoch],
-                [100 * accuracy[best_epoch]],
+                [measure.scale * scores[best_epoch]],
                 "o",
                 markersize=9,
                 markerfacecolor="none",
                 markeredgecolor=ACCENT,
                 label="kept epoch",
             )
-        _in_percent(axes, floor)
+        _in_unit(axes, limit, measure)
         legend(figure, handles)
 
-    text = f"Validation accuracy by epoch: {_spoken(accuracy, percent)}. "
-    text += f"Linear probe: {percent(probe)}. Kept: epoch {best_epoch}."
-    svg = inline_svg(draw, "accuracy", size=(WIDTH, HEIGHT), text=text)
-    caption = _accuracy_caption({"": accuracy}, floor)
-    return Plot(title="Validation accuracy", svg=svg, caption=caption)
+    title = f"Validation {measure.words}"
+    text = f"{title} by epoch: {_spoken(scores, measure.text)}. "
+    text += f"Linear probe: {measure.text(probe)}. Kept: epoch {best_epoch}."
+    svg = inline_svg(draw, measure.name, size=(WIDTH, HEIGHT), text=text)
+    return Plot(title=title, svg=svg, caption=_score_caption({"": scores}, limit, measure))
 
 
 def lines_plot(
@@ -151,35 +153,42 @@ def methods_plot(
     return Plot(title=title, svg=svg, caption=caption)
 
 
-def accuracies_over_epochs(
-    curves: Mapping[str, Series], *, probe: float, seeds: int, methods: Sequence[str]
+def scores_over_epochs(
+    curves: Mapping[str, Series],
+    measure: Measure,
+    *,
+    probe: float | None,
+    seeds: int,
+    methods: Sequence[str],
 ) -> Plot:
-    """Validation accuracy over epochs, a line per method.
+    """The validation score over epochs, a line per method.
 
     Args:
         curves: means over the seeds, by epoch, by method.
-        probe: mean validation accuracy of the linear probe.
+        measure: what they are.
+        probe: mean validation score of the linear probe; None where it is undefined.
         seeds: how many there are at most.
         methods: all that are compared, in their order.
     """
-    floor = _floor(list(curves.values()), probe)
+    limit = _limit(list(curves.values()), probe, measure)
 
     def draw(figure: Figure) -> None:
         axes = _epoch_axes(figure, curves.values())
-        percentages = {method: _percentages(values) for method, values in curves.items()}
-        handles = _method_lines(axes, percentages, methods)
-        legend(figure, [*handles, _probe_line(axes, probe)])
-        _in_percent(axes, floor)
+        scaled = {method: _scaled(values, measure) for method, values in curves.items()}
+        handles = _method_lines(axes, scaled, methods)
+        legend(figure, [*handles, *_probe_line(axes, probe, measure)])
+        _in_unit(axes, limit, measure)
 
-    said = [f"{label(method)}: {_spoken(values, percent)}" for method, values in curves.items()]
-    title = "Validation accuracy" + (", mean over seeds" if seeds > 1 else "")
-    names = [*map(_short, curves), f"linear probe {percent(probe)}"]
-    text = f"{title}, by epoch. {'; '.join(said)}. Linear probe: {percent(probe)}."
+    spoken = {method: _spoken(values, measure.text) for method, values in curves.items()}
+    said = [f"{label(method)}: {values}" for method, values in spoken.items()]
+    title = f"Validation {measure.words}" + (", mean over seeds" if seeds > 1 else "")
+    names = [*map(_short, curves), f"linear probe {measure.text(probe)}"]
+    text = f"{title}, by epoch. {'; '.join(said)}. Linear probe: {measure.text(probe)}."
     size = (WIDTH, height_with_legend(names, height=HEIGHT + 20))
     return Plot(
         title=title,
         svg=inline_svg(draw, "curves", size=size, text=text),
-        caption=_accuracy_caption(curves, floor),
+        caption=_score_caption(curves, limit, measure),
     )
 
 
@@ -209,33 +218,35 @@ def _epoch_axes(figure: Figure, lines: Iterable[Series]) -> Axes:
     return axes
 
 
-def _in_percent(axes: Axes, floor: float | None) -> None:
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
-    if floor is not None:
-        axes.set_ylim(bottom=100 * floor)
+def _in_unit(axes: Axes, limit: float | None, measure: Measure) -> None:
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: measure.tick(value)))
+    if limit is not None:
+        end = measure.scale * limit
+        axes.set_ylim(*((end, None) if measure.higher else (None, end)))
 
 
-def _floor(curves: Sequence[Series], probe: float) -> float | None:
-    """Where the axis starts, so that a first epoch with a random head does not flatten the rest."""
-    late = [probe]
+def _limit(curves: Sequence[Series], probe: float | None, measure: Measure) -> float | None:
+    """Where the axis ends, so that a first epoch with a random head does not flatten the rest."""
+    late = [] if probe is None else [measure.gain(probe, 0)]
     for values in curves:
         middle = sorted(values)[len(values) // 2]
-        late += [value for epoch, value in values.items() if epoch >= middle]
-    lowest = min(value for values in curves for value in values.values())
+        late += [measure.gain(value, 0) for epoch, value in values.items() if epoch >= middle]
+    worst = min(measure.gain(value, 0) for values in curves for value in values.values())
     floor = min(late) - 0.75 * max(max(late) - min(late), 0.02)
-    return floor if lowest < floor else None
+    return measure.gain(floor, 0) if worst < floor else None
 
 
-def _accuracy_caption(curves: Mapping[str, Series], floor: float | None) -> str:
+def _score_caption(curves: Mapping[str, Series], limit: float | None, measure: Measure) -> str:
     caption = "Epoch 0 is before any training."
-    if floor is not None:
-        lowest = {method: min(values, key=values.__getitem__) for method, values in curves.items()}
-        below = [
-            f"{label(method)} {percent(curves[method][epoch])} at epoch {epoch}".strip()
-            for method, epoch in lowest.items()
-            if curves[method][epoch] < floor
+    if limit is not None:
+        pick = min if measure.higher else max
+        worst = {method: pick(values, key=values.__getitem__) for method, values in curves.items()}
+        outside = [
+            f"{label(method)} {measure.text(curves[method][epoch])} at epoch {epoch}".strip()
+            for method, epoch in worst.items()
+            if measure.gain(limit, curves[method][epoch]) > 0
         ]
-        caption += f" Below the axis: {', '.join(below)}."
+        caption += f" {'Below' if measure.higher else 'Above'} the axis: {', '.join(outside)}."
     return caption
 
 
@@ -252,18 +263,16 @@ def _mark(line: Line2D, number: int) -> None:
         line.set_marker(MARKERS[number % len(MARKERS)])
 
 
-def _probe_line(axes: Axes, probe: float) -> Line2D:
-    return axes.axhline(
-        100 * probe,
-        color=INK,
-        linestyle="--",
-        linewidth=1.2,
-        label=f"linear probe {percent(probe)}",
-    )
+def _probe_line(axes: Axes, probe: float | None, measure: Measure) -> list[Line2D]:
+    if probe is None:
+        return []
+    name = f"linear probe {measure.text(probe)}"
+    value = measure.scale * probe
+    return [axes.axhline(value, color=INK, linestyle="--", linewidth=1.2, label=name)]
 
 
-def _percentages(values: Series) -> dict[int, float]:
-    return {epoch: 100 * value for epoch, value in values.items()}
+def _scaled(values: Series, measure: Measure) -> dict[int, float]:
+    return {epoch: measure.scale * value for epoch, value in values.items()}
 
 
 def _spoken(values: Series, say: Callable[[float], str]) -> str:

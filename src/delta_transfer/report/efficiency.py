@@ -1,4 +1,4 @@
-"""The data-efficiency curve: accuracy against the number of training pictures."""
+"""The data-efficiency curve: the score against the number of training pictures."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from delta_transfer.measures import Measure
 from delta_transfer.report.comparison import (
     BASELINE,
     PROBE,
@@ -24,7 +25,7 @@ from delta_transfer.report.figures import (
     printable,
 )
 from delta_transfer.report.looks import look
-from delta_transfer.report.words import interval, label, listed, percent, points, shorten, training
+from delta_transfer.report.words import interval, label, listed, shorten, training
 
 Sizes = dict[int | None, dict[str, MethodSummary]]
 SPREAD = 0.36  # of the intervals of all methods at a size, where sizes are 1 apart
@@ -40,18 +41,18 @@ class Efficiency:
 
 
 def efficiency(comparison: Comparison) -> Efficiency | None:
-    """Accuracy of each method by size; None if there is one size."""
+    """The score of each method by size; None if there is one size."""
     if len(comparison.sizes) < 2:
         return None
     sizes = {
         size: {found.method: found for found in summarize_methods(comparison.at(size))}
         for size in comparison.sizes
     }
-    return Efficiency(_plot(comparison, sizes), sizes, _findings(sizes))
+    return Efficiency(_plot(comparison, sizes), sizes, _findings(sizes, comparison.measure))
 
 
 def _plot(comparison: Comparison, sizes: Sizes) -> Plot:
-    methods = comparison.methods
+    methods, measure = comparison.methods, comparison.measure
     names = [shorten(printable(label(method)), 34) for method in methods]
 
     def draw(figure: Figure) -> None:
@@ -62,38 +63,39 @@ def _plot(comparison: Comparison, sizes: Sizes) -> Plot:
             xs, ys = [], []
             for place, found in enumerate(sizes.values()):
                 if method in found:
-                    accuracy, x = found[method].accuracy, place + aside
+                    score, x = found[method].score, place + aside
                     xs.append(x)
-                    ys.append(100 * accuracy.mean)
-                    if accuracy.count > 1:
-                        ends = [100 * accuracy.low, 100 * accuracy.high]
+                    ys.append(measure.scale * score.mean)
+                    if score.count > 1:
+                        ends = [measure.scale * score.low, measure.scale * score.high]
                         axes.plot([x, x], ends, color=own.colour, linewidth=1.4, alpha=0.8)
             handles += axes.plot(xs, ys, color=own.colour, marker=own.marker, markersize=4.5)
             handles[-1].set(linestyle=own.dash, label=names[number])
         axes.set_xticks(range(len(sizes)), ["all" if size is None else f"{size}" for size in sizes])
         axes.set_xlim(-0.4, len(sizes) - 0.6)
-        low, high = axes.get_ylim()  # an interval may leave 0 to 100%, accuracies do not
-        axes.set_ylim(max(0, low), min(101, high))
+        axes.set_ylim(measure.within(*axes.get_ylim()))  # which an interval may leave
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: measure.tick(value)))
         axes.set_xlabel("training pictures per class")
         legend(figure, handles)
 
-    title = f"{comparison.split.capitalize()} accuracy by training pictures per class"
+    title = f"{comparison.split.capitalize()} {measure.words} by training pictures per class"
     size = (WIDTH, height_with_legend(names, height=HEIGHT + 50))
     return Plot(
         title=title,
-        svg=inline_svg(draw, "efficiency", size=size, text=f"{title}. {_spoken(sizes, methods)}."),
+        svg=inline_svg(
+            draw, "efficiency", size=size, text=f"{title}. {_spoken(sizes, methods, measure)}."
+        ),
         caption="Means over the seeds; the bars are 95% intervals of the mean, set side by side so "
         "that they can be told apart. Sizes are equally far apart, whatever their numbers.",
     )
 
 
-def _spoken(sizes: Sizes, methods: tuple[str, ...]) -> str:
+def _spoken(sizes: Sizes, methods: tuple[str, ...], measure: Measure) -> str:
     said = []
     for method in methods:
         values = [
-            f"{training(size)} {percent(found[method].accuracy.mean)}"
+            f"{training(size)} {measure.text(found[method].score.mean)}"
             for size, found in sizes.items()
             if method in found
         ]
@@ -101,16 +103,17 @@ def _spoken(sizes: Sizes, methods: tuple[str, ...]) -> str:
     return "; ".join(said)
 
 
-def _findings(sizes: Sizes) -> list[str]:
+def _findings(sizes: Sizes, measure: Measure) -> list[str]:
     said = []
     for size, found in sizes.items():
         equals = best_methods(list(found.values()))
         best, names = equals[0], [label(summary.method) for summary in equals]
-        words = f"{training(size).capitalize()}: {listed(names)}, {percent(best.accuracy.mean)}"
+        words = f"{training(size).capitalize()}: {listed(names)}, {measure.text(best.score.mean)}"
         other, difference = label(BASELINE).lower(), best.to_baseline
         if difference is None:
             other, difference = label(PROBE).lower(), best.to_probe
         if difference is not None:
-            words += f"; {points(difference.mean)} points to {other} ({interval(difference)})"
+            mean, ends = measure.apart(difference.mean), interval(difference, measure)
+            words += f"; {mean} to {other} ({ends})"
         said.append(f"{words}.")
     return said

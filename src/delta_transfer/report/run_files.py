@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from delta_transfer.errors import UserError
+from delta_transfer.measures import ACCURACY
 from delta_transfer.report.tables import Row, read_lines, read_table
 from delta_transfer.result import RunResult
 
@@ -63,18 +64,30 @@ def read_result(folder: Path) -> RunResult:
         UserError: if there are none, or some are no numbers.
     """
     result = RunResult.load(folder)
-    accuracies = [result.val_accuracy, result.linear_probe_val_accuracy]
-    if result.test_accuracy is not None:  # then the probe has one as well
-        accuracies += [result.test_accuracy, result.linear_probe_test_accuracy]  # type: ignore[list-item]
+    scores = [result.figure("val"), result.figure("linear_probe_val")]
+    if result.figure("test") is not None:  # then the probe has one as well
+        scores += [result.figure("test"), result.figure("linear_probe_test")]
+    if result.measure is not ACCURACY:  # others may be undefined
+        scores = [score for score in scores if score is not None]
     counts = [result.seed, result.best_epoch, result.epochs, result.pictures, result.classes]
-    numbers = [*accuracies, *counts, result.seconds]
+    numbers = [*scores, *counts, result.seconds]
     if (
         not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
-        or not all(0 <= value <= 1 for value in accuracies)
+        or not all(result.measure.possible(score) for score in scores if score is not None)
         or not isinstance(result.versions, dict)
     ):
         raise UserError(f"{folder / 'result.json'} is no result of a run: a figure is damaged")
     return result
+
+
+def validated_probe(folder: Path) -> float:
+    """The score of a run's linear probe on the validation split, NaN where it is undefined.
+
+    Raises:
+        UserError: as `read_result` does.
+    """
+    found = read_result(folder).figure("linear_probe_val")
+    return math.nan if found is None else found
 
 
 def read_config(folder: Path) -> dict[str, str]:
@@ -150,6 +163,8 @@ def read_attention(folder: Path) -> dict[str, tuple[float, ...]] | None:
 def read_predictions(folder: Path) -> Predictions:
     """The predictions of the test split, or of the validation split where there is no test.
 
+    Of a run that tells classes.
+
     Raises:
         UserError: if the file is missing or damaged.
     """
@@ -172,6 +187,15 @@ def read_predictions(folder: Path) -> Predictions:
     if not rows:
         raise UserError(f"{path} holds no predictions")
     return Predictions(tuple(classes), tuple(rows))
+
+
+def count_predictions(folder: Path) -> int:
+    """How many samples the predictions are of.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    return len(read_lines(folder / "predictions.csv")[1])
 
 
 def read_examples(folder: Path) -> tuple[Example, ...] | None:

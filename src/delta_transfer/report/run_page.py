@@ -3,11 +3,14 @@
 from pathlib import Path
 
 from delta_transfer.files import write_atomically
+from delta_transfer.measures import ACCURACY, MEASURES
+from delta_transfer.report.columns import column_table
 from delta_transfer.report.confusion import class_accuracies, confusion_plot
-from delta_transfer.report.curves import LOSSES, accuracy_plot, lines_plot, series
+from delta_transfer.report.curves import LOSSES, lines_plot, score_plot, series
 from delta_transfer.report.figures import Plot
 from delta_transfer.report.pages import NAME, Table, data_name, render_page
 from delta_transfer.report.run_files import (
+    count_predictions,
     read_config,
     read_drift,
     read_examples,
@@ -23,7 +26,7 @@ Metrics = dict[int, dict[str, float]]
 # Names of losses that are no penalty, and what they are called.
 TOTAL = "train_loss"
 COLUMNS = {
-    "val_accuracy": "Validation accuracy",
+    **{f"val_{m.name}": f"Validation {m.words}" for m in MEASURES.values()},
     "val_loss": "Validation loss",
     "train_loss": "Training loss, all terms",
     "train_task": "Task term",
@@ -46,9 +49,13 @@ def write_run_report(folder: Path) -> Path:
         UserError: if the folder holds no finished run, or one of its files is damaged.
     """
     result, config = read_result(folder), read_config(folder)
-    metrics, predictions = read_metrics(folder), read_predictions(folder)
-    examples = read_examples(folder) or ()
-    tested = result.test_accuracy is not None
+    metrics, examples = read_metrics(folder), read_examples(folder) or ()
+    measure, tested = result.measure, result.figure("test") is not None
+    score = result.figure("test" if tested else "val")
+    probe = result.figure("linear_probe_test" if tested else "linear_probe_val")
+    # Of questions and values there are columns of figures in the place of classes.
+    predictions = read_predictions(folder) if measure is ACCURACY else None
+    columns = column_table(folder) if predictions is None else None
     page = render_page(
         "run.html.j2",
         {
@@ -56,15 +63,16 @@ def write_run_report(folder: Path) -> Path:
             "data": data_name(config.get("data", "unknown data")),
             "model": config.get("model", "an unknown model"),
             "split": "test" if tested else "validation",
-            "accuracy": result.test_accuracy if tested else result.val_accuracy,
-            "probe": result.linear_probe_test_accuracy
-            if tested
-            else result.linear_probe_val_accuracy,
+            "measure": measure,
+            "score": score,
+            "probe": probe,
+            "difference": None if score is None or probe is None else score - probe,
             "plots": _plots(result, metrics, folder),
             "epochs": _epoch_table(metrics) if metrics else None,
-            "pictures": len(predictions.rows),
-            "classes": class_accuracies(predictions),
-            "confusion": confusion_plot(predictions),
+            "pictures": count_predictions(folder),
+            "classes": predictions and class_accuracies(predictions),
+            "confusion": predictions and confusion_plot(predictions),
+            "columns": columns,
             "mistakes": [example for example in examples if not example.prediction.right],
             "right": [example for example in examples if example.prediction.right],
             "molecules": read_molecules(folder),
@@ -79,12 +87,12 @@ def write_run_report(folder: Path) -> Path:
 def _plots(result: RunResult, metrics: Metrics | None, folder: Path) -> list[Plot]:
     plots: list[Plot | None] = []
     if metrics:
-        accuracy = series(metrics, "val_accuracy")
-        if accuracy:
-            probe = result.linear_probe_val_accuracy
+        scores = series(metrics, f"val_{result.measure.name}")
+        if scores:
+            probe = result.figure("linear_probe_val")
             search = result.strength_search  # the curves are those of the strongly held training
             kept = result.best_epoch if search is None else search.epochs[0]
-            plots.append(accuracy_plot(accuracy, probe=probe, best_epoch=kept))
+            plots.append(score_plot(scores, result.measure, probe=probe, best_epoch=kept))
         losses = {label: series(metrics, name) for name, label in LOSSES.items()}
         plots.append(
             lines_plot(losses, "loss", title="Task loss", caption="Without the penalties.")

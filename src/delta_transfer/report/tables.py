@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transfer.errors import UserError
+from delta_transfer.measures import Measure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,14 @@ class Row:
         if not 0 <= value <= 1:
             raise self.error(f"{column} must lie between 0 and 1, got {self.cells[column]!r}")
         return value
+
+    def measured(self, column: str, measure: Measure) -> float:
+        """The value of a measure in a column.
+
+        Raises:
+            UserError: if there is none.
+        """
+        return self.fraction(column) if measure.percent else self.number(column)
 
     def error(self, message: str) -> UserError:
         """The error for something in this line."""

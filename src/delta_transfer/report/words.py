@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from delta_transfer.measures import ACCURACY, NONE, Measure
 from delta_transfer.stats import Summary
 
 # What a method is called on a page, by its name; others are called by their name.
@@ -22,8 +23,6 @@ LABELS = {
     "delta_no_attention": "DELTA (no attention)",
     "delta": "DELTA",
 }
-MINUS = "\N{MINUS SIGN}"
-NONE = "\N{EN DASH}"
 
 Verdict = Literal["above", "below", "unclear", "single"]
 
@@ -70,14 +69,11 @@ def points(difference: float) -> str:
         >>> points(0.018), points(-0.0001)
         ('+1.8', '0.0')
     """
-    rounded = _rounded(difference)
-    if rounded == 0:
-        return "0.0"
-    return f"{'+' if rounded > 0 else MINUS}{abs(rounded):.1f}"
+    return ACCURACY.difference(difference)
 
 
-def interval(summary: Summary) -> str:
-    """The 95% interval of a difference in points, or that there is none.
+def interval(summary: Summary, measure: Measure = ACCURACY) -> str:
+    """The 95% interval of a difference, or that there is none.
 
     Example:
         >>> interval(Summary(3, 0.02, 0.004, 0.011, 0.029))
@@ -85,10 +81,10 @@ def interval(summary: Summary) -> str:
     """
     if summary.count < 2:
         return "one seed, no interval"
-    return f"{points(summary.low)} to {points(summary.high)}"
+    return f"{measure.difference(summary.low)} to {measure.difference(summary.high)}"
 
 
-def verdict(difference: Summary) -> Verdict:
+def verdict(difference: Summary, measure: Measure = ACCURACY) -> Verdict:
     """What a difference shows: an interval that includes zero, as it is printed, shows nothing.
 
     Example:
@@ -99,9 +95,9 @@ def verdict(difference: Summary) -> Verdict:
     """
     if difference.count < 2:
         return "single"
-    if _rounded(difference.low) > 0:
+    if measure.rounded(difference.low) > 0:
         return "above"
-    return "below" if _rounded(difference.high) < 0 else "unclear"
+    return "below" if measure.rounded(difference.high) < 0 else "unclear"
 
 
 def mebibytes(memory: float) -> str:
@@ -153,7 +149,3 @@ def shorten(text: str, limit: int) -> str:
         return text
     tail = limit // 4
     return f"{text[: limit - tail - 1]}…{text[len(text) - tail :]}"
-
-
-def _rounded(difference: float) -> float:
-    return round(100 * difference, 1)

@@ -3,7 +3,7 @@
 from delta_transfer.training.callbacks import MeasureDrift, RedrawHead
 from delta_transfer.training.crops import CropAverage
 from delta_transfer.training.fit import Fit, Fitted, fit
-from delta_transfer.training.inference import accuracy, predict_probabilities
+from delta_transfer.training.inference import predict_answers
 from delta_transfer.training.layer_decay import layer_scales
 from delta_transfer.training.mixing import Mixing
 from delta_transfer.training.optimization import Optimization
@@ -22,12 +22,11 @@ __all__ = [
     "Precision",
     "RedrawHead",
     "Saving",
-    "accuracy",
     "autocast",
     "choose_rate",
     "find_precision",
     "fit",
     "layer_scales",
-    "predict_probabilities",
+    "predict_answers",
     "try_rates",
 ]

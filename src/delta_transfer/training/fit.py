@@ -26,6 +26,7 @@ from delta_transfer.distributed import (
     processes,
 )
 from delta_transfer.errors import UserError
+from delta_transfer.objective import Objective
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.callbacks import StopAfter
@@ -103,7 +104,7 @@ class Fitted:
 
     Args:
         epoch: the one whose weights were kept; 0 is the start, before any training.
-        validations: logits `[N, K]` and targets `[N]` on the validation split, from epoch 0 on, if
+        validations: logits `[N, K]` and targets on the validation split, from epoch 0 on, if
             they were to be kept.
     """
 
@@ -118,7 +119,7 @@ def fit(
     *,
     loss: Any,
     head: str,
-    num_classes: int,
+    objective: Objective,
     optimization: Optimization,
     callbacks: Sequence[lightning.Callback] = (),
     generators: Sequence[torch.Generator] = (),
@@ -131,7 +132,7 @@ def fit(
         plan: data, epochs and folder.
         loss: the task loss.
         head: the name of the network's head.
-        num_classes: outputs of the head.
+        objective: by which the validation split is judged.
         optimization: how the weights are moved.
         callbacks: more of Lightning's callbacks.
         generators: what draws random numbers beside torch's own.
@@ -154,7 +155,7 @@ def fit(
             regularizer,
             loss=loss,
             head=head,
-            num_classes=num_classes,
+            objective=objective,
             optimization=optimization,
             borrowed=borrowed,
             accumulation=Accumulation(plan.parts, divisible=plan.divisible),

@@ -1,4 +1,4 @@
-"""Probabilities of a split, batch by batch."""
+"""What a network answers to a split, batch by batch."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -8,22 +8,24 @@ from torch import Tensor, nn
 
 from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.inputs import Inputs
+from delta_transfer.objective import Objective
 
 Beside = TypeVar("Beside")
 
 
-def iterate_probabilities(
-    network: nn.Module, batches: Iterable[tuple[Inputs, Beside]]
+def iterate_answers(
+    network: nn.Module, batches: Iterable[tuple[Inputs, Beside]], objective: Objective
 ) -> Iterator[tuple[Tensor, Beside]]:
-    """Class probabilities of one batch after the other, in eval mode.
+    """The answers to one batch after the other, in eval mode.
 
     Args:
         network: gives logits `[B, K]`; once the last batch is taken, or the iterator closed, it is
             as it was.
         batches: inputs, and whatever stands beside them. A batch without inputs is left out.
+        objective: what the logits mean.
 
     Yields:
-        Probabilities `[B, K]` on the CPU, and what stood beside the inputs.
+        Answers `[B, K]` on the CPU, and what stood beside the inputs.
     """
     device = device_of(network)
     with evaluating(network):
@@ -32,26 +34,21 @@ def iterate_probabilities(
                 continue
             with torch.no_grad():  # not around yield: the caller's grad mode is its own
                 logits = network(inputs.to(device))
-                probabilities = torch.softmax(logits.float(), dim=1).cpu()
-            yield probabilities, beside
+                answers = objective.answers(logits.float()).cpu()
+            yield answers, beside
 
 
-def predict_probabilities(
-    network: nn.Module, loader: Iterable[tuple[Inputs, Tensor]]
-) -> tuple[Tensor, Tensor]:
-    """Class probabilities of everything in a loader, in eval mode.
+def predict_answers(
+    network: nn.Module, loader: Iterable[tuple[Inputs, Tensor]], objective: Objective
+) -> Tensor:
+    """The answers to everything in a loader, in eval mode.
 
     Args:
         network: gives logits `[B, K]`; left as it was.
         loader: batches (inputs, labels).
+        objective: what the logits mean.
 
     Returns:
-        Probabilities `[N, K]` and labels `[N]`, on the CPU.
+        Answers `[N, K]`, on the CPU.
     """
-    probabilities, labels = zip(*iterate_probabilities(network, loader), strict=True)
-    return torch.cat(probabilities), torch.cat(labels)
-
-
-def accuracy(probabilities: Tensor, labels: Tensor) -> float:
-    """The fraction whose most probable class is the label."""
-    return float((probabilities.argmax(dim=1) == labels).double().mean())
+    return torch.cat([answers for answers, _ in iterate_answers(network, loader, objective)])

@@ -9,13 +9,13 @@ import lightning
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from delta_transfer.data.base import ShareSampler
 from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError
-from delta_transfer.functional import calibrated_cross_entropy, full_precision
+from delta_transfer.functional import full_precision
 from delta_transfer.inputs import Inputs
+from delta_transfer.objective import Objective
 from delta_transfer.penalties.base import Combines, Penalty
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
@@ -39,7 +39,7 @@ class FineTuning(lightning.LightningModule):
             backbone is; entered when the fit starts.
         loss: the task loss, a mean over the batch.
         head: the name of the network's head.
-        num_classes: outputs of the head.
+        objective: by which the validation split is judged.
         optimization: how the weights are moved.
         borrowed: gives the network back (hooks, train flags) when the fit is over.
         accumulation: into how many parts a step is divided.
@@ -48,7 +48,7 @@ class FineTuning(lightning.LightningModule):
 
     Attributes:
         average: the moving average of the network's weights, if there is to be one.
-        validations: logits `[N, K]` and targets `[N]` of the validation split, of each time, if
+        validations: logits `[N, K]` and targets of the validation split, of each time, if
             they are to be kept; saved states have them.
     """
 
@@ -59,7 +59,7 @@ class FineTuning(lightning.LightningModule):
         *,
         loss: Callable[[Tensor, Tensor], Tensor],
         head: str,
-        num_classes: int,
+        objective: Objective,
         optimization: Optimization,
         borrowed: ExitStack,
         accumulation: Accumulation | None = None,
@@ -74,7 +74,7 @@ class FineTuning(lightning.LightningModule):
         self.optimization = optimization
         ema = optimization.ema
         self.average = None if ema is None else moving_average(network, decay=ema)
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.objective = objective
         self.val_loss = MeanMetric()
         self.keep_validations = keep_validations
         self.mixing = mixing
@@ -215,24 +215,26 @@ class FineTuning(lightning.LightningModule):
         )
 
     def validation_step(self, batch: tuple[Inputs, Tensor], index: int) -> None:
-        """Takes a batch into the accuracy and the loss of the split."""
+        """Takes a batch into the loss of the split, and takes note of what is said of it."""
         inputs, targets = batch
         logits = (self.network if self.average is None else self.average)(inputs)
-        self.val_accuracy.update(logits, targets)
         self.val_loss.update(self.loss(logits, targets), weight=len(targets))
         self._val_logits.append(logits.float().cpu())
         self._val_targets.append(targets.cpu())
         # Epoch 0 is the start, which `fit` validates before the first step.
         epoch = self.current_epoch + 1 if self.trainer.state.fn == "fit" else 0
         count = len(targets)  # which Lightning does not see in every kind of inputs
-        self.log("val_accuracy", self.val_accuracy, prog_bar=True, batch_size=count)
         self.log("val_loss", self.val_loss, prog_bar=True, batch_size=count)
         self.log("epoch", float(epoch), batch_size=count)
 
     def on_validation_epoch_end(self) -> None:
-        """The loss by which the epoch is chosen."""
+        """How good the network is, and the loss by which the epoch is chosen."""
         logits, targets = torch.cat(self._val_logits), torch.cat(self._val_targets)
-        self.log("val_calibrated_loss", calibrated_cross_entropy(logits, targets))
+        measure = self.objective.measure.name
+        score = self.objective.score(self.objective.answers(logits), targets, measure)
+        self.log(f"val_{measure}", score, prog_bar=True)
+        losses = self.objective.held_out_losses(logits, targets)
+        self.log("val_calibrated_loss", losses.mean().item())
         self._log_step()
         if self.keep_validations:
             self.validations.append((logits, targets))

@@ -54,7 +54,7 @@ class KeepBest(lightning.Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Compares, saves and reports."""
-        metrics = trainer.callback_metrics
+        metrics, measure = trainer.callback_metrics, module.objective.measure
         epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
         loss = float(metrics["val_calibrated_loss"])
         # The start is saved whatever it is like, so that there always is something to keep.
@@ -66,10 +66,11 @@ class KeepBest(lightning.Callback):
             if is_main():
                 trainer.strategy.checkpoint_io.save_checkpoint(best, self.folder / BEST)
         logger.info(
-            "epoch %d of %s: validation accuracy %.1f%%, loss %.3f (calibrated %.3f)%s",
+            "epoch %d of %s: validation %s %s, loss %.3f (calibrated %.3f)%s",
             epoch,
             trainer.max_epochs,
-            100 * float(metrics["val_accuracy"]),
+            measure.words,
+            measure.text(float(metrics[f"val_{measure.name}"])),
             float(metrics["val_loss"]),
             loss,
             ", best so far" if better else "",

@@ -8,6 +8,7 @@ import lightning
 from torch import nn
 
 from delta_transfer.errors import UserError
+from delta_transfer.objective import Objective
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.fit import Fit, quiet
@@ -45,7 +46,7 @@ def try_rates(
     *,
     loss: Any,
     head: str,
-    num_classes: int,
+    objective: Objective,
     optimization: Optimization,
 ) -> list[tuple[float, float]]:
     """Trains the network while the learning rate rises, a step each, until the loss explodes.
@@ -56,7 +57,7 @@ def try_rates(
         plan: data and how to compute; nothing is written to its folder.
         loss: the task loss.
         head: the name of the network's head.
-        num_classes: outputs of the head.
+        objective: of the task.
         optimization: with the schedule `"rising"`.
 
     Returns:
@@ -69,7 +70,7 @@ def try_rates(
             regularizer,
             loss=loss,
             head=head,
-            num_classes=num_classes,
+            objective=objective,
             optimization=optimization,
             borrowed=borrowed,
             mixing=plan.mixing,
