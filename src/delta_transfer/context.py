@@ -23,8 +23,11 @@ class ContextPrediction(Pretext):
     network, of K layers, sees the nodes that are at most K edges away, and gives the center's
     features u. A second one, of three such layers, sees the surroundings alone, the nodes that are
     K - 1 to K + 2 edges away, and gives v, the mean of its features over those of them that the
-    first sees, too. Logits are u . v, for v of the same graph (yes) and of the next one (no).
-    Graphs without such surroundings are not asked about.
+    first sees, too. Logits are (A u + b) . v / sqrt(width), for v of the same graph (yes) and of
+    the next one (no). Graphs without such surroundings are not asked about.
+
+    Hu et al. have u . v alone, which cannot say no where features are above zero, and did not learn
+    from a few thousand molecules.
 
     Args:
         surroundings: a network like the one that is trained, with weights of its own; its first two
@@ -38,6 +41,8 @@ class ContextPrediction(Pretext):
         self.surroundings = surroundings
         layers = list(surroundings.layers)
         surroundings.layers = nn.ModuleList([*layers[: _WIDE - 1], *layers[_WIDE - 1 :][-1:]])
+        width = surroundings.head.in_features
+        self.head = nn.Linear(width, width)
 
     def forward(
         self, network: GraphNetwork, graphs: "Graphs", generator: torch.Generator
@@ -58,7 +63,8 @@ class ContextPrediction(Pretext):
         features = self.surroundings.nodes(part(graphs, far))[shared[far]]
         number = (asked.cumsum(0) - 1)[graphs.groups[far][shared[far]]]
         other = _means(features, number, len(one))
-        logits = torch.cat([(one * other).sum(dim=1), (one * other.roll(-1, 0)).sum(dim=1)])
+        asking = self.head(one) / one.shape[1] ** 0.5
+        logits = torch.cat([(asking * other).sum(dim=1), (asking * other.roll(-1, 0)).sum(dim=1)])
         answers = torch.zeros_like(logits)
         answers[: len(one)] = 1
         right = float(((logits > 0) == (answers > 0)).float().mean())
