@@ -105,3 +105,30 @@ class TestFigures:
         first, _ = figures(attention(errors={}, drivers={}, uncertainty={}), task, range(10))
         assert first.drivers == []
         assert all(map(math.isnan, first.errors))
+
+
+def test_of_graphs_molecules_are_drawn():
+    smiles = pytest.importorskip("delta_transfer.data.smiles")
+    paths = ("C", "CC", "CCC", "CCO", "c1ccccc1", "CCN")
+
+    def task(read) -> Task:
+        split = Split(paths=paths, labels=(0, 1) * 3, read=read)
+        return Task(
+            name="m", classes=("no", "yes"), train=split, val=split, test=None, kind="graphs"
+        )
+
+    drawn, _ = figures(attention(), task(smiles.read_molecule), range(6))
+    (channel, pictures), *_ = [(driver.channel, driver.pictures) for driver in drawn.drivers]
+    assert (channel, [name for _, name in pictures]) == (2, ["no", "yes"])
+    first, second = (np.asarray(picture) for picture, _ in pictures)
+    assert first.shape == second.shape
+    assert (first != second).any()
+
+    def read_numbers(path: str):
+        graph = smiles.read_molecule(path).clone()
+        graph.x = graph.x.float()
+        return graph
+
+    others, _ = figures(attention(), task(read_numbers), range(6))
+    assert others.drivers == []
+    assert others.scores == drawn.scores

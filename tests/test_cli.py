@@ -384,7 +384,7 @@ class TestLayers:
         (last,) = [row for row in rows if row["name"] == "blocks.6"]
         assert (last["shape"], last["channel_dim"]) == ([1, 320, 2, 2], 1)
 
-    def test_networks_for_graphs_have_features_of_nodes_and_of_graphs(self, capsys):
+    def test_networks_for_graphs_have_features_of_nodes(self, capsys):
         assert main(["layers", "pretrain-gnns/gin"]) == 0
         *lines, last = capsys.readouterr().out.splitlines()
         listed = {line[2:].split()[0]: line[2:].split()[1:] for line in lines}
@@ -392,8 +392,7 @@ class TestLayers:
             f"layers.{i}" for i in range(1, 5)
         ]
         assert listed["layers.4"] == "2x300 channels in dim 1".split()
-        assert listed["pool"] == "1x300 channels in dim 1".split()
-        assert "head" not in listed
+        assert listed.keys().isdisjoint(["pool", "head"])
         assert "one graph of 2 nodes" in last
 
     def test_there_is_no_size_for_graphs(self, capsys):

@@ -34,6 +34,7 @@ from delta_transfer.options import (
     EvaluateOptions,
     LayersOptions,
     PredictOptions,
+    PretrainOptions,
     with_train,
 )
 from delta_transfer.result import RunResult
@@ -232,6 +233,7 @@ COMMANDS = [
     row("predict: no PATHS", "predict run", "PATHS is missing | delta-transfer predict RUN PATHS"),
     row("compare: no DATA", "compare", "DATA is missing | delta-transfer compare DATA"),
     row("attention: no DATA", "attention", "DATA is missing | delta-transfer attention DATA"),
+    row("pretrain: no DATA", "pretrain", "DATA is missing | delta-transfer pretrain DATA"),
     row("layers: no MODEL", "layers", "MODEL is missing | delta-transfer layers MODEL"),
     row("a space", "train my pictures", ": pictures | delta-transfer train DATA | needs quotes"),
     row("evaluate: two DATA", "evaluate run pictures data", ": data | evaluate RUN DATA | quotes"),
@@ -425,6 +427,23 @@ VALUES = [
         """
         --image-size=4 | must be at least 16
         --json=yes | give it alone
+        """,
+    ),
+    *wrong_values(
+        "pretrain rdkit/nci --out=new",
+        """
+        --objective=mask | give one of attribute-masking, context-prediction
+        --mask-rate=1 | must be above 0 and below 1, for example 0.15
+        --mask-rate=15% | give a number
+        --epochs=0 | must be at least 1
+        --batch-size=0 | must be at least 1
+        --lr=0 | must be above 0 and at most 1, for example 0.001
+        --lr=nan | give a number
+        --seed=-1 | must be at least 0
+        --smiles-column=smiles | rdkit/nci is no CSV file; leave the option out
+        --data-root=. | only moleculenet/NAME and tu/NAME look there; leave the option out
+        --overwrite=yes | give it alone
+        --device=gpu | give one of auto, cpu, cuda, mps
         """,
     ),
     *wrong_values(
@@ -902,6 +921,44 @@ DATA_SETS = [
         "evaluate run torchvision/dtd --data-root=data.txt",
         "torchvision/dtd is not in 'data.txt' | --data-root names another folder to look in",
         wrote("data.txt"),
+    ),
+    row(
+        "pretrain: no such data",
+        "pretrain none.smi",
+        "none.smi: there is no such file | give a file of SMILES (.csv, .smi, .smiles, .txt), "
+        "rdkit/nci, moleculenet/NAME or tu/NAME",
+    ),
+    row(
+        "pretrain: pictures",
+        "pretrain pictures",
+        "pictures: this is no file of molecules | give a file of SMILES",
+    ),
+    row(
+        "pretrain: a network for pictures",
+        "pretrain rdkit/nci --out=new --model=resnet18",
+        "model 'resnet18' is none for graphs | pretrain-gnns/, pyg/ | such as pretrain-gnns/gin",
+    ),
+    row(
+        "pretrain: no weights",
+        "pretrain rdkit/nci --out=new --weights=none.pth",
+        "weights none.pth: there is no such file | give one with safetensors",
+    ),
+    row(
+        "pretrain: a folder in use",
+        "pretrain rdkit/nci --out=run",
+        "--out run holds something that is of no pretraining | give another folder",
+    ),
+    row(
+        "pretrain: out in use",
+        "pretrain rdkit/nci --out=old",
+        "--out old is not empty | give another folder, or --overwrite",
+        wrote("old/train.log"),
+    ),
+    row(
+        "pretrain: no libraries of graphs",
+        "pretrain rdkit/nci --out=new",
+        "pretrain needs PyTorch Geometric and RDKit | pip install 'delta-transfer[graph]'",
+        missing("torch_geometric"),
     ),
     row(
         "no libraries of graphs",
@@ -1507,6 +1564,7 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
             ),
         ),
         ("layers", LayersOptions),
+        ("pretrain", PretrainOptions),
         ("demo", DemoOptions),
     ],
 )

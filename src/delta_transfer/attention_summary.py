@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
+from delta_transfer.backbones import GraphSpec
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.data import Task
 from delta_transfer.report.attention_figure import PIXELS, Driver, TapFigure
@@ -118,14 +120,32 @@ def _drivers(
 ) -> list[Driver]:
     """The pictures that drive the top channels, with the names of their classes."""
     found = attention.drivers.get(row.tap)
-    if found is None:
+    if found is None or not _is_drawn(task):
         return []
     drivers = []
     for channel in row.top:
         drawn = task.train.subset(order[position] for position in found[channel].tolist())
         pictures = []
         for path, label in zip(drawn.paths, drawn.labels, strict=True):
-            small = ImageOps.fit(drawn.read(path), (PIXELS, PIXELS))
+            small = ImageOps.fit(_picture(task, path), (PIXELS, PIXELS))
             pictures.append((small, task.describe(label)))
         drivers.append(Driver(channel=channel, pictures=pictures))
     return drivers
+
+
+def _is_drawn(task: Task) -> bool:
+    """Whether there are pictures of what is learnt from: of graphs, of molecules alone."""
+    if task.kind == "pictures":
+        return True
+    graph: Any = task.train.read(task.train.paths[0])
+    return GraphSpec.of(graph.x).node_features == "atoms"
+
+
+def _picture(task: Task, path: str) -> Image.Image:
+    found: Any = task.train.read(path)
+    if task.kind == "pictures":
+        picture: Image.Image = found
+        return picture
+    from delta_transfer.data.drawing import draw_molecule  # which needs an extra
+
+    return draw_molecule(path, [0.0] * len(found.x))

@@ -28,6 +28,7 @@ from delta_transfer.options import (
     LayersOptions,
     NoOptions,
     PredictOptions,
+    PretrainOptions,
     with_train,
 )
 
@@ -168,6 +169,22 @@ def layers(args: Sequence[str]) -> None:
     print(f"* taken by --taps auto; shapes are those of one {of}")
 
 
+def pretrain(args: Sequence[str]) -> None:
+    """Train a network on molecules or graphs without labels: weights for train to start from."""
+    options = _parse(PretrainOptions, args, pretrain, ["data"])
+    from delta_transfer import pretrain as pretraining
+
+    found = pretraining.pretrain(options)
+    print(f"{found.unit} on graphs held out:")
+    for score, when in (
+        (found.chance.score, "without a look at them"),
+        (found.before.score, "at the start"),
+        (found.after.score, "at the end"),
+    ):
+        print(f"{score:8.4f} {when}")
+    print(f"weights  {found.folder / pretraining.WEIGHTS}")
+
+
 def methods(args: Sequence[str]) -> None:
     """List the methods of fine-tuning, a line each."""
     _parse(NoOptions, args, methods, [])
@@ -223,6 +240,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "attention": attention,
     "compare": compare,
     "layers": layers,
+    "pretrain": pretrain,
     "methods": methods,
     "demo": demo,
 }

@@ -158,7 +158,8 @@ class LayersOptions:
     """Options of layers.
 
     Args:
-        model: a timm name such as resnet50, or pypi/efficientnet_lite0|1|2; weights are not loaded.
+        model: a timm name such as resnet50, pypi/efficientnet_lite0|1|2, or a network for graphs
+            such as pretrain-gnns/gin; weights are not loaded.
         image_size: side of the pictures in pixels; the network's own if not given.
         json: print JSON.
     """
@@ -169,6 +170,61 @@ class LayersOptions:
 
     def __post_init__(self) -> None:
         _check("--image-size", self.image_size, 16)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainOptions:
+    """Options of pretrain.
+
+    Args:
+        data: molecules or graphs, whose labels are not used: a file of SMILES (.smi or .txt, one
+            at the beginning of each line, or .csv), rdkit/nci (about 4,900 molecules that RDKit
+            brings), or moleculenet/NAME or tu/NAME, whose test split is left out.
+        out: folder for the weights; runs/pretrain-DATA-TIME if not given.
+        overwrite: replace the pretraining in that folder.
+        model: network for graphs, pretrain-gnns/gin|gcn|graphsage for molecules or
+            pyg/GIN|GCN|GraphSAGE|GAT|PNA (pyg/GIN-3x128 for 3 layers of 128 features).
+        weights: start from the weights in this file; from random ones if not given.
+        objective: what is learnt. attribute-masking hides what some nodes are, to be told from
+            their neighbours; context-prediction asks which surroundings belong to which node.
+        mask_rate: share of the nodes of each graph that attribute-masking hides.
+        epochs: passes over the graphs.
+        batch_size: graphs at a time.
+        lr: learning rate of Adam at the start; it falls to zero along a cosine.
+        seed: of first weights, order, what is hidden, and the graphs held out to measure by; for
+            moleculenet/NAME and tu/NAME of their splits too, as for train.
+        smiles_column: of a CSV file; smiles if not given.
+        data_root: where named data sets lie or are downloaded to.
+        device: auto, cpu, cuda or mps.
+    """
+
+    data: str
+    out: str | None = None
+    overwrite: bool = False
+    model: str = "pretrain-gnns/gin"
+    weights: str | None = None
+    objective: Literal["attribute-masking", "context-prediction"] = "attribute-masking"
+    mask_rate: float = 0.15
+    epochs: int = 20
+    batch_size: int = 256
+    lr: float = 0.001
+    seed: int = 0
+    smiles_column: str | None = None
+    data_root: str | None = None
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        _check("--epochs", self.epochs, 1)
+        _check("--batch-size", self.batch_size, 1)
+        _check("--seed", self.seed, 0)
+        if not 0 < self.mask_rate < 1:
+            raise UserError(
+                f"--mask-rate must be above 0 and below 1, for example 0.15, got {self.mask_rate:g}"
+            )
+        if not 0 < self.lr <= 1:
+            raise UserError(
+                f"--lr must be above 0 and at most 1, for example 0.001, got {self.lr:g}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

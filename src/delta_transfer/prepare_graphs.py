@@ -84,10 +84,7 @@ def advise(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
 def _spec(task: Task) -> GraphSpec:
     """What the nodes of a task's graphs are described by, as its first one shows."""
     graph: Any = task.train.read(task.train.paths[0])
-    x = graph.x
-    if x.is_floating_point():
-        return GraphSpec(node_features="numbers", columns=x.shape[1])
-    return GraphSpec(node_features="atoms", columns=x.shape[1])
+    return GraphSpec.of(graph.x)
 
 
 def _digest(split: Split, path: str) -> str:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,20 @@ def test_there_is_no_dropout():
             module.eval()
     graphs = molecules(5, 5)
     assert torch.equal(network(graphs), network(graphs))
+
+
+class Trap:
+    """Makes a folder where it is unpickled by a reader that does as it is told."""
+
+    def __reduce__(self):
+        return os.mkdir, ("marker",)
+
+
+def test_a_downloaded_file_runs_no_code(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    torch.save(Trap(), "hub/checkpoints/pretrain-gnns-gin-supervised_contextpred.pth")
+    with pytest.raises(UserError, match=r"'pretrain-gnns/gin' cannot be loaded \(Weights only"):
+        load_graph_backbone("pretrain-gnns/gin", num_outputs=2, spec=ATOMS)
+    assert not Path("marker").exists()

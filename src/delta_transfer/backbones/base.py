@@ -128,6 +128,17 @@ class GraphSpec:
     node_features: Literal["atoms", "numbers"] = "atoms"
     columns: int = 2
 
+    @staticmethod
+    def of(x: Tensor) -> "GraphSpec":
+        """What node features `[R, F]` are: numbers if they are floats, else atoms.
+
+        Example:
+            >>> GraphSpec.of(torch.zeros(4, 3))
+            GraphSpec(node_features='numbers', columns=3)
+        """
+        numbers = x.is_floating_point()
+        return GraphSpec(node_features="numbers" if numbers else "atoms", columns=x.shape[1])
+
     def example(self) -> GraphInputs:
         """What the network takes, with one sample in it: a graph of two nodes, all zeros."""
         atoms = self.node_features == "atoms"

@@ -42,6 +42,25 @@ def load_graph_backbone(
         UserError: if there is no such network, it does not take such graphs, its weights cannot be
             had, or the file does not fit.
     """
+    loader, rest = find_graph_loader(name)
+    backbone = loader(
+        rest,
+        num_outputs=num_outputs,
+        spec=spec,
+        pretrained=pretrained and weights is None,
+    )
+    if weights is None:
+        return backbone
+    note = load_weights(backbone.module, weights, head=backbone.head, name=name)
+    return dataclasses.replace(backbone, notes=(*backbone.notes, note))
+
+
+def find_graph_loader(name: str) -> tuple[Callable[..., Backbone], str]:
+    """What loads a network, and the rest of its name.
+
+    Raises:
+        UserError: if no name of a network for graphs begins so.
+    """
     loaders = [
         (start, loader) for start, loader in GRAPH_LIBRARIES.items() if name.startswith(start)
     ]
@@ -51,13 +70,4 @@ def load_graph_backbone(
             f"{', '.join(GRAPH_LIBRARIES)}: give one of these, such as pretrain-gnns/gin"
         )
     start, loader = loaders[0]
-    backbone = loader(
-        name.removeprefix(start),
-        num_outputs=num_outputs,
-        spec=spec,
-        pretrained=pretrained and weights is None,
-    )
-    if weights is None:
-        return backbone
-    note = load_weights(backbone.module, weights, head=backbone.head, name=name)
-    return dataclasses.replace(backbone, notes=(*backbone.notes, note))
+    return loader, name.removeprefix(start)

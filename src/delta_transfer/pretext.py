@@ -1,0 +1,81 @@
+"""What a network on graphs learns in pretraining, and how well it does."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from delta_transfer.backbones.graph_network import GraphNetwork
+
+if TYPE_CHECKING:  # the libraries that only graph tasks need
+    from delta_transfer.data.graphs import Graphs
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """How well some questions were answered.
+
+    Args:
+        loss: the mean over the questions.
+        score: the mean of their scores, which are 1 at best.
+        count: how many there were.
+    """
+
+    loss: Tensor
+    score: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """The means over all questions.
+
+    Args:
+        loss: of the losses.
+        score: of the scores.
+    """
+
+    loss: float
+    score: float
+
+
+class Pretext(nn.Module, ABC):
+    """Questions about graphs that need no labels, with whatever answers them beside the network.
+
+    Attributes:
+        unit: what a score is.
+    """
+
+    unit: str
+
+    @abstractmethod
+    def forward(
+        self, network: GraphNetwork, graphs: "Graphs", generator: torch.Generator
+    ) -> Scored | None:
+        """Asks questions and scores the answers.
+
+        Args:
+            network: what is trained.
+            graphs: on its device.
+            generator: of the CPU; it draws the questions.
+
+        Returns:
+            The scores; None if there is nothing to ask about these graphs.
+        """
+
+    @abstractmethod
+    def guess(self, graphs: "Graphs", generator: torch.Generator) -> Scored | None:
+        """The same questions answered without a look at the graphs."""
+
+
+def mean(parts: Iterable[Scored | None]) -> Mean:
+    """The means over all questions of several parts; no numbers where there were none."""
+    there = [part for part in parts if part is not None]
+    count = sum(part.count for part in there)
+    if not count:
+        return Mean(loss=float("nan"), score=float("nan"))
+    loss = sum(float(part.loss.detach()) * part.count for part in there) / count
+    return Mean(loss=loss, score=sum(part.score * part.count for part in there) / count)

@@ -1,0 +1,302 @@
+import csv
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import networkx
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from delta_transfer import cli
+from delta_transfer.backbones import GraphSpec, load_graph_backbone
+from delta_transfer.backbones.graph_network import GraphNetwork
+from delta_transfer.errors import UserError
+from delta_transfer.options import PretrainOptions
+
+pytest.importorskip("torch_geometric")
+pytest.importorskip("rdkit")
+
+from torch_geometric.data import Data
+
+from delta_transfer.context import ContextPrediction, count_hops, draw_centers
+from delta_transfer.data.graphs import Graphs
+from delta_transfer.data.smiles import read_molecule
+from delta_transfer.masking import AttributeMasking, hide
+from delta_transfer.pretrain import pretrain
+from delta_transfer.pretrain_data import read_unlabelled
+
+# Chains in which one atom is hidden, that the others tell; each written with any of its bonds as a
+# line, so that those held out are like others.
+SMILES = [
+    "".join(part for pair in zip(chain, (*bonds, ""), strict=True) for part in pair)
+    for chain in ("COC", "CCF", "CCOC", "CCCF", "CCCOC")
+    for bonds in itertools.product(("", "-"), repeat=len(chain) - 1)
+]
+RINGS = [f"C1{'C' * n}C1{end}" for n in range(1, 7) for end in ("", "F", "O", "CF")]
+
+
+@pytest.fixture
+def smiles(tmp_path) -> Path:
+    path = tmp_path / "some.smi"
+    path.write_text("".join(f"{text} name {i}\n" for i, text in enumerate(SMILES)))
+    return path
+
+
+def small(data: Path, out: Path, **options) -> PretrainOptions:
+    """A pretraining of seconds."""
+    defaults = {"model": "pyg/GIN-2x16", "epochs": 2, "batch_size": 8, "device": "cpu"}
+    return PretrainOptions(data=str(data), out=str(out), **{**defaults, **options})
+
+
+def graphs_of(sizes: Iterable[int]) -> Graphs:
+    empty = torch.empty(2, 0, dtype=torch.long)
+    return Graphs.of([Data(x=torch.ones(n, 1), edge_index=empty) for n in sizes])
+
+
+class TestHiding:
+    @pytest.mark.parametrize("rate", [0.15, 0.5, 0.99])
+    def test_each_graph_has_its_share(self, rate):
+        sizes = [1, 2, 7, 20, 40]
+        groups = graphs_of(sizes).groups
+        hidden = hide(groups, rate, torch.Generator())
+        assert hidden.tolist() == sorted(set(hidden.tolist()))
+        counts = torch.bincount(groups[hidden], minlength=5).tolist()
+        assert counts == [int(size * rate + 1) for size in sizes]
+
+    def test_all_nodes_are_hidden_equally_often(self):
+        groups = graphs_of([4, 6]).groups
+        generator = torch.Generator().manual_seed(0)
+        drawn = [hide(groups, 0.2, generator) for _ in range(3000)]
+        often = torch.bincount(torch.cat(drawn), minlength=10) / 3000
+        expected = torch.tensor([1 / 4] * 4 + [2 / 6] * 6)
+        torch.testing.assert_close(often, expected, rtol=0, atol=0.03)
+
+
+class TestMasking:
+    def test_the_network_does_not_see_what_is_hidden(self):
+        """Whatever a hidden atom is, the network is given the same."""
+        seen = []
+
+        class Network:
+            def nodes(self, graphs):
+                seen.append(graphs.x.clone())
+                return torch.zeros(len(graphs.x), 4)
+
+        task = AttributeMasking(GraphSpec(), torch.tensor([[5, 0]]), width=4, rate=0.15)
+        ones, others = read_molecule("CCO"), read_molecule("CCO").clone()
+        others.x = torch.tensor([[7, 1], [7, 1], [7, 1]])
+        for graph in (ones, others):
+            task(Network(), Graphs.of([graph]), torch.Generator().manual_seed(0))
+        (hidden,) = hide(torch.zeros(3, dtype=torch.long), 0.15, torch.Generator().manual_seed(0))
+        for x in seen:
+            assert x[hidden].tolist() == [119, 0]
+        assert seen[1].tolist().count([7, 1]) == 2
+        assert read_molecule("CCO").x.tolist() == [[5, 0], [5, 0], [7, 0]]
+
+    def test_scores_are_those_of_torch(self):
+        graphs = Graphs.of([read_molecule("CCO"), read_molecule("CCCCCCCCN")])
+        task = AttributeMasking(GraphSpec(), graphs.x, width=4, rate=0.3)
+        torch.manual_seed(0)
+        features = torch.randn(len(graphs.x), 4)
+
+        class Network:
+            def nodes(self, graphs):
+                return features
+
+        scored = task(Network(), graphs, torch.Generator().manual_seed(0))
+        hidden = hide(graphs.groups, 0.3, torch.Generator().manual_seed(0))
+        outputs, elements = task.head(features[hidden]), graphs.x[hidden, 0]
+        loss = torch.nn.functional.cross_entropy(outputs, elements)
+        torch.testing.assert_close(scored.loss, loss)
+        assert scored.score == (outputs.argmax(1) == elements).double().mean()
+        assert scored.count == len(hidden) == 1 + 3
+        guess = task.guess(graphs, torch.Generator().manual_seed(0))
+        assert guess.score == pytest.approx(float((elements == 5).float().mean()))
+
+    def test_numbers_are_told_in_the_unit_of_their_deviation(self):
+        x = torch.tensor([[1.0, 10.0], [3.0, 30.0], [5.0, 80.0]])
+        spec = GraphSpec(node_features="numbers", columns=2)
+        task = AttributeMasking(spec, x, width=4, rate=0.99)
+        graphs = Graphs.of([Data(x=x, edge_index=torch.empty(2, 0, dtype=torch.long))])
+        guess = task.guess(graphs, torch.Generator())
+        assert task.unit == "share of variance explained"
+        assert (float(guess.loss), guess.score) == pytest.approx((1.0, 0.0), abs=1e-6)
+
+    def test_labels_of_nodes_are_classes(self):
+        spec = GraphSpec(node_features="numbers", columns=3)
+        task = AttributeMasking(spec, torch.eye(3)[[0, 2, 2]], width=4, rate=0.15)
+        assert (task.unit, int(task.usual)) == ("accuracy", 2)
+
+
+class TestContext:
+    def test_hops_are_those_of_networkx(self):
+        graphs = Graphs.of([read_molecule(text) for text in ("CC(C)CCc1ccncc1O", "C", "CC.CCCN")])
+        whole = networkx.Graph(graphs.edge_index.T.tolist())
+        whole.add_nodes_from(range(len(graphs.x)))
+        centers = draw_centers(graphs.groups, torch.Generator().manual_seed(1))
+        assert graphs.groups[centers].tolist() == [0, 1, 2]
+        expected = [5] * len(graphs.x)
+        for center in centers.tolist():
+            for node, hops in networkx.single_source_shortest_path_length(whole, center).items():
+                expected[node] = min(hops, 5)
+        assert count_hops(graphs, centers, 4).tolist() == expected
+
+    def test_each_node_is_a_center_equally_often(self):
+        groups, generator = graphs_of([3, 5]).groups, torch.Generator().manual_seed(0)
+        drawn = torch.cat([draw_centers(groups, generator) for _ in range(3000)])
+        often = torch.bincount(drawn, minlength=8) / 3000
+        expected = torch.tensor([1 / 3] * 3 + [1 / 5] * 5)
+        torch.testing.assert_close(often, expected, rtol=0, atol=0.03)
+
+    def test_logits_are_products_of_centers_and_their_surroundings(self):
+        """Against the same graph by graph, with networks that give what they are given."""
+
+        class Network(torch.nn.Module):
+            layers = (None,) * 2  # so that surroundings are 1 to 4 edges away, 1 and 2 shared
+
+            def nodes(self, graphs):
+                return graphs.x.float() + graphs.groups[:, None]
+
+        task = ContextPrediction.__new__(ContextPrediction)
+        torch.nn.Module.__init__(task)
+        task.surroundings = Network()
+        task.head = torch.nn.Linear(2, 2)
+        graphs = Graphs.of([read_molecule(text) for text in ("CCCCON", "C", "OCC", "NCCCCCCCF")])
+        centers = draw_centers(graphs.groups, torch.Generator().manual_seed(3))
+        hops = count_hops(graphs, centers, 5)
+        ones, others = [], []
+        for center in (centers[0], centers[2], centers[3]):  # the second has no surroundings
+            mine = graphs.groups == graphs.groups[center]
+            features = graphs.x.float() + graphs.groups[:, None]
+            ones.append(features[center])
+            others.append(features[mine & (hops >= 1) & (hops <= 2)].mean(dim=0))
+        ones = [task.head(one).detach() / 2**0.5 for one in ones]
+        yes = [float(one @ other) for one, other in zip(ones, others, strict=True)]
+        no = [float(ones[i] @ others[(i + 1) % 3]) for i in range(3)]
+        logits = torch.tensor([*yes, *no])
+        answers = torch.tensor([1.0] * 3 + [0.0] * 3)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, answers)
+        scored = task(Network(), graphs, torch.Generator().manual_seed(3))
+        torch.testing.assert_close(scored.loss, loss)
+        right = ((logits > 0) == (answers > 0)).float().mean()
+        assert (scored.score, scored.count) == (float(right), 6)
+
+    def test_there_is_nothing_to_ask_about_single_atoms(self):
+        backbone = load_graph_backbone(
+            "pyg/GIN-2x4", num_outputs=1, spec=GraphSpec(), pretrained=False
+        )
+        graphs = Graphs.of([read_molecule("C"), read_molecule("O")])
+        network = backbone.module
+        assert ContextPrediction(network)(network, graphs, torch.Generator()) is None
+
+    def test_it_learns(self, tmp_path):
+        path = tmp_path / "some.smi"
+        chains = [f"{a * n}{b}" for a in "CNOS" for n in range(4, 9) for b in ("", a + "-" + a)]
+        path.write_text("\n".join(chains))
+        objective = "context-prediction"
+        options = small(path, tmp_path / "out", objective=objective, epochs=40, lr=0.02)
+        found = pretrain(options)
+        assert found.chance.score == 0.5
+        assert found.after.score > 0.7
+
+
+class TestPretraining:
+    def test_it_learns(self, smiles, tmp_path):
+        found = pretrain(small(smiles, tmp_path / "out", epochs=25, lr=0.01, model="pyg/GIN-4x32"))
+        assert found.unit == "accuracy"
+        assert found.after.loss < found.before.loss
+        assert found.after.score > found.chance.score
+
+    def test_equal_options_give_equal_bytes_and_another_seed_does_not(self, smiles, tmp_path):
+        for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+            torch.manual_seed(seed + 7)  # which must not matter
+            pretrain(small(smiles, tmp_path / name, seed=seed))
+        read = {name: (tmp_path / name / "weights.safetensors").read_bytes() for name in "abc"}
+        assert read["a"] == read["b"]
+        assert read["a"] != read["c"]
+
+    def test_train_can_start_from_the_weights(self, smiles, tmp_path):
+        pretrain(small(smiles, tmp_path / "out"))
+        file = tmp_path / "out" / "weights.safetensors"
+        backbone = load_graph_backbone(
+            "pyg/GIN-2x16", num_outputs=4, spec=GraphSpec(), weights=file
+        )
+        tensors = load_file(file)
+        own = backbone.module.state_dict()
+        assert {name for name in own if not name.startswith("head.")} == set(tensors)
+        assert all(torch.equal(own[name], tensor) for name, tensor in tensors.items())
+
+    def test_the_folder_tells_what_happened(self, smiles, tmp_path):
+        found = pretrain(small(smiles, tmp_path / "out"))
+        config = json.loads((found.folder / "config.json").read_text())
+        assert (config["model"], config["graphs"], config["held_out"]) == ("pyg/GIN-2x16", 36, 4)
+        assert config["after"] == {"loss": found.after.loss, "score": found.after.score}
+        with (found.folder / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+        assert float(rows[-1]["held_out_loss"]) == found.after.loss
+        assert "epoch    2" in (found.folder / "train.log").read_text()
+
+    def test_it_goes_on_from_weights(self, smiles, tmp_path):
+        first = pretrain(small(smiles, tmp_path / "a", lr=0.01))
+        file = str(first.folder / "weights.safetensors")
+        small_step = small(smiles, tmp_path / "b", epochs=1, lr=1e-12, weights=file)
+        again = pretrain(small_step)
+        before, after = (load_file(f.folder / "weights.safetensors") for f in (first, again))
+        torch.testing.assert_close(
+            before["layers.1.convolution.nn.lins.0.weight"],
+            after["layers.1.convolution.nn.lins.0.weight"],
+        )
+
+    def test_the_networks_of_hu_et_al_are_trained_too(self, smiles, tmp_path):
+        model = "pretrain-gnns/graphsage"
+        found = pretrain(small(smiles, tmp_path / "out", model=model, epochs=1, batch_size=32))
+        assert found.after.loss < found.before.loss
+
+    def test_what_diverges_is_told_of(self, smiles, tmp_path, monkeypatch):
+        monkeypatch.setattr(GraphNetwork, "nodes", lambda *_: torch.full((999, 16), torch.nan))
+        with pytest.raises(UserError, match=r"diverged in epoch 1 .*try a smaller --lr"):
+            pretrain(small(smiles, tmp_path / "out"))
+        assert not (tmp_path / "out" / "weights.safetensors").exists()
+
+
+class TestData:
+    def test_what_is_no_molecule_is_named_and_counted(self, tmp_path):
+        path = tmp_path / "some.txt"
+        path.write_text("\n".join([*SMILES, "C1CC", "", "Dear Sir", SMILES[0]]))
+        found = read_unlabelled(small(path, tmp_path))
+        assert len(found.graphs) == len(SMILES)
+        assert found.notes[0] == "1 are there again and count once"
+        assert found.notes[1].startswith("2 are no molecules and are left out: 'C1CC' (")
+
+    def test_a_csv_file_has_a_column(self, tmp_path):
+        path = tmp_path / "some.csv"
+        path.write_text("\n".join(["id,Molecule", *(f"1,{text}" for text in SMILES)]))
+        found = read_unlabelled(small(path, tmp_path, smiles_column="molecule"))
+        assert len(found.graphs) == len(SMILES)
+        with pytest.raises(UserError, match="smiles"):
+            read_unlabelled(small(path, tmp_path))
+
+    def test_the_test_split_of_a_named_set_is_left_out(self, tmp_path):
+        rows = [f"{text},{i % 2}" for i, text in enumerate(RINGS)]
+        (tmp_path / "BBBP.csv").write_text("\n".join(["smiles,p_np", *rows]))
+        options = small(Path("moleculenet/BBBP"), tmp_path, data_root=str(tmp_path))
+        found = read_unlabelled(options)
+        assert len(found.graphs) == 20
+
+    def test_molecules_of_rdkit_need_no_file(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("delta_transfer.data.nci.offline_smiles", lambda: tuple(SMILES))
+        found = read_unlabelled(small(Path("rdkit/nci"), tmp_path))
+        assert (len(found.graphs), found.spec) == (len(SMILES), GraphSpec())
+
+
+def test_the_command_prints_scores_and_the_file(capsys, smiles, tmp_path):
+    out = tmp_path / "out"
+    flags = ["--model=pyg/GIN-2x8", "--epochs=1", "--device=cpu", f"--out={out}"]
+    assert cli.main(["pretrain", str(smiles), *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "accuracy on graphs held out:"
+    assert lines[-1].split() == ["weights", str(out / "weights.safetensors")]
+    assert isinstance(float(lines[2].split()[0]), float)
