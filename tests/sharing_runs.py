@@ -1,5 +1,7 @@
 """What `test_distributed` runs in two processes: a run on tiny pictures."""
 
+import os
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +11,15 @@ import pytest
 import torch
 
 from delta_transfer import train
-from delta_transfer.distributed import joined
+from delta_transfer.data.images import PictureError
+from delta_transfer.distributed import gathered, is_main, joined
 from delta_transfer.errors import UserError
+from delta_transfer.loaders import needed_resizes
+from delta_transfer.prepare import prepare
 from delta_transfer.run import train_prepared
+from tests.networks import conv_net
 from tests.runs import tiny
+from tests.test_tuning import SPEC
 
 
 def train_tiny(data: str, out: str, epochs: str) -> None:
@@ -30,3 +37,35 @@ def refused(folder: str) -> None:
     config = tiny(Path("pictures"), Path(folder), method="probe")
     with joined(lambda: "cpu"), pytest.raises(UserError, match=f"writes into {folder}: wait until"):
         train_prepared(prepared, config, Path(folder), started=time.perf_counter())
+
+
+def apart(root: str) -> None:
+    """Each process has its own pictures and its own cache, as on a machine of its own."""
+    rank, folder = os.environ["RANK"], Path(root)
+    os.environ["DELTA_TRANSFER_CACHE"] = str(folder / f"cache{rank}")
+    with joined(lambda: "cpu"):
+        config = tiny(folder / f"data{rank}", folder / "out")
+        task = prepare(config, network=conv_net(), spec=SPEC).task
+        gathered(None)
+        if is_main():
+            shutil.rmtree(folder / "data1")
+        gathered(None)
+        (resize,) = needed_resizes(SPEC, config, val_drawn=False)["test"]
+        assert task.test is not None
+        assert task.test.kept is not None
+        path = task.test.paths[0]
+        assert task.test.kept.has(path, resize)  # which both see here
+        if is_main():
+            task.test.read(path)
+        else:
+            with pytest.raises(PictureError, match="data1"):
+                task.test.read(path)
+
+
+def unlike(root: str) -> None:
+    """One of the machines lacks a picture."""
+    folder = Path(root)
+    with joined(lambda: "cpu"):
+        config = tiny(folder / f"data{os.environ['RANK']}", folder / "out")
+        with pytest.raises(UserError, match=r"does not find train/checks/0\.png, which"):
+            prepare(config, network=conv_net(), spec=SPEC)

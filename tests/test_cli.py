@@ -407,6 +407,8 @@ def test_methods_are_listed_with_what_they_are(capsys):
         assert f"{name} " in text
         assert method.summary in text
         assert method.paper in text
+    assert "by optimal transport (strength 1); for graphs" in text
+    assert text.count("; for ") == 3
 
 
 class TestCompare:

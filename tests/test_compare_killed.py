@@ -14,6 +14,8 @@ from delta_transfer.compare import compare
 from tests.killed import kill_again_and_again
 from tests.runs import flags, tiny
 
+LONG = 10  # epochs
+
 # Before the folder is made, its options are there, a run has its result, and its report; while one
 # is trained, and before that has its result.
 MOMENTS = (
@@ -50,13 +52,15 @@ def test_killed_at_any_moment_it_gives_the_same_table(pictures, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc")
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_the_command_and_it_goes_on(pictures, tmp_path, stop):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "delta_transfer.cli", "compare", str(pictures)]
     command += [
-        *flags(strength="auto"),
+        *flags(epochs=LONG, strength="auto"),
+        "--checkpoint-minutes=60",
         "--methods=probe,l2",
         "--seeds=0,1",
         f"--out={out}",
@@ -65,7 +69,7 @@ def test_workers_end_with_the_command_and_it_goes_on(pictures, tmp_path, stop):
     started = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    wait_for(lambda: bool(list(out.glob("*/result.json"))))
+    wait_for(lambda: any(epochs(run) > 4 for run in out.glob("l2*")))
     workers = children(started.pid)
     assert len(workers) >= 2
     if stop == signal.SIGINT:  # as a terminal does, to all of them
@@ -78,13 +82,28 @@ def test_workers_end_with_the_command_and_it_goes_on(pictures, tmp_path, stop):
     if stop == signal.SIGINT:
         assert started.returncode == 1
         assert f"the same command with --out {out} goes on with them" in said
+        assert said.count("stopping the runs after their step, and saving") == 1
         assert (out / "report.html").is_file()
+        assert "stopped after step" in logs(out)
+    assert "going on in epoch" not in logs(out)
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
+    assert ("going on in epoch" in logs(out)) == (stop == signal.SIGINT)
     whole = tmp_path / "whole"
-    config = tiny(pictures, whole, strength="auto")
+    config = tiny(pictures, whole, epochs=LONG, strength="auto")
     compare(config, whole, methods=["probe", "l2"], seeds=[0, 1], jobs=1)
     assert figures(out) == figures(whole)
+
+
+def epochs(run: Path) -> int:
+    """Lines of figures that a run which is not finished has."""
+    file = run / "metrics.csv"
+    over = (run / "result.json").exists() or not file.is_file()
+    return 0 if over else len(file.read_text().splitlines())
+
+
+def logs(out: Path) -> str:
+    return "".join(path.read_text() for path in out.glob("*/train.log"))
 
 
 def wait_for(condition: object, *, seconds: float = 120) -> None:

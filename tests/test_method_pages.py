@@ -9,13 +9,14 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from delta_transfer.methods import METHODS
+from tests.rows import graph_net, some_rows
 
 PAGES = Path(__file__).parents[1] / "docs" / "methods"
 TABLE = (PAGES / "README.md").read_text()
 EXAMPLES = {
     path.stem: found[0]
     for path in sorted(PAGES.glob("*.md"))
-    if path.stem not in ("README", "delta")
+    if path.stem not in ("README", "delta", "gtot")
     and (found := re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
 }
 
@@ -59,6 +60,17 @@ def test_the_example_runs_and_trains(name):
     for network in (source, target):
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
         assert all(p.isfinite().all() for p in network.parameters())
+
+
+def test_the_example_of_gtot_trains_a_network_of_graphs():
+    source, target = graph_net(), graph_net(outputs=4)
+    body = {n: t for n, t in source.state_dict().items() if not n.startswith("head.")}
+    target.load_state_dict(body, strict=False)
+    loader = [(some_rows(seed=seed), torch.arange(4)) for seed in range(2)]
+    page = (PAGES / "gtot.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(example, {"source": source, "target": target, "train_loader": loader})
+    assert not torch.equal(target.layers[0].linear.weight, source.layers[0].linear.weight)
 
 
 def test_all_methods_with_a_class_of_their_own_have_an_example():

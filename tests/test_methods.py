@@ -10,7 +10,7 @@ import delta_transfer
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
 from delta_transfer.method_parts import Parts
-from delta_transfer.methods import METHODS, check_classifier, find_method
+from delta_transfer.methods import METHODS, check_classifier, check_kind, find_method
 from delta_transfer.penalties import Step
 from delta_transfer.regularizer import Regularizer
 from tests.networks import conv_net, moved
@@ -56,6 +56,7 @@ def test_the_table_is_that_of_the_design():
         "rifle": "random",
         "ldifs": "probe",
         "spd": "probe",
+        "gtot": "raw_probe",
     }
     assert [name for name, method in METHODS.items() if not method.trains] == ["probe"]
     assert [name for name, method in METHODS.items() if method.decay] == ["l2", "lp_ft", "rifle"]
@@ -64,8 +65,11 @@ def test_the_table_is_that_of_the_design():
     assert [name for name, m in METHODS.items() if m.classifier] == ["lwf", "co_tuning"]
     assert [name for name, m in METHODS.items() if m.head_cycles != 1] == ["rifle"]
     assert [name for name, m in METHODS.items() if m.batch_norm] == ["stochnorm"]
-    compared = ["delta_no_attention", "delta", "lwf", "ldifs"]
+    compared = ["delta_no_attention", "delta", "lwf", "ldifs", "gtot"]
     assert [name for name, m in METHODS.items() if m.features] == compared
+    kinds = {name: m.kinds for name, m in METHODS.items() if len(m.kinds) == 1}
+    pictures = ("pictures",)
+    assert kinds == {"lwf": pictures, "co_tuning": pictures, "gtot": ("graphs",)}
     assert [name for name, method in METHODS.items() if method.attention] == ["delta"]
     assert all(method.name == name for name, method in METHODS.items())
     assert all(method.summary and method.paper.startswith("https") for method in METHODS.values())
@@ -100,6 +104,7 @@ def test_what_holds_the_network_carries_the_head_term_and_what_adds_to_plain_doe
     assert penalties("lwf") == [("lwf", 0.5, ()), head]
     assert penalties("ldifs") == [("ldifs", 0.5, ("conv1", "conv2")), head]
     assert penalties("spd") == [head]
+    assert penalties("gtot") == [("gtot", 0.5, ("conv2",)), head]  # the last of the taps
     assert penalties("bss") == [("bss", 0.5, ())]
     assert penalties("co_tuning") == [("co_tuning", 0.5, ())]
 
@@ -116,6 +121,16 @@ def test_co_tunings_relationship_is_of_the_classifier_on_the_training_pictures()
     assert min(found) < 1e-2  # at one of them; which one is tested beside the formula
     assert max(found) > 0.1
     assert PARTS.classifier.weight.grad is None
+
+
+def test_a_method_for_other_samples_is_refused_with_those_that_do():
+    for method in METHODS.values():
+        for kind in method.kinds:
+            check_kind(method, kind, "data")
+    with pytest.raises(UserError, match=r"'gtot' is for graphs alone, pets has pictures: .* probe"):
+        check_kind(METHODS["gtot"], "pictures", "pets")
+    with pytest.raises(UserError, match=r"'lwf' is for pictures alone, tu/X has graphs: .*, gtot"):
+        check_kind(METHODS["lwf"], "graphs", "tu/X")
 
 
 def test_a_missing_classifier_is_named_with_the_methods_that_need_none():
@@ -165,7 +180,7 @@ def test_each_call_makes_penalties_of_its_own():
 
 
 def test_an_unknown_method_is_refused_with_the_names():
-    with pytest.raises(UserError, match=r"unknown method 'l3': there are 13, .* probe, l2, l"):
+    with pytest.raises(UserError, match=r"unknown method 'l3': there are 14, .* probe, l2, l"):
         find_method("l3")
     assert find_method("l2") is METHODS["l2"]
 

@@ -664,6 +664,11 @@ TAPS_AND_ATTENTION = [
         "--method delta | weighs channels by their attention | use --method delta_no_attention",
     ),
     row(
+        "a method for graphs",
+        "train pictures TINY --method=gtot",
+        "method 'gtot' | pictures has pictures | choose from probe, l2, ",
+    ),
+    row(
         "unknown attention",
         "train pictures --attention=exakt",
         "'exakt' | choose from none, gradient, refined, exact | or give the file attention.",

@@ -1,14 +1,25 @@
 """What a task asks of a network: losses, answers and scores against numbers by hand."""
 
+import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from delta_transfer.objective import BinaryTasks, Classes, Regression
+from delta_transfer.attention.scored import sample_losses
+from delta_transfer.objective import (
+    BinaryTasks,
+    Classes,
+    Objective,
+    Regression,
+    from_dict,
+    to_dict,
+)
 
 NAN = math.nan
+EVERY = (Classes(), BinaryTasks(known=0.5), Regression(mean=(1.0,) * 3, std=(2.0,) * 3))
 
 
 def test_loss_of_binary_tasks_is_that_of_the_known_answers() -> None:
@@ -49,10 +60,8 @@ def test_regression_is_in_units_of_the_training_targets() -> None:
     assert objective.score(answers, targets, "rmse") == pytest.approx((2 + 0) / 2)
 
 
-@pytest.mark.parametrize(
-    "objective", [Classes(), BinaryTasks(), Regression(mean=(1.0,) * 3, std=(2.0,) * 3)]
-)
-def test_logits_of_answers_say_the_same(objective: Classes | BinaryTasks | Regression) -> None:
+@pytest.mark.parametrize("objective", EVERY)
+def test_logits_of_answers_say_the_same(objective: Objective) -> None:
     answers = objective.answers(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
     assert torch.allclose(objective.answers(objective.logits(answers)), answers, atol=1e-6)
 
@@ -76,3 +85,37 @@ def test_classes_are_scored_by_accuracy_and_by_its_mean_over_classes() -> None:
     labels = torch.tensor([0, 0, 1, 1])
     assert Classes().score(answers, labels, "accuracy") == 0.75
     assert Classes().score(answers[[0, 1, 2]], labels[[0, 1, 2]], "mean_class_accuracy") == 0.5
+
+
+def test_a_missing_value_has_no_gradient_and_spoils_no_other() -> None:
+    logits = torch.tensor([[1.0, -2.0]], requires_grad=True)
+    Regression(mean=(0.0, 1.0), std=(1.0, 2.0)).loss(logits, torch.tensor([[3.0, NAN]])).backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[-2.0, 0.0]]  # of (1 - 3)^2 / 2
+
+
+@pytest.mark.parametrize("objective", EVERY)
+def test_an_objective_comes_back_from_json(objective: Objective) -> None:
+    assert from_dict(json.loads(json.dumps(to_dict(objective)))) == objective
+
+
+@pytest.mark.parametrize("objective", EVERY[1:])
+def test_losses_of_samples_are_those_of_batches_of_one(
+    objective: Objective,
+) -> None:
+    """At once: what estimates attention calls them for each channel of each sample."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 3, generator=generator)
+    targets = torch.randint(2, (6, 3), generator=generator).float()
+    targets[1, 2] = targets[4, 0] = NAN
+    expected = [objective.loss(logits[i : i + 1], targets[i : i + 1]) for i in range(6)]
+    calls = []
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        calls.append(0)
+        return objective.loss(logits, targets)
+
+    found = sample_losses(loss, logits, targets)
+    assert torch.allclose(found, torch.stack(expected))
+    assert len(calls) == 1
+    assert torch.allclose(found.mean(), objective.loss(logits, targets))

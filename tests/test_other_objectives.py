@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from delta_transfer import train
 from delta_transfer.cli import main
-from delta_transfer.data import SOURCES
+from delta_transfer.data import SOURCES, Task
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation_folder import save
 from delta_transfer.evaluation_text import describe
@@ -28,6 +28,7 @@ from delta_transfer.report.comparison import (
 )
 from delta_transfer.report.findings import findings
 from delta_transfer.result import RunResult, comparison_columns
+from delta_transfer.soup import percent
 from delta_transfer.training.module import FineTuning
 from tests.questions import (
     QUESTIONS,
@@ -289,6 +290,27 @@ def write_results(folder: Path, runs: list[RunResult]) -> None:
 
 
 @pytest.mark.slow
+def test_folds_and_the_average_of_two_strengths_go_by_the_loss_of_values(tmp_path, monkeypatch):
+    def load(**options) -> Task:
+        return dataclasses.replace(load_values(**options), val_drawn=True, test=None)
+
+    monkeypatch.setitem(SOURCES, "tests/folded", load)
+    own = {"method": "delta_no_attention", "strength": "auto", "taps": "blocks.6", "folds": 2}
+    result = train(tiny(Path("tests/folded"), tmp_path / "run", epochs=1, **own))
+    assert len(rows(result.folder / "predictions.csv")) == SIZES["train"] + SIZES["val"]
+    std = np.nanstd(np.array([values(f"train/{n}") for n in range(SIZES["train"])]), axis=0)
+    misses = np.stack(
+        [column(result, f"prediction {name}") - column(result, f"label {name}") for name in VALUES],
+        axis=1,
+    )
+    assert result.val_rmse == pytest.approx(np.sqrt(np.nanmean(misses**2, axis=0)).mean(), rel=1e-4)
+    assert result.test_rmse is None
+    search = result.strength_search
+    loss = np.nan_to_num((misses / std) ** 2).mean()
+    assert search.losses[percent(search.shares)] == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.slow
 def test_methods_are_compared_on_questions(tmp_path, capsys):
     out = tmp_path / "compared"
     options = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
@@ -303,7 +325,7 @@ def test_methods_are_compared_on_questions(tmp_path, capsys):
         if row["method"] == "probe":
             assert result.test_roc_auc == result.linear_probe_test_roc_auc
     page = (out / "report.html").read_text()
-    assert "Test ROC-AUC, seed by seed" in page
+    assert "Test ROC-AUC per method. Linear probe: mean" in page
     assert "ROC-AUC question by question" in page
     other = main(["compare", "tests/questions", "--methods=l2,co_tuning", *options, "--jobs=1"])
     assert other == 2

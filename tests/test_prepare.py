@@ -12,6 +12,7 @@ from delta_transfer.loaders import plain_loader, training_loader
 from delta_transfer.prepare import Prepared, pool, prepare, regroup
 from delta_transfer.probe import fit_probe
 from tests.runs import tiny
+from tests.several import run
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +182,17 @@ class TestFingerprint:
         task = prepared.task
         paths = [path for split in (task.train, task.val, task.test) for path in split.paths]
         assert len({prepared.digests[path] for path in paths}) == len(paths)
+
+
+def test_each_machine_reads_its_own_pictures(pictures, tmp_path):
+    for name in ("data0", "data1"):
+        shutil.copytree(pictures, tmp_path / name)
+    run("apart", tmp_path, module="tests.sharing_runs")
+
+
+@pytest.mark.slow
+def test_a_machine_that_lacks_a_picture_is_told_of(pictures, tmp_path):
+    for name in ("data0", "data1"):
+        shutil.copytree(pictures, tmp_path / name)
+    (tmp_path / "data1" / "train" / "checks" / "0.png").unlink()
+    run("unlike", tmp_path, module="tests.sharing_runs")

@@ -4,6 +4,7 @@ from .channel_attention import ChannelAttention as ChannelAttention
 from .config import TrainConfig as TrainConfig
 from .errors import UserError as UserError
 from .penalties import BSS as BSS
+from .penalties import GTOT as GTOT
 from .penalties import L2 as L2
 from .penalties import L2SP as L2SP
 from .penalties import LDIFS as LDIFS

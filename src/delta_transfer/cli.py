@@ -194,7 +194,8 @@ def methods(args: Sequence[str]) -> None:
     for method in METHODS.values():
         own = [one.strength for one in method.branches or (method,) if one.strength is not None]
         strength = f" (strength {' and '.join(f'{one:g}' for one in own)})" if own else ""
-        print(f"{method.name:{width}}  {method.summary}{strength}")
+        kinds = "" if len(method.kinds) > 1 else f"; for {method.kinds[0]}"
+        print(f"{method.name:{width}}  {method.summary}{strength}{kinds}")
         print(f"{'':{width}}  {method.paper}")
 
 

@@ -1,14 +1,28 @@
 """The runs of a comparison are shared out among workers, several at a time."""
 
+import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 
 import torch
 
-from delta_transfer.compare_workers import CUDA, Group, Here, Reply, Runner, Separate, group_of
+from delta_transfer.compare_workers import (
+    CUDA,
+    PATIENCE,
+    STOPPING,
+    Group,
+    Here,
+    Reply,
+    Runner,
+    Separate,
+    group_of,
+)
 from delta_transfer.config import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 
 class Jobs:
@@ -46,9 +60,22 @@ class Jobs:
         self._workers = [*self._separate]
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *error: object) -> None:
+        try:
+            if self._separate and kind is not None and issubclass(kind, KeyboardInterrupt):
+                self._stop()
+        finally:
+            for worker in self._separate:
+                worker.close()
+
+    def _stop(self) -> None:
+        """Lets runs save where they are; a second Ctrl-C ends that."""
+        logger.warning(STOPPING.format(""))
         for worker in self._separate:
-            worker.close()
+            worker.stop()
+        end = time.monotonic() + PATIENCE
+        for worker in self._separate:
+            worker.process.join(max(0.0, end - time.monotonic()))
 
     def prepare(self, config: TrainConfig) -> tuple[str, ...]:
         """Prepares a run and thereby shows whether data and network are as they must be.

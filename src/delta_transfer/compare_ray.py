@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from delta_transfer.compare_workers import Reply, Runner, answer
+from delta_transfer.compare_workers import PATIENCE, STOPPING, Reply, Runner, answer
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.ray_connection import Node, check_port, connect, import_ray, node_of
@@ -22,9 +22,6 @@ logger = logging.getLogger(__name__)
 
 RETRIES = 3
 """How often a run is begun again whose process or node dies; it goes on from its checkpoints."""
-
-PATIENCE = 120
-"""Seconds in which runs that are stopped may finish their step and save."""
 
 _PASSED_ON = ("PYTHONPATH", "DELTA_TRANSFER_CACHE")
 _OF_LOGGERS = ("MLFLOW_", "TRACKIO_", "WANDB_")
@@ -173,10 +170,7 @@ class RayJobs:
         if not self._busy:
             return
         tasks = list(self._busy)
-        logger.warning(
-            "stopping the runs on the cluster after their step, and saving; once more to stop at "
-            "once"
-        )
+        logger.warning(STOPPING.format(" on the cluster"))
         try:
             for task in tasks:
                 self._ray.cancel(task)  # as Ctrl-C there

@@ -24,8 +24,14 @@ from delta_transfer.result import RunResult
 from delta_transfer.run import train_prepared
 from delta_transfer.run_attention import given_attention
 from delta_transfer.run_checks import check_task
+from delta_transfer.training.stopping import stop_fits
 
 CUDA = "CUDA_VISIBLE_DEVICES"
+
+PATIENCE = 120
+"""Seconds in which runs that are stopped may finish their step and save."""
+
+STOPPING = "stopping the runs{} after their step, and saving; once more to stop at once"
 
 Group = tuple[int, int | None]  # seed and size: the runs of a group see the same pictures
 
@@ -126,11 +132,13 @@ class Separate:
     def __init__(self, methods: Sequence[str], threads: int, gpu: str | None) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
+        hears, self._stopper = context.Pipe(duplex=False)
         # Not a daemon: those may not start the processes that load pictures.
-        self.process = context.Process(target=_work, args=(theirs, tuple(methods), threads))
+        self.process = context.Process(target=_work, args=(theirs, hears, tuple(methods), threads))
         with _inherited(threads, gpu):
             self.process.start()
         theirs.close()
+        hears.close()
 
     def ask(self, config: TrainConfig, *, train: bool) -> None:
         """Has a run prepared or made."""
@@ -157,22 +165,32 @@ class Separate:
         assert isinstance(reply, Reply)
         return reply
 
+    def stop(self) -> None:
+        """Asks the process to end, once a run that it makes has finished its step and saved."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended
+            self._stopper.send(None)
+
     def close(self) -> None:
         """Ends the process, whatever it is at."""
         self.process.kill()
         self.process.join()
         self.connection.close()
+        self._stopper.close()
 
 
-def _work(connection: Connection, methods: Sequence[str], threads: int) -> None:
+def _work(
+    connection: Connection, stopper: Connection, methods: Sequence[str], threads: int
+) -> None:
     """What a worker's process does until it is ended."""
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the command, which ends this
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_when_asked, args=(stopper,), daemon=True).start()
     torch.set_num_threads(threads)
     runner = Runner(methods)
-    gone = contextlib.suppress(EOFError, ConnectionError)  # whoever would read the answers
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), gone:
+    # Whoever would read the answers is gone, or a run was stopped.
+    over = contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt)
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), over:
         while True:  # progress bars go nowhere
             config, train = connection.recv()
             connection.send(answer(runner, config, train=train))
@@ -192,6 +210,14 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def _end_when_asked(stopper: Connection) -> None:
+    """After the step, where a network is trained; all else is made anew anyway."""
+    with contextlib.suppress(EOFError):  # the parent has ended
+        stopper.recv()
+        if not stop_fits():
+            os._exit(1)
 
 
 def _portable(error: Exception) -> Exception:

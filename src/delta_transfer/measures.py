@@ -87,7 +87,9 @@ class Measure:
 
     def signed(self, difference: float) -> str:
         """A difference in such a column, in plain characters."""
-        return f"{100 * difference:+.1f}" if self.percent else f"{difference:+.3g}"
+        if self.percent:
+            return f"{100 * difference:+.1f}"
+        return f"{'-' if difference < 0 else '+'}{_significant(abs(difference))}"
 
     def difference(self, value: float) -> str:
         """A difference of values with its sign; of percentages in points.
@@ -151,7 +153,7 @@ def _significant(value: float) -> str:
     """To three digits, of a number of 1,000 and more to the whole.
 
     Example:
-        >>> _significant(1234.5), _significant(1.5), _significant(0.00012345)
-        ('1234', '1.5', '0.000123')
+        >>> _significant(1234.5), _significant(127.2), _significant(1.5), _significant(0.00012345)
+        ('1234', '127', '1.50', '0.000123')
     """
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".removesuffix(".")

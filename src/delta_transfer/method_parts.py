@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.functional_methods import category_relationship, source_temperature
-from delta_transfer.penalties import BSS, L2, L2SP, LDIFS, CoTuning, Delta, LwF, Penalty
+from delta_transfer.penalties import BSS, GTOT, L2, L2SP, LDIFS, CoTuning, Delta, LwF, Penalty
 from delta_transfer.projection import SelectiveProjection
 from delta_transfer.stochastic_norm import StochasticNorm
 
@@ -107,6 +107,11 @@ def ldifs(parts: Parts) -> list[Penalty]:
     """LDIFS, and the head term."""
     own = LDIFS(parts.taps, strength=parts.strength)
     return [own, *head_term(parts)]
+
+
+def gtot(parts: Parts) -> list[Penalty]:
+    """GTOT at the last tap, and the head term."""
+    return [GTOT(parts.taps[-1], strength=parts.strength), *head_term(parts)]
 
 
 def head_term(parts: Parts) -> list[Penalty]:

@@ -29,6 +29,9 @@ class Branch:
 AUTO = (Branch(1.0, pace=1.0), Branch(0.1, pace=2.0))
 
 
+Kind = Literal["pictures", "graphs"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
     """One method: where its head starts, what is added to the task loss, what else it changes.
@@ -58,6 +61,7 @@ class Method:
         step_change: what changes the steps of the optimiser: a context manager of the optimiser,
             target, source and the strength.
         trains: whether anything but the probe is trained.
+        kinds: of samples that it is for.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Method:
     network_change: Callable[[nn.Module, float, torch.Generator], Change] | None = None
     step_change: Callable[[Optimizer, nn.Module, nn.Module, float], Change] | None = None
     trains: bool = True
+    kinds: tuple[Kind, ...] = ("pictures", "graphs")
 
 
 METHODS = {
@@ -146,6 +151,7 @@ METHODS = {
             penalties=make.lwf,
             features=True,
             classifier=True,
+            kinds=("pictures",),  # no graph network brings a classifier of classes
             strength=1.0,  # lambda_o in section 3
         ),
         Method(
@@ -185,6 +191,7 @@ METHODS = {
             penalties=make.co_tuning,
             classifier=True,
             classes=True,
+            kinds=("pictures",),
             strength=2.3,  # the authors' code
             weight_decay=WEIGHT_DECAY,
         ),
@@ -213,6 +220,16 @@ METHODS = {
             step_change=make.project,
             strength=1.0,  # lambda in section 3
         ),
+        Method(
+            name="gtot",
+            summary="GTOT: nodes stay what they or their neighbours were, by optimal transport",
+            paper="https://arxiv.org/abs/2203.10453",
+            head="raw_probe",
+            penalties=make.gtot,
+            features=True,
+            kinds=("graphs",),
+            strength=1.0,
+        ),
     )
 }
 
@@ -232,6 +249,25 @@ def find_method(name: str, *, official: bool = False) -> Method:
     if name not in METHODS:
         raise unknown("method", name, list(METHODS))
     return _official(METHODS[name]) if official else METHODS[name]
+
+
+def check_kind(method: Method, kind: Kind, data: str) -> None:
+    """Checks that a method is for samples of a kind.
+
+    Args:
+        method: the method.
+        kind: of the samples.
+        data: what they are called.
+
+    Raises:
+        UserError: if it is not; those that are are listed.
+    """
+    if kind not in method.kinds:
+        others = [other.name for other in METHODS.values() if kind in other.kinds]
+        raise UserError(
+            f"method {method.name!r} is for {' and '.join(method.kinds)} alone, {data} has {kind}: "
+            f"choose from {', '.join(others)}"
+        )
 
 
 def check_classifier(method: Method, classifier: nn.Linear | None, model: str) -> None:

@@ -48,7 +48,8 @@ class PredictOptions:
 
     Args:
         run: folder of a finished run.
-        paths: pictures, folders of pictures, and CSV files with a column path.
+        paths: pictures, folders of pictures, and CSV files with a column path; or, of a run on
+            molecules, SMILES and files of them (.csv, .smi, .txt).
         top: how many classes to print for each picture; 1 if not given, in JSON all.
         csv: write the predictions, with all probabilities, to this file instead of printing them.
         overwrite: replace that file.

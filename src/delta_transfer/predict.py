@@ -1,4 +1,4 @@
-"""A saved run put to use: predictions of pictures, figures of labelled ones."""
+"""A saved run put to use: predictions of samples, figures of labelled ones."""
 
 import dataclasses
 import functools
@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from delta_transfer.asked import find_asked
+from delta_transfer.backbones import GraphSpec
 from delta_transfer.backbones.saved import load_model, load_objective
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import (
@@ -26,10 +27,7 @@ from delta_transfer.data import (
     load_task,
 )
 from delta_transfer.data.base import Label
-from delta_transfer.data.csv_file import list_csv
-from delta_transfer.data.images import IMAGE_SUFFIXES, read_image
 from delta_transfer.data.molecule_options import NOTHING_SAID
-from delta_transfer.data.scan import find_pictures
 from delta_transfer.data.splits import DEFAULT_TEST_SPLIT
 from delta_transfer.devices import find_device, place
 from delta_transfer.errors import UserError
@@ -109,6 +107,14 @@ class Predictor:
         crops = self.config.official
         self._network = CropAverage(self.backbone.module) if crops else self.backbone.module
 
+    @property
+    def _kind(self) -> str:
+        """What it is asked about, one of them."""
+        spec = self.backbone.input
+        if isinstance(spec, GraphSpec):
+            return "molecule" if spec.node_features == "atoms" else "graph"
+        return "picture"
+
     def predict(self, paths: Sequence[str | Path]) -> list[Prediction]:
         """`stream`, as a list."""
         return list(self.stream(paths))
@@ -116,17 +122,20 @@ class Predictor:
     def stream(self, paths: Sequence[str | Path]) -> Iterator[Prediction]:
         """Predictions for files, all pictures in folders and those that CSV files list.
 
-        They come in the order given, while the next ones are being read. Pictures that cannot be
-        read are left out, with a warning at the end.
+        Of a run on molecules: for SMILES, and those that files of SMILES list. They come in the
+        order given, while the next ones are being read. What cannot be read is left out, with a
+        warning at the end.
 
         Raises:
             UserError: if a path does not exist, a folder has no pictures, a CSV file is not as it
                 must be, or no picture can be read.
         """
-        files = [file for path in paths for file in _files(Path(path))]
+        files, read = find_asked(
+            paths, self.backbone.input, smiles_column=self.config.smiles_column
+        )
         if not files:
             return
-        split, tally = Split(tuple(files), (0,) * len(files), _read), Tally(files)
+        split, tally = Split(tuple(files), (0,) * len(files), read), Tally(files, self._kind)
         for positions, rows in self._answers(split, tally):
             for position, row in zip(positions, rows.tolist(), strict=True):
                 answers = dict(zip(self.classes, row, strict=True))
@@ -153,7 +162,7 @@ class Predictor:
             logger.warning("--data-root is ignored: %s is no named data set", data)
         classes, split, metric, seen = self._labelled(data, data_root or self.config.data_root)
         self._check_known(data, classes, split)
-        tally = Tally(split.paths)
+        tally = Tally(split.paths, self._kind)
         answers = list(self._answers(split, tally))
         kept = split.subset(position for positions, _ in answers for position in positions)
         labelled = dataclasses.replace(kept, labels=self._own_labels(classes, kept))
@@ -258,26 +267,6 @@ class Predictor:
             yield positions, rows
             started = time.perf_counter()  # what the caller does meanwhile does not count
         tally.conclude()
-
-
-def _read(path: str) -> Image.Image:
-    return read_image(Path(path))
-
-
-def _files(path: Path) -> list[str]:
-    if os.path.isdir(path):
-        found = [str(path / name) for name in find_pictures(path, root=path)]
-        if not found:
-            raise UserError(
-                f"no pictures in {path}: the files must end in {', '.join(sorted(IMAGE_SUFFIXES))}"
-            )
-        return found
-    if not os.path.isfile(path):
-        raise UserError(
-            f"there is no file or folder {path}: give pictures, folders of pictures, or CSV files "
-            "with a column path"
-        )
-    return list_csv(path) if path.suffix.lower() == ".csv" else [str(path)]
 
 
 def _is_named(data: str) -> bool:

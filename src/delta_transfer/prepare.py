@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import logging
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +26,14 @@ from delta_transfer.data import MoleculeOptions, Split, Task, load_task
 from delta_transfer.data.check import CheckedPictures
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.devices import find_device, place
-from delta_transfer.distributed import first_on_each_node, from_main, in_shares
-from delta_transfer.errors import UserError
+from delta_transfer.distributed import (
+    first_on_each_node,
+    from_main,
+    gathered,
+    in_shares,
+    processes,
+)
+from delta_transfer.errors import UserError, first_few
 from delta_transfer.files import fingerprint
 from delta_transfer.loaders import plain_loader
 from delta_transfer.objective import Classes
@@ -168,7 +175,7 @@ def prepare(
     place(source, device)
     found = task
     checked = from_main(lambda: kind.look(config, found, backbone.input))
-    task = checked.task
+    task = _read_here(checked.task, found)
     _check_splits(config, task)  # again, now that unreadable pictures are left out
     description = (*_describe(config, task, backbone, device), *kind.advise(config, device))
     for line in description:
@@ -200,6 +207,40 @@ def prepare(
         data=_fingerprint(task, checked.digests),
         preprocessing=kind.preprocessing(backbone.input, config),
     )
+
+
+def _read_here(task: Task, own: Task) -> Task:
+    """The main process's task with the pictures of this one's machine.
+
+    Args:
+        task: with what the main process reads and has kept.
+        own: as this process has found it.
+
+    Raises:
+        UserError: in all processes, if one of them does not find a picture.
+    """
+    if processes() == 1:
+        return task
+    pairs = [(task.train, own.train), (task.val, own.val), (task.test, own.test)]
+    there = {path for _, split in pairs if split is not None for path in split.paths}
+    lost = [path for split, _ in pairs if split is not None for path in split.paths]
+    lost = [path for path in lost if path not in there]
+    told = gathered((socket.gethostname(), first_few(lost)))
+    for host, paths in told:
+        if paths:
+            raise UserError(
+                f"{task.name}: a process on {host} does not find {paths}, which the main "
+                "process does: all machines need the same pictures"
+            )
+    train, val, test = (None if t is None or o is None else _local(t, o) for t, o in pairs)
+    assert train is not None
+    assert val is not None
+    return dataclasses.replace(task, train=train, val=val, test=test)
+
+
+def _local(split: Split, own: Split) -> Split:
+    kept = None if split.kept is None else split.kept.here()
+    return dataclasses.replace(split, read=own.read, kept=kept)
 
 
 def find_task(config: TrainConfig) -> Task:

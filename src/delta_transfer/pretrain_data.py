@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delta_transfer.backbones import GraphSpec
 from delta_transfer.data import load_task
-from delta_transfer.data.csv_rows import read_rows
 from delta_transfer.data.paths import user_path
+from delta_transfer.data.smiles_files import LINES, list_smiles
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.graph_libraries import need_graph_libraries
 from delta_transfer.options import PretrainOptions
@@ -19,7 +18,6 @@ if TYPE_CHECKING:  # the libraries that only graph tasks need
 NAMED = ("moleculenet/", "tu/")
 OFFLINE = "rdkit/nci"
 
-_LINES = (".smi", ".smiles", ".txt")
 _LEAST = 10  # graphs
 
 
@@ -67,10 +65,10 @@ def _check(options: PretrainOptions) -> None:
     data, path = options.data, user_path(options.data)
     named = data == OFFLINE or data.startswith(NAMED)
     ending = path.suffix.lower()
-    if not named and not (path.is_file() and ending in (".csv", *_LINES)):
+    if not named and not (path.is_file() and ending in (".csv", *LINES)):
         what = "this is no file of molecules" if path.exists() else "there is no such file"
         raise UserError(
-            f"{data}: {what}; give a file of SMILES (.csv, {', '.join(_LINES)}), {OFFLINE}, "
+            f"{data}: {what}; give a file of SMILES (.csv, {', '.join(LINES)}), {OFFLINE}, "
             f"{' or '.join(f'{prefix}NAME' for prefix in NAMED)}"
         )
     if options.smiles_column is not None and (named or ending != ".csv"):
@@ -87,24 +85,7 @@ def _smiles(options: PretrainOptions) -> Sequence[str]:
         from delta_transfer.data.nci import offline_smiles
 
         return offline_smiles()
-    path = user_path(options.data)
-    if path.suffix.lower() != ".csv":
-        return _first_words(path)
-    column = (options.smiles_column or "smiles").strip().lower()
-    layout = f"a CSV file with commas, in UTF-8, with a header and a column '{column}'"
-    rows, _ = read_rows(path, required=(column,), layout=layout)
-    return [row.fields[column] for row in rows]
-
-
-def _first_words(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"'{path}' cannot be read as text ({error}): give a file of SMILES, one at the "
-            "beginning of each line, in UTF-8"
-        ) from error
-    return [line.split()[0] for line in lines if line.strip()]
+    return list_smiles(user_path(options.data), column=options.smiles_column)
 
 
 def _molecules(smiles: Sequence[str], source: str) -> "tuple[list[Data], list[str]]":

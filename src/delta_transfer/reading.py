@@ -1,20 +1,23 @@
-"""Pictures of which some cannot be read: these are left out of the batches, and told of."""
+"""Samples of which some cannot be read: these are left out of the batches, and told of."""
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from delta_transfer.data.batches import PictureLoader
-from delta_transfer.data.images import PictureError
 from delta_transfer.errors import UserError, first_few
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 20  # unreadable pictures that are named
+SHOWN = 20  # unreadable samples that are named
+
+_NONE = torch.empty(0, 3, 1, 1)  # which can be normalised as pictures are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,7 @@ def tolerant_loader(loader: PictureLoader) -> PictureLoader:
         device=loader.device,
         batch_size=loader.batch_size,
         num_workers=loader.num_workers,
-        collate_fn=_collate,
+        collate_fn=functools.partial(_collate, collate=loader.collate_fn),
     )
 
 
@@ -55,11 +58,13 @@ class Tally:
     """How many pictures were read, how fast they were answered, and which could not be read.
 
     Args:
-        paths: what each picture of the data set is called.
+        paths: what each sample of the data set is called.
+        kind: what it is, one of them.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], kind: str = "picture") -> None:
         self.paths = paths
+        self.kind = kind
         self.pictures = 0
         self.seconds = 0.0
         self.errors: list[str] = []
@@ -73,7 +78,7 @@ class Tally:
         """Such as `1000 pictures, 243 pictures/s`."""
         digits = 0 if self.per_second >= 10 else 1
         plural = "" if self.pictures == 1 else "s"
-        return f"{self.pictures} picture{plural}, {self.per_second:.{digits}f} pictures/s"
+        return f"{self.pictures} {self.kind}{plural}, {self.per_second:.{digits}f} {self.kind}s/s"
 
     def count(self, batches: Iterable[tuple[Tensor, Read]]) -> Iterator[tuple[Tensor, list[int]]]:
         """The inputs of each batch and their positions, counted."""
@@ -92,35 +97,38 @@ class Tally:
             return
         total, named = self.pictures + len(self.errors), first_few(self.errors, SHOWN)
         if total == 1:
-            raise UserError(f"cannot read the picture {named}: replace it")
+            raise UserError(f"cannot read the {self.kind} {named}: replace it")
         if not self.pictures:
-            raise UserError(f"none of the {total} pictures can be read; replace them: {named}")
+            raise UserError(f"none of the {total} {self.kind}s can be read; replace them: {named}")
         logger.warning(
-            "%d of %d pictures cannot be read and are left out; replace or remove them: %s",
+            "%d of %d %ss cannot be read and are left out; replace or remove them: %s",
             len(self.errors),
             total,
+            self.kind,
             named,
         )
 
 
-class _Tolerant(Dataset[tuple[int, Tensor | str]]):
-    """Position and picture or, where it cannot be read, position and reason."""
+class _Tolerant(Dataset[tuple[int, Any]]):
+    """Position and sample or, where it cannot be read, position and reason."""
 
-    def __init__(self, pictures: Dataset[tuple[Tensor, int]]) -> None:
-        self.pictures = pictures
+    def __init__(self, samples: Dataset[tuple[Any, Any]]) -> None:
+        self.samples = samples
 
     def __len__(self) -> int:
-        return len(self.pictures)  # type: ignore[arg-type]  # torch's base class has no length
+        return len(self.samples)  # type: ignore[arg-type]  # torch's base class has no length
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, index: int) -> tuple[int, Any]:
         try:
-            return index, self.pictures[index][0]
+            return index, self.samples[index][0]
         except UserError as error:
-            return index, error.reason if isinstance(error, PictureError) else str(error)
+            return index, getattr(error, "reason", str(error))
 
 
-def _collate(samples: Sequence[tuple[int, Tensor | str]]) -> tuple[Tensor, Read]:
-    good = {index: sample for index, sample in samples if isinstance(sample, Tensor)}
+def _collate(
+    samples: Sequence[tuple[int, Any]], *, collate: Callable[[list[Any]], Any]
+) -> tuple[Any, Read]:
+    good = {index: sample for index, sample in samples if not isinstance(sample, str)}
     errors = [(index, sample) for index, sample in samples if isinstance(sample, str)]
-    inputs = default_collate([*good.values()]) if good else torch.empty(0, 3, 1, 1)
+    inputs = collate([(sample, 0) for sample in good.values()])[0] if good else _NONE
     return inputs, Read([*good], errors)

@@ -15,7 +15,7 @@ from delta_transfer.data import Task
 from delta_transfer.devices import find_device
 from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.methods import METHODS, Method, find_method
+from delta_transfer.methods import METHODS, Method, check_kind, find_method
 from delta_transfer.objective import Classes
 from delta_transfer.training import find_precision
 from delta_transfer.training.loggers import check_loggers
@@ -118,14 +118,16 @@ def method_of(config: TrainConfig) -> Method:
 
 
 def check_task(config: TrainConfig, task: Task) -> None:
-    """Checks that the method of a run can learn what is to be learnt.
+    """Checks that the method of a run can learn what is to be learnt, of samples of this kind.
 
     Raises:
         UserError: if it cannot; the methods that can are listed.
     """
     method = method_of(config)
+    check_kind(method, task.kind, task.name)
     if method.classes and not isinstance(task.objective, Classes):
-        others = [other.name for other in METHODS.values() if not other.classes]
+        fit = [other for other in METHODS.values() if task.kind in other.kinds]
+        others = [other.name for other in fit if not other.classes]
         raise UserError(
             f"--method {method.name} learns classes, and {task.name} has "
             f"{task.objective.outputs}: take one of {', '.join(others)}"

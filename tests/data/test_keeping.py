@@ -18,6 +18,7 @@ from delta_transfer.data import Split, Task, keeping
 from delta_transfer.data.check import check_pictures
 from delta_transfer.data.folder import FolderReader
 from delta_transfer.data.keeping import Keeper
+from delta_transfer.data.kept import KeptPictures
 from delta_transfer.data.packs import Pack, PackWriter
 from delta_transfer.data.resize import Resize
 from delta_transfer.loaders import (
@@ -201,6 +202,25 @@ def both(root: Path, barrier, results) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_pack_of_another_machine_is_told_from_that_of_this_one(folder):
+    pictures = {
+        name: torch.full((3, 4, 4 + i), i, dtype=torch.uint8) for i, name in enumerate("ab")
+    }
+    packs = []
+    for order in ("ab", "ba"):  # which are files of the same name
+        writer = PackWriter(folder / "x")
+        for name in order:
+            writer.add(name, pictures[name])
+        packs.append(writer.finish())
+        kept = KeptPictures({"r": {n: (packs[-1], packs[-1].places[n]) for n in "ab"}})
+        assert kept.here().has("a", "r")
+    there = {"r": {name: (packs[0], packs[0].places[name]) for name in "ab"}}
+    assert packs[0].path == packs[1].path
+    assert not KeptPictures(there).here().has("a", "r")
+    packs[0].path.unlink()
+    assert not KeptPictures(there).here().has("b", "r")
+
+
 def test_two_processes_at_once_do_no_harm(some, folder):
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(2), context.Queue()

@@ -27,7 +27,10 @@ from tests.training.test_fit import OPTIONS, plan, run
 DIVISIBLE = [
     name
     for name, method in METHODS.items()
-    if method.trains and not method.whole_batch and method.batch_norm is None
+    if method.trains
+    and not method.whole_batch
+    and method.batch_norm is None
+    and "pictures" in method.kinds
 ]
 
 

@@ -37,6 +37,7 @@ from delta_transfer.training.checkpoints import (
     read_whole,
     take_over,
 )
+from delta_transfer.training.stopping import stop_fits
 from tests.networks import conv_net
 from tests.training.test_fit import Samples
 
@@ -263,6 +264,18 @@ def test_a_signal_ends_it_after_the_step_and_it_goes_on(whole, tmp_path, step, n
     assert last[1]["global_step"] == step + 1
     assert same(trained(folder, resume=True, saving=Saving()), whole[0])
     assert traces(folder) == traces(whole[1])
+
+
+def test_another_thread_may_ask_for_a_stop(whole, tmp_path):
+    class Asked(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            if trainer.global_step == 3:
+                assert stop_fits()
+
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 3$"):
+        trained(tmp_path / "run", Asked(), saving=Saving())
+    assert not stop_fits()
+    assert same(trained(tmp_path / "run", resume=True, saving=Saving()), whole[0])
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):

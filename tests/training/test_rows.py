@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from delta_transfer.data import EpochSampler
+from delta_transfer.objective import Classes
 from delta_transfer.penalties import L2, Delta
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.taps import Taps
@@ -62,7 +63,7 @@ def trained(folder, *, parts: int = 1):
         ),
         loss=F.cross_entropy,
         head="head",
-        num_classes=3,
+        objective=Classes(),
         optimization=Optimization(
             optimizer="sgd",
             lr=0.01,

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from delta_transfer.objective import CLASSES
 from delta_transfer.training.checkpoints import WholeCheckpoints, read_whole
 from delta_transfer.training.saving import KeepBest
 
@@ -33,6 +34,7 @@ def kept(losses: list[float], folder: Path, *, again: bool = False) -> tuple[int
     If asked, each epoch is seen by another process, which goes on.
     """
     keep, network = KeepBest(folder), torch.nn.Linear(1, 1)
+    network.objective = CLASSES
     written: list[int] = []
     for epoch, loss in enumerate(losses):
         if again and epoch:

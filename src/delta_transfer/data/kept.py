@@ -33,6 +33,17 @@ class KeptPictures:
             logger.debug("%s is decoded anew: %s", path, error)
             return None
 
+    def here(self) -> "KeptPictures":
+        """What this machine has of them, where they were kept by another one perhaps."""
+        packs = {pack for some in self._places.values() for pack, _ in some.values()}
+        there = {pack for pack in packs if pack.is_here()}
+        return KeptPictures(
+            {
+                resize: {path: found for path, found in some.items() if found[0] in there}
+                for resize, some in self._places.items()
+            }
+        )
+
     def has(self, path: str, resize: object) -> bool:
         """Whether a picture is kept so."""
         return path in self._places.get(resize, {})

@@ -1,6 +1,7 @@
 """The rows of a CSV file of SMILES: molecules, what is known of them, and their splits."""
 
 import csv
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,15 @@ from delta_transfer.data.smiles import SmilesError, read_molecule
 from delta_transfer.data.split_names import SPLITS
 from delta_transfer.errors import UserError, first_few, unknown
 
+logger = logging.getLogger(__name__)
+
 LAYOUT = (
     "a CSV file with commas, in UTF-8, that begins with a header, with a column of SMILES and "
     "columns of labels"
 )
 """What a file of molecules must look like, in words."""
+
+_MANY = 10_000  # molecules, which take some ten seconds to read
 
 _MISSING = ("", "nan", "na", "n/a", "none", "null")
 
@@ -131,6 +136,8 @@ def _is_numeric(numbers: Sequence[float | None]) -> bool:
 
 def _readable(file: Path, rows: Sequence[Row], smiles: str) -> tuple[list[int], list[str]]:
     """The positions of the rows whose SMILES are of molecules, and a note on the others."""
+    if len(rows) > _MANY:
+        logger.info("reading %s molecules", f"{len(rows):,}")
     kept, lost = [], []
     for position, row in enumerate(rows):
         try:

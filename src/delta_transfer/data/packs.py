@@ -87,6 +87,13 @@ class Pack:
         size = 3 * place.height * place.width
         return self._pixels[place.offset : place.offset + size].view(shape)
 
+    def is_here(self) -> bool:
+        """Whether this machine has the file, and not one of the same pictures in another order."""
+        try:
+            return Pack(self.path).places == self.places
+        except (OSError, ValueError):
+            return False
+
     def is_whole(self, place: Place) -> bool:
         """Whether the bytes of a picture are those that were written."""
         return zlib.crc32(self.read(place).numpy().data) == place.checksum

@@ -155,7 +155,7 @@ def _ranking(comparison: Comparison) -> Ranking:
     return Ranking(
         size,
         [_line(summary, best=summary is best) for summary in summaries],
-        accuracies_plot(comparison, summaries, f"accuracies{size or 'all'}"),
+        accuracies_plot(comparison, summaries, f"ranking{size or 'all'}"),
     )
 
 

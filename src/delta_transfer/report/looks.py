@@ -18,7 +18,7 @@ DASHES: tuple[Dash, ...] = (
 )
 # Those that are compared most come first: they have colours of their own.
 METHODS = (
-    "delta l2 l2sp lp_ft delta_no_attention ldifs lwf bss stochnorm co_tuning rifle spd"
+    "delta l2 l2sp lp_ft delta_no_attention ldifs lwf bss stochnorm co_tuning rifle spd gtot"
 ).split()
 
 

@@ -20,6 +20,7 @@ LABELS = {
     "rifle": "RIFLE",
     "ldifs": "LDIFS",
     "spd": "SPD",
+    "gtot": "GTOT",
     "delta_no_attention": "DELTA (no attention)",
     "delta": "DELTA",
 }

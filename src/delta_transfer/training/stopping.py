@@ -40,19 +40,41 @@ class StopRequest:
         logger.warning("stopping after this step, and saving; once more to stop at once")
 
 
+_open: list[StopRequest] = []
+
+
+def stop_fits() -> bool:
+    """Asks the fits of this process for a stop, from any thread; whether there is one."""
+    found = list(_open)
+    for request in found:
+        request.asked = True
+    return bool(found)
+
+
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Inside, SIGINT and SIGTERM only ask for a stop."""
+    """Inside, SIGINT, SIGTERM and `stop_fits` only ask for a stop."""
     request = StopRequest()
+    _open.append(request)
+    try:
+        with _hearing(request):
+            yield request
+    finally:
+        _open.remove(request)
+
+
+@contextmanager
+def _hearing(request: StopRequest) -> Iterator[None]:
+    """Inside, signals go to the request."""
     if threading.current_thread() is not threading.main_thread():
-        yield request  # where Python allows no handlers
+        yield  # where Python allows no handlers
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     # A program that was started deaf to a signal, as shells do with & and nohup, stays so.
     request.heard = [number for number in SIGNALS if before[number] not in (signal.SIG_IGN, None)]
     request.listen()
     try:
-        yield request
+        yield
     finally:
         for number in request.heard:
             signal.signal(number, before[number])

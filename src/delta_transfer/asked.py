@@ -1,0 +1,74 @@
+"""What a person asks about: the pictures or molecules that the arguments of predict stand for."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from delta_transfer.backbones import GraphSpec, InputSpec
+from delta_transfer.data.csv_file import list_csv
+from delta_transfer.data.images import IMAGE_SUFFIXES, read_image
+from delta_transfer.data.scan import find_pictures
+from delta_transfer.data.smiles_files import list_smiles
+from delta_transfer.errors import UserError
+from delta_transfer.graph_libraries import need_graph_libraries
+
+
+def find_asked(
+    arguments: Sequence[str | Path],
+    spec: InputSpec | GraphSpec,
+    *,
+    smiles_column: str | None = None,
+) -> tuple[list[str], Callable[[str], Any]]:
+    """The samples that arguments stand for, and what reads one of them.
+
+    Args:
+        arguments: for a network on pictures: pictures, folders of them, CSV files that list them.
+            For one on molecules: SMILES, and files of them.
+        spec: what the network takes.
+        smiles_column: of a CSV file of molecules.
+
+    Raises:
+        UserError: if a path does not exist or holds nothing to predict, or the network's graphs
+            are no molecules.
+    """
+    if isinstance(spec, InputSpec):
+        return [file for path in arguments for file in _pictures(Path(path))], _read_picture
+    if spec.node_features != "atoms":
+        raise UserError(
+            "predict is for pictures and molecules, and the graphs of this run are neither: use "
+            "evaluate, whose predictions.csv has what the network says of each"
+        )
+    need_graph_libraries("predict")
+    from delta_transfer.data.smiles import read_molecule
+
+    names = [name for one in arguments for name in _molecules(str(one), smiles_column)]
+    return names, read_molecule
+
+
+def _read_picture(path: str) -> Image.Image:
+    return read_image(Path(path))
+
+
+def _pictures(path: Path) -> list[str]:
+    if os.path.isdir(path):
+        found = [str(path / name) for name in find_pictures(path, root=path)]
+        if not found:
+            raise UserError(
+                f"no pictures in {path}: the files must end in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
+        return found
+    if not os.path.isfile(path):
+        raise UserError(
+            f"there is no file or folder {path}: give pictures, folders of pictures, or CSV files "
+            "with a column path"
+        )
+    return list_csv(path) if path.suffix.lower() == ".csv" else [str(path)]
+
+
+def _molecules(argument: str, column: str | None) -> list[str]:
+    """Those in a file or, where there is none of the name, the one of this SMILES."""
+    file = Path(argument)
+    return list_smiles(file, column=column) if os.path.isfile(file) else [argument]

@@ -1,0 +1,186 @@
+"""Runs on molecules from a CSV file of SMILES to the report, by the commands of pictures."""
+
+import csv
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+pytest.importorskip("torch_geometric", reason="PyTorch Geometric is not installed")
+pytest.importorskip("rdkit", reason="RDKit is not installed")
+
+from delta_transfer import TrainConfig, train
+from delta_transfer.backbones import GraphSpec, load_graph_backbone
+from delta_transfer.cli import main
+from delta_transfer.data.base import Split
+from delta_transfer.data.graph_batches import collate_graphs
+from delta_transfer.data.nci import offline_smiles
+from delta_transfer.data.smiles import read_molecule
+from delta_transfer.errors import UserError
+from delta_transfer.molecule_examples import atom_distances
+from delta_transfer.predict import Predictor
+from delta_transfer.report.run_files import read_molecules
+
+MODEL = "pretrain-gnns/gin"
+SHARED = ["--model", MODEL, "--smiles-column", "smiles", "--device", "cpu", "--batch-size", "16"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A CSV file with two questions about 80 molecules, some answers missing, and weights."""
+    folder = tmp_path_factory.mktemp("molecules")
+    with (folder / "molecules.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["smiles", "nitrogen", "chlorine"])
+        for number, smiles in enumerate(offline_smiles()[:80]):
+            chlorine = "" if number % 7 == 0 else int("Cl" in smiles)
+            writer.writerow([smiles, int("N" in smiles or "n" in smiles), chlorine])
+    torch.manual_seed(0)
+    backbone = load_graph_backbone(MODEL, num_outputs=2, spec=GraphSpec(), pretrained=False)
+    state = backbone.module.state_dict()
+    pretrained = {name: tensor for name, tensor in state.items() if not name.startswith("head")}
+    save_file(pretrained, folder / "weights.safetensors")
+    return folder
+
+
+def options(folder, out, **more):
+    """Of a run in a folder."""
+    return TrainConfig(
+        **{
+            "data": str(folder / "molecules.csv"),
+            "out": str(out),
+            "model": MODEL,
+            "weights": str(folder / "weights.safetensors"),
+            "smiles_column": "smiles",
+            "test_split": "0.25",
+            "split": "random",
+            "method": "delta",
+            "strength": 1.0,
+            "attention": "gradient",
+            "epochs": 3,
+            "batch_size": 16,
+            "device": "cpu",
+            "loggers": "csv",
+            **more,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """A finished run of DELTA with attention."""
+    return train(options(folder, folder / "run")).folder
+
+
+def test_a_run_leaves_figures_by_roc_auc(run):
+    result = json.loads((run / "result.json").read_text())
+    assert result["metric"] == "roc_auc"
+    assert 0 <= result["test_roc_auc"] <= 1
+    assert result["test_accuracy"] is None
+    assert result["taps"] == [f"layers.{i}" for i in range(1, 5)]
+    page = (run / "report.html").read_text()
+    assert "ROC-AUC" in page
+    assert "Molecules that moved" in page
+
+
+def test_training_lowers_the_loss(run):
+    with (run / "metrics.csv").open() as file:
+        losses = [float(row["train_task"]) for row in csv.DictReader(file) if row["train_task"]]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+
+
+def test_the_molecules_drawn_are_those_that_moved_most(run, folder):
+    predictor = Predictor(run, device="cpu")
+    state = folder / "weights.safetensors"
+    source = load_graph_backbone(MODEL, num_outputs=2, spec=GraphSpec(), weights=state).module
+    with (run / "predictions.csv").open() as file:
+        names = [row["path"] for row in csv.DictReader(file)]
+    split = Split(tuple(names), (0,) * len(names), read_molecule)
+    far = atom_distances(
+        split, network=predictor.backbone.module, source=source, taps=["layers.2", "layers.4"]
+    )
+    assert [len(one) for one in far] == [len(read_molecule(name).x) for name in names]
+    farthest = max(range(len(names)), key=lambda i: float(far[i].mean()))
+    drawn = read_molecules(run)
+    assert drawn[0].smiles == names[farthest]
+    assert drawn[0].distance == pytest.approx(float(far[farthest].mean()), rel=1e-4)
+    assert [one.distance for one in drawn] == sorted((one.distance for one in drawn), reverse=True)
+
+
+def test_predictions_are_those_of_the_network_on_the_molecule_alone(run, tmp_path, capsys):
+    (tmp_path / "asked.smi").write_text("CCO ethanol\nnonsense\nc1ccccc1Cl\n")
+    code = main(["predict", str(run), str(tmp_path / "asked.smi"), "CCN", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert [one["path"] for one in found] == ["CCO", "c1ccccc1Cl", "CCN"]
+    network = Predictor(run, device="cpu").backbone.module.eval()
+    for one in found:
+        graphs, _ = collate_graphs([(read_molecule(one["path"]), 0)])
+        with torch.no_grad():
+            expected = torch.sigmoid(network(graphs))[0]
+        assert list(one["probabilities"]) == ["nitrogen", "chlorine"]
+        values = torch.tensor(list(one["probabilities"].values()))
+        assert torch.allclose(values, expected, atol=1e-5)
+
+
+def test_evaluation_of_the_runs_own_data_repeats_its_figure(run, folder):
+    found = Predictor(run, device="cpu").evaluate(str(folder / "molecules.csv"))
+    result = json.loads((run / "result.json").read_text())
+    assert found.score == pytest.approx(result["test_roc_auc"], abs=1e-6)
+
+
+def test_going_on_gives_the_same_bytes(run, folder, monkeypatch):
+    from delta_transfer.training.module import FineTuning
+
+    class Stopped(Exception):
+        pass
+
+    step, count = FineTuning.training_step, [0]
+
+    def stopping(self, batch, index):
+        count[0] += 1
+        if count[0] == 6:
+            raise Stopped
+        return step(self, batch, index)
+
+    again = folder / "again"
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuning, "training_step", stopping)
+        with pytest.raises(Stopped):
+            train(options(folder, again, checkpoint_steps=1))
+    train(options(folder, again, checkpoint_steps=1, resume=True))
+    model = "model/model.safetensors"
+    assert (again / model).read_bytes() == (run / model).read_bytes()
+
+
+def test_methods_are_compared(folder, capsys):
+    out = folder / "compared"
+    args = ["compare", str(folder / "molecules.csv"), "--out", str(out), "--seeds", "0,1"]
+    args += ["--methods", "probe,l2", "--epochs", "1", "--split", "random"]
+    args += ["--test-split", "0.25", "--weights", str(folder / "weights.safetensors"), *SHARED]
+    assert main(args) == 0
+    assert "ROC-AUC" in capsys.readouterr().out
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert "ROC-AUC" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"model": "pypi/efficientnet_lite0", "weights": None}, "pretrain-gnns/gin"),
+        ({"image_size": 64}, "--image-size is for pictures"),
+        ({"mixup": 0.2}, "--mixup"),
+        ({"augment": "randaugment"}, "--augment is for pictures"),
+    ],
+)
+def test_what_only_pictures_have_is_refused_before_anything_is_written(
+    folder, tmp_path, wrong, said
+):
+    config = options(folder, tmp_path / "run", **wrong)
+    with pytest.raises(UserError, match=said):
+        train(config)
+    assert not (tmp_path / "run").exists()
