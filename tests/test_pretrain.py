@@ -196,7 +196,9 @@ class TestContext:
         chains = [f"{a * n}{b}" for a in "CNOS" for n in range(4, 9) for b in ("", a + "-" + a)]
         path.write_text("\n".join(chains))
         objective = "context-prediction"
-        options = small(path, tmp_path / "out", objective=objective, epochs=40, lr=0.02)
+        options = small(
+            path, tmp_path / "out", objective=objective, epochs=20, lr=0.03, batch_size=16
+        )
         found = pretrain(options)
         assert found.chance.score == 0.5
         assert found.after.score > 0.7
