@@ -118,14 +118,15 @@ def write_tables(comparisons: dict[str, Comparison]) -> Iterator[str]:
 def write_table(title: str, comparison: Comparison) -> Iterator[str]:
     seeds = len(comparison.seeds)
     yield f"### {title}\n"
-    yield f"{comparison.split.capitalize()} accuracy in percent, {seeds} seeds.\n"
+    split, measure = comparison.split.capitalize(), comparison.measure
+    yield f"{split} {measure.heading}, {seeds} seeds.\n"
     yield "| method | mean | std | vs l2 | vs probe | seconds | MiB |"
     yield "|---|--:|--:|--:|--:|--:|--:|"
     for row in summarize_methods(comparison):
         cells = (
-            row.method + ("" if row.accuracy.count == seeds else f" ({row.accuracy.count} seeds)"),
-            f"{100 * row.accuracy.mean:.1f}",
-            f"{100 * row.accuracy.deviation:.1f}" if row.accuracy.count > 1 else "",
+            row.method + ("" if row.score.count == seeds else f" ({row.score.count} seeds)"),
+            f"{100 * row.score.mean:.1f}",
+            f"{100 * row.score.deviation:.1f}" if row.score.count > 1 else "",
             difference(row.to_baseline),
             difference(row.to_probe),
             f"{row.seconds:.0f}",
@@ -152,7 +153,7 @@ def average(comparisons: Sequence[Comparison]) -> Comparison:
             own = [entries_of[key] for entries_of in found]
             means = {
                 name: statistics.fmean(getattr(entry, name) for entry in own)
-                for name in ("accuracy", "probe", "seconds", "memory")
+                for name in ("score", "probe", "seconds", "memory")
             }
             entries.append(dataclasses.replace(first, **means))
     return dataclasses.replace(comparisons[0], entries=tuple(entries))
