@@ -143,6 +143,8 @@ class Fakes:
         breaking: what is raised instead of a run, by method.
     """
 
+    task = None
+
     def __init__(self) -> None:
         self.prepared: list[tuple[int, int | None]] = []
         self.trained: list[str] = []
@@ -204,7 +206,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     found = Fakes()
     monkeypatch.setattr(compare_workers, "prepare", found.prepare)
     monkeypatch.setattr(compare_workers, "train_prepared", found.train)
-    monkeypatch.setattr(compare_workers, "given_attention", lambda prepared, config: None)
+    for check in ("check_task", "given_attention"):
+        monkeypatch.setattr(compare_workers, check, lambda first, second: None)
     monkeypatch.setattr(module, "write_comparison_report", found.report)
     return found
 

@@ -27,6 +27,7 @@ from delta_transfer.training import Fitted, Optimization
 from tests.conftest import METHODS as COMPARED
 from tests.runs import CLASSES, model_bytes, tiny
 
+SPLITS = ("test", "val", "linear_probe_test", "linear_probe_val")
 TRAINED = {"metrics.csv", "drift.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
 ALWAYS = {
     "config.yaml",
@@ -151,6 +152,7 @@ class TestFigures:
             "val_accuracy",
             "linear_probe_test_accuracy",
             "linear_probe_val_accuracy",
+            *(f"{split}_{name}" for split in SPLITS for name in ("roc_auc", "rmse")),
             "best_epoch",
             "epochs",
             "refitted",
