@@ -15,6 +15,7 @@ from delta_transfer.data.images import PictureError
 from delta_transfer.distributed import gathered, is_main, joined
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import needed_resizes
+from delta_transfer.objective import Classes
 from delta_transfer.prepare import prepare
 from delta_transfer.run import train_prepared
 from tests.networks import conv_net
@@ -31,7 +32,7 @@ def refused(folder: str) -> None:
     """Each process is told why nothing can be written into a folder that is locked meanwhile."""
     prepared: Any = SimpleNamespace(
         device=torch.device("cpu"),
-        task=SimpleNamespace(train=[None]),
+        task=SimpleNamespace(train=[None], kind="pictures", objective=Classes(), name="pictures"),
         backbone=SimpleNamespace(classifier=None),
     )
     config = tiny(Path("pictures"), Path(folder), method="probe")

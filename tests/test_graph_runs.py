@@ -21,6 +21,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.molecule_examples import atom_distances
 from delta_transfer.predict import Predictor
 from delta_transfer.report.run_files import read_molecules
+from delta_transfer.run_folder import foreign
 
 MODEL = "pretrain-gnns/gin"
 SHARED = ["--model", MODEL, "--smiles-column", "smiles", "--device", "cpu", "--batch-size", "16"]
@@ -84,11 +85,11 @@ def test_a_run_leaves_figures_by_roc_auc(run):
     assert "Molecules that moved" in page
 
 
-def test_training_lowers_the_loss(run):
-    with (run / "metrics.csv").open() as file:
-        losses = [float(row["train_task"]) for row in csv.DictReader(file) if row["train_task"]]
-    assert len(losses) == 3
-    assert losses[-1] < losses[0]
+def test_features_start_where_the_source_has_them_and_move(run):
+    with (run / "drift.csv").open() as file:
+        rows = [(int(row["epoch"]), float(row["distance"])) for row in csv.DictReader(file)]
+    assert max(distance for epoch, distance in rows if epoch == 0) == 0
+    assert min(distance for epoch, distance in rows if epoch == 3) > 1e-6
 
 
 def test_the_molecules_drawn_are_those_that_moved_most(run, folder):
@@ -184,3 +185,52 @@ def test_what_only_pictures_have_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=said):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_every_file_of_a_run_on_molecules_is_known_for_one(run, folder):
+    again = options(folder, run, resume=True)
+    assert (
+        train(again).test_roc_auc == json.loads((run / "result.json").read_text())["test_roc_auc"]
+    )
+    assert foreign(run) == []
+
+
+def write_answers(path, header, answers):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(answers)
+
+
+class TestEvaluationOfOtherData:
+    def test_columns_that_are_not_asked_for_do_not_matter(self, run, tmp_path):
+        rows = [[smiles, number % 2, 0.5] for number, smiles in enumerate(offline_smiles()[90:102])]
+        write_answers(tmp_path / "other.csv", ["smiles", "chlorine", "weight"], rows)
+        found = Predictor(run, device="cpu").evaluate(str(tmp_path / "other.csv"))
+        figures = {column.name: column.known for column in found.columns}
+        assert figures == {"nitrogen": 0, "chlorine": 12}
+
+    def test_values_are_no_answers_to_questions(self, run, tmp_path):
+        rows = [[smiles, 0.1 * n] for n, smiles in enumerate(offline_smiles()[90:96])]
+        write_answers(tmp_path / "other.csv", ["smiles", "chlorine"], rows)
+        with pytest.raises(UserError, match="give 0 or 1"):
+            Predictor(run, device="cpu").evaluate(str(tmp_path / "other.csv"))
+
+    def test_without_a_column_of_the_run(self, run, tmp_path):
+        rows = [[smiles, n % 2] for n, smiles in enumerate(offline_smiles()[90:96])]
+        write_answers(tmp_path / "other.csv", ["smiles", "toxic"], rows)
+        with pytest.raises(UserError, match="none of the columns .*nitrogen, chlorine"):
+            Predictor(run, device="cpu").evaluate(str(tmp_path / "other.csv"))
+
+    def test_pictures_are_refused(self, run):
+        with pytest.raises(UserError, match=r"(?i)classes|pictures"):
+            Predictor(run, device="cpu").evaluate("sklearn/digits")
+
+
+def test_a_figure_that_is_undefined_ends_no_comparison(folder, tmp_path, capsys):
+    rows = [[smiles, int(number == 3)] for number, smiles in enumerate(offline_smiles()[:60])]
+    write_answers(tmp_path / "rare.csv", ["smiles", "rare"], rows)
+    args = ["compare", str(tmp_path / "rare.csv"), "--out", str(tmp_path / "c"), "--seeds", "0"]
+    args += ["--methods", "probe", "--split", "random", "--test-split", "0.25", *SHARED]
+    assert main([*args, "--weights", str(folder / "weights.safetensors")]) == 2
+    assert "the ROC-AUC of no run is defined on the" in capsys.readouterr().err

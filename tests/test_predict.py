@@ -152,7 +152,7 @@ class TestPredict:
     def test_it_answers_while_it_reads(self, finished, pictures, monkeypatch):
         read = []
         monkeypatch.setattr(
-            "delta_transfer.predict.read_image",
+            "delta_transfer.asked.read_image",
             lambda path: read.append(path) or Image.new("RGB", (40, 40)),
         )
         few = Predictor(finished.folder, device="cpu", batch_size=2, workers=0)
@@ -165,7 +165,7 @@ class TestPredict:
     def test_every_picture_is_read_once(self, predictor, pictures, monkeypatch):
         read = []
         monkeypatch.setattr(
-            "delta_transfer.predict.read_image",
+            "delta_transfer.asked.read_image",
             lambda path: read.append(str(path)) or Image.new("RGB", (40, 40)),
         )
         found = predictor.predict([pictures / "val"])

@@ -1,7 +1,6 @@
 """Splits become batches: plain, augmented or cropped for the test, as the preset has it."""
 
 import dataclasses
-import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from delta_transfer.data.augment import (
     ten_crop_transform,
     train_transform,
 )
-from delta_transfer.data.batches import PictureLoader
+from delta_transfer.data.batches import PictureLoader, ignore_stops
 from delta_transfer.data.look import cores
 from delta_transfer.data.resize import Resize
 from delta_transfer.devices import find_device
@@ -73,7 +72,7 @@ def training_loader(
         sampler=order,
         num_workers=workers,
         persistent_workers=workers > 0,
-        worker_init_fn=_ignore_stops,
+        worker_init_fn=ignore_stops,
     )
 
 
@@ -150,7 +149,7 @@ def _in_order(
         device=device,
         batch_size=batch_size,
         num_workers=min(workers, len(split) // batch_size),
-        worker_init_fn=_ignore_stops,
+        worker_init_fn=ignore_stops,
     )
 
 
@@ -163,12 +162,6 @@ def _workers(split: Split, transform: Transform, config: TrainConfig, device: to
         return count_workers(None)
     # A CPU has better things to do; an accelerator is not to wait for crops.
     return 0 if device.type == "cpu" else min(_FOR_KEPT, count_workers(None))
-
-
-def _ignore_stops(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach a group of processes; those that load follow the main one."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _square(spec: InputSpec) -> dict[str, Any]:

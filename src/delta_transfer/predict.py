@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from delta_transfer.data import (
     load_task,
 )
 from delta_transfer.data.base import Label
+from delta_transfer.data.graph_sources import MOLECULENET
 from delta_transfer.data.molecule_options import NOTHING_SAID
 from delta_transfer.data.splits import DEFAULT_TEST_SPLIT
 from delta_transfer.devices import find_device, place
@@ -34,7 +36,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.evaluation import Evaluation, measure
 from delta_transfer.evaluation_columns import ColumnEvaluation, measure_columns
 from delta_transfer.loaders import evaluation_loader
-from delta_transfer.objective import Classes
+from delta_transfer.objective import BinaryTasks, Classes
 from delta_transfer.prepare import molecule_options
 from delta_transfer.reading import Tally, tolerant_loader
 from delta_transfer.training import CropAverage
@@ -161,6 +163,7 @@ class Predictor:
         if data_root is not None and not _is_named(data):
             logger.warning("--data-root is ignored: %s is no named data set", data)
         classes, split, metric, seen = self._labelled(data, data_root or self.config.data_root)
+        self._check_samples(data, split)
         self._check_known(data, classes, split)
         tally = Tally(split.paths, self._kind)
         answers = list(self._answers(split, tally))
@@ -194,18 +197,48 @@ class Predictor:
                 "give data of the same kind"
             )
         strange = sorted(set(classes) - set(self.classes))
-        if strange:
+        known = ", ".join(self.classes)
+        if strange and isinstance(self.objective, Classes):
             raise UserError(
                 f"{data} has classes that the run does not know: {', '.join(strange)}; "
-                f"it knows {', '.join(self.classes)}"
+                f"it knows {known}"
+            )
+        if len(strange) == len(classes):
+            raise UserError(f"{data} has none of the columns that the run answers: {known}")
+        if isinstance(self.objective, BinaryTasks):
+            answers = self._answered(classes, split)
+            if not bool(((answers == 0) | (answers == 1) | torch.isnan(answers)).all()):
+                raise UserError(
+                    f"{data} has values, and the run answers with no or yes ({known}): give 0 or 1"
+                )
+
+    def _check_samples(self, data: str, split: Split) -> None:
+        """Checks that the network takes what some data is of.
+
+        Raises:
+            UserError: if it does not.
+        """
+        spec, first = self.backbone.input, _first(split)
+        graphs = hasattr(first, "edge_index")
+        if graphs != isinstance(spec, GraphSpec):
+            there, taken = ("graphs", "pictures") if graphs else ("pictures", "graphs")
+            raise UserError(f"{data} is of {there}, and the network of this run takes {taken}")
+        if graphs and GraphSpec.of(first.x) != spec:
+            raise UserError(
+                f"{data} describes a node by {first.x.shape[1]} numbers, and the network of this "
+                f"run by {spec.columns}: give data of the same kind"
             )
 
     def _own_labels(self, classes: Sequence[str], split: Split) -> tuple[Label, ...]:
         """The labels by the network's own classes, or in the order of its outputs."""
         if isinstance(self.objective, Classes):
             return tuple(self.classes.index(classes[label]) for label in split.class_indices)
+        return tuple(tuple(row) for row in self._answered(classes, split).tolist())
+
+    def _answered(self, classes: Sequence[str], split: Split) -> Tensor:
+        """What is known of each of the network's outputs `[N, K]`, by the names of the columns."""
         known = [dict(zip(classes, row, strict=True)) for row in split.targets.tolist()]
-        return tuple(tuple(row.get(name, math.nan) for name in self.classes) for row in known)
+        return torch.tensor([[row.get(name, math.nan) for name in self.classes] for row in known])
 
     def _labelled(
         self, data: str, data_root: str | None
@@ -213,7 +246,7 @@ class Predictor:
         """Class names, pictures, the data set's figure, and whether they may have been seen."""
         metric: Metric = "accuracy"
         named = _is_named(data)
-        own = data == self.config.data or (not named and _real(data) == _real(self.config.data))
+        own = self._is_own(data)
         if own or named:
             # The run's own data: the same test split, also where the seed drew it.
             test_split = self.config.test_split if own else DEFAULT_TEST_SPLIT
@@ -255,8 +288,18 @@ class Predictor:
     def _molecules(self, data: str) -> MoleculeOptions:
         """What the run says of molecules, if that can be of this data: a file has its columns."""
         options = molecule_options(self.config)
-        of_file = options.smiles_column is not None and not _is_named(data)
-        return options if of_file or data == self.config.data else NOTHING_SAID
+        if self._is_own(data):
+            return options
+        if self._kind != "molecule" or Path(data).suffix.lower() != ".csv":
+            return NOTHING_SAID
+        return dataclasses.replace(options, smiles_column=options.smiles_column or "smiles")
+
+    def _is_own(self, data: str) -> bool:
+        """Whether it is what the run was trained on, under another name perhaps."""
+        own = self.config.data
+        if _is_named(data) or _is_named(own):
+            return _canonical(data) == _canonical(own)
+        return _real(data) == _real(own)
 
     def _answers(self, split: Split, tally: Tally) -> Iterator[tuple[list[int], Tensor]]:
         """Positions in the split and the answers to them, batch by batch."""
@@ -267,6 +310,21 @@ class Predictor:
             yield positions, rows
             started = time.perf_counter()  # what the caller does meanwhile does not count
         tally.conclude()
+
+
+def _first(split: Split) -> Any:
+    """One of the samples; None where it is a picture that cannot be read."""
+    try:
+        return split.read(split.paths[0])
+    except UserError:
+        return None
+
+
+def _canonical(data: str) -> str:
+    """The name of a data set without what tells no two of them apart."""
+    if not data.startswith(MOLECULENET):
+        return data
+    return data.casefold().replace("-", "").replace("_", "")
 
 
 def _is_named(data: str) -> bool:

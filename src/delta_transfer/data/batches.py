@@ -1,5 +1,6 @@
 """Batches of pictures: loaded as bytes, made numbers on the device where they are used."""
 
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,3 +50,9 @@ class PictureLoader(DataLoader[Any]):
     def _finish(self, batch: Sequence[Any]) -> tuple[Tensor, Any]:
         inputs, beside = batch
         return self.finish(inputs), beside
+
+
+def ignore_stops(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach a group of processes; those that load follow the main one."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

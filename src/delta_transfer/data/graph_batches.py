@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, Sampler
 from torch_geometric.data import Data
 
 from delta_transfer.data.base import Split
-from delta_transfer.data.batches import PictureLoader
+from delta_transfer.data.batches import PictureLoader, ignore_stops
 from delta_transfer.data.graphs import Graphs
 
 
@@ -79,6 +79,7 @@ def graph_loader(
         drop_last=drop_last,
         num_workers=workers,
         collate_fn=collate_graphs,
+        worker_init_fn=ignore_stops,
     )
 
 

@@ -130,7 +130,8 @@ class MethodSummary:
 def read_comparison(folder: Path) -> Comparison:
     """The runs of a comparison, finished or not.
 
-    Where one has no test score, all are compared on the validation split.
+    Where one has no test score, all are compared on the validation split. A run whose figure is
+    undefined, as ROC-AUC where all answers are yes, is left out.
 
     Raises:
         UserError: if `results.csv`, or a run that it needs, is missing or damaged.
@@ -141,7 +142,17 @@ def read_comparison(folder: Path) -> Comparison:
     rows = read_table(path, comparison_columns(measure))
     if not rows:
         raise UserError(f"{path} holds no runs")
-    tested = all(row.cells[f"test_{measure.name}"] for row in rows)
+    tests = [bool(row.cells[f"test_{measure.name}"]) for row in rows]
+    tested = all(tests) or (measure is not ACCURACY and any(tests))
+    split = "test" if tested else "validation"
+    if measure is not ACCURACY:
+        column = f"{'test' if tested else 'val'}_{measure.name}"
+        rows = [row for row in rows if row.cells[column]]
+    if not rows:
+        raise UserError(
+            f"{path}: the {measure.words} of no run is defined on the {split} split, which has one "
+            "answer alone to each question: give more samples"
+        )
     entries: dict[tuple[str, int, int | None], Entry] = {}
     for row in rows:
         entry = _entry(row, folder, measure, tested=tested)
@@ -149,7 +160,6 @@ def read_comparison(folder: Path) -> Comparison:
         if key in entries:
             raise row.error(f"{entry.method} with seed {entry.seed} is there twice")
         entries[key] = entry
-    split = "test" if tested else "validation"
     return Comparison(folder, split, measure, tuple(entries.values()))
 
 
