@@ -223,7 +223,7 @@ class Predictor:
         if graphs != isinstance(spec, GraphSpec):
             there, taken = ("graphs", "pictures") if graphs else ("pictures", "graphs")
             raise UserError(f"{data} is of {there}, and the network of this run takes {taken}")
-        if graphs and GraphSpec.of(first.x) != spec:
+        if isinstance(spec, GraphSpec) and GraphSpec.of(first.x) != spec:
             raise UserError(
                 f"{data} describes a node by {first.x.shape[1]} numbers, and the network of this "
                 f"run by {spec.columns}: give data of the same kind"
