@@ -19,7 +19,7 @@ def list_smiles(file: Path, *, column: str | None = None) -> list[str]:
     Raises:
         UserError: if it cannot be read, or has no such column.
     """
-    if file.suffix.lower() in (".csv", ".gz"):
+    if file.suffix.lower() == ".csv":
         name = (column or "smiles").strip().lower()
         layout = f"a CSV file with commas, in UTF-8, with a header and a column '{name}'"
         rows, _ = read_rows(file, required=(name,), layout=layout)
