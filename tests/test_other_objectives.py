@@ -196,7 +196,7 @@ def test_labels_of_another_kind_are_refused(asked, pictures):
     predictor = Predictor(asked.folder, device="cpu", workers=0)
     with pytest.raises(UserError, match="has classes, and the run was trained on yes-or-no"):
         predictor.evaluate(str(pictures))
-    with pytest.raises(UserError, match="brightness, stripes; it knows bright, red, striped"):
+    with pytest.raises(UserError, match="none of the columns that the run answers: bright, red, striped"):
         predictor.evaluate("tests/values")
 
 
@@ -232,7 +232,7 @@ def test_the_page_of_a_run_tells_of_columns_in_the_place_of_classes(asked, value
     assert "per class" not in page
     assert "ccurac" not in page
     page = (valued.folder / "report.html").read_text()
-    assert f"<dt>Test RMSE</dt><dd>{valued.test_rmse:.3g}</dd>" in page
+    assert f"<dt>Test RMSE</dt><dd>{RMSE.text(valued.test_rmse)}</dd>" in page
     assert "ccurac" not in page
 
 
