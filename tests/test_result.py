@@ -66,6 +66,7 @@ def test_json_has_the_figures_and_no_paths():
         "seconds",
         "memory",
         "pictures",
+        "sample",
         "classes",
         "strength",
         "strength_search",

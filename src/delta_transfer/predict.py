@@ -26,7 +26,7 @@ from delta_transfer.data import (
     load_labelled,
     load_task,
 )
-from delta_transfer.data.base import Label
+from delta_transfer.data.base import Label, Noun
 from delta_transfer.data.molecule_options import NOTHING_SAID
 from delta_transfer.data.splits import DEFAULT_TEST_SPLIT
 from delta_transfer.devices import find_device, place
@@ -108,7 +108,7 @@ class Predictor:
         self._network = CropAverage(self.backbone.module) if crops else self.backbone.module
 
     @property
-    def _kind(self) -> str:
+    def _kind(self) -> Noun:
         """What it is asked about, one of them."""
         spec = self.backbone.input
         if isinstance(spec, GraphSpec):
