@@ -75,6 +75,13 @@ def test_json_has_the_figures_and_no_paths():
     ]
 
 
+def test_a_result_of_before_is_of_pictures(tmp_path):
+    values = json.loads(dataclasses.replace(RESULT, sample="graph").to_json())
+    del values["sample"]
+    (tmp_path / "result.json").write_text(json.dumps(values))
+    assert RunResult.load(tmp_path).sample == "picture"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
