@@ -18,6 +18,7 @@ from delta_transfer.data.graph_batches import collate_graphs
 from delta_transfer.data.nci import offline_smiles
 from delta_transfer.data.smiles import read_molecule
 from delta_transfer.errors import UserError
+from delta_transfer.evaluation_text import describe
 from delta_transfer.molecule_examples import atom_distances
 from delta_transfer.predict import Predictor
 from delta_transfer.report.run_files import read_molecules
@@ -90,6 +91,18 @@ def test_features_start_where_the_source_has_them_and_move(run):
         rows = [(int(row["epoch"]), float(row["distance"])) for row in csv.DictReader(file)]
     assert max(distance for epoch, distance in rows if epoch == 0) == 0
     assert min(distance for epoch, distance in rows if epoch == 3) > 1e-6
+
+
+def test_what_is_said_of_a_run_is_of_molecules(run, folder):
+    assert json.loads((run / "result.json").read_text())["sample"] == "molecule"
+    log, page = (run / "train.log").read_text(), (run / "report.html").read_text()
+    assert "20 test molecules" in log
+    assert "20 test molecules" in page
+    said = describe(Predictor(run, device="cpu").evaluate(str(folder / "molecules.csv")))
+    assert said[0].split() == ["molecules", "20"]
+    assert said[2].startswith("molecules/s ")
+    for text in (log, page, *said):
+        assert "pictures" not in text.replace('class="pictures"', "").replace(".pictures", "")
 
 
 def test_the_molecules_drawn_are_those_that_moved_most(run, folder):

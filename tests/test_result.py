@@ -66,12 +66,20 @@ def test_json_has_the_figures_and_no_paths():
         "seconds",
         "memory",
         "pictures",
+        "sample",
         "classes",
         "strength",
         "strength_search",
         "taps",
         "versions",
     ]
+
+
+def test_a_result_of_before_is_of_pictures(tmp_path):
+    values = json.loads(dataclasses.replace(RESULT, sample="graph").to_json())
+    del values["sample"]
+    (tmp_path / "result.json").write_text(json.dumps(values))
+    assert RunResult.load(tmp_path).sample == "picture"
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,7 @@ class TestFigures:
             "seconds",
             "memory",
             "pictures",
+            "sample",
             "classes",
             "strength",
             "strength_search",

@@ -59,7 +59,10 @@ def _tell_of_classes(prepared: Prepared, tuning: Tuning) -> None:
             return
         done = "--class-weights auto would even them out"
     logger.info(
-        "classes  the largest has %.1f times as many pictures as the smallest: %s", ratio, done
+        "classes  the largest has %.1f times as many %ss as the smallest: %s",
+        ratio,
+        prepared.task.train.noun,
+        done,
     )
 
 

@@ -11,6 +11,7 @@ from delta_transfer.attention_summary import TapSummary, figures, origin, summar
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.console import progress_bar
+from delta_transfer.data.base import Noun
 from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
 from delta_transfer.options import AttentionOptions
@@ -30,11 +31,13 @@ class Measured:
         attention: that was measured.
         file: that holds it.
         picture: beside the file.
+        noun: what one of the samples is called that it was measured on.
     """
 
     attention: ChannelAttention
     file: Path
     picture: Path
+    noun: Noun
 
     @property
     def taps(self) -> list[TapSummary]:
@@ -44,7 +47,7 @@ class Measured:
     @property
     def title(self) -> str:
         """What it is, in a line."""
-        return f"Channel attention: {origin(self.attention)}"
+        return f"Channel attention: {origin(self.attention, self.noun)}"
 
     def to_json(self) -> str:
         """All of it but the scores, which are in the file."""
@@ -75,17 +78,18 @@ def measure(options: AttentionOptions) -> Measured:
     else:
         _check_file(file, options)
     prepared = prepare(config)
-    with progress_bar("channels", "pictures x channels") as progress:
+    noun = prepared.task.noun
+    with progress_bar("channels", f"{noun}s x channels") as progress:
         attention = estimate(prepared, config, progress=progress)
     order = attention_order(config, len(prepared.task.train))
     figure = attention_figure(
         figures(attention, prepared.task, order),
         title=f"Channel attention of {options.model} on {prepared.task.name}",
-        note=origin(attention),
+        note=origin(attention, noun),
     )
     picture = file.with_suffix(".png")
     _write(file, attention, picture, figure)
-    return Measured(attention=attention, file=file, picture=picture)
+    return Measured(attention=attention, file=file, picture=picture, noun=noun)
 
 
 def _config(options: AttentionOptions) -> TrainConfig:

@@ -3,13 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from PIL import Image, ImageOps
 
 from delta_transfer.backbones import GraphSpec
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.data import Task
+from delta_transfer.data.base import Noun
 from delta_transfer.report.attention_figure import PIXELS, Driver, TapFigure
 from delta_transfer.report.words import count
 
@@ -42,10 +42,10 @@ class TapSummary:
     top: tuple[int, ...]
 
 
-def origin(attention: ChannelAttention) -> str:
+def origin(attention: ChannelAttention, noun: Noun = "picture") -> str:
     """How it was measured, and how scores became attention."""
     parts = [
-        f"{attention.method} on {count(attention.samples, 'picture')}",
+        f"{attention.method} on {count(attention.samples, noun)}",
         f"temperature {attention.temperature:g}",
     ]
     if attention.clip is not None:
@@ -137,15 +137,13 @@ def _is_drawn(task: Task) -> bool:
     """Whether there are pictures of what is learnt from: of graphs, of molecules alone."""
     if task.kind == "pictures":
         return True
-    graph: Any = task.train.read(task.train.paths[0])
-    return GraphSpec.of(graph.x).node_features == "atoms"
+    return GraphSpec.of(task.train.read(task.train.paths[0]).x).node_features == "atoms"
 
 
 def _picture(task: Task, path: str) -> Image.Image:
-    found: Any = task.train.read(path)
-    if task.kind == "pictures":
-        picture: Image.Image = found
-        return picture
+    found = task.train.read(path)
+    if isinstance(found, Image.Image):
+        return found
     from delta_transfer.data.drawing import draw_molecule  # which needs an extra
 
     return draw_molecule(path, [0.0] * len(found.x))

@@ -69,7 +69,7 @@ def train(args: Sequence[str]) -> None:
 
 
 def evaluate(args: Sequence[str]) -> None:
-    """Measure a run on labelled pictures, class by class."""
+    """Measure a run on labelled pictures, molecules or graphs, class by class."""
     options = _parse(EvaluateOptions, args, evaluate, ["run", "data"])
     from delta_transfer import evaluation_folder, evaluation_text
     from delta_transfer.predict import Predictor
@@ -85,7 +85,9 @@ def evaluate(args: Sequence[str]) -> None:
     found = predictor.evaluate(options.data, data_root=options.data_root)
     if found.seen:
         _log.warning(
-            "the run has learnt from pictures of %s: these figures flatter it", options.data
+            "the run has learnt from %ss of %s: these figures flatter it",
+            found.split.noun,
+            options.data,
         )
     folder = evaluation_folder.save(found, run=Path(options.run), out=options.out)
     if options.json:
@@ -97,7 +99,7 @@ def evaluate(args: Sequence[str]) -> None:
 
 
 def predict(args: Sequence[str]) -> None:
-    """Say what is on pictures: path, class and probability."""
+    """Say what a run makes of pictures or molecules: path, class and probability."""
     options = _parse(PredictOptions, args, predict, ["run", "paths"])
     from delta_transfer import answers
     from delta_transfer.objective import Classes

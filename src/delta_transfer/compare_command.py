@@ -89,9 +89,9 @@ def tables(compared: Compared) -> Iterator[Table]:
     for size in runs.sizes:
         here = runs.at(size)
         seeds = f"{len(here.seeds)} seed{'' if len(here.seeds) == 1 else 's'}"
-        pictures = "" if size is None else f", {size} training pictures a class"
+        samples = "" if size is None else f", {size} training {runs.noun}s a class"
         yield Table(
-            title=f"{runs.split.capitalize()} {runs.measure.heading}, {seeds}{pictures}",
+            title=f"{runs.split.capitalize()} {runs.measure.heading}, {seeds}{samples}",
             methods=summarize_methods(here),
             failed=Counter(
                 run.method for run, _ in compared.failures if run.samples_per_class == size

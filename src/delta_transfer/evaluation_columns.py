@@ -115,13 +115,13 @@ def measure_columns(
 
 def describe_columns(evaluation: ColumnEvaluation) -> list[str]:
     """The score, then a line for each question or value."""
-    measure = evaluation.measure
+    measure, noun = evaluation.measure, evaluation.split.noun
     rows = [_heading(evaluation.columns[0]), *map(_cells, evaluation.columns)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        f"{'pictures':21}{evaluation.pictures}",
+        f"{noun + 's':21}{evaluation.pictures}",
         f"{measure.words:21}{measure.text(evaluation.score)}",
-        f"{'pictures/s':21}{evaluation.pictures_per_second:.1f}",
+        f"{noun + 's/s':21}{evaluation.pictures_per_second:.1f}",
         "",
         *(
             "  ".join([f"{row[0]:{widths[0]}}", *map(str.rjust, row[1:], widths[1:])])

@@ -23,12 +23,13 @@ def describe(evaluation: Evaluation | ColumnEvaluation) -> list[str]:
         "mean_class_accuracy": evaluation.mean_class_accuracy,
         "calibration_error": evaluation.calibration_error,
     }
-    figures = [f"{'pictures':21}{evaluation.pictures}"]
+    noun = evaluation.split.noun
+    figures = [f"{noun + 's':21}{evaluation.pictures}"]
     for name, value in percent.items():
         main = name == evaluation.metric != "accuracy"
         mark = "  (the figure of this data)" if main else ""
         figures.append(f"{name.replace('_', ' '):21}{100 * value:.1f}%{mark}")
-    figures.append(f"{'pictures/s':21}{evaluation.pictures_per_second:.1f}")
+    figures.append(f"{noun + 's/s':21}{evaluation.pictures_per_second:.1f}")
     drawn = len(evaluation.classes) <= MATRIX
     return [
         *figures,
@@ -47,11 +48,12 @@ def _classes(evaluation: Evaluation, matrix: Sequence[str] | None) -> list[str]:
     width = max(cell_len(figures.name) for figures in evaluation.classes)
     width = max(width, len("class"))
     head, *rest = matrix or [""] * (len(evaluation.classes) + 1)
-    lines = [f"    {'class':{width}}  pictures  accuracy{head}"]
+    nouns = f"{evaluation.split.noun}s"
+    lines = [f"    {'class':{width}}  {nouns}  accuracy{head}"]
     for number, (figures, line) in enumerate(zip(evaluation.classes, rest, strict=True), start=1):
         accuracy = "-" if figures.accuracy is None else f"{100 * figures.accuracy:.1f}%"
         name = figures.name + " " * (width - cell_len(figures.name))
-        lines.append(f"{number:3} {name}  {figures.pictures:8}  {accuracy:>8}{line}")
+        lines.append(f"{number:3} {name}  {figures.pictures:{len(nouns)}}  {accuracy:>8}{line}")
     return lines
 
 

@@ -35,14 +35,14 @@ def settle(prepared: Prepared, tuning: Tuning, folder: Path) -> Tuning:
     if tuning.config.lr != "find" or not tuning.method.trains:
         return tuning
     path, own = folder / "lr.csv", identity(prepared)
-    trial = _kept(path, own)
+    trial = _kept(path, own, noun=prepared.task.noun)
     if trial is None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         found = [(*row, own) for row in _try(prepared, tuning, folder)]
         writer.writerows([("lr", "loss", "identity"), *found])
         write_atomically(path, text.getvalue())
-        trial = _kept(path, own)
+        trial = _kept(path, own, noun=prepared.task.noun)
         assert trial is not None
     lr = choose_rate(trial)
     logger.info(
@@ -54,14 +54,14 @@ def settle(prepared: Prepared, tuning: Tuning, folder: Path) -> Tuning:
     return _with_lr(tuning, lr)
 
 
-def _kept(path: Path, own: str) -> list[tuple[float, float]] | None:
-    """The rates and losses of a trial of before, if it was of the same pictures and weights."""
+def _kept(path: Path, own: str, *, noun: str) -> list[tuple[float, float]] | None:
+    """The rates and losses of a trial of before, if it was of the same samples and weights."""
     if not path.is_file():
         return None
     with path.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     if {row.get("identity") for row in rows} != {own}:
-        logger.warning("%s is of other pictures or pretrained weights: trying rates anew", path)
+        logger.warning("%s is of other %ss or pretrained weights: trying rates anew", path, noun)
         return None
     return [(float(row["lr"]), float(row["loss"])) for row in rows]
 

@@ -17,8 +17,8 @@ class EvaluateOptions:
 
     Args:
         run: folder of a finished run.
-        data: labelled pictures: a folder or a CSV file as for train, or a named data set. Its test
-            split counts, or all pictures if it has none.
+        data: labelled pictures or molecules: a folder or a CSV file as for train, or a named data
+            set. Its test split counts, or all of it if it has none.
         out: folder for the figures, predictions and confusion matrix; RUN/evaluation/DATA if not
             given. An older evaluation in it is replaced.
         json: print JSON.

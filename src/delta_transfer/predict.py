@@ -27,7 +27,7 @@ from delta_transfer.data import (
     load_labelled,
     load_task,
 )
-from delta_transfer.data.base import Label
+from delta_transfer.data.base import Label, Noun
 from delta_transfer.data.graph_sources import MOLECULENET
 from delta_transfer.data.molecule_options import NOTHING_SAID
 from delta_transfer.data.splits import DEFAULT_TEST_SPLIT
@@ -110,7 +110,7 @@ class Predictor:
         self._network = CropAverage(self.backbone.module) if crops else self.backbone.module
 
     @property
-    def _kind(self) -> str:
+    def _kind(self) -> Noun:
         """What it is asked about, one of them."""
         spec = self.backbone.input
         if isinstance(spec, GraphSpec):

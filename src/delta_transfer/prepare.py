@@ -313,13 +313,14 @@ def _check_splits(config: TrainConfig, task: Task) -> None:
     if config.folds and not task.val_drawn:
         raise UserError(
             f"--folds {config.folds}: {task.name} has its own validation split, on which the epoch "
-            "is chosen; leave the option out, or move the validation pictures to the training ones"
+            f"is chosen; leave the option out, or move the validation {task.noun}s to the training "
+            "ones"
         )
     most = max(Counter(pool(task).class_indices).values()) if config.folds else 0
     if config.folds > most:
         whose = "the largest class has" if isinstance(task.objective, Classes) else "there are"
         raise UserError(
-            f"--folds {config.folds}: {whose} only {most} pictures to learn from; "
+            f"--folds {config.folds}: {whose} only {most} {task.noun}s to learn from; "
             f"give {most} or fewer"
         )
 
@@ -380,7 +381,7 @@ def _describe(
     outputs = f"{len(task.classes)} {task.objective.outputs}"
     return (
         f"data     {task.name}: {outputs}, {len(task.train)} training, "
-        f"{len(task.val)} validation, {test} test pictures",
+        f"{len(task.val)} validation, {test} test {task.noun}s",
         *(f"         {note}" for note in task.notes),
         f"model    {config.model}, on {device}",
         *(f"         {note}" for note in backbone.notes),

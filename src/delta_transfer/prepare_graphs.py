@@ -83,12 +83,11 @@ def advise(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
 
 def _spec(task: Task) -> GraphSpec:
     """What the nodes of a task's graphs are described by, as its first one shows."""
-    graph: Any = task.train.read(task.train.paths[0])
-    return GraphSpec.of(graph.x)
+    return GraphSpec.of(task.train.read(task.train.paths[0]).x)
 
 
 def _digest(split: Split, path: str) -> str:
-    graph: Any = split.read(path)
+    graph = split.read(path)
     parts = [graph.x, graph.edge_index, graph.edge_attr]
     return fingerprint(
         f"{list(part.shape)}".encode() + part.contiguous().numpy().tobytes()

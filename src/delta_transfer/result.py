@@ -91,7 +91,8 @@ class RunResult:
             worked on it, of each until it last saved.
         memory: the most in use while the method was at work, in MiB (see `PeakMemory`), in any of
             these processes.
-        pictures: that the final model learnt from.
+        pictures: how many samples the final model learnt from.
+        sample: what one of them is called: picture, molecule or graph.
         classes: how many, or questions, or values.
         strength: of the method's penalty, None where it has none; if it was found, the geometric
             mean of the two that were trained with, by their shares.
@@ -124,6 +125,7 @@ class RunResult:
     seconds: float
     memory: float
     pictures: int
+    sample: str = "picture"
     classes: int
     strength: float | None
     strength_search: StrengthSearch | None

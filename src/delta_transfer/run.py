@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 def train(
     config: TrainConfig, *, network: nn.Module | None = None, spec: InputSpec | None = None
 ) -> RunResult:
-    """Fine-tunes a network on pictures and leaves a run folder.
+    """Fine-tunes a network on pictures, molecules or graphs and leaves a run folder.
 
     Args:
         config: the options.
@@ -235,6 +235,7 @@ def _finish(
         seconds=cost.seconds,
         memory=cost.memory,
         pictures=len(task.train),
+        sample=task.noun,
         classes=len(task.classes),
         strength=_strength(selected, tuning),
         strength_search=selected.search,

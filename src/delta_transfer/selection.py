@@ -100,8 +100,8 @@ def refit(joined: Prepared, tuning: Tuning, folder: Path, *, epoch: int) -> Tune
     """
     if tuning.method.trains:
         how = f"{epoch} epochs" if epoch else "its start alone"
-        pictures = len(joined.task.train)
-        logger.info("refit    on all %d training and validation pictures, %s", pictures, how)
+        count, noun = len(joined.task.train), joined.task.noun
+        logger.info("refit    on all %d training and validation %ss, %s", count, noun, how)
     tuned = fine_tune(joined, tuning, folder / "refit", stop_after=epoch)
     attention = folder / "refit" / "attention.safetensors"
     if is_main() and attention.is_file():

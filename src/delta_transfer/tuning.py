@@ -100,6 +100,7 @@ def plan_fit(prepared: Prepared, tuning: Tuning, folder: Path, stop_after: int |
         stop_after=stop_after,
         clip=config.clip,
         mixing=_mixing(_in_order(tuning), len(task.classes)),
+        noun=task.noun,
         parts=config.accumulate,
         divisible=_is_divisible(tuning),
         precision=find_precision(config.precision, prepared.device),

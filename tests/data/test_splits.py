@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -114,6 +115,9 @@ class TestTakePerClass:
     def test_a_class_with_fewer_is_named(self) -> None:
         with pytest.raises(UserError, match=r"--samples-per-class 6.*class 'cat' has 5: lower"):
             take_per_class(of(5, 9), 6, classes=("cat", "dog"), seed=0)
+        graphs = dataclasses.replace(of(5, 9), noun="graph")
+        with pytest.raises(UserError, match=r"6 training graphs .* add graphs or leave"):
+            take_per_class(graphs, 6, classes=("cat", "dog"), seed=0)
 
 
 def test_many_short_classes_are_summed_up() -> None:

@@ -85,7 +85,7 @@ class TestTask:
         before = sorted(folder.iterdir())
         task = load(tmp_path, name="toy")
         assert (task.name, task.kind, task.classes) == ("tu/TOY", "graphs", ("-1", "1"))
-        assert (task.metric, task.val_drawn) == ("accuracy", True)
+        assert (task.metric, task.val_drawn, task.noun) == ("accuracy", True, "graph")
         assert sorted(folder.iterdir()) == before  # nothing is written there
         assert task.train.labels[0] == 1 - int(task.train.paths[0][-1]) % 2
 

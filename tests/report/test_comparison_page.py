@@ -167,6 +167,14 @@ class TestSizes:
         told = [svg.attributes["aria-label"] for svg in sizes.all("svg")]
         assert sum(text.startswith("Test accuracy per method.") for text in told) == 3
 
+    def test_of_graphs_nothing_is_said_of_pictures(self, tmp_path: Path) -> None:
+        made = {("l2", 0, 5): {"sample": "graph"}, ("l2", 1): {"sample": "graph"}}
+        page = page_of(make_comparison(tmp_path / "runs", made))
+        assert "Accuracy against training graphs" in page.headings
+        assert "Plain fine-tuning with seed 0 on all training graphs" in page.text
+        assert "Numbers are graphs;" in page.text
+        assert "picture" not in page.text.lower()
+
     def test_runs_that_are_missing_are_named(self, sizes: Page) -> None:
         assert "Of 12 runs, 1 is missing: DELTA with seed 1 on 20 pictures per class." in sizes.text
 

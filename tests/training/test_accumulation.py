@@ -138,6 +138,11 @@ def test_what_cannot_be_divided_further_is_one_clear_error(tmp_path):
         trained(tmp_path / "none", scarce(conv_net(), 0, where="forward"))
     with pytest.raises(UserError, match=r"5 pictures, and it cannot .* lower --batch-size"):
         trained(tmp_path / "one", scarce(conv_net(), 2, where="forward"), divisible=False)
+    with pytest.raises(UserError, match="train on a single graph: choose a smaller --model"):
+        trained(tmp_path / "graph", scarce(conv_net(), 0, where="forward"), noun="graph")
+    network = scarce(conv_net(), 2, where="forward")
+    with pytest.raises(UserError, match=r"5 graphs, and it cannot .* lower --batch-size;"):
+        trained(tmp_path / "graphs", network, divisible=False, noun="graph")
 
 
 def test_parts_are_scaled_and_clipped_as_the_whole_batch_is(tmp_path, monkeypatch):

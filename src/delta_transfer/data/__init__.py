@@ -202,7 +202,11 @@ def load_labelled(
     if task.test is not None:
         return task.classes, task.test, True
     paths, labels = task.train.paths + task.val.paths, task.train.labels + task.val.labels
-    return task.classes, Split(paths=paths, labels=labels, read=task.train.read), False
+    return (
+        task.classes,
+        Split(paths=paths, labels=labels, read=task.train.read, noun=task.noun),
+        False,
+    )
 
 
 def _no_data(data: str) -> UserError:

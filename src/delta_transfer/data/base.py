@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -17,26 +17,32 @@ from delta_transfer.objective import Classes, Objective
 Label = int | tuple[float, ...]
 """The class of a sample, or its values."""
 
+Noun = Literal["picture", "molecule", "graph"]
+"""What one of the samples is called."""
+
 _AGAIN = 2**20  # epochs that a sample is ahead each time that it is drawn again in one
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled pictures, not yet read.
+    """Labelled pictures, molecules or other graphs, not yet read.
 
     Attributes:
-        paths: a readable identity of each picture: its path below the data folder, or a name
-            such as `astronaut/r03c05`.
-        labels: the class of each picture, as an index into `Task.classes`; or its values for each
+        paths: a readable identity of each sample: its path below the data folder, its SMILES, or a
+            name such as `astronaut/r03c05`.
+        labels: the class of each sample, as an index into `Task.classes`; or its values for each
             of them, NaN where they are not known.
-        read: gives the RGB picture of an entry of `paths`; it can be pickled.
+        read: gives what an entry of `paths` names, an RGB picture, or a graph as PyTorch Geometric
+            has it (`Data`); it can be pickled.
         kept: pictures that need not be read again; None where none are kept.
+        noun: what a sample is called in messages.
     """
 
     paths: tuple[str, ...]
     labels: tuple[Label, ...]
-    read: Callable[[str], Image.Image]
+    read: Callable[[str], Any]
     kept: KeptPictures | None = field(default=None, compare=False, repr=False)
+    noun: Noun = "picture"
 
     def __post_init__(self) -> None:
         if len(self.paths) != len(self.labels):
@@ -55,16 +61,16 @@ class Split:
 
     @property
     def class_indices(self) -> tuple[int, ...]:
-        """The class of each picture; 0 of all whose labels are values, so that they are alike."""
+        """The class of each sample; 0 of all whose labels are values, so that they are alike."""
         return tuple(label if isinstance(label, int) else 0 for label in self.labels)
 
     def target(self, index: int) -> int | torch.Tensor:
-        """The label of a picture, as a DataLoader can put those of a batch together."""
+        """The label of a sample, as a DataLoader can put those of a batch together."""
         label = self.labels[index]
         return label if isinstance(label, int) else torch.tensor(label)
 
     def subset(self, indices: Iterable[int]) -> "Split":
-        """The pictures at these positions, in the order given."""
+        """The samples at these positions, in the order given."""
         chosen = [int(index) for index in indices]
         return replace(
             self,
@@ -102,6 +108,11 @@ class Task:
     val_drawn: bool = False
     objective: Objective = field(default_factory=Classes)
     kind: Literal["pictures", "graphs"] = "pictures"
+
+    @property
+    def noun(self) -> Noun:
+        """What one of its samples is called."""
+        return self.train.noun
 
     def describe(self, label: Label) -> str:
         """A label in words: the class, or the values that are known.

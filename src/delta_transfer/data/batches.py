@@ -1,4 +1,4 @@
-"""Batches of pictures: loaded as bytes, made numbers on the device where they are used."""
+"""Batches: pictures are loaded as bytes, made numbers on the device where they are used."""
 
 import signal
 from collections.abc import Callable, Sequence
@@ -10,13 +10,14 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class PictureLoader(DataLoader[Any]):
-    """A DataLoader of pictures as bytes, whose batches are normalised at once, on their device.
+    """A DataLoader whose batches are normalised at once, on their device.
 
-    A quarter of the data is moved, and processes that load have less to do.
+    Of pictures, which are bytes until then, a quarter of the data is moved, and processes that load
+    have less to do. Graphs need no more than to be moved.
 
     Args:
-        dataset: gives bytes `[..., 3, S, S]` and what stands beside them.
-        normalise: what becomes of the bytes of a batch.
+        dataset: gives bytes `[..., 3, S, S]`, or graphs, and what stands beside them.
+        normalise: what becomes of the inputs of a batch.
         device: where that happens.
         options: those of DataLoader.
     """
@@ -40,11 +41,11 @@ class PictureLoader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Any:
-        """The batches; what stands beside the pictures stays where it is."""
+        """The batches; what stands beside the inputs stays where it is."""
         return map(self._finish, super().__iter__())
 
     def finish(self, inputs: Tensor) -> Tensor:
-        """The bytes of a batch as the network takes them."""
+        """The inputs of a batch as the network takes them."""
         return self.normalise(inputs.to(self.device, non_blocking=True))
 
     def _finish(self, batch: Sequence[Any]) -> tuple[Tensor, Any]:

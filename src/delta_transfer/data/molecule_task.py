@@ -18,7 +18,8 @@ from delta_transfer.objective import BinaryTasks, Objective, Regression
 def molecule_split(molecules: Molecules, positions: Sequence[int]) -> Split:
     """The molecules at these positions."""
     labels: Any = molecules.labels
-    everything = Split(paths=molecules.names, labels=labels, read=read_molecule)
+    paths = molecules.names
+    everything = Split(paths=paths, labels=labels, read=read_molecule, noun="molecule")
     return everything.subset(positions)
 
 

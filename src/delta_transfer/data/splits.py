@@ -146,7 +146,7 @@ def take_per_class(split: Split, count: int, *, classes: Sequence[str], seed: in
         count,
         classes=classes,
         wish=f"--samples-per-class {count}",
-        mend="lower the number, add pictures or leave the class out",
+        mend=f"lower the number, add {split.noun}s or leave the class out",
     )
     return part_per_class(split, count, seed=seed)[1]
 
@@ -170,7 +170,7 @@ def require_per_class(
     short = [f"'{name}' has {counts[i]}" for i, name in enumerate(classes) if counts[i] < count]
     if short:
         raise UserError(
-            f"{wish} needs at least {count} training pictures of every class, but class "
+            f"{wish} needs at least {count} training {split.noun}s of every class, but class "
             f"{first_few(short)}: {mend}"
         )
 
@@ -256,8 +256,8 @@ def _check_enough(given: GivenSplits, *, test_fraction: float | None, mend: str)
 def _drawn(given: GivenSplits, what: str, fraction: float, count: int, seed: int) -> str:
     stratified = "stratified, " if isinstance(given.objective, Classes) else ""
     return (
-        f"no {what} split: {100 * fraction:g}% of train ({count} pictures), {stratified}"
-        f"seed {seed}, is held out"
+        f"no {what} split: {100 * fraction:g}% of train ({count} {given.train.noun}s), "
+        f"{stratified}seed {seed}, is held out"
     )
 
 

@@ -92,6 +92,7 @@ def load_tu(
         paths=tuple(f"{key}/{index:04d}" for index in range(len(graphs))),
         labels=labels,
         read=GraphReader(folder, key),
+        noun="graph",
     )
     require_per_class(
         everything,

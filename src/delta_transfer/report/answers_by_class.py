@@ -67,6 +67,7 @@ def answers(comparison: Comparison, methods: Sequence[str]) -> tuple[Classes, li
                 together[method],
                 f"confusion{number}",
                 title=f"Confusion matrix of {label(method)}",
+                noun=comparison.noun,
             ),
             _mistakes(folders[method], runs[method]),
         )

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from delta_transfer.errors import UserError
 from delta_transfer.measures import ACCURACY, MEASURES, Measure
-from delta_transfer.report.run_files import validated_probe
+from delta_transfer.report.run_files import read_result, validated_probe
 from delta_transfer.report.tables import Row, read_lines, read_table
 from delta_transfer.result import comparison_columns
 from delta_transfer.stats import Summary, paired_difference, summarize
@@ -80,6 +80,11 @@ class Comparison:
         """The runs with so many training pictures per class, as a comparison of their own."""
         entries = [entry for entry in self.entries if entry.samples_per_class == size]
         return dataclasses.replace(self, entries=tuple(entries))
+
+    @property
+    def noun(self) -> str:
+        """What one of the samples is called, as the first run says."""
+        return read_result(self.folder / self.entries[0].folder).sample
 
     @property
     def missing(self) -> tuple[tuple[str, int, int | None], ...]:

@@ -90,6 +90,7 @@ def write_comparison_report(folder: Path) -> Path:
         "comparison.html.j2",
         {
             "comparison": comparison,
+            "noun": comparison.noun,
             "measure": comparison.measure,
             "part": part,
             **_about(comparison),
@@ -136,7 +137,8 @@ def _missing(comparison: Comparison) -> str:
     """Which runs are not there, as far as the others show."""
     several = len(comparison.sizes) > 1
     names = [
-        f"{label(method)} with seed {seed}" + (f" on {training(size)}" if several else "")
+        f"{label(method)} with seed {seed}"
+        + (f" on {training(size, comparison.noun)}" if several else "")
         for method, seed, size in comparison.missing
     ]
     if not names:

@@ -26,7 +26,7 @@ class ClassAccuracy:
 
     Args:
         name: of the class.
-        count: its pictures.
+        count: its samples.
         right: those that are right.
         mistaken_for: the wrong class that is predicted most often for it, None if there is none.
         mistakes: how often that is.
@@ -50,7 +50,7 @@ def confusions(predictions: Predictions) -> Counter[tuple[str, str]]:
 
 
 def class_accuracies(predictions: Predictions) -> list[ClassAccuracy]:
-    """The classes that have pictures, the one with the lowest accuracy first."""
+    """The classes that have samples, the one with the lowest accuracy first."""
     counts = confusions(predictions)
     totals = Counter(row.label for row in predictions.rows)
     order = {name: position for position, name in enumerate(predictions.classes)}
@@ -80,7 +80,11 @@ def pooled(runs: Sequence[Predictions]) -> Predictions:
 
 
 def confusion_plot(
-    predictions: Predictions, name: str = "confusion", *, title: str = "Confusion matrix"
+    predictions: Predictions,
+    name: str = "confusion",
+    *,
+    title: str = "Confusion matrix",
+    noun: str = "picture",
 ) -> Plot | None:
     """The confusion matrix, a row per label; None if there are too many classes to read it.
 
@@ -88,6 +92,7 @@ def confusion_plot(
         predictions: what it is made of.
         name: of the figure, for its ids.
         title: its heading.
+        noun: what is counted.
     """
     classes = predictions.classes
     if len(classes) > MOST_CLASSES:
@@ -107,7 +112,7 @@ def confusion_plot(
 
     margin = 6.2 * max(map(len, names)) + 40
     side = cell * len(classes) + margin
-    numbers = " Numbers are pictures;" if len(classes) <= MOST_NUMBERED else ""
+    numbers = f" Numbers are {noun}s;" if len(classes) <= MOST_NUMBERED else ""
     svg = inline_svg(draw, name, size=(side, side), text=_spoken(predictions))
     return Plot(
         title=title,

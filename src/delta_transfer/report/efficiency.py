@@ -1,4 +1,4 @@
-"""The data-efficiency curve: the score against the number of training pictures."""
+"""The data-efficiency curve: the score against the size of the training set."""
 
 import dataclasses
 
@@ -6,7 +6,6 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from delta_transfer.measures import Measure
 from delta_transfer.report.comparison import (
     BASELINE,
     PROBE,
@@ -48,11 +47,11 @@ def efficiency(comparison: Comparison) -> Efficiency | None:
         size: {found.method: found for found in summarize_methods(comparison.at(size))}
         for size in comparison.sizes
     }
-    return Efficiency(_plot(comparison, sizes), sizes, _findings(sizes, comparison.measure))
+    return Efficiency(_plot(comparison, sizes), sizes, _findings(comparison, sizes))
 
 
 def _plot(comparison: Comparison, sizes: Sizes) -> Plot:
-    methods, measure = comparison.methods, comparison.measure
+    methods, measure, noun = comparison.methods, comparison.measure, comparison.noun
     names = [shorten(printable(label(method)), 34) for method in methods]
 
     def draw(figure: Figure) -> None:
@@ -76,26 +75,26 @@ def _plot(comparison: Comparison, sizes: Sizes) -> Plot:
         axes.set_ylim(measure.within(*axes.get_ylim()))  # which an interval may leave
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: measure.tick(value)))
-        axes.set_xlabel("training pictures per class")
+        axes.set_xlabel(f"training {noun}s per class")
         legend(figure, handles)
 
-    title = f"{comparison.split.capitalize()} {measure.words} by training pictures per class"
+    title = f"{comparison.split.capitalize()} {measure.words} by training {noun}s per class"
     size = (WIDTH, height_with_legend(names, height=HEIGHT + 50))
     return Plot(
         title=title,
         svg=inline_svg(
-            draw, "efficiency", size=size, text=f"{title}. {_spoken(sizes, methods, measure)}."
+            draw, "efficiency", size=size, text=f"{title}. {_spoken(comparison, sizes)}."
         ),
         caption="Means over the seeds; the bars are 95% intervals of the mean, set side by side so "
         "that they can be told apart. Sizes are equally far apart, whatever their numbers.",
     )
 
 
-def _spoken(sizes: Sizes, methods: tuple[str, ...], measure: Measure) -> str:
-    said = []
-    for method in methods:
+def _spoken(comparison: Comparison, sizes: Sizes) -> str:
+    said, measure, noun = [], comparison.measure, comparison.noun
+    for method in comparison.methods:
         values = [
-            f"{training(size)} {measure.text(found[method].score.mean)}"
+            f"{training(size, noun)} {measure.text(found[method].score.mean)}"
             for size, found in sizes.items()
             if method in found
         ]
@@ -103,12 +102,13 @@ def _spoken(sizes: Sizes, methods: tuple[str, ...], measure: Measure) -> str:
     return "; ".join(said)
 
 
-def _findings(sizes: Sizes, measure: Measure) -> list[str]:
-    said = []
+def _findings(comparison: Comparison, sizes: Sizes) -> list[str]:
+    said, measure, noun = [], comparison.measure, comparison.noun
     for size, found in sizes.items():
         equals = best_methods(list(found.values()))
         best, names = equals[0], [label(summary.method) for summary in equals]
-        words = f"{training(size).capitalize()}: {listed(names)}, {measure.text(best.score.mean)}"
+        trained = training(size, noun).capitalize()
+        words = f"{trained}: {listed(names)}, {measure.text(best.score.mean)}"
         other, difference = label(BASELINE).lower(), best.to_baseline
         if difference is None:
             other, difference = label(PROBE).lower(), best.to_probe

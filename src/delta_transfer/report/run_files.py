@@ -75,6 +75,7 @@ def read_result(folder: Path) -> RunResult:
         not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
         or not all(result.measure.possible(score) for score in scores if score is not None)
         or not isinstance(result.versions, dict)
+        or not isinstance(result.sample, str)
     ):
         raise UserError(f"{folder / 'result.json'} is no result of a run: a figure is damaged")
     return result

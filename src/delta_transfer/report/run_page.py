@@ -71,7 +71,7 @@ def write_run_report(folder: Path) -> Path:
             "epochs": _epoch_table(metrics) if metrics else None,
             "pictures": count_predictions(folder),
             "classes": predictions and class_accuracies(predictions),
-            "confusion": predictions and confusion_plot(predictions),
+            "confusion": predictions and confusion_plot(predictions, noun=result.sample),
             "columns": columns,
             "mistakes": [example for example in examples if not example.prediction.right],
             "right": [example for example in examples if example.prediction.right],

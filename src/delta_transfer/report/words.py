@@ -33,14 +33,14 @@ def label(method: str) -> str:
     return LABELS.get(method, method)
 
 
-def training(size: int | None) -> str:
-    """How many pictures were trained on, by the number per class; None is all of them.
+def training(size: int | None, noun: str) -> str:
+    """How many samples were trained on, by the number per class; None is all of them.
 
     Example:
-        >>> training(5), training(None)
-        ('5 pictures per class', 'all training pictures')
+        >>> training(5, "picture"), training(None, "graph")
+        ('5 pictures per class', 'all training graphs')
     """
-    return "all training pictures" if size is None else f"{count(size, 'picture')} per class"
+    return f"all training {noun}s" if size is None else f"{count(size, noun)} per class"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -25,14 +25,16 @@ class Accumulation:
     Args:
         parts: of each step, if it has so many samples.
         divisible: whether more parts are taken where memory runs out.
+        noun: what a sample is called in messages.
 
     Attributes:
         parts: as many as there are by now.
     """
 
-    def __init__(self, parts: int = 1, *, divisible: bool = True) -> None:
+    def __init__(self, parts: int = 1, *, divisible: bool = True, noun: str = "picture") -> None:
         self.parts = parts
         self._divisible = divisible
+        self._noun = noun
         self._largest = 0
 
     def split(self, batch: Batch) -> list[tuple[Batch, float]]:
@@ -68,22 +70,26 @@ class Accumulation:
             set_random_states(before)
 
     def _divide(self, error: torch.OutOfMemoryError) -> None:
-        size = self._largest
+        size, noun = self._largest, self._noun
+        sized = noun == "picture"  # others have no size that could be lowered
         if size == 1:
+            lower = "lower --image-size, or " if sized else ""
             raise UserError(
-                "there is too little memory to train on a single picture: lower --image-size, or "
-                "choose a smaller --model"
+                f"there is too little memory to train on a single {noun}: {lower}choose a smaller "
+                "--model"
             ) from error
         if not self._divisible:
+            lower = "--batch-size or --image-size" if sized else "--batch-size"
             raise UserError(
-                f"there is too little memory for a step with {size} pictures, and it cannot be "
+                f"there is too little memory for a step with {size} {noun}s, and it cannot be "
                 "worked through in parts (by several processes, with bss, or with batch norm in "
-                "train mode): lower --batch-size or --image-size"
+                f"train mode): lower {lower}"
             ) from error
         self.parts *= 2
         logger.warning(
-            "too little memory for %d pictures at once: each step is worked through in %d parts "
+            "too little memory for %d %ss at once: each step is worked through in %d parts "
             "from now on, which changes nothing else",
             size,
+            noun,
             self.parts,
         )

@@ -58,22 +58,23 @@ class Fit:
     """What to train on, for how long and where its traces go.
 
     Args:
-        train: batches of augmented training pictures.
-        val: batches of validation pictures; None to keep the last epoch.
+        train: batches of training samples, augmented.
+        val: batches of validation samples; None to keep the last epoch.
         epochs: how many, by which the schedule goes.
         stop_after: ends after so many of them; None for all.
         mixing: what becomes of each batch of training pictures; None for nothing.
         clip: norm to which gradients are clipped; 0 for no limit.
+        noun: what a sample is called in messages.
         parts: into how many each step is divided.
         divisible: whether it is divided further where memory runs out.
         precision: of computing, as Lightning calls it.
         keep_last: keep the last epoch whatever the validation loss says.
-        keep_validations: what the network says of the validation pictures is kept for each epoch.
+        keep_validations: what the network says of the validation split is kept for each epoch.
         folder: of the run, with its `checkpoints`.
         saving: how often the last state is saved.
         saved: called whenever it was.
         resume: go on from the last state that is there, if there is one of the same identity.
-        identity: of what is trained on which pictures.
+        identity: of what is trained on which samples.
         accelerator: Lightning's name of the device kind.
         loggers: where figures go beside `metrics.csv`, see `make_loggers`.
     """
@@ -84,6 +85,7 @@ class Fit:
     stop_after: int | None = None
     mixing: Mixing | None = None
     clip: float = 1.0
+    noun: str = "picture"
     parts: int = 1
     divisible: bool = True
     precision: Precision = "32-true"
@@ -158,7 +160,7 @@ def fit(
             objective=objective,
             optimization=optimization,
             borrowed=borrowed,
-            accumulation=Accumulation(plan.parts, divisible=plan.divisible),
+            accumulation=Accumulation(plan.parts, divisible=plan.divisible, noun=plan.noun),
             keep_validations=plan.keep_validations,
             mixing=plan.mixing,
         )
@@ -201,8 +203,9 @@ def _find_last(plan: Fit, keep: KeepBest) -> tuple[Path, dict[str, Any]] | None:
     last = find_last(checkpoints) if plan.resume else None
     if last is not None and _saved_by(last[1])["identity"] != plan.identity:
         logger.warning(
-            "the pictures, their splits or the pretrained weights are not those of before: "
-            "starting anew"
+            "the %ss, their splits or the pretrained weights are not those of before: "
+            "starting anew",
+            plan.noun,
         )
         last = None
     if last is not None and plan.val is not None and not keep.go_on():
@@ -237,7 +240,7 @@ def _saved_by(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _go_on(plan: Fit, state: Mapping[str, Any]) -> None:
-    """Lets the training pictures begin where they had been left."""
+    """Lets the training samples begin where they had been left."""
     # With several processes both are of this one's share.
     sampler, size = plan.train.sampler, plan.train.batch_size
     assert isinstance(sampler, EpochSampler | ShareSampler)

@@ -74,7 +74,7 @@ def try_rates(
             optimization=optimization,
             borrowed=borrowed,
             mixing=plan.mixing,
-            accumulation=Accumulation(plan.parts, divisible=plan.divisible),
+            accumulation=Accumulation(plan.parts, divisible=plan.divisible, noun=plan.noun),
         )
         trainer = lightning.Trainer(
             accelerator=plan.accelerator,
