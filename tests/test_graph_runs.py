@@ -168,6 +168,19 @@ def test_methods_are_compared(folder, capsys):
     assert "ROC-AUC" in (out / "report.html").read_text()
 
 
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_method_of_pictures_is_refused_before_a_graph_is_seen(
+    folder, tmp_path, capsys, monkeypatch, command
+):
+    monkeypatch.setattr("delta_transfer.prepare.collect_features", None)
+    args = [command, str(folder / "molecules.csv"), "--out", str(tmp_path / "run"), *SHARED]
+    args += ["--weights", str(folder / "weights.safetensors")]
+    args += ["--methods=l2,lwf", "--jobs=1"] if command == "compare" else ["--method=lwf"]
+    assert main(args) == 2
+    assert "lwf" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

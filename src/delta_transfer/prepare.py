@@ -144,7 +144,11 @@ class Prepared:
 
 
 def prepare(
-    config: TrainConfig, *, network: nn.Module | None = None, spec: InputSpec | None = None
+    config: TrainConfig,
+    *,
+    network: nn.Module | None = None,
+    spec: InputSpec | None = None,
+    check: Callable[[Task], object] | None = None,
 ) -> Prepared:
     """Loads data and network and fits the linear probe.
 
@@ -152,6 +156,7 @@ def prepare(
         config: the options.
         network: a pretrained network, in place of the one that the options name.
         spec: how pictures are prepared for it.
+        check: raises UserError if the task does not suit what comes after, before much is read.
 
     Raises:
         UserError: if the data or the network are not as they must be, or a tap is unknown.
@@ -159,6 +164,8 @@ def prepare(
     device = find_device(config.device)
     with first_on_each_node():  # which may download
         task = find_task(config)
+    if check is not None:
+        check(task)
     _check_splits(config, task)
     if config.refit == "always" and not task.val_drawn:
         logger.warning(
