@@ -200,9 +200,13 @@ def _average(files: Sequence[Path], keys: Sequence[str]) -> str:
     writer.writeheader()
     for (values, given), group in rows.items():
         means = {
-            name: f"{np.mean([float(row[name]) for row in group]):.8g}"
-            for name in given
-            if name not in keys
+            name: _mean([float(row[name]) for row in group]) for name in given if name not in keys
         }
         writer.writerow({**means, **dict(zip(keys, values, strict=True))})
     return text.getvalue()
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Of those that are numbers, as a fold without both answers has no ROC-AUC; "" of none."""
+    known = [value for value in values if not np.isnan(value)]
+    return f"{np.mean(known):.8g}" if known else ""
