@@ -192,6 +192,19 @@ class TestContext:
         network = backbone.module
         assert ContextPrediction(network)(network, graphs, torch.Generator()) is None
 
+    @pytest.mark.parametrize(("count", "what"), [(0, "18 graphs to learn from"), (9, "2 graphs")])
+    def test_graphs_without_surroundings_are_told_of(self, tmp_path, count, what):
+        """Stars, in which no node is four edges away from another one."""
+        path = tmp_path / "some.smi"
+        stars = [f"{a}C({b})({c})F" for a in "NOSF" for b in "NO" for c in ("S", "Cl", "Br")][:20]
+        chains = [f"CCCCCCCCC{'C' * n}" for n in range(count)]
+        path.write_text("\n".join([*chains, *stars][:20]))
+        objective = "context-prediction"
+        options = small(path, tmp_path / "out", objective=objective, model="pyg/GIN-5x8", seed=1)
+        with pytest.raises(UserError, match=f"{what}.* 4 edges away .*attribute-masking"):
+            pretrain(options)
+        assert not (tmp_path / "out").exists()
+
     def test_it_learns(self, tmp_path):
         path = tmp_path / "some.smi"
         chains = [f"{a * n}{b}" for a in "CNOS" for n in range(4, 9) for b in ("", a + "-" + a)]
