@@ -21,6 +21,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.molecule_examples import atom_distances
 from delta_transfer.predict import Predictor
 from delta_transfer.report.run_files import read_molecules
+from tests.data.test_tu import write as write_tu
 
 MODEL = "pretrain-gnns/gin"
 SHARED = ["--model", MODEL, "--smiles-column", "smiles", "--device", "cpu", "--batch-size", "16"]
@@ -166,6 +167,52 @@ def test_methods_are_compared(folder, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
     assert "ROC-AUC" in (out / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def tu_run(tmp_path_factory):
+    """A finished run on paths and points, which are in all splits."""
+    root = tmp_path_factory.mktemp("tu")
+    write_tu(root / "TOY/raw")
+    spec, model = GraphSpec(node_features="numbers", columns=3), "pyg/GIN-2x8"
+    torch.manual_seed(0)
+    network = load_graph_backbone(model, num_outputs=2, spec=spec, pretrained=False).module
+    state = {key: t for key, t in network.state_dict().items() if not key.startswith("head")}
+    save_file(state, root / "weights.safetensors")
+    own = {"data": "tu/TOY", "data_root": str(root), "model": model, "epochs": 1}
+    own |= {"smiles_column": None, "test_split": "test", "split": "auto"}
+    return train(options(root, root / "run", **own)).folder
+
+
+def test_graphs_of_tudataset_are_learnt_and_evaluated(tu_run, capsys):
+    result = json.loads((tu_run / "result.json").read_text())
+    assert (result["metric"], result["taps"]) == ("accuracy", ["layers.0", "layers.1"])
+    assert (tu_run / "attention.safetensors").is_file()
+    assert main(["evaluate", str(tu_run), "tu/TOY", "--device=cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] == result["test_accuracy"]
+
+
+def test_equal_graphs_in_published_splits_are_a_note(tu_run):
+    log = (tu_run / "train.log").read_text()
+    assert (
+        "graphs that are in two splits, as small ones may be: 6 of the 6 of val in train, "
+        "4 of the 4 of test in train, 4 of the 4 of test in val"
+    ) in log
+    assert "remove one of each" not in log
+
+
+def test_equal_graphs_in_a_file_are_warned_of(folder, tmp_path):
+    rows = (folder / "molecules.csv").read_text().splitlines()
+    splits = ["test"] * 6 + ["val"] * 14 + ["train"] * 60
+    copied = [f"{row},{split}" for row, split in zip(rows[1:], splits, strict=True)]
+    copied += [row.replace(",test", ",train") for row in copied[:3]]
+    (tmp_path / "copied.csv").write_text("\n".join([f"{rows[0]},split", *copied]))
+    own = {"data": str(tmp_path / "copied.csv"), "test_split": "test", "method": "probe"}
+    run = train(options(folder, tmp_path / "run", **own)).folder
+    log = (run / "train.log").read_text()
+    assert "warning: 3 of 6 graphs of the split test are in train, too" in log
+    assert "remove one of each" in log
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])
