@@ -90,6 +90,8 @@ class Task:
             one.
         objective: how a network's outputs, one for each class, are understood.
         kind: what the samples are, for which a network has to be made.
+        group: tells by its path what a sample is to be held out with, as a validation split was
+            drawn: the scaffold of a molecule. None where each is drawn on its own.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Task:
     val_drawn: bool = False
     objective: Objective = field(default_factory=Classes)
     kind: Literal["pictures", "graphs"] = "pictures"
+    group: Callable[[str], str] | None = None
 
     def describe(self, label: Label) -> str:
         """A label in words: the class, or the values that are known.
