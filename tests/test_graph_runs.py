@@ -15,12 +15,15 @@ from delta_transfer.backbones import GraphSpec, load_graph_backbone
 from delta_transfer.cli import main
 from delta_transfer.data.base import Split
 from delta_transfer.data.graph_batches import collate_graphs
+from delta_transfer.data.molecule_splits import scaffold
 from delta_transfer.data.nci import offline_smiles
 from delta_transfer.data.smiles import read_molecule
 from delta_transfer.errors import UserError
 from delta_transfer.molecule_examples import atom_distances
 from delta_transfer.predict import Predictor
+from delta_transfer.prepare import find_task, pool
 from delta_transfer.report.run_files import read_molecules
+from delta_transfer.selection import _folds
 from tests.data.test_tu import write as write_tu
 
 MODEL = "pretrain-gnns/gin"
@@ -90,6 +93,59 @@ def test_training_lowers_the_loss(run):
         losses = [float(row["train_task"]) for row in csv.DictReader(file) if row["train_task"]]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
+
+
+def test_folds_keep_scaffolds_together(folder, tmp_path):
+    task = find_task(options(folder, tmp_path, split="scaffold"))
+    paths = pool(task).paths
+    folds = _folds(task, 2, seed=0)
+    assert sorted(i for _, val in folds for i in val) == list(range(len(paths)))
+    ones, others = ({scaffold(paths[i]) for i in val} for _, val in folds)
+    assert not ones & others
+    spread = find_task(options(folder, tmp_path, split="random"))
+    assert len({scaffold(path) for path in pool(spread).paths}) < 60
+    for _, val in _folds(spread, 2, seed=0):
+        assert len(val) == len(pool(spread).paths) / 2
+
+
+@pytest.mark.slow
+def test_folds_of_molecules(folder, tmp_path):
+    own = {"split": "scaffold", "method": "l2", "epochs": 1, "folds": 2}
+    result = train(options(folder, tmp_path / "run", **own))
+    assert (result.refitted, result.pictures) == (True, 60)
+    with (result.folder / "metrics.csv").open() as file:
+        figures = [row["val_roc_auc"] for row in csv.DictReader(file) if row["val_roc_auc"]]
+    assert len(figures) == 2
+    assert all(0 <= float(figure) <= 1 for figure in figures)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"split": "scaffold", "folds": 55}, "only .. scaffolds .* or --split random"),
+        ({"split": "random", "folds": 61}, "there are only 60 .* to learn from"),
+    ],
+)
+def test_more_folds_than_there_can_be(folder, tmp_path, wrong, said):
+    with pytest.raises(UserError, match=said):
+        train(options(folder, tmp_path / "run", **wrong))
+
+
+def test_folds_of_a_set_with_splits_of_its_own(folder, tmp_path):
+    rows = (folder / "molecules.csv").read_text().splitlines()[1:]
+    table = ["smiles,p_np", *(row.rpartition(",")[0] for row in rows)]
+    (tmp_path / "BBBP.csv").write_text("\n".join(table))
+    own = {"data": "moleculenet/BBBP", "smiles_column": None, "test_split": "test", "folds": 3}
+    with pytest.raises(UserError, match=r"own validation split.* leave the option out$"):
+        train(options(folder, tmp_path / "run", data_root=str(tmp_path), **own))
+
+
+def test_what_molecules_cannot_be_read_from_is_said_without_options_of_train(run, tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    assert main(["evaluate", str(run), str(tmp_path / "pictures"), "--device=cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "pictures' is no CSV file" in said
+    assert "--smiles-column" not in said
 
 
 def test_the_molecules_drawn_are_those_that_moved_most(run, folder):
