@@ -152,7 +152,7 @@ class Fakes:
         self.diverging: set[str] = set()
         self.breaking: dict[str, BaseException] = {}
 
-    def prepare(self, config: TrainConfig) -> "Fakes":
+    def prepare(self, config: TrainConfig, *, check: object) -> "Fakes":
         self.prepared.append((config.seed, config.samples_per_class))
         return self
 
@@ -206,8 +206,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     found = Fakes()
     monkeypatch.setattr(compare_workers, "prepare", found.prepare)
     monkeypatch.setattr(compare_workers, "train_prepared", found.train)
-    for check in ("check_task", "given_attention"):
-        monkeypatch.setattr(compare_workers, check, lambda first, second: None)
+    monkeypatch.setattr(compare_workers, "given_attention", lambda prepared, config: None)
     monkeypatch.setattr(module, "write_comparison_report", found.report)
     return found
 
@@ -428,7 +427,7 @@ class TestFailures:
     def test_data_that_is_wrong_keeps_what_was_to_be_overwritten(
         self, fakes, tmp_path, monkeypatch
     ):
-        def fail(config: TrainConfig) -> None:
+        def fail(config: TrainConfig, *, check: object) -> None:
             raise UserError("no pictures")
 
         made(tmp_path / "out")

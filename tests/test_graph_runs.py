@@ -15,14 +15,18 @@ from delta_transfer.backbones import GraphSpec, load_graph_backbone
 from delta_transfer.cli import main
 from delta_transfer.data.base import Split
 from delta_transfer.data.graph_batches import collate_graphs
+from delta_transfer.data.molecule_splits import scaffold
 from delta_transfer.data.nci import offline_smiles
 from delta_transfer.data.smiles import read_molecule
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation_text import describe
 from delta_transfer.molecule_examples import atom_distances
 from delta_transfer.predict import Predictor
+from delta_transfer.prepare import find_task, pool
 from delta_transfer.report.run_files import read_molecules
 from delta_transfer.run_folder import foreign
+from delta_transfer.selection import _folds
+from tests.data.test_tu import write as write_tu
 
 MODEL = "pretrain-gnns/gin"
 SHARED = ["--model", MODEL, "--smiles-column", "smiles", "--device", "cpu", "--batch-size", "16"]
@@ -105,6 +109,59 @@ def test_what_is_said_of_a_run_is_of_molecules(run, folder):
         assert "pictures" not in text.replace('class="pictures"', "").replace(".pictures", "")
 
 
+def test_folds_keep_scaffolds_together(folder, tmp_path):
+    task = find_task(options(folder, tmp_path, split="scaffold"))
+    paths = pool(task).paths
+    folds = _folds(task, 2, seed=0)
+    assert sorted(i for _, val in folds for i in val) == list(range(len(paths)))
+    ones, others = ({scaffold(paths[i]) for i in val} for _, val in folds)
+    assert not ones & others
+    spread = find_task(options(folder, tmp_path, split="random"))
+    assert len({scaffold(path) for path in pool(spread).paths}) < 60
+    for _, val in _folds(spread, 2, seed=0):
+        assert len(val) == len(pool(spread).paths) / 2
+
+
+@pytest.mark.slow
+def test_folds_of_molecules(folder, tmp_path):
+    own = {"split": "scaffold", "method": "l2", "epochs": 1, "folds": 2}
+    result = train(options(folder, tmp_path / "run", **own))
+    assert (result.refitted, result.pictures) == (True, 60)
+    with (result.folder / "metrics.csv").open() as file:
+        figures = [row["val_roc_auc"] for row in csv.DictReader(file) if row["val_roc_auc"]]
+    assert len(figures) == 2
+    assert all(0 <= float(figure) <= 1 for figure in figures)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"split": "scaffold", "folds": 55}, "only .. scaffolds .* or --split random"),
+        ({"split": "random", "folds": 61}, "there are only 60 .* to learn from"),
+    ],
+)
+def test_more_folds_than_there_can_be(folder, tmp_path, wrong, said):
+    with pytest.raises(UserError, match=said):
+        train(options(folder, tmp_path / "run", **wrong))
+
+
+def test_folds_of_a_set_with_splits_of_its_own(folder, tmp_path):
+    rows = (folder / "molecules.csv").read_text().splitlines()[1:]
+    table = ["smiles,p_np", *(row.rpartition(",")[0] for row in rows)]
+    (tmp_path / "BBBP.csv").write_text("\n".join(table))
+    own = {"data": "moleculenet/BBBP", "smiles_column": None, "test_split": "test", "folds": 3}
+    with pytest.raises(UserError, match=r"own validation split.* leave the option out$"):
+        train(options(folder, tmp_path / "run", data_root=str(tmp_path), **own))
+
+
+def test_what_molecules_cannot_be_read_from_is_said_without_options_of_train(run, tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    assert main(["evaluate", str(run), str(tmp_path / "pictures"), "--device=cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "pictures' is no CSV file" in said
+    assert "--smiles-column" not in said
+
+
 def test_the_molecules_drawn_are_those_that_moved_most(run, folder):
     predictor = Predictor(run, device="cpu")
     state = folder / "weights.safetensors"
@@ -180,6 +237,65 @@ def test_methods_are_compared(folder, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
     assert "ROC-AUC" in (out / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def tu_run(tmp_path_factory):
+    """A finished run on paths and points, which are in all splits."""
+    root = tmp_path_factory.mktemp("tu")
+    write_tu(root / "TOY/raw")
+    spec, model = GraphSpec(node_features="numbers", columns=3), "pyg/GIN-2x8"
+    torch.manual_seed(0)
+    network = load_graph_backbone(model, num_outputs=2, spec=spec, pretrained=False).module
+    state = {key: t for key, t in network.state_dict().items() if not key.startswith("head")}
+    save_file(state, root / "weights.safetensors")
+    own = {"data": "tu/TOY", "data_root": str(root), "model": model, "epochs": 1}
+    own |= {"smiles_column": None, "test_split": "test", "split": "auto"}
+    return train(options(root, root / "run", **own)).folder
+
+
+def test_graphs_of_tudataset_are_learnt_and_evaluated(tu_run, capsys):
+    result = json.loads((tu_run / "result.json").read_text())
+    assert (result["metric"], result["taps"]) == ("accuracy", ["layers.0", "layers.1"])
+    assert (tu_run / "attention.safetensors").is_file()
+    assert main(["evaluate", str(tu_run), "tu/TOY", "--device=cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] == result["test_accuracy"]
+
+
+def test_equal_graphs_in_published_splits_are_a_note(tu_run):
+    log = (tu_run / "train.log").read_text()
+    assert (
+        "graphs that are in two splits, as small ones may be: 6 of the 6 of val in train, "
+        "4 of the 4 of test in train, 4 of the 4 of test in val"
+    ) in log
+    assert "remove one of each" not in log
+
+
+def test_equal_graphs_in_a_file_are_warned_of(folder, tmp_path):
+    rows = (folder / "molecules.csv").read_text().splitlines()
+    splits = ["test"] * 6 + ["val"] * 14 + ["train"] * 60
+    copied = [f"{row},{split}" for row, split in zip(rows[1:], splits, strict=True)]
+    copied += [row.replace(",test", ",train") for row in copied[:3]]
+    (tmp_path / "copied.csv").write_text("\n".join([f"{rows[0]},split", *copied]))
+    own = {"data": str(tmp_path / "copied.csv"), "test_split": "test", "method": "probe"}
+    run = train(options(folder, tmp_path / "run", **own)).folder
+    log = (run / "train.log").read_text()
+    assert "warning: 3 of 6 graphs of the split test are in train, too" in log
+    assert "remove one of each" in log
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_method_of_pictures_is_refused_before_a_graph_is_seen(
+    folder, tmp_path, capsys, monkeypatch, command
+):
+    monkeypatch.setattr("delta_transfer.prepare.collect_features", None)
+    args = [command, str(folder / "molecules.csv"), "--out", str(tmp_path / "run"), *SHARED]
+    args += ["--weights", str(folder / "weights.safetensors")]
+    args += ["--methods=l2,lwf", "--jobs=1"] if command == "compare" else ["--method=lwf"]
+    assert main(args) == 2
+    assert "lwf" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -196,9 +196,7 @@ def test_labels_of_another_kind_are_refused(asked, pictures):
     predictor = Predictor(asked.folder, device="cpu", workers=0)
     with pytest.raises(UserError, match="has classes, and the run was trained on yes-or-no"):
         predictor.evaluate(str(pictures))
-    with pytest.raises(
-        UserError, match="none of the columns that the run answers: bright, red, striped"
-    ):
+    with pytest.raises(UserError, match=r"none of the columns .*: bright, red, striped"):
         predictor.evaluate("tests/values")
 
 

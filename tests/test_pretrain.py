@@ -21,6 +21,7 @@ pytest.importorskip("rdkit")
 from torch_geometric.data import Data
 
 from delta_transfer.context import ContextPrediction, count_hops, draw_centers
+from delta_transfer.data import MoleculeOptions, load_task
 from delta_transfer.data.graphs import Graphs
 from delta_transfer.data.smiles import read_molecule
 from delta_transfer.masking import AttributeMasking, hide
@@ -191,6 +192,19 @@ class TestContext:
         network = backbone.module
         assert ContextPrediction(network)(network, graphs, torch.Generator()) is None
 
+    @pytest.mark.parametrize(("count", "what"), [(0, "18 graphs to learn from"), (9, "2 graphs")])
+    def test_graphs_without_surroundings_are_told_of(self, tmp_path, count, what):
+        """Stars, in which no node is four edges away from another one."""
+        path = tmp_path / "some.smi"
+        stars = [f"{a}C({b})({c})F" for a in "NOSF" for b in "NO" for c in ("S", "Cl", "Br")][:20]
+        chains = [f"CCCCCCCCC{'C' * n}" for n in range(count)]
+        path.write_text("\n".join([*chains, *stars][:20]))
+        objective = "context-prediction"
+        options = small(path, tmp_path / "out", objective=objective, model="pyg/GIN-5x8", seed=1)
+        with pytest.raises(UserError, match=f"{what}.* 4 edges away .*attribute-masking"):
+            pretrain(options)
+        assert not (tmp_path / "out").exists()
+
     def test_it_learns(self, tmp_path):
         path = tmp_path / "some.smi"
         chains = [f"{a * n}{b}" for a in "CNOS" for n in range(4, 9) for b in ("", a + "-" + a)]
@@ -287,6 +301,31 @@ class TestData:
         options = small(Path("moleculenet/BBBP"), tmp_path, data_root=str(tmp_path))
         found = read_unlabelled(options)
         assert len(found.graphs) == 20
+
+    @pytest.mark.parametrize("split", ["scaffold", "random"])
+    def test_it_is_the_test_split_that_train_has(self, tmp_path, split):
+        rows = [f"{text},{i % 2}" for i, text in enumerate(RINGS)]
+        (tmp_path / "BBBP.csv").write_text("\n".join(["smiles,p_np", *rows]))
+        data, root = "moleculenet/BBBP", str(tmp_path)
+        found = read_unlabelled(small(Path(data), tmp_path, split=split, seed=3, data_root=root))
+        task = load_task(data, seed=3, data_root=root, molecules=MoleculeOptions(split=split))
+        learnt = [read_molecule(path) for path in (*task.train.paths, *task.val.paths)]
+        for graph, other in zip(found.graphs, learnt, strict=True):
+            assert graph.x.tolist() == other.x.tolist()
+            assert graph.edge_index.tolist() == other.edge_index.tolist()
+
+    def test_rows_for_the_test_are_left_out(self, tmp_path):
+        path = tmp_path / "some.csv"
+        splits = ["Test" if i % 4 == 0 else "val" if i % 4 == 1 else "train" for i in range(24)]
+        rows = [f"{text},{split}" for text, split in zip(RINGS, splits, strict=True)]
+        path.write_text("\n".join(["smiles,Split", *rows]))
+        found = read_unlabelled(small(path, tmp_path))
+        rest = [text for i, text in enumerate(RINGS) if i % 4]
+        assert [len(graph.x) for graph in found.graphs] == [len(read_molecule(s).x) for s in rest]
+        assert found.notes == ("6 rows of the split test are left out",)
+        path.write_text("\n".join(["smiles,split", *(f"{text},test" for text in RINGS)]))
+        with pytest.raises(UserError, match="only 0 graphs to learn from"):
+            read_unlabelled(small(path, tmp_path))
 
     def test_molecules_of_rdkit_need_no_file(self, tmp_path, monkeypatch):
         monkeypatch.setattr("delta_transfer.data.nci.offline_smiles", lambda: tuple(SMILES))

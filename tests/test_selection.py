@@ -184,6 +184,12 @@ class TestFolds:
                     )
         assert compared > 8
 
+    def test_folds_without_a_figure_do_not_count(self, tmp_path):
+        for name, figures in (("a", "0.5,nan"), ("b", "nan,nan"), ("c", "0.25,nan")):
+            (tmp_path / name).write_text(f"epoch,val_roc_auc,other\n3,{figures}\n")
+        mean = module._average(sorted(tmp_path.iterdir()), ["epoch"])
+        assert mean == "epoch,val_roc_auc,other\n3,0.375,\n"
+
     def test_the_attention_is_that_of_the_final_model(self, folded):
         result, _ = folded
         if result.best_epoch:

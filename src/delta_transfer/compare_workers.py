@@ -18,6 +18,7 @@ import torch
 
 from delta_transfer.config import TrainConfig
 from delta_transfer.console import explain
+from delta_transfer.data import Task
 from delta_transfer.errors import UserError
 from delta_transfer.prepare import Prepared, prepare
 from delta_transfer.result import RunResult
@@ -88,10 +89,15 @@ class Runner:
         if self._prepared is None or self._group != group_of(config):
             self._prepared = None  # before there is another one
             started = time.perf_counter()
-            prepared = prepare(config)
-            for method in self._methods:
-                check_task(dataclasses.replace(config, method=method), prepared.task)
-                given_attention(prepared, dataclasses.replace(config, method=method))
+            each = [dataclasses.replace(config, method=method) for method in self._methods]
+
+            def check(task: Task) -> None:
+                for own in each:
+                    check_task(own, task)
+
+            prepared = prepare(config, check=check)
+            for own in each:
+                given_attention(prepared, own)
             self._group, self._prepared = group_of(config), prepared
             self._seconds = time.perf_counter() - started
         return self._prepared

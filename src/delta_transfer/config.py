@@ -95,7 +95,8 @@ class TrainConfig:
         test_split: name of the test split's folder, or a fraction of the training pictures to
             hold out for a test.
         folds: choose the epoch by cross-validation in so many folds, in place of one validation
-            split, then train on all pictures for so many epochs; 0 for none.
+            split, then train on all pictures for so many epochs; 0 for none. Molecules split by
+            scaffold are kept together by it.
         refit: once the epoch is chosen, train again on training and validation pictures together:
             always, never, or auto, which does so below 300 pictures (not with --samples-per-class,
             nor in the official preset). A validation split that the data brings is never trained

@@ -178,8 +178,9 @@ class PretrainOptions:
 
     Args:
         data: molecules or graphs, whose labels are not used: a file of SMILES (.smi or .txt, one
-            at the beginning of each line, or .csv), rdkit/nci (about 4,900 molecules that RDKit
-            brings), or moleculenet/NAME or tu/NAME, whose test split is left out.
+            at the beginning of each line, or .csv, whose rows with test in a column split are left
+            out), rdkit/nci (about 4,900 molecules that RDKit brings), or moleculenet/NAME or
+            tu/NAME, whose test split is left out.
         out: folder for the weights; runs/pretrain-DATA-TIME if not given.
         overwrite: replace the pretraining in that folder.
         model: network for graphs, pretrain-gnns/gin|gcn|graphsage for molecules or
@@ -193,6 +194,7 @@ class PretrainOptions:
         lr: learning rate of Adam at the start; it falls to zero along a cosine.
         seed: of first weights, order, what is hidden, and the graphs held out to measure by; for
             moleculenet/NAME and tu/NAME of their splits too, as for train.
+        split: how moleculenet/NAME is split: auto, scaffold or random, as for train.
         smiles_column: of a CSV file; smiles if not given.
         data_root: where named data sets lie or are downloaded to.
         device: auto, cpu, cuda or mps.
@@ -209,6 +211,7 @@ class PretrainOptions:
     batch_size: int = 256
     lr: float = 0.001
     seed: int = 0
+    split: Literal["auto", "scaffold", "random"] = "auto"
     smiles_column: str | None = None
     data_root: str | None = None
     device: Device = "auto"

@@ -22,7 +22,14 @@ from delta_transfer.backbones import (
 from delta_transfer.borrow import deterministic
 from delta_transfer.channel_attention import weights_fingerprint
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import MoleculeOptions, Split, Task, load_task
+from delta_transfer.data import (
+    COLLECTIONS,
+    SOURCES,
+    MoleculeOptions,
+    Split,
+    Task,
+    load_task,
+)
 from delta_transfer.data.check import CheckedPictures
 from delta_transfer.data.seeds import derive_seed
 from delta_transfer.devices import find_device, place
@@ -144,7 +151,11 @@ class Prepared:
 
 
 def prepare(
-    config: TrainConfig, *, network: nn.Module | None = None, spec: InputSpec | None = None
+    config: TrainConfig,
+    *,
+    network: nn.Module | None = None,
+    spec: InputSpec | None = None,
+    check: Callable[[Task], object] | None = None,
 ) -> Prepared:
     """Loads data and network and fits the linear probe.
 
@@ -152,6 +163,7 @@ def prepare(
         config: the options.
         network: a pretrained network, in place of the one that the options name.
         spec: how pictures are prepared for it.
+        check: raises UserError if the task does not suit what comes after, before much is read.
 
     Raises:
         UserError: if the data or the network are not as they must be, or a tap is unknown.
@@ -159,6 +171,8 @@ def prepare(
     device = find_device(config.device)
     with first_on_each_node():  # which may download
         task = find_task(config)
+    if check is not None:
+        check(task)
     _check_splits(config, task)
     if config.refit == "always" and not task.val_drawn:
         logger.warning(
@@ -311,11 +325,20 @@ def _check_splits(config: TrainConfig, task: Task) -> None:
         UserError: if folds are asked for that the data does not allow.
     """
     if config.folds and not task.val_drawn:
+        named = config.data in SOURCES or config.data.startswith(tuple(COLLECTIONS))
+        mend = "" if named else f", or move the validation {task.noun}s to the training ones"
         raise UserError(
             f"--folds {config.folds}: {task.name} has its own validation split, on which the epoch "
-            f"is chosen; leave the option out, or move the validation {task.noun}s to the training "
-            "ones"
+            f"is chosen; leave the option out{mend}"
         )
+    if config.folds and task.group is not None:
+        count = len({task.group(path) for path in pool(task).paths})
+        if config.folds > count:
+            raise UserError(
+                f"--folds {config.folds}: molecules with the same scaffold (ring system) stay "
+                f"together, and there are only {count} scaffolds to learn from; give {count} or "
+                "fewer, or --split random"
+            )
     most = max(Counter(pool(task).class_indices).values()) if config.folds else 0
     if config.folds > most:
         whose = "the largest class has" if isinstance(task.objective, Classes) else "there are"

@@ -11,6 +11,7 @@ from delta_transfer.backbones import Backbone, GraphSpec, load_graph_backbone
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split, Task
 from delta_transfer.data.check import CheckedPictures
+from delta_transfer.data.graph_sources import MOLECULENET, TU
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.files import fingerprint
 
@@ -48,23 +49,31 @@ def load_network(config: TrainConfig, task: Task, network: nn.Module | None, spe
 
 
 def look(config: TrainConfig, task: Task, spec: GraphSpec) -> CheckedPictures:
-    """Makes every graph once; tells of those that are in two splits."""
+    """Makes every graph once; tells of those that are in two splits.
+
+    In published splits nobody can mend that, and small graphs are often alike: it is a note there.
+    """
     named = {"train": task.train, "val": task.val, "test": task.test}
     digests = {
         name: {path: _digest(split, path) for path in split.paths}
         for name, split in named.items()
         if split is not None
     }
-    warnings = []
+    warnings, alike = [], []
     for one, other in _LEAKS:
         there = set(digests[one].values())
         copies = [path for path, found in digests.get(other, {}).items() if found in there]
-        if copies:
+        if copies and config.data.startswith((MOLECULENET, TU)):
+            alike.append(f"{len(copies)} of the {len(digests[other])} of {other} in {one}")
+        elif copies:
             shown = first_few([f"'{path}'" for path in copies])
             warnings.append(
                 f"{len(copies)} of {len(digests[other])} graphs of the split {other} are in "
                 f"{one}, too: {shown}; what is measured on them flatters: remove one of each"
             )
+    if alike:
+        note = f"graphs that are in two splits, as small ones may be: {', '.join(alike)}"
+        task = dataclasses.replace(task, notes=(*task.notes, note))
     everything: Mapping[str, str] = {
         path: found for split in digests.values() for path, found in split.items()
     }

@@ -118,6 +118,7 @@ def pretrain(options: PretrainOptions) -> Pretrained:
         held_out=held_out,
         device=device,
     )
+    _check_asked(job)
     folder.mkdir(parents=True, exist_ok=True)
     with log_to(folder / LOG, describe()):
         logger.info(
@@ -156,6 +157,27 @@ def _run(job: _Job, folder: Path) -> Pretrained:
     found = Pretrained(folder=folder, unit=job.task.unit, chance=chance, before=before, after=after)
     _write(found, job, rows)
     return found
+
+
+def _check_asked(job: _Job) -> None:
+    """Checks that there are questions about the graphs.
+
+    Raises:
+        UserError: if there are none about those to learn from, or those held out.
+    """
+    for what, graphs in (("to learn from", job.graphs), ("held out", job.held_out)):
+        generator = _generator(job.options.seed, "measure")
+        with evaluating(job.network), evaluating(job.task), torch.no_grad():
+            scores = (job.task(job.network, part, generator) for part in _batches(graphs, job))
+            asked = any(scored is not None for scored in scores)
+        if not asked:
+            edges = max(1, len(job.network.layers) - 1)
+            raise UserError(
+                f"--objective {job.options.objective}: there is nothing to ask about the "
+                f"{len(graphs)} graphs {what}, as in two of them or more a node with another one "
+                f"at least {edges} edges away is needed: take --objective attribute-masking, more "
+                "graphs, or a --model with fewer layers, such as pyg/GIN-2x64"
+            )
 
 
 def _train(job: _Job, optimizer: torch.optim.Optimizer, epoch: int) -> float:

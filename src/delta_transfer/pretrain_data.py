@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from delta_transfer.backbones import GraphSpec
-from delta_transfer.data import load_task
+from delta_transfer.data import MoleculeOptions, load_task
+from delta_transfer.data.graph_sources import MOLECULENET, TU
 from delta_transfer.data.paths import user_path
-from delta_transfer.data.smiles_files import LINES, list_smiles
+from delta_transfer.data.smiles_files import LINES, list_untested
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.graph_libraries import need_graph_libraries
 from delta_transfer.options import PretrainOptions
@@ -15,7 +16,7 @@ from delta_transfer.options import PretrainOptions
 if TYPE_CHECKING:  # the libraries that only graph tasks need
     from torch_geometric.data import Data
 
-NAMED = ("moleculenet/", "tu/")
+NAMED = (MOLECULENET, TU)
 OFFLINE = "rdkit/nci"
 
 _LEAST = 10  # graphs
@@ -47,11 +48,19 @@ def read_unlabelled(options: PretrainOptions) -> UnlabelledGraphs:
     data = options.data
     graphs: list[Any]
     if data.startswith(NAMED):
-        task = load_task(data, seed=options.seed, data_root=options.data_root)
+        task = load_task(
+            data,
+            seed=options.seed,
+            data_root=options.data_root,
+            molecules=MoleculeOptions(split=options.split),
+        )
         graphs = [split.read(path) for split in (task.train, task.val) for path in split.paths]
         notes = [f"its training and validation splits, seed {options.seed}, without labels"]
     else:
-        graphs, notes = _molecules(_smiles(options), data)
+        smiles, tested = _smiles(options)
+        graphs, notes = _molecules(smiles, data)
+        if tested:
+            notes.append(f"{tested} rows of the split test are left out")
     if len(graphs) < _LEAST:
         raise UserError(
             f"{data}: there are only {len(graphs)} graphs to learn from: give at least {_LEAST}, "
@@ -73,6 +82,10 @@ def _check(options: PretrainOptions) -> None:
         )
     if options.smiles_column is not None and (named or ending != ".csv"):
         raise UserError(f"--smiles-column: {data} is no CSV file; leave the option out")
+    if options.split != "auto" and not data.startswith(MOLECULENET):
+        raise UserError(
+            f"--split {options.split}: only {MOLECULENET}NAME is split so; leave the option out"
+        )
     if options.data_root is not None and not data.startswith(NAMED):
         raise UserError(
             f"--data-root: only {' and '.join(f'{prefix}NAME' for prefix in NAMED)} look there; "
@@ -80,12 +93,13 @@ def _check(options: PretrainOptions) -> None:
         )
 
 
-def _smiles(options: PretrainOptions) -> Sequence[str]:
+def _smiles(options: PretrainOptions) -> tuple[Sequence[str], int]:
+    """Those of the molecules to learn from, and how many are left for a test."""
     if options.data == OFFLINE:
         from delta_transfer.data.nci import offline_smiles
 
-        return offline_smiles()
-    return list_smiles(user_path(options.data), column=options.smiles_column)
+        return offline_smiles(), 0
+    return list_untested(user_path(options.data), column=options.smiles_column)
 
 
 def _molecules(smiles: Sequence[str], source: str) -> "tuple[list[Data], list[str]]":
@@ -104,7 +118,7 @@ def _molecules(smiles: Sequence[str], source: str) -> "tuple[list[Data], list[st
         notes.append(f"{len(smiles) - len(different)} are there again and count once")
     if strange:
         notes.append(f"{len(strange)} are no molecules and are left out: {first_few(strange)}")
-    if not graphs:
+    if strange and not graphs:
         raise UserError(
             f"{source}: there is no molecule in it ({first_few(strange)}): give SMILES, one at the "
             "beginning of each line, or in a column of a CSV file (--smiles-column)"

@@ -93,7 +93,8 @@ def train(
         folder = Path(config.out).expanduser() if config.out else default_folder(config)
         if from_main(lambda: _check_folder(folder, config)):
             return from_main(lambda: _finished(folder))
-        prepared = prepare(config, network=network, spec=spec)
+        suits = functools.partial(check_task, config)
+        prepared = prepare(config, network=network, spec=spec, check=suits)
         return train_prepared(prepared, config, folder, started=started)
 
 
@@ -125,7 +126,6 @@ def train_prepared(
         epochs=config.count_epochs(len(prepared.task.train)),
         attention=given_attention(prepared, config),
     )
-    check_task(config, prepared.task)
     check_classifier(tuning.method, prepared.backbone.classifier, config.model)
     with ExitStack() as held:
         from_main(lambda: held.enter_context(locked(folder)))

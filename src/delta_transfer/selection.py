@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import GroupKFold, StratifiedKFold
 from torch import Tensor
 
 from delta_transfer.config import TrainConfig
@@ -174,7 +174,14 @@ def _cross_validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selecte
 
 
 def _folds(task: Task, folds: int, *, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Positions to train on and to hold out, stratified by class if there are classes."""
+    """Positions to train on and to hold out, stratified by class if there are classes.
+
+    What was kept together as the validation split was drawn is held out together.
+    """
+    if task.group is not None:
+        groups = [task.group(path) for path in pool(task).paths]
+        grouped = GroupKFold(folds).split(groups, groups=groups)
+        return [(train.tolist(), val.tolist()) for train, val in grouped]
     labels = np.array([*task.train.class_indices, *task.val.class_indices])
     draw = derive_seed(seed, "folds") % 2**32  # scikit-learn takes no larger one
     splitter = StratifiedKFold(folds, shuffle=True, random_state=draw)
@@ -200,9 +207,13 @@ def _average(files: Sequence[Path], keys: Sequence[str]) -> str:
     writer.writeheader()
     for (values, given), group in rows.items():
         means = {
-            name: f"{np.mean([float(row[name]) for row in group]):.8g}"
-            for name in given
-            if name not in keys
+            name: _mean([float(row[name]) for row in group]) for name in given if name not in keys
         }
         writer.writerow({**means, **dict(zip(keys, values, strict=True))})
     return text.getvalue()
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Of those that are numbers, as a fold without both answers has no ROC-AUC; "" of none."""
+    known = [value for value in values if not np.isnan(value)]
+    return f"{np.mean(known):.8g}" if known else ""

@@ -102,6 +102,27 @@ class TestTask:
         assert load(tmp_path, 3) == tasks[3]
         assert "tested on fold 3 of the 10 stratified ones" in tasks[3].notes[0]
 
+    def test_a_class_with_fewer_graphs_than_folds(self, tmp_path: Path) -> None:
+        write(tmp_path, graph_labels="1\n" * (COUNT - 5) + "2\n" * 5)
+        tasks = [load(tmp_path, seed) for seed in range(10)]
+        tested = [path for task in tasks for path in task.test.paths]
+        assert len(set(tested)) == len(tested) == COUNT
+        assert [sum(task.test.labels) for task in tasks].count(1) == 5
+
+    def test_a_class_of_which_one_is_left(self, tmp_path: Path) -> None:
+        write(tmp_path, graph_labels="1\n" * (COUNT - 2) + "2\n" * 2)
+        without = [seed for seed in range(10) if not self.fails(tmp_path, seed)]
+        assert len(without) == 8
+        assert all(sorted(load(tmp_path, seed).val.labels)[-1] == 1 for seed in without)
+
+    def fails(self, root: Path, seed: int) -> bool:
+        """Whether so few are left of a class that another seed is advised."""
+        try:
+            load(root, seed)
+        except UserError as error:
+            return "class '2' has 1: choose another seed" in str(error)
+        return False
+
     @pytest.mark.parametrize("place", ["folds_src/10fold_idx", "10fold_idx", "raw/10fold_idx"])
     def test_published_folds(self, place: str, tmp_path: Path) -> None:
         write(tmp_path / "TOY/raw")
@@ -138,7 +159,8 @@ class TestTask:
             ({"graph_indicator": "2\n" * NODES}, "counted from 1 and in order"),
             ({"A": "1, 5\n5, 1\n"}, "an edge must join two nodes of one graph"),
             ({"A": ""}, "cannot be used"),
-            ({"graph_labels": "1\n" * 35 + "2\n" * 5}, r"at least 10 .*class '2' has 5"),
+            ({"graph_labels": "1\n" * 39 + "2\n"}, r"at least 2 .*class '2' has 1"),
+            ({"graph_labels": "1\n2\n3\n4\n5\n" * 8}, "largest class has too few graphs, 8"),
         ],
     )
     def test_files_that_do_not_belong_together(

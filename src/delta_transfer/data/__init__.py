@@ -193,7 +193,11 @@ def load_labelled(
     named = data in SOURCES or data.startswith(tuple(COLLECTIONS))
     if not named and data and (path := user_path(data)).exists():
         if molecules.smiles_column is not None:
-            _check_molecules(data, molecules)
+            if path.suffix.lower() not in FILES or path.is_dir():
+                raise UserError(
+                    f"'{data}' is no CSV file, as which labelled molecules are read: give one with "
+                    f"the columns of labels and '{molecules.smiles_column}', the SMILES"
+                )
             return load_labelled_smiles_csv(path, molecules=molecules)
         if path.suffix.lower() in FILES and not path.is_dir():
             return load_labelled_csv(path)

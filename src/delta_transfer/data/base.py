@@ -96,6 +96,8 @@ class Task:
             one.
         objective: how a network's outputs, one for each class, are understood.
         kind: what the samples are, for which a network has to be made.
+        group: tells by its path what a sample is to be held out with, as a validation split was
+            drawn: the scaffold of a molecule. None where each is drawn on its own.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Task:
     val_drawn: bool = False
     objective: Objective = field(default_factory=Classes)
     kind: Literal["pictures", "graphs"] = "pictures"
+    group: Callable[[str], str] | None = None
 
     @property
     def noun(self) -> Noun:

@@ -74,6 +74,7 @@ def make_task(
     binary: bool,
     notes: Sequence[str],
     val_drawn: bool,
+    by: SplitBy = "random",
 ) -> Task:
     """The task of these molecules.
 
@@ -84,6 +85,7 @@ def make_task(
         binary: whether labels are yes and no, not values.
         notes: what a user should know beside those of the molecules.
         val_drawn: as of the task.
+        by: how it was drawn.
 
     Raises:
         UserError: if there is nothing to learn from.
@@ -100,6 +102,7 @@ def make_task(
         val_drawn=val_drawn,
         objective=_objective(name, train, binary=binary),
         kind="graphs",
+        group=None if by == "random" else scaffold,
     )
 
 

@@ -74,7 +74,13 @@ def load_smiles_csv(
     if found.unused:
         notes.append(f"columns that are not used: {first_few(found.unused)}")
     return make_task(
-        file.stem, found, given, binary=found.binary, notes=notes, val_drawn="val" in drawn
+        file.stem,
+        found,
+        given,
+        binary=found.binary,
+        notes=notes,
+        val_drawn="val" in drawn,
+        by=molecules.split,
     )
 
 

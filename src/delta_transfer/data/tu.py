@@ -2,7 +2,9 @@
 
 import logging
 import re
+import warnings
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,12 +98,12 @@ def load_tu(
     )
     require_per_class(
         everything,
-        FOLDS if published is None else 1,
+        2,
         classes=classes,
-        wish=f"{title}, tested in {FOLDS} folds,",
-        mend="these files are not whole; get them again",
+        wish=f"{title}, to be learnt from and tested on,",
+        mend="it cannot be used; if it should have more, the files are not whole: get them again",
     )
-    folds = published or _draw(labels)
+    folds = published or _draw(labels, title)
     test = set(folds[seed % FOLDS])
     rest = everything.subset(index for index in range(len(graphs)) if index not in test)
     require_per_class(
@@ -130,9 +132,18 @@ def load_tu(
     )
 
 
-def _draw(labels: tuple[int, ...]) -> list[list[int]]:
+def _draw(labels: tuple[int, ...], title: str) -> list[list[int]]:
+    most = max(Counter(labels).values())
+    if most < FOLDS:
+        raise UserError(
+            f"{title} is tested in {FOLDS} folds, for which its largest class has too few graphs, "
+            f"{most}: take another data set"
+        )
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    return [test.tolist() for _, test in folds.split(np.zeros(len(labels)), labels)]
+    with warnings.catch_warnings():
+        # A class with fewer graphs than folds is tested in as many folds as it has graphs.
+        warnings.filterwarnings("ignore", "The least populated class")
+        return [test.tolist() for _, test in folds.split(np.zeros(len(labels)), labels)]
 
 
 def _locate(name: str, root: Path) -> Path | None:
