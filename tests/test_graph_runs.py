@@ -226,6 +226,7 @@ def test_going_on_gives_the_same_bytes(run, folder, monkeypatch):
     assert (again / model).read_bytes() == (run / model).read_bytes()
 
 
+@pytest.mark.slow
 def test_methods_are_compared(folder, capsys):
     out = folder / "compared"
     args = ["compare", str(folder / "molecules.csv"), "--out", str(out), "--seeds", "0,1"]

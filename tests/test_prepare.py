@@ -184,6 +184,7 @@ class TestFingerprint:
         assert len({prepared.digests[path] for path in paths}) == len(paths)
 
 
+@pytest.mark.slow
 def test_each_machine_reads_its_own_pictures(pictures, tmp_path):
     for name in ("data0", "data1"):
         shutil.copytree(pictures, tmp_path / name)

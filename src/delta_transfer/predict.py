@@ -286,12 +286,21 @@ class Predictor:
         )
 
     def _molecules(self, data: str) -> MoleculeOptions:
-        """What the run says of molecules, if that can be of this data: a file has its columns."""
+        """What the run says of molecules, if that can be of this data: a file has its columns.
+
+        Raises:
+            UserError: if the run is on molecules and the data cannot be.
+        """
         options = molecule_options(self.config)
         if self._is_own(data):
             return options
-        if self._kind != "molecule" or Path(data).suffix.lower() != ".csv":
+        if self._kind != "molecule" or _is_named(data):
             return NOTHING_SAID
+        if Path(data).suffix.lower() != ".csv":
+            raise UserError(
+                f"'{data}' is no CSV file: this run is on molecules; give a CSV file with a column "
+                f"of SMILES, or {MOLECULENET}NAME"
+            )
         return dataclasses.replace(options, smiles_column=options.smiles_column or "smiles")
 
     def _is_own(self, data: str) -> bool:
