@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from delta_transfer import train
 from delta_transfer.data.images import PictureError
@@ -18,6 +20,7 @@ from delta_transfer.loaders import needed_resizes
 from delta_transfer.objective import Classes
 from delta_transfer.prepare import prepare
 from delta_transfer.run import train_prepared
+from delta_transfer.training.module import FineTuning
 from tests.networks import conv_net
 from tests.runs import tiny
 from tests.test_tuning import SPEC
@@ -26,6 +29,37 @@ from tests.test_tuning import SPEC
 def train_tiny(data: str, out: str, epochs: str) -> None:
     """Trains; what another process makes is waited for."""
     train(tiny(Path(data), Path(out), epochs=int(epochs)))
+
+
+def train_sharded(data: str, out: str, method: str, small: str) -> None:
+    """Trains with sharded weights, of a network of its own or the default one.
+
+    Of each weight, its gradient and its moments each process has a part, and both have the whole.
+    """
+    seen = []
+
+    def look(module: FineTuning, optimizer: torch.optim.Optimizer) -> None:
+        own = {name: p for name, p in module.network.named_parameters() if p.requires_grad}
+        assert all(isinstance(p, DTensor) and isinstance(p.grad, DTensor) for p in own.values())
+        kept = [tensor for p in own.values() for tensor in (p, p.grad)]
+        kept += [v for p in own.values() for v in optimizer.state[p].values() if v.shape == p.shape]
+        count = sum(tensor.to_local().numel() for tensor in kept)
+        whole = sum(tensor.numel() for tensor in kept)
+        assert sum(gathered(count)) == whole
+        assert 0.3 < count / whole < 0.7
+        units = [name for name, m in module.network.named_modules() if isinstance(m, FSDPModule)]
+        seen.append(len(units))
+
+    config = tiny(Path(data), Path(out), method=method, strategy="fsdp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FineTuning, "on_before_optimizer_step", look)
+        if small == "small":
+            result = train(config, network=conv_net(), spec=SPEC)
+        else:
+            result = train(config)
+            assert min(seen) > 10  # blocks by themselves
+    assert seen
+    assert result.method == method
 
 
 def refused(folder: str) -> None:
