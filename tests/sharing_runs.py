@@ -14,13 +14,14 @@ from torch.distributed.tensor import DTensor
 
 from delta_transfer import train
 from delta_transfer.data.images import PictureError
-from delta_transfer.distributed import gathered, is_main, joined
+from delta_transfer.distributed import gathered, is_main, joined, rank
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import needed_resizes
 from delta_transfer.objective import Classes
 from delta_transfer.prepare import prepare
 from delta_transfer.run import train_prepared
 from delta_transfer.training.module import FineTuning
+from delta_transfer.training.sharding import shard
 from tests.networks import conv_net
 from tests.runs import tiny
 from tests.test_tuning import SPEC
@@ -51,7 +52,8 @@ def train_sharded(data: str, out: str, method: str, small: str) -> None:
         seen.append(len(units))
 
     config = tiny(Path(data), Path(out), method=method, strategy="fsdp")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, joined(lambda: "cpu"):
+        check_the_main_one_s_weights()
         patch.setattr(FineTuning, "on_before_optimizer_step", look)
         if small == "small":
             result = train(config, network=conv_net(), spec=SPEC)
@@ -60,6 +62,17 @@ def train_sharded(data: str, out: str, method: str, small: str) -> None:
             assert min(seen) > 10  # blocks by themselves
     assert seen
     assert result.method == method
+
+
+def check_the_main_one_s_weights() -> None:
+    """Networks that differ are sharded to one, also where the strides are not those of shards."""
+    network = conv_net(seed=rank()).to(memory_format=torch.channels_last)
+    shard(network, ["fc"], kind="cpu")
+    whole = {
+        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    torch.testing.assert_close(whole, dict(conv_net(seed=0).state_dict()), rtol=0, atol=0)
 
 
 def refused(folder: str) -> None:

@@ -87,7 +87,7 @@ def test_so_are_those_of_a_network_with_blocks(pictures, tmp_path, method):
 
 
 def start(pictures: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [*COMMAND, str(pictures), f"--out={out}", *flags(epochs=10, lr=1e-5), *more]
+    command = [*COMMAND, str(pictures), f"--out={out}", *flags(epochs=6, method="l2sp"), *more]
     environment = {**os.environ, "DELTA_TRANSFER_CACHE": os.devnull}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
