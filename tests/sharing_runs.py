@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from delta_transfer import train
 from delta_transfer.data.images import PictureError
-from delta_transfer.distributed import gathered, is_main, joined
+from delta_transfer.distributed import gathered, is_main, joined, rank
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import needed_resizes
 from delta_transfer.objective import Classes
 from delta_transfer.prepare import prepare
 from delta_transfer.run import train_prepared
+from delta_transfer.training.module import FineTuning
+from delta_transfer.training.sharding import shard
 from tests.networks import conv_net
 from tests.runs import tiny
 from tests.test_tuning import SPEC
@@ -26,6 +30,49 @@ from tests.test_tuning import SPEC
 def train_tiny(data: str, out: str, epochs: str) -> None:
     """Trains; what another process makes is waited for."""
     train(tiny(Path(data), Path(out), epochs=int(epochs)))
+
+
+def train_sharded(data: str, out: str, method: str, small: str) -> None:
+    """Trains with sharded weights, of a network of its own or the default one.
+
+    Of each weight, its gradient and its moments each process has a part, and both have the whole.
+    """
+    seen = []
+
+    def look(module: FineTuning, optimizer: torch.optim.Optimizer) -> None:
+        own = {name: p for name, p in module.network.named_parameters() if p.requires_grad}
+        assert all(isinstance(p, DTensor) and isinstance(p.grad, DTensor) for p in own.values())
+        kept = [tensor for p in own.values() for tensor in (p, p.grad)]
+        kept += [v for p in own.values() for v in optimizer.state[p].values() if v.shape == p.shape]
+        count = sum(tensor.to_local().numel() for tensor in kept)
+        whole = sum(tensor.numel() for tensor in kept)
+        assert sum(gathered(count)) == whole
+        assert 0.3 < count / whole < 0.7
+        units = [name for name, m in module.network.named_modules() if isinstance(m, FSDPModule)]
+        seen.append(len(units))
+
+    config = tiny(Path(data), Path(out), method=method, strategy="fsdp")
+    with pytest.MonkeyPatch.context() as patch, joined(lambda: "cpu"):
+        check_the_main_one_s_weights()
+        patch.setattr(FineTuning, "on_before_optimizer_step", look)
+        if small == "small":
+            result = train(config, network=conv_net(), spec=SPEC)
+        else:
+            result = train(config)
+            assert min(seen) > 10  # blocks by themselves
+    assert seen
+    assert result.method == method
+
+
+def check_the_main_one_s_weights() -> None:
+    """Networks that differ are sharded to one, also where the strides are not those of shards."""
+    network = conv_net(seed=rank()).to(memory_format=torch.channels_last)
+    shard(network, ["fc"], kind="cpu")
+    whole = {
+        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    torch.testing.assert_close(whole, dict(conv_net(seed=0).state_dict()), rtol=0, atol=0)
 
 
 def refused(folder: str) -> None:

@@ -369,7 +369,7 @@ class TestGoingOn:
         made(tmp_path / "one", sizes=[5, None], taps="blocks.1", threads=1)
         file = tmp_path / "one" / "compare.yaml"
         kind = with_train(
-            CompareOptions, without=["method", "seed", "resume", "devices", "num_nodes"]
+            CompareOptions, without=["method", "seed", "resume", "devices", "num_nodes", "strategy"]
         )
         found = parse(
             kind, ["-c", str(file)], prog="x", summary="", positional=["data"], config_file=True

@@ -7,7 +7,7 @@ from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.options import CompareOptions, seed_list, size_list, with_train
 
-WITHOUT = ("method", "seed", "resume", "devices", "num_nodes")
+WITHOUT = ("method", "seed", "resume", "devices", "num_nodes", "strategy")
 KIND = with_train(CompareOptions, without=WITHOUT)
 
 

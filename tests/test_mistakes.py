@@ -350,6 +350,8 @@ VALUES = [
         --resume=yes | give it alone
         --devices=0 | must be at least 1
         --devices=two | give a whole number or auto
+        --strategy=zero | give one of ddp, fsdp
+        --strategy=fsdp | shards weights over several processes, and there is one
         --num-nodes=0 | must be at least 1
         --num-nodes=2 | start the command by torchrun or SLURM's srun
         --samples-per-class=0 | must be at least 1
@@ -1562,7 +1564,8 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
         (
             "compare",
             with_train(
-                CompareOptions, without=["method", "seed", "resume", "devices", "num_nodes"]
+                CompareOptions,
+                without=["method", "seed", "resume", "devices", "num_nodes", "strategy"],
             ),
         ),
         ("layers", LayersOptions),

@@ -203,7 +203,8 @@ def methods(args: Sequence[str]) -> None:
 
 def compare(args: Sequence[str]) -> None:
     """Compare methods on the same pictures, by several seeds; goes on where it was broken off."""
-    kind = with_train(CompareOptions, without=["method", "seed", "resume", "devices", "num_nodes"])
+    alone = ["method", "seed", "resume", "devices", "num_nodes", "strategy"]
+    kind = with_train(CompareOptions, without=alone)
     exclusive = ["epochs", "steps"]
     options = _parse(kind, args, compare, ["data"], config_file=True, exclusive=exclusive)
     from delta_transfer import compare_command

@@ -117,6 +117,9 @@ class TrainConfig:
             CPU, with its part of the cores: how many, or auto for all GPUs. Each takes its share of
             each batch (see docs/scaling.md).
         num_nodes: machines that train together; torchrun or SLURM starts the command on each.
+        strategy: what each of several processes keeps of the trained network: ddp, all of it; or
+            fsdp, its shard of weights, gradients and optimiser state, which takes less memory and
+            more traffic (see docs/scaling.md).
         checkpoint_minutes: so often the state is saved from which --resume goes on; Ctrl-C and
             SIGTERM save it too.
         checkpoint_steps: likewise, after so many training steps if that is sooner.
@@ -173,6 +176,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | Literal["auto"] = 1
     num_nodes: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     workers: int | None = None
     picture_cache: float | None = None
     deterministic: bool = False

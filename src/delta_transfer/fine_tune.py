@@ -34,7 +34,7 @@ from delta_transfer.training import (
     RedrawHead,
     fit,
 )
-from delta_transfer.tuning import Tuning, loss_of, optimization, plan_fit
+from delta_transfer.tuning import Tuning, is_sharded, loss_of, optimization, plan_fit
 
 logger = logging.getLogger(__name__)
 
@@ -87,13 +87,19 @@ def fine_tune(
         return Tuned(
             network=network, fitted=Fitted(epoch=0, validations=[]), taps=taps, start=start
         )
-    regularizer = hold(prepared, tuning, network, attention)
+    sharded = is_sharded(config)
+    trained = copy.deepcopy(network) if sharded else network
+    if sharded:
+        network.cpu()  # until it gets the weights in the end
+    regularizer = hold(prepared, tuning, trained, attention)
     # What a method draws while it trains.
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "method"))
-    with same_random_state(network), network_change(tuning, network, generator):
+    with same_random_state(trained), network_change(tuning, trained, generator):
         torch.manual_seed(derive_seed(config.seed, "training"))  # for dropout
         fitted = _fit(
-            prepared, tuning, network, regularizer, taps, folder, stop_after, generator=generator
+            *(prepared, tuning, trained, regularizer, taps, folder, stop_after),
+            generator=generator,
+            into=network,
         )
     network.to(prepared.device)
     return Tuned(network=network, fitted=fitted, taps=taps, start=start)
@@ -207,6 +213,7 @@ def _fit(
     stop_after: int | None,
     *,
     generator: torch.Generator,
+    into: nn.Module,
 ) -> Fitted:
     drift = folder / "drift.csv" if stop_after is None else None
     callbacks = _callbacks(prepared, tuning, network, taps, drift, generator=generator)
@@ -220,6 +227,7 @@ def _fit(
         optimization=optimization(prepared, tuning, network),
         callbacks=callbacks,
         generators=[generator],
+        into=into,
     )
     for callback in callbacks:
         if isinstance(callback, EarlyStopping) and callback.stopped_epoch:

@@ -29,6 +29,7 @@ _TRAINING = [
     *("epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"),
     *("class_weights", "label_smoothing", "patience"),
     *("accumulate", "clip", "ema", "layer_decay", "precision", "augment", "mixup", "cutmix"),
+    "strategy",
 ]
 
 # What several processes cannot do together, and its value without.
@@ -65,6 +66,8 @@ def check(config: TrainConfig) -> None:
     if config.precision != "32":
         find_precision(config.precision, find_device(config.device))
     _check_parts(config, method)
+    if config.strategy == "fsdp" and method.trains:
+        _check_sharded(config, method)
     for name in _ignored(config, method):
         logger.warning("--%s is ignored: it means nothing for method %s", name, method.name)
     if method.attention and config.attention not in ESTIMATORS:
@@ -87,6 +90,35 @@ def _check_parts(config: TrainConfig, method: Method) -> None:
         f"--accumulate {config.accumulate}: {what} looks at the whole batch, which cannot be "
         f"worked through in parts: give {mend}a smaller --batch-size, and leave --accumulate out"
     )
+
+
+def _check_sharded(config: TrainConfig, method: Method) -> None:
+    """Checks that the weights may be sharded.
+
+    Raises:
+        UserError: if there is one process, or something looks at whole weights while they train.
+    """
+    mend = "leave it out, or take --strategy ddp"
+    if processes() == 1:
+        raise UserError(
+            "--strategy fsdp shards weights over several processes, and there is one: give "
+            "--devices 2 or more, or leave --strategy out"
+        )
+    if method.head_cycles > 1 or method.step_change or method.network_change or method.classifier:
+        raise UserError(
+            f"--strategy fsdp: method {method.name} changes weights beside the optimiser or trains "
+            "some of its own, which are not sharded: take --strategy ddp, or another method"
+        )
+    if config.ema is not None:
+        raise UserError(
+            f"--ema {config.ema:g} averages whole weights, of which each process has its shard by "
+            f"--strategy fsdp: {mend}"
+        )
+    if find_precision(config.precision, find_device(config.device)) == "16-mixed":
+        raise UserError(
+            f"--precision {config.precision} is float16 here, whose losses are scaled by whole "
+            "gradients, not by shards of them (--strategy fsdp): give bf16 or 32, or --strategy ddp"
+        )
 
 
 def _ignored(config: TrainConfig, method: Method) -> list[str]:

@@ -29,7 +29,7 @@ _OF_A_COMPARISON = frozenset([COMPARISON, LOCK, "results.csv", "report.html"])
 _AFTER_TRAINING = ("examples", "model")  # folders, which may be half full
 # Options that change no figure, but for the last digits on another device.
 FREE = (
-    *("out", "overwrite", "resume", "device", "devices", "num_nodes"),
+    *("out", "overwrite", "resume", "device", "devices", "num_nodes", "strategy"),
     *("workers", "picture_cache"),
     *("checkpoint_minutes", "checkpoint_steps", "loggers"),
 )

@@ -113,7 +113,19 @@ def plan_fit(prepared: Prepared, tuning: Tuning, folder: Path, stop_after: int |
         identity=identity(prepared),
         accelerator=prepared.device.type,
         loggers=config.logger_names,
+        units=_units(prepared) if is_sharded(config) else None,
     )
+
+
+def is_sharded(config: TrainConfig) -> bool:
+    """Whether each process keeps but its shard of the weights while it trains."""
+    return config.strategy == "fsdp" and processes() > 1
+
+
+def _units(prepared: Prepared) -> tuple[str, ...]:
+    from delta_transfer.training.sharding import find_units  # loading it takes a second
+
+    return find_units(prepared.backbone.module, prepared.backbone.input.example())
 
 
 def _is_divisible(tuning: Tuning) -> bool:

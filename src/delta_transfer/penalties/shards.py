@@ -52,6 +52,15 @@ def sum_of_squares(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
     return totals[0] if len(totals) == 1 else torch.stack(totals).sum()
 
 
+def cut(whole: Tensor, like: "DTensor") -> Tensor:
+    """A tensor that is whole in each process, sharded as another; nothing is sent."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(
+        whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )
+
+
 def _as_sharded(tensor: Tensor) -> "DTensor | None":
     if not in_group():
         return None
@@ -94,14 +103,5 @@ class Start:
         if sharded is None or _as_sharded(source) is not None:
             return source.detach()
         if name not in self._shards or self._shards[name][0] is not source:
-            from torch.distributed.tensor import distribute_tensor
-
-            # Each process cuts out its own, so that nothing is sent.
-            shard = distribute_tensor(
-                source.detach().to(sharded.device),
-                sharded.device_mesh,
-                sharded.placements,
-                src_data_rank=None,
-            )
-            self._shards[name] = (source, shard)
+            self._shards[name] = (source, cut(source.detach(), sharded))
         return self._shards[name][1]

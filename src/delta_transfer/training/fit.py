@@ -76,6 +76,8 @@ class Fit:
         resume: go on from the last state that is there, if there is one of the same identity.
         identity: of what is trained on which samples.
         accelerator: Lightning's name of the device kind.
+        units: the modules whose weights several processes shard, see `Sharding`; None to have all
+            of them in each process.
         loggers: where figures go beside `metrics.csv`, see `make_loggers`.
     """
 
@@ -97,6 +99,7 @@ class Fit:
     resume: bool = False
     identity: str = ""
     accelerator: str
+    units: Sequence[str] | None = None
     loggers: Sequence[str] = ("tensorboard",)
 
 
@@ -125,11 +128,12 @@ def fit(
     optimization: Optimization,
     callbacks: Sequence[lightning.Callback] = (),
     generators: Sequence[torch.Generator] = (),
+    into: nn.Module | None = None,
 ) -> Fitted:
     """Trains the network and leaves it with the weights of its best epoch.
 
     Args:
-        network: the target; trained in place.
+        network: the target; trained in place; one that is sharded stays so, see `into`.
         regularizer: its penalties.
         plan: data, epochs and folder.
         loss: the task loss.
@@ -138,6 +142,7 @@ def fit(
         optimization: how the weights are moved.
         callbacks: more of Lightning's callbacks.
         generators: what draws random numbers beside torch's own.
+        into: what gets the weights of the best epoch; the network itself if None.
 
     Returns:
         The epoch that was kept, and what the network said of the validation split.
@@ -188,9 +193,7 @@ def fit(
             raise KeyboardInterrupt(str(error)) from None
         except SystemExit as error:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from error
-        outcome = _outcome(module, plan, keep)
-    if any_of(request.asked)[0]:  # after all had been saved
-        outcome = _outcome(module, plan, keep)
+        outcome = _outcome(module, plan, keep, network if into is None else into)
     if any_of(request.asked)[0]:  # after all had been saved
         raise KeyboardInterrupt("stopped after the last step")
     return outcome
@@ -252,19 +255,19 @@ def _go_on(plan: Fit, state: Mapping[str, Any]) -> None:
     logger.info("going on in epoch %d, after step %d", epoch + 1, state["global_step"])
 
 
-def _outcome(module: FineTuning, plan: Fit, keep: KeepBest) -> Fitted:
-    """The network with the weights, or their average, of the epoch that is kept."""
+def _outcome(module: FineTuning, plan: Fit, keep: KeepBest, network: nn.Module) -> Fitted:
+    """Gives a network the weights, or their average, of the epoch that is kept."""
     last = plan.keep_last or plan.val is None
     path = plan.folder / "checkpoints" / (LAST if last else BEST)
     kept = from_main(lambda: read_whole(path))
     if kept is None:
         raise UserError(f"{path} is damaged, though it has just been written: look after the disk")
     prefix = "network." if module.average is None else "average.module."
-    state = module.network.state_dict()  # which some networks want back as such, with their version
+    state = network.state_dict()  # which some networks want back as such, with their version
     for name, tensor in kept["state_dict"].items():
         if name.startswith(prefix):
             state[name.removeprefix(prefix)] = tensor
-    module.network.load_state_dict(state)
+    network.load_state_dict(state)
     epoch = kept["epoch"] if last else keep.best_epoch
     return Fitted(epoch=epoch, validations=module.validations)
 
@@ -295,10 +298,15 @@ def _shared(plan: Fit) -> dict[str, Any]:
     """What Lightning is told of the processes that train together."""
     if processes() == 1:
         return {"devices": 1, "plugins": [WholeCheckpoints()]}
+    strategy: Any = "ddp"
+    if plan.units is not None:
+        from delta_transfer.training.sharding import Sharding  # loading it takes a second
+
+        strategy = Sharding(plan.units)
     return {
         "devices": local_processes(),
         "num_nodes": processes() // local_processes(),
-        "strategy": "ddp",
+        "strategy": strategy,
         "plugins": [WholeCheckpoints(), TorchElasticEnvironment()],
         "use_distributed_sampler": False,  # ours gives each process its share
     }

@@ -62,7 +62,9 @@ class KeepBest(lightning.Callback):
         if better:
             self.best_epoch = epoch
             self._lowest = math.inf if math.isnan(loss) else loss
-            best = {"best_epoch": epoch, "lowest": self._lowest, "state_dict": module.state_dict()}
+            # Which all processes have to ask for: each may have but its shard.
+            state = trainer.strategy.lightning_module_state_dict()
+            best = {"best_epoch": epoch, "lowest": self._lowest, "state_dict": state}
             if is_main():
                 trainer.strategy.checkpoint_io.save_checkpoint(best, self.folder / BEST)
         logger.info(

@@ -1,0 +1,137 @@
+"""Weights of which each process keeps its shard while it trains, by torch's `fully_shard`."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from delta_transfer.borrow import device_of, evaluating
+from delta_transfer.distributed import processes
+from delta_transfer.errors import UserError
+from delta_transfer.penalties.shards import cut
+
+
+class Sharding(DDPStrategy):
+    """Lightning's strategy of several processes, with the network sharded in place of copied.
+
+    What it gives to be saved is whole, and in the form of one process: a fit may go on with another
+    number of them. Lightning's own saves shards, or whole files past our checksums, and asks for a
+    GPU. The network is sharded when the fit starts, and stays so.
+
+    Args:
+        units: names of modules whose weights are put together when they are called, and let go of
+            after; the weights outside of them are one unit more.
+    """
+
+    def __init__(self, units: Sequence[str]) -> None:
+        super().__init__()
+        self._units = units
+
+    def configure_ddp(self) -> None:
+        """Shards the network; optimisers are made after."""
+        assert self.lightning_module is not None
+        network = self.lightning_module.get_submodule("network")
+        shard(network, self._units, kind=self.root_device.type)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """With whole weights; all processes have to ask for it."""
+        state = super().lightning_module_state_dict()
+        for name, tensor in state.items():  # in place, for it knows the versions of its modules
+            state[name] = _whole(tensor)
+        return state
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Whole, likewise."""
+        state: dict[str, Any] = super().optimizer_state(optimizer)
+        moments = {
+            place: {name: _whole(value) for name, value in values.items()}
+            for place, values in state["state"].items()
+        }
+        return {**state, "state": moments}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Each process takes its shard."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            moments = {
+                place: {name: _shard_of(value, parameters[place]) for name, value in values.items()}
+                for place, values in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": moments})
+
+
+def shard(network: nn.Module, units: Sequence[str], *, kind: str) -> None:
+    """Shards a network over all processes; it has the weights of the main one then.
+
+    Args:
+        network: the same in all processes.
+        units: see `Sharding`.
+        kind: of the devices that it computes on.
+    """
+    network.to(memory_format=torch.contiguous_format)  # other strides cannot be sharded
+    for tensor in network.state_dict().values():
+        torch.distributed.broadcast(tensor, src=0)
+    mesh = init_device_mesh(kind, (processes(),))
+    for name in units:
+        fully_shard(network.get_submodule(name), mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+def find_units(network: nn.Module, example: Any) -> tuple[str, ...]:
+    """The modules whose weights are best sharded together: the outermost blocks.
+
+    Those are modules with children that a pass calls as such, once; sequences of them are taken
+    apart. Weights that are reached in any other way stay with the network itself.
+
+    Args:
+        network: in no context that changes its weights.
+        example: inputs for a pass.
+
+    Raises:
+        UserError: if it has a weight without dimensions, which cannot be sharded.
+    """
+    for name, parameter in network.named_parameters():
+        if not parameter.ndim:
+            raise UserError(
+                f"--strategy fsdp: {name} is a single number, which cannot be sharded: leave the "
+                "option out, or choose another --model"
+            )
+    calls: Counter[nn.Module] = Counter()
+
+    def count(module: nn.Module) -> Callable[..., None]:
+        return lambda *_: calls.update([module])
+
+    handles = [m.register_forward_pre_hook(count(m)) for m in network.modules()]
+    try:
+        with evaluating(network), torch.no_grad():
+            network(example.to(device_of(network)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(_blocks(network, "", calls))
+
+
+def _blocks(parent: nn.Module, prefix: str, calls: Mapping[nn.Module, int]) -> Iterator[str]:
+    for name, child in parent.named_children():
+        sequence = type(child).forward is nn.Sequential.forward
+        has_parts = next(child.children(), None) is not None
+        if calls.get(child) == 1 and has_parts and not sequence:
+            if next(child.parameters(), None) is not None:
+                yield prefix + name
+        else:
+            yield from _blocks(child, f"{prefix}{name}.", calls)
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+
+
+def _shard_of(value: Any, parameter: Tensor) -> Any:
+    alike = isinstance(value, Tensor) and value.shape == parameter.shape
+    return cut(value, parameter) if alike and isinstance(parameter, DTensor) else value

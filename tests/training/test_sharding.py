@@ -1,0 +1,117 @@
+"""Training with sharded weights: the figures, the files and the weights of one process."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from delta_transfer import train
+from delta_transfer.errors import UserError
+from delta_transfer.training.sharding import find_units
+from tests.networks import conv_net
+from tests.runs import flags, tiny
+from tests.several import run
+from tests.test_distributed import COMMAND, check_same_figures, wait_for_epoch
+from tests.test_resume import left_in, traces
+from tests.test_tuning import SPEC
+
+
+class Block(nn.Sequential):
+    """With a pass of its own, so that it is no mere sequence."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows + super().forward(rows)
+
+
+def block() -> Block:
+    return Block(nn.Linear(4, 4), nn.GELU())
+
+
+class Network(nn.Module):
+    """Blocks that are called in all the ways in which networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 4)
+        self.sequence = nn.Sequential(block(), nn.Sequential(block()))
+        self.several = nn.ModuleList([block(), block()])
+        self.shared = block()
+        self.opened = block()
+        self.unused = block()
+        self.empty = Block(nn.GELU())
+
+    def forward(self, rows: Tensor) -> Tensor:
+        rows = self.sequence[1](self.sequence[0](self.stem(rows)))
+        for one in self.several:
+            rows = one(rows)
+        rows = self.shared(self.shared(rows))
+        return self.empty(nn.functional.linear(rows, self.opened[0].weight))
+
+
+def test_units_are_blocks_that_are_called_as_such():
+    network = Network().train()
+    units = find_units(network, torch.zeros(1, 4))
+    assert units == ("sequence.0", "sequence.1.0", "several.0", "several.1")
+    assert network.training
+    assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+def test_a_weight_without_dimensions_is_named():
+    network = nn.Linear(2, 2)
+    network.scale = nn.Parameter(torch.ones(()))
+    with pytest.raises(UserError, match="--strategy fsdp: scale is a single number"):
+        find_units(network, torch.zeros(1, 2))
+
+
+def test_sharded_weights_are_trained_to_those_of_one_process(pictures, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run("train_sharded", pictures, two, "l2sp", "small", module="tests.sharing_runs")
+    train(tiny(pictures, one, method="l2sp"), network=conv_net(), spec=SPEC)
+    check_same_figures(two, one)
+    assert left_in(two) == left_in(one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["l2", "l2sp", "delta"])
+def test_so_are_those_of_a_network_with_blocks(pictures, tmp_path, method):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run("train_sharded", pictures, two, method, "large", module="tests.sharing_runs")
+    train(tiny(pictures, one, method=method))
+    check_same_figures(two, one)
+    assert left_in(two) == left_in(one)
+
+
+def start(pictures: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [*COMMAND, str(pictures), f"--out={out}", *flags(epochs=6, method="l2sp"), *more]
+    environment = {**os.environ, "DELTA_TRANSFER_CACHE": os.devnull}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(started: subprocess.Popen[str]) -> str:
+    _, said = started.communicate(timeout=200)
+    assert started.returncode == 0, said
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
+def test_stopped_it_goes_on_in_shards_or_whole(pictures, tmp_path):
+    sharded = ["--devices=2", "--strategy=fsdp"]
+    whole, out, alone = tmp_path / "whole", tmp_path / "out", tmp_path / "alone"
+    finish(start(pictures, whole, *sharded))
+    started = start(pictures, out, *sharded)
+    wait_for_epoch(out, started, 3)
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 1
+    assert "goes on" in said
+    shutil.copytree(out, alone)
+    assert "going on in epoch" in finish(start(pictures, out, *sharded, "--resume"))
+    assert traces(out) == traces(whole)
+    assert "going on in epoch" in finish(start(pictures, alone, "--resume"))
+    check_same_figures(alone, whole)
