@@ -68,11 +68,24 @@ def test_a_weight_without_dimensions_is_named():
         find_units(network, torch.zeros(1, 2))
 
 
+def check_same_states(run: Path, other: Path) -> None:
+    """Whole weights and moments, in the same form."""
+    for name in ("best.ckpt", "last.ckpt"):
+        found, wanted = (
+            torch.load(one / "checkpoints" / name, weights_only=True) for one in (run, other)
+        )
+        assert found.keys() == wanted.keys()
+        for part in ("state_dict", "optimizer_states"):
+            if part in wanted:
+                torch.testing.assert_close(found[part], wanted[part], rtol=1e-3, atol=1e-5)
+
+
 def test_sharded_weights_are_trained_to_those_of_one_process(pictures, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    run("train_sharded", pictures, two, "l2sp", "small", module="tests.sharing_runs")
-    train(tiny(pictures, one, method="l2sp"), network=conv_net(), spec=SPEC)
+    run("train_sharded", pictures, two, "small", module="tests.sharing_runs")
+    train(tiny(pictures, one, method="l2", lr=1e-3), network=conv_net(), spec=SPEC)
     check_same_figures(two, one)
+    check_same_states(two, one)
     assert left_in(two) == left_in(one)
 
 
@@ -80,9 +93,10 @@ def test_sharded_weights_are_trained_to_those_of_one_process(pictures, tmp_path)
 @pytest.mark.parametrize("method", ["l2", "l2sp", "delta"])
 def test_so_are_those_of_a_network_with_blocks(pictures, tmp_path, method):
     one, two = tmp_path / "one", tmp_path / "two"
-    run("train_sharded", pictures, two, method, "large", module="tests.sharing_runs")
+    run("train_sharded", pictures, two, method, module="tests.sharing_runs")
     train(tiny(pictures, one, method=method))
     check_same_figures(two, one)
+    check_same_states(two, one)
     assert left_in(two) == left_in(one)
 
 
