@@ -13,13 +13,15 @@ from delta_transfer.training.checkpoints import WholeCheckpoints, read_whole
 from delta_transfer.training.saving import KeepBest
 
 
-def trainer_in(epoch: int, loss: float) -> SimpleNamespace:
+def trainer_in(epoch: int, loss: float, network: torch.nn.Module) -> SimpleNamespace:
     """What the callback asks a trainer for; epoch 0 is validated before the fit."""
     return SimpleNamespace(
         state=SimpleNamespace(fn="fit" if epoch else "validate"),
         current_epoch=max(0, epoch - 1),
         max_epochs=5,
-        strategy=SimpleNamespace(checkpoint_io=WholeCheckpoints()),
+        strategy=SimpleNamespace(
+            checkpoint_io=WholeCheckpoints(), lightning_module_state_dict=network.state_dict
+        ),
         callback_metrics={
             "val_accuracy": torch.tensor(0.5 / (epoch + 1)),
             "val_loss": torch.tensor(epoch + 1.0),
@@ -41,7 +43,7 @@ def kept(losses: list[float], folder: Path, *, again: bool = False) -> tuple[int
             keep = KeepBest(folder)
             assert keep.go_on()
         torch.nn.init.constant_(network.weight, epoch)
-        keep.on_validation_end(trainer_in(epoch, loss), network)
+        keep.on_validation_end(trainer_in(epoch, loss, network), network)
         best = read_whole(folder / "best.ckpt")
         assert best is not None
         assert best["best_epoch"] == best["state_dict"]["weight"].item()
