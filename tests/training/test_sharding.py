@@ -75,9 +75,12 @@ def check_same_states(run: Path, other: Path) -> None:
             torch.load(one / "checkpoints" / name, weights_only=True) for one in (run, other)
         )
         assert found.keys() == wanted.keys()
-        for part in ("state_dict", "optimizer_states"):
+        for part, atol in (
+            ("state_dict", 1e-5),
+            ("optimizer_states", 1e-4),
+        ):  # gradients are larger
             if part in wanted:
-                torch.testing.assert_close(found[part], wanted[part], rtol=1e-3, atol=1e-5)
+                torch.testing.assert_close(found[part], wanted[part], rtol=1e-3, atol=atol)
 
 
 def test_sharded_weights_are_trained_to_those_of_one_process(pictures, tmp_path):
