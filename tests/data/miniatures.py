@@ -163,3 +163,47 @@ MAKERS: dict[str, Callable[[Path], None]] = {
         *(flowers102, food101, stanford_cars, eurosat),
     )
 }
+
+
+def cub200(root: Path) -> None:
+    folder = root / "CUB_200_2011"
+    names = ("001.Black_footed_Albatross", "200.Common_Yellowthroat")
+    files = [f"{name}/{name[4:]}_{n:04d}_{n}.jpg" for name in names for n in range(1, 6)]
+    pictures(folder / "images", files)
+    lines(folder / "images.txt", [f"{i} {file}" for i, file in enumerate(files, start=1)])
+    lines(folder / "image_class_labels.txt", [f"{i} {1 if i < 6 else 200}" for i in range(1, 11)])
+    lines(
+        folder / "train_test_split.txt", [f"{i} {int(i % 5 not in (1, 3))}" for i in range(1, 11)]
+    )
+    lines(folder / "classes.txt", [f"{int(name[:3])} {name}" for name in names])
+
+
+def stanford_dogs(root: Path) -> None:
+    folder = root / "stanford_dogs"
+    names = ("n02085620-Chihuahua", "n02116738-African_hunting_dog")
+    for part, numbers in (("train", range(1, 5)), ("test", range(5, 7))):
+        files = [f"{name}/{name[:9]}_{n}.jpg" for name in names for n in numbers]
+        pictures(folder / "Images", files)
+        cells = np.empty((len(files), 1), dtype=object)
+        cells[:, 0] = files
+        labels = np.array([[1 + names.index(file.partition("/")[0])] for file in files])
+        scipy.io.savemat(folder / f"{part}_list.mat", {"file_list": cells, "labels": labels})
+
+
+def mit67(root: Path) -> None:
+    folder = root / "mit67"
+    for file, numbers in (("TrainImages", range(1, 5)), ("TestImages", range(5, 7))):
+        names = [
+            f"{room}/{room}_{n}.jpg" for room in ("airport_inside", "winecellar") for n in numbers
+        ]
+        pictures(folder / "Images", names)
+        (folder / f"{file}.txt").write_text("\n".join(names))  # and no end of line behind the last
+    picture(folder / "Images" / "winecellar" / "in_no_list.jpg")
+
+
+def caltech256_whole(root: Path) -> None:
+    folder = root / "caltech256" / "256_ObjectCategories"
+    for number, name in ((1, "ak47"), (2, "dog"), (257, "clutter")):
+        files = [f"{number:03d}_{n:04d}.jpg" for n in range(1, 84)]
+        pictures(folder / f"{number:03d}.{name}", files)
+    (folder / "001.ak47" / "RENAME2").touch()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from delta_transfer.data import csv_rows, folder
+from delta_transfer.data.archives import ARCHIVES, load_archive
 from delta_transfer.data.base import EpochSampler, PictureDataset, ShareSampler, Split, Task
 from delta_transfer.data.csv_file import load_csv, load_labelled_csv
 from delta_transfer.data.digits import load_sklearn_digits
@@ -35,6 +36,7 @@ from delta_transfer.measures import Metric
 from delta_transfer.objective import Classes
 
 __all__ = [
+    "ARCHIVES",
     "COLLECTIONS",
     "SOURCES",
     "Collection",
@@ -46,6 +48,7 @@ __all__ = [
     "Source",
     "Split",
     "Task",
+    "is_named",
     "load_labelled",
     "load_task",
 ]
@@ -96,6 +99,8 @@ FILES: dict[str, File] = {
 }
 """The files that list pictures, by their ending; everything else is a folder."""
 
+_ARCHIVES = ("cub200", "stanford_dogs", "mit67", "caltech256/30|60")  # as messages call them
+
 
 def load_task(
     data: str,
@@ -110,7 +115,7 @@ def load_task(
     """The task that a name, a folder or a CSV file stands for.
 
     Args:
-        data: a name in `SOURCES`; a prefix in `COLLECTIONS` and a name; a folder
+        data: a name in `SOURCES` or `ARCHIVES`; a prefix in `COLLECTIONS` and a name; a folder
             `{train,val,test}/<class>/*` or `<class>/*`; a CSV file `path,label[,split]`, or one of
             SMILES.
         seed: draws the splits that are not given, and the subset.
@@ -120,8 +125,8 @@ def load_task(
             pictures to draw one where there is none.
         samples_per_class: so many training pictures of every class are drawn, after the
             validation split is held out; None for all.
-        data_root: where the data sets of `COLLECTIONS` lie or are downloaded to; None for a folder
-            in the user's cache.
+        data_root: where the data sets of `COLLECTIONS` lie or are downloaded to, and those of
+            `ARCHIVES` lie; None for a folder in the user's cache.
         molecules: the columns of a CSV file of SMILES, and how molecules are split.
 
     Returns:
@@ -141,6 +146,14 @@ def load_task(
     _check_molecules(data, molecules)
     if data in SOURCES:
         task = SOURCES[data](seed=seed, val_fraction=val_fraction, test_split=test_split)
+    elif data in ARCHIVES:
+        task = load_archive(
+            data,
+            seed=seed,
+            val_fraction=val_fraction,
+            test_split=test_split,
+            data_root=data_root,
+        )
     elif prefix is not None:
         collection = COLLECTIONS[prefix]
         if prefix == MOLECULENET:
@@ -159,7 +172,7 @@ def load_task(
         task = load(path, seed=seed, val_fraction=val_fraction, test_split=test_split)
     else:
         raise _no_data(data)
-    if data_root is not None and prefix is None:
+    if data_root is not None and prefix is None and data not in ARCHIVES:
         note = f"--data-root {data_root} is ignored: only {_prefixes()} look there"
         task = replace(task, notes=(*task.notes, note))
     return task if samples_per_class is None else _subset(task, samples_per_class, seed=seed)
@@ -190,7 +203,7 @@ def load_labelled(
         UserError: as `load_task` does.
     """
     name = DEFAULT_TEST_SPLIT if parse_fraction(test_split) is not None else test_split
-    named = data in SOURCES or data.startswith(tuple(COLLECTIONS))
+    named = is_named(data)
     if not named and data and (path := user_path(data)).exists():
         if molecules.smiles_column is not None:
             if path.suffix.lower() not in FILES or path.is_dir():
@@ -213,8 +226,15 @@ def load_labelled(
     )
 
 
+def is_named(data: str) -> bool:
+    """Whether this is the name of a data set, and no file or folder."""
+    return data in SOURCES or data in ARCHIVES or data.startswith(tuple(COLLECTIONS))
+
+
 def _no_data(data: str) -> UserError:
-    names = unknown("data set", data, [*SOURCES, *(f"{prefix}NAME" for prefix in COLLECTIONS)])
+    names = unknown(
+        "data set", data, [*SOURCES, *(f"{prefix}NAME" for prefix in COLLECTIONS), *_ARCHIVES]
+    )
     return UserError(
         f"{names}; there is no folder of this name either, which would have to be {folder.LAYOUT}; "
         f"and no file, which would have to be {csv_rows.LAYOUT}"
@@ -222,12 +242,12 @@ def _no_data(data: str) -> UserError:
 
 
 def _prefixes() -> str:
-    return " and ".join(f"{prefix}NAME" for prefix in COLLECTIONS)
+    return " and ".join([*(f"{prefix}NAME" for prefix in COLLECTIONS), *_ARCHIVES])
 
 
 def _check_molecules(data: str, molecules: MoleculeOptions) -> None:
     """Options on molecules are for molecules."""
-    named = data in SOURCES or data.startswith(tuple(COLLECTIONS))
+    named = is_named(data)
     of_file = data.lower().endswith(".csv") and not named and not user_path(data).is_dir()
     if molecules.smiles_column is not None and not of_file:
         raise UserError(

@@ -129,6 +129,11 @@ def load_moleculenet(
     return make_task(title, molecules, parts, binary=binary, notes=notes, val_drawn=False)
 
 
+def is_there(name: str, root: Path) -> bool:
+    """Whether the file of a data set of this name lies below a folder."""
+    return _locate(_find(name), root) is not None
+
+
 def _find(name: str) -> str:
     def plain(text: str) -> str:
         return text.lower().replace("_", "").replace("-", "")

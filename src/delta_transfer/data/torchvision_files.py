@@ -118,7 +118,7 @@ def class_folders(data: TorchvisionSet, root: Path) -> Listing:
     base = root / data.folder
     folders = [f for f in subfolders(base / data.contents[0]) if f.name != data.clutter]
     found = [(file, label) for label, f in enumerate(folders) for file in loose_pictures(f)]
-    return tuple(folder.name for folder in folders), {"train": _split(base, found, data.renewal)}
+    return tuple(folder.name for folder in folders), {"train": split_of(base, found, data.renewal)}
 
 
 @lru_cache(maxsize=4)
@@ -152,7 +152,7 @@ def _listing(
         if classes and classes != tuple(dataset.classes):
             raise ValueError(f"the split {theirs} has other classes than the ones before")
         classes = tuple(dataset.classes)
-        splits[ours] = _split(root / data.folder, found, data.renewal)
+        splits[ours] = split_of(root / data.folder, found, data.renewal)
     if any(
         not 0 <= label < len(classes) for split in splits.values() for label in split.class_indices
     ):
@@ -160,7 +160,7 @@ def _listing(
     return classes, splits
 
 
-def _split(base: Path, found: Sequence[tuple[str | Path, int]], renewal: str) -> Split:
+def split_of(base: Path, found: Sequence[tuple[str | Path, int]], renewal: str) -> Split:
     """The split of these files, which must be there."""
     paths = tuple(Path(file).relative_to(base).as_posix() for file, _ in found)
     outside = [path for path in paths if ".." in path.split("/")]

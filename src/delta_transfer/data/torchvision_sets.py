@@ -208,6 +208,13 @@ def load_torchvision(
     return complete(given, seed=seed, val_fraction=val_fraction, test_fraction=fraction)
 
 
+def is_there(name: str, root: Path) -> bool:
+    """Whether a data set of this name lies whole below a folder."""
+    key = _find(name)
+    data = SETS[key]
+    return any(not _lacking(place / data.folder, data) for place in (root, root / key))
+
+
 def _find(name: str) -> str:
     def plain(text: str) -> str:
         return text.lower().replace("_", "").replace("-", "")

@@ -132,6 +132,11 @@ def load_tu(
     )
 
 
+def is_there(name: str, root: Path) -> bool:
+    """Whether the files of a data set of this name lie below a folder."""
+    return _locate(name, root) is not None
+
+
 def _draw(labels: tuple[int, ...], title: str) -> list[list[int]]:
     most = max(Counter(labels).values())
     if most < FOLDS:

@@ -1,0 +1,145 @@
+"""Recipes, what they take and what they came to, as lines for the terminal."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from delta_transfer.bench import Bench, Line, read_lines
+from delta_transfer.bench_plan import Need, estimate_hours, list_needs
+from delta_transfer.data.download import default_data_root, size_in_words
+from delta_transfer.data.presence import is_there
+from delta_transfer.measures import MEASURES
+from delta_transfer.recipe import Published, Recipe
+
+_WIDTH = 100
+_THERE = {True: "yes", False: "no", None: "?"}
+
+
+def listing(recipes: Sequence[Recipe], *, data_root: str | None) -> Iterator[str]:
+    """A line for each recipe.
+
+    Args:
+        recipes: of the table.
+        data_root: where data sets lie.
+    """
+    rows = [
+        (
+            recipe.name,
+            recipe.options["data"],
+            recipe.metric,
+            _figure(recipe.published.get("delta")),
+            _THERE[is_there(recipe.options["data"], data_root=data_root)],
+        )
+        for recipe in recipes
+    ]
+    yield from _aligned([("recipe", "data", "metric", "DELTA", "data there"), *rows])
+    yield f"DELTA: as published; (r): recalled, not read. Data: in {_root(data_root)}."
+
+
+def plan(bench: Bench) -> Iterator[str]:
+    """What the runs of a recipe would take."""
+    recipe, root = bench.recipe, _root(bench.config.data_root)
+    yield from _labelled("recipe", recipe.summary)
+    yield from _labelled("source", recipe.source)
+    yield from _labelled("split", recipe.split)
+    methods, seeds = ", ".join(bench.methods), ", ".join(map(str, bench.seeds))
+    limit = "" if bench.limit is None else f", {bench.limit} training samples a class"
+    yield from _labelled("runs", f"{bench.runs}: {methods}; seeds {seeds}{limit}; {bench.folder}")
+    for need in list_needs(bench):
+        yield from _labelled(need.download.what, _need(need, root))
+    if bench.weights is not None:
+        assert recipe.weights is not None
+        found = bench.weights.is_file()
+        how = "is there" if found else f"is not there: {recipe.weights.how}; or --weights FILE"
+        yield from _labelled("weights", f"'{bench.weights}' {how}")
+    hours = estimate_hours(bench)
+    if hours is None:
+        yield from _labelled("time", "not known before the graphs are there")
+    else:
+        steps = "of training steps here, one run after another, by one that was measured"
+        of_all = "" if bench.limit is None else ", with all training samples"
+        beside = "attention, validation and test come on top"
+        yield from _labelled("time", f"{_duration(hours)} {steps}{of_all}; {beside}")
+    yield from _differences(recipe)
+
+
+def table(bench: Bench) -> Iterator[str]:
+    """Our figures beside the published ones.
+
+    Raises:
+        UserError: if the runs cannot be read.
+    """
+    title, lines = read_lines(bench)
+    scale = MEASURES[bench.recipe.metric].scale
+    rows = [(line.method, _ours(line, scale), _figure(line.published)) for line in lines]
+    yield title
+    yield from _aligned([("method", "ours", "published"), *rows])
+    if any(line.published is not None and line.published.recalled for line in lines):
+        yield "(r): recalled, not read in the source"
+    yield from _labelled("source", bench.recipe.source)
+    yield from _differences(bench.recipe)
+    yield f"results  {bench.folder / 'results.csv'}"
+    yield f"report   {bench.folder / 'report.html'}"
+
+
+def _ours(line: Line, scale: int) -> str:
+    """Mean and standard deviation; of one seed its figure."""
+    if line.ours is None:
+        return "-"
+    mean = f"{scale * line.ours.mean:.2f}"
+    several = line.ours.count > 1
+    return f"{mean} +- {scale * line.ours.deviation:.2f}" if several else mean
+
+
+def _figure(published: Published | None) -> str:
+    if published is None:
+        return "-"
+    spread = "" if published.deviation is None else f" +- {published.deviation:.2f}"
+    return f"{published.figure:.2f}{spread}{' (r)' if published.recalled else ''}"
+
+
+def _need(need: Need, root: str) -> str:
+    one = need.download
+    if need.there:
+        return "there"
+    size = "" if one.megabytes is None else f", {size_in_words(one.megabytes)}"
+    note = "" if one.note is None else f" ({one.note})"
+    if one.by_hand:
+        return f"not in {root}, to be got by hand{size}: {one.url}{note}"
+    how = "will be downloaded" if need.there is False else "will be downloaded if not there"
+    return f"{how}{size}: {one.url}{note}"
+
+
+def _differences(recipe: Recipe) -> Iterator[str]:
+    for text in recipe.differs:
+        yield from _labelled("differs", text)
+
+
+def _labelled(label: str, text: str) -> Iterator[str]:
+    """A label and, beside it, a text in lines."""
+    first, rest = f"{label:<9} ", " " * 10
+    yield from textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows with their columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
+
+
+def _duration(hours: float) -> str:
+    if hours < 1:
+        return f"about {60 * hours:.0f} minutes"
+    return f"about {hours:.1f} hours" if hours < 48 else f"about {hours / 24:.0f} days"
+
+
+def _root(data_root: str | None) -> str:
+    return str(default_data_root() if data_root is None else data_root)

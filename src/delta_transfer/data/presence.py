@@ -1,0 +1,46 @@
+"""Whether a data set is on this machine, without loading it or downloading anything."""
+
+from delta_transfer.data import SOURCES
+from delta_transfer.data.archives import ARCHIVES
+from delta_transfer.data.archives import is_there as has_archive
+from delta_transfer.data.download import default_data_root
+from delta_transfer.data.graph_sources import MOLECULENET, TU
+from delta_transfer.data.paths import user_path
+from delta_transfer.data.torchvision_sets import PREFIX as TORCHVISION
+from delta_transfer.data.torchvision_sets import is_there as has_torchvision
+from delta_transfer.errors import UserError
+from delta_transfer.graph_libraries import need_graph_libraries
+
+
+def is_there(data: str, *, data_root: str | None) -> bool | None:
+    """Whether a data set is there.
+
+    Args:
+        data: as of `load_task`.
+        data_root: likewise.
+
+    Returns:
+        None where that cannot be told: nobody looks into the cache of the Hugging Face Hub, and
+        graphs need their libraries.
+
+    Raises:
+        UserError: if there is no data set of this name in its collection.
+    """
+    root = default_data_root() if data_root is None else user_path(data_root)
+    if data in SOURCES:
+        return True
+    if data in ARCHIVES:
+        return has_archive(data, root)
+    if data.startswith(TORCHVISION):
+        return has_torchvision(data.removeprefix(TORCHVISION), root)
+    if data.startswith((MOLECULENET, TU)):
+        try:
+            need_graph_libraries(data)
+        except UserError:
+            return None
+        from delta_transfer.data import molecules, tu
+
+        if data.startswith(TU):
+            return tu.is_there(data.removeprefix(TU), root)
+        return molecules.is_there(data.removeprefix(MOLECULENET), root)
+    return None if data.startswith("hf/") else user_path(data).exists()
