@@ -1,8 +1,9 @@
 """What many tests share: one thread, a folder of tiny pictures, one run and one comparison."""
 
 import os
+import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 # Before torch is imported, and for the processes that tests start: on tiny tensors several threads
 # only wait for each other.
@@ -10,12 +11,39 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from _pytest.doctest import DoctestModule
 
 from delta_transfer.result import RunResult
 from tests.runs import flags, tiny, write_pictures
 
 METHODS = ("probe", "l2", "lp_ft", "l2sp", "delta_no_attention", "delta")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Tests are not looked through for examples, where one that cannot be imported is left out."""
+    found = yield
+    return [collector for collector in found if not isinstance(collector, DoctestModule)]
+
+
+def _seed() -> None:
+    """What draws without a seed of its own draws the same in each run, whatever ran before."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    _seed()
 
 
 @pytest.fixture(scope="session", autouse=True)
