@@ -3,10 +3,10 @@
     python benchmarks/molecules.py --weights graphsage_supervised_contextpred.pth
     python benchmarks/molecules.py --weights ... --methods l2,delta --seeds 0,1 --sets BBBP
 
-The protocol of GTOT-Tuning (Zhang et al., IJCAI 2022, https://arxiv.org/abs/2203.10453, Table 2):
-scaffold split 80/10/10, batches of 32, up to 100 epochs that end 20 after the best one. Theirs is
-a GIN with dropout and batch norm in train mode; network and recipe here are ours. Broken off, the
-same command goes on.
+The split of GTOT-Tuning (Zhang et al., IJCAI 2022, https://arxiv.org/abs/2203.10453, Table 2),
+scaffold 80/10/10, with our recipe; theirs is a GIN with dropout, batch norm in train mode and up to
+100 epochs that end 20 after the best one (`--epochs 100 --patience 20`). Broken off, the same
+command goes on.
 """
 
 import argparse
@@ -87,9 +87,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--patience", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=TrainConfig(data="").lr)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--patience", type=int)
+    parser.add_argument("--lr", type=float)
     parser.add_argument("--batch-norm", default="frozen")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, help="runs at a time")

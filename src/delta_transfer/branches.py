@@ -14,10 +14,10 @@ from delta_transfer.devices import place
 from delta_transfer.errors import UserError
 from delta_transfer.fine_tune import Tuned
 from delta_transfer.loaders import plain_loader
-from delta_transfer.prepare import Prepared
+from delta_transfer.prepared import Prepared
 from delta_transfer.result import StrengthSearch
 from delta_transfer.selection import Selected, hold_out, join, refit, refits
-from delta_transfer.soup import SHARES, Shares, average, choose, percent
+from delta_transfer.soup import ALONE, SHARES, Shares, average, choose, percent
 from delta_transfer.training import predict_answers
 from delta_transfer.tuning import Tuning
 
@@ -60,7 +60,9 @@ def _average_of_two(
                 f"{branch.strength:g}; --strength 1 trains once)"
             ) from error
     strong, weak = found
-    shares, losses, answers = _choose(strong, weak, branches[0])
+    same_head = branches[0].method.head == branches[1].method.head
+    candidates = SHARES if same_head else ALONE
+    shares, losses, answers = _choose(strong, weak, branches[0], candidates)
     epoch = max(one.epoch * (share > 0) for one, share in zip(found, shares[1:], strict=True))
     chosen = dataclasses.replace(strong, epoch=epoch, answers=answers, refitted=False, trained=())
     tuned = [one.tuned for one in found]
@@ -89,11 +91,11 @@ def _average_of_two(
 
 
 def _choose(
-    strong: Selected, weak: Selected, tuning: Tuning
+    strong: Selected, weak: Selected, tuning: Tuning, candidates: tuple[Shares, ...]
 ) -> tuple[Shares, dict[str, float], Tensor]:
     """The shares to take, the held-out loss of all, and the answers of those taken."""
     objective, targets = strong.prepared.task.objective, strong.held_out.targets
-    parts: dict[Shares, list[Tensor]] = {shares: [] for shares in SHARES}
+    parts: dict[Shares, list[Tensor]] = {shares: [] for shares in candidates}
     for (prepared, one), (_, other) in zip(strong.trained, weak.trained, strict=True):
         loader = plain_loader(prepared.task.val, prepared.backbone.input, tuning.config)
         for shares, found in parts.items():
@@ -104,7 +106,7 @@ def _choose(
         shares: objective.held_out_losses(objective.logits(found), targets)
         for shares, found in pooled.items()
     }
-    shares = choose(list(losses.values()))
+    shares = choose(list(losses.values()), candidates)
     means = {percent(one): round(float(loss.mean()), 6) for one, loss in losses.items()}
     return shares, means, pooled[shares]
 
@@ -120,15 +122,18 @@ def _averaged(tuned: Sequence[Tuned], shares: Shares, device: torch.device) -> T
 
 def _tell(search: StrengthSearch) -> None:
     strong, weak = search.strengths
-    equal = search.shares == SHARES[0]
+    if percent(SHARES[0]) not in search.losses:
+        why = "the lowest validation loss"
+    elif search.shares == SHARES[0]:
+        why = "an equal average, as nothing was clearly better"
+    else:
+        why = "clearly better than an equal average"
     logger.info(
         "strength auto: %s percent of the start, of strength %g and of strength %g: %s",
         percent(search.shares),
         strong,
         weak,
-        "an equal average, as nothing was clearly better"
-        if equal
-        else "clearly better than an equal average",
+        why,
     )
     losses = ", ".join(f"{name} {loss:.3f}" for name, loss in search.losses.items())
     logger.info("         validation loss %s; it took %.0f seconds", losses, search.seconds)

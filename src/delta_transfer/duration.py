@@ -14,7 +14,7 @@ from delta_transfer.distributed import processes
 from delta_transfer.fine_tune import DRIFT_PICTURES
 from delta_transfer.inputs import Inputs
 from delta_transfer.loaders import training_loader
-from delta_transfer.prepare import Prepared
+from delta_transfer.prepared import Prepared
 from delta_transfer.run_attention import attention_order
 from delta_transfer.selection import refits
 from delta_transfer.soup import SHARES

@@ -24,7 +24,7 @@ from delta_transfer.loaders import plain_loader
 from delta_transfer.method_parts import Parts
 from delta_transfer.methods import Method, check_classifier
 from delta_transfer.penalties import Penalty
-from delta_transfer.prepare import Prepared
+from delta_transfer.prepared import Prepared
 from delta_transfer.probe import LinearProbe
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.run_attention import describe, estimate

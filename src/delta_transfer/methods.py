@@ -19,17 +19,26 @@ WEIGHT_DECAY = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """One of the trainings that are averaged: its strength, and how fast it is, times `--lr`."""
+    """One of the two trainings of `--strength auto`.
+
+    Args:
+        strength: of the penalty.
+        pace: how fast it learns, times `--lr`.
+        head: where its head starts, if not as the method says.
+    """
 
     strength: float
     pace: float
-
-
-# The two trainings of DELTA by `--strength auto`: averages gain the more, the more these differ.
-AUTO = (Branch(1.0, pace=1.0), Branch(0.1, pace=2.0))
+    head: "Head | None" = None
 
 
 Kind = Literal["pictures", "graphs"]
+Head = Literal["probe", "raw_probe", "random"]
+
+# The two trainings of DELTA by `--strength auto`: averages gain the more, the more these differ.
+AUTO = (Branch(1.0, pace=1.0), Branch(0.1, pace=2.0))
+# On graphs it depends on the data which head to begin with: one of the two is taken.
+AUTO_GRAPHS = (Branch(1.0, pace=1.0), Branch(0.03, pace=1.0, head="random"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +76,7 @@ class Method:
     name: str
     summary: str
     paper: str
-    head: Literal["probe", "raw_probe", "random"] = "probe"
+    head: Head = "probe"
     penalties: Callable[[Parts], list[Penalty]] = lambda parts: []
     strength: float | None
     branches: tuple[Branch, ...] = ()
@@ -234,12 +243,13 @@ METHODS = {
 }
 
 
-def find_method(name: str, *, official: bool = False) -> Method:
+def find_method(name: str, *, preset: str = "default") -> Method:
     """The method of that name.
 
     Args:
         name: as on the command line.
-        official: the form that it has in the code of DELTA's authors: their penalties, their
+        preset: whose form of it. On graphs the two trainings of `--strength auto` are others.
+            The official form is that of the code of DELTA's authors: their penalties, their
             strength as the default, and a head that starts at random.
 
     Raises:
@@ -248,7 +258,12 @@ def find_method(name: str, *, official: bool = False) -> Method:
     """
     if name not in METHODS:
         raise unknown("method", name, list(METHODS))
-    return _official(METHODS[name]) if official else METHODS[name]
+    method = METHODS[name]
+    if preset == "official":
+        return _official(method)
+    if preset == "graphs" and method.branches:
+        return dataclasses.replace(method, branches=AUTO_GRAPHS)
+    return method
 
 
 def check_kind(method: Method, kind: Kind, data: str) -> None:

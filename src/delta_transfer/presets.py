@@ -1,4 +1,4 @@
-"""The presets: our recipe for small data sets, and the protocol of the paper's authors."""
+"""The presets: our recipe for small data sets, for graphs too, and that of the paper's authors."""
 
 import dataclasses
 from typing import Literal
@@ -37,20 +37,23 @@ class Preset:
     official: bool
 
 
+_DEFAULT = Preset(
+    epochs=10,
+    steps=None,
+    batch_size=32,
+    lr=3e-4,
+    optimizer="adamw",
+    schedule="cosine",
+    batch_norm="frozen",
+    attention="refined",
+    clip=1.0,
+    warm_up=0.15,
+    official=False,
+)
+
 PRESETS = {
-    "default": Preset(
-        epochs=10,
-        steps=None,
-        batch_size=32,
-        lr=3e-4,
-        optimizer="adamw",
-        schedule="cosine",
-        batch_norm="frozen",
-        attention="refined",
-        clip=1.0,
-        warm_up=0.15,
-        official=False,
-    ),
+    "default": _DEFAULT,
+    "graphs": dataclasses.replace(_DEFAULT, epochs=15, lr=1e-3),
     "official": Preset(
         epochs=None,
         steps=9000,
@@ -65,7 +68,10 @@ PRESETS = {
         official=True,
     ),
 }
-"""The presets by name; docs/methods/delta.md gives the reason for each difference."""
+"""The presets by name; docs/methods/delta.md has the reasons, docs/graphs.md those of graphs."""
+
+GRAPH_NETWORKS = ("pretrain-gnns/", "pyg/")
+"""How the names of networks begin whose default is the preset for graphs."""
 
 
 def find_preset(name: str) -> Preset:

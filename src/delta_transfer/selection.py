@@ -20,7 +20,7 @@ from delta_transfer.distributed import in_shares, is_main
 from delta_transfer.files import write_atomically
 from delta_transfer.fine_tune import Tuned, fine_tune
 from delta_transfer.loaders import plain_loader
-from delta_transfer.prepare import Prepared, pool, regroup
+from delta_transfer.prepared import Prepared, pool, regroup
 from delta_transfer.result import StrengthSearch
 from delta_transfer.training import predict_answers
 from delta_transfer.tuning import Tuning

@@ -26,6 +26,9 @@ SHARES: tuple[Shares, ...] = (
 )
 """Shares of the start, the strongly and the weakly held network; the first is the default."""
 
+ALONE: tuple[Shares, ...] = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))
+"""Of trainings that began with heads of their own: too far apart for an average, one is taken."""
+
 
 def average(states: Sequence[State], shares: Sequence[float]) -> dict[str, Tensor]:
     """The weighted average of equal networks' states, on the CPU.
@@ -47,22 +50,23 @@ def average(states: Sequence[State], shares: Sequence[float]) -> dict[str, Tenso
     return mixed
 
 
-def choose(losses: Sequence[Tensor]) -> Shares:
-    """The shares with the lowest held-out loss, if that is clearly lower than the default's.
+def choose(losses: Sequence[Tensor], candidates: tuple[Shares, ...] = SHARES) -> Shares:
+    """The shares with the lowest held-out loss; of `SHARES` if it is clearly below the default's.
 
     Clearly: by more than one standard error of the paired difference. Few pictures tell little, and
     the default is seldom far from the best.
 
     Args:
-        losses: for each candidate of `SHARES` the loss of each held-out sample `[N]`.
+        losses: for each of the candidates the loss of each held-out sample `[N]`.
+        candidates: `SHARES` or `ALONE`.
     """
     means = torch.stack([loss.mean() for loss in losses]).nan_to_num(nan=math.inf)
     best, count = int(means.argmin()), len(losses[0])
-    if means[0] == math.inf:
-        return SHARES[best]
+    if candidates is ALONE or means[0] == math.inf:
+        return candidates[best]
     gain = losses[0] - losses[best]
     error = float(gain.std()) / math.sqrt(count) if count > 1 else math.inf
-    return SHARES[best] if float(gain.mean()) > error else SHARES[0]
+    return candidates[best] if float(gain.mean()) > error else candidates[0]
 
 
 def percent(shares: Sequence[float]) -> str:

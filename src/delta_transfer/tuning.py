@@ -16,7 +16,7 @@ from delta_transfer.distributed import processes
 from delta_transfer.files import fingerprint
 from delta_transfer.loaders import plain_loader, training_loader
 from delta_transfer.methods import Method
-from delta_transfer.prepare import Prepared
+from delta_transfer.prepared import Prepared
 from delta_transfer.presets import find_preset
 from delta_transfer.task_loss import task_loss
 from delta_transfer.training import (
@@ -83,6 +83,9 @@ class Tuning:
                     strength=branch.strength,
                     lr="find" if config.lr == "find" else branch.pace * config.lr,
                     head_lr=None if head_lr is None else branch.pace * head_lr,
+                ),
+                method=dataclasses.replace(
+                    self.method, head=self.method.head if branch.head is None else branch.head
                 ),
                 order=order,
             )

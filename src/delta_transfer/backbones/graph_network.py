@@ -1,4 +1,4 @@
-"""A network on graphs: an embedding of nodes, layers, a mean over each graph's nodes, a head."""
+"""A network on graphs: an embedding of nodes, layers, one vector for each graph, a head."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, cast, final
@@ -33,20 +33,28 @@ class AtomEmbedding(nn.Module):
 
 
 @final
-class MeanPool(nn.Module):
-    """The mean over the nodes of each graph."""
+class Pool(nn.Module):
+    """The sum over the nodes of each graph, divided by a power of their number.
+
+    Args:
+        power: 1 for the mean, which does not see how large a graph is; 0.5 lets it be seen.
+    """
+
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.power = power
 
     def forward(self, x: Tensor, graphs: GraphInputs) -> Tensor:
         """Node features `[R, C]` as features of graphs `[B, C]`; zero for one without nodes."""
         groups, count = graphs.groups, len(graphs)
         sums = x.new_zeros(count, x.shape[1]).index_add(0, groups, x)
         sizes = torch.bincount(groups, minlength=count).clamp(min=1)
-        return sums / sizes[:, None]
+        return sums / sizes[:, None].to(x.dtype) ** self.power
 
 
 @final
 class GraphNetwork(nn.Module):
-    """Node features, layer by layer, their mean over each graph, and a linear head.
+    """Node features, layer by layer, one vector of them for each graph, and a linear head.
 
     Taps: `layers.0`, `layers.1` ... for node features `[R, C]`, `pool` for those of graphs
     `[B, C]`.
@@ -57,6 +65,7 @@ class GraphNetwork(nn.Module):
         joins: the graphs, and the dtype to calculate in -> what each layer is told of the edges.
         width: how many features a node has after the last layer.
         num_outputs: outputs of the head.
+        pool: node features and the graphs -> features of graphs `[B, width]`.
     """
 
     def __init__(
@@ -67,12 +76,13 @@ class GraphNetwork(nn.Module):
         joins: Callable[[GraphInputs, torch.dtype], Any],
         width: int,
         num_outputs: int,
+        pool: nn.Module,
     ) -> None:
         super().__init__()
         self.embedding = embedding
         self.layers = nn.ModuleList(layers)
         self.joins = joins
-        self.pool = MeanPool()
+        self.pool = pool
         self.head = nn.Linear(width, num_outputs)
         # As timm's networks say where their stages end, by which auto taps are chosen.
         last = range(len(self.layers))[-4:]

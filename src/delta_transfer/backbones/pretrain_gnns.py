@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from delta_transfer.backbones.base import Backbone, GraphInputs, GraphSpec, turn_off_dropout
 from delta_transfer.backbones.downloads import NOT_FETCHED, not_fetched, not_read
-from delta_transfer.backbones.graph_network import AtomEmbedding, GraphNetwork
+from delta_transfer.backbones.graph_network import AtomEmbedding, GraphNetwork, Pool
 from delta_transfer.backbones.weights import fill_from
 from delta_transfer.errors import UserError, unknown
 
@@ -164,6 +164,7 @@ def load_pretrain_gnns(
         joins=functools.partial(bonds_of, kind=name),
         width=WIDTH,
         num_outputs=num_outputs,
+        pool=Pool(1.0),
     )
     turn_off_dropout(module)
     if pretrained:

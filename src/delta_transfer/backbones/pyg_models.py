@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer.backbones.base import Backbone, GraphInputs, GraphSpec, turn_off_dropout
-from delta_transfer.backbones.graph_network import AtomEmbedding, GraphNetwork
+from delta_transfer.backbones.graph_network import AtomEmbedding, GraphNetwork, Pool
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.graph_libraries import need_graph_libraries
 
@@ -91,6 +91,7 @@ def load_pyg(name: str, *, num_outputs: int, spec: GraphSpec, pretrained: bool =
         joins=edges_of,
         width=width,
         num_outputs=num_outputs,
+        pool=Pool(0.5),  # for how large a graph is may be what matters
     )
     turn_off_dropout(module)
     return Backbone(module=module, head="head", input=spec, architecture=shown, model_args={})

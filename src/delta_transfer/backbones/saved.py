@@ -133,7 +133,7 @@ def _check_network(folder: Path, architecture: object, network: nn.Module | None
     if architecture is None and network is None:
         raise UserError(
             f"the model in {folder} is a network that was given in Python: give it again, "
-            "load_model(folder, network=...)"
+            "load_model(folder, network=...) or Predictor(run, network=...); commands lack its code"
         )
     if architecture is not None and network is not None:
         raise UserError(f"the model in {folder} is a {architecture}: leave network out")

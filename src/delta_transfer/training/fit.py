@@ -2,105 +2,35 @@
 
 import dataclasses
 import logging
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from delta_transfer.data.base import EpochSampler, ShareSampler
 from delta_transfer.distributed import (
     any_of,
     from_main,
-    is_main,
-    local_processes,
     main_first,
-    processes,
 )
 from delta_transfer.errors import UserError
 from delta_transfer.objective import Objective
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.callbacks import StopAfter
-from delta_transfer.training.checkpoints import BEST, LAST, WholeCheckpoints, find_last, read_whole
-from delta_transfer.training.loggers import EndRuns, make_loggers
-from delta_transfer.training.mixing import Mixing
+from delta_transfer.training.checkpoints import BEST, LAST, find_last, read_whole
 from delta_transfer.training.module import FineTuning
 from delta_transfer.training.optimization import Optimization
-from delta_transfer.training.precision import Precision
-from delta_transfer.training.saving import TRACES, KeepBest, SaveLast, Saving
+from delta_transfer.training.plan import Fit
+from delta_transfer.training.saving import TRACES, KeepBest, SaveLast
 from delta_transfer.training.stopping import Stopped, listening
+from delta_transfer.training.trainer import make_trainer, quiet
 
 logger = logging.getLogger(__name__)
-
-# What Lightning warns of, and why we know better.
-_HIDDEN = (
-    ".*does not have many workers",  # chosen by the number of cores
-    "Found .* module.s. in eval mode",  # batch norm is frozen on purpose
-    "Experiment logs directory",  # the run's folder, whose metrics.csv is new, or given back
-    "You're resuming from a checkpoint that ended before",  # the sampler goes on, see `_go_on`
-    "You defined a `validation_step` but have no",  # the refit has no pictures to validate on
-    ".*isinstance.treespec, LeafSpec",  # Lightning calls what torch deprecates
-    "It is recommended to use .self.log",  # what is logged is the same in all processes
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Fit:
-    """What to train on, for how long and where its traces go.
-
-    Args:
-        train: batches of training samples, augmented.
-        val: batches of validation samples; None to keep the last epoch.
-        epochs: how many, by which the schedule goes.
-        stop_after: ends after so many of them; None for all.
-        mixing: what becomes of each batch of training pictures; None for nothing.
-        clip: norm to which gradients are clipped; 0 for no limit.
-        noun: what a sample is called in messages.
-        parts: into how many each step is divided.
-        divisible: whether it is divided further where memory runs out.
-        precision: of computing, as Lightning calls it.
-        keep_last: keep the last epoch whatever the validation loss says.
-        keep_validations: what the network says of the validation split is kept for each epoch.
-        folder: of the run, with its `checkpoints`.
-        saving: how often the last state is saved.
-        saved: called whenever it was.
-        resume: go on from the last state that is there, if there is one of the same identity.
-        identity: of what is trained on which samples.
-        accelerator: Lightning's name of the device kind.
-        units: the modules whose weights several processes shard, see `Sharding`; None to have all
-            of them in each process.
-        loggers: where figures go beside `metrics.csv`, see `make_loggers`.
-    """
-
-    train: DataLoader[Any]
-    val: DataLoader[Any] | None
-    epochs: int
-    stop_after: int | None = None
-    mixing: Mixing | None = None
-    clip: float = 1.0
-    noun: str = "picture"
-    parts: int = 1
-    divisible: bool = True
-    precision: Precision = "32-true"
-    keep_last: bool = False
-    keep_validations: bool = True
-    folder: Path
-    saving: Saving = dataclasses.field(default_factory=Saving)
-    saved: Callable[[], None] = lambda: None
-    resume: bool = False
-    identity: str = ""
-    accelerator: str
-    units: Sequence[str] | None = None
-    loggers: Sequence[str] = ("tensorboard",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -270,58 +200,3 @@ def _outcome(module: FineTuning, plan: Fit, keep: KeepBest, network: nn.Module) 
     network.load_state_dict(state)
     epoch = kept["epoch"] if last else keep.best_epoch
     return Fitted(epoch=epoch, validations=module.validations)
-
-
-def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
-    """Lightning's trainer with our loggers; a progress bar where there is a terminal."""
-    progress = sys.stdout.isatty() and is_main()
-    bars = [RichProgressBar()] if progress else []
-    with quiet():
-        return lightning.Trainer(
-            accelerator=plan.accelerator,
-            **_shared(plan),
-            max_epochs=plan.epochs,
-            gradient_clip_val=plan.clip or None,
-            precision=plan.precision,
-            logger=make_loggers(plan.loggers, plan.folder),
-            callbacks=[*callbacks, *bars, EndRuns()],
-            enable_progress_bar=progress,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            inference_mode=False,  # metrics that were updated before the fit go on being updated
-            log_every_n_steps=1,
-        )
-
-
-def _shared(plan: Fit) -> dict[str, Any]:
-    """What Lightning is told of the processes that train together."""
-    if processes() == 1:
-        return {"devices": 1, "plugins": [WholeCheckpoints()]}
-    strategy: Any = "ddp"
-    if plan.units is not None:
-        from delta_transfer.training.sharding import Sharding  # loading it takes a second
-
-        strategy = Sharding(plan.units)
-    return {
-        "devices": local_processes(),
-        "num_nodes": processes() // local_processes(),
-        "strategy": strategy,
-        "plugins": [WholeCheckpoints(), TorchElasticEnvironment()],
-        "use_distributed_sampler": False,  # ours gives each process its share
-    }
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hides what Lightning says about choices that were made on purpose."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for message in _HIDDEN:
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        log.setLevel(level)
