@@ -159,8 +159,8 @@ def test_what_is_wrong_is_said_by_the_name_of_the_flag(args, message):
         ("dish: true", "DISH True: give text"),
         ("- soup", "must hold options"),
         ("", "must hold options"),
-        ("dish: [", "cannot be read as YAML"),
-        (None, "cannot be read as YAML: .*No such file"),
+        ("dish: [", "is no YAML"),
+        (None, "cannot be read: .*No such file"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said(tmp_path, content, message):

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from delta_transfer.backbones import GRAPH_LIBRARIES
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.presets import GRAPH_NETWORKS, PRESETS
 
 
 def test_yaml_gives_the_options_back(tmp_path):
@@ -29,8 +31,8 @@ def test_what_is_not_in_the_file_keeps_its_default(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read as YAML"),
-        ("data: [", "cannot be read as YAML"),
+        (None, "cannot be read"),
+        ("data: [", "is no YAML"),
         ("- data", "must hold the options of a run"),
         ("epochs: 3", "data among them"),
         ("data: x\nepoch: 3", "unknown option 'epoch': did you mean epochs"),
@@ -123,6 +125,29 @@ def test_a_precision_may_be_a_number_in_a_file(tmp_path):
 @pytest.mark.parametrize(("parts", "at_once"), [(1, 8), (3, 3), (8, 1)])
 def test_parts_say_how_many_pictures_go_through_the_network_at_once(parts, at_once):
     assert TrainConfig(data="x", batch_size=8, accumulate=parts).at_once == at_once
+
+
+@pytest.mark.parametrize("model", ["pretrain-gnns/gin", "pyg/GIN-3x64"])
+def test_networks_for_graphs_have_a_preset_of_their_own(model, tmp_path):
+    config = TrainConfig(data="x", model=model)
+    assert config == TrainConfig(data="x", model=model, preset="graphs")
+    assert (config.epochs, config.lr) == (PRESETS["graphs"].epochs, PRESETS["graphs"].lr)
+    assert config.lr > TrainConfig(data="x").lr
+    assert config.batch_norm == TrainConfig(data="x").batch_norm
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+    assert TrainConfig.load(file) == config
+    assert TrainConfig(data="x", model=model, preset="official").official
+
+
+def test_the_preset_for_graphs_is_of_all_networks_for_graphs():
+    assert set(GRAPH_NETWORKS) == set(GRAPH_LIBRARIES)
+
+
+def test_the_rate_and_epochs_of_pictures_may_be_given_for_graphs():
+    usual = PRESETS["default"]
+    config = TrainConfig(data="x", model="pyg/GIN", lr=usual.lr, epochs=usual.epochs)
+    assert (config.lr, config.epochs) == (usual.lr, usual.epochs)
 
 
 def test_clipping_is_as_the_preset_has_it():

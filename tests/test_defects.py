@@ -25,7 +25,8 @@ from delta_transfer.channel_attention import weights_fingerprint
 from delta_transfer.data import PictureDataset
 from delta_transfer.data.augment import eval_transform
 from delta_transfer.functional import normalize_scores
-from delta_transfer.prepare import Prepared, prepare
+from delta_transfer.prepare import prepare
+from delta_transfer.prepared import Prepared
 from delta_transfer.probe import LinearProbe, collect_features, fit_probe
 from delta_transfer.result import RunResult
 from delta_transfer.run_attention import estimate

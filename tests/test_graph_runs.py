@@ -20,12 +20,14 @@ from delta_transfer.data.nci import offline_smiles
 from delta_transfer.data.smiles import read_molecule
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation_text import describe
+from delta_transfer.find_task import find_task
 from delta_transfer.molecule_examples import atom_distances
 from delta_transfer.predict import Predictor
-from delta_transfer.prepare import find_task, pool
+from delta_transfer.prepared import pool
 from delta_transfer.report.run_files import read_molecules
 from delta_transfer.run_folder import foreign
 from delta_transfer.selection import _folds
+from delta_transfer.soup import ALONE, percent
 from tests.data.test_tu import write as write_tu
 
 MODEL = "pretrain-gnns/gin"
@@ -107,6 +109,15 @@ def test_what_is_said_of_a_run_is_of_molecules(run, folder):
     assert said[2].startswith("molecules/s ")
     for text in (log, page, *said):
         assert "pictures" not in text.replace('class="pictures"', "").replace(".pictures", "")
+
+
+def test_strength_auto_takes_the_better_of_two_that_began_with_heads_of_their_own(folder, tmp_path):
+    own = {"method": "delta_no_attention", "strength": "auto", "epochs": 1}
+    found = train(options(folder, tmp_path / "run", **own))
+    losses = found.strength_search.losses
+    assert set(losses) == {percent(shares) for shares in ALONE}
+    assert losses[percent(found.strength_search.shares)] == min(losses.values())
+    assert "the lowest validation loss" in (found.folder / "train.log").read_text()
 
 
 def test_folds_keep_scaffolds_together(folder, tmp_path):
@@ -202,6 +213,7 @@ def test_evaluation_of_the_runs_own_data_repeats_its_figure(run, folder):
     assert found.score == pytest.approx(result["test_roc_auc"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_going_on_gives_the_same_bytes(run, folder, monkeypatch):
     from delta_transfer.training.module import FineTuning
 
@@ -355,6 +367,7 @@ class TestEvaluationOfOtherData:
             Predictor(run, device="cpu").evaluate("sklearn/digits")
 
 
+@pytest.mark.slow
 def test_a_figure_that_is_undefined_ends_no_comparison(folder, tmp_path, capsys):
     rows = [[smiles, int(number == 3)] for number, smiles in enumerate(offline_smiles()[:60])]
     write_answers(tmp_path / "rare.csv", ["smiles", "rare"], rows)

@@ -6,12 +6,13 @@ from delta_transfer import LDIFS, Delta, Regularizer
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
 from delta_transfer.inputs import concatenate, groups_at, groups_of, select, share, split
+from delta_transfer.objective import Classes
 from delta_transfer.penalties import Step
 from delta_transfer.probe import collect_features
 from delta_transfer.stages import auto_taps
 from delta_transfer.taps import Taps
 from delta_transfer.training.accumulation import Accumulation
-from delta_transfer.training.inference import predict_probabilities
+from delta_transfer.training.inference import predict_answers
 from tests.networks import moved
 from tests.rows import Rows, graph_net, some_rows
 
@@ -220,6 +221,6 @@ def test_features_and_probabilities_of_a_loader_of_graphs():
     assert torch.allclose(features[:, 0], features_of(net, inputs)["pool"], atol=1e-6)
     assert features.shape == (4, 1, 6)  # graphs have no mirror images
     assert torch.equal(found, labels)
-    probabilities, _ = predict_probabilities(net, loader)
+    probabilities = predict_answers(net, loader, Classes())
     assert torch.allclose(probabilities, torch.softmax(net(inputs), dim=1), atol=1e-6)
     assert groups_of(torch.zeros(3)) is None

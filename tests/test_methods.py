@@ -24,13 +24,23 @@ ATTENTION = ChannelAttention(
     source="",
 )
 OFFICIAL = ("l2", "l2sp", "delta_no_attention", "delta")
+# Each of the six a permutation of the same numbers, whose variance is 6.
+FEATURES = torch.stack(
+    [
+        torch.tensor([-3.0, 0.0, 3.0] * 3)[
+            torch.randperm(9, generator=torch.Generator().manual_seed(column))
+        ]
+        for column in range(6)
+    ],
+    dim=1,
+)
 PARTS = Parts(
     strength=0.5,
     head="fc",
     taps=("conv1", "conv2"),
     attention=ATTENTION,
     classifier=nn.Linear(6, 8),
-    features=torch.randn(9, 6, generator=torch.Generator().manual_seed(0)),
+    features=FEATURES,
     labels=torch.tensor([0, 1, 2] * 3),
     num_outputs=3,
 )
@@ -93,14 +103,14 @@ def test_methods_without_a_penalty_have_none(name):
 
 
 def test_l2sp_and_delta_carry_the_head_term_beside_their_own():
-    head = ("l2", 0.01, ())
+    head = ("l2", 0.06, ())
     assert penalties("l2sp") == [("l2sp", 0.5, ()), head]
     assert penalties("delta_no_attention") == [("delta", 0.5, ("conv1", "conv2")), head]
     assert penalties("delta") == [("delta", 0.5, ("conv2",)), head]  # the taps of the attention
 
 
 def test_what_holds_the_network_carries_the_head_term_and_what_adds_to_plain_does_not():
-    head = ("l2", 0.01, ())
+    head = ("l2", 0.06, ())
     assert penalties("lwf") == [("lwf", 0.5, ()), head]
     assert penalties("ldifs") == [("ldifs", 0.5, ("conv1", "conv2")), head]
     assert penalties("spd") == [head]
@@ -152,11 +162,22 @@ def test_no_source_names_a_device_to_compute_on():
     assert found == []
 
 
-def test_the_head_term_is_half_the_squared_norm_of_weight_and_bias():
+def test_the_head_term_is_half_the_squared_norm_in_units_of_what_the_head_sees():
     net = moved(conv_net())
     _, head = METHODS["l2sp"].penalties(PARTS)
-    expected = 0.01 * 0.5 * (net.fc.weight.square().sum() + net.fc.bias.square().sum())
+    expected = 0.01 * 6 * 0.5 * (net.fc.weight.square().sum() + net.fc.bias.square().sum())
     assert head(Step(target=net, source=None)).item() == pytest.approx(expected.item())
+
+
+def test_features_of_another_size_have_the_same_head_term_with_the_head_that_answers_alike():
+    net, larger = moved(conv_net()), dataclasses.replace(PARTS, features=100 * FEATURES)
+    _, head = METHODS["l2sp"].penalties(PARTS)
+    _, other = METHODS["l2sp"].penalties(larger)
+    nn.init.zeros_(net.fc.bias)  # which answers alike as it is
+    before = head(Step(target=net, source=None)).item()
+    with torch.no_grad():
+        net.fc.weight /= 100
+    assert other(Step(target=net, source=None)).item() == pytest.approx(before)
 
 
 @pytest.mark.parametrize("name", ["l2sp", "delta", "delta_no_attention", "lwf", "ldifs"])
@@ -185,11 +206,21 @@ def test_an_unknown_method_is_refused_with_the_names():
     assert find_method("l2") is METHODS["l2"]
 
 
+def test_on_graphs_the_two_trainings_begin_with_heads_of_their_own():
+    for name, method in METHODS.items():
+        found = find_method(name, preset="graphs")
+        if not method.branches:
+            assert found is method
+            continue
+        assert [branch.head or found.head for branch in found.branches] == ["raw_probe", "random"]
+        assert found == dataclasses.replace(method, branches=found.branches)
+
+
 # ----------------------------------------------------------------------------------- official
 
 
 def test_official_methods_start_at_random_with_the_authors_strength():
-    found = {name: find_method(name, official=True) for name in OFFICIAL}
+    found = {name: find_method(name, preset="official") for name in OFFICIAL}
     assert {method.head for method in found.values()} == {"random"}
     assert {name: method.strength for name, method in found.items()} == {
         "l2": 1e-4,
@@ -206,7 +237,7 @@ def test_official_methods_start_at_random_with_the_authors_strength():
 
 def test_official_penalties_are_those_of_the_authors():
     def made(name):
-        found = find_method(name, official=True).penalties(PARTS)
+        found = find_method(name, preset="official").penalties(PARTS)
         return [(p.name, p.strength, tuple(p.taps)) for p in found]
 
     head = ("l2", 0.01, ())
@@ -246,7 +277,7 @@ def test_official_features_are_summed_in_the_authors_scale(name, factor):
             for c in range(4):
                 weight = 1.0 if factor is None else 4 * factor[c] / 4
                 expected += 0.01 * 0.5 * weight * (now[b, s, c] - then[b, s, c]).item() ** 2
-    delta, _ = find_method(name, official=True).penalties(parts)
+    delta, _ = find_method(name, preset="official").penalties(parts)
     assert delta(step).item() == pytest.approx(expected, rel=1e-5)
     (same, _), (ours, _) = (
         METHODS[name].penalties(dataclasses.replace(parts, official=official))
@@ -260,7 +291,7 @@ def test_official_features_are_summed_in_the_authors_scale(name, factor):
 def test_official_l2sp_holds_batch_norm_too_but_not_the_head():
     source, target = conv_net(), conv_net()
     source.fc = nn.Identity()
-    holding, _ = find_method("l2sp", official=True).penalties(PARTS)
+    holding, _ = find_method("l2sp", preset="official").penalties(PARTS)
 
     def term(**changed):
         moved_on = conv_net()
@@ -283,6 +314,6 @@ def test_methods_that_the_authors_do_not_have_are_refused(name):
         "or leave --preset official out"
     )
     with pytest.raises(UserError, match=message):
-        find_method(name, official=True)
+        find_method(name, preset="official")
     with pytest.raises(UserError, match="unknown method 'l3'"):
-        find_method("l3", official=True)
+        find_method("l3", preset="official")

@@ -24,19 +24,21 @@ import yaml
 from PIL import Image
 
 from delta_transfer import cli
+from delta_transfer.attention_options import AttentionOptions
+from delta_transfer.bench_options import BenchOptions
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.compare_folder import Plan, begin
 from delta_transfer.config import TrainConfig
 from delta_transfer.options import (
-    AttentionOptions,
     CompareOptions,
     DemoOptions,
     EvaluateOptions,
+    ExportOptions,
     LayersOptions,
     PredictOptions,
-    PretrainOptions,
     with_train,
 )
+from delta_transfer.pretrain_options import PretrainOptions
 from delta_transfer.result import RunResult
 from tests.runs import OPTIONS, flags
 
@@ -224,13 +226,14 @@ no_gpu = patched("torch.accelerator.current_accelerator", lambda check_available
 # ----------------------------------------------------------------------------------- the table
 
 COMMANDS = [
-    row("unknown command", "trian pictures", "'trian' | train, evaluate, predict | choose from"),
+    row("unknown command", "trian pictures", "unknown command 'trian' | did you mean train"),
     row("option before", "--seed=1 train", "'--seed=1' | behind the command | see: delta-transfer"),
     row("train: no DATA", "train", "DATA is missing | delta-transfer train DATA | train --help"),
     row("evaluate: no RUN", "evaluate", "RUN is missing | delta-transfer evaluate RUN DATA"),
     row("evaluate: no DATA", "evaluate run", "DATA is missing | delta-transfer evaluate RUN DATA"),
     row("predict: no RUN", "predict", "RUN is missing | delta-transfer predict RUN PATHS"),
     row("predict: no PATHS", "predict run", "PATHS is missing | delta-transfer predict RUN PATHS"),
+    row("export: no RUN", "export", "RUN is missing | delta-transfer export RUN | export --help"),
     row("compare: no DATA", "compare", "DATA is missing | delta-transfer compare DATA"),
     row("attention: no DATA", "attention", "DATA is missing | delta-transfer attention DATA"),
     row("pretrain: no DATA", "pretrain", "DATA is missing | delta-transfer pretrain DATA"),
@@ -334,7 +337,7 @@ OF_TRAINING = """
         --deterministic=yes | give it alone
         --checkpoint-minutes=0 | must be above 0
         --checkpoint-steps=0 | must be at least 1
-        --preset=paper | give one of default, official
+        --preset=paper | give one of default, graphs, official
         --schedule=linear | give one of cosine, step, constant
         --optimizer=adam | give one of adamw, sgd
         --batch-norm=eval | give one of frozen, train
@@ -393,6 +396,13 @@ VALUES = [
         --overwrite=yes | give it alone
         --json=yes | give it alone
         --device=gpu | give one of auto, cpu, cuda, mps
+        """,
+    ),
+    *wrong_values(
+        "export run",
+        """
+        --format=tflite | give one of safetensors, onnx, torch
+        --overwrite=yes | give it alone
         """,
     ),
     *wrong_values(
@@ -1326,6 +1336,44 @@ OUT = [
         full_disk,
     ),
     row(
+        "export: out in use",
+        "export run --format=safetensors --out=run/model",
+        "--out run/model is not empty | give another folder, or --overwrite",
+    ),
+    row(
+        "export: out no export",
+        "export run --format=safetensors --out=run/model --overwrite",
+        "--out run/model holds something that is no export (no preprocessing.json) | give another",
+    ),
+    row(
+        "export: something in an export",
+        "export run --out=old --overwrite",
+        "--out old holds something that is no export (thesis.tex) | give another folder",
+        wrote("old/preprocessing.json"),
+        wrote("old/thesis.tex"),
+    ),
+    row(
+        "export: out a file",
+        "export run --out=a.txt",
+        "--out a.txt is a file | give a folder",
+        wrote("a.txt"),
+    ),
+    row(
+        "export: a full disk",
+        "export run --format=safetensors --out=new/folder",
+        "preprocessing.json' could not be written (No space left on device) | free some space",
+        full_disk,
+    ),
+    *(
+        row(
+            f"export: no package {package}",
+            "export run",
+            "--format onnx needs onnx, onnxruntime | pip install 'delta-transfer[export]'",
+            missing(package),
+        )
+        for package in ("onnx", "onnxruntime", "onnxscript")
+    ),
+    row(
         "attention: a file in use",
         "attention pictures --out=a.safetensors",
         "--out a.safetensors | is there already | give another name, or --overwrite",
@@ -1414,6 +1462,9 @@ RUNS = [
         "no run", "evaluate new pictures", "there is no run new | give the folder that train wrote"
     ),
     row("predict: no run", "predict new pictures", "no run new | give the folder that train wrote"),
+    row("export: no run", "export new", "no run new | give the folder that train wrote"),
+    row("export: no end", "export stopped", f"no model in stopped/model | {NO_MODEL}", stopped),
+    row("export: damaged", "export damaged", DAMAGED, damaged("model/model.safetensors")),
     row("pictures as a run", "evaluate pictures data", f"no model in pictures/model | {NO_MODEL}"),
     row("model as a run", "predict run/model a.png", f"no model in run/model/model | {NO_MODEL}"),
     row("no end", "evaluate stopped data", f"no model in stopped/model | {NO_MODEL}", stopped),
@@ -1423,7 +1474,7 @@ RUNS = [
     row(
         "damaged config.yaml",
         "evaluate damaged pictures",
-        "damaged/config.yaml cannot be read as YAML | must hold the options of a run, a line each",
+        "damaged/config.yaml is no YAML | must hold the options of a run, a line each",
         damaged("config.yaml", "data: ["),
     ),
     row(
@@ -1477,6 +1528,90 @@ RUNS = [
     ),
 ]
 
+OWN_RECIPE = """
+name: own
+summary: of the pictures
+source: nowhere
+split: train, val and test
+metric: accuracy
+samples: 24
+options: {data: pictures, epochs: 5}
+methods: [l2]
+seeds: [0]
+download: []
+published: {}
+"""
+
+RECIPES = [
+    row("bench: nothing", "bench", "the NAME of a recipe | bench NAME | --list"),
+    row("bench: NAME as an option", "bench --name=dtd", "--name is no option | bench NAME"),
+    row("bench: both", "bench dtd --list", "the NAME of a recipe | --list alone"),
+    row("bench: no recipe", "bench dtdd", "unknown recipe 'dtdd' | dtd | --list shows all"),
+    row(
+        "bench: no file",
+        "bench no.yaml",
+        "no.yaml cannot be read | give a file that holds a recipe",
+    ),
+    row(
+        "bench: an unknown method",
+        "bench own.yaml --method=l2s",
+        "unknown method 'l2s' | did you mean l2",
+        wrote("own.yaml", OWN_RECIPE),
+    ),
+    row(
+        "bench: a wrong key",
+        "bench own.yaml",
+        "own.yaml: unknown key 'epoch' | name, summary",
+        wrote("own.yaml", OWN_RECIPE + "epoch: 3"),
+    ),
+    row(
+        "bench: no classes",
+        "bench bbbp --limit=5",
+        "--limit 5 | bbbp has no classes | leave it out",
+    ),
+    row(
+        "bench: no data",
+        "bench mit67 --data-root=none --device=cpu --jobs=1",
+        "mit67 is not in 'none' | https://web.mit.edu/torralba/www/indoor.html | --data-root",
+    ),
+    row(
+        "bench: weights that are not there",
+        "bench dtd --data-root=none",
+        "'none/moco_v2_800ep_pretrain.pth.tar' | get it from https:// | --weights FILE",
+    ),
+    row(
+        "bench: no such weights",
+        "bench own.yaml --weights=none.pth --jobs=1",
+        "weights none.pth: there is no such file | give one with safetensors",
+        wrote("own.yaml", OWN_RECIPE),
+    ),
+    row(
+        "bench: out in use",
+        "bench own.yaml --out=run",
+        "--out run is not empty | give another folder",
+        wrote("own.yaml", OWN_RECIPE),
+    ),
+    row(
+        "bench: something beside the runs",
+        "bench own.yaml --out=old --overwrite",
+        "--out old holds something that is no run (thesis.tex) | give another folder",
+        planned("old", epochs=5),
+        wrote("old/thesis.tex"),
+        wrote("own.yaml", OWN_RECIPE),
+    ),
+    *wrong_values(
+        "bench dtd",
+        """
+        --dry-run=yes | give it alone
+        --seeds=1,1 | each seed once
+        --limit=0 | must be at least 1
+        --jobs=0 | must be at least 1
+        --workers=-1 | must be at least 0
+        --device=gpu | give one of auto, cpu, cuda, mps
+        """,
+    ),
+]
+
 MISTAKES = [
     *COMMANDS,
     *VALUES,
@@ -1490,6 +1625,7 @@ MISTAKES = [
     *YAML_FILES,
     *OUT,
     *RUNS,
+    *RECIPES,
 ]
 
 
@@ -1560,6 +1696,7 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
         ("train", TrainConfig),
         ("evaluate", EvaluateOptions),
         ("predict", PredictOptions),
+        ("export", ExportOptions),
         ("attention", AttentionOptions),
         (
             "compare",
@@ -1571,6 +1708,7 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
         ("layers", LayersOptions),
         ("pretrain", PretrainOptions),
         ("demo", DemoOptions),
+        ("bench", BenchOptions),
     ],
 )
 def test_every_option_has_a_row(command, options):

@@ -1,8 +1,8 @@
 import pytest
 
+from delta_transfer.attention_options import AttentionOptions
 from delta_transfer.errors import UserError
 from delta_transfer.options import (
-    AttentionOptions,
     EvaluateOptions,
     LayersOptions,
     PredictOptions,

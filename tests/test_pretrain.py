@@ -13,7 +13,7 @@ from delta_transfer import cli
 from delta_transfer.backbones import GraphSpec, load_graph_backbone
 from delta_transfer.backbones.graph_network import GraphNetwork
 from delta_transfer.errors import UserError
-from delta_transfer.options import PretrainOptions
+from delta_transfer.pretrain_options import PretrainOptions
 
 pytest.importorskip("torch_geometric")
 pytest.importorskip("rdkit")

@@ -19,7 +19,8 @@ from delta_transfer.channel_attention import ChannelAttention, weights_fingerpri
 from delta_transfer.config import MAX_SEED, TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import plain_loader
-from delta_transfer.prepare import Prepared, prepare, regroup
+from delta_transfer.prepare import prepare
+from delta_transfer.prepared import Prepared, regroup
 from delta_transfer.probe import LinearProbe
 from delta_transfer.run_attention import attention_order, describe, estimate, given_attention
 from tests import reference

@@ -14,7 +14,8 @@ from delta_transfer.config import TrainConfig
 from delta_transfer.data import load_task
 from delta_transfer.errors import UserError
 from delta_transfer.functional import calibrated_cross_entropy
-from delta_transfer.prepare import pool, prepare
+from delta_transfer.prepare import prepare
+from delta_transfer.prepared import pool
 from delta_transfer.probe import fit_probe
 from delta_transfer.result import RunResult
 from delta_transfer.selection import SMALL, refits

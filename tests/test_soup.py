@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from delta_transfer.soup import SHARES, average, choose
+from delta_transfer.soup import ALONE, SHARES, average, choose
 
 
 def state(seed: int) -> dict[str, torch.Tensor]:
@@ -60,6 +60,14 @@ def test_a_gain_within_its_standard_error_is_none():
     for offset, expected in ((-0.41, SHARES[0]), (-0.39, SHARES[1])):
         default, _, *others = losses(0.0, *worse)
         assert choose([default, default - gain - offset, *others]) == expected
+
+
+@pytest.mark.parametrize("best", range(3))
+def test_of_trainings_that_are_not_averaged_the_lowest_loss_is_taken(best):
+    found = [torch.ones(9, dtype=torch.float64) for _ in ALONE]
+    found[best] -= 1e-6 + torch.linspace(-1, 1, 9).double()  # far within its standard error
+    assert choose(found, ALONE) == ALONE[best]
+    assert ALONE[best] in SHARES
 
 
 def test_equal_losses_and_single_pictures_leave_the_default():

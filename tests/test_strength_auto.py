@@ -11,7 +11,7 @@ from torch import Tensor
 
 from delta_transfer import branches, fine_tune, train, tuning
 from delta_transfer.errors import UserError
-from delta_transfer.methods import METHODS
+from delta_transfer.methods import METHODS, find_method
 from delta_transfer.prepare import prepare
 from delta_transfer.probe import fit_probe
 from delta_transfer.result import RunResult
@@ -104,6 +104,17 @@ def test_the_second_training_sees_the_pictures_in_another_order(found, pictures,
         with pytest.raises(UserError, match="enough"):
             fine_tune.fine_tune(prepared, branch, found.folder.with_name(f"order{number}"))
     assert seeds[0] == config.seed != seeds[1]
+
+
+def test_a_training_may_begin_with_a_head_of_its_own(pictures, tmp_path):
+    config = tiny(pictures, tmp_path, method=METHOD, strength="auto")
+    prepared, method = prepare(config), find_method(METHOD, preset="graphs")
+    both = tuning.Tuning(config=config, method=method, epochs=1, attention=None).branches
+    probed, drawn = (fine_tune.begin(prepared, branch)[0] for branch in both)
+    head = prepared.backbone.head
+    assert torch.equal(probed.get_submodule(head).weight, prepared.raw_probe.weight)
+    random = prepared.backbone.module.get_submodule(head).weight
+    assert torch.equal(drawn.get_submodule(head).weight, random)
 
 
 def test_batch_norm_that_moves_is_trained_once(pictures, tmp_path):

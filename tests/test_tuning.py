@@ -14,7 +14,8 @@ from delta_transfer.backbones.saved import save_model
 from delta_transfer.errors import UserError
 from delta_transfer.fine_tune import Tuned, fine_tune
 from delta_transfer.methods import METHODS
-from delta_transfer.prepare import Prepared, prepare
+from delta_transfer.prepare import prepare
+from delta_transfer.prepared import Prepared
 from delta_transfer.tuning import Tuning
 from tests.networks import conv_net, hooks_of
 from tests.runs import tiny

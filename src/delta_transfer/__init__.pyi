@@ -3,6 +3,7 @@ from .backbones import InputSpec as InputSpec
 from .channel_attention import ChannelAttention as ChannelAttention
 from .config import TrainConfig as TrainConfig
 from .errors import UserError as UserError
+from .export import export_run as export_run
 from .penalties import BSS as BSS
 from .penalties import GTOT as GTOT
 from .penalties import L2 as L2

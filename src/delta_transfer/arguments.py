@@ -6,7 +6,6 @@ import re
 import typing
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import docstring_parser
@@ -14,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from delta_transfer.errors import UserError, unknown
+from delta_transfer.yaml_file import read_yaml
 
 Options = TypeVar("Options")
 
@@ -36,7 +36,7 @@ def parse(
         prog: what stands before them.
         summary: what the command does.
         positional: the fields that are given without a flag, in this order; the last takes all that
-            are left if it is a tuple.
+            are left if it is a tuple. One with a default may be left out.
         config_file: whether `-c FILE.yaml` gives defaults.
         exclusive: fields of which one as a flag takes the place of another one in a file.
 
@@ -68,12 +68,13 @@ def parse(
         ) from error
     values: dict[str, Any] = found.as_dict()
     values.pop("config", None)
+    default = {field.name: field.default for field in dataclasses.fields(options)}  # type: ignore[arg-type]
     for name in positional:
         # The parser lets a positional that was not given overwrite what a file says.
         value = values[name] or in_files.get(name)
-        if not value:
+        if not value and default[name] is dataclasses.MISSING:
             raise UserError(f"{name.upper()} is missing: {usage} (see: {prog} --help)")
-        values[name] = tuple(value) if isinstance(value, list) else value
+        values[name] = tuple(value) if isinstance(value, list) else value or default[name]
     return options(**values)
 
 
@@ -164,15 +165,7 @@ def _read(files: Sequence[str], hints: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for file in files:
         wanted = f"options, a line each, such as {names[0]}: VALUE"
-        try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            said = " ".join(str(error).split())
-            raise UserError(
-                f"-c {file} cannot be read as YAML: {said}; give a file that holds {wanted}"
-            ) from error
-        if not isinstance(content, dict):
-            raise UserError(f"-c {file} must hold {wanted}")
+        content = read_yaml(file, wanted=wanted, option="-c")
         for key in content:
             if key not in names:
                 raise UserError(f"-c {file}: {unknown('option', str(key), names)}")

@@ -18,8 +18,8 @@ from delta_transfer.console import message
 from delta_transfer.data.look import cores
 from delta_transfer.devices import find_device
 from delta_transfer.errors import UserError
+from delta_transfer.find_task import find_task
 from delta_transfer.folder_lock import locked
-from delta_transfer.prepare import find_task
 from delta_transfer.report import write_comparison_report, write_run_report
 from delta_transfer.result import RunResult
 from delta_transfer.run_checks import check

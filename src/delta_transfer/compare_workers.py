@@ -20,7 +20,8 @@ from delta_transfer.config import TrainConfig
 from delta_transfer.console import explain
 from delta_transfer.data import Task
 from delta_transfer.errors import UserError
-from delta_transfer.prepare import Prepared, prepare
+from delta_transfer.prepare import prepare
+from delta_transfer.prepared import Prepared
 from delta_transfer.result import RunResult
 from delta_transfer.run import train_prepared
 from delta_transfer.run_attention import given_attention

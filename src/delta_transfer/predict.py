@@ -3,12 +3,9 @@
 import dataclasses
 import functools
 import logging
-import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +14,20 @@ from delta_transfer.asked import find_asked
 from delta_transfer.backbones import GraphSpec
 from delta_transfer.backbones.saved import load_model, load_objective
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import (
-    COLLECTIONS,
-    SOURCES,
-    Metric,
-    MoleculeOptions,
-    Split,
-    Task,
-    load_labelled,
-    load_task,
-)
-from delta_transfer.data.base import Label, Noun
-from delta_transfer.data.graph_sources import MOLECULENET
-from delta_transfer.data.molecule_options import NOTHING_SAID
-from delta_transfer.data.splits import DEFAULT_TEST_SPLIT
+from delta_transfer.data import Split, is_named
+from delta_transfer.data.base import Noun
 from delta_transfer.devices import find_device, place
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation import Evaluation, measure
 from delta_transfer.evaluation_columns import ColumnEvaluation, measure_columns
+from delta_transfer.labelled import (
+    check_samples,
+    find_labelled,
+    in_own_labels,
+    real_path,
+)
 from delta_transfer.loaders import evaluation_loader
-from delta_transfer.objective import BinaryTasks, Classes
-from delta_transfer.prepare import molecule_options
+from delta_transfer.objective import Classes
 from delta_transfer.reading import Tally, tolerant_loader
 from delta_transfer.training import CropAverage
 from delta_transfer.training.inference import iterate_answers
@@ -160,155 +150,27 @@ class Predictor:
             UserError: if it has classes that the network does not know, or another kind of labels,
                 or no picture can be read.
         """
-        if data_root is not None and not _is_named(data):
+        if data_root is not None and not is_named(data):
             logger.warning("--data-root is ignored: %s is no named data set", data)
-        classes, split, metric, seen = self._labelled(data, data_root or self.config.data_root)
-        self._check_samples(data, split)
-        self._check_known(data, classes, split)
-        tally = Tally(split.paths, self._kind)
-        answers = list(self._answers(split, tally))
-        kept = split.subset(position for positions, _ in answers for position in positions)
-        labelled = dataclasses.replace(kept, labels=self._own_labels(classes, kept))
+        found = find_labelled(self.config, data, data_root, of_molecules=self._kind == "molecule")
+        check_samples(data, found.split, self.backbone.input)
+        labelled = in_own_labels(data, found, self.classes, self.objective)
+        tally = Tally(labelled.paths, self._kind)
+        answers = list(self._answers(labelled, tally))
         judge = (
-            functools.partial(measure, metric=metric)
+            functools.partial(measure, metric=found.metric)
             if isinstance(self.objective, Classes)
             else functools.partial(measure_columns, objective=self.objective)
         )
         return judge(
-            labelled,
+            labelled.subset(position for positions, _ in answers for position in positions),
             torch.cat([rows for _, rows in answers]),
             self.classes,
-            data=data if _is_named(data) else str(_real(data)),
-            seen=seen,
+            data=data if is_named(data) else str(real_path(data)),
+            seen=found.seen,
             left_out=len(tally.errors),
             per_second=tally.per_second,
         )
-
-    def _check_known(self, data: str, classes: Sequence[str], split: Split) -> None:
-        """Checks that the network can answer what the labels of some data say.
-
-        Raises:
-            UserError: if it cannot.
-        """
-        if isinstance(split.labels[0], int) != isinstance(self.objective, Classes):
-            kind = "classes" if isinstance(split.labels[0], int) else "questions or values"
-            raise UserError(
-                f"{data} has {kind}, and the run was trained on {self.objective.outputs}: "
-                "give data of the same kind"
-            )
-        strange = sorted(set(classes) - set(self.classes))
-        known = ", ".join(self.classes)
-        if strange and isinstance(self.objective, Classes):
-            raise UserError(
-                f"{data} has classes that the run does not know: {', '.join(strange)}; "
-                f"it knows {known}"
-            )
-        if len(strange) == len(classes):
-            raise UserError(f"{data} has none of the columns that the run answers: {known}")
-        if isinstance(self.objective, BinaryTasks):
-            answers = self._answered(classes, split)
-            if not bool(((answers == 0) | (answers == 1) | torch.isnan(answers)).all()):
-                raise UserError(
-                    f"{data} has values, and the run answers with no or yes ({known}): give 0 or 1"
-                )
-
-    def _check_samples(self, data: str, split: Split) -> None:
-        """Checks that the network takes what some data is of.
-
-        Raises:
-            UserError: if it does not.
-        """
-        spec, first = self.backbone.input, _first(split)
-        graphs = hasattr(first, "edge_index")
-        if graphs != isinstance(spec, GraphSpec):
-            there, taken = ("graphs", "pictures") if graphs else ("pictures", "graphs")
-            raise UserError(f"{data} is of {there}, and the network of this run takes {taken}")
-        if isinstance(spec, GraphSpec) and GraphSpec.of(first.x) != spec:
-            raise UserError(
-                f"{data} describes a node by {first.x.shape[1]} numbers, and the network of this "
-                f"run by {spec.columns}: give data of the same kind"
-            )
-
-    def _own_labels(self, classes: Sequence[str], split: Split) -> tuple[Label, ...]:
-        """The labels by the network's own classes, or in the order of its outputs."""
-        if isinstance(self.objective, Classes):
-            return tuple(self.classes.index(classes[label]) for label in split.class_indices)
-        return tuple(tuple(row) for row in self._answered(classes, split).tolist())
-
-    def _answered(self, classes: Sequence[str], split: Split) -> Tensor:
-        """What is known of each of the network's outputs `[N, K]`, by the names of the columns."""
-        known = [dict(zip(classes, row, strict=True)) for row in split.targets.tolist()]
-        return torch.tensor([[row.get(name, math.nan) for name in self.classes] for row in known])
-
-    def _labelled(
-        self, data: str, data_root: str | None
-    ) -> tuple[Sequence[str], Split, Metric, bool]:
-        """Class names, pictures, the data set's figure, and whether they may have been seen."""
-        metric: Metric = "accuracy"
-        named = _is_named(data)
-        own = self._is_own(data)
-        if own or named:
-            # The run's own data: the same test split, also where the seed drew it.
-            test_split = self.config.test_split if own else DEFAULT_TEST_SPLIT
-            task = self._task(data, test_split, data_root if named else None)
-            metric = task.metric
-            if task.test is not None:
-                return task.classes, task.test, metric, False
-        classes, split, apart = load_labelled(
-            data,
-            seed=self.config.seed,
-            test_split=self.config.test_split,
-            data_root=data_root,
-            molecules=self._molecules(data),
-        )
-        seen = own or (not named and not apart and self._has_seen(data, split))
-        return classes, split, metric, seen
-
-    def _has_seen(self, data: str, split: Split) -> bool:
-        """Whether some pictures are from the run's folder, but not from its test split."""
-        if not _real(data).is_relative_to(_real(self.config.data)):
-            return False
-        try:
-            test = self._task(self.config.data, self.config.test_split, None).test
-        except UserError:  # the folder is no longer what it was: nobody knows
-            return True
-        return test is None or not _located(data, split) <= _located(self.config.data, test)
-
-    def _task(self, data: str, test_split: str, data_root: str | None) -> Task:
-        config = self.config
-        return load_task(
-            data,
-            seed=config.seed,
-            val_fraction=config.val_fraction,
-            test_split=test_split,
-            data_root=data_root,
-            molecules=self._molecules(data),
-        )
-
-    def _molecules(self, data: str) -> MoleculeOptions:
-        """What the run says of molecules, if that can be of this data: a file has its columns.
-
-        Raises:
-            UserError: if the run is on molecules and the data cannot be.
-        """
-        options = molecule_options(self.config)
-        if self._is_own(data):
-            return options
-        if self._kind != "molecule" or _is_named(data):
-            return NOTHING_SAID
-        if Path(data).suffix.lower() != ".csv":
-            raise UserError(
-                f"'{data}' is no CSV file: this run is on molecules; give a CSV file with a column "
-                f"of SMILES, or {MOLECULENET}NAME"
-            )
-        return dataclasses.replace(options, smiles_column=options.smiles_column or "smiles")
-
-    def _is_own(self, data: str) -> bool:
-        """Whether it is what the run was trained on, under another name perhaps."""
-        own = self.config.data
-        if _is_named(data) or _is_named(own):
-            return _canonical(data) == _canonical(own)
-        return _real(data) == _real(own)
 
     def _answers(self, split: Split, tally: Tally) -> Iterator[tuple[list[int], Tensor]]:
         """Positions in the split and the answers to them, batch by batch."""
@@ -319,32 +181,3 @@ class Predictor:
             yield positions, rows
             started = time.perf_counter()  # what the caller does meanwhile does not count
         tally.conclude()
-
-
-def _first(split: Split) -> Any:
-    """One of the samples; None where it is a picture that cannot be read."""
-    try:
-        return split.read(split.paths[0])
-    except UserError:
-        return None
-
-
-def _canonical(data: str) -> str:
-    """The name of a data set without what tells no two of them apart."""
-    if not data.startswith(MOLECULENET):
-        return data
-    return data.casefold().replace("-", "").replace("_", "")
-
-
-def _is_named(data: str) -> bool:
-    return data in SOURCES or data.startswith(tuple(COLLECTIONS))
-
-
-def _real(data: str) -> Path:
-    return Path(data).expanduser().resolve()
-
-
-def _located(data: str, split: Split) -> set[str]:
-    """The files of a split, links resolved."""
-    folder = _real(data) if os.path.isdir(_real(data)) else _real(data).parent
-    return {os.path.realpath(folder / path) for path in split.paths}

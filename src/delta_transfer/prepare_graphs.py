@@ -16,7 +16,7 @@ from delta_transfer.errors import UserError, first_few
 from delta_transfer.files import fingerprint
 
 # Options that only pictures have.
-_OF_PICTURES = ("augment", "image_size", "mixup", "cutmix", "picture_cache", "preset")
+_OF_PICTURES = ("augment", "image_size", "mixup", "cutmix", "picture_cache")
 
 _DEFAULTS = TrainConfig(data="graphs")
 
@@ -29,6 +29,10 @@ def load_network(config: TrainConfig, task: Task, network: nn.Module | None, spe
     Raises:
         UserError: if an option is given that only pictures have, or the network takes no graphs.
     """
+    if config.official:
+        raise UserError(
+            f"--preset official is for pictures, and {task.name} is made of graphs: leave it out"
+        )
     for name in _OF_PICTURES:
         if getattr(config, name) != getattr(_DEFAULTS, name):
             raise UserError(

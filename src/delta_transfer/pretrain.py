@@ -27,9 +27,9 @@ from delta_transfer.errors import UserError
 from delta_transfer.files import write_atomically
 from delta_transfer.machine import describe
 from delta_transfer.masking import AttributeMasking
-from delta_transfer.options import PretrainOptions
 from delta_transfer.pretext import Mean, Pretext, Scored, mean
 from delta_transfer.pretrain_data import UnlabelledGraphs, read_unlabelled
+from delta_transfer.pretrain_options import PretrainOptions
 from delta_transfer.run_folder import check_place, data_name, free_folder, log_to, time_stamp
 
 if TYPE_CHECKING:  # the libraries that only graph tasks need

@@ -11,7 +11,7 @@ from delta_transfer.data.paths import user_path
 from delta_transfer.data.smiles_files import LINES, list_untested
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.graph_libraries import need_graph_libraries
-from delta_transfer.options import PretrainOptions
+from delta_transfer.pretrain_options import PretrainOptions
 
 if TYPE_CHECKING:  # the libraries that only graph tasks need
     from torch_geometric.data import Data

@@ -37,7 +37,7 @@ class StrengthSearch:
         strengths: of the trainings, from strong to weak.
         shares: in the final weights: of the start, and of the trainings in their order.
         losses: calibrated held-out loss in nats by shares in percent, as `"0/50/50"`; the shares
-            are those of the lowest one, or the first if the lowest is not clearly lower.
+            are those of the lowest one, or the equal average if it is not clearly lower.
         epochs: that were kept of the trainings.
         seconds: that the second training and the choice took.
     """

@@ -33,7 +33,8 @@ from delta_transfer.methods import check_classifier
 from delta_transfer.objective import Classes
 from delta_transfer.outputs import write_examples, write_predictions
 from delta_transfer.peak_memory import PeakMemory
-from delta_transfer.prepare import Prepared, prepare
+from delta_transfer.prepare import prepare
+from delta_transfer.prepared import Prepared
 from delta_transfer.report import write_run_report
 from delta_transfer.result import RunResult, Where
 from delta_transfer.run_attention import given_attention

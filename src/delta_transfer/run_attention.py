@@ -22,7 +22,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.files import fingerprint
 from delta_transfer.loaders import plain_loader
 from delta_transfer.methods import find_method
-from delta_transfer.prepare import Prepared
+from delta_transfer.prepared import Prepared
 from delta_transfer.probe import LinearProbe
 
 logger = logging.getLogger(__name__)

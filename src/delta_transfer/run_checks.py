@@ -145,8 +145,7 @@ def method_of(config: TrainConfig) -> Method:
         UserError: if there is none of that name, or it has no such form.
     """
     method = find_method(config.method)
-    official = config.official and method.trains
-    return find_method(config.method, official=True) if official else method
+    return find_method(config.method, preset=config.preset) if method.trains else method
 
 
 def check_task(config: TrainConfig, task: Task) -> None:

@@ -62,6 +62,16 @@ def test_it_takes_atoms_and_numbers(spec):
     assert auto_taps(backbone.module) == ("layers.1", "layers.2", "layers.3", "layers.4")
 
 
+def test_features_of_graphs_are_sums_over_the_root_of_their_size():
+    network = build("GIN-2x8", NUMBERS).module.eval()
+    graphs = numbers(4, 1, 9)
+    with Taps(network, ["layers.1", "pool"]) as taps, torch.no_grad():
+        network(graphs)
+    nodes = taps.outputs()["layers.1"].split([4, 1, 9])
+    expected = torch.stack([part.sum(dim=0) / len(part) ** 0.5 for part in nodes])
+    torch.testing.assert_close(taps.outputs()["pool"], expected)
+
+
 def test_random_weights_are_refused_and_a_file_is_taken(tmp_path):
     with pytest.raises(UserError, match=r"no published weights of model 'pyg/GIN'.* pretrain DATA"):
         build("GIN", pretrained=True)

@@ -427,3 +427,32 @@ def test_what_a_run_wrote_is_a_start_for_another_one(finished, name):
     for key, tensor in backbone.module.state_dict().items():
         if not key.startswith("classifier."):
             assert torch.equal(tensor, wanted[key])
+
+
+@pytest.mark.parametrize(
+    "model", ["torchvision/resnet50", pytest.param("timm/resnet50", marks=pytest.mark.slow)]
+)
+def test_moco_v2_as_it_was_released(tmp_path, model):
+    """The keys of moco_v2_800ep_pretrain.pth.tar: the trained encoder with its projection head."""
+    torch.manual_seed(0)
+    body = torchvision.models.resnet50(weights=None).state_dict()
+    body = {name: tensor for name, tensor in body.items() if not name.startswith("fc.")}
+    head = {
+        "fc.0.weight": torch.randn(2048, 2048),
+        "fc.0.bias": torch.randn(2048),
+        "fc.2.weight": torch.randn(128, 2048),
+        "fc.2.bias": torch.randn(128),
+    }
+    state = {f"module.encoder_q.{name}": tensor for name, tensor in {**body, **head}.items()}
+    file = tmp_path / "moco_v2_800ep_pretrain.pth.tar"
+    torch.save({"epoch": 800, "arch": "resnet50", "state_dict": state}, file)
+    backbone = load_backbone(model, num_outputs=3, weights=file)
+    own = backbone.module.state_dict()
+    assert backbone.head == "fc"
+    assert own["fc.weight"].shape == (3, 2048)
+    assert all(torch.equal(own[name], tensor) for name, tensor in body.items())
+    assert set(own) == {*body, "fc.weight", "fc.bias"}
+    (note,) = (note for note in backbone.notes if "matched" in note)
+    prefix = "state_dict.module.encoder_q."
+    assert f"{len(body)} of {len(body)} tensors matched under '{prefix}'" in note
+    assert all(f"{prefix}{name}" in note for name in head)

@@ -34,13 +34,13 @@ DIVISIBLE = [
 ]
 
 
-def step(method: str, parts: int, *, official: bool = False) -> tuple[dict[str, Tensor], list]:
+def step(method: str, parts: int, *, preset: str = "default") -> tuple[dict[str, Tensor], list]:
     """What is logged of a step of seven samples, and the gradients, in float64."""
     target, source = moved(conv_net()).double(), conv_net().double()
     torch.manual_seed(3)
     inputs, targets = torch.randn(7, 3, 8, 8).double(), torch.tensor([0, 1, 2, 0, 1, 2, 0])
     given = copy.deepcopy(PARTS)
-    found = find_method(method, official=official).penalties(given)
+    found = find_method(method, preset=preset).penalties(given)
     regularizer = Regularizer(target, source, found).double()
     if regularizer.needs_calibration:
         regularizer.calibrate([(inputs,)])
@@ -70,12 +70,16 @@ def step(method: str, parts: int, *, official: bool = False) -> tuple[dict[str, 
 
 @pytest.mark.parametrize("parts", [3, 100])
 @pytest.mark.parametrize(
-    ("method", "official"),
-    [*((name, False) for name in DIVISIBLE), ("delta", True), ("delta_no_attention", True)],
+    ("method", "preset"),
+    [
+        *((name, "default") for name in DIVISIBLE),
+        ("delta", "official"),
+        ("delta_no_attention", "official"),
+    ],
 )
-def test_parts_have_the_loss_and_the_gradient_of_the_whole_batch(method, official, parts):
+def test_parts_have_the_loss_and_the_gradient_of_the_whole_batch(method, preset, parts):
     (whole, gradients), (logged, found) = (
-        step(method, number, official=official) for number in (1, parts)
+        step(method, number, preset=preset) for number in (1, parts)
     )
     assert logged == pytest.approx(whole, rel=1e-9)
     assert len(found) == len(gradients)

@@ -19,7 +19,7 @@ from delta_transfer.objective import Classes
 from delta_transfer.penalties import Delta
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training import Fit, Optimization, fit
-from delta_transfer.training.fit import make_trainer, quiet
+from delta_transfer.training.trainer import make_trainer, quiet
 from tests.networks import ConvNet, conv_net, hooks_of
 
 OPTIONS: dict[str, Any] = {

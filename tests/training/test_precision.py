@@ -25,22 +25,22 @@ def wide(values):
 
 
 @pytest.mark.parametrize(
-    ("method", "official"),
+    ("method", "preset"),
     [
         *(
-            (name, False)
+            (name, "default")
             for name, method in METHODS.items()
             if "pictures" in method.kinds and method.penalties(copy.deepcopy(PARTS))
         ),
-        ("delta", True),
-        ("delta_no_attention", True),
+        ("delta", "official"),
+        ("delta_no_attention", "official"),
     ],
 )
-def test_penalties_are_computed_in_float32_under_autocast(method, official):
+def test_penalties_are_computed_in_float32_under_autocast(method, preset):
     """As exactly as that, from the features that the networks give in bfloat16."""
     target, source = moved(conv_net()), conv_net()
     inputs, targets = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
-    found = find_method(method, official=official).penalties(copy.deepcopy(PARTS))
+    found = find_method(method, preset=preset).penalties(copy.deepcopy(PARTS))
     regularizer = Regularizer(target, source, found)
     if regularizer.needs_calibration:
         regularizer.calibrate([(inputs,)])

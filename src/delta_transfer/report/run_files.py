@@ -7,7 +7,6 @@ import json
 import math
 from pathlib import Path
 
-import yaml
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
@@ -15,6 +14,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.measures import ACCURACY
 from delta_transfer.report.tables import Row, read_lines, read_table
 from delta_transfer.result import RunResult
+from delta_transfer.yaml_file import read_yaml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +98,12 @@ def read_config(folder: Path) -> dict[str, str]:
         UserError: if the file is missing or is no flat mapping.
     """
     path = folder / "config.yaml"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: is the run finished?") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
-        raise UserError(f"{path} must hold options of a run, one a line")
+    if not path.exists():
+        raise UserError(f"{path} is missing: is the run finished?")
+    wanted = "options of a run, one a line"
+    values = read_yaml(path, wanted=wanted)
+    if any(isinstance(value, dict) for value in values.values()):
+        raise UserError(f"{path} must hold {wanted}")
     return {str(name): _option(value) for name, value in values.items()}
 
 

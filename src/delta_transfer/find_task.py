@@ -1,0 +1,71 @@
+"""The task that the options of a run name, and whether they suit each other."""
+
+from collections import Counter
+
+from delta_transfer.config import TrainConfig
+from delta_transfer.data import MoleculeOptions, Task, is_named, load_task
+from delta_transfer.errors import UserError
+from delta_transfer.objective import Classes
+from delta_transfer.prepared import pool
+from delta_transfer.task_loss import check_options
+
+
+def find_task(config: TrainConfig) -> Task:
+    """The pictures that the options name, in their splits; none is read.
+
+    Raises:
+        UserError: if the data is not as it must be.
+    """
+    task = load_task(
+        config.data,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        test_split=config.test_split,
+        samples_per_class=config.samples_per_class,
+        data_root=config.data_root,
+        molecules=molecule_options(config),
+    )
+    check_options(config, task.objective, name=task.name)
+    return task
+
+
+def molecule_options(config: TrainConfig) -> MoleculeOptions:
+    """What the options of a run say of molecules."""
+    return MoleculeOptions(
+        smiles_column=config.smiles_column,
+        label_columns=config.label_columns,
+        split=config.split,
+    )
+
+
+def check_splits(config: TrainConfig, task: Task) -> None:
+    """Checks that options about the validation split suit a task.
+
+    Raises:
+        UserError: if folds are asked for that the data does not allow.
+    """
+    if config.folds and not task.val_drawn:
+        mend = (
+            ""
+            if is_named(config.data)
+            else f", or move the validation {task.noun}s to the training ones"
+        )
+        raise UserError(
+            f"--folds {config.folds}: {task.name} has its own validation split, on which the epoch "
+            f"is chosen; leave the option out{mend}"
+        )
+    if config.folds and task.group is not None:
+        count = len({task.group(path) for path in pool(task).paths})
+        if config.folds > count:
+            raise UserError(
+                f"--folds {config.folds}: molecules with the same scaffold (ring system) stay "
+                f"together, and there are only {count} scaffolds to learn from; give {count} or "
+                "fewer, or --split random"
+            )
+    most = max(Counter(pool(task).class_indices).values()) if config.folds else 0
+    if config.folds > most:
+        whose = "the largest class has" if isinstance(task.objective, Classes) else "there are"
+        raise UserError(
+            f"--folds {config.folds}: {whose} only {most} {task.noun}s to learn from; "
+            f"give {most} or fewer"
+        )

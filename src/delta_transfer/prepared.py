@@ -1,0 +1,136 @@
+"""What every method starts from, and the same split otherwise."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from delta_transfer.backbones import Backbone
+from delta_transfer.channel_attention import weights_fingerprint
+from delta_transfer.data import Split, Task
+from delta_transfer.distributed import from_main
+from delta_transfer.probe import LinearProbe, fit_probe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """Everything that is the same for all methods of one data set, network and seed.
+
+    Args:
+        task: the pictures.
+        backbone: the pretrained network with a random head; not trained, copied.
+        source: the pretrained network without a head.
+        taps: the modules that are tapped, by `--taps`.
+        device: where it all runs.
+        features: split -> what the head sees of each picture `[N, V, F]`, the first of V views
+            being the picture itself and the second its mirror image; and targets.
+        probe_seed: draws the folds by which strengths of probes are chosen.
+        probe: the linear probe.
+        probe_answers: to the validation and the test split (None without one), `[N, K]`.
+        probe_seconds: how long the probe took to fit.
+        description: what was logged of the pictures and the network, line by line.
+        digests: a hash of each picture, by its path.
+        data: fingerprint of what can be learnt from: training pictures, the drawn validation
+            pictures among them, and their classes.
+        preprocessing: how pictures are prepared where nothing is augmented, as JSON.
+    """
+
+    task: Task
+    backbone: Backbone
+    source: nn.Module
+    taps: tuple[str, ...]
+    device: torch.device
+    features: dict[str, tuple[Tensor, Tensor]]
+    probe_seed: int
+    probe: LinearProbe
+    probe_answers: dict[str, Tensor | None]
+    probe_seconds: float
+    description: tuple[str, ...]
+    digests: Mapping[str, str]
+    data: str
+    preprocessing: dict[str, Any]
+
+    @property
+    def probe_scores(self) -> dict[str, float | None]:
+        """By the objective's measure, of the validation and the test split (None without one)."""
+        found: dict[str, float | None] = {"test": None}
+        objective = self.task.objective
+        for name, split in (("val", self.task.val), ("test", self.task.test)):
+            answers = self.probe_answers[name]
+            if split is not None and answers is not None:
+                found[name] = objective.score(answers, split.targets, objective.measure.name)
+        return found
+
+    @functools.cached_property
+    def source_fingerprint(self) -> str:
+        """Of the pretrained weights."""
+        return weights_fingerprint(self.source, head=self.backbone.head)
+
+    @functools.cached_property
+    def raw_probe(self) -> LinearProbe:
+        """The probe on features that keep their scales, from which DELTA's head starts."""
+        return fit_head(self.task, self.features, seed=self.probe_seed, standardize=False)
+
+
+def regroup(prepared: Prepared, *, train: Sequence[int], val: Sequence[int]) -> Prepared:
+    """The same with training and validation pictures split otherwise, and a probe of its own.
+
+    Args:
+        prepared: of a task whose validation split was drawn from its training pictures.
+        train: positions among its training pictures followed by its validation pictures.
+        val: likewise; may overlap with `train`.
+    """
+    task, everything = prepared.task, pool(prepared.task)
+    both = [prepared.features["train"], prepared.features["val"]]
+    rows = torch.cat([views for views, _ in both])
+    labels = torch.cat([labels for _, labels in both])
+    features = {
+        **prepared.features,
+        "train": (rows[list(train)], labels[list(train)]),
+        "val": (rows[list(val)], labels[list(val)]),
+    }
+    task = dataclasses.replace(task, train=everything.subset(train), val=everything.subset(val))
+    probe, answers = fit_and_ask(task, features, seed=prepared.probe_seed)
+    return dataclasses.replace(
+        prepared, task=task, features=features, probe=probe, probe_answers=answers
+    )
+
+
+def pool(task: Task) -> Split:
+    """The training pictures followed by the validation pictures that were drawn from them."""
+    return dataclasses.replace(
+        task.train,
+        paths=(*task.train.paths, *task.val.paths),
+        labels=(*task.train.labels, *task.val.labels),
+    )
+
+
+def fit_and_ask(
+    task: Task, features: dict[str, tuple[Tensor, Tensor]], *, seed: int
+) -> tuple[LinearProbe, dict[str, Tensor | None]]:
+    """The probe, and its answers to the validation and the test split."""
+    probe = fit_head(task, features, seed=seed, standardize=True)
+    return probe, {
+        name: task.objective.answers(probe(features[name][0][:, 0])) if name in features else None
+        for name in ("val", "test")
+    }
+
+
+def fit_head(
+    task: Task, features: dict[str, tuple[Tensor, Tensor]], *, seed: int, standardize: bool
+) -> LinearProbe:
+    """The linear probe of the training features, fitted by the main process."""
+    rows, targets = features["train"]
+    return from_main(
+        lambda: fit_probe(
+            rows,
+            targets,
+            num_outputs=len(task.classes),
+            loss=task.objective.loss,
+            seed=seed,
+            standardize=standardize,
+        )
+    )
