@@ -1604,6 +1604,7 @@ RECIPES = [
         """
         --dry-run=yes | give it alone
         --seeds=1,1 | each seed once
+        --method=l2,l2 | each method once
         --limit=0 | must be at least 1
         --jobs=0 | must be at least 1
         --workers=-1 | must be at least 0

@@ -2,7 +2,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import yaml
@@ -11,10 +11,14 @@ from delta_transfer import cli
 from delta_transfer.bench import ask, run
 from delta_transfer.bench_options import BenchOptions
 from delta_transfer.bench_plan import estimate_hours, list_needs
-from delta_transfer.data import is_named
+from delta_transfer.bench_text import table
+from delta_transfer.data import Split, is_named
+from delta_transfer.data.splits import hold_out
 from delta_transfer.errors import UserError
+from delta_transfer.measures import ACCURACY, ROC_AUC, Measure
 from delta_transfer.methods import METHODS
 from delta_transfer.recipe import find_recipe, list_recipes, read_recipe, recipes_folder
+from delta_transfer.report.comparison import Comparison, Entry
 
 ROWS = {  # of published tables: DELTA's figure, and whether it is recalled
     "cifar10": (94.76, True),
@@ -87,6 +91,8 @@ def made(tmp_path):
         ({"metric": "top1"}, "metric: unknown metric 'top1'"),
         ({"options": {"data": "a", "rotate": 15}}, "options: unknown option 'rotate'"),
         ({"options": {"data": "a", "seed": 1}}, "options: unknown option 'seed'"),
+        ({"options": {"data": "a", "device": "cpu"}}, "options: unknown option 'device'"),
+        ({"options": {"data": "a", "devices": 2}}, "options: unknown option 'devices'"),
         ({"options": {"epochs": 1}}, "options: data is missing"),
         ({"options": {"data": "a", "epochs": 0}}, "options: --epochs must be at least 1"),
     ],
@@ -108,6 +114,33 @@ def test_a_file_of_ones_own_is_a_recipe(made):
     recipe = find_recipe(str(file))
     assert recipe.summary == "mine"
     assert recipe.published["delta"].figure == 72.0
+
+
+def test_what_may_be_missing_may_be_null(made):
+    download = {"what": "a", "url": "https://a.b", "megabytes": None, "note": None}
+    recipe = read_recipe(made(weights=None, download=[download]))
+    assert (recipe.weights, recipe.download[0].megabytes) == (None, None)
+
+
+def test_the_samples_are_those_that_are_left_to_learn_from():
+    """Of each class a share is held out, of whose size the published splits tell."""
+    sizes = {
+        "cub200": [30] * 194 + [29] * 6,
+        "oxford_iiit_pet": [100] * 32 + [99, 96, 96, 96, 93],
+        "food101": [750] * 101,
+        "stanford_dogs": [100] * 120,
+        "mit67": [80] * 67,
+        "caltech101": [30] * 101,
+        "caltech256_30": [30] * 256,
+        "caltech256_60": [60] * 256,
+        "cifar10": [5000] * 10,
+        "cifar100": [500] * 100,
+    }
+    for name, counts in sizes.items():
+        share = RECIPES[name].options["val_fraction"]
+        labels = tuple(label for label, count in enumerate(counts) for _ in range(count))
+        everything = Split(paths=("",) * len(labels), labels=labels, read=Path)
+        assert RECIPES[name].samples == len(hold_out(everything, share, seed=0)[0]), name
 
 
 def test_the_options_of_the_command_come_into_the_recipe(tmp_path):
@@ -194,6 +227,53 @@ def test_hours_grow_with_seeds_and_epochs(monkeypatch, made):
     assert hours("delta") == 2 * 1.25 * 3.0  # two trainings, and the source's forward pass
     assert hours("delta", batch_norm="train") == 1.25 * 3.0
     assert hours("l2,l2sp", epochs=4) == 12.0
+    assert hours("probe", preset="official", epochs=None) == 0  # which has no official form
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Runs of a folder, method, seed, size and accuracy each."""
+
+    def put(*found: tuple[str, int, int | None, float], measure: Measure = ACCURACY) -> None:
+        entries = tuple(
+            Entry(
+                method=method,
+                seed=seed,
+                samples_per_class=size,
+                score=score,
+                probe=0.5,
+                best_epoch=1,
+                strength=None,
+                seconds=1.0,
+                memory=1.0,
+                folder=PurePosixPath("run"),
+            )
+            for method, seed, size, score in found
+        )
+        there = Comparison(Path("runs"), "test", measure, entries)
+        monkeypatch.setattr("delta_transfer.bench.read_comparison", lambda folder: there)
+
+    return put
+
+
+def test_a_method_of_fewer_seeds_says_so(runs):
+    runs(("l2", 0, None, 0.5), ("l2", 1, None, 0.6), ("delta", 0, None, 0.7))
+    title, _, *lines = table(ask(RECIPES["cub200"], BenchOptions(name="cub200")))
+    assert title == "cub200: test accuracy in percent, 2 seeds"
+    assert lines[0].split() == ["l2", "55.00", "+-", "7.07", "81.80"]
+    assert lines[1].split() == ["delta", "70.00", "(1", "seed)", "82.30"]
+    assert lines[2].split() == ["co_tuning", "-", "82.50"]
+
+
+def test_without_a_run_of_this_size_there_is_no_table(runs):
+    runs(("l2", 0, None, 0.5))
+    assert list(table(ask(RECIPES["cub200"], BenchOptions(name="cub200", limit=5)))) == []
+
+
+def test_figures_of_another_kind_are_not_put_beside_the_published(runs):
+    runs(("l2", 0, None, 0.5), measure=ROC_AUC)
+    with pytest.raises(UserError, match="cub200: .* ROC-AUC, .* metric: accuracy"):
+        list(table(ask(RECIPES["cub200"], BenchOptions(name="cub200"))))
 
 
 def test_a_wheel_brings_them(tmp_path):

@@ -73,6 +73,9 @@ def ask(recipe: Recipe, options: BenchOptions) -> Bench:
             "drawn: leave it out"
         )
     named = recipe.methods if options.method is None else options.method.split(",")
+    methods = tuple(method.strip() for method in named)
+    if len(set(methods)) < len(methods):
+        raise UserError(f"--method {','.join(methods)}: give each method once")
     own = None
     if recipe.weights is not None and options.weights is None:
         root = options.data_root
@@ -89,7 +92,7 @@ def ask(recipe: Recipe, options: BenchOptions) -> Bench:
         recipe=recipe,
         config=config,
         folder=Path(options.out).expanduser() if options.out else Path(f"runs/bench-{recipe.name}"),
-        methods=tuple(method.strip() for method in named),
+        methods=methods,
         seeds=recipe.seeds if options.seeds is None else seed_list(options.seeds),
         limit=options.limit,
         weights=own,
@@ -122,19 +125,53 @@ def run(bench: Bench, *, jobs: int | None) -> Compared:
     )
 
 
-def read_lines(bench: Bench) -> tuple[str, list[Line]]:
-    """The title of the table and its lines: the methods that were run, then the other published.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """Our figures beside the published ones.
+
+    Args:
+        title: the figure, the number of seeds and the size.
+        scale: what our figures are multiplied by where they are written.
+        seeds: how many there are of the methods that were run most.
+        lines: the methods that were run, then the others that were published.
+    """
+
+    title: str
+    scale: int
+    seeds: int
+    lines: list[Line]
+
+
+def read_table(bench: Bench) -> Table | None:
+    """Our figures beside the published ones; None where no run with so many samples is finished.
 
     Raises:
-        UserError: if the runs cannot be read.
+        UserError: if the runs cannot be read, or their figure is not that of the recipe.
     """
     runs = read_comparison(bench.folder).at(bench.limit)
-    published = bench.recipe.published
+    if not runs.entries:
+        return None
+    recipe, published = bench.recipe, bench.recipe.published
+    if runs.measure != MEASURES[recipe.metric]:
+        raise UserError(
+            f"{recipe.name}: the runs have a figure of their own, {runs.measure.words}, and the "
+            f"published ones are of another, metric: {recipe.metric}; put it right in the recipe"
+        )
     lines = []
     for name in dict.fromkeys([*runs.methods, *published]):
         scores = list(runs.scores(name).values())
         ours = summarize(scores) if scores else None
         lines.append(Line(method=name, ours=ours, published=published.get(name)))
-    seeds = f"{len(runs.seeds)} seed{'' if len(runs.seeds) == 1 else 's'}"
+    most = max(line.ours.count for line in lines if line.ours is not None)
     limit = "" if bench.limit is None else f", {bench.limit} training {runs.noun}s a class"
-    return f"{bench.recipe.name}: {runs.split} {runs.measure.heading}, {seeds}{limit}", lines
+    return Table(
+        title=f"{recipe.name}: {runs.split} {runs.measure.heading}, {count_seeds(most)}{limit}",
+        scale=runs.measure.scale,
+        seeds=most,
+        lines=lines,
+    )
+
+
+def count_seeds(count: int) -> str:
+    """A number of seeds in words."""
+    return f"{count} seed{'' if count == 1 else 's'}"

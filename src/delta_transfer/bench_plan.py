@@ -21,8 +21,8 @@ from delta_transfer.data.presence import is_there
 from delta_transfer.devices import find_device, place
 from delta_transfer.find_task import find_task
 from delta_transfer.loaders import training_loader
-from delta_transfer.methods import find_method
 from delta_transfer.recipe import Download
+from delta_transfer.run_checks import method_of
 
 _AT_ONCE = 8  # samples of the step that is measured, if a step has no fewer
 
@@ -68,7 +68,7 @@ def estimate_hours(bench: Bench) -> float | None:
         UserError: if there is no such network or method.
     """
     config, samples = bench.config, bench.recipe.samples
-    methods = [find_method(name, preset=config.preset) for name in bench.methods]
+    methods = [method_of(dataclasses.replace(config, method=name)) for name in bench.methods]
     measured = _measure(config)
     if measured is None:
         return None

@@ -3,11 +3,10 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from delta_transfer.bench import Bench, Line, read_lines
+from delta_transfer.bench import Bench, Line, Table, count_seeds, read_table
 from delta_transfer.bench_plan import Need, estimate_hours, list_needs
 from delta_transfer.data.download import default_data_root, size_in_words
 from delta_transfer.data.presence import is_there
-from delta_transfer.measures import MEASURES
 from delta_transfer.recipe import Published, Recipe
 
 _WIDTH = 100
@@ -63,17 +62,18 @@ def plan(bench: Bench) -> Iterator[str]:
 
 
 def table(bench: Bench) -> Iterator[str]:
-    """Our figures beside the published ones.
+    """Our figures beside the published ones; nothing where no run of this size is finished.
 
     Raises:
-        UserError: if the runs cannot be read.
+        UserError: if the runs cannot be read, or their figure is not that of the recipe.
     """
-    title, lines = read_lines(bench)
-    scale = MEASURES[bench.recipe.metric].scale
-    rows = [(line.method, _ours(line, scale), _figure(line.published)) for line in lines]
-    yield title
+    found = read_table(bench)
+    if found is None:
+        return
+    rows = [(line.method, _ours(line, found), _figure(line.published)) for line in found.lines]
+    yield found.title
     yield from _aligned([("method", "ours", "published"), *rows])
-    if any(line.published is not None and line.published.recalled for line in lines):
+    if any(line.published is not None and line.published.recalled for line in found.lines):
         yield "(r): recalled, not read in the source"
     yield from _labelled("source", bench.recipe.source)
     yield from _differences(bench.recipe)
@@ -81,13 +81,14 @@ def table(bench: Bench) -> Iterator[str]:
     yield f"report   {bench.folder / 'report.html'}"
 
 
-def _ours(line: Line, scale: int) -> str:
-    """Mean and standard deviation; of one seed its figure."""
+def _ours(line: Line, table: Table) -> str:
+    """Mean and standard deviation; of one seed its figure. And how many seeds, if not all."""
     if line.ours is None:
         return "-"
-    mean = f"{scale * line.ours.mean:.2f}"
-    several = line.ours.count > 1
-    return f"{mean} +- {scale * line.ours.deviation:.2f}" if several else mean
+    scale, count = table.scale, line.ours.count
+    spread = f" +- {scale * line.ours.deviation:.2f}" if count > 1 else ""
+    seeds = "" if count == table.seeds else f" ({count_seeds(count)})"
+    return f"{scale * line.ours.mean:.2f}{spread}{seeds}"
 
 
 def _figure(published: Published | None) -> str:

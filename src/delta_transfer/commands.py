@@ -245,7 +245,8 @@ def bench(args: Sequence[str]) -> None:
         return
     compared = benches.run(asked, jobs=options.jobs)
     if compared.results:
-        print("\n".join(bench_text.table(asked)))
+        for line in bench_text.table(asked):
+            print(line)
     from delta_transfer.compare_command import check_failures
 
     check_failures(compared)

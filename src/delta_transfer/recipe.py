@@ -14,10 +14,11 @@ from delta_transfer.yaml_file import read_yaml
 
 Kind = TypeVar("Kind")
 
-# What the command bench decides, or whoever calls it.
+# What the command bench decides, or whoever calls it; and what no comparison has.
 _NOT_IN_A_RECIPE = (
     *("method", "seed", "weights", "samples_per_class", "data_root"),
-    *("out", "overwrite", "resume"),
+    *("out", "overwrite", "resume", "device"),
+    *("devices", "num_nodes", "strategy"),
 )
 
 
@@ -194,6 +195,8 @@ def _build(kind: type[Kind], values: object, *, where: str) -> Kind:
 def _read(hint: Any, value: Any, where: str) -> Any:
     """A value of a key as its type has it."""
     parts = [part for part in typing.get_args(hint) if part is not type(None)]
+    if value is None and type(None) in typing.get_args(hint):
+        return None
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         return tuple(_read(parts[0], one, where) for one in value)
     if typing.get_origin(hint) is dict and isinstance(value, Mapping):

@@ -158,7 +158,7 @@ def _draw(
 def _cub(folder: Path) -> tuple[Rows, Rows]:
     """CUB-200-2011: three lists, a picture a line, by the pictures' numbers."""
     images, labels, taught = (
-        dict(line.split() for line in (folder / name).read_text().splitlines())
+        dict(line.split() for line in (folder / name).read_text(encoding="utf-8").splitlines())
         for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt")
     )
     names = {labels[number]: path.partition("/")[0] for number, path in images.items()}
@@ -187,7 +187,8 @@ def _list(folder: Path, name: str) -> Path:
 def _indoor(folder: Path) -> tuple[Rows, Rows]:
     """MIT Indoor 67: two lists, a picture a line."""
     train, test = (
-        (folder / name).read_text().split("\n") for name in ("TrainImages.txt", "TestImages.txt")
+        (folder / name).read_text(encoding="utf-8").split("\n")
+        for name in ("TrainImages.txt", "TestImages.txt")
     )
     return _in_class_folders(folder, train), _in_class_folders(folder, test)
 
