@@ -6,7 +6,9 @@ import pytest
 from delta_transfer.backbones import GRAPH_LIBRARIES
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.methods import AUTO, AUTO_GRAPHS
 from delta_transfer.presets import GRAPH_NETWORKS, PRESETS
+from delta_transfer.run_checks import method_of
 
 
 def test_yaml_gives_the_options_back(tmp_path):
@@ -138,6 +140,18 @@ def test_networks_for_graphs_have_a_preset_of_their_own(model, tmp_path):
     file.write_text(config.to_yaml())
     assert TrainConfig.load(file) == config
     assert TrainConfig(data="x", model=model, preset="official").official
+
+
+def test_the_preset_of_pictures_may_be_given_for_graphs(tmp_path):
+    config = TrainConfig(data="x", model="pyg/GIN", preset="default")
+    usual = PRESETS["default"]
+    assert (config.preset, config.lr, config.epochs) == ("default", usual.lr, usual.epochs)
+    assert method_of(config).branches == AUTO
+    assert method_of(TrainConfig(data="x", model="pyg/GIN")).branches == AUTO_GRAPHS
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+    assert TrainConfig.load(file) == config
+    assert dataclasses.replace(config, seed=1).preset == "default"
 
 
 def test_the_preset_for_graphs_is_of_all_networks_for_graphs():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -357,6 +358,25 @@ def test_an_older_export_is_replaced(run):
         "preprocessing.json",
     }
     assert {path.name for path in (run / "export").iterdir()} == {"safetensors"}
+
+
+def test_an_older_export_stays_until_there_is_another(run, monkeypatch):
+    predictor = Predictor(run, device="cpu")
+    out = run / "export" / "safetensors"
+    export_run(predictor, format="safetensors")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    replace = os.replace
+
+    def stop(one: Path, other: Path) -> None:
+        if Path(other).parent == out:
+            raise KeyboardInterrupt
+        replace(one, other)
+
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_run(predictor, format="torch", out=out, overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_a_network_of_torchvision_comes_back_by_this_package(tmp_path):

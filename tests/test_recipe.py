@@ -272,7 +272,7 @@ def test_without_a_run_of_this_size_there_is_no_table(runs):
 
 def test_figures_of_another_kind_are_not_put_beside_the_published(runs):
     runs(("l2", 0, None, 0.5), measure=ROC_AUC)
-    with pytest.raises(UserError, match="cub200: .* ROC-AUC, .* metric: accuracy"):
+    with pytest.raises(UserError, match=r"cub200: .* ROC-AUC, .* metric: accuracy"):
         list(table(ask(RECIPES["cub200"], BenchOptions(name="cub200"))))
 
 

@@ -1,4 +1,4 @@
-"""The final network of a run: of one training, or the average of those of `--strength auto`."""
+"""The final network of a run: of one training, or made of the two of `--strength auto`."""
 
 import copy
 import dataclasses

@@ -14,6 +14,7 @@ from delta_transfer.presets import GRAPH_NETWORKS, PRESETS, find_preset
 from delta_transfer.yaml_file import read_yaml
 
 _BY_PRESET: Any = None  # the default of an option that the preset decides
+_BY_MODEL: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,14 +35,14 @@ class TrainConfig:
         overwrite: replace what is in the folder of the run.
         resume: go on with the run in the folder, which was broken off; with nothing there, begin.
         preset: default, the recipe for small data sets; graphs, the same with more and larger
-            steps, which networks for graphs have by default; or official, the protocol of DELTA's
-            authors (see docs/methods/delta.md).
+            steps, which networks for graphs have if none is given; or official, the protocol of
+            DELTA's authors (see docs/methods/delta.md).
         method: how to fine-tune, for example probe, l2, l2sp or delta (see: delta-transfer
             methods).
         strength: of the method's penalty (l2, lp_ft, rifle: weight decay; stochnorm: a probability;
             spd: of the projection). auto, the default, trains delta twice, held weakly and
-            strongly, and averages the weights (see docs/strength.md); of other methods it is their
-            own.
+            strongly, and averages the weights, or on graphs takes the better (see
+            docs/strength.md); of other methods it is their own.
         taps: modules whose features are compared: auto, or names and glob patterns with commas
             between (see: delta-transfer layers MODEL).
         attention: channel attention of delta: refined (a forward and backward pass, corrected by a
@@ -136,7 +137,7 @@ class TrainConfig:
     out: str | None = None
     overwrite: bool = False
     resume: bool = False
-    preset: Literal["default", "graphs", "official"] = "default"
+    preset: Literal["default", "graphs", "official"] = _BY_MODEL
     method: str = "delta"
     strength: float | Literal["auto"] = "auto"
     taps: str = "auto"
@@ -277,9 +278,10 @@ class TrainConfig:
                 )
 
     def _fill_in(self) -> None:
-        """What was not given is as the preset says, which networks for graphs have their own of."""
-        if self.preset == "default" and str(self.model).startswith(GRAPH_NETWORKS):
-            object.__setattr__(self, "preset", "graphs")
+        """What was not given is as the preset says, and the preset as the network wants it."""
+        if self.preset is None:
+            of_graphs = str(self.model).startswith(GRAPH_NETWORKS)
+            object.__setattr__(self, "preset", "graphs" if of_graphs else "default")
         preset = find_preset(self.preset)
         names = [
             field.name

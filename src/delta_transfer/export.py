@@ -198,8 +198,9 @@ def _put_in_place(folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=there, prefix=".export.") as temporary:
         yield Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.iterdir():
-            if old.is_file():
+        news = sorted(Path(temporary).iterdir())
+        for new in news:
+            os.replace(new, folder / new.name)
+        for old in folder.iterdir():  # of another format, now that there is something in its place
+            if old.is_file() and old.name not in {new.name for new in news}:
                 old.unlink()
-        for new in Path(temporary).iterdir():
-            os.rename(new, folder / new.name)

@@ -50,14 +50,14 @@ def look(config: TrainConfig, task: Task, spec: InputSpec) -> CheckedPictures:
 
 
 def preprocessing(spec: InputSpec, config: TrainConfig) -> dict[str, Any]:
-    """By the names of the options, where there are such; the preset has transforms of its own."""
+    """By the names of the options, where there are such; official has transforms of its own."""
     return {
         "image_size": spec.size,
         "crop_pct": spec.crop_pct,
         "mean": list(spec.mean),
         "std": list(spec.std),
         "interpolation": spec.interpolation,
-        "preset": config.preset,
+        "preset": "official" if config.official else "default",
     }
 
 

@@ -31,13 +31,14 @@ def comparison_columns(measure: Measure) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StrengthSearch:
-    """What `--strength auto` found: trainings of two strengths, averaged (see docs/strength.md).
+    """What `--strength auto` made of trainings of two strengths (see docs/strength.md).
 
     Args:
         strengths: of the trainings, from strong to weak.
         shares: in the final weights: of the start, and of the trainings in their order.
         losses: calibrated held-out loss in nats by shares in percent, as `"0/50/50"`; the shares
-            are those of the lowest one, or the equal average if it is not clearly lower.
+            are those of the lowest one, or the equal average, where there is one, if it is not
+            clearly lower.
         epochs: that were kept of the trainings.
         seconds: that the second training and the choice took.
     """

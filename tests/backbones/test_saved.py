@@ -309,6 +309,24 @@ def test_a_start_from_weights_leaves_no_trace_in_the_model_folder(tmp_path):
     assert configs[0] == configs[1]
 
 
+def test_a_network_for_graphs_pools_as_it_did_when_it_was_trained(tmp_path):
+    pytest.importorskip("torch_geometric", reason="PyTorch Geometric is not installed")
+    backbone = load_graph_backbone("pyg/GIN-2x8", num_outputs=2, spec=GraphSpec(), pretrained=False)
+    graphs, network = molecules(4, 3), backbone.module.eval()
+    save_model(tmp_path, backbone, network, classes=("no", "yes"))
+    loaded, _ = load_model(tmp_path)
+    assert torch.equal(loaded.module.eval()(graphs), network(graphs))
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "model_args": {}}))  # as it was written before
+    network.pool.power = 1.0
+    loaded, _ = load_model(tmp_path)
+    assert torch.equal(loaded.module.eval()(graphs), network(graphs))
+    file.write_text(json.dumps({**config, "model_args": {"pool": "wide"}}))
+    with pytest.raises(UserError, match=r"is damaged \(could not convert"):
+        load_model(tmp_path)
+
+
 def test_a_network_for_graphs_comes_back(tmp_path):
     backbone = load_graph_backbone(
         "pretrain-gnns/graphsage", num_outputs=2, spec=GraphSpec(), pretrained=False

@@ -160,7 +160,8 @@ class Backbone:
         input: how pictures are prepared, or what the graphs are.
         architecture: the name by which `timm.create_model` makes it, `torchvision/NAME`, the name
             of a network for graphs, or None for a module that was given in Python.
-        model_args: what else `timm.create_model` needs.
+        model_args: what else `timm.create_model` needs; of networks for graphs the power of their
+            `Pool`, if it is not 1.
         notes: sentences worth telling the user, such as what a file of weights lacked.
         classifier: what the head was in pretraining, with the source's classes as outputs; None
             where the network brings none (one given in Python, or a file of weights).

@@ -14,6 +14,7 @@ from delta_transfer.errors import UserError, unknown
 from delta_transfer.graph_libraries import need_graph_libraries
 
 DEPTH, WIDTH = 5, 64
+POOL = 0.5  # for how large a graph is may be what matters
 KINDS = ("GIN", "GCN", "GraphSAGE", "GAT", "PNA")
 
 # What PNA is made of (Corso et al. 2020, https://arxiv.org/abs/2004.05718). It divides by a mean
@@ -91,7 +92,9 @@ def load_pyg(name: str, *, num_outputs: int, spec: GraphSpec, pretrained: bool =
         joins=edges_of,
         width=width,
         num_outputs=num_outputs,
-        pool=Pool(0.5),  # for how large a graph is may be what matters
+        pool=Pool(POOL),
     )
     turn_off_dropout(module)
-    return Backbone(module=module, head="head", input=spec, architecture=shown, model_args={})
+    return Backbone(
+        module=module, head="head", input=spec, architecture=shown, model_args={"pool": POOL}
+    )

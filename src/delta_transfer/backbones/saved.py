@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from delta_transfer.backbones.base import Backbone, GraphSpec, InputSpec, brief, own_tensors
 from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.backbones.graph_models import load_graph_backbone
+from delta_transfer.backbones.graph_network import Pool
 from delta_transfer.backbones.hub_models import check_args
 from delta_transfer.backbones.timm_models import build_timm
 from delta_transfer.backbones.torchvision_models import load_torchvision
@@ -144,9 +145,12 @@ def _build(
 ) -> Backbone:
     architecture = config["architecture"]
     if isinstance(spec, GraphSpec):
-        return load_graph_backbone(
+        backbone = load_graph_backbone(
             architecture, num_outputs=num_outputs, spec=spec, pretrained=False
         )
+        args = config["model_args"]  # as it was trained, whatever new networks have
+        backbone.module.pool = Pool(float(args.get("pool", 1.0)))
+        return dataclasses.replace(backbone, model_args=args)
     if architecture.startswith(_TORCHVISION):
         return load_torchvision(
             architecture.removeprefix(_TORCHVISION),
