@@ -16,7 +16,7 @@ from delta_transfer.prepare import prepare
 from delta_transfer.probe import fit_probe
 from delta_transfer.result import RunResult
 from delta_transfer.run_folder import foreign
-from delta_transfer.soup import SHARES, average, percent
+from delta_transfer.soup import ALONE, SHARES, average, percent
 from tests.runs import tiny
 
 METHOD = "delta_no_attention"
@@ -143,7 +143,8 @@ def test_a_strength_that_is_given_is_trained_with_once(finished):
     assert not (finished.folder / "weaker").exists()
 
 
-def test_folds_and_the_refit_go_with_it(pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("preset", "candidates"), [("default", SHARES), ("graphs", ALONE)])
+def test_folds_and_the_refit_go_with_it(pictures, tmp_path, monkeypatch, preset, candidates):
     refitted = []
 
     def remember(*arguments, **options):
@@ -152,7 +153,7 @@ def test_folds_and_the_refit_go_with_it(pictures, tmp_path, monkeypatch):
 
     refit = branches.refit
     monkeypatch.setattr(branches, "refit", remember)
-    options = {"test_split": "0.25", "folds": 2, "epochs": 1, "strength": "auto"}
+    options = {"test_split": "0.25", "folds": 2, "epochs": 1, "strength": "auto", "preset": preset}
     result = train(tiny(pictures / "train", tmp_path / "run", method=METHOD, **options))
     strong, weak = refitted
     states = [strong.start, strong.network.state_dict(), weak.network.state_dict()]
@@ -161,6 +162,9 @@ def test_folds_and_the_refit_go_with_it(pictures, tmp_path, monkeypatch):
         assert torch.equal(tensor, expected[name])
     assert result.refitted
     search = result.strength_search
+    assert list(search.losses) == [percent(shares) for shares in candidates]
+    for one, share, epoch in zip(refitted, search.shares[1:], search.epochs, strict=True):
+        assert one.fitted.epoch == (epoch if share else 0)  # what is not taken is not trained
     for folder in (result.folder, result.folder / "weaker"):
         for part in ("folds/1", "folds/2"):
             assert (folder / part / "metrics.csv").is_file()

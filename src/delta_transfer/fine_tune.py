@@ -21,8 +21,9 @@ from delta_transfer.distributed import is_main, own_batches, processes
 from delta_transfer.errors import UserError
 from delta_transfer.inputs import Inputs
 from delta_transfer.loaders import plain_loader
+from delta_transfer.method import Method
 from delta_transfer.method_parts import Parts
-from delta_transfer.methods import Method, check_classifier
+from delta_transfer.methods import check_classifier
 from delta_transfer.penalties import Penalty
 from delta_transfer.prepared import Prepared
 from delta_transfer.probe import LinearProbe

@@ -1,100 +1,22 @@
 """The methods of fine-tuning that can be compared, in one table."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
 
-import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from delta_transfer import method_parts as make
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.method_parts import Change, Parts
+from delta_transfer.method import Branch, Kind, Method
+from delta_transfer.method_parts import Parts
 from delta_transfer.penalties import Penalty
 
 # Of the plain methods, and of those that add to them.
 WEIGHT_DECAY = 0.01
 
-
-@dataclasses.dataclass(frozen=True)
-class Branch:
-    """One of the two trainings of `--strength auto`.
-
-    Args:
-        strength: of the penalty.
-        pace: how fast it learns, times `--lr`.
-        head: where its head starts, if not as the method says.
-    """
-
-    strength: float
-    pace: float
-    head: "Head | None" = None
-
-
-Kind = Literal["pictures", "graphs"]
-Head = Literal["probe", "raw_probe", "random"]
-
 # The two trainings of DELTA by `--strength auto`: averages gain the more, the more these differ.
 AUTO = (Branch(1.0, pace=1.0), Branch(0.1, pace=2.0))
 # On graphs it depends on the data which head to begin with: one of the two is taken.
 AUTO_GRAPHS = (Branch(1.0, pace=1.0), Branch(0.03, pace=1.0, head="random"))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Method:
-    """One method: where its head starts, what is added to the task loss, what else it changes.
-
-    Args:
-        name: as on the command line.
-        summary: one line for a list of methods.
-        paper: where it comes from.
-        head: the head starts as the linear probe, as one on features that keep their scales
-            (`fit_probe`, `standardize=False`), or at random.
-        penalties: makes the penalties.
-        strength: what `--strength auto` means; None where there is nothing to set.
-        branches: where it means two trainings instead, held strongly and weakly (see `soup`).
-        official_strength: the same in the official form; None for methods that have none.
-        decay: `--strength` is the optimiser's (decoupled) weight decay, not a penalty's.
-        weight_decay: the optimiser's weight decay, where `--strength` is something else.
-        features: whether it compares features, so that the source runs at each step.
-        attention: whether it needs channel attention.
-        classifier: whether it needs the pretrained classifier.
-        classes: whether it learns classes alone.
-        whole_batch: whether its penalty looks at a batch as a whole, which then cannot be worked
-            through in parts.
-        head_cycles: in how many cycles the head is trained, drawn anew at the start of each.
-        batch_norm: the mode that batch norm has to be in, whatever is asked for; None for either.
-        network_change: what changes the network while it trains: a context manager of the network,
-            the strength and a generator of random numbers.
-        step_change: what changes the steps of the optimiser: a context manager of the optimiser,
-            target, source and the strength.
-        trains: whether anything but the probe is trained.
-        kinds: of samples that it is for.
-    """
-
-    name: str
-    summary: str
-    paper: str
-    head: Head = "probe"
-    penalties: Callable[[Parts], list[Penalty]] = lambda parts: []
-    strength: float | None
-    branches: tuple[Branch, ...] = ()
-    official_strength: float | None = None
-    decay: bool = False
-    weight_decay: float = 0.0
-    features: bool = False
-    attention: bool = False
-    classifier: bool = False
-    classes: bool = False
-    whole_batch: bool = False
-    head_cycles: int = 1
-    batch_norm: Literal["train"] | None = None
-    network_change: Callable[[nn.Module, float, torch.Generator], Change] | None = None
-    step_change: Callable[[Optimizer, nn.Module, nn.Module, float], Change] | None = None
-    trains: bool = True
-    kinds: tuple[Kind, ...] = ("pictures", "graphs")
-
 
 METHODS = {
     method.name: method

@@ -15,7 +15,8 @@ from delta_transfer.data import Task
 from delta_transfer.devices import find_device
 from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.methods import METHODS, Method, check_kind, find_method
+from delta_transfer.method import Method
+from delta_transfer.methods import METHODS, check_kind, find_method
 from delta_transfer.objective import Classes
 from delta_transfer.training import find_precision
 from delta_transfer.training.loggers import check_loggers

@@ -15,7 +15,7 @@ from delta_transfer.data.seeds import derive_seed
 from delta_transfer.distributed import processes
 from delta_transfer.files import fingerprint
 from delta_transfer.loaders import plain_loader, training_loader
-from delta_transfer.methods import Method
+from delta_transfer.method import Method
 from delta_transfer.prepared import Prepared
 from delta_transfer.presets import find_preset
 from delta_transfer.task_loss import task_loss

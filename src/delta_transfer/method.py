@@ -1,0 +1,85 @@
+"""What a method of fine-tuning is."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from delta_transfer.method_parts import Change, Parts
+from delta_transfer.penalties import Penalty
+
+Kind = Literal["pictures", "graphs"]
+Head = Literal["probe", "raw_probe", "random"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """One of the two trainings of `--strength auto`.
+
+    Args:
+        strength: of the penalty.
+        pace: how fast it learns, times `--lr`.
+        head: where its head starts, if not as the method says.
+    """
+
+    strength: float
+    pace: float
+    head: Head | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """One method: where its head starts, what is added to the task loss, what else it changes.
+
+    Args:
+        name: as on the command line.
+        summary: one line for a list of methods.
+        paper: where it comes from.
+        head: the head starts as the linear probe, as one on features that keep their scales
+            (`fit_probe`, `standardize=False`), or at random.
+        penalties: makes the penalties.
+        strength: what `--strength auto` means; None where there is nothing to set.
+        branches: where it means two trainings instead, held strongly and weakly (see `soup`).
+        official_strength: the same in the official form; None for methods that have none.
+        decay: `--strength` is the optimiser's (decoupled) weight decay, not a penalty's.
+        weight_decay: the optimiser's weight decay, where `--strength` is something else.
+        features: whether it compares features, so that the source runs at each step.
+        attention: whether it needs channel attention.
+        classifier: whether it needs the pretrained classifier.
+        classes: whether it learns classes alone.
+        whole_batch: whether its penalty looks at a batch as a whole, which then cannot be worked
+            through in parts.
+        head_cycles: in how many cycles the head is trained, drawn anew at the start of each.
+        batch_norm: the mode that batch norm has to be in, whatever is asked for; None for either.
+        network_change: what changes the network while it trains: a context manager of the network,
+            the strength and a generator of random numbers.
+        step_change: what changes the steps of the optimiser: a context manager of the optimiser,
+            target, source and the strength.
+        trains: whether anything but the probe is trained.
+        kinds: of samples that it is for.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    head: Head = "probe"
+    penalties: Callable[[Parts], list[Penalty]] = lambda parts: []
+    strength: float | None
+    branches: tuple[Branch, ...] = ()
+    official_strength: float | None = None
+    decay: bool = False
+    weight_decay: float = 0.0
+    features: bool = False
+    attention: bool = False
+    classifier: bool = False
+    classes: bool = False
+    whole_batch: bool = False
+    head_cycles: int = 1
+    batch_norm: Literal["train"] | None = None
+    network_change: Callable[[nn.Module, float, torch.Generator], Change] | None = None
+    step_change: Callable[[Optimizer, nn.Module, nn.Module, float], Change] | None = None
+    trains: bool = True
+    kinds: tuple[Kind, ...] = ("pictures", "graphs")
