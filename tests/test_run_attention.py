@@ -16,7 +16,8 @@ from delta_transfer import run_attention as module
 from delta_transfer.attention import partial
 from delta_transfer.attention.official import official_head
 from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
-from delta_transfer.config import MAX_SEED, TrainConfig
+from delta_transfer.config import TrainConfig
+from delta_transfer.config_checks import MAX_SEED
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import plain_loader
 from delta_transfer.prepare import prepare

@@ -143,7 +143,10 @@ def test_a_strength_that_is_given_is_trained_with_once(finished):
     assert not (finished.folder / "weaker").exists()
 
 
-@pytest.mark.parametrize(("preset", "candidates"), [("default", SHARES), ("graphs", ALONE)])
+@pytest.mark.parametrize(
+    ("preset", "candidates"),
+    [("default", SHARES), pytest.param("graphs", ALONE, marks=pytest.mark.slow)],
+)
 def test_folds_and_the_refit_go_with_it(pictures, tmp_path, monkeypatch, preset, candidates):
     refitted = []
 

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from delta_transfer.errors import UserError, unknown
+from delta_transfer.hints import in_words
 from delta_transfer.yaml_file import read_yaml
 
 Options = TypeVar("Options")
@@ -172,7 +173,7 @@ def _read(files: Sequence[str], hints: Mapping[str, Any]) -> dict[str, Any]:
             value = content[key]
             # The parser takes anything for a switch.
             if hints[key] is bool and not isinstance(value, bool):
-                raise UserError(f"-c {file}: {key} {value}: give {_words(bool)}")
+                raise UserError(f"-c {file}: {key} {value}: give {in_words(bool)}")
             number = isinstance(value, int | float) and not isinstance(value, bool)
             values[key] = str(value) if hints[key] is str and number else value
     return values
@@ -183,11 +184,11 @@ def _reword(message: str, hints: Mapping[str, Any], positional: Sequence[str], f
     found = re.match(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL)
     if found is not None and found[1] in hints:
         name = found[1].upper() if found[1] in positional else _flag(found[1])
-        return f"{name} {found[2]}: give {_words(hints[found[1]])}"
+        return f"{name} {found[2]}: give {in_words(hints[found[1]])}"
     found = re.match(r"argument (?:-c/)?(--[\w-]+): expected one argument", message)
     if found is not None:
         hint = hints.get(found[1][2:].replace("-", "_"))
-        return f"{found[0][9:]}: give {'a YAML file' if hint is None else _words(hint)}"
+        return f"{found[0][9:]}: give {'a YAML file' if hint is None else in_words(hint)}"
     found = re.match(r"argument (--[\w-]+): ignored explicit argument (.*)", message)
     if found is not None:
         return f"{found[1]} takes no value such as {found[2]}: give it alone, or leave it out"
@@ -195,20 +196,3 @@ def _reword(message: str, hints: Mapping[str, Any], positional: Sequence[str], f
     if found is not None:
         return f"unrecognized arguments: {found[1]}; {form}"
     return message
-
-
-def _words(hint: Any) -> str:
-    if hint in _WORDS:
-        return _WORDS[hint]
-    if typing.get_origin(hint) is typing.Literal:
-        choices = [str(choice) for choice in typing.get_args(hint)]
-        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
-    return " or ".join(_words(part) for part in typing.get_args(hint) if part is not type(None))
-
-
-_WORDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    bool: "true or false",
-}

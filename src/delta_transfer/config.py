@@ -2,15 +2,14 @@
 
 import dataclasses
 import math
-import types
-import typing
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from delta_transfer.config_checks import check
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.presets import GRAPH_NETWORKS, PRESETS, find_preset
+from delta_transfer.presets import GRAPH_NETWORKS, find_preset
 from delta_transfer.yaml_file import read_yaml
 
 _BY_PRESET: Any = None  # the default of an option that the preset decides
@@ -190,92 +189,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._fill_in()
-        for name, hint in typing.get_type_hints(TrainConfig).items():
-            value = getattr(self, name)
-            if not _fits(value, hint):
-                raise UserError(f"{_flag(name)} must be {_words(hint)}, got {value!r}")
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            if value not in (None, "auto") and not least <= value < float("inf"):
-                raise UserError(f"{_flag(name)} must be at least {least}, got {value}")
-        for name in _ABOVE_ZERO:
-            value = getattr(self, name)
-            if value not in (None, "find") and not 0 < value < float("inf"):
-                raise UserError(f"{_flag(name)} must be above 0, got {value}")
-        if self.resume and self.overwrite:
-            raise UserError(
-                "--resume and --overwrite exclude each other: the one goes on with what is in the "
-                "folder, the other deletes it"
-            )
-        if self.seed > MAX_SEED:
-            raise UserError(f"--seed must be at most {MAX_SEED}, got {self.seed}")
-        if not 0 < self.val_fraction < 1:
-            raise UserError(
-                f"--val-fraction {self.val_fraction:g}: must be above 0 and below 1, for example "
-                "0.15"
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(
-                f"--label-smoothing {self.label_smoothing:g}: must be at least 0 and below 1, for "
-                "example 0.1"
-            )
-        for name in self.logger_names:
-            if name not in LOGGERS:
-                raise UserError(f"--loggers {self.loggers}: {unknown('logger', name, LOGGERS)}")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UserError(
-                f"--ema {self.ema:g}: must be above 0 and below 1, for example 0.99, an average "
-                "over about 100 steps"
-            )
-        if not 0 < self.layer_decay <= 1:
-            raise UserError(
-                f"--layer-decay {self.layer_decay:g}: must be above 0 and at most 1, for example "
-                "0.75"
-            )
-        if self.accumulate > self.batch_size:
-            raise UserError(
-                f"--accumulate {self.accumulate}: must be at most {self.batch_size}, the pictures "
-                "of a step (--batch-size)"
-            )
-        if self.folds == 1:
-            raise UserError("--folds 1: give 2 or more, or 0 for none")
-        if self.folds and self.refit == "never":
-            raise UserError(
-                "--folds and --refit never exclude each other: folds choose the epoch count that "
-                "the model is then trained for on all pictures; leave one of them out"
-            )
-        if self.epochs is not None and self.steps is not None:
-            raise UserError("--epochs and --steps exclude each other: give one of them")
-        if self.samples_per_class is not None and (self.folds or self.refit == "always"):
-            option = f"--folds {self.folds}" if self.folds else "--refit always"
-            raise UserError(
-                f"--samples-per-class and {option} exclude each other: the latter learns from "
-                "validation pictures too, so that there would be more of a class; leave one out"
-            )
-        if self.patience is not None and (self.folds or self.official):
-            option, why = (
-                (f"--folds {self.folds}", "compares the same epochs of all folds")
-                if self.folds
-                else (f"--preset {self.preset}", "keeps the last epoch, whatever validation says")
-            )
-            raise UserError(
-                f"--patience and {option} exclude each other: the latter {why}; leave one out"
-            )
-        self._check_no_mixture()
-
-    def _check_no_mixture(self) -> None:
-        """Refuses a preset whose every option is another preset's: a whole configuration's."""
-        for name, preset in PRESETS.items():
-            fields, own = dataclasses.fields(preset), PRESETS[self.preset]
-            if preset.official == own.official:
-                continue
-            named = [field.name for field in fields if field.name in _OPTIONS]
-            names = [n for n in named if getattr(preset, n) not in (None, getattr(own, n))]
-            if names and all(getattr(self, n) == getattr(preset, n) for n in names):
-                raise UserError(
-                    f"--preset {self.preset}, but all that it decides is as in preset {name}, as "
-                    f"from the config.yaml of a run: leave these options out ({', '.join(names)})"
-                )
+        check(self)
 
     def _fill_in(self) -> None:
         """What was not given is as the preset says, and the preset as the network wants it."""
@@ -283,10 +197,11 @@ class TrainConfig:
             of_graphs = str(self.model).startswith(GRAPH_NETWORKS)
             object.__setattr__(self, "preset", "graphs" if of_graphs else "default")
         preset = find_preset(self.preset)
+        options = {field.name for field in dataclasses.fields(self)}
         names = [
             field.name
             for field in dataclasses.fields(preset)
-            if field.name in _OPTIONS and getattr(self, field.name) is None
+            if field.name in options and getattr(self, field.name) is None
         ]
         if self.epochs is not None or self.steps is not None:
             names = [name for name in names if name not in ("epochs", "steps")]
@@ -344,67 +259,3 @@ class TrainConfig:
             return cls(**values)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-
-
-LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
-MAX_SEED = 2**64 - 1  # the largest one that torch takes
-
-_AT_LEAST = {
-    "strength": 0,
-    "attention_samples": 1,
-    "epochs": 1,
-    "steps": 1,
-    "patience": 1,
-    "folds": 0,
-    "batch_size": 1,
-    "accumulate": 1,
-    "clip": 0,
-    "image_size": 16,
-    "samples_per_class": 1,
-    "seed": 0,
-    "mixup": 0,
-    "cutmix": 0,
-    "devices": 1,
-    "num_nodes": 1,
-    "workers": 0,
-    "picture_cache": 0,
-    "checkpoint_steps": 1,
-}
-
-_ABOVE_ZERO = (
-    "lr",
-    "head_lr",
-    "attention_temperature",
-    "attention_clip",
-    "attention_tolerance",
-    "checkpoint_minutes",
-)
-
-_UNIONS = (typing.Union, types.UnionType)
-
-_OPTIONS = {field.name for field in dataclasses.fields(TrainConfig)}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _fits(value: object, hint: Any) -> bool:
-    if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
-    if typing.get_origin(hint) in _UNIONS:
-        return any(_fits(value, part) for part in typing.get_args(hint))
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, hint) or (isinstance(value, int) and hint is float)
-
-
-def _words(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        return f"one of {', '.join(choices)}" if len(choices) > 1 else str(choices[0])
-    if typing.get_origin(hint) in _UNIONS:
-        parts = [part for part in typing.get_args(hint) if part is not type(None)]
-        return " or ".join(_words(part) for part in parts)
-    name: str = hint.__name__
-    return name

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError, unknown
+from delta_transfer.hints import fits, in_words
 from delta_transfer.measures import MEASURES
 from delta_transfer.yaml_file import read_yaml
 
@@ -207,16 +208,6 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return _read(parts[0], value, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _build(hint, value, where=where)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if hint is float and (whole or isinstance(value, float)):
-        return float(value)
-    if (hint is int and whole) or (hint in (str, bool) and isinstance(value, hint)):
-        return value
-    raise UserError(f"{where} must be {_words(hint)}, got {value!r}")
-
-
-def _words(hint: Any) -> str:
-    plain = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    if hint in plain:
-        return plain[hint]
-    return "a list" if typing.get_origin(hint) is tuple else "a mapping"
+    if hint in (str, int, float, bool) and fits(value, hint):
+        return hint(value)
+    raise UserError(f"{where} must be {in_words(hint)}, got {value!r}")

@@ -1,0 +1,52 @@
+"""What a value of an option must be, by its type."""
+
+import types
+import typing
+from typing import Any, Literal
+
+_UNIONS = (typing.Union, types.UnionType)
+
+_PLAIN: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+}
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Whether a value is of a type; whole numbers are numbers, and true and false are none.
+
+    Args:
+        value: as it came.
+        hint: a plain type, choices, or several of these.
+
+    Example:
+        >>> fits(3, float), fits(True, int), fits(None, int | None)
+        (True, False, True)
+    """
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) in _UNIONS:
+        return any(fits(value, part) for part in typing.get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, hint) or (isinstance(value, int) and hint is float)
+
+
+def in_words(hint: Any) -> str:
+    """What a value of a type must be, behind "must be"; that it may be missing is not said.
+
+    Example:
+        >>> in_words(Literal["a", "b"] | None), in_words(float | Literal["auto"])
+        ('one of a, b', 'a number or auto')
+    """
+    if hint in _PLAIN:
+        return _PLAIN[hint]
+    if typing.get_origin(hint) is Literal:
+        choices = [str(choice) for choice in typing.get_args(hint)]
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+    if typing.get_origin(hint) in _UNIONS:
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        return " or ".join(map(in_words, parts))
+    return "a list" if typing.get_origin(hint) is tuple else "a mapping"
