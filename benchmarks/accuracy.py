@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -50,22 +50,16 @@ def main() -> None:
         notes += [f"{name} {text}" for text in missing]
         folder = options.out / name.replace("/", "-")
         logging.info("=== %s", name)
-        compared = compare(
-            TrainConfig(
-                data=data,
-                model=options.model,
-                image_size=options.image_size,
-                epochs=options.epochs,
-                device=options.device,
-            ),
-            folder,
-            methods=options.methods.split(","),
-            seeds=seed_list(options.seeds),
-            sizes=sizes,
-            jobs=options.jobs,
+        config = TrainConfig(
+            data=data,
+            model=options.model,
+            image_size=options.image_size,
+            epochs=options.epochs,
+            device=options.device,
         )
-        notes += [f"{name}, {describe(run)} failed: {why}." for run, why in compared.failures]
-        comparisons[name] = read_comparison(folder)
+        seeds = seed_list(options.seeds)
+        comparisons[name], failed = make(options, config, folder, seeds=seeds, sizes=sizes)
+        notes += [f"{name}, {text}." for text in failed]
     tables = "\n".join(write_tables(comparisons))
     print(tables)
     if options.write:
@@ -77,17 +71,49 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--samples-per-class", default="5,10,20,all")
     parser.add_argument("--model", default=TrainConfig.model)
     parser.add_argument("--image-size", type=int, default=96)
+    add_options(parser, methods=",".join(METHODS), seeds="0,1,2,3,4", out="runs/accuracy")
+    parser.add_argument("--write", type=Path, help="write the tables here, as Markdown")
+    return parser.parse_args()
+
+
+def add_options(parser: argparse.ArgumentParser, *, methods: str, seeds: str, out: str) -> None:
+    """Those that all measurements of methods have."""
+    parser.add_argument("--methods", default=methods)
+    parser.add_argument("--seeds", default=seeds)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=int, help="runs at a time")
-    parser.add_argument("--out", type=Path, default=Path("runs/accuracy"), help="the runs")
-    parser.add_argument("--write", type=Path, help="write the tables here, as Markdown")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path(out), help="the runs")
+
+
+def make(
+    options: argparse.Namespace,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    seeds: Sequence[int],
+    sizes: Sequence[int | None] = (None,),
+) -> tuple[Comparison, list[str]]:
+    """The comparison in a folder, made or gone on with, and which of its runs failed now, why."""
+    compared = compare(
+        config,
+        folder,
+        methods=options.methods.split(","),
+        seeds=seeds,
+        sizes=sizes,
+        jobs=options.jobs,
+    )
+    failed = [f"{describe(run)} failed: {why}" for run, why in compared.failures]
+    return read_comparison(folder), failed
+
+
+def published(figures: Mapping[str, object], of: str) -> str:
+    """A row of a published table, in a line."""
+    row = ", ".join(f"{name} {figure}" for name, figure in figures.items())
+    return f"Published ({of}): {row}.\n"
 
 
 def sizes_of(data: str, wanted: Sequence[int | None]) -> tuple[list[int | None], list[str]]:

@@ -1,6 +1,6 @@
 """Accuracy of the methods on a TUDataset by ten-fold cross-validation, each fold pretrained anew.
 
-    python benchmarks/folds.py --data-root ../shared/data/graphs/tu
+    python benchmarks/folds.py --data-root ../shared/data/graphs
     python benchmarks/folds.py --data tu/MUTAG --methods l2,delta --seeds 0,1
 
 Seed s tests on fold s, by a network that `delta-transfer pretrain` made from the other folds
@@ -13,14 +13,13 @@ import argparse
 import logging
 from pathlib import Path
 
-from accuracy import write_table
+from accuracy import add_options, make, published, write_table
 
-from delta_transfer.compare import compare, describe
 from delta_transfer.config import TrainConfig
 from delta_transfer.options import seed_list
 from delta_transfer.pretrain import WEIGHTS, pretrain
 from delta_transfer.pretrain_options import PretrainOptions
-from delta_transfer.report.comparison import Comparison, read_comparison
+from delta_transfer.report.comparison import Comparison
 
 METHODS = "probe,l2,lp_ft,l2sp,delta_no_attention,delta,gtot"
 PUBLISHED = {
@@ -43,28 +42,23 @@ def main() -> None:
     folds = []
     for seed in seed_list(options.seeds):
         folder = options.out / f"fold{seed}"
-        compared = compare(
-            TrainConfig(
-                data=options.data,
-                data_root=options.data_root,
-                model=options.model,
-                weights=str(pretrained(options, folder / "pretrained", seed)),
-                epochs=options.epochs,
-                lr=options.lr,
-                device=options.device,
-            ),
-            folder / "runs",
-            methods=options.methods.split(","),
-            seeds=[seed],
-            jobs=options.jobs,
+        config = TrainConfig(
+            data=options.data,
+            data_root=options.data_root,
+            model=options.model,
+            weights=str(pretrained(options, folder / "pretrained", seed)),
+            epochs=options.epochs,
+            lr=options.lr,
+            device=options.device,
         )
-        for run, why in compared.failures:
-            logging.warning("%s failed: %s", describe(run), why)
-        folds.append(read_comparison(folder / "runs"))
+        comparison, failed = make(options, config, folder / "runs", seeds=[seed])
+        for text in failed:
+            logging.warning("%s", text)
+        folds.append(comparison)
     print("\n".join(write_table(options.data, pooled(folds))))
     if options.data in PUBLISHED:
-        row = ", ".join(f"{name} {value}" for name, value in PUBLISHED[options.data].items())
-        print(f"Published (another network, pretrained on other graphs): {row}.\n")
+        of = "another network, pretrained on other graphs"
+        print(published(PUBLISHED[options.data], of))
 
 
 def pretrained(options: argparse.Namespace, folder: Path, seed: int) -> Path:
@@ -100,13 +94,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="pyg/GIN")
     parser.add_argument("--objective", default="attribute-masking")
     parser.add_argument("--pretrain-epochs", type=int, default=20)
-    parser.add_argument("--methods", default=METHODS)
-    parser.add_argument("--seeds", default="0,1,2,3,4,5,6,7,8,9")
-    parser.add_argument("--epochs", type=int)
+    add_options(parser, methods=METHODS, seeds="0,1,2,3,4,5,6,7,8,9", out="runs/folds")
     parser.add_argument("--lr", type=float)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--jobs", type=int, help="runs at a time")
-    parser.add_argument("--out", type=Path, default=Path("runs/folds"), help="the runs")
     return parser.parse_args()
 
 

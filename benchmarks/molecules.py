@@ -13,12 +13,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from accuracy import average, write_table
+from accuracy import add_options, average, make, published, write_table
 
-from delta_transfer.compare import compare, describe
 from delta_transfer.config import TrainConfig
 from delta_transfer.options import seed_list
-from delta_transfer.report.comparison import read_comparison
 
 METHODS = "probe,l2,lp_ft,l2sp,delta_no_attention,delta,gtot"
 # Zhang et al. 2022, Table 2: GIN 5 x 300, supervised_contextpred, mean of 10 seeds.
@@ -49,30 +47,24 @@ def main() -> None:
     comparisons = {}
     for name in options.sets.split(","):
         logging.info("=== %s", name)
-        compared = compare(
-            TrainConfig(
-                data=f"moleculenet/{name}",
-                data_root=str(options.data_root),
-                model=options.model,
-                weights=None if options.weights is None else str(options.weights),
-                epochs=options.epochs,
-                patience=options.patience,
-                lr=options.lr,
-                batch_norm=options.batch_norm,
-                device=options.device,
-            ),
-            options.out / name,
-            methods=options.methods.split(","),
-            seeds=seed_list(options.seeds),
-            jobs=options.jobs,
+        config = TrainConfig(
+            data=f"moleculenet/{name}",
+            data_root=str(options.data_root),
+            model=options.model,
+            weights=None if options.weights is None else str(options.weights),
+            epochs=options.epochs,
+            patience=options.patience,
+            lr=options.lr,
+            batch_norm=options.batch_norm,
+            device=options.device,
         )
-        for run, why in compared.failures:
-            logging.warning("%s, %s failed: %s", name, describe(run), why)
-        comparisons[name] = read_comparison(options.out / name)
+        seeds = seed_list(options.seeds)
+        comparisons[name], failed = make(options, config, options.out / name, seeds=seeds)
+        for text in failed:
+            logging.warning("%s, %s", name, text)
     for name, comparison in comparisons.items():
         print("\n".join(write_table(name, comparison)))
-        row = ", ".join(f"{method} {value}" for method, value in PUBLISHED[name].items())
-        print(f"Published (another network): {row}.\n")
+        print(published(PUBLISHED[name], "another network"))
     if len(comparisons) > 1:
         print("\n".join(write_table("Mean", average([*comparisons.values()]))))
 
@@ -85,15 +77,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--weights", type=Path, help="the released ones are downloaded if not given"
     )
-    parser.add_argument("--methods", default=METHODS)
-    parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--epochs", type=int)
+    add_options(parser, methods=METHODS, seeds="0,1,2,3,4", out="runs/molecules")
     parser.add_argument("--patience", type=int)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--batch-norm", default="frozen")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--jobs", type=int, help="runs at a time")
-    parser.add_argument("--out", type=Path, default=Path("runs/molecules"), help="the runs")
     return parser.parse_args()
 
 
