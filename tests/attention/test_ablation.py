@@ -382,7 +382,8 @@ def test_a_network_that_mixes_samples_is_left_to_the_slow_loop(caplog):
     assert "does not compute the same" in exact.notes[0]
     assert exact.notes[0] in caplog.text
     expected = naive_scores(net, x, y, taps=["body"], loss=F.cross_entropy)
-    assert torch.equal(found.scores["body"], expected.scores["body"])
+    # As some processors round, the two differ in the last digit.
+    torch.testing.assert_close(found.scores["body"], expected.scores["body"], rtol=1e-9, atol=1e-12)
 
 
 def test_a_network_that_decides_by_its_data_is_left_to_the_slow_loop():
