@@ -65,7 +65,7 @@ class TrainConfig:
             largest has at least 3 times as many training pictures as the smallest; none, the
             default, leaves them as they are.
         label_smoothing: share of each label that is spread over all classes, for example 0.1.
-        epochs: passes over the training pictures; 10 if not given.
+        epochs: passes over the training pictures; 10 (graphs: 15) if not given.
         steps: training steps in place of epochs, rounded up to whole epochs; official has 9000.
         patience: stop after so many epochs without a lower calibrated validation loss; the learning
             rates stay those of all epochs.
@@ -74,8 +74,9 @@ class TrainConfig:
             and changes nothing else (see docs/training.md); doubled where memory runs out.
         precision: 32 (the default); bf16 or 16, faster on GPUs, with weights and penalties in 32
             bits all the same; or auto, the fastest that the device has.
-        lr: peak learning rate; 0.0003 (official: 0.01) if not given; find takes a tenth of the
-            rate up to which the loss stays low in a short trial (see docs/training.md).
+        lr: peak learning rate; 0.0003 (graphs: 0.001, official: 0.01) if not given; find takes a
+            tenth of the rate up to which the loss stays low in a short trial (see
+            docs/training.md).
         head_lr: peak learning rate of the head; lr if the head starts as the linear probe, 10 lr if
             it starts at random (official: lr).
         optimizer: adamw (the default), or sgd with momentum 0.9 (official).

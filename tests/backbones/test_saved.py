@@ -322,9 +322,10 @@ def test_a_network_for_graphs_pools_as_it_did_when_it_was_trained(tmp_path):
     network.pool.power = 1.0
     loaded, _ = load_model(tmp_path)
     assert torch.equal(loaded.module.eval()(graphs), network(graphs))
-    file.write_text(json.dumps({**config, "model_args": {"pool": "wide"}}))
-    with pytest.raises(UserError, match=r"is damaged \(could not convert"):
-        load_model(tmp_path)
+    for args in ({"pool": "wide"}, ["pool"], None):
+        file.write_text(json.dumps({**config, "model_args": args}))
+        with pytest.raises(UserError, match=r"is damaged \("):
+            load_model(tmp_path)
 
 
 def test_a_network_for_graphs_comes_back(tmp_path):

@@ -148,7 +148,7 @@ def _build(
         backbone = load_graph_backbone(
             architecture, num_outputs=num_outputs, spec=spec, pretrained=False
         )
-        args = config["model_args"]  # as it was trained, whatever new networks have
+        args = dict(config["model_args"])  # as it was trained, whatever new networks have
         backbone.module.pool = Pool(float(args.get("pool", 1.0)))
         return dataclasses.replace(backbone, model_args=args)
     if architecture.startswith(_TORCHVISION):
