@@ -20,15 +20,15 @@ def spent(folder: Path, *, mib: float, seconds: float = 0.0, resume: bool = True
 
 
 def test_a_process_adds_to_what_was_written_down(tmp_path):
-    spent(tmp_path, mib=300, seconds=50).save()
-    spent(tmp_path, mib=200, seconds=7)  # killed before it had saved
-    second = spent(tmp_path, mib=100, seconds=20)
-    assert second.cost.seconds == pytest.approx(70, abs=5)
+    spent(tmp_path, mib=300, seconds=5000).save()
+    spent(tmp_path, mib=200, seconds=700)  # killed before it had saved
+    second = spent(tmp_path, mib=100, seconds=2000)
+    assert second.cost.seconds == pytest.approx(7000, abs=300)
     assert second.cost.memory == 300
     second.save()
     assert spent(tmp_path, mib=400).cost.memory == 400
-    assert spent(tmp_path, mib=400).cost.seconds == pytest.approx(70, abs=5)
-    assert spent(tmp_path, mib=1, resume=False).cost.seconds == pytest.approx(0, abs=5)
+    assert spent(tmp_path, mib=400).cost.seconds == pytest.approx(7000, abs=300)
+    assert spent(tmp_path, mib=1, resume=False).cost.seconds == pytest.approx(0, abs=300)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"hours": 1}'])
