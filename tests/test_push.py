@@ -583,6 +583,8 @@ def test_a_run_on_molecules(tmp_path, capsys):
     assert "molecules" in card.data.tags
     assert "timm" not in card.text.replace("timm 1", "")
     assert "picture" not in card.text
+    assert "of **alcohols** for 1 yes-or-no question." in card.text
+    assert "The split was random" in card.text
     assert "delta-transfer predict alcohols 'CC(=O)Oc1ccccc1C(O)=O' more.smi" in card.text
     found = RunResult.load(made)
     (known, yes, score) = rows_of(card.text + "\n", "question")["alcohol"]

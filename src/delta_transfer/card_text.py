@@ -42,7 +42,7 @@ def summary(facts: CardFacts) -> str:
     result, measure = facts.result, facts.result.measure
     what = f"{count(len(facts.classes), 'class')}"
     if not isinstance(facts.objective, Classes):
-        what = f"{len(facts.classes)} {facts.objective.outputs}"
+        what = count(len(facts.classes), facts.objective.outputs.removesuffix("s"))
     said = (
         f"{_network(facts)}, fine-tuned by delta-transfer (method "
         f"{code(result.method)}) on {count(result.pictures, facts.noun)} of "
@@ -200,11 +200,17 @@ def _limits(facts: CardFacts) -> Iterator[str]:
             f"Whatever a {noun} is of, it is given one of these {len(facts.classes)} classes; "
             "there is no answer for none of them."
         )
-    yield (
-        "The figures come from the run itself; nobody else has checked them. They say nothing of "
-        f"how answers differ between groups of people or places, which the {noun}s may stand for "
-        "unequally."
-    )
+    if noun == "molecule" and facts.config.split == "random":
+        yield (
+            "The split was random: molecules with the same ring system may be in several splits. "
+            "Where they are split by scaffold, figures are lower as a rule."
+        )
+    yield "The figures come from the run itself; nobody else has checked them."
+    if noun == "picture":
+        yield (
+            "They say nothing of how answers differ between people or places, which the pictures "
+            "may show unequally."
+        )
     if facts.license is None:
         yield "No licence is stated. Those of the pretrained weights and of the data may bind too."
     else:
