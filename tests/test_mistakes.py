@@ -39,6 +39,7 @@ from delta_transfer.options import (
     with_train,
 )
 from delta_transfer.pretrain_options import PretrainOptions
+from delta_transfer.push_options import PushOptions
 from delta_transfer.result import RunResult
 from tests.runs import OPTIONS, flags
 
@@ -234,6 +235,8 @@ COMMANDS = [
     row("predict: no RUN", "predict", "RUN is missing | delta-transfer predict RUN PATHS"),
     row("predict: no PATHS", "predict run", "PATHS is missing | delta-transfer predict RUN PATHS"),
     row("export: no RUN", "export", "RUN is missing | delta-transfer export RUN | export --help"),
+    row("push: no RUN", "push", "RUN is missing | delta-transfer push RUN REPO | push --help"),
+    row("push: no REPO", "push run", "REPO is missing | delta-transfer push RUN REPO"),
     row("compare: no DATA", "compare", "DATA is missing | delta-transfer compare DATA"),
     row("attention: no DATA", "attention", "DATA is missing | delta-transfer attention DATA"),
     row("pretrain: no DATA", "pretrain", "DATA is missing | delta-transfer pretrain DATA"),
@@ -403,6 +406,14 @@ VALUES = [
         """
         --format=tflite | give one of safetensors, onnx, torch
         --overwrite=yes | give it alone
+        """,
+    ),
+    *wrong_values(
+        "push run a/b",
+        """
+        --dry-run=yes | give it alone
+        --overwrite=yes | give it alone
+        --private=yes | give it alone
         """,
     ),
     *wrong_values(
@@ -1364,6 +1375,57 @@ OUT = [
         "preprocessing.json' could not be written (No space left on device) | free some space",
         full_disk,
     ),
+    row(
+        "push: out in use",
+        "push run a/b --dry-run --out=run/model",
+        "--out run/model is not empty | give another folder, or --overwrite",
+    ),
+    row(
+        "push: out no export",
+        "push run a/b --dry-run --out=run/model --overwrite",
+        "--out run/model holds something that is no export (no preprocessing.json) | give another",
+    ),
+    row(
+        "push: out a file",
+        "push run a/b --dry-run --out=a.txt",
+        "--out a.txt is a file | give a folder",
+        wrote("a.txt"),
+    ),
+    row(
+        "push: out among the pictures",
+        "push run a/b --dry-run --out=pictures/new",
+        "--out pictures/new lies in the data folder | give a folder outside of it",
+    ),
+    row(
+        "push: a full disk",
+        "push run a/b --dry-run --out=new/folder",
+        "could not be written (No space left on device) | free some space",
+        full_disk,
+    ),
+    *(
+        row(
+            f"push: repo {repo}",
+            f"push run {repo} --dry-run",
+            f"REPO '{repo}' is no name of a repository | give ORG/NAME",
+        )
+        for repo in ("name", "a/b/c", "a/b--c", "https://huggingface.co/a/b", "a/.b")
+    ),
+    row(
+        "push: license",
+        "push run a/b --dry-run --license='Apache 2.0'",
+        "--license 'Apache 2.0' is no name of a licence on the hub | give one such as apache-2.0",
+    ),
+    row(
+        "push: data name",
+        "push run a/b --dry-run --data-name=",
+        "--data-name is empty | give a name, or leave the option out",
+    ),
+    row(
+        "push: nobody logged in",
+        "push run a/b --private",
+        "push needs a token | log in with hf auth login, or set HF_TOKEN; --dry-run needs none",
+        patched("delta_transfer.push_upload.get_token", lambda: None),
+    ),
     *(
         row(
             f"export: no package {package}",
@@ -1465,6 +1527,15 @@ RUNS = [
     row("export: no run", "export new", "no run new | give the folder that train wrote"),
     row("export: no end", "export stopped", f"no model in stopped/model | {NO_MODEL}", stopped),
     row("export: damaged", "export damaged", DAMAGED, damaged("model/model.safetensors")),
+    row("push: no run", "push new a/b --dry-run", "no run new | give the folder that train wrote"),
+    row("push: no end", "push stopped a/b --dry-run", f"model in stopped | {NO_MODEL}", stopped),
+    row("push: damaged", "push damaged a/b --dry-run", DAMAGED, damaged("model/config.json")),
+    row(
+        "push: no figures",
+        "push damaged a/b --dry-run",
+        "damaged/result.json is no result of a run | strength_search",
+        damaged("result.json", "{}"),
+    ),
     row("pictures as a run", "evaluate pictures data", f"no model in pictures/model | {NO_MODEL}"),
     row("model as a run", "predict run/model a.png", f"no model in run/model/model | {NO_MODEL}"),
     row("no end", "evaluate stopped data", f"no model in stopped/model | {NO_MODEL}", stopped),
@@ -1698,6 +1769,7 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
         ("evaluate", EvaluateOptions),
         ("predict", PredictOptions),
         ("export", ExportOptions),
+        ("push", PushOptions),
         ("attention", AttentionOptions),
         (
             "compare",

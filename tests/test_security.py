@@ -256,6 +256,9 @@ PLACES = [
             ("predict r pictures/val/rings/0.png", "model/config.json", as_bare),
             ("evaluate r pictures", "model/model.safetensors", as_bare),
             ("evaluate r pictures", "config.yaml", as_yaml),
+            ("push r a/b --dry-run", "config.yaml", as_yaml),
+            ("push r a/b --dry-run", "predictions.csv", as_bare),
+            ("push r a/b --dry-run", "result.json", as_bare),
         )
     ),
     place(
@@ -263,6 +266,13 @@ PLACES = [
         "predict r pictures/val/rings/0.png",
         copied("run", "r"),
         asks_for_a_checkpoint("r/model/config.json"),
+    ),
+    # From the hub: the network and the options side by side.
+    place(
+        "predict, a folder from the hub",
+        "predict r pictures/val/rings/0.png",
+        copied("run/model", "r"),
+        put(as_yaml, "r/config.yaml"),
     ),
     place("predict a picture", "predict run p.png", put(as_bare, "p.png")),
     place("predict a list", "predict run p.csv", put(as_bare, "p.csv")),

@@ -23,6 +23,7 @@ from delta_transfer.options import (
     with_train,
 )
 from delta_transfer.pretrain_options import PretrainOptions
+from delta_transfer.push_options import PushOptions
 
 if TYPE_CHECKING:  # which loads torch
     from delta_transfer.compare import Compared
@@ -147,6 +148,27 @@ def export(args: Sequence[str]) -> None:
         print(f"opset       {found.opset}")
     print(f"size        {found.size / 2**20:.1f} MiB")
     print(f"difference  {found.difference:.1e} at most to PyTorch's logits, on {found.checked}")
+
+
+def push(args: Sequence[str]) -> None:
+    """Upload a run to the Hugging Face Hub with a model card, or write the folder for it."""
+    options = _parse(PushOptions, args, push, ["run", "repo"])
+    if not options.dry_run and (options.out is not None or options.overwrite):
+        name = "--overwrite" if options.out is None else "--out"
+        _log.warning("%s is ignored: no folder is left behind without --dry-run", name)
+    from delta_transfer import push as pushing
+
+    found = pushing.push(options)
+    if found.uploaded is None:
+        print(f"folder   {found.folder}")
+        print(f"for      {found.address}: nothing is uploaded")
+    else:
+        print(f"address  {found.address}{' (private)' if found.uploaded.private else ''}")
+        print(f"commit   {found.uploaded.commit}")
+    for name, size in found.files.items():
+        print(f"{size / 1024:9,.1f} KiB  {name}")
+    if found.folder is not None:
+        print(f"upload this folder, changed or not: hf upload {options.repo} {found.folder}")
 
 
 def attention(args: Sequence[str]) -> None:
@@ -309,6 +331,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "export": export,
+    "push": push,
     "attention": attention,
     "compare": compare,
     "bench": bench,

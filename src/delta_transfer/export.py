@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from delta_transfer.export_formats import FORMATS, Exportable, Format, quiet
 from delta_transfer.files import write_atomically
 from delta_transfer.loaders import needed_resizes
 from delta_transfer.objective import to_dict
-from delta_transfer.predict import Predictor
+from delta_transfer.predict import Predictor, model_folder
 from delta_transfer.run_folder import check_place
 
 TOLERANCE = 1e-4
@@ -30,6 +30,7 @@ Of outputs above 10, which float32 rounds in proportion, by a hundred-thousandth
 """
 
 PREPROCESSING = "preprocessing.json"
+_FILES = (PREPROCESSING, CONFIG, "model.onnx.data", *(way.file for way in FORMATS.values()))
 
 _INPUTS = (
     "float32 [batch, 3, size, size]: RGB pictures, upright, resized with antialiasing, the centre "
@@ -64,7 +65,8 @@ class Exported:
 def find_run(path: str) -> Path:
     """The folder of a run, of which `path` may be the model folder."""
     folder = Path(path)
-    inside = (folder / CONFIG).is_file() and not (folder / "model").exists()
+    inside = (folder / CONFIG).is_file() and model_folder(folder) != folder
+    inside = inside and not (folder / "model").exists()
     return folder.resolve().parent if inside else folder
 
 
@@ -95,7 +97,9 @@ def export_run(
         raise unknown("format", format, list(FORMATS))
     way, spec = FORMATS[format], predictor.backbone.input
     folder = predictor.run / "export" / format if out is None else Path(out)
-    _check_folder(folder, predictor, overwrite=overwrite)
+    check_folder(
+        folder, data=predictor.config.data, overwrite=overwrite, mark=PREPROCESSING, files=_FILES
+    )
     if isinstance(spec, GraphSpec) and not way.graphs:
         raise UserError(
             f"--format {format}: the network of {predictor.run} is for graphs, whose sizes are no "
@@ -103,11 +107,11 @@ def export_run(
         )
     module = copy.deepcopy(predictor.backbone.module).cpu().eval()
     network = Exportable(
-        folder=predictor.run / "model",
+        folder=model_folder(predictor.run),
         backbone=dataclasses.replace(predictor.backbone, module=module),
         facts=_facts(predictor),
     )
-    with _put_in_place(folder) as new, quiet():
+    with put_in_place(folder) as new, quiet():
         exported = _write_checked(network, way, new, predictor)
     return dataclasses.replace(exported, file=folder / way.file)
 
@@ -166,13 +170,22 @@ def _facts(predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def _check_folder(folder: Path, predictor: Predictor, *, overwrite: bool) -> None:
+def check_folder(
+    folder: Path, *, data: str, overwrite: bool, mark: str, files: Collection[str]
+) -> None:
     """Checks that an export may be written into a folder.
+
+    Args:
+        folder: where it is to lie.
+        data: the pictures that it must not lie among.
+        overwrite: whether an older one may be replaced.
+        mark: the file by which an export is known.
+        files: all that one may have.
 
     Raises:
         UserError: if it is in use, lies among the pictures or cannot be written.
     """
-    check_place(folder, data=predictor.config.data)
+    check_place(folder, data=data)
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not names:
         return
@@ -181,10 +194,9 @@ def _check_folder(folder: Path, predictor: Predictor, *, overwrite: bool) -> Non
             f"--out {folder} is not empty: give another folder, or --overwrite to replace the "
             "export there"
         )
-    ours = {PREPROCESSING, CONFIG, "model.onnx.data", *(way.file for way in FORMATS.values())}
-    strange = min(names - ours, default=None)
-    if PREPROCESSING not in names or strange is not None:
-        found = f"no {PREPROCESSING}" if strange is None else strange
+    strange = min(names - set(files), default=None)
+    if mark not in names or strange is not None:
+        found = f"no {mark}" if strange is None else strange
         raise UserError(
             f"--out {folder} holds something that is no export ({found}), which --overwrite does "
             "not replace: give another folder"
@@ -192,7 +204,7 @@ def _check_folder(folder: Path, predictor: Predictor, *, overwrite: bool) -> Non
 
 
 @contextlib.contextmanager
-def _put_in_place(folder: Path) -> Iterator[Path]:
+def put_in_place(folder: Path) -> Iterator[Path]:
     """A folder elsewhere, whose files take the place of what is there if they are made in peace."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     with tempfile.TemporaryDirectory(dir=there, prefix=".export.") as temporary:

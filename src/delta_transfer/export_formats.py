@@ -61,11 +61,15 @@ def _write_safetensors(network: Exportable, folder: Path) -> None:
 
 
 def _read_safetensors(network: Exportable, folder: Path) -> nn.Module:
-    architecture = network.backbone.architecture
-    if architecture is not None and timm.is_model(architecture):
+    if is_timm(network.backbone):
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    given = network.backbone.module if architecture is None else None
+    given = network.backbone.module if network.backbone.architecture is None else None
     return load_model(folder, network=given)[0].module.eval()
+
+
+def is_timm(backbone: Backbone) -> bool:
+    """Whether timm makes this network, so that it reads the folder of its model by itself."""
+    return backbone.architecture is not None and timm.is_model(backbone.architecture)
 
 
 def _write_onnx(network: Exportable, folder: Path) -> int:

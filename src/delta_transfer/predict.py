@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from delta_transfer.asked import find_asked
 from delta_transfer.backbones import GraphSpec
-from delta_transfer.backbones.saved import load_model, load_objective
+from delta_transfer.backbones.saved import CONFIG, load_model, load_objective
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import Split, is_named
 from delta_transfer.data.base import Noun
@@ -33,6 +33,8 @@ from delta_transfer.training import CropAverage
 from delta_transfer.training.inference import iterate_answers
 
 logger = logging.getLogger(__name__)
+
+OPTIONS = "config.yaml"  # of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Predictor:
     """The network of a finished run. Pictures are prepared as for the run's own test.
 
     Args:
-        run: the folder of the run.
+        run: the folder of the run, or one that push has made of it, downloaded from the hub.
         device: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
         batch_size: pictures at a time.
         workers: processes that load pictures; chosen by the number of cores if None.
@@ -85,9 +87,10 @@ class Predictor:
         self.run = Path(run)
         if not self.run.is_dir():
             raise UserError(f"there is no run {run}: give the folder that train wrote")
-        self.backbone, self.classes = load_model(self.run / "model", network=network)
-        self.objective = load_objective(self.run / "model")
-        self.config = TrainConfig.load(self.run / "config.yaml")
+        model = model_folder(self.run)
+        self.backbone, self.classes = load_model(model, network=network)
+        self.objective = load_objective(model)
+        self.config = TrainConfig.load(self.run / OPTIONS)
         self.device = find_device(device)
         place(self.backbone.module, self.device)
         self._loading = dataclasses.replace(
@@ -181,3 +184,9 @@ class Predictor:
             yield positions, rows
             started = time.perf_counter()  # what the caller does meanwhile does not count
         tally.conclude()
+
+
+def model_folder(run: Path) -> Path:
+    """Where the network of a run lies: in a folder of its own or, from the hub, in the run's."""
+    flat = (run / CONFIG).is_file() and (run / OPTIONS).is_file()
+    return run if flat and not (run / "model").exists() else run / "model"

@@ -23,7 +23,7 @@ COMPARISON = "compare.yaml"  # the options of a comparison
 _OF_A_RUN = frozenset(
     f"""{LOG} config.yaml lr.csv metrics.csv hparams.yaml tensorboard drift.csv
     attention.safetensors checkpoints weaker refit folds spent.json predictions.csv examples.csv
-    molecules.csv examples model result.json report.html evaluation export wandb""".split()
+    molecules.csv examples model result.json report.html evaluation export hub wandb""".split()
 )
 _OF_A_COMPARISON = frozenset([COMPARISON, LOCK, "results.csv", "report.html"])
 _AFTER_TRAINING = ("examples", "model")  # folders, which may be half full
