@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from delta_transfer import launching
+from delta_transfer.app_options import AppOptions
 from delta_transfer.attention_options import AttentionOptions
 from delta_transfer.bench_options import BenchOptions
-from delta_transfer.console import print_attention, print_table
+from delta_transfer.console import print_attention, print_table, progress_bar
 from delta_transfer.options import (
     CompareOptions,
     DemoOptions,
@@ -147,6 +148,30 @@ def export(args: Sequence[str]) -> None:
         print(f"opset       {found.opset}")
     print(f"size        {found.size / 2**20:.1f} MiB")
     print(f"difference  {found.difference:.1e} at most to PyTorch's logits, on {found.checked}")
+
+
+def app(args: Sequence[str]) -> None:
+    """Serve a page for pictures: what a run says of them, and why."""
+    options = _parse(AppOptions, args, app, ["run"])
+    from delta_transfer.app import serving
+
+    serving.need_app_libraries()
+    with serving.listening(options.host, options.port) as listener:
+        from delta_transfer.app.opening import open_run
+        from delta_transfer.app.site import make_site
+
+        explainer = open_run(
+            options.run,
+            examples=options.examples,
+            progress=progress_bar,
+            data_root=options.data_root,
+            device=options.device,
+        )
+        hosts = serving.hosts_of(listener, options.host)
+        site = make_site(explainer, hosts=hosts, limit=options.max_mb * 2**20)
+        print(f"page     {serving.address_of(listener, options.host)}", flush=True)
+        print("         Ctrl-C ends it", flush=True)
+        serving.serve(site, listener)
 
 
 def attention(args: Sequence[str]) -> None:
@@ -308,6 +333,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "export": export,
+    "app": app,
     "attention": attention,
     "compare": compare,
     "bench": bench,
