@@ -16,7 +16,7 @@ from delta_transfer.loaders import plain_loader
 from delta_transfer.predict import Predictor
 from delta_transfer.result import RunResult
 
-NEAREST = 6
+NEAREST = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -86,6 +86,7 @@ def render_answer(explainer: Explainer, answer: Look | Refusal) -> str:
                 (one, None if one.values is None else as_uri(overlay(picture, one.values)))
                 for one in answer.differences
             ],
+            "same": bool(answer.differences) and not any(one.mean for one in answer.differences),
             "own_unit": not isinstance(source, str) and not source.variance,
             "without_source": source if isinstance(source, str) else "",
         },
