@@ -256,6 +256,9 @@ PLACES = [
             ("predict r pictures/val/rings/0.png", "model/config.json", as_bare),
             ("evaluate r pictures", "model/model.safetensors", as_bare),
             ("evaluate r pictures", "config.yaml", as_yaml),
+            ("app r --port=0", "model/model.safetensors", as_torch),
+            ("app r --port=0", "config.yaml", as_yaml),
+            ("app r --port=0", "result.json", as_bare),
         )
     ),
     place(

@@ -71,9 +71,7 @@ def page(chromium: Any, address: str, seen: list[str]) -> Iterator[Any]:
     found.close()
 
 
-def open_page(
-    chromium: Any, address: str, seen: list[str], *, width: int, **options: Any
-) -> Any:
+def open_page(chromium: Any, address: str, seen: list[str], *, width: int, **options: Any) -> Any:
     found = chromium.new_page(viewport={"width": width, "height": 800}, **options)
     found.on("console", lambda message: seen.append(message.text))
     found.on("pageerror", lambda error: seen.append(str(error)))
@@ -93,7 +91,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     whole = (folder / "astronaut.jpg").read_bytes()
     (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "letter.png").write_text("Dear Sir")
-    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    Image.new("1", (14_000, 13_000)).save(folder / "bomb.png")
     (folder / "large.jpg").write_bytes(bytes(64 * 2**20))
     return {file.name: str(file) for file in folder.iterdir()}
 

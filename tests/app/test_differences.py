@@ -19,8 +19,9 @@ def test_they_are_the_distance_of_delta_place_by_place(explainer, picture, moved
     variance = ChannelAttention.load(moved / "attention.safetensors").variance
     found = explainer.look(picture, name="x").differences
     assert [one.tap for one in found] == ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
+    features = both_features(explainer, picture)
     for one in found:
-        now, was = both_features(explainer, picture)[one.tap]
+        now, was = features[one.tap]
         v = variance[one.tap]
         expected = feature_distance(now[None], was[None], variance=v)
         assert one.mean == pytest.approx(float(expected), rel=0.02)

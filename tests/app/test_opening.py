@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from tests.app.asking import both_features, changed, opened, page_text, silent
 from tests.runs import SPLITS
+from tests.test_security import MARKER, as_torch
 
 
 def test_they_are_those_of_predict(explainer, moved, pictures):
@@ -98,3 +100,12 @@ def test_runs_on_graphs_are_refused(tmp_path):
     (tmp_path / "config.yaml").write_text(TrainConfig(data="tu/MUTAG").to_yaml())
     with pytest.raises(UserError, match=r"no run on pictures with classes.*delta-transfer predict"):
         opened(tmp_path)
+
+
+def test_attention_with_a_trap_is_not_used(moved, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(moved, tmp_path / "run")
+    as_torch(str(run / "attention.safetensors"))
+    assert isinstance(opened(run, examples=0).source, str)
+    assert "goes without differences to the pretrained network: " in caplog.text
+    assert not Path(MARKER).exists()

@@ -16,7 +16,8 @@ from delta_transfer.app.neighbours import Neighbours, gather
 from delta_transfer.backbones import InputSpec
 from delta_transfer.borrow import evaluating
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Split
+from delta_transfer.data import Split, is_named
+from delta_transfer.data.paths import user_path
 from delta_transfer.devices import place
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import plain_loader
@@ -53,8 +54,14 @@ def open_run(
         device: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
 
     Raises:
-        UserError: if there is no finished run, or it is not on pictures with classes.
+        UserError: if there is no finished run, it is not on pictures with classes, or the data root
+            is no folder.
     """
+    if data_root is not None and not user_path(data_root).is_dir():
+        raise UserError(
+            f"--data-root {data_root} is no folder: give the one in which the run's named data set "
+            "lies, or leave it out"
+        )
     predictor = Predictor(run, device=device, workers=0)
     spec = predictor.backbone.input
     if not isinstance(spec, InputSpec) or not isinstance(predictor.objective, Classes):
@@ -62,6 +69,8 @@ def open_run(
             f"{run} is no run on pictures with classes, and app shows these alone: for molecules "
             "there are delta-transfer predict and the run's report.html"
         )
+    if data_root is not None and not is_named(predictor.config.data):
+        logger.warning("--data-root is ignored: %s is no named data set", predictor.config.data)
     result = RunResult.load(run)
     loading = dataclasses.replace(
         predictor.config,

@@ -1,14 +1,19 @@
 """Where the page is served: address, port, and how long."""
 
 import contextlib
+import errno
 import ipaddress
 import logging
 import socket
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import psutil
 
 from delta_transfer.errors import UserError
+
+if TYPE_CHECKING:  # which needs the extra
+    from starlette.types import ASGIApp
 
 logger = logging.getLogger(__name__)
 
@@ -44,22 +49,18 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     Raises:
         UserError: if it is in use, or no address of this machine.
     """
+    mend = "give an address of this machine, or leave it out for 127.0.0.1"
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise UserError(
-            f"--host {host}: {error.strerror}; give 127.0.0.1, or leave it out"
-        ) from error
+        raise UserError(f"--host {host}: {error.strerror}; {mend}") from error
     try:
-        found = socket.create_server(address[:2], family=family)
-    except PermissionError as error:
-        raise UserError(
-            f"--port {port} is not for everybody to listen at: give one from 1024 on, or 0"
-        ) from error
+        found = socket.create_server((str(address[0]), port), family=family)
     except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(f"--host {host}: {error.strerror}; {mend}") from error
         raise UserError(
-            f"--host {host} --port {port}: {error.strerror}; give another port, or --port 0 for "
-            "one that is free"
+            f"--port {port}: {error.strerror}; give another, or --port 0 for one that is free"
         ) from error
     with found:
         if not is_loopback(found):
@@ -96,12 +97,12 @@ def hosts_of(listener: socket.socket, host: str) -> list[str]:
     return [*_LOOPBACK, *map(_bracketed, names)]
 
 
-def serve(site: object, listener: socket.socket) -> None:
+def serve(site: "ASGIApp", listener: socket.socket) -> None:
     """Serves a web application until Ctrl-C or SIGTERM, at which it ends in peace."""
     import uvicorn
 
     config = uvicorn.Config(
-        site,  # type: ignore[arg-type]  # an application, whose kind only the extra knows
+        site,
         access_log=False,
         http="h11",
         lifespan="off",
