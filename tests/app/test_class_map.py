@@ -58,11 +58,17 @@ def test_tokens_are_laid_out_in_rows_and_blocks_without_gradient_left_out():
 def test_what_a_network_changes_in_place_is_seen_as_it_was():
     network = conv_net()
     inputs = torch.randn(1, 3, 16, 16)
-    found = look(network, inputs, taps={"norm2": 1}, head="fc", class_index=0)
+    found = look(network, inputs, taps={"norm2": 1}, head="fc", class_index=1)
     with torch.no_grad():
         shortcut = network.pool(network.relu(network.norm1(network.conv1(inputs))))
-        expected = network.norm2(network.conv2(shortcut))
-    torch.testing.assert_close(found.outputs["norm2"], expected)
+        features = network.norm2(network.conv2(shortcut))
+    torch.testing.assert_close(found.outputs["norm2"], features)
+    features.requires_grad_()
+    maps = network.conv3(torch.relu(features + shortcut))
+    (gradient,) = torch.autograd.grad(network.fc(maps.mean(dim=(2, 3)))[0, 1], features)
+    expected = (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1)[0].clamp_min(0)
+    assert expected.max() > 0
+    torch.testing.assert_close(found.class_map.values, (expected / expected.max()).detach())
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -91,6 +97,27 @@ def test_there_is_none_where_nothing_speaks_for_the_class_or_there_are_no_positi
     found = look(rows, torch.randn(1, 3, 4, 4), taps={"1": 1}, head="2", class_index=0)
     assert found.class_map is None
     assert found.given.shape == (4,)
+
+
+class Aside(nn.Module):
+    """Its last map is made, and not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.aside = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        self.aside(x)
+        return self.fc(x.square().mean(dim=(2, 3)))
+
+
+def test_a_tap_that_the_answer_does_not_depend_on_is_left_out():
+    torch.manual_seed(0)
+    inputs, taps = torch.randn(1, 3, 16, 16), {"first": 1, "aside": 1}
+    found = [look(Aside(), inputs, taps=taps, head="fc", class_index=i).class_map for i in (0, 1)]
+    assert {one.tap for one in found if one is not None} == {"first"}
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,12 @@ def test_runs_on_graphs_are_refused(tmp_path):
         opened(tmp_path)
 
 
+def test_a_data_root_without_effect_is_told_of(moved, tmp_path, caplog):
+    found = open_run(moved, examples=2, device="cpu", data_root=str(tmp_path), progress=silent)
+    assert "--data-root is ignored: " in caplog.text
+    assert len(found.neighbours) == 2
+
+
 def test_attention_with_a_trap_is_not_used(moved, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     run = shutil.copytree(moved, tmp_path / "run")

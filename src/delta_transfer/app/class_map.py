@@ -87,17 +87,24 @@ def look(
         scores = network(inputs.detach().requires_grad_() * 1)
         outputs = recorded.outputs()
         with_map = [tap for tap, dim in taps.items() if as_map(outputs[tap], dim) is not None]
-        found = None
-        for tap in reversed(with_map):
-            (values,) = cams[tap](class_index, scores, normalized=False, retain_graph=True)
-            if values.max() > 0:
-                found = ClassMap(tap=tap, values=(values[0] / values.max()).float().cpu())
-                break
+        found = (_class_map(cams[tap], tap, class_index, scores) for tap in reversed(with_map))
         return Pass(
             outputs={tap: output.detach() for tap, output in outputs.items()},
             given=heads.inputs()[head][0].detach(),
-            class_map=found,
+            class_map=next((one for one in found if one is not None), None),
         )
+
+
+def _class_map(cam: GradCAM, tap: str, class_index: int, scores: Tensor) -> ClassMap | None:
+    """The map at a tap, None where it is zero or the scores do not depend on the tap."""
+    try:
+        (values,) = cam(class_index, scores, normalized=False, retain_graph=True)
+    except RuntimeError as error:
+        if "not connected" not in str(error):
+            raise
+        return None
+    most = values.max()
+    return ClassMap(tap=tap, values=(values[0] / most).float().cpu()) if most > 0 else None
 
 
 def _positions(output: Tensor, *, channel_dim: int) -> Tensor:

@@ -34,8 +34,8 @@ class Source:
 
     Args:
         network: without its head.
-        variance: tap -> `v`, the variance of its features on training pictures, without unit then;
-            a tap that is not there is measured by the picture's own.
+        variance: tap -> `v`, the mean over channels of the variance of its features on training
+            pictures. Where a tap is not there, that of the picture itself takes its place.
     """
 
     network: nn.Module

@@ -111,8 +111,13 @@ def _training(
         found = own_data.find_training(loading, refitted=refitted, classes=predictor.classes)
     except (UserError, OSError) as error:
         return _missing("the nearest training pictures", error)
-    count = min(most, len(found))
-    return found.subset(i * len(found) // count for i in range(count))
+    return _some(found, most)
+
+
+def _some(split: Split, most: int) -> Split:
+    """Samples from all over a split."""
+    count = min(most, len(split))
+    return split.subset(i * len(split) // count for i in range(count))
 
 
 def _neighbours(
@@ -151,9 +156,7 @@ def _source(
         return Source(network=network, variance=attention.variance)
     batches: list[Tensor] = []
     if isinstance(training, Split):
-        count = min(MEASURED, len(training))
-        some = training.subset(i * len(training) // count for i in range(count))
-        loader = tolerant_loader(plain_loader(some, spec, loading))
+        loader = tolerant_loader(plain_loader(_some(training, MEASURED), spec, loading))
         batches = [inputs for inputs, _ in loader if len(inputs)]
     variance = measure_variance(network, batches, taps) if batches else {}
     return Source(network=network, variance=variance)

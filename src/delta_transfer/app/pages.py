@@ -98,9 +98,9 @@ def asset(name: str) -> str:
     """A file that the page asks for: its style or its script."""
     package = files("delta_transfer")
     if name == "style.css":
-        own = package / "app" / name
-        return (package / "report" / name).read_text() + own.read_text()
-    return (package / "app" / name).read_text()
+        shared = (package / "report" / name).read_text(encoding="utf-8")
+        return shared + (package / "app" / name).read_text(encoding="utf-8")
+    return (package / "app" / name).read_text(encoding="utf-8")
 
 
 @functools.cache

@@ -78,7 +78,7 @@ def is_loopback(listener: socket.socket) -> bool:
 def address_of(listener: socket.socket, host: str) -> str:
     """What to open in a browser."""
     port = listener.getsockname()[1]
-    if ipaddress.ip_address(listener.getsockname()[0]).is_unspecified:
+    if _is_unspecified(listener):
         host = socket.gethostname()
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
@@ -93,7 +93,9 @@ def hosts_of(listener: socket.socket, host: str) -> list[str]:
         for found in addresses
         if found.family in (socket.AF_INET, socket.AF_INET6)
     ]
-    names = [host, socket.gethostname(), socket.getfqdn(), *own]
+    # 0.0.0.0 stands for all addresses, and is none that a browser should ask for.
+    named = [] if _is_unspecified(listener) else [host]
+    names = [*named, socket.gethostname(), socket.getfqdn(), *own]
     return [*_LOOPBACK, *map(_bracketed, names)]
 
 
@@ -117,6 +119,10 @@ def serve(site: "ASGIApp", listener: socket.socket) -> None:
     # Uvicorn repeats the signal that it has ended at.
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _is_unspecified(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0]).is_unspecified
 
 
 def _bracketed(host: str) -> str:
