@@ -11,6 +11,7 @@ import pickle
 import re
 import shlex
 import shutil
+import socket
 import sys
 import typing
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import yaml
 from PIL import Image
 
 from delta_transfer import cli
+from delta_transfer.app_options import AppOptions
 from delta_transfer.attention_options import AttentionOptions
 from delta_transfer.bench_options import BenchOptions
 from delta_transfer.channel_attention import ChannelAttention
@@ -237,6 +239,7 @@ COMMANDS = [
     row("export: no RUN", "export", "RUN is missing | delta-transfer export RUN | export --help"),
     row("push: no RUN", "push", "RUN is missing | delta-transfer push RUN REPO | push --help"),
     row("push: no REPO", "push run", "REPO is missing | delta-transfer push RUN REPO"),
+    row("app: no RUN", "app", "RUN is missing | delta-transfer app RUN | app --help"),
     row("compare: no DATA", "compare", "DATA is missing | delta-transfer compare DATA"),
     row("attention: no DATA", "attention", "DATA is missing | delta-transfer attention DATA"),
     row("pretrain: no DATA", "pretrain", "DATA is missing | delta-transfer pretrain DATA"),
@@ -414,6 +417,16 @@ VALUES = [
         --dry-run=yes | give it alone
         --overwrite=yes | give it alone
         --private=yes | give it alone
+        """,
+    ),
+    *wrong_values(
+        "app run",
+        """
+        --port=70000 | must be from 0 (any that is free) to 65535
+        --port=x | give a whole number
+        --max-mb=0 | must be at least 1
+        --examples=-1 | must be at least 0
+        --device=gpu | give one of auto, cpu, cuda, mps
         """,
     ),
     *wrong_values(
@@ -1525,6 +1538,51 @@ RUNS = [
     ),
     row("predict: no run", "predict new pictures", "no run new | give the folder that train wrote"),
     row("export: no run", "export new", "no run new | give the folder that train wrote"),
+    row("app: no run", "app new --port=0", "no run new | give the folder that train wrote"),
+    row("app: no end", "app stopped --port=0", f"no model in stopped/model | {NO_MODEL}", stopped),
+    row(
+        "app: damaged figures",
+        "app damaged --port=0",
+        "damaged/result.json | is no result of a run",
+        damaged("result.json"),
+    ),
+    row(
+        "app: no data root",
+        "app run --port=0 --data-root=new",
+        "--data-root new is no folder | give the one in which the run's named data set lies",
+    ),
+    row(
+        "app: a port in use",
+        "app run",
+        "--port 7860: Address already in use | give another, or --port 0",
+        failing("socket.create_server", OSError(errno.EADDRINUSE, "Address already in use")),
+    ),
+    row(
+        "app: a port of the system's",
+        "app run --port=80",
+        "--port 80: Permission denied | give another, or --port 0",
+        failing("socket.create_server", PermissionError(errno.EACCES, "Permission denied")),
+    ),
+    row(
+        "app: the address of another machine",
+        "app run --host=192.0.2.1 --port=0",
+        "--host 192.0.2.1: | give an address of this machine, or leave it out",
+    ),
+    row(
+        "app: a host that nobody knows",
+        "app run --host=nobody",
+        "--host nobody: Name or service not known | give an address of this machine",
+        failing("socket.getaddrinfo", socket.gaierror(-2, "Name or service not known")),
+    ),
+    *(
+        row(
+            f"app: no package {package}",
+            "app run",
+            "app needs starlette, uvicorn, | pip install 'delta-transfer[app]'",
+            missing(package),
+        )
+        for package in ("python_multipart", "starlette", "torchcam", "uvicorn")
+    ),
     row("export: no end", "export stopped", f"no model in stopped/model | {NO_MODEL}", stopped),
     row("export: damaged", "export damaged", DAMAGED, damaged("model/model.safetensors")),
     row("push: no run", "push new a/b --dry-run", "no run new | give the folder that train wrote"),
@@ -1770,6 +1828,7 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
         ("predict", PredictOptions),
         ("export", ExportOptions),
         ("push", PushOptions),
+        ("app", AppOptions),
         ("attention", AttentionOptions),
         (
             "compare",

@@ -259,6 +259,9 @@ PLACES = [
             ("push r a/b --dry-run", "config.yaml", as_yaml),
             ("push r a/b --dry-run", "predictions.csv", as_bare),
             ("push r a/b --dry-run", "result.json", as_bare),
+            ("app r --port=0", "model/model.safetensors", as_torch),
+            ("app r --port=0", "config.yaml", as_yaml),
+            ("app r --port=0", "result.json", as_bare),
         )
     ),
     place(

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from delta_transfer import launching
+from delta_transfer.app_options import AppOptions
 from delta_transfer.attention_options import AttentionOptions
 from delta_transfer.bench_options import BenchOptions
-from delta_transfer.console import print_attention, print_table
+from delta_transfer.console import print_attention, print_table, progress_bar
 from delta_transfer.options import (
     CompareOptions,
     DemoOptions,
@@ -169,6 +170,30 @@ def push(args: Sequence[str]) -> None:
         print(f"{size / 1024:9,.1f} KiB  {name}")
     if found.folder is not None:
         print(f"upload this folder, changed or not: hf upload {options.repo} {found.folder}")
+
+
+def app(args: Sequence[str]) -> None:
+    """Serve a page for pictures: what a run says of them, and why."""
+    options = _parse(AppOptions, args, app, ["run"])
+    from delta_transfer.app import serving
+
+    serving.need_app_libraries()
+    with serving.listening(options.host, options.port) as listener:
+        from delta_transfer.app.opening import open_run
+        from delta_transfer.app.site import make_site
+
+        explainer = open_run(
+            options.run,
+            examples=options.examples,
+            progress=progress_bar,
+            data_root=options.data_root,
+            device=options.device,
+        )
+        hosts = serving.hosts_of(listener, options.host)
+        site = make_site(explainer, hosts=hosts, limit=options.max_mb * 2**20)
+        print(f"page     {serving.address_of(listener, options.host)}", flush=True)
+        print("         Ctrl-C ends it", flush=True)
+        serving.serve(site, listener)
 
 
 def attention(args: Sequence[str]) -> None:
@@ -332,6 +357,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "predict": predict,
     "export": export,
     "push": push,
+    "app": app,
     "attention": attention,
     "compare": compare,
     "bench": bench,

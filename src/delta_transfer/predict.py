@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,14 +131,28 @@ class Predictor:
         )
         if not files:
             return
-        split, tally = Split(tuple(files), (0,) * len(files), read), Tally(files, self._kind)
+        tally = Tally(files, self._kind)
+        yield from self._predictions(Split(tuple(files), (0,) * len(files), read), tally)
+        logger.info("%s", tally)
+
+    def answer(self, sample: Any, *, name: str) -> Prediction:
+        """The prediction for one sample that has been read.
+
+        Args:
+            sample: such as an RGB picture.
+            name: what it is called.
+        """
+        split = Split((name,), (0,), lambda path: sample)
+        (prediction,) = self._predictions(split, Tally(split.paths, self._kind))
+        return prediction
+
+    def _predictions(self, split: Split, tally: Tally) -> Iterator[Prediction]:
         for positions, rows in self._answers(split, tally):
             for position, row in zip(positions, rows.tolist(), strict=True):
                 answers = dict(zip(self.classes, row, strict=True))
                 if isinstance(self.objective, Classes):
                     answers = dict(sorted(answers.items(), key=lambda pair: -pair[1]))
-                yield Prediction(files[position], answers)
-        logger.info("%s", tally)
+                yield Prediction(split.paths[position], answers)
 
     def evaluate(self, data: str, *, data_root: str | None = None) -> Evaluation | ColumnEvaluation:
         """Measures the network on a test split, or on all pictures where there is none.

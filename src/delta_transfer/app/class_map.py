@@ -1,0 +1,113 @@
+"""Where a network sees a class: Grad-CAM by torch-cam, at the last tap that tells positions."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from torchcam.methods import GradCAM
+
+from delta_transfer.app.positions import as_map
+from delta_transfer.borrow import evaluating, without_parameter_gradients
+from delta_transfer.head_inputs import HeadInputs
+from delta_transfer.stages import producer
+from delta_transfer.taps import Taps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ClassMap:
+    """How much each place of a picture speaks for a class.
+
+    Args:
+        tap: where in the network.
+        values: `[H, W]`, from 0 to 1; on the CPU.
+    """
+
+    tap: str
+    values: Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Pass:
+    """What a network shows of itself while it looks at one picture.
+
+    Args:
+        outputs: tap -> its output, `[1, ...]`.
+        given: what the head was given, `[F]`.
+        class_map: None where no place speaks for the class, or the network has no positions.
+    """
+
+    outputs: dict[str, Tensor]
+    given: Tensor
+    class_map: ClassMap | None
+
+
+def look(
+    network: nn.Module,
+    inputs: Tensor,
+    *,
+    taps: Mapping[str, int],
+    head: str,
+    class_index: int,
+) -> Pass:
+    """Runs a network on a picture, in eval mode; it is given back as it was.
+
+    The class map is Grad-CAM (Selvaraju et al., ICCV 2017, https://arxiv.org/abs/1610.02391). In
+    networks that answer by a class token no gradient reaches the other tokens of the last block:
+    where a map is zero everywhere, that of the tap before is taken.
+
+    Args:
+        network: the network.
+        inputs: `[1, 3, S, S]`.
+        taps: name -> where the channels of its output are.
+        head: the name of its head.
+        class_index: of the class.
+    """
+    with ExitStack() as held:
+        # torch-cam's hooks come first: the network then works on the copies that Taps hands on,
+        # and what it changes in place are not the maps.
+        cams = {
+            tap: held.enter_context(
+                GradCAM(
+                    network,
+                    producer(network.get_submodule(tap)),
+                    reshape_transform=functools.partial(_positions, channel_dim=dim),
+                )
+            )
+            for tap, dim in taps.items()
+        }
+        recorded = held.enter_context(Taps(network, list(taps)))
+        heads = held.enter_context(HeadInputs(network, [head]))
+        held.enter_context(evaluating(network))
+        held.enter_context(without_parameter_gradients(network))
+        held.enter_context(torch.enable_grad())
+        # Not the leaf itself, which a network could not change in place.
+        scores = network(inputs.detach().requires_grad_() * 1)
+        outputs = recorded.outputs()
+        with_map = [tap for tap, dim in taps.items() if as_map(outputs[tap], dim) is not None]
+        found = (_class_map(cams[tap], tap, class_index, scores) for tap in reversed(with_map))
+        return Pass(
+            outputs={tap: output.detach() for tap, output in outputs.items()},
+            given=heads.inputs()[head][0].detach(),
+            class_map=next((one for one in found if one is not None), None),
+        )
+
+
+def _class_map(cam: GradCAM, tap: str, class_index: int, scores: Tensor) -> ClassMap | None:
+    """The map at a tap, None where it is zero or the scores do not depend on the tap."""
+    try:
+        (values,) = cam(class_index, scores, normalized=False, retain_graph=True)
+    except RuntimeError as error:
+        if "not connected" not in str(error):
+            raise
+        return None
+    most = values.max()
+    return ClassMap(tap=tap, values=(values[0] / most).float().cpu()) if most > 0 else None
+
+
+def _positions(output: Tensor, *, channel_dim: int) -> Tensor:
+    """The map of an output, or what it is where it has none, which is not asked for its map."""
+    found = as_map(output, channel_dim)
+    return output if found is None else found

@@ -1,0 +1,96 @@
+"""Where the features of a fine-tuned network differ from those of the one that it started from."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from delta_transfer.app.positions import as_map
+from delta_transfer.borrow import evaluating
+from delta_transfer.channel_attention import FeatureVariance
+from delta_transfer.functional import at_least_float32, channels_last
+from delta_transfer.taps import Taps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Difference:
+    """How far the features of a picture are from those of the pretrained network at a tap.
+
+    Args:
+        tap: its name.
+        mean: `1/2 mean_s mean_c (F(w) - F(w0))^2 / v`, DELTA's distance without attention.
+        values: the same at each position, `[H, W]`, on the CPU; None where there are none.
+    """
+
+    tap: str
+    mean: float
+    values: Tensor | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """The pretrained network that a run started from.
+
+    Args:
+        network: without its head.
+        variance: tap -> `v`, the mean over channels of the variance of its features on training
+            pictures. Where a tap is not there, that of the picture itself takes its place.
+    """
+
+    network: nn.Module
+    variance: Mapping[str, Tensor]
+
+
+def record(network: nn.Module, inputs: Tensor, taps: Iterable[str]) -> dict[str, Tensor]:
+    """The outputs of a network at its taps, in eval mode and without gradients."""
+    with Taps(network, list(taps)) as recorded, evaluating(network), torch.no_grad():
+        return recorded.record(inputs)
+
+
+def measure_variance(
+    network: nn.Module, batches: Iterable[Tensor], taps: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Tap -> the mean over channels of the variance over samples and positions.
+
+    Args:
+        network: the pretrained one.
+        batches: training pictures `[B, 3, S, S]` without augmentation, at least one.
+        taps: name -> where the channels of its output are.
+    """
+    found = {tap: FeatureVariance() for tap in taps}
+    for inputs in batches:
+        for tap, output in record(network, inputs, taps).items():
+            found[tap].update(channels_last(output, taps[tap]))
+    return {tap: variance.compute() for tap, variance in found.items()}
+
+
+def differences(
+    source: Source, inputs: Tensor, *, target: Mapping[str, Tensor], taps: Mapping[str, int]
+) -> list[Difference]:
+    """What fine-tuning has changed of the features of one picture, tap by tap.
+
+    Args:
+        source: the pretrained network.
+        inputs: the picture, `[1, 3, S, S]`.
+        target: tap -> the fine-tuned network's output.
+        taps: name -> where the channels of its output are.
+    """
+    found = []
+    for tap, before in record(source.network, inputs, taps).items():
+        was, now = at_least_float32(before), at_least_float32(target[tap])
+        variance = source.variance.get(tap)
+        if variance is None:
+            own = FeatureVariance()
+            own.update(channels_last(was, taps[tap]))
+            variance = own.compute()
+        squares = 0.5 * (now - was).square() / variance.to(was.device)
+        places = as_map(squares, taps[tap])
+        found.append(
+            Difference(
+                tap=tap,
+                mean=float(squares.mean()),
+                values=None if places is None else places[0].mean(dim=0).cpu(),
+            )
+        )
+    return found

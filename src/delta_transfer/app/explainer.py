@@ -1,0 +1,96 @@
+"""What a run makes of a picture: answers, class map, nearest training pictures, differences."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from PIL import Image
+from torch import Tensor
+
+from delta_transfer.app import class_map
+from delta_transfer.app.class_map import ClassMap
+from delta_transfer.app.differences import Difference, Source, differences
+from delta_transfer.app.neighbours import Neighbour, Neighbours
+from delta_transfer.config import TrainConfig
+from delta_transfer.data import Split
+from delta_transfer.loaders import plain_loader
+from delta_transfer.predict import Predictor
+from delta_transfer.result import RunResult
+
+NEAREST = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Look:
+    """What a run makes of a picture.
+
+    Args:
+        name: of the picture.
+        pixels: what the network sees of it, bytes `[3, S, S]`.
+        answers: class -> probability, the most probable first.
+        class_name: of which class the map is.
+        class_map: None where no place speaks for the class, or the network has no positions.
+        neighbours: nearest first; empty where there are none to compare with.
+        differences: of each tap; empty where the pretrained network cannot be had.
+    """
+
+    name: str
+    pixels: Tensor
+    answers: dict[str, float]
+    class_name: str
+    class_map: ClassMap | None
+    neighbours: Sequence[Neighbour]
+    differences: Sequence[Difference]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Explainer:
+    """The network of a finished run, and what there is to explain its answers by.
+
+    Not for several threads at a time.
+
+    Args:
+        predictor: the run.
+        result: its figures.
+        loading: options by which single pictures are prepared.
+        taps: where features are compared -> where their channels are.
+        neighbours: training pictures, or why there are none.
+        source: the pretrained network, or why there is none.
+    """
+
+    predictor: Predictor
+    result: RunResult
+    loading: TrainConfig
+    taps: Mapping[str, int]
+    neighbours: Neighbours | str
+    source: Source | str
+
+    def look(self, picture: Image.Image, *, name: str, class_index: int | None = None) -> Look:
+        """What the run makes of a picture.
+
+        Args:
+            picture: in RGB.
+            name: what it is called.
+            class_index: of which class there is to be a map; the most probable if None.
+        """
+        predictor, backbone = self.predictor, self.predictor.backbone
+        answers = predictor.answer(picture, name=name).answers
+        index = predictor.classes.index(next(iter(answers))) if class_index is None else class_index
+        split = Split((name,), (0,), lambda path: picture)
+        loader = plain_loader(split, backbone.input, self.loading)
+        pixels: Tensor = loader.dataset[0][0]
+        inputs = loader.finish(pixels[None])
+        seen = class_map.look(
+            backbone.module, inputs, taps=self.taps, head=backbone.head, class_index=index
+        )
+        near, moved = self.neighbours, self.source
+        return Look(
+            name=name,
+            pixels=pixels,
+            answers=answers,
+            class_name=predictor.classes[index],
+            class_map=seen.class_map,
+            neighbours=[] if isinstance(near, str) else near.nearest(seen.given, NEAREST),
+            differences=[]
+            if isinstance(moved, str)
+            else differences(moved, inputs, target=seen.outputs, taps=self.taps),
+        )

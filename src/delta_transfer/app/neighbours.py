@@ -1,0 +1,116 @@
+"""The training pictures that look most alike to a network: nearest in its feature space."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from delta_transfer.borrow import evaluating
+from delta_transfer.data import Split
+from delta_transfer.data.batches import PictureLoader
+from delta_transfer.errors import UserError
+from delta_transfer.head_inputs import HeadInputs
+from delta_transfer.reading import Tally, tolerant_loader
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Neighbour:
+    """A training picture near to another one.
+
+    Args:
+        path: what it is called.
+        label: its class.
+        cosine: of the angle between the features of both.
+        picture: None if it cannot be read any more.
+    """
+
+    path: str
+    label: str
+    cosine: float
+    picture: Image.Image | None
+
+
+class Neighbours:
+    """Training pictures and what the head of a network is given of each.
+
+    Args:
+        split: the pictures.
+        rows: their features, `[N, F]`.
+        classes: the names of the classes.
+    """
+
+    def __init__(self, split: Split, rows: Tensor, classes: tuple[str, ...]) -> None:
+        self._split = split
+        self._rows = F.normalize(rows, dim=1)
+        self._classes = classes
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def nearest(self, row: Tensor, count: int) -> list[Neighbour]:
+        """The nearest pictures, nearest first; those as near as others in their order.
+
+        Args:
+            row: what the head is given of a picture, `[F]`.
+            count: how many, if there are so many.
+        """
+        cosines = self._rows @ F.normalize(row.float().cpu(), dim=0)
+        order = cosines.argsort(descending=True, stable=True)[:count].tolist()
+        return [
+            Neighbour(
+                path=self._split.paths[i],
+                label=self._classes[self._split.class_indices[i]],
+                cosine=float(cosines[i]),
+                picture=self._read(self._split.paths[i]),
+            )
+            for i in order
+        ]
+
+    def _read(self, path: str) -> Image.Image | None:
+        try:
+            picture: Image.Image = self._split.read(path)
+        except UserError:  # it was there when its features were taken
+            return None
+        return picture
+
+
+def gather(
+    network: nn.Module,
+    head: str,
+    split: Split,
+    *,
+    load: Callable[[Split], PictureLoader],
+    classes: tuple[str, ...],
+    progress: Callable[[int, int], None] | None,
+) -> Neighbours:
+    """Runs a network on training pictures; those that cannot be read are left out.
+
+    Args:
+        network: the fine-tuned one.
+        head: the name of its head.
+        split: the pictures.
+        load: batches of them, in their order and without augmentation.
+        classes: the names of the classes.
+        progress: is told how many of how many are done.
+
+    Raises:
+        UserError: if none can be read.
+    """
+    tally = Tally(split.paths)
+    found: list[Tensor] = []
+    positions: list[int] = []
+    with HeadInputs(network, [head]) as heads, evaluating(network), torch.no_grad():
+        batches: Any = tally.count(tolerant_loader(load(split)))
+        for inputs, places in batches:
+            if len(inputs):
+                network(inputs)
+                found.append(heads.inputs()[head].float().cpu())
+                positions += places
+            if progress is not None:
+                progress(len(positions) + len(tally.errors), len(split))
+    tally.conclude()
+    return Neighbours(split.subset(positions), torch.cat(found), classes)

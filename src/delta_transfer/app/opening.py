@@ -1,0 +1,167 @@
+"""A run is opened for the page: its network, and what is still there of what it was made from."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from delta_transfer.app import own_data
+from delta_transfer.app.differences import Source, measure_variance
+from delta_transfer.app.explainer import Explainer
+from delta_transfer.app.neighbours import Neighbours, gather
+from delta_transfer.backbones import InputSpec
+from delta_transfer.borrow import evaluating
+from delta_transfer.config import TrainConfig
+from delta_transfer.data import Split, is_named
+from delta_transfer.data.paths import user_path
+from delta_transfer.devices import place
+from delta_transfer.errors import UserError
+from delta_transfer.loaders import plain_loader
+from delta_transfer.objective import Classes
+from delta_transfer.predict import Predictor
+from delta_transfer.reading import tolerant_loader
+from delta_transfer.result import RunResult
+from delta_transfer.run_taps import choose_taps
+from delta_transfer.taps import Taps
+
+logger = logging.getLogger(__name__)
+
+MEASURED = 64  # training pictures that the unit of differences is measured on, if it is not known
+
+Told = Callable[[int, int], None]
+Progress = Callable[[str, str], AbstractContextManager[Told | None]]
+
+
+def open_run(
+    run: str | Path,
+    *,
+    examples: int,
+    progress: Progress,
+    data_root: str | None = None,
+    device: str = "auto",
+) -> Explainer:
+    """Loads a run and, if they are there, its training pictures and the pretrained network.
+
+    Args:
+        run: its folder.
+        examples: training pictures to look for the nearest among, at most.
+        progress: shows how much is done, as `console.progress_bar` does.
+        data_root: where a named data set lies; that of the run if None.
+        device: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
+
+    Raises:
+        UserError: if there is no finished run, it is not on pictures with classes, or the data root
+            is no folder.
+    """
+    if data_root is not None and not user_path(data_root).is_dir():
+        raise UserError(
+            f"--data-root {data_root} is no folder: give the one in which the run's named data set "
+            "lies, or leave it out"
+        )
+    predictor = Predictor(run, device=device, workers=0)
+    spec = predictor.backbone.input
+    if not isinstance(spec, InputSpec) or not isinstance(predictor.objective, Classes):
+        raise UserError(
+            f"{run} is no run on pictures with classes, and app shows these alone: for molecules "
+            "there are delta-transfer predict and the run's report.html"
+        )
+    if data_root is not None and not is_named(predictor.config.data):
+        logger.warning("--data-root is ignored: %s is no named data set", predictor.config.data)
+    result = RunResult.load(run)
+    loading = dataclasses.replace(
+        predictor.config,
+        data_root=data_root or predictor.config.data_root,
+        device=device,  # type: ignore[arg-type]  # Predictor has found it
+        workers=0,
+        batch_size=32,
+        accumulate=1,
+    )
+    taps = _taps(predictor, result)
+    training = _training(predictor, loading, most=examples, refitted=result.refitted)
+    return Explainer(
+        predictor=predictor,
+        result=result,
+        loading=loading,
+        taps=taps,
+        neighbours=_neighbours(predictor, training, loading, progress),
+        source=_source(predictor, training, loading, taps),
+    )
+
+
+def _taps(predictor: Predictor, result: RunResult) -> dict[str, int]:
+    """The taps of the run, or those that auto takes, and where their channels are."""
+    backbone, network = predictor.backbone, predictor.backbone.module
+    names = result.taps or choose_taps(predictor.config, backbone, network)
+    with Taps(network, names) as taps, evaluating(network), torch.no_grad():
+        taps.record(backbone.input.example().to(predictor.device))
+        return dict(taps.channel_dims)
+
+
+def _training(
+    predictor: Predictor, loading: TrainConfig, *, most: int, refitted: bool
+) -> Split | str:
+    """Training pictures from all over them, or why there are none."""
+    if most == 0:
+        return "none were asked for (--examples 0)"
+    try:
+        found = own_data.find_training(loading, refitted=refitted, classes=predictor.classes)
+    except (UserError, OSError) as error:
+        return _missing("the nearest training pictures", error)
+    return _some(found, most)
+
+
+def _some(split: Split, most: int) -> Split:
+    """Samples from all over a split."""
+    count = min(most, len(split))
+    return split.subset(i * len(split) // count for i in range(count))
+
+
+def _neighbours(
+    predictor: Predictor, training: Split | str, loading: TrainConfig, progress: Progress
+) -> Neighbours | str:
+    if isinstance(training, str):
+        return training
+    backbone = predictor.backbone
+    try:
+        with progress("training pictures", "pictures") as told:
+            return gather(
+                backbone.module,
+                backbone.head,
+                training,
+                load=lambda split: plain_loader(split, backbone.input, loading),
+                classes=predictor.classes,
+                progress=told,
+            )
+    except UserError as error:
+        return _missing("the nearest training pictures", error)
+
+
+def _source(
+    predictor: Predictor, training: Split | str, loading: TrainConfig, taps: Mapping[str, int]
+) -> Source | str:
+    """The pretrained network, or why it cannot be had."""
+    spec = predictor.backbone.input
+    assert isinstance(spec, InputSpec)
+    try:
+        network = own_data.load_source(loading, spec, run=predictor.run)
+        attention = own_data.find_attention(predictor.run)
+    except (UserError, OSError) as error:
+        return _missing("differences to the pretrained network", error)
+    place(network, predictor.device)
+    if attention is not None and taps.keys() <= attention.variance.keys():
+        return Source(network=network, variance=attention.variance)
+    batches: list[Tensor] = []
+    if isinstance(training, Split):
+        loader = tolerant_loader(plain_loader(_some(training, MEASURED), spec, loading))
+        batches = [inputs for inputs, _ in loader if len(inputs)]
+    variance = measure_variance(network, batches, taps) if batches else {}
+    return Source(network=network, variance=variance)
+
+
+def _missing(what: str, error: Exception) -> str:
+    logger.warning("the page goes without %s: %s", what, error)
+    return str(error)

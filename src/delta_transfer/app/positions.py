@@ -1,0 +1,46 @@
+"""Features of a network as maps: which of its outputs have positions, and where these lie."""
+
+import math
+
+from torch import Tensor
+
+_PREFIX = 8  # tokens that stand for no position, at most: a class token and registers
+
+
+def as_map(output: Tensor, channel_dim: int) -> Tensor | None:
+    """The output of a module as a map `[B, C, H, W]`.
+
+    Tokens are taken for the positions of a square, in rows, after those that stand for none.
+
+    Args:
+        output: `[B, C, H, W]`, `[B, H, W, C]`, tokens `[B, N, C]`, or rows.
+        channel_dim: where the channels are.
+
+    Returns:
+        None where there are no positions, or only one.
+
+    Example:
+        >>> import torch
+        >>> as_map(torch.zeros(1, 50, 8), 2).shape  # a class token, and 7 by 7 positions
+        torch.Size([1, 8, 7, 7])
+    """
+    if output.ndim == 4:
+        found = output.movedim(channel_dim, 1)
+        return found if found.shape[2] * found.shape[3] > 1 else None
+    if output.ndim != 3:
+        return None
+    tokens = output.movedim(channel_dim, -1)
+    prefix = _prefix(tokens.shape[1])
+    if prefix is None:
+        return None
+    side = math.isqrt(tokens.shape[1] - prefix)
+    places = tokens[:, prefix:].movedim(-1, 1)
+    return places.reshape(*places.shape[:2], side, side)
+
+
+def _prefix(count: int) -> int | None:
+    """How many of the tokens come before those of a square; None where no square fits."""
+    for prefix in range(min(_PREFIX, count - 4) + 1):
+        if math.isqrt(count - prefix) ** 2 == count - prefix:
+            return prefix
+    return None

@@ -1,0 +1,129 @@
+"""Where the page is served: address, port, and how long."""
+
+import contextlib
+import errno
+import ipaddress
+import logging
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import psutil
+
+from delta_transfer.errors import UserError
+
+if TYPE_CHECKING:  # which needs the extra
+    from starlette.types import ASGIApp
+
+logger = logging.getLogger(__name__)
+
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+
+def need_app_libraries() -> None:
+    """Imports what the page needs beside the package.
+
+    Raises:
+        UserError: if something is not installed.
+    """
+    try:
+        import python_multipart  # noqa: F401
+        import starlette  # noqa: F401
+        import torchcam  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"app needs starlette, uvicorn, python-multipart and torchcam ({error}): pip install "
+            "'delta-transfer[app]'"
+        ) from error
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens; closed at the end.
+
+    Args:
+        host: name or address of this machine.
+        port: 0 for one that is free.
+
+    Raises:
+        UserError: if it is in use, or no address of this machine.
+    """
+    mend = "give an address of this machine, or leave it out for 127.0.0.1"
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise UserError(f"--host {host}: {error.strerror}; {mend}") from error
+    try:
+        found = socket.create_server((str(address[0]), port), family=family)
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(f"--host {host}: {error.strerror}; {mend}") from error
+        raise UserError(
+            f"--port {port}: {error.strerror}; give another, or --port 0 for one that is free"
+        ) from error
+    with found:
+        if not is_loopback(found):
+            logger.warning(
+                "whoever can reach %s may use the page: nobody is asked for a password", host
+            )
+        yield found
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+def address_of(listener: socket.socket, host: str) -> str:
+    """What to open in a browser."""
+    port = listener.getsockname()[1]
+    if _is_unspecified(listener):
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def hosts_of(listener: socket.socket, host: str) -> list[str]:
+    """The names and addresses by which a browser may ask for the page."""
+    if is_loopback(listener):
+        return [*_LOOPBACK, _bracketed(listener.getsockname()[0]), _bracketed(host)]
+    own = [
+        found.address.partition("%")[0]
+        for addresses in psutil.net_if_addrs().values()
+        for found in addresses
+        if found.family in (socket.AF_INET, socket.AF_INET6)
+    ]
+    # 0.0.0.0 stands for all addresses, and is none that a browser should ask for.
+    named = [] if _is_unspecified(listener) else [host]
+    names = [*named, socket.gethostname(), socket.getfqdn(), *own]
+    return [*_LOOPBACK, *map(_bracketed, names)]
+
+
+def serve(site: "ASGIApp", listener: socket.socket) -> None:
+    """Serves a web application until Ctrl-C or SIGTERM, at which it ends in peace."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        site,
+        access_log=False,
+        http="h11",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        loop="asyncio",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        ws="none",
+    )
+    # Uvicorn repeats the signal that it has ended at.
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _is_unspecified(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0]).is_unspecified
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,169 @@
+"""The web application: one page, its style and script, and answers to pictures."""
+
+import io
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from delta_transfer.app.explainer import Explainer, Look
+from delta_transfer.app.pages import Refusal, asset, render_answer, render_page
+from delta_transfer.app.uploads import Form, Upload, read_form
+from delta_transfer.data.images import PictureError, decode_image
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Site:
+    """Answers requests, one picture at a time.
+
+    Args:
+        explainer: the run.
+        limit: bytes that may be uploaded at once.
+    """
+
+    def __init__(self, explainer: Explainer, *, limit: int) -> None:
+        self.explainer = explainer
+        self.limit = limit
+        self._one_at_a_time = anyio.CapacityLimiter(1)
+
+    async def show(self, request: Request) -> Response:
+        """The page, without answers."""
+        return self._page([])
+
+    async def answer_page(self, request: Request) -> Response:
+        """The page with answers to all pictures of a form: where no script runs."""
+        try:
+            form = await self._form(request)
+            parts = [await self._ask(upload, form) for upload in form.files]
+        except HTTPException as error:
+            return self._page([], message=error.detail, status=error.status_code)
+        return self._page(parts, message="" if parts else "Choose a picture first.")
+
+    async def answer_part(self, request: Request) -> Response:
+        """Answers alone, for the page's script."""
+        form = await self._form(request)
+        parts = [render_answer(self.explainer, await self._ask(file, form)) for file in form.files]
+        return HTMLResponse("\n".join(parts))
+
+    async def _form(self, request: Request) -> Form:
+        _check_origin(request)
+        try:
+            form = await read_form(request, limit=self.limit)
+        except ClientDisconnect as error:
+            raise HTTPException(400, "the upload was broken off") from error
+        _class_index(form, self.explainer.predictor.classes)
+        return form
+
+    async def _ask(self, upload: Upload, form: Form) -> Look | Refusal:
+        return await anyio.to_thread.run_sync(self._look, upload, form, limiter=self._one_at_a_time)
+
+    def _look(self, upload: Upload, form: Form) -> Look | Refusal:
+        try:
+            picture = decode_image(io.BytesIO(upload.content), name=upload.name)
+        except PictureError as error:
+            reason = f"is no picture that can be read: {error.reason}."
+            return Refusal(name=upload.name, reason=reason)
+        index = _class_index(form, self.explainer.predictor.classes)
+        return self.explainer.look(picture, name=upload.name, class_index=index)
+
+    def _page(
+        self, parts: Sequence[Look | Refusal], *, message: str = "", status: int = 200
+    ) -> Response:
+        page = render_page(self.explainer, parts, limit=self.limit, message=message)
+        return HTMLResponse(page, status_code=status)
+
+
+def make_site(explainer: Explainer, *, hosts: Sequence[str], limit: int) -> Starlette:
+    """The application.
+
+    Args:
+        explainer: the run.
+        hosts: names and addresses by which it may be asked for, so that no other site's name can
+            be led to this address (DNS rebinding).
+        limit: bytes that may be uploaded at once.
+    """
+    site = Site(explainer, limit=limit)
+    return Starlette(
+        routes=[
+            Route("/", site.show, methods=["GET"]),
+            Route("/", site.answer_page, methods=["POST"]),
+            Route("/look", site.answer_part, methods=["POST"]),
+            Route("/style.css", _style, methods=["GET"]),
+            Route("/page.js", _script, methods=["GET"]),
+        ],
+        middleware=[
+            Middleware(_WithHeaders),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+        ],
+    )
+
+
+async def _style(request: Request) -> Response:
+    return Response(asset("style.css"), media_type="text/css")
+
+
+async def _script(request: Request) -> Response:
+    return Response(asset("page.js"), media_type="text/javascript")
+
+
+def _check_origin(request: Request) -> None:
+    """Refuses what the page of another site sends.
+
+    Raises:
+        HTTPException: if it does.
+    """
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise HTTPException(403, "pictures are taken from this page alone")
+
+
+def _class_index(form: Form, classes: Sequence[str]) -> int | None:
+    """The class whose map is asked for; None for the most probable one.
+
+    Raises:
+        HTTPException: if there is no such class.
+    """
+    text = form.fields.get("class", "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and int(text) < len(classes)):
+        raise HTTPException(400, f"there is no class number {text[:20]}")
+    return int(text)
+
+
+class _WithHeaders:
+    """Adds to every answer what browsers are to know of the page."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        await self._app(scope, receive, sent)

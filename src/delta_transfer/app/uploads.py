@@ -1,0 +1,87 @@
+"""What a browser uploads: held in memory, and no more of it than is allowed."""
+
+import dataclasses
+from collections.abc import AsyncGenerator
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+MEBIBYTE = 2**20
+MOST_FILES = 50
+_DRAINED = 1024 * MEBIBYTE  # read and thrown away, so that the browser listens to the answer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Upload:
+    """A file that was uploaded.
+
+    Args:
+        name: as the browser calls it.
+        content: what is in it.
+    """
+
+    name: str
+    content: bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Form:
+    """What was sent.
+
+    Args:
+        files: to look at.
+        fields: what else was filled in, by its name.
+    """
+
+    files: list[Upload]
+    fields: dict[str, str]
+
+
+async def read_form(request: Request, *, limit: int) -> Form:
+    """Reads an upload of at most `limit` bytes; what comes beyond is not kept.
+
+    Raises:
+        HTTPException: if it is more (413), or no upload of files (400).
+    """
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise HTTPException(400, "send pictures as a form with files (multipart/form-data)")
+    try:
+        parser = MultiPartParser(
+            request.headers, _limited(request, limit), max_files=MOST_FILES, max_fields=10
+        )
+        parser.spool_max_size = limit + 1
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise HTTPException(400, f"the upload cannot be read: {error.message}") from error
+    # A form whose file was not chosen sends one without a name.
+    chosen = [
+        value
+        for _, value in form.multi_items()
+        if isinstance(value, UploadFile) and (value.filename or value.size)
+    ]
+    files = [
+        Upload(name=value.filename or "a picture", content=await value.read()) for value in chosen
+    ]
+    fields = {name: value for name, value in form.items() if isinstance(value, str)}
+    await form.close()
+    return Form(files=files, fields=fields)
+
+
+async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    count = 0
+    declared = request.headers.get("content-length", "")
+    too_long = declared.isdecimal() and int(declared) > limit
+    async for chunk in request.stream():
+        count += len(chunk)
+        if count > limit + _DRAINED:
+            break
+        if count <= limit and not too_long:
+            yield chunk
+    if count > limit:
+        raise HTTPException(
+            413,
+            f"more than {limit // MEBIBYTE} MiB were sent, and no more are taken at once: choose "
+            "fewer or smaller pictures, or start the page with a larger --max-mb",
+        )

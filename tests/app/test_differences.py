@@ -1,0 +1,74 @@
+"""Differences to the pretrained network, place by place and in their unit."""
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from delta_transfer.app.differences import measure_variance
+from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.functional import channels_last, feature_distance
+from delta_transfer.taps import Taps
+from tests.app.asking import both_features, inputs_of, opened, page_text, source
+from tests.networks import conv_net
+
+
+def test_they_are_the_distance_of_delta_place_by_place(explainer, picture, moved):
+    variance = ChannelAttention.load(moved / "attention.safetensors").variance
+    found = explainer.look(picture, name="x").differences
+    assert [one.tap for one in found] == ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
+    features = both_features(explainer, picture)
+    for one in found:
+        now, was = features[one.tap]
+        v = variance[one.tap]
+        expected = feature_distance(now[None], was[None], variance=v)
+        assert one.mean == pytest.approx(float(expected), rel=0.02)
+        assert one.mean > 1e-3
+        if one.tap == "blocks.6":
+            assert one.values is None  # a single position
+            continue
+        side = one.values.shape[0]
+        assert one.values.numel() == len(now)
+        for y in range(side):
+            for x in range(side):
+                place = (now[side * y + x] - was[side * y + x]).square().mean() / v / 2
+                assert float(one.values[y, x]) == pytest.approx(float(place), rel=0.1)
+
+
+def test_without_attention_the_unit_is_measured_on_training_pictures(
+    moved, tmp_path, pictures, explainer
+):
+    run = shutil.copytree(moved, tmp_path / "run")
+    (run / "attention.safetensors").unlink()
+    found = opened(run).source.variance
+    network, rows = source(), {tap: [] for tap in explainer.taps}
+    for file in sorted((pictures / "train").glob("*/*.png")):
+        image = Image.open(file).convert("RGB")
+        with Taps(network, list(rows)) as taps, torch.no_grad():
+            network(inputs_of(explainer, image))
+            for tap, features in taps.features().items():
+                rows[tap].append(features[0].double())
+    for tap, parts in rows.items():
+        expected = torch.cat(parts).var(dim=0, correction=0).mean()
+        assert float(found[tap]) == pytest.approx(float(expected), rel=0.02)
+
+
+def test_of_no_pictures_there_is_no_unit():
+    inputs = torch.randn(4, 3, 16, 16)
+    found = measure_variance(conv_net(), [inputs[:1], inputs[1:]], {"norm2": 1})
+    with Taps(conv_net(), ["norm2"]) as taps, torch.no_grad():
+        taps.record(inputs)
+        rows = channels_last(taps.outputs()["norm2"], 1).flatten(0, 1)
+    torch.testing.assert_close(found["norm2"], rows.var(dim=0, correction=0).mean())
+
+
+def test_a_network_that_did_not_move_says_so(finished, tmp_path, picture):
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    state = {k: v for k, v in source().state_dict().items() if "classifier" not in k}
+    file = run / "model" / "model.safetensors"
+    save_file({**load_file(file), **state}, file, metadata={"format": "pt"})
+    explainer = opened(run, examples=0)
+    assert [one.mean for one in explainer.look(picture, name="x").differences] == [0.0] * 4
+    assert "at all taps they are the same" in page_text(explainer, picture)

