@@ -77,9 +77,9 @@ def kind_of(text: str) -> str:
     if lines[0].strip().endswith("/") and all(_FILE.match(line) for line in lines[1:]):
         return "files"
     rows = list(csv.reader(lines))
-    if len(rows) > 1 and len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
-        if " " not in lines[0]:
-            return "table"
+    columns = {len(row) for row in rows}
+    if len(rows) > 1 and len(columns) == 1 and columns != {1} and " " not in lines[0]:
+        return "table"
     return "formula" if re.search(r" = | <- |^loss |\|\|", text) else "unknown"
 
 

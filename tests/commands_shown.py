@@ -115,7 +115,9 @@ def _make(args: list[str]) -> None:
 
 
 def _pip(args: list[str]) -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     assert args[0] == "install"
     for what in args[1:]:
         found = re.fullmatch(r"(?:\.|delta-transfer)(?:\[([\w,]+)\])?", what)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.networks import conv_net
 from tests.rows import graph_net, some_rows
+from tests.runs import write_pictures
 
 Names = dict[str, Any]
 
@@ -31,8 +32,12 @@ def of_page(page: str, monkeypatch: pytest.MonkeyPatch) -> Names:
 
 
 def _small(create: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    def make(name: str, *, pretrained: bool = False, num_classes: int = 8) -> nn.Module:
+    def make(
+        name: str, *, pretrained: bool = False, num_classes: int = 8, **others: Any
+    ) -> nn.Module:
         """The weights are the same each time, but for the head's, as with pretrained ones."""
+        if others:  # the library's own call, of a network that is installed
+            return create(name, pretrained=pretrained, num_classes=num_classes, **others)
         torch.manual_seed(0)
         if name.startswith("resnet50"):  # its modules by their names, with few channels
             network: Any = ResNet(Bottleneck, [3, 4, 6, 3], channels=(4, 4, 8, 8))
@@ -45,12 +50,18 @@ def _small(create: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 def _networks(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """Two networks with the same body, and loaders of a few pictures: what most pages go on from."""
+    """Two networks with the same body, and loaders of a few pictures: what most pages need."""
     source = timm.create_model("small", num_classes=8)
     target = timm.create_model("small", num_classes=37)
     data = TensorDataset(torch.randn(8, 3, 64, 64), torch.arange(8) // 2)
     loader = DataLoader(data, batch_size=4)
     return {"source": source, "target": target, "plain_loader": loader, "train_loader": loader}
+
+
+def _with_pictures(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """A folder of pictures beside these."""
+    write_pictures(Path("pictures"))
+    return _networks(monkeypatch)
 
 
 def _graphs(monkeypatch: pytest.MonkeyPatch) -> Names:
@@ -68,7 +79,6 @@ def _export(monkeypatch: pytest.MonkeyPatch) -> Names:
     from delta_transfer.config import TrainConfig
     from delta_transfer.export import export_run
     from delta_transfer.predict import Predictor
-    from tests.runs import write_pictures
 
     pictures = write_pictures(Path("pictures"))
     Path("new_pictures").symlink_to(pictures / "test" / "checks")
@@ -106,6 +116,7 @@ def _tutorial(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 
 _SETUPS: dict[str, Callable[[pytest.MonkeyPatch], Names]] = {
+    "docs/guides/research.md": _with_pictures,
     "docs/methods/gtot.md": _graphs,
     "docs/export.md": _export,
     "docs/tutorial.md": _tutorial,
