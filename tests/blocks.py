@@ -23,7 +23,7 @@ FENCES = {
 }
 PROGRAMS = (
     *("delta-transfer", "make", "pip", "python", "python3", "torchrun", "srun"),
-    *("git", "cd", "export", "."),
+    *("git", "cd", "export", ".", "ssh", "hf"),
 )
 
 
@@ -69,6 +69,8 @@ def _blocks(page: Path) -> Iterator[Block]:
 def kind_of(text: str) -> str:
     """What an indented block is, by its lines: all of them have to agree."""
     lines = [line for line in text.splitlines() if line.strip()]
+    if lines[0].startswith("$ "):
+        return "session"
     commands = [_program(words) in PROGRAMS for words in read_commands(text)]
     if commands and all(commands):
         return "shell"
@@ -89,6 +91,12 @@ _FILE = re.compile(r"\s*[\w.]+(/|\.py|\.md)\s|\s{10,}\S")
 
 def _program(words: list[str]) -> str:
     return next((word for word in words if "=" not in word), "")
+
+
+def typed(session: str) -> str:
+    """The commands of a session, which stand behind a dollar sign, without what was answered."""
+    lines = session.splitlines()
+    return "\n".join(line.removeprefix("$ ") for line in lines if line.startswith("$ "))
 
 
 def read_commands(text: str) -> list[list[str]]:

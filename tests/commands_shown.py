@@ -142,7 +142,7 @@ def _launched(args: list[str]) -> None:
 
 
 def _anything(args: list[str]) -> None:
-    """Of a shell or of git: nothing of ours to check."""
+    """Of a shell or of a program of others: nothing of ours to check."""
 
 
 _PROGRAMS: dict[str, Callable[[list[str]], None]] = {
@@ -157,4 +157,6 @@ _PROGRAMS: dict[str, Callable[[list[str]], None]] = {
     "cd": _anything,
     "export": _anything,
     ".": _anything,
+    "ssh": _anything,
+    "hf": _anything,
 }

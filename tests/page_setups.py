@@ -44,6 +44,7 @@ def _small(create: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         else:
             network = create("test_resnet")
         network.reset_classifier(num_classes)
+        network.pretrained_cfg = {"label_names": [f"class {i}" for i in range(num_classes)]}
         return network
 
     return make
@@ -55,7 +56,8 @@ def _networks(monkeypatch: pytest.MonkeyPatch) -> Names:
     target = timm.create_model("small", num_classes=37)
     data = TensorDataset(torch.randn(8, 3, 64, 64), torch.arange(8) // 2)
     loader = DataLoader(data, batch_size=4)
-    return {"source": source, "target": target, "plain_loader": loader, "train_loader": loader}
+    networks = {"timm": timm, "source": source, "target": target}
+    return {**networks, "plain_loader": loader, "train_loader": loader}
 
 
 def _with_pictures(monkeypatch: pytest.MonkeyPatch) -> Names:

@@ -15,7 +15,7 @@ from torch import nn
 
 import delta_transfer
 from delta_transfer.config import TrainConfig
-from tests.blocks import PAGES, ROOT, Block, kind_of, read_blocks, read_commands
+from tests.blocks import PAGES, ROOT, Block, kind_of, read_blocks, read_commands, typed
 from tests.commands_shown import check_command
 from tests.page_setups import of_page
 
@@ -65,6 +65,15 @@ def test_the_python_blocks_of_a_page_run_one_after_the_other(page, tmp_path, mon
 
 def _weights(network: nn.Module) -> dict[str, Any]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("block", of_kind("session"))
+def test_commands_of_a_session_are_understood(block, capsys):
+    """What was answered is text that somebody has pasted."""
+    commands = read_commands(typed(block.text))
+    assert commands
+    for words in commands:
+        check_command(words)
 
 
 @pytest.mark.parametrize("block", of_kind("shell"))
@@ -160,6 +169,11 @@ def test_every_page_is_reached_from_another():
     assert not own - linked
 
 
+def test_no_page_has_the_name_of_one_that_sphinx_makes():
+    made = {ROOT / "docs" / f"{name}.md" for name in ("search", "genindex", "modindex")}
+    assert not made & set(PAGES), "it would be overwritten in the site"
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
@@ -171,6 +185,7 @@ def test_every_page_is_reached_from_another():
         ("smiles,permeable\nCCO,1\n", "table"),
         ("src/\n  cli.py   the program\n", "files"),
         ("done  test accuracy 90%\n", "unknown"),
+        ("$ delta-transfer methods\nprobe  only a head is fitted\n", "session"),
     ],
 )
 def test_the_kind_of_an_indented_block(text, kind):
