@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A process a core, up to 8; the tests of a file share its runs.
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-all coverage mutants check
+.PHONY: demo test test-all coverage mutants check docs
 
 demo: .venv/.installed
 	$(BIN)/delta-transfer demo
@@ -30,6 +30,12 @@ check: .venv/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/bandit -q -c pyproject.toml -r src
+
+# A warning is an error: a link that leads nowhere, a page that nobody can reach.
+docs: .venv/.installed
+	rm -rf build/docs
+	$(BIN)/sphinx-build -q -n -W --keep-going -d build/doctrees docs build/docs
+	@echo 'The site is build/docs/index.html'
 
 # The stamp comes last, so an installation that failed is tried again.
 .venv/.installed: pyproject.toml
