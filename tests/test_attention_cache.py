@@ -117,6 +117,18 @@ class TestKey:
             )
         assert MEASUREMENT.key != before
 
+    @pytest.mark.parametrize(
+        ("version", "same"),
+        [("1.2.1.dev3+gabc", True), ("1.2.1", True), ("1.2.1rc1", False), ("1.2.2.dev3", False)],
+    )
+    def test_not_each_commit_of_ours_measures_anew(self, monkeypatch, version, same):
+        def key(ours):
+            found = {"delta-transfer": ours, "torch": "2.10.0+cpu"}
+            monkeypatch.setattr(module.importlib.metadata, "version", found.__getitem__)
+            return MEASUREMENT.key
+
+        assert (key(version) == key("1.2.1.dev2+gdef.d20260101")) == same
+
 
 class TestFolder:
     def test_it_is_in_the_users_cache_where_no_other_is_named(self, monkeypatch, tmp_path):
