@@ -31,10 +31,11 @@ check: .venv/.installed
 	$(BIN)/lint-imports
 	$(BIN)/bandit -q -c pyproject.toml -r src
 
-# A warning is an error: a link that leads nowhere, a page that nobody can reach.
+# A warning is an error: a link that leads nowhere, a page that nobody can reach. -E reads all pages
+# anew, as those that are kept from before would not be warned of again.
 docs: .venv/.installed
 	rm -rf build/docs
-	$(BIN)/sphinx-build -q -n -W --keep-going -d build/doctrees docs build/docs
+	$(BIN)/sphinx-build -q -E -n -W --keep-going -d build/doctrees docs build/docs
 	@echo 'The site is build/docs/index.html'
 
 # The stamp comes last, so an installation that failed is tried again.

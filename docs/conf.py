@@ -26,6 +26,7 @@ nitpick_ignore_regex = [
     ("py:class", r"delta_transfer\.data\.base\.Split"),  # what `Evaluation.split` keeps, for itself
 ]
 
+default_role = "code"  # of single backticks in docstrings
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -36,6 +37,7 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"delta-transfer {release}"
 html_copy_source = False
+html_show_copyright = False
 
 # Pages of a page, in this order; `*` are all that are left. They stand here and not in the pages,
 # which are read on GitHub too.
