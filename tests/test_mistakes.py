@@ -1437,7 +1437,7 @@ OUT = [
         "push: nobody logged in",
         "push run a/b --private",
         "push needs a token | log in with hf auth login, or set HF_TOKEN; --dry-run needs none",
-        patched("delta_transfer.push_upload.get_token", lambda: None),
+        patched("delta_transfer.push.upload.get_token", lambda: None),
     ),
     *(
         row(

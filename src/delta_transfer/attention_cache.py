@@ -56,7 +56,8 @@ class Measurement:
     def key(self) -> str:
         """SHA-256 of all this, and of the versions of what measures.
 
-        A development version of ours is the release that it leads to: not each commit measures anew.
+        A development version of ours is the release that it leads to: not every commit measures
+        anew.
         """
         ours = importlib.metadata.version("delta-transfer").partition(".dev")[0]
         versions = {"delta-transfer": ours, "torch": importlib.metadata.version("torch")}

@@ -157,7 +157,7 @@ def push(args: Sequence[str]) -> None:
     if not options.dry_run and (options.out is not None or options.overwrite):
         name = "--overwrite" if options.out is None else "--out"
         _log.warning("%s is ignored: no folder is left behind without --dry-run", name)
-    from delta_transfer import push as pushing
+    from delta_transfer.push import pushing
 
     found = pushing.push(options)
     if found.uploaded is None:

@@ -1,4 +1,4 @@
-"""The command push: a run with its model card as a repository of the Hugging Face Hub."""
+"""What the command push does: the folder, and if asked its commit."""
 
 import dataclasses
 import tempfile
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from delta_transfer.export import PREPROCESSING, check_folder, find_run, put_in_place
 from delta_transfer.predict import Predictor
-from delta_transfer.push_folder import FILES, write_folder
+from delta_transfer.push.folder import FILES, write_folder
+from delta_transfer.push.upload import Uploaded, address, check_repo, check_token, upload
 from delta_transfer.push_options import PushOptions
-from delta_transfer.push_upload import Uploaded, address, check_repo, check_token, upload
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

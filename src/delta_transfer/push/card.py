@@ -5,28 +5,28 @@ import re
 import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from delta_transfer import card_text
 from delta_transfer.backbones import GraphSpec
-from delta_transfer.card_facts import CardFacts
-from delta_transfer.card_results import results
 from delta_transfer.config import TrainConfig
 from delta_transfer.objective import Classes
+from delta_transfer.push import sections
+from delta_transfer.push.facts import CardFacts
+from delta_transfer.push.results import results
 
 _HUB_NAME = r"[\w.-]+/[\w.-]+"
 
 
 def model_card(facts: CardFacts) -> str:
     """The README.md of a run on the hub."""
-    sections = [
+    parts = [
         f"# {facts.name}",
-        card_text.summary(facts),
-        card_text.use(facts),
-        card_text.data(facts),
-        card_text.method(facts),
+        sections.summary(facts),
+        sections.use(facts),
+        sections.data(facts),
+        sections.method(facts),
         results(facts),
-        card_text.limits(facts),
+        sections.limits(facts),
     ]
-    text = "\n\n".join(sections)
+    text = "\n\n".join(parts)
     return str(ModelCard(f"---\n{metadata(facts).to_yaml()}\n---\n\n{text}\n"))
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from delta_transfer.backbones import GraphSpec, InputSpec
-from delta_transfer.card_facts import CardFacts
-from delta_transfer.card_results import chance, miscalibration
-from delta_transfer.markdown import code, plain, table
 from delta_transfer.methods import METHODS
 from delta_transfer.objective import Classes
+from delta_transfer.push.facts import CardFacts
+from delta_transfer.push.markdown import code, plain, table
+from delta_transfer.push.results import chance, miscalibration
 from delta_transfer.report.words import count, duration, mebibytes, percent
 
 MOST_NAMES = 100  # classes that are named

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from delta_transfer.card_facts import CardFacts
 from delta_transfer.column_figures import QuestionFigures
-from delta_transfer.markdown import code, plain, table
 from delta_transfer.measures import ACCURACY, RMSE, ROC_AUC
+from delta_transfer.push.facts import CardFacts
+from delta_transfer.push.markdown import code, plain, table
 from delta_transfer.report.comparison import (
     BASELINE,
     PROBE,

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from delta_transfer.backbones.saved import CONFIG, WEIGHTS
-from delta_transfer.card_facts import collect_facts
 from delta_transfer.export import PREPROCESSING, export_run
 from delta_transfer.files import write_atomically
-from delta_transfer.model_card import model_card
 from delta_transfer.predict import OPTIONS, Predictor
-from delta_transfer.push_upload import CARD
+from delta_transfer.push.card import model_card
+from delta_transfer.push.facts import collect_facts
+from delta_transfer.push.upload import CARD
 
 FIGURES = "result.json"
 FILES = (CARD, CONFIG, OPTIONS, WEIGHTS, PREPROCESSING, FIGURES)
