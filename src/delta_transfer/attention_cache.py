@@ -56,8 +56,7 @@ class Measurement:
     def key(self) -> str:
         """SHA-256 of all this, and of the versions of what measures.
 
-        A development version of ours is the release that it leads to: not every commit measures
-        anew.
+        Of ours a development version is the release that it leads to: no commit measures anew.
         """
         ours = importlib.metadata.version("delta-transfer").partition(".dev")[0]
         versions = {"delta-transfer": ours, "torch": importlib.metadata.version("torch")}
