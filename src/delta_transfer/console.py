@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from delta_transfer.errors import UserError
 
@@ -226,19 +226,26 @@ def print_trials(trials: "Sequence[Trial]", *, names: Sequence[str]) -> None:
     for column in ("trial", "loss", measure.words, "seconds", "epoch"):
         view.add_column(column, justify="right")
     for name in names:
-        view.add_column(name, justify="left" if name == "taps" else "right")
+        view.add_column(name, justify="right", no_wrap=True)
     for trial in trials:
         outcome = trial.outcome
-        options = (trial.options.get(name, "") for name in names)
+        options = (_option(name, trial.options[name]) for name in names)
         view.add_row(
             "default" if trial.number == 0 else f"{trial.number}",
             f"{outcome.loss:.4f}",
             measure.number(outcome.score),
             f"{outcome.seconds:.0f}",
             f"{outcome.best_epoch}",
-            *(f"{value:g}" if isinstance(value, float) else str(value) for value in options),
+            *options,
         )
     Console().print(view, "")
+
+
+def _option(name: str, value: Any) -> str:
+    """What a trial was given, in a few letters."""
+    if name == "taps" and value != "auto":
+        return f"last {value.count(',') + 1}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 _TRIALS_KEY = (

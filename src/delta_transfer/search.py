@@ -36,7 +36,7 @@ from delta_transfer.search_folder import (
 from delta_transfer.search_options import DEFAULT_TRIALS, SearchOptions
 from delta_transfer.search_space import Space, find_space
 from delta_transfer.search_study import Study, check_storage
-from delta_transfer.search_trial import try_out, try_whole
+from delta_transfer.search_trial import make_whole, try_out, try_whole
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,8 @@ def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> Searched:
                 for run, reply in makers.work_on(progress.take, work):
                     progress.add(run, reply)
                 runs = progress.whole_runs()
-                for run, reply in makers.run(unfinished_runs(runs.values())):
+                left = iter(unfinished_runs(runs.values()))
+                for run, reply in makers.work_on(lambda: next(left, None), make_whole):
                     _check_whole(run, reply)
     return Searched(
         folder=folder,
@@ -234,7 +235,7 @@ class _Progress:
         options = ", ".join(
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in self._space.options(self._study.params[number]).items()
-            if name in self._space.names
+            if name != "steps"
         )
         count = f"{len(self.trials)}" + ("" if self._limit is None else f"/{self._limit}")
         logger.info("%s trial %d (%s): %s%s", count, number, options, told, self._rest())

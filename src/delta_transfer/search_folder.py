@@ -1,5 +1,6 @@
 """The folder of a search: its options, its trials and their table."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -166,7 +167,12 @@ def begin(folder: Path, values: dict[str, Any], *, overwrite: bool) -> bool:
     new = overwrite or not (folder / SEARCH).is_file()
     if new:
         make_folder(folder, overwrite=overwrite)
-    write_atomically(folder / SEARCH, yaml.safe_dump(values, sort_keys=False))
+    try:
+        write_atomically(folder / SEARCH, yaml.safe_dump(values, sort_keys=False))
+    except OSError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if there is nothing in it
+        raise
     return new
 
 

@@ -71,13 +71,15 @@ class Space:
 
     def options(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The options of train that parameters stand for."""
-        found = {name: params[name] for name in self.names if name in params}
+        averaged = {"strength": "auto"} if params.get(AUTO) else {}
+        drawn = {**params, **averaged}
+        found = {name: drawn[name] for name in self.names}
         for name in ("strength", "lr"):
-            if name in found:
+            if isinstance(found.get(name), float):
                 found[name] = float(f"{found[name]:.4g}")  # no more digits than one can read
         if "epochs" in found:
             found["steps"] = None  # of a preset that has no epochs
-        return {**found, "strength": "auto"} if params.get(AUTO) else found
+        return found
 
     def configure(self, params: Mapping[str, Any], **options: Any) -> TrainConfig:
         """The options of the run that parameters stand for, with some others replaced."""

@@ -22,6 +22,8 @@ from delta_transfer.learning_rate import settle
 from delta_transfer.machine import describe
 from delta_transfer.peak_memory import PeakMemory
 from delta_transfer.prepared import Prepared
+from delta_transfer.result import RunResult
+from delta_transfer.run import train_prepared
 from delta_transfer.run_attention import given_attention
 from delta_transfer.run_checks import method_of
 from delta_transfer.run_folder import LOG, log_to, make_folder
@@ -62,11 +64,21 @@ def try_whole(prepared: Prepared, config: TrainConfig, started: float) -> None:
     _make(prepared, config, started, prune=False)
 
 
+def make_whole(prepared: Prepared, config: TrainConfig, started: float) -> RunResult:
+    """Makes a whole run, to be kept; arguments as of `try_out`."""
+    folder = Path(config.out or "")
+    return train_prepared(_at_taps(prepared, config), config, folder, started=started)
+
+
+def _at_taps(prepared: Prepared, config: TrainConfig) -> Prepared:
+    """At the taps of a trial; all else is the same for all of them."""
+    taps = choose_taps(config, prepared.backbone, prepared.source)
+    return dataclasses.replace(prepared, taps=taps)
+
+
 def _make(prepared: Prepared, config: TrainConfig, started: float, *, prune: bool) -> None:
     folder = Path(config.out or "")
-    prepared = dataclasses.replace(
-        prepared, taps=choose_taps(config, prepared.backbone, prepared.source)
-    )
+    prepared = _at_taps(prepared, config)
     memory = PeakMemory(prepared.device)
     with ExitStack() as held:
         held.enter_context(locked(folder))
