@@ -231,7 +231,8 @@ class _Progress:
             raise UserError(f"the first trial, the default, failed: {outcome.failure}")
         self._study.tell(number, outcome)
         self._count()
-        told = _told(outcome) + (", best so far" if self._best().number == number else "")
+        best = min(self._complete(), default=None)
+        told = outcome.words + (", best so far" if best and best[1] == number else "")
         options = ", ".join(
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in self._space.options(self._study.params[number]).items()
@@ -242,12 +243,12 @@ class _Progress:
 
     def whole_runs(self) -> dict[str, TrainConfig]:
         """The options of the runs that are made in the end; writes those of the best trial."""
-        best, params = self._best(), self._study.params
-        numbers = dict(zip(WHOLE, (0, best.number), strict=True))
-        if best.number == 0:
+        (_, best), params = min(self._complete()), self._study.params
+        numbers = dict(zip(WHOLE, (0, best), strict=True))
+        if best == 0:
             del numbers[WHOLE[0]]
         own = {"out": None, "resume": False, "workers": self._config.workers}
-        chosen = self._space.configure(params[best.number], **own)
+        chosen = self._space.configure(params[best], **own)
         write_atomically(self._folder / BEST, chosen.to_yaml())
         return {
             name: self._space.configure(params[number], out=str(self._folder / name))
@@ -276,9 +277,10 @@ class _Progress:
         rows = [(trial.number, trial.options, trial.outcome) for trial in self.trials]
         write_table(self._folder, rows, self._space.names)
 
-    def _best(self) -> Trial:
-        found = [trial for trial in self.trials if trial.outcome.state == "complete"]
-        return min(found, key=lambda trial: (trial.outcome.loss, trial.number))
+    def _complete(self) -> list[tuple[float, int]]:
+        """Loss and number of each trial that has a loss; of equal ones the first is the best."""
+        trials = [trial for trial in self.trials if trial.outcome.state == "complete"]
+        return [(trial.outcome.loss, trial.number) for trial in trials]
 
     def _rest(self) -> str:
         """About how long the trials that are left will take, if those until now tell."""
@@ -287,18 +289,6 @@ class _Progress:
         mean = statistics.fmean(trial.outcome.seconds for trial in self.trials)
         minutes = mean * (self._limit - len(self.trials)) / self._at_once / 60
         return f"; about {minutes:.1f} minutes left" if minutes else ""
-
-
-def _told(outcome: Outcome) -> str:
-    """What came of a trial, in words."""
-    if outcome.state == "failed":
-        return f"failed: {outcome.failure}"
-    if outcome.state == "pruned":
-        share = max(outcome.losses)
-        return f"pruned after {share}% of the first training, {outcome.seconds:.0f} s"
-    measure = outcome.measure
-    score = f"{measure.words} {measure.text(outcome.score)}"
-    return f"validation loss {outcome.loss:.4f}, {score}, {outcome.seconds:.0f} s"
 
 
 def _check_whole(run: TrainConfig, reply: Reply) -> None:

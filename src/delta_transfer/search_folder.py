@@ -69,6 +69,17 @@ class Outcome:
         """That of the metric."""
         return MEASURES[self.metric]
 
+    @property
+    def words(self) -> str:
+        """What came of it, in words."""
+        if self.state == "failed":
+            return f"failed: {self.failure}"
+        seconds = f"{self.seconds:.0f} s"
+        if self.state == "pruned":
+            return f"pruned after {max(self.losses)}% of the first training, {seconds}"
+        score = f"{self.measure.words} {self.measure.text(self.score)}"
+        return f"validation loss {self.loss:.4f}, {score}, {seconds}"
+
     def save(self, folder: Path) -> None:
         """Writes it into the folder of the trial."""
         write_atomically(folder / OUTCOME, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
