@@ -43,6 +43,9 @@ from delta_transfer.options import (
 from delta_transfer.pretrain_options import PretrainOptions
 from delta_transfer.push_options import PushOptions
 from delta_transfer.result import RunResult
+from delta_transfer.search_folder import begin as begin_search
+from delta_transfer.search_folder import options_of
+from delta_transfer.search_options import SearchOptions
 from tests.runs import OPTIONS, flags
 
 TINY = " ".join(flags())  # small pictures on the CPU, where a network is loaded
@@ -139,6 +142,16 @@ def planned(folder: str, **options: Any) -> Step:
             threads=1,
         )
         begin(Path(folder), plan)
+
+    return step
+
+
+def searched(folder: str, **options: Any) -> Step:
+    """Makes the folder of a search on the pictures without any trial yet."""
+
+    def step(monkeypatch: pytest.MonkeyPatch) -> None:
+        values = options_of(TrainConfig(data="pictures", **options), SearchOptions(), 1)
+        begin_search(Path(folder), values, overwrite=False)
 
     return step
 
@@ -241,6 +254,7 @@ COMMANDS = [
     row("push: no REPO", "push run", "REPO is missing | delta-transfer push RUN REPO"),
     row("app: no RUN", "app", "RUN is missing | delta-transfer app RUN | app --help"),
     row("compare: no DATA", "compare", "DATA is missing | delta-transfer compare DATA"),
+    row("search: no DATA", "search", "DATA is missing | delta-transfer search DATA"),
     row("attention: no DATA", "attention", "DATA is missing | delta-transfer attention DATA"),
     row("pretrain: no DATA", "pretrain", "DATA is missing | delta-transfer pretrain DATA"),
     row("layers: no MODEL", "layers", "MODEL is missing | delta-transfer layers MODEL"),
@@ -381,6 +395,42 @@ VALUES = [
         --jobs=0 | must be at least 1
         --jobs=all | give a whole number
         --threads=0 | must be at least 1
+        """,
+    ),
+    *wrong_values(
+        "search pictures",
+        "\n".join(
+            line
+            for line in OF_TRAINING.splitlines()
+            if not re.match(r" *--(epochs|lr|strength)=", line)
+        )
+        + """
+        --trials=0 | must be at least 1
+        --trials=many | give a whole number
+        --minutes=0 | must be above 0
+        --minutes=inf | give a number
+        --strength=weak | give LOW:HIGH, two numbers above 0 such as 0.01:100
+        --strength=10:1 | LOW must be above 0 and below HIGH, for example 0.01:100
+        --strength=1:1 | LOW must be above 0 and below HIGH, for example 0.01:100
+        --strength=0:1 | LOW must be above 0 and below HIGH, for example 0.01:100
+        --strength=: | give LOW:HIGH, two numbers above 0 such as 0.01:100
+        --strength=-1 | must be at least 0
+        --lr=fast | or what is not searched: a number or find
+        --lr=1e-2:1e-4 | LOW must be above 0 and below HIGH, for example 1e-4:1e-2
+        --lr=1e-4:inf | LOW must be above 0 and below HIGH, for example 1e-4:1e-2
+        --lr=1e-4:nan | LOW must be above 0 and below HIGH, for example 1e-4:1e-2
+        --lr=0 | must be above 0
+        --epochs=many | give whole numbers above 0 with commas between
+        --epochs=5,0 | give whole numbers above 0 with commas between
+        --epochs=5,,10 | give whole numbers above 0 with commas between
+        --epochs=5,5 | give each once
+        --pruner=hyperband | give one of median, none
+        --samples-per-class=0 | must be at least 1
+        --seed=-1 | must be at least 0
+        --jobs=0 | must be at least 1
+        --jobs=all | give a whole number
+        --threads=0 | must be at least 1
+        --storage=nothing | Optuna has no access to such a database
         """,
     ),
     *wrong_values(
@@ -553,6 +603,62 @@ TOGETHER = [
         "compare: attention of one seed",
         "compare pictures --attention=run/attention.safetensors",
         "--attention run/attention.safetensors | the pictures of one seed | give one seed",
+    ),
+    row(
+        "search: an unknown method",
+        "search pictures --method=delt",
+        "unknown method 'delt' | delta_no_attention",
+    ),
+    row(
+        "search: a method that trains nothing",
+        "search pictures --method=probe",
+        "--method probe has nothing to search | take one of l2, lp_ft",
+    ),
+    row(
+        "search: nothing left",
+        "search pictures --method=l2 --strength=0.1 --lr=1e-3 --epochs=5",
+        "there is nothing left to search | leave one out, or give a range such as --lr 1e-4:1e-2",
+    ),
+    row(
+        "search: several epochs and steps",
+        "search pictures --epochs=2,4 --steps=5",
+        "--epochs and --steps | exclude each other | give one of them",
+    ),
+    row(
+        "search: a model that there is not",
+        "search pictures --model=resnet5O --jobs=1",
+        "'resnet5O' | resnet50 | did you mean",
+    ),
+    row(
+        "search: weights that there are not",
+        "search pictures --weights=none.pth --jobs=1",
+        "weights none.pth: there is no such file | give one with safetensors",
+    ),
+    row(
+        "search: data that is nowhere",
+        "search torchvision/nothing --data-root=here --jobs=1",
+        "'torchvision/nothing' | torchvision/dtd | did you mean",
+    ),
+    row(
+        "search: an unknown estimator",
+        "search pictures --attention=fisher",
+        "unknown attention 'fisher' | choose from none, gradient",
+    ),
+    row(
+        "search: an unknown tap",
+        "search pictures SMALL --taps=blocks.9 --jobs=1 --out=new",
+        "unknown tap 'blocks.9' | blocks.6",
+    ),
+    row(
+        "search: no package optuna",
+        "search pictures",
+        "search needs the package optuna | pip install 'delta-transfer[search]'",
+        missing("optuna"),
+    ),
+    row(
+        "search: no cluster",
+        "search pictures --ray=127.0.0.1:1",
+        "--ray 127.0.0.1:1: there is no connection to a Ray cluster | give auto, HOST:PORT or",
     ),
     row(
         "patience and folds",
@@ -1326,6 +1432,44 @@ OUT = [
         full_disk,
     ),
     row(
+        "search: out in use",
+        "search pictures --out=run",
+        "--out run is not empty | give another folder, or --overwrite",
+    ),
+    row(
+        "search: other options",
+        "search pictures --method=l2 --lr=1e-4:1e-2 --out=old",
+        "--out old holds a search with other options: --method was delta and is l2; --lr was "
+        "search and is 1e-4:1e-2 | Give those of before, another folder, or --overwrite",
+        searched("old"),
+    ),
+    row(
+        "search: damaged options",
+        "search pictures --out=old",
+        "old/search.yaml does not hold the options of a search | give another --out",
+        wrote("old/search.yaml", "data: ["),
+    ),
+    row(
+        "search: damaged trials",
+        "search pictures SMALL --batch-size=8 --jobs=1 --out=old",
+        "old/search.db is no database of a search | give another --out, or --overwrite",
+        searched("old", image_size=32, batch_size=8),
+        wrote("old/search.db"),
+    ),
+    row(
+        "search: something beside the trials",
+        "search pictures --out=old --overwrite",
+        "--out old holds something that is no run (thesis.tex) | give another folder",
+        searched("old"),
+        wrote("old/thesis.tex"),
+    ),
+    row(
+        "search: a full disk",
+        "search pictures SMALL --out=new --jobs=1",
+        "'new/search.yaml' could not be written (No space left on device) | free some space",
+        full_disk,
+    ),
+    row(
         "demo: out in use",
         "demo --out=run",
         "--out run is not empty | give another folder, or --overwrite",
@@ -1836,6 +1980,10 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
                 CompareOptions,
                 without=["method", "seed", "resume", "devices", "num_nodes", "strategy"],
             ),
+        ),
+        (
+            "search",
+            with_train(SearchOptions, without=["resume", "devices", "num_nodes", "strategy"]),
         ),
         ("layers", LayersOptions),
         ("pretrain", PretrainOptions),

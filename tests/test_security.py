@@ -244,6 +244,11 @@ PLACES = [
         "compare pictures --device=cpu --out=c",
         put(as_yaml, "c/compare.yaml"),
     ),
+    place(
+        "a search's options",
+        "search pictures --device=cpu --out=s",
+        put(as_yaml, "s/search.yaml"),
+    ),
     *(
         place(
             f"{command.split()[0]}, {file}",

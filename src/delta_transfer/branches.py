@@ -24,29 +24,36 @@ from delta_transfer.tuning import Tuning
 logger = logging.getLogger(__name__)
 
 
-def select(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
+def select(prepared: Prepared, tuning: Tuning, folder: Path, *, to_keep: bool = True) -> Selected:
     """Fine-tunes, chooses epoch and average, and fine-tunes again where that is asked for.
 
     Args:
         prepared: the pictures, the network and its probe.
         tuning: options and method.
         folder: of the run. What a second branch leaves goes to `weaker/`.
+        to_keep: whether the network is wanted; if not, there is no refit.
     """
     branches = tuning.branches
+    refitting = to_keep and refits(tuning.config, prepared.task)
     if len(branches) == 1:
         chosen = hold_out(prepared, tuning, folder)
-        if not refits(tuning.config, prepared.task):
+        if not refitting:
             return chosen
         chosen = dataclasses.replace(chosen, trained=())
         joined = join(prepared)
         tuned = refit(joined, tuning, folder, epoch=chosen.epoch)
         return dataclasses.replace(chosen, prepared=joined, tuned=tuned, refitted=True)
     strong, weak = branches
-    return _average_of_two(prepared, (strong, weak), (folder, folder / "weaker"))
+    folders = folder, folder / "weaker"
+    return _average_of_two(prepared, (strong, weak), folders, refitting=refitting)
 
 
 def _average_of_two(
-    prepared: Prepared, branches: tuple[Tuning, Tuning], folders: tuple[Path, Path]
+    prepared: Prepared,
+    branches: tuple[Tuning, Tuning],
+    folders: tuple[Path, Path],
+    *,
+    refitting: bool,
 ) -> Selected:
     found = []
     for branch, folder in zip(branches, folders, strict=True):
@@ -68,7 +75,7 @@ def _average_of_two(
     tuned = [one.tuned for one in found]
     epochs = (strong.epoch, weak.epoch)
     del found, strong, weak
-    if refits(branches[0].config, prepared.task):
+    if refitting:
         waited = time.perf_counter() - started
         joined, tuned = join(prepared), []
         for branch, folder, last, share in zip(branches, folders, epochs, shares[1:], strict=True):

@@ -12,7 +12,7 @@ from delta_transfer import launching
 from delta_transfer.app_options import AppOptions
 from delta_transfer.attention_options import AttentionOptions
 from delta_transfer.bench_options import BenchOptions
-from delta_transfer.console import print_attention, print_table, progress_bar
+from delta_transfer.console import print_attention, print_table, print_trials, progress_bar
 from delta_transfer.options import (
     CompareOptions,
     DemoOptions,
@@ -25,6 +25,7 @@ from delta_transfer.options import (
 )
 from delta_transfer.pretrain_options import PretrainOptions
 from delta_transfer.push_options import PushOptions
+from delta_transfer.search_options import SearchOptions
 
 if TYPE_CHECKING:  # which loads torch
     from delta_transfer.compare import Compared
@@ -274,6 +275,20 @@ def compare(args: Sequence[str]) -> None:
     _show(compare_command.run(options))
 
 
+def search(args: Sequence[str]) -> None:
+    """Look for a better strength, learning rate, number of epochs and taps by many trials."""
+    kind = with_train(SearchOptions, without=["resume", "devices", "num_nodes", "strategy"])
+    exclusive = ["epochs", "steps"]
+    options = _parse(kind, args, search, ["data"], config_file=True, exclusive=exclusive)
+    from delta_transfer import search_command
+
+    found = search_command.run(options)
+    print_trials(search_command.shown(found), names=found.names)
+    print("\n".join(search_command.lines(found)))
+    for what, name in (("options", "best.yaml"), ("run", "best"), ("trials", "trials.csv")):
+        print(f"{what:<10} {found.folder / name}")
+
+
 def bench(args: Sequence[str]) -> None:
     """Make a published row again, and print our figures beside the published ones."""
     options = _parse(BenchOptions, args, bench, ["name"])
@@ -360,6 +375,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "app": app,
     "attention": attention,
     "compare": compare,
+    "search": search,
     "bench": bench,
     "layers": layers,
     "pretrain": pretrain,

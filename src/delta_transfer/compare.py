@@ -7,27 +7,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psutil
-
 from delta_transfer.compare_folder import Plan, begin, open_folder, unfinished, write_table
-from delta_transfer.compare_jobs import Jobs, gpus
-from delta_transfer.compare_ray import Cluster
+from delta_transfer.compare_places import loaders_of, room_for
 from delta_transfer.compare_workers import Reply
 from delta_transfer.config import TrainConfig
 from delta_transfer.console import message
-from delta_transfer.data.look import cores
-from delta_transfer.devices import find_device
 from delta_transfer.errors import UserError
 from delta_transfer.find_task import find_task
 from delta_transfer.folder_lock import locked
 from delta_transfer.report import write_comparison_report, write_run_report
 from delta_transfer.result import RunResult
 from delta_transfer.run_checks import check
+from delta_transfer.run_folder import COMPARISON
 
 logger = logging.getLogger(__name__)
-
-MEMORY = 5 * 2**30
-"""Bytes that a run on the CPU may need: DELTA with the default model at 224 pixels took 4.1 GiB."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +62,7 @@ def compare(
         seeds: each draws splits, subsets, batch order, augmentation and head start.
         sizes: training pictures of each class; None for all.
         jobs: runs at a time; if None as many as there are GPUs, or as there are cores for their
-            threads and `MEMORY` for each.
+            threads and `compare_places.MEMORY` for each.
         threads: of each run; if None those of before, or a fair share of the cores.
         ray: address of a Ray cluster that makes the runs (see docs/architecture.md); None for this
             machine.
@@ -91,7 +84,7 @@ def compare(
     _check(asked, folder)
     whole = open_folder(folder, asked)
     left = asked.runs(folder) if config.overwrite else unfinished(asked.runs(folder))
-    with _room(config, ray if left else None, jobs) as room:
+    with room_for(config, ray if left else None, jobs) as room:
         if whole.threads is None:
             whole = dataclasses.replace(whole, threads=room.share(len(left)))
         assert whole.threads is not None
@@ -103,55 +96,21 @@ def compare(
                 progress.begin()
                 return progress.outcome()
             share = room.cores_of_a_run(at_once, whole.threads)
-            left = [dataclasses.replace(run, workers=_loaders(run, at_once, share)) for run in left]
+            left = [
+                dataclasses.replace(run, workers=loaders_of(run, at_once, share)) for run in left
+            ]
             # The largest size first: data that has too few pictures is found at once.
             largest = max(left, key=lambda run: run.samples_per_class or 0)
             if at_once > 1:
                 find_task(largest)  # before processes are started, which takes a while
-            with room.jobs(methods, folder, workers=at_once, threads=whole.threads) as makers:
-                progress.describe(makers.prepare(largest))
+            mark = folder / COMPARISON
+            with room.jobs(methods, mark, workers=at_once, threads=whole.threads) as makers:
+                progress.describe(makers.prepare(largest).description)
                 held.enter_context(locked(folder))
                 progress.begin()
                 for run, reply in makers.run(left):
                     progress.add(run, reply)
     return progress.outcome()
-
-
-@contextmanager
-def _room(config: TrainConfig, ray: str | None, jobs: int | None) -> Iterator["_Machine | Cluster"]:
-    """Where runs are made: this machine, or a Ray cluster."""
-    if ray is None:
-        yield _Machine(config)
-        return
-    with Cluster(ray, config, memory=MEMORY if jobs is None else 0) as cluster:
-        yield cluster
-
-
-class _Machine:
-    """This machine, as `compare_ray.Cluster` is a cluster.
-
-    Args:
-        config: of the comparison.
-    """
-
-    def __init__(self, config: TrainConfig) -> None:
-        self._places, self._gpus = _places(config)
-
-    def share(self, runs: int) -> int:
-        """As of a cluster."""
-        return max(1, cores() // max(1, min(self._places, runs)))
-
-    def fitting(self, threads: int) -> int:
-        """As of a cluster."""
-        return self._places if self._gpus else min(self._places // threads, _fit_in_memory())
-
-    def cores_of_a_run(self, at_once: int, threads: int) -> int:
-        """As of a cluster."""
-        return cores() // at_once
-
-    def jobs(self, methods: Sequence[str], folder: Path, *, workers: int, threads: int) -> Jobs:
-        """As of a cluster."""
-        return Jobs(methods, workers=workers, threads=threads, gpus=self._gpus)
 
 
 class _Progress:
@@ -296,23 +255,3 @@ def _check(plan: Plan, folder: Path) -> None:
             f"--attention {plan.config.attention}: the file was made on the pictures of one seed; "
             "give one seed and one size, or let it be estimated (--attention refined)"
         )
-
-
-def _places(config: TrainConfig) -> tuple[int, list[str]]:
-    """Where runs can be made at a time: cores, or GPUs, which have names."""
-    device = find_device(config.device)
-    if device.type == "cpu":
-        return cores(), []
-    names = gpus() if device.type == "cuda" else []
-    return max(1, len(names)), names
-
-
-def _fit_in_memory() -> int:
-    return int(psutil.virtual_memory().available // MEMORY)
-
-
-def _loaders(run: TrainConfig, at_once: int, share: int) -> int | None:
-    """Processes that load pictures for a run, where several share the cores (as in `loaders`)."""
-    if run.workers is not None or at_once == 1:
-        return run.workers
-    return 0 if share <= 2 else min(8, share - 1)

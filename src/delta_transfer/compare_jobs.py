@@ -1,10 +1,10 @@
-"""The runs of a comparison are shared out among workers, several at a time."""
+"""The runs of a comparison or a search are shared out among workers, several at a time."""
 
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 
 import torch
@@ -18,7 +18,9 @@ from delta_transfer.compare_workers import (
     Reply,
     Runner,
     Separate,
+    Work,
     group_of,
+    make_run,
 )
 from delta_transfer.config import TrainConfig
 
@@ -77,37 +79,56 @@ class Jobs:
         for worker in self._separate:
             worker.process.join(max(0.0, end - time.monotonic()))
 
-    def prepare(self, config: TrainConfig) -> tuple[str, ...]:
-        """Prepares a run and thereby shows whether data and network are as they must be.
-
-        Returns:
-            The description of its pictures and network.
-        """
-        self._workers[0].ask(config, train=False)
+    def prepare(self, config: TrainConfig) -> Reply:
+        """Prepares a run and thereby shows whether data and network are as they must be."""
+        self._workers[0].ask(config, None)
         self._groups[0] = group_of(config)
-        return self._workers[0].answer().description
+        return self._workers[0].answer()
 
     def run(self, configs: Sequence[TrainConfig]) -> Iterator[tuple[TrainConfig, Reply]]:
         """Makes runs; each is handed out when it is finished."""
         waiting = list(configs)
+
+        def take(number: int) -> TrainConfig | None:
+            if not waiting:
+                return None
+            others = {group for worker, group in self._groups.items() if worker != number}
+            config = choose(waiting, own=self._groups.get(number), others=others)
+            waiting.remove(config)
+            return config
+
+        return self._share(take, make_run)
+
+    def work_on(
+        self, take: Callable[[], TrainConfig | None], work: Work
+    ) -> Iterator[tuple[TrainConfig, Reply]]:
+        """Does some work for options that are asked for one by one.
+
+        Args:
+            take: gives the next ones whenever a worker is free, and what was handed out has been
+                dealt with; None if there are no more.
+            work: is done; its function can be imported by its name.
+        """
+        return self._share(lambda number: take(), work)
+
+    def _share(
+        self, take: Callable[[int], TrainConfig | None], work: Work
+    ) -> Iterator[tuple[TrainConfig, Reply]]:
         busy: dict[int, TrainConfig] = {}
+
+        def give(number: int) -> None:
+            config = take(number)
+            if config is not None:
+                self._groups[number], busy[number] = group_of(config), config
+                self._workers[number].ask(config, work)
+
         for number in range(len(self._workers)):
-            self._give(number, waiting, busy)
+            give(number)
         while busy:
             number = self._wait(list(busy))
-            reply, config = self._workers[number].answer(), busy.pop(number)
-            self._give(number, waiting, busy)
-            yield config, reply
-
-    def _give(self, number: int, waiting: list[TrainConfig], busy: dict[int, TrainConfig]) -> None:
-        """Gives a worker a run, if there is one left."""
-        if not waiting:
-            return
-        others = {group for worker, group in self._groups.items() if worker != number}
-        config = choose(waiting, own=self._groups.get(number), others=others)
-        waiting.remove(config)
-        self._groups[number], busy[number] = group_of(config), config
-        self._workers[number].ask(config, train=True)
+            reply = self._workers[number].answer()
+            yield busy.pop(number), reply
+            give(number)
 
     def _wait(self, busy: Sequence[int]) -> int:
         """A worker that has an answer."""

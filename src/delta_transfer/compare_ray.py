@@ -1,4 +1,4 @@
-"""The runs of a comparison are made by the nodes of a Ray cluster."""
+"""The runs of a comparison or a search are made by the nodes of a Ray cluster."""
 
 import contextlib
 import dataclasses
@@ -6,17 +6,24 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from delta_transfer.compare_workers import PATIENCE, STOPPING, Reply, Runner, answer
+from delta_transfer.compare_workers import (
+    PATIENCE,
+    STOPPING,
+    Reply,
+    Runner,
+    Work,
+    answer,
+    make_run,
+)
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.ray_connection import Node, check_port, connect, import_ray, node_of
-from delta_transfer.run_folder import COMPARISON
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +105,14 @@ class Cluster:
         """Cores that a run has, of which some may load pictures."""
         return sum(node.cores for node in self._nodes) // at_once if self._gpus else threads
 
-    def jobs(
-        self, methods: Sequence[str], folder: Path, *, workers: int, threads: int
-    ) -> "RayJobs":
+    def jobs(self, methods: Sequence[str], mark: Path, *, workers: int, threads: int) -> "RayJobs":
         """Who makes the runs.
+
+        Args:
+            methods: of the runs.
+            mark: see `Job`.
+            workers: how many runs at a time.
+            threads: of each.
 
         Raises:
             UserError: if no node has so many cores.
@@ -116,7 +127,7 @@ class Cluster:
         needs = {"num_gpus": 1, "num_cpus": 0}
         return RayJobs(
             methods,
-            folder,
+            mark,
             workers=workers,
             threads=threads,
             needs=needs if self._gpus else {"num_cpus": threads, "memory": int(memory)},
@@ -130,7 +141,7 @@ class RayJobs:
 
     Args:
         methods: of the comparison.
-        folder: of the comparison.
+        mark: see `Job`.
         workers: how many runs at a time.
         threads: of each.
         needs: Ray's resources of each.
@@ -141,7 +152,7 @@ class RayJobs:
     def __init__(
         self,
         methods: Sequence[str],
-        folder: Path,
+        mark: Path,
         *,
         workers: int,
         threads: int,
@@ -150,8 +161,8 @@ class RayJobs:
         variables: dict[str, str],
     ) -> None:
         self._ray = import_ray()
-        mark = str(folder / COMPARISON)
-        self._job = Job(methods=tuple(methods), threads=threads, mark=mark, cwd=os.getcwd())
+        cwd, whole = os.getcwd(), str(mark)
+        self._job = Job(methods=tuple(methods), threads=threads, mark=whole, cwd=cwd)
         self._workers = workers
         self._nodes = nodes
         environment = {"env_vars": {"OMP_NUM_THREADS": str(threads), **variables}}
@@ -179,7 +190,7 @@ class RayJobs:
             for task in tasks:
                 self._ray.cancel(task, force=True)
 
-    def prepare(self, config: TrainConfig) -> tuple[str, ...]:
+    def prepare(self, config: TrainConfig) -> Reply:
         """As `compare_jobs.Jobs.prepare`; before, every node is asked whether it sees the files."""
         strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         paths = [path for path in _read_by(config) if Path(path).exists()]
@@ -193,19 +204,26 @@ class RayJobs:
             found = self._get(look)
             if found is not None:
                 raise found
-        reply = self._get(self._work.remote(self._job, config, False))
+        reply = self._get(self._work.remote(self._job, config, None))
         if isinstance(reply, Exception):
             raise reply
         assert isinstance(reply, Reply)
-        return reply.description
+        return reply
 
     def run(self, configs: Sequence[TrainConfig]) -> Iterator[tuple[TrainConfig, Reply]]:
         """As `compare_jobs.Jobs.run`."""
-        waiting = list(configs)
-        while waiting or self._busy:
-            while waiting and len(self._busy) < self._workers:
-                config = waiting.pop(0)
-                self._busy[self._work.remote(self._job, config, True)] = config
+        waiting = iter(configs)
+        return self.work_on(lambda: next(waiting, None), make_run)
+
+    def work_on(
+        self, take: Callable[[], TrainConfig | None], work: Work
+    ) -> Iterator[tuple[TrainConfig, Reply]]:
+        """As `compare_jobs.Jobs.work_on`."""
+        while True:
+            while len(self._busy) < self._workers and (config := take()) is not None:
+                self._busy[self._work.remote(self._job, config, work)] = config
+            if not self._busy:
+                return
             (task,), _ = self._ray.wait(list(self._busy), num_returns=1)
             try:
                 reply = self._get(task)
@@ -247,7 +265,7 @@ class Job:
     Args:
         methods: of the comparison.
         threads: of each run.
-        mark: a file of the comparison, which is there when its runs are made.
+        mark: a file that is there when the runs are made.
         cwd: the folder that paths are relative to.
     """
 
@@ -257,13 +275,13 @@ class Job:
     cwd: str
 
 
-def work(job: Job, config: TrainConfig, train: bool) -> Reply | Exception:
-    """A task: prepares a run, on a node of the cluster, and makes it if asked."""
-    error = missing(job.cwd, [job.mark] if train else [])
+def work(job: Job, config: TrainConfig, what: Work | None) -> Reply | Exception:
+    """A task: prepares a run, on a node of the cluster, and makes it if there is work to do."""
+    error = missing(job.cwd, [] if what is None else [job.mark])
     if error is not None:
         return error
     torch.set_num_threads(job.threads)
-    return answer(_runner(job.methods), config, train=train)
+    return answer(_runner(job.methods), config, what)
 
 
 def missing(cwd: str, paths: Sequence[str]) -> UserError | None:

@@ -1,4 +1,4 @@
-"""Who makes the runs of a comparison: this process, or processes of their own."""
+"""Who makes the runs of a comparison or a search: this process, or processes of their own."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from delta_transfer.run import train_prepared
 from delta_transfer.run_attention import given_attention
 from delta_transfer.run_checks import check_task
 from delta_transfer.training.stopping import stop_fits
+from delta_transfer.tuning import identity
 
 CUDA = "CUDA_VISIBLE_DEVICES"
 
@@ -37,6 +38,9 @@ STOPPING = "stopping the runs{} after their step, and saving; once more to stop 
 
 Group = tuple[int, int | None]  # seed and size: the runs of a group see the same pictures
 
+Work = Callable[[Prepared, TrainConfig, float], RunResult | None]
+"""What is made of data that is prepared and options, from when on `time.perf_counter()` counts."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reply:
@@ -44,11 +48,15 @@ class Reply:
 
     Args:
         description: of the pictures and the network, line by line.
-        result: of the run; None if it failed, or was only prepared.
+        taps: that were prepared.
+        identity: of the pictures, their splits and the pretrained weights.
+        result: of the run; None if it failed, was only prepared, or is none that ends with one.
         failure: why it failed.
     """
 
     description: tuple[str, ...]
+    taps: tuple[str, ...] = ()
+    identity: str = ""
     result: RunResult | None = None
     failure: str = ""
 
@@ -66,8 +74,8 @@ class Runner:
         self._prepared: Prepared | None = None
         self._seconds = 0.0
 
-    def make(self, config: TrainConfig, *, train: bool) -> Reply:
-        """Prepares a run, and makes it if asked.
+    def make(self, config: TrainConfig, work: Work | None) -> Reply:
+        """Prepares a run, and makes it if there is work to do.
 
         Raises:
             UserError: if data, network or attention are not as they must be: then no method can
@@ -75,11 +83,15 @@ class Runner:
         """
         with _silent():
             prepared = self._prepare(config)
-            if not train:
-                return Reply(description=prepared.description)
+            if work is None:
+                return Reply(
+                    description=prepared.description,
+                    taps=prepared.taps,
+                    identity=identity(prepared),
+                )
             started = time.perf_counter() - self._seconds
             try:
-                result = train_prepared(prepared, config, Path(config.out or ""), started=started)
+                result = work(prepared, config, started)
             except (UserError, MemoryError, torch.OutOfMemoryError) as error:
                 told = None if isinstance(error, UserError) else explain(error)
                 failure = told or str(error)
@@ -104,6 +116,11 @@ class Runner:
         return self._prepared
 
 
+def make_run(prepared: Prepared, config: TrainConfig, started: float) -> RunResult:
+    """The work of a comparison: whole runs."""
+    return train_prepared(prepared, config, Path(config.out or ""), started=started)
+
+
 def group_of(config: TrainConfig) -> Group:
     """What a run shares with those of other methods."""
     return config.seed, config.samples_per_class
@@ -115,20 +132,20 @@ class Here:
     def __init__(self, runner: Runner, threads: int) -> None:
         self._runner = runner
         self._threads = threads
-        self._asked: tuple[TrainConfig, bool] | None = None
+        self._asked: tuple[TrainConfig, Work | None] | None = None
 
-    def ask(self, config: TrainConfig, *, train: bool) -> None:
+    def ask(self, config: TrainConfig, work: Work | None) -> None:
         """As `Separate.ask`."""
-        self._asked = (config, train)
+        self._asked = (config, work)
 
     def answer(self) -> Reply:
         """As `Separate.answer`."""
         assert self._asked is not None
-        config, train = self._asked
+        config, work = self._asked
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
-            return self._runner.make(config, train=train)
+            return self._runner.make(config, work)
         finally:
             torch.set_num_threads(before)
 
@@ -147,10 +164,10 @@ class Separate:
         theirs.close()
         hears.close()
 
-    def ask(self, config: TrainConfig, *, train: bool) -> None:
+    def ask(self, config: TrainConfig, work: Work | None) -> None:
         """Has a run prepared or made."""
         with contextlib.suppress(BrokenPipeError):  # then `answer` says so
-            self.connection.send((config, train))
+            self.connection.send((config, work))
 
     def answer(self) -> Reply:
         """What came of it, once it is there.
@@ -199,14 +216,14 @@ def _work(
     over = contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt)
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), over:
         while True:  # progress bars go nowhere
-            config, train = connection.recv()
-            connection.send(answer(runner, config, train=train))
+            config, work = connection.recv()
+            connection.send(answer(runner, config, work))
 
 
-def answer(runner: Runner, config: TrainConfig, *, train: bool) -> Reply | Exception:
+def answer(runner: Runner, config: TrainConfig, work: Work | None) -> Reply | Exception:
     """What came of a run, or the error that ended the work, to be sent to another process."""
     try:
-        return runner.make(config, train=train)
+        return runner.make(config, work)
     except Exception as error:
         return _portable(error)
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from delta_transfer.errors import UserError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from delta_transfer.attention_summary import TapSummary
     from delta_transfer.report.comparison import MethodSummary
+    from delta_transfer.search import Trial
 
 
 class Formatter(logging.Formatter):
@@ -208,6 +209,48 @@ def print_attention(rows: "Sequence[TapSummary]", *, title: str) -> None:
 _ATTENTION_KEY = (
     "Uniform attention has entropy 1 and all its channels are effective; least and most are "
     "weights times channels, 1 where uniform. Error: standard error over the distance from uniform."
+)
+
+
+def print_trials(trials: "Sequence[Trial]", *, names: Sequence[str]) -> None:
+    """A line for each trial of a search that was complete.
+
+    Args:
+        trials: at least one.
+        names: of the options that were searched.
+    """
+    from rich.console import Console
+
+    measure = trials[0].outcome.measure
+    view = _table(None, _TRIALS_KEY)
+    for column in ("trial", "loss", measure.words, "seconds", "epoch"):
+        view.add_column(column, justify="right")
+    for name in names:
+        view.add_column(name, justify="right", no_wrap=True)
+    for trial in trials:
+        outcome = trial.outcome
+        options = (_option(name, trial.options[name]) for name in names)
+        view.add_row(
+            "default" if trial.number == 0 else f"{trial.number}",
+            f"{outcome.loss:.4f}",
+            measure.number(outcome.score),
+            f"{outcome.seconds:.0f}",
+            f"{outcome.best_epoch}",
+            *options,
+        )
+    Console().print(view, "")
+
+
+def _option(name: str, value: Any) -> str:
+    """What a trial was given, in a few letters."""
+    if name == "taps" and value != "auto":
+        return f"last {value.count(',') + 1}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+_TRIALS_KEY = (
+    "Loss: calibrated, on what was held out, by which trials are compared; the figure beside it is "
+    "of the same. Epoch: the one that was kept."
 )
 
 

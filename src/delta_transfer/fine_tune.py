@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -33,6 +34,7 @@ from delta_transfer.training import (
     Fitted,
     MeasureDrift,
     RedrawHead,
+    TellLoss,
     fit,
 )
 from delta_transfer.tuning import Tuning, is_sharded, loss_of, optimization, plan_fit
@@ -218,6 +220,8 @@ def _fit(
 ) -> Fitted:
     drift = folder / "drift.csv" if stop_after is None else None
     callbacks = _callbacks(prepared, tuning, network, taps, drift, generator=generator)
+    if tuning.listener is not None and stop_after is None:
+        callbacks.append(TellLoss(functools.partial(tuning.listener, folder)))
     fitted = fit(
         network,
         regularizer,

@@ -19,6 +19,9 @@ from delta_transfer.folder_lock import LOCK, check_unlocked
 
 LOG = "train.log"
 COMPARISON = "compare.yaml"  # the options of a comparison
+SEARCH = "search.yaml"  # the options of a search
+TRIALS = "trials"  # its trials, each in a folder of its number
+WHOLE = ("default", "best")  # its whole runs
 
 _OF_A_RUN = frozenset(
     f"""{LOG} config.yaml lr.csv metrics.csv hparams.yaml tensorboard drift.csv
@@ -26,6 +29,10 @@ _OF_A_RUN = frozenset(
     molecules.csv examples model result.json report.html evaluation export hub wandb""".split()
 )
 _OF_A_COMPARISON = frozenset([COMPARISON, LOCK, "results.csv", "report.html"])
+_OF_A_SEARCH = frozenset(
+    [SEARCH, LOCK, "search.db", "search.db-journal", "trials.csv", "best.yaml", TRIALS, *WHOLE]
+)
+_OF_A_TRIAL = _OF_A_RUN | {"outcome.json", "losses.json", LOCK}
 _AFTER_TRAINING = ("examples", "model")  # folders, which may be half full
 # Options that change no figure, but for the last digits on another device.
 FREE = (
@@ -33,7 +40,7 @@ FREE = (
     *("workers", "picture_cache"),
     *("checkpoint_minutes", "checkpoint_steps", "loggers"),
 )
-_MARKS = (COMPARISON, LOG, "config.yaml")  # by these a folder is known for one of ours
+_MARKS = (COMPARISON, SEARCH, LOG, "config.yaml")  # by these a folder is known for one of ours
 
 
 def default_folder(config: TrainConfig) -> Path:
@@ -221,18 +228,20 @@ def foreign(folder: Path) -> str | None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What writes of a comparison's own files left that were killed."""
-    hidden = folder.glob(".*")
-    return [path for path in hidden if _whole(path.name) in _OF_A_COMPARISON - {LOCK}]
+    """What writes of a comparison's or a search's own files left that were killed."""
+    own = (_OF_A_COMPARISON | _OF_A_SEARCH) - {LOCK, TRIALS, *WHOLE}
+    return [path for path in folder.glob(".*") if _whole(path.name) in own]
 
 
 def _strange(folder: Path) -> str | None:
-    """What in a folder belongs to no run and no comparison, finished or not; None if nothing."""
+    """What in a folder belongs to no run, comparison or search of ours; None if nothing."""
     entries = _names(folder)
     if not entries:
         return None
     if COMPARISON in entries:
         return _strange_in_comparison(folder)
+    if SEARCH in entries:
+        return _strange_in_search(folder)
     try:
         TrainConfig.load(folder / "config.yaml")
     except UserError:
@@ -254,6 +263,25 @@ def _strange_in_comparison(folder: Path) -> str | None:
                     return str(run.relative_to(folder) / found)
             elif _whole(run.name) not in _OF_A_COMPARISON:
                 return str(run.relative_to(folder))
+    return None
+
+
+def _strange_in_search(folder: Path) -> str | None:
+    """Likewise of a search: what is none of its files, trials and whole runs."""
+    own = folder / SEARCH
+    if own.is_file() and not re.match(rb"data: .*\n(?:.*\n)*pruner: ", own.read_bytes()):
+        return SEARCH
+    beside = min({_whole(path.name) for path in folder.iterdir()} - _OF_A_SEARCH, default=None)
+    if beside is not None:
+        return beside
+    runs = [(folder / name, _OF_A_RUN) for name in WHOLE]
+    runs += [(path, _OF_A_TRIAL) for path in sorted((folder / TRIALS).glob("*"))]
+    for run, known in runs:
+        if run.is_dir() != run.exists() or (run.parent.name == TRIALS and not run.name.isdecimal()):
+            return str(run.relative_to(folder))
+        found = min(_names(run) - known, default=None) if run.is_dir() else None
+        if found is not None:
+            return str(run.relative_to(folder) / found)
     return None
 
 

@@ -41,7 +41,7 @@ def _tap_names(config: TrainConfig, backbone: Backbone, source: nn.Module) -> li
         return names
     if config.official:
         return list(official_taps(backbone.architecture or config.model))
-    return list(auto_taps(source, example=backbone.input.example()))
+    return list(auto_taps(source, example=backbone.input.example().to(device_of(source))))
 
 
 def _check_taps(taps: tuple[str, ...], head: str) -> None:

@@ -44,6 +44,8 @@ class Tuning:
         attention: channel attention that was given; None to estimate it, if the method needs it.
         order: which of several orders and augmentations of the pictures that the seed gives.
         saved: called whenever a fit has saved its state.
+        listener: hears of each epoch of a training that is validated: in which folder it is, which
+            of how many, and its calibrated validation loss; what it raises ends the training.
     """
 
     config: TrainConfig
@@ -52,6 +54,7 @@ class Tuning:
     attention: ChannelAttention | None
     order: int = 0
     saved: Callable[[], None] = lambda: None
+    listener: Callable[[Path, int, int, float], None] | None = None
 
     @property
     def strength(self) -> float | None:

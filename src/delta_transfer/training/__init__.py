@@ -1,6 +1,6 @@
 """Training with Lightning."""
 
-from delta_transfer.training.callbacks import MeasureDrift, RedrawHead
+from delta_transfer.training.callbacks import MeasureDrift, RedrawHead, TellLoss
 from delta_transfer.training.crops import CropAverage
 from delta_transfer.training.fit import Fitted, fit
 from delta_transfer.training.inference import predict_answers
@@ -23,6 +23,7 @@ __all__ = [
     "Precision",
     "RedrawHead",
     "Saving",
+    "TellLoss",
     "autocast",
     "choose_rate",
     "find_precision",

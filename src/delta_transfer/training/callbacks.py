@@ -1,7 +1,7 @@
 """What happens beside the steps: an early end, the head drawn anew, drift measured."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,23 @@ class StopAfter(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Stops the trainer once they are over."""
         trainer.should_stop = trainer.current_epoch + 1 >= self._epochs
+
+
+class TellLoss(lightning.Callback):
+    """Tells of each epoch's calibrated validation loss, but not of the start's.
+
+    Args:
+        listener: is given the epoch, of how many it is, and the loss; what it raises ends the fit.
+    """
+
+    def __init__(self, listener: Callable[[int, int, float], None]) -> None:
+        self._listener = listener
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Tells, once all else has taken note of the epoch."""
+        if trainer.state.fn == "fit":
+            loss = float(trainer.callback_metrics["val_calibrated_loss"])
+            self._listener(trainer.current_epoch + 1, int(trainer.max_epochs or 0), loss)
 
 
 class RedrawHead(lightning.Callback):

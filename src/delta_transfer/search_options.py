@@ -1,0 +1,121 @@
+"""The options of search."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from delta_transfer.errors import UserError
+from delta_transfer.options import check_least
+
+DEFAULT_TRIALS = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Options of search, in the place of some of train.
+
+    Args:
+        trials: how many configurations are tried, those in the folder included; 20 if neither this
+            nor minutes is given.
+        minutes: no trial begins after so many; those that have begun are finished.
+        strength: what is searched, on a logarithmic scale: LOW:HIGH, beside auto where auto trains
+            twice; a number or auto, which is not searched; or search, a hundredth to 100 times the
+            method's own.
+        lr: what is searched, on a logarithmic scale: LOW:HIGH; a number or find, which is not
+            searched; or search, a tenth to 10 times that of the preset.
+        epochs: what is searched: numbers with commas between; one, which is not searched; or
+            search, half, once and twice as many as the preset has.
+        taps: search, which tries the taps of auto, and the last three, two or one of them; or names
+            as for train, which are not searched.
+        pruner: median ends a trial whose validation loss is above the median of those before, at
+            the same share of the training (not in its first third, nor before five have ended);
+            none ends none.
+        out: folder of the search; runs/search-DATA-METHOD-TIME if not given. One that was broken
+            off goes on in its folder, and one that is there may be given more trials.
+        overwrite: start anew, in the place of what is in that folder.
+        storage: address of a database that Optuna takes, such as mysql://..., in place of the file
+            search.db in the folder.
+        jobs: trials at the same time; as many as there are GPUs, or as cores and memory allow, if
+            not given. What is tried next depends on what has ended by then, so that only with 1 the
+            trials are the same each time.
+        threads: of each trial on the CPU, on which its last digits depend; a fair share of the
+            cores if not given, and in a folder that is there those of before.
+        ray: address of a Ray cluster that makes the trials: auto, HOST:PORT or ray://HOST:PORT, or
+            local, which starts one here; all its nodes need the data and --out under the same path.
+    """
+
+    trials: int | None = None
+    minutes: float | None = None
+    strength: str = "search"
+    lr: str = "search"
+    epochs: str = "search"
+    taps: str = "search"
+    pruner: Literal["median", "none"] = "median"
+    out: str | None = None
+    overwrite: bool = False
+    storage: str | None = None
+    jobs: int | None = None
+    threads: int | None = None
+    ray: str | None = None
+
+    def __post_init__(self) -> None:
+        check_least("--trials", self.trials, 1)
+        check_least("--jobs", self.jobs, 1)
+        check_least("--threads", self.threads, 1)
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise UserError(f"--minutes must be above 0, got {self.minutes:g}")
+        number_or_range("strength", self.strength)
+        number_or_range("lr", self.lr)
+        whole_numbers("epochs", self.epochs)
+
+
+Range = tuple[float, float]
+
+_WORDS = {"strength": ("search", "auto"), "lr": ("search", "find")}
+
+
+def number_or_range(name: str, text: str) -> float | Range | str:
+    """What `--strength` or `--lr` says: a word, a number, or LOW:HIGH.
+
+    Raises:
+        UserError: if it says something else.
+    """
+    if text in _WORDS[name]:
+        return text
+    low, colon, high = text.partition(":")
+    try:
+        first, last = float(low), float(high if colon else low)
+    except ValueError as error:
+        raise UserError(
+            f"--{name} {text}: give LOW:HIGH, two numbers above 0 such as {_EXAMPLES[name]}, or "
+            f"what is not searched: a number or {_WORDS[name][1]}"
+        ) from error
+    if not colon:
+        return first
+    if not 0 < first < last < math.inf:
+        raise UserError(
+            f"--{name} {text}: LOW must be above 0 and below HIGH, for example {_EXAMPLES[name]}"
+        )
+    return first, last
+
+
+_EXAMPLES = {"strength": "0.01:100", "lr": "1e-4:1e-2"}
+
+
+def whole_numbers(name: str, text: str) -> tuple[int, ...] | str:
+    """What `--epochs` says: search, or whole numbers.
+
+    Raises:
+        UserError: if it says something else.
+    """
+    if text == "search":
+        return text
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(
+            f"--{name} {text}: give whole numbers above 0 with commas between, 5,10,20, or one, "
+            "which is not searched"
+        )
+    if len(set(map(int, parts))) < len(parts):
+        raise UserError(f"--{name} {text}: give each once")
+    return tuple(map(int, parts))
