@@ -10,7 +10,8 @@ from unittest import mock
 import docstring_parser
 
 from delta_transfer import arguments
-from delta_transfer.commands import COMMANDS, summary
+from delta_transfer.commands import COMMANDS
+from delta_transfer.commands.parsing import summary
 
 _PAGE = re.compile(r"docs/([\w/]+\.md)")
 

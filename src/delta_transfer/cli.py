@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from delta_transfer import launching
-from delta_transfer.commands import COMMANDS, summary
+from delta_transfer.commands import COMMANDS
+from delta_transfer.commands.parsing import summary
 from delta_transfer.console import Formatter, ending_at_sigterm, explain, flush_output, message
 from delta_transfer.errors import UserError, unknown
 
