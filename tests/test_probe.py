@@ -48,11 +48,11 @@ def loader(x, y, size=4):
 def test_one_strength_is_scikit_learns_logistic_regression(strength, per_class, features):
     x, y = clusters(per_class=per_class, features=features)
     probe = fit_probe(x, y, num_outputs=3, strengths=[strength])
-    scaler = StandardScaler().fit(x.numpy())
+    scaler = StandardScaler().fit(x.double().numpy())
     sklearn = LogisticRegression(C=1 / (2 * strength * len(x)), tol=1e-8, max_iter=10_000)
-    sklearn.fit(scaler.transform(x.numpy()), y.numpy())
+    sklearn.fit(scaler.transform(x.double().numpy()), y.numpy())
     new, _ = clusters(per_class=5, features=features, seed=7)
-    expected = sklearn.decision_function(scaler.transform(new.numpy()))
+    expected = sklearn.decision_function(scaler.transform(new.double().numpy()))
     found = probe(new)
     # Logits that differ by a constant are the same; scikit-learn's sum to zero.
     found = (found - found.mean(dim=1, keepdim=True)).numpy()
