@@ -190,7 +190,10 @@ def test_find_head(name):
             options = {"init_weights": False} if model == "inception_v3" else {}
             net = torchvision.models.get_model(model, weights=None, **options)
         else:
-            net = timm.create_model(model, pretrained=False)
+            try:
+                net = timm.create_model(model, pretrained=False)
+            except NotImplementedError as error:  # an operator that torch 2.10 has not yet there
+                pytest.skip(str(error))
     assert find_head(net) == HEADS[name]
     assert isinstance(net.get_submodule(HEADS[name]), nn.Linear)
 

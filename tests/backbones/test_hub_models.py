@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub.errors
 import pytest
 import timm
 import torch
@@ -15,7 +16,6 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -25,6 +25,8 @@ from delta_transfer.backbones import hub_models, load_backbone
 from delta_transfer.backbones.saved import load_model, save_model
 from delta_transfer.errors import UserError
 
+# The hub's library has a name of its own for a file that is not there since version 1.
+NOT_THERE = getattr(huggingface_hub.errors, "RemoteEntryNotFoundError", EntryNotFoundError)
 # Of whichever HTTP library the hub's own is built on.
 RESPONSE: Any = SimpleNamespace(headers={}, request=None)
 HTTP_ERROR = HfHubHTTPError.__bases__[0]
@@ -60,7 +62,7 @@ def hub(monkeypatch, folder):
         if repo_id != "org/net":
             raise RepositoryNotFoundError("404", response=RESPONSE)
         if not (folder / filename).is_file():
-            raise RemoteEntryNotFoundError("404", response=RESPONSE)
+            raise NOT_THERE("404", response=RESPONSE)
         return str(folder / filename)
 
     monkeypatch.setattr(hub_models, "hf_hub_download", download)
