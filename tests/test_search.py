@@ -38,7 +38,7 @@ OF_RUNS = ("seconds", "failure")  # what differs from time to time
 
 
 def typed(pictures: Path, out: Path, *more: str) -> list[str]:
-    own = ["--epochs=1,2", "--jobs=1", "--threads=1", f"--out={out}"]
+    own = ["--strength=1", "--epochs=1,2", "--jobs=1", "--threads=1", f"--out={out}"]
     return ["search", str(pictures), *TINY, *own, *more]
 
 
@@ -412,7 +412,7 @@ def epochs_of(out: Path, number: int) -> int:
     return len(file.read_bytes().splitlines()) if file.is_file() else 0
 
 
-LONG = ("--epochs=4,6", "--checkpoint-steps=1", "--trials=3")
+LONG = ("--strength=search", "--epochs=4,6", "--checkpoint-steps=1", "--trials=3")
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
@@ -449,7 +449,7 @@ def test_broken_off_it_goes_on_to_the_same_trials(pictures, tmp_path, stop):
 @pytest.mark.parametrize("how", [["--jobs=2"], ["--jobs=2", "--ray=local"]], ids=["jobs", "ray"])
 def test_several_trials_at_a_time(pictures, tmp_path, how):
     out = tmp_path / "out"
-    command = [*typed(pictures, out, "--trials=4"), *how]
+    command = [*typed(pictures, out, "--trials=4", "--strength=search"), *how]
     done = subprocess.run(
         [sys.executable, "-m", "delta_transfer.cli", *command],
         capture_output=True,
@@ -471,6 +471,7 @@ def test_several_trials_at_a_time(pictures, tmp_path, how):
         assert Outcome.load(again).loss == float(row["val_calibrated_loss"])
 
 
+@pytest.mark.slow
 def test_minutes_begin_no_trial_after_them_but_the_first(pictures, tmp_path, capsys):
     command = typed(pictures, tmp_path / "out", "--minutes=1e-9", "--method=l2sp", "--epochs=1")
     assert cli.main(command) == 0
