@@ -126,10 +126,14 @@ def _pip(args: list[str]) -> None:
 
 
 def _python(args: list[str]) -> None:
-    """A script of this repository whose flags it knows, `-m venv`, or a file of the reader's."""
+    """A script or module of this repository, `-m venv`, or a file of the reader's."""
     if args[:2] == ["-m", "venv"] or (len(args) == 1 and "/" not in args[0]):
         return
-    script = (ROOT / args[0]).read_text()
+    path = args[1].replace(".", "/") + ".py" if args[0] == "-m" else args[0]
+    script = (ROOT / path).read_text()
+    for other in re.findall(r"^from (\w+) import", script, re.MULTILINE):  # whose options it shares
+        beside = (ROOT / path).with_name(f"{other}.py")
+        script += beside.read_text() if beside.exists() else ""
     for flag in (word.partition("=")[0] for word in args[1:] if word.startswith("--")):
         assert f'"{flag}"' in script, f"{args[0]} has no option {flag}"
 

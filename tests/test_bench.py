@@ -35,7 +35,7 @@ FAST = ("dtd",)
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The miniatures cannot have the checksums of the real files; one thread is enough for them."""
-    monkeypatch.setattr("delta_transfer.compare.cores", lambda: 1)
+    monkeypatch.setattr("delta_transfer.compare_places.cores", lambda: 1)
     for module in (torchvision.datasets.cifar, torchvision.datasets.flowers102):
         monkeypatch.setattr(module, "check_integrity", lambda path, md5: Path(path).is_file())
 

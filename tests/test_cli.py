@@ -492,7 +492,7 @@ class TestDemo:
             return load_task(str(pictures), seed=seed)
 
         monkeypatch.setitem(SOURCES, "skimage/patches", load)
-        monkeypatch.setattr("delta_transfer.compare.cores", lambda: 1)  # no other processes
+        monkeypatch.setattr("delta_transfer.compare_places.cores", lambda: 1)  # no other processes
 
     @pytest.mark.usefixtures("small")
     def test_it_prints_a_table_and_leaves_a_report(self, capsys, tmp_path):

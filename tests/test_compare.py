@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from delta_transfer import compare as module
-from delta_transfer import compare_workers
+from delta_transfer import compare_places, compare_workers
 from delta_transfer.compare import Compared, compare
 from delta_transfer.compare_jobs import Jobs
 from delta_transfer.config import TrainConfig
@@ -144,6 +144,7 @@ class Fakes:
     """
 
     task = None
+    taps = ()
 
     def __init__(self) -> None:
         self.prepared: list[tuple[int, int | None]] = []
@@ -207,6 +208,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     monkeypatch.setattr(compare_workers, "prepare", found.prepare)
     monkeypatch.setattr(compare_workers, "train_prepared", found.train)
     monkeypatch.setattr(compare_workers, "given_attention", lambda prepared, config: None)
+    monkeypatch.setattr(compare_workers, "identity", lambda prepared: "fake")
     monkeypatch.setattr(module, "write_comparison_report", found.report)
     return found
 
@@ -316,7 +318,7 @@ class TestGoingOn:
 
     def test_threads_stay_what_they_were(self, fakes, tmp_path, monkeypatch):
         out = tmp_path / "out"
-        monkeypatch.setattr(module, "cores", lambda: 12)
+        monkeypatch.setattr(compare_places, "cores", lambda: 12)
         made(out, ["probe"], [0, 1])
         made(out, ["l2"], [0, 1, 2])
         assert yaml.safe_load((out / "compare.yaml").read_text())["threads"] == 6
@@ -333,9 +335,9 @@ class TestGoingOn:
             def __init__(self, methods, *, workers, threads, gpus):
                 super().__init__(methods, workers=1, threads=threads, gpus=gpus)
 
-        monkeypatch.setattr(module, "Jobs", Alone)
+        monkeypatch.setattr(compare_places, "Jobs", Alone)
         monkeypatch.setattr(module, "find_task", lambda config: None)
-        monkeypatch.setattr(module, "cores", lambda: 12)
+        monkeypatch.setattr(compare_places, "cores", lambda: 12)
         free = psutil.virtual_memory()._replace(available=gib * 2**30)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
         with caplog.at_level(logging.INFO):

@@ -41,8 +41,8 @@ class TestProcesses:
 
     def test_runs_are_those_that_one_process_makes(self, jobs, compared, tmp_path, capfd):
         configs = options(compared, tmp_path)
-        description = jobs.prepare(configs[1])
-        assert description[0].startswith("data     train: 3 classes")
+        prepared = jobs.prepare(configs[1])
+        assert prepared.description[0].startswith("data     train: 3 classes")
         found = {run.seed: reply for run, reply in jobs.run(configs)}
         for run in (run for run in compared if run.method == "l2"):
             reply = found[run.seed]

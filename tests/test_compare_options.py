@@ -27,7 +27,7 @@ def test_those_of_train_have_its_defaults_and_its_help(capsys):
     said = " ".join(capsys.readouterr().out.split())
     for part in (
         "numbers with commas between, a comparison each",  # not what train says of it
-        "passes over the training pictures; 10 if not given",
+        "passes over the training pictures; 10 (graphs: 15) if not given",
         "runs/compare-DATA-TIME if not given",
     ):
         assert part in said

@@ -82,8 +82,9 @@ def test_commands_are_understood(block, tmp_path, monkeypatch, capsys):
     files = [other for other in BLOCKS if other.page == block.page and other.kind == "options"]
     for words in read_commands(block.text):
         for option, name in pairwise(words):
-            if option == "-c":  # a file that the page has shown
-                Path(name).write_text(files[0].text)
+            if option == "-c":  # a file that the page has shown, or that a command leaves
+                Path(name).parent.mkdir(parents=True, exist_ok=True)
+                Path(name).write_text(files[0].text if files else "data: pictures\n")
         check_command(words)
 
 

@@ -97,7 +97,7 @@ class Jobs:
             waiting.remove(config)
             return config
 
-        return self._share(take, make_run)
+        return self._share(take, make_run, ahead=True)
 
     def work_on(
         self, take: Callable[[], TrainConfig | None], work: Work
@@ -109,10 +109,10 @@ class Jobs:
                 dealt with; None if there are no more.
             work: is done; its function can be imported by its name.
         """
-        return self._share(lambda number: take(), work)
+        return self._share(lambda number: take(), work, ahead=False)
 
     def _share(
-        self, take: Callable[[int], TrainConfig | None], work: Work
+        self, take: Callable[[int], TrainConfig | None], work: Work, *, ahead: bool
     ) -> Iterator[tuple[TrainConfig, Reply]]:
         busy: dict[int, TrainConfig] = {}
 
@@ -126,9 +126,12 @@ class Jobs:
             give(number)
         while busy:
             number = self._wait(list(busy))
-            reply = self._workers[number].answer()
-            yield busy.pop(number), reply
-            give(number)
+            reply, config = self._workers[number].answer(), busy.pop(number)
+            if ahead:
+                give(number)
+            yield config, reply
+            if not ahead:
+                give(number)
 
     def _wait(self, busy: Sequence[int]) -> int:
         """A worker that has an answer."""
