@@ -11,9 +11,9 @@ from delta_transfer.run_folder import (
     default_folder,
     foreign,
     leftovers,
-    log_to,
     make_folder,
 )
+from delta_transfer.run_log import log_to
 
 DATA = "some-pictures"
 OPTIONS = "data: pictures\nmethods: l2\n"  # the start of those of a comparison

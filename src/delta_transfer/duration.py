@@ -17,7 +17,7 @@ from delta_transfer.loaders import training_loader
 from delta_transfer.prepared import Prepared
 from delta_transfer.run_attention import attention_order
 from delta_transfer.selection import refits
-from delta_transfer.soup import SHARES
+from delta_transfer.soup import ALONE, SHARES
 from delta_transfer.taps import Taps
 from delta_transfer.training import TRIAL_STEPS, Precision, autocast, find_precision
 from delta_transfer.tuning import Tuning
@@ -75,7 +75,9 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
     if config.lr == "find":
         trainings += TRIAL_STEPS * min(config.batch_size, taught) * training
     asked = pictures if folds else held_out
-    mixtures = len(SHARES) * asked * forward if branches > 1 else 0.0
+    same_head = len({branch.method.head for branch in tuning.branches}) <= 1
+    candidates = len(SHARES if same_head else ALONE)
+    mixtures = candidates * asked * forward if branches > 1 else 0.0
     return (trainings + mixtures + attention + probes + test) / 60
 
 

@@ -30,7 +30,8 @@ from delta_transfer.masking import AttributeMasking
 from delta_transfer.pretext import Mean, Pretext, Scored, mean
 from delta_transfer.pretrain_data import UnlabelledGraphs, read_unlabelled
 from delta_transfer.pretrain_options import PretrainOptions
-from delta_transfer.run_folder import check_place, data_name, free_folder, log_to, time_stamp
+from delta_transfer.run_folder import check_place, data_name, free_folder, time_stamp
+from delta_transfer.run_log import log_to
 
 if TYPE_CHECKING:  # the libraries that only graph tasks need
     from torch_geometric.data import Data

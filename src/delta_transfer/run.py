@@ -43,10 +43,10 @@ from delta_transfer.run_folder import (
     LOG,
     check_folder,
     default_folder,
-    log_to,
     make_folder,
     tidy,
 )
+from delta_transfer.run_log import log_to
 from delta_transfer.selection import Selected
 from delta_transfer.spent import SPENT, Spent
 from delta_transfer.training import CropAverage, predict_answers

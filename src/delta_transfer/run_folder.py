@@ -1,14 +1,12 @@
-"""The folder of a run or a comparison: its name, whether it may be written, and its log."""
+"""The folder of a run or a comparison: its name, and whether it may be written."""
 
-import contextlib
 import dataclasses
 import itertools
-import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -294,54 +292,3 @@ def _whole(name: str) -> str:
     """The name of the file that was to take a temporary one's place, if it is one (see `files`)."""
     found = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}", name)
     return name if found is None else found[1]
-
-
-@contextlib.contextmanager
-def log_to(path: Path, header: Sequence[str], *, resume: bool = False) -> Iterator[None]:
-    """Inside, what the package logs goes to a file too, below some lines that came before.
-
-    So does an error that ends it. If asked, all that goes below what the file has.
-    """
-    with path.open("a" if resume else "w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in header)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package = logging.getLogger("delta_transfer")
-    package.addHandler(handler)
-    try:
-        with _said_in_full(package):
-            yield
-    except BaseException as error:  # the terminal shows it by itself
-        said = str(error) or type(error).__name__
-        handler.handle(package.makeRecord(package.name, logging.ERROR, "", 0, said, (), None))
-        raise
-    finally:
-        package.removeHandler(handler)
-        handler.close()
-
-
-@contextlib.contextmanager
-def _said_in_full(package: logging.Logger) -> Iterator[None]:
-    """Inside, its own handlers hear of everything, and those of the program no more than before."""
-    level, own, propagate = package.getEffectiveLevel(), package.level, package.propagate
-    if level <= logging.INFO:
-        yield
-        return
-    relay = _Relay(level)
-    package.addHandler(relay)
-    package.setLevel(logging.INFO)
-    package.propagate = False
-    try:
-        yield
-    finally:
-        package.propagate = propagate
-        package.setLevel(own)
-        package.removeHandler(relay)
-
-
-class _Relay(logging.Handler):
-    """Hands records on to the handlers of the program."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Unless they are below the level."""
-        logging.getLogger().callHandlers(record)

@@ -26,7 +26,8 @@ from delta_transfer.result import RunResult
 from delta_transfer.run import train_prepared
 from delta_transfer.run_attention import given_attention
 from delta_transfer.run_checks import method_of
-from delta_transfer.run_folder import LOG, log_to, make_folder
+from delta_transfer.run_folder import LOG, make_folder
+from delta_transfer.run_log import log_to
 from delta_transfer.run_taps import choose_taps
 from delta_transfer.search_folder import Outcome, clear, outcomes
 from delta_transfer.selection import Selected

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from delta_transfer.attention_options import AttentionOptions
 from delta_transfer.commands.parsing import parse
-from delta_transfer.console import print_attention
+from delta_transfer.console_tables import print_attention
 from delta_transfer.options import (
     LayersOptions,
     NoOptions,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from delta_transfer.bench_options import BenchOptions
 from delta_transfer.commands.parsing import parse
-from delta_transfer.console import print_table, print_trials
+from delta_transfer.console_tables import print_table, print_trials
 from delta_transfer.options import (
     CompareOptions,
     DemoOptions,

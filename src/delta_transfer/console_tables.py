@@ -1,0 +1,146 @@
+"""Tables of the terminal: of methods, of channel attention and of trials."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from delta_transfer.attention_summary import TapSummary
+    from delta_transfer.report.comparison import MethodSummary
+    from delta_transfer.search import Trial
+
+
+def print_table(
+    summaries: "Sequence[MethodSummary]", *, title: str, failed: Mapping[str, int]
+) -> None:
+    """A line for each method.
+
+    Args:
+        summaries: of the methods.
+        title: what was compared.
+        failed: how many runs of a method failed, where some did.
+    """
+    from rich.console import Console
+
+    view = _table(None, _COMPARISON_KEY)
+    columns = ("method", "runs", "mean", "std", "vs l2", "95% interval", "seconds", "MiB")
+    for column in columns:
+        view.add_column(column, justify="left" if column == "method" else "right")
+    for row in summaries:
+        versus = row.to_baseline
+        several = versus is not None and versus.count > 1
+        view.add_row(
+            row.method,
+            _runs(row.score.count, failed.get(row.method, 0)),
+            row.measure.number(row.score.mean),
+            row.measure.number(row.score.deviation) if row.score.count > 1 else "-",
+            "" if versus is None else row.measure.signed(versus.mean),
+            f"{row.measure.signed(versus.low)} to {row.measure.signed(versus.high)}"
+            if versus and several
+            else "",
+            f"{row.seconds:.0f}",
+            f"{row.memory:.0f}",
+        )
+    for method in failed.keys() - {row.method for row in summaries}:
+        view.add_row(method, _runs(0, failed[method]))
+    console = Console()
+    console.print(title, highlight=False)  # a table breaks a title that is longer than it is wide
+    console.print(view, "")
+
+
+_COMPARISON_KEY = (
+    "vs l2: difference to plain fine-tuning, paired by seed, with its 95% interval. Seconds, and "
+    "MiB of memory at most: means of a run."
+)
+
+
+def _runs(finished: int, failed: int) -> str:
+    parts = [f"{finished}"] if finished else []
+    return ", ".join([*parts, f"{failed} failed"] if failed else parts)
+
+
+def print_attention(rows: "Sequence[TapSummary]", *, title: str) -> None:
+    """A line for each tap, and how to read it."""
+    from rich.console import Console
+
+    view = _table(title, _ATTENTION_KEY)
+    view.add_column("tap", no_wrap=True)
+    for column in ("channels", "effective", "entropy", "error", "least", "most", "top channels"):
+        view.add_column(column, justify="right")
+    for row in rows:
+        view.add_row(
+            row.tap,
+            f"{row.channels}",
+            f"{row.effective:.1f}",
+            f"{row.entropy:.3f}",
+            "-" if row.uncertainty is None else f"{100 * row.uncertainty:.0f}%",
+            f"{row.least:.2f}",
+            f"{row.most:.2f}",
+            " ".join(map(str, row.top)),
+        )
+    Console().print(view)
+
+
+_ATTENTION_KEY = (
+    "Uniform attention has entropy 1 and all its channels are effective; least and most are "
+    "weights times channels, 1 where uniform. Error: standard error over the distance from uniform."
+)
+
+
+def print_trials(trials: "Sequence[Trial]", *, names: Sequence[str]) -> None:
+    """A line for each trial of a search that was complete.
+
+    Args:
+        trials: at least one.
+        names: of the options that were searched.
+    """
+    from rich.console import Console
+
+    measure = trials[0].outcome.measure
+    view = _table(None, _TRIALS_KEY)
+    for column in ("trial", "loss", measure.words, "seconds", "epoch"):
+        view.add_column(column, justify="right")
+    for name in names:
+        view.add_column(name, justify="right", no_wrap=True)
+    for trial in trials:
+        outcome = trial.outcome
+        options = (_option(name, trial.options[name]) for name in names)
+        view.add_row(
+            "default" if trial.number == 0 else f"{trial.number}",
+            f"{outcome.loss:.4f}",
+            measure.number(outcome.score),
+            f"{outcome.seconds:.0f}",
+            f"{outcome.best_epoch}",
+            *options,
+        )
+    Console().print(view, "")
+
+
+def _option(name: str, value: Any) -> str:
+    """What a trial was given, in a few letters."""
+    if name == "taps" and value != "auto":
+        return f"last {value.count(',') + 1}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+_TRIALS_KEY = (
+    "Loss: calibrated, on what was held out, by which trials are compared; the figure beside it is "
+    "of the same. Epoch: the one that was kept."
+)
+
+
+def _table(title: str | None, key: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=title,
+        title_justify="left",
+        caption=key,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
