@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,7 @@ def test_options_cannot_be_changed_and_are_documented():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.epochs = 3
     for field in dataclasses.fields(TrainConfig):
-        assert f"\n        {field.name}: " in TrainConfig.__doc__
+        assert re.search(rf"\n +{field.name}: ", TrainConfig.__doc__)
 
 
 def test_a_precision_may_be_a_number_in_a_file(tmp_path):

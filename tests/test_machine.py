@@ -29,7 +29,11 @@ def test_the_command_is_as_a_shell_takes_it(monkeypatch):
 
 def test_processor_and_gpus_are_named(monkeypatch):
     lines = "processor\t: 0\nmodel name\t: Fast CPU 9\nprocessor\t: 1\nmodel name\t: Fast CPU 9\n"
-    monkeypatch.setattr(Path, "read_text", lambda self, encoding: lines)
+    read = Path.read_text
+    told = {Path("/proc/cpuinfo"): lines}
+    monkeypatch.setattr(
+        Path, "read_text", lambda p, *args, **kw: told.get(p) or read(p, *args, **kw)
+    )
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
     assert ", Fast CPU 9, " in describe()[2]

@@ -69,9 +69,9 @@ class Study:
         with _explained(storage, folder):
             if new and storage is not None:
                 with contextlib.suppress(KeyError):  # there is none
-                    self._optuna.delete_study(storage=storage, study_name=name)
+                    self._optuna.delete_study(storage=_open(storage), study_name=name)
             self._study = self._optuna.create_study(
-                storage=storage or own, study_name=name, load_if_exists=True
+                storage=_open(storage or own), study_name=name, load_if_exists=True
             )
             known = self._study.user_attrs.get(_IDENTITY)
             if known is None:
@@ -158,10 +158,18 @@ def check_storage(storage: str | None) -> None:
     Raises:
         UserError: if not.
     """
-    optuna = import_optuna()
+    import_optuna()
     if storage is not None:
         with _explained(storage, Path()):
-            optuna.storages.get_storage(storage)
+            _open(storage)
+
+
+def _open(storage: str) -> Any:
+    """A database that is closed after each access, so that nobody has to in the end."""
+    from sqlalchemy.pool import NullPool
+
+    optuna = import_optuna()
+    return optuna.storages.RDBStorage(storage, engine_kwargs={"poolclass": NullPool})
 
 
 @contextlib.contextmanager
