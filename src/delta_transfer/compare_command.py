@@ -10,7 +10,7 @@ from typing import Any
 from delta_transfer.compare import Compared, compare, describe
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.options import CompareOptions, DemoOptions, seed_list, size_list
+from delta_transfer.options import CompareOptions, DemoOptions, apart, seed_list, size_list
 from delta_transfer.report.comparison import MethodSummary, read_comparison, summarize_methods
 from delta_transfer.run_folder import data_name, free_folder, time_stamp
 
@@ -29,9 +29,7 @@ def run(parsed: Any) -> Compared:
     Raises:
         UserError: if an option, the data or the network is not as it must be.
     """
-    values = dataclasses.asdict(parsed)
-    own = [field.name for field in dataclasses.fields(CompareOptions)]
-    options = CompareOptions(**{name: values.pop(name) for name in own})
+    options, values = apart(parsed, CompareOptions)
     config = TrainConfig(**values, overwrite=options.overwrite)
     return compare(
         config,

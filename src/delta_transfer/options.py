@@ -3,12 +3,13 @@
 import dataclasses
 import typing
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Own = TypeVar("Own")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,6 +199,18 @@ def with_train(own: type[Any], *, without: Sequence[str]) -> type[Any]:
         frozen=True,
         kw_only=True,
     )
+
+
+def apart(parsed: Any, own: type[Own]) -> tuple[Own, dict[str, Any]]:
+    """What `with_train` put together: a command's own options, and what is left, which is train's.
+
+    Args:
+        parsed: options of that class.
+        own: the command's.
+    """
+    values = dataclasses.asdict(parsed)
+    names = [field.name for field in dataclasses.fields(own)]  # type: ignore[arg-type]
+    return own(**{name: values.pop(name) for name in names}), values
 
 
 def seed_list(text: str) -> tuple[int, ...]:

@@ -1,11 +1,11 @@
 """The command search: from its options to the lines and the table that it shows."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.options import apart
 from delta_transfer.run_folder import data_name, free_folder, time_stamp
 from delta_transfer.search import Searched, Trial, search
 from delta_transfer.search_options import SearchOptions
@@ -23,9 +23,7 @@ def run(parsed: Any) -> Searched:
     Raises:
         UserError: if an option, the data or the network is not as it must be.
     """
-    values = dataclasses.asdict(parsed)
-    own = [field.name for field in dataclasses.fields(SearchOptions)]
-    asked = SearchOptions(**{name: values.pop(name) for name in own})
+    asked, values = apart(parsed, SearchOptions)
     if asked.epochs != "search" and values["steps"] is not None:
         raise UserError("--epochs and --steps exclude each other: give one of them")
     config = TrainConfig(**values, **train_options(asked), overwrite=asked.overwrite)

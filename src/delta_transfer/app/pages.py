@@ -6,11 +6,9 @@ import itertools
 from collections.abc import Sequence
 from importlib.resources import files
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from delta_transfer.app.drawing import as_picture, as_uri, overlay, thumbnail
 from delta_transfer.app.explainer import Explainer, Look
-from delta_transfer.report import words
+from delta_transfer.report import pages, words
 from delta_transfer.report.pages import data_name
 
 SHOWN = 5  # classes
@@ -103,19 +101,5 @@ def asset(name: str) -> str:
     return (package / "app" / name).read_text(encoding="utf-8")
 
 
-@functools.cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("delta_transfer", "app"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"count": words.count, "percent": words.percent}
-    return environment
-
-
 def _render(template: str, values: dict[str, object]) -> str:
-    return _environment().get_template(template).render(values)
+    return pages.render_page(template, values, folder="app")

@@ -1,6 +1,7 @@
 """Templates filled in: one HTML file that loads nothing, its values escaped."""
 
 import dataclasses
+import functools
 from pathlib import PurePosixPath, PureWindowsPath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,15 +20,21 @@ class Table:
     rows: list[tuple[str, list[str]]]
 
 
-def render_page(template: str, values: dict[str, object]) -> str:
-    """A page from its template.
+def render_page(template: str, values: dict[str, object], *, folder: str = "report") -> str:
+    """A page, or a part of one, from its template.
 
     Args:
-        template: the name of the file beside this one.
+        template: the name of the file.
         values: what it needs, by name.
+        folder: of the package, in which the file is.
     """
+    return _environment(folder).get_template(template).render(values)
+
+
+@functools.cache
+def _environment(folder: str) -> Environment:
     environment = Environment(
-        loader=PackageLoader("delta_transfer", "report"),
+        loader=PackageLoader("delta_transfer", folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -44,7 +51,7 @@ def render_page(template: str, values: dict[str, object]) -> str:
         "points": words.points,
         "training": words.training,
     }
-    return environment.get_template(template).render(values)
+    return environment
 
 
 def data_name(data: str) -> str:
