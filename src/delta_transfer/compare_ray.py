@@ -1,24 +1,17 @@
 """The runs of a comparison or a search are made by the nodes of a Ray cluster."""
 
-import contextlib
-import dataclasses
-import functools
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from delta_transfer.compare_ray_task import Job, missing, work
 from delta_transfer.compare_workers import (
     PATIENCE,
     STOPPING,
     Reply,
-    Runner,
     Work,
-    answer,
     make_run,
 )
 from delta_transfer.config import TrainConfig
@@ -258,45 +251,6 @@ class RayJobs:
             ) from error
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """What all tasks of a comparison are told.
-
-    Args:
-        methods: of the comparison.
-        threads: of each run.
-        mark: a file that is there when the runs are made.
-        cwd: the folder that paths are relative to.
-    """
-
-    methods: tuple[str, ...]
-    threads: int
-    mark: str
-    cwd: str
-
-
-def work(job: Job, config: TrainConfig, what: Work | None) -> Reply | Exception:
-    """A task: prepares a run, on a node of the cluster, and makes it if there is work to do."""
-    error = missing(job.cwd, [] if what is None else [job.mark])
-    if error is not None:
-        return error
-    torch.set_num_threads(job.threads)
-    return answer(_runner(job.methods), config, what)
-
-
-def missing(cwd: str, paths: Sequence[str]) -> UserError | None:
-    """A task: goes to a folder, if it can, and looks for files; the error if one is missing."""
-    with contextlib.suppress(OSError):
-        os.chdir(cwd)
-    lost = next((path for path in paths if not Path(path).exists()), None)
-    if lost is None:
-        return None
-    return UserError(
-        f"{lost} is not there on {socket.gethostname()}, a node of the Ray cluster: the data and "
-        "--out must lie in folders that all nodes have under the same path"
-    )
-
-
 def passed_on(loggers: Sequence[str]) -> dict[str, str]:
     """The variables of the environment that the nodes are given, keys of no other service.
 
@@ -309,12 +263,6 @@ def passed_on(loggers: Sequence[str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if name in _PASSED_ON or name.startswith(asked)
     }
-
-
-@functools.lru_cache(maxsize=1)
-def _runner(methods: tuple[str, ...]) -> Runner:
-    """Of this process, which makes one run after the other."""
-    return Runner(methods)
 
 
 def _read_by(config: TrainConfig) -> list[str]:
