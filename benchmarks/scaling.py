@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from delta_transfer import Delta, Regularizer
 from delta_transfer.backbones import load_backbone
-from delta_transfer.distributed import averaged, joined
+from delta_transfer.utils.distributed import averaged, joined
 
 Figures = dict[str, float]
 Clock = Callable[[], float]

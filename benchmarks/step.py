@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer import Delta, Regularizer
-from delta_transfer.devices import find_device, place
 from delta_transfer.frozen_source import FrozenSource
-from delta_transfer.peak_memory import PeakMemory
 from delta_transfer.taps import resolve_taps
+from delta_transfer.utils.devices import find_device, place
+from delta_transfer.utils.memory import PeakMemory
 
 NAMES = {"lite0": "tf_efficientnet_lite0"}
 CLASSES = 47

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from delta_transfer.data import Split, Task
+from delta_transfer.data.base import Split, Task
 from delta_transfer.objective import BinaryTasks, Objective, Regression
 
 QUESTIONS = ("bright", "red", "striped")

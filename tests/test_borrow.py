@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from delta_transfer.borrow import (
+from delta_transfer.errors import UserError
+from delta_transfer.utils.module_state import (
     deterministic,
     device_of,
     evaluating,
     same_random_state,
     without_parameter_gradients,
 )
-from delta_transfer.errors import UserError
 from tests.networks import ConvNet
 
 

@@ -21,9 +21,8 @@ from delta_transfer import ChannelAttention, Delta, Regularizer, UserError, esti
 from delta_transfer import run as module
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.backbones import load_backbone
-from delta_transfer.channel_attention import weights_fingerprint
-from delta_transfer.data import PictureDataset
 from delta_transfer.data.augment import eval_transform
+from delta_transfer.data.base import PictureDataset
 from delta_transfer.functional import normalize_scores
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
@@ -32,6 +31,7 @@ from delta_transfer.result import RunResult
 from delta_transfer.run_attention import estimate
 from delta_transfer.stages import auto_taps
 from delta_transfer.taps import Taps
+from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
 from tests.networks import conv_net, hooks_of, moved
 from tests.runs import model_bytes, tiny

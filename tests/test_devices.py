@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from delta_transfer.devices import find_device, place
 from delta_transfer.errors import UserError
+from delta_transfer.utils.devices import find_device, place
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):

@@ -31,7 +31,8 @@ from delta_transfer.backbones.base import Backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.cli import main
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Split, load_task
+from delta_transfer.data import load_task
+from delta_transfer.data.base import Split
 from delta_transfer.errors import UserError
 from delta_transfer.export import TOLERANCE, export_run
 from delta_transfer.export_check import compare_outputs, find_samples

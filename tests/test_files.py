@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from delta_transfer.files import fingerprint, write_atomically
+from delta_transfer.utils.files import fingerprint, write_atomically
 
 
 def test_text_and_bytes_are_written_with_the_mode_of_a_new_file(tmp_path):

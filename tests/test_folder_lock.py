@@ -14,7 +14,7 @@ from filelock import FileLock
 from delta_transfer import cli, train
 from delta_transfer.compare import compare
 from delta_transfer.errors import UserError
-from delta_transfer.folder_lock import LOCK, check_unlocked, locked
+from delta_transfer.utils.locks import LOCK, check_unlocked, locked
 from tests.runs import tiny
 from tests.several import run
 

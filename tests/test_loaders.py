@@ -7,12 +7,12 @@ from torchvision.transforms import v2
 from delta_transfer import loaders
 from delta_transfer.backbones import InputSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Task, load_task, look
+from delta_transfer.data import load_task, look
 from delta_transfer.data.augment import official_eval_transform, ten_crop_transform
+from delta_transfer.data.base import Task
 from delta_transfer.data.check import check_pictures
 from delta_transfer.data.keeping import Keeper
 from delta_transfer.data.resize import Resize
-from delta_transfer.data.seeds import derive_seed
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import (
     count_workers,
@@ -21,6 +21,7 @@ from delta_transfer.loaders import (
     plain_loader,
     training_loader,
 )
+from delta_transfer.utils.seeds import derive_seed
 from tests.runs import tiny
 
 SPEC = InputSpec(size=32, crop_pct=0.875, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from delta_transfer.machine import describe, versions
+from delta_transfer.utils.environment import describe, versions
 
 
 def test_versions_are_those_that_are_installed():

@@ -4,8 +4,8 @@ import sys
 import pytest
 import torch
 
-from delta_transfer import peak_memory as module
-from delta_transfer.peak_memory import PeakMemory
+from delta_transfer.utils import memory as module
+from delta_transfer.utils.memory import PeakMemory
 
 CPU = torch.device("cpu")
 

@@ -21,8 +21,9 @@ pytest.importorskip("rdkit")
 from torch_geometric.data import Data
 
 from delta_transfer.context import ContextPrediction, count_hops, draw_centers
-from delta_transfer.data import MoleculeOptions, load_task
+from delta_transfer.data import load_task
 from delta_transfer.data.graphs import Graphs
+from delta_transfer.data.molecule_options import MoleculeOptions
 from delta_transfer.data.smiles import read_molecule
 from delta_transfer.masking import AttributeMasking, hide
 from delta_transfer.pretrain import pretrain

@@ -2,7 +2,7 @@ import pytest
 import torch
 from PIL import Image
 
-from delta_transfer.data import PictureDataset, Split
+from delta_transfer.data.base import PictureDataset, Split
 from delta_transfer.data.batches import PictureLoader
 from delta_transfer.data.images import PictureError
 from delta_transfer.errors import UserError

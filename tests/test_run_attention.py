@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from delta_transfer import run_attention as module
 from delta_transfer.attention import partial
 from delta_transfer.attention.official import official_head
-from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
+from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.config_checks import MAX_SEED
 from delta_transfer.errors import UserError
@@ -24,6 +24,7 @@ from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared, regroup
 from delta_transfer.probe import LinearProbe
 from delta_transfer.run_attention import attention_order, describe, estimate, given_attention
+from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
 from tests.networks import conv_net, moved
 from tests.runs import tiny

@@ -13,7 +13,7 @@ from delta_transfer.run_folder import (
     leftovers,
     make_folder,
 )
-from delta_transfer.run_log import log_to
+from delta_transfer.utils.logging import log_to
 
 DATA = "some-pictures"
 OPTIONS = "data: pictures\nmethods: l2\n"  # the start of those of a comparison

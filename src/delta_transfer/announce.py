@@ -3,8 +3,8 @@
 import logging
 from collections import Counter
 
-from delta_transfer.data import Task
 from delta_transfer.data.balance import imbalance
+from delta_transfer.data.base import Task
 from delta_transfer.data.check import IMBALANCE
 from delta_transfer.duration import estimate_minutes
 from delta_transfer.objective import Classes

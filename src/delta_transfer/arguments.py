@@ -13,8 +13,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.hints import in_words
-from delta_transfer.yaml_file import read_yaml
+from delta_transfer.utils.files import read_yaml
+from delta_transfer.utils.type_hints import in_words
 
 Options = TypeVar("Options")
 

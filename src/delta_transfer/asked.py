@@ -13,7 +13,7 @@ from delta_transfer.data.images import IMAGE_SUFFIXES, read_image
 from delta_transfer.data.scan import find_pictures
 from delta_transfer.data.smiles_files import list_smiles
 from delta_transfer.errors import UserError
-from delta_transfer.graph_libraries import need_graph_libraries
+from delta_transfer.utils.optional import need_graph_libraries
 
 
 def find_asked(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from delta_transfer.channel_attention import ChannelAttention
-from delta_transfer.distributed import from_main, is_main
-from delta_transfer.files import cache_root, fingerprint
+from delta_transfer.utils.distributed import from_main, is_main
+from delta_transfer.utils.files import cache_root, fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ from delta_transfer.attention_options import AttentionOptions
 from delta_transfer.attention_summary import TapSummary, figures, origin, summarize
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
-from delta_transfer.console import progress_bar
 from delta_transfer.data.base import Noun
 from delta_transfer.errors import UserError
-from delta_transfer.files import write_atomically
 from delta_transfer.prepare import prepare
 from delta_transfer.report.attention_figure import attention_figure
 from delta_transfer.run_attention import attention_order, estimate
 from delta_transfer.run_folder import check_place, data_name, time_stamp
+from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

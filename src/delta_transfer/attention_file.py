@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from delta_transfer.errors import UserError, first_few
-from delta_transfer.files import write_atomically
+from delta_transfer.utils.files import write_atomically
 
 _ABOUT = "delta-transfer"  # the entry of the metadata that describes the tensors
 _FORMAT = "delta-transfer channel attention 2"

@@ -8,8 +8,7 @@ from PIL import Image, ImageOps
 
 from delta_transfer.backbones import GraphSpec
 from delta_transfer.channel_attention import ChannelAttention
-from delta_transfer.data import Task
-from delta_transfer.data.base import Noun
+from delta_transfer.data.base import Noun, Task
 from delta_transfer.report.attention_figure import PIXELS, Driver, TapFigure
 from delta_transfer.report.words import count
 

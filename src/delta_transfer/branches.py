@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from delta_transfer.devices import place
 from delta_transfer.errors import UserError
 from delta_transfer.fine_tune import Tuned
 from delta_transfer.loaders import plain_loader
@@ -20,6 +19,7 @@ from delta_transfer.selection import Selected, hold_out, join, refit, refits
 from delta_transfer.soup import ALONE, SHARES, Shares, average, choose, percent
 from delta_transfer.training import predict_answers
 from delta_transfer.tuning import Tuning
+from delta_transfer.utils.devices import place
 
 logger = logging.getLogger(__name__)
 

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from delta_transfer.attention_file import damaged, read_attention_file, write_attention_file
-from delta_transfer.distributed import gathered, processes
-from delta_transfer.files import fingerprint
 from delta_transfer.functional import (
     at_least_float32,
     effective_channels,
     normalize_scores,
     normalized_entropy,
 )
+from delta_transfer.utils.distributed import gathered, processes
 
 VARIANCE_FLOOR = 1e-6
 
@@ -290,14 +289,3 @@ class FeatureVariance:
     def from_state(cls, state: Mapping[str, Tensor], *, device: torch.device) -> Self:
         """What `state` was taken of, for features on a device."""
         return cls(Moments.from_state(state, device=device))
-
-
-def weights_fingerprint(model: nn.Module, *, head: str) -> str:
-    """SHA-256 of a network's parameters and buffers, those of its head left out."""
-    state = model.state_dict()
-    chunks: list[bytes | memoryview] = []
-    for name in sorted(state):
-        if name != head and not name.startswith(f"{head}."):
-            tensor = state[name].detach().cpu().contiguous()
-            chunks += [name.encode(), memoryview(tensor.flatten().view(torch.uint8).numpy())]
-    return fingerprint(chunks)

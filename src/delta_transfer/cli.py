@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from delta_transfer import launching
 from delta_transfer.commands import COMMANDS
 from delta_transfer.commands.parsing import summary
-from delta_transfer.console import Formatter, ending_at_sigterm, explain, flush_output, message
+from delta_transfer.console import Formatter, ending_at_sigterm, flush_output
 from delta_transfer.errors import UserError, unknown
+from delta_transfer.utils.diagnostics import explain, message
 
 _log = logging.getLogger("delta_transfer")
 

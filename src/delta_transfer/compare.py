@@ -11,14 +11,14 @@ from delta_transfer.compare_folder import Plan, begin, open_folder, unfinished, 
 from delta_transfer.compare_places import loaders_of, room_for
 from delta_transfer.compare_workers import Reply
 from delta_transfer.config import TrainConfig
-from delta_transfer.console import message
 from delta_transfer.errors import UserError
 from delta_transfer.find_task import find_task
-from delta_transfer.folder_lock import locked
 from delta_transfer.report import write_comparison_report, write_run_report
 from delta_transfer.result import RunResult
 from delta_transfer.run_checks import check
 from delta_transfer.run_folder import COMPARISON
+from delta_transfer.utils.diagnostics import message
+from delta_transfer.utils.locks import locked
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,6 @@ import yaml
 
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.files import write_atomically
-from delta_transfer.folder_lock import LOCK, check_unlocked
 from delta_transfer.measures import ACCURACY
 from delta_transfer.options import seed_list, size_list
 from delta_transfer.result import RunResult, comparison_columns
@@ -27,6 +25,8 @@ from delta_transfer.run_folder import (
     leftovers,
     make_folder,
 )
+from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.locks import LOCK, check_unlocked
 
 Size = int | None
 

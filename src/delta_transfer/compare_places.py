@@ -9,8 +9,7 @@ import psutil
 from delta_transfer.compare_jobs import Jobs, gpus
 from delta_transfer.compare_ray import Cluster
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.look import cores
-from delta_transfer.devices import find_device
+from delta_transfer.utils.devices import cores, find_device
 
 MEMORY = 5 * 2**30
 """Bytes that a run on the CPU may need: DELTA with the default model at 224 pixels took 4.1 GiB."""

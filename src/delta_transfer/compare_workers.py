@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from delta_transfer.config import TrainConfig
-from delta_transfer.console import explain
-from delta_transfer.data import Task
+from delta_transfer.data.base import Task
 from delta_transfer.errors import UserError
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
@@ -28,6 +27,7 @@ from delta_transfer.run_attention import given_attention
 from delta_transfer.run_checks import check_task
 from delta_transfer.training.stopping import stop_fits
 from delta_transfer.tuning import identity
+from delta_transfer.utils.diagnostics import explain
 
 CUDA = "CUDA_VISIBLE_DEVICES"
 

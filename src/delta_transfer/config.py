@@ -10,7 +10,7 @@ import yaml
 from delta_transfer.config_checks import check
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.presets import GRAPH_NETWORKS, find_preset
-from delta_transfer.yaml_file import read_yaml
+from delta_transfer.utils.files import read_yaml
 
 _BY_PRESET: Any = None  # the default of an option that the preset decides
 _BY_MODEL: Any = None

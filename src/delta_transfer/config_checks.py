@@ -5,8 +5,8 @@ import typing
 from typing import TYPE_CHECKING
 
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.hints import fits, in_words
 from delta_transfer.presets import PRESETS
+from delta_transfer.utils.type_hints import fits, in_words
 
 if TYPE_CHECKING:  # which checks itself by this
     from delta_transfer.config import TrainConfig

@@ -8,9 +8,6 @@ import time
 import torch
 
 from delta_transfer.attention.refined import exact_samples
-from delta_transfer.borrow import evaluating, same_random_state
-from delta_transfer.devices import place
-from delta_transfer.distributed import processes
 from delta_transfer.fine_tune import DRIFT_PICTURES
 from delta_transfer.inputs import Inputs
 from delta_transfer.loaders import training_loader
@@ -21,6 +18,9 @@ from delta_transfer.soup import ALONE, SHARES
 from delta_transfer.taps import Taps
 from delta_transfer.training import TRIAL_STEPS, Precision, autocast, find_precision
 from delta_transfer.tuning import Tuning
+from delta_transfer.utils.devices import place
+from delta_transfer.utils.distributed import processes
+from delta_transfer.utils.module_state import evaluating, same_random_state
 
 AT_ONCE = 10
 """Channels that are switched off in the time of one forward pass: 8 to 30, by the network."""

@@ -11,9 +11,10 @@ from sklearn.metrics import confusion_matrix, recall_score
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from delta_transfer.data import Metric, Split
-from delta_transfer.files import write_atomically
+from delta_transfer.data.base import Split
+from delta_transfer.measures import Metric
 from delta_transfer.outputs import column_names, to_csv, write_predictions
+from delta_transfer.utils.files import write_atomically
 
 BINS = 15
 FIGURES = "evaluation.json"

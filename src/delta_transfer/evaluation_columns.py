@@ -13,12 +13,12 @@ from delta_transfer.column_figures import (
     question_figures,
     value_figures,
 )
-from delta_transfer.data import Metric, Split
+from delta_transfer.data.base import Split
 from delta_transfer.evaluation import FIGURES, to_lines
-from delta_transfer.files import write_atomically
-from delta_transfer.measures import MEASURES, RMSE, ROC_AUC, Measure
+from delta_transfer.measures import MEASURES, RMSE, ROC_AUC, Measure, Metric
 from delta_transfer.objective import Objective, Regression
 from delta_transfer.outputs import write_predictions
+from delta_transfer.utils.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

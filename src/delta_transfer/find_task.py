@@ -3,7 +3,9 @@
 from collections import Counter
 
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import MoleculeOptions, Task, is_named, load_task
+from delta_transfer.data import is_named, load_task
+from delta_transfer.data.base import Task
+from delta_transfer.data.molecule_options import MoleculeOptions
 from delta_transfer.errors import UserError
 from delta_transfer.objective import Classes
 from delta_transfer.prepared import pool

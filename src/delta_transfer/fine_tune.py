@@ -13,12 +13,8 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 
-from delta_transfer.borrow import same_random_state
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.seeds import derive_seed
-from delta_transfer.devices import place
-from delta_transfer.distributed import is_main, own_batches, processes
 from delta_transfer.errors import UserError
 from delta_transfer.inputs import Inputs
 from delta_transfer.loaders import plain_loader
@@ -38,6 +34,10 @@ from delta_transfer.training import (
     fit,
 )
 from delta_transfer.tuning import Tuning, is_sharded, loss_of, optimization, plan_fit
+from delta_transfer.utils.devices import place
+from delta_transfer.utils.distributed import is_main, own_batches, processes
+from delta_transfer.utils.module_state import same_random_state
+from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from delta_transfer.borrow import evaluating
+from delta_transfer.utils.module_state import evaluating
 
 # How far the copy's outputs may be off, of the largest. Rounding comes to 1e-7 to 1e-5, and to 1e-3
 # where a GPU multiplies in TF32; another network is further off.

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.errors import UserError
 from delta_transfer.feature_cache import FeatureCache
 from delta_transfer.folding import fold_batch_norm
@@ -15,6 +14,7 @@ from delta_transfer.functional import full_precision
 from delta_transfer.head_inputs import HeadInputs
 from delta_transfer.stages import producer
 from delta_transfer.taps import Taps, outside_graphs
+from delta_transfer.utils.module_state import device_of, evaluating
 
 _TRIED = 2  # samples on which a folded copy is tried
 

@@ -12,20 +12,14 @@ from torch import Tensor
 
 from delta_transfer.backbones import GraphSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import (
-    Metric,
-    MoleculeOptions,
-    Split,
-    Task,
-    is_named,
-    load_labelled,
-    load_task,
-)
+from delta_transfer.data import is_named, load_labelled, load_task
+from delta_transfer.data.base import Split, Task
 from delta_transfer.data.graph_sources import MOLECULENET
-from delta_transfer.data.molecule_options import NOTHING_SAID
+from delta_transfer.data.molecule_options import NOTHING_SAID, MoleculeOptions
 from delta_transfer.data.splits import DEFAULT_TEST_SPLIT
 from delta_transfer.errors import UserError
 from delta_transfer.find_task import molecule_options
+from delta_transfer.measures import Metric
 from delta_transfer.objective import BinaryTasks, Classes, Objective
 
 

@@ -8,7 +8,6 @@ import torch
 
 from delta_transfer.backbones import GraphSpec, InputSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import EpochSampler, PictureDataset, ShareSampler, Split
 from delta_transfer.data.augment import (
     Transform,
     eval_transform,
@@ -17,11 +16,11 @@ from delta_transfer.data.augment import (
     ten_crop_transform,
     train_transform,
 )
+from delta_transfer.data.base import EpochSampler, PictureDataset, ShareSampler, Split
 from delta_transfer.data.batches import PictureLoader, ignore_stops
-from delta_transfer.data.look import cores
 from delta_transfer.data.resize import Resize
-from delta_transfer.devices import find_device
-from delta_transfer.distributed import local_processes, processes, rank
+from delta_transfer.utils.devices import cores, find_device
+from delta_transfer.utils.distributed import local_processes, processes, rank
 
 _FOR_KEPT = 2  # processes that crop what is kept
 

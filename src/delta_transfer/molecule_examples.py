@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.channel_attention import FeatureVariance
-from delta_transfer.data import Split
+from delta_transfer.data.base import Split
 from delta_transfer.data.drawing import draw_molecule
 from delta_transfer.data.graph_batches import collate_graphs
-from delta_transfer.files import write_atomically
 from delta_transfer.outputs import to_csv
 from delta_transfer.taps import Taps
+from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.module_state import device_of, evaluating
 
 LOOKED_AT = 512  # molecules at most
 MOST, LEAST = 9, 3  # that are drawn

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from delta_transfer.data import Split
-from delta_transfer.files import write_atomically
+from delta_transfer.data.base import Split
 from delta_transfer.objective import CLASSES, Classes, Objective
+from delta_transfer.utils.files import write_atomically
 
 MISTAKES, RIGHT, APART = 12, 8, 6  # most pictures of each kind
 THUMBNAIL = 160

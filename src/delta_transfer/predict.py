@@ -15,9 +15,8 @@ from delta_transfer.asked import find_asked
 from delta_transfer.backbones import GraphSpec
 from delta_transfer.backbones.saved import CONFIG, load_model, load_objective
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Split, is_named
-from delta_transfer.data.base import Noun
-from delta_transfer.devices import find_device, place
+from delta_transfer.data import is_named
+from delta_transfer.data.base import Noun, Split
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation import Evaluation, measure
 from delta_transfer.evaluation_columns import ColumnEvaluation, measure_columns
@@ -32,6 +31,7 @@ from delta_transfer.objective import Classes
 from delta_transfer.reading import Tally, tolerant_loader
 from delta_transfer.training import CropAverage
 from delta_transfer.training.inference import iterate_answers
+from delta_transfer.utils.devices import find_device, place
 
 logger = logging.getLogger(__name__)
 

@@ -16,27 +16,20 @@ from delta_transfer.backbones import (
     InputSpec,
     replace_module,
 )
-from delta_transfer.borrow import deterministic
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import (
-    Split,
-    Task,
-)
+from delta_transfer.data.base import Split, Task
 from delta_transfer.data.check import CheckedPictures
-from delta_transfer.data.seeds import derive_seed
-from delta_transfer.devices import find_device, place
-from delta_transfer.distributed import (
-    first_on_each_node,
-    from_main,
-    in_shares,
-)
-from delta_transfer.files import fingerprint
 from delta_transfer.find_task import check_splits, find_task
 from delta_transfer.loaders import plain_loader
 from delta_transfer.prepared import Prepared, fit_and_ask
 from delta_transfer.probe import collect_features
 from delta_transfer.read_here import read_here
 from delta_transfer.run_taps import choose_taps
+from delta_transfer.utils.devices import find_device, place
+from delta_transfer.utils.distributed import first_on_each_node, from_main, in_shares
+from delta_transfer.utils.files import fingerprint
+from delta_transfer.utils.module_state import deterministic
+from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 

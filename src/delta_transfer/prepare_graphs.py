@@ -9,11 +9,11 @@ from torch import nn
 
 from delta_transfer.backbones import Backbone, GraphSpec, load_graph_backbone
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Split, Task
+from delta_transfer.data.base import Split, Task
 from delta_transfer.data.check import CheckedPictures
 from delta_transfer.data.graph_sources import MOLECULENET, TU
 from delta_transfer.errors import UserError, first_few
-from delta_transfer.files import fingerprint
+from delta_transfer.utils.files import fingerprint
 
 # Options that only pictures have.
 _OF_PICTURES = ("augment", "image_size", "mixup", "cutmix", "picture_cache")

@@ -9,7 +9,7 @@ from torch import nn
 from delta_transfer.attention.official import official_size
 from delta_transfer.backbones import Backbone, InputSpec, load_backbone, wrap_network
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Task
+from delta_transfer.data.base import Task
 from delta_transfer.data.check import CheckedPictures, check_pictures
 from delta_transfer.data.keeping import GIB, Keeper
 from delta_transfer.loaders import count_workers, needed_resizes

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.backbones import Backbone
-from delta_transfer.channel_attention import weights_fingerprint
-from delta_transfer.data import Split, Task
-from delta_transfer.distributed import from_main
+from delta_transfer.data.base import Split, Task
 from delta_transfer.probe import LinearProbe, fit_probe
+from delta_transfer.utils.distributed import from_main
+from delta_transfer.utils.module_state import weights_fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

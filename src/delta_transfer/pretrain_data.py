@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from delta_transfer.backbones import GraphSpec
-from delta_transfer.data import MoleculeOptions, load_task
+from delta_transfer.data import load_task
 from delta_transfer.data.graph_sources import MOLECULENET, TU
-from delta_transfer.data.paths import user_path
+from delta_transfer.data.molecule_options import MoleculeOptions
 from delta_transfer.data.smiles_files import LINES, list_untested
 from delta_transfer.errors import UserError, first_few
-from delta_transfer.graph_libraries import need_graph_libraries
 from delta_transfer.pretrain_options import PretrainOptions
+from delta_transfer.utils.optional import need_graph_libraries
+from delta_transfer.utils.paths import user_path
 
 if TYPE_CHECKING:  # the libraries that only graph tasks need
     from torch_geometric.data import Data

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from delta_transfer.data.look import cores
 from delta_transfer.errors import UserError
+from delta_transfer.utils.devices import cores
 
 _STORE = 80 * 2**20  # bytes for what tasks give each other, which is next to nothing; Ray's least
 

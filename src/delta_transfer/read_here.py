@@ -3,9 +3,9 @@
 import dataclasses
 import socket
 
-from delta_transfer.data import Split, Task
-from delta_transfer.distributed import gathered, processes
+from delta_transfer.data.base import Split, Task
 from delta_transfer.errors import UserError, first_few
+from delta_transfer.utils.distributed import gathered, processes
 
 
 def read_here(task: Task, own: Task) -> Task:

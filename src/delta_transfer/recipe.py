@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.hints import fits, in_words
 from delta_transfer.measures import MEASURES
-from delta_transfer.yaml_file import read_yaml
+from delta_transfer.utils.files import read_yaml
+from delta_transfer.utils.type_hints import fits, in_words
 
 Kind = TypeVar("Kind")
 

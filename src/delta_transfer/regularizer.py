@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from delta_transfer.borrow import device_of
 from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.errors import UserError
 from delta_transfer.frozen_source import FrozenSource
@@ -19,6 +18,7 @@ from delta_transfer.inputs import groups_of
 from delta_transfer.penalties import L2, L2SP, Delta, Penalty, Step
 from delta_transfer.stages import unwrap
 from delta_transfer.taps import Taps, outside_graphs, resolve_taps
+from delta_transfer.utils.module_state import device_of
 
 
 @dataclasses.dataclass(frozen=True)

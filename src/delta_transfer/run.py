@@ -16,23 +16,16 @@ from torch import Tensor, nn
 from delta_transfer.announce import announce, conclude
 from delta_transfer.backbones import GraphSpec, InputSpec
 from delta_transfer.backbones.saved import save_model
-from delta_transfer.borrow import deterministic
 from delta_transfer.branches import select
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Split, Task
-from delta_transfer.devices import find_device
-from delta_transfer.distributed import from_main, in_shares, is_main, joined, processes
+from delta_transfer.data.base import Split, Task
 from delta_transfer.errors import UserError
-from delta_transfer.files import write_atomically
-from delta_transfer.folder_lock import locked
 from delta_transfer.learning_rate import settle
 from delta_transfer.loaders import evaluation_loader
-from delta_transfer.machine import describe, versions
 from delta_transfer.measures import Metric
 from delta_transfer.methods import check_classifier
 from delta_transfer.objective import Classes
 from delta_transfer.outputs import write_examples, write_predictions
-from delta_transfer.peak_memory import PeakMemory
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
 from delta_transfer.report import write_run_report
@@ -46,11 +39,18 @@ from delta_transfer.run_folder import (
     make_folder,
     tidy,
 )
-from delta_transfer.run_log import log_to
 from delta_transfer.selection import Selected
 from delta_transfer.spent import SPENT, Spent
 from delta_transfer.training import CropAverage, predict_answers
 from delta_transfer.tuning import Tuning
+from delta_transfer.utils.devices import find_device
+from delta_transfer.utils.distributed import from_main, in_shares, is_main, joined, processes
+from delta_transfer.utils.environment import describe, versions
+from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.locks import locked
+from delta_transfer.utils.logging import log_to
+from delta_transfer.utils.memory import PeakMemory
+from delta_transfer.utils.module_state import deterministic
 
 logger = logging.getLogger(__name__)
 

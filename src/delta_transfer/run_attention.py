@@ -15,15 +15,15 @@ from delta_transfer.attention.official import official_head
 from delta_transfer.attention_cache import Measurement, measure_once
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Split
-from delta_transfer.data.seeds import derive_seed
-from delta_transfer.distributed import processes
+from delta_transfer.data.base import Split
 from delta_transfer.errors import UserError
-from delta_transfer.files import fingerprint
 from delta_transfer.loaders import plain_loader
 from delta_transfer.methods import find_method
 from delta_transfer.prepared import Prepared
 from delta_transfer.probe import LinearProbe
+from delta_transfer.utils.distributed import processes
+from delta_transfer.utils.files import fingerprint
+from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ import torch
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Task
-from delta_transfer.devices import find_device
-from delta_transfer.distributed import processes
+from delta_transfer.data.base import Task
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.method import Method
 from delta_transfer.methods import METHODS, check_kind, find_method
 from delta_transfer.objective import Classes
 from delta_transfer.training import find_precision
 from delta_transfer.training.loggers import check_loggers
+from delta_transfer.utils.devices import find_device
+from delta_transfer.utils.distributed import processes
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.paths import user_path
 from delta_transfer.errors import UserError
-from delta_transfer.folder_lock import LOCK, check_unlocked
+from delta_transfer.utils.locks import LOCK, check_unlocked
+from delta_transfer.utils.paths import user_path
 
 LOG = "train.log"
 COMPARISON = "compare.yaml"  # the options of a comparison

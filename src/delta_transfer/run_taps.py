@@ -5,12 +5,12 @@ from torch import nn
 
 from delta_transfer.attention.official import official_taps
 from delta_transfer.backbones import Backbone
-from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.inputs import Inputs
 from delta_transfer.stages import auto_taps
 from delta_transfer.taps import Taps, resolve_taps
+from delta_transfer.utils.module_state import device_of, evaluating
 
 
 def choose_taps(config: TrainConfig, backbone: Backbone, source: nn.Module) -> tuple[str, ...]:

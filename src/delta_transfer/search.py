@@ -13,11 +13,8 @@ from typing import Any
 from delta_transfer.compare_places import loaders_of, room_for
 from delta_transfer.compare_workers import Reply
 from delta_transfer.config import TrainConfig
-from delta_transfer.console import message
 from delta_transfer.errors import UserError
-from delta_transfer.files import write_atomically
 from delta_transfer.find_task import find_task
-from delta_transfer.folder_lock import locked
 from delta_transfer.result import RunResult
 from delta_transfer.run_checks import check
 from delta_transfer.run_folder import SEARCH, WHOLE
@@ -37,6 +34,9 @@ from delta_transfer.search_options import DEFAULT_TRIALS, SearchOptions
 from delta_transfer.search_space import Space, find_space
 from delta_transfer.search_study import Study, check_storage
 from delta_transfer.search_trial import make_whole, try_out, try_whole
+from delta_transfer.utils.diagnostics import message
+from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.locks import locked
 
 logger = logging.getLogger(__name__)
 

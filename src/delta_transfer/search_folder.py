@@ -15,8 +15,6 @@ import yaml
 
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.files import write_atomically
-from delta_transfer.folder_lock import LOCK, check_unlocked
 from delta_transfer.measures import MEASURES, Measure
 from delta_transfer.run_folder import (
     FREE,
@@ -29,6 +27,8 @@ from delta_transfer.run_folder import (
     make_folder,
 )
 from delta_transfer.search_options import SearchOptions
+from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.locks import LOCK, check_unlocked
 
 OUTCOME = "outcome.json"  # of a trial that has ended
 STORAGE = "search.db"

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from delta_transfer.data.seeds import derive_seed
 from delta_transfer.errors import UserError
 from delta_transfer.search_folder import STORAGE, Outcome
 from delta_transfer.search_space import Space
+from delta_transfer.utils.seeds import derive_seed
 
 NAME = "delta-transfer"
 _IDENTITY = "identity"

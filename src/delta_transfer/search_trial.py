@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING
 import torch
 
 from delta_transfer.announce import announce
-from delta_transfer.borrow import deterministic
 from delta_transfer.branches import select
 from delta_transfer.config import TrainConfig
-from delta_transfer.console import explain
 from delta_transfer.errors import UserError
-from delta_transfer.files import write_atomically
-from delta_transfer.folder_lock import locked
 from delta_transfer.learning_rate import settle
-from delta_transfer.machine import describe
-from delta_transfer.peak_memory import PeakMemory
 from delta_transfer.prepared import Prepared
 from delta_transfer.result import RunResult
 from delta_transfer.run import train_prepared
 from delta_transfer.run_attention import given_attention
 from delta_transfer.run_checks import method_of
 from delta_transfer.run_folder import LOG, make_folder
-from delta_transfer.run_log import log_to
 from delta_transfer.run_taps import choose_taps
 from delta_transfer.search_folder import Outcome, clear, outcomes
 from delta_transfer.selection import Selected
 from delta_transfer.spent import Spent
 from delta_transfer.tuning import Tuning
+from delta_transfer.utils.diagnostics import explain
+from delta_transfer.utils.environment import describe
+from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.locks import locked
+from delta_transfer.utils.logging import log_to
+from delta_transfer.utils.memory import PeakMemory
+from delta_transfer.utils.module_state import deterministic
 
 if TYPE_CHECKING:
     import optuna

@@ -14,16 +14,16 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold
 from torch import Tensor
 
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Split, Task
-from delta_transfer.data.seeds import derive_seed
-from delta_transfer.distributed import in_shares, is_main
-from delta_transfer.files import write_atomically
+from delta_transfer.data.base import Split, Task
 from delta_transfer.fine_tune import Tuned, fine_tune
 from delta_transfer.loaders import plain_loader
 from delta_transfer.prepared import Prepared, pool, regroup
 from delta_transfer.result import StrengthSearch
 from delta_transfer.training import predict_answers
 from delta_transfer.tuning import Tuning
+from delta_transfer.utils.distributed import in_shares, is_main
+from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ import json
 import time
 from pathlib import Path
 
-from delta_transfer.files import write_atomically
-from delta_transfer.peak_memory import PeakMemory
+from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.memory import PeakMemory
 
 SPENT = "spent.json"  # there until the run is finished
 

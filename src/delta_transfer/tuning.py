@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.seeds import derive_seed
-from delta_transfer.distributed import processes
-from delta_transfer.files import fingerprint
 from delta_transfer.loaders import plain_loader, training_loader
 from delta_transfer.method import Method
 from delta_transfer.prepared import Prepared
@@ -27,6 +24,9 @@ from delta_transfer.training import (
     find_precision,
     layer_scales,
 )
+from delta_transfer.utils.distributed import processes
+from delta_transfer.utils.files import fingerprint
+from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 

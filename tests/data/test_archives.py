@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import scipy.io
 
-from delta_transfer.data import ARCHIVES, Task, load_task
+from delta_transfer.data import load_task
+from delta_transfer.data.archives import ARCHIVES
+from delta_transfer.data.base import Task
 from delta_transfer.data.presence import is_there
 from delta_transfer.errors import UserError
 from tests.data.miniatures import (

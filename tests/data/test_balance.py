@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from delta_transfer.data import EpochSampler
 from delta_transfer.data.balance import balanced_draws, balanced_weights, imbalance
+from delta_transfer.data.base import EpochSampler
 
 LABELS = [0] * 20 + [1] * 5 + [3] * 2 + [2] * 10
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from delta_transfer.data import Split, Task, load_task
+from delta_transfer.data import load_task
+from delta_transfer.data.base import Split, Task
 from delta_transfer.data.check import check_pictures
 from delta_transfer.data.images import PictureError
 from delta_transfer.errors import UserError

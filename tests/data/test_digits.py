@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from delta_transfer.data import Task, digits, load_task
+from delta_transfer.data import digits, load_task
+from delta_transfer.data.base import Task
 from delta_transfer.errors import UserError
 
 

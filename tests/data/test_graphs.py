@@ -7,7 +7,7 @@ pytest.importorskip("torch_geometric")
 
 from torch_geometric.data import Data
 
-from delta_transfer.data import EpochSampler, ShareSampler, Split
+from delta_transfer.data.base import EpochSampler, ShareSampler, Split
 from delta_transfer.data.graph_batches import GraphDataset, graph_loader
 from delta_transfer.data.graphs import Graphs
 

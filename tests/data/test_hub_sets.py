@@ -12,7 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from delta_transfer.data import PictureDataset, Task, load_labelled, load_task
+from delta_transfer.data import load_labelled, load_task
+from delta_transfer.data.base import PictureDataset, Task
 from delta_transfer.data.images import PictureError
 from delta_transfer.errors import UserError
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from delta_transfer.backbones import InputSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Split, Task, keeping
+from delta_transfer.data import keeping
+from delta_transfer.data.base import Split, Task
 from delta_transfer.data.check import check_pictures
 from delta_transfer.data.folder import FolderReader
 from delta_transfer.data.keeping import Keeper

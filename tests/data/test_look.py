@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delta_transfer.data import Split, look
+from delta_transfer.data import look
+from delta_transfer.data.base import Split
 from delta_transfer.data.images import PictureError
 from delta_transfer.data.look import LookedAt, look_at_all
 

@@ -11,7 +11,9 @@ import torch
 pytest.importorskip("rdkit")
 pytest.importorskip("torch_geometric")
 
-from delta_transfer.data import MoleculeOptions, Task, load_labelled, load_task, molecules
+from delta_transfer.data import load_labelled, load_task, molecules
+from delta_transfer.data.base import Task
+from delta_transfer.data.molecule_options import MoleculeOptions
 from delta_transfer.data.molecule_splits import scaffold
 from delta_transfer.errors import UserError
 from delta_transfer.objective import BinaryTasks, Regression

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.data.paths import user_path
 from delta_transfer.errors import UserError
+from delta_transfer.utils.paths import user_path
 
 
 def test_a_path_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

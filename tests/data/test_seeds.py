@@ -1,4 +1,4 @@
-from delta_transfer.data.seeds import derive_seed
+from delta_transfer.utils.seeds import derive_seed
 
 
 def test_the_same_on_every_machine() -> None:

@@ -7,8 +7,9 @@ import pytest
 import skimage
 from PIL import Image
 
-from delta_transfer.data import PictureDataset, Task, load_task, skimage_patches
+from delta_transfer.data import load_task, skimage_patches
 from delta_transfer.data.augment import eval_transform
+from delta_transfer.data.base import PictureDataset, Task
 from delta_transfer.errors import UserError
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from delta_transfer.data import Split
+from delta_transfer.data.base import Split
 from delta_transfer.data.splits import (
     GivenSplits,
     complete,

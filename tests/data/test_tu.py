@@ -11,7 +11,8 @@ pytest.importorskip("torch_geometric")
 
 from torch_geometric.datasets import TUDataset
 
-from delta_transfer.data import Task, load_task
+from delta_transfer.data import load_task
+from delta_transfer.data.base import Task
 from delta_transfer.data.tu_files import MOST_DEGREES, read_graphs
 from delta_transfer.errors import UserError
 

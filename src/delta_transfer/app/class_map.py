@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torchcam.methods import GradCAM
 
 from delta_transfer.app.positions import as_map
-from delta_transfer.borrow import evaluating, without_parameter_gradients
 from delta_transfer.head_inputs import HeadInputs
 from delta_transfer.stages import producer
 from delta_transfer.taps import Taps
+from delta_transfer.utils.module_state import evaluating, without_parameter_gradients
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from delta_transfer.borrow import evaluating
-from delta_transfer.data import Split
+from delta_transfer.data.base import Split
 from delta_transfer.data.batches import PictureLoader
 from delta_transfer.errors import UserError
 from delta_transfer.head_inputs import HeadInputs
 from delta_transfer.reading import Tally, tolerant_loader
+from delta_transfer.utils.module_state import evaluating
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,11 +14,9 @@ from delta_transfer.app.differences import Source, measure_variance
 from delta_transfer.app.explainer import Explainer
 from delta_transfer.app.neighbours import Neighbours, gather
 from delta_transfer.backbones import InputSpec
-from delta_transfer.borrow import evaluating
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Split, is_named
-from delta_transfer.data.paths import user_path
-from delta_transfer.devices import place
+from delta_transfer.data import is_named
+from delta_transfer.data.base import Split
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import plain_loader
 from delta_transfer.objective import Classes
@@ -27,6 +25,9 @@ from delta_transfer.reading import tolerant_loader
 from delta_transfer.result import RunResult
 from delta_transfer.run_taps import choose_taps
 from delta_transfer.taps import Taps
+from delta_transfer.utils.devices import place
+from delta_transfer.utils.module_state import evaluating
+from delta_transfer.utils.paths import user_path
 
 logger = logging.getLogger(__name__)
 

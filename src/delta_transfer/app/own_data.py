@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from delta_transfer.backbones import InputSpec, load_backbone, replace_module
-from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
+from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import Split
+from delta_transfer.data.base import Split
 from delta_transfer.data.presence import is_there
 from delta_transfer.errors import UserError
 from delta_transfer.find_task import find_task
 from delta_transfer.prepared import pool
+from delta_transfer.utils.module_state import weights_fingerprint
 
 ATTENTION = "attention.safetensors"
 

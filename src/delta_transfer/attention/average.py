@@ -13,7 +13,7 @@ from delta_transfer.attention.processes import ProcessShares, check_shares
 from delta_transfer.attention.running import Running
 from delta_transfer.attention.scored import Scorer
 from delta_transfer.attention.shares import Shares
-from delta_transfer.borrow import device_of
+from delta_transfer.utils.module_state import device_of
 
 logger = logging.getLogger(__name__)
 

@@ -19,15 +19,8 @@ from delta_transfer.attention.partial import PartialFile
 from delta_transfer.attention.refined import refined
 from delta_transfer.attention.scored import in_fast_layout
 from delta_transfer.attention.shares import on_devices
-from delta_transfer.borrow import (
-    evaluating,
-    same_random_state,
-    without_parameter_gradients,
-)
-from delta_transfer.channel_attention import ChannelAttention, weights_fingerprint
-from delta_transfer.distributed import processes
+from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.files import fingerprint
 from delta_transfer.functional import normalize_scores
 from delta_transfer.inputs import Inputs
 from delta_transfer.probe import (
@@ -40,6 +33,14 @@ from delta_transfer.probe import (
 )
 from delta_transfer.stages import unwrap
 from delta_transfer.taps import resolve_taps
+from delta_transfer.utils.distributed import processes
+from delta_transfer.utils.files import fingerprint
+from delta_transfer.utils.module_state import (
+    evaluating,
+    same_random_state,
+    weights_fingerprint,
+    without_parameter_gradients,
+)
 
 logger = logging.getLogger(__name__)
 

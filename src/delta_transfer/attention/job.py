@@ -12,12 +12,12 @@ from delta_transfer.attention.batches import Batch, Batches
 from delta_transfer.attention.convergence import Normalize
 from delta_transfer.attention.partial import PartialFile
 from delta_transfer.attention.scored import in_fast_layout
-from delta_transfer.borrow import device_of
-from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError
 from delta_transfer.inputs import Inputs
 from delta_transfer.probe import Loss
 from delta_transfer.taps import Taps
+from delta_transfer.utils.distributed import processes
+from delta_transfer.utils.module_state import device_of
 
 PIECE = 4  # samples that the exact estimator scores at once on the CPU
 

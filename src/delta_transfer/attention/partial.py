@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from delta_transfer.attention.batches import Batch
-from delta_transfer.files import write_atomically
+from delta_transfer.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from typing import Generic, TypeVar, final
 from torch import Tensor
 
 from delta_transfer.attention.scored import Progress, Scored, Scorer, concatenate
-from delta_transfer.distributed import gathered, processes, rank
 from delta_transfer.errors import UserError
 from delta_transfer.inputs import Inputs, share
+from delta_transfer.utils.distributed import gathered, processes, rank
 
 S = TypeVar("S", bound=Scorer)
 

@@ -15,9 +15,9 @@ from delta_transfer.attention.scored import (
     concatenate,
     in_fast_layout,
 )
-from delta_transfer.borrow import device_of
 from delta_transfer.errors import UserError
 from delta_transfer.inputs import Inputs, share
+from delta_transfer.utils.module_state import device_of
 
 S = TypeVar("S", bound=Scorer)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from delta_transfer.backbones.base import Backbone, GraphInputs, GraphSpec, turn_off_dropout
 from delta_transfer.backbones.graph_network import AtomEmbedding, GraphNetwork, Pool
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.graph_libraries import need_graph_libraries
+from delta_transfer.utils.optional import need_graph_libraries
 
 DEPTH, WIDTH = 5, 64
 POOL = 0.5  # for how large a graph is may be what matters

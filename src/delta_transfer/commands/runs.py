@@ -8,13 +8,13 @@ from pathlib import Path
 from delta_transfer import launching
 from delta_transfer.app_options import AppOptions
 from delta_transfer.commands.parsing import parse
-from delta_transfer.console import progress_bar
 from delta_transfer.options import (
     EvaluateOptions,
     ExportOptions,
     PredictOptions,
 )
 from delta_transfer.push_options import PushOptions
+from delta_transfer.utils.progress import progress_bar
 
 _log = logging.getLogger("delta_transfer")
 

@@ -21,8 +21,6 @@ from delta_transfer.data.graph_sources import (
 )
 from delta_transfer.data.hub_sets import load_hub
 from delta_transfer.data.molecule_options import NOTHING_SAID, MoleculeOptions
-from delta_transfer.data.paths import user_path
-from delta_transfer.data.seeds import derive_seed
 from delta_transfer.data.skimage_patches import load_skimage_patches
 from delta_transfer.data.splits import (
     DEFAULT_TEST_SPLIT,
@@ -34,6 +32,8 @@ from delta_transfer.data.torchvision_sets import load_torchvision
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.measures import Metric
 from delta_transfer.objective import Classes
+from delta_transfer.utils.paths import user_path
+from delta_transfer.utils.seeds import derive_seed
 
 __all__ = [
     "ARCHIVES",

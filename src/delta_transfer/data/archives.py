@@ -9,9 +9,7 @@ import scipy.io
 from delta_transfer.data.base import Split, Task
 from delta_transfer.data.download import default_data_root, error_in_words
 from delta_transfer.data.local_files import places
-from delta_transfer.data.paths import user_path
 from delta_transfer.data.scan import loose_pictures, subfolders
-from delta_transfer.data.seeds import derive_seed
 from delta_transfer.data.splits import (
     GivenSplits,
     complete,
@@ -21,6 +19,8 @@ from delta_transfer.data.splits import (
 )
 from delta_transfer.data.torchvision_files import split_of
 from delta_transfer.errors import UserError
+from delta_transfer.utils.paths import user_path
+from delta_transfer.utils.seeds import derive_seed
 
 Rows = list[tuple[Path, str]]
 """Pictures with the names of their classes."""

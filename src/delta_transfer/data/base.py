@@ -10,9 +10,9 @@ from torch.utils.data import Dataset, Sampler
 
 from delta_transfer.data.balance import balanced_draws
 from delta_transfer.data.kept import KeptPictures
-from delta_transfer.data.seeds import derive_seed
 from delta_transfer.measures import Metric
 from delta_transfer.objective import Classes, Objective
+from delta_transfer.utils.seeds import derive_seed
 
 Label = int | tuple[float, ...]
 """The class of a sample, or its values."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from delta_transfer.data.base import Split, Task
 from delta_transfer.data.keeping import Keeper
 from delta_transfer.data.kept import KeptPictures
-from delta_transfer.data.look import LookedAt, cores, look_at_all
+from delta_transfer.data.look import LookedAt, look_at_all
 from delta_transfer.errors import UserError, first_few
+from delta_transfer.utils.devices import cores
 
 IMBALANCE = 3
 """A note is given when the largest class has so many times the pictures of the smallest."""

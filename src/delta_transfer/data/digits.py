@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from delta_transfer.data.base import Split, Task
-from delta_transfer.data.seeds import derive_seed
 from delta_transfer.data.splits import hold_out, refuse_test_split
 from delta_transfer.errors import UserError
+from delta_transfer.utils.seeds import derive_seed
 
 NAME = "sklearn/digits"
 

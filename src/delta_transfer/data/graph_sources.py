@@ -4,7 +4,7 @@ from pathlib import Path
 
 from delta_transfer.data.base import Split, Task
 from delta_transfer.data.molecule_options import MoleculeOptions, SplitBy
-from delta_transfer.graph_libraries import need_graph_libraries
+from delta_transfer.utils.optional import need_graph_libraries
 
 MOLECULENET, TU = "moleculenet/", "tu/"
 

@@ -20,11 +20,11 @@ from delta_transfer.data.hub_columns import (
     picture_column,
 )
 from delta_transfer.data.images import PictureError, decode_image
-from delta_transfer.data.paths import user_path
 from delta_transfer.data.split_classes import check_split_classes
 from delta_transfer.data.split_names import SplitNames, choose_splits, find_name
 from delta_transfer.data.splits import GivenSplits, complete
 from delta_transfer.errors import UserError, first_few
+from delta_transfer.utils.paths import user_path
 
 PREFIX = "hf/"
 FORMS = "hf/ORG/NAME, hf/ORG/NAME:CONFIG or hf/FOLDER, a folder written by save_to_disk"

@@ -16,7 +16,7 @@ from torch import Tensor
 from delta_transfer.data.kept import KeptPictures
 from delta_transfer.data.packs import ENDING, UNFINISHED, Pack, PackWriter, Place
 from delta_transfer.data.resize import Resize
-from delta_transfer.files import cache_root, fingerprint
+from delta_transfer.utils.files import cache_root, fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Event
 
-import joblib
 from PIL import Image
 
 from delta_transfer.data.base import Split
@@ -40,11 +39,6 @@ class LookedAt:
     label: int
     digest: str
     reason: str
-
-
-def cores() -> int:
-    """How many cores this process may use, of which a container may allow fewer than there are."""
-    return int(joblib.cpu_count())
 
 
 Keep = Callable[[str, str, str, Image.Image], None]

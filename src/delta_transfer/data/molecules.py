@@ -15,10 +15,10 @@ from delta_transfer.data.local_files import called, places
 from delta_transfer.data.molecule_options import SplitBy
 from delta_transfer.data.molecule_rows import LAYOUT, read_molecules
 from delta_transfer.data.molecule_task import draw_parts, make_task
-from delta_transfer.data.paths import user_path
-from delta_transfer.data.seeds import derive_seed
 from delta_transfer.data.splits import refuse_test_split, unused_val_fraction
 from delta_transfer.errors import UserError, unknown
+from delta_transfer.utils.paths import user_path
+from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 

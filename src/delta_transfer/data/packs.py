@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from delta_transfer.files import fingerprint
+from delta_transfer.utils.files import fingerprint
 
 ENDING = ".pack"
 UNFINISHED = ".unfinished"

@@ -5,11 +5,11 @@ from delta_transfer.data.archives import ARCHIVES
 from delta_transfer.data.archives import is_there as has_archive
 from delta_transfer.data.download import default_data_root
 from delta_transfer.data.graph_sources import MOLECULENET, TU
-from delta_transfer.data.paths import user_path
 from delta_transfer.data.torchvision_sets import PREFIX as TORCHVISION
 from delta_transfer.data.torchvision_sets import is_there as has_torchvision
 from delta_transfer.errors import UserError
-from delta_transfer.graph_libraries import need_graph_libraries
+from delta_transfer.utils.optional import need_graph_libraries
+from delta_transfer.utils.paths import user_path
 
 
 def is_there(data: str, *, data_root: str | None) -> bool | None:

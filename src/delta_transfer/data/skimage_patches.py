@@ -9,9 +9,9 @@ from PIL import Image
 
 from delta_transfer.data.base import Split, Task
 from delta_transfer.data.images import read_image
-from delta_transfer.data.seeds import derive_seed
 from delta_transfer.data.splits import refuse_test_split, unused_val_fraction
 from delta_transfer.errors import UserError
+from delta_transfer.utils.seeds import derive_seed
 
 NAME = "skimage/patches"
 

@@ -6,9 +6,9 @@ from delta_transfer.data.base import Split, Task
 from delta_transfer.data.molecule_options import MoleculeOptions
 from delta_transfer.data.molecule_rows import Molecules, column_names, read_molecules
 from delta_transfer.data.molecule_task import draw_parts, make_task, molecule_split
-from delta_transfer.data.seeds import derive_seed
 from delta_transfer.data.splits import fraction_of_train, unused_val_fraction
 from delta_transfer.errors import UserError, first_few
+from delta_transfer.utils.seeds import derive_seed
 
 _WORDS = {"val": "validation", "test": "test"}
 

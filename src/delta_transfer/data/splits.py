@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from delta_transfer.data.base import Split, Task
-from delta_transfer.data.seeds import derive_seed
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.measures import Metric
 from delta_transfer.objective import Classes, Objective
+from delta_transfer.utils.seeds import derive_seed
 
 DEFAULT_VAL_FRACTION = 0.15
 DEFAULT_TEST_SPLIT = "test"

@@ -11,8 +11,6 @@ from delta_transfer.data.download import (
     error_in_words,
     size_in_words,
 )
-from delta_transfer.data.paths import user_path
-from delta_transfer.data.seeds import derive_seed
 from delta_transfer.data.splits import (
     GivenSplits,
     complete,
@@ -29,6 +27,8 @@ from delta_transfer.data.torchvision_files import (
     pet_splits,
 )
 from delta_transfer.errors import UserError, unknown
+from delta_transfer.utils.paths import user_path
+from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 

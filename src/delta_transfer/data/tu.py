@@ -18,11 +18,11 @@ from delta_transfer.data.base import Split, Task
 from delta_transfer.data.download import default_data_root, download_folder, error_in_words
 from delta_transfer.data.graph_sources import TU as PREFIX
 from delta_transfer.data.local_files import called, places
-from delta_transfer.data.paths import user_path
-from delta_transfer.data.seeds import derive_seed
 from delta_transfer.data.splits import hold_out, refuse_test_split, require_per_class
 from delta_transfer.data.tu_files import FOLDS, read_classes, read_folds, read_graphs
 from delta_transfer.errors import UserError
+from delta_transfer.utils.paths import user_path
+from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.distributed import in_group
+from delta_transfer.utils.distributed import in_group
 
 if TYPE_CHECKING:  # loading it takes a second, and without a group nothing is sharded
     from torch.distributed.tensor import DTensor

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from delta_transfer.backbones.saved import CONFIG, WEIGHTS
 from delta_transfer.export import PREPROCESSING, export_run
-from delta_transfer.files import write_atomically
 from delta_transfer.predict import OPTIONS, Predictor
 from delta_transfer.push.card import model_card
 from delta_transfer.push.facts import collect_facts
 from delta_transfer.push.upload import CARD
+from delta_transfer.utils.files import write_atomically
 
 FIGURES = "result.json"
 FILES = (CARD, CONFIG, OPTIONS, WEIGHTS, PREPROCESSING, FIGURES)

@@ -6,7 +6,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from delta_transfer.errors import UserError
-from delta_transfer.files import write_atomically
 from delta_transfer.report.comparison import (
     Comparison,
     MethodSummary,
@@ -25,6 +24,7 @@ from delta_transfer.report.figures import (
 )
 from delta_transfer.report.looks import look
 from delta_transfer.report.words import label, shorten
+from delta_transfer.utils.files import write_atomically
 
 ROW, MARGIN = 36, 66  # height of a method, and of the axis below, in CSS pixels
 

@@ -14,7 +14,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.measures import ACCURACY
 from delta_transfer.report.tables import Row, read_lines, read_table
 from delta_transfer.result import RunResult
-from delta_transfer.yaml_file import read_yaml
+from delta_transfer.utils.files import read_yaml
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from delta_transfer.files import write_atomically
 from delta_transfer.measures import ACCURACY, MEASURES
 from delta_transfer.report.columns import column_table
 from delta_transfer.report.confusion import class_accuracies, confusion_plot
@@ -20,6 +19,7 @@ from delta_transfer.report.run_files import (
     read_result,
 )
 from delta_transfer.result import RunResult
+from delta_transfer.utils.files import write_atomically
 
 Metrics = dict[int, dict[str, float]]
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.plugins import CheckpointIO
 
-from delta_transfer.files import fingerprint, write_atomically
+from delta_transfer.utils.files import fingerprint, write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.data.base import EpochSampler, ShareSampler
-from delta_transfer.distributed import (
-    any_of,
-    from_main,
-    main_first,
-)
 from delta_transfer.errors import UserError
 from delta_transfer.objective import Objective
 from delta_transfer.regularizer import Regularizer
@@ -29,6 +24,7 @@ from delta_transfer.training.plan import Fit
 from delta_transfer.training.saving import TRACES, KeepBest, SaveLast
 from delta_transfer.training.stopping import Stopped, listening
 from delta_transfer.training.trainer import make_trainer, quiet
+from delta_transfer.utils.distributed import any_of, from_main, main_first
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.borrow import device_of, evaluating
 from delta_transfer.inputs import Inputs
 from delta_transfer.objective import Objective
+from delta_transfer.utils.module_state import device_of, evaluating
 
 Beside = TypeVar("Beside")
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from delta_transfer.distributed import averaged, processes
 from delta_transfer.penalties.base import Combines
+from delta_transfer.utils.distributed import averaged, processes
 
 
 def joint_loss(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from delta_transfer.data.seeds import derive_seed
+from delta_transfer.utils.seeds import derive_seed
 
 
 class Mixing:

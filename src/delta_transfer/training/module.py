@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from delta_transfer.data.base import ShareSampler
-from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError
 from delta_transfer.functional import full_precision
 from delta_transfer.inputs import Inputs
@@ -23,6 +22,7 @@ from delta_transfer.training.average import moving_average
 from delta_transfer.training.joint import joint_loss
 from delta_transfer.training.mixing import Mixing
 from delta_transfer.training.optimization import Optimization, factors_of
+from delta_transfer.utils.distributed import processes
 
 # A loss so many times that of the first step (or 1, if that is less) does not come back.
 EXPLODED = 1e4

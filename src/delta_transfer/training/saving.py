@@ -12,7 +12,6 @@ import lightning
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from delta_transfer.distributed import any_of, is_main
 from delta_transfer.training.checkpoints import (
     BEST,
     NEXT,
@@ -22,6 +21,7 @@ from delta_transfer.training.checkpoints import (
     take_over,
 )
 from delta_transfer.training.stopping import Stopped, StopRequest
+from delta_transfer.utils.distributed import any_of, is_main
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from delta_transfer.borrow import device_of, evaluating
-from delta_transfer.distributed import processes
 from delta_transfer.errors import UserError
 from delta_transfer.penalties.shards import cut
+from delta_transfer.utils.distributed import processes
+from delta_transfer.utils.module_state import device_of, evaluating
 
 
 class Sharding(DDPStrategy):

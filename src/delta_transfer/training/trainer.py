@@ -11,10 +11,10 @@ import lightning
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 
-from delta_transfer.distributed import is_main, local_processes, processes
 from delta_transfer.training.checkpoints import WholeCheckpoints
 from delta_transfer.training.loggers import EndRuns, make_loggers
 from delta_transfer.training.plan import Fit
+from delta_transfer.utils.distributed import is_main, local_processes, processes
 
 # What Lightning warns of, and why we know better.
 _HIDDEN = (

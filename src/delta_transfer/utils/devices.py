@@ -1,5 +1,6 @@
 """The device that a run is on, and how a network is put there."""
 
+import joblib
 import torch
 from torch import nn
 
@@ -27,3 +28,8 @@ def place(network: nn.Module, device: torch.device) -> None:
     """Moves a network to its device, in the memory layout in which convolutions are fastest."""
     network.to(device)
     network.to(memory_format=torch.channels_last)
+
+
+def cores() -> int:
+    """How many cores this process may use, of which a container may allow fewer than there are."""
+    return int(joblib.cpu_count())

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from delta_transfer.errors import UserError
+from delta_transfer.utils.files import fingerprint
 
 
 @contextlib.contextmanager
@@ -97,3 +98,14 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def weights_fingerprint(model: nn.Module, *, head: str) -> str:
+    """SHA-256 of a network's parameters and buffers, those of its head left out."""
+    state = model.state_dict()
+    chunks: list[bytes | memoryview] = []
+    for name in sorted(state):
+        if name != head and not name.startswith(f"{head}."):
+            tensor = state[name].detach().cpu().contiguous()
+            chunks += [name.encode(), memoryview(tensor.flatten().view(torch.uint8).numpy())]
+    return fingerprint(chunks)

@@ -1,0 +1,1 @@
+"""Utilities that know nothing of fine-tuning: files, devices, processes, seeds, logs."""

@@ -1,0 +1,71 @@
+"""What the commands show in the terminal: messages, and how far they are."""
+
+import errno
+from collections.abc import Iterator
+
+from delta_transfer.errors import UserError
+
+
+def message(error: UserError) -> str:
+    """What it says, without the traceback that a DataLoader's worker process puts before it."""
+    return str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
+
+
+def explain(error: BaseException) -> str | None:
+    """What to do about an error that is neither a mistake of ours nor one in the input.
+
+    These are a full disk, files that may not be written or read, too little memory, and processes
+    that load pictures and died.
+
+    Args:
+        error: as it was raised; the errors that it was raised from count as well.
+
+    Returns:
+        A message that names the file, if one is known; None for any other error.
+    """
+    found = (_explain_file(link) or _explain_machine(link) for link in _chain(error))
+    return next((text for text in found if text is not None), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _explain_file(error: BaseException) -> str | None:
+    if not isinstance(error, OSError):
+        # torch.save says neither which file it was nor why.
+        torn = isinstance(error, RuntimeError) and any(part in str(error) for part in _TORN)
+        return f"a checkpoint could not be written, as on a full disk: {_FREE}" if torn else None
+    file = f"'{error.filename}'" if error.filename is not None else "the output"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{file} could not be written ({error.strerror}): {_FREE}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"no access to {file} ({error.strerror}): change its permissions or those of its "
+            "folder, or choose another place for what is written with --out"
+        )
+    return None
+
+
+def _explain_machine(error: BaseException) -> str | None:
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    if any(part in text for part in _WORKERS):
+        return (
+            "a process that loads pictures died, as it does when memory or shared memory runs out: "
+            "load them without such processes, --workers 0"
+        )
+    # By its name, so that torch need not be loaded.
+    full = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    if full or isinstance(error, MemoryError) or any(part in text for part in _FULL):
+        own = isinstance(error, MemoryError) or _FULL[0] in text
+        where = "this machine" if own else "the GPU"
+        return f"{where} has too little memory: lower --batch-size or --image-size"
+    return None
+
+
+_FREE = "free some space, or choose another place with --out"
+_TORN = ("PytorchStreamWriter failed writing", "unexpected pos")
+_WORKERS = ("DataLoader worker (pid", "</torch_", "Too many open files. Communication")
+_FULL = ("can't allocate memory", "out of memory")
