@@ -25,10 +25,10 @@ from delta_transfer.compare import compare, describe
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import load_task
 from delta_transfer.methods import METHODS
+from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.metrics.statistics import Summary
 from delta_transfer.options import seed_list, size_list
 from delta_transfer.report.comparison import Comparison, read_comparison, summarize_methods
-from delta_transfer.result import RunResult
-from delta_transfer.stats import Summary
 from delta_transfer.utils.devices import cores, find_device
 
 SHARED = {"dtd10": "images/dtd10", "cifar10_small": "images/cifar10_small"}

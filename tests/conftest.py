@@ -16,7 +16,7 @@ import pytest
 import torch
 from _pytest.doctest import DoctestModule
 
-from delta_transfer.result import RunResult
+from delta_transfer.metrics.run_result import RunResult
 from tests.runs import flags, tiny, write_pictures
 
 METHODS = ("probe", "l2", "lp_ft", "l2sp", "delta_no_attention", "delta")

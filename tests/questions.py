@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from delta_transfer.data.base import Split, Task
-from delta_transfer.objective import BinaryTasks, Objective, Regression
+from delta_transfer.metrics.objectives import BinaryTasks, Objective, Regression
 
 QUESTIONS = ("bright", "red", "striped")
 VALUES = ("brightness", "stripes")

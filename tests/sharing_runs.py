@@ -16,7 +16,7 @@ from delta_transfer import train
 from delta_transfer.data.images import PictureError
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import needed_resizes
-from delta_transfer.objective import Classes
+from delta_transfer.metrics.objectives import Classes
 from delta_transfer.prepare import prepare
 from delta_transfer.run import train_prepared
 from delta_transfer.training.module import FineTuning

@@ -14,7 +14,7 @@ from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.cli import main
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.result import RunResult
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.run_attention import attention_order
 from tests.runs import CLASSES, SPLITS, flags
 

@@ -11,8 +11,8 @@ import torchvision.datasets
 import yaml
 
 from delta_transfer import cli
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.recipe import list_recipes, recipes_folder
-from delta_transfer.result import RunResult
 from tests.data import miniatures
 
 MODEL = "torchvision/resnet18"

@@ -19,7 +19,7 @@ from delta_transfer import cli
 from delta_transfer.cli import COMMANDS, main
 from delta_transfer.compare import Compared
 from delta_transfer.methods import METHODS
-from delta_transfer.result import RunResult
+from delta_transfer.metrics.run_result import RunResult
 from tests.runs import CLASSES, OPTIONS, SPLITS, flags
 
 SLOW_TO_IMPORT = ("torch", "lightning", "timm", "sklearn", "torchvision", "scipy", "matplotlib")

@@ -15,8 +15,8 @@ from delta_transfer.compare import Compared, compare
 from delta_transfer.compare_jobs import Jobs
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.measures import ACCURACY
-from delta_transfer.result import RunResult, comparison_columns
+from delta_transfer.metrics.metrics import ACCURACY
+from delta_transfer.metrics.run_result import RunResult, comparison_columns
 from tests.conftest import METHODS
 from tests.runs import tiny
 

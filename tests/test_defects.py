@@ -24,10 +24,10 @@ from delta_transfer.backbones import load_backbone
 from delta_transfer.data.augment import eval_transform
 from delta_transfer.data.base import PictureDataset
 from delta_transfer.functional import normalize_scores
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
 from delta_transfer.probe import LinearProbe, collect_features, fit_probe
-from delta_transfer.result import RunResult
 from delta_transfer.run_attention import estimate
 from delta_transfer.stages import auto_taps
 from delta_transfer.taps import Taps

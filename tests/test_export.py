@@ -38,7 +38,7 @@ from delta_transfer.export import TOLERANCE, export_run
 from delta_transfer.export_check import compare_outputs, find_samples
 from delta_transfer.export_formats import FORMATS
 from delta_transfer.loaders import plain_loader
-from delta_transfer.objective import CLASSES, BinaryTasks, Objective, Regression
+from delta_transfer.metrics.objectives import CLASSES, BinaryTasks, Objective, Regression
 from delta_transfer.predict import Predictor
 from tests.networks import conv_net
 

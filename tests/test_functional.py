@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 from delta_transfer.functional import (
     at_least_float32,
-    calibrated_cross_entropy,
     channels_last,
     effective_channels,
     feature_distance,
@@ -15,6 +14,7 @@ from delta_transfer.functional import (
     normalized_entropy,
     official_distance,
 )
+from delta_transfer.metrics.calibration import calibrated_cross_entropy
 from tests import reference
 
 LAYOUTS = {  # layout -> (shape, channel dimension)

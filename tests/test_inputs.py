@@ -6,7 +6,7 @@ from delta_transfer import LDIFS, Delta, Regularizer
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
 from delta_transfer.inputs import concatenate, groups_at, groups_of, select, share, split
-from delta_transfer.objective import Classes
+from delta_transfer.metrics.objectives import Classes
 from delta_transfer.penalties import Step
 from delta_transfer.probe import collect_features
 from delta_transfer.stages import auto_taps

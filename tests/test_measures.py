@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from delta_transfer.measures import ACCURACY, MINUS, NONE, RMSE, ROC_AUC, Measure
+from delta_transfer.metrics.metrics import ACCURACY, MINUS, NONE, RMSE, ROC_AUC, Measure
 
 
 @pytest.mark.parametrize(

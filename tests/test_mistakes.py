@@ -31,6 +31,7 @@ from delta_transfer.bench_options import BenchOptions
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.compare_folder import Plan, begin
 from delta_transfer.config import TrainConfig
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.options import (
     CompareOptions,
     DemoOptions,
@@ -42,7 +43,6 @@ from delta_transfer.options import (
 )
 from delta_transfer.pretrain_options import PretrainOptions
 from delta_transfer.push_options import PushOptions
-from delta_transfer.result import RunResult
 from delta_transfer.search_folder import begin as begin_search
 from delta_transfer.search_folder import options_of
 from delta_transfer.search_options import SearchOptions

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from delta_transfer.attention.scored import sample_losses
-from delta_transfer.objective import (
+from delta_transfer.metrics.objectives import (
     BinaryTasks,
     Classes,
     Objective,

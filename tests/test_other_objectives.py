@@ -18,7 +18,8 @@ from delta_transfer.data.base import Task
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation_folder import save
 from delta_transfer.evaluation_text import describe
-from delta_transfer.measures import MINUS, RMSE
+from delta_transfer.metrics.metrics import MINUS, RMSE
+from delta_transfer.metrics.run_result import RunResult, comparison_columns
 from delta_transfer.predict import Predictor
 from delta_transfer.report import write_comparison_report
 from delta_transfer.report.comparison import (
@@ -28,7 +29,6 @@ from delta_transfer.report.comparison import (
     summarize_methods,
 )
 from delta_transfer.report.findings import findings
-from delta_transfer.result import RunResult, comparison_columns
 from delta_transfer.soup import percent
 from delta_transfer.training.module import FineTuning
 from tests.questions import (

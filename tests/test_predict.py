@@ -18,8 +18,8 @@ from delta_transfer.config import TrainConfig
 from delta_transfer.data import COLLECTIONS, SOURCES, load_task
 from delta_transfer.data.base import Task
 from delta_transfer.errors import UserError
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.predict import Prediction, Predictor
-from delta_transfer.result import RunResult
 from tests.runs import CLASSES, SPLITS
 
 

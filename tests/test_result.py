@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from delta_transfer.errors import UserError
-from delta_transfer.result import RunResult
+from delta_transfer.metrics.run_result import RunResult
 
 RESULT = RunResult(
     folder=Path("run"),

@@ -15,7 +15,7 @@ import torch
 from delta_transfer import cli, train
 from delta_transfer.cli import main
 from delta_transfer.launching import OUTCOME
-from delta_transfer.result import RunResult
+from delta_transfer.metrics.run_result import RunResult
 from tests.killed import kill_again_and_again, make
 from tests.runs import flags, tiny
 

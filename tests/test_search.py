@@ -20,9 +20,9 @@ import yaml
 from delta_transfer import cli
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
-from delta_transfer.result import RunResult
 from delta_transfer.search import Searched, Trial
 from delta_transfer.search_command import lines, shown
 from delta_transfer.search_folder import Outcome, outcomes, trial_folder, unfinished_runs

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from delta_transfer.stats import paired_difference, summarize
+from delta_transfer.metrics.statistics import paired_difference, summarize
 
 VALUES = [0.81, 0.79, 0.84, 0.80]
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_sample_weight
 
 from delta_transfer.config import TrainConfig
-from delta_transfer.objective import Classes
+from delta_transfer.metrics.objectives import Classes
 from delta_transfer.task_loss import even_out, task_loss
 
 LABELS = [0] * 9 + [1] * 2 + [2]

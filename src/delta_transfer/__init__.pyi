@@ -4,6 +4,7 @@ from .channel_attention import ChannelAttention as ChannelAttention
 from .config import TrainConfig as TrainConfig
 from .errors import UserError as UserError
 from .export import export_run as export_run
+from .metrics.run_result import RunResult as RunResult
 from .penalties import BSS as BSS
 from .penalties import GTOT as GTOT
 from .penalties import L2 as L2
@@ -20,7 +21,6 @@ from .probe import fit_probe as fit_probe
 from .projection import SelectiveProjection as SelectiveProjection
 from .regularizer import Regularizer as Regularizer
 from .regularizer import Terms as Terms
-from .result import RunResult as RunResult
 from .run import train as train
 from .stages import auto_taps as auto_taps
 from .stochastic_norm import StochasticNorm as StochasticNorm

@@ -7,9 +7,9 @@ from delta_transfer.data.balance import imbalance
 from delta_transfer.data.base import Task
 from delta_transfer.data.check import IMBALANCE
 from delta_transfer.duration import estimate_minutes
-from delta_transfer.objective import Classes
+from delta_transfer.metrics.objectives import Classes
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.prepared import Prepared
-from delta_transfer.result import RunResult
 from delta_transfer.selection import refits
 from delta_transfer.task_loss import even_out
 from delta_transfer.tuning import Tuning

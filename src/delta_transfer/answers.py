@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transfer.errors import UserError
-from delta_transfer.objective import CLASSES, Classes, Objective
+from delta_transfer.metrics.objectives import CLASSES, Classes, Objective
 from delta_transfer.outputs import as_number, column_names, to_csv
 from delta_transfer.predict import Prediction
 from delta_transfer.utils.files import write_atomically

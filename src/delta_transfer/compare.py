@@ -13,8 +13,8 @@ from delta_transfer.compare_workers import Reply
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.find_task import find_task
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.report import write_comparison_report, write_run_report
-from delta_transfer.result import RunResult
 from delta_transfer.run_checks import check
 from delta_transfer.run_folder import COMPARISON
 from delta_transfer.utils.diagnostics import message

@@ -19,9 +19,9 @@ import torch
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.base import Task
 from delta_transfer.errors import UserError
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
-from delta_transfer.result import RunResult
 from delta_transfer.run import train_prepared
 from delta_transfer.run_attention import given_attention
 from delta_transfer.run_checks import check_task

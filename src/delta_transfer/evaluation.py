@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from delta_transfer.data.base import Split
-from delta_transfer.measures import Metric
+from delta_transfer.metrics.metrics import Metric
 from delta_transfer.outputs import column_names, to_csv, write_predictions
 from delta_transfer.utils.files import write_atomically
 

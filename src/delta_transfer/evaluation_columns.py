@@ -7,16 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from delta_transfer.column_figures import (
+from delta_transfer.data.base import Split
+from delta_transfer.evaluation import FIGURES, to_lines
+from delta_transfer.metrics.metrics import MEASURES, RMSE, ROC_AUC, Measure, Metric
+from delta_transfer.metrics.objectives import Objective, Regression
+from delta_transfer.metrics.per_target import (
     ColumnFigures,
     ValueFigures,
     question_figures,
     value_figures,
 )
-from delta_transfer.data.base import Split
-from delta_transfer.evaluation import FIGURES, to_lines
-from delta_transfer.measures import MEASURES, RMSE, ROC_AUC, Measure, Metric
-from delta_transfer.objective import Objective, Regression
 from delta_transfer.outputs import write_predictions
 from delta_transfer.utils.files import write_atomically
 

@@ -19,8 +19,8 @@ from delta_transfer.data.molecule_options import NOTHING_SAID, MoleculeOptions
 from delta_transfer.data.splits import DEFAULT_TEST_SPLIT
 from delta_transfer.errors import UserError
 from delta_transfer.find_task import molecule_options
-from delta_transfer.measures import Metric
-from delta_transfer.objective import BinaryTasks, Classes, Objective
+from delta_transfer.metrics.metrics import Metric
+from delta_transfer.metrics.objectives import BinaryTasks, Classes, Objective
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from delta_transfer.data.base import Split
-from delta_transfer.objective import CLASSES, Classes, Objective
+from delta_transfer.metrics.objectives import CLASSES, Classes, Objective
 from delta_transfer.utils.files import write_atomically
 
 MISTAKES, RIGHT, APART = 12, 8, 6  # most pictures of each kind

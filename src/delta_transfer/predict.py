@@ -27,7 +27,7 @@ from delta_transfer.labelled import (
     real_path,
 )
 from delta_transfer.loaders import evaluation_loader
-from delta_transfer.objective import Classes
+from delta_transfer.metrics.objectives import Classes
 from delta_transfer.reading import Tally, tolerant_loader
 from delta_transfer.training import CropAverage
 from delta_transfer.training.inference import iterate_answers

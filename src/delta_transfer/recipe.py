@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.measures import MEASURES
+from delta_transfer.metrics.metrics import MEASURES
 from delta_transfer.utils.files import read_yaml
 from delta_transfer.utils.type_hints import fits, in_words
 

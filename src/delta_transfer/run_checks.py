@@ -15,7 +15,7 @@ from delta_transfer.data.base import Task
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.method import Method
 from delta_transfer.methods import METHODS, check_kind, find_method
-from delta_transfer.objective import Classes
+from delta_transfer.metrics.objectives import Classes
 from delta_transfer.training import find_precision
 from delta_transfer.training.loggers import check_loggers
 from delta_transfer.utils.devices import find_device

@@ -15,7 +15,7 @@ from delta_transfer.compare_workers import Reply
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.find_task import find_task
-from delta_transfer.result import RunResult
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.run_checks import check
 from delta_transfer.run_folder import SEARCH, WHOLE
 from delta_transfer.search_folder import (

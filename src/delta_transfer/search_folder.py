@@ -15,7 +15,7 @@ import yaml
 
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.measures import MEASURES, Measure
+from delta_transfer.metrics.metrics import MEASURES, Measure
 from delta_transfer.run_folder import (
     FREE,
     SEARCH,

@@ -15,8 +15,8 @@ from delta_transfer.branches import select
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.learning_rate import settle
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.prepared import Prepared
-from delta_transfer.result import RunResult
 from delta_transfer.run import train_prepared
 from delta_transfer.run_attention import given_attention
 from delta_transfer.run_checks import method_of

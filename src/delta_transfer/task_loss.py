@@ -11,7 +11,7 @@ from delta_transfer.config import TrainConfig
 from delta_transfer.data.balance import balanced_weights, imbalance
 from delta_transfer.data.check import IMBALANCE
 from delta_transfer.errors import UserError
-from delta_transfer.objective import Classes, Objective
+from delta_transfer.metrics.objectives import Classes, Objective
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from delta_transfer.app.explainer import Explainer
-from delta_transfer.result import RunResult
+from delta_transfer.metrics.run_result import RunResult
 from tests.app.asking import moved_run, opened
 
 

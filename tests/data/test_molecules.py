@@ -16,7 +16,7 @@ from delta_transfer.data.base import Task
 from delta_transfer.data.molecule_options import MoleculeOptions
 from delta_transfer.data.molecule_splits import scaffold
 from delta_transfer.errors import UserError
-from delta_transfer.objective import BinaryTasks, Regression
+from delta_transfer.metrics.objectives import BinaryTasks, Regression
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "graphs" / "moleculenet"
 

@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 from safetensors.numpy import save_file
 
-from delta_transfer.measures import ACCURACY
-from delta_transfer.result import comparison_columns
+from delta_transfer.metrics.metrics import ACCURACY
+from delta_transfer.metrics.run_result import comparison_columns
 from tests.report.made import CONFIG, RESULT, write_csv
 
 TEXTURES = (

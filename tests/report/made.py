@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from delta_transfer.measures import ACCURACY
-from delta_transfer.result import comparison_columns
+from delta_transfer.metrics.metrics import ACCURACY
+from delta_transfer.metrics.run_result import comparison_columns
 
 Rows = Sequence[Sequence[object]]
 VOID = {"br", "hr", "img", "input", "link", "meta", "wbr"}

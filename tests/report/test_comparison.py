@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from delta_transfer.errors import UserError
-from delta_transfer.measures import ACCURACY
+from delta_transfer.metrics.metrics import ACCURACY
+from delta_transfer.metrics.run_result import comparison_columns
 from delta_transfer.report import write_comparison_report
 from delta_transfer.report.comparison import (
     ranked,
@@ -13,7 +14,6 @@ from delta_transfer.report.comparison import (
     summarize_methods,
 )
 from delta_transfer.report.findings import findings
-from delta_transfer.result import comparison_columns
 from tests.report.made import (
     BESIDE,
     DELTA,

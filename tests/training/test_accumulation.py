@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from delta_transfer.errors import UserError
 from delta_transfer.methods import METHODS, find_method
-from delta_transfer.objective import Classes
+from delta_transfer.metrics.objectives import Classes
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.module import FineTuning, Optimization

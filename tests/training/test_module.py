@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from delta_transfer.objective import Classes
+from delta_transfer.metrics.objectives import Classes
 from delta_transfer.penalties import L2, L2SP, LwF
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.module import FineTuning

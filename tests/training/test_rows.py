@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from delta_transfer.data.base import EpochSampler
-from delta_transfer.objective import Classes
+from delta_transfer.metrics.objectives import Classes
 from delta_transfer.penalties import L2, Delta
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.taps import Taps

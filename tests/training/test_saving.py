@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from delta_transfer.objective import CLASSES
+from delta_transfer.metrics.objectives import CLASSES
 from delta_transfer.training.checkpoints import WholeCheckpoints, read_whole
 from delta_transfer.training.saving import KeepBest
 

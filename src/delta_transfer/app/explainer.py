@@ -13,8 +13,8 @@ from delta_transfer.app.neighbours import Neighbour, Neighbours
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.base import Split
 from delta_transfer.loaders import plain_loader
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.predict import Predictor
-from delta_transfer.result import RunResult
 
 NEAREST = 5
 

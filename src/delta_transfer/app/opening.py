@@ -19,10 +19,10 @@ from delta_transfer.data import is_named
 from delta_transfer.data.base import Split
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import plain_loader
-from delta_transfer.objective import Classes
+from delta_transfer.metrics.objectives import Classes
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.predict import Predictor
 from delta_transfer.reading import tolerant_loader
-from delta_transfer.result import RunResult
 from delta_transfer.run_taps import choose_taps
 from delta_transfer.taps import Taps
 from delta_transfer.utils.devices import place

@@ -19,7 +19,7 @@ from delta_transfer.backbones.timm_models import build_timm
 from delta_transfer.backbones.torchvision_models import load_torchvision
 from delta_transfer.backbones.weights import fill
 from delta_transfer.errors import UserError
-from delta_transfer.objective import CLASSES, Objective, from_dict, to_dict
+from delta_transfer.metrics.objectives import CLASSES, Objective, from_dict, to_dict
 from delta_transfer.utils.files import write_atomically
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

@@ -83,7 +83,7 @@ def predict(args: Sequence[str]) -> None:
     """Say what a run makes of pictures or molecules: path, class and probability."""
     options = parse(PredictOptions, args, predict, ["run", "paths"])
     from delta_transfer import answers
-    from delta_transfer.objective import Classes
+    from delta_transfer.metrics.objectives import Classes
     from delta_transfer.predict import Predictor
 
     table = None if options.csv is None else Path(options.csv)

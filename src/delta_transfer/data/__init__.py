@@ -30,8 +30,8 @@ from delta_transfer.data.splits import (
 )
 from delta_transfer.data.torchvision_sets import load_torchvision
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.measures import Metric
-from delta_transfer.objective import Classes
+from delta_transfer.metrics.metrics import Metric
+from delta_transfer.metrics.objectives import Classes
 from delta_transfer.utils.paths import user_path
 from delta_transfer.utils.seeds import derive_seed
 

@@ -10,8 +10,8 @@ from torch.utils.data import Dataset, Sampler
 
 from delta_transfer.data.balance import balanced_draws
 from delta_transfer.data.kept import KeptPictures
-from delta_transfer.measures import Metric
-from delta_transfer.objective import Classes, Objective
+from delta_transfer.metrics.metrics import Metric
+from delta_transfer.metrics.objectives import Classes, Objective
 from delta_transfer.utils.seeds import derive_seed
 
 Label = int | tuple[float, ...]

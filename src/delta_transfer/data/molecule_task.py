@@ -12,7 +12,7 @@ from delta_transfer.data.molecule_rows import Molecules
 from delta_transfer.data.molecule_splits import random_parts, scaffold, scaffold_parts
 from delta_transfer.data.smiles import read_molecule
 from delta_transfer.errors import UserError
-from delta_transfer.objective import BinaryTasks, Objective, Regression
+from delta_transfer.metrics.objectives import BinaryTasks, Objective, Regression
 
 
 def molecule_split(molecules: Molecules, positions: Sequence[int]) -> Split:

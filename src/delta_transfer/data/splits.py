@@ -8,8 +8,8 @@ import numpy as np
 
 from delta_transfer.data.base import Split, Task
 from delta_transfer.errors import UserError, first_few
-from delta_transfer.measures import Metric
-from delta_transfer.objective import Classes, Objective
+from delta_transfer.metrics.metrics import Metric
+from delta_transfer.metrics.objectives import Classes, Objective
 from delta_transfer.utils.seeds import derive_seed
 
 DEFAULT_VAL_FRACTION = 0.15

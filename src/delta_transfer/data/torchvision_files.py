@@ -13,7 +13,7 @@ from delta_transfer.data.base import Split
 from delta_transfer.data.folder import FolderReader
 from delta_transfer.data.scan import loose_pictures, subfolders
 from delta_transfer.errors import UserError, first_few
-from delta_transfer.measures import Metric
+from delta_transfer.metrics.metrics import Metric
 
 Listing = tuple[tuple[str, ...], dict[str, Split]]
 """The classes, and the pictures of each official split; all are "train" where there is none."""

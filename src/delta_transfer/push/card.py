@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from delta_transfer.backbones import GraphSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.objective import Classes
+from delta_transfer.metrics.objectives import Classes
 from delta_transfer.push import sections
 from delta_transfer.push.facts import CardFacts
 from delta_transfer.push.results import results

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from delta_transfer.column_figures import QuestionFigures
-from delta_transfer.measures import ACCURACY, RMSE, ROC_AUC
+from delta_transfer.metrics.metrics import ACCURACY, RMSE, ROC_AUC
+from delta_transfer.metrics.per_target import QuestionFigures
+from delta_transfer.metrics.statistics import Summary
 from delta_transfer.push.facts import CardFacts
 from delta_transfer.push.markdown import code, plain, table
 from delta_transfer.report.comparison import (
@@ -16,7 +17,6 @@ from delta_transfer.report.comparison import (
 )
 from delta_transfer.report.confusion import ClassAccuracy, class_accuracies
 from delta_transfer.report.words import count, interval, label, percent, training
-from delta_transfer.stats import Summary
 
 MOST = 50  # rows of a table of classes or questions
 

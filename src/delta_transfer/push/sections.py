@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from delta_transfer.backbones import GraphSpec, InputSpec
 from delta_transfer.methods import METHODS
-from delta_transfer.objective import Classes
+from delta_transfer.metrics.objectives import Classes
 from delta_transfer.push.facts import CardFacts
 from delta_transfer.push.markdown import code, plain, table
 from delta_transfer.push.results import chance, miscalibration

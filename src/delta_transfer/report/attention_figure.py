@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image, ImageOps
 
-from delta_transfer.measures import MINUS
+from delta_transfer.metrics.metrics import MINUS
 from delta_transfer.report.figures import INK, LINE, SERIES, STRONG, printable, render
 from delta_transfer.report.words import count, shorten
 

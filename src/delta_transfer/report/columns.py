@@ -5,14 +5,14 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from delta_transfer.column_figures import (
+from delta_transfer.errors import UserError
+from delta_transfer.metrics.metrics import NONE, RMSE, ROC_AUC
+from delta_transfer.metrics.per_target import (
     ColumnFigures,
     QuestionFigures,
     question_figures,
     value_figures,
 )
-from delta_transfer.errors import UserError
-from delta_transfer.measures import NONE, RMSE, ROC_AUC
 from delta_transfer.report.comparison import Comparison
 from delta_transfer.report.pages import Table
 from delta_transfer.report.tables import Row, read_lines

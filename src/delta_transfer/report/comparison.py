@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from delta_transfer.errors import UserError
-from delta_transfer.measures import ACCURACY, MEASURES, Measure
+from delta_transfer.metrics.metrics import ACCURACY, MEASURES, Measure
+from delta_transfer.metrics.run_result import comparison_columns
+from delta_transfer.metrics.statistics import Summary, paired_difference, summarize
 from delta_transfer.report.run_files import read_result, validated_probe
 from delta_transfer.report.tables import Row, read_lines, read_table
-from delta_transfer.result import comparison_columns
-from delta_transfer.stats import Summary, paired_difference, summarize
 
 BASELINE = "l2"  # plain fine-tuning
 PROBE = "probe"

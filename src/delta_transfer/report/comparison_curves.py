@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from delta_transfer.measures import Measure
+from delta_transfer.metrics.metrics import Measure
 from delta_transfer.report.comparison import Comparison
 from delta_transfer.report.curves import (
     LOSSES,

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transfer.errors import first_few
-from delta_transfer.measures import ACCURACY, Measure
+from delta_transfer.metrics.metrics import ACCURACY, Measure
+from delta_transfer.metrics.statistics import Summary
 from delta_transfer.report.accuracies import accuracies_plot
 from delta_transfer.report.answers_by_class import answers
 from delta_transfer.report.attention_ranks import attention_of_methods
@@ -27,7 +28,6 @@ from delta_transfer.report.findings import findings
 from delta_transfer.report.pages import NAME, data_name, render_page
 from delta_transfer.report.run_files import read_config, read_result
 from delta_transfer.report.words import count, interval, label, training, verdict
-from delta_transfer.stats import Summary
 from delta_transfer.utils.files import write_atomically
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from delta_transfer.measures import Measure
+from delta_transfer.metrics.metrics import Measure
 from delta_transfer.report.figures import (
     ACCENT,
     HEIGHT,

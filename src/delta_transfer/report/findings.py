@@ -1,9 +1,9 @@
 """What a comparison shows, in sentences that claim no more than it does."""
 
-from delta_transfer.measures import Measure
+from delta_transfer.metrics.metrics import Measure
+from delta_transfer.metrics.statistics import Summary
 from delta_transfer.report.comparison import BASELINE, Comparison, MethodSummary, best_methods
 from delta_transfer.report.words import interval, label, listed, verdict
-from delta_transfer.stats import Summary
 
 
 def findings(comparison: Comparison, summaries: list[MethodSummary]) -> list[str]:

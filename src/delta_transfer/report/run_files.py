@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from delta_transfer.errors import UserError
-from delta_transfer.measures import ACCURACY
+from delta_transfer.metrics.metrics import ACCURACY
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.report.tables import Row, read_lines, read_table
-from delta_transfer.result import RunResult
 from delta_transfer.utils.files import read_yaml
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from delta_transfer.measures import ACCURACY, MEASURES
+from delta_transfer.metrics.metrics import ACCURACY, MEASURES
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.report.columns import column_table
 from delta_transfer.report.confusion import class_accuracies, confusion_plot
 from delta_transfer.report.curves import LOSSES, lines_plot, score_plot, series
@@ -18,7 +19,6 @@ from delta_transfer.report.run_files import (
     read_predictions,
     read_result,
 )
-from delta_transfer.result import RunResult
 from delta_transfer.utils.files import write_atomically
 
 Metrics = dict[int, dict[str, float]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transfer.errors import UserError
-from delta_transfer.measures import Measure
+from delta_transfer.metrics.metrics import Measure
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from delta_transfer.measures import ACCURACY, NONE, Measure
-from delta_transfer.stats import Summary
+from delta_transfer.metrics.metrics import ACCURACY, NONE, Measure
+from delta_transfer.metrics.statistics import Summary
 
 # What a method is called on a page, by its name; others are called by their name.
 LABELS = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from delta_transfer.data.base import EpochSampler, ShareSampler
 from delta_transfer.errors import UserError
-from delta_transfer.objective import Objective
+from delta_transfer.metrics.objectives import Objective
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.callbacks import StopAfter

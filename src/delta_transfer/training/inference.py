@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.inputs import Inputs
-from delta_transfer.objective import Objective
+from delta_transfer.metrics.objectives import Objective
 from delta_transfer.utils.module_state import device_of, evaluating
 
 Beside = TypeVar("Beside")

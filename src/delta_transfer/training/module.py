@@ -14,7 +14,7 @@ from delta_transfer.data.base import ShareSampler
 from delta_transfer.errors import UserError
 from delta_transfer.functional import full_precision
 from delta_transfer.inputs import Inputs
-from delta_transfer.objective import Objective
+from delta_transfer.metrics.objectives import Objective
 from delta_transfer.penalties.base import Combines, Penalty
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation

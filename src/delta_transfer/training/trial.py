@@ -8,7 +8,7 @@ import lightning
 from torch import nn
 
 from delta_transfer.errors import UserError
-from delta_transfer.objective import Objective
+from delta_transfer.metrics.objectives import Objective
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.module import FineTuning

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from delta_transfer.errors import UserError
-from delta_transfer.measures import MEASURES, Measure
+from delta_transfer.metrics.metrics import MEASURES, Measure
 
 Where = Literal["test", "val", "linear_probe_test", "linear_probe_val"]
 

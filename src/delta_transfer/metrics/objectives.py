@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delta_transfer.functional import calibrated_losses, lowest_at_a_temperature
-from delta_transfer.measures import ACCURACY, RMSE, ROC_AUC, Measure
-from delta_transfer.measures import Metric as Metric
+from delta_transfer.metrics.calibration import calibrated_losses, lowest_at_a_temperature
+from delta_transfer.metrics.metrics import ACCURACY, RMSE, ROC_AUC, Measure
+from delta_transfer.metrics.metrics import Metric as Metric
 
 
 class Objective(abc.ABC):
