@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from delta_transfer.attention.ablation import Exact, naive_scores
 from delta_transfer.attention.gradient import FirstOrder
 from delta_transfer.attention.refined import exact_samples
-from delta_transfer.taps import Taps
+from delta_transfer.features.taps import Taps
 
 METHODS = ("exact", "refined", "gradient")
 CHEAP = 60  # seconds; what takes longer runs once

@@ -15,10 +15,10 @@ from delta_transfer.attention import estimate_attention
 from delta_transfer.backbones import load_backbone
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
+from delta_transfer.features.probe import LinearProbe, collect_features, fit_probe, replaced_head
+from delta_transfer.features.taps import resolve_taps
 from delta_transfer.loaders import plain_loader
 from delta_transfer.prepare import prepare
-from delta_transfer.probe import LinearProbe, collect_features, fit_probe, replaced_head
-from delta_transfer.taps import resolve_taps
 from delta_transfer.utils.devices import find_device, place
 from delta_transfer.utils.module_state import evaluating, without_parameter_gradients
 

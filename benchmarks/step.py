@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer import Delta, Regularizer
-from delta_transfer.frozen_source import FrozenSource
-from delta_transfer.taps import resolve_taps
+from delta_transfer.features.frozen_source import FrozenSource
+from delta_transfer.features.taps import resolve_taps
 from delta_transfer.utils.devices import find_device, place
 from delta_transfer.utils.memory import PeakMemory
 

@@ -23,14 +23,14 @@ from delta_transfer.attention import ESTIMATORS
 from delta_transfer.backbones import load_backbone
 from delta_transfer.data.augment import eval_transform
 from delta_transfer.data.base import PictureDataset
+from delta_transfer.features.probe import LinearProbe, collect_features, fit_probe
+from delta_transfer.features.stages import auto_taps
+from delta_transfer.features.taps import Taps
 from delta_transfer.functional import normalize_scores
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
-from delta_transfer.probe import LinearProbe, collect_features, fit_probe
 from delta_transfer.run_attention import estimate
-from delta_transfer.stages import auto_taps
-from delta_transfer.taps import Taps
 from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
 from tests.networks import conv_net, hooks_of, moved

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from delta_transfer.feature_cache import GIB, FeatureCache
+from delta_transfer.features.frozen_source import GIB, FeatureCache
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8])

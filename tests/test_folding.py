@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from delta_transfer import folding
-from delta_transfer.folding import fold_batch_norm
+from delta_transfer.features import fuse_batch_norm
+from delta_transfer.features.fuse_batch_norm import fold_batch_norm
 from tests.networks import conv_net, hooks_of
 
 
@@ -48,7 +48,7 @@ def stirred(network: nn.Module) -> nn.Module:
     "layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"]
 )
 def test_the_copy_gives_the_same_without_batch_norm(monkeypatch, name, layout):
-    monkeypatch.setattr(folding, "WEIGHTS_PER_NUMBER", 1e9)  # however small the maps
+    monkeypatch.setattr(fuse_batch_norm, "WEIGHTS_PER_NUMBER", 1e9)  # however small the maps
     torch.manual_seed(0)
     network = stirred(timm.create_model(name, pretrained=False)).to(memory_format=layout)
     before = copy.deepcopy(network.state_dict())

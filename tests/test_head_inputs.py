@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from delta_transfer.errors import UserError
-from delta_transfer.head_inputs import HeadInputs
+from delta_transfer.features.head_inputs import HeadInputs
 from tests.networks import conv_net, hooks_of
 
 

@@ -5,12 +5,12 @@ from torch import nn
 from delta_transfer import LDIFS, Delta, Regularizer
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
-from delta_transfer.inputs import concatenate, groups_at, groups_of, select, share, split
+from delta_transfer.features.inputs import concatenate, groups_at, groups_of, select, share, split
+from delta_transfer.features.probe import collect_features
+from delta_transfer.features.stages import auto_taps
+from delta_transfer.features.taps import Taps
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.penalties import Step
-from delta_transfer.probe import collect_features
-from delta_transfer.stages import auto_taps
-from delta_transfer.taps import Taps
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.inference import predict_answers
 from tests.networks import moved

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from delta_transfer.errors import UserError
-from delta_transfer.probe import (
+from delta_transfer.features.probe import (
     STRENGTHS,
     LinearProbe,
     collect_features,

@@ -9,8 +9,8 @@ import torchvision
 from torch import nn
 
 from delta_transfer.errors import UserError
-from delta_transfer.stages import auto_taps
-from delta_transfer.taps import Taps
+from delta_transfer.features.stages import auto_taps
+from delta_transfer.features.taps import Taps
 from tests import reference
 from tests.networks import hooks_of
 

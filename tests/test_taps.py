@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from delta_transfer.errors import UserError
-from delta_transfer.stages import find_channel_dim, producer
-from delta_transfer.taps import Taps, resolve_taps
+from delta_transfer.features.stages import find_channel_dim, producer
+from delta_transfer.features.taps import Taps, resolve_taps
 from tests import reference
 from tests.networks import ConvNet, conv_net, hooks_of
 

@@ -10,8 +10,8 @@ from torch.distributed import destroy_process_group, init_process_group
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from delta_transfer.stages import auto_taps, unwrap
-from delta_transfer.taps import Taps
+from delta_transfer.features.stages import auto_taps, unwrap
+from delta_transfer.features.taps import Taps
 from tests import reference
 from tests.networks import conv_net, hooks_of
 

@@ -4,6 +4,10 @@ from .channel_attention import ChannelAttention as ChannelAttention
 from .config import TrainConfig as TrainConfig
 from .errors import UserError as UserError
 from .export import export_run as export_run
+from .features.probe import LinearProbe as LinearProbe
+from .features.probe import fit_probe as fit_probe
+from .features.stages import auto_taps as auto_taps
+from .features.taps import Taps as Taps
 from .metrics.run_result import RunResult as RunResult
 from .penalties import BSS as BSS
 from .penalties import GTOT as GTOT
@@ -16,12 +20,8 @@ from .penalties import LwF as LwF
 from .penalties import Penalty as Penalty
 from .penalties import Step as Step
 from .predict import Predictor as Predictor
-from .probe import LinearProbe as LinearProbe
-from .probe import fit_probe as fit_probe
 from .projection import SelectiveProjection as SelectiveProjection
 from .regularizer import Regularizer as Regularizer
 from .regularizer import Terms as Terms
 from .run import train as train
-from .stages import auto_taps as auto_taps
 from .stochastic_norm import StochasticNorm as StochasticNorm
-from .taps import Taps as Taps

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.data.base import Split
 from delta_transfer.data.drawing import draw_molecule
 from delta_transfer.data.graph_batches import collate_graphs
+from delta_transfer.features.taps import Taps
+from delta_transfer.features.variance import FeatureVariance
 from delta_transfer.outputs import to_csv
-from delta_transfer.taps import Taps
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.module_state import device_of, evaluating
 

@@ -19,10 +19,10 @@ from delta_transfer.backbones import (
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.base import Split, Task
 from delta_transfer.data.check import CheckedPictures
+from delta_transfer.features.probe import collect_features
 from delta_transfer.find_task import check_splits, find_task
 from delta_transfer.loaders import plain_loader
 from delta_transfer.prepared import Prepared, fit_and_ask
-from delta_transfer.probe import collect_features
 from delta_transfer.read_here import read_here
 from delta_transfer.run_taps import choose_taps
 from delta_transfer.utils.devices import find_device, place

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from delta_transfer.backbones import Backbone
 from delta_transfer.data.base import Split, Task
-from delta_transfer.probe import LinearProbe, fit_probe
+from delta_transfer.features.probe import LinearProbe, fit_probe
 from delta_transfer.utils.distributed import from_main
 from delta_transfer.utils.module_state import weights_fingerprint
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.errors import UserError
+from delta_transfer.features.stages import unwrap
 from delta_transfer.functional_methods import selective_projection
-from delta_transfer.stages import unwrap
 
 
 @final

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from delta_transfer.channel_attention import FeatureVariance
 from delta_transfer.errors import UserError
-from delta_transfer.frozen_source import FrozenSource
-from delta_transfer.head_inputs import HeadInputs
-from delta_transfer.inputs import groups_of
+from delta_transfer.features.frozen_source import FrozenSource
+from delta_transfer.features.head_inputs import HeadInputs
+from delta_transfer.features.inputs import groups_of
+from delta_transfer.features.stages import unwrap
+from delta_transfer.features.taps import Taps, outside_graphs, resolve_taps
+from delta_transfer.features.variance import FeatureVariance
 from delta_transfer.penalties import L2, L2SP, Delta, Penalty, Step
-from delta_transfer.stages import unwrap
-from delta_transfer.taps import Taps, outside_graphs, resolve_taps
 from delta_transfer.utils.module_state import device_of
 
 

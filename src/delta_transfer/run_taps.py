@@ -7,9 +7,9 @@ from delta_transfer.attention.official import official_taps
 from delta_transfer.backbones import Backbone
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.inputs import Inputs
-from delta_transfer.stages import auto_taps
-from delta_transfer.taps import Taps, resolve_taps
+from delta_transfer.features.inputs import Inputs
+from delta_transfer.features.stages import auto_taps
+from delta_transfer.features.taps import Taps, resolve_taps
 from delta_transfer.utils.module_state import device_of, evaluating
 
 

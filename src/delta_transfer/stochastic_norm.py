@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from delta_transfer.errors import UserError
-from delta_transfer.stages import unwrap
-from delta_transfer.taps import outside_graphs
+from delta_transfer.features.stages import unwrap
+from delta_transfer.features.taps import outside_graphs
 
 
 @final

@@ -19,7 +19,7 @@ from delta_transfer.app.explainer import Explainer
 from delta_transfer.app.opening import open_run
 from delta_transfer.app.site import make_site
 from delta_transfer.backbones import load_backbone
-from delta_transfer.taps import Taps
+from delta_transfer.features.taps import Taps
 
 
 def moved_run(finished: Path, folder: Path) -> Path:

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from delta_transfer.app.differences import measure_variance
 from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.features.taps import Taps
 from delta_transfer.functional import channels_last, feature_distance
-from delta_transfer.taps import Taps
 from tests.app.asking import both_features, inputs_of, opened, page_text, source
 from tests.networks import conv_net
 

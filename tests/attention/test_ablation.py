@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from delta_transfer.attention.ablation import Exact, naive_scores
 from delta_transfer.backbones import load_backbone
 from delta_transfer.errors import UserError
-from delta_transfer.stages import auto_taps
-from delta_transfer.taps import resolve_taps
+from delta_transfer.features.stages import auto_taps
+from delta_transfer.features.taps import resolve_taps
 from tests import reference
 from tests.networks import conv_net, hooks_of
 from tests.test_stages import TABLE, network

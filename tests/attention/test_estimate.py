@@ -10,7 +10,7 @@ from torch import nn
 
 from delta_transfer.attention import ESTIMATORS, estimate_attention
 from delta_transfer.errors import UserError
-from delta_transfer.probe import LinearProbe, collect_features, fit_probe
+from delta_transfer.features.probe import LinearProbe, collect_features, fit_probe
 from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
 from tests.networks import conv_net, hooks_of

@@ -16,8 +16,8 @@ from delta_transfer.attention.official import (
     official_taps,
 )
 from delta_transfer.errors import UserError
-from delta_transfer.probe import collect_features
-from delta_transfer.taps import Taps, resolve_taps
+from delta_transfer.features.probe import collect_features
+from delta_transfer.features.taps import Taps, resolve_taps
 from tests.networks import conv_net
 
 WIDTHS = {

@@ -15,7 +15,7 @@ from delta_transfer.attention import partial as module
 from delta_transfer.attention.ablation import Exact
 from delta_transfer.attention.batches import Batch
 from delta_transfer.attention.partial import PartialFile
-from delta_transfer.probe import LinearProbe
+from delta_transfer.features.probe import LinearProbe
 from tests.attention.scorers import OneByOne, batches, patterns
 from tests.networks import conv_net
 

@@ -10,7 +10,7 @@ from delta_transfer.attention.batches import Batch
 from delta_transfer.attention.refined import combine, exact_samples
 from delta_transfer.attention.sampling import Reservoir
 from delta_transfer.errors import UserError
-from delta_transfer.probe import collect_features, fit_probe
+from delta_transfer.features.probe import collect_features, fit_probe
 from tests import reference
 from tests.attention.scorers import OneByOne, batches, curved, patterns
 

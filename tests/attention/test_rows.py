@@ -10,8 +10,8 @@ from delta_transfer import estimate_attention
 from delta_transfer.attention.ablation import Exact
 from delta_transfer.attention.gradient import FirstOrder
 from delta_transfer.errors import UserError
-from delta_transfer.inputs import split
-from delta_transfer.probe import LinearProbe
+from delta_transfer.features.inputs import split
+from delta_transfer.features.probe import LinearProbe
 from tests import reference
 from tests.rows import graph_net, some_rows
 

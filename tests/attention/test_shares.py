@@ -9,7 +9,7 @@ from delta_transfer.attention.gradient import FirstOrder
 from delta_transfer.attention.scored import Scored
 from delta_transfer.attention.shares import Shares, on_devices
 from delta_transfer.errors import UserError
-from delta_transfer.probe import replaced_head
+from delta_transfer.features.probe import replaced_head
 from tests.attention.scorers import curved, patterns
 
 TAPS = ("early", "late")

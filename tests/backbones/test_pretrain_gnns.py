@@ -9,8 +9,8 @@ from torch import Tensor
 from delta_transfer.backbones import GraphSpec, load_backbone, load_graph_backbone
 from delta_transfer.backbones.pretrain_gnns import RELEASED
 from delta_transfer.errors import UserError
-from delta_transfer.stages import auto_taps
-from delta_transfer.taps import Taps
+from delta_transfer.features.stages import auto_taps
+from delta_transfer.features.taps import Taps
 from tests.backbones.graph_inputs import molecules
 
 RELEASED_FILES = Path(__file__).resolve().parents[3] / "shared/data/graphs/weights"

@@ -7,8 +7,8 @@ from torch import nn
 from delta_transfer.backbones import GraphSpec, load_graph_backbone
 from delta_transfer.backbones.saved import load_model, save_model
 from delta_transfer.errors import UserError
-from delta_transfer.stages import auto_taps
-from delta_transfer.taps import Taps
+from delta_transfer.features.stages import auto_taps
+from delta_transfer.features.taps import Taps
 from tests.backbones.graph_inputs import molecules
 
 models = pytest.importorskip("torch_geometric.nn.models")

@@ -12,7 +12,7 @@ from torchvision.models._api import WeightsEnum
 from delta_transfer.backbones import load_backbone, torchvision_models
 from delta_transfer.data.augment import eval_transform
 from delta_transfer.errors import UserError
-from delta_transfer.stages import auto_taps
+from delta_transfer.features.stages import auto_taps
 
 NAMES = torchvision.models.list_models(module=torchvision.models)
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torchcam.methods import GradCAM
 
 from delta_transfer.app.positions import as_map
-from delta_transfer.head_inputs import HeadInputs
-from delta_transfer.stages import producer
-from delta_transfer.taps import Taps
+from delta_transfer.features.head_inputs import HeadInputs
+from delta_transfer.features.stages import producer
+from delta_transfer.features.taps import Taps
 from delta_transfer.utils.module_state import evaluating, without_parameter_gradients
 
 

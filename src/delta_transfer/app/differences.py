@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.app.positions import as_map
-from delta_transfer.channel_attention import FeatureVariance
+from delta_transfer.features.taps import Taps
+from delta_transfer.features.variance import FeatureVariance
 from delta_transfer.functional import at_least_float32, channels_last
-from delta_transfer.taps import Taps
 from delta_transfer.utils.module_state import evaluating
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from delta_transfer.data.base import Split
 from delta_transfer.data.batches import PictureLoader
 from delta_transfer.errors import UserError
-from delta_transfer.head_inputs import HeadInputs
+from delta_transfer.features.head_inputs import HeadInputs
 from delta_transfer.reading import Tally, tolerant_loader
 from delta_transfer.utils.module_state import evaluating
 

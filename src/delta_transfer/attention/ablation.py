@@ -27,10 +27,10 @@ from delta_transfer.attention.suffix import (
     plain_pass,
     start_suffix,
 )
+from delta_transfer.features.inputs import Inputs
+from delta_transfer.features.probe import Loss
+from delta_transfer.features.taps import Taps
 from delta_transfer.functional import channels_last
-from delta_transfer.inputs import Inputs
-from delta_transfer.probe import Loss
-from delta_transfer.taps import Taps
 
 logger = logging.getLogger(__name__)
 

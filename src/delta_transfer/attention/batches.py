@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from delta_transfer.errors import UserError
-from delta_transfer.inputs import Inputs, select
+from delta_transfer.features.inputs import Inputs, select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -21,9 +21,8 @@ from delta_transfer.attention.scored import in_fast_layout
 from delta_transfer.attention.shares import on_devices
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.functional import normalize_scores
-from delta_transfer.inputs import Inputs
-from delta_transfer.probe import (
+from delta_transfer.features.inputs import Inputs
+from delta_transfer.features.probe import (
     LinearProbe,
     Loss,
     collect_features,
@@ -31,8 +30,9 @@ from delta_transfer.probe import (
     fit_probe,
     replaced_head,
 )
-from delta_transfer.stages import unwrap
-from delta_transfer.taps import resolve_taps
+from delta_transfer.features.stages import unwrap
+from delta_transfer.features.taps import resolve_taps
+from delta_transfer.functional import normalize_scores
 from delta_transfer.utils.distributed import processes
 from delta_transfer.utils.files import fingerprint
 from delta_transfer.utils.module_state import (

@@ -13,10 +13,10 @@ from delta_transfer.attention.scored import (
     in_fast_layout,
     sample_losses,
 )
+from delta_transfer.features.inputs import Inputs, groups_at, groups_of, split
+from delta_transfer.features.probe import Loss
+from delta_transfer.features.taps import Taps
 from delta_transfer.functional import at_least_float32, channels_last
-from delta_transfer.inputs import Inputs, groups_at, groups_of, split
-from delta_transfer.probe import Loss
-from delta_transfer.taps import Taps
 
 
 @final

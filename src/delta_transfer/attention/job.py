@@ -13,9 +13,9 @@ from delta_transfer.attention.convergence import Normalize
 from delta_transfer.attention.partial import PartialFile
 from delta_transfer.attention.scored import in_fast_layout
 from delta_transfer.errors import UserError
-from delta_transfer.inputs import Inputs
-from delta_transfer.probe import Loss
-from delta_transfer.taps import Taps
+from delta_transfer.features.inputs import Inputs
+from delta_transfer.features.probe import Loss
+from delta_transfer.features.taps import Taps
 from delta_transfer.utils.distributed import processes
 from delta_transfer.utils.module_state import device_of
 

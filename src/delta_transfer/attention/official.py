@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer.errors import UserError
-from delta_transfer.probe import LinearProbe
+from delta_transfer.features.probe import LinearProbe
 
 # Architecture -> taps of the authors' code (https://github.com/lixingjian/DELTA), under the names
 # that timm and torchvision share. A ResNet's conv3 is followed by its batch norm, the residual sum

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from delta_transfer.attention.scored import Progress, Scored, Scorer, concatenate
 from delta_transfer.errors import UserError
-from delta_transfer.inputs import Inputs, share
+from delta_transfer.features.inputs import Inputs, share
 from delta_transfer.utils.distributed import gathered, processes, rank
 
 S = TypeVar("S", bound=Scorer)

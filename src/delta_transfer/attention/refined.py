@@ -15,7 +15,7 @@ from delta_transfer.attention.processes import check_shares
 from delta_transfer.attention.running import Running
 from delta_transfer.attention.sampling import Kept, Reservoir
 from delta_transfer.attention.scored import Scored, concatenate
-from delta_transfer.inputs import concatenate as joined
+from delta_transfer.features.inputs import concatenate as joined
 
 PAIRS = 32_000  # of a sample and a channel, that are scored exactly
 FEWEST, MOST = 16, 64  # samples

@@ -15,7 +15,7 @@ from delta_transfer.attention.convergence import (
 from delta_transfer.attention.job import Estimate, check_finite
 from delta_transfer.attention.scored import Scored
 from delta_transfer.attention.statistics import ScoreStatistics
-from delta_transfer.channel_attention import FeatureVariance
+from delta_transfer.features.variance import FeatureVariance
 
 
 @final

@@ -7,8 +7,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from delta_transfer.inputs import Inputs, Some
-from delta_transfer.probe import Loss
+from delta_transfer.features.inputs import Inputs, Some
+from delta_transfer.features.probe import Loss
 
 Progress = Callable[[int], None]
 """Called with how many more pairs of a sample and a channel are done."""

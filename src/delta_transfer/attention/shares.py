@@ -16,7 +16,7 @@ from delta_transfer.attention.scored import (
     in_fast_layout,
 )
 from delta_transfer.errors import UserError
-from delta_transfer.inputs import Inputs, share
+from delta_transfer.features.inputs import Inputs, share
 from delta_transfer.utils.module_state import device_of
 
 S = TypeVar("S", bound=Scorer)

@@ -6,7 +6,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from delta_transfer.channel_attention import Moments
+from delta_transfer.features.variance import Moments
 
 GROUPS = 10
 DRIVERS = 4

@@ -32,7 +32,7 @@ def layers(args: Sequence[str]) -> None:
     """List the modules of a network that can be tapped, and those that auto takes."""
     options = parse(LayersOptions, args, layers, ["model"])
     from delta_transfer.backbones import InputSpec, load_blank
-    from delta_transfer.stages import auto_taps, list_modules
+    from delta_transfer.features.stages import auto_taps, list_modules
 
     backbone = load_blank(options.model, image_size=options.image_size)
     example = backbone.input.example()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from delta_transfer.inputs import groups_at, groups_of
+from delta_transfer.features.inputs import groups_at, groups_of
 
 Combines = Literal["mean", "sum", "weights", "batch"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from delta_transfer.errors import UserError
-from delta_transfer.inputs import Inputs, split
+from delta_transfer.features.inputs import Inputs, split
 from delta_transfer.training.checkpoints import random_states, set_random_states
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.inputs import Inputs
+from delta_transfer.features.inputs import Inputs
 from delta_transfer.metrics.objectives import Objective
 from delta_transfer.utils.module_state import device_of, evaluating
 

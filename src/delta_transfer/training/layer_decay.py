@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from delta_transfer.errors import UserError
-from delta_transfer.stages import auto_taps
+from delta_transfer.features.stages import auto_taps
 
 
 def layer_scales(network: nn.Module, *, head: str, factor: float, example: Any) -> dict[str, float]:

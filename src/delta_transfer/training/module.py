@@ -12,8 +12,8 @@ from torchmetrics import MeanMetric
 
 from delta_transfer.data.base import ShareSampler
 from delta_transfer.errors import UserError
+from delta_transfer.features.inputs import Inputs
 from delta_transfer.functional import full_precision
-from delta_transfer.inputs import Inputs
 from delta_transfer.metrics.objectives import Objective
 from delta_transfer.penalties.base import Combines, Penalty
 from delta_transfer.regularizer import Regularizer

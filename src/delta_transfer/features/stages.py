@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.errors import UserError
-from delta_transfer.inputs import groups_of
+from delta_transfer.features.inputs import groups_of
 from delta_transfer.utils.module_state import evaluating
 
 # Wrapper class -> the attribute that holds the network; by name, so that nothing is imported.

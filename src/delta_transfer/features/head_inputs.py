@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.errors import UserError, match_names
-from delta_transfer.stages import unwrap
-from delta_transfer.taps import outside_graphs
+from delta_transfer.features.stages import unwrap
+from delta_transfer.features.taps import outside_graphs
 
 
 class HeadInputs:

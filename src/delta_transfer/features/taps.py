@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.errors import UserError, match_names
+from delta_transfer.features.stages import (
+    auto_taps,
+    find_channel_dim,
+    picture_size,
+    producer,
+    unwrap,
+)
 from delta_transfer.functional import channels_last
-from delta_transfer.stages import auto_taps, find_channel_dim, picture_size, producer, unwrap
 
 Edit = Callable[[str, Tensor], Tensor]
 

@@ -14,7 +14,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor, nn
 
 from delta_transfer.errors import UserError, match_names
-from delta_transfer.inputs import Inputs
+from delta_transfer.features.inputs import Inputs
 from delta_transfer.utils.module_state import device_of, evaluating
 
 logger = logging.getLogger(__name__)

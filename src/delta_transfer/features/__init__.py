@@ -1,0 +1,1 @@
+"""Features of a network: taps and stages, inputs, the frozen source, the linear probe."""

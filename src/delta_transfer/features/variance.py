@@ -1,0 +1,111 @@
+"""Channel attention: how much each channel of each tap matters, and its file."""
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from delta_transfer.functional import (
+    at_least_float32,
+)
+from delta_transfer.utils.distributed import gathered, processes
+
+VARIANCE_FLOOR = 1e-6
+
+
+class Moments:
+    """Mean and sum of squared deviations of rows `[N, C]`, batch by batch.
+
+    Without the cancellation of `E[x^2] - E[x]^2`: those of batches are merged (Chan et al. 1983).
+    They have the rows' dtype and device.
+
+    Example:
+        >>> moments = Moments()
+        >>> for rows in torch.tensor([[[0.0], [2.0]], [[4.0], [6.0]]]):
+        ...     moments.update(rows)
+        >>> moments.count, moments.mean, moments.squares
+        (4, tensor([3.]), tensor([20.]))
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(())
+        self.squares = torch.zeros(())
+
+    def update(self, rows: Tensor) -> None:
+        """Takes in rows `[N, C]`, floating."""
+        mean = rows.mean(dim=0)
+        self.merge(len(rows), mean, (rows - mean).square().sum(dim=0))
+
+    def merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        """Takes in so many rows of which these are known."""
+        if self.count:
+            total = self.count + count
+            shift = mean - self.mean
+            squares = squares + self.squares + shift.square() * (self.count * count / total)
+            mean = self.mean + shift * (count / total)
+        self.count += count
+        self.mean, self.squares = mean, squares
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it, as tensors that share no memory with it."""
+        count = torch.tensor(self.count)
+        return {"count": count, "mean": self.mean.clone(), "squares": self.squares.clone()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], *, device: torch.device | None = None) -> Self:
+        """What `state` was taken of, for rows on a device."""
+        moments = cls()
+        moments.count = int(state["count"])
+        moments.mean = state["mean"].clone().to(device)
+        moments.squares = state["squares"].clone().to(device)
+        return moments
+
+
+class FeatureVariance:
+    """The mean over channels of the variance over samples and positions, batch by batch.
+
+    Of rows `[R, C]` (graph nodes), over all rows: a sample with many counts for more. In float32 or
+    wider, see `Moments`.
+
+    Example:
+        >>> variance = FeatureVariance()
+        >>> variance.update(torch.tensor([[0.0], [2.0]]))
+        >>> variance.compute()
+        tensor(1.)
+    """
+
+    def __init__(self, moments: Moments | None = None) -> None:
+        self._moments = moments or Moments()
+
+    def update(self, features: Tensor) -> None:
+        """Takes in features `[..., C]`."""
+        self._moments.update(at_least_float32(features.detach()).flatten(0, -2))
+
+    def compute(self) -> Tensor:
+        """Scalar, not below 1e-6, so that a tap that is constant does not divide by zero."""
+        if self._moments.count == 0:
+            raise ValueError("no features were given: the loader is empty")
+        return (self._moments.squares / self._moments.count).mean().clamp_min(VARIANCE_FLOOR)
+
+    def of_all_processes(self) -> Self:
+        """What this and the other processes have taken in; each of them has to call it."""
+        if processes() == 1:
+            return self
+        device = self._moments.mean.device
+        moments = Moments()
+        for state in gathered({name: part.cpu() for name, part in self.state().items()}):
+            if int(state["count"]):
+                part = Moments.from_state(state, device=device)
+                moments.merge(part.count, part.mean, part.squares)
+        return type(self)(moments)
+
+    def state(self) -> dict[str, Tensor]:
+        """What it has taken in, as tensors."""
+        return self._moments.state()
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], *, device: torch.device) -> Self:
+        """What `state` was taken of, for features on a device."""
+        return cls(Moments.from_state(state, device=device))
