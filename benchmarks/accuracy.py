@@ -24,7 +24,7 @@ import torch
 from delta_transfer.compare import compare, describe
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import load_task
-from delta_transfer.methods import METHODS
+from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.metrics.statistics import Summary
 from delta_transfer.options import seed_list, size_list

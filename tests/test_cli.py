@@ -18,7 +18,7 @@ import delta_transfer
 from delta_transfer import cli
 from delta_transfer.cli import COMMANDS, main
 from delta_transfer.compare import Compared
-from delta_transfer.methods import METHODS
+from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.run_result import RunResult
 from tests.runs import CLASSES, OPTIONS, SPLITS, flags
 

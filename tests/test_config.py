@@ -7,9 +7,9 @@ import pytest
 from delta_transfer.backbones import GRAPH_LIBRARIES
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.methods import AUTO, AUTO_GRAPHS
+from delta_transfer.methods.delta import AUTO, AUTO_GRAPHS
+from delta_transfer.methods.registry import method_of
 from delta_transfer.presets import GRAPH_NETWORKS, PRESETS
-from delta_transfer.run_checks import method_of
 
 
 def test_yaml_gives_the_options_back(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from delta_transfer import duration as module
 from delta_transfer.duration import estimate_minutes
 from delta_transfer.fine_tune import DRIFT_PICTURES
-from delta_transfer.methods import METHODS
+from delta_transfer.methods.registry import METHODS
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
 from delta_transfer.tuning import Tuning

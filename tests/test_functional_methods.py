@@ -5,14 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from delta_transfer.functional_methods import (
-    category_relationship,
-    distillation,
-    pooled_distance,
-    selective_projection,
-    smallest_singular_values,
-    source_temperature,
-)
+from delta_transfer.methods.bss import smallest_singular_values
+from delta_transfer.methods.co_tuning import category_relationship, source_temperature
+from delta_transfer.methods.ldifs import pooled_distance
+from delta_transfer.methods.lwf import distillation
+from delta_transfer.methods.spd import selective_projection
 
 HALF = [torch.float16, torch.bfloat16]
 

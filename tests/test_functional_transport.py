@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
-from delta_transfer.functional_transport import masked_plan, transport_distance
+from delta_transfer.methods.gtot import masked_plan, transport_distance
 from tests.rows import some_rows
 
 SIZES = (3, 1, 6, 2, 5)

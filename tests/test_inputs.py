@@ -9,8 +9,8 @@ from delta_transfer.features.inputs import concatenate, groups_at, groups_of, se
 from delta_transfer.features.probe import collect_features
 from delta_transfer.features.stages import auto_taps
 from delta_transfer.features.taps import Taps
+from delta_transfer.methods import Step
 from delta_transfer.metrics.objectives import Classes
-from delta_transfer.penalties import Step
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.inference import predict_answers
 from tests.networks import moved

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.methods import METHODS
+from delta_transfer.methods.registry import METHODS
 from tests.blocks import read_blocks
 
 PAGES = Path(__file__).parents[1] / "docs" / "methods"

@@ -9,9 +9,9 @@ from torch import nn
 import delta_transfer
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
-from delta_transfer.method_parts import Parts
-from delta_transfer.methods import METHODS, check_classifier, check_kind, find_method
-from delta_transfer.penalties import Step
+from delta_transfer.methods import Step
+from delta_transfer.methods.base import Parts
+from delta_transfer.methods.registry import METHODS, check_classifier, check_kind, find_method
 from delta_transfer.regularizer import Regularizer
 from tests.networks import conv_net, moved
 

@@ -16,7 +16,7 @@ from delta_transfer.data import is_named
 from delta_transfer.data.base import Split
 from delta_transfer.data.splits import hold_out
 from delta_transfer.errors import UserError
-from delta_transfer.methods import METHODS
+from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.metrics import ACCURACY, ROC_AUC, Measure
 from delta_transfer.recipe import find_recipe, list_recipes, read_recipe, recipes_folder
 from delta_transfer.report.comparison import Comparison, Entry

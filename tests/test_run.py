@@ -19,7 +19,7 @@ from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.data import load_task
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import STRENGTHS, fit_probe
-from delta_transfer.methods import METHODS
+from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.predict import Predictor
 from delta_transfer.prepare import prepare

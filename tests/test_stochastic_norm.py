@@ -6,7 +6,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from delta_transfer import Regularizer, StochasticNorm, Taps, UserError
-from delta_transfer.penalties import LDIFS
+from delta_transfer.methods import LDIFS
 from tests.networks import conv_net, hooks_of
 
 CHANNELS = 400

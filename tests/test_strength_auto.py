@@ -12,7 +12,7 @@ from torch import Tensor
 from delta_transfer import branches, fine_tune, train, tuning
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import fit_probe
-from delta_transfer.methods import METHODS, find_method
+from delta_transfer.methods.registry import METHODS, find_method
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.prepare import prepare
 from delta_transfer.run_folder import foreign

@@ -13,7 +13,7 @@ from delta_transfer.backbones import InputSpec, load_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.errors import UserError
 from delta_transfer.fine_tune import Tuned, fine_tune
-from delta_transfer.methods import METHODS
+from delta_transfer.methods.registry import METHODS
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
 from delta_transfer.tuning import Tuning

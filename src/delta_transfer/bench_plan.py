@@ -20,8 +20,8 @@ from delta_transfer.config import TrainConfig
 from delta_transfer.data.presence import is_there
 from delta_transfer.find_task import find_task
 from delta_transfer.loaders import training_loader
+from delta_transfer.methods.registry import method_of
 from delta_transfer.recipe import Download
-from delta_transfer.run_checks import method_of
 from delta_transfer.utils.devices import find_device, place
 
 _AT_ONCE = 8  # samples of the step that is measured, if a step has no fewer

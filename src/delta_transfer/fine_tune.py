@@ -19,10 +19,9 @@ from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.probe import LinearProbe
 from delta_transfer.loaders import plain_loader
-from delta_transfer.method import Method
-from delta_transfer.method_parts import Parts
-from delta_transfer.methods import check_classifier
-from delta_transfer.penalties import Penalty
+from delta_transfer.methods.base import Method, Parts
+from delta_transfer.methods.penalty import Penalty
+from delta_transfer.methods.registry import check_classifier
 from delta_transfer.prepared import Prepared
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.run_attention import describe, estimate

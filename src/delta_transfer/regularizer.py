@@ -17,7 +17,10 @@ from delta_transfer.features.inputs import groups_of
 from delta_transfer.features.stages import unwrap
 from delta_transfer.features.taps import Taps, outside_graphs, resolve_taps
 from delta_transfer.features.variance import FeatureVariance
-from delta_transfer.penalties import L2, L2SP, Delta, Penalty, Step
+from delta_transfer.methods.delta import Delta
+from delta_transfer.methods.l2 import L2
+from delta_transfer.methods.l2sp import L2SP
+from delta_transfer.methods.penalty import Penalty, Step
 from delta_transfer.utils.module_state import device_of
 
 

@@ -22,7 +22,7 @@ from delta_transfer.data.base import Split, Task
 from delta_transfer.errors import UserError
 from delta_transfer.learning_rate import settle
 from delta_transfer.loaders import evaluation_loader
-from delta_transfer.methods import check_classifier
+from delta_transfer.methods.registry import check_classifier, method_of
 from delta_transfer.metrics.metrics import Metric
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.metrics.run_result import RunResult, Where
@@ -31,7 +31,7 @@ from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
 from delta_transfer.report import write_run_report
 from delta_transfer.run_attention import given_attention
-from delta_transfer.run_checks import check, check_task, for_several, method_of
+from delta_transfer.run_checks import check, check_task, for_several
 from delta_transfer.run_folder import (
     LOG,
     check_folder,

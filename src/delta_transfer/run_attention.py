@@ -19,7 +19,7 @@ from delta_transfer.data.base import Split
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import LinearProbe
 from delta_transfer.loaders import plain_loader
-from delta_transfer.methods import find_method
+from delta_transfer.methods.registry import find_method
 from delta_transfer.prepared import Prepared
 from delta_transfer.utils.distributed import processes
 from delta_transfer.utils.files import fingerprint

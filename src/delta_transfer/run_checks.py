@@ -13,8 +13,8 @@ from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.base import Task
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.method import Method
-from delta_transfer.methods import METHODS, check_kind, find_method
+from delta_transfer.methods.base import Method
+from delta_transfer.methods.registry import METHODS, check_kind, method_of
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.training import find_precision
 from delta_transfer.training.loggers import check_loggers
@@ -137,16 +137,6 @@ def _given(config: TrainConfig, names: Sequence[str]) -> list[str]:
     plain = TrainConfig(data=config.data, preset=config.preset)
     given = [name for name in names if getattr(config, name) != getattr(plain, name)]
     return [name.replace("_", "-") for name in given]
-
-
-def method_of(config: TrainConfig) -> Method:
-    """The method of a run, in the form that the preset has.
-
-    Raises:
-        UserError: if there is none of that name, or it has no such form.
-    """
-    method = find_method(config.method)
-    return find_method(config.method, preset=config.preset) if method.trains else method
 
 
 def check_task(config: TrainConfig, task: Task) -> None:

@@ -15,11 +15,11 @@ from delta_transfer.branches import select
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.learning_rate import settle
+from delta_transfer.methods.registry import method_of
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.prepared import Prepared
 from delta_transfer.run import train_prepared
 from delta_transfer.run_attention import given_attention
-from delta_transfer.run_checks import method_of
 from delta_transfer.run_folder import LOG, make_folder
 from delta_transfer.run_taps import choose_taps
 from delta_transfer.search_folder import Outcome, clear, outcomes

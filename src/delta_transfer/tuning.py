@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.loaders import plain_loader, training_loader
-from delta_transfer.method import Method
+from delta_transfer.methods.base import Method
 from delta_transfer.prepared import Prepared
 from delta_transfer.presets import find_preset
 from delta_transfer.task_loss import task_loss

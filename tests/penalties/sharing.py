@@ -8,8 +8,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from delta_transfer import L2, L2SP, Delta, Regularizer
-from delta_transfer.penalties import Penalty
-from delta_transfer.penalties.base import Combines
+from delta_transfer.methods import Penalty
+from delta_transfer.methods.penalty import Combines
 from delta_transfer.training.joint import joint_loss
 from delta_transfer.utils.distributed import joined, processes, rank
 from tests.networks import conv_net, moved

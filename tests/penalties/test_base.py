@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from delta_transfer.penalties import BSS, L2, L2SP, LDIFS, CoTuning, Delta, LwF, Penalty, Step
+from delta_transfer.methods import BSS, L2, L2SP, LDIFS, CoTuning, Delta, LwF, Penalty, Step
 from tests.networks import conv_net, moved
 
 MAKE = {

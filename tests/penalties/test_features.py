@@ -9,7 +9,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
 from delta_transfer.functional import channels_last
-from delta_transfer.penalties import Delta, Step
+from delta_transfer.methods import Delta, Step
 from tests import reference
 from tests.networks import moved
 

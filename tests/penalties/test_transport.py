@@ -8,8 +8,8 @@ from torch import nn
 from delta_transfer import GTOT, Regularizer
 from delta_transfer.errors import UserError
 from delta_transfer.features.taps import Taps
-from delta_transfer.functional_transport import transport_distance
-from delta_transfer.penalties import Step
+from delta_transfer.methods import Step
+from delta_transfer.methods.gtot import transport_distance
 from tests.networks import moved
 from tests.rows import graph_net, some_rows
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from delta_transfer.errors import UserError
-from delta_transfer.penalties import L2, L2SP, Step
+from delta_transfer.methods import L2, L2SP, Step
 from tests import reference
 from tests.networks import conv_net, moved
 

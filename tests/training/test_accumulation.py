@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from delta_transfer.errors import UserError
-from delta_transfer.methods import METHODS, find_method
+from delta_transfer.methods.registry import METHODS, find_method
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from delta_transfer.methods import L2, L2SP, LwF
 from delta_transfer.metrics.objectives import Classes
-from delta_transfer.penalties import L2, L2SP, LwF
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.module import FineTuning
 from delta_transfer.training.optimization import Optimization, cycle_starts, schedule_factor

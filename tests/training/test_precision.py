@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from delta_transfer.errors import UserError
-from delta_transfer.methods import METHODS, find_method
-from delta_transfer.penalties import Step
+from delta_transfer.methods import Step
+from delta_transfer.methods.registry import METHODS, find_method
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training import find_precision
 from tests.networks import conv_net, moved

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from delta_transfer.data.base import EpochSampler
+from delta_transfer.methods import Delta
 from delta_transfer.metrics.objectives import Classes
-from delta_transfer.penalties import Delta
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training import (
     Fit,

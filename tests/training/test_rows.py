@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from delta_transfer.data.base import EpochSampler
 from delta_transfer.features.taps import Taps
+from delta_transfer.methods import L2, Delta
 from delta_transfer.metrics.objectives import Classes
-from delta_transfer.penalties import L2, Delta
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training import Fit, MeasureDrift, Optimization, fit
 from delta_transfer.training.layer_decay import layer_scales

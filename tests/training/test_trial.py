@@ -8,7 +8,7 @@ import torch
 
 from delta_transfer import learning_rate
 from delta_transfer.learning_rate import settle
-from delta_transfer.methods import METHODS
+from delta_transfer.methods.registry import METHODS
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
 from delta_transfer.training import choose_rate

@@ -54,7 +54,7 @@ def layers(args: Sequence[str]) -> None:
 def methods(args: Sequence[str]) -> None:
     """List the methods of fine-tuning, a line each."""
     parse(NoOptions, args, methods, [])
-    from delta_transfer.methods import METHODS
+    from delta_transfer.methods.registry import METHODS
 
     width = max(map(len, METHODS))
     for method in METHODS.values():

@@ -12,7 +12,7 @@ from delta_transfer.config import TrainConfig
 from delta_transfer.data import is_named
 from delta_transfer.errors import UserError
 from delta_transfer.export_formats import is_timm
-from delta_transfer.methods import METHODS
+from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.objectives import Classes, Objective
 from delta_transfer.metrics.per_target import ColumnFigures
 from delta_transfer.metrics.run_result import RunResult

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from delta_transfer.penalties.base import Combines
+from delta_transfer.methods.penalty import Combines
 from delta_transfer.utils.distributed import averaged, processes
 
 

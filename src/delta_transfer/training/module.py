@@ -14,8 +14,8 @@ from delta_transfer.data.base import ShareSampler
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.functional import full_precision
+from delta_transfer.methods.penalty import Combines, Penalty
 from delta_transfer.metrics.objectives import Objective
-from delta_transfer.penalties.base import Combines, Penalty
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.average import moving_average

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from delta_transfer.errors import UserError
-from delta_transfer.penalties.shards import cut
+from delta_transfer.methods.sharded import cut
 from delta_transfer.utils.distributed import processes
 from delta_transfer.utils.module_state import device_of, evaluating
 

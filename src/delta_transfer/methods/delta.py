@@ -9,7 +9,9 @@ from torch import Tensor
 from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
 from delta_transfer.functional import feature_distance, official_distance
-from delta_transfer.penalties.base import Penalty, Step
+from delta_transfer.methods.base import Branch, Method, Parts
+from delta_transfer.methods.l2 import head_term
+from delta_transfer.methods.penalty import Penalty, Step
 
 
 @final
@@ -169,3 +171,56 @@ def _attention(penalty: Penalty, i: int, features: Tensor) -> Tensor:
             f"the features have {features.shape[-1]}: it was made for another network"
         )
     return weights
+
+
+def _penalties(parts: Parts) -> list[Penalty]:
+    """DELTA with channel attention, and the head term."""
+    return _hold_features(parts, parts.attention, None)
+
+
+def _penalties_without_attention(parts: Parts) -> list[Penalty]:
+    """DELTA without attention, and the head term."""
+    return _hold_features(parts, None, parts.taps)
+
+
+def _hold_features(
+    parts: Parts, attention: ChannelAttention | None, taps: Sequence[str] | None
+) -> list[Penalty]:
+    if parts.official:
+        delta = Delta.official(attention, strength=parts.strength, taps=taps)
+    else:
+        delta = Delta(attention, strength=parts.strength, taps=taps)
+    return [delta, *head_term(parts)]
+
+
+# The two trainings of DELTA by `--strength auto`: averages gain the more, the more these differ.
+AUTO = (Branch(1.0, pace=1.0), Branch(0.1, pace=2.0))
+# On graphs it depends on the data which head to begin with: one of the two is taken.
+AUTO_GRAPHS = (Branch(1.0, pace=1.0), Branch(0.03, pace=1.0, head="random"))
+
+
+NO_ATTENTION = Method(
+    name="delta_no_attention",
+    summary="DELTA with every channel alike: features are held close",
+    paper="https://arxiv.org/abs/1901.09229",
+    head="raw_probe",
+    penalties=_penalties_without_attention,
+    features=True,
+    strength=AUTO[0].strength,
+    branches=AUTO,
+    official_strength=0.01,
+)
+
+
+METHOD = Method(
+    name="delta",
+    summary="DELTA: features are held close, each channel as much as it matters",
+    paper="https://arxiv.org/abs/1901.09229",
+    head="raw_probe",
+    penalties=_penalties,
+    features=True,
+    strength=AUTO[0].strength,
+    branches=AUTO,
+    official_strength=0.01,
+    attention=True,
+)

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer.features.inputs import groups_at, groups_of
+from delta_transfer.functional import at_least_float32, full_precision
 
 Combines = Literal["mean", "sum", "weights", "batch"]
 
@@ -89,3 +91,10 @@ class Penalty(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, step: Step) -> Tensor:
         """The term, strength included: a scalar."""
+
+
+def classifier_logits(classifier: nn.Linear, rows: Tensor) -> Tensor:
+    """Return a classifier's logits `[B, S]` for rows `[B, F]`, in float32 or wider."""
+    bias = None if classifier.bias is None else at_least_float32(classifier.bias)
+    with full_precision(rows.device):
+        return F.linear(at_least_float32(rows), at_least_float32(classifier.weight), bias)

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from delta_transfer.errors import UserError
 from delta_transfer.features.stages import unwrap
 from delta_transfer.features.taps import outside_graphs
+from delta_transfer.methods.base import WEIGHT_DECAY, Change, Method
 
 
 @final
@@ -96,3 +97,23 @@ def _with_running_statistics(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> Te
     finally:
         norm.running_mean, norm.running_var, norm.training = mean, variance, True
     return output
+
+
+def _stochastic_norm(network: nn.Module, strength: float, generator: torch.Generator) -> Change:
+    """StochNorm, whose strength is its probability."""
+    return StochasticNorm(network, probability=strength, generator=generator)
+
+
+METHOD = Method(
+    name="stochnorm",
+    summary="StochNorm: batch norm that takes its running statistics now and then",
+    paper=(
+        "https://proceedings.neurips.cc/paper/2020/hash/"
+        "bc573864331a9e42e4511de6f678aa83-Abstract.html"
+    ),
+    head="random",
+    strength=0.5,  # the probability p of the paper
+    weight_decay=WEIGHT_DECAY,
+    batch_norm="train",
+    network_change=_stochastic_norm,
+)

@@ -5,10 +5,51 @@ from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from delta_transfer.errors import UserError
 from delta_transfer.features.stages import unwrap
-from delta_transfer.functional_methods import selective_projection
+from delta_transfer.functional import at_least_float32
+from delta_transfer.methods.base import Change, Method
+from delta_transfer.methods.l2 import head_term
+
+
+def selective_projection(
+    moved: Tensor, before: Tensor, start: Tensor, gradient: Tensor, *, strength: float
+) -> Tensor:
+    """What a step leaves of some weights, once it is drawn back to where they started.
+
+    With `c = -g . (w - w0)` before the step, `w' - strength r (w' - w0)` where `c < 0`, else `w'`;
+    `r = max(0, ||w' - w0|| - ||w - w0||) / ||w' - w0||`: Selective Projection Decay (Tian et al.,
+    NeurIPS 2024, https://arxiv.org/abs/2411.01713, section 3). Strength 1 keeps such a step on the
+    sphere around the start that it came from.
+
+    Args:
+        moved: the weights w' after the optimiser's step.
+        before: the weights w before it.
+        start: the weights w0 that all began with.
+        gradient: the gradient g at w.
+        strength: 0 for none.
+
+    Returns:
+        The weights to go on with, of the shape and dtype of `moved`.
+
+    Example:
+        >>> two, one, zero = torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([0.0])
+        >>> selective_projection(two, one, zero, torch.tensor([0.1]), strength=1.0)
+        tensor([1.])
+        >>> selective_projection(two, one, zero, torch.tensor([-0.1]), strength=1.0)
+        tensor([2.])
+    """
+    way = at_least_float32(moved) - at_least_float32(start)
+    old_way = at_least_float32(before) - at_least_float32(start)
+    disagree = (at_least_float32(gradient) * old_way).sum() > 0
+    length = way.norm()
+    growth = (length - old_way.norm()).clamp_min(0)
+    # Nothing grows to length zero: the smallest number only keeps 0 / 0 away.
+    share = growth / length.clamp_min(torch.finfo(length.dtype).tiny)
+    drawn = way * torch.where(disagree, strength * share, torch.zeros_like(share))
+    return (at_least_float32(moved) - drawn).to(moved.dtype)
 
 
 @final
@@ -17,7 +58,7 @@ class SelectiveProjection:
 
     Selective Projection Decay, for Adam and any other optimiser whose step moves weights against
     their gradient (Tian et al., NeurIPS 2024, https://arxiv.org/abs/2411.01713, formula:
-    `functional_methods.selective_projection`). Each parameter that the source has too (same name
+    `selective_projection`). Each parameter that the source has too (same name
     and shape) is a layer of its own, as in the authors' code; a head of another shape is left
     alone. A context manager: on exit the optimiser is as it was. Its state is not changed.
 
@@ -97,3 +138,18 @@ class SelectiveProjection:
                 )
                 parameter.copy_(left)
         self._before = []
+
+
+def _project(optimizer: Optimizer, target: nn.Module, source: nn.Module, strength: float) -> Change:
+    """Selective Projection Decay of the steps."""
+    return SelectiveProjection(optimizer, target, source, strength=strength)
+
+
+METHOD = Method(
+    name="spd",
+    summary="SPD: weights are drawn back where the gradient agrees, after each step",
+    paper="https://arxiv.org/abs/2411.01713",
+    penalties=head_term,
+    step_change=_project,
+    strength=1.0,  # lambda in section 3
+)

@@ -1,15 +1,50 @@
 """What a method of fine-tuning is."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from delta_transfer.method_parts import Change, Parts
-from delta_transfer.penalties import Penalty
+from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.methods.penalty import Penalty
+
+Change = AbstractContextManager[object]
+
+# Of the plain methods, and of those that add to them.
+WEIGHT_DECAY = 0.01
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """What a method may build its penalties from.
+
+    Args:
+        strength: of the method's own penalty.
+        head: the name of the target's head.
+        taps: the modules whose features are compared.
+        attention: channel attention, for methods that need it.
+        classifier: the pretrained classifier, for methods that need it.
+        features: what the head sees of each training picture `[N, F]`, before training.
+        labels: class indices `[N]` of these pictures.
+        num_outputs: how many classes there are.
+        official: the penalties as the authors of DELTA published them, which take other strengths;
+            `find_method(name, preset="official")` gives a method that sets it.
+    """
+
+    strength: float
+    head: str
+    taps: Sequence[str]
+    attention: ChannelAttention | None
+    classifier: nn.Linear | None = None
+    features: Tensor | None = None
+    labels: Tensor | None = None
+    num_outputs: int = 0
+    official: bool = False
+
 
 Kind = Literal["pictures", "graphs"]
 Head = Literal["probe", "raw_probe", "random"]

@@ -1,0 +1,87 @@
+"""Batch Spectral Shrinkage: the weakest directions of a batch's features are made weaker."""
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor
+
+from delta_transfer.functional import at_least_float32
+from delta_transfer.methods.base import WEIGHT_DECAY, Method, Parts
+from delta_transfer.methods.penalty import Penalty, Step
+
+
+def smallest_singular_values(rows: Tensor, *, count: int) -> Tensor:
+    """The sum of the smallest squared singular values of a matrix.
+
+    `sum_i sigma_{-i}^2` over the `count` smallest of the min(B, F) that there are: Batch Spectral
+    Shrinkage (Chen et al., NeurIPS 2019, https://proceedings.neurips.cc/paper/2019/hash/
+    c6bff625bdb0393992c9d4db0c6bbe45-Abstract.html, section 4).
+
+    Args:
+        rows: `[B, F]`, the features of each sample.
+        count: how many; all if there are fewer.
+
+    Returns:
+        A scalar in squared units of the features.
+
+    Example:
+        >>> smallest_singular_values(torch.diag(torch.tensor([3.0, 2.0, 1.0])), count=2)
+        tensor(5.)
+    """
+    wide = at_least_float32(rows)
+    try:
+        values: Tensor = torch.linalg.svdvals(wide)
+    # Of what is no number: the fit says so in its own words.
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return wide.new_tensor(math.nan)
+    return values[-count:].square().sum()
+
+
+@final
+class BSS(Penalty):
+    """Batch Spectral Shrinkage: `strength * sum of the k smallest squared singular values`.
+
+    Of the matrix of what the head is given, a row a sample: directions that hardly vary over a
+    batch carry what does not transfer (Chen et al., NeurIPS 2019, https://proceedings.neurips.cc/
+    paper/2019/hash/c6bff625bdb0393992c9d4db0c6bbe45-Abstract.html). The source is not needed.
+
+    Args:
+        head: the name of the target's head.
+        strength: factor of the term; 0.001 in the paper.
+        count: how many singular values; 1 in the paper.
+
+    Raises:
+        ValueError: if the count is not positive.
+    """
+
+    def __init__(self, head: str, *, strength: float = 0.001, count: int = 1) -> None:
+        super().__init__("bss", strength, head=head, combines="batch")
+        if count < 1:
+            raise ValueError(f"bss: count must be at least 1, got {count}")
+        self.count = count
+
+    def forward(self, step: Step) -> Tensor:
+        """The term."""
+        rows = step.head_inputs[self.head]
+        return self.strength * smallest_singular_values(rows, count=self.count)
+
+
+def _penalties(parts: Parts) -> list[Penalty]:
+    """Batch Spectral Shrinkage."""
+    return [BSS(parts.head, strength=parts.strength)]
+
+
+METHOD = Method(
+    name="bss",
+    summary="Batch Spectral Shrinkage: the weakest directions of the features are shrunk",
+    paper=(
+        "https://proceedings.neurips.cc/paper/2019/hash/"
+        "c6bff625bdb0393992c9d4db0c6bbe45-Abstract.html"
+    ),
+    head="random",
+    penalties=_penalties,
+    whole_batch=True,
+    strength=0.001,  # eta in section 5
+    weight_decay=WEIGHT_DECAY,
+)

@@ -1,0 +1,67 @@
+"""L2-SP: the squared distance of the weights from the pretrained ones."""
+
+from typing import final
+
+from torch import Tensor
+
+from delta_transfer.errors import UserError
+from delta_transfer.methods import sharded
+from delta_transfer.methods.base import Method, Parts
+from delta_transfer.methods.l2 import head_term
+from delta_transfer.methods.penalty import Penalty, Step
+
+
+@final
+class L2SP(Penalty):
+    """Squared distance of the weights from where they started: `strength * 1/2 ||w - w0||^2`.
+
+    L2-SP of Li et al., ICML 2018 (https://arxiv.org/abs/1802.01483), over every parameter that the
+    source has too (same name and shape), batch-norm ones included. A head that the source has in
+    the same shape takes part: replace the source's head (`nn.Identity()`) to leave it out. The head
+    term of the paper is an `L2` of its own. Of sharded parameters (`fully_shard`) each process has
+    its shard of the start, too.
+
+    Args:
+        strength: factor of the term.
+    """
+
+    def __init__(self, *, strength: float) -> None:
+        super().__init__("l2sp", strength, needs_source=True, combines="weights")
+        self._start = sharded.Start()
+
+    def forward(self, step: Step) -> Tensor:
+        """The term.
+
+        Raises:
+            UserError: if the two networks share no parameter.
+        """
+        if step.source is None:
+            raise UserError("L2SP needs the source network: Regularizer(target, source, ...)")
+        sharded.reshard(step.target)
+        start = dict(step.source.named_parameters())
+        pairs = [
+            (parameter, self._start.like(parameter, name, start[name]))
+            for name, parameter in step.target.named_parameters()
+            if name in start and start[name].shape == parameter.shape
+        ]
+        if not pairs:
+            raise UserError(
+                "L2SP: the target and the source share no parameter (name and shape): "
+                "give two networks of one architecture"
+            )
+        return self.strength * 0.5 * sharded.sum_of_squares(pairs)
+
+
+def _penalties(parts: Parts) -> list[Penalty]:
+    """L2-SP, and the head term."""
+    return [L2SP(strength=parts.strength), *head_term(parts)]
+
+
+METHOD = Method(
+    name="l2sp",
+    summary="L2-SP: weights are held close to the pretrained ones",
+    paper="https://arxiv.org/abs/1802.01483",
+    penalties=_penalties,
+    strength=0.01,
+    official_strength=0.01,
+)

@@ -1,0 +1,94 @@
+"""Learning without Forgetting: the pretrained classifier keeps its outputs."""
+
+import copy
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from delta_transfer.functional import at_least_float32
+from delta_transfer.methods.base import Method, Parts
+from delta_transfer.methods.l2 import head_term
+from delta_transfer.methods.penalty import Penalty, Step, classifier_logits
+
+
+def distillation(target: Tensor, source: Tensor, *, temperature: float) -> Tensor:
+    """How far the outputs are from those of the source network, at a temperature.
+
+    `mean_b KL(softmax(S_b / t) || softmax(T_b / t))`: the loss of Learning without Forgetting (Li
+    and Hoiem, ECCV 2016, https://arxiv.org/abs/1606.09282, section 3) less the source's entropy,
+    which has no gradient, so that it is zero where the outputs are equal.
+
+    Args:
+        target: logits `[B, K]`.
+        source: like `target`.
+        temperature: larger gives more weight to the improbable classes; positive.
+
+    Returns:
+        A scalar in nats.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 0.0]])
+        >>> distillation(logits, logits, temperature=2.0)
+        tensor(0.)
+    """
+    now = F.log_softmax(at_least_float32(target) / temperature, dim=1)
+    then = F.log_softmax(at_least_float32(source) / temperature, dim=1)
+    return F.kl_div(now, then, reduction="batchmean", log_target=True)
+
+
+@final
+class LwF(Penalty):
+    """Learning without Forgetting: the pretrained classifier goes on saying what it said.
+
+    `strength * mean_b KL(softmax(S_b / t) || softmax(T_b / t))` with the logits S of the source
+    network and T of the target on the same pictures, T through a copy of the classifier that is
+    trained too (Li and Hoiem, ECCV 2016, https://arxiv.org/abs/1606.09282). The copy's parameters
+    are the penalty's: give `regularizer.parameters()` to the optimiser.
+
+    Args:
+        classifier: the pretrained classifier, on the features that the head sees; copied.
+        head: the name of the head in both networks, which tells these features.
+        strength: factor of the term; 1 in the paper.
+        temperature: of both outputs; 2 in the paper.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Linear,
+        *,
+        head: str,
+        strength: float = 1.0,
+        temperature: float = 2.0,
+    ) -> None:
+        super().__init__("lwf", strength, head=head, needs_source=True)
+        self.temperature = temperature
+        self.classifier = copy.deepcopy(classifier).requires_grad_()
+        self.frozen = copy.deepcopy(classifier).requires_grad_(False)
+
+    def forward(self, step: Step) -> Tensor:
+        """The term."""
+        now = classifier_logits(self.classifier, step.head_inputs[self.head])
+        with torch.no_grad():
+            then = classifier_logits(self.frozen, step.source_head_inputs[self.head])
+        return self.strength * distillation(now, then, temperature=self.temperature)
+
+
+def _penalties(parts: Parts) -> list[Penalty]:
+    """Learning without Forgetting, and the head term."""
+    assert parts.classifier is not None
+    own = LwF(parts.classifier, head=parts.head, strength=parts.strength)
+    return [own, *head_term(parts)]
+
+
+METHOD = Method(
+    name="lwf",
+    summary="Learning without Forgetting: the pretrained classifier's outputs are held",
+    paper="https://arxiv.org/abs/1606.09282",
+    penalties=_penalties,
+    features=True,
+    classifier=True,
+    kinds=("pictures",),  # no graph network brings a classifier of classes
+    strength=1.0,  # lambda_o in section 3
+)

