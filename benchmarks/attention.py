@@ -26,9 +26,9 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from delta_transfer.attention.ablation import Exact, naive_scores
-from delta_transfer.attention.gradient import FirstOrder
-from delta_transfer.attention.refined import exact_samples
+from delta_transfer.attention.estimators.ablation import Exact, naive_scores
+from delta_transfer.attention.estimators.gradient import FirstOrder
+from delta_transfer.attention.estimators.refined import exact_samples
 from delta_transfer.features.taps import Taps
 
 METHODS = ("exact", "refined", "gradient")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from attention_setting import Scores, Setting, timed
 from scipy.stats import spearmanr
 
-from delta_transfer.attention.ablation import Exact
+from delta_transfer.attention.estimators.ablation import Exact
 from delta_transfer.functional import normalize_scores
 
 SEEDS = range(5)  # of the refined estimator

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from delta_transfer import attention_cache as module
 from delta_transfer import estimate_attention
-from delta_transfer.attention_cache import Measurement, cache_folder, measure_once
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention import cache as module
+from delta_transfer.attention.cache import Measurement, cache_folder, measure_once
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.utils import files
 from tests.networks import conv_net
 

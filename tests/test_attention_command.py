@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 import pytest
 from PIL import Image, ImageOps
 
-from delta_transfer.attention.job import PIECE
-from delta_transfer.attention.partial import PartialFile
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention.channel_attention import ChannelAttention
+from delta_transfer.attention.estimators.checkpoint import PartialFile
+from delta_transfer.attention.estimators.job import PIECE
 from delta_transfer.cli import main
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
@@ -160,7 +160,7 @@ def test_one_that_was_broken_off_goes_on(capsys, command, tmp_path, monkeypatch)
     command = [*command, "--estimator=exact", "--json"]
     cache = tmp_path / "cache"
     monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(cache))
-    monkeypatch.setattr("delta_transfer.attention.partial.INTERVAL", 0)
+    monkeypatch.setattr("delta_transfer.attention.estimators.checkpoint.INTERVAL", 0)
     write = PartialFile.write
 
     def broken_off(self: PartialFile, state: Any) -> None:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention_summary import figures, origin, summarize
-from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.data.base import Split, Task
 
 SCORES = {"a": [0.1, -0.2, 0.7, 0.3, 0.6], "b": [1.0, 1.0]}

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
 from delta_transfer.features.variance import VARIANCE_FLOOR, FeatureVariance
 from delta_transfer.utils.module_state import weights_fingerprint

@@ -113,7 +113,7 @@ class TestCompare:
     def test_an_attention_of_other_weights_is_refused_before_the_first_run(
         self, finished, pictures, tmp_path
     ):
-        from delta_transfer.channel_attention import ChannelAttention
+        from delta_transfer.attention.channel_attention import ChannelAttention
 
         attention = ChannelAttention.load(finished.folder / "attention.safetensors")
         file = tmp_path / "other.safetensors"

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from delta_transfer import LDIFS, Delta, Regularizer
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import concatenate, groups_at, groups_of, select, share, split
 from delta_transfer.features.probe import collect_features

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import delta_transfer
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
 from delta_transfer.methods import Step
 from delta_transfer.methods.base import Parts

@@ -26,9 +26,9 @@ from PIL import Image
 
 from delta_transfer import cli
 from delta_transfer.app_options import AppOptions
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention_options import AttentionOptions
 from delta_transfer.bench_options import BenchOptions
-from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.compare_folder import Plan, begin
 from delta_transfer.config import TrainConfig
 from delta_transfer.metrics.run_result import RunResult

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delta_transfer.attention.scored import sample_losses
+from delta_transfer.attention.estimators.scorer import sample_losses
 from delta_transfer.metrics.objectives import (
     BinaryTasks,
     Classes,

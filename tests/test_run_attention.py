@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer import run_attention as module
-from delta_transfer.attention import partial
+from delta_transfer.attention.channel_attention import ChannelAttention
+from delta_transfer.attention.estimators import checkpoint
 from delta_transfer.attention.official import official_head
-from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.config_checks import MAX_SEED
 from delta_transfer.errors import UserError
@@ -164,7 +164,7 @@ class TestEstimate:
     def test_an_exact_one_that_is_broken_off_goes_on_where_it_stopped(
         self, prepared, pictures, measured, empty_cache, monkeypatch
     ):
-        monkeypatch.setattr(partial, "INTERVAL", 0.0)
+        monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
         options = config(pictures, attention="exact")
         told = []
 

@@ -22,9 +22,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from delta_transfer import cli
-from delta_transfer.attention.partial import PartialFile
-from delta_transfer.attention_cache import measure_once
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention.cache import measure_once
+from delta_transfer.attention.channel_attention import ChannelAttention
+from delta_transfer.attention.estimators.checkpoint import PartialFile
 from delta_transfer.compare import compare
 from delta_transfer.data import load_task
 from delta_transfer.data.images import PictureError

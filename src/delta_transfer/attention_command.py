@@ -7,9 +7,9 @@ import logging
 import os
 from pathlib import Path
 
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention_options import AttentionOptions
 from delta_transfer.attention_summary import TapSummary, figures, origin, summarize
-from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.base import Noun
 from delta_transfer.errors import UserError

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from delta_transfer.attention.refined import exact_samples
+from delta_transfer.attention.estimators.refined import exact_samples
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.taps import Taps
 from delta_transfer.fine_tune import DRIFT_PICTURES

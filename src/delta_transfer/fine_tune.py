@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 
 from delta_transfer.attention import ESTIMATORS, estimate_attention
+from delta_transfer.attention.cache import Measurement, measure_once
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.official import official_head
-from delta_transfer.attention_cache import Measurement, measure_once
-from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.base import Split
 from delta_transfer.errors import UserError

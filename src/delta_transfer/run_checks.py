@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from delta_transfer.attention import ESTIMATORS
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.base import Task
 from delta_transfer.errors import UserError, unknown

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.loaders import plain_loader, training_loader
 from delta_transfer.methods.base import Method

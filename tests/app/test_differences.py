@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from delta_transfer.app.differences import measure_variance
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.features.taps import Taps
 from delta_transfer.functional import channels_last, feature_distance
 from tests.app.asking import both_features, inputs_of, opened, page_text, source

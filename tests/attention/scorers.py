@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from delta_transfer.attention.ablation import naive_scores
+from delta_transfer.attention.estimators.ablation import naive_scores
 
 
 class OneByOne:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from delta_transfer.attention.ablation import Exact, naive_scores
+from delta_transfer.attention.estimators.ablation import Exact, naive_scores
 from delta_transfer.backbones import load_backbone
 from delta_transfer.errors import UserError
 from delta_transfer.features.stages import auto_taps
@@ -408,7 +408,7 @@ def test_a_network_that_decides_by_its_data_is_left_to_the_slow_loop():
 
 def test_a_few_channels_are_compared_with_the_slow_loop(monkeypatch):
     """A wrong graph is noticed: here the update of the head has the wrong sign."""
-    from delta_transfer.attention import suffix
+    from delta_transfer.attention.graph import suffix
 
     right = suffix._update
     monkeypatch.setattr(

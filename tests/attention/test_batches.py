@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from delta_transfer.attention.batches import Batch, Batches
+from delta_transfer.attention.estimators.batches import Batch, Batches
 from delta_transfer.errors import UserError
 
 

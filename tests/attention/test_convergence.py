@@ -4,8 +4,8 @@ from functools import partial
 import pytest
 import torch
 
-from delta_transfer.attention.convergence import by_errors, by_jackknife
-from delta_transfer.attention.statistics import GROUPS, ScoreStatistics
+from delta_transfer.attention.estimators.convergence import by_errors, by_jackknife
+from delta_transfer.attention.estimators.statistics import GROUPS, ScoreStatistics
 from delta_transfer.functional import normalize_scores
 from tests import reference
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from delta_transfer.attention.gradient import FirstOrder
+from delta_transfer.attention.estimators.gradient import FirstOrder
 from tests import reference
 from tests.networks import conv_net, hooks_of
 

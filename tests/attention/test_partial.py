@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from delta_transfer.attention import average, estimate_attention, job
-from delta_transfer.attention import partial as module
-from delta_transfer.attention.ablation import Exact
-from delta_transfer.attention.batches import Batch
-from delta_transfer.attention.partial import PartialFile
+from delta_transfer.attention import estimate_attention
+from delta_transfer.attention.estimators import averaging, job
+from delta_transfer.attention.estimators import checkpoint as module
+from delta_transfer.attention.estimators.ablation import Exact
+from delta_transfer.attention.estimators.batches import Batch
+from delta_transfer.attention.estimators.checkpoint import PartialFile
 from delta_transfer.features.probe import LinearProbe
 from tests.attention.scorers import OneByOne, batches, patterns
 from tests.networks import conv_net
@@ -46,7 +47,7 @@ class Watched(OneByOne):
 def watched(monkeypatch):
     """Exact scores of tiny networks, and a file that is written after each piece of eight."""
     monkeypatch.setattr(job, "PIECE", 8)
-    monkeypatch.setattr(average, "Exact", Watched)
+    monkeypatch.setattr(averaging, "Exact", Watched)
     monkeypatch.setattr(module, "INTERVAL", 0.0)
     monkeypatch.setattr(job, "PIECE", 8)
     monkeypatch.setattr(Watched, "scored", [], raising=False)
@@ -120,7 +121,7 @@ def test_so_it_is_with_the_fast_estimator(tmp_path, monkeypatch):
             Stopping.left -= 1
             return super().__call__(inputs, targets, progress=progress)
 
-    monkeypatch.setattr(average, "Exact", Stopping)
+    monkeypatch.setattr(averaging, "Exact", Stopping)
     path, expected = tmp_path / "partial", call()
     Stopping.left = 3
     with pytest.raises(Stopped):

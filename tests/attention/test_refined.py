@@ -5,10 +5,11 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from delta_transfer.attention import average, estimate_attention
-from delta_transfer.attention.batches import Batch
-from delta_transfer.attention.refined import combine, exact_samples
-from delta_transfer.attention.sampling import Reservoir
+from delta_transfer.attention import estimate_attention
+from delta_transfer.attention.estimators import averaging
+from delta_transfer.attention.estimators.batches import Batch
+from delta_transfer.attention.estimators.refined import combine, exact_samples
+from delta_transfer.attention.estimators.sampling import Reservoir
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import collect_features, fit_probe
 from tests import reference
@@ -19,7 +20,7 @@ TAPS = ("early", "late")
 
 @pytest.fixture(autouse=True)
 def one_by_one(monkeypatch):
-    monkeypatch.setattr(average, "Exact", OneByOne)
+    monkeypatch.setattr(averaging, "Exact", OneByOne)
 
 
 def draw(*shape, seed=0):
@@ -307,7 +308,7 @@ def test_the_loader_is_run_through_once_and_a_few_samples_once_more(monkeypatch)
             runs.append(1)
             return iter(batches(*data))
 
-    monkeypatch.setattr(average, "Exact", Watched)
+    monkeypatch.setattr(averaging, "Exact", Watched)
     estimate_attention(net, Loader(), probe=probe, taps=TAPS, method="refined")
     assert len(runs) == 1
     assert len(seen) == 15

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from delta_transfer import estimate_attention
-from delta_transfer.attention.ablation import Exact
-from delta_transfer.attention.gradient import FirstOrder
+from delta_transfer.attention.estimators.ablation import Exact
+from delta_transfer.attention.estimators.gradient import FirstOrder
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import split
 from delta_transfer.features.probe import LinearProbe
@@ -131,9 +131,9 @@ def test_samples_that_are_drawn_are_graphs():
 
 
 def test_an_estimate_that_was_broken_off_knows_its_graphs_again(tmp_path, monkeypatch, caplog):
-    from delta_transfer.attention import partial
+    from delta_transfer.attention.estimators import checkpoint
 
-    monkeypatch.setattr(partial, "INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
     path, whole = tmp_path / "part", estimate("exact")
 
     def stop(done, total):

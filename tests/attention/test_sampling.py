@@ -1,8 +1,13 @@
 import pytest
 import torch
 
-from delta_transfer.attention.batches import Batch
-from delta_transfer.attention.sampling import BASE, FIRST, Reservoir, inclusion_probabilities
+from delta_transfer.attention.estimators.batches import Batch
+from delta_transfer.attention.estimators.sampling import (
+    BASE,
+    FIRST,
+    Reservoir,
+    inclusion_probabilities,
+)
 
 
 def stream(count=100, seed=0, channels=(6, 3)):

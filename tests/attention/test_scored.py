@@ -3,7 +3,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from delta_transfer.attention.scored import Scored, concatenate, in_fast_layout, sample_losses
+from delta_transfer.attention.estimators.scorer import (
+    Scored,
+    concatenate,
+    in_fast_layout,
+    sample_losses,
+)
 
 
 def data(count=6, classes=4):

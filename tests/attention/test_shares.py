@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from delta_transfer.attention.gradient import FirstOrder
-from delta_transfer.attention.scored import Scored
-from delta_transfer.attention.shares import Shares, on_devices
+from delta_transfer.attention.estimators.gradient import FirstOrder
+from delta_transfer.attention.estimators.parallel import Shares, on_devices
+from delta_transfer.attention.estimators.scorer import Scored
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import replaced_head
 from tests.attention.scorers import curved, patterns

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from delta_transfer.attention.statistics import DRIVERS, GROUPS, ScoreStatistics
+from delta_transfer.attention.estimators.statistics import DRIVERS, GROUPS, ScoreStatistics
 
 
 def scores(count=37, channels=5, seed=0):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
 from delta_transfer.functional import channels_last
 from delta_transfer.methods import Delta, Step

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones import InputSpec, load_backbone, replace_module
-from delta_transfer.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.base import Split
 from delta_transfer.data.presence import is_there

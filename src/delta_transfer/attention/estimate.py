@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delta_transfer.attention.average import exact, first_order
-from delta_transfer.attention.batches import Batches
-from delta_transfer.attention.job import Estimate, Job
-from delta_transfer.attention.partial import PartialFile
-from delta_transfer.attention.refined import refined
-from delta_transfer.attention.scored import in_fast_layout
-from delta_transfer.attention.shares import on_devices
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention.channel_attention import ChannelAttention
+from delta_transfer.attention.estimators.averaging import exact, first_order
+from delta_transfer.attention.estimators.batches import Batches
+from delta_transfer.attention.estimators.checkpoint import PartialFile
+from delta_transfer.attention.estimators.job import Estimate, Job
+from delta_transfer.attention.estimators.parallel import on_devices
+from delta_transfer.attention.estimators.refined import refined
+from delta_transfer.attention.estimators.scorer import in_fast_layout
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.probe import (

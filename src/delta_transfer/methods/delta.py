@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
 from delta_transfer.functional import feature_distance, official_distance
 from delta_transfer.methods.base import Branch, Method, Parts

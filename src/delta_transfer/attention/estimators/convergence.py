@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from delta_transfer.attention.statistics import ScoreStatistics
+from delta_transfer.attention.estimators.statistics import ScoreStatistics
 
 Normalize = Callable[[Tensor], Tensor]
 """Attention `[C]` of scores `[C]`."""

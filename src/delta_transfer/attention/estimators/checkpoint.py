@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from delta_transfer.attention.batches import Batch
+from delta_transfer.attention.estimators.batches import Batch
 from delta_transfer.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)

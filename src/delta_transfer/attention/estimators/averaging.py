@@ -4,15 +4,14 @@ import logging
 
 from torch import Tensor
 
-from delta_transfer.attention.ablation import Exact
-from delta_transfer.attention.batches import Batch
-from delta_transfer.attention.gradient import FirstOrder
-from delta_transfer.attention.job import Estimate, Job, start_work
-from delta_transfer.attention.partial import PartialFile
-from delta_transfer.attention.processes import ProcessShares, check_shares
-from delta_transfer.attention.running import Running
-from delta_transfer.attention.scored import Scorer
-from delta_transfer.attention.shares import Shares
+from delta_transfer.attention.estimators.ablation import Exact
+from delta_transfer.attention.estimators.batches import Batch
+from delta_transfer.attention.estimators.checkpoint import PartialFile
+from delta_transfer.attention.estimators.gradient import FirstOrder
+from delta_transfer.attention.estimators.job import Estimate, Job, start_work
+from delta_transfer.attention.estimators.parallel import ProcessShares, Shares, check_shares
+from delta_transfer.attention.estimators.running import Running
+from delta_transfer.attention.estimators.scorer import Scorer
 from delta_transfer.utils.module_state import device_of
 
 logger = logging.getLogger(__name__)

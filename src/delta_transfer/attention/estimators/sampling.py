@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from delta_transfer.attention.batches import Batch
+from delta_transfer.attention.estimators.batches import Batch
 
 FIRST = 32  # samples that say what size is usual
 BASE = 0.3  # the size of a sample whose scores are zero, where 1.3 is usual

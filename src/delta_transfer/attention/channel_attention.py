@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from delta_transfer.attention_file import damaged, read_attention_file, write_attention_file
+from delta_transfer.attention.storage import damaged, read_attention_file, write_attention_file
 from delta_transfer.functional import (
     effective_channels,
     normalize_scores,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from delta_transfer.channel_attention import ChannelAttention
+from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.utils.distributed import from_main, is_main
 from delta_transfer.utils.files import cache_root, fingerprint
 

@@ -6,15 +6,15 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from delta_transfer.attention.convergence import (
+from delta_transfer.attention.estimators.convergence import (
     LEAST_BATCHES,
     LEAST_SAMPLES,
     Normalize,
     by_jackknife,
 )
-from delta_transfer.attention.job import Estimate, check_finite
-from delta_transfer.attention.scored import Scored
-from delta_transfer.attention.statistics import ScoreStatistics
+from delta_transfer.attention.estimators.job import Estimate, check_finite
+from delta_transfer.attention.estimators.scorer import Scored
+from delta_transfer.attention.estimators.statistics import ScoreStatistics
 from delta_transfer.features.variance import FeatureVariance
 
 

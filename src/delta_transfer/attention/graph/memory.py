@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from delta_transfer.attention.graph import Graph, at_rows, is_size, is_view
-from delta_transfer.attention.suffix import Suffix, needed
+from delta_transfer.attention.graph.graph import Graph, at_rows, is_size, is_view
+from delta_transfer.attention.graph.suffix import Suffix, needed
 from delta_transfer.errors import UserError
 
 aten = torch.ops.aten

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from delta_transfer.attention.average import exact_scorer, first_order_scorer
-from delta_transfer.attention.batches import Batch
-from delta_transfer.attention.convergence import by_errors
-from delta_transfer.attention.job import Estimate, Job, Work, check_finite
-from delta_transfer.attention.processes import check_shares
-from delta_transfer.attention.running import Running
-from delta_transfer.attention.sampling import Kept, Reservoir
-from delta_transfer.attention.scored import Scored, concatenate
+from delta_transfer.attention.estimators.averaging import exact_scorer, first_order_scorer
+from delta_transfer.attention.estimators.batches import Batch
+from delta_transfer.attention.estimators.convergence import by_errors
+from delta_transfer.attention.estimators.job import Estimate, Job, Work, check_finite
+from delta_transfer.attention.estimators.parallel import check_shares
+from delta_transfer.attention.estimators.running import Running
+from delta_transfer.attention.estimators.sampling import Kept, Reservoir
+from delta_transfer.attention.estimators.scorer import Scored, concatenate
 from delta_transfer.features.inputs import concatenate as joined
 
 PAIRS = 32_000  # of a sample and a channel, that are scored exactly

@@ -9,7 +9,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, Output
 from torch.fx import Node
 from torch.nn.utils import fuse_conv_bn_weights
 
-from delta_transfer.attention.graph import CONVOLUTION, Graph, is_view, owner
+from delta_transfer.attention.graph.graph import CONVOLUTION, Graph, is_view, owner
 from delta_transfer.features.taps import Taps
 
 aten = torch.ops.aten

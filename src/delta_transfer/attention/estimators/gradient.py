@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.attention.scored import (
+from delta_transfer.attention.estimators.scorer import (
     Progress,
     Scored,
     concatenate,

@@ -8,10 +8,10 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.attention.batches import Batch, Batches
-from delta_transfer.attention.convergence import Normalize
-from delta_transfer.attention.partial import PartialFile
-from delta_transfer.attention.scored import in_fast_layout
+from delta_transfer.attention.estimators.batches import Batch, Batches
+from delta_transfer.attention.estimators.checkpoint import PartialFile
+from delta_transfer.attention.estimators.convergence import Normalize
+from delta_transfer.attention.estimators.scorer import in_fast_layout
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.probe import Loss

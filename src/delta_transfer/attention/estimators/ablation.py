@@ -10,16 +10,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.attention.capture import NotCaptured, capture
-from delta_transfer.attention.memory import Budget, default_memory
-from delta_transfer.attention.scored import (
+from delta_transfer.attention.estimators.scorer import (
     Progress,
     Scored,
     concatenate,
     in_fast_layout,
     sample_losses,
 )
-from delta_transfer.attention.suffix import (
+from delta_transfer.attention.graph.capture import NotCaptured, capture
+from delta_transfer.attention.graph.memory import Budget, default_memory
+from delta_transfer.attention.graph.suffix import (
     Suffix,
     Values,
     advance,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from delta_transfer.attention.graph import (
+from delta_transfer.attention.graph.graph import (
     CONVOLUTION,
     LINEAR,
     Graph,

@@ -1,0 +1,1 @@
+"""Estimators of channel attention, from one pass over the data to exact ablation."""
