@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from delta_transfer.attention import estimate_attention
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.backbones import load_backbone
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.config import TrainConfig
 from delta_transfer.features.probe import LinearProbe, collect_features, fit_probe, replaced_head
 from delta_transfer.features.taps import resolve_taps

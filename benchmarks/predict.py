@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from delta_transfer.backbones import load_backbone
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.images import IMAGE_SUFFIXES

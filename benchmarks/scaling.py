@@ -20,7 +20,7 @@ from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from delta_transfer import Delta, Regularizer
-from delta_transfer.backbones import load_backbone
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.utils.distributed import averaged, joined
 
 Figures = dict[str, float]

@@ -10,7 +10,8 @@ from unittest import mock
 import timm
 
 from delta_transfer import arguments
-from delta_transfer.backbones import GRAPH_LIBRARIES, LIBRARIES
+from delta_transfer.backbones.graph_models import GRAPH_LIBRARIES
+from delta_transfer.backbones.registry import LIBRARIES
 from delta_transfer.cli import main
 from delta_transfer.commands import COMMANDS
 from delta_transfer.config import TrainConfig

@@ -76,7 +76,7 @@ def _graphs(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 def _export(monkeypatch: pytest.MonkeyPatch) -> Names:
     """An exported network and new pictures, where the page has them."""
-    from delta_transfer.backbones import wrap_network
+    from delta_transfer.backbones.custom import wrap_network
     from delta_transfer.backbones.saved import save_model
     from delta_transfer.config import TrainConfig
     from delta_transfer.export import export_run

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 pytest.importorskip("torch_geometric", reason="PyTorch Geometric is not installed")
 pytest.importorskip("rdkit", reason="RDKit is not installed")
 
-from delta_transfer.backbones import GraphSpec, load_graph_backbone
+from delta_transfer.backbones.base import GraphSpec
+from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.data.nci import offline_smiles
 from delta_transfer.metrics.run_result import RunResult
 from tests.data.test_tu import write as write_tu

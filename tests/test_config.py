@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.backbones import GRAPH_LIBRARIES
+from delta_transfer.backbones.graph_models import GRAPH_LIBRARIES
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.methods.delta import AUTO, AUTO_GRAPHS

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from delta_transfer import ChannelAttention, Delta, Regularizer, UserError, estimate_attention
 from delta_transfer import run as module
 from delta_transfer.attention import ESTIMATORS
-from delta_transfer.backbones import load_backbone
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.data.augment import eval_transform
 from delta_transfer.data.base import PictureDataset
 from delta_transfer.features.probe import LinearProbe, collect_features, fit_probe

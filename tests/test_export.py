@@ -20,14 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from delta_transfer import export as exporting
-from delta_transfer.backbones import (
-    GraphSpec,
-    InputSpec,
-    load_backbone,
-    load_graph_backbone,
-    wrap_network,
-)
-from delta_transfer.backbones.base import Backbone
+from delta_transfer.backbones.base import Backbone, GraphSpec, InputSpec
+from delta_transfer.backbones.custom import wrap_network
+from delta_transfer.backbones.graph_models import load_graph_backbone
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.cli import main
 from delta_transfer.config import TrainConfig

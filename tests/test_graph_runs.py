@@ -11,7 +11,8 @@ pytest.importorskip("torch_geometric", reason="PyTorch Geometric is not installe
 pytest.importorskip("rdkit", reason="RDKit is not installed")
 
 from delta_transfer import TrainConfig, train
-from delta_transfer.backbones import GraphSpec, load_graph_backbone
+from delta_transfer.backbones.base import GraphSpec
+from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.cli import main
 from delta_transfer.data.base import Split
 from delta_transfer.data.graph_batches import collate_graphs

@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import v2
 
 from delta_transfer import loaders
-from delta_transfer.backbones import InputSpec
+from delta_transfer.backbones.base import InputSpec
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import load_task, look
 from delta_transfer.data.augment import official_eval_transform, ten_crop_transform

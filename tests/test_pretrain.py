@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from delta_transfer import cli
-from delta_transfer.backbones import GraphSpec, load_graph_backbone
+from delta_transfer.backbones.base import GraphSpec
+from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.graph_network import GraphNetwork
 from delta_transfer.errors import UserError
 from delta_transfer.pretrain_options import PretrainOptions

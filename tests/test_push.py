@@ -26,7 +26,9 @@ import yaml
 from huggingface_hub import ModelCard, constants, snapshot_download
 from PIL import Image
 
-from delta_transfer.backbones import GraphSpec, load_graph_backbone, wrap_network
+from delta_transfer.backbones.base import GraphSpec
+from delta_transfer.backbones.custom import wrap_network
+from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.cli import main
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import load_task

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.backbones import InputSpec, load_backbone
+from delta_transfer.backbones.base import InputSpec
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.errors import UserError
 from delta_transfer.fine_tune import Tuned, fine_tune

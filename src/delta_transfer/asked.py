@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from delta_transfer.backbones import GraphSpec, InputSpec
+from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.data.csv_file import list_csv
 from delta_transfer.data.images import IMAGE_SUFFIXES, read_image
 from delta_transfer.data.scan import find_pictures

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageOps
 
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.backbones import GraphSpec
+from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.data.base import Noun, Task
 from delta_transfer.report.attention_figure import PIXELS, Driver, TapFigure
 from delta_transfer.report.words import count

@@ -8,13 +8,9 @@ from typing import Any
 
 import torch
 
-from delta_transfer.backbones import (
-    GRAPH_LIBRARIES,
-    GraphSpec,
-    InputSpec,
-    load_blank,
-    load_graph_backbone,
-)
+from delta_transfer.backbones.base import GraphSpec, InputSpec
+from delta_transfer.backbones.graph_models import GRAPH_LIBRARIES, load_graph_backbone
+from delta_transfer.backbones.registry import load_blank
 from delta_transfer.bench import Bench
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.presence import is_there

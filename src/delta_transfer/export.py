@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from delta_transfer.backbones import GraphSpec
+from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.saved import CONFIG
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.export_check import compare_outputs, find_samples

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from delta_transfer.backbones import GraphSpec, InputSpec
+from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import COLLECTIONS, load_task
 from delta_transfer.data.base import Split

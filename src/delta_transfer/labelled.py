@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from delta_transfer.backbones import GraphSpec
+from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import is_named, load_labelled, load_task
 from delta_transfer.data.base import Split, Task

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from delta_transfer.backbones import GraphSpec, InputSpec
+from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.augment import (
     Transform,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delta_transfer.backbones import GraphSpec
+from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.graph_network import ATOMS, MASKED_ATOM, GraphNetwork
 from delta_transfer.pretext import Pretext, Scored
 

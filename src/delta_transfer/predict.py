@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.asked import find_asked
-from delta_transfer.backbones import GraphSpec
+from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.saved import CONFIG, load_model, load_objective
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import is_named

@@ -11,11 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer import prepare_graphs, prepare_pictures
-from delta_transfer.backbones import (
-    Backbone,
-    InputSpec,
-    replace_module,
-)
+from delta_transfer.backbones.base import Backbone, InputSpec, replace_module
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.base import Split, Task
 from delta_transfer.data.check import CheckedPictures

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from delta_transfer.backbones import Backbone, GraphSpec, load_graph_backbone
+from delta_transfer.backbones.base import Backbone, GraphSpec
+from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.base import Split, Task
 from delta_transfer.data.check import CheckedPictures

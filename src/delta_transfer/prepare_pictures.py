@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from delta_transfer.attention.official import official_size
-from delta_transfer.backbones import Backbone, InputSpec, load_backbone, wrap_network
+from delta_transfer.backbones.base import Backbone, InputSpec
+from delta_transfer.backbones.custom import wrap_network
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.base import Task
 from delta_transfer.data.check import CheckedPictures, check_pictures

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.backbones import Backbone
+from delta_transfer.backbones.base import Backbone
 from delta_transfer.data.base import Split, Task
 from delta_transfer.features.probe import LinearProbe, fit_probe
 from delta_transfer.utils.distributed import from_main

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save
 
-from delta_transfer.backbones import load_graph_backbone
 from delta_transfer.backbones.base import own_tensors
-from delta_transfer.backbones.graph_models import find_graph_loader
+from delta_transfer.backbones.graph_models import find_graph_loader, load_graph_backbone
 from delta_transfer.backbones.graph_network import GraphNetwork
 from delta_transfer.backbones.weights_file import read_weights
 from delta_transfer.context import ContextPrediction

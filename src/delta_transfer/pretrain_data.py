@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from delta_transfer.backbones import GraphSpec
+from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.data import load_task
 from delta_transfer.data.graph_sources import MOLECULENET, TU
 from delta_transfer.data.molecule_options import MoleculeOptions

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from delta_transfer.announce import announce, conclude
-from delta_transfer.backbones import GraphSpec, InputSpec
+from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.branches import select
 from delta_transfer.config import TrainConfig

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from delta_transfer.attention.official import official_taps
-from delta_transfer.backbones import Backbone
+from delta_transfer.backbones.base import Backbone
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs

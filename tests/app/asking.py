@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from delta_transfer.app.explainer import Explainer
 from delta_transfer.app.opening import open_run
 from delta_transfer.app.site import make_site
-from delta_transfer.backbones import load_backbone
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.features.taps import Taps
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from delta_transfer.app.opening import open_run
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.backbones import GraphSpec, load_graph_backbone
+from delta_transfer.backbones.base import GraphSpec
+from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.config import TrainConfig
 from delta_transfer.errors import UserError

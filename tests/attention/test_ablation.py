@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from delta_transfer.attention.estimators.ablation import Exact, naive_scores
-from delta_transfer.backbones import load_backbone
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.errors import UserError
 from delta_transfer.features.stages import auto_taps
 from delta_transfer.features.taps import resolve_taps

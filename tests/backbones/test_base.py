@@ -7,8 +7,7 @@ from timm.layers import DropBlock2d, DropPath, PatchDropout
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from delta_transfer.backbones import replace_module
-from delta_transfer.backbones.base import fresh_head, own_tensors, turn_off_dropout
+from delta_transfer.backbones.base import fresh_head, own_tensors, replace_module, turn_off_dropout
 
 
 def test_replace_module_finds_its_place_by_name():

@@ -5,7 +5,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.backbones import InputSpec, wrap_network
+from delta_transfer.backbones.base import InputSpec
+from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.errors import UserError
 from tests.networks import ConvNet, conv_net, hooks_of
 

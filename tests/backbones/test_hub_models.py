@@ -21,7 +21,8 @@ from huggingface_hub.errors import (
 )
 from safetensors.torch import load_file, save_file
 
-from delta_transfer.backbones import hub_models, load_backbone
+from delta_transfer.backbones import hub_models
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import load_model, save_model
 from delta_transfer.errors import UserError
 

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delta_transfer.backbones import GraphSpec, load_backbone, load_graph_backbone
+from delta_transfer.backbones.base import GraphSpec
+from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.pretrain_gnns import RELEASED
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.errors import UserError
 from delta_transfer.features.stages import auto_taps
 from delta_transfer.features.taps import Taps

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from delta_transfer.backbones import GraphSpec, load_graph_backbone
+from delta_transfer.backbones.base import GraphSpec
+from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.saved import load_model, save_model
 from delta_transfer.errors import UserError
 from delta_transfer.features.stages import auto_taps

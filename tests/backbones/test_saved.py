@@ -14,12 +14,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torchvision.transforms import functional as F
 
-from delta_transfer.backbones import (
-    GraphSpec,
-    load_backbone,
-    load_graph_backbone,
-    wrap_network,
-)
+from delta_transfer.backbones.base import GraphSpec
+from delta_transfer.backbones.custom import wrap_network
+from delta_transfer.backbones.graph_models import load_graph_backbone
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import load_model, save_model
 from delta_transfer.errors import UserError
 from delta_transfer.predict import Predictor

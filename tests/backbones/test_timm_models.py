@@ -9,7 +9,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 
-from delta_transfer.backbones import load_backbone
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.errors import UserError
 
 

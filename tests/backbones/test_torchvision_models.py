@@ -9,7 +9,8 @@ from skimage import data
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
-from delta_transfer.backbones import load_backbone, torchvision_models
+from delta_transfer.backbones import torchvision_models
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.data.augment import eval_transform
 from delta_transfer.errors import UserError
 from delta_transfer.features.stages import auto_taps

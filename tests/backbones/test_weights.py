@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from delta_transfer.backbones import load_backbone, wrap_network
+from delta_transfer.backbones.custom import wrap_network
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.weights import fill_from, load_weights
 from delta_transfer.errors import UserError
 from tests.networks import ConvNet, conv_net, moved

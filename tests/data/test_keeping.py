@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from delta_transfer.backbones import InputSpec
+from delta_transfer.backbones.base import InputSpec
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import keeping
 from delta_transfer.data.base import Split, Task

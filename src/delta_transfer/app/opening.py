@@ -13,7 +13,7 @@ from delta_transfer.app import own_data
 from delta_transfer.app.differences import Source, measure_variance
 from delta_transfer.app.explainer import Explainer
 from delta_transfer.app.neighbours import Neighbours, gather
-from delta_transfer.backbones import InputSpec
+from delta_transfer.backbones.base import InputSpec
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import is_named
 from delta_transfer.data.base import Split

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.backbones import InputSpec, load_backbone, replace_module
+from delta_transfer.backbones.base import InputSpec, replace_module
+from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.config import TrainConfig
 from delta_transfer.data.base import Split
 from delta_transfer.data.presence import is_there

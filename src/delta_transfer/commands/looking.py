@@ -31,7 +31,8 @@ def attention(args: Sequence[str]) -> None:
 def layers(args: Sequence[str]) -> None:
     """List the modules of a network that can be tapped, and those that auto takes."""
     options = parse(LayersOptions, args, layers, ["model"])
-    from delta_transfer.backbones import InputSpec, load_blank
+    from delta_transfer.backbones.base import InputSpec
+    from delta_transfer.backbones.registry import load_blank
     from delta_transfer.features.stages import auto_taps, list_modules
 
     backbone = load_blank(options.model, image_size=options.image_size)

@@ -5,7 +5,7 @@ import re
 import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from delta_transfer.backbones import GraphSpec
+from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.config import TrainConfig
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.push import sections

@@ -7,7 +7,7 @@ import re
 from pathlib import Path, PureWindowsPath
 from typing import Literal
 
-from delta_transfer.backbones import GraphSpec, InputSpec
+from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.config import TrainConfig
 from delta_transfer.data import is_named
 from delta_transfer.errors import UserError

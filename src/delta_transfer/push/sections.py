@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from delta_transfer.backbones import GraphSpec, InputSpec
+from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.push.facts import CardFacts
