@@ -23,7 +23,7 @@ import torch
 
 from delta_transfer.compare import compare, describe
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import load_task
+from delta_transfer.data.registry import load_task
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.metrics.statistics import Summary

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from delta_transfer.data.base import Split, Task
+from delta_transfer.data.task import Split, Task
 from delta_transfer.metrics.objectives import BinaryTasks, Objective, Regression
 
 QUESTIONS = ("bright", "red", "striped")

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from delta_transfer import train
-from delta_transfer.data.images import PictureError
+from delta_transfer.data.images.decode import PictureError
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import needed_resizes
 from delta_transfer.metrics.objectives import Classes

@@ -7,7 +7,7 @@ from PIL import Image
 
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention_summary import figures, origin, summarize
-from delta_transfer.data.base import Split, Task
+from delta_transfer.data.task import Split, Task
 
 SCORES = {"a": [0.1, -0.2, 0.7, 0.3, 0.6], "b": [1.0, 1.0]}
 
@@ -108,7 +108,7 @@ class TestFigures:
 
 
 def test_of_graphs_molecules_are_drawn():
-    smiles = pytest.importorskip("delta_transfer.data.smiles")
+    smiles = pytest.importorskip("delta_transfer.data.molecules.smiles")
     paths = ("C", "CC", "CCC", "CCO", "c1ccccc1", "CCN")
 
     def task(read) -> Task:

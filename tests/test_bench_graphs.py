@@ -15,7 +15,7 @@ pytest.importorskip("rdkit", reason="RDKit is not installed")
 
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.graph_models import load_graph_backbone
-from delta_transfer.data.nci import offline_smiles
+from delta_transfer.data.molecules.nci import offline_smiles
 from delta_transfer.metrics.run_result import RunResult
 from tests.data.test_tu import write as write_tu
 from tests.test_bench import bench, cells, shrunk

@@ -486,7 +486,7 @@ class TestDemo:
         """The demo on tiny pictures and with few methods."""
         monkeypatch.setattr("delta_transfer.compare_command.DEMO_IMAGE_SIZE", 32)
         monkeypatch.setattr("delta_transfer.compare_command.DEMO_METHODS", ("probe", "l2"))
-        from delta_transfer.data import SOURCES, load_task
+        from delta_transfer.data.registry import SOURCES, load_task
 
         def load(*, seed: int, val_fraction: float, test_split: str):
             return load_task(str(pictures), seed=seed)

@@ -21,8 +21,8 @@ from delta_transfer import ChannelAttention, Delta, Regularizer, UserError, esti
 from delta_transfer import run as module
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.backbones.registry import load_backbone
-from delta_transfer.data.augment import eval_transform
-from delta_transfer.data.base import PictureDataset
+from delta_transfer.data.images.augment import eval_transform
+from delta_transfer.data.task import PictureDataset
 from delta_transfer.features.probe import LinearProbe, collect_features, fit_probe
 from delta_transfer.features.stages import auto_taps
 from delta_transfer.features.taps import Taps

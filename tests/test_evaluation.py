@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from delta_transfer.data.base import Split
+from delta_transfer.data.task import Split
 from delta_transfer.evaluation import Evaluation, calibration_error, measure
 
 CLASSES = ("cat", "path", 'a "big", dog', "owl")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from delta_transfer.data.base import Split
+from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation import Evaluation, measure
 from delta_transfer.evaluation_folder import check_folder, default_folder, save

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from delta_transfer.data.base import Split
+from delta_transfer.data.task import Split
 from delta_transfer.evaluation import ClassFigures, Evaluation
 from delta_transfer.evaluation_text import describe
 

@@ -27,8 +27,8 @@ from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.cli import main
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import load_task
-from delta_transfer.data.base import Split
+from delta_transfer.data.registry import load_task
+from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.export import TOLERANCE, export_run
 from delta_transfer.export_check import compare_outputs, find_samples
@@ -273,7 +273,7 @@ def test_other_pictures_take_the_place_of_those_that_are_not_there(monkeypatch, 
     def fetch(*args: object, **options: object) -> None:
         raise AssertionError("a data set is downloaded")
 
-    monkeypatch.setattr("delta_transfer.data.torchvision_sets._read", fetch)
+    monkeypatch.setattr("delta_transfer.data.sources.torchvision._read", fetch)
     samples = find_samples(TrainConfig(data=data), spec())
     assert samples.what == f"50 pictures of skimage/patches, not of {data}, which is not at hand"
     assert sum(map(len, samples.batches)) == 51

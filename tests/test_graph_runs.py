@@ -14,17 +14,16 @@ from delta_transfer import TrainConfig, train
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.cli import main
-from delta_transfer.data.base import Split
-from delta_transfer.data.graph_batches import collate_graphs
-from delta_transfer.data.molecule_splits import scaffold
-from delta_transfer.data.nci import offline_smiles
-from delta_transfer.data.smiles import read_molecule
+from delta_transfer.data.graphs.loader import collate_graphs
+from delta_transfer.data.molecules.nci import offline_smiles
+from delta_transfer.data.molecules.scaffold_split import scaffold
+from delta_transfer.data.molecules.smiles import read_molecule
+from delta_transfer.data.task import Split, pool
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation_text import describe
 from delta_transfer.find_task import find_task
 from delta_transfer.molecule_examples import atom_distances
 from delta_transfer.predict import Predictor
-from delta_transfer.prepared import pool
 from delta_transfer.report.run_files import read_molecules
 from delta_transfer.run_folder import foreign
 from delta_transfer.selection import _folds

@@ -7,12 +7,13 @@ from torchvision.transforms import v2
 from delta_transfer import loaders
 from delta_transfer.backbones.base import InputSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import load_task, look
-from delta_transfer.data.augment import official_eval_transform, ten_crop_transform
-from delta_transfer.data.base import Task
-from delta_transfer.data.check import check_pictures
-from delta_transfer.data.keeping import Keeper
-from delta_transfer.data.resize import Resize
+from delta_transfer.data import scanning
+from delta_transfer.data.image_cache.writer import Keeper
+from delta_transfer.data.images.augment import official_eval_transform, ten_crop_transform
+from delta_transfer.data.images.resize import Resize
+from delta_transfer.data.inspection import check_pictures
+from delta_transfer.data.registry import load_task
+from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
 from delta_transfer.loaders import (
     count_workers,
@@ -125,7 +126,7 @@ def test_a_damaged_picture_is_named(pictures, tmp_path):
     [(2, None, 0), (1, None, 0), (3, None, 2), (64, None, 8), (64, 0, 0), (1, 5, 5)],
 )
 def test_workers_are_as_asked_or_by_the_number_of_cores(monkeypatch, cores, asked, expected):
-    monkeypatch.setattr(look.joblib, "cpu_count", lambda: cores)
+    monkeypatch.setattr(scanning.joblib, "cpu_count", lambda: cores)
     assert count_workers(asked) == expected
 
 
@@ -139,7 +140,7 @@ def test_few_processes_load_what_is_kept(
 ):
     config = tiny(pictures, tmp_path, workers=asked)
     task = kept(load_task(str(pictures), seed=0), config)
-    monkeypatch.setattr(look.joblib, "cpu_count", lambda: cores)
+    monkeypatch.setattr(scanning.joblib, "cpu_count", lambda: cores)
     monkeypatch.setattr(loaders, "find_device", lambda name: torch.device(device))
     assert training_loader(task.train, SPEC, config).num_workers == expected
     half = dataclasses.replace(task.train, paths=("another", *task.train.paths[1:]))

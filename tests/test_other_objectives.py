@@ -13,8 +13,8 @@ from scipy.stats import rankdata
 
 from delta_transfer import train
 from delta_transfer.cli import main
-from delta_transfer.data import SOURCES
-from delta_transfer.data.base import Task
+from delta_transfer.data.registry import SOURCES
+from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation_folder import save
 from delta_transfer.evaluation_text import describe

@@ -15,8 +15,8 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import COLLECTIONS, SOURCES, load_task
-from delta_transfer.data.base import Task
+from delta_transfer.data.registry import COLLECTIONS, SOURCES, load_task
+from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.predict import Prediction, Predictor

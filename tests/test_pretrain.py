@@ -22,10 +22,10 @@ pytest.importorskip("rdkit")
 from torch_geometric.data import Data
 
 from delta_transfer.context import ContextPrediction, count_hops, draw_centers
-from delta_transfer.data import load_task
-from delta_transfer.data.graphs import Graphs
-from delta_transfer.data.molecule_options import MoleculeOptions
-from delta_transfer.data.smiles import read_molecule
+from delta_transfer.data.graphs.batch import Graphs
+from delta_transfer.data.molecules.options import MoleculeOptions
+from delta_transfer.data.molecules.smiles import read_molecule
+from delta_transfer.data.registry import load_task
 from delta_transfer.masking import AttributeMasking, hide
 from delta_transfer.pretrain import pretrain
 from delta_transfer.pretrain_data import read_unlabelled
@@ -330,7 +330,9 @@ class TestData:
             read_unlabelled(small(path, tmp_path))
 
     def test_molecules_of_rdkit_need_no_file(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("delta_transfer.data.nci.offline_smiles", lambda: tuple(SMILES))
+        monkeypatch.setattr(
+            "delta_transfer.data.molecules.nci.offline_smiles", lambda: tuple(SMILES)
+        )
         found = read_unlabelled(small(Path("rdkit/nci"), tmp_path))
         assert (len(found.graphs), found.spec) == (len(SMILES), GraphSpec())
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from PIL import Image
 
-from delta_transfer.data.base import PictureDataset, Split
-from delta_transfer.data.batches import PictureLoader
-from delta_transfer.data.images import PictureError
+from delta_transfer.data.images.decode import PictureError
+from delta_transfer.data.images.loader import PictureLoader
+from delta_transfer.data.task import PictureDataset, Split
 from delta_transfer.errors import UserError
 from delta_transfer.reading import Read, Tally, tolerant_loader
 

@@ -12,9 +12,9 @@ from delta_transfer.bench import ask, run
 from delta_transfer.bench_options import BenchOptions
 from delta_transfer.bench_plan import estimate_hours, list_needs
 from delta_transfer.bench_text import table
-from delta_transfer.data import is_named
-from delta_transfer.data.base import Split
+from delta_transfer.data.registry import is_named
 from delta_transfer.data.splits import hold_out
+from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.metrics import ACCURACY, ROC_AUC, Measure

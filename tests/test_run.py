@@ -16,7 +16,7 @@ from delta_transfer import TrainConfig, fine_tune, run_attention, train
 from delta_transfer import run as module
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import InputSpec
-from delta_transfer.data import load_task
+from delta_transfer.data.registry import load_task
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import STRENGTHS, fit_probe
 from delta_transfer.methods.registry import METHODS

@@ -26,8 +26,8 @@ from delta_transfer.attention.cache import measure_once
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.estimators.checkpoint import PartialFile
 from delta_transfer.compare import compare
-from delta_transfer.data import load_task
-from delta_transfer.data.images import PictureError
+from delta_transfer.data.images.decode import PictureError
+from delta_transfer.data.registry import load_task
 from delta_transfer.errors import UserError
 from delta_transfer.training.checkpoints import WholeCheckpoints, find_last
 from tests.data.miniatures import MAKERS

@@ -11,13 +11,13 @@ import torch
 from delta_transfer import selection as module
 from delta_transfer import train
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import load_task
+from delta_transfer.data.registry import load_task
+from delta_transfer.data.task import pool
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import fit_probe
 from delta_transfer.metrics.calibration import calibrated_cross_entropy
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.prepare import prepare
-from delta_transfer.prepared import pool
 from delta_transfer.selection import SMALL, refits
 from tests.runs import CLASSES, tiny
 

@@ -3,9 +3,9 @@
 import logging
 from collections import Counter
 
-from delta_transfer.data.balance import imbalance
-from delta_transfer.data.base import Task
-from delta_transfer.data.check import IMBALANCE
+from delta_transfer.data.inspection import IMBALANCE
+from delta_transfer.data.samplers import imbalance
+from delta_transfer.data.task import Task
 from delta_transfer.duration import estimate_minutes
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.metrics.run_result import RunResult

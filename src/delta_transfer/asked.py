@@ -8,10 +8,10 @@ from typing import Any
 from PIL import Image
 
 from delta_transfer.backbones.base import GraphSpec, InputSpec
-from delta_transfer.data.csv_file import list_csv
-from delta_transfer.data.images import IMAGE_SUFFIXES, read_image
-from delta_transfer.data.scan import find_pictures
-from delta_transfer.data.smiles_files import list_smiles
+from delta_transfer.data.images.decode import IMAGE_SUFFIXES, read_image
+from delta_transfer.data.molecules.smiles_files import list_smiles
+from delta_transfer.data.sources.csv import list_csv
+from delta_transfer.data.sources.listing import find_pictures
 from delta_transfer.errors import UserError
 from delta_transfer.utils.optional import need_graph_libraries
 
@@ -42,7 +42,7 @@ def find_asked(
             "evaluate, whose predictions.csv has what the network says of each"
         )
     need_graph_libraries("predict")
-    from delta_transfer.data.smiles import read_molecule
+    from delta_transfer.data.molecules.smiles import read_molecule
 
     names = [name for one in arguments for name in _molecules(str(one), smiles_column)]
     return names, read_molecule

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import GraphSpec
-from delta_transfer.data.base import Noun, Task
+from delta_transfer.data.task import Noun, Task
 from delta_transfer.report.attention_figure import PIXELS, Driver, TapFigure
 from delta_transfer.report.words import count
 
@@ -143,6 +143,6 @@ def _picture(task: Task, path: str) -> Image.Image:
     found = task.train.read(path)
     if isinstance(found, Image.Image):
         return found
-    from delta_transfer.data.drawing import draw_molecule  # which needs an extra
+    from delta_transfer.data.molecules.drawing import draw_molecule  # which needs an extra
 
     return draw_molecule(path, [0.0] * len(found.x))

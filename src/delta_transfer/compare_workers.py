@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.base import Task
+from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.prepare import prepare

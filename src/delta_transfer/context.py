@@ -10,7 +10,7 @@ from delta_transfer.backbones.graph_network import GraphNetwork
 from delta_transfer.pretext import Pretext, Scored
 
 if TYPE_CHECKING:  # the libraries that only graph tasks need
-    from delta_transfer.data.graphs import Graphs
+    from delta_transfer.data.graphs.batch import Graphs
 
 _WIDE = 3  # edges that surroundings are wide, and layers of the network that sees them
 

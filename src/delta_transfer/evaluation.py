@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix, recall_score
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from delta_transfer.data.base import Split
+from delta_transfer.data.task import Split
 from delta_transfer.metrics.metrics import Metric
 from delta_transfer.outputs import column_names, to_csv, write_predictions
 from delta_transfer.utils.files import write_atomically

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from delta_transfer.data.base import Split
+from delta_transfer.data.task import Split
 from delta_transfer.evaluation import FIGURES, to_lines
 from delta_transfer.metrics.metrics import MEASURES, RMSE, ROC_AUC, Measure, Metric
 from delta_transfer.metrics.objectives import Objective, Regression

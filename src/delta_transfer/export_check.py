@@ -9,8 +9,8 @@ from torch import Tensor
 
 from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import COLLECTIONS, load_task
-from delta_transfer.data.base import Split
+from delta_transfer.data.registry import COLLECTIONS, load_task
+from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.find_task import find_task
 from delta_transfer.loaders import plain_loader

@@ -3,12 +3,11 @@
 from collections import Counter
 
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import is_named, load_task
-from delta_transfer.data.base import Task
-from delta_transfer.data.molecule_options import MoleculeOptions
+from delta_transfer.data.molecules.options import MoleculeOptions
+from delta_transfer.data.registry import is_named, load_task
+from delta_transfer.data.task import Task, pool
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.objectives import Classes
-from delta_transfer.prepared import pool
 from delta_transfer.task_loss import check_options
 
 

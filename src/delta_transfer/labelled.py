@@ -12,11 +12,11 @@ from torch import Tensor
 
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import is_named, load_labelled, load_task
-from delta_transfer.data.base import Split, Task
-from delta_transfer.data.graph_sources import MOLECULENET
-from delta_transfer.data.molecule_options import NOTHING_SAID, MoleculeOptions
+from delta_transfer.data.molecules.options import NOTHING_SAID, MoleculeOptions
+from delta_transfer.data.names import MOLECULENET
+from delta_transfer.data.registry import is_named, load_labelled, load_task
 from delta_transfer.data.splits import DEFAULT_TEST_SPLIT
+from delta_transfer.data.task import Split, Task
 from delta_transfer.errors import UserError
 from delta_transfer.find_task import molecule_options
 from delta_transfer.metrics.metrics import Metric

@@ -8,7 +8,7 @@ import torch
 
 from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.augment import (
+from delta_transfer.data.images.augment import (
     Transform,
     eval_transform,
     official_eval_transform,
@@ -16,9 +16,10 @@ from delta_transfer.data.augment import (
     ten_crop_transform,
     train_transform,
 )
-from delta_transfer.data.base import EpochSampler, PictureDataset, ShareSampler, Split
-from delta_transfer.data.batches import PictureLoader, ignore_stops
-from delta_transfer.data.resize import Resize
+from delta_transfer.data.images.loader import PictureLoader, ignore_stops
+from delta_transfer.data.images.resize import Resize
+from delta_transfer.data.samplers import EpochSampler, ShareSampler
+from delta_transfer.data.task import PictureDataset, Split
 from delta_transfer.utils.devices import cores, find_device
 from delta_transfer.utils.distributed import local_processes, processes, rank
 
@@ -83,7 +84,7 @@ def _graphs(
     sampler: EpochSampler | ShareSampler | None = None,
     drop_last: bool = False,
 ) -> PictureLoader:
-    from delta_transfer.data.graph_batches import graph_loader  # which needs an extra
+    from delta_transfer.data.graphs.loader import graph_loader  # which needs an extra
 
     device = find_device(config.device)
     return graph_loader(

@@ -12,7 +12,7 @@ from delta_transfer.backbones.graph_network import ATOMS, MASKED_ATOM, GraphNetw
 from delta_transfer.pretext import Pretext, Scored
 
 if TYPE_CHECKING:  # the libraries that only graph tasks need
-    from delta_transfer.data.graphs import Graphs
+    from delta_transfer.data.graphs.batch import Graphs
 
 
 @final

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.data.base import Split
-from delta_transfer.data.drawing import draw_molecule
-from delta_transfer.data.graph_batches import collate_graphs
+from delta_transfer.data.graphs.loader import collate_graphs
+from delta_transfer.data.molecules.drawing import draw_molecule
+from delta_transfer.data.task import Split
 from delta_transfer.features.taps import Taps
 from delta_transfer.features.variance import FeatureVariance
 from delta_transfer.outputs import to_csv

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from delta_transfer.data.base import Split
+from delta_transfer.data.task import Split
 from delta_transfer.metrics.objectives import CLASSES, Classes, Objective
 from delta_transfer.utils.files import write_atomically
 

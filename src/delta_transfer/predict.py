@@ -15,8 +15,8 @@ from delta_transfer.asked import find_asked
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.saved import CONFIG, load_model, load_objective
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import is_named
-from delta_transfer.data.base import Noun, Split
+from delta_transfer.data.registry import is_named
+from delta_transfer.data.task import Noun, Split
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation import Evaluation, measure
 from delta_transfer.evaluation_columns import ColumnEvaluation, measure_columns

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from delta_transfer import prepare_graphs, prepare_pictures
 from delta_transfer.backbones.base import Backbone, InputSpec, replace_module
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.base import Split, Task
-from delta_transfer.data.check import CheckedPictures
+from delta_transfer.data.inspection import CheckedPictures
+from delta_transfer.data.task import Split, Task
 from delta_transfer.features.probe import collect_features
 from delta_transfer.find_task import check_splits, find_task
 from delta_transfer.loaders import plain_loader

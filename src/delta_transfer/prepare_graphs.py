@@ -10,9 +10,9 @@ from torch import nn
 from delta_transfer.backbones.base import Backbone, GraphSpec
 from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.base import Split, Task
-from delta_transfer.data.check import CheckedPictures
-from delta_transfer.data.graph_sources import MOLECULENET, TU
+from delta_transfer.data.inspection import CheckedPictures
+from delta_transfer.data.names import MOLECULENET, TU
+from delta_transfer.data.task import Split, Task
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.utils.files import fingerprint
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.backbones.base import Backbone
-from delta_transfer.data.base import Split, Task
+from delta_transfer.data.task import Task, pool
 from delta_transfer.features.probe import LinearProbe, fit_probe
 from delta_transfer.utils.distributed import from_main
 from delta_transfer.utils.module_state import weights_fingerprint
@@ -96,15 +96,6 @@ def regroup(prepared: Prepared, *, train: Sequence[int], val: Sequence[int]) -> 
     probe, answers = fit_and_ask(task, features, seed=prepared.probe_seed)
     return dataclasses.replace(
         prepared, task=task, features=features, probe=probe, probe_answers=answers
-    )
-
-
-def pool(task: Task) -> Split:
-    """The training pictures followed by the validation pictures that were drawn from them."""
-    return dataclasses.replace(
-        task.train,
-        paths=(*task.train.paths, *task.val.paths),
-        labels=(*task.train.labels, *task.val.labels),
     )
 
 

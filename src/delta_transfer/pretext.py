@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from delta_transfer.backbones.graph_network import GraphNetwork
 
 if TYPE_CHECKING:  # the libraries that only graph tasks need
-    from delta_transfer.data.graphs import Graphs
+    from delta_transfer.data.graphs.batch import Graphs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -35,7 +35,7 @@ from delta_transfer.utils.seeds import derive_seed
 if TYPE_CHECKING:  # the libraries that only graph tasks need
     from torch_geometric.data import Data
 
-    from delta_transfer.data.graphs import Graphs
+    from delta_transfer.data.graphs.batch import Graphs
 
 WEIGHTS, CONFIG, METRICS, LOG = "weights.safetensors", "config.json", "metrics.csv", "train.log"
 HELD_OUT = 0.1  # share of the graphs
@@ -216,7 +216,7 @@ def _measure(job: _Job, *, seeing: bool = True) -> Mean:
 
 
 def _batches(graphs: "Sequence[Data]", job: _Job) -> "Iterator[Graphs]":
-    from delta_transfer.data.graphs import Graphs
+    from delta_transfer.data.graphs.batch import Graphs
 
     size = job.options.batch_size
     for start in range(0, len(graphs), size):

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from delta_transfer.backbones.base import GraphSpec
-from delta_transfer.data import load_task
-from delta_transfer.data.graph_sources import MOLECULENET, TU
-from delta_transfer.data.molecule_options import MoleculeOptions
-from delta_transfer.data.smiles_files import LINES, list_untested
+from delta_transfer.data.molecules.options import MoleculeOptions
+from delta_transfer.data.molecules.smiles_files import LINES, list_untested
+from delta_transfer.data.names import MOLECULENET, TU
+from delta_transfer.data.registry import load_task
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.pretrain_options import PretrainOptions
 from delta_transfer.utils.optional import need_graph_libraries
@@ -97,7 +97,7 @@ def _check(options: PretrainOptions) -> None:
 def _smiles(options: PretrainOptions) -> tuple[Sequence[str], int]:
     """Those of the molecules to learn from, and how many are left for a test."""
     if options.data == OFFLINE:
-        from delta_transfer.data.nci import offline_smiles
+        from delta_transfer.data.molecules.nci import offline_smiles
 
         return offline_smiles(), 0
     return list_untested(user_path(options.data), column=options.smiles_column)
@@ -105,7 +105,7 @@ def _smiles(options: PretrainOptions) -> tuple[Sequence[str], int]:
 
 def _molecules(smiles: Sequence[str], source: str) -> "tuple[list[Data], list[str]]":
     """The molecules, each once, and how many are left out because they are none."""
-    from delta_transfer.data.smiles import SmilesError, read_molecule
+    from delta_transfer.data.molecules.smiles import SmilesError, read_molecule
 
     graphs, strange = [], []
     different = list(dict.fromkeys(smiles))

@@ -3,7 +3,7 @@
 import dataclasses
 import socket
 
-from delta_transfer.data.base import Split, Task
+from delta_transfer.data.task import Split, Task
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.utils.distributed import gathered, processes
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from delta_transfer.data.batches import PictureLoader
+from delta_transfer.data.images.loader import PictureLoader
 from delta_transfer.errors import UserError, first_few
 
 logger = logging.getLogger(__name__)

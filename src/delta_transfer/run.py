@@ -18,7 +18,7 @@ from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.branches import select
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.base import Split, Task
+from delta_transfer.data.task import Split, Task
 from delta_transfer.errors import UserError
 from delta_transfer.learning_rate import settle
 from delta_transfer.loaders import evaluation_loader

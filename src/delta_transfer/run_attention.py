@@ -15,7 +15,7 @@ from delta_transfer.attention.cache import Measurement, measure_once
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.official import official_head
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.base import Split
+from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import LinearProbe
 from delta_transfer.loaders import plain_loader

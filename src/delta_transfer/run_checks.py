@@ -11,7 +11,7 @@ import torch
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.base import Task
+from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.methods.base import Method
 from delta_transfer.methods.registry import METHODS, check_kind, method_of

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.balance import balanced_weights, imbalance
-from delta_transfer.data.check import IMBALANCE
+from delta_transfer.data.inspection import IMBALANCE
+from delta_transfer.data.samplers import balanced_weights, imbalance
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.objectives import Classes, Objective
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from delta_transfer.app.neighbours import Neighbours
-from delta_transfer.data.base import Split
+from delta_transfer.data.task import Split
 from tests.app.asking import changed, inputs_of, opened, page_text, target_of
 from tests.runs import CLASSES, SPLITS
 

@@ -10,7 +10,7 @@ from skimage import data
 
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.weights import load_weights
-from delta_transfer.data.augment import eval_transform
+from delta_transfer.data.images.augment import eval_transform
 from delta_transfer.errors import UserError
 
 

@@ -11,7 +11,7 @@ from torchvision.models._api import WeightsEnum
 
 from delta_transfer.backbones import torchvision_models
 from delta_transfer.backbones.registry import load_backbone
-from delta_transfer.data.augment import eval_transform
+from delta_transfer.data.images.augment import eval_transform
 from delta_transfer.errors import UserError
 from delta_transfer.features.stages import auto_taps
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.io
 
-from delta_transfer.data import load_task
-from delta_transfer.data.archives import ARCHIVES
-from delta_transfer.data.base import Task
 from delta_transfer.data.presence import is_there
+from delta_transfer.data.registry import load_task
+from delta_transfer.data.sources.archives import ARCHIVES
+from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
 from tests.data.miniatures import (
     MAKERS,

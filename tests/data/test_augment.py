@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from delta_transfer.data.augment import (
+from delta_transfer.data.images.augment import (
     eval_transform,
     official_eval_transform,
     official_train_transform,

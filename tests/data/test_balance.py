@@ -5,8 +5,7 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from delta_transfer.data.balance import balanced_draws, balanced_weights, imbalance
-from delta_transfer.data.base import EpochSampler
+from delta_transfer.data.samplers import EpochSampler, balanced_draws, balanced_weights, imbalance
 
 LABELS = [0] * 20 + [1] * 5 + [3] * 2 + [2] * 10
 

@@ -5,8 +5,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from delta_transfer.data.augment import eval_transform, train_transform
-from delta_transfer.data.base import EpochSampler, PictureDataset, ShareSampler, Split
+from delta_transfer.data.images.augment import eval_transform, train_transform
+from delta_transfer.data.samplers import EpochSampler, ShareSampler
+from delta_transfer.data.task import PictureDataset, Split
 
 NORMAL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bilinear"}
 AUGMENT = train_transform(size=12, crop_pct=0.6, **NORMAL)

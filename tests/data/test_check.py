@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from delta_transfer.data import load_task
-from delta_transfer.data.base import Split, Task
-from delta_transfer.data.check import check_pictures
-from delta_transfer.data.images import PictureError
+from delta_transfer.data.images.decode import PictureError
+from delta_transfer.data.inspection import check_pictures
+from delta_transfer.data.registry import load_task
+from delta_transfer.data.task import Split, Task
 from delta_transfer.errors import UserError
 from tests.data.conftest import MakePictures
 

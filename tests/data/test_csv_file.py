@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.data import load_labelled, load_task
-from delta_transfer.data.base import Task
-from delta_transfer.data.csv_file import list_csv, load_labelled_csv
+from delta_transfer.data.registry import load_labelled, load_task
+from delta_transfer.data.sources.csv import list_csv, load_labelled_csv
+from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
 
 Write = Callable[..., Path]

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from delta_transfer.data import digits, load_task
-from delta_transfer.data.base import Task
+from delta_transfer.data.registry import load_task
+from delta_transfer.data.sources import digits
+from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
 
 

@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip("torch_geometric", exc_type=ImportError)
 pytest.importorskip("rdkit", exc_type=ImportError)
 
-from delta_transfer.data.drawing import SIDE, draw_molecule
-from delta_transfer.data.smiles import SmilesError
+from delta_transfer.data.molecules.drawing import SIDE, draw_molecule
+from delta_transfer.data.molecules.smiles import SmilesError
 
 
 def coloured(shades):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.data import load_labelled, load_task
-from delta_transfer.data.base import Split, Task
+from delta_transfer.data.registry import load_labelled, load_task
+from delta_transfer.data.task import Split, Task
 from delta_transfer.errors import UserError
 
 IMAGES = Path(__file__).resolve().parents[3] / "shared" / "data" / "images"

@@ -7,9 +7,10 @@ pytest.importorskip("torch_geometric")
 
 from torch_geometric.data import Data
 
-from delta_transfer.data.base import EpochSampler, ShareSampler, Split
-from delta_transfer.data.graph_batches import GraphDataset, graph_loader
-from delta_transfer.data.graphs import Graphs
+from delta_transfer.data.graphs.batch import Graphs
+from delta_transfer.data.graphs.loader import GraphDataset, graph_loader
+from delta_transfer.data.samplers import EpochSampler, ShareSampler
+from delta_transfer.data.task import Split
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from delta_transfer.data import load_labelled, load_task
-from delta_transfer.data.base import PictureDataset, Task
-from delta_transfer.data.images import PictureError
+from delta_transfer.data.images.decode import PictureError
+from delta_transfer.data.registry import load_labelled, load_task
+from delta_transfer.data.task import PictureDataset, Task
 from delta_transfer.errors import UserError
 
 NAMES = ("dog", "cat")  # not sorted, as the labels of a hub set need not be

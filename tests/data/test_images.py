@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, features
 
-from delta_transfer.data.images import IMAGE_SUFFIXES, decode_image, read_image
+from delta_transfer.data.images.decode import IMAGE_SUFFIXES, decode_image, read_image
 from tests.data.encoded import png, tiff
 
 Pixels = NDArray[np.uint8]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delta_transfer.data.images import (
+from delta_transfer.data.images.decode import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
     PictureError,

@@ -14,14 +14,14 @@ from PIL import Image
 
 from delta_transfer.backbones.base import InputSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import keeping
-from delta_transfer.data.base import Split, Task
-from delta_transfer.data.check import check_pictures
-from delta_transfer.data.folder import FolderReader
-from delta_transfer.data.keeping import Keeper
-from delta_transfer.data.kept import KeptPictures
-from delta_transfer.data.packs import Pack, PackWriter
-from delta_transfer.data.resize import Resize
+from delta_transfer.data.image_cache import writer as keeping
+from delta_transfer.data.image_cache.packs import Pack, PackWriter
+from delta_transfer.data.image_cache.reader import KeptPictures
+from delta_transfer.data.image_cache.writer import Keeper
+from delta_transfer.data.images.resize import Resize
+from delta_transfer.data.inspection import check_pictures
+from delta_transfer.data.sources.folder import FolderReader
+from delta_transfer.data.task import Split, Task
 from delta_transfer.loaders import (
     evaluation_loader,
     needed_resizes,

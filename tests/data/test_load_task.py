@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.data import SOURCES, load_labelled, load_task
+from delta_transfer.data.registry import SOURCES, load_labelled, load_task
 from delta_transfer.errors import UserError
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delta_transfer.data import look
-from delta_transfer.data.base import Split
-from delta_transfer.data.images import PictureError
-from delta_transfer.data.look import LookedAt, look_at_all
+from delta_transfer.data import scanning
+from delta_transfer.data.images.decode import PictureError
+from delta_transfer.data.scanning import LookedAt, look_at_all
+from delta_transfer.data.task import Split
 
 
 def numbered(path: str) -> Image.Image:
@@ -24,7 +24,7 @@ def of(count: int, read: Callable[[str], Image.Image] = numbered) -> dict[str, S
 @pytest.mark.parametrize("strip", [1, 7, 20, 1_000_000])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_strips_change_no_digest(monkeypatch: pytest.MonkeyPatch, strip: int, mode: str) -> None:
-    monkeypatch.setattr(look, "_STRIP", strip)
+    monkeypatch.setattr(scanning, "_STRIP", strip)
     pixels = np.random.default_rng(0).integers(0, 256, (11, 7, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).convert(mode)
     whole = hashlib.blake2b(f"{mode} (7, 11)".encode(), digest_size=16)
@@ -42,8 +42,8 @@ def test_few_pictures_are_looked_at_in_silence(caplog: pytest.LogCaptureFixture)
 def test_many_pictures_are_told_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(look, "MANY", 19)
-    monkeypatch.setattr(look, "_PATIENCE", 0.001)
+    monkeypatch.setattr(scanning, "MANY", 19)
+    monkeypatch.setattr(scanning, "_PATIENCE", 0.001)
     told = {10: threading.Event(), 14: threading.Event()}
 
     class Listener(logging.Handler):
@@ -59,7 +59,7 @@ def test_many_pictures_are_told_of(
         return numbered(path)
 
     listener = Listener()
-    monkeypatch.setattr(look.logger, "handlers", [listener])
+    monkeypatch.setattr(scanning.logger, "handlers", [listener])
     with caplog.at_level(logging.INFO):
         seen = look_at_all(of(20, read), threads=1)
     assert len(seen) == 20
@@ -78,6 +78,6 @@ def test_another_error_comes_through(monkeypatch: pytest.MonkeyPatch, many: int)
             raise PictureError("bad", reason="bad")
         return numbered(path)
 
-    monkeypatch.setattr(look, "MANY", many)
+    monkeypatch.setattr(scanning, "MANY", many)
     with pytest.raises(ZeroDivisionError, match="a fault of ours"):
         look_at_all(of(30, read), threads=3)

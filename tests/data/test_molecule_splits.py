@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("rdkit")
 pytest.importorskip("torch_geometric")
 
-from delta_transfer.data.molecule_splits import random_parts, scaffold, scaffold_parts
+from delta_transfer.data.molecules.scaffold_split import random_parts, scaffold, scaffold_parts
 
 
 def hu_et_al(scaffolds: list[str]) -> list[list[int]]:

@@ -11,10 +11,11 @@ import torch
 pytest.importorskip("rdkit")
 pytest.importorskip("torch_geometric")
 
-from delta_transfer.data import load_labelled, load_task, molecules
-from delta_transfer.data.base import Task
-from delta_transfer.data.molecule_options import MoleculeOptions
-from delta_transfer.data.molecule_splits import scaffold
+from delta_transfer.data.molecules import moleculenet
+from delta_transfer.data.molecules.options import MoleculeOptions
+from delta_transfer.data.molecules.scaffold_split import scaffold
+from delta_transfer.data.registry import load_labelled, load_task
+from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.objectives import BinaryTasks, Regression
 
@@ -167,7 +168,7 @@ class TestDownload:
         """A folder in the place of the archive."""
         folder = tmp_path / "archive"
         folder.mkdir()
-        monkeypatch.setattr(molecules, "ARCHIVE", folder.as_uri())
+        monkeypatch.setattr(moleculenet, "ARCHIVE", folder.as_uri())
         return folder
 
     def test_once(self, archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

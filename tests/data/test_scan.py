@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.data.scan import endings_in_words, find_files, find_pictures, subfolders
+from delta_transfer.data.sources.listing import (
+    endings_in_words,
+    find_files,
+    find_pictures,
+    subfolders,
+)
 from delta_transfer.errors import UserError
 
 

@@ -7,9 +7,10 @@ import pytest
 import skimage
 from PIL import Image
 
-from delta_transfer.data import load_task, skimage_patches
-from delta_transfer.data.augment import eval_transform
-from delta_transfer.data.base import PictureDataset, Task
+from delta_transfer.data.images.augment import eval_transform
+from delta_transfer.data.registry import load_task
+from delta_transfer.data.sources import skimage_patches
+from delta_transfer.data.task import PictureDataset, Task
 from delta_transfer.errors import UserError
 
 

@@ -6,8 +6,8 @@ import torch
 pytest.importorskip("torch_geometric")
 pytest.importorskip("rdkit")
 
-from delta_transfer.data.nci import offline_smiles
-from delta_transfer.data.smiles import SmilesError, read_molecule
+from delta_transfer.data.molecules.nci import offline_smiles
+from delta_transfer.data.molecules.smiles import SmilesError, read_molecule
 
 H, C, N, O, F, NA, CL, PT = 0, 5, 6, 7, 8, 10, 16, 77  # noqa: E741  # atomic number - 1
 SINGLE, DOUBLE, TRIPLE, AROMATIC = range(4)

@@ -1,6 +1,6 @@
 import pytest
 
-from delta_transfer.data.split_classes import check_split_classes
+from delta_transfer.data.splits import check_split_classes
 from delta_transfer.errors import UserError
 
 

@@ -4,7 +4,6 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from delta_transfer.data.base import Split
 from delta_transfer.data.splits import (
     GivenSplits,
     complete,
@@ -15,6 +14,7 @@ from delta_transfer.data.splits import (
     require_per_class,
     take_per_class,
 )
+from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 
 

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import VisionDataset
 from torchvision.transforms import v2
 
-from delta_transfer.data import load_labelled, load_task
-from delta_transfer.data.base import PictureDataset, Split, Task
-from delta_transfer.data.torchvision_sets import SETS
+from delta_transfer.data.registry import load_labelled, load_task
+from delta_transfer.data.sources.torchvision import SETS
+from delta_transfer.data.task import PictureDataset, Split, Task
 from delta_transfer.errors import UserError
 from tests.data.miniatures import MAKERS, picture, trust_checksums
 

@@ -11,9 +11,9 @@ pytest.importorskip("torch_geometric")
 
 from torch_geometric.datasets import TUDataset
 
-from delta_transfer.data import load_task
-from delta_transfer.data.base import Task
-from delta_transfer.data.tu_files import MOST_DEGREES, read_graphs
+from delta_transfer.data.graphs.tudataset import MOST_DEGREES, read_graphs
+from delta_transfer.data.registry import load_task
+from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "graphs"

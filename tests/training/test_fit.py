@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from delta_transfer.data.base import EpochSampler
+from delta_transfer.data.samplers import EpochSampler
 from delta_transfer.errors import UserError
 from delta_transfer.methods import Delta
 from delta_transfer.metrics.objectives import Classes

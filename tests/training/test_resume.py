@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from delta_transfer.data.base import EpochSampler
+from delta_transfer.data.samplers import EpochSampler
 from delta_transfer.methods import Delta
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.regularizer import Regularizer

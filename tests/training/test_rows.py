@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from delta_transfer.data.base import EpochSampler
+from delta_transfer.data.samplers import EpochSampler
 from delta_transfer.features.taps import Taps
 from delta_transfer.methods import L2, Delta
 from delta_transfer.metrics.objectives import Classes

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from delta_transfer.data.base import Split
-from delta_transfer.data.batches import PictureLoader
+from delta_transfer.data.images.loader import PictureLoader
+from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.features.head_inputs import HeadInputs
 from delta_transfer.reading import Tally, tolerant_loader

@@ -15,8 +15,8 @@ from delta_transfer.app.explainer import Explainer
 from delta_transfer.app.neighbours import Neighbours, gather
 from delta_transfer.backbones.base import InputSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import is_named
-from delta_transfer.data.base import Split
+from delta_transfer.data.registry import is_named
+from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.features.taps import Taps
 from delta_transfer.loaders import plain_loader

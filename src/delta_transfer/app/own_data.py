@@ -9,11 +9,10 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import InputSpec, replace_module
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.config import TrainConfig
-from delta_transfer.data.base import Split
 from delta_transfer.data.presence import is_there
+from delta_transfer.data.task import Split, pool
 from delta_transfer.errors import UserError
 from delta_transfer.find_task import find_task
-from delta_transfer.prepared import pool
 from delta_transfer.utils.module_state import weights_fingerprint
 
 ATTENTION = "attention.safetensors"

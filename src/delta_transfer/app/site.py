@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from delta_transfer.app.explainer import Explainer, Look
 from delta_transfer.app.pages import Refusal, asset, render_answer, render_page
 from delta_transfer.app.uploads import Form, Upload, read_form
-from delta_transfer.data.images import PictureError, decode_image
+from delta_transfer.data.images.decode import PictureError, decode_image
 
 HEADERS = {
     "Content-Security-Policy": (

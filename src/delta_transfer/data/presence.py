@@ -1,12 +1,12 @@
 """Whether a data set is on this machine, without loading it or downloading anything."""
 
-from delta_transfer.data import SOURCES
-from delta_transfer.data.archives import ARCHIVES
-from delta_transfer.data.archives import is_there as has_archive
 from delta_transfer.data.download import default_data_root
-from delta_transfer.data.graph_sources import MOLECULENET, TU
-from delta_transfer.data.torchvision_sets import PREFIX as TORCHVISION
-from delta_transfer.data.torchvision_sets import is_there as has_torchvision
+from delta_transfer.data.names import MOLECULENET, TU
+from delta_transfer.data.registry import SOURCES
+from delta_transfer.data.sources.archives import ARCHIVES
+from delta_transfer.data.sources.archives import is_there as has_archive
+from delta_transfer.data.sources.torchvision import PREFIX as TORCHVISION
+from delta_transfer.data.sources.torchvision import is_there as has_torchvision
 from delta_transfer.errors import UserError
 from delta_transfer.utils.optional import need_graph_libraries
 from delta_transfer.utils.paths import user_path
@@ -38,9 +38,10 @@ def is_there(data: str, *, data_root: str | None) -> bool | None:
             need_graph_libraries(data)
         except UserError:
             return None
-        from delta_transfer.data import molecules, tu
+        from delta_transfer.data.graphs import tudataset
+        from delta_transfer.data.molecules import moleculenet
 
         if data.startswith(TU):
-            return tu.is_there(data.removeprefix(TU), root)
-        return molecules.is_there(data.removeprefix(MOLECULENET), root)
+            return tudataset.is_there(data.removeprefix(TU), root)
+        return moleculenet.is_there(data.removeprefix(MOLECULENET), root)
     return None if data.startswith("hf/") else user_path(data).exists()

@@ -1,12 +1,12 @@
 """Stratified draws by seed: splits that are missing, and a number of pictures per class."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from delta_transfer.data.base import Split, Task
+from delta_transfer.data.task import Split, Task
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.metrics.metrics import Metric
 from delta_transfer.metrics.objectives import Classes, Objective
@@ -272,3 +272,117 @@ def _part(split: Split, count: Callable[[int], int], *, seed: int) -> tuple[Spli
     chosen = set(drawn)
     rest = [index for index in range(len(split)) if index not in chosen]
     return split.subset(rest), split.subset(sorted(drawn))
+
+
+def check_split_classes(
+    found: Mapping[str, Iterable[str]], *, source: str, mend: str, where: Mapping[str, str]
+) -> list[str]:
+    """Check that every class of the other splits is in the training split, too.
+
+    Args:
+        found: the classes of each split's pictures, by what messages call the split; the first is
+            the training split.
+        source: what messages call the data; it begins the message.
+        mend: what to do about it, for the message.
+        where: what a message adds to a class, such as its line; classes may be missing.
+
+    Returns:
+        A note for each of the other splits that lacks a class.
+
+    Raises:
+        UserError: naming the classes that each split lacks, if the training split lacks one.
+
+    Example:
+        >>> found = {"train": ["cat", "dog"], "val": ["cat"]}
+        >>> check_split_classes(found, source="pets", mend="add some", where={})
+        ["no picture of class 'dog' in val: nothing is known there of how well it is told"]
+    """
+    present = {split: set(classes) for split, classes in found.items()}
+    everything = set().union(*present.values())
+    lacking = {
+        split: [f"'{name}'{where.get(name, '')}" for name in sorted(everything - there)]
+        for split, there in present.items()
+        if everything - there
+    }
+    if next(iter(found)) in lacking:
+        said = "; ".join(f"{split} lacks {first_few(names)}" for split, names in lacking.items())
+        raise UserError(
+            f"{source}: the splits must have the same classes, or val and test fewer, but {said}: "
+            f"{mend}"
+        )
+    return [
+        f"no picture of class {first_few(names)} in {split}: nothing is known there of how well "
+        f"{'it is' if len(names) == 1 else 'they are'} told"
+        for split, names in lacking.items()
+    ]
+
+
+VALIDATION = ("val", "valid", "validation")
+"""What a validation split may be called."""
+
+SPLITS = {"train": "train", **dict.fromkeys(VALIDATION, "val"), "test": "test"}
+"""What a column of splits may hold, and which split it means."""
+
+
+@dataclass(frozen=True)
+class SplitNames:
+    """The names of the splits: None where there is none; `test_fraction` is set to draw one."""
+
+    train: str | None
+    val: str | None = None
+    test: str | None = None
+    test_fraction: float | None = None
+    unused: tuple[str, ...] = ()
+
+
+def choose_splits(names: Sequence[str], test_split: str, *, source: str) -> SplitNames:
+    """Tell the splits apart by their names, in small or capital letters.
+
+    Args:
+        names: what the data has.
+        test_split: the option of the command: the name of the test split, or a fraction of train.
+        source: what messages call the data.
+
+    Returns:
+        The splits; without a train split only `test` and `test_fraction` are looked for.
+
+    Raises:
+        UserError: if two names mean the same split, or the test split cannot be as asked for.
+    """
+    train = find_name(names, ("train",), source=source)
+    test = find_name(names, (test_split.lower(),), source=source)
+    fraction = parse_fraction(test_split) if test is None else None
+    if train is None:
+        return SplitNames(train=None, test=test, test_fraction=fraction)
+    val = find_name(names, VALIDATION, source=source)
+    own_test = find_name(names, (DEFAULT_TEST_SPLIT,), source=source)
+    if fraction is not None and own_test is not None:
+        raise UserError(
+            f"--test-split {test_split}: {source} already has a test split, '{own_test}'; "
+            "leave the option out, or take that split away"
+        )
+    if fraction is None and test is None and test_split != DEFAULT_TEST_SPLIT:
+        raise UserError(
+            f"--test-split {test_split}: there is no such split in {source}, which has "
+            f"{', '.join(names)}; name one of them, or give a fraction such as 0.2"
+        )
+    if test is not None and test in (train, val):
+        raise UserError(
+            f"--test-split {test_split}: this is what is learnt from or chosen on, and nothing "
+            "may be chosen on the test split; name another split"
+        )
+    unused = tuple(name for name in names if name not in (train, val, test))
+    return SplitNames(train=train, val=val, test=test, test_fraction=fraction, unused=unused)
+
+
+def find_name(names: Sequence[str], wanted: Sequence[str], *, source: str) -> str | None:
+    """The one name that is, in small letters, among those wanted; None if there is none.
+
+    Raises:
+        UserError: if there are several.
+    """
+    matches = [name for name in names if name.lower() in wanted]
+    if len(matches) > 1:
+        both = ", ".join(f"'{name}'" for name in matches)
+        raise UserError(f"{source} has {both}, which mean the same split; keep one of them")
+    return matches[0] if matches else None

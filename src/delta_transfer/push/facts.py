@@ -9,7 +9,7 @@ from typing import Literal
 
 from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.config import TrainConfig
-from delta_transfer.data import is_named
+from delta_transfer.data.registry import is_named
 from delta_transfer.errors import UserError
 from delta_transfer.export_formats import is_timm
 from delta_transfer.methods.registry import METHODS

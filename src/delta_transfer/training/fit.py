@@ -11,7 +11,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.data.base import EpochSampler, ShareSampler
+from delta_transfer.data.samplers import EpochSampler, ShareSampler
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.objectives import Objective
 from delta_transfer.regularizer import Regularizer

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from delta_transfer.data.base import ShareSampler
+from delta_transfer.data.samplers import ShareSampler
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.functional import full_precision

@@ -1,0 +1,1 @@
+"""Graphs as the inputs of a network, their batches, and TUDataset."""

@@ -1,0 +1,87 @@
+"""Batches of graphs: what a split of graphs gives, put together as Graphs with their targets."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torch_geometric.data import Data
+
+from delta_transfer.data.graphs.batch import Graphs
+from delta_transfer.data.images.loader import PictureLoader, ignore_stops
+from delta_transfer.data.task import Split
+
+
+class GraphDataset(Dataset[tuple[Data, Any]]):
+    """The graphs of a split and their targets, for a DataLoader.
+
+    Args:
+        split: the graphs.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Data, Any]:
+        """The graph, which is not to be written to, and its target.
+
+        Args:
+            key: an index, or (epoch, index) as `EpochSampler` gives it.
+        """
+        index = key[1] if isinstance(key, tuple) else key
+        return self.split.read(self.split.paths[index]), self.split.labels[index]
+
+
+def collate_graphs(samples: Sequence[tuple[Data, Any]]) -> tuple[Graphs, Tensor]:
+    """Graphs side by side, and their targets: classes `[B]`, or float32 `[B, K]`.
+
+    Example:
+        >>> edges = torch.tensor([[0], [1]])
+        >>> graph = Data(x=torch.ones(2, 1), edge_index=edges)
+        >>> graphs, targets = collate_graphs([(graph, (1.0, float("nan")))])
+        >>> len(graphs), targets
+        (1, tensor([[1., nan]]))
+    """
+    graphs, targets = zip(*samples, strict=True)
+    dtype = torch.long if isinstance(targets[0], int) else torch.float32
+    return Graphs.of(graphs), torch.tensor(targets, dtype=dtype)
+
+
+def graph_loader(
+    split: Split,
+    *,
+    batch_size: int,
+    device: torch.device,
+    sampler: Sampler[tuple[int, int]] | None = None,
+    drop_last: bool = False,
+    workers: int = 0,
+) -> PictureLoader:
+    """Graphs as batches on a device.
+
+    Args:
+        split: the graphs.
+        batch_size: how many there are in each, but for the last.
+        device: where they are moved to; targets stay on the CPU.
+        sampler: their order, an `EpochSampler` or a share of one; as in the split if not given.
+        drop_last: leave out a last batch that is smaller.
+        workers: processes that load; graphs are small and kept, so that none is as fast as any.
+    """
+    return PictureLoader(
+        GraphDataset(split),
+        normalise=_as_it_is,
+        device=device,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=drop_last,
+        num_workers=workers,
+        collate_fn=collate_graphs,
+        worker_init_fn=ignore_stops,
+    )
+
+
+def _as_it_is(inputs: Any) -> Any:
+    return inputs

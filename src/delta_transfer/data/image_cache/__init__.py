@@ -1,0 +1,1 @@
+"""The cache of resized images on disk: written once, read by later runs."""

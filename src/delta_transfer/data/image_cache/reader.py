@@ -1,0 +1,49 @@
+"""Pictures that were resized before, found by their paths."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from delta_transfer.data.image_cache.packs import Pack, Place
+
+logger = logging.getLogger(__name__)
+
+
+class KeptPictures:
+    """What was kept of some pictures; it can be pickled.
+
+    Args:
+        places: the resize that was done -> path of the picture -> where its bytes are.
+    """
+
+    def __init__(self, places: Mapping[Any, Mapping[str, tuple[Pack, Place]]]) -> None:
+        self._places = places
+
+    def find(self, path: str, resize: object) -> Tensor | None:
+        """The bytes `[3, H, W]` of a picture, not to be written to; None if they are not kept."""
+        found = self._places.get(resize, {}).get(path)
+        if found is None:
+            return None
+        pack, place = found
+        try:
+            return pack.read(place)
+        except OSError as error:  # another run has made room
+            logger.debug("%s is decoded anew: %s", path, error)
+            return None
+
+    def here(self) -> "KeptPictures":
+        """What this machine has of them, where they were kept by another one perhaps."""
+        packs = {pack for some in self._places.values() for pack, _ in some.values()}
+        there = {pack for pack in packs if pack.is_here()}
+        return KeptPictures(
+            {
+                resize: {path: found for path, found in some.items() if found[0] in there}
+                for resize, some in self._places.items()
+            }
+        )
+
+    def has(self, path: str, resize: object) -> bool:
+        """Whether a picture is kept so."""
+        return path in self._places.get(resize, {})

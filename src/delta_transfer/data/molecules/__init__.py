@@ -1,0 +1,1 @@
+"""Molecules: SMILES as graphs, tables of them, their splits and data sets."""

@@ -1,0 +1,131 @@
+"""Read every picture once, in threads: the digest of its pixels, or why there is none."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from threading import Event
+
+from PIL import Image
+
+from delta_transfer.data.images.decode import PictureError
+from delta_transfer.data.task import Split
+from delta_transfer.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MANY = 2000
+"""With more pictures than this, the log says how far the look at them is."""
+
+_STRIP = 1_000_000  # pixels that are hashed at a time
+_PATIENCE = 1.0  # seconds between two looks at how far the threads are
+
+
+@dataclass(frozen=True, slots=True)
+class LookedAt:
+    """What a look at a picture has shown.
+
+    Attributes:
+        split: of the picture, by name.
+        path: of the picture in the split.
+        label: its class, 0 where its labels are values.
+        digest: a hash of size and pixels; empty if it cannot be read.
+        reason: why it cannot be read; empty if it can.
+    """
+
+    split: str
+    path: str
+    label: int
+    digest: str
+    reason: str
+
+
+Keep = Callable[[str, str, str, Image.Image], None]
+"""What is done with each picture that can be read: its split, path and digest, and the picture."""
+
+
+def look_at_all(
+    splits: Mapping[str, Split], *, threads: int, keep: Keep | None = None
+) -> list[LookedAt]:
+    """Read every picture of some splits once; with more than `MANY` the log says how far it is.
+
+    Args:
+        splits: the splits by their names.
+        threads: how many read at the same time, each one picture, of which a few copies may be in
+            memory while it is decoded.
+        keep: what is done with each picture beside, in these threads; None for nothing.
+
+    Returns:
+        The pictures in the order of the splits, whatever the number of threads.
+    """
+    entries = [
+        (name, split.read, path, label)
+        for name, split in splits.items()
+        for path, label in zip(split.paths, split.class_indices, strict=True)
+    ]
+    found: dict[int, LookedAt] = {}
+    stop = Event()
+
+    def look_at_some(first: int) -> None:
+        for position in range(first, len(entries), threads):
+            if stop.is_set():
+                return
+            found[position] = _look_at(*entries[position], keep)
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool:
+        try:
+            futures = [pool.submit(look_at_some, first) for first in range(threads)]
+            _wait(futures, found, len(entries))
+        finally:  # also when the user interrupts: no thread begins another picture
+            stop.set()
+        for future in futures:
+            if future.done():
+                future.result()
+    return [found[position] for position in range(len(entries))]
+
+
+def _wait(futures: Sequence[Future[None]], found: Mapping[int, LookedAt], total: int) -> None:
+    """Wait for all, or for the first error; say how far they are, if there are many pictures."""
+    if total <= MANY:
+        wait(futures, return_when=FIRST_EXCEPTION)
+        return
+    logger.info("looking at %s pictures", f"{total:,}")
+    said, open_ones = 0, set(futures)
+    while open_ones:
+        done, open_ones = wait(open_ones, timeout=_PATIENCE, return_when=FIRST_EXCEPTION)
+        if any(future.exception() for future in done):
+            return
+        tenths = 10 * len(found) // total
+        if said < tenths < 10:
+            logger.info("looked at %d%% of them", 10 * tenths)
+            said = tenths
+
+
+def _look_at(
+    split: str,
+    read: Callable[[str], Image.Image],
+    path: str,
+    label: int,
+    keep: Keep | None,
+) -> LookedAt:
+    try:
+        image = read(path)
+    except PictureError as error:
+        return LookedAt(split, path, label, "", error.reason)
+    except UserError as error:
+        return LookedAt(split, path, label, "", str(error))
+    digest = _digest(image)
+    if keep is not None:
+        keep(split, path, digest, image)
+    return LookedAt(split, path, label, digest, "")
+
+
+def _digest(image: Image.Image) -> str:
+    """A hash of size and pixels, strip by strip, so that there is no copy of the whole."""
+    digest = hashlib.blake2b(f"{image.mode} {image.size}".encode(), digest_size=16)
+    rows = max(1, _STRIP // max(1, image.width))
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        digest.update(image.crop((0, top, image.width, bottom)).tobytes())
+    return digest.hexdigest()

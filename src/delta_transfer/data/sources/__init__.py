@@ -1,0 +1,1 @@
+"""One file per source of images: folders, CSV files, archives, torchvision, the Hub."""

@@ -1,0 +1,129 @@
+"""`skimage/patches`: which photograph is this cell of? From pictures that scikit-image installs."""
+
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from delta_transfer.data.images.decode import read_image
+from delta_transfer.data.splits import refuse_test_split, unused_val_fraction
+from delta_transfer.data.task import Split, Task
+from delta_transfer.errors import UserError
+from delta_transfer.utils.seeds import derive_seed
+
+NAME = "skimage/patches"
+
+PICTURES = {
+    "astronaut": "astronaut.png",
+    "brick": "brick.png",
+    "camera": "camera.png",
+    "cell": "cell.png",
+    "chelsea": "chelsea.png",
+    "coffee": "coffee.png",
+    "coins": "coins.png",
+    "grass": "grass.png",
+    "gravel": "gravel.png",
+    "hubble": "hubble_deep_field.jpg",
+    "immunohistochemistry": "ihc.png",
+    "moon": "moon.png",
+    "motorcycle": "motorcycle_left.png",
+    "page": "page.png",
+    "retina": "retina.jpg",
+    "rocket": "rocket.jpg",
+    "text": "text.png",
+}
+"""Each class and the file that its cells are cut from, of those that lie in the wheel itself.
+
+Left out: the right-hand picture of the motorcycle (the same scene), the second chessboard and all
+drawings (chessboard, colour wheel, horse, logo, phantom), the clock (blurred to flat grey all
+over), and pictures with too few cells (microaneurysms, the animation).
+"""
+
+CELL = 40
+"""Height and width of a cell, in pixels; the grid starts at the upper left and has no overlap."""
+
+TRAIN, VAL, TEST = 5, 10, 40
+"""Cells of each class: exactly the first two, then for testing what is left, up to the last."""
+
+# A cell whose channels all vary less than this (standard deviation, of 255) shows nothing. Only
+# `retina` has such cells: the black around the round picture of the eye, one in six of its grid.
+_FLAT = 1.0
+
+
+def load_skimage_patches(*, seed: int, val_fraction: float, test_split: str) -> Task:
+    """The task, with cells drawn by seed; nothing is downloaded.
+
+    Args:
+        seed: draws the cells.
+        val_fraction: ignored with a note; there are always ten validation cells of a class.
+        test_split: must be the default.
+
+    Raises:
+        UserError: if scikit-image or one of its pictures is missing, or a test split is asked for.
+    """
+    refuse_test_split(NAME, test_split)
+    classes = tuple(sorted(PICTURES))
+    cells: dict[str, list[tuple[str, int]]] = {"train": [], "val": [], "test": []}
+    for label, name in enumerate(classes):
+        order = np.random.default_rng(derive_seed(seed, NAME, name)).permutation(_cells(name))
+        parts = (order[:TRAIN], order[TRAIN : TRAIN + VAL], order[TRAIN + VAL :][:TEST])
+        for split, part in zip(cells.values(), parts, strict=True):
+            split += [(str(path), label) for path in sorted(part)]
+    return Task(
+        name=NAME,
+        classes=classes,
+        train=_split(cells["train"]),
+        val=_split(cells["val"]),
+        test=_split(cells["test"]),
+        notes=tuple(unused_val_fraction(NAME, val_fraction)),
+    )
+
+
+def read_cell(path: str) -> Image.Image:
+    """The cell of 40 x 40 pixels that a path such as `astronaut/r03c05` names."""
+    name, position = path.split("/")
+    row, column = (int(number) for number in position[1:].split("c"))
+    left, top = column * CELL, row * CELL
+    return _picture(name).crop((left, top, left + CELL, top + CELL))
+
+
+def _split(cells: list[tuple[str, int]]) -> Split:
+    return Split(
+        paths=tuple(path for path, _ in cells),
+        labels=tuple(label for _, label in cells),
+        read=read_cell,
+    )
+
+
+@cache
+def _cells(name: str) -> tuple[str, ...]:
+    """The paths of all cells of a picture that show something."""
+    image = _picture(name)
+    paths = [
+        f"{name}/r{row:02d}c{column:02d}"
+        for row in range(image.height // CELL)
+        for column in range(image.width // CELL)
+    ]
+    return tuple(
+        path for path in paths if np.asarray(read_cell(path)).std(axis=(0, 1)).max() >= _FLAT
+    )
+
+
+@cache
+def _picture(name: str) -> Image.Image:
+    """The whole picture, from the installed package and not through its downloading functions."""
+    try:
+        package = resources.files("skimage")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{NAME} needs scikit-image, which is not installed: pip install scikit-image"
+        ) from error
+    file = Path(str(package)) / "data" / PICTURES[name]
+    if not file.is_file():
+        raise UserError(
+            f"{NAME}: the installed scikit-image does not bring the picture '{file.name}'; "
+            "install a release that does, such as 0.26: pip install scikit-image==0.26.0"
+        )
+    return read_image(file)
