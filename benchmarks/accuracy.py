@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 
 from delta_transfer.compare import compare, describe
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.commands import seed_list, size_list
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import load_task
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.metrics.statistics import Summary
-from delta_transfer.options import seed_list, size_list
-from delta_transfer.report.comparison import Comparison, read_comparison, summarize_methods
+from delta_transfer.report.comparison.runs import Comparison, read_comparison, summarize_methods
 from delta_transfer.utils.devices import cores, find_device
 
 SHARED = {"dtd10": "images/dtd10", "cifar10_small": "images/cifar10_small"}

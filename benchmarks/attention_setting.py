@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from delta_transfer.attention import estimate_attention
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.registry import load_backbone
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.features.probe import LinearProbe, collect_features, fit_probe, replaced_head
 from delta_transfer.features.taps import resolve_taps
-from delta_transfer.loaders import plain_loader
 from delta_transfer.prepare import prepare
+from delta_transfer.training.loaders import plain_loader
 from delta_transfer.utils.devices import find_device, place
 from delta_transfer.utils.module_state import evaluating, without_parameter_gradients
 

@@ -19,10 +19,10 @@ import time
 import warnings
 from pathlib import Path
 
-from delta_transfer.config import TrainConfig
-from delta_transfer.loaders import training_loader
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.prepare import prepare
 from delta_transfer.run import train
+from delta_transfer.training.loaders import training_loader
 from delta_transfer.training.module import FineTuning
 
 WAYS = {

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.run import train
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from accuracy import add_options, make, published, write_table
 
-from delta_transfer.config import TrainConfig
-from delta_transfer.options import seed_list
+from delta_transfer.config.commands import PretrainOptions, seed_list
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.pretrain import WEIGHTS, pretrain
-from delta_transfer.pretrain_options import PretrainOptions
-from delta_transfer.report.comparison import Comparison
+from delta_transfer.report.comparison.runs import Comparison
 
 METHODS = "probe,l2,lp_ft,l2sp,delta_no_attention,delta,gtot"
 PUBLISHED = {

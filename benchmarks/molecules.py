@@ -15,8 +15,8 @@ from pathlib import Path
 
 from accuracy import add_options, average, make, published, write_table
 
-from delta_transfer.config import TrainConfig
-from delta_transfer.options import seed_list
+from delta_transfer.config.commands import seed_list
+from delta_transfer.config.train import TrainConfig
 
 METHODS = "probe,l2,lp_ft,l2sp,delta_no_attention,delta,gtot"
 # Zhang et al. 2022, Table 2: GIN 5 x 300, supervised_contextpred, mean of 10 seeds.

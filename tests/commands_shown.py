@@ -14,10 +14,10 @@ from delta_transfer.backbones.graph_models import GRAPH_LIBRARIES
 from delta_transfer.backbones.registry import LIBRARIES
 from delta_transfer.cli import main
 from delta_transfer.commands import COMMANDS
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.commands import seed_list, size_list
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import is_named
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.options import seed_list, size_list
 from delta_transfer.recipe import list_recipes
 from tests.blocks import ROOT
 

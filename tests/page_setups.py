@@ -78,7 +78,7 @@ def _export(monkeypatch: pytest.MonkeyPatch) -> Names:
     """An exported network and new pictures, where the page has them."""
     from delta_transfer.backbones.custom import wrap_network
     from delta_transfer.backbones.saved import save_model
-    from delta_transfer.config import TrainConfig
+    from delta_transfer.config.train import TrainConfig
     from delta_transfer.export import export_run
     from delta_transfer.predict import Predictor
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 
 CLASSES = ("checks", "rings", "stripes")
 SPLITS = {"train": (8, 8, 8), "val": (5, 5, 5), "test": (3, 4, 5)}  # pictures of each class

@@ -15,12 +15,12 @@ from torch.distributed.tensor import DTensor
 from delta_transfer import train
 from delta_transfer.data.images.decode import PictureError
 from delta_transfer.errors import UserError
-from delta_transfer.loaders import needed_resizes
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.prepare import prepare
 from delta_transfer.run import train_prepared
+from delta_transfer.training.distributed import shard
+from delta_transfer.training.loaders import needed_resizes
 from delta_transfer.training.module import FineTuning
-from delta_transfer.training.sharding import shard
 from delta_transfer.utils.distributed import gathered, is_main, joined, rank
 from tests.networks import conv_net
 from tests.runs import tiny

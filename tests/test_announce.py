@@ -10,7 +10,7 @@ from PIL import Image
 
 from delta_transfer import announce as module
 from delta_transfer.announce import announce, conclude, likeness
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.objectives import Classes

@@ -12,7 +12,7 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.estimators.checkpoint import PartialFile
 from delta_transfer.attention.estimators.job import PIECE
 from delta_transfer.cli import main
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.run_attention import attention_order

@@ -13,7 +13,7 @@ from delta_transfer import compare as module
 from delta_transfer import compare_places, compare_workers
 from delta_transfer.compare import Compared, compare
 from delta_transfer.compare_jobs import Jobs
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.metrics import ACCURACY
 from delta_transfer.metrics.run_result import RunResult, comparison_columns
@@ -366,7 +366,7 @@ class TestGoingOn:
 
     def test_its_options_are_options_of_the_command(self, fakes, tmp_path):
         from delta_transfer.arguments import parse
-        from delta_transfer.options import CompareOptions, with_train
+        from delta_transfer.config.commands import CompareOptions, with_train
 
         made(tmp_path / "one", sizes=[5, None], taps="blocks.1", threads=1)
         file = tmp_path / "one" / "compare.yaml"

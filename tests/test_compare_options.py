@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 
 from delta_transfer.arguments import parse
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.commands import CompareOptions, seed_list, size_list, with_train
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.options import CompareOptions, seed_list, size_list, with_train
 
 WITHOUT = ("method", "seed", "resume", "devices", "num_nodes", "strategy")
 KIND = with_train(CompareOptions, without=WITHOUT)

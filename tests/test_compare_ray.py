@@ -15,7 +15,7 @@ import pytest
 from delta_transfer.compare import compare
 from delta_transfer.compare_ray import Cluster, passed_on
 from delta_transfer.compare_ray_task import missing
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.ray_connection import Node
 from tests.runs import flags, model_bytes, tiny

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from delta_transfer.backbones.graph_models import GRAPH_LIBRARIES
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.presets import GRAPH_NETWORKS, PRESETS
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.methods.delta import AUTO, AUTO_GRAPHS
 from delta_transfer.methods.registry import method_of
-from delta_transfer.presets import GRAPH_NETWORKS, PRESETS
 
 
 def test_yaml_gives_the_options_back(tmp_path):

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from torch import nn
 
 import delta_transfer
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from tests.blocks import PAGES, ROOT, Block, kind_of, read_blocks, read_commands, typed
 from tests.commands_shown import check_command
 from tests.page_setups import of_page

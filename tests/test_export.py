@@ -26,16 +26,16 @@ from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.cli import main
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import load_task
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.export import TOLERANCE, export_run
 from delta_transfer.export_check import compare_outputs, find_samples
 from delta_transfer.export_formats import FORMATS
-from delta_transfer.loaders import plain_loader
 from delta_transfer.metrics.objectives import CLASSES, BinaryTasks, Objective, Regression
 from delta_transfer.predict import Predictor
+from delta_transfer.training.loaders import plain_loader
 from tests.networks import conv_net
 
 DOCS = Path(__file__).parents[1] / "docs" / "export.md"

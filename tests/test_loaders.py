@@ -4,9 +4,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from delta_transfer import loaders
 from delta_transfer.backbones.base import InputSpec
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data import scanning
 from delta_transfer.data.image_cache.writer import Keeper
 from delta_transfer.data.images.augment import official_eval_transform, ten_crop_transform
@@ -15,7 +14,8 @@ from delta_transfer.data.inspection import check_pictures
 from delta_transfer.data.registry import load_task
 from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
-from delta_transfer.loaders import (
+from delta_transfer.training import loaders
+from delta_transfer.training.loaders import (
     count_workers,
     evaluation_loader,
     needed_resizes,

@@ -25,27 +25,27 @@ import yaml
 from PIL import Image
 
 from delta_transfer import cli
-from delta_transfer.app_options import AppOptions
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.attention_options import AttentionOptions
-from delta_transfer.bench_options import BenchOptions
 from delta_transfer.compare_folder import Plan, begin
-from delta_transfer.config import TrainConfig
-from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.options import (
+from delta_transfer.config.commands import (
+    AppOptions,
+    AttentionOptions,
+    BenchOptions,
     CompareOptions,
     DemoOptions,
     EvaluateOptions,
     ExportOptions,
     LayersOptions,
     PredictOptions,
+    PretrainOptions,
+    PushOptions,
     with_train,
 )
-from delta_transfer.pretrain_options import PretrainOptions
-from delta_transfer.push_options import PushOptions
+from delta_transfer.config.search import SearchOptions
+from delta_transfer.config.train import TrainConfig
+from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.search_folder import begin as begin_search
 from delta_transfer.search_folder import options_of
-from delta_transfer.search_options import SearchOptions
 from tests.runs import OPTIONS, flags
 
 TINY = " ".join(flags())  # small pictures on the CPU, where a network is loaded

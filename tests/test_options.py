@@ -1,12 +1,12 @@
 import pytest
 
-from delta_transfer.attention_options import AttentionOptions
-from delta_transfer.errors import UserError
-from delta_transfer.options import (
+from delta_transfer.config.commands import (
+    AttentionOptions,
     EvaluateOptions,
     LayersOptions,
     PredictOptions,
 )
+from delta_transfer.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,14 @@ from delta_transfer.evaluation_text import describe
 from delta_transfer.metrics.metrics import MINUS, RMSE
 from delta_transfer.metrics.run_result import RunResult, comparison_columns
 from delta_transfer.predict import Predictor
-from delta_transfer.report import write_comparison_report
-from delta_transfer.report.comparison import (
+from delta_transfer.report.comparison.findings import findings
+from delta_transfer.report.comparison.page import write_comparison_report
+from delta_transfer.report.comparison.runs import (
     best_methods,
     ranked,
     read_comparison,
     summarize_methods,
 )
-from delta_transfer.report.findings import findings
 from delta_transfer.soup import percent
 from delta_transfer.training.module import FineTuning
 from tests.questions import (

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import COLLECTIONS, SOURCES, load_task
 from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError

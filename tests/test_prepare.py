@@ -10,9 +10,9 @@ from delta_transfer import prepare_pictures
 from delta_transfer.data.task import pool
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import fit_probe
-from delta_transfer.loaders import plain_loader, training_loader
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared, regroup
+from delta_transfer.training.loaders import plain_loader, training_loader
 from tests.runs import tiny
 from tests.several import run
 

@@ -13,8 +13,8 @@ from delta_transfer import cli
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.graph_network import GraphNetwork
+from delta_transfer.config.commands import PretrainOptions
 from delta_transfer.errors import UserError
-from delta_transfer.pretrain_options import PretrainOptions
 
 pytest.importorskip("torch_geometric")
 pytest.importorskip("rdkit")

@@ -30,7 +30,7 @@ from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.cli import main
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import load_task
 from delta_transfer.evaluation import calibration_error
 from delta_transfer.metrics.metrics import MINUS

@@ -9,9 +9,9 @@ import yaml
 
 from delta_transfer import cli
 from delta_transfer.bench import ask, run
-from delta_transfer.bench_options import BenchOptions
 from delta_transfer.bench_plan import estimate_hours, list_needs
 from delta_transfer.bench_text import table
+from delta_transfer.config.commands import BenchOptions
 from delta_transfer.data.registry import is_named
 from delta_transfer.data.splits import hold_out
 from delta_transfer.data.task import Split
@@ -19,7 +19,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.metrics import ACCURACY, ROC_AUC, Measure
 from delta_transfer.recipe import find_recipe, list_recipes, read_recipe, recipes_folder
-from delta_transfer.report.comparison import Comparison, Entry
+from delta_transfer.report.comparison.runs import Comparison, Entry
 
 ROWS = {  # of published tables: DELTA's figure, and whether it is recalled
     "cifar10": (94.76, True),

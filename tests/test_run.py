@@ -24,7 +24,8 @@ from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.predict import Predictor
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
-from delta_transfer.training import Fitted, Optimization
+from delta_transfer.training.fit import Fitted
+from delta_transfer.training.optimizers import Optimization
 from tests.conftest import METHODS as COMPARED
 from tests.runs import CLASSES, model_bytes, tiny
 

@@ -16,14 +16,13 @@ from delta_transfer import run_attention as module
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.estimators import checkpoint
 from delta_transfer.attention.official import official_head
-from delta_transfer.config import TrainConfig
-from delta_transfer.config_checks import MAX_SEED
+from delta_transfer.config.train import MAX_SEED, TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import LinearProbe
-from delta_transfer.loaders import plain_loader
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared, regroup
 from delta_transfer.run_attention import attention_order, describe, estimate, given_attention
+from delta_transfer.training.loaders import plain_loader
 from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
 from tests.networks import conv_net, moved

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from delta_transfer import run_folder as module
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.run_folder import (
     check_folder,

@@ -18,7 +18,8 @@ import torch
 import yaml
 
 from delta_transfer import cli
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.search import SearchOptions
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.prepare import prepare
@@ -26,7 +27,6 @@ from delta_transfer.prepared import Prepared
 from delta_transfer.search import Searched, Trial
 from delta_transfer.search_command import lines, shown
 from delta_transfer.search_folder import Outcome, outcomes, trial_folder, unfinished_runs
-from delta_transfer.search_options import SearchOptions
 from delta_transfer.search_space import Space, find_space, train_options
 from delta_transfer.search_study import Study
 from delta_transfer.search_trial import Pruned, _Listener, try_out

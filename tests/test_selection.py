@@ -10,7 +10,7 @@ import torch
 
 from delta_transfer import selection as module
 from delta_transfer import train
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import load_task
 from delta_transfer.data.task import pool
 from delta_transfer.errors import UserError

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_sample_weight
 
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.task_loss import even_out, task_loss
 

@@ -1,7 +1,7 @@
 from .attention import estimate_attention as estimate_attention
 from .attention.channel_attention import ChannelAttention as ChannelAttention
 from .backbones.base import InputSpec as InputSpec
-from .config import TrainConfig as TrainConfig
+from .config.train import TrainConfig as TrainConfig
 from .errors import UserError as UserError
 from .export import export_run as export_run
 from .features.probe import LinearProbe as LinearProbe

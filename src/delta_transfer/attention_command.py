@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.attention_options import AttentionOptions
 from delta_transfer.attention_summary import TapSummary, figures, origin, summarize
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.commands import AttentionOptions
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Noun
 from delta_transfer.errors import UserError
 from delta_transfer.prepare import prepare

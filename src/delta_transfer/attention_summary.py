@@ -10,7 +10,7 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.data.task import Noun, Task
 from delta_transfer.report.attention_figure import PIXELS, Driver, TapFigure
-from delta_transfer.report.words import count
+from delta_transfer.report.formatting import count
 
 TOP = 3  # channels of a tap that are named
 

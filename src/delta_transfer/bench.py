@@ -3,16 +3,15 @@
 import dataclasses
 from pathlib import Path
 
-from delta_transfer.bench_options import BenchOptions
 from delta_transfer.compare import Compared, compare
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.commands import BenchOptions, seed_list
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.download import default_data_root
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.metrics import MEASURES
 from delta_transfer.metrics.statistics import Summary, summarize
-from delta_transfer.options import seed_list
 from delta_transfer.recipe import Published, Recipe
-from delta_transfer.report.comparison import read_comparison
+from delta_transfer.report.comparison.runs import read_comparison
 from delta_transfer.utils.paths import user_path
 
 

@@ -12,12 +12,12 @@ from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.backbones.graph_models import GRAPH_LIBRARIES, load_graph_backbone
 from delta_transfer.backbones.registry import load_blank
 from delta_transfer.bench import Bench
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.presence import is_there
 from delta_transfer.find_task import find_task
-from delta_transfer.loaders import training_loader
 from delta_transfer.methods.registry import method_of
 from delta_transfer.recipe import Download
+from delta_transfer.training.loaders import training_loader
 from delta_transfer.utils.devices import find_device, place
 
 _AT_ONCE = 8  # samples of the step that is measured, if a step has no fewer

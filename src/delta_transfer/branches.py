@@ -12,12 +12,12 @@ from torch import Tensor
 
 from delta_transfer.errors import UserError
 from delta_transfer.fine_tune import Tuned
-from delta_transfer.loaders import plain_loader
 from delta_transfer.metrics.run_result import StrengthSearch
 from delta_transfer.prepared import Prepared
 from delta_transfer.selection import Selected, hold_out, join, refit, refits
 from delta_transfer.soup import ALONE, SHARES, Shares, average, choose, percent
-from delta_transfer.training import predict_answers
+from delta_transfer.training.inference import predict_answers
+from delta_transfer.training.loaders import plain_loader
 from delta_transfer.tuning import Tuning
 from delta_transfer.utils.devices import place
 

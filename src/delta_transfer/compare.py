@@ -8,15 +8,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from delta_transfer.compare_folder import Plan, begin, open_folder, unfinished, write_table
-from delta_transfer.compare_places import loaders_of, room_for
+from delta_transfer.compare_places import room_for
 from delta_transfer.compare_workers import Reply
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.find_task import find_task
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.report import write_comparison_report, write_run_report
+from delta_transfer.report.comparison.page import write_comparison_report
+from delta_transfer.report.run_page import write_run_report
 from delta_transfer.run_checks import check
 from delta_transfer.run_folder import COMPARISON
+from delta_transfer.training.loaders import loaders_of
 from delta_transfer.utils.diagnostics import message
 from delta_transfer.utils.locks import locked
 

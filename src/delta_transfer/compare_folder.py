@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.commands import seed_list, size_list
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.metrics import ACCURACY
 from delta_transfer.metrics.run_result import RunResult, comparison_columns
-from delta_transfer.options import seed_list, size_list
 from delta_transfer.run_folder import (
     COMPARISON,
     FREE,

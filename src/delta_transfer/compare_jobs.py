@@ -22,7 +22,7 @@ from delta_transfer.compare_workers import (
     group_of,
     make_run,
 )
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 
 logger = logging.getLogger(__name__)
 

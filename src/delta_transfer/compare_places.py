@@ -8,7 +8,7 @@ import psutil
 
 from delta_transfer.compare_jobs import Jobs, gpus
 from delta_transfer.compare_ray import Cluster
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.utils.devices import cores, find_device
 
 MEMORY = 5 * 2**30
@@ -71,10 +71,3 @@ def _places(config: TrainConfig) -> tuple[int, list[str]]:
 
 def _fit_in_memory() -> int:
     return int(psutil.virtual_memory().available // MEMORY)
-
-
-def loaders_of(run: TrainConfig, at_once: int, share: int) -> int | None:
-    """Processes that load pictures for a run, where several share the cores (as in `loaders`)."""
-    if run.workers is not None or at_once == 1:
-        return run.workers
-    return 0 if share <= 2 else min(8, share - 1)

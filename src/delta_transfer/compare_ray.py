@@ -14,7 +14,7 @@ from delta_transfer.compare_workers import (
     Work,
     make_run,
 )
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.ray_connection import Node, check_port, connect, import_ray, node_of
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from delta_transfer.compare_workers import Reply, Runner, Work, answer
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.run_result import RunResult
@@ -25,7 +25,7 @@ from delta_transfer.prepared import Prepared
 from delta_transfer.run import train_prepared
 from delta_transfer.run_attention import given_attention
 from delta_transfer.run_checks import check_task
-from delta_transfer.training.stopping import stop_fits
+from delta_transfer.training.signals import stop_fits
 from delta_transfer.tuning import identity
 from delta_transfer.utils.diagnostics import explain
 

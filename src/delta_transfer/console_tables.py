@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from delta_transfer.attention_summary import TapSummary
-    from delta_transfer.report.comparison import MethodSummary
+    from delta_transfer.report.comparison.runs import MethodSummary
     from delta_transfer.search import Trial
 
 

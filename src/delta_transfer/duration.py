@@ -11,12 +11,13 @@ from delta_transfer.attention.estimators.refined import exact_samples
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.taps import Taps
 from delta_transfer.fine_tune import DRIFT_PICTURES
-from delta_transfer.loaders import training_loader
 from delta_transfer.prepared import Prepared
 from delta_transfer.run_attention import attention_order
 from delta_transfer.selection import refits
 from delta_transfer.soup import ALONE, SHARES
-from delta_transfer.training import TRIAL_STEPS, Precision, autocast, find_precision
+from delta_transfer.training.loaders import training_loader
+from delta_transfer.training.lr_finder import TRIAL_STEPS
+from delta_transfer.training.trainer import Precision, autocast, find_precision
 from delta_transfer.tuning import Tuning
 from delta_transfer.utils.devices import place
 from delta_transfer.utils.distributed import processes

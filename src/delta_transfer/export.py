@@ -17,10 +17,10 @@ from delta_transfer.backbones.saved import CONFIG
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.export_check import compare_outputs, find_samples
 from delta_transfer.export_formats import FORMATS, Exportable, Format, quiet
-from delta_transfer.loaders import needed_resizes
 from delta_transfer.metrics.objectives import to_dict
 from delta_transfer.predict import Predictor, model_folder
 from delta_transfer.run_folder import check_place
+from delta_transfer.training.loaders import needed_resizes
 from delta_transfer.utils.files import write_atomically
 
 TOLERANCE = 1e-4

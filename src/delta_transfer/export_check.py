@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from delta_transfer.backbones.base import GraphSpec, InputSpec
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import COLLECTIONS, load_task
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.find_task import find_task
-from delta_transfer.loaders import plain_loader
 from delta_transfer.reading import tolerant_loader
+from delta_transfer.training.loaders import plain_loader
 
 _MOST = 50  # samples that are looked at
 _AT_ONCE = 8

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.molecules.options import MoleculeOptions
 from delta_transfer.data.registry import is_named, load_task
 from delta_transfer.data.task import Task, pool

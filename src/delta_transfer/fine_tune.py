@@ -14,24 +14,19 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.probe import LinearProbe
-from delta_transfer.loaders import plain_loader
 from delta_transfer.methods.base import Method, Parts
 from delta_transfer.methods.penalty import Penalty
 from delta_transfer.methods.registry import check_classifier
 from delta_transfer.prepared import Prepared
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.run_attention import describe, estimate
-from delta_transfer.training import (
-    Fitted,
-    MeasureDrift,
-    RedrawHead,
-    TellLoss,
-    fit,
-)
+from delta_transfer.training.callbacks import MeasureDrift, RedrawHead, TellLoss
+from delta_transfer.training.fit import Fitted, fit
+from delta_transfer.training.loaders import plain_loader
 from delta_transfer.tuning import Tuning, is_sharded, loss_of, optimization, plan_fit
 from delta_transfer.utils.devices import place
 from delta_transfer.utils.distributed import is_main, own_batches, processes

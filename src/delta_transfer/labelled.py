@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from delta_transfer.backbones.base import GraphSpec
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.molecules.options import NOTHING_SAID, MoleculeOptions
 from delta_transfer.data.names import MOLECULENET
 from delta_transfer.data.registry import is_named, load_labelled, load_task

@@ -10,7 +10,7 @@ import torch
 
 from delta_transfer.fine_tune import begin, hold, in_its_mode, network_change
 from delta_transfer.prepared import Prepared
-from delta_transfer.training import choose_rate, try_rates
+from delta_transfer.training.lr_finder import choose_rate, try_rates
 from delta_transfer.tuning import Tuning, identity, loss_of, optimization, plan_fit
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.module_state import same_random_state

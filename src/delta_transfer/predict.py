@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from delta_transfer.asked import find_asked
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.saved import CONFIG, load_model, load_objective
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import is_named
 from delta_transfer.data.task import Noun, Split
 from delta_transfer.errors import UserError
@@ -26,11 +26,10 @@ from delta_transfer.labelled import (
     in_own_labels,
     real_path,
 )
-from delta_transfer.loaders import evaluation_loader
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.reading import Tally, tolerant_loader
-from delta_transfer.training import CropAverage
-from delta_transfer.training.inference import iterate_answers
+from delta_transfer.training.inference import CropAverage, iterate_answers
+from delta_transfer.training.loaders import evaluation_loader
 from delta_transfer.utils.devices import find_device, place
 
 logger = logging.getLogger(__name__)

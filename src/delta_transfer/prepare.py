@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from delta_transfer import prepare_graphs, prepare_pictures
 from delta_transfer.backbones.base import Backbone, InputSpec, replace_module
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.inspection import CheckedPictures
 from delta_transfer.data.task import Split, Task
 from delta_transfer.features.probe import collect_features
 from delta_transfer.find_task import check_splits, find_task
-from delta_transfer.loaders import plain_loader
 from delta_transfer.prepared import Prepared, fit_and_ask
 from delta_transfer.read_here import read_here
 from delta_transfer.run_taps import choose_taps
+from delta_transfer.training.loaders import plain_loader
 from delta_transfer.utils.devices import find_device, place
 from delta_transfer.utils.distributed import first_on_each_node, from_main, in_shares
 from delta_transfer.utils.files import fingerprint

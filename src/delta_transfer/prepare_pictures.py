@@ -10,11 +10,11 @@ from delta_transfer.attention.official import official_size
 from delta_transfer.backbones.base import Backbone, InputSpec
 from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.backbones.registry import load_backbone
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.image_cache.writer import GIB, Keeper
 from delta_transfer.data.inspection import CheckedPictures, check_pictures
 from delta_transfer.data.task import Task
-from delta_transfer.loaders import count_workers, needed_resizes
+from delta_transfer.training.loaders import count_workers, needed_resizes
 
 
 def load_network(

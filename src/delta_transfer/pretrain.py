@@ -18,12 +18,12 @@ from delta_transfer.backbones.base import own_tensors
 from delta_transfer.backbones.graph_models import find_graph_loader, load_graph_backbone
 from delta_transfer.backbones.graph_network import GraphNetwork
 from delta_transfer.backbones.weights_file import read_weights
+from delta_transfer.config.commands import PretrainOptions
 from delta_transfer.context import ContextPrediction
 from delta_transfer.errors import UserError
 from delta_transfer.masking import AttributeMasking
 from delta_transfer.pretext import Mean, Pretext, Scored, mean
 from delta_transfer.pretrain_data import UnlabelledGraphs, read_unlabelled
-from delta_transfer.pretrain_options import PretrainOptions
 from delta_transfer.run_folder import check_place, data_name, free_folder, time_stamp
 from delta_transfer.utils.devices import find_device
 from delta_transfer.utils.environment import describe

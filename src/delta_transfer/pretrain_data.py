@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from delta_transfer.backbones.base import GraphSpec
+from delta_transfer.config.commands import PretrainOptions
 from delta_transfer.data.molecules.options import MoleculeOptions
 from delta_transfer.data.molecules.smiles_files import LINES, list_untested
 from delta_transfer.data.names import MOLECULENET, TU
 from delta_transfer.data.registry import load_task
 from delta_transfer.errors import UserError, first_few
-from delta_transfer.pretrain_options import PretrainOptions
 from delta_transfer.utils.optional import need_graph_libraries
 from delta_transfer.utils.paths import user_path
 

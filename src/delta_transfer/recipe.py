@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.metrics.metrics import MEASURES
 from delta_transfer.utils.files import read_yaml

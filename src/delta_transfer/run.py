@@ -17,11 +17,10 @@ from delta_transfer.announce import announce, conclude
 from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.branches import select
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split, Task
 from delta_transfer.errors import UserError
 from delta_transfer.learning_rate import settle
-from delta_transfer.loaders import evaluation_loader
 from delta_transfer.methods.registry import check_classifier, method_of
 from delta_transfer.metrics.metrics import Metric
 from delta_transfer.metrics.objectives import Classes
@@ -29,7 +28,7 @@ from delta_transfer.metrics.run_result import RunResult, Where
 from delta_transfer.outputs import write_examples, write_predictions
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
-from delta_transfer.report import write_run_report
+from delta_transfer.report.run_page import write_run_report
 from delta_transfer.run_attention import given_attention
 from delta_transfer.run_checks import check, check_task, for_several
 from delta_transfer.run_folder import (
@@ -41,7 +40,8 @@ from delta_transfer.run_folder import (
 )
 from delta_transfer.selection import Selected
 from delta_transfer.spent import SPENT, Spent
-from delta_transfer.training import CropAverage, predict_answers
+from delta_transfer.training.inference import CropAverage, predict_answers
+from delta_transfer.training.loaders import evaluation_loader
 from delta_transfer.tuning import Tuning
 from delta_transfer.utils.devices import find_device
 from delta_transfer.utils.distributed import from_main, in_shares, is_main, joined, processes

@@ -14,13 +14,13 @@ from delta_transfer.attention import ESTIMATORS, estimate_attention
 from delta_transfer.attention.cache import Measurement, measure_once
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.official import official_head
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import LinearProbe
-from delta_transfer.loaders import plain_loader
 from delta_transfer.methods.registry import find_method
 from delta_transfer.prepared import Prepared
+from delta_transfer.training.loaders import plain_loader
 from delta_transfer.utils.distributed import processes
 from delta_transfer.utils.files import fingerprint
 from delta_transfer.utils.seeds import derive_seed

@@ -10,14 +10,14 @@ import torch
 
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.methods.base import Method
 from delta_transfer.methods.registry import METHODS, check_kind, method_of
 from delta_transfer.metrics.objectives import Classes
-from delta_transfer.training import find_precision
 from delta_transfer.training.loggers import check_loggers
+from delta_transfer.training.trainer import find_precision
 from delta_transfer.utils.devices import find_device
 from delta_transfer.utils.distributed import processes
 

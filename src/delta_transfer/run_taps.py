@@ -5,7 +5,7 @@ from torch import nn
 
 from delta_transfer.attention.official import official_taps
 from delta_transfer.backbones.base import Backbone
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.stages import auto_taps

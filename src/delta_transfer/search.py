@@ -10,9 +10,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from delta_transfer.compare_places import loaders_of, room_for
+from delta_transfer.compare_places import room_for
 from delta_transfer.compare_workers import Reply
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.search import DEFAULT_TRIALS, SearchOptions
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.find_task import find_task
 from delta_transfer.metrics.run_result import RunResult
@@ -30,10 +31,10 @@ from delta_transfer.search_folder import (
     unfinished_runs,
     write_table,
 )
-from delta_transfer.search_options import DEFAULT_TRIALS, SearchOptions
 from delta_transfer.search_space import Space, find_space
 from delta_transfer.search_study import Study, check_storage
 from delta_transfer.search_trial import make_whole, try_out, try_whole
+from delta_transfer.training.loaders import loaders_of
 from delta_transfer.utils.diagnostics import message
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.locks import locked

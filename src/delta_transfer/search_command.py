@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.commands import apart
+from delta_transfer.config.search import SearchOptions
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.options import apart
 from delta_transfer.run_folder import data_name, free_folder, time_stamp
 from delta_transfer.search import Searched, Trial, search
-from delta_transfer.search_options import SearchOptions
 from delta_transfer.search_space import AUTO, train_options
 
 SHOWN = 10

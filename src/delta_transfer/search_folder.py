@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.search import SearchOptions
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.metrics import MEASURES, Measure
 from delta_transfer.run_folder import (
@@ -26,7 +27,6 @@ from delta_transfer.run_folder import (
     leftovers,
     make_folder,
 )
-from delta_transfer.search_options import SearchOptions
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.locks import LOCK, check_unlocked
 

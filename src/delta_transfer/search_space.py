@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from delta_transfer.attention import ESTIMATORS
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.search import Range, SearchOptions, number_or_range, whole_numbers
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.methods.base import Method
 from delta_transfer.methods.registry import METHODS, method_of
-from delta_transfer.search_options import Range, SearchOptions, number_or_range, whole_numbers
 
 if TYPE_CHECKING:
     import optuna

@@ -12,7 +12,7 @@ import torch
 
 from delta_transfer.announce import announce
 from delta_transfer.branches import select
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.learning_rate import settle
 from delta_transfer.methods.registry import method_of

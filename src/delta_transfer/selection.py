@@ -13,13 +13,13 @@ import torch
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 from torch import Tensor
 
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split, Task, pool
 from delta_transfer.fine_tune import Tuned, fine_tune
-from delta_transfer.loaders import plain_loader
 from delta_transfer.metrics.run_result import StrengthSearch
 from delta_transfer.prepared import Prepared, regroup
-from delta_transfer.training import predict_answers
+from delta_transfer.training.inference import predict_answers
+from delta_transfer.training.loaders import plain_loader
 from delta_transfer.tuning import Tuning
 from delta_transfer.utils.distributed import in_shares, is_main
 from delta_transfer.utils.files import write_atomically

@@ -7,7 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.inspection import IMBALANCE
 from delta_transfer.data.samplers import balanced_weights, imbalance
 from delta_transfer.errors import UserError

@@ -10,20 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.config import TrainConfig
-from delta_transfer.loaders import plain_loader, training_loader
+from delta_transfer.config.presets import find_preset
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.methods.base import Method
 from delta_transfer.prepared import Prepared
-from delta_transfer.presets import find_preset
 from delta_transfer.task_loss import task_loss
-from delta_transfer.training import (
-    Fit,
-    Mixing,
-    Optimization,
-    Saving,
-    find_precision,
-    layer_scales,
-)
+from delta_transfer.training.checkpoint_callbacks import Saving
+from delta_transfer.training.loaders import plain_loader, training_loader
+from delta_transfer.training.mixing import Mixing
+from delta_transfer.training.optimizers import Optimization, layer_scales
+from delta_transfer.training.trainer import Fit, find_precision
 from delta_transfer.utils.distributed import processes
 from delta_transfer.utils.files import fingerprint
 from delta_transfer.utils.seeds import derive_seed
@@ -129,7 +125,7 @@ def is_sharded(config: TrainConfig) -> bool:
 
 
 def _units(prepared: Prepared) -> tuple[str, ...]:
-    from delta_transfer.training.sharding import find_units  # loading it takes a second
+    from delta_transfer.training.distributed import find_units  # loading it takes a second
 
     return find_units(prepared.backbone.module, prepared.backbone.input.example())
 

@@ -12,7 +12,7 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.saved import save_model
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from tests.app.asking import both_features, changed, opened, page_text, silent
 from tests.runs import SPLITS

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from delta_transfer.backbones.base import InputSpec
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.image_cache import writer as keeping
 from delta_transfer.data.image_cache.packs import Pack, PackWriter
 from delta_transfer.data.image_cache.reader import KeptPictures
@@ -22,7 +22,7 @@ from delta_transfer.data.images.resize import Resize
 from delta_transfer.data.inspection import check_pictures
 from delta_transfer.data.sources.folder import FolderReader
 from delta_transfer.data.task import Split, Task
-from delta_transfer.loaders import (
+from delta_transfer.training.loaders import (
     evaluation_loader,
     needed_resizes,
     plain_loader,

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from delta_transfer import L2, L2SP, Delta, Regularizer
 from delta_transfer.methods import Penalty
 from delta_transfer.methods.penalty import Combines
-from delta_transfer.training.joint import joint_loss
+from delta_transfer.training.distributed import joint_loss
 from delta_transfer.utils.distributed import joined, processes, rank
 from tests.networks import conv_net, moved
 

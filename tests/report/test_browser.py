@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delta_transfer.report import write_comparison_report, write_run_report
+from delta_transfer.report.comparison.page import write_comparison_report
+from delta_transfer.report.run_page import write_run_report
 from tests.report.large import write_attention
 from tests.report.made import ANSWERS, DELTA, L2, PROBE, make_comparison, make_run, runs
 

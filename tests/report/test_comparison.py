@@ -7,13 +7,9 @@ import pytest
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.metrics import ACCURACY
 from delta_transfer.metrics.run_result import comparison_columns
-from delta_transfer.report import write_comparison_report
-from delta_transfer.report.comparison import (
-    ranked,
-    read_comparison,
-    summarize_methods,
-)
-from delta_transfer.report.findings import findings
+from delta_transfer.report.comparison.findings import findings
+from delta_transfer.report.comparison.page import write_comparison_report
+from delta_transfer.report.comparison.runs import ranked, read_comparison, summarize_methods
 from tests.report.made import (
     BESIDE,
     DELTA,

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import numpy as np
 
-from delta_transfer.report.attention_ranks import attention_of_methods
-from delta_transfer.report.comparison import read_comparison
-from delta_transfer.report.comparison_curves import drift_curves, learning_curves
+from delta_transfer.report.comparison.attention_ranks import attention_of_methods
+from delta_transfer.report.comparison.curves import drift_curves, learning_curves
+from delta_transfer.report.comparison.runs import read_comparison
 from delta_transfer.report.run_files import read_attention
 from tests.report.large import write_attention
 from tests.report.made import make_comparison, runs, write_csv

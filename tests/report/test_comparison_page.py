@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from delta_transfer.report import write_comparison_report
-from delta_transfer.report.looks import METHODS, look
+from delta_transfer.report.comparison.page import write_comparison_report
+from delta_transfer.report.styles import METHODS, look
 from tests.report.large import make_large_comparison
 from tests.report.made import (
     BESIDE,

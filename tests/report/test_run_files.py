@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from delta_transfer.errors import UserError
-from delta_transfer.report import write_run_report
 from delta_transfer.report.run_files import read_attention
+from delta_transfer.report.run_page import write_run_report
 from tests.report.large import write_attention
 from tests.report.made import RESULT
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from delta_transfer.errors import UserError
-from delta_transfer.report import write_run_report
+from delta_transfer.report.run_page import write_run_report
 from tests.report.made import (
     ANSWERS,
     RESULT,

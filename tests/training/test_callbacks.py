@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from delta_transfer.training import MeasureDrift, RedrawHead
+from delta_transfer.training.callbacks import MeasureDrift, RedrawHead
 from tests.networks import conv_net, hooks_of, moved
 
 

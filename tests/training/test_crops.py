@@ -1,6 +1,6 @@
 import torch
 
-from delta_transfer.training import CropAverage
+from delta_transfer.training.inference import CropAverage
 from tests.networks import conv_net
 
 

@@ -18,8 +18,9 @@ from delta_transfer.errors import UserError
 from delta_transfer.methods import Delta
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training import Fit, Optimization, fit
-from delta_transfer.training.trainer import make_trainer, quiet
+from delta_transfer.training.fit import fit
+from delta_transfer.training.optimizers import Optimization
+from delta_transfer.training.trainer import Fit, make_trainer, quiet
 from tests.networks import ConvNet, conv_net, hooks_of
 
 OPTIONS: dict[str, Any] = {

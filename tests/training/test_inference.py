@@ -1,8 +1,7 @@
 import torch
 
 from delta_transfer.metrics.objectives import BinaryTasks, Classes
-from delta_transfer.training import predict_answers
-from delta_transfer.training.inference import iterate_answers
+from delta_transfer.training.inference import iterate_answers, predict_answers
 from tests.networks import conv_net
 
 

@@ -5,7 +5,7 @@ import torchvision
 from torch import nn
 
 from delta_transfer.errors import UserError
-from delta_transfer.training import layer_scales
+from delta_transfer.training.optimizers import layer_scales
 from tests.training.test_module import expected_factor, fine_tuning
 
 PICTURE = torch.zeros(1, 3, 32, 32)

@@ -11,7 +11,7 @@ import lightning.pytorch.loggers.wandb as of_wandb
 import pytest
 import yaml
 
-from delta_transfer.config_checks import LOGGERS
+from delta_transfer.config.train import LOGGERS
 from delta_transfer.training.loggers import check_loggers, make_loggers
 from tests.networks import conv_net
 from tests.training.test_fit import plan, run

@@ -3,7 +3,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from delta_transfer.training import Mixing
+from delta_transfer.training.mixing import Mixing
 
 PICTURES = torch.rand(4, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(4)

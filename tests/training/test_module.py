@@ -10,7 +10,7 @@ from delta_transfer.methods import L2, L2SP, LwF
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.module import FineTuning
-from delta_transfer.training.optimization import Optimization, cycle_starts, schedule_factor
+from delta_transfer.training.optimizers import Optimization, cycle_starts, schedule_factor
 from tests.networks import conv_net, moved
 
 

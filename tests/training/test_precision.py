@@ -9,7 +9,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.methods import Step
 from delta_transfer.methods.registry import METHODS, find_method
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training import find_precision
+from delta_transfer.training.trainer import find_precision
 from tests.networks import conv_net, moved
 from tests.test_methods import PARTS
 from tests.training.test_fit import plan, run

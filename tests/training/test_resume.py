@@ -21,23 +21,19 @@ from delta_transfer.data.samplers import EpochSampler
 from delta_transfer.methods import Delta
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training import (
-    Fit,
-    Fitted,
-    MeasureDrift,
-    Mixing,
-    Optimization,
-    RedrawHead,
-    Saving,
-    fit,
-)
+from delta_transfer.training.callbacks import MeasureDrift, RedrawHead
+from delta_transfer.training.checkpoint_callbacks import Saving
 from delta_transfer.training.checkpoints import (
     WholeCheckpoints,
     find_last,
     read_whole,
     take_over,
 )
-from delta_transfer.training.stopping import stop_fits
+from delta_transfer.training.fit import Fitted, fit
+from delta_transfer.training.mixing import Mixing
+from delta_transfer.training.optimizers import Optimization
+from delta_transfer.training.signals import stop_fits
+from delta_transfer.training.trainer import Fit
 from tests.networks import conv_net
 from tests.training.test_fit import Samples
 
@@ -310,7 +306,7 @@ def test_killed_while_the_outcome_is_put_in_its_place(
         take_over(checkpoints)
 
     with monkeypatch.context() as patched:
-        patched.setattr("delta_transfer.training.saving.take_over", die)
+        patched.setattr("delta_transfer.training.checkpoint_callbacks.take_over", die)
         with pytest.raises(RuntimeError, match="killed"):
             trained(folder, saving=saving, validates=validates)
     again = trained(folder, BreakOff(0), resume=True, saving=saving, validates=validates)
@@ -425,7 +421,7 @@ def test_the_last_two_states_are_kept(tmp_path):
 
 
 def test_a_state_is_saved_when_its_time_has_come(tmp_path, monkeypatch):
-    from delta_transfer.training import saving as module
+    from delta_transfer.training import checkpoint_callbacks as module
 
     now, saved = [0.0], []
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])

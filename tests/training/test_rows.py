@@ -13,8 +13,10 @@ from delta_transfer.features.taps import Taps
 from delta_transfer.methods import L2, Delta
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training import Fit, MeasureDrift, Optimization, fit
-from delta_transfer.training.layer_decay import layer_scales
+from delta_transfer.training.callbacks import MeasureDrift
+from delta_transfer.training.fit import fit
+from delta_transfer.training.optimizers import Optimization, layer_scales
+from delta_transfer.training.trainer import Fit
 from tests.networks import moved
 from tests.rows import Rows, graph_net, some_rows
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from delta_transfer.metrics.objectives import CLASSES
+from delta_transfer.training.checkpoint_callbacks import KeepBest
 from delta_transfer.training.checkpoints import WholeCheckpoints, read_whole
-from delta_transfer.training.saving import KeepBest
 
 
 def trainer_in(epoch: int, loss: float, network: torch.nn.Module) -> SimpleNamespace:

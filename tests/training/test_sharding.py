@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from delta_transfer import train
 from delta_transfer.errors import UserError
-from delta_transfer.training.sharding import find_units
+from delta_transfer.training.distributed import find_units
 from tests.networks import conv_net
 from tests.runs import flags, tiny
 from tests.several import run

@@ -11,7 +11,7 @@ from delta_transfer.learning_rate import settle
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.prepare import prepare
 from delta_transfer.prepared import Prepared
-from delta_transfer.training import choose_rate
+from delta_transfer.training.lr_finder import choose_rate
 from delta_transfer.tuning import Tuning
 from tests.networks import conv_net
 from tests.runs import tiny

@@ -14,17 +14,17 @@ from delta_transfer.app.differences import Source, measure_variance
 from delta_transfer.app.explainer import Explainer
 from delta_transfer.app.neighbours import Neighbours, gather
 from delta_transfer.backbones.base import InputSpec
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import is_named
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.features.taps import Taps
-from delta_transfer.loaders import plain_loader
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.predict import Predictor
 from delta_transfer.reading import tolerant_loader
 from delta_transfer.run_taps import choose_taps
+from delta_transfer.training.loaders import plain_loader
 from delta_transfer.utils.devices import place
 from delta_transfer.utils.module_state import evaluating
 from delta_transfer.utils.paths import user_path

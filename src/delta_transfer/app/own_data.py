@@ -8,7 +8,7 @@ from torch import nn
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import InputSpec, replace_module
 from delta_transfer.backbones.registry import load_backbone
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.presence import is_there
 from delta_transfer.data.task import Split, pool
 from delta_transfer.errors import UserError

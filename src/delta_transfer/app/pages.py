@@ -8,8 +8,8 @@ from importlib.resources import files
 
 from delta_transfer.app.drawing import as_picture, as_uri, overlay, thumbnail
 from delta_transfer.app.explainer import Explainer, Look
-from delta_transfer.report import pages, words
-from delta_transfer.report.pages import data_name
+from delta_transfer.report import formatting, templates
+from delta_transfer.report.templates import data_name
 
 SHOWN = 5  # classes
 _NAME = 120  # characters of a file's name
@@ -43,7 +43,7 @@ def render_page(
     return _render(
         "page.html.j2",
         {
-            "method": words.label(result.method),
+            "method": formatting.label(result.method),
             "data": data_name(predictor.config.data),
             "seed": result.seed,
             "model": predictor.config.model,
@@ -57,7 +57,7 @@ def render_page(
 
 def render_answer(explainer: Explainer, answer: Look | Refusal) -> str:
     """What is said of one file."""
-    name = words.shorten(answer.name, _NAME)
+    name = formatting.shorten(answer.name, _NAME)
     if isinstance(answer, Refusal):
         return _render("refusal.html.j2", {"name": name, "reason": answer.reason})
     picture = as_picture(answer.pixels)
@@ -102,4 +102,4 @@ def asset(name: str) -> str:
 
 
 def _render(template: str, values: dict[str, object]) -> str:
-    return pages.render_page(template, values, folder="app")
+    return templates.render_page(template, values, folder="app")

@@ -4,14 +4,14 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from delta_transfer.attention_options import AttentionOptions
 from delta_transfer.commands.parsing import parse
-from delta_transfer.console_tables import print_attention
-from delta_transfer.options import (
+from delta_transfer.config.commands import (
+    AttentionOptions,
     LayersOptions,
     NoOptions,
+    PretrainOptions,
 )
-from delta_transfer.pretrain_options import PretrainOptions
+from delta_transfer.console_tables import print_attention
 
 
 def attention(args: Sequence[str]) -> None:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transfer import launching
-from delta_transfer.app_options import AppOptions
 from delta_transfer.commands.parsing import parse
-from delta_transfer.options import (
+from delta_transfer.config.commands import (
+    AppOptions,
     EvaluateOptions,
     ExportOptions,
     PredictOptions,
+    PushOptions,
 )
-from delta_transfer.push_options import PushOptions
 from delta_transfer.utils.progress import progress_bar
 
 _log = logging.getLogger("delta_transfer")
@@ -21,7 +21,7 @@ _log = logging.getLogger("delta_transfer")
 
 def train(args: Sequence[str]) -> None:
     """Fine-tune a pretrained network on a folder of pictures."""
-    from delta_transfer.config import TrainConfig
+    from delta_transfer.config.train import TrainConfig
 
     exclusive = ["epochs", "steps"]
     config = parse(TrainConfig, args, train, ["data"], config_file=True, exclusive=exclusive)

@@ -3,15 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from delta_transfer.bench_options import BenchOptions
 from delta_transfer.commands.parsing import parse
+from delta_transfer.config.commands import BenchOptions, CompareOptions, DemoOptions, with_train
+from delta_transfer.config.search import SearchOptions
 from delta_transfer.console_tables import print_table, print_trials
-from delta_transfer.options import (
-    CompareOptions,
-    DemoOptions,
-    with_train,
-)
-from delta_transfer.search_options import SearchOptions
 
 if TYPE_CHECKING:  # which loads torch
     from delta_transfer.compare import Compared

@@ -4,7 +4,7 @@ import dataclasses
 
 from torch import nn
 
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.methods import (
     bss,

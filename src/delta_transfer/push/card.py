@@ -6,7 +6,7 @@ import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from delta_transfer.backbones.base import GraphSpec
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.push import sections
 from delta_transfer.push.facts import CardFacts

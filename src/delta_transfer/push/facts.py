@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Literal
 
 from delta_transfer.backbones.base import GraphSpec, InputSpec
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import is_named
 from delta_transfer.errors import UserError
 from delta_transfer.export_formats import is_timm
@@ -17,8 +17,8 @@ from delta_transfer.metrics.objectives import Classes, Objective
 from delta_transfer.metrics.per_target import ColumnFigures
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.predict import Predictor
-from delta_transfer.report.columns import read_columns
-from delta_transfer.report.comparison import Comparison, read_comparison
+from delta_transfer.report.comparison.columns import read_columns
+from delta_transfer.report.comparison.runs import Comparison, read_comparison
 from delta_transfer.report.run_files import Predictions, read_predictions, read_result
 from delta_transfer.run_folder import COMPARISON, FREE, LOG
 

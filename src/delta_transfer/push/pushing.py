@@ -5,11 +5,11 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from delta_transfer.config.commands import PushOptions
 from delta_transfer.export import PREPROCESSING, check_folder, find_run, put_in_place
 from delta_transfer.predict import Predictor
 from delta_transfer.push.folder import FILES, write_folder
 from delta_transfer.push.upload import Uploaded, address, check_repo, check_token, upload
-from delta_transfer.push_options import PushOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from delta_transfer.metrics.per_target import QuestionFigures
 from delta_transfer.metrics.statistics import Summary
 from delta_transfer.push.facts import CardFacts
 from delta_transfer.push.markdown import code, plain, table
-from delta_transfer.report.comparison import (
+from delta_transfer.report.comparison.runs import (
     BASELINE,
     PROBE,
     Comparison,
@@ -16,7 +16,7 @@ from delta_transfer.report.comparison import (
     summarize_methods,
 )
 from delta_transfer.report.confusion import ClassAccuracy, class_accuracies
-from delta_transfer.report.words import count, interval, label, percent, training
+from delta_transfer.report.formatting import count, interval, label, percent, training
 
 MOST = 50  # rows of a table of classes or questions
 

@@ -8,7 +8,7 @@ from delta_transfer.metrics.objectives import Classes
 from delta_transfer.push.facts import CardFacts
 from delta_transfer.push.markdown import code, plain, table
 from delta_transfer.push.results import chance, miscalibration
-from delta_transfer.report.words import count, duration, mebibytes, percent
+from delta_transfer.report.formatting import count, duration, mebibytes, percent
 
 MOST_NAMES = 100  # classes that are named
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from delta_transfer.metrics.metrics import MINUS
 from delta_transfer.report.figures import INK, LINE, SERIES, STRONG, printable, render
-from delta_transfer.report.words import count, shorten
+from delta_transfer.report.formatting import count, shorten
 
 MOST_TAPS = 24  # rows; a picture of more is too tall to be looked at
 HEAD, ROW, FOOT = 112, 262, 14  # heights in CSS pixels

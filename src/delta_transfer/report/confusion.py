@@ -10,8 +10,8 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from delta_transfer.report.figures import ACCENT, SMALL, STRONG, Plot, inline_svg, printable
+from delta_transfer.report.formatting import shorten
 from delta_transfer.report.run_files import Predictions
-from delta_transfer.report.words import shorten
 
 MOST_CLASSES, MOST_NUMBERED = 100, 30
 # most classes: side of a cell in CSS pixels

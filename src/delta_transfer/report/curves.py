@@ -22,8 +22,8 @@ from delta_transfer.report.figures import (
     legend,
     printable,
 )
-from delta_transfer.report.looks import MARKERS, look
-from delta_transfer.report.words import label, shorten
+from delta_transfer.report.formatting import label, shorten
+from delta_transfer.report.styles import MARKERS, look
 
 Series = Mapping[int, float]
 

@@ -4,11 +4,10 @@ from pathlib import Path
 
 from delta_transfer.metrics.metrics import ACCURACY, MEASURES
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.report.columns import column_table
+from delta_transfer.report.comparison.columns import column_table
 from delta_transfer.report.confusion import class_accuracies, confusion_plot
 from delta_transfer.report.curves import LOSSES, lines_plot, score_plot, series
 from delta_transfer.report.figures import Plot
-from delta_transfer.report.pages import NAME, Table, data_name, render_page
 from delta_transfer.report.run_files import (
     count_predictions,
     read_config,
@@ -19,6 +18,7 @@ from delta_transfer.report.run_files import (
     read_predictions,
     read_result,
 )
+from delta_transfer.report.templates import NAME, Table, data_name, render_page
 from delta_transfer.utils.files import write_atomically
 
 Metrics = dict[int, dict[str, float]]

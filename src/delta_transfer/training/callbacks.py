@@ -13,7 +13,7 @@ from delta_transfer.features.inputs import Inputs, groups_at, groups_of
 from delta_transfer.features.taps import Taps
 from delta_transfer.features.variance import FeatureVariance
 from delta_transfer.functional import feature_distance
-from delta_transfer.training.optimization import cycle_starts
+from delta_transfer.training.optimizers import cycle_starts
 from delta_transfer.utils.distributed import is_main
 from delta_transfer.utils.module_state import device_of, evaluating
 

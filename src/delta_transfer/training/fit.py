@@ -17,13 +17,12 @@ from delta_transfer.metrics.objectives import Objective
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.callbacks import StopAfter
+from delta_transfer.training.checkpoint_callbacks import TRACES, KeepBest, SaveLast
 from delta_transfer.training.checkpoints import BEST, LAST, find_last, read_whole
 from delta_transfer.training.module import FineTuning
-from delta_transfer.training.optimization import Optimization
-from delta_transfer.training.plan import Fit
-from delta_transfer.training.saving import TRACES, KeepBest, SaveLast
-from delta_transfer.training.stopping import Stopped, listening
-from delta_transfer.training.trainer import make_trainer, quiet
+from delta_transfer.training.optimizers import Optimization
+from delta_transfer.training.signals import Stopped, listening
+from delta_transfer.training.trainer import Fit, make_trainer, quiet
 from delta_transfer.utils.distributed import any_of, from_main, main_first
 
 logger = logging.getLogger(__name__)

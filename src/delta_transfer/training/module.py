@@ -18,10 +18,9 @@ from delta_transfer.methods.penalty import Combines, Penalty
 from delta_transfer.metrics.objectives import Objective
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
-from delta_transfer.training.average import moving_average
-from delta_transfer.training.joint import joint_loss
+from delta_transfer.training.distributed import joint_loss
 from delta_transfer.training.mixing import Mixing
-from delta_transfer.training.optimization import Optimization, factors_of
+from delta_transfer.training.optimizers import Optimization, factors_of, moving_average
 from delta_transfer.utils.distributed import processes
 
 # A loss so many times that of the first step (or 1, if that is less) does not come back.

@@ -1,20 +1,112 @@
 """Lightning's trainer as our fits need it."""
 
+import dataclasses
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning
+import torch
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
+from torch.utils.data import DataLoader
 
+from delta_transfer.errors import UserError
+from delta_transfer.training.checkpoint_callbacks import Saving
 from delta_transfer.training.checkpoints import WholeCheckpoints
 from delta_transfer.training.loggers import EndRuns, make_loggers
-from delta_transfer.training.plan import Fit
+from delta_transfer.training.mixing import Mixing
 from delta_transfer.utils.distributed import is_main, local_processes, processes
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+"""As Lightning calls them; the mixed ones are autocast."""
+
+_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def find_precision(name: str, device: torch.device) -> Precision:
+    """What `--precision` means on a device.
+
+    Args:
+        name: `"32"`, `"bf16"`, `"16"`, or `"auto"`: half precision on CUDA GPUs, bfloat16 on those
+            that compute in it.
+        device: of the run.
+
+    Raises:
+        UserError: if the device does not compute in it.
+    """
+    if name == "16" and device.type == "cpu":
+        raise UserError(
+            "--precision 16 needs a GPU, float16 is not for training on a CPU: give bf16, or 32 "
+            "(which is the faster one on most CPUs)"
+        )
+    if name == "auto" and device.type == "cuda":
+        name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "16"
+    if name == "bf16":
+        return "bf16-mixed"
+    return "16-mixed" if name == "16" else "32-true"
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """A context in which networks compute in a precision."""
+    if precision == "32-true":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_DTYPES[precision])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What to train on, for how long and where its traces go.
+
+    Args:
+        train: batches of training samples, augmented.
+        val: batches of validation samples; None to keep the last epoch.
+        epochs: how many, by which the schedule goes.
+        stop_after: ends after so many of them; None for all.
+        mixing: what becomes of each batch of training pictures; None for nothing.
+        clip: norm to which gradients are clipped; 0 for no limit.
+        noun: what a sample is called in messages.
+        parts: into how many each step is divided.
+        divisible: whether it is divided further where memory runs out.
+        precision: of computing, as Lightning calls it.
+        keep_last: keep the last epoch whatever the validation loss says.
+        keep_validations: what the network says of the validation split is kept for each epoch.
+        folder: of the run, with its `checkpoints`.
+        saving: how often the last state is saved.
+        saved: called whenever it was.
+        resume: go on from the last state that is there, if there is one of the same identity.
+        identity: of what is trained on which samples.
+        accelerator: Lightning's name of the device kind.
+        units: the modules whose weights several processes shard, see `Sharding`; None to have all
+            of them in each process.
+        loggers: where figures go beside `metrics.csv`, see `make_loggers`.
+    """
+
+    train: DataLoader[Any]
+    val: DataLoader[Any] | None
+    epochs: int
+    stop_after: int | None = None
+    mixing: Mixing | None = None
+    clip: float = 1.0
+    noun: str = "picture"
+    parts: int = 1
+    divisible: bool = True
+    precision: Precision = "32-true"
+    keep_last: bool = False
+    keep_validations: bool = True
+    folder: Path
+    saving: Saving = dataclasses.field(default_factory=Saving)
+    saved: Callable[[], None] = lambda: None
+    resume: bool = False
+    identity: str = ""
+    accelerator: str
+    units: Sequence[str] | None = None
+    loggers: Sequence[str] = ("tensorboard",)
+
 
 # What Lightning warns of, and why we know better.
 _HIDDEN = (
@@ -56,7 +148,7 @@ def _shared(plan: Fit) -> dict[str, Any]:
         return {"devices": 1, "plugins": [WholeCheckpoints()]}
     strategy: Any = "ddp"
     if plan.units is not None:
-        from delta_transfer.training.sharding import Sharding  # loading it takes a second
+        from delta_transfer.training.distributed import Sharding  # loading it takes a second
 
         strategy = Sharding(plan.units)
     return {

@@ -5,17 +5,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from delta_transfer.report.comparison import BASELINE, PROBE, Comparison
+from delta_transfer.report.comparison.runs import BASELINE, PROBE, Comparison
 from delta_transfer.report.confusion import class_accuracies, confusion_plot, pooled
 from delta_transfer.report.figures import Plot
-from delta_transfer.report.pages import Table
+from delta_transfer.report.formatting import label, percent, points
 from delta_transfer.report.run_files import (
     Prediction,
     Predictions,
     read_examples,
     read_predictions,
 )
-from delta_transfer.report.words import label, percent, points
+from delta_transfer.report.templates import Table
 
 MOST_MISTAKES = 12
 

@@ -20,7 +20,7 @@ from delta_transfer.training.checkpoints import (
     set_random_states,
     take_over,
 )
-from delta_transfer.training.stopping import Stopped, StopRequest
+from delta_transfer.training.signals import Stopped, StopRequest
 from delta_transfer.utils.distributed import any_of, is_main
 
 logger = logging.getLogger(__name__)

@@ -7,11 +7,15 @@ from pathlib import Path
 from delta_transfer.errors import first_few
 from delta_transfer.metrics.metrics import ACCURACY, Measure
 from delta_transfer.metrics.statistics import Summary
-from delta_transfer.report.accuracies import accuracies_plot
-from delta_transfer.report.answers_by_class import answers
-from delta_transfer.report.attention_ranks import attention_of_methods
-from delta_transfer.report.columns import columns_by_method
-from delta_transfer.report.comparison import (
+from delta_transfer.report.comparison.accuracies import accuracies_plot
+from delta_transfer.report.comparison.answers_by_class import answers
+from delta_transfer.report.comparison.attention_ranks import attention_of_methods
+from delta_transfer.report.comparison.columns import columns_by_method
+from delta_transfer.report.comparison.contrast import contrast
+from delta_transfer.report.comparison.curves import drift_curves, learning_curves
+from delta_transfer.report.comparison.efficiency import efficiency
+from delta_transfer.report.comparison.findings import findings
+from delta_transfer.report.comparison.runs import (
     BASELINE,
     Comparison,
     MethodSummary,
@@ -20,14 +24,10 @@ from delta_transfer.report.comparison import (
     read_comparison,
     summarize_methods,
 )
-from delta_transfer.report.comparison_curves import drift_curves, learning_curves
-from delta_transfer.report.contrast import contrast
-from delta_transfer.report.efficiency import efficiency
 from delta_transfer.report.figures import Plot
-from delta_transfer.report.findings import findings
-from delta_transfer.report.pages import NAME, data_name, render_page
+from delta_transfer.report.formatting import count, interval, label, training, verdict
 from delta_transfer.report.run_files import read_config, read_result
-from delta_transfer.report.words import count, interval, label, training, verdict
+from delta_transfer.report.templates import NAME, data_name, render_page
 from delta_transfer.utils.files import write_atomically
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from delta_transfer.report.comparison import PROBE, Comparison
+from delta_transfer.report.comparison.runs import PROBE, Comparison
 from delta_transfer.report.run_files import Prediction, read_examples, read_predictions
 
 

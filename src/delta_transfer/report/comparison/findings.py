@@ -2,8 +2,8 @@
 
 from delta_transfer.metrics.metrics import Measure
 from delta_transfer.metrics.statistics import Summary
-from delta_transfer.report.comparison import BASELINE, Comparison, MethodSummary, best_methods
-from delta_transfer.report.words import interval, label, listed, verdict
+from delta_transfer.report.comparison.runs import BASELINE, Comparison, MethodSummary, best_methods
+from delta_transfer.report.formatting import interval, label, listed, verdict
 
 
 def findings(comparison: Comparison, summaries: list[MethodSummary]) -> list[str]:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from delta_transfer.errors import UserError
-from delta_transfer.report.comparison import (
+from delta_transfer.report.comparison.runs import (
     Comparison,
     MethodSummary,
     ranked,
@@ -22,8 +22,8 @@ from delta_transfer.report.figures import (
     printable,
     render,
 )
-from delta_transfer.report.looks import look
-from delta_transfer.report.words import label, shorten
+from delta_transfer.report.formatting import label, shorten
+from delta_transfer.report.styles import look
 from delta_transfer.utils.files import write_atomically
 
 ROW, MARGIN = 36, 66  # height of a method, and of the axis below, in CSS pixels

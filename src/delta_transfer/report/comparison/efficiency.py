@@ -6,7 +6,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from delta_transfer.report.comparison import (
+from delta_transfer.report.comparison.runs import (
     BASELINE,
     PROBE,
     Comparison,
@@ -23,8 +23,8 @@ from delta_transfer.report.figures import (
     legend,
     printable,
 )
-from delta_transfer.report.looks import look
-from delta_transfer.report.words import interval, label, listed, shorten, training
+from delta_transfer.report.formatting import interval, label, listed, shorten, training
+from delta_transfer.report.styles import look
 
 Sizes = dict[int | None, dict[str, MethodSummary]]
 SPREAD = 0.36  # of the intervals of all methods at a size, where sizes are 1 apart

@@ -9,7 +9,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from delta_transfer.report.comparison import Comparison
+from delta_transfer.report.comparison.runs import Comparison
 from delta_transfer.report.figures import (
     ACCENT,
     INK,
@@ -20,9 +20,9 @@ from delta_transfer.report.figures import (
     legend,
     printable,
 )
-from delta_transfer.report.pages import Table
+from delta_transfer.report.formatting import label, shorten
 from delta_transfer.report.run_files import read_attention
-from delta_transfer.report.words import label, shorten
+from delta_transfer.report.templates import Table
 
 POINTS = 60  # of a line at most
 

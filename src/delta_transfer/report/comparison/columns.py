@@ -13,10 +13,10 @@ from delta_transfer.metrics.per_target import (
     question_figures,
     value_figures,
 )
-from delta_transfer.report.comparison import Comparison
-from delta_transfer.report.pages import Table
+from delta_transfer.report.comparison.runs import Comparison
+from delta_transfer.report.formatting import label
 from delta_transfer.report.tables import Row, read_lines
-from delta_transfer.report.words import label
+from delta_transfer.report.templates import Table
 
 _ANSWERS: dict[str, Callable[[str, Sequence[float], Sequence[float]], ColumnFigures]] = {
     "probability ": question_figures,

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from delta_transfer.report import words
+from delta_transfer.report import formatting
 
 NAME = "report.html"
 
@@ -42,14 +42,14 @@ def _environment(folder: str) -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "count": words.count,
-        "duration": words.duration,
-        "interval": words.interval,
-        "label": words.label,
-        "mebibytes": words.mebibytes,
-        "percent": words.percent,
-        "points": words.points,
-        "training": words.training,
+        "count": formatting.count,
+        "duration": formatting.duration,
+        "interval": formatting.interval,
+        "label": formatting.label,
+        "mebibytes": formatting.mebibytes,
+        "percent": formatting.percent,
+        "points": formatting.points,
+        "training": formatting.training,
     }
     return environment
 

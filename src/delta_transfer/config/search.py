@@ -4,8 +4,8 @@ import dataclasses
 import math
 from typing import Literal
 
+from delta_transfer.config.commands import check_least
 from delta_transfer.errors import UserError
-from delta_transfer.options import check_least
 
 DEFAULT_TRIALS = 20
 

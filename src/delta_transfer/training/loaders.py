@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from delta_transfer.backbones.base import GraphSpec, InputSpec
-from delta_transfer.config import TrainConfig
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.images.augment import (
     Transform,
     eval_transform,
@@ -182,3 +182,10 @@ def count_workers(asked: int | None) -> int:
         return asked
     available = cores() // local_processes()
     return 0 if available <= 2 else min(8, available - 1)
+
+
+def loaders_of(run: TrainConfig, at_once: int, share: int) -> int | None:
+    """Processes that load pictures for a run, where several share the cores (as in `loaders`)."""
+    if run.workers is not None or at_once == 1:
+        return run.workers
+    return 0 if share <= 2 else min(8, share - 1)

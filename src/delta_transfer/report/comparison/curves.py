@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from delta_transfer.metrics.metrics import Measure
-from delta_transfer.report.comparison import Comparison
+from delta_transfer.report.comparison.runs import Comparison
 from delta_transfer.report.curves import (
     LOSSES,
     Series,
@@ -17,9 +17,9 @@ from delta_transfer.report.curves import (
     series,
 )
 from delta_transfer.report.figures import Plot
-from delta_transfer.report.pages import Table
+from delta_transfer.report.formatting import label
 from delta_transfer.report.run_files import read_drift, read_metrics, validated_probe
-from delta_transfer.report.words import label
+from delta_transfer.report.templates import Table
 
 ByMethod = dict[str, dict[int, float]]
 MOST_TAPS = 8  # that are drawn; the table has all

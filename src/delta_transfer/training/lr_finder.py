@@ -12,9 +12,8 @@ from delta_transfer.metrics.objectives import Objective
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.module import FineTuning
-from delta_transfer.training.optimization import Optimization
-from delta_transfer.training.plan import Fit
-from delta_transfer.training.trainer import quiet
+from delta_transfer.training.optimizers import Optimization
+from delta_transfer.training.trainer import Fit, quiet
 
 TRIAL_STEPS = 72  # twelve for each power of ten
 SMOOTHING = 0.9

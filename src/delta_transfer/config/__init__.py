@@ -1,0 +1,1 @@
+"""The options of the commands: documented once, read from flags and YAML files."""

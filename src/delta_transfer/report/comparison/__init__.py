@@ -1,0 +1,1 @@
+"""Plots and the HTML page of a comparison, from the files of its runs alone."""
