@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-from delta_transfer.compare import compare, describe
 from delta_transfer.config.commands import seed_list, size_list
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import load_task
+from delta_transfer.experiments.comparison.compare import compare, describe
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.metrics.statistics import Summary

@@ -17,7 +17,7 @@ from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.features.probe import LinearProbe, collect_features, fit_probe, replaced_head
 from delta_transfer.features.taps import resolve_taps
-from delta_transfer.prepare import prepare
+from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.training.loaders import plain_loader
 from delta_transfer.utils.devices import find_device, place
 from delta_transfer.utils.module_state import evaluating, without_parameter_gradients

@@ -20,8 +20,8 @@ import warnings
 from pathlib import Path
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.prepare import prepare
-from delta_transfer.run import train
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.runs.run import train
 from delta_transfer.training.loaders import training_loader
 from delta_transfer.training.module import FineTuning
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.run import train
+from delta_transfer.runs.run import train
 
 
 class Clock(logging.Handler):

@@ -28,8 +28,8 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-import delta_transfer.predict
-import delta_transfer.run  # noqa: F401, so that a copy of this process has it
+import delta_transfer.inference.predictor
+import delta_transfer.runs.run  # noqa: F401, so that a copy of this process has it
 from delta_transfer.cli import main as command
 
 CLASSES = ("brick", "grass", "gravel")

@@ -17,7 +17,7 @@ from accuracy import add_options, make, published, write_table
 
 from delta_transfer.config.commands import PretrainOptions, seed_list
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.pretrain import WEIGHTS, pretrain
+from delta_transfer.pretraining.pretrain import WEIGHTS, pretrain
 from delta_transfer.report.comparison.runs import Comparison
 
 METHODS = "probe,l2,lp_ft,l2sp,delta_no_attention,delta,gtot"

@@ -24,7 +24,7 @@ from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.images.decode import IMAGE_SUFFIXES
-from delta_transfer.predict import Predictor
+from delta_transfer.inference.predictor import Predictor
 from delta_transfer.training.loaders import count_workers
 
 

@@ -17,8 +17,8 @@ from delta_transfer.commands import COMMANDS
 from delta_transfer.config.commands import seed_list, size_list
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import is_named
+from delta_transfer.experiments.benchmark.recipe import list_recipes
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.recipe import list_recipes
 from tests.blocks import ROOT
 
 # What takes no time is run and not only parsed.

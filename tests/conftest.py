@@ -82,7 +82,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> RunRes
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> list[RunResult]:
     """Every method with two seeds, on splits that the seed draws. Not to be written to."""
-    from delta_transfer.compare import compare
+    from delta_transfer.experiments.comparison.compare import compare
 
     out = tmp_path_factory.mktemp("runs") / "compared"
     options = {"test_split": "0.25", "val_fraction": 0.25, "refit": "never"}

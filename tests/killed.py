@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_transfer import train
-from delta_transfer.compare import compare
+from delta_transfer.experiments.comparison.compare import compare
 from tests.runs import tiny
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")

@@ -79,8 +79,8 @@ def _export(monkeypatch: pytest.MonkeyPatch) -> Names:
     from delta_transfer.backbones.custom import wrap_network
     from delta_transfer.backbones.saved import save_model
     from delta_transfer.config.train import TrainConfig
-    from delta_transfer.export import export_run
-    from delta_transfer.predict import Predictor
+    from delta_transfer.export.export import export_run
+    from delta_transfer.inference.predictor import Predictor
 
     pictures = write_pictures(Path("pictures"))
     Path("new_pictures").symlink_to(pictures / "test" / "checks")

@@ -16,8 +16,8 @@ from delta_transfer import train
 from delta_transfer.data.images.decode import PictureError
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.objectives import Classes
-from delta_transfer.prepare import prepare
-from delta_transfer.run import train_prepared
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.runs.run import train_prepared
 from delta_transfer.training.distributed import shard
 from delta_transfer.training.loaders import needed_resizes
 from delta_transfer.training.module import FineTuning

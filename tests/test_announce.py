@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from delta_transfer import announce as module
-from delta_transfer.announce import announce, conclude, likeness
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.tuning import Tuning
+from delta_transfer.runs import summary as module
+from delta_transfer.runs.plan import Tuning
+from delta_transfer.runs.summary import announce, conclude, likeness
 
 RESULT = RunResult(
     folder=Path("run"),

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.answers import check_table, to_json, to_line, write_table
 from delta_transfer.errors import UserError
-from delta_transfer.predict import Prediction
+from delta_transfer.inference.prediction_files import check_table, to_json, to_line, write_table
+from delta_transfer.inference.predictor import Prediction
 
 FIRST = Prediction("a.png", {"dog": 0.7, "cat": 0.2, "path": 0.1})
 SECOND = Prediction('b, "c".png', {"path": 1 / 3 + 1e-4, "cat": 1 / 3, "dog": 1 / 3})

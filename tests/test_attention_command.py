@@ -15,7 +15,7 @@ from delta_transfer.cli import main
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.run_attention import attention_order
+from delta_transfer.runs.attention import attention_order
 from tests.runs import CLASSES, SPLITS, flags
 
 LITE0_TAPS = ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
@@ -133,7 +133,7 @@ def test_official_is_with_the_taps_and_the_head_of_the_authors(pictures, tmp_pat
         seen.append((config.official, config.attention, config.batch_size, config.taps))
         raise UserError("enough")
 
-    monkeypatch.setattr("delta_transfer.attention_command.estimate", estimate)
+    monkeypatch.setattr("delta_transfer.runs.attention_report.estimate", estimate)
     command = ["attention", str(pictures), f"--out={tmp_path / 'a.safetensors'}", *SMALL[:1]]
     assert main([*command, "--preset=official", "--taps=blocks.1"]) == 2
     assert seen == [(True, "exact", 64, "blocks.1")]
@@ -146,7 +146,7 @@ def test_a_full_disk_leaves_no_picture_of_another_file(capsys, command, tmp_path
     def full(path: Path, content: bytes) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("delta_transfer.attention_command.write_atomically", full)
+    monkeypatch.setattr("delta_transfer.runs.attention_report.write_atomically", full)
     assert main([*command, "--overwrite", "--temperature=1"]) == 2
     said = capsys.readouterr().err
     assert "pets.png' could not be written (No space left on device)" in said
@@ -188,7 +188,7 @@ def test_its_pictures_are_those_that_were_measured_on(command, pictures, monkeyp
         shown.extend(taps)
         return b""
 
-    monkeypatch.setattr("delta_transfer.attention_command.attention_figure", figure)
+    monkeypatch.setattr("delta_transfer.runs.attention_report.attention_figure", figure)
     assert main([*command, "--samples=1", "--seed=3"]) == 0
     (tap,) = shown
     (position,) = attention_order(

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.attention_summary import figures, origin, summarize
 from delta_transfer.data.task import Split, Task
+from delta_transfer.runs.attention_report import figures, origin, summarize
 
 SCORES = {"a": [0.1, -0.2, 0.7, 0.3, 0.6], "b": [1.0, 1.0]}
 

@@ -11,8 +11,8 @@ import torchvision.datasets
 import yaml
 
 from delta_transfer import cli
+from delta_transfer.experiments.benchmark.recipe import list_recipes, recipes_folder
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.recipe import list_recipes, recipes_folder
 from tests.data import miniatures
 
 MODEL = "torchvision/resnet18"
@@ -35,7 +35,7 @@ FAST = ("dtd",)
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The miniatures cannot have the checksums of the real files; one thread is enough for them."""
-    monkeypatch.setattr("delta_transfer.compare_places.cores", lambda: 1)
+    monkeypatch.setattr("delta_transfer.experiments.scheduling.placement.cores", lambda: 1)
     for module in (torchvision.datasets.cifar, torchvision.datasets.flowers102):
         monkeypatch.setattr(module, "check_integrity", lambda path, md5: Path(path).is_file())
 

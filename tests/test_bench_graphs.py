@@ -24,7 +24,7 @@ from tests.test_bench import bench, cells, shrunk
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread is enough for miniatures."""
-    monkeypatch.setattr("delta_transfer.compare_places.cores", lambda: 1)
+    monkeypatch.setattr("delta_transfer.experiments.scheduling.placement.cores", lambda: 1)
 
 
 def molecules(root: Path) -> None:

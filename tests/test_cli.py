@@ -17,7 +17,7 @@ import yaml
 import delta_transfer
 from delta_transfer import cli
 from delta_transfer.cli import COMMANDS, main
-from delta_transfer.compare import Compared
+from delta_transfer.experiments.comparison.compare import Compared
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.run_result import RunResult
 from tests.runs import CLASSES, OPTIONS, SPLITS, flags
@@ -492,7 +492,9 @@ class TestDemo:
             return load_task(str(pictures), seed=seed)
 
         monkeypatch.setitem(SOURCES, "skimage/patches", load)
-        monkeypatch.setattr("delta_transfer.compare_places.cores", lambda: 1)  # no other processes
+        monkeypatch.setattr(
+            "delta_transfer.experiments.scheduling.placement.cores", lambda: 1
+        )  # no other processes
 
     @pytest.mark.usefixtures("small")
     def test_it_prints_a_table_and_leaves_a_report(self, capsys, tmp_path):

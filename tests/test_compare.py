@@ -9,12 +9,12 @@ import psutil
 import pytest
 import yaml
 
-from delta_transfer import compare as module
-from delta_transfer import compare_places, compare_workers
-from delta_transfer.compare import Compared, compare
-from delta_transfer.compare_jobs import Jobs
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.experiments.comparison import compare as module
+from delta_transfer.experiments.comparison.compare import Compared, compare
+from delta_transfer.experiments.scheduling import placement, worker
+from delta_transfer.experiments.scheduling.pool import Jobs
 from delta_transfer.metrics.metrics import ACCURACY
 from delta_transfer.metrics.run_result import RunResult, comparison_columns
 from tests.conftest import METHODS
@@ -205,10 +205,10 @@ class Fakes:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     found = Fakes()
-    monkeypatch.setattr(compare_workers, "prepare", found.prepare)
-    monkeypatch.setattr(compare_workers, "train_prepared", found.train)
-    monkeypatch.setattr(compare_workers, "given_attention", lambda prepared, config: None)
-    monkeypatch.setattr(compare_workers, "identity", lambda prepared: "fake")
+    monkeypatch.setattr(worker, "prepare", found.prepare)
+    monkeypatch.setattr(worker, "train_prepared", found.train)
+    monkeypatch.setattr(worker, "given_attention", lambda prepared, config: None)
+    monkeypatch.setattr(worker, "identity", lambda prepared: "fake")
     monkeypatch.setattr(module, "write_comparison_report", found.report)
     return found
 
@@ -318,7 +318,7 @@ class TestGoingOn:
 
     def test_threads_stay_what_they_were(self, fakes, tmp_path, monkeypatch):
         out = tmp_path / "out"
-        monkeypatch.setattr(compare_places, "cores", lambda: 12)
+        monkeypatch.setattr(placement, "cores", lambda: 12)
         made(out, ["probe"], [0, 1])
         made(out, ["l2"], [0, 1, 2])
         assert yaml.safe_load((out / "compare.yaml").read_text())["threads"] == 6
@@ -335,9 +335,9 @@ class TestGoingOn:
             def __init__(self, methods, *, workers, threads, gpus):
                 super().__init__(methods, workers=1, threads=threads, gpus=gpus)
 
-        monkeypatch.setattr(compare_places, "Jobs", Alone)
+        monkeypatch.setattr(placement, "Jobs", Alone)
         monkeypatch.setattr(module, "find_task", lambda config: None)
-        monkeypatch.setattr(compare_places, "cores", lambda: 12)
+        monkeypatch.setattr(placement, "cores", lambda: 12)
         free = psutil.virtual_memory()._replace(available=gib * 2**30)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
         with caplog.at_level(logging.INFO):
@@ -434,7 +434,7 @@ class TestFailures:
 
         made(tmp_path / "out")
         before = json.dumps([str(p) for p in sorted(tmp_path.glob("**/*"))])
-        monkeypatch.setattr(compare_workers, "prepare", fail)
+        monkeypatch.setattr(worker, "prepare", fail)
         with pytest.raises(UserError, match="no pictures"):
             made(tmp_path / "out", overwrite=True)
         assert json.dumps([str(p) for p in sorted(tmp_path.glob("**/*"))]) == before

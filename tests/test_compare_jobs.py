@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from delta_transfer import compare_jobs as module
-from delta_transfer.compare_jobs import Jobs, choose, gpus
-from delta_transfer.compare_workers import _inherited, _portable
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.experiments.scheduling import pool as module
+from delta_transfer.experiments.scheduling.pool import Jobs, choose, gpus
+from delta_transfer.experiments.scheduling.worker import _inherited, _portable
 from delta_transfer.metrics.run_result import RunResult
 from tests.runs import model_bytes
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.compare import compare
+from delta_transfer.experiments.comparison.compare import compare
 from tests.killed import kill_again_and_again
 from tests.runs import flags, tiny
 

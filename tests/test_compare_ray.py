@@ -12,12 +12,12 @@ from typing import Any
 import psutil
 import pytest
 
-from delta_transfer.compare import compare
-from delta_transfer.compare_ray import Cluster, passed_on
-from delta_transfer.compare_ray_task import missing
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.ray_connection import Node
+from delta_transfer.experiments.comparison.compare import compare
+from delta_transfer.experiments.scheduling.ray_cluster import Cluster, passed_on
+from delta_transfer.experiments.scheduling.ray_connection import Node
+from delta_transfer.experiments.scheduling.ray_task import missing
 from tests.runs import flags, model_bytes, tiny
 from tests.test_compare_killed import figures
 

@@ -1,8 +1,8 @@
-from delta_transfer.attention_summary import TapSummary
 from delta_transfer.console_tables import print_attention, print_table
 from delta_transfer.metrics.metrics import ACCURACY
 from delta_transfer.metrics.statistics import summarize
 from delta_transfer.report.comparison.runs import MethodSummary
+from delta_transfer.runs.attention_report import TapSummary
 
 
 def method(

@@ -18,7 +18,6 @@ from torch.distributed import destroy_process_group, init_process_group
 from torch.nn.parallel import DistributedDataParallel
 
 from delta_transfer import ChannelAttention, Delta, Regularizer, UserError, estimate_attention
-from delta_transfer import run as module
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.data.images.augment import eval_transform
@@ -28,9 +27,10 @@ from delta_transfer.features.stages import auto_taps
 from delta_transfer.features.taps import Taps
 from delta_transfer.functional import normalize_scores
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.prepare import prepare
-from delta_transfer.prepared import Prepared
-from delta_transfer.run_attention import estimate
+from delta_transfer.runs import run as module
+from delta_transfer.runs.attention import estimate
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.runs.preparation.prepared import Prepared
 from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
 from tests.networks import conv_net, hooks_of, moved

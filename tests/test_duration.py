@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from delta_transfer import duration as module
-from delta_transfer.duration import estimate_minutes
-from delta_transfer.fine_tune import DRIFT_PICTURES
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.prepare import prepare
-from delta_transfer.prepared import Prepared
-from delta_transfer.tuning import Tuning
+from delta_transfer.runs import duration as module
+from delta_transfer.runs.duration import estimate_minutes
+from delta_transfer.runs.fine_tune import DRIFT_PICTURES
+from delta_transfer.runs.plan import Tuning
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.runs.preparation.prepared import Prepared
 from tests.runs import tiny
 
 TRAIN, VAL = 18, 6  # of 24 pictures a quarter is held out

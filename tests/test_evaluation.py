@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from delta_transfer.data.task import Split
-from delta_transfer.evaluation import Evaluation, calibration_error, measure
+from delta_transfer.inference.evaluation import Evaluation, calibration_error, measure
 
 CLASSES = ("cat", "path", 'a "big", dog', "owl")
 

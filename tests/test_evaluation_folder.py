@@ -9,8 +9,8 @@ from PIL import Image
 
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
-from delta_transfer.evaluation import Evaluation, measure
-from delta_transfer.evaluation_folder import check_folder, default_folder, save
+from delta_transfer.inference.evaluation import Evaluation, measure
+from delta_transfer.inference.evaluation_folder import check_folder, default_folder, save
 
 FILES = {"evaluation.json", "predictions.csv", "confusion.csv"}
 
@@ -114,7 +114,7 @@ class TestSave:
         assert names(out.parent) == {"out"}
 
     def test_it_is_whole_or_not_there(self, tmp_path, evaluation, monkeypatch):
-        monkeypatch.setattr("delta_transfer.evaluation.write_atomically", full)
+        monkeypatch.setattr("delta_transfer.inference.evaluation.write_atomically", full)
         with pytest.raises(UserError, match=r"--out .*out cannot be written \(No space left"):
             save(evaluation, run=tmp_path, out=str(tmp_path / "out"))
         assert not names(tmp_path)
@@ -123,7 +123,7 @@ class TestSave:
         out = tmp_path / "out"
         save(evaluation, run=tmp_path, out=str(out))
         before = {path.name: path.read_bytes() for path in out.iterdir()}
-        monkeypatch.setattr("delta_transfer.evaluation.write_atomically", full)
+        monkeypatch.setattr("delta_transfer.inference.evaluation.write_atomically", full)
         with pytest.raises(UserError):
             save(dataclasses.replace(evaluation, accuracy=0.5), run=tmp_path, out=str(out))
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -132,7 +132,7 @@ class TestSave:
     def test_a_run_that_cannot_be_written_is_told_of(
         self, tmp_path, evaluation, monkeypatch, caplog
     ):
-        monkeypatch.setattr("delta_transfer.evaluation.write_atomically", full)
+        monkeypatch.setattr("delta_transfer.inference.evaluation.write_atomically", full)
         assert save(evaluation, run=tmp_path, out=None) is None
         (message,) = caplog.messages
         assert message.startswith("no files are written: ")

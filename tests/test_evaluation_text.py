@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 
 from delta_transfer.data.task import Split
-from delta_transfer.evaluation import ClassFigures, Evaluation
 from delta_transfer.evaluation_text import describe
+from delta_transfer.inference.evaluation import ClassFigures, Evaluation
 
 
 def evaluation(names: list[str], confusion: list[list[int]]) -> Evaluation:

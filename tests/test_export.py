@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from delta_transfer import export as exporting
 from delta_transfer.backbones.base import Backbone, GraphSpec, InputSpec
 from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.backbones.graph_models import load_graph_backbone
@@ -30,11 +29,12 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import load_task
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
-from delta_transfer.export import TOLERANCE, export_run
-from delta_transfer.export_check import compare_outputs, find_samples
-from delta_transfer.export_formats import FORMATS
+from delta_transfer.export import export as exporting
+from delta_transfer.export.export import TOLERANCE, export_run
+from delta_transfer.export.formats import FORMATS
+from delta_transfer.export.verification import compare_outputs, find_samples
+from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.objectives import CLASSES, BinaryTasks, Objective, Regression
-from delta_transfer.predict import Predictor
 from delta_transfer.training.loaders import plain_loader
 from tests.networks import conv_net
 

@@ -12,8 +12,8 @@ import pytest
 from filelock import FileLock
 
 from delta_transfer import cli, train
-from delta_transfer.compare import compare
 from delta_transfer.errors import UserError
+from delta_transfer.experiments.comparison.compare import compare
 from delta_transfer.utils.locks import LOCK, check_unlocked, locked
 from tests.runs import tiny
 from tests.several import run
@@ -78,9 +78,9 @@ def test_one_that_comes_while_another_prepares_is_refused(pictures, tmp_path, mo
         own.acquire()
         return prepare(*args, **options)
 
-    from delta_transfer.run import prepare
+    from delta_transfer.runs.run import prepare
 
-    monkeypatch.setattr("delta_transfer.run.prepare", prepared)
+    monkeypatch.setattr("delta_transfer.runs.run.prepare", prepared)
     with pytest.raises(UserError, match=f"writes into {folder}: wait until"):
         train(tiny(pictures, folder, method="probe"))
     assert [path.name for path in folder.iterdir()] == [LOCK]

@@ -21,13 +21,13 @@ from delta_transfer.data.molecules.smiles import read_molecule
 from delta_transfer.data.task import Split, pool
 from delta_transfer.errors import UserError
 from delta_transfer.evaluation_text import describe
-from delta_transfer.find_task import find_task
-from delta_transfer.molecule_examples import atom_distances
-from delta_transfer.predict import Predictor
+from delta_transfer.inference.predictor import Predictor
 from delta_transfer.report.run_files import read_molecules
-from delta_transfer.run_folder import foreign
-from delta_transfer.selection import _folds
-from delta_transfer.soup import ALONE, percent
+from delta_transfer.runs.folder import foreign
+from delta_transfer.runs.model_soup import ALONE, percent
+from delta_transfer.runs.predictions import atom_distances
+from delta_transfer.runs.preparation.task import find_task
+from delta_transfer.runs.selection import _folds
 from tests.data.test_tu import write as write_tu
 
 MODEL = "pretrain-gnns/gin"
@@ -302,7 +302,7 @@ def test_equal_graphs_in_a_file_are_warned_of(folder, tmp_path):
 def test_a_method_of_pictures_is_refused_before_a_graph_is_seen(
     folder, tmp_path, capsys, monkeypatch, command
 ):
-    monkeypatch.setattr("delta_transfer.prepare.collect_features", None)
+    monkeypatch.setattr("delta_transfer.runs.preparation.prepare.collect_features", None)
     args = [command, str(folder / "molecules.csv"), "--out", str(tmp_path / "run"), *SHARED]
     args += ["--weights", str(folder / "weights.safetensors")]
     args += ["--methods=l2,lwf", "--jobs=1"] if command == "compare" else ["--method=lwf"]

@@ -26,7 +26,6 @@ from PIL import Image
 
 from delta_transfer import cli
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.compare_folder import Plan, begin
 from delta_transfer.config.commands import (
     AppOptions,
     AttentionOptions,
@@ -43,9 +42,10 @@ from delta_transfer.config.commands import (
 )
 from delta_transfer.config.search import SearchOptions
 from delta_transfer.config.train import TrainConfig
+from delta_transfer.experiments.comparison.folder import Plan, begin
+from delta_transfer.experiments.search.folder import begin as begin_search
+from delta_transfer.experiments.search.folder import options_of
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.search_folder import begin as begin_search
-from delta_transfer.search_folder import options_of
 from tests.runs import OPTIONS, flags
 
 TINY = " ".join(flags())  # small pictures on the CPU, where a network is loaded
@@ -1581,7 +1581,7 @@ OUT = [
         "push: nobody logged in",
         "push run a/b --private",
         "push needs a token | log in with hf auth login, or set HF_TOKEN; --dry-run needs none",
-        patched("delta_transfer.push.upload.get_token", lambda: None),
+        patched("delta_transfer.export.hub.upload.get_token", lambda: None),
     ),
     *(
         row(

@@ -18,7 +18,7 @@ from delta_transfer import RunResult, TrainConfig, UserError, train
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.official import OFFICIAL_TAPS
 from delta_transfer.data.registry import load_task
-from delta_transfer.prepare import prepare
+from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.training.loaders import training_loader
 from tests.runs import CLASSES, tiny
 

@@ -10,10 +10,10 @@ from timm.optim import param_groups_layer_decay
 
 from delta_transfer import train
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.prepare import prepare
-from delta_transfer.soup import average
+from delta_transfer.runs.model_soup import average
+from delta_transfer.runs.plan import RANDOM_HEAD_LR
+from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.training.module import FineTuning
-from delta_transfer.tuning import RANDOM_HEAD_LR
 from tests.runs import model_bytes, tiny
 
 ALL = {

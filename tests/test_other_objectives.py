@@ -16,11 +16,11 @@ from delta_transfer.cli import main
 from delta_transfer.data.registry import SOURCES
 from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
-from delta_transfer.evaluation_folder import save
 from delta_transfer.evaluation_text import describe
+from delta_transfer.inference.evaluation_folder import save
+from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.metrics import MINUS, RMSE
 from delta_transfer.metrics.run_result import RunResult, comparison_columns
-from delta_transfer.predict import Predictor
 from delta_transfer.report.comparison.findings import findings
 from delta_transfer.report.comparison.page import write_comparison_report
 from delta_transfer.report.comparison.runs import (
@@ -29,7 +29,7 @@ from delta_transfer.report.comparison.runs import (
     read_comparison,
     summarize_methods,
 )
-from delta_transfer.soup import percent
+from delta_transfer.runs.model_soup import percent
 from delta_transfer.training.module import FineTuning
 from tests.questions import (
     QUESTIONS,

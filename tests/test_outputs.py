@@ -7,8 +7,8 @@ from PIL import Image
 
 from delta_transfer.data.task import Split
 from delta_transfer.metrics.objectives import Classes
-from delta_transfer.outputs import column_names, write_examples, write_predictions
 from delta_transfer.report.run_files import read_predictions
+from delta_transfer.runs.predictions import column_names, write_examples, write_predictions
 
 CLASSES = ("cat", 'a "big", dog')
 

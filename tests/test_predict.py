@@ -18,8 +18,8 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import COLLECTIONS, SOURCES, load_task
 from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
+from delta_transfer.inference.predictor import Prediction, Predictor
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.predict import Prediction, Predictor
 from tests.runs import CLASSES, SPLITS
 
 
@@ -153,7 +153,7 @@ class TestPredict:
     def test_it_answers_while_it_reads(self, finished, pictures, monkeypatch):
         read = []
         monkeypatch.setattr(
-            "delta_transfer.asked.read_image",
+            "delta_transfer.inference.input_files.read_image",
             lambda path: read.append(path) or Image.new("RGB", (40, 40)),
         )
         few = Predictor(finished.folder, device="cpu", batch_size=2, workers=0)
@@ -166,7 +166,7 @@ class TestPredict:
     def test_every_picture_is_read_once(self, predictor, pictures, monkeypatch):
         read = []
         monkeypatch.setattr(
-            "delta_transfer.asked.read_image",
+            "delta_transfer.inference.input_files.read_image",
             lambda path: read.append(str(path)) or Image.new("RGB", (40, 40)),
         )
         found = predictor.predict([pictures / "val"])

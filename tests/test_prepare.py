@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from delta_transfer import prepare_pictures
 from delta_transfer.data.task import pool
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import fit_probe
-from delta_transfer.prepare import prepare
-from delta_transfer.prepared import Prepared, regroup
+from delta_transfer.runs.preparation import images
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.runs.preparation.prepared import Prepared, regroup
 from delta_transfer.training.loaders import plain_loader, training_loader
 from tests.runs import tiny
 from tests.several import run
@@ -113,10 +113,10 @@ def test_taps_are_names_and_patterns_with_commas_between(pictures, tmp_path, cap
 
 def test_larger_networks_are_suggested_where_there_is_an_accelerator(pictures, tmp_path):
     config, fast = tiny(pictures, tmp_path), torch.device("cuda")
-    assert prepare_pictures.advise(config, torch.device("cpu")) == ()
-    assert "larger ones are fast too" in prepare_pictures.advise(config, fast)[0]
+    assert images.advise(config, torch.device("cpu")) == ()
+    assert "larger ones are fast too" in images.advise(config, fast)[0]
     chosen = dataclasses.replace(config, model="resnet18")
-    assert prepare_pictures.advise(chosen, fast) == ()
+    assert images.advise(chosen, fast) == ()
 
 
 def test_the_same_pictures_split_otherwise_have_the_same_features_and_another_probe(

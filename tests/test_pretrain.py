@@ -21,14 +21,18 @@ pytest.importorskip("rdkit")
 
 from torch_geometric.data import Data
 
-from delta_transfer.context import ContextPrediction, count_hops, draw_centers
 from delta_transfer.data.graphs.batch import Graphs
 from delta_transfer.data.molecules.options import MoleculeOptions
 from delta_transfer.data.molecules.smiles import read_molecule
 from delta_transfer.data.registry import load_task
-from delta_transfer.masking import AttributeMasking, hide
-from delta_transfer.pretrain import pretrain
-from delta_transfer.pretrain_data import read_unlabelled
+from delta_transfer.pretraining.attribute_masking import AttributeMasking, hide
+from delta_transfer.pretraining.context_prediction import (
+    ContextPrediction,
+    count_hops,
+    draw_centers,
+)
+from delta_transfer.pretraining.data import read_unlabelled
+from delta_transfer.pretraining.pretrain import pretrain
 
 # Chains in which one atom is hidden, that the others tell; each written with any of its bonds as a
 # line, so that those held out are like others.

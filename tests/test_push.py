@@ -32,13 +32,13 @@ from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.cli import main
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import load_task
-from delta_transfer.evaluation import calibration_error
+from delta_transfer.export.hub.card import base_model, model_card
+from delta_transfer.export.hub.facts import collect_facts, public_config, public_name
+from delta_transfer.export.hub.folder import FILES, write_folder
+from delta_transfer.inference.evaluation import calibration_error
+from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.metrics import MINUS
 from delta_transfer.metrics.run_result import RunResult, comparison_columns
-from delta_transfer.predict import Predictor
-from delta_transfer.push.card import base_model, model_card
-from delta_transfer.push.facts import collect_facts, public_config, public_name
-from delta_transfer.push.folder import FILES, write_folder
 from tests.hub import Repo, environment, point_to, serve
 from tests.networks import conv_net
 from tests.test_export import network, saved_run

@@ -6,7 +6,7 @@ from delta_transfer.data.images.decode import PictureError
 from delta_transfer.data.images.loader import PictureLoader
 from delta_transfer.data.task import PictureDataset, Split
 from delta_transfer.errors import UserError
-from delta_transfer.reading import Read, Tally, tolerant_loader
+from delta_transfer.inference.fault_tolerant_loader import Read, Tally, tolerant_loader
 
 
 def read(path: str) -> Image.Image:

@@ -8,17 +8,22 @@ import pytest
 import yaml
 
 from delta_transfer import cli
-from delta_transfer.bench import ask, run
-from delta_transfer.bench_plan import estimate_hours, list_needs
 from delta_transfer.bench_text import table
 from delta_transfer.config.commands import BenchOptions
 from delta_transfer.data.registry import is_named
 from delta_transfer.data.splits import hold_out
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
+from delta_transfer.experiments.benchmark.benchmark import ask, run
+from delta_transfer.experiments.benchmark.plan import estimate_hours, list_needs
+from delta_transfer.experiments.benchmark.recipe import (
+    find_recipe,
+    list_recipes,
+    read_recipe,
+    recipes_folder,
+)
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.metrics import ACCURACY, ROC_AUC, Measure
-from delta_transfer.recipe import find_recipe, list_recipes, read_recipe, recipes_folder
 from delta_transfer.report.comparison.runs import Comparison, Entry
 
 ROWS = {  # of published tables: DELTA's figure, and whether it is recalled
@@ -216,7 +221,9 @@ def test_weights_of_a_library_are_looked_for_in_its_cache(tmp_path, monkeypatch)
 
 
 def test_hours_grow_with_seeds_and_epochs(monkeypatch, made):
-    monkeypatch.setattr("delta_transfer.bench_plan._measure", lambda config: (0.25, 1.0))
+    monkeypatch.setattr(
+        "delta_transfer.experiments.benchmark.plan._measure", lambda config: (0.25, 1.0)
+    )
     options = {"data": "mit67", "epochs": 2}
 
     def hours(method: str, **more: object) -> float | None:
@@ -252,7 +259,9 @@ def runs(monkeypatch):
             for method, seed, size, score in found
         )
         there = Comparison(Path("runs"), "test", measure, entries)
-        monkeypatch.setattr("delta_transfer.bench.read_comparison", lambda folder: there)
+        monkeypatch.setattr(
+            "delta_transfer.experiments.benchmark.benchmark.read_comparison", lambda folder: there
+        )
 
     return put
 

@@ -118,7 +118,7 @@ def test_of_other_pictures_or_weights_it_starts_anew(pictures, tmp_path, caplog,
 
     options = {"method": "lp_ft", "resume": True}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("delta_transfer.run._finish", broken)
+        patched.setattr("delta_transfer.runs.run._finish", broken)
         for _ in range(2):  # the second time it goes on
             with pytest.raises(Broken):
                 train(tiny(data, tmp_path / "run", **options), network=network)

@@ -12,18 +12,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from delta_transfer import TrainConfig, fine_tune, run_attention, train
-from delta_transfer import run as module
+from delta_transfer import TrainConfig, train
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import InputSpec
 from delta_transfer.data.registry import load_task
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import STRENGTHS, fit_probe
+from delta_transfer.inference.predictor import Predictor
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.predict import Predictor
-from delta_transfer.prepare import prepare
-from delta_transfer.prepared import Prepared
+from delta_transfer.runs import attention as run_attention
+from delta_transfer.runs import fine_tune
+from delta_transfer.runs import run as module
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.runs.preparation.prepared import Prepared
 from delta_transfer.training.fit import Fitted
 from delta_transfer.training.optimizers import Optimization
 from tests.conftest import METHODS as COMPARED

@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delta_transfer import run_attention as module
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.estimators import checkpoint
 from delta_transfer.attention.official import official_head
 from delta_transfer.config.train import MAX_SEED, TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import LinearProbe
-from delta_transfer.prepare import prepare
-from delta_transfer.prepared import Prepared, regroup
-from delta_transfer.run_attention import attention_order, describe, estimate, given_attention
+from delta_transfer.runs import attention as module
+from delta_transfer.runs.attention import attention_order, describe, estimate, given_attention
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.runs.preparation.prepared import Prepared, regroup
 from delta_transfer.training.loaders import plain_loader
 from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference

@@ -3,16 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer import run_folder as module
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.run_folder import (
-    check_folder,
-    default_folder,
-    foreign,
-    leftovers,
-    make_folder,
-)
+from delta_transfer.runs import folder as module
+from delta_transfer.runs.folder import check_folder, default_folder, foreign, leftovers, make_folder
 from delta_transfer.utils.logging import log_to
 
 DATA = "some-pictures"

@@ -21,15 +21,20 @@ from delta_transfer import cli
 from delta_transfer.config.search import SearchOptions
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.experiments.search.folder import (
+    Outcome,
+    outcomes,
+    trial_folder,
+    unfinished_runs,
+)
+from delta_transfer.experiments.search.search import Searched, Trial
+from delta_transfer.experiments.search.space import Space, find_space, train_options
+from delta_transfer.experiments.search.study import Study
+from delta_transfer.experiments.search.trial import Pruned, _Listener, try_out
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.prepare import prepare
-from delta_transfer.prepared import Prepared
-from delta_transfer.search import Searched, Trial
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.runs.preparation.prepared import Prepared
 from delta_transfer.search_command import lines, shown
-from delta_transfer.search_folder import Outcome, outcomes, trial_folder, unfinished_runs
-from delta_transfer.search_space import Space, find_space, train_options
-from delta_transfer.search_study import Study
-from delta_transfer.search_trial import Pruned, _Listener, try_out
 from tests.runs import model_bytes, tiny
 
 METHOD = "delta_no_attention"

@@ -25,10 +25,10 @@ from delta_transfer import cli
 from delta_transfer.attention.cache import measure_once
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.estimators.checkpoint import PartialFile
-from delta_transfer.compare import compare
 from delta_transfer.data.images.decode import PictureError
 from delta_transfer.data.registry import load_task
 from delta_transfer.errors import UserError
+from delta_transfer.experiments.comparison.compare import compare
 from delta_transfer.training.checkpoints import WholeCheckpoints, find_last
 from tests.data.miniatures import MAKERS
 from tests.report.made import Page

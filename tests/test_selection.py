@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from delta_transfer import selection as module
 from delta_transfer import train
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import load_task
@@ -17,8 +16,9 @@ from delta_transfer.errors import UserError
 from delta_transfer.features.probe import fit_probe
 from delta_transfer.metrics.calibration import calibrated_cross_entropy
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.prepare import prepare
-from delta_transfer.selection import SMALL, refits
+from delta_transfer.runs import selection as module
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.runs.selection import SMALL, refits
 from tests.runs import CLASSES, tiny
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from delta_transfer.soup import ALONE, SHARES, average, choose
+from delta_transfer.runs.model_soup import ALONE, SHARES, average, choose
 
 
 def state(seed: int) -> dict[str, torch.Tensor]:

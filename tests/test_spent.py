@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from delta_transfer import train
-from delta_transfer.spent import SPENT, Cost, Spent
+from delta_transfer.runs.cost import SPENT, Cost, Spent
 from tests.runs import tiny
 
 
@@ -46,7 +46,7 @@ def test_a_run_that_goes_on_counts_what_was_before(pictures, tmp_path, monkeypat
 
     config = tiny(pictures, tmp_path / "run", method="lp_ft", epochs=1, resume=True)
     with monkeypatch.context() as patched:
-        patched.setattr("delta_transfer.run._finish", broken)
+        patched.setattr("delta_transfer.runs.run._finish", broken)
         with pytest.raises(Broken):
             train(config)
     file = tmp_path / "run" / SPENT

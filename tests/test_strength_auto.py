@@ -9,14 +9,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from delta_transfer import branches, fine_tune, train, tuning
+from delta_transfer import train
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import fit_probe
 from delta_transfer.methods.registry import METHODS, find_method
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.prepare import prepare
-from delta_transfer.run_folder import foreign
-from delta_transfer.soup import ALONE, SHARES, average, percent
+from delta_transfer.runs import fine_tune, model_soup, plan
+from delta_transfer.runs.folder import foreign
+from delta_transfer.runs.model_soup import ALONE, SHARES, average, percent
+from delta_transfer.runs.preparation.prepare import prepare
 from tests.runs import tiny
 
 METHOD = "delta_no_attention"
@@ -96,9 +97,9 @@ def test_the_second_training_sees_the_pictures_in_another_order(found, pictures,
         seeds.append(config.seed)
         raise UserError("enough")
 
-    monkeypatch.setattr(tuning, "training_loader", remember)
+    monkeypatch.setattr(plan, "training_loader", remember)
     prepared = prepare(config)
-    both = tuning.Tuning(config=config, method=METHODS[METHOD], epochs=1, attention=None).branches
+    both = plan.Tuning(config=config, method=METHODS[METHOD], epochs=1, attention=None).branches
     assert [one.config.head_lr for one in both] == [0.5 * STRONG.pace, 0.5 * WEAK.pace]
     for number, branch in enumerate(both):
         with pytest.raises(UserError, match="enough"):
@@ -109,7 +110,7 @@ def test_the_second_training_sees_the_pictures_in_another_order(found, pictures,
 def test_a_training_may_begin_with_a_head_of_its_own(pictures, tmp_path):
     config = tiny(pictures, tmp_path, method=METHOD, strength="auto")
     prepared, method = prepare(config), find_method(METHOD, preset="graphs")
-    both = tuning.Tuning(config=config, method=method, epochs=1, attention=None).branches
+    both = plan.Tuning(config=config, method=method, epochs=1, attention=None).branches
     probed, drawn = (fine_tune.begin(prepared, branch)[0] for branch in both)
     head = prepared.backbone.head
     assert torch.equal(probed.get_submodule(head).weight, prepared.raw_probe.weight)
@@ -119,7 +120,7 @@ def test_a_training_may_begin_with_a_head_of_its_own(pictures, tmp_path):
 
 def test_batch_norm_that_moves_is_trained_once(pictures, tmp_path):
     config = tiny(pictures, tmp_path, method=METHOD, strength="auto", batch_norm="train")
-    once = tuning.Tuning(config=config, method=METHODS[METHOD], epochs=1, attention=None)
+    once = plan.Tuning(config=config, method=METHODS[METHOD], epochs=1, attention=None)
     assert once.branches == (once,)
     assert once.strength == STRONG.strength
 
@@ -128,7 +129,7 @@ def test_a_training_that_diverges_is_named(pictures, tmp_path, monkeypatch):
     def fail(prepared, tuning, folder):
         raise UserError("training diverged")
 
-    monkeypatch.setattr(branches, "hold_out", fail)
+    monkeypatch.setattr(model_soup, "hold_out", fail)
     with pytest.raises(UserError, match=r"diverged .*strength 1; --strength 1 trains once"):
         train(tiny(pictures, tmp_path / "run", method=METHOD, strength="auto"))
 
@@ -154,8 +155,8 @@ def test_folds_and_the_refit_go_with_it(pictures, tmp_path, monkeypatch, preset,
         refitted.append(refit(*arguments, **options))
         return refitted[-1]
 
-    refit = branches.refit
-    monkeypatch.setattr(branches, "refit", remember)
+    refit = model_soup.refit
+    monkeypatch.setattr(model_soup, "refit", remember)
     options = {"test_split": "0.25", "folds": 2, "epochs": 1, "strength": "auto", "preset": preset}
     result = train(tiny(pictures / "train", tmp_path / "run", method=METHOD, **options))
     strong, weak = refitted

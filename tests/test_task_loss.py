@@ -6,7 +6,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.metrics.objectives import Classes
-from delta_transfer.task_loss import even_out, task_loss
+from delta_transfer.runs.preparation.loss import even_out, task_loss
 
 LABELS = [0] * 9 + [1] * 2 + [2]
 LOGITS = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))

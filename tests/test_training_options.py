@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import yaml
 
 from delta_transfer.cli import main
-from delta_transfer.run import train
-from delta_transfer.run_folder import FREE
+from delta_transfer.runs.folder import FREE
+from delta_transfer.runs.run import train
 from delta_transfer.training.module import FineTuning
 from tests.runs import flags, model_bytes, tiny
 

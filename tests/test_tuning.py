@@ -13,11 +13,11 @@ from delta_transfer.backbones.base import InputSpec
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.errors import UserError
-from delta_transfer.fine_tune import Tuned, fine_tune
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.prepare import prepare
-from delta_transfer.prepared import Prepared
-from delta_transfer.tuning import Tuning
+from delta_transfer.runs.fine_tune import Tuned, fine_tune
+from delta_transfer.runs.plan import Tuning
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.runs.preparation.prepared import Prepared
 from tests.networks import conv_net, hooks_of
 from tests.runs import tiny
 

@@ -3,11 +3,12 @@ from .attention.channel_attention import ChannelAttention as ChannelAttention
 from .backbones.base import InputSpec as InputSpec
 from .config.train import TrainConfig as TrainConfig
 from .errors import UserError as UserError
-from .export import export_run as export_run
+from .export.export import export_run as export_run
 from .features.probe import LinearProbe as LinearProbe
 from .features.probe import fit_probe as fit_probe
 from .features.stages import auto_taps as auto_taps
 from .features.taps import Taps as Taps
+from .inference.predictor import Predictor as Predictor
 from .methods.bss import BSS as BSS
 from .methods.co_tuning import CoTuning as CoTuning
 from .methods.delta import Delta as Delta
@@ -21,7 +22,6 @@ from .methods.penalty import Step as Step
 from .methods.spd import SelectiveProjection as SelectiveProjection
 from .methods.stochnorm import StochasticNorm as StochasticNorm
 from .metrics.run_result import RunResult as RunResult
-from .predict import Predictor as Predictor
 from .regularizer import Regularizer as Regularizer
 from .regularizer import Terms as Terms
-from .run import train as train
+from .runs.run import train as train

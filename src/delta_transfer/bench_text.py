@@ -3,11 +3,17 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from delta_transfer.bench import Bench, Line, Table, count_seeds, read_table
-from delta_transfer.bench_plan import Need, estimate_hours, list_needs
 from delta_transfer.data.download import default_data_root, size_in_words
 from delta_transfer.data.presence import is_there
-from delta_transfer.recipe import Published, Recipe
+from delta_transfer.experiments.benchmark.benchmark import (
+    Bench,
+    Line,
+    Table,
+    count_seeds,
+    read_table,
+)
+from delta_transfer.experiments.benchmark.plan import Need, estimate_hours, list_needs
+from delta_transfer.experiments.benchmark.recipe import Published, Recipe
 
 _WIDTH = 100
 _THERE = {True: "yes", False: "no", None: "?"}

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from delta_transfer.compare import Compared, compare, describe
 from delta_transfer.config.commands import CompareOptions, DemoOptions, apart, seed_list, size_list
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.experiments.comparison.compare import Compared, compare, describe
 from delta_transfer.report.comparison.runs import MethodSummary, read_comparison, summarize_methods
-from delta_transfer.run_folder import data_name, free_folder, time_stamp
+from delta_transfer.runs.folder import data_name, free_folder, time_stamp
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from delta_transfer.attention_summary import TapSummary
+    from delta_transfer.experiments.search.search import Trial
     from delta_transfer.report.comparison.runs import MethodSummary
-    from delta_transfer.search import Trial
+    from delta_transfer.runs.attention_report import TapSummary
 
 
 def print_table(

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
-from delta_transfer.evaluation import Evaluation
-from delta_transfer.evaluation_columns import ColumnEvaluation, describe_columns
+from delta_transfer.inference.evaluation import Evaluation
+from delta_transfer.inference.evaluation_per_target import ColumnEvaluation, describe_columns
 
 MATRIX = 20  # most classes of a confusion matrix; of more, the pairs are told
 PAIRS = 10

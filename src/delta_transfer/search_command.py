@@ -7,9 +7,9 @@ from delta_transfer.config.commands import apart
 from delta_transfer.config.search import SearchOptions
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.run_folder import data_name, free_folder, time_stamp
-from delta_transfer.search import Searched, Trial, search
-from delta_transfer.search_space import AUTO, train_options
+from delta_transfer.experiments.search.search import Searched, Trial, search
+from delta_transfer.experiments.search.space import AUTO, train_options
+from delta_transfer.runs.folder import data_name, free_folder, time_stamp
 
 SHOWN = 10
 

@@ -20,7 +20,7 @@ from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import load_model, save_model
 from delta_transfer.errors import UserError
-from delta_transfer.predict import Predictor
+from delta_transfer.inference.predictor import Predictor
 from tests.backbones.graph_inputs import molecules
 from tests.networks import conv_net
 from tests.runs import CLASSES

@@ -6,13 +6,13 @@ import logging
 import pytest
 import torch
 
-from delta_transfer import learning_rate
-from delta_transfer.learning_rate import settle
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.prepare import prepare
-from delta_transfer.prepared import Prepared
+from delta_transfer.runs import lr_search
+from delta_transfer.runs.lr_search import settle
+from delta_transfer.runs.plan import Tuning
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.runs.preparation.prepared import Prepared
 from delta_transfer.training.lr_finder import choose_rate
-from delta_transfer.tuning import Tuning
 from tests.networks import conv_net
 from tests.runs import tiny
 from tests.test_tuning import SPEC
@@ -74,11 +74,11 @@ def test_a_rate_is_found_once_and_leaves_no_trace(prepared, tmp_path, method, ca
 def test_a_trial_is_taken_up_if_it_was_of_the_same_pictures(
     prepared, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(learning_rate, "_try", lambda *args: [(1e-3, 1.0), (0.02, 1.0), (0.3, 7.0)])
+    monkeypatch.setattr(lr_search, "_try", lambda *args: [(1e-3, 1.0), (0.02, 1.0), (0.3, 7.0)])
     asked = tuning(tmp_path, "l2")
     assert settle(prepared, asked, tmp_path).lr == 0.002
     assert "anew" not in caplog.text
-    monkeypatch.setattr(learning_rate, "_try", lambda *args: [(0.05, 1.0)])
+    monkeypatch.setattr(lr_search, "_try", lambda *args: [(0.05, 1.0)])
     assert settle(prepared, asked, tmp_path).lr == 0.002
     other = dataclasses.replace(prepared, data="of other pictures")
     assert settle(other, asked, tmp_path).lr == 0.005

@@ -12,8 +12,8 @@ from delta_transfer.app.differences import Difference, Source, differences
 from delta_transfer.app.neighbours import Neighbour, Neighbours
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split
+from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.predict import Predictor
 from delta_transfer.training.loaders import plain_loader
 
 NEAREST = 5

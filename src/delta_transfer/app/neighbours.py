@@ -13,7 +13,7 @@ from delta_transfer.data.images.loader import PictureLoader
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.features.head_inputs import HeadInputs
-from delta_transfer.reading import Tally, tolerant_loader
+from delta_transfer.inference.fault_tolerant_loader import Tally, tolerant_loader
 from delta_transfer.utils.module_state import evaluating
 
 

@@ -19,11 +19,11 @@ from delta_transfer.data.registry import is_named
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.features.taps import Taps
+from delta_transfer.inference.fault_tolerant_loader import tolerant_loader
+from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.objectives import Classes
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.predict import Predictor
-from delta_transfer.reading import tolerant_loader
-from delta_transfer.run_taps import choose_taps
+from delta_transfer.runs.preparation.taps import choose_taps
 from delta_transfer.training.loaders import plain_loader
 from delta_transfer.utils.devices import place
 from delta_transfer.utils.module_state import evaluating

@@ -12,7 +12,7 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.presence import is_there
 from delta_transfer.data.task import Split, pool
 from delta_transfer.errors import UserError
-from delta_transfer.find_task import find_task
+from delta_transfer.runs.preparation.task import find_task
 from delta_transfer.utils.module_state import weights_fingerprint
 
 ATTENTION = "attention.safetensors"

@@ -17,7 +17,7 @@ from delta_transfer.console_tables import print_attention
 def attention(args: Sequence[str]) -> None:
     """Measure how much each channel of a pretrained network matters for a data set."""
     options = parse(AttentionOptions, args, attention, ["data"])
-    from delta_transfer.attention_command import measure
+    from delta_transfer.runs.attention_report import measure
 
     measured = measure(options)
     if options.json:
@@ -69,7 +69,7 @@ def methods(args: Sequence[str]) -> None:
 def pretrain(args: Sequence[str]) -> None:
     """Train a network on molecules or graphs without labels: weights for train to start from."""
     options = parse(PretrainOptions, args, pretrain, ["data"])
-    from delta_transfer import pretrain as pretraining
+    from delta_transfer.pretraining import pretrain as pretraining
 
     found = pretraining.pretrain(options)
     print(f"{found.unit} on graphs held out:")

@@ -25,10 +25,10 @@ def train(args: Sequence[str]) -> None:
 
     exclusive = ["epochs", "steps"]
     config = parse(TrainConfig, args, train, ["data"], config_file=True, exclusive=exclusive)
-    from delta_transfer import run, run_checks
-    from delta_transfer.run_folder import default_folder
+    from delta_transfer.runs import run, validation
+    from delta_transfer.runs.folder import default_folder
 
-    count = 1 if launching.is_started_by_other() else run_checks.count_processes(config)
+    count = 1 if launching.is_started_by_other() else validation.count_processes(config)
     if count > 1:
         out = [] if config.out else [f"--out={default_folder(config)}"]
         code = launching.launch(["train", *args, *out], processes=count)
@@ -52,8 +52,9 @@ def train(args: Sequence[str]) -> None:
 def evaluate(args: Sequence[str]) -> None:
     """Measure a run on labelled pictures, molecules or graphs, class by class."""
     options = parse(EvaluateOptions, args, evaluate, ["run", "data"])
-    from delta_transfer import evaluation_folder, evaluation_text
-    from delta_transfer.predict import Predictor
+    from delta_transfer import evaluation_text
+    from delta_transfer.inference import evaluation_folder
+    from delta_transfer.inference.predictor import Predictor
 
     if options.out is not None:
         evaluation_folder.check_folder(Path(options.out), data=options.data)
@@ -82,13 +83,13 @@ def evaluate(args: Sequence[str]) -> None:
 def predict(args: Sequence[str]) -> None:
     """Say what a run makes of pictures or molecules: path, class and probability."""
     options = parse(PredictOptions, args, predict, ["run", "paths"])
-    from delta_transfer import answers
+    from delta_transfer.inference import prediction_files
+    from delta_transfer.inference.predictor import Predictor
     from delta_transfer.metrics.objectives import Classes
-    from delta_transfer.predict import Predictor
 
     table = None if options.csv is None else Path(options.csv)
     if table is not None:
-        answers.check_table(table, overwrite=options.overwrite)
+        prediction_files.check_table(table, overwrite=options.overwrite)
     elif options.overwrite:
         _log.warning("--overwrite is ignored: no file is written without --csv")
     if options.top is not None and table is not None and not options.json:
@@ -103,23 +104,25 @@ def predict(args: Sequence[str]) -> None:
         _log.warning("--top is ignored: all %s are answered", predictor.objective.outputs)
     if table is None and not options.json:
         for prediction in predictor.stream(options.paths):
-            line = answers.to_line(prediction, top=options.top or 1, objective=predictor.objective)
+            line = prediction_files.to_line(
+                prediction, top=options.top or 1, objective=predictor.objective
+            )
             print(line)
         return
     predictions = predictor.predict(options.paths)
     if table is not None:
-        answers.write_table(table, predictions, predictor.classes, predictor.objective)
+        prediction_files.write_table(table, predictions, predictor.classes, predictor.objective)
     if not options.json:
         print(f"csv      {table}")
         return
-    print(answers.to_json(predictions, top=options.top, objective=predictor.objective))
+    print(prediction_files.to_json(predictions, top=options.top, objective=predictor.objective))
 
 
 def export(args: Sequence[str]) -> None:
     """Write the network of a run as ONNX, a torch.export program or a folder for timm, checked."""
     options = parse(ExportOptions, args, export, ["run"])
-    from delta_transfer.export import export_run, find_run
-    from delta_transfer.predict import Predictor
+    from delta_transfer.export.export import export_run, find_run
+    from delta_transfer.inference.predictor import Predictor
 
     predictor = Predictor(find_run(options.run), device="cpu")
     found = export_run(
@@ -142,7 +145,7 @@ def push(args: Sequence[str]) -> None:
     if not options.dry_run and (options.out is not None or options.overwrite):
         name = "--overwrite" if options.out is None else "--out"
         _log.warning("%s is ignored: no folder is left behind without --dry-run", name)
-    from delta_transfer.push import pushing
+    from delta_transfer.export.hub import push as pushing
 
     found = pushing.push(options)
     if found.uploaded is None:

@@ -9,7 +9,7 @@ from delta_transfer.config.search import SearchOptions
 from delta_transfer.console_tables import print_table, print_trials
 
 if TYPE_CHECKING:  # which loads torch
-    from delta_transfer.compare import Compared
+    from delta_transfer.experiments.comparison.compare import Compared
 
 
 def compare(args: Sequence[str]) -> None:
@@ -41,13 +41,13 @@ def bench(args: Sequence[str]) -> None:
     """Make a published row again, and print our figures beside the published ones."""
     options = parse(BenchOptions, args, bench, ["name"])
     from delta_transfer import bench_text
-    from delta_transfer.recipe import find_recipe, list_recipes
+    from delta_transfer.experiments.benchmark.recipe import find_recipe, list_recipes
 
     if options.name is None:
         print("\n".join(bench_text.listing(list_recipes(), data_root=options.data_root)))
         return
     recipe = find_recipe(options.name)
-    from delta_transfer import bench as benches
+    from delta_transfer.experiments.benchmark import benchmark as benches
 
     asked = benches.ask(recipe, options)
     if options.dry_run:

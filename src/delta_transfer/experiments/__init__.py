@@ -1,0 +1,1 @@
+"""Many runs: comparisons, searches and benchmarks, and where they are made."""

@@ -1,0 +1,1 @@
+"""Published results made again, beside the published ones."""

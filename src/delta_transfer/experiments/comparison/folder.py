@@ -1,0 +1,199 @@
+"""The folder of a comparison: its options, the runs that it holds, and their table."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from delta_transfer.config.commands import seed_list, size_list
+from delta_transfer.config.train import TrainConfig
+from delta_transfer.errors import UserError
+from delta_transfer.metrics.metrics import ACCURACY
+from delta_transfer.metrics.run_result import RunResult, comparison_columns
+from delta_transfer.runs.folder import (
+    COMPARISON,
+    FREE,
+    check_folder,
+    check_options,
+    check_place,
+    foreign,
+    leftovers,
+    make_folder,
+)
+from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.locks import LOCK, check_unlocked
+
+Size = int | None
+
+# Those of a run that are a comparison's lists, and those that change no figure.
+_OWN = ("method", "seed", "samples_per_class", *(name for name in FREE if name != "device"))
+_LISTS = ("methods", "seeds", "samples_per_class")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is compared.
+
+    Args:
+        config: the options that all runs share.
+        methods: their names.
+        seeds: of the runs of each.
+        sizes: training pictures of each class; None for all.
+        threads: of each run; None for as many as suit the machine.
+    """
+
+    config: TrainConfig
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    sizes: tuple[Size, ...]
+    threads: int | None
+
+    def runs(self, folder: Path) -> list[TrainConfig]:
+        """The options of each run, in the order of the table."""
+        return [
+            dataclasses.replace(
+                self.config,
+                method=method,
+                seed=seed,
+                samples_per_class=size,
+                out=str(folder / _place(size) / f"{method}-seed{seed}"),
+                overwrite=False,
+                resume=True,
+            )
+            for size in sorted(self.sizes, key=lambda size: (size is None, size))
+            for seed in sorted(self.seeds)
+            for method in self.methods
+        ]
+
+    def options(self) -> dict[str, Any]:
+        """As `compare -c` takes them; what changes no figure is not among them."""
+        shared = dataclasses.asdict(self.config)
+        sizes = ["all" if size is None else str(size) for size in self.sizes]
+        return {
+            "data": self.config.data,
+            "methods": ",".join(self.methods),
+            "seeds": ",".join(map(str, self.seeds)),
+            "samples_per_class": None if self.sizes == (None,) else ",".join(sizes),
+            "threads": self.threads,
+            **{name: value for name, value in shared.items() if name not in _OWN},
+        }
+
+
+def open_folder(folder: Path, plan: Plan) -> Plan:
+    """Checks that a comparison may be written into a folder, or go on there.
+
+    Args:
+        folder: where it is to lie.
+        plan: what is asked for.
+
+    Returns:
+        All that the folder will hold: what is asked for, and what it holds already.
+
+    Raises:
+        UserError: if the folder is in use for something else, or for a comparison with other
+            options.
+    """
+    check_place(folder, data=plan.config.data)
+    check_unlocked(folder)
+    path = folder / COMPARISON
+    if plan.config.overwrite or not path.is_file():
+        found = set(folder.iterdir()) - {folder / LOCK} if folder.is_dir() else None
+        if found != set(leftovers(folder)):
+            check_folder(folder, plan.config)
+        return plan
+    there, asked = _load(path), plan.options()
+    if plan.threads is None:
+        plan = dataclasses.replace(plan, threads=there.get("threads"))
+        asked["threads"] = plan.threads
+    check_options(
+        {name: value for name, value in there.items() if name not in _LISTS},
+        {name: value for name, value in asked.items() if name not in _LISTS},
+        f"--out {folder} holds a comparison",
+    )
+    return dataclasses.replace(
+        plan,
+        methods=_join(tuple(there["methods"].split(",")), plan.methods),
+        seeds=_join(seed_list(there["seeds"]), plan.seeds),
+        sizes=_join(size_list(there["samples_per_class"]), plan.sizes),
+    )
+
+
+def begin(folder: Path, plan: Plan) -> None:
+    """Makes the folder, empty if it is to be overwritten, and writes down what it is to hold."""
+    for path in leftovers(folder):
+        path.unlink()
+    if plan.config.overwrite or not (folder / COMPARISON).is_file():
+        make_folder(folder, overwrite=plan.config.overwrite)
+    try:
+        text = yaml.safe_dump(plan.options(), sort_keys=False)
+        write_atomically(folder / COMPARISON, text)
+    except OSError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if there is nothing in it
+        raise
+
+
+def unfinished(runs: Sequence[TrainConfig]) -> list[TrainConfig]:
+    """The runs that are still to be made.
+
+    Raises:
+        UserError: if what is left of one that was broken off lies beside something of the user's.
+    """
+    found = [run for run in runs if not _is_finished(run)]
+    for folder in (Path(run.out or "") for run in found):
+        strange = foreign(folder) if folder.is_dir() else None
+        if strange is not None:
+            raise UserError(
+                f"{folder} holds something that is of no run ({strange}), and the run there is to "
+                "be made again: move it away"
+            )
+    return found
+
+
+def write_table(folder: Path, runs: Sequence[TrainConfig]) -> list[RunResult]:
+    """Writes `results.csv`: a row for each run that is finished, from its own `result.json`.
+
+    Returns:
+        The figures of these runs.
+    """
+    results = [RunResult.load(run.out or "") for run in runs if _is_finished(run)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = comparison_columns(results[0].measure if results else ACCURACY)
+    writer.writerow(columns)
+    for result in results:
+        values = [getattr(result, column) for column in columns[:-1]]
+        row = ["" if value is None else value for value in values]
+        writer.writerow([*row, result.folder.relative_to(folder).as_posix()])
+    write_atomically(folder / "results.csv", text.getvalue())
+    return results
+
+
+def _place(size: Size) -> str:
+    return "" if size is None else f"{size}-per-class"
+
+
+def _is_finished(run: TrainConfig) -> bool:
+    return Path(run.out or "", "result.json").is_file()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = None
+    known = values if isinstance(values, dict) else {}
+    if not all(isinstance(known.get(name, 0), str | None) for name in _LISTS):
+        raise UserError(
+            f"{path} does not hold the options of a comparison any more: give another --out"
+        )
+    return known
+
+
+def _join(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys([*first, *second]))

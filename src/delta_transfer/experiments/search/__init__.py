@@ -1,0 +1,1 @@
+"""Hyperparameters searched by many trials."""

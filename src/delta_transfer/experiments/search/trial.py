@@ -1,0 +1,206 @@
+"""A trial of a search: a run up to what is held out, which ends where it promises nothing."""
+
+import dataclasses
+import json
+import logging
+import math
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from delta_transfer.config.train import TrainConfig
+from delta_transfer.errors import UserError
+from delta_transfer.experiments.search.folder import Outcome, clear, outcomes
+from delta_transfer.methods.registry import method_of
+from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.runs.attention import given_attention
+from delta_transfer.runs.cost import Spent
+from delta_transfer.runs.folder import LOG, make_folder
+from delta_transfer.runs.lr_search import settle
+from delta_transfer.runs.model_soup import select
+from delta_transfer.runs.plan import Tuning
+from delta_transfer.runs.preparation.prepared import Prepared
+from delta_transfer.runs.preparation.taps import choose_taps
+from delta_transfer.runs.run import train_prepared
+from delta_transfer.runs.selection import Selected
+from delta_transfer.runs.summary import announce
+from delta_transfer.utils.diagnostics import explain
+from delta_transfer.utils.environment import describe
+from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.locks import locked
+from delta_transfer.utils.logging import log_to
+from delta_transfer.utils.memory import PeakMemory
+from delta_transfer.utils.module_state import deterministic
+
+if TYPE_CHECKING:
+    import optuna
+
+
+logger = logging.getLogger(__name__)
+
+LOSSES = "losses.json"  # of the first training until now
+
+_ENDED = 5  # trials that have to have ended before any is pruned
+_SPARED = 34  # percent of a training in which none is pruned
+
+
+class Pruned(Exception):
+    """A trial promises nothing."""
+
+
+def try_out(prepared: Prepared, config: TrainConfig, started: float) -> None:
+    """Makes a trial in `config.out`, and prunes it by those beside it that have ended.
+
+    Args:
+        prepared: the pictures, the network and its probe, at whatever taps.
+        config: the options of the trial.
+        started: `time.perf_counter()` at its start.
+    """
+    _make(prepared, config, started, prune=True)
+
+
+def try_whole(prepared: Prepared, config: TrainConfig, started: float) -> None:
+    """Makes a trial that nothing prunes."""
+    _make(prepared, config, started, prune=False)
+
+
+def make_whole(prepared: Prepared, config: TrainConfig, started: float) -> RunResult:
+    """Makes a whole run, to be kept; arguments as of `try_out`."""
+    folder = Path(config.out or "")
+    return train_prepared(_at_taps(prepared, config), config, folder, started=started)
+
+
+def _at_taps(prepared: Prepared, config: TrainConfig) -> Prepared:
+    """At the taps of a trial; all else is the same for all of them."""
+    taps = choose_taps(config, prepared.backbone, prepared.source)
+    return dataclasses.replace(prepared, taps=taps)
+
+
+def _make(prepared: Prepared, config: TrainConfig, started: float, *, prune: bool) -> None:
+    folder = Path(config.out or "")
+    prepared = _at_taps(prepared, config)
+    memory = PeakMemory(prepared.device)
+    with ExitStack() as held:
+        held.enter_context(locked(folder))
+        make_folder(folder, overwrite=False, resume=True)
+        spent = Spent(folder, started=started, memory=memory, resume=True)
+        tuning = Tuning(
+            config=config,
+            method=method_of(config),
+            epochs=config.count_epochs(len(prepared.task.train)),
+            attention=given_attention(prepared, config),
+            saved=spent.save,
+        )
+        alone = len(tuning.branches) == 1 and not config.folds
+        # The first trial, the default, is one to compare with.
+        listener = _Listener(folder, prune=prune and folder.name != "0", alone=alone)
+        tuning = dataclasses.replace(tuning, listener=listener.hear)
+        header = (*describe(), *prepared.description)
+        held.enter_context(log_to(folder / LOG, header, resume=True))
+        held.enter_context(deterministic(config.deterministic))
+        write_atomically(folder / "config.yaml", config.to_yaml())
+        found = _train(prepared, tuning, folder)
+        outcome = dataclasses.replace(found, losses=listener.losses, seconds=spent.cost.seconds)
+        outcome.save(folder)
+        clear(folder)
+
+
+def _train(prepared: Prepared, tuning: Tuning, folder: Path) -> Outcome:
+    """What comes of it, whatever that is."""
+    metric = prepared.task.objective.measure.name
+    try:
+        announce(prepared, tuning)
+        selected = select(prepared, settle(prepared, tuning, folder), folder, to_keep=False)
+    except Pruned as pruned:
+        logger.info("pruned: %s", pruned)
+        return Outcome(state="pruned", metric=metric)
+    except (UserError, MemoryError, torch.OutOfMemoryError) as error:
+        told = str(error) if isinstance(error, UserError) else explain(error) or str(error)
+        logger.warning("failed: %s", told)
+        return Outcome(state="failed", metric=metric, failure=told)
+    outcome = _judge(selected)
+    logger.info("calibrated validation loss %.4f", outcome.loss)
+    return outcome
+
+
+def _judge(selected: Selected) -> Outcome:
+    """By what was held out; the test split is not looked at."""
+    objective, targets = selected.prepared.task.objective, selected.held_out.targets
+    losses = objective.held_out_losses(objective.logits(selected.answers), targets)
+    loss, metric = float(losses.mean()), objective.measure.name
+    if not math.isfinite(loss):
+        return Outcome(state="failed", metric=metric, failure="its loss is no number")
+    return Outcome(
+        state="complete",
+        loss=loss,
+        metric=metric,
+        score=objective.score(selected.answers, targets, metric),
+        best_epoch=selected.epoch,
+    )
+
+
+class _Listener:
+    """Takes note of the losses of the first training, and asks whether to go on.
+
+    Trials are compared at the same share of their first training, by Optuna's pruner, which is
+    given what has come of the trials beside this one until it begins. So nothing has to be asked of
+    another process.
+
+    Args:
+        folder: of the trial.
+        prune: whether it may be pruned.
+        alone: whether nothing comes after the first training.
+    """
+
+    def __init__(self, folder: Path, *, prune: bool, alone: bool) -> None:
+        self._firsts = (folder, folder / "folds" / "1")
+        self._path = folder / LOSSES
+        self._study = _study_of(folder) if prune else None
+        self._alone = alone
+        self.losses = _read(self._path)
+
+    def hear(self, folder: Path, epoch: int, epochs: int, loss: float) -> None:
+        """Takes note of an epoch.
+
+        Raises:
+            Pruned: if it promises nothing.
+        """
+        if folder not in self._firsts:
+            return
+        share = 100 * epoch // epochs
+        # A trial that goes on hears once more of what came after it was saved.
+        self.losses = {at: known for at, known in self.losses.items() if at < share}
+        self.losses[share] = loss
+        write_atomically(self._path, json.dumps(self.losses))
+        if self._study is None or (self._alone and epoch == epochs):
+            return
+        trial = self._study.ask()
+        for at, known in self.losses.items():
+            if math.isfinite(known):
+                trial.report(known, at)
+        if trial.should_prune():
+            raise Pruned(f"loss {min(self.losses.values()):.3f} after {share}% of the training")
+
+
+def _study_of(folder: Path) -> "optuna.Study":
+    """The trials beside one that have ended, in memory, with the pruner."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=_ENDED, n_warmup_steps=_SPARED)
+    study = optuna.create_study(pruner=pruner)
+    for outcome in outcomes(folder.parents[1]).values():
+        if outcome.state == "complete":
+            known = {at: loss for at, loss in outcome.losses.items() if math.isfinite(loss)}
+            trial = optuna.trial.create_trial(value=outcome.loss, intermediate_values=known)
+            study.add_trial(trial)
+    return study
+
+
+def _read(path: Path) -> dict[int, float]:
+    try:
+        return {int(at): float(loss) for at, loss in json.loads(path.read_text()).items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,1 @@
+"""A saved run at work: predictions and evaluations, and their files."""

@@ -1,0 +1,316 @@
+"""The command `attention`: from its options to a file, figures per tap and a picture."""
+
+import dataclasses
+import itertools
+import json
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from delta_transfer.attention.channel_attention import ChannelAttention
+from delta_transfer.backbones.base import GraphSpec
+from delta_transfer.config.commands import AttentionOptions
+from delta_transfer.config.train import TrainConfig
+from delta_transfer.data.task import Noun, Task
+from delta_transfer.errors import UserError
+from delta_transfer.report.attention_figure import PIXELS, Driver, TapFigure, attention_figure
+from delta_transfer.report.formatting import count
+from delta_transfer.runs.attention import attention_order, estimate
+from delta_transfer.runs.folder import check_place, data_name, time_stamp
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.progress import progress_bar
+
+TOP = 3  # channels of a tap that are named
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TapSummary:
+    """What is said of one tap.
+
+    Args:
+        tap: its name.
+        channels: how many it has.
+        effective: how many channels with equal attention would have the same entropy.
+        entropy: of the attention: 1 where it is uniform, 0 where one channel has all of it.
+        uncertainty: standard error of the attention over its distance from uniform; None where it
+            is not known.
+        least: the smallest attention, times the number of channels: 1 is uniform.
+        most: the largest.
+        top: the channels with the largest scores, the largest first.
+    """
+
+    tap: str
+    channels: int
+    effective: float
+    entropy: float
+    uncertainty: float | None
+    least: float
+    most: float
+    top: tuple[int, ...]
+
+
+def origin(attention: ChannelAttention, noun: Noun = "picture") -> str:
+    """How it was measured, and how scores became attention."""
+    parts = [
+        f"{attention.method} on {count(attention.samples, noun)}",
+        f"temperature {attention.temperature:g}",
+    ]
+    if attention.clip is not None:
+        parts.append(f"clipped at {attention.clip:g} standard deviations")
+    if attention.floor:
+        parts.append("scores below zero count as zero")
+    return ", ".join(parts)
+
+
+def summarize(attention: ChannelAttention) -> list[TapSummary]:
+    """A summary of each tap."""
+    rows = []
+    for tap, weights in attention.attention.items():
+        uncertainty = float(attention.uncertainty.get(tap, math.nan))
+        rows.append(
+            TapSummary(
+                tap=tap,
+                channels=len(weights),
+                effective=float(attention.effective[tap]),
+                entropy=float(attention.entropy[tap]),
+                uncertainty=uncertainty if math.isfinite(uncertainty) else None,
+                least=float(weights.min()) * len(weights),
+                most=float(weights.max()) * len(weights),
+                top=tuple(_by_score(attention.scores[tap].tolist())[:TOP]),
+            )
+        )
+    return rows
+
+
+def _by_score(scores: Sequence[float]) -> list[int]:
+    return sorted(range(len(scores)), key=lambda channel: -scores[channel])
+
+
+def figures(attention: ChannelAttention, task: Task, order: Sequence[int]) -> list[TapFigure]:
+    """What is drawn of each tap.
+
+    Args:
+        attention: measured on training pictures of a task.
+        task: the task.
+        order: positions of these pictures among its training pictures, as they were measured on.
+    """
+    weights = attention.attention
+    found = []
+    for row in summarize(attention):
+        scores, errors = attention.scores[row.tap], attention.errors.get(row.tap)
+        found.append(
+            TapFigure(
+                tap=row.tap,
+                note=_note(row),
+                scores=scores.tolist(),
+                errors=[math.nan] * row.channels if errors is None else errors.tolist(),
+                attention=weights[row.tap].tolist(),
+                drivers=_drivers(attention, row, task, order),
+            )
+        )
+    return found
+
+
+def _note(row: TapSummary) -> str:
+    parts = [
+        count(row.channels, "channel"),
+        f"effective {row.effective:,.1f}",
+        f"entropy {row.entropy:.3f}",
+    ]
+    if row.uncertainty is not None:
+        parts.append(f"error {100 * row.uncertainty:.0f}%")
+    return " \N{MIDDLE DOT} ".join(parts)
+
+
+def _drivers(
+    attention: ChannelAttention, row: TapSummary, task: Task, order: Sequence[int]
+) -> list[Driver]:
+    """The pictures that drive the top channels, with the names of their classes."""
+    found = attention.drivers.get(row.tap)
+    if found is None or not _is_drawn(task):
+        return []
+    drivers = []
+    for channel in row.top:
+        drawn = task.train.subset(order[position] for position in found[channel].tolist())
+        pictures = []
+        for path, label in zip(drawn.paths, drawn.labels, strict=True):
+            small = ImageOps.fit(_picture(task, path), (PIXELS, PIXELS))
+            pictures.append((small, task.describe(label)))
+        drivers.append(Driver(channel=channel, pictures=pictures))
+    return drivers
+
+
+def _is_drawn(task: Task) -> bool:
+    """Whether there are pictures of what is learnt from: of graphs, of molecules alone."""
+    if task.kind == "pictures":
+        return True
+    return GraphSpec.of(task.train.read(task.train.paths[0]).x).node_features == "atoms"
+
+
+def _picture(task: Task, path: str) -> Image.Image:
+    found = task.train.read(path)
+    if isinstance(found, Image.Image):
+        return found
+    from delta_transfer.data.molecules.drawing import draw_molecule  # which needs an extra
+
+    return draw_molecule(path, [0.0] * len(found.x))
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """What the command leaves behind.
+
+    Args:
+        attention: that was measured.
+        file: that holds it.
+        picture: beside the file.
+        noun: what one of the samples is called that it was measured on.
+    """
+
+    attention: ChannelAttention
+    file: Path
+    picture: Path
+    noun: Noun
+
+    @property
+    def taps(self) -> list[TapSummary]:
+        """A summary of each tap."""
+        return summarize(self.attention)
+
+    @property
+    def title(self) -> str:
+        """What it is, in a line."""
+        return f"Channel attention: {origin(self.attention, self.noun)}"
+
+    def to_json(self) -> str:
+        """All of it but the scores, which are in the file."""
+        values = {
+            "file": str(self.file),
+            "picture": str(self.picture),
+            "estimator": self.attention.method,
+            "samples": self.attention.samples,
+            "temperature": self.attention.temperature,
+            "clip": self.attention.clip,
+            "floor": self.attention.floor,
+            "taps": [dataclasses.asdict(tap) for tap in self.taps],
+        }
+        return json.dumps(values, indent=2)
+
+
+def measure(options: AttentionOptions) -> Measured:
+    """Measures channel attention and writes it, with a picture beside it.
+
+    Raises:
+        UserError: if an option, the data or the network is not as it must be, or the file may not
+            be written: nothing is written then.
+    """
+    config = _config(options)
+    file = _default_file(options.data) if options.out is None else Path(options.out).expanduser()
+    if options.out is None:
+        check_place(file.parent, data=options.data)
+    else:
+        _check_file(file, options)
+    prepared = prepare(config)
+    noun = prepared.task.noun
+    with progress_bar("channels", f"{noun}s x channels") as progress:
+        attention = estimate(prepared, config, progress=progress)
+    order = attention_order(config, len(prepared.task.train))
+    figure = attention_figure(
+        figures(attention, prepared.task, order),
+        title=f"Channel attention of {options.model} on {prepared.task.name}",
+        note=origin(attention, noun),
+    )
+    picture = file.with_suffix(".png")
+    _write(file, attention, picture, figure)
+    return Measured(attention=attention, file=file, picture=picture, noun=noun)
+
+
+def _config(options: AttentionOptions) -> TrainConfig:
+    """The options of a run that measures the same attention."""
+    return TrainConfig(
+        data=options.data,
+        model=options.model,
+        weights=options.weights,
+        preset=options.preset,
+        taps=options.taps,
+        attention=options.estimator,  # type: ignore[arg-type]  # None: as the preset says
+        attention_samples=options.samples,
+        attention_tolerance=options.tolerance,
+        attention_temperature=options.temperature,
+        attention_clip=options.clip,
+        attention_floor=options.floor,
+        image_size=options.image_size,
+        samples_per_class=options.samples_per_class,
+        seed=options.seed,
+        val_fraction=options.val_fraction,
+        test_split=options.test_split,
+        data_root=options.data_root,
+        smiles_column=options.smiles_column,
+        label_columns=options.label_columns,
+        split=options.split,
+        batch_size=options.batch_size,  # type: ignore[arg-type]
+        device=options.device,
+        workers=options.workers,
+    )
+
+
+def _default_file(data: str) -> Path:
+    first = Path("runs") / f"attention-{data_name(data)}-{time_stamp()}"
+    for number in itertools.count(1):
+        file = Path(f"{first}{'' if number == 1 else f'-{number}'}.safetensors")
+        if not file.exists() and not file.with_suffix(".png").exists():
+            return file
+    raise AssertionError
+
+
+def _check_file(file: Path, options: AttentionOptions) -> None:
+    """Checks that the file may be written, before anything slow begins.
+
+    Raises:
+        UserError: if it is there and may not be replaced, or its folder cannot be written.
+    """
+    if file.suffix != ".safetensors":
+        raise UserError(
+            f"--out {file} must end in .safetensors: give a name such as attention.safetensors"
+        )
+    for path in (file, file.with_suffix(".png")):
+        if path.exists() and not path.is_file():
+            raise UserError(f"--out {file}: {path} is no file: give another name")
+        if path.exists() and not options.overwrite:
+            raise UserError(
+                f"--out {file}: {path} is there already: give another name, or --overwrite"
+            )
+    if file.exists():
+        try:
+            ChannelAttention.load(file)
+        except UserError as error:
+            raise UserError(
+                f"--out {file}: --overwrite replaces channel attention alone, and {error}"
+            ) from error
+    folder = file.parent
+    if not folder.is_dir():
+        raise UserError(f"--out {file}: there is no folder {folder}: make it, or give another")
+    data = Path(options.data)
+    if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
+        raise UserError(
+            f"--out {file} lies in the data folder {data}, where the picture beside it would count "
+            "as one of the data: give a file outside of it"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--out {file}: the folder {folder} cannot be written: give another")
+
+
+def _write(file: Path, attention: ChannelAttention, picture: Path, figure: bytes) -> None:
+    """Writes both files; a picture that lies beside a file is always of that file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture.unlink(missing_ok=True)
+    attention.save(file)
+    write_atomically(picture, figure)

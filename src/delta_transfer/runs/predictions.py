@@ -1,0 +1,210 @@
+"""Predictions as files: CSV tables, and a few pictures worth looking at."""
+
+import csv
+import io
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from delta_transfer.data.graphs.loader import collate_graphs
+from delta_transfer.data.molecules.drawing import draw_molecule
+from delta_transfer.data.task import Split
+from delta_transfer.features.taps import Taps
+from delta_transfer.features.variance import FeatureVariance
+from delta_transfer.metrics.objectives import CLASSES, Classes, Objective
+from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.module_state import device_of, evaluating
+
+MISTAKES, RIGHT, APART = 12, 8, 6  # most pictures of each kind
+THUMBNAIL = 160
+
+
+def write_predictions(
+    path: Path,
+    split: Split,
+    answers: Tensor,
+    classes: Sequence[str],
+    objective: Objective = CLASSES,
+) -> None:
+    """Writes a row for each picture.
+
+    Of classes, `path,label,prediction` and a column of probabilities per class; of questions
+    `path`, then `label NAME` and `probability NAME` of each, and of values `label NAME` and
+    `prediction NAME`. A label that is not known is empty.
+
+    Args:
+        path: the CSV file.
+        split: the pictures.
+        answers: `[N, K]`.
+        classes: the K names; see `column_names`.
+        objective: what the answers mean.
+    """
+    told = _classes if isinstance(objective, Classes) else _values
+    write_atomically(path, to_csv(told(split, answers, classes, objective)))
+
+
+def _classes(
+    split: Split, answers: Tensor, classes: Sequence[str], objective: Objective
+) -> list[list[str]]:
+    names = column_names(classes)
+    rows = [["path", "label", "prediction", *names]]
+    told = zip(split.paths, split.class_indices, answers.tolist(), strict=True)
+    for path, label, row in told:
+        prediction = names[row.index(max(row))]
+        rows.append([path, names[label], prediction, *map(as_number, row)])
+    return rows
+
+
+def _values(
+    split: Split, answers: Tensor, names: Sequence[str], objective: Objective
+) -> list[list[str]]:
+    columns = [[f"label {name}", f"{objective.answer} {name}"] for name in names]
+    rows = [["path", *itertools.chain.from_iterable(columns)]]
+    told = zip(split.paths, split.targets.tolist(), answers.tolist(), strict=True)
+    for path, *pair in told:
+        cells = [[_known(label), f"{answer:.7g}"] for label, answer in zip(*pair, strict=True)]
+        rows.append([path, *itertools.chain.from_iterable(cells)])
+    return rows
+
+
+def _known(label: float) -> str:
+    return "" if math.isnan(label) else f"{label:.7g}"
+
+
+def column_names(classes: Sequence[str]) -> list[str]:
+    """The names that classes go by in a table, so that none is the name of another column.
+
+    Example:
+        >>> column_names(["cat", "path", "path (class)"])
+        ['cat', 'path (class)', 'path (class) (class)']
+    """
+    return [f"{name} (class)" if _COLUMN.fullmatch(name) else name for name in classes]
+
+
+_COLUMN = re.compile(r"(path|label|prediction|probability)( \(class\))*")
+
+
+def write_examples(
+    folder: Path, split: Split, probabilities: Tensor, probe: Tensor, classes: Sequence[str]
+) -> None:
+    """Writes small copies of telling pictures, and `examples.csv`.
+
+    These are the most confident mistakes and right answers, and pictures on which network and
+    linear probe disagree about right and wrong.
+
+    Args:
+        folder: of the run.
+        split: the pictures.
+        probabilities: `[N, K]`.
+        probe: `[N, K]`, of the linear probe.
+        classes: the names of the K classes.
+    """
+    confidence, predicted = probabilities.max(dim=1)
+    labels = split.targets
+    right, probe_right = predicted == labels, probe.argmax(dim=1) == labels
+    order = confidence.argsort(descending=True, stable=True).tolist()
+    kinds = (
+        (~right, MISTAKES),
+        (right, RIGHT),
+        (right & ~probe_right, APART),
+        (~right & probe_right, APART),
+    )
+    chosen: dict[int, None] = {}
+    for kind, most in kinds:
+        chosen |= dict.fromkeys([i for i in order if kind[i]][:most])
+    (folder / "examples").mkdir()
+    rows = [["file", "path", "label", "prediction", "probability"]]
+    for number, i in enumerate(chosen):
+        name = f"{number:02d}.jpg"
+        picture = split.read(split.paths[i])
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        picture.save(folder / "examples" / name, quality=85)
+        label, prediction = classes[split.class_indices[i]], classes[int(predicted[i])]
+        rows.append([name, split.paths[i], label, prediction, f"{confidence[i].item():.4f}"])
+    write_atomically(folder / "examples.csv", to_csv(rows))
+
+
+def as_number(value: float) -> str:
+    """A probability as it stands in a table."""
+    return f"{value:.6f}"
+
+
+def to_csv(rows: Sequence[Sequence[str]]) -> bytes:
+    """A table as a file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    # File names may hold bytes that are no text.
+    return text.getvalue().encode(errors="backslashreplace")
+
+
+LOOKED_AT = 512  # molecules at most
+MOST, LEAST = 9, 3  # that are drawn
+
+
+def write_molecules(
+    folder: Path, split: Split, *, network: nn.Module, source: nn.Module, taps: Sequence[str]
+) -> None:
+    """Draws the molecules whose features moved most and least: `examples/`, `molecules.csv`.
+
+    The darker an atom, the further its features moved, on one scale for all.
+
+    Args:
+        folder: of the run.
+        split: the molecules, of which some are looked at if there are many.
+        network: fine-tuned.
+        source: what it started from.
+        taps: of which the last one with a row for each atom is looked at.
+    """
+    count = min(LOOKED_AT, len(split))
+    some = split.subset(i * len(split) // count for i in range(count))
+    distances = atom_distances(some, network=network, source=source, taps=taps)
+    if not distances:
+        return
+    means = torch.stack([distance.mean() for distance in distances])
+    order = means.argsort(descending=True, stable=True).tolist()
+    chosen = dict.fromkeys([*order[:MOST], *order[-LEAST:]])
+    darkest = max(float(distances[i].max()) for i in chosen) or 1.0
+    (folder / "examples").mkdir()
+    rows = [["file", "path", "distance"]]
+    for number, i in enumerate(chosen):
+        file, name = f"{number:02d}.png", some.paths[i]
+        shades = (distances[i] / darkest).tolist()
+        draw_molecule(name, shades).save(folder / "examples" / file)
+        rows.append([file, name, f"{means[i].item():.6g}"])
+    write_atomically(folder / "molecules.csv", to_csv(rows))
+
+
+def atom_distances(
+    split: Split, *, network: nn.Module, source: nn.Module, taps: Sequence[str]
+) -> list[Tensor]:
+    """How far the features of each node of each graph moved: `[nodes]` for each, on the CPU.
+
+    In the unit of DELTA without attention, `1/2 mean_c (F(w) - F(w0))^2 / v`, in eval mode, at the
+    last tap that has a row for each node; nothing if none has.
+
+    Args:
+        split: graphs.
+        network: fine-tuned.
+        source: what it started from.
+        taps: names of modules of both.
+    """
+    graphs, _ = collate_graphs([(split.read(path), 0) for path in split.paths])
+    groups = graphs.groups
+    found = []
+    for model in (network, source):
+        with Taps(model, taps) as recorded, evaluating(model), torch.no_grad():
+            recorded.record(graphs.to(device_of(model)))
+            found.append(recorded.features())
+    tap = next((tap for tap in reversed(taps) if len(found[1][tap]) == len(groups)), None)
+    if tap is None:
+        return []
+    variance = FeatureVariance()
+    variance.update(found[1][tap])
+    squares = (found[0][tap] - found[1][tap]).square().mean(dim=1)
+    distances = (0.5 * squares / variance.compute()).cpu()
+    return list(torch.split(distances, torch.bincount(groups).tolist()))

@@ -1,0 +1,1 @@
+"""What every method of one data set, network and seed starts from."""
