@@ -30,7 +30,7 @@ from PIL import Image
 
 import delta_transfer.inference.predictor
 import delta_transfer.runs.run  # noqa: F401, so that a copy of this process has it
-from delta_transfer.cli import main as command
+from delta_transfer.cli.main import main as command
 
 CLASSES = ("brick", "grass", "gravel")
 SHARED = "--image-size=32 --batch-size=8 --workers=0 --device=cpu".split()

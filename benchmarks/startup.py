@@ -17,7 +17,7 @@ COMMANDS = (
     ["--version"],
     *([name, "--help"] for name in ("train", "evaluate", "predict")),
 )
-MAIN = "import sys; from delta_transfer.cli import main; sys.exit(main())"
+MAIN = "import sys; from delta_transfer.cli.main import main; sys.exit(main())"
 STARTS = {
     "python": ["pass"],  # what any start costs
     "import": ["import delta_transfer"],

@@ -9,9 +9,9 @@ from unittest import mock
 
 import docstring_parser
 
-from delta_transfer import arguments
-from delta_transfer.commands import COMMANDS
-from delta_transfer.commands.parsing import summary
+from delta_transfer.cli import arguments
+from delta_transfer.cli.arguments import summary
+from delta_transfer.cli.commands import COMMANDS
 
 _PAGE = re.compile(r"docs/([\w/]+\.md)")
 

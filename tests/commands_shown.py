@@ -9,11 +9,11 @@ from unittest import mock
 
 import timm
 
-from delta_transfer import arguments
 from delta_transfer.backbones.graph_models import GRAPH_LIBRARIES
 from delta_transfer.backbones.registry import LIBRARIES
-from delta_transfer.cli import main
-from delta_transfer.commands import COMMANDS
+from delta_transfer.cli import arguments
+from delta_transfer.cli.commands import COMMANDS
+from delta_transfer.cli.main import main
 from delta_transfer.config.commands import seed_list, size_list
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import is_named
@@ -141,7 +141,7 @@ def _python(args: list[str]) -> None:
 
 def _launched(args: list[str]) -> None:
     """What torchrun or srun starts on each machine."""
-    module = "delta_transfer.cli"
+    module = "delta_transfer.cli.main"
     start = args.index(module if module in args else "delta-transfer")
     _delta_transfer(args[start + 1 :])
 

@@ -72,7 +72,7 @@ def ctrl_c() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> RunResult:
     """What the command `train` left behind, with the method delta. Not to be written to."""
-    from delta_transfer.cli import main
+    from delta_transfer.cli.main import main
 
     out = tmp_path_factory.mktemp("runs") / "finished"
     assert main(["train", str(pictures), f"--out={out}", *flags(epochs=3)]) == 0

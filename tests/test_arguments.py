@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from delta_transfer.arguments import parse
+from delta_transfer.cli.arguments import parse
 from delta_transfer.errors import UserError
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.estimators.checkpoint import PartialFile
 from delta_transfer.attention.estimators.job import PIECE
-from delta_transfer.cli import main
+from delta_transfer.cli.main import main
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.run_result import RunResult

@@ -10,7 +10,7 @@ import torch
 import torchvision.datasets
 import yaml
 
-from delta_transfer import cli
+from delta_transfer.cli import main
 from delta_transfer.experiments.benchmark.recipe import list_recipes, recipes_folder
 from delta_transfer.metrics.run_result import RunResult
 from tests.data import miniatures
@@ -70,7 +70,7 @@ def shrunk(name: str, folder: Path, **options: Any) -> Path:
 
 def bench(file: Path, root: Path, *more: str) -> int:
     options = ["--device=cpu", "--workers=0", "--jobs=1", f"--data-root={root}"]
-    return cli.main(["bench", str(file), *options, *more])
+    return main.main(["bench", str(file), *options, *more])
 
 
 def cells(text: str, method: str) -> list[str]:

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 import delta_transfer
-from delta_transfer import cli
-from delta_transfer.cli import COMMANDS, main
+from delta_transfer.cli import main as cli
+from delta_transfer.cli.main import COMMANDS, main
 from delta_transfer.experiments.comparison.compare import Compared
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.run_result import RunResult
@@ -39,7 +39,7 @@ class TestHelp:
     def test_it_imports_nothing_slow(self, args):
         done = python(
             "import sys\n"
-            "from delta_transfer.cli import main\n"
+            "from delta_transfer.cli.main import main\n"
             "try:\n"
             f"    main({args})\n"
             "except SystemExit as stop:\n"
@@ -186,7 +186,7 @@ class TestUnexpected:
         read, write = os.pipe()
         os.close(read)
         done = subprocess.run(
-            [sys.executable, "-m", "delta_transfer.cli", *args],
+            [sys.executable, "-m", "delta_transfer.cli.main", *args],
             stdout=write,
             stderr=subprocess.PIPE,
             text=True,
@@ -200,7 +200,7 @@ class TestUnexpected:
     def test_output_onto_a_full_disk_is_one_message(self):
         with Path("/dev/full").open("w") as full:
             done = subprocess.run(
-                [sys.executable, "-m", "delta_transfer.cli", "methods"],
+                [sys.executable, "-m", "delta_transfer.cli.main", "methods"],
                 stdout=full,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -364,7 +364,9 @@ class TestPredict:
         except OSError:
             pytest.skip("this file system takes no such names")
         args = ["predict", str(finished.folder), str(tmp_path), "--device=cpu", "--workers=0"]
-        done = python(f"import sys; from delta_transfer.cli import main; sys.exit(main({args}))")
+        done = python(
+            f"import sys; from delta_transfer.cli.main import main; sys.exit(main({args}))"
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"{tmp_path}/caf\\udce9.png\t")
 
@@ -455,7 +457,7 @@ class TestCompare:
     @pytest.fixture
     def folders(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         """Where comparisons were to go, none of which is made."""
-        from delta_transfer import compare_command
+        from delta_transfer.cli.commands import compare
 
         found = []
 
@@ -463,12 +465,12 @@ class TestCompare:
             found.append(folder)
             return Compared(folder=folder, results=[], failures=[])
 
-        monkeypatch.setattr(compare_command, "compare", note)
+        monkeypatch.setattr(compare, "compare", note)
         return found
 
     def test_by_default_it_is_named_after_data_and_time(self, folders, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("delta_transfer.compare_command.time_stamp", lambda: "now")
+        monkeypatch.setattr("delta_transfer.cli.commands.compare.time_stamp", lambda: "now")
         assert main(["compare", "sklearn/digits"]) == 0
         assert main(["demo"]) == 0
         assert folders == [Path("runs/compare-sklearn-digits-now"), Path("runs/demo-now")]
@@ -484,8 +486,8 @@ class TestDemo:
     @pytest.fixture
     def small(self, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
         """The demo on tiny pictures and with few methods."""
-        monkeypatch.setattr("delta_transfer.compare_command.DEMO_IMAGE_SIZE", 32)
-        monkeypatch.setattr("delta_transfer.compare_command.DEMO_METHODS", ("probe", "l2"))
+        monkeypatch.setattr("delta_transfer.cli.commands.compare.DEMO_IMAGE_SIZE", 32)
+        monkeypatch.setattr("delta_transfer.cli.commands.compare.DEMO_METHODS", ("probe", "l2"))
         from delta_transfer.data.registry import SOURCES, load_task
 
         def load(*, seed: int, val_fraction: float, test_split: str):

@@ -365,7 +365,7 @@ class TestGoingOn:
             made(tmp_path)
 
     def test_its_options_are_options_of_the_command(self, fakes, tmp_path):
-        from delta_transfer.arguments import parse
+        from delta_transfer.cli.arguments import parse
         from delta_transfer.config.commands import CompareOptions, with_train
 
         made(tmp_path / "one", sizes=[5, None], taps="blocks.1", threads=1)

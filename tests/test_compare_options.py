@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from delta_transfer.arguments import parse
+from delta_transfer.cli.arguments import parse
 from delta_transfer.config.commands import CompareOptions, seed_list, size_list, with_train
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError

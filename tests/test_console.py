@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from delta_transfer.console import Formatter, flush_output
+from delta_transfer.cli.terminal import Formatter, flush_output
 from delta_transfer.errors import UserError
 from delta_transfer.utils.diagnostics import explain, message
 from delta_transfer.utils.progress import progress_bar

@@ -1,4 +1,4 @@
-from delta_transfer.console_tables import print_attention, print_table
+from delta_transfer.cli.tables import print_attention, print_table
 from delta_transfer.metrics.metrics import ACCURACY
 from delta_transfer.metrics.statistics import summarize
 from delta_transfer.report.comparison.runs import MethodSummary

@@ -17,7 +17,7 @@ from tests.runs import flags
 from tests.several import environment, free_port, run
 from tests.test_resume import left_in, traces
 
-COMMAND = [sys.executable, "-m", "delta_transfer.cli", "train"]
+COMMAND = [sys.executable, "-m", "delta_transfer.cli.main", "train"]
 
 
 def figures(file: Path, *, but: tuple[str, ...] = ()) -> list[list[float]]:

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
+from delta_transfer.cli.commands.evaluate import describe
 from delta_transfer.data.task import Split
-from delta_transfer.evaluation_text import describe
 from delta_transfer.inference.evaluation import ClassFigures, Evaluation
 
 

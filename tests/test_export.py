@@ -24,7 +24,7 @@ from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import save_model
-from delta_transfer.cli import main
+from delta_transfer.cli.main import main
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import load_task
 from delta_transfer.data.task import Split

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from delta_transfer import cli, train
+from delta_transfer import train
+from delta_transfer.cli import main
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.comparison.compare import compare
 from delta_transfer.utils.locks import LOCK, check_unlocked, locked
@@ -64,7 +65,7 @@ def test_a_second_command_is_refused_and_changes_nothing(pictures, tmp_path, cap
     folder = tmp_path / "run"
     name, *flags = command.split()
     with held(folder) as other:
-        assert cli.main([name, str(pictures), f"--out={folder}", *flags]) == 2
+        assert main.main([name, str(pictures), f"--out={folder}", *flags]) == 2
         said = capsys.readouterr().err
         assert f"error: process {other.pid} on {socket.gethostname()} writes into {folder}" in said
         assert [path.name for path in folder.iterdir()] == [LOCK]

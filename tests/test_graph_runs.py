@@ -13,14 +13,14 @@ pytest.importorskip("rdkit", reason="RDKit is not installed")
 from delta_transfer import TrainConfig, train
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.graph_models import load_graph_backbone
-from delta_transfer.cli import main
+from delta_transfer.cli.commands.evaluate import describe
+from delta_transfer.cli.main import main
 from delta_transfer.data.graphs.loader import collate_graphs
 from delta_transfer.data.molecules.nci import offline_smiles
 from delta_transfer.data.molecules.scaffold_split import scaffold
 from delta_transfer.data.molecules.smiles import read_molecule
 from delta_transfer.data.task import Split, pool
 from delta_transfer.errors import UserError
-from delta_transfer.evaluation_text import describe
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.report.run_files import read_molecules
 from delta_transfer.runs.folder import foreign

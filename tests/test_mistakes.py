@@ -24,8 +24,8 @@ import torch
 import yaml
 from PIL import Image
 
-from delta_transfer import cli
 from delta_transfer.attention.channel_attention import ChannelAttention
+from delta_transfer.cli import main
 from delta_transfer.config.commands import (
     AppOptions,
     AttentionOptions,
@@ -1943,7 +1943,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def error_of(capsys: pytest.CaptureFixture[str], command: str) -> str:
     """The one message of a command that must end with exit code 2."""
     capsys.readouterr()
-    assert cli.main(shlex.split(command)) == 2
+    assert main.main(shlex.split(command)) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert "Traceback" not in said.err
@@ -2036,7 +2036,7 @@ def test_a_disk_that_is_full_in_the_end_keeps_the_best_weights(capsys, folder, m
 def test_a_number_for_a_test_split_in_a_file_is_no_mistake(capsys, folder):
     options = {"data": "pictures/train", "method": "probe", "test_split": 0.2, "out": "new"}
     Path("options.yaml").write_text(yaml.safe_dump({**options, **OPTIONS}))
-    assert cli.main(["train", "-c", "options.yaml"]) == 0
+    assert main.main(["train", "-c", "options.yaml"]) == 0
     assert "error: " not in capsys.readouterr().err
     assert TrainConfig.load(Path("new/config.yaml")).test_split == "0.2"
     assert RunResult.load(Path("new")).test_accuracy is not None

@@ -12,11 +12,11 @@ import pytest
 from scipy.stats import rankdata
 
 from delta_transfer import train
-from delta_transfer.cli import main
+from delta_transfer.cli.commands.evaluate import describe
+from delta_transfer.cli.main import main
 from delta_transfer.data.registry import SOURCES
 from delta_transfer.data.task import Task
 from delta_transfer.errors import UserError
-from delta_transfer.evaluation_text import describe
 from delta_transfer.inference.evaluation_folder import save
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.metrics import MINUS, RMSE

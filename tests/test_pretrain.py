@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from delta_transfer import cli
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.graph_network import GraphNetwork
+from delta_transfer.cli import main
 from delta_transfer.config.commands import PretrainOptions
 from delta_transfer.errors import UserError
 
@@ -344,7 +344,7 @@ class TestData:
 def test_the_command_prints_scores_and_the_file(capsys, smiles, tmp_path):
     out = tmp_path / "out"
     flags = ["--model=pyg/GIN-2x8", "--epochs=1", "--device=cpu", f"--out={out}"]
-    assert cli.main(["pretrain", str(smiles), *flags]) == 0
+    assert main.main(["pretrain", str(smiles), *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "accuracy on graphs held out:"
     assert lines[-1].split() == ["weights", str(out / "weights.safetensors")]

@@ -29,7 +29,7 @@ from PIL import Image
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.backbones.graph_models import load_graph_backbone
-from delta_transfer.cli import main
+from delta_transfer.cli.main import main
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import load_task
 from delta_transfer.export.hub.card import base_model, model_card
@@ -149,7 +149,7 @@ def test_the_command_and_timm_in_processes_of_their_own(run, tmp_path, photograp
     with serve() as found:
         own = {**os.environ, **environment(found, tmp_path / "home")}
         started = {"env": own, "cwd": tmp_path, "check": True, "capture_output": True, "text": True}
-        push = [sys.executable, "-m", "delta_transfer.cli", "push", str(run), "ada/patterns"]
+        push = [sys.executable, "-m", "delta_transfer.cli.main", "push", str(run), "ada/patterns"]
         pushed = subprocess.run([*push, "--private"], **started)
         assert f"{found.url}/ada/patterns (private)" in pushed.stdout
         card = found.repos["ada/patterns"].files["README.md"].decode()

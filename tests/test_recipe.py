@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 import yaml
 
-from delta_transfer import cli
-from delta_transfer.bench_text import table
+from delta_transfer.cli import main
+from delta_transfer.cli.commands.bench import table
 from delta_transfer.config.commands import BenchOptions
 from delta_transfer.data.registry import is_named
 from delta_transfer.data.splits import hold_out
@@ -178,7 +178,7 @@ def test_molecules_have_no_classes_to_limit():
 
 
 def test_the_list_has_a_line_for_each(capsys, tmp_path):
-    assert cli.main(["bench", "--list", f"--data-root={tmp_path}"]) == 0
+    assert main.main(["bench", "--list", f"--data-root={tmp_path}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = {line.split()[0]: line.split() for line in lines[1:-1]}
     assert set(found) == set(RECIPES)
@@ -198,7 +198,7 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(capsys, tmp_path, mo
         ],
     )
     before = sorted(tmp_path.rglob("*"))
-    assert cli.main(["bench", str(file), "--dry-run", "--data-root=here", "--device=cpu"]) == 0
+    assert main.main(["bench", str(file), "--dry-run", "--data-root=here", "--device=cpu"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "runs 9: l2, l2sp, delta; seeds 0, 1, 2; runs/bench-dtd" in said
     assert "pictures not in here, to be got by hand, 2.4 GB: https://a.b" in said

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from delta_transfer import cli, train
-from delta_transfer.cli import main
-from delta_transfer.launching import OUTCOME
+from delta_transfer import train
+from delta_transfer.cli import main as cli
+from delta_transfer.cli.launcher import OUTCOME
+from delta_transfer.cli.main import main
 from delta_transfer.metrics.run_result import RunResult
 from tests.killed import kill_again_and_again, make
 from tests.runs import flags, tiny
@@ -135,7 +136,14 @@ def test_of_other_pictures_or_weights_it_starts_anew(pictures, tmp_path, caplog,
 
 
 def command_of(pictures: Path, out: Path) -> list[str]:
-    command = [sys.executable, "-m", "delta_transfer.cli", "train", str(pictures), f"--out={out}"]
+    command = [
+        sys.executable,
+        "-m",
+        "delta_transfer.cli.main",
+        "train",
+        str(pictures),
+        f"--out={out}",
+    ]
     return [*command, *flags(epochs=40, lr=1e-5, workers=2), "--checkpoint-minutes=60"]
 
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 import yaml
 
-from delta_transfer import cli
+from delta_transfer.cli import main
+from delta_transfer.cli.commands.search import lines, shown
 from delta_transfer.config.search import SearchOptions
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
@@ -34,7 +35,6 @@ from delta_transfer.experiments.search.trial import Pruned, _Listener, try_out
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import Prepared
-from delta_transfer.search_command import lines, shown
 from tests.runs import model_bytes, tiny
 
 METHOD = "delta_no_attention"
@@ -338,7 +338,7 @@ def out(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search of two trials, and then of three."""
     folder = tmp_path_factory.mktemp("search") / "out"
     for count in (2, 3):
-        assert cli.main(typed(pictures, folder, f"--trials={count}")) == 0
+        assert main.main(typed(pictures, folder, f"--trials={count}")) == 0
     return folder
 
 
@@ -365,13 +365,13 @@ def test_it_leaves_its_trials_and_whole_runs_of_the_default_and_the_best(out):
 
 def test_the_options_of_the_best_give_the_same_run(out, tmp_path):
     torch.set_num_threads(1)
-    assert cli.main(["train", "-c", str(out / "best.yaml"), f"--out={tmp_path / 'again'}"]) == 0
+    assert main.main(["train", "-c", str(out / "best.yaml"), f"--out={tmp_path / 'again'}"]) == 0
     assert model_bytes(tmp_path / "again") == model_bytes(out / "best")
 
 
 def test_the_same_command_makes_nothing_again_and_its_table_is_shown(capsys, pictures, out):
     before = {p: p.stat().st_mtime_ns for p in out.glob("**/*.json")}
-    assert cli.main(typed(pictures, out, "--trials=3")) == 0
+    assert main.main(typed(pictures, out, "--trials=3")) == 0
     said = capsys.readouterr()
     assert {p: p.stat().st_mtime_ns for p in out.glob("**/*.json")} == before
     assert "trials: 3, 3 of which are there" in said.err
@@ -383,8 +383,8 @@ def test_its_options_are_a_file_that_it_takes(pictures, out, capsys):
     shared = yaml.safe_load((out / "search.yaml").read_text())
     assert (shared["epochs"], shared["lr"], shared["threads"]) == ("1,2", "search", 1)
     command = ["search", "-c", str(out / "search.yaml"), "--trials=3", "--jobs=1", f"--out={out}"]
-    assert cli.main([*command, "--workers=0", "--device=cpu"]) == 0
-    assert cli.main([*command, "--epochs=3,4"]) == 2
+    assert main.main([*command, "--workers=0", "--device=cpu"]) == 0
+    assert main.main([*command, "--epochs=3,4"]) == 2
     said = capsys.readouterr().err
     assert "holds a search with other options: --epochs was 1,2 and is 3,4" in said
 
@@ -393,11 +393,11 @@ def test_it_may_be_replaced_but_not_with_something_of_the_users(capsys, pictures
     copy = shutil.copytree(out, tmp_path / "copy")
     (copy / "trials" / "1" / "thesis.tex").touch()
     train = ["train", str(pictures), "--overwrite", f"--out={copy}", "--method=probe", *TINY[:4]]
-    assert cli.main(train) == 2
+    assert main.main(train) == 2
     assert "holds something that is no run (trials/1/thesis.tex)" in capsys.readouterr().err
     (copy / "trials" / "1" / "thesis.tex").unlink()
     (copy / "search.db").unlink()
-    assert cli.main(typed(pictures, copy)) == 2
+    assert main.main(typed(pictures, copy)) == 2
     assert "its search.db is not there any more" in capsys.readouterr().err
 
 
@@ -422,7 +422,7 @@ LONG = ("--strength=search", "--epochs=4,6", "--checkpoint-steps=1", "--trials=3
 
 def start(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "delta_transfer.cli", *command],
+        [sys.executable, "-m", "delta_transfer.cli.main", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -442,10 +442,10 @@ def test_broken_off_it_goes_on_to_the_same_trials(pictures, tmp_path, stop):
     if stop == signal.SIGINT:
         assert "interrupted after 1 trials: the same command with --out" in said
     assert not (trial_folder(tmp_path / "out", 1) / "outcome.json").exists()
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     log = (trial_folder(tmp_path / "out", 1) / "train.log").read_text()
     assert "going on in epoch" in log
-    assert cli.main(typed(pictures, tmp_path / "whole", *LONG)) == 0
+    assert main.main(typed(pictures, tmp_path / "whole", *LONG)) == 0
     assert rows(tmp_path / "out") == rows(tmp_path / "whole")
     assert model_bytes(tmp_path / "out" / "best") == model_bytes(tmp_path / "whole" / "best")
 
@@ -456,7 +456,7 @@ def test_several_trials_at_a_time(pictures, tmp_path, how):
     out = tmp_path / "out"
     command = [*typed(pictures, out, "--trials=4", "--strength=search"), *how]
     done = subprocess.run(
-        [sys.executable, "-m", "delta_transfer.cli", *command],
+        [sys.executable, "-m", "delta_transfer.cli.main", *command],
         capture_output=True,
         text=True,
         check=False,
@@ -479,14 +479,14 @@ def test_several_trials_at_a_time(pictures, tmp_path, how):
 @pytest.mark.slow
 def test_minutes_begin_no_trial_after_them_but_the_first(pictures, tmp_path, capsys):
     command = typed(pictures, tmp_path / "out", "--minutes=1e-9", "--method=l2sp", "--epochs=1")
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     assert [row["trial"] for row in rows(tmp_path / "out")] == ["0"]
     assert "trials: as many as there is time for" in capsys.readouterr().err
 
 
 def test_a_default_that_fails_ends_it_and_is_tried_again(pictures, tmp_path, capsys):
     command = typed(pictures, tmp_path / "out", "--method=l2sp", "--lr=1e6")
-    assert cli.main(command) == 2
+    assert main.main(command) == 2
     said = capsys.readouterr().err
     assert "the first trial, the default, failed: training diverged" in said
     assert not list((tmp_path / "out" / "trials").iterdir())

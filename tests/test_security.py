@@ -21,10 +21,10 @@ from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from delta_transfer import cli
 from delta_transfer.attention.cache import measure_once
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.estimators.checkpoint import PartialFile
+from delta_transfer.cli import main
 from delta_transfer.data.images.decode import PictureError
 from delta_transfer.data.registry import load_task
 from delta_transfer.errors import UserError
@@ -355,7 +355,7 @@ def folder(finished, pictures, tmp_path, monkeypatch) -> Path:
 def test_a_trap_is_refused_or_not_read(capsys, folder, monkeypatch, where):
     for step in where.first:
         step(monkeypatch)
-    assert cli.main(shlex.split(where.command)) == where.code
+    assert main.main(shlex.split(where.command)) == where.code
     assert not Path(MARKER).exists()
     said = capsys.readouterr().err
     assert "Traceback" not in said

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from delta_transfer.cli import main
+from delta_transfer.cli.main import main
 from delta_transfer.runs.folder import FREE
 from delta_transfer.runs.run import train
 from delta_transfer.training.module import FineTuning

@@ -1,31 +1,55 @@
-"""Recipes, what they take and what they came to, as lines for the terminal."""
+"""The command bench."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from delta_transfer.data.download import default_data_root, size_in_words
-from delta_transfer.data.presence import is_there
-from delta_transfer.experiments.benchmark.benchmark import (
-    Bench,
-    Line,
-    Table,
-    count_seeds,
-    read_table,
-)
-from delta_transfer.experiments.benchmark.plan import Need, estimate_hours, list_needs
-from delta_transfer.experiments.benchmark.recipe import Published, Recipe
+from delta_transfer.cli.arguments import parse_command
+from delta_transfer.config.commands import BenchOptions
+
+if TYPE_CHECKING:  # they load torch, which --help does without
+    from delta_transfer.experiments.benchmark.benchmark import Bench, Line, Table
+    from delta_transfer.experiments.benchmark.plan import Need
+    from delta_transfer.experiments.benchmark.recipe import Published, Recipe
+
+
+def bench(args: Sequence[str]) -> None:
+    """Run the command with its arguments."""
+    options = parse_command("bench", BenchOptions, args, positional=["name"])
+    from delta_transfer.experiments.benchmark.recipe import find_recipe, list_recipes
+
+    if options.name is None:
+        print("\n".join(listing(list_recipes(), data_root=options.data_root)))
+        return
+    recipe = find_recipe(options.name)
+    from delta_transfer.experiments.benchmark import benchmark as benches
+
+    asked = benches.ask(recipe, options)
+    if options.dry_run:
+        print("\n".join(plan(asked)))
+        return
+    compared = benches.run(asked, jobs=options.jobs)
+    if compared.results:
+        for line in table(asked):
+            print(line)
+    from delta_transfer.cli.commands.compare import check_failures
+
+    check_failures(compared)
+
 
 _WIDTH = 100
 _THERE = {True: "yes", False: "no", None: "?"}
 
 
-def listing(recipes: Sequence[Recipe], *, data_root: str | None) -> Iterator[str]:
+def listing(recipes: "Sequence[Recipe]", *, data_root: str | None) -> Iterator[str]:
     """A line for each recipe.
 
     Args:
         recipes: of the table.
         data_root: where data sets lie.
     """
+    from delta_transfer.data.presence import is_there
+
     rows = [
         (
             recipe.name,
@@ -40,8 +64,10 @@ def listing(recipes: Sequence[Recipe], *, data_root: str | None) -> Iterator[str
     yield f"DELTA: as published; (r): recalled, not read. Data: in {_root(data_root)}."
 
 
-def plan(bench: Bench) -> Iterator[str]:
+def plan(bench: "Bench") -> Iterator[str]:
     """What the runs of a recipe would take."""
+    from delta_transfer.experiments.benchmark.plan import estimate_hours, list_needs
+
     recipe, root = bench.recipe, _root(bench.config.data_root)
     yield from _labelled("recipe", recipe.summary)
     yield from _labelled("source", recipe.source)
@@ -67,12 +93,14 @@ def plan(bench: Bench) -> Iterator[str]:
     yield from _differences(recipe)
 
 
-def table(bench: Bench) -> Iterator[str]:
+def table(bench: "Bench") -> Iterator[str]:
     """Our figures beside the published ones; nothing where no run of this size is finished.
 
     Raises:
         UserError: if the runs cannot be read, or their figure is not that of the recipe.
     """
+    from delta_transfer.experiments.benchmark.benchmark import read_table
+
     found = read_table(bench)
     if found is None:
         return
@@ -87,8 +115,10 @@ def table(bench: Bench) -> Iterator[str]:
     yield f"report   {bench.folder / 'report.html'}"
 
 
-def _ours(line: Line, table: Table) -> str:
+def _ours(line: "Line", table: "Table") -> str:
     """Mean and standard deviation; of one seed its figure. And how many seeds, if not all."""
+    from delta_transfer.experiments.benchmark.benchmark import count_seeds
+
     if line.ours is None:
         return "-"
     scale, count = table.scale, line.ours.count
@@ -97,14 +127,16 @@ def _ours(line: Line, table: Table) -> str:
     return f"{scale * line.ours.mean:.2f}{spread}{seeds}"
 
 
-def _figure(published: Published | None) -> str:
+def _figure(published: "Published | None") -> str:
     if published is None:
         return "-"
     spread = "" if published.deviation is None else f" +- {published.deviation:.2f}"
     return f"{published.figure:.2f}{spread}{' (r)' if published.recalled else ''}"
 
 
-def _need(need: Need, root: str) -> str:
+def _need(need: "Need", root: str) -> str:
+    from delta_transfer.data.download import size_in_words
+
     one = need.download
     if need.there:
         return "there"
@@ -116,7 +148,7 @@ def _need(need: Need, root: str) -> str:
     return f"{how}{size}: {one.url}{note}"
 
 
-def _differences(recipe: Recipe) -> Iterator[str]:
+def _differences(recipe: "Recipe") -> Iterator[str]:
     for text in recipe.differs:
         yield from _labelled("differs", text)
 
@@ -149,4 +181,6 @@ def _duration(hours: float) -> str:
 
 
 def _root(data_root: str | None) -> str:
+    from delta_transfer.data.download import default_data_root
+
     return str(default_data_root() if data_root is None else data_root)

@@ -1,20 +1,38 @@
-"""The command search: from its options to the lines and the table that it shows."""
+"""The command search."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from delta_transfer.config.commands import apart
+from delta_transfer.cli.arguments import parse_command
+from delta_transfer.cli.tables import print_trials
+from delta_transfer.config.commands import apart, with_train
 from delta_transfer.config.search import SearchOptions
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.experiments.search.search import Searched, Trial, search
-from delta_transfer.experiments.search.space import AUTO, train_options
-from delta_transfer.runs.folder import data_name, free_folder, time_stamp
+
+if TYPE_CHECKING:  # they load torch, which --help does without
+    from delta_transfer.experiments.search.search import Searched, Trial
+
+
+def search(args: Sequence[str]) -> None:
+    """Run the command with its arguments."""
+    kind = with_train(SearchOptions, without=["resume", "devices", "num_nodes", "strategy"])
+    exclusive = ["epochs", "steps"]
+    options = parse_command(
+        "search", kind, args, positional=["data"], config_file=True, exclusive=exclusive
+    )
+    found = run(options)
+    print_trials(shown(found), names=found.names)
+    print("\n".join(lines(found)))
+    for what, name in (("options", "best.yaml"), ("run", "best"), ("trials", "trials.csv")):
+        print(f"{what:<10} {found.folder / name}")
+
 
 SHOWN = 10
 
 
-def run(parsed: Any) -> Searched:
+def run(parsed: Any) -> "Searched":
     """Makes the search.
 
     Args:
@@ -23,22 +41,26 @@ def run(parsed: Any) -> Searched:
     Raises:
         UserError: if an option, the data or the network is not as it must be.
     """
+    from delta_transfer.experiments.search.search import search as make
+    from delta_transfer.experiments.search.space import train_options
+    from delta_transfer.runs.folder import data_name, free_folder, time_stamp
+
     asked, values = apart(parsed, SearchOptions)
     if asked.epochs != "search" and values["steps"] is not None:
         raise UserError("--epochs and --steps exclude each other: give one of them")
     config = TrainConfig(**values, **train_options(asked), overwrite=asked.overwrite)
     name = f"search-{data_name(config.data)}-{config.method}-{time_stamp()}"
-    return search(config, Path(asked.out).expanduser() if asked.out else free_folder(name), asked)
+    return make(config, Path(asked.out).expanduser() if asked.out else free_folder(name), asked)
 
 
-def shown(searched: Searched) -> list[Trial]:
+def shown(searched: "Searched") -> "list[Trial]":
     """The trials that are worth showing: the best ones, and the default."""
     complete = searched.complete
     best = complete[:SHOWN]
     return best + [trial for trial in complete[SHOWN:] if trial.number == 0]
 
 
-def lines(searched: Searched) -> list[str]:
+def lines(searched: "Searched") -> list[str]:
     """What it came to, in words."""
     best = searched.complete[0]
     default = next(trial for trial in searched.complete if trial.number == 0)
@@ -69,17 +91,19 @@ def lines(searched: Searched) -> list[str]:
     return found
 
 
-def _figures(trial: Trial) -> str:
+def _figures(trial: "Trial") -> str:
     outcome, measure = trial.outcome, trial.outcome.measure
     return f"loss {outcome.loss:.4f}, {measure.words} {measure.text(outcome.score)}"
 
 
-def _noun(searched: Searched) -> str:
+def _noun(searched: "Searched") -> str:
     return searched.runs["best"].sample
 
 
 def _shares(importances: dict[str, float]) -> dict[str, float]:
     """With whether strength is auto as a part of strength; the largest first."""
+    from delta_transfer.experiments.search.space import AUTO
+
     found: dict[str, float] = {}
     for name, share in importances.items():
         option = "strength" if name == AUTO else name

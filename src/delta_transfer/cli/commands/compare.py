@@ -1,26 +1,54 @@
-"""The commands `compare` and `demo`: from their options to the tables that they show."""
+"""The command compare."""
 
 import dataclasses
-import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from delta_transfer.config.commands import CompareOptions, DemoOptions, apart, seed_list, size_list
+from delta_transfer.cli.arguments import parse_command
+from delta_transfer.cli.tables import print_table
+from delta_transfer.config.commands import (
+    CompareOptions,
+    apart,
+    seed_list,
+    size_list,
+    with_train,
+)
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.experiments.comparison.compare import Compared, compare, describe
-from delta_transfer.report.comparison.runs import MethodSummary, read_comparison, summarize_methods
-from delta_transfer.runs.folder import data_name, free_folder, time_stamp
 
-logger = logging.getLogger(__name__)
-
-DEMO_METHODS = ("probe", "l2", "l2sp", "delta")
-DEMO_IMAGE_SIZE = 64  # of cells of 40 pixels
+if TYPE_CHECKING:  # they load torch, which --help does without
+    from delta_transfer.experiments.comparison.compare import Compared
+    from delta_transfer.report.comparison.runs import MethodSummary
 
 
-def run(parsed: Any) -> Compared:
+def compare(args: Sequence[str]) -> None:
+    """Run the command with its arguments."""
+    alone = ["method", "seed", "resume", "devices", "num_nodes", "strategy"]
+    kind = with_train(CompareOptions, without=alone)
+    exclusive = ["epochs", "steps"]
+    options = parse_command(
+        "compare", kind, args, positional=["data"], config_file=True, exclusive=exclusive
+    )
+    show_comparison(run(options))
+
+
+def show_comparison(compared: "Compared") -> None:
+    """Prints the tables of a comparison and where its files are.
+
+    Raises:
+        UserError: if a run failed.
+    """
+    if compared.results:
+        for table in tables(compared):
+            print_table(table.methods, title=table.title, failed=table.failed)
+        print(f"results  {compared.folder / 'results.csv'}")
+        print(f"report   {compared.folder / 'report.html'}")
+    check_failures(compared)
+
+
+def run(parsed: Any) -> "Compared":
     """Makes the comparison.
 
     Args:
@@ -29,11 +57,14 @@ def run(parsed: Any) -> Compared:
     Raises:
         UserError: if an option, the data or the network is not as it must be.
     """
+    from delta_transfer.experiments.comparison.compare import compare as make
+    from delta_transfer.runs.folder import data_name
+
     options, values = apart(parsed, CompareOptions)
     config = TrainConfig(**values, overwrite=options.overwrite)
-    return compare(
+    return make(
         config,
-        _folder(options.out, otherwise=f"compare-{data_name(config.data)}"),
+        comparison_folder(options.out, otherwise=f"compare-{data_name(config.data)}"),
         methods=[method.strip() for method in options.methods.split(",")],
         seeds=seed_list(options.seeds),
         sizes=size_list(options.samples_per_class),
@@ -43,26 +74,10 @@ def run(parsed: Any) -> Compared:
     )
 
 
-def demo(options: DemoOptions) -> Compared:
-    """Makes the comparison that is the demo.
+def comparison_folder(out: str | None, *, otherwise: str) -> Path:
+    """Return the folder asked for, or runs/NAME-TIME."""
+    from delta_transfer.runs.folder import time_stamp
 
-    Raises:
-        UserError: if an option is not as it must be.
-    """
-    config = TrainConfig(
-        data="skimage/patches",
-        image_size=DEMO_IMAGE_SIZE,
-        epochs=options.epochs,
-        overwrite=options.overwrite,
-        device=options.device,
-    )
-    seeds, folder = seed_list(options.seeds), _folder(options.out, otherwise="demo")
-    logger.info("17 photographs and textures cut into cells; 5 training pictures a class")
-    return compare(config, folder, methods=DEMO_METHODS, seeds=seeds)
-
-
-def _folder(out: str | None, *, otherwise: str) -> Path:
-    """What was asked for, or runs/NAME-TIME."""
     return Path(out).expanduser() if out else free_folder(f"{otherwise}-{time_stamp()}")
 
 
@@ -77,12 +92,14 @@ class Table:
     """
 
     title: str
-    methods: list[MethodSummary]
+    methods: "list[MethodSummary]"
     failed: dict[str, int]
 
 
-def tables(compared: Compared) -> Iterator[Table]:
+def tables(compared: "Compared") -> Iterator[Table]:
     """A table for each size of the training set, the smallest first."""
+    from delta_transfer.report.comparison.runs import read_comparison, summarize_methods
+
     runs = read_comparison(compared.folder)
     for size in runs.sizes:
         here = runs.at(size)
@@ -97,12 +114,14 @@ def tables(compared: Compared) -> Iterator[Table]:
         )
 
 
-def check_failures(compared: Compared) -> None:
+def check_failures(compared: "Compared") -> None:
     """Names the runs that failed.
 
     Raises:
         UserError: if there is one.
     """
+    from delta_transfer.experiments.comparison.compare import describe
+
     if compared.failures:
         told = "; ".join(f"{describe(run)}: {reason}" for run, reason in compared.failures)
         raise UserError(

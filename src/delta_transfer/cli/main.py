@@ -5,10 +5,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from delta_transfer import launching
-from delta_transfer.commands import COMMANDS
-from delta_transfer.commands.parsing import summary
-from delta_transfer.console import Formatter, ending_at_sigterm, flush_output
+from delta_transfer.cli import launcher
+from delta_transfer.cli.commands import COMMANDS, find_command
+from delta_transfer.cli.terminal import Formatter, ending_at_sigterm, flush_output
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.utils.diagnostics import explain, message
 
@@ -22,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 success; 2 the user's input or the user's machine is in the way (one
         message); 1 anything else, with a traceback unless the user broke it off.
     """
-    launching.stop_if_over()
+    launcher.stop_if_over()
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter())
     _log.addHandler(handler)
@@ -32,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             # The launcher ends those that are left of several so, and starts all of them again.
-            with ending_at_sigterm(silently=launching.is_launched()):
+            with ending_at_sigterm(silently=launcher.is_launched()):
                 _run(list(sys.argv[1:] if argv is None else argv))
         finally:
             flush_output()
@@ -46,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         explained = explain(error)
         if explained is not None:
             return _end(2, f"error: {explained}")
-        if launching.is_lost(error):
-            launching.give_up(error)
+        if launcher.is_lost(error):
+            launcher.give_up(error)
         raise
     finally:
         _log.removeHandler(handler)
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _end(code: int, said: str) -> int:
     """Says why the command ends; of several processes one does."""
-    if launching.claim_end(code):
+    if launcher.claim_end(code):
         print(said, file=sys.stderr)
     return code
 
@@ -69,7 +68,7 @@ def _run(args: Sequence[str]) -> None:
 
         print(version("delta-transfer"))
     elif args[0] in COMMANDS:
-        COMMANDS[args[0]](args[1:])
+        find_command(args[0])(args[1:])
     elif args[0].startswith("-"):
         raise UserError(
             f"unknown command {args[0]!r}: options stand behind the command, which is one of "
@@ -81,10 +80,6 @@ def _run(args: Sequence[str]) -> None:
 
 def _help() -> str:
     lines = ["usage: delta-transfer COMMAND ...", "", "Fine-tune without forgetting.", ""]
-    lines += [f"  {name:10} {summary(command)}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:10} {summary}" for name, summary in COMMANDS.items()]
     lines += ["", "delta-transfer COMMAND --help lists the options of a command."]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

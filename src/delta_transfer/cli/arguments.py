@@ -12,6 +12,7 @@ import docstring_parser
 import yaml
 from jsonargparse import ArgumentParser
 
+from delta_transfer.cli.commands import COMMANDS
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.utils.files import read_yaml
 from delta_transfer.utils.type_hints import in_words
@@ -196,3 +197,24 @@ def _reword(message: str, hints: Mapping[str, Any], positional: Sequence[str], f
     if found is not None:
         return f"unrecognized arguments: {found[1]}; {form}"
     return message
+
+
+def parse_command(
+    command: str,
+    options: type[Options],
+    args: Sequence[str],
+    *,
+    positional: Sequence[str] = (),
+    config_file: bool = False,
+    exclusive: Sequence[str] = (),
+) -> Options:
+    """Parse the arguments of a command of `COMMANDS`; see `parse`."""
+    return parse(
+        options,
+        args,
+        prog=f"delta-transfer {command}",
+        summary=COMMANDS[command],
+        positional=positional,
+        config_file=config_file,
+        exclusive=exclusive,
+    )

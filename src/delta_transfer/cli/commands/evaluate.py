@@ -1,21 +1,63 @@
-"""An evaluation as lines of text: its figures, its classes, and what is taken for what."""
+"""The command evaluate."""
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from delta_transfer.inference.evaluation import Evaluation
-from delta_transfer.inference.evaluation_per_target import ColumnEvaluation, describe_columns
+from delta_transfer.cli.arguments import parse_command
+from delta_transfer.config.commands import EvaluateOptions
+
+if TYPE_CHECKING:  # they load torch, which --help does without
+    from delta_transfer.inference.evaluation import Evaluation
+    from delta_transfer.inference.evaluation_per_target import ColumnEvaluation
+
+_log = logging.getLogger("delta_transfer")
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Run the command with its arguments."""
+    options = parse_command("evaluate", EvaluateOptions, args, positional=["run", "data"])
+    from delta_transfer.inference import evaluation_folder
+    from delta_transfer.inference.predictor import Predictor
+
+    if options.out is not None:
+        evaluation_folder.check_folder(Path(options.out), data=options.data)
+    predictor = Predictor(
+        options.run,
+        device=options.device,
+        batch_size=options.batch_size,
+        workers=options.workers,
+    )
+    found = predictor.evaluate(options.data, data_root=options.data_root)
+    if found.seen:
+        _log.warning(
+            "the run has learnt from %ss of %s: these figures flatter it",
+            found.split.noun,
+            options.data,
+        )
+    folder = evaluation_folder.save(found, run=Path(options.run), out=options.out)
+    if options.json:
+        print(found.to_json(), end="")
+        return
+    print("\n".join(describe(found)))
+    if folder is not None:
+        print(f"\nfiles    {folder}")
+
 
 MATRIX = 20  # most classes of a confusion matrix; of more, the pairs are told
 PAIRS = 10
 
 
-def describe(evaluation: Evaluation | ColumnEvaluation) -> list[str]:
+def describe(evaluation: "Evaluation | ColumnEvaluation") -> list[str]:
     """The figures, then a line for each class, with the confusion matrix or its largest entries.
 
     Of questions and values, a line for each.
     """
+    from delta_transfer.inference.evaluation_per_target import ColumnEvaluation, describe_columns
+
     if isinstance(evaluation, ColumnEvaluation):
         return describe_columns(evaluation)
     percent = {
@@ -43,7 +85,7 @@ def describe(evaluation: Evaluation | ColumnEvaluation) -> list[str]:
 _KEY = ("To the right: how often each class, a row, was taken for which, a column.",)
 
 
-def _classes(evaluation: Evaluation, matrix: Sequence[str] | None) -> list[str]:
+def _classes(evaluation: "Evaluation", matrix: Sequence[str] | None) -> list[str]:
     """A line for each class, each followed by its line of the matrix."""
     width = max(cell_len(figures.name) for figures in evaluation.classes)
     width = max(width, len("class"))
@@ -65,7 +107,7 @@ def _matrix(confusion: Sequence[Sequence[int]]) -> list[str]:
     return [f"  {line}" for line in (head, *rows)]
 
 
-def _pairs(evaluation: Evaluation) -> list[str]:
+def _pairs(evaluation: "Evaluation") -> list[str]:
     """The pairs of classes that are confused most often."""
     names = [figures.name for figures in evaluation.classes]
     pairs = [

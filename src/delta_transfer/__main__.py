@@ -1,0 +1,7 @@
+"""`python -m delta_transfer`: the program delta-transfer."""
+
+import sys
+
+from delta_transfer.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,29 @@
+"""The commands, one file each, which is imported when its command is called."""
+
+import importlib
+from collections.abc import Callable, Sequence
+
+COMMANDS = {
+    "train": "Fine-tune a pretrained network on a folder of images.",
+    "evaluate": "Evaluate a run on labelled images, molecules or graphs, class by class.",
+    "predict": "Predict the class and probability of images or molecules.",
+    "export": "Export the network of a run to ONNX, torch.export or timm, and verify it.",
+    "push": "Upload a run to the Hugging Face Hub with a model card, or write the folder for it.",
+    "app": "Serve a page that predicts images and explains the predictions.",
+    "attention": "Measure how much each channel of a pretrained network matters for a data set.",
+    "compare": "Compare methods on the same data over several seeds; resumes if interrupted.",
+    "search": "Search strength, learning rate, number of epochs and taps by many trials.",
+    "bench": "Reproduce a published result and print it beside the published one.",
+    "layers": "List the modules of a network that can be tapped, and those that auto takes.",
+    "pretrain": "Pretrain a network on molecules or graphs without labels.",
+    "methods": "List the methods of fine-tuning.",
+    "demo": "Compare DELTA with its baselines on bundled images: a few minutes, offline.",
+}
+"""Command -> what `--help` says of it, in the order of `delta-transfer --help`."""
+
+
+def find_command(name: str) -> Callable[[Sequence[str]], None]:
+    """Return the function that runs a command of `COMMANDS` with its arguments."""
+    module = importlib.import_module(f"delta_transfer.cli.commands.{name}")
+    command: Callable[[Sequence[str]], None] = getattr(module, name)
+    return command

@@ -1,0 +1,33 @@
+"""The command app."""
+
+from collections.abc import Sequence
+
+from delta_transfer.cli.arguments import parse_command
+from delta_transfer.config.commands import (
+    AppOptions,
+)
+from delta_transfer.utils.progress import progress_bar
+
+
+def app(args: Sequence[str]) -> None:
+    """Run the command with its arguments."""
+    options = parse_command("app", AppOptions, args, positional=["run"])
+    from delta_transfer.app import serving
+
+    serving.need_app_libraries()
+    with serving.listening(options.host, options.port) as listener:
+        from delta_transfer.app.opening import open_run
+        from delta_transfer.app.site import make_site
+
+        explainer = open_run(
+            options.run,
+            examples=options.examples,
+            progress=progress_bar,
+            data_root=options.data_root,
+            device=options.device,
+        )
+        hosts = serving.hosts_of(listener, options.host)
+        site = make_site(explainer, hosts=hosts, limit=options.max_mb * 2**20)
+        print(f"page     {serving.address_of(listener, options.host)}", flush=True)
+        print("         Ctrl-C ends it", flush=True)
+        serving.serve(site, listener)

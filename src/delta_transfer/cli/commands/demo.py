@@ -1,0 +1,43 @@
+"""The command demo."""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from delta_transfer.cli.arguments import parse_command
+from delta_transfer.cli.commands.compare import comparison_folder, show_comparison
+from delta_transfer.config.commands import DemoOptions, seed_list
+from delta_transfer.config.train import TrainConfig
+
+if TYPE_CHECKING:  # it loads torch, which --help does without
+    from delta_transfer.experiments.comparison.compare import Compared
+
+logger = logging.getLogger(__name__)
+
+DEMO_METHODS = ("probe", "l2", "l2sp", "delta")
+DEMO_IMAGE_SIZE = 64  # of cells of 40 pixels
+
+
+def demo(args: Sequence[str]) -> None:
+    """Run the command with its arguments."""
+    show_comparison(run(parse_command("demo", DemoOptions, args)))
+
+
+def run(options: DemoOptions) -> "Compared":
+    """Makes the comparison that is the demo.
+
+    Raises:
+        UserError: if an option is not as it must be.
+    """
+    from delta_transfer.experiments.comparison.compare import compare
+
+    config = TrainConfig(
+        data="skimage/patches",
+        image_size=DEMO_IMAGE_SIZE,
+        epochs=options.epochs,
+        overwrite=options.overwrite,
+        device=options.device,
+    )
+    seeds, folder = seed_list(options.seeds), comparison_folder(options.out, otherwise="demo")
+    logger.info("17 photographs and textures cut into cells; 5 training pictures a class")
+    return compare(config, folder, methods=DEMO_METHODS, seeds=seeds)

@@ -1,0 +1,50 @@
+"""The command predict."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from delta_transfer.cli.arguments import parse_command
+from delta_transfer.config.commands import (
+    PredictOptions,
+)
+
+_log = logging.getLogger("delta_transfer")
+
+
+def predict(args: Sequence[str]) -> None:
+    """Run the command with its arguments."""
+    options = parse_command("predict", PredictOptions, args, positional=["run", "paths"])
+    from delta_transfer.inference import prediction_files
+    from delta_transfer.inference.predictor import Predictor
+    from delta_transfer.metrics.objectives import Classes
+
+    table = None if options.csv is None else Path(options.csv)
+    if table is not None:
+        prediction_files.check_table(table, overwrite=options.overwrite)
+    elif options.overwrite:
+        _log.warning("--overwrite is ignored: no file is written without --csv")
+    if options.top is not None and table is not None and not options.json:
+        _log.warning("--top is ignored: the file of --csv has all classes, and nothing is printed")
+    predictor = Predictor(
+        options.run,
+        device=options.device,
+        batch_size=options.batch_size,
+        workers=options.workers,
+    )
+    if options.top is not None and not isinstance(predictor.objective, Classes):
+        _log.warning("--top is ignored: all %s are answered", predictor.objective.outputs)
+    if table is None and not options.json:
+        for prediction in predictor.stream(options.paths):
+            line = prediction_files.to_line(
+                prediction, top=options.top or 1, objective=predictor.objective
+            )
+            print(line)
+        return
+    predictions = predictor.predict(options.paths)
+    if table is not None:
+        prediction_files.write_table(table, predictions, predictor.classes, predictor.objective)
+    if not options.json:
+        print(f"csv      {table}")
+        return
+    print(prediction_files.to_json(predictions, top=options.top, objective=predictor.objective))

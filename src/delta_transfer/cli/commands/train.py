@@ -1,0 +1,42 @@
+"""The command train."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from delta_transfer.cli import launcher
+from delta_transfer.cli.arguments import parse_command
+
+_log = logging.getLogger("delta_transfer")
+
+
+def train(args: Sequence[str]) -> None:
+    """Run the command with its arguments."""
+    from delta_transfer.config.train import TrainConfig
+
+    exclusive = ["epochs", "steps"]
+    config = parse_command(
+        "train", TrainConfig, args, positional=["data"], config_file=True, exclusive=exclusive
+    )
+    from delta_transfer.runs import run, validation
+    from delta_transfer.runs.folder import default_folder
+
+    count = 1 if launcher.is_started_by_other() else validation.count_processes(config)
+    if count > 1:
+        out = [] if config.out else [f"--out={default_folder(config)}"]
+        code = launcher.launch(["train", *args, *out], processes=count)
+        if code:
+            sys.exit(code)  # which of them has said why
+        return
+    result = run.train(config)
+    if launcher.is_heard():
+        for what, name in (
+            ("model", "model"),
+            ("report", "report.html"),
+            ("metrics", "metrics.csv"),
+            ("states", "checkpoints"),
+        ):
+            if (
+                result.folder / name
+            ).exists():  # without training there are neither of the last two
+                print(f"{what:<8} {result.folder / name}")
