@@ -76,7 +76,7 @@ def run(parsed: Any) -> "Compared":
 
 def comparison_folder(out: str | None, *, otherwise: str) -> Path:
     """Return the folder asked for, or runs/NAME-TIME."""
-    from delta_transfer.runs.folder import time_stamp
+    from delta_transfer.runs.folder import free_folder, time_stamp
 
     return Path(out).expanduser() if out else free_folder(f"{otherwise}-{time_stamp()}")
 
