@@ -17,7 +17,7 @@ import torch
 from _pytest.doctest import DoctestModule
 
 from delta_transfer.metrics.run_result import RunResult
-from tests.runs import flags, tiny, write_pictures
+from tests.run_folders import flags, tiny, write_pictures
 
 METHODS = ("probe", "l2", "lp_ft", "l2sp", "delta_no_attention", "delta")
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from delta_transfer import train
 from delta_transfer.experiments.comparison.compare import compare
-from tests.runs import tiny
+from tests.run_folders import tiny
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
 WRITING = os.O_WRONLY | os.O_RDWR

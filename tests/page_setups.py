@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.networks import conv_net
 from tests.rows import graph_net, some_rows
-from tests.runs import write_pictures
+from tests.run_folders import write_pictures
 
 Names = dict[str, Any]
 

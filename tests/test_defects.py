@@ -34,7 +34,7 @@ from delta_transfer.runs.preparation.prepared import Prepared
 from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
 from tests.networks import conv_net, hooks_of, moved
-from tests.runs import model_bytes, tiny
+from tests.run_folders import model_bytes, tiny
 
 TAPS = ("norm1", "conv3")
 METHODS = list(ESTIMATORS)

@@ -46,7 +46,7 @@ from delta_transfer.experiments.comparison.folder import Plan, begin
 from delta_transfer.experiments.search.folder import begin as begin_search
 from delta_transfer.experiments.search.folder import options_of
 from delta_transfer.metrics.run_result import RunResult
-from tests.runs import OPTIONS, flags
+from tests.run_folders import OPTIONS, flags
 
 TINY = " ".join(flags())  # small pictures on the CPU, where a network is loaded
 SMALL = "--image-size=32 --device=cpu --workers=0"  # the same of attention

@@ -30,10 +30,10 @@ from delta_transfer.data.registry import load_task
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.comparison.compare import compare
 from delta_transfer.training.checkpoints import WholeCheckpoints, find_last
+from tests.attention.test_cache import MEASUREMENT, file_of
 from tests.data.miniatures import MAKERS
 from tests.report.made import Page
-from tests.runs import flags, tiny
-from tests.test_attention_cache import MEASUREMENT, file_of
+from tests.run_folders import flags, tiny
 from tests.training.test_resume import BreakOff, same, trained
 
 MARKER = "marker"  # the folder that a trap makes in the current one

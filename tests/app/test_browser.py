@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from tests.runs import CLASSES
+from tests.run_folders import CLASSES
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")

@@ -11,7 +11,7 @@ from delta_transfer.app.class_map import look
 from delta_transfer.app.positions import as_map
 from tests.app.asking import inputs_of, target_of
 from tests.networks import conv_net, hooks_of
-from tests.runs import CLASSES
+from tests.run_folders import CLASSES
 
 
 @pytest.mark.parametrize("index", [0, 2])

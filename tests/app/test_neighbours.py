@@ -11,7 +11,7 @@ from PIL import Image
 from delta_transfer.app.neighbours import Neighbours
 from delta_transfer.data.task import Split
 from tests.app.asking import changed, inputs_of, opened, page_text, target_of
-from tests.runs import CLASSES, SPLITS
+from tests.run_folders import CLASSES, SPLITS
 
 
 def test_they_are_the_nearest_by_a_slow_look_at_all(explainer, picture, pictures):

@@ -15,7 +15,7 @@ from delta_transfer.backbones.saved import save_model
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from tests.app.asking import both_features, changed, opened, page_text, silent
-from tests.runs import SPLITS
+from tests.run_folders import SPLITS
 from tests.test_security import MARKER, as_torch
 
 

@@ -16,7 +16,7 @@ from delta_transfer.app.explainer import Explainer
 from delta_transfer.app.pages import asset
 from delta_transfer.app.site import HEADERS, make_site
 from tests.app.asking import as_bytes, ask
-from tests.runs import CLASSES
+from tests.run_folders import CLASSES
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.inference.predictor import Predictor
 from tests.backbones.graph_inputs import molecules
 from tests.networks import conv_net
-from tests.runs import CLASSES
+from tests.run_folders import CLASSES
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from delta_transfer.metrics.objectives import Classes
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import Accumulation
 from delta_transfer.training.module import FineTuning, Optimization
+from tests.methods.test_registry import PARTS
 from tests.networks import conv_net, moved
-from tests.test_methods import PARTS
 from tests.training.test_fit import OPTIONS, plan, run
 
 DIVISIBLE = [

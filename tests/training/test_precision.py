@@ -10,8 +10,8 @@ from delta_transfer.methods import Step
 from delta_transfer.methods.registry import METHODS, find_method
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.trainer import find_precision
+from tests.methods.test_registry import PARTS
 from tests.networks import conv_net, moved
-from tests.test_methods import PARTS
 from tests.training.test_fit import plan, run
 
 CPU = torch.device("cpu")

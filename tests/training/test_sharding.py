@@ -14,11 +14,11 @@ from delta_transfer import train
 from delta_transfer.errors import UserError
 from delta_transfer.training.distributed import find_units
 from tests.networks import conv_net
-from tests.runs import flags, tiny
+from tests.run_folders import flags, tiny
+from tests.runs.test_plan import SPEC
+from tests.runs.test_resume import left_in, traces
 from tests.several import run
-from tests.test_distributed import COMMAND, check_same_figures, wait_for_epoch
-from tests.test_resume import left_in, traces
-from tests.test_tuning import SPEC
+from tests.utils.test_distributed import COMMAND, check_same_figures, wait_for_epoch
 
 
 class Block(nn.Sequential):
@@ -85,7 +85,7 @@ def check_same_states(run: Path, other: Path) -> None:
 
 def test_sharded_weights_are_trained_to_those_of_one_process(pictures, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    run("train_sharded", pictures, two, "small", module="tests.sharing_runs")
+    run("train_sharded", pictures, two, "small", module="tests.sharded_runs")
     train(tiny(pictures, one, method="l2", lr=1e-3), network=conv_net(), spec=SPEC)
     check_same_figures(two, one)
     check_same_states(two, one)
@@ -96,7 +96,7 @@ def test_sharded_weights_are_trained_to_those_of_one_process(pictures, tmp_path)
 @pytest.mark.parametrize("method", ["l2", "l2sp", "delta"])
 def test_so_are_those_of_a_network_with_blocks(pictures, tmp_path, method):
     one, two = tmp_path / "one", tmp_path / "two"
-    run("train_sharded", pictures, two, method, module="tests.sharing_runs")
+    run("train_sharded", pictures, two, method, module="tests.sharded_runs")
     train(tiny(pictures, one, method=method))
     check_same_figures(two, one)
     check_same_states(two, one)

@@ -1,0 +1,296 @@
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+import yaml
+
+from delta_transfer.cli import main
+from delta_transfer.cli.commands.bench import table
+from delta_transfer.config.commands import BenchOptions
+from delta_transfer.data.registry import is_named
+from delta_transfer.data.splits import hold_out
+from delta_transfer.data.task import Split
+from delta_transfer.errors import UserError
+from delta_transfer.experiments.benchmark.benchmark import ask, run
+from delta_transfer.experiments.benchmark.plan import estimate_hours, list_needs
+from delta_transfer.experiments.benchmark.recipe import (
+    find_recipe,
+    list_recipes,
+    read_recipe,
+    recipes_folder,
+)
+from delta_transfer.methods.registry import METHODS
+from delta_transfer.metrics.metrics import ACCURACY, ROC_AUC, Measure
+from delta_transfer.report.comparison.runs import Comparison, Entry
+
+ROWS = {  # of published tables: DELTA's figure, and whether it is recalled
+    "cifar10": (94.76, True),
+    "cifar100": (80.39, False),
+    "dtd": (72.23, False),
+    "fgvc_aircraft": (87.05, False),
+    "oxford_iiit_pet": (89.54, False),
+    "caltech101": (92.19, False),
+    "stanford_cars": (88.73, True),
+    "flowers102": (98.65, True),
+    "proteins": (63.96, False),
+    "bbbp": (68.4, False),
+    "sider": (62.9, False),
+    "cub200": (82.3, False),
+    "stanford_cars_tllib": (88.4, False),
+}
+OF_THE_PAPER = {"stanford_dogs", "mit67", "caltech256_30", "caltech256_60", "food101"}
+
+RECIPES = {recipe.name: recipe for recipe in list_recipes()}
+
+
+def test_there_is_one_for_every_row():
+    assert set(RECIPES) == set(ROWS) | OF_THE_PAPER
+    assert {file.stem for file in recipes_folder().iterdir()} == set(RECIPES)
+    for name, (figure, recalled) in ROWS.items():
+        delta = RECIPES[name].published["delta"]
+        assert (delta.figure, delta.recalled) == (figure, recalled)
+    assert not any(RECIPES[name].published for name in OF_THE_PAPER)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_names_data_methods_and_sources_that_there_are(name):
+    recipe = RECIPES[name]
+    assert is_named(recipe.options["data"])
+    assert set(recipe.methods) <= set(METHODS)
+    assert "https://" in recipe.source
+    assert recipe.differs
+    assert re.match("https?://", recipe.download[0].url)
+    assert recipe.download[0].file is None  # the data set comes first
+    assert len(set(recipe.seeds)) == len(recipe.seeds)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Writes a recipe in which something is changed or left out."""
+
+    def make(without: str | None = None, **changes: object) -> Path:
+        values = yaml.safe_load((recipes_folder() / "dtd.yaml").read_text()) | changes
+        values.pop(without, None)
+        file = tmp_path / "own.yaml"
+        file.write_text(yaml.safe_dump(values))
+        return file
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"epoch": 3}, r"own\.yaml: unknown key 'epoch'"),
+        ({"without": "source"}, r"own\.yaml: source is missing; needed are name, "),
+        ({"samples": "many"}, "samples must be a whole number, got 'many'"),
+        ({"samples": True}, "samples must be a whole number, got True"),
+        ({"methods": "l2"}, "methods must be a list, got 'l2'"),
+        ({"seeds": [0, "a"]}, "seeds must be a whole number, got 'a'"),
+        ({"published": {"l2": 3}}, "published: l2 must hold the keys figure"),
+        ({"published": {"l2": {"figure": 1, "recaled": True}}}, "l2: unknown key 'recaled'"),
+        ({"published": {"l2": {"figure": "1"}}}, "l2: figure must be a number, got '1'"),
+        ({"download": [{"what": "a"}]}, "download: url is missing"),
+        ({"metric": "top1"}, "metric: unknown metric 'top1'"),
+        ({"options": {"data": "a", "rotate": 15}}, "options: unknown option 'rotate'"),
+        ({"options": {"data": "a", "seed": 1}}, "options: unknown option 'seed'"),
+        ({"options": {"data": "a", "device": "cpu"}}, "options: unknown option 'device'"),
+        ({"options": {"data": "a", "devices": 2}}, "options: unknown option 'devices'"),
+        ({"options": {"epochs": 1}}, "options: data is missing"),
+        ({"options": {"data": "a", "epochs": 0}}, "options: --epochs must be at least 1"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(made, changes, says):
+    with pytest.raises(UserError, match=says):
+        read_recipe(made(**changes))
+
+
+@pytest.mark.parametrize("content", ["[", "- a", ""])
+def test_what_is_no_recipe_is_refused(tmp_path, content):
+    (tmp_path / "own.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"own\.yaml "):
+        read_recipe(tmp_path / "own.yaml")
+
+
+def test_a_file_of_ones_own_is_a_recipe(made):
+    file = made(summary="mine", published={"delta": {"figure": 72}})
+    recipe = find_recipe(str(file))
+    assert recipe.summary == "mine"
+    assert recipe.published["delta"].figure == 72.0
+
+
+def test_what_may_be_missing_may_be_null(made):
+    download = {"what": "a", "url": "https://a.b", "megabytes": None, "note": None}
+    recipe = read_recipe(made(weights=None, download=[download]))
+    assert (recipe.weights, recipe.download[0].megabytes) == (None, None)
+
+
+def test_the_samples_are_those_that_are_left_to_learn_from():
+    """Of each class a share is held out, of whose size the published splits tell."""
+    sizes = {
+        "cub200": [30] * 194 + [29] * 6,
+        "oxford_iiit_pet": [100] * 32 + [99, 96, 96, 96, 93],
+        "food101": [750] * 101,
+        "stanford_dogs": [100] * 120,
+        "mit67": [80] * 67,
+        "caltech101": [30] * 101,
+        "caltech256_30": [30] * 256,
+        "caltech256_60": [60] * 256,
+        "cifar10": [5000] * 10,
+        "cifar100": [500] * 100,
+    }
+    for name, counts in sizes.items():
+        share = RECIPES[name].options["val_fraction"]
+        labels = tuple(label for label, count in enumerate(counts) for _ in range(count))
+        everything = Split(paths=("",) * len(labels), labels=labels, read=Path)
+        assert RECIPES[name].samples == len(hold_out(everything, share, seed=0)[0]), name
+
+
+def test_the_options_of_the_command_come_into_the_recipe(tmp_path):
+    options = BenchOptions(
+        name="dtd",
+        method="l2, delta",
+        seeds="4",
+        limit=5,
+        data_root=str(tmp_path),
+        device="cpu",
+        workers=0,
+    )
+    asked = ask(RECIPES["dtd"], options)
+    assert (asked.methods, asked.seeds, asked.limit) == (("l2", "delta"), (4,), 5)
+    assert asked.folder == Path("runs/bench-dtd")
+    assert asked.config.lr == 0.01
+    assert (asked.config.device, asked.config.workers) == ("cpu", 0)
+    own = tmp_path / "moco_v2_800ep_pretrain.pth.tar"
+    assert asked.config.weights == str(own)
+    with pytest.raises(UserError, match=r"'.*moco_v2_800ep_pretrain\.pth\.tar': get it from http"):
+        run(asked, jobs=1)
+    other = ask(RECIPES["dtd"], BenchOptions(name="dtd", weights="mine.pth"))
+    assert (other.config.weights, other.weights) == ("mine.pth", None)
+
+
+def test_molecules_have_no_classes_to_limit():
+    with pytest.raises(UserError, match="--limit 5: bbbp has no classes"):
+        ask(RECIPES["bbbp"], BenchOptions(name="bbbp", limit=5))
+
+
+def test_the_list_has_a_line_for_each(capsys, tmp_path):
+    assert main.main(["bench", "--list", f"--data-root={tmp_path}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = {line.split()[0]: line.split() for line in lines[1:-1]}
+    assert set(found) == set(RECIPES)
+    assert found["cifar10"][1:] == ["torchvision/cifar10", "accuracy", "94.76", "(r)", "no"]
+    assert found["proteins"][3:6] == ["63.96", "+-", "5.35"]
+    assert found["mit67"][3] == "-"
+
+
+def test_a_dry_run_says_what_it_would_take_and_does_nothing(capsys, tmp_path, monkeypatch, made):
+    monkeypatch.chdir(tmp_path)
+    options = {"data": "mit67", "model": "torchvision/resnet18", "image_size": 32, "epochs": 2}
+    file = made(
+        options=options,
+        download=[
+            {"what": "pictures", "url": "https://a.b", "megabytes": 2400, "by_hand": True},
+            {"what": "more", "url": "https://c.d", "megabytes": 5, "file": "not-there.pth"},
+        ],
+    )
+    before = sorted(tmp_path.rglob("*"))
+    assert main.main(["bench", str(file), "--dry-run", "--data-root=here", "--device=cpu"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "runs 9: l2, l2sp, delta; seeds 0, 1, 2; runs/bench-dtd" in said
+    assert "pictures not in here, to be got by hand, 2.4 GB: https://a.b" in said
+    assert "'here/moco_v2_800ep_pretrain.pth.tar' is not there: get it from https://dl." in said
+    assert re.search(r"time about [\d.]+ (minutes|hours|days) of training steps", said)
+    assert "https://c.d" not in said  # the recipe's weights take the place of the library's
+    assert "differs There: resize to 272" in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_of_a_library_are_looked_for_in_its_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    asked = ask(RECIPES["cub200"], BenchOptions(name="cub200", data_root=str(tmp_path)))
+    assert [need.there for need in list_needs(asked)] == [False, False]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "resnet50-0676ba61.pth").touch()
+    assert [need.there for need in list_needs(asked)] == [False, True]
+    other = ask(RECIPES["cub200"], BenchOptions(name="cub200", weights="mine.pth"))
+    assert [need.download.what for need in list_needs(other)] == ["pictures"]
+
+
+def test_hours_grow_with_seeds_and_epochs(monkeypatch, made):
+    monkeypatch.setattr(
+        "delta_transfer.experiments.benchmark.plan._measure", lambda config: (0.25, 1.0)
+    )
+    options = {"data": "mit67", "epochs": 2}
+
+    def hours(method: str, **more: object) -> float | None:
+        recipe = read_recipe(made(options=options | more, samples=1800))
+        return estimate_hours(ask(recipe, BenchOptions(name="own", method=method)))
+
+    assert hours("l2") == 3 * 2 * 1800 / 3600
+    assert hours("probe") == 0
+    assert hours("delta") == 2 * 1.25 * 3.0  # two trainings, and the source's forward pass
+    assert hours("delta", batch_norm="train") == 1.25 * 3.0
+    assert hours("l2,l2sp", epochs=4) == 12.0
+    assert hours("probe", preset="official", epochs=None) == 0  # which has no official form
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Runs of a folder, method, seed, size and accuracy each."""
+
+    def put(*found: tuple[str, int, int | None, float], measure: Measure = ACCURACY) -> None:
+        entries = tuple(
+            Entry(
+                method=method,
+                seed=seed,
+                samples_per_class=size,
+                score=score,
+                probe=0.5,
+                best_epoch=1,
+                strength=None,
+                seconds=1.0,
+                memory=1.0,
+                folder=PurePosixPath("run"),
+            )
+            for method, seed, size, score in found
+        )
+        there = Comparison(Path("runs"), "test", measure, entries)
+        monkeypatch.setattr(
+            "delta_transfer.experiments.benchmark.benchmark.read_comparison", lambda folder: there
+        )
+
+    return put
+
+
+def test_a_method_of_fewer_seeds_says_so(runs):
+    runs(("l2", 0, None, 0.5), ("l2", 1, None, 0.6), ("delta", 0, None, 0.7))
+    title, _, *lines = table(ask(RECIPES["cub200"], BenchOptions(name="cub200")))
+    assert title == "cub200: test accuracy in percent, 2 seeds"
+    assert lines[0].split() == ["l2", "55.00", "+-", "7.07", "81.80"]
+    assert lines[1].split() == ["delta", "70.00", "(1", "seed)", "82.30"]
+    assert lines[2].split() == ["co_tuning", "-", "82.50"]
+
+
+def test_without_a_run_of_this_size_there_is_no_table(runs):
+    runs(("l2", 0, None, 0.5))
+    assert list(table(ask(RECIPES["cub200"], BenchOptions(name="cub200", limit=5)))) == []
+
+
+def test_figures_of_another_kind_are_not_put_beside_the_published(runs):
+    runs(("l2", 0, None, 0.5), measure=ROC_AUC)
+    with pytest.raises(UserError, match=r"cub200: .* ROC-AUC, .* metric: accuracy"):
+        list(table(ask(RECIPES["cub200"], BenchOptions(name="cub200"))))
+
+
+def test_a_wheel_brings_them(tmp_path):
+    pytest.importorskip("hatchling")
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"delta_transfer/recipes/{name}.yaml" for name in RECIPES} <= names

@@ -1,7 +1,0 @@
-"""Penalties in two processes: the losses and the weights of one process with the joint batch."""
-
-from tests.several import run
-
-
-def test_shared_by_ddp_and_fully_shard_they_are_those_of_the_joint_batch():
-    run("check", module="tests.penalties.sharing")

@@ -1,0 +1,141 @@
+import copy
+import dataclasses
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from delta_transfer.methods.registry import METHODS
+from delta_transfer.runs import duration as module
+from delta_transfer.runs.duration import estimate_minutes
+from delta_transfer.runs.fine_tune import DRIFT_PICTURES
+from delta_transfer.runs.plan import Tuning
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.runs.preparation.prepared import Prepared
+from tests.run_folders import tiny
+
+TRAIN, VAL = 18, 6  # of 24 pictures a quarter is held out
+FORWARD = 0.5  # seconds a picture
+STEP = 3 * FORWARD
+PROBE = 7.0  # seconds to fit one
+CHANNELS = 24 + 40 + 112 + 320  # of EfficientNet-Lite0 at its auto taps
+
+
+@pytest.fixture(scope="module")
+def prepared(pictures, tmp_path_factory) -> Prepared:
+    found = prepare(
+        tiny(pictures / "train", tmp_path_factory.mktemp("prepared"), val_fraction=0.25)
+    )
+    return dataclasses.replace(found, probe_seconds=PROBE)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time passes; a step takes three seconds a picture, or four where the source runs too."""
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+    monkeypatch.setattr(
+        module,
+        "_seconds_per_step",
+        lambda _, inputs, labels, compares, precision: (
+            FORWARD * (4 if compares else 3) * len(labels)
+        ),
+    )
+
+
+def seconds(prepared: Prepared, method: str = "l2", epochs: int = 1, **options: Any) -> float:
+    config = tiny("x", "y", **{"refit": "never", **options})
+    tuning = Tuning(config=config, method=METHODS[method], epochs=epochs, attention=None)
+    return 60 * estimate_minutes(prepared, tuning)
+
+
+@pytest.mark.parametrize("epochs", [1, 7])
+def test_every_epoch_trains_on_all_validates_and_measures_drift(prepared, epochs):
+    expected = epochs * (TRAIN * STEP + (VAL + DRIFT_PICTURES) * FORWARD)
+    assert seconds(prepared, epochs=epochs) == pytest.approx(expected)
+
+
+def test_the_refit_is_as_long_as_all_epochs_at_most(prepared):
+    longer = seconds(prepared, refit="always") - seconds(prepared)
+    assert longer == pytest.approx((TRAIN + VAL) * STEP + PROBE)
+
+
+def test_folds_train_on_all_but_one_and_then_on_all(prepared):
+    folds = 2 * (TRAIN + VAL) * STEP + (TRAIN + VAL + 3 * DRIFT_PICTURES) * FORWARD
+    expected = folds + (TRAIN + VAL) * STEP + 4 * PROBE
+    assert seconds(prepared, refit="auto", folds=3) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("preset", "crops"), [("default", 1), ("official", 10)])
+def test_the_test_is_counted_by_its_crops(prepared, preset, crops):
+    tested = dataclasses.replace(
+        prepared, task=dataclasses.replace(prepared.task, test=prepared.task.val)
+    )
+    longer = seconds(tested, preset=preset) - seconds(prepared, preset=preset)
+    assert longer == pytest.approx(VAL * crops * FORWARD)
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        # A forward pass, and a backward pass as long as two.
+        ({"attention": "gradient"}, 3 * TRAIN),
+        ({"attention": "gradient", "attention_samples": 5}, 3 * 5),
+        ({"attention": "exact"}, TRAIN * CHANNELS / 10),
+        ({"attention": "exact", "attention_samples": 2}, 2 * CHANNELS / 10),
+        # Eight pictures are exact, where there are so many.
+        ({"attention": "refined"}, 3 * TRAIN + 8 * CHANNELS / 10),
+        ({}, 3 * TRAIN + 8 * CHANNELS / 10),
+        ({"attention_samples": 5}, 3 * 5 + 5 * CHANNELS / 10),
+    ],
+)
+def test_attention_is_counted_by_its_forward_passes(prepared, options, passes):
+    plain = seconds(prepared, method="delta_no_attention")
+    found = seconds(prepared, method="delta", **options)
+    assert found - plain == pytest.approx(passes * FORWARD)
+
+
+def test_workers_read_while_the_network_computes(prepared, monkeypatch):
+    ticks = iter([0.0, 8.0 * TRAIN, 0.0, 0.0])  # eight seconds to read a picture
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
+    batch = {"batch_size": TRAIN, "workers": 2}
+    assert seconds(prepared, **batch) == pytest.approx(
+        (TRAIN + VAL) * 8.0 / 2 + DRIFT_PICTURES * FORWARD
+    )
+
+
+def test_a_trial_of_rates_is_counted(prepared):
+    longer = seconds(prepared, lr="find", batch_size=4) - seconds(prepared, batch_size=4)
+    assert longer == pytest.approx(72 * 4 * STEP)
+
+
+def test_no_more_pictures_are_measured_at_once_than_train_or_fit_into_memory(prepared, monkeypatch):
+    asked = []
+
+    def measure(prepared, inputs, labels, compares, precision):
+        asked.append((len(inputs), precision))
+        if len(labels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return FORWARD * 3 * len(labels)
+
+    expected = seconds(prepared)
+    monkeypatch.setattr(module, "_seconds_per_step", measure)
+    found = seconds(prepared, batch_size=16, accumulate=2, precision="bf16")
+    assert asked == [(8, "bf16-mixed"), (4, "bf16-mixed"), (2, "bf16-mixed")]
+    assert found == pytest.approx(expected)
+
+
+def test_a_step_is_timed_and_leaves_no_trace(prepared, monkeypatch):
+    monkeypatch.undo()
+    before = torch.get_rng_state()
+    networks = (prepared.backbone.module, prepared.source)
+    states = [copy.deepcopy(network.state_dict()) for network in networks]
+    started = time.perf_counter()
+    found = seconds(prepared, method="delta")
+    assert found > 0
+    assert time.perf_counter() > started
+    assert torch.equal(torch.get_rng_state(), before)
+    for network, state in zip(networks, states, strict=True):
+        assert all(torch.equal(t, state[n]) for n, t in network.state_dict().items())
+        assert all(p.grad is None for p in network.parameters())

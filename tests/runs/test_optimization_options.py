@@ -1,0 +1,104 @@
+"""Runs with the options of docs/training.md, from the options to the folder."""
+
+import dataclasses
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.optim import param_groups_layer_decay
+
+from delta_transfer import train
+from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.runs.model_soup import average
+from delta_transfer.runs.plan import RANDOM_HEAD_LR
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.training.module import FineTuning
+from tests.run_folders import model_bytes, tiny
+
+ALL = {
+    "accumulate": 3,
+    "precision": "bf16",
+    "clip": 0.5,
+    "ema": 0.5,
+    "layer_decay": 0.75,
+    "deterministic": True,
+}
+
+
+@pytest.mark.slow
+def test_averages_of_both_trainings_and_of_their_refits_are_what_is_kept(pictures, tmp_path):
+    options = {"method": "delta_no_attention", "strength": "auto", "refit": "always", **ALL}
+    config = tiny(pictures / "train", tmp_path / "run", val_fraction=0.25, **options)
+    found = train(config)
+    search = found.strength_search
+    assert found.refitted
+    assert search is not None
+    states = []
+    for epoch, name in zip(search.epochs, ("refit", "weaker/refit"), strict=True):
+        assert epoch > 0
+        path = found.folder / name / "checkpoints" / "last.ckpt"
+        state = torch.load(path, weights_only=True)["state_dict"]
+        prefix = "average.module."
+        states.append({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
+    joined = prepare(config).backbone.module.state_dict()
+    expected = average([joined, *states], search.shares)
+    model = load_file(found.folder / "model" / "model.safetensors")
+    assert search.shares[0] == 0  # so that the head of the start does not matter
+    for name, tensor in model.items():
+        assert torch.allclose(tensor, expected[name].to(tensor), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lr", ["find", 1e-3])
+def test_a_run_with_every_option_goes_on_to_the_same_bytes(pictures, tmp_path, monkeypatch, lr):
+    options = {"method": "delta_no_attention", "lr": lr, "checkpoint_steps": 1, **ALL}
+    whole = train(tiny(pictures, tmp_path / "whole", **options))
+    broken, steps = tiny(pictures, tmp_path / "broken", **options), []
+    step = FineTuning.training_step
+
+    def limited(self, batch, index):
+        if self.optimization.schedule != "rising":
+            steps.append(index)
+        if len(steps) == 5:
+            raise RuntimeError("broken off")
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FineTuning, "training_step", limited)
+        with pytest.raises(RuntimeError, match="broken off"):
+            train(broken)
+    again = train(dataclasses.replace(broken, resume=True))
+    assert model_bytes(again.folder) == model_bytes(whole.folder)
+    assert (again.folder / "lr.csv").is_file() == (lr == "find")
+    for name in ("metrics.csv", "drift.csv", "predictions.csv"):
+        assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert RunResult.load(again.folder).val_accuracy == whole.val_accuracy
+
+
+@pytest.mark.slow
+def test_rates_of_a_run_go_by_head_and_layers(pictures, tmp_path, monkeypatch):
+    rates = {}
+    configure = FineTuning.configure_optimizers
+
+    def note(self):
+        made = configure(self)
+        names = {id(p): name for name, p in self.network.named_parameters()}
+        for group in made["optimizer"].param_groups:
+            rates.update({names[id(p)]: group["initial_lr"] for p in group["params"]})
+        return made
+
+    monkeypatch.setattr(FineTuning, "configure_optimizers", note)
+    train(tiny(pictures, tmp_path / "run", method="l2", layer_decay=0.5, epochs=1))
+    assert rates["classifier.weight"] == pytest.approx(RANDOM_HEAD_LR * 1e-4)
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=3)
+    names = {id(p): name for name, p in network.named_parameters()}
+    scales = {
+        names[id(p)]: group["lr_scale"]
+        for group in param_groups_layer_decay(network, layer_decay=0.5)
+        for p in group["params"]
+    }
+    for name, scale in scales.items():
+        if not name.startswith("classifier."):
+            assert rates[name] == pytest.approx(scale * 1e-4)
+    assert min(scales.values()) < 0.01

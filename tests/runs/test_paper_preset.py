@@ -1,0 +1,189 @@
+"""`--preset official` as a whole, on a ResNet-50 with random weights, against its formulas."""
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from delta_transfer import RunResult, TrainConfig, UserError, train
+from delta_transfer.attention.channel_attention import ChannelAttention
+from delta_transfer.attention.official import OFFICIAL_TAPS
+from delta_transfer.data.registry import load_task
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.training.loaders import training_loader
+from tests.run_folders import CLASSES, tiny
+
+SIZE = 64
+TAPS = OFFICIAL_TAPS["resnet50"]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "resnet50.pth"
+    torch.save(timm.create_model("resnet50").state_dict(), path)
+    return path
+
+
+def options(pictures: Path, out: Path, weights: Path, **others: object) -> TrainConfig:
+    """One step of all training pictures at the preset's learning rate."""
+    given = {"lr": 0.01, "batch_size": 24, "epochs": None, "steps": 1, "image_size": SIZE}
+    return tiny(
+        pictures,
+        out,
+        model="resnet50",
+        weights=str(weights),
+        preset="official",
+        attention="gradient",
+        **{**given, **others},
+    )
+
+
+@pytest.fixture(scope="module")
+def official(pictures, weights, tmp_path_factory) -> RunResult:
+    return train(options(pictures, tmp_path_factory.mktemp("official") / "run", weights))
+
+
+def batch(pictures: Path, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    prepared = prepare(config)
+    loader = training_loader(prepared.task.train, prepared.backbone.input, config)
+    loader.sampler.set_epoch(0)
+    (found,) = list(loader)
+    return found
+
+
+def features(network: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    found: dict[str, Tensor] = {}
+    for tap in TAPS:
+        network.get_submodule(tap).register_forward_hook(
+            lambda module, given, output, tap=tap: found.__setitem__(tap, output)
+        )
+    return network(inputs), found
+
+
+def test_the_options_are_those_of_the_protocol():
+    config = TrainConfig(data="x", preset="official")
+    assert (config.optimizer, config.lr, config.batch_size) == ("sgd", 0.01, 64)
+    assert (config.steps, config.epochs, config.schedule) == (9000, None, "step")
+    assert (config.attention, config.attention_samples) == ("exact", None)
+    assert config.batch_norm == "train"
+    assert config.count_epochs(6400) == 90
+    assert config.count_epochs(6401) == math.ceil(9000 / 101)
+
+
+def test_the_first_step_is_the_authors_formula_and_plain_sgd(official, pictures, weights, tmp_path):
+    config = options(pictures, tmp_path, weights)
+    prepared = prepare(config)
+    inputs, targets = batch(pictures, config)
+    network = prepared.backbone.module.cpu().train()
+    source = timm.create_model("resnet50")
+    source.load_state_dict(torch.load(weights))
+    with torch.no_grad():
+        _, held = features(source.eval(), inputs)
+    logits, moving = features(network, inputs)
+    attention = ChannelAttention.load(official.folder / "attention.safetensors").attention
+    omega = torch.zeros(())
+    for tap in TAPS:
+        _, channels, height, width = held[tap].shape
+        weight = attention[tap] * channels / (height * width)
+        omega = omega + 0.5 * ((moving[tap] - held[tap]).square() * weight.view(1, -1, 1, 1)).sum()
+    head = 0.5 * (network.fc.weight.square().sum() + network.fc.bias.square().sum())
+    expected = {"task": F.cross_entropy(logits, targets), "delta": 0.01 * omega, "l2": 0.01 * head}
+    with (official.folder / "metrics.csv").open() as file:
+        (row,) = [row for row in csv.DictReader(file) if row["train_loss"]]
+    for name, value in expected.items():
+        assert float(row[f"train_{name}"]) == pytest.approx(value.item(), rel=1e-3), name
+    assert float(row["lr"]) == pytest.approx(0.01)  # no warm-up
+    (slope,) = torch.autograd.grad(sum(expected.values()), [network.fc.bias])
+    last = torch.load(official.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    moved = last["state_dict"]["network.fc.bias"] - network.fc.bias
+    assert torch.allclose(moved, -0.01 * slope, atol=1e-6)
+    assert not torch.equal(
+        last["state_dict"]["network.bn1.running_mean"], source.state_dict()["bn1.running_mean"]
+    )
+
+
+def test_the_run_says_what_it_did(official):
+    assert official.taps == TAPS
+    assert (official.strength, official.epochs, official.refitted) == (0.01, 1, False)
+
+
+def test_the_test_is_the_mean_of_ten_crops(official, pictures):
+    folder = official.folder / "model"
+    network = timm.create_model("resnet50", num_classes=3)
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    side = round(SIZE * 256 / 224)  # of the shorter side, 36 of 40 pixels
+    wide = int(side * 40 / 36)
+    task = load_task(str(pictures), seed=0)
+    with (official.folder / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, path in zip(rows, task.test.paths, strict=True):
+        picture = Image.open(pictures / path).convert("RGB").resize((wide, side), Image.BILINEAR)
+        tensor = v2.functional.to_dtype(v2.functional.to_image(picture), torch.float32, scale=True)
+        down, right = side - SIZE, wide - SIZE
+        centre = (round(down / 2), round(right / 2))
+        corners = [(0, 0), (0, right), (down, 0), (down, right), centre]
+        crops = [
+            image[:, top : top + SIZE, left : left + SIZE]
+            for image in (tensor, tensor.flip(-1))
+            for top, left in corners
+        ]
+        normal = (torch.stack(crops) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(
+            3, 1, 1
+        )
+        with torch.no_grad():
+            expected = network.eval()(normal).mean(dim=0).softmax(dim=0)
+        found = torch.tensor([float(row[name]) for name in CLASSES])
+        assert torch.allclose(found, expected, atol=0.02)
+
+
+def test_the_last_epoch_is_kept(official, pictures, weights, tmp_path):
+    assert official.best_epoch == 1
+    given = options(pictures, tmp_path / "run", weights, method="l2", epochs=2, steps=None)
+    result = train(given)
+    last = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    kept = load_file(result.folder / "model" / "model.safetensors")
+    assert result.best_epoch == 2
+    assert torch.equal(kept["fc.weight"], last["network.fc.weight"])
+
+
+@pytest.mark.parametrize(
+    "method", ["l2sp", "probe", pytest.param("delta_no_attention", marks=pytest.mark.slow)]
+)
+def test_the_other_methods_run_too(pictures, weights, tmp_path, method):
+    result = train(options(pictures, tmp_path / "run", weights, method=method))
+    assert result.strength == {"l2": 1e-4, "l2sp": 0.01, "delta_no_attention": 0.01}.get(
+        method, result.strength
+    )
+
+
+def test_an_architecture_that_the_authors_did_not_have_is_refused(pictures, tmp_path):
+    config = tiny(pictures, tmp_path / "run", preset="official")
+    with pytest.raises(UserError, match=r"no taps for 'tf_efficientnet_lite0'.*resnet50"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_that_are_given_win():
+    config = TrainConfig(data="x", preset="official", lr=0.5, epochs=3, batch_norm="frozen")
+    assert (config.lr, config.epochs, config.steps, config.batch_norm) == (0.5, 3, None, "frozen")
+
+
+@pytest.mark.parametrize("preset", ["official", "default"])
+def test_a_preset_with_all_the_options_of_another_is_refused(preset, tmp_path):
+    other = {"official": "default", "default": "official"}[preset]
+    config = TrainConfig(data="x", preset=other)
+    with pytest.raises(UserError, match=f"as in preset {other}.*leave these options out"):
+        dataclasses.replace(config, preset=preset)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert TrainConfig.load(tmp_path / "config.yaml") == config

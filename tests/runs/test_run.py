@@ -1,0 +1,561 @@
+import csv
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from delta_transfer import TrainConfig, train
+from delta_transfer.attention.channel_attention import ChannelAttention
+from delta_transfer.backbones.base import InputSpec
+from delta_transfer.data.registry import load_task
+from delta_transfer.errors import UserError
+from delta_transfer.features.probe import STRENGTHS, fit_probe
+from delta_transfer.inference.predictor import Predictor
+from delta_transfer.methods.registry import METHODS
+from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.runs import attention as run_attention
+from delta_transfer.runs import fine_tune
+from delta_transfer.runs import run as module
+from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.runs.preparation.prepared import Prepared
+from delta_transfer.training.fit import Fitted
+from delta_transfer.training.optimizers import Optimization
+from tests.conftest import METHODS as COMPARED
+from tests.run_folders import CLASSES, model_bytes, tiny
+
+SPLITS = ("test", "val", "linear_probe_test", "linear_probe_val")
+TRAINED = {"metrics.csv", "drift.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
+ALWAYS = {
+    "config.yaml",
+    "train.log",
+    "result.json",
+    "predictions.csv",
+    "examples.csv",
+    "report.html",
+    "model/model.safetensors",
+    "model/config.json",
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(pictures, tmp_path_factory) -> Prepared:
+    return prepare(tiny(pictures, tmp_path_factory.mktemp("prepared")))
+
+
+def files(run: Path) -> set[str]:
+    found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    return {name for name in found if not {"tensorboard", "examples"} & set(name.split("/"))}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def last_weights(run: Path) -> dict[str, Tensor]:
+    """The weights after the last step, whichever epoch was kept."""
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return {name: tensor for name, tensor in state.items() if name.startswith("network.")}
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def accuracy_of(predictions: Path) -> float:
+    found = rows(predictions)
+    return sum(row["label"] == row["prediction"] for row in found) / len(found)
+
+
+def of(results: list[RunResult], method: str, seed: int = 0) -> RunResult:
+    return next(r for r in results if (r.method, r.seed) == (method, seed))
+
+
+class TestFiles:
+    def test_a_run_of_the_command_is_the_folder_of_the_design(self, finished):
+        assert files(finished.folder) == {*ALWAYS, *TRAINED, "attention.safetensors"}
+        assert list((finished.folder / "tensorboard").iterdir())
+
+    @pytest.mark.parametrize("method", COMPARED)
+    def test_every_method_leaves_its_files(self, compared, method):
+        expected, trained = set(ALWAYS), set()
+        if METHODS[method].trains:
+            trained |= TRAINED
+        if METHODS[method].attention:
+            trained.add("attention.safetensors")
+        expected |= trained
+        if METHODS[method].branches:
+            expected |= {f"weaker/{name}" for name in trained}
+        assert files(of(compared, method).folder) == expected
+
+    def test_config_yaml_is_what_was_asked_for(self, finished, pictures):
+        config = TrainConfig.load(finished.folder / "config.yaml")
+        assert config == tiny(pictures, finished.folder, epochs=3)
+
+    def test_predictions_are_of_the_test_split_in_order(self, finished, pictures):
+        task = load_task(str(pictures), seed=0)
+        found = rows(finished.folder / "predictions.csv")
+        assert [row["path"] for row in found] == list(task.test.paths)
+        assert [CLASSES.index(row["label"]) for row in found] == list(task.test.labels)
+        for row in found:
+            probabilities = {name: float(row[name]) for name in CLASSES}
+            assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+            assert probabilities[row["prediction"]] == max(probabilities.values())
+
+    def test_metrics_are_the_terms_and_their_sum_for_each_epoch(self, finished):
+        found = rows(finished.folder / "metrics.csv")
+        validated = [row for row in found if row["val_accuracy"]]
+        trained = [row for row in found if row["train_loss"]]
+        assert [float(row["epoch"]) for row in validated] == [0, 1, 2, 3]
+        assert [float(row["epoch"]) for row in trained] == [1, 2, 3]
+        for row in trained:
+            terms = sum(float(row[name]) for name in ("train_task", "train_delta", "train_l2"))
+            assert float(row["train_loss"]) == pytest.approx(terms, rel=1e-5)
+
+    def test_drift_is_zero_at_the_start_and_grows(self, finished):
+        found = rows(finished.folder / "drift.csv")
+        assert len(found) == 4 * len(finished.taps)
+        assert {row["tap"] for row in found} == set(finished.taps)
+        for row in found:
+            assert (float(row["distance"]) == 0) == (row["epoch"] == "0")
+
+    def test_the_log_says_what_was_learnt_from_and_with_what(self, compared):
+        log = (of(compared, "delta").folder / "train.log").read_text()
+        for part in (
+            "3 classes, 12 training, 6 validation, 6 test pictures",
+            "25% of train (6 pictures), stratified, seed 0, is held out",
+            "model    pypi/efficientnet_lite0, on cpu",
+            "method   delta, strength 1 and 0.1",
+            "probe    ",
+            "minutes for 2 times 1 epochs",
+            "epoch 0 of 1: validation accuracy",
+            "done     test accuracy",
+        ):
+            assert part in log
+
+
+class TestFigures:
+    def test_result_json_has_the_keys_of_the_design(self, finished):
+        values = json.loads((finished.folder / "result.json").read_text())
+        assert set(values) == {
+            "method",
+            "seed",
+            "samples_per_class",
+            "metric",
+            "test_accuracy",
+            "test_mean_class_accuracy",
+            "val_accuracy",
+            "linear_probe_test_accuracy",
+            "linear_probe_val_accuracy",
+            *(f"{split}_{name}" for split in SPLITS for name in ("roc_auc", "rmse")),
+            "best_epoch",
+            "epochs",
+            "refitted",
+            "seconds",
+            "memory",
+            "pictures",
+            "sample",
+            "classes",
+            "strength",
+            "strength_search",
+            "taps",
+            "versions",
+        }
+        assert (values["pictures"], values["classes"], values["epochs"]) == (24, 3, 3)
+        assert values["taps"] == ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
+        assert values["strength"] == METHODS["delta"].strength
+
+    def test_test_accuracy_is_that_of_the_predictions(self, compared):
+        assert len(compared) == 2 * len(COMPARED)
+        for result in compared:
+            found = accuracy_of(result.folder / "predictions.csv")
+            assert result.test_accuracy == pytest.approx(found)
+
+    def test_val_accuracy_is_that_of_the_epoch_with_the_lowest_calibrated_loss(
+        self, compared, finished
+    ):
+        single = [r for r in compared if METHODS[r.method].trains and r.strength_search is None]
+        for result in [finished, *single]:
+            by_epoch = {
+                int(float(row["epoch"])): (
+                    float(row["val_calibrated_loss"]),
+                    float(row["val_accuracy"]),
+                )
+                for row in rows(result.folder / "metrics.csv")
+                if row["val_accuracy"]
+            }
+            best = min(by_epoch, key=lambda epoch: by_epoch[epoch][0])
+            assert result.best_epoch == best
+            # result.json has it from the kept weights, metrics.csv from the training.
+            assert result.val_accuracy == pytest.approx(by_epoch[best][1])
+
+    def test_the_probe_is_the_linear_probe_and_nothing_is_trained(self, compared, pictures):
+        for seed in (0, 1):
+            result = of(compared, "probe", seed)
+            assert result.test_accuracy == result.linear_probe_test_accuracy
+            assert result.val_accuracy == result.linear_probe_val_accuracy
+            assert (result.best_epoch, result.epochs) == (0, 0)
+            assert result.strength in STRENGTHS
+
+    def test_all_methods_of_a_seed_have_the_same_probe(self, compared):
+        for seed in (0, 1):
+            figures = {
+                (r.linear_probe_test_accuracy, r.linear_probe_val_accuracy)
+                for r in compared
+                if r.seed == seed
+            }
+            assert len(figures) == 1
+
+    def test_without_a_test_split_its_accuracies_are_null(self, pictures, tmp_path, caplog):
+        caplog.set_level(logging.INFO, "delta_transfer")
+        flat = pictures / "train"
+        config = tiny(flat, tmp_path / "run", method="probe", val_fraction=0.5)
+        result = train(config)
+        values = json.loads((tmp_path / "run" / "result.json").read_text())
+        assert values["test_accuracy"] is values["linear_probe_test_accuracy"] is None
+        # The predictions are then of the validation split.
+        found = rows(tmp_path / "run" / "predictions.csv")
+        task = load_task(str(flat), seed=0, val_fraction=0.5)
+        assert [row["path"] for row in found] == list(task.val.paths)
+        assert result.val_accuracy == pytest.approx(
+            accuracy_of(tmp_path / "run" / "predictions.csv")
+        )
+        assert "no test split" in caplog.text
+
+
+class TestStart:
+    """What the table of methods means for a run; `fit` only takes note of what it is asked."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[Optimization]:
+        found = []
+
+        def fit(*arguments: object, optimization: Optimization, **options: object) -> Fitted:
+            found.append(optimization)
+            return Fitted(epoch=0, validations=[])
+
+        monkeypatch.setattr(fine_tune, "fit", fit)
+        return found
+
+    @pytest.mark.parametrize("method", [n for n, m in METHODS.items() if "pictures" in m.kinds])
+    def test_the_head_starts_as_the_probe_or_at_random(
+        self, prepared, pictures, tmp_path, asked, method
+    ):
+        run = tmp_path / "run"
+        module.train_prepared(prepared, tiny(pictures, run, method=method), run, started=0)
+        head = load_file(run / "model" / "model.safetensors")["classifier.weight"]
+        rows, labels = prepared.features["train"]
+        expected = {
+            "random": prepared.backbone.module.get_submodule("classifier").weight,
+            "probe": prepared.probe.weight,
+            "raw_probe": fit_probe(rows, labels, num_outputs=3, standardize=False).weight,
+        }
+        assert torch.equal(head, expected[METHODS[method].head])
+        assert len(asked) == METHODS[method].trains
+
+    @pytest.mark.parametrize(
+        ("options", "head_lr", "weight_decay"),
+        [
+            ({"method": "l2"}, 10 * 1e-4, 0.01),
+            ({"method": "lp_ft"}, 1e-4, 0.01),
+            ({"method": "lp_ft", "strength": 0.3}, 1e-4, 0.3),
+            ({"method": "l2sp", "strength": 0.3}, 1e-4, 0),
+            ({"method": "delta"}, 1e-4, 0),
+            ({"method": "delta_no_attention", "head_lr": 0.5}, 0.5, 0),
+        ],
+    )
+    def test_head_rate_and_weight_decay_go_by_the_method(
+        self, prepared, pictures, tmp_path, asked, options, head_lr, weight_decay
+    ):
+        run = tmp_path / "run"
+        module.train_prepared(prepared, tiny(pictures, run, **options), run, started=0)
+        (found,) = asked
+        assert found.lr == 1e-4
+        assert found.head_lr == pytest.approx(head_lr)
+        assert found.weight_decay == weight_decay
+
+
+class TestNetworksOfOnesOwn:
+    def test_one_is_trained_and_predicts_when_it_is_given_again(self, pictures, tmp_path):
+        torch.manual_seed(0)
+        network = timm.create_model("resnet10t")
+        start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        config = tiny(pictures, tmp_path / "run", method="lp_ft")
+        result = train(config, network=network)
+        assert same(network.state_dict(), start)
+        assert TrainConfig.load(result.folder / "config.yaml").model == "ResNet"
+        with pytest.raises(UserError, match="given in Python"):
+            Predictor(result.folder)
+        predictor = Predictor(result.folder, network=network, device="cpu", workers=0)
+        evaluation = predictor.evaluate(str(pictures))
+        assert evaluation.accuracy == pytest.approx(result.test_accuracy)
+
+    def test_a_spec_without_its_network_is_refused(self, pictures, tmp_path):
+        spec = InputSpec(
+            size=32, crop_pct=1.0, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear"
+        )
+        with pytest.raises(UserError, match="spec goes with a network of your own"):
+            train(tiny(pictures, tmp_path / "run"), spec=spec)
+
+
+class TestEqualRuns:
+    """Each measures its attention anew."""
+
+    @pytest.fixture(autouse=True)
+    def own_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
+
+    def test_python_does_what_the_command_does_to_the_byte(self, finished, pictures, tmp_path):
+        result = train(tiny(pictures, tmp_path / "again", epochs=3))
+        assert model_bytes(result.folder) == model_bytes(finished.folder)
+        assert same(last_weights(result.folder), last_weights(finished.folder))
+        for name in ("predictions.csv", "drift.csv", "metrics.csv", "attention.safetensors"):
+            assert (result.folder / name).read_bytes() == (finished.folder / name).read_bytes()
+
+    def test_what_is_drawn_in_training_hangs_on_the_seed_alone(self, pictures, tmp_path):
+        """Dropout draws from torch's own generator, whose state is nobody's business."""
+        torch.manual_seed(0)
+        network = timm.create_model("resnet10t", drop_rate=0.5)
+        found = []
+        for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+            torch.manual_seed(len(found))
+            before = torch.get_rng_state()
+            options = {"method": "lp_ft", "seed": seed, "refit": "never"}
+            found.append(train(tiny(pictures, tmp_path / name, **options), network=network))
+            assert torch.equal(torch.get_rng_state(), before)
+        first, again, other = (last_weights(result.folder) for result in found)
+        assert same(first, again)
+        assert not same(first, other)
+
+    def test_neither_workers_nor_pictures_that_are_not_kept_change_anything(
+        self, finished, pictures, tmp_path
+    ):
+        options = {"epochs": 3, "workers": 2, "picture_cache": 0}
+        result = train(tiny(pictures, tmp_path / "workers", **options))
+        assert not (tmp_path / "cache" / "pictures").exists()
+        assert model_bytes(result.folder) == model_bytes(finished.folder)
+        assert same(last_weights(result.folder), last_weights(finished.folder))
+
+    def test_mixed_pictures_give_another_model_and_again_the_same(self, pictures, tmp_path):
+        mixed = {"mixup": 0.2, "cutmix": 1.0, "augment": "trivialaugment"}
+        found = [
+            last_weights(
+                train(tiny(pictures, tmp_path / name, method="co_tuning", **options)).folder
+            )
+            for name, options in (("a", mixed), ("b", mixed), ("c", {}))
+        ]
+        assert same(found[0], found[1])
+        assert not same(found[0], found[2])
+
+    def test_another_seed_gives_another_model(self, finished, pictures, tmp_path):
+        result = train(tiny(pictures, tmp_path / "seed", epochs=3, seed=1))
+        assert not same(last_weights(result.folder), last_weights(finished.folder))
+
+    def test_nothing_is_chosen_on_the_test_split(self, finished, pictures, tmp_path):
+        shuffled = shutil.copytree(pictures, tmp_path / "shuffled")
+        for old, new in zip(CLASSES, (*CLASSES[1:], CLASSES[0]), strict=True):
+            (shuffled / "test" / old).rename(shuffled / "test" / f"now-{new}")
+        for name in CLASSES:
+            (shuffled / "test" / f"now-{name}").rename(shuffled / "test" / name)
+        result = train(tiny(shuffled, tmp_path / "run", epochs=3))
+        assert result.test_accuracy != finished.test_accuracy
+        assert result.best_epoch == finished.best_epoch
+        assert model_bytes(result.folder) == model_bytes(finished.folder)
+
+    def test_the_model_folder_names_no_time_and_no_place(self, finished, pictures):
+        for content in model_bytes(finished.folder).values():
+            assert str(pictures.parent).encode() not in content
+            assert str(finished.folder.parent).encode() not in content
+
+
+class TestTraining:
+    def test_the_start_is_kept_where_training_destroys(self, prepared, pictures, tmp_path):
+        result = train(tiny(pictures, tmp_path / "run", method="lp_ft", lr=0.1))
+        assert result.best_epoch == 0
+        assert result.val_accuracy == result.linear_probe_val_accuracy
+        assert result.test_accuracy == result.linear_probe_test_accuracy
+        kept = load_file(result.folder / "model" / "model.safetensors")
+        assert torch.equal(kept["classifier.weight"], prepared.probe.weight)
+        for name, tensor in prepared.source.state_dict().items():
+            assert torch.equal(kept[name], tensor)
+
+    @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+    def test_batch_norm_statistics_move_only_if_asked(
+        self, prepared, pictures, tmp_path, batch_norm
+    ):
+        options = {"method": "l2", "epochs": 1, "batch_norm": batch_norm}
+        result = train(tiny(pictures, tmp_path / "run", **options))
+        start = prepared.source.state_dict()
+        trained = last_weights(result.folder)
+        statistics = [name for name in start if "running" in name or "num_batches" in name]
+        assert statistics
+        for name in statistics:
+            unchanged = torch.equal(trained[f"network.{name}"], start[name])
+            assert unchanged == (batch_norm == "frozen")
+        weight = "blocks.6.0.bn1.weight"
+        assert not torch.equal(trained[f"network.{weight}"], start[weight])
+
+
+class TestAttention:
+    def test_the_file_of_another_run_stands_for_estimating(self, finished, pictures, tmp_path):
+        file = finished.folder / "attention.safetensors"
+        result = train(tiny(pictures, tmp_path / "run", epochs=3, attention=str(file)))
+        assert model_bytes(result.folder) == model_bytes(finished.folder)
+        assert same(last_weights(result.folder), last_weights(finished.folder))
+
+    def test_the_estimator_taps_and_samples_are_as_asked(self, pictures, tmp_path):
+        options = {"attention": "exact", "attention_samples": 3, "taps": "blocks.0"}
+        result = train(tiny(pictures, tmp_path / "run", epochs=1, **options))
+        found = ChannelAttention.load(result.folder / "attention.safetensors")
+        assert (found.method, found.samples, found.taps) == ("exact", 3, ("blocks.0",))
+        assert result.taps == ("blocks.0",)
+        assert {row["tap"] for row in rows(result.folder / "drift.csv")} == {"blocks.0"}
+
+    def test_a_file_made_with_other_weights_is_refused(self, finished, pictures, tmp_path):
+        attention = ChannelAttention.load(finished.folder / "attention.safetensors")
+        other = tmp_path / "other.safetensors"
+        dataclasses.replace(attention, source="0" * 64).save(other)
+        with pytest.raises(UserError, match="made with other weights than pypi/efficientnet_lite0"):
+            train(tiny(pictures, tmp_path / "run", attention=str(other)))
+        assert not (tmp_path / "run").exists()
+
+    def test_other_taps_than_those_of_the_file_are_refused(self, finished, pictures, tmp_path):
+        file = str(finished.folder / "attention.safetensors")
+        with pytest.raises(UserError, match=r"at the taps blocks\.1, .*this run has blocks\.1 "):
+            train(tiny(pictures, tmp_path / "run", attention=file, taps="blocks.1"))
+        assert not (tmp_path / "run").exists()
+
+    def test_the_log_says_how_many_channels_are_left(self, finished):
+        log = (finished.folder / "train.log").read_text()
+        file = ChannelAttention.load(finished.folder / "attention.safetensors")
+        assert "channel attention: refined, 24 samples" in log
+        for tap, attention in file.attention.items():
+            entropy = torch.special.entr(attention.double()).sum()
+            assert f" {entropy.exp().item():.1f} of {len(attention)} at {tap}" in log
+
+
+class TestCheck:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"method": "l3"}, "unknown method 'l3'"),
+            ({"attention": "exakt"}, "unknown attention 'exakt': choose from none, gradient"),
+            ({"attention": "none"}, "--attention none use --method delta_no_attention"),
+            ({"attention": __file__}, "is no safetensors file"),
+        ],
+    )
+    def test_wrong_names_are_refused(self, options, message):
+        with pytest.raises(UserError, match=message):
+            module.check(TrainConfig(data="x", **options))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"method": "probe", "strength": 1.0}, "--strength is ignored"),
+            ({"method": "l2", "attention": "exact"}, "--attention is ignored"),
+            ({"method": "l2", "attention_samples": 3}, "--attention-samples is ignored"),
+            ({"method": "l2", "attention_temperature": 5}, "--attention-temperature is ignored"),
+            ({"method": "probe", "attention_clip": 3}, "--attention-clip is ignored"),
+            ({"method": "lp_ft", "attention_floor": True}, "--attention-floor is ignored"),
+            ({"method": "l2", "attention_tolerance": 0.1}, "--attention-tolerance is ignored"),
+        ],
+    )
+    def test_options_that_the_method_does_not_use_are_warned_about(self, caplog, options, message):
+        module.check(TrainConfig(data="x", **options))
+        (record,) = caplog.records
+        assert (record.levelno, message in record.message) == (logging.WARNING, True)
+
+    @pytest.mark.parametrize("option", ["attention_samples", "attention_tolerance"])
+    def test_so_are_those_of_an_estimator_that_a_file_stands_for(self, caplog, finished, option):
+        file = str(finished.folder / "attention.safetensors")
+        weighing = {"attention_temperature": 1.0, "attention_clip": 3.0, "attention_floor": True}
+        module.check(TrainConfig(data="x", attention=file, **weighing, **{option: 3}))
+        (record,) = caplog.records
+        flag = "--" + option.replace("_", "-")
+        assert record.message == f"{flag} is ignored: attention is that of {file}"
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_the_defaults_of_every_method_pass_in_silence(self, caplog, method):
+        options = {"attention": "none"} if method == "delta_no_attention" else {}
+        module.check(TrainConfig(data="x", method=method, **options))
+        assert not caplog.records
+
+
+class TestFolder:
+    def test_one_in_use_needs_overwrite_and_then_holds_only_the_new_run(
+        self, finished, pictures, tmp_path
+    ):
+        out = shutil.copytree(finished.folder, tmp_path / "run")
+        before = files(out)
+        config = tiny(pictures, out, method="probe")
+        with pytest.raises(UserError, match=r"is not empty.*--overwrite"):
+            train(config)
+        assert files(out) == before
+        train(dataclasses.replace(config, overwrite=True))
+        assert files(out) == ALWAYS
+        # Repeating the run by its config.yaml does not replace it.
+        assert not TrainConfig.load(out / "config.yaml").overwrite
+
+    def test_it_may_not_lie_among_the_pictures(self, pictures):
+        with pytest.raises(UserError, match="lies in the data folder"):
+            train(tiny(pictures, pictures / "run"))
+        assert not (pictures / "run").exists()
+
+    def test_what_is_no_run_is_not_deleted(self, pictures, tmp_path):
+        (tmp_path / "thesis.txt").touch()
+        with pytest.raises(UserError, match="holds something that is no run"):
+            train(tiny(pictures, tmp_path, overwrite=True))
+        assert files(tmp_path) == {"thesis.txt"}
+
+    def test_a_damaged_picture_is_left_out_and_told_of(self, pictures, tmp_path, caplog):
+        data = shutil.copytree(pictures, tmp_path / "data")
+        (data / "train" / "checks" / "0.png").write_text("no picture")
+        result = train(tiny(data, tmp_path / "run", method="probe"))
+        assert result.pictures == 23
+        warning = "1 of 51 pictures cannot be read and are left out"
+        assert warning in caplog.text
+        assert f"warning: {warning}" in (result.folder / "train.log").read_text()
+
+    def test_a_run_that_fails_before_its_first_checkpoint_leaves_no_folder(
+        self, prepared, pictures, tmp_path, monkeypatch
+    ):
+        def fail(*arguments: object, **options: object) -> None:
+            raise UserError("a picture is gone")
+
+        monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(run_attention, "estimate_attention", fail)
+        config = tiny(pictures, tmp_path / "run")
+        with pytest.raises(UserError, match="a picture is gone"):
+            module.train_prepared(prepared, config, tmp_path / "run", started=0)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_report_that_cannot_be_written_does_not_cost_the_model(
+        self, prepared, pictures, tmp_path, monkeypatch
+    ):
+        def fail(folder: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(module, "write_run_report", fail)
+        config = tiny(pictures, tmp_path / "run", method="probe")
+        with pytest.raises(OSError, match="No space left"):
+            module.train_prepared(prepared, config, tmp_path / "run", started=0)
+        assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+    def test_a_run_that_diverges_keeps_its_best_checkpoint(self, prepared, pictures, tmp_path):
+        config = tiny(pictures, tmp_path / "run", method="lp_ft", lr=1e6)
+        with pytest.raises(UserError, match=r"training diverged.*best\.ckpt"):
+            module.train_prepared(prepared, config, tmp_path / "run", started=0)
+        best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+        state = torch.load(best, weights_only=True)["state_dict"]
+        assert torch.equal(state["network.classifier.weight"], prepared.probe.weight)
+        assert "training diverged" in (tmp_path / "run" / "train.log").read_text()
+        assert not (tmp_path / "run" / "result.json").exists()

@@ -1,0 +1,69 @@
+"""What several processes cannot do together is refused, where it is done at all."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from delta_transfer.errors import UserError
+from delta_transfer.runs import validation
+from tests.run_folders import tiny
+
+ALONE = [
+    {"accumulate": 2},
+    {"mixup": 0.2},
+    {"cutmix": 1.0},
+    {"lr": "find"},
+    {"batch_norm": "train"},
+]
+
+
+@pytest.mark.parametrize("options", ALONE, ids=lambda options: next(iter(options)))
+def test_what_only_training_looks_at_is_in_nobody_s_way_without_it(
+    pictures, tmp_path, monkeypatch, options
+):
+    monkeypatch.setattr(validation, "processes", lambda: 2)
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    trained = tiny(pictures, tmp_path, method="l2", **options)
+    name = next(iter(options)).replace("_", "-")
+    with pytest.raises(UserError, match=f"--{name} {options[name.replace('-', '_')]}"):
+        validation.for_several(trained)
+    probed = tiny(pictures, tmp_path, method="probe", **options)
+    assert validation.for_several(probed) == probed
+
+
+def test_parts_of_a_step_mean_nothing_without_steps(pictures, tmp_path, caplog):
+    validation.check(tiny(pictures, tmp_path, method="probe", accumulate=2))
+    assert "--accumulate is ignored: it means nothing for method probe" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"method": "rifle"}, "method rifle changes weights beside the optimiser"),
+        ({"method": "spd"}, "method spd changes weights beside the optimiser"),
+        ({"method": "stochnorm"}, "method stochnorm changes weights beside the optimiser"),
+        ({"method": "lwf"}, "method lwf changes weights beside the optimiser or trains some of"),
+        ({"method": "co_tuning"}, "method co_tuning changes weights beside the optimiser"),
+        ({"ema": 0.9}, "--ema 0.9 averages whole weights"),
+        ({"precision": "16", "device": "auto"}, "--precision 16 is float16 here"),
+        ({"precision": "auto", "device": "auto"}, "--precision auto is float16 here"),
+    ],
+)
+def test_what_needs_whole_weights_is_refused_where_they_are_sharded(
+    pictures, tmp_path, monkeypatch, options, says
+):
+    monkeypatch.setattr(validation, "processes", lambda: 2)
+    monkeypatch.setattr(validation, "find_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    config = tiny(pictures, tmp_path, strategy="fsdp", **{"method": "l2"} | options)
+    with pytest.raises(UserError, match=says):
+        validation.check(config)
+    validation.check(dataclasses.replace(config, strategy="ddp"))
+
+
+def test_weights_of_one_process_are_not_sharded(pictures, tmp_path, caplog):
+    with pytest.raises(UserError, match="--strategy fsdp shards weights over several processes"):
+        validation.check(tiny(pictures, tmp_path, method="l2", strategy="fsdp"))
+    validation.check(tiny(pictures, tmp_path, method="probe", strategy="fsdp"))
+    assert "--strategy is ignored: it means nothing for method probe" in caplog.text

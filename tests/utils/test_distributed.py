@@ -1,0 +1,213 @@
+"""Runs of two processes: the figures of one, written by one, and going on when one is killed."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.run_folders import flags
+from tests.runs.test_resume import left_in, traces
+from tests.several import environment, free_port, run
+
+COMMAND = [sys.executable, "-m", "delta_transfer.cli.main", "train"]
+
+
+def figures(file: Path, *, but: tuple[str, ...] = ()) -> list[list[float]]:
+    with file.open(newline="") as rows:
+        return [
+            [float(text or "nan") for name, text in row.items() if name not in but]
+            for row in csv.DictReader(rows)
+        ]
+
+
+def check_same_figures(run: Path, other: Path) -> None:
+    """The same losses, and the same pictures named."""
+    for name, but in (("metrics.csv", ()), ("drift.csv", ("tap",))):
+        found, wanted = figures(run / name, but=but), figures(other / name, but=but)
+        torch.testing.assert_close(
+            torch.tensor(found), torch.tensor(wanted), rtol=1e-5, atol=1e-5, equal_nan=True
+        )
+    if (other / "attention.safetensors").exists():
+        attention = [load_file(one / "attention.safetensors") for one in (run, other)]
+        assert attention[0].keys() == attention[1].keys()
+        for key, tensor in attention[0].items():
+            expected = attention[1][key]
+            torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+    weights = [load_file(one / "model" / "model.safetensors") for one in (run, other)]
+    for key, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][key], rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_have_the_figures_and_the_files_of_one(pictures, finished, tmp_path):
+    out = tmp_path / "two"
+    run("train_tiny", pictures, out, 3, module="tests.sharded_runs")
+    check_same_figures(out, finished.folder)
+    assert left_in(out) == left_in(finished.folder)
+    logs = [len(list((one / "tensorboard").iterdir())) for one in (out, finished.folder)]
+    assert logs[0] == logs[1]
+
+
+def start(
+    pictures: Path, out: Path, *more: str, variables: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    command = [*COMMAND, str(pictures), f"--out={out}", *flags(epochs=10, lr=1e-5), "--devices=2"]
+    environment = {**os.environ, "DELTA_TRANSFER_CACHE": os.devnull, **(variables or {})}
+    return subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_epoch(out: Path, started: subprocess.Popen[str], epoch: int) -> None:
+    end = time.monotonic() + 200
+    metrics = out / "metrics.csv"
+    while not metrics.is_file() or len(metrics.read_text().splitlines()) < 2 * epoch:
+        assert time.monotonic() < end
+        assert started.poll() is None
+        time.sleep(0.02)
+
+
+def worker(started: subprocess.Popen[str], rank: int) -> psutil.Process:
+    children = psutil.Process(started.pid).children()
+    return next(one for one in children if one.environ().get("RANK") == str(rank))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pictures, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    started = start(pictures, out)
+    _, said = started.communicate(timeout=200)
+    assert started.returncode == 0, said
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_a_process_is_killed_all_go_on_to_the_same_bytes(
+    pictures, tmp_path, undisturbed, rank
+):
+    out = tmp_path / "killed"
+    # Started again it comes late, so that the other one would find its address of before.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "again = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'\n"
+        f"time.sleep(3 * (again and os.environ['RANK'] == '{rank}'))\n"
+    )
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    started = start(pictures, out, "--checkpoint-steps=2", variables={"PYTHONPATH": path})
+    wait_for_epoch(out, started, 3)
+    worker(started, rank).send_signal(signal.SIGKILL)
+    _, said = started.communicate(timeout=200)
+    assert started.returncode == 0, said
+    assert "going on in epoch" in said
+    assert "Traceback" not in said
+    assert traces(out) == traces(undisturbed)
+    assert left_in(out) == left_in(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_processes_save_together_and_go_on(pictures, tmp_path, undisturbed, number):
+    out = tmp_path / "stopped"
+    started = start(pictures, out, "--checkpoint-minutes=60")
+    wait_for_epoch(out, started, 3)
+    started.send_signal(number)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 1
+    assert "Traceback" not in said
+    assert said.count("stopping after this step, and saving; once more to stop at once") == 1
+    assert said.count("goes on") == 1
+    assert not (out / "result.json").exists()
+    started = start(pictures, out, "--checkpoint-minutes=60", "--resume")
+    _, said = started.communicate(timeout=200)
+    assert started.returncode == 0, said
+    assert "going on in epoch" in said
+    assert traces(out) == traces(undisturbed)
+
+
+@pytest.mark.slow
+def test_what_is_ended_before_it_trains_says_so_once(pictures, tmp_path):
+    started = start(pictures, tmp_path / "out")
+    children: list[psutil.Process] = []
+    while len(children) < 2:
+        assert started.poll() is None
+        children = psutil.Process(started.pid).children()
+        time.sleep(0.02)
+    started.send_signal(signal.SIGTERM)
+    _, said = started.communicate(timeout=200)
+    assert started.returncode == 1
+    assert said.count("terminated") == 1
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_started_by_slurm_it_is_the_same(pictures, tmp_path, undisturbed):
+    out, port = tmp_path / "slurm", free_port()
+    started = []
+    for rank in range(2):
+        variables = {
+            "SLURM_NTASKS": "2",
+            "SLURM_NTASKS_PER_NODE": "2",
+            "SLURM_NNODES": "1",
+            "SLURM_NODEID": "0",
+            "SLURM_NODELIST": "127.0.0.1",
+            "SLURM_JOB_NAME": "delta",
+            "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(rank),
+            "MASTER_PORT": str(port),
+            "DELTA_TRANSFER_CACHE": os.devnull,
+        }
+        command = [*COMMAND, str(pictures), f"--out={out}", *flags(epochs=10, lr=1e-5)]
+        started.append(
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **variables},
+            )
+        )
+    said = [one.communicate(timeout=200) for one in started]
+    assert [one.returncode for one in started] == [0, 0], said
+    assert f"report   {out / 'report.html'}" in said[0][0]
+    assert said[1] == ("", "")
+    assert traces(out) == traces(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--method=bss --strength=auto", "--method bss looks at each batch as a whole"),
+        ("--batch-norm=train", "would take its statistics from a share of each batch"),
+        ("--lr=find", "processes cannot try rates together"),
+        ("--mixup=0.2", "--mixup 0.2: 2 processes share each batch"),
+        ("--batch-size=7", "--batch-size 7 is that of all processes together"),
+        ("--overwrite", "--overwrite: processes that may be started again need a folder"),
+        ("--attention-samples=1", "channel attention of 1 pictures cannot be shared by 2"),
+        ("--lr=1e9 --optimizer=sgd", "training diverged in epoch"),
+    ],
+)
+def test_a_mistake_ends_all_with_one_message(pictures, tmp_path, options, says):
+    started = start(pictures, tmp_path / "out", *options.split())
+    _, said = started.communicate(timeout=200)
+    assert started.returncode == 2
+    assert says in said
+    assert said.count("error:") == 1
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_started_by_torchrun_devices_may_not_be_others(pictures, tmp_path):
+    command = [*COMMAND, str(pictures), f"--out={tmp_path / 'out'}", *flags(devices=4)]
+    variables = {**os.environ, **environment(0, 2, free_port())}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+    assert done.returncode == 2
+    assert "--devices 4, but torchrun or SLURM has started 2" in done.stderr

@@ -1,0 +1,124 @@
+"""The second process in a folder is refused, and a dead one is in nobody's way."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from delta_transfer import train
+from delta_transfer.cli import main
+from delta_transfer.errors import UserError
+from delta_transfer.experiments.comparison.compare import compare
+from delta_transfer.utils.locks import LOCK, check_unlocked, locked
+from tests.run_folders import tiny
+from tests.several import run
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from delta_transfer.folder_lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(300)
+"""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Inside, another process has the lock."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    try:
+        yield other
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_it_is_another_process_s_until_that_is_killed(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with held(folder) as other:
+        who = f"process {other.pid} on {socket.gethostname()} writes into {folder}: "
+        for _ in range(2):  # nor does being refused take it away
+            with pytest.raises(UserError, match=who), locked(folder):
+                pass
+            with pytest.raises(UserError, match="wait until it has finished, end it, or give ano"):
+                check_unlocked(folder)
+    assert (folder / LOCK).is_file()  # which locks nothing
+    check_unlocked(folder)
+    with locked(folder):
+        assert (folder / LOCK).read_text().startswith(f"process {os.getpid()} on ")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["train", "train --resume", "train --overwrite", "compare"])
+def test_a_second_command_is_refused_and_changes_nothing(pictures, tmp_path, capsys, command):
+    folder = tmp_path / "run"
+    name, *flags = command.split()
+    with held(folder) as other:
+        assert main.main([name, str(pictures), f"--out={folder}", *flags]) == 2
+        said = capsys.readouterr().err
+        assert f"error: process {other.pid} on {socket.gethostname()} writes into {folder}" in said
+        assert [path.name for path in folder.iterdir()] == [LOCK]
+
+
+def test_one_that_comes_while_another_prepares_is_refused(pictures, tmp_path, monkeypatch):
+    folder, own = tmp_path / "run", FileLock(tmp_path / "run" / LOCK)
+
+    def prepared(*args: object, **options: object) -> object:
+        folder.mkdir()
+        own.acquire()
+        return prepare(*args, **options)
+
+    from delta_transfer.runs.run import prepare
+
+    monkeypatch.setattr("delta_transfer.runs.run.prepare", prepared)
+    with pytest.raises(UserError, match=f"writes into {folder}: wait until"):
+        train(tiny(pictures, folder, method="probe"))
+    assert [path.name for path in folder.iterdir()] == [LOCK]
+    own.release()
+
+
+def test_what_a_killed_process_left_is_in_nobody_s_way(pictures, tmp_path):
+    run, several = tmp_path / "run", tmp_path / "several"
+    for folder in (run, several):
+        folder.mkdir()
+        (folder / LOCK).write_text("process 7 on elsewhere")
+    config = tiny(pictures, run, method="probe")
+    train(config)
+    compare(config, several, methods=["probe"], seeds=[0], jobs=1)
+    assert not list(tmp_path.rglob(LOCK))
+    (several / LOCK).touch()
+    train(tiny(pictures, several, method="probe", overwrite=True))
+    assert not list(tmp_path.rglob(LOCK))
+
+
+def test_a_folder_that_was_not_filled_is_not_left(tmp_path):
+    with pytest.raises(KeyError), locked(tmp_path / "run"):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplog):
+    def refuse(self: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with locked(tmp_path):
+        pass
+    assert "cannot be locked ([Errno 38] Function not implemented)" in caplog.text
+    assert "let no other process write into it" in caplog.text
+
+
+def test_of_several_processes_of_a_run_all_are_refused(tmp_path):
+    with held(tmp_path):
+        run("refused", tmp_path, module="tests.sharded_runs")
