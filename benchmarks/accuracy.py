@@ -21,15 +21,15 @@ from pathlib import Path
 
 import torch
 
-from delta_transfer.config.commands import seed_list, size_list
+from delta_transfer.config.commands import parse_samples_per_class, parse_seeds
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.registry import load_task
-from delta_transfer.experiments.comparison.compare import compare, describe
+from delta_transfer.data.registry import load_data
+from delta_transfer.experiments.comparison.compare import compare, describe_run
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.metrics.statistics import Summary
 from delta_transfer.report.comparison.runs import Comparison, read_comparison, summarize_methods
-from delta_transfer.utils.devices import cores, find_device
+from delta_transfer.utils.devices import cpu_count, find_device
 
 SHARED = {"dtd10": "images/dtd10", "cifar10_small": "images/cifar10_small"}
 SETS = (*SHARED, "skimage/patches", "sklearn/digits")
@@ -45,7 +45,7 @@ def main() -> None:
         if name in SHARED and not Path(data).is_dir():
             notes.append(f"{name} is left out: there is no folder {data}.")
             continue
-        sizes, missing = sizes_of(data, size_list(options.samples_per_class))
+        sizes, missing = sizes_of(data, parse_samples_per_class(options.samples_per_class))
         notes += [f"{name} {text}" for text in missing]
         folder = options.out / name.replace("/", "-")
         logging.info("=== %s", name)
@@ -56,7 +56,7 @@ def main() -> None:
             epochs=options.epochs,
             device=options.device,
         )
-        seeds = seed_list(options.seeds)
+        seeds = parse_seeds(options.seeds)
         comparisons[name], failed = make(options, config, folder, seeds=seeds, sizes=sizes)
         notes += [f"{name}, {text}." for text in failed]
     tables = "\n".join(write_tables(comparisons))
@@ -103,9 +103,9 @@ def make(
         methods=options.methods.split(","),
         seeds=seeds,
         sizes=sizes,
-        jobs=options.jobs,
+        n_jobs=options.jobs,
     )
-    failed = [f"{describe(run)} failed: {why}" for run, why in compared.failures]
+    failed = [f"{describe_run(run)} failed: {why}" for run, why in compared.failures]
     return read_comparison(folder), failed
 
 
@@ -117,7 +117,7 @@ def published(figures: Mapping[str, object], of: str) -> str:
 
 def sizes_of(data: str, wanted: Sequence[int | None]) -> tuple[list[int | None], list[str]]:
     """The sizes that a set can give, and what is to be said of the others."""
-    least = min(Counter(load_task(data, seed=0).train.labels).values())
+    least = min(Counter(load_data(data, seed=0).train.labels).values())
     missing = [size for size in wanted if size is not None and size > least]
     return [size for size in wanted if size not in missing], [
         f"has no {size} training pictures in each class, at most {least}." for size in missing
@@ -129,7 +129,7 @@ def write_tables(comparisons: dict[str, Comparison]) -> Iterator[str]:
     sizes = {size for comparison in comparisons.values() for size in comparison.sizes}
     for size in sorted(sizes, key=lambda size: (size is None, size)):
         there = {
-            name: comparison.at(size)
+            name: comparison.with_size(size)
             for name, comparison in comparisons.items()
             if size in comparison.sizes
         }
@@ -143,7 +143,7 @@ def write_tables(comparisons: dict[str, Comparison]) -> Iterator[str]:
 def write_table(title: str, comparison: Comparison) -> Iterator[str]:
     seeds = len(comparison.seeds)
     yield f"### {title}\n"
-    split, measure = comparison.split.capitalize(), comparison.measure
+    split, measure = comparison.split.capitalize(), comparison.metric
     yield f"{split} {measure.heading}, {seeds} seeds.\n"
     yield "| method | mean | std | vs l2 | vs probe | seconds | MiB |"
     yield "|---|--:|--:|--:|--:|--:|--:|"
@@ -151,11 +151,11 @@ def write_table(title: str, comparison: Comparison) -> Iterator[str]:
         cells = (
             row.method + ("" if row.score.count == seeds else f" ({row.score.count} seeds)"),
             f"{100 * row.score.mean:.1f}",
-            f"{100 * row.score.deviation:.1f}" if row.score.count > 1 else "",
-            difference(row.to_baseline),
-            difference(row.to_probe),
-            f"{row.seconds:.0f}",
-            f"{row.memory:.0f}",
+            f"{100 * row.score.std:.1f}" if row.score.count > 1 else "",
+            difference(row.vs_baseline),
+            difference(row.vs_probe),
+            f"{row.wall_time_s:.0f}",
+            f"{row.peak_memory_mib:.0f}",
         )
         yield f"| {' | '.join(cells)} |"
     yield ""
@@ -165,7 +165,9 @@ def difference(found: Summary | None) -> str:
     """A paired difference with its 95% interval."""
     if found is None:
         return ""
-    interval = f" ({100 * found.low:+.1f} to {100 * found.high:+.1f})" if found.count > 1 else ""
+    interval = (
+        f" ({100 * found.ci_low:+.1f} to {100 * found.ci_high:+.1f})" if found.count > 1 else ""
+    )
     return f"{100 * found.mean:+.1f}{interval}"
 
 
@@ -207,7 +209,7 @@ def machine(device: str) -> str:
     found = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
     name = found[1] if found else platform.processor() or platform.machine()
     gpu = find_device(device).type == "cuda"
-    return f"{cores()} cores ({name})" + (f", {torch.cuda.get_device_name()}" if gpu else "")
+    return f"{cpu_count()} cores ({name})" + (f", {torch.cuda.get_device_name()}" if gpu else "")
 
 
 if __name__ == "__main__":

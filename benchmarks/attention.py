@@ -26,9 +26,9 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from delta_transfer.attention.estimators.ablation import Exact, naive_scores
-from delta_transfer.attention.estimators.gradient import FirstOrder
-from delta_transfer.attention.estimators.refined import exact_samples
+from delta_transfer.attention.estimators.ablation import ExactScorer, naive_scores
+from delta_transfer.attention.estimators.gradient import FirstOrderScorer
+from delta_transfer.attention.estimators.refined import num_exact_samples
 from delta_transfer.features.taps import Taps
 
 METHODS = ("exact", "refined", "gradient")
@@ -97,17 +97,17 @@ def count_operations(
             "naive": forward * (1 + sum(widths.values())),
             "least": forward + sum((forward - at[tap]) * width for tap, width in widths.items()),
         }
-        exact = Exact(model, taps=taps, loss=loss)
+        exact = ExactScorer(model, taps=taps, loss=loss)
         for name, scorer in (
             ("exact", exact),
-            ("gradient", FirstOrder(model, taps=taps, loss=loss)),
+            ("gradient", FirstOrderScorer(model, taps=taps, loss=loss)),
         ):
             scorer(inputs, targets)  # the exact one takes the network apart at its first call
             with operations_counter() as counter:
                 scorer(inputs, targets)
             found[name] = counter.get_total_flops()
     found = {name: count / len(inputs) for name, count in found.items()}
-    share = exact_samples(setting.samples, channels=sum(widths.values())) / setting.samples
+    share = num_exact_samples(setting.samples, channels=sum(widths.values())) / setting.samples
     found["refined"] = found["gradient"] + share * found["exact"]
     return found, list(exact.notes)
 

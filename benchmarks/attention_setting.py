@@ -15,12 +15,12 @@ from delta_transfer.attention import estimate_attention
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.features.probe import LinearProbe, collect_features, fit_probe, replaced_head
+from delta_transfer.features.probe import LinearProbe, collect_features, fit_probe, replace_head
 from delta_transfer.features.taps import resolve_taps
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.training.loaders import plain_loader
-from delta_transfer.utils.devices import find_device, place
-from delta_transfer.utils.module_state import evaluating, without_parameter_gradients
+from delta_transfer.training.loaders import eval_dataloader
+from delta_transfer.utils.devices import find_device, move_to_device
+from delta_transfer.utils.module_state import eval_mode, without_parameter_gradients
 
 Scores = dict[str, Tensor]  # tap -> [C], or [N, C]
 Batches = list[tuple[Tensor, Tensor]]
@@ -57,7 +57,7 @@ class Setting:
             probe=self.probe,
             head=self.head,
             taps=self.taps,
-            method=method,
+            estimator=method,
             precision=options.precision,
             seed=seed,
         )
@@ -66,9 +66,9 @@ class Setting:
     def with_probe(self, model: nn.Module) -> Iterator[nn.Module]:
         """The network as `estimate_attention` hands it to a scorer."""
         with ExitStack() as borrowed:
-            borrowed.enter_context(evaluating(model))
+            borrowed.enter_context(eval_mode(model))
             borrowed.enter_context(without_parameter_gradients(model))
-            borrowed.enter_context(replaced_head(model, self.head, self.probe))
+            borrowed.enter_context(replace_head(model, self.head, self.probe))
             yield model
 
 
@@ -86,9 +86,9 @@ def on_data(options: argparse.Namespace) -> Setting:
         backbone = load_backbone(
             options.model, num_outputs=CLASSES, image_size=options.image_size, pretrained=False
         )
-        settle(backbone.module, noise(options.batch_size, backbone.input.size)[0])
-        prepared = prepare(config, network=backbone.module, spec=backbone.input)
-    train, spec = prepared.task.train, prepared.backbone.input
+        settle(backbone.module, noise(options.batch_size, backbone.input_spec.size)[0])
+        prepared = prepare(config, network=backbone.module, spec=backbone.input_spec)
+    train, spec = prepared.task.train, prepared.backbone.input_spec
     drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
     return Setting(
         model=prepared.source,
@@ -96,8 +96,8 @@ def on_data(options: argparse.Namespace) -> Setting:
         probe=prepared.probe,
         taps=prepared.taps,
         device=prepared.device,
-        batches=list(plain_loader(train.subset(drawn[: options.samples]), spec, config)),
-        whole=list(plain_loader(train, spec, config)) if options.whole else [],
+        batches=list(eval_dataloader(train.subset(drawn[: options.samples]), spec, config)),
+        whole=list(eval_dataloader(train, spec, config)) if options.whole else [],
     )
 
 
@@ -108,11 +108,11 @@ def on_noise(options: argparse.Namespace) -> Setting:
         image_size=options.image_size,
         pretrained=options.pretrained,
     )
-    inputs, targets = noise(options.samples, backbone.input.size)
+    inputs, targets = noise(options.samples, backbone.input_spec.size)
     device = find_device(options.device)
     if not options.pretrained:
         settle(backbone.module, inputs[: options.batch_size])
-    place(backbone.module, device)
+    move_to_device(backbone.module, device)
     size = options.batch_size
     batches = list(zip(inputs.split(size), targets.split(size), strict=True))
     features, labels = collect_features(backbone.module, batches, head=backbone.head)

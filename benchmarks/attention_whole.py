@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from attention_setting import Scores, Setting, timed
 from scipy.stats import spearmanr
 
-from delta_transfer.attention.estimators.ablation import Exact
+from delta_transfer.attention.estimators.ablation import ExactScorer
 from delta_transfer.functional import normalize_scores
 
 SEEDS = range(5)  # of the refined estimator
@@ -28,7 +28,9 @@ def on_the_whole(
     """
     total = sum(len(targets) for _, targets in setting.whole)
     with setting.with_probe(setting.model) as model:
-        exact = Exact(model, taps=setting.taps, loss=F.cross_entropy, precision=options.precision)
+        exact = ExactScorer(
+            model, taps=setting.taps, loss=F.cross_entropy, precision=options.precision
+        )
         scored, seconds = timed(
             setting.device,
             lambda: [

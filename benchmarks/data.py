@@ -22,11 +22,11 @@ from pathlib import Path
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.run import train
-from delta_transfer.training.loaders import training_loader
-from delta_transfer.training.module import FineTuning
+from delta_transfer.training.loaders import train_dataloader
+from delta_transfer.training.module import FineTuneModule
 
 WAYS = {
-    "decoded, 2 processes": {"picture_cache": 0.0, "workers": 2},
+    "decoded, 2 processes": {"image_cache_gb": 0.0, "workers": 2},
     "kept": {},
 }
 PIXELS = 400_000  # of the training pictures of all classes together, at least 32 pictures
@@ -38,14 +38,14 @@ class Clock:
     def __init__(self) -> None:
         self.starts: list[float] = []
         self.end = 0.0
-        FineTuning.on_train_epoch_start = self._starts  # type: ignore[method-assign]
-        self._ends = FineTuning.on_train_epoch_end
+        FineTuneModule.on_train_epoch_start = self._starts  # type: ignore[method-assign]
+        self._ends = FineTuneModule.on_train_epoch_end
 
-        def ended(module: FineTuning) -> None:
+        def ended(module: FineTuneModule) -> None:
             self._ends(module)
             self.end = time.perf_counter()
 
-        FineTuning.on_train_epoch_end = ended  # type: ignore[method-assign]
+        FineTuneModule.on_train_epoch_end = ended  # type: ignore[method-assign]
 
     def _starts(self) -> None:
         self.starts.append(time.perf_counter())
@@ -77,7 +77,7 @@ def train_once(config: TrainConfig, clock: Clock, pictures: int) -> tuple[float,
 def load_once(config: TrainConfig) -> float:
     """Pictures a second of the training pictures alone, from the second epoch on."""
     prepared = prepare(config)
-    loader = training_loader(prepared.task.train, prepared.backbone.input, config)
+    loader = train_dataloader(prepared.task.train, prepared.backbone.input_spec, config)
     for epoch in range(4):
         if epoch == 1:
             started = time.perf_counter()

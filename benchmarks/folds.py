@@ -15,7 +15,7 @@ from pathlib import Path
 
 from accuracy import add_options, make, published, write_table
 
-from delta_transfer.config.commands import PretrainOptions, seed_list
+from delta_transfer.config.commands import PretrainOptions, parse_seeds
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.pretraining.pretrain import WEIGHTS, pretrain
 from delta_transfer.report.comparison.runs import Comparison
@@ -39,7 +39,7 @@ def main() -> None:
     options = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folds = []
-    for seed in seed_list(options.seeds):
+    for seed in parse_seeds(options.seeds):
         folder = options.out / f"fold{seed}"
         config = TrainConfig(
             data=options.data,
@@ -83,7 +83,7 @@ def pretrained(options: argparse.Namespace, folder: Path, seed: int) -> Path:
 def pooled(folds: list[Comparison]) -> Comparison:
     """The folds, whose seeds differ, as one comparison."""
     entries = tuple(entry for fold in folds for entry in fold.entries)
-    return Comparison(folds[0].folder, folds[0].split, folds[0].measure, entries)
+    return Comparison(folds[0].folder, folds[0].split, folds[0].metric, entries)
 
 
 def parse() -> argparse.Namespace:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from accuracy import add_options, average, make, published, write_table
 
-from delta_transfer.config.commands import seed_list
+from delta_transfer.config.commands import parse_seeds
 from delta_transfer.config.train import TrainConfig
 
 METHODS = "probe,l2,lp_ft,l2sp,delta_no_attention,delta,gtot"
@@ -58,7 +58,7 @@ def main() -> None:
             batch_norm=options.batch_norm,
             device=options.device,
         )
-        seeds = seed_list(options.seeds)
+        seeds = parse_seeds(options.seeds)
         comparisons[name], failed = make(options, config, options.out / name, seeds=seeds)
         for text in failed:
             logging.warning("%s, %s", name, text)

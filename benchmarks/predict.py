@@ -92,14 +92,14 @@ def main() -> None:
             Path(folder) / "run", model=options.model, image_size=options.image_size
         )
         predictor = Predictor(
-            run, device=options.device, batch_size=options.batch_size, workers=workers
+            run, device=options.device, batch_size=options.batch_size, num_workers=workers
         )
         bare = bare_loop(
             run, files, device=predictor.device, batch_size=options.batch_size, workers=workers
         )
 
         def ours() -> list[int]:
-            return [predictor.classes.index(found.best) for found in predictor.predict(files)]
+            return [predictor.classes.index(found.top_class) for found in predictor.predict(files)]
 
         alike = statistics.mean(a == b for a, b in zip(ours(), bare(), strict=True))  # warm-up too
         speeds: dict[str, list[float]] = {"predict": [], "bare timm": []}
@@ -110,7 +110,8 @@ def main() -> None:
                 speeds[name].append(len(files) / (time.perf_counter() - started))
     ratios = [a / b for a, b in zip(*speeds.values(), strict=True)]
     print(
-        f"{len(files)} pictures of {predictor.backbone.input.size} pixels on {predictor.device}, "
+        f"{len(files)} pictures of {predictor.backbone.input_spec.size} pixels on "
+        f"{predictor.device}, "
         f"batches of {options.batch_size}, {workers} workers, {torch.get_num_threads()} threads; "
         f"{100 * alike:.1f}% of the predictions are the same"
     )

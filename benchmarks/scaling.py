@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from delta_transfer import Delta, Regularizer
 from delta_transfer.backbones.registry import load_backbone
-from delta_transfer.utils.distributed import averaged, joined
+from delta_transfer.utils.distributed import all_reduce_mean, init_process_group
 
 Figures = dict[str, float]
 Clock = Callable[[], float]
@@ -77,14 +77,14 @@ def measure(options: argparse.Namespace, processes: int) -> Figures:
         found["reduce"] = best(
             lambda: torch.distributed.all_reduce(parameters[0]), options.times, time.perf_counter
         )
-    found["tell"] = best(lambda: averaged([0.0] * 4), 10 * options.times, time.perf_counter)
+    found["tell"] = best(lambda: all_reduce_mean([0.0] * 4), 10 * options.times, time.perf_counter)
     return found
 
 
 def work(rank: int, processes: int, options: argparse.Namespace, end: Connection) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(options.port)}
-    with joined(lambda: "cpu"):
+    with init_process_group(lambda: "cpu"):
         end.send(measure(options, processes))
 
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from delta_transfer import Delta, Regularizer
 from delta_transfer.features.frozen_source import FrozenSource
 from delta_transfer.features.taps import resolve_taps
-from delta_transfer.utils.devices import find_device, place
+from delta_transfer.utils.devices import find_device, move_to_device
 from delta_transfer.utils.memory import PeakMemory
 
 NAMES = {"lite0": "tf_efficientnet_lite0"}
@@ -140,7 +140,7 @@ def make(name: str, options: argparse.Namespace) -> Steps:
     targets = torch.randint(CLASSES, (options.batch_size,), device=device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.bf16)
     if name not in ("plain", "reference"):
-        place(network, device)
+        move_to_device(network, device)
         inputs = inputs.to(memory_format=torch.channels_last)
     if name == "source":
         return _source(network, inputs)
@@ -174,7 +174,7 @@ def _ours(network: nn.Module, name: str, inputs: Tensor) -> Term:
     cache = 4.0 if name == "delta, cached" else 0.0
     precision: Literal["float32", "bfloat16"] = "bfloat16" if name == HALF else "float32"
     regularizer = Regularizer(
-        network, source, penalties, source_cache=cache, source_precision=precision
+        network, source, penalties, source_cache_gb=cache, source_precision=precision
     )
     regularizer.calibrate([inputs])
     regularizer.__enter__()  # for as long as the process lives
@@ -216,7 +216,7 @@ def _reference(network: nn.Module, name: str, inputs: Tensor) -> Term:
 
 def _source(network: nn.Module, inputs: Tensor) -> Steps:
     taps = resolve_taps(network, "auto")
-    source = FrozenSource(network, taps=taps, heads=(), cache=0.0)
+    source = FrozenSource(network, taps=taps, heads=(), cache_gb=0.0)
     source.open()
     return lambda: source.run(inputs)
 

@@ -42,7 +42,7 @@ class Command:
 def list_commands() -> Iterator[Command]:
     """All commands, asked for their options one after the other."""
     for name, function in COMMANDS.items():
-        with mock.patch.object(arguments, "parse", side_effect=_Asked) as parse:
+        with mock.patch.object(arguments, "parse_options", side_effect=_Asked) as parse:
             try:
                 function([])
             except _Asked:

@@ -14,10 +14,10 @@ from delta_transfer.backbones.registry import LIBRARIES
 from delta_transfer.cli import arguments
 from delta_transfer.cli.commands import COMMANDS
 from delta_transfer.cli.main import main
-from delta_transfer.config.commands import seed_list, size_list
+from delta_transfer.config.commands import parse_samples_per_class, parse_seeds
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.registry import is_named
-from delta_transfer.experiments.benchmark.recipe import list_recipes
+from delta_transfer.data.registry import is_dataset_name
+from delta_transfer.experiments.benchmark.recipe import list_benchmarks
 from delta_transfer.methods.registry import METHODS
 from tests.blocks import ROOT
 
@@ -42,12 +42,12 @@ def check_command(words: Sequence[str]) -> None:
 
 def parse_command(args: Sequence[str]) -> Any:
     """The options that the command's own parser makes of its arguments; nothing is begun."""
-    parse = arguments.parse
+    parse = arguments.parse_options
 
     def parse_and_end(*args: Any, **options: Any) -> None:
         raise _Parsed(parse(*args, **options))
 
-    with mock.patch.object(arguments, "parse", parse_and_end):
+    with mock.patch.object(arguments, "parse_options", parse_and_end):
         try:
             COMMANDS[args[0]](args[1:])
         except _Parsed as parsed:
@@ -92,11 +92,11 @@ def _model(name: str) -> None:
 
 def _data(name: str) -> None:
     a_path = "/" not in name.removesuffix("/") or name.startswith(("runs/", "../"))
-    assert a_path or is_named(name) or name == "rdkit/nci", f"there is no data set {name}"
+    assert a_path or is_dataset_name(name) or name == "rdkit/nci", f"there is no data set {name}"
 
 
 def _recipe(name: str) -> None:
-    assert name.endswith(".yaml") or name in [recipe.name for recipe in list_recipes()], name
+    assert name.endswith(".yaml") or name in [recipe.name for recipe in list_benchmarks()], name
 
 
 _VALUES: dict[str, Callable[[Any], object]] = {
@@ -105,8 +105,10 @@ _VALUES: dict[str, Callable[[Any], object]] = {
     "model": _model,
     "data": _data,
     "name": _recipe,
-    "seeds": seed_list,
-    "samples_per_class": lambda sizes: sizes if isinstance(sizes, int) else size_list(sizes),
+    "seeds": parse_seeds,
+    "samples_per_class": lambda sizes: (
+        sizes if isinstance(sizes, int) else parse_samples_per_class(sizes)
+    ),
 }
 
 

@@ -87,4 +87,4 @@ def compared(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> list[R
     out = tmp_path_factory.mktemp("runs") / "compared"
     options = {"test_split": "0.25", "val_fraction": 0.25, "refit": "never"}
     config = tiny(pictures / "train", out, epochs=1, strength="auto", **options)
-    return compare(config, out, methods=METHODS, seeds=[0, 1], jobs=1).results
+    return compare(config, out, methods=METHODS, seeds=[0, 1], n_jobs=1).results

@@ -45,7 +45,7 @@ def make(kind: str, data: Path, out: Path, **options: Any) -> int:
     if kind == "compare":
         config = tiny(data, out, epochs=1, strength="auto")
         methods = ["probe", "delta_no_attention"]
-        return len(compare(config, out, methods=methods, seeds=[0], jobs=1).failures)
+        return len(compare(config, out, methods=methods, seeds=[0], n_jobs=1).failures)
     options |= {"strength": "auto"} if kind == "train" else {"folds": 2}
     splits = {"test_split": "0.25", "val_fraction": 0.25}  # so that there is a refit
     train(tiny(data / "train", out, epochs=4, lr=1e-4, checkpoint_steps=1, **splits, **options))

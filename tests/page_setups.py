@@ -57,7 +57,7 @@ def _networks(monkeypatch: pytest.MonkeyPatch) -> Names:
     data = TensorDataset(torch.randn(8, 3, 64, 64), torch.arange(8) // 2)
     loader = DataLoader(data, batch_size=4)
     networks = {"timm": timm, "source": source, "target": target}
-    return {**networks, "plain_loader": loader, "train_loader": loader}
+    return {**networks, "eval_dataloader": loader, "train_loader": loader}
 
 
 def _with_pictures(monkeypatch: pytest.MonkeyPatch) -> Names:

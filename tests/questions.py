@@ -5,8 +5,8 @@ import math
 import numpy as np
 from PIL import Image
 
-from delta_transfer.data.task import Split, Task
-from delta_transfer.metrics.objectives import BinaryTasks, Objective, Regression
+from delta_transfer.data.task import Split, TaskData
+from delta_transfer.metrics.objectives import MultilabelBinary, Objective, Regression
 
 QUESTIONS = ("bright", "red", "striped")
 VALUES = ("brightness", "stripes")
@@ -45,15 +45,15 @@ def values(path: str) -> tuple[float, ...]:
     return 200.0 + 50.0 * light, math.nan if unknown else 0.01 * wave
 
 
-def load_questions(*, seed: int, val_fraction: float, test_split: str) -> Task:
+def load_questions(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
     """A source of data, as those of `SOURCES`."""
     train = split("train", answers)
     known = [not math.isnan(answer) for label in train.labels for answer in label]
-    objective = BinaryTasks(known=sum(known) / len(known))
+    objective = MultilabelBinary(labelled_fraction=sum(known) / len(known))
     return _task("tests/questions", QUESTIONS, answers, objective, "roc_auc")
 
 
-def load_values(*, seed: int, val_fraction: float, test_split: str) -> Task:
+def load_values(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
     """A source of data, as those of `SOURCES`."""
     found = np.array(split("train", values).labels)
     mean, std = np.nanmean(found, axis=0), np.nanstd(found, axis=0)
@@ -67,9 +67,9 @@ def split(name: str, label) -> Split:
     return Split(paths=paths, labels=tuple(map(label, paths)), read=picture)
 
 
-def _task(name: str, columns, label, objective: Objective, metric) -> Task:
+def _task(name: str, columns, label, objective: Objective, metric) -> TaskData:
     parts = {part: split(part, label) for part in SIZES}
-    return Task(name=name, classes=columns, objective=objective, metric=metric, **parts)
+    return TaskData(name=name, classes=columns, objective=objective, metric=metric, **parts)
 
 
 def _generator(path: str, purpose: int) -> np.random.Generator:

@@ -15,13 +15,13 @@ from torch.distributed.tensor import DTensor
 from delta_transfer import train
 from delta_transfer.data.images.decode import PictureError
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.objectives import Classes
+from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.run import train_prepared
 from delta_transfer.training.distributed import shard
-from delta_transfer.training.loaders import needed_resizes
-from delta_transfer.training.module import FineTuning
-from delta_transfer.utils.distributed import gathered, is_main, joined, rank
+from delta_transfer.training.loaders import resizes_by_split
+from delta_transfer.training.module import FineTuneModule
+from delta_transfer.utils.distributed import all_gather, init_process_group, is_rank_zero, rank
 from tests.networks import conv_net
 from tests.run_folders import tiny
 from tests.runs.test_plan import SPEC
@@ -39,14 +39,14 @@ def train_sharded(data: str, out: str, method: str) -> None:
     """
     seen = []
 
-    def look(module: FineTuning, optimizer: torch.optim.Optimizer) -> None:
+    def look(module: FineTuneModule, optimizer: torch.optim.Optimizer) -> None:
         own = {name: p for name, p in module.network.named_parameters() if p.requires_grad}
         assert all(isinstance(p, DTensor) and isinstance(p.grad, DTensor) for p in own.values())
         kept = [tensor for p in own.values() for tensor in (p, p.grad)]
         kept += [v for p in own.values() for v in optimizer.state[p].values() if v.shape == p.shape]
         count = sum(tensor.to_local().numel() for tensor in kept)
         whole = sum(tensor.numel() for tensor in kept)
-        assert sum(gathered(count)) == whole
+        assert sum(all_gather(count)) == whole
         assert 0.3 < count / whole < 0.7
         units = [name for name, m in module.network.named_modules() if isinstance(m, FSDPModule)]
         seen.append(len(units))
@@ -54,9 +54,9 @@ def train_sharded(data: str, out: str, method: str) -> None:
     small = {"method": "l2", "lr": 1e-3}
     options = small if method == "small" else {"method": method}
     config = tiny(Path(data), Path(out), strategy="fsdp", **options)
-    with pytest.MonkeyPatch.context() as patch, joined(lambda: "cpu"):
+    with pytest.MonkeyPatch.context() as patch, init_process_group(lambda: "cpu"):
         check_the_main_one_s_weights()
-        patch.setattr(FineTuning, "on_before_optimizer_step", look)
+        patch.setattr(FineTuneModule, "on_before_optimizer_step", look)
         if method == "small":
             assert train(config, network=conv_net(), spec=SPEC).best_epoch > 0
         else:
@@ -68,7 +68,7 @@ def train_sharded(data: str, out: str, method: str) -> None:
 def check_the_main_one_s_weights() -> None:
     """Networks that differ are sharded to one, also where the strides are not those of shards."""
     network = conv_net(seed=rank()).to(memory_format=torch.channels_last)
-    shard(network, ["fc"], kind="cpu")
+    shard(network, ["fc"], device_type="cpu")
     whole = {
         name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         for name, tensor in network.state_dict().items()
@@ -80,11 +80,16 @@ def refused(folder: str) -> None:
     """Each process is told why nothing can be written into a folder that is locked meanwhile."""
     prepared: Any = SimpleNamespace(
         device=torch.device("cpu"),
-        task=SimpleNamespace(train=[None], kind="pictures", objective=Classes(), name="pictures"),
+        task=SimpleNamespace(
+            train=[None], kind="pictures", objective=Multiclass(), name="pictures"
+        ),
         backbone=SimpleNamespace(classifier=None),
     )
     config = tiny(Path("pictures"), Path(folder), method="probe")
-    with joined(lambda: "cpu"), pytest.raises(UserError, match=f"writes into {folder}: wait until"):
+    with (
+        init_process_group(lambda: "cpu"),
+        pytest.raises(UserError, match=f"writes into {folder}: wait until"),
+    ):
         train_prepared(prepared, config, Path(folder), started=time.perf_counter())
 
 
@@ -92,19 +97,19 @@ def apart(root: str) -> None:
     """Each process has its own pictures and its own cache, as on a machine of its own."""
     rank, folder = os.environ["RANK"], Path(root)
     os.environ["DELTA_TRANSFER_CACHE"] = str(folder / f"cache{rank}")
-    with joined(lambda: "cpu"):
+    with init_process_group(lambda: "cpu"):
         config = tiny(folder / f"data{rank}", folder / "out")
         task = prepare(config, network=conv_net(), spec=SPEC).task
-        gathered(None)
-        if is_main():
+        all_gather(None)
+        if is_rank_zero():
             shutil.rmtree(folder / "data1")
-        gathered(None)
-        (resize,) = needed_resizes(SPEC, config, val_drawn=False)["test"]
+        all_gather(None)
+        (resize,) = resizes_by_split(SPEC, config, val_drawn=False)["test"]
         assert task.test is not None
-        assert task.test.kept is not None
+        assert task.test.image_cache is not None
         path = task.test.paths[0]
-        assert task.test.kept.has(path, resize)  # which both see here
-        if is_main():
+        assert task.test.image_cache.has(path, resize)  # which both see here
+        if is_rank_zero():
             task.test.read(path)
         else:
             with pytest.raises(PictureError, match="data1"):
@@ -114,7 +119,7 @@ def apart(root: str) -> None:
 def unlike(root: str) -> None:
     """One of the machines lacks a picture."""
     folder = Path(root)
-    with joined(lambda: "cpu"):
+    with init_process_group(lambda: "cpu"):
         config = tiny(folder / f"data{os.environ['RANK']}", folder / "out")
         with pytest.raises(UserError, match=r"does not find train/checks/0\.png, which"):
             prepare(config, network=conv_net(), spec=SPEC)

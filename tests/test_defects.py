@@ -30,7 +30,7 @@ from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs import run as module
 from delta_transfer.runs.attention import estimate
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.runs.preparation.prepared import Prepared
+from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
 from tests.networks import conv_net, hooks_of, moved
@@ -69,7 +69,7 @@ def attention_of(scores: dict[str, torch.Tensor], variance: float = 0.5) -> Chan
         scores=scores,
         variance=dict.fromkeys(scores, torch.tensor(variance)),
         temperature=1.0,
-        method="exact",
+        estimator="exact",
         samples=1,
         source="",
     )
@@ -121,7 +121,7 @@ class Watched:
         return self.calls[self.start + 1 :]
 
 
-def watched(prepared: Prepared, data, folder, **options) -> Watched:
+def watched(prepared: RunSetup, data, folder, **options) -> Watched:
     """A run with a cache of its own, where nothing is yet."""
     calls = []
 
@@ -132,14 +132,14 @@ def watched(prepared: Prepared, data, folder, **options) -> Watched:
     config = tiny(data, folder, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DELTA_TRANSFER_CACHE", str(folder.with_name("cache")))
-        patch.setattr(module, "announce", lambda *arguments: None)  # it times a training step
+        patch.setattr(module, "log_start", lambda *arguments: None)  # it times a training step
         result = module.train_prepared(prepared, config, folder, started=0.0)
     handle.remove()
     return Watched(result, calls)
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures, tmp_path_factory) -> Prepared:
+def prepared(pictures, tmp_path_factory) -> RunSetup:
     return prepare(tiny(pictures, tmp_path_factory.mktemp("prepared")))
 
 
@@ -173,7 +173,7 @@ class TestDefect1AttentionMeasuredOnANetworkThatWasOnlyThoughtToBeFrozen:
         net = conv_net()
         net.conv2.requires_grad_(False)
         before, flags = copy.deepcopy(net), [p.requires_grad for p in net.parameters()]
-        found = estimate_attention(net, batches(), num_outputs=3, taps=TAPS, method=method)
+        found = estimate_attention(net, batches(), num_outputs=3, taps=TAPS, estimator=method)
         assert same_state(net, before)
         assert [p.requires_grad for p in net.parameters()] == flags
         assert all(p.grad is None for p in net.parameters())
@@ -210,7 +210,7 @@ class TestDefect2HeadTrainedWithTheNetworkInTrainMode:
     def test_so_it_is_where_the_head_is_fitted_for_attention(self, method):
         net = conv_net().train()
         before = copy.deepcopy(net)
-        options = {"num_outputs": 3, "taps": TAPS, "method": method}
+        options = {"num_outputs": 3, "taps": TAPS, "estimator": method}
         found = estimate_attention(net, batches(), **options)
         assert same_state(net, before)
         assert all(m.training for m in net.modules())
@@ -343,10 +343,10 @@ class TestDefect6AttentionOfOtherWeightsOrDataReusedInSilence:
     ):
         file = delta_run.result.folder / "attention.safetensors"
         config = tiny(pictures, tmp_path / "run", attention=str(file))
-        assert module.given_attention(prepared, config).taps == prepared.taps
+        assert module.load_given_attention(prepared, config).taps == prepared.taps
         other = dataclasses.replace(prepared, source=moved(prepared.source))
         with pytest.raises(UserError, match="was made with other weights"):
-            module.given_attention(other, config)
+            module.load_given_attention(other, config)
 
     def test_a_file_made_on_other_pictures_is_refused(self, delta_run, pictures, tmp_path):
         file = delta_run.result.folder / "attention.safetensors"
@@ -406,7 +406,7 @@ class TestDefect6AttentionOfOtherWeightsOrDataReusedInSilence:
         monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
         set_random_state()
         expected = random_numbers()
-        options = {"attention": method, "attention_samples": 2, "workers": 1, "batch_size": 1}
+        options = {"attention": method, "attention_samples": 2, "num_workers": 1, "batch_size": 1}
         for _ in range(2):
             set_random_state()
             estimate(prepared, tiny(pictures, tmp_path, **options))
@@ -419,7 +419,12 @@ class TestDefect6AttentionOfOtherWeightsOrDataReusedInSilence:
         expected = torch.rand(5)
         torch.manual_seed(3)
         estimate_attention(
-            conv_net_at_any_state(), batches(), num_outputs=3, taps=TAPS, method=method, samples=4
+            conv_net_at_any_state(),
+            batches(),
+            num_outputs=3,
+            taps=TAPS,
+            estimator=method,
+            samples=4,
         )
         assert torch.equal(torch.rand(5), expected)
 
@@ -540,7 +545,7 @@ class TestDefect9AttentionThatIsNaNOrDependsOnChanceAndBatches:
         nn.init.zeros_(net.norm2.weight)
         nn.init.zeros_(net.norm2.bias)  # so that what conv2 does has no influence
         found = estimate_attention(
-            net, batches(), probe=some_probe(), taps=["conv2", "norm2"], method=method
+            net, batches(), probe=some_probe(), taps=["conv2", "norm2"], estimator=method
         )
         for tap in ("conv2", "norm2"):
             assert found.attention[tap].tolist() == pytest.approx([1 / 4] * 4)
@@ -557,7 +562,7 @@ class TestDefect9AttentionThatIsNaNOrDependsOnChanceAndBatches:
     def test_a_short_last_batch_counts_by_its_samples(self, method):
         net = conv_net().double()
         one, short = (
-            estimate_attention(net, loader, probe=some_probe(), taps=TAPS, method=method)
+            estimate_attention(net, loader, probe=some_probe(), taps=TAPS, estimator=method)
             for loader in (batches(7, 7, torch.float64), batches(7, 3, torch.float64))
         )
         for tap in TAPS:
@@ -601,7 +606,7 @@ class TestDefect11ChannelSwitchedOffButNotItsBias:
         net, (x, y) = conv_net().double(), whole(batches(dtype=torch.float64))
         with torch.no_grad():
             net.get_submodule(tap).bias += 2
-        found = estimate_attention(net, [(x, y)], probe=some_probe(), taps=tap, method="exact")
+        found = estimate_attention(net, [(x, y)], probe=some_probe(), taps=tap, estimator="exact")
         net.fc = linear(some_probe()).double()
 
         def loss_without(channel, *names):

@@ -6,15 +6,15 @@ import torch.nn.functional as F
 
 from delta_transfer.functional import (
     at_least_float32,
-    channels_last,
     effective_channels,
     feature_distance,
-    full_precision,
+    flatten_positions,
     normalize_scores,
     normalized_entropy,
     official_distance,
+    without_autocast,
 )
-from delta_transfer.metrics.calibration import calibrated_cross_entropy
+from delta_transfer.metrics.calibration import temperature_scaled_nll
 from tests import reference
 
 LAYOUTS = {  # layout -> (shape, channel dimension)
@@ -34,7 +34,7 @@ def pair(layout, dtype=torch.float64):
     """Target and source as tensors `[B, S, C]`, and the same two as nested lists."""
     shape, channel_dim = LAYOUTS[layout]
     both = draw(*shape, dtype=dtype, seed=1), draw(*shape, dtype=dtype, seed=2)
-    tensors = [channels_last(features, channel_dim) for features in both]
+    tensors = [flatten_positions(features, channel_dim) for features in both]
     return *tensors, *(reference.maps(features, layout) for features in both)
 
 
@@ -46,7 +46,7 @@ def some_attention(channels=5, dtype=torch.float64):
 def test_channels_last_orders_samples_positions_channels(layout):
     shape, channel_dim = LAYOUTS[layout]
     features = draw(*shape)
-    found = channels_last(features, channel_dim)
+    found = flatten_positions(features, channel_dim)
     if layout == "rows":
         assert found is features
     else:
@@ -214,7 +214,7 @@ def test_attention_is_the_formula(dtype, temperature):
 @pytest.mark.parametrize("floor", [False, True])
 def test_attention_with_limits_is_the_formula(dtype, clip, floor):
     scores = draw(64, dtype=dtype) + 0.3
-    found = normalize_scores(scores, temperature=0.7, clip=clip, floor=floor)
+    found = normalize_scores(scores, temperature=0.7, score_clip=clip, clamp_negative_scores=floor)
     expected = reference.attention(scores.tolist(), 0.7, clip, floor)
     assert found.tolist() == pytest.approx(expected, rel=1e-5 if dtype == torch.float32 else 1e-12)
     assert found.sum().item() == pytest.approx(1, abs=1e-6)
@@ -223,22 +223,24 @@ def test_attention_with_limits_is_the_formula(dtype, clip, floor):
 def test_a_clip_holds_outliers_back_and_leaves_the_rest_as_it_is():
     scores = draw(50)
     scores[7] = 100.0
-    plain, clipped = (normalize_scores(scores, temperature=1.0, clip=clip) for clip in (None, 3.0))
+    plain, clipped = (
+        normalize_scores(scores, temperature=1.0, score_clip=clip) for clip in (None, 3.0)
+    )
     assert plain[7] > 0.9
     assert clipped[7] < 0.4
     assert clipped.argmax() == 7
     rest = torch.arange(50) != 7
     assert torch.allclose(clipped[rest] / clipped[0], plain[rest] / plain[0])
-    assert torch.equal(normalize_scores(scores, temperature=1.0, clip=1e9), plain)
+    assert torch.equal(normalize_scores(scores, temperature=1.0, score_clip=1e9), plain)
 
 
 def test_a_floor_makes_all_that_does_harm_equal():
     scores = torch.tensor([-9.0, -1e-3, 0.0, 1.0, 2.0])
-    found = normalize_scores(scores, temperature=1.0, floor=True)
+    found = normalize_scores(scores, temperature=1.0, clamp_negative_scores=True)
     assert found[0] == found[1] == found[2] < found[3] < found[4]
     assert torch.equal(normalize_scores(scores.clamp(min=0), temperature=1.0), found)
     assert scores[0] == -9  # the caller's are not changed
-    nothing = normalize_scores(-scores.abs(), temperature=1.0, floor=True)
+    nothing = normalize_scores(-scores.abs(), temperature=1.0, clamp_negative_scores=True)
     assert nothing.tolist() == pytest.approx([1 / 5] * 5)
 
 
@@ -295,7 +297,7 @@ def test_bad_scores_and_temperatures_are_errors():
             normalize_scores(torch.ones(3), temperature=temperature)
     for clip in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="clip must be positive"):
-            normalize_scores(torch.ones(3), temperature=1.0, clip=clip)
+            normalize_scores(torch.ones(3), temperature=1.0, score_clip=clip)
     with pytest.raises(ValueError, match="must be finite"):
         normalize_scores(torch.tensor([0.0, float("nan")]), temperature=1.0)
 
@@ -307,16 +309,16 @@ def test_calibrated_cross_entropy_is_the_lowest_over_a_grid_of_temperatures():
     for scale in (0.2, 1.0, 7.0):
         grid = torch.logspace(-1.301, 1.301, 4001, dtype=torch.float64)
         lowest = min(F.cross_entropy(scale * logits.double() / t, targets).item() for t in grid)
-        assert calibrated_cross_entropy(scale * logits, targets) == pytest.approx(lowest, abs=1e-5)
-    assert math.isnan(calibrated_cross_entropy(logits * math.inf, targets))
+        assert temperature_scaled_nll(scale * logits, targets) == pytest.approx(lowest, abs=1e-5)
+    assert math.isnan(temperature_scaled_nll(logits * math.inf, targets))
 
 
 def test_the_best_temperature_is_between_a_twentieth_and_twenty():
     logits, targets = torch.eye(3, dtype=torch.float64), torch.arange(3)
     always_right = F.cross_entropy(20 * logits, targets).item()
-    assert calibrated_cross_entropy(logits, targets) == pytest.approx(always_right, rel=1e-3)
+    assert temperature_scaled_nll(logits, targets) == pytest.approx(always_right, rel=1e-3)
     never_right = F.cross_entropy(logits / 20, targets.roll(1)).item()
-    found = calibrated_cross_entropy(logits, targets.roll(1))
+    found = temperature_scaled_nll(logits, targets.roll(1))
     assert found == pytest.approx(never_right, rel=1e-6)
 
 
@@ -324,8 +326,8 @@ def test_products_are_in_full_precision_on_any_device():
     a, b = draw(8, 8, dtype=torch.float32, seed=1), draw(8, 8, dtype=torch.float32, seed=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (a @ b).dtype == torch.bfloat16
-        with full_precision(a.device):
+        with without_autocast(a.device):
             assert torch.allclose(a @ b, (a.double() @ b.double()).float(), atol=1e-5)
         assert (a @ b).dtype == torch.bfloat16
-    with full_precision(torch.device("meta")):  # which has no autocast
+    with without_autocast(torch.device("meta")):  # which has no autocast
         assert (a.to("meta") @ b.to("meta")).dtype == torch.float32

@@ -19,12 +19,12 @@ def test_the_table_and_the_page_are_those_of_the_method(method):
     page = (PAGES / row.partition("(")[2].partition(")")[0]).read_text()
     assert method.paper.removeprefix("https://") in page
     assert f"--method {method.name}" in page or method.name == "delta"
-    heads = {"probe": "probe", "raw_probe": "raw probe", "random": "at random"}
+    heads = {"probe": "probe", "unstandardized_probe": "raw probe", "random": "at random"}
     assert head.removeprefix("as the ") == heads[method.head]
     strengths = [one.strength for one in method.branches or (method,) if one.strength is not None]
     assert strength.endswith(" and ".join(f"{one:g}" for one in strengths) or "none")
     assert ("average" in also) == bool(method.branches)
-    assert strength.startswith("weight decay") == method.decay
+    assert strength.startswith("weight decay") == method.strength_is_weight_decay
     assert ("weight decay" in also) == (method.weight_decay > 0)
 
 

@@ -34,15 +34,15 @@ from delta_transfer.config.commands import (
     DemoOptions,
     EvaluateOptions,
     ExportOptions,
-    LayersOptions,
     PredictOptions,
     PretrainOptions,
     PushOptions,
-    with_train,
+    TapsOptions,
+    merge_with_train_options,
 )
 from delta_transfer.config.search import SearchOptions
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.experiments.comparison.folder import Plan, begin
+from delta_transfer.experiments.comparison.folder import ComparisonPlan, initialize_folder
 from delta_transfer.experiments.search.folder import begin as begin_search
 from delta_transfer.experiments.search.folder import options_of
 from delta_transfer.metrics.run_result import RunResult
@@ -134,14 +134,14 @@ def planned(folder: str, **options: Any) -> Step:
     """Makes the folder of a comparison of the pictures without any run yet."""
 
     def step(monkeypatch: pytest.MonkeyPatch) -> None:
-        plan = Plan(
+        plan = ComparisonPlan(
             config=TrainConfig(data="pictures", **options),
             methods=("probe", "l2", "l2sp", "delta"),
             seeds=(0, 1, 2),
             sizes=(None,),
-            threads=1,
+            num_threads=1,
         )
-        begin(Path(folder), plan)
+        initialize_folder(Path(folder), plan)
 
     return step
 
@@ -317,8 +317,8 @@ OF_TRAINING = """
         --attention-samples=0 | must be at least 1
         --attention-temperature=0 | must be above 0
         --attention-temperature=high | give a number
-        --attention-clip=-1 | must be above 0
-        --attention-floor=0 | give it alone
+        --score-clip=-1 | must be above 0
+        --clamp-negative-scores=0 | give it alone
         --attention-tolerance=0 | must be above 0
         --attention-tolerance=5% | give a number
         --augment=autoaugment | give one of default, none, randaugment, trivialaugment
@@ -327,8 +327,8 @@ OF_TRAINING = """
         --cutmix=inf | give a number
         --cutmix=-0.1 | must be at least 0
         --workers=-1 | must be at least 0
-        --picture-cache=-1 | must be at least 0
-        --picture-cache=10GB | give a number
+        --image-cache-gb=-1 | must be at least 0
+        --image-cache-gb=10GB | give a number
         --folds=-1 | must be at least 0
         --folds=1 | give 2 or more, or 0 for none
         --val-fraction=0 | must be above 0 and below 1, for example 0.15
@@ -1976,16 +1976,18 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
         ("attention", AttentionOptions),
         (
             "compare",
-            with_train(
+            merge_with_train_options(
                 CompareOptions,
                 without=["method", "seed", "resume", "devices", "num_nodes", "strategy"],
             ),
         ),
         (
             "search",
-            with_train(SearchOptions, without=["resume", "devices", "num_nodes", "strategy"]),
+            merge_with_train_options(
+                SearchOptions, without=["resume", "devices", "num_nodes", "strategy"]
+            ),
         ),
-        ("layers", LayersOptions),
+        ("layers", TapsOptions),
         ("pretrain", PretrainOptions),
         ("demo", DemoOptions),
         ("bench", BenchOptions),

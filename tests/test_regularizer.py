@@ -39,7 +39,7 @@ def some_attention(dtype=torch.float32) -> ChannelAttention:
         scores={"norm1": torch.randn(4, dtype=dtype), "conv3": torch.randn(6, dtype=dtype)},
         variance={tap: torch.tensor(value, dtype=dtype) for tap, value in VARIANCE.items()},
         temperature=0.7,
-        method="exact",
+        estimator="exact",
         samples=3,
         source="",
     )
@@ -358,7 +358,7 @@ def test_what_came_before_is_not_run_again_as_far_as_it_fits(monkeypatch, cache)
     mixed = torch.cat([pictures(seed=2)[2:], pictures(seed=1)])
     expected = omega(target, source, mixed)
     seen = []
-    with Regularizer(target, source, penalties, source_cache=cache) as regularizer:
+    with Regularizer(target, source, penalties, source_cache_gb=cache) as regularizer:
         for seed in (1, 2, 1):
             target(pictures(seed=seed))
             regularizer(pictures(seed=seed))
@@ -373,8 +373,8 @@ def test_what_came_before_is_not_run_again_as_far_as_it_fits(monkeypatch, cache)
 @pytest.mark.parametrize("cache", [-1.0, float("inf"), float("nan")])
 def test_a_cache_of_no_size_is_an_error(cache):
     target, source = pair()
-    with pytest.raises(UserError, match="source_cache must be a number of GiB >= 0"):
-        Regularizer(target, source, [L2SP(strength=1.0)], source_cache=cache)
+    with pytest.raises(UserError, match="source_cache_gb must be a number of GiB >= 0"):
+        Regularizer(target, source, [L2SP(strength=1.0)], source_cache_gb=cache)
 
 
 def test_features_are_those_of_the_last_forward_pass():
@@ -631,7 +631,7 @@ def test_a_source_in_half_precision_is_near(monkeypatch, cache):
     target, source = pair()
     expected = omega(target, source, pictures())
     penalties = [Delta(some_attention(), strength=1.0)]
-    options = {"source_precision": "bfloat16", "source_cache": cache}
+    options = {"source_precision": "bfloat16", "source_cache_gb": cache}
     seen = []
     monkeypatch.setattr(ConvNet, "forward", watch(ConvNet.forward, seen))
     with Regularizer(target, source, penalties, **options) as regularizer:

@@ -21,15 +21,15 @@ from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from delta_transfer.attention.cache import measure_once
+from delta_transfer.attention.cache import load_or_estimate
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.attention.estimators.checkpoint import PartialFile
+from delta_transfer.attention.estimators.checkpoint import EstimateCheckpoint
 from delta_transfer.cli import main
 from delta_transfer.data.images.decode import PictureError
-from delta_transfer.data.registry import load_task
+from delta_transfer.data.registry import load_data
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.comparison.compare import compare
-from delta_transfer.training.checkpoints import WholeCheckpoints, find_last
+from delta_transfer.training.checkpoints import AtomicCheckpointIO, find_last_checkpoint
 from tests.attention.test_cache import MEASUREMENT, file_of
 from tests.data.miniatures import MAKERS
 from tests.report.made import Page
@@ -382,7 +382,7 @@ def test_a_state_with_a_trap_is_not_gone_on_with(tmp_path, monkeypatch, caplog, 
     monkeypatch.chdir(tmp_path)
     whole = trained(Path("run"))
     for file in {name, "before.ckpt"}:  # with the checksum that it must have
-        WholeCheckpoints().save_checkpoint({"callbacks": Trap()}, Path("run/checkpoints", file))
+        AtomicCheckpointIO().save_checkpoint({"callbacks": Trap()}, Path("run/checkpoints", file))
     assert same(trained(Path("run"), resume=True), whole)
     assert f"{name} is damaged and is not used" in caplog.text
     assert not Path(MARKER).exists()
@@ -391,18 +391,18 @@ def test_a_state_with_a_trap_is_not_gone_on_with(tmp_path, monkeypatch, caplog, 
 @pytest.mark.parametrize("content", [[1], {"format": -1}, 3])
 def test_a_state_that_is_something_else_is_not_used(tmp_path, monkeypatch, content):
     monkeypatch.setattr(torch, "load", lambda *args, **options: content)
-    WholeCheckpoints().save_checkpoint({}, tmp_path / "last.ckpt")
-    assert find_last(tmp_path) is None
+    AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
+    assert find_last_checkpoint(tmp_path) is None
 
 
 def test_a_state_writes_no_files_but_its_own(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(RuntimeError, match="broken off"):
         trained(folder, BreakOff(4))
-    path, state = find_last(folder / "checkpoints")
+    path, state = find_last_checkpoint(folder / "checkpoints")
     strange = {"../outside": "x", str(tmp_path / "absolute"): "x", "report.html": "x"}
     state["callbacks"]["SaveLast"]["traces"] |= strange
-    WholeCheckpoints().save_checkpoint(state, path)
+    AtomicCheckpointIO().save_checkpoint(state, path)
     trained(folder, resume=True)
     assert [found.name for found in tmp_path.iterdir()] == ["run"]
     assert not (folder / "report.html").exists()
@@ -415,8 +415,8 @@ def test_traps_in_the_place_of_kept_attention_are_replaced(finished, tmp_path, m
     file = file_of(tmp_path / "cache" / "attention")
     for write in (as_bare, as_torch):
         write(str(file))
-        assert measure_once(MEASUREMENT, lambda partial: attention) is attention
-        partial = PartialFile(file.with_suffix(".partial"), identity="one")
+        assert load_or_estimate(MEASUREMENT, lambda partial: attention) is attention
+        partial = EstimateCheckpoint(file.with_suffix(".partial"), fingerprint="one")
         write(str(partial.path))
         assert partial.read() is None
     assert not Path(MARKER).exists()
@@ -436,7 +436,7 @@ def test_lists_of_a_set_name_no_pictures_outside_of_it(tmp_path, name, file, tex
     MAKERS[name](tmp_path / "sets")
     (tmp_path / "sets" / file).write_text(text + "\n")
     with pytest.raises(UserError, match=r"lists with pictures outside of it: .*\.\./"):
-        load_task(f"torchvision/{name}", seed=0, data_root=str(tmp_path / "sets"))
+        load_data(f"torchvision/{name}", seed=0, data_root=str(tmp_path / "sets"))
 
 
 @pytest.mark.parametrize("kind", ["parent", "absolute", "link"])
@@ -455,7 +455,7 @@ def test_an_archive_of_a_set_unpacks_nothing_outside_of_its_folder(tmp_path, mon
     monkeypatch.setattr(torchvision.datasets.DTD, "_download", download)
     before = tarfile.TarFile.extraction_filter
     with pytest.raises(UserError):
-        load_task("torchvision/dtd", seed=0, data_root=str(tmp_path / "sets"))
+        load_data("torchvision/dtd", seed=0, data_root=str(tmp_path / "sets"))
     assert not outside.exists()
     assert [found.name for found in tmp_path.iterdir()] == ["set.tar"]
     assert tarfile.TarFile.extraction_filter is before
@@ -464,7 +464,7 @@ def test_an_archive_of_a_set_unpacks_nothing_outside_of_its_folder(tmp_path, mon
 def test_a_data_set_on_disk_reads_no_files_outside_of_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved_to_disk()(monkeypatch)
-    read = load_task("hf/hub", seed=0).train.read
+    read = load_data("hf/hub", seed=0).train.read
     read.rows["train"] = datasets.Dataset.from_dict(
         {
             "image": [
@@ -482,7 +482,7 @@ def test_a_data_set_on_disk_reads_no_files_outside_of_it(tmp_path, monkeypatch):
 def test_a_library_that_runs_programs_of_data_sets_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "__version__", "3.6.0")
     with pytest.raises(UserError, match=r"from version 4 on, and 3.6.0 is installed"):
-        load_task(f"hf/{tmp_path}", seed=0)
+        load_data(f"hf/{tmp_path}", seed=0)
 
 
 # --------------------------------------------------------------------------------- hostile names
@@ -515,7 +515,7 @@ def hostile(tmp_path_factory) -> Path:
         csv.writer(out).writerows(rows)
     out = tmp_path_factory.mktemp("runs") / "hostile"
     config = tiny(data, out, epochs=1, refit="never")
-    compare(config, out, methods=["probe", "lp_ft"], seeds=[0], jobs=1)
+    compare(config, out, methods=["probe", "lp_ft"], seeds=[0], n_jobs=1)
     return out
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def channels_last(features: Tensor, channel_dim: int) -> Tensor:
+def flatten_positions(features: Tensor, channel_dim: int) -> Tensor:
     """A view of a feature map as `[B, S, C]`: samples, positions, channels.
 
     Args:
@@ -18,7 +18,7 @@ def channels_last(features: Tensor, channel_dim: int) -> Tensor:
         `[B, S, C]`, or `[R, C]` unchanged.
 
     Example:
-        >>> channels_last(torch.zeros(2, 3, 4, 5), 1).shape
+        >>> flatten_positions(torch.zeros(2, 3, 4, 5), 1).shape
         torch.Size([2, 20, 3])
     """
     if features.ndim == 2:
@@ -34,7 +34,7 @@ def at_least_float32(features: Tensor) -> Tensor:
     return features
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[None]:
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """A context without autocast, for products that half precision is too coarse for."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
@@ -148,7 +148,11 @@ def official_distance(
 
 
 def normalize_scores(
-    scores: Tensor, *, temperature: float, clip: float | None = None, floor: bool = False
+    scores: Tensor,
+    *,
+    temperature: float,
+    score_clip: float | None = None,
+    clamp_negative_scores: bool = False,
 ) -> Tensor:
     """Channel attention from scores: standardised, divided by a temperature, softmax.
 
@@ -158,9 +162,9 @@ def normalize_scores(
     Args:
         scores: `[C]`, any unit.
         temperature: larger is closer to uniform; positive.
-        clip: standardised scores further than this from zero are put there; none if None.
-        floor: scores below zero count as zero: a channel without which the loss would shrink
-            matters as little as one that changes nothing.
+        score_clip: standardised scores further than this from zero are put there; none if None.
+        clamp_negative_scores: scores below zero count as zero: a channel without which the loss
+            would shrink matters as little as one that changes nothing.
 
     Returns:
         `[C]`, sums to 1; uniform where the scores are all equal.
@@ -171,16 +175,16 @@ def normalize_scores(
     Example:
         >>> normalize_scores(torch.zeros(4), temperature=5.0)
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
-        >>> normalize_scores(torch.tensor([-5.0, 0.0, 3.0]), temperature=1.0, floor=True)
+        >>> normalize_scores(torch.tensor([-5.0, 0.0, 3.0]), temperature=1.0, clamp_negative_scores=True)
         tensor([0.0967, 0.0967, 0.8066])
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip must be positive, got {clip}")
+    if score_clip is not None and not score_clip > 0:
+        raise ValueError(f"clip must be positive, got {score_clip}")
     if not torch.isfinite(scores).all():
         raise ValueError("channel scores must be finite: the loss overflowed or is not a number")
-    scores = scores.clamp_min(0) if floor else scores
+    scores = scores.clamp_min(0) if clamp_negative_scores else scores
     centred = scores - scores.mean()
     deviation = centred.square().mean().sqrt()
     # Equal scores leave rounding errors of their own size, which must not be blown up to z-scores.
@@ -188,8 +192,8 @@ def normalize_scores(
     if deviation <= noise:
         return torch.full_like(scores, 1 / len(scores))
     standard = centred / deviation
-    if clip is not None:
-        standard = standard.clamp(-clip, clip)
+    if score_clip is not None:
+        standard = standard.clamp(-score_clip, score_clip)
     return torch.softmax(standard / temperature, dim=0)
 
 

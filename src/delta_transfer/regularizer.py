@@ -15,7 +15,7 @@ from delta_transfer.features.frozen_source import FrozenSource
 from delta_transfer.features.head_inputs import HeadInputs
 from delta_transfer.features.inputs import groups_of
 from delta_transfer.features.stages import unwrap
-from delta_transfer.features.taps import Taps, outside_graphs, resolve_taps
+from delta_transfer.features.taps import Taps, exclude_from_compile, resolve_taps
 from delta_transfer.features.variance import FeatureVariance
 from delta_transfer.methods.delta import Delta
 from delta_transfer.methods.l2 import L2
@@ -58,7 +58,7 @@ class Regularizer(nn.Module):
         penalties: the terms.
         batch_norm: `"frozen"` keeps the target's batch-norm layers in eval mode at each of its
             forward passes, whatever `target.train()` says; `"train"` leaves them alone.
-        source_cache: GiB of memory in which the source's features are kept for samples that come
+        source_cache_gb: GiB of memory in which the source's features are kept for samples that come
             again just as they were, without augmentation or with few variants of each; 0 for none.
         source_precision: what the source computes in; `"bfloat16"` is faster where the machine has
             instructions for it, and rounds. Nothing changes under autocast of your own.
@@ -85,12 +85,12 @@ class Regularizer(nn.Module):
         penalties: Sequence[Penalty],
         *,
         batch_norm: Literal["frozen", "train"] = "frozen",
-        source_cache: float = 0.0,
+        source_cache_gb: float = 0.0,
         source_precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
-        if not 0 <= source_cache < math.inf:
-            raise UserError(f"source_cache must be a number of GiB >= 0, got {source_cache}")
+        if not 0 <= source_cache_gb < math.inf:
+            raise UserError(f"source_cache_gb must be a number of GiB >= 0, got {source_cache_gb}")
         if source_precision not in ("float32", "bfloat16"):
             raise UserError(
                 f"source_precision must be 'float32' or 'bfloat16', got {source_precision!r}"
@@ -119,7 +119,7 @@ class Regularizer(nn.Module):
                 own,
                 taps=taps,
                 heads=list(compared),
-                cache=source_cache,
+                cache_gb=source_cache_gb,
                 precision=source_precision,
             )
         )
@@ -142,7 +142,7 @@ class Regularizer(nn.Module):
         self._target_training = target.training
         if self._freeze:
             self._norms = {m: m.training for m in target.modules() if isinstance(m, _BatchNorm)}
-        before, after = outside_graphs(self._before), outside_graphs(self._after)
+        before, after = exclude_from_compile(self._before), exclude_from_compile(self._after)
         self._handles = [
             target.register_forward_pre_hook(before, prepend=True),
             target.register_forward_hook(after),
@@ -248,7 +248,7 @@ class Regularizer(nn.Module):
             inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
             for tap, features in self._source.run(inputs.to(device_of(source)))[0].items():
                 variances[tap].update(features)
-        shared = {tap: variance.of_all_processes() for tap, variance in variances.items()}
+        shared = {tap: variance.all_reduce() for tap, variance in variances.items()}
         measured = {tap: variance.compute() for tap, variance in shared.items()}
         for penalty in uniform:
             penalty.calibrate(measured)

@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 from torch import Tensor, nn
 
 from delta_transfer.app.explainer import Explainer
-from delta_transfer.app.opening import open_run
-from delta_transfer.app.site import make_site
+from delta_transfer.app.opening import load_run
+from delta_transfer.app.site import create_app
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.features.taps import Taps
 
@@ -49,7 +49,7 @@ def changed(run: Path, folder: Path, **options: object) -> Path:
 
 
 def opened(run: Path, examples: int = 100) -> Explainer:
-    return open_run(run, examples=examples, device="cpu", progress=silent)
+    return load_run(run, examples=examples, device="cpu", progress=silent)
 
 
 @contextlib.contextmanager
@@ -60,7 +60,7 @@ def silent(what: str, unit: str) -> Iterator[None]:
 
 def ask(explainer: Explainer) -> TestClient:
     """The page without a network, which takes up to a MiB."""
-    site = make_site(explainer, hosts=["testserver"], limit=2**20)
+    site = create_app(explainer, hosts=["testserver"], limit=2**20)
     return TestClient(site, base_url="http://testserver")
 
 
@@ -79,7 +79,7 @@ def as_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
 
 def inputs_of(explainer: Explainer, image: Image.Image) -> Tensor:
     """What the network is given, by timm's own transform."""
-    spec = explainer.predictor.backbone.input
+    spec = explainer.predictor.backbone.input_spec
     transform = timm.data.create_transform(
         (3, spec.size, spec.size),
         interpolation=spec.interpolation,

@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.app.class_map import look
-from delta_transfer.app.positions import as_map
+from delta_transfer.app.class_map import run_with_class_map
+from delta_transfer.app.positions import as_spatial_map
 from tests.app.asking import inputs_of, target_of
 from tests.networks import conv_net, hooks_of
 from tests.run_folders import CLASSES
@@ -16,7 +16,7 @@ from tests.run_folders import CLASSES
 
 @pytest.mark.parametrize("index", [0, 2])
 def test_it_is_grad_cam(explainer, picture, index):
-    found = explainer.look(picture, name="x", class_index=index).class_map
+    found = explainer.explain(picture, name="x", class_index=index).class_map
     assert found.tap == "blocks.4"  # at 32 pixels the last tap has a single position
     network = target_of(explainer)
     kept: list[Tensor] = []
@@ -31,7 +31,7 @@ def test_it_is_grad_cam(explainer, picture, index):
     expected = expected.clamp_min(0)
     assert expected.max() > 0
     torch.testing.assert_close(found.values, expected / expected.max(), rtol=1e-2, atol=1e-2)
-    assert explainer.look(picture, name="x", class_index=index).class_name == CLASSES[index]
+    assert explainer.explain(picture, name="x", class_index=index).class_name == CLASSES[index]
 
 
 def test_tokens_are_laid_out_in_rows_and_blocks_without_gradient_left_out():
@@ -42,7 +42,7 @@ def test_tokens_are_laid_out_in_rows_and_blocks_without_gradient_left_out():
     nn.init.normal_(network.head.weight)
     inputs = torch.randn(1, 3, 64, 64)
     taps = {"blocks.1": 2, "blocks.2": 2}
-    found = look(network, inputs, taps=taps, head="head", class_index=1)
+    found = run_with_class_map(network, inputs, taps=taps, head="head", class_index=1)
     assert found.class_map.tap == "blocks.1"  # in the last block the class token alone counts
     kept: list[Tensor] = []
     handle = network.blocks[1].register_forward_hook(lambda m, i, output: kept.append(output))
@@ -58,7 +58,7 @@ def test_tokens_are_laid_out_in_rows_and_blocks_without_gradient_left_out():
 def test_what_a_network_changes_in_place_is_seen_as_it_was():
     network = conv_net()
     inputs = torch.randn(1, 3, 16, 16)
-    found = look(network, inputs, taps={"norm2": 1}, head="fc", class_index=1)
+    found = run_with_class_map(network, inputs, taps={"norm2": 1}, head="fc", class_index=1)
     with torch.no_grad():
         shortcut = network.pool(network.relu(network.norm1(network.conv1(inputs))))
         features = network.norm2(network.conv2(shortcut))
@@ -79,7 +79,7 @@ def test_the_network_is_given_back(fails):
     flags = [(m.training, [p.requires_grad for p in m.parameters()]) for m in network.modules()]
     inputs = torch.randn(1, 5 if fails else 3, 16, 16)
     with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
-        look(network, inputs, taps={"norm2": 1, "conv3": 1}, head="fc", class_index=0)
+        run_with_class_map(network, inputs, taps={"norm2": 1, "conv3": 1}, head="fc", class_index=0)
     assert hooks_of(network) == 0
     assert flags == [
         (m.training, [p.requires_grad for p in m.parameters()]) for m in network.modules()
@@ -91,12 +91,14 @@ def test_there_is_none_where_nothing_speaks_for_the_class_or_there_are_no_positi
     network = conv_net()
     nn.init.zeros_(network.fc.weight)
     inputs = torch.randn(1, 3, 16, 16)
-    found = look(network, inputs, taps={"norm2": 1}, head="fc", class_index=0)
+    found = run_with_class_map(network, inputs, taps={"norm2": 1}, head="fc", class_index=0)
     assert found.class_map is None
     rows = nn.Sequential(nn.Flatten(), nn.Linear(48, 4), nn.Linear(4, 2))
-    found = look(rows, torch.randn(1, 3, 4, 4), taps={"1": 1}, head="2", class_index=0)
+    found = run_with_class_map(
+        rows, torch.randn(1, 3, 4, 4), taps={"1": 1}, head="2", class_index=0
+    )
     assert found.class_map is None
-    assert found.given.shape == (4,)
+    assert found.head_input.shape == (4,)
 
 
 class Aside(nn.Module):
@@ -116,7 +118,10 @@ class Aside(nn.Module):
 def test_a_tap_that_the_answer_does_not_depend_on_is_left_out():
     torch.manual_seed(0)
     inputs, taps = torch.randn(1, 3, 16, 16), {"first": 1, "aside": 1}
-    found = [look(Aside(), inputs, taps=taps, head="fc", class_index=i).class_map for i in (0, 1)]
+    found = [
+        run_with_class_map(Aside(), inputs, taps=taps, head="fc", class_index=i).class_map
+        for i in (0, 1)
+    ]
     assert {one.tap for one in found if one is not None} == {"first"}
 
 
@@ -136,5 +141,5 @@ def test_a_tap_that_the_answer_does_not_depend_on_is_left_out():
     ],
 )
 def test_positions(shape, dim, places):
-    found = as_map(torch.zeros(shape), dim)
+    found = as_spatial_map(torch.zeros(shape), dim)
     assert (None if found is None else tuple(found.shape)) == (places and (1, 8, *places))

@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 from delta_transfer.app.differences import measure_variance
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.features.taps import Taps
-from delta_transfer.functional import channels_last, feature_distance
+from delta_transfer.functional import feature_distance, flatten_positions
 from tests.app.asking import both_features, inputs_of, opened, page_text, source
 from tests.networks import conv_net
 
 
 def test_they_are_the_distance_of_delta_place_by_place(explainer, picture, moved):
     variance = ChannelAttention.load(moved / "attention.safetensors").variance
-    found = explainer.look(picture, name="x").differences
+    found = explainer.explain(picture, name="x").differences
     assert [one.tap for one in found] == ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
     features = both_features(explainer, picture)
     for one in found:
@@ -60,7 +60,7 @@ def test_of_no_pictures_there_is_no_unit():
     found = measure_variance(conv_net(), [inputs[:1], inputs[1:]], {"norm2": 1})
     with Taps(conv_net(), ["norm2"]) as taps, torch.no_grad():
         taps.record(inputs)
-        rows = channels_last(taps.outputs()["norm2"], 1).flatten(0, 1)
+        rows = flatten_positions(taps.outputs()["norm2"], 1).flatten(0, 1)
     torch.testing.assert_close(found["norm2"], rows.var(dim=0, correction=0).mean())
 
 
@@ -70,5 +70,5 @@ def test_a_network_that_did_not_move_says_so(finished, tmp_path, picture):
     file = run / "model" / "model.safetensors"
     save_file({**load_file(file), **state}, file, metadata={"format": "pt"})
     explainer = opened(run, examples=0)
-    assert [one.mean for one in explainer.look(picture, name="x").differences] == [0.0] * 4
+    assert [one.mean for one in explainer.explain(picture, name="x").differences] == [0.0] * 4
     assert "at all taps they are the same" in page_text(explainer, picture)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from delta_transfer.app.neighbours import Neighbours
+from delta_transfer.app.neighbours import NeighbourIndex
 from delta_transfer.data.task import Split
 from tests.app.asking import changed, inputs_of, opened, page_text, target_of
 from tests.run_folders import CLASSES, SPLITS
@@ -29,7 +29,7 @@ def test_they_are_the_nearest_by_a_slow_look_at_all(explainer, picture, pictures
         cosine = float(own @ other / np.linalg.norm(own) / np.linalg.norm(other))
         slow.append((cosine, file))
     slow.sort(reverse=True)
-    found = explainer.look(picture, name="x").neighbours
+    found = explainer.explain(picture, name="x").neighbours
     assert len(slow) == len(explainer.neighbours) == sum(SPLITS["train"])
     assert [one.cosine for one in found] == pytest.approx([c for c, _ in slow[:5]], abs=2e-3)
     for one, (_, file) in zip(found[:2], slow, strict=False):
@@ -53,7 +53,7 @@ def test_unreadable_pictures_are_left_out_and_later_ones_told_of(
     explainer = opened(changed(moved, tmp_path / "run", data=data))
     assert len(explainer.neighbours) == sum(SPLITS["train"]) - 1
     shutil.rmtree(data)
-    found = explainer.look(picture, name="x").neighbours
+    found = explainer.explain(picture, name="x").neighbours
     assert [one.picture for one in found] == [None] * 5
     text = page_text(explainer, picture)
     assert text.count("It cannot be read any more.") == 5
@@ -63,7 +63,7 @@ def test_cosines_of_one_row_are_those_of_torch():
     rows = torch.randn(7, 4)
     split = Split(tuple("abcdefg"), (0, 1) * 3 + (0,), lambda path: Image.new("RGB", (1, 1)))
     row = torch.randn(4)
-    found = Neighbours(split, rows, ("x", "y")).nearest(row, 3)
+    found = NeighbourIndex(split, rows, ("x", "y")).nearest(row, 3)
     cosines = F.cosine_similarity(rows, row[None])
     best = cosines.topk(3)
     assert [one.path for one in found] == ["abcdefg"[i] for i in best.indices]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from delta_transfer.app.opening import open_run
+from delta_transfer.app.opening import load_run
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.graph_models import load_graph_backbone
@@ -22,10 +22,10 @@ from tests.test_security import MARKER, as_torch
 def test_they_are_those_of_predict(explainer, moved, pictures):
     file = pictures / "test" / "rings" / "0.png"
     (expected,) = explainer.predictor.predict([file])
-    found = explainer.look(Image.open(file).convert("RGB"), name="x")
-    assert found.answers == expected.answers
-    assert list(found.answers) == list(expected.answers)
-    assert found.class_name == expected.best
+    found = explainer.explain(Image.open(file).convert("RGB"), name="x")
+    assert found.probabilities == expected.values
+    assert list(found.probabilities) == list(expected.values)
+    assert found.class_name == expected.top_class
 
 
 def test_ten_crops_of_the_official_protocol_count(moved, tmp_path, picture):
@@ -40,7 +40,7 @@ def test_ten_crops_of_the_official_protocol_count(moved, tmp_path, picture):
     file = tmp_path / "x.png"
     picture.save(file)
     (expected,) = explainer.predictor.predict([file])
-    assert explainer.look(picture, name="x").answers == expected.answers
+    assert explainer.explain(picture, name="x").probabilities == expected.values
 
 
 def test_the_page_goes_on_and_says_why(moved, tmp_path, picture, caplog):
@@ -60,7 +60,7 @@ def test_without_pictures_or_attention_the_unit_is_the_picture_s_own(moved, tmp_
     said = page_text(explainer, picture)
     assert "There are none to show: none were asked for (--examples 0)." in said
     assert "features on this picture" in said
-    (one, *_) = explainer.look(picture, name="x").differences
+    (one, *_) = explainer.explain(picture, name="x").differences
     now, was = both_features(explainer, picture)[one.tap]
     expected = (now - was).square().mean() / was.var(dim=0, correction=0).mean() / 2
     assert one.mean == pytest.approx(float(expected), rel=0.02)
@@ -80,9 +80,9 @@ def test_nothing_is_downloaded(moved, tmp_path, data, monkeypatch):
     def fetch(*args: object, **options: object) -> None:
         raise AssertionError("a data set is downloaded")
 
-    monkeypatch.setattr("delta_transfer.app.own_data.find_task", fetch)
+    monkeypatch.setattr("delta_transfer.app.own_data.find_data", fetch)
     run = changed(moved, tmp_path / "run", data=data)
-    found = open_run(run, examples=10, device="cpu", data_root=str(tmp_path), progress=silent)
+    found = load_run(run, examples=10, device="cpu", data_root=str(tmp_path), progress=silent)
     assert found.neighbours == f"{data} is not at hand"
 
 
@@ -104,7 +104,7 @@ def test_runs_on_graphs_are_refused(tmp_path):
 
 
 def test_a_data_root_without_effect_is_told_of(moved, tmp_path, caplog):
-    found = open_run(moved, examples=2, device="cpu", data_root=str(tmp_path), progress=silent)
+    found = load_run(moved, examples=2, device="cpu", data_root=str(tmp_path), progress=silent)
     assert "--data-root is ignored: " in caplog.text
     assert len(found.neighbours) == 2
 

@@ -9,18 +9,18 @@ from delta_transfer.app import serving
 
 
 def test_only_this_machine_is_let_in_by_default(caplog):
-    with serving.listening("127.0.0.1", 0) as listener:
+    with serving.listen("127.0.0.1", 0) as listener:
         assert serving.is_loopback(listener)
-        assert serving.address_of(listener, "127.0.0.1").startswith("http://127.0.0.1:")
-        hosts = serving.hosts_of(listener, "127.0.0.1")
+        assert serving.browser_url(listener, "127.0.0.1").startswith("http://127.0.0.1:")
+        hosts = serving.allowed_hosts(listener, "127.0.0.1")
     assert set(hosts) == {"localhost", "127.0.0.1", "[::1]"}
     assert caplog.text == ""
 
 
 def test_others_are_let_in_with_a_warning(caplog):
-    with serving.listening("0.0.0.0", 0) as listener:
-        hosts = serving.hosts_of(listener, "0.0.0.0")
-        assert socket.gethostname() in serving.address_of(listener, "0.0.0.0")
+    with serving.listen("0.0.0.0", 0) as listener:
+        hosts = serving.allowed_hosts(listener, "0.0.0.0")
+        assert socket.gethostname() in serving.browser_url(listener, "0.0.0.0")
     assert {"localhost", "127.0.0.1", socket.gethostname()} <= set(hosts)
     assert {"*", "0.0.0.0"}.isdisjoint(hosts)
     assert "nobody is asked for a password" in caplog.text
@@ -32,6 +32,6 @@ def test_ipv6():
             pass
     except OSError:
         pytest.skip("this machine has no IPv6")
-    with serving.listening("::1", 0) as listener:
-        assert re.fullmatch(r"http://\[::1\]:\d+/", serving.address_of(listener, "::1"))
-        assert "[::1]" in serving.hosts_of(listener, "::1")
+    with serving.listen("::1", 0) as listener:
+        assert re.fullmatch(r"http://\[::1\]:\d+/", serving.browser_url(listener, "::1"))
+        assert "[::1]" in serving.allowed_hosts(listener, "::1")

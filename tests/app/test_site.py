@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from delta_transfer.app.explainer import Explainer
 from delta_transfer.app.pages import asset
-from delta_transfer.app.site import HEADERS, make_site
+from delta_transfer.app.site import HEADERS, create_app
 from tests.app.asking import as_bytes, ask
 from tests.run_folders import CLASSES
 
@@ -168,7 +168,7 @@ def test_nothing_is_written(client, picture, monkeypatch):
 
 
 def test_pictures_are_looked_at_one_at_a_time(explainer, picture, monkeypatch):
-    at_work, most, own = [0], [0], Explainer.look
+    at_work, most, own = [0], [0], Explainer.explain
     lock = threading.Lock()
 
     def counted(self: Explainer, *args: object, **options: object) -> object:
@@ -181,8 +181,8 @@ def test_pictures_are_looked_at_one_at_a_time(explainer, picture, monkeypatch):
             at_work[0] -= 1
         return found
 
-    monkeypatch.setattr(Explainer, "look", counted)
-    site = make_site(explainer, hosts=["testserver"], limit=2**20)
+    monkeypatch.setattr(Explainer, "explain", counted)
+    site = create_app(explainer, hosts=["testserver"], limit=2**20)
     texts = []
 
     async def ask_often() -> None:

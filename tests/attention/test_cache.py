@@ -11,21 +11,21 @@ from safetensors.torch import save
 
 from delta_transfer import estimate_attention
 from delta_transfer.attention import cache as module
-from delta_transfer.attention.cache import Measurement, cache_folder, measure_once
+from delta_transfer.attention.cache import EstimationSettings, cache_folder, load_or_estimate
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.utils import files
 from tests.networks import conv_net
 
-MEASUREMENT = Measurement(
-    source="1" * 64,
-    head="2" * 64,
+MEASUREMENT = EstimationSettings(
+    weights_fingerprint="1" * 64,
+    head_fingerprint="2" * 64,
     taps=("norm1", "conv3"),
-    pictures="3" * 64,
+    data_fingerprint="3" * 64,
     objective="Classes()",
     preprocessing={"image_size": 96, "mean": [0.5, 0.5, 0.5], "preset": "default"},
     estimator="refined",
     tolerance=None,
-    converging=None,
+    normalization=None,
     seed=0,
     batch_size=32,
     device="cpu",
@@ -36,7 +36,7 @@ MEASUREMENT = Measurement(
 def attention() -> ChannelAttention:
     x, y = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
     taps = MEASUREMENT.taps
-    return estimate_attention(conv_net(), [(x, y)], num_outputs=3, taps=taps, method="gradient")
+    return estimate_attention(conv_net(), [(x, y)], num_outputs=3, taps=taps, estimator="gradient")
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def measure(attention) -> Measuring:
 
 
 def file_of(folder: Path) -> Path:
-    return folder / f"{MEASUREMENT.key}.safetensors"
+    return folder / f"{MEASUREMENT.cache_key}.safetensors"
 
 
 def same(first: ChannelAttention, second: ChannelAttention) -> bool:
@@ -74,9 +74,9 @@ def same(first: ChannelAttention, second: ChannelAttention) -> bool:
 
 class TestKey:
     def test_it_is_a_name_for_a_file_and_always_the_same(self):
-        assert len(MEASUREMENT.key) == 64
-        assert int(MEASUREMENT.key, 16)
-        assert dataclasses.replace(MEASUREMENT).key == MEASUREMENT.key
+        assert len(MEASUREMENT.cache_key) == 64
+        assert int(MEASUREMENT.cache_key, 16)
+        assert dataclasses.replace(MEASUREMENT).cache_key == MEASUREMENT.cache_key
 
     @pytest.mark.parametrize(
         "change",
@@ -97,16 +97,16 @@ class TestKey:
         ids=str,
     )
     def test_everything_that_scores_depend_on_changes_it(self, change):
-        assert dataclasses.replace(MEASUREMENT, **change).key != MEASUREMENT.key
+        assert dataclasses.replace(MEASUREMENT, **change).cache_key != MEASUREMENT.cache_key
 
     def test_so_does_every_field(self):
-        for field in dataclasses.fields(Measurement):
+        for field in dataclasses.fields(EstimationSettings):
             other = dataclasses.replace(MEASUREMENT, **{field.name: "something else"})
-            assert other.key != MEASUREMENT.key, field.name
+            assert other.cache_key != MEASUREMENT.cache_key, field.name
 
     @pytest.mark.parametrize("changed", ["delta-transfer", "torch", None])
     def test_so_do_the_versions_of_what_measures_and_that_of_the_key(self, monkeypatch, changed):
-        before = MEASUREMENT.key
+        before = MEASUREMENT.cache_key
         if changed is None:
             monkeypatch.setattr(module, "_FORMAT", module._FORMAT + 1)
         else:
@@ -116,7 +116,7 @@ class TestKey:
                 "version",
                 lambda name: "9.9" if name == changed else version(name),
             )
-        assert MEASUREMENT.key != before
+        assert MEASUREMENT.cache_key != before
 
     @pytest.mark.parametrize(
         ("version", "same"),
@@ -126,7 +126,7 @@ class TestKey:
         def key(ours):
             found = {"delta-transfer": ours, "torch": "2.10.0+cpu"}
             monkeypatch.setattr(module.importlib.metadata, "version", found.__getitem__)
-            return MEASUREMENT.key
+            return MEASUREMENT.cache_key
 
         assert (key(version) == key("1.2.1.dev2+gdef.d20260101")) == same
 
@@ -155,9 +155,9 @@ class TestFolder:
 class TestMeasuring:
     def test_it_is_done_once_and_a_hit_is_said(self, measure, attention, folder, caplog):
         caplog.set_level(logging.INFO, "delta_transfer")
-        assert same(measure_once(MEASUREMENT, measure), attention)
+        assert same(load_or_estimate(MEASUREMENT, measure), attention)
         assert not caplog.records
-        found = measure_once(MEASUREMENT, measure)
+        found = load_or_estimate(MEASUREMENT, measure)
         assert same(found, attention)
         assert len(measure.partial) == 1
         (record,) = caplog.records
@@ -168,15 +168,15 @@ class TestMeasuring:
                 assert plain(first) == plain(second), field.name
 
     def test_another_measurement_is_made_beside_it(self, measure, folder):
-        measure_once(MEASUREMENT, measure)
-        measure_once(dataclasses.replace(MEASUREMENT, seed=1), measure)
+        load_or_estimate(MEASUREMENT, measure)
+        load_or_estimate(dataclasses.replace(MEASUREMENT, seed=1), measure)
         assert len(measure.partial) == 2
         assert len(list(folder.iterdir())) == 2
 
     def test_one_that_is_broken_off_has_a_file_beside_it_to_go_on_from(self, measure, folder):
-        measure_once(MEASUREMENT, measure)
+        load_or_estimate(MEASUREMENT, measure)
         (partial,) = measure.partial
-        assert partial == folder / f"{MEASUREMENT.key}.partial"
+        assert partial == folder / f"{MEASUREMENT.cache_key}.partial"
         assert partial.parent.is_dir()
 
     def test_an_error_leaves_nothing_but_that(self, folder):
@@ -186,8 +186,8 @@ class TestMeasuring:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt, match="the same command goes on where it stopped"):
-            measure_once(MEASUREMENT, fail)
-        assert [path.name for path in folder.iterdir()] == [f"{MEASUREMENT.key}.partial"]
+            load_or_estimate(MEASUREMENT, fail)
+        assert [path.name for path in folder.iterdir()] == [f"{MEASUREMENT.cache_key}.partial"]
 
     def test_an_interruption_promises_nothing_where_nothing_of_it_is_kept(self, folder):
         def stop(partial: Path | None) -> ChannelAttention:
@@ -196,7 +196,7 @@ class TestMeasuring:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "another.partial").touch()
         with pytest.raises(KeyboardInterrupt) as error:
-            measure_once(MEASUREMENT, stop)
+            load_or_estimate(MEASUREMENT, stop)
         assert str(error.value) == ""
 
     @pytest.mark.parametrize("damage", ["half", "other", "empty", "text", "not a number", "folder"])
@@ -204,10 +204,10 @@ class TestMeasuring:
         self, measure, attention, folder, damage, tmp_path
     ):
         file = file_of(folder)
-        measure_once(MEASUREMENT, measure)
+        load_or_estimate(MEASUREMENT, measure)
         whole = file.read_bytes()
         if damage == "other":  # of another key, under this one's name
-            measure_once(dataclasses.replace(MEASUREMENT, seed=1), measure)
+            load_or_estimate(dataclasses.replace(MEASUREMENT, seed=1), measure)
             (other,) = (path for path in folder.iterdir() if path != file)
             other.replace(file)
             measure.partial.pop()
@@ -223,7 +223,7 @@ class TestMeasuring:
         else:
             content = {"half": whole[: len(whole) // 2], "empty": b"", "text": b"no tensors"}
             file.write_bytes(content[damage])
-        assert same(measure_once(MEASUREMENT, measure), attention)
+        assert same(load_or_estimate(MEASUREMENT, measure), attention)
         assert len(measure.partial) == 2
         if damage != "folder":  # which is nobody's
             assert file.read_bytes() == whole
@@ -235,15 +235,15 @@ class TestMeasuring:
         (tmp_path / "file").touch()
         monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "file"))
         for _ in range(2):
-            assert same(measure_once(MEASUREMENT, measure), attention)
+            assert same(load_or_estimate(MEASUREMENT, measure), attention)
         assert measure.partial == [None, None]
         assert {record.levelno for record in caplog.records} == {logging.DEBUG}
 
     def test_nor_is_a_folder_without_the_right_to_write(self, measure, folder, monkeypatch):
-        measure_once(MEASUREMENT, measure)
+        load_or_estimate(MEASUREMENT, measure)
         monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
-        measure_once(MEASUREMENT, measure)  # what is there can be read
-        measure_once(dataclasses.replace(MEASUREMENT, seed=1), measure)
+        load_or_estimate(MEASUREMENT, measure)  # what is there can be read
+        load_or_estimate(dataclasses.replace(MEASUREMENT, seed=1), measure)
         assert measure.partial[1:] == [None]
 
     def test_nor_is_a_full_disk(self, measure, attention, folder, monkeypatch, caplog):
@@ -252,7 +252,7 @@ class TestMeasuring:
 
         caplog.set_level(logging.DEBUG, "delta_transfer")
         monkeypatch.setattr("os.fsync", fail)
-        assert same(measure_once(MEASUREMENT, measure), attention)
+        assert same(load_or_estimate(MEASUREMENT, measure), attention)
         assert not list(folder.iterdir())
         assert {record.levelno for record in caplog.records} == {logging.DEBUG}
 

@@ -24,15 +24,15 @@ def some_attention(**changes) -> ChannelAttention:
     torch.manual_seed(0)
     fields = {
         "scores": {"layer4.1": torch.randn(6), "layer2": torch.randn(4)},
-        "errors": {"layer4.1": torch.rand(6), "layer2": torch.rand(4)},
+        "standard_errors": {"layer4.1": torch.rand(6), "layer2": torch.rand(4)},
         "variance": {"layer4.1": torch.tensor(0.3), "layer2": torch.tensor(1.5)},
-        "drivers": {
+        "influential_samples": {
             "layer4.1": torch.arange(12).view(6, 2),
             "layer2": torch.arange(16).view(4, 4),
         },
         "uncertainty": {"layer4.1": 0.25, "layer2": math.nan},
         "temperature": 2.5,
-        "method": "gradient",
+        "estimator": "gradient",
         "samples": 12,
         "source": "abc",
         "head_weight": torch.randn(3, 5),
@@ -76,7 +76,7 @@ def test_attention_is_limited_as_it_says(form):
         assert attention.attention[tap].tolist() == pytest.approx(expected, rel=1e-5)
         nats = reference.entropy(expected)
         assert attention.entropy[tap] == pytest.approx(nats / math.log(len(expected)), rel=1e-5)
-        assert attention.effective[tap] == pytest.approx(math.exp(nats), rel=1e-5)
+        assert attention.effective_channels[tap] == pytest.approx(math.exp(nats), rel=1e-5)
 
 
 def test_an_attention_made_by_hand_needs_scores_and_variance_alone():
@@ -84,13 +84,17 @@ def test_an_attention_made_by_hand_needs_scores_and_variance_alone():
         scores={"a": torch.arange(3.0)},
         variance={"a": torch.tensor(1.0)},
         temperature=1.0,
-        method="mine",
+        estimator="mine",
         samples=0,
         source="",
     )
     assert attention.taps == ("a",)
-    assert (attention.clip, attention.floor, attention.head_weight) == (None, False, None)
-    assert attention.errors == attention.drivers == attention.uncertainty == {}
+    assert (attention.score_clip, attention.clamp_negative_scores, attention.head_weight) == (
+        None,
+        False,
+        None,
+    )
+    assert attention.standard_errors == attention.influential_samples == attention.uncertainty == {}
 
 
 @pytest.mark.parametrize(
@@ -163,14 +167,14 @@ def test_a_file_of_what_is_known_alone(tmp_path):
 
 def test_errors_that_are_not_known_are_kept(tmp_path):
     errors = {"layer4.1": torch.full((6,), math.nan), "layer2": torch.zeros(4)}
-    some_attention(errors=errors, uncertainty={"layer2": math.inf}).save(tmp_path / "a")
+    some_attention(standard_errors=errors, uncertainty={"layer2": math.inf}).save(tmp_path / "a")
     loaded = ChannelAttention.load(tmp_path / "a")
-    assert loaded.errors["layer4.1"].isnan().all()
+    assert loaded.standard_errors["layer4.1"].isnan().all()
     assert math.isnan(loaded.uncertainty["layer2"])  # JSON has neither
 
 
 def test_the_file_says_what_it_is_to_readers_without_this_package(tmp_path):
-    some_attention(clip=3.0).save(tmp_path / "a")
+    some_attention(score_clip=3.0).save(tmp_path / "a")
     tensors = load_file(tmp_path / "a")
     assert set(tensors) == {"head.weight", "head.bias"} | {
         f"{kind}/{tap}" for kind in KINDS for tap in ("layer4.1", "layer2")
@@ -213,7 +217,7 @@ def test_equal_contents_are_equal_bytes_readable_without_this_package(tmp_path):
 def test_tensors_that_are_views_can_be_saved(tmp_path):
     both = torch.randn(4, 2)
     scores = {"layer4.1": both[:, 0], "layer2": both[:, 1]}
-    attention = some_attention(scores=scores, errors={}, drivers={})
+    attention = some_attention(scores=scores, standard_errors={}, influential_samples={})
     attention.save(tmp_path / "a")
     assert torch.equal(ChannelAttention.load(tmp_path / "a").scores["layer2"], both[:, 1])
 

@@ -64,7 +64,7 @@ def same(found, expected, rel=1e-4):
 def test_scores_are_those_of_the_reference_sample_by_sample(method):
     net, (x, y) = conv_net(), data()
     net.train()  # eval mode is not the caller's business
-    found = estimate_attention(net, loader(x, y), probe=some_probe(), taps=TAPS, method=method)
+    found = estimate_attention(net, loader(x, y), probe=some_probe(), taps=TAPS, estimator=method)
     with_probe = reference.with_head(net, "fc", head_of(some_probe()))
     assert found.taps == TAPS
     for tap in TAPS:
@@ -76,7 +76,7 @@ def test_scores_are_those_of_the_reference_sample_by_sample(method):
         assert found.variance[tap].item() == pytest.approx(variance, rel=1e-4)
         numpy = outputs.detach().numpy().astype(np.float64).var(axis=(0, 2, 3)).mean()
         assert found.variance[tap].item() == pytest.approx(numpy, rel=1e-4)
-    assert (found.method, found.samples, found.temperature) == (method, 7, 5.0)
+    assert (found.estimator, found.samples, found.temperature) == (method, 7, 5.0)
     assert found.source == weights_fingerprint(net, head="fc")
 
 
@@ -84,7 +84,7 @@ def test_scores_are_those_of_the_reference_sample_by_sample(method):
 def test_a_short_last_batch_counts_by_its_samples(method):
     """Defect 9: the mean is over samples, not over batches."""
     net, (x, y) = conv_net().double(), data(count=7)
-    options = {"probe": some_probe(), "taps": TAPS, "method": method}
+    options = {"probe": some_probe(), "taps": TAPS, "estimator": method}
     whole = estimate_attention(net, loader(x.double(), y, 7), **options)
     for size in (1, 3, 6):
         same(estimate_attention(net, loader(x.double(), y, size), **options), whole, rel=1e-5)
@@ -94,14 +94,16 @@ def test_a_short_last_batch_counts_by_its_samples(method):
 def test_the_order_of_the_samples_does_not_matter(method):
     net, (x, y) = conv_net().double(), data(count=11)
     order = torch.randperm(11, generator=torch.Generator().manual_seed(5))
-    options = {"probe": some_probe(), "taps": ["norm1", "conv3"], "method": method}
+    options = {"probe": some_probe(), "taps": ["norm1", "conv3"], "estimator": method}
     one = estimate_attention(net, loader(x.double(), y, 4), **options)
     other = estimate_attention(net, loader(x.double()[order], y[order], 4), **options)
     same(other, one, rel=1e-9)
     for tap in one.taps:
-        assert torch.allclose(other.errors[tap], one.errors[tap], rtol=1e-9)
+        assert torch.allclose(other.standard_errors[tap], one.standard_errors[tap], rtol=1e-9)
         moves = one.scores[tap] != 0  # where no sample's loss grows, the first ones are named
-        assert torch.equal(order[other.drivers[tap]][moves], one.drivers[tap][moves])
+        assert torch.equal(
+            order[other.influential_samples[tap]][moves], one.influential_samples[tap][moves]
+        )
 
 
 @pytest.mark.parametrize("tokens", [False, True], ids=["NHWC", "tokens"])
@@ -123,7 +125,7 @@ def test_channels_that_come_last(method, tokens):
     torch.manual_seed(0)
     net, (x, y) = Last().eval(), data(count=4)
     probe = some_probe(outputs=3)
-    found = estimate_attention(net, loader(x, y), probe=probe, taps="body", method=method)
+    found = estimate_attention(net, loader(x, y), probe=probe, taps="body", estimator=method)
     with_probe = reference.with_head(net, "fc", head_of(probe))
     expected = SLOW[method](with_probe, x, y, "body", 2 if tokens else 3, F.cross_entropy)
     assert found.scores["body"].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-6)
@@ -138,15 +140,15 @@ def test_first_order_is_exact_where_the_loss_is_linear():
         return (logits[:, 0] * (targets + 1)).mean()
 
     options = {"probe": some_probe(outputs=1), "taps": "0", "loss": linear}
-    exact = estimate_attention(net, loader(x, y), method="exact", **options)
-    same(estimate_attention(net, loader(x, y), method="gradient", **options), exact)
+    exact = estimate_attention(net, loader(x, y), estimator="exact", **options)
+    same(estimate_attention(net, loader(x, y), estimator="gradient", **options), exact)
 
 
 def test_first_order_is_close_to_exact_on_a_real_loss():
     net, (x, y) = conv_net(), data(count=30)
     options = {"num_outputs": 3, "taps": ["conv3"]}
     exact, gradient = (
-        estimate_attention(net, loader(x, y), method=method, **options).scores["conv3"]
+        estimate_attention(net, loader(x, y), estimator=method, **options).scores["conv3"]
         for method in ("exact", "gradient")
     )
     assert np.corrcoef(exact.numpy(), gradient.numpy())[0, 1] > 0.7
@@ -166,7 +168,7 @@ def test_a_tap_that_does_not_matter_has_uniform_attention(method):
 
     net.forward = forward
     found = estimate_attention(
-        net, loader(x, y), probe=some_probe(), taps=["conv1", "aside"], method=method
+        net, loader(x, y), probe=some_probe(), taps=["conv1", "aside"], estimator=method
     )
     assert found.attention["conv1"].tolist() == pytest.approx([1 / 4] * 4)
     assert found.attention["aside"].tolist() == pytest.approx([1 / 5] * 5)
@@ -177,7 +179,7 @@ def test_the_temperature_sharpens():
     net, (x, y) = conv_net(), data()
 
     def attention(temperature):
-        options = {"taps": "conv3", "method": "gradient", "temperature": temperature}
+        options = {"taps": "conv3", "estimator": "gradient", "temperature": temperature}
         found = estimate_attention(net, loader(x, y), probe=some_probe(), **options)
         return found.attention["conv3"]
 
@@ -188,7 +190,7 @@ def test_the_temperature_sharpens():
 def test_a_probe_is_fitted_if_none_is_given():
     net, (x, y) = conv_net(), data(count=12)
     fitted = fit_probe(*collect_features(net, loader(x, y)), num_outputs=3, seed=4)
-    options = {"taps": TAPS, "seed": 4, "method": "gradient"}
+    options = {"taps": TAPS, "seed": 4, "estimator": "gradient"}
     given = estimate_attention(net, loader(x, y), probe=fitted, **options)
     same(estimate_attention(net, loader(x, y), num_outputs=3, **options), given)
     other = estimate_attention(net, loader(x, y), probe=some_probe(), **options)
@@ -210,13 +212,13 @@ def test_no_gradients_of_weights_are_computed(method):
         assert not any(parameter.requires_grad for parameter in net.parameters())
         return F.cross_entropy(logits, targets)
 
-    estimate_attention(net, loader(x, y), num_outputs=3, taps=TAPS, method=method, loss=loss)
+    estimate_attention(net, loader(x, y), num_outputs=3, taps=TAPS, estimator=method, loss=loss)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_frozen_networks_and_calls_without_gradients(method):
     net, (x, y) = conv_net(), data()
-    options = {"probe": some_probe(), "taps": TAPS, "method": method}
+    options = {"probe": some_probe(), "taps": TAPS, "estimator": method}
     expected = estimate_attention(net, loader(x, y), **options)
     net.requires_grad_(False)
     with torch.no_grad():
@@ -225,7 +227,7 @@ def test_frozen_networks_and_calls_without_gradients(method):
 
 def test_a_network_in_half_precision_is_summed_in_float32():
     net, (x, y) = conv_net(), data()
-    options = {"probe": some_probe(), "taps": ["conv3"], "method": "gradient"}
+    options = {"probe": some_probe(), "taps": ["conv3"], "estimator": "gradient"}
     expected = estimate_attention(net, loader(x, y), **options).scores["conv3"]
     half = copy.deepcopy(net).bfloat16()
     found = estimate_attention(half, loader(x.bfloat16(), y), **options).scores["conv3"]
@@ -239,7 +241,7 @@ def test_a_network_in_half_precision_is_summed_in_float32():
 @pytest.mark.parametrize("method", METHODS)
 def test_samples_are_drawn_at_random_and_repeatably(method):
     net, (x, y) = conv_net(), data(count=20)
-    options = {"probe": some_probe(), "taps": ["conv3"], "method": method, "samples": 6}
+    options = {"probe": some_probe(), "taps": ["conv3"], "estimator": method, "samples": 6}
 
     def drawn(seed):
         return estimate_attention(net, loader(x, y), seed=seed, **options)
@@ -258,7 +260,7 @@ def test_samples_are_drawn_at_random_and_repeatably(method):
 
 def test_more_samples_than_there_are_is_all_of_them():
     net, (x, y) = conv_net(), data()
-    options = {"probe": some_probe(), "taps": ["conv3"], "method": "gradient"}
+    options = {"probe": some_probe(), "taps": ["conv3"], "estimator": "gradient"}
     found = estimate_attention(net, loader(x, y), samples=100, **options)
     assert found.samples == 7
     same(found, estimate_attention(net, loader(x, y), **options))
@@ -280,20 +282,20 @@ def per_sample(net, x, y, tap):
 def test_refined_is_what_is_taken_by_default():
     net, (x, y) = conv_net(), data()
     found = estimate_attention(net, loader(x, y), probe=some_probe(), taps="conv3")
-    assert found.method == "refined"
+    assert found.estimator == "refined"
 
 
 def test_errors_drivers_and_uncertainty_are_those_of_the_samples():
     net, (x, y) = conv_net().double(), data(count=23)
     x, form = x.double(), {"temperature": 2.0, "clip": 1.2}
-    options = {"probe": some_probe(), "taps": TAPS, "method": "gradient"}
+    options = {"probe": some_probe(), "taps": TAPS, "estimator": "gradient"}
     found = estimate_attention(net, loader(x, y), **options, **form)
     for tap in TAPS:
         rows = per_sample(net, x, y, tap)
         errors = rows.std(dim=0) / 23**0.5
-        assert found.errors[tap].tolist() == pytest.approx(errors.tolist(), rel=1e-6)
+        assert found.standard_errors[tap].tolist() == pytest.approx(errors.tolist(), rel=1e-6)
         drivers = rows.argsort(dim=0, descending=True, stable=True)[:4].T
-        assert found.drivers[tap].tolist() == drivers.tolist()
+        assert found.influential_samples[tap].tolist() == drivers.tolist()
         attention = reference.attention(rows.mean(dim=0).tolist(), **form)
         assert found.attention[tap].tolist() == pytest.approx(attention, rel=1e-6)
         error = reference.jackknife(
@@ -306,12 +308,12 @@ def test_errors_drivers_and_uncertainty_are_those_of_the_samples():
 @pytest.mark.parametrize("method", METHODS)
 def test_how_attention_is_formed_and_the_head_are_told(method):
     net, (x, y) = conv_net(), data()
-    options = {"probe": some_probe(), "taps": ["conv3"], "method": method}
+    options = {"probe": some_probe(), "taps": ["conv3"], "estimator": method}
     plain = estimate_attention(net, loader(x, y), **options)
-    assert (plain.temperature, plain.clip, plain.floor) == (5.0, None, False)
-    form = {"temperature": 2.0, "clip": 1.2, "floor": True}
+    assert (plain.temperature, plain.score_clip, plain.clamp_negative_scores) == (5.0, None, False)
+    form = {"temperature": 2.0, "score_clip": 1.2, "clamp_negative_scores": True}
     found = estimate_attention(net, loader(x, y), **options, **form)
-    assert (found.temperature, found.clip, found.floor) == (2.0, 1.2, True)
+    assert (found.temperature, found.score_clip, found.clamp_negative_scores) == (2.0, 1.2, True)
     assert torch.equal(found.scores["conv3"], plain.scores["conv3"])
     attention = reference.attention(found.scores["conv3"].tolist(), **form)
     assert found.attention["conv3"].tolist() == pytest.approx(attention, rel=1e-5)
@@ -322,8 +324,8 @@ def test_how_attention_is_formed_and_the_head_are_told(method):
 def test_drivers_of_drawn_samples_are_places_in_the_whole_loader():
     net, (x, y) = conv_net(), data(count=20)
     picked = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:3].sort().values
-    options = {"probe": some_probe(), "taps": ["conv3"], "method": "gradient"}
-    found = estimate_attention(net, loader(x, y), samples=3, **options).drivers["conv3"]
+    options = {"probe": some_probe(), "taps": ["conv3"], "estimator": "gradient"}
+    found = estimate_attention(net, loader(x, y), samples=3, **options).influential_samples["conv3"]
     order = per_sample(net, x[picked], y[picked], "conv3").argsort(dim=0, descending=True)
     assert torch.equal(found, picked[order].T)
 
@@ -331,7 +333,7 @@ def test_drivers_of_drawn_samples_are_places_in_the_whole_loader():
 def test_the_fitted_head_is_handed_on():
     net, (x, y) = conv_net(), data(count=12)
     fitted = fit_probe(*collect_features(net, loader(x, y)), num_outputs=3)
-    options = {"taps": ["conv3"], "method": "gradient", "num_outputs": 3}
+    options = {"taps": ["conv3"], "estimator": "gradient", "num_outputs": 3}
     found = estimate_attention(net, loader(x, y), **options)
     assert torch.allclose(found.head_weight, fitted.weight, rtol=1e-3, atol=1e-5)
     assert torch.allclose(found.head_bias, fitted.bias, rtol=1e-3, atol=1e-5)
@@ -340,7 +342,7 @@ def test_the_fitted_head_is_handed_on():
 def test_each_samples_loss_is_that_of_a_batch_of_one():
     net, (x, y) = conv_net(), data(count=8)
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([5.0, 1.0, 1.0]))
-    options = {"probe": some_probe(), "taps": TAPS, "method": "gradient"}
+    options = {"probe": some_probe(), "taps": TAPS, "estimator": "gradient"}
     same(
         estimate_attention(net, loader(x, y), loss=weighted, **options),
         estimate_attention(net, loader(x, y), **options),
@@ -353,7 +355,7 @@ def test_every_estimator_runs_the_network_channels_last(method):
     net.register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
     )
-    estimate_attention(net, loader(x, y), num_outputs=3, taps=["conv3"], method=method)
+    estimate_attention(net, loader(x, y), num_outputs=3, taps=["conv3"], estimator=method)
     assert len(seen) >= 8
     assert all(seen)
     assert not net.conv3.weight.is_contiguous(memory_format=torch.channels_last)
@@ -362,11 +364,14 @@ def test_every_estimator_runs_the_network_channels_last(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_several_devices_share_the_batches(method):
     net, (x, y) = conv_net().double(), data(count=10)
-    options = {"probe": some_probe(), "taps": TAPS, "method": method}
+    options = {"probe": some_probe(), "taps": TAPS, "estimator": method}
     expected = estimate_attention(net, loader(x.double(), y), **options)
     found = estimate_attention(net, loader(x.double(), y), devices=["cpu", "cpu"], **options)
     same(found, expected, rel=1e-6)
-    assert all(torch.equal(found.drivers[tap], expected.drivers[tap]) for tap in TAPS)
+    assert all(
+        torch.equal(found.influential_samples[tap], expected.influential_samples[tap])
+        for tap in TAPS
+    )
     assert hooks_of(net) == 0
 
 
@@ -377,7 +382,7 @@ def test_work_is_told_with_or_without_a_known_length():
         def __iter__(self):
             return iter(loader(x, y))
 
-    options = {"probe": some_probe(), "taps": TAPS, "method": "gradient"}
+    options = {"probe": some_probe(), "taps": TAPS, "estimator": "gradient"}
     options["progress"] = lambda done, total: seen.append((done, total))
     estimate_attention(net, loader(x, y), **options)
     assert seen == [(42, 98), (84, 98), (98, 98)]
@@ -405,7 +410,7 @@ def settled(tolerance, count=400, size=10, method="gradient"):
         def __iter__(self):
             return batches()
 
-    options = {"probe": some_probe(), "taps": ["conv1"], "method": method}
+    options = {"probe": some_probe(), "taps": ["conv1"], "estimator": method}
     found = estimate_attention(net, Loader(), tolerance=tolerance, **options)
     return found, len(read)
 
@@ -425,7 +430,7 @@ def test_a_tolerance_ends_the_estimate_when_the_attention_has_settled(caplog):
     # One batch before, it had not settled.
     x, y = data(400)
     before = found.samples - 10
-    options = {"probe": some_probe(), "taps": ["conv1"], "method": "gradient"}
+    options = {"probe": some_probe(), "taps": ["conv1"], "estimator": "gradient"}
     earlier = estimate_attention(conv_net(), loader(x[:before], y[:before]), **options)
     assert earlier.uncertainty["conv1"] > 0.3
 
@@ -438,7 +443,7 @@ def test_not_before_three_batches_and_twenty_samples(size, samples):
 
 def test_the_tap_that_settles_last_decides():
     net, (x, y) = conv_net(), data(400)
-    options = {"probe": some_probe(), "method": "gradient", "tolerance": 0.5}
+    options = {"probe": some_probe(), "estimator": "gradient", "tolerance": 0.5}
     alone = [
         estimate_attention(net, loader(x, y, 10), taps=[tap], **options).samples for tap in TAPS
     ]
@@ -463,7 +468,7 @@ def test_a_tolerance_that_is_not_met_is_told(caplog):
 
 def test_without_a_tolerance_one_line_says_what_was_done(caplog):
     net, (x, y) = conv_net(), data(count=1)
-    options = {"probe": some_probe(), "taps": ["conv3"], "method": "gradient"}
+    options = {"probe": some_probe(), "taps": ["conv3"], "estimator": "gradient"}
     with caplog.at_level(logging.INFO, "delta_transfer"):
         estimate_attention(net, loader(x, y), **options)
     assert len(caplog.records) == 1
@@ -517,7 +522,7 @@ def test_the_network_and_the_random_state_come_back_untouched(method, fails):
     options = {"loss": failing_loss} if fails == "loss" else {}
     try:
         estimate_attention(
-            net, Drawing(fails == "loader"), num_outputs=3, taps=TAPS, method=method, **options
+            net, Drawing(fails == "loader"), num_outputs=3, taps=TAPS, estimator=method, **options
         )
     except Problem:
         assert fails != "never"
@@ -541,7 +546,7 @@ def test_the_network_and_the_random_state_come_back_untouched(method, fails):
 def test_errors_name_the_argument():
     net, batches = conv_net(), loader(*data())
     with pytest.raises(UserError, match="unknown attention method 'fisher': choose from gradient"):
-        estimate_attention(net, batches, num_outputs=3, method="fisher")
+        estimate_attention(net, batches, num_outputs=3, estimator="fisher")
     with pytest.raises(UserError, match="needs num_outputs"):
         estimate_attention(net, batches)
     with pytest.raises(UserError, match="samples must be at least 1, got 0"):
@@ -551,7 +556,7 @@ def test_errors_name_the_argument():
     with pytest.raises(UserError, match="temperature must be positive, got 0"):
         estimate_attention(net, batches, num_outputs=3, temperature=0)
     with pytest.raises(UserError, match="clip must be positive, got -1"):
-        estimate_attention(net, batches, num_outputs=3, clip=-1)
+        estimate_attention(net, batches, num_outputs=3, score_clip=-1)
     with pytest.raises(UserError, match="tolerance must be positive, got nan"):
         estimate_attention(net, batches, num_outputs=3, tolerance=float("nan"))
     with pytest.raises(UserError, match="unknown precision 'float16': choose from float32"):

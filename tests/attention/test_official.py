@@ -12,7 +12,7 @@ from delta_transfer.attention import estimate_attention
 from delta_transfer.attention.official import (
     OFFICIAL_TAPS,
     official_head,
-    official_size,
+    official_image_size,
     official_taps,
 )
 from delta_transfer.errors import UserError
@@ -244,7 +244,7 @@ def test_the_network_behind_the_features_stays_as_it_was():
     loader = list(zip(pictures.split(4), (torch.arange(12) % 3).split(4), strict=True))
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     head = official_head(*collect_features(net, loader), num_outputs=3, seed=0)
-    found = estimate_attention(net, loader, probe=head, taps=["conv3"], method="exact")
+    found = estimate_attention(net, loader, probe=head, taps=["conv3"], estimator="exact")
     assert found.attention["conv3"].sum().item() == pytest.approx(1)
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in before.items())
     assert net.training
@@ -283,7 +283,7 @@ def test_the_pages_example_runs_and_trains(monkeypatch):
     monkeypatch.setattr(timm, "create_model", random)
     generator = torch.Generator().manual_seed(0)
     pictures, labels = torch.randn(4, 3, 32, 32, generator=generator), torch.arange(4)
-    names = {"plain_loader": [(pictures, labels)], "train_loader": [(pictures, labels)]}
+    names = {"eval_dataloader": [(pictures, labels)], "train_loader": [(pictures, labels)]}
 
     # The exact scores of 3,840 channels would take minutes.
     exec(example.replace('method="exact"', 'method="gradient"'), names)
@@ -305,4 +305,4 @@ def test_the_pages_example_runs_and_trains(monkeypatch):
     ],
 )
 def test_pictures_have_the_authors_size(name, size):
-    assert official_size(name) == size
+    assert official_image_size(name) == size

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from delta_transfer import estimate_attention
-from delta_transfer.attention.estimators.ablation import Exact
-from delta_transfer.attention.estimators.gradient import FirstOrder
+from delta_transfer.attention.estimators.ablation import ExactScorer
+from delta_transfer.attention.estimators.gradient import FirstOrderScorer
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import split
 from delta_transfer.features.probe import LinearProbe
@@ -28,7 +28,7 @@ def network():
     return graph_net().double().requires_grad_(False)
 
 
-REFERENCES = {FirstOrder: reference.gradient_scores, Exact: reference.exact_scores}
+REFERENCES = {FirstOrderScorer: reference.gradient_scores, ExactScorer: reference.exact_scores}
 
 
 @pytest.mark.parametrize("scorer", REFERENCES)
@@ -48,7 +48,7 @@ def test_scores_are_those_of_each_graph_by_itself(scorer, caplog):
     assert not caplog.records  # that inputs are no tensors is no news
 
 
-@pytest.mark.parametrize("scorer", [FirstOrder])
+@pytest.mark.parametrize("scorer", [FirstOrderScorer])
 def test_rows_of_nothing_known_are_refused(scorer):
     net, (inputs, targets) = network(), data()
     net.layers[0].register_forward_hook(lambda module, given, output: output[:-1])
@@ -72,7 +72,7 @@ def estimate(method, *, size=3, sizes=SIZES, **options):
     inputs, targets = data(sizes)
     loader = list(zip(split(inputs, size), split(targets, size), strict=True))
     return estimate_attention(
-        graph_net().double(), loader, probe=probe(), taps=TAPS, method=method, **options
+        graph_net().double(), loader, probe=probe(), taps=TAPS, estimator=method, **options
     )
 
 
@@ -89,7 +89,7 @@ def test_estimates_are_means_over_graphs(method):
     of = reference.gradient_scores if method == "gradient" else reference.exact_scores
     for tap, scores in expected_scores(of).items():  # of 7 graphs all are refined exactly
         assert found.scores[tap].tolist() == pytest.approx(scores, abs=1e-10)
-    rows = FirstOrder(network(), taps=TAPS, loss=F.cross_entropy)(*data()).features
+    rows = FirstOrderScorer(network(), taps=TAPS, loss=F.cross_entropy)(*data()).features
     for tap in TAPS:
         variance = rows[tap].var(dim=0, correction=0).mean()
         assert found.variance[tap].item() == pytest.approx(variance.item())
@@ -133,7 +133,7 @@ def test_samples_that_are_drawn_are_graphs():
 def test_an_estimate_that_was_broken_off_knows_its_graphs_again(tmp_path, monkeypatch, caplog):
     from delta_transfer.attention.estimators import checkpoint
 
-    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoint, "WRITE_INTERVAL_S", 0.0)
     path, whole = tmp_path / "part", estimate("exact")
 
     def stop(done, total):
@@ -141,14 +141,14 @@ def test_an_estimate_that_was_broken_off_knows_its_graphs_again(tmp_path, monkey
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        estimate("exact", partial=path, progress=stop)
+        estimate("exact", checkpoint_path=path, progress=stop)
     assert path.is_file()
     caplog.set_level("INFO")
-    found = estimate("exact", partial=path)
+    found = estimate("exact", checkpoint_path=path)
     assert "going on after" in caplog.text
     for tap in TAPS:
         assert torch.equal(found.scores[tap], whole.scores[tap])
     with pytest.raises(KeyboardInterrupt):
-        estimate("exact", partial=path, progress=stop)
-    estimate("exact", partial=path, sizes=(*SIZES[:-1], 3)[::-1])
+        estimate("exact", checkpoint_path=path, progress=stop)
+    estimate("exact", checkpoint_path=path, sizes=(*SIZES[:-1], 3)[::-1])
     assert "starting anew" in caplog.text

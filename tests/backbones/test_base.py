@@ -7,7 +7,12 @@ from timm.layers import DropBlock2d, DropPath, PatchDropout
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from delta_transfer.backbones.base import fresh_head, own_tensors, replace_module, turn_off_dropout
+from delta_transfer.backbones.base import (
+    disable_dropout,
+    replace_head,
+    replace_module,
+    state_tensors,
+)
 
 
 def test_replace_module_finds_its_place_by_name():
@@ -37,7 +42,7 @@ def test_turn_off_dropout_leaves_nothing_to_chance_in_train_mode(module):
     model = nn.Sequential(nn.Identity(), nn.Sequential(module)).train()
     inputs = torch.ones(64, 3, 2, 2)
     assert not torch.equal(model(inputs), inputs)
-    turn_off_dropout(model)
+    disable_dropout(model)
     assert torch.equal(model(inputs), inputs)
     assert model.training
 
@@ -62,7 +67,7 @@ def test_turn_off_dropout_knows_dropout_that_is_a_call():
     module = Rates().train()
     inputs = torch.ones(64, 3, 2, 2)
     assert not torch.equal(module(inputs), inputs)
-    turn_off_dropout(module)
+    disable_dropout(module)
     assert torch.equal(module(inputs), inputs)
     assert module.drop_path == 2
 
@@ -70,14 +75,14 @@ def test_turn_off_dropout_knows_dropout_that_is_a_call():
 def test_turn_off_dropout_keeps_what_is_no_number():
     module = Rates()
     module.drop_rate, module.dropout, module.drop_prob = None, True, "0.5"
-    turn_off_dropout(module)
+    disable_dropout(module)
     assert (module.drop_rate, module.dropout, module.drop_prob) == (None, True, "0.5")
 
 
 def test_turn_off_dropout_keeps_all_patches():
     module = PatchDropout(0.5, num_prefix_tokens=0).train()
     assert module(torch.ones(2, 8, 3)).shape == (2, 4, 3)
-    turn_off_dropout(module)
+    disable_dropout(module)
     assert module(torch.ones(2, 8, 3)).shape == (2, 8, 3)
 
 
@@ -102,13 +107,13 @@ def test_no_network_has_dropout_left(make):
         module.train(not isinstance(module, nn.modules.batchnorm._BatchNorm))
     with torch.no_grad():
         assert not torch.equal(model(inputs), model(inputs))
-        turn_off_dropout(model)
+        disable_dropout(model)
         assert torch.equal(model(inputs), model(inputs))
 
 
 def test_a_fresh_head_is_of_the_networks_dtype_and_has_a_bias():
     model = nn.Sequential(nn.Linear(4, 3, bias=False, dtype=torch.float64))
-    fresh_head(model, "0", num_outputs=2)
+    replace_head(model, "0", num_outputs=2)
     assert (model[0].weight.shape, model[0].bias.shape) == ((2, 4), (2,))
     assert model[0].bias.dtype == torch.float64
 
@@ -119,7 +124,7 @@ def test_own_tensors_are_the_networks_own_and_nothing_else():
             return "text"
 
     model = Extra(2, 2)
-    tensors = own_tensors(model)
+    tensors = state_tensors(model)
     assert list(tensors) == ["weight", "bias"]
     tensors["bias"].fill_(3)
     assert model.bias.tolist() == [3, 3]

@@ -77,8 +77,8 @@ def test_dtype_is_kept():
 
 @pytest.mark.parametrize("size", [None, 24])
 def test_pictures_are_prepared_as_it_is_said(size):
-    backbone = wrap_network(conv_net(), num_outputs=2, input=SPEC, image_size=size)
-    assert backbone.input == InputSpec(**{**SPEC.__dict__, "size": size or 16})
+    backbone = wrap_network(conv_net(), num_outputs=2, input_spec=SPEC, image_size=size)
+    assert backbone.input_spec == InputSpec(**{**SPEC.__dict__, "size": size or 16})
     assert backbone.notes == ()
 
 
@@ -86,15 +86,15 @@ def test_pictures_are_prepared_as_timm_says():
     network = timm.create_model("test_resnet", num_classes=7)
     backbone = wrap_network(network, num_outputs=2)
     cfg = network.pretrained_cfg
-    assert backbone.input.size == cfg["input_size"][-1]
-    assert (backbone.input.mean, backbone.input.std) == (cfg["mean"], cfg["std"])
+    assert backbone.input_spec.size == cfg["input_size"][-1]
+    assert (backbone.input_spec.mean, backbone.input_spec.std) == (cfg["mean"], cfg["std"])
     assert backbone.notes == ()
-    assert wrap_network(network, num_outputs=2, image_size=64).input.size == 64
+    assert wrap_network(network, num_outputs=2, image_size=64).input_spec.size == 64
 
 
 def test_pictures_are_prepared_as_for_imagenet_where_nothing_is_known_and_that_is_said():
     backbone = wrap_network(conv_net(), num_outputs=2)
-    assert backbone.input == InputSpec(
+    assert backbone.input_spec == InputSpec(
         size=224,
         crop_pct=0.875,
         mean=(0.485, 0.456, 0.406),

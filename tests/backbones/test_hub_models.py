@@ -88,7 +88,7 @@ def test_a_folder_gives_its_network_with_a_fresh_head(folder, num_outputs):
     assert torch.equal(backbone.classifier.weight, published["fc.weight"])
     assert torch.equal(backbone.classifier.bias, published["fc.bias"])
     assert (backbone.architecture, backbone.model_args) == ("test_resnet", {})
-    assert backbone.input.size == 96
+    assert backbone.input_spec.size == 96
 
 
 def test_a_folder_in_the_old_form_of_one_dict_is_read(folder):
@@ -103,9 +103,9 @@ def test_the_model_folder_of_a_run_is_a_start_for_another_task(tmp_path):
     save_model(tmp_path, first, first.module, classes=["a", "b", "c"])
     for size in (None, 96):
         backbone = load_backbone(f"local-dir:{tmp_path}", num_outputs=2, image_size=size)
-        assert backbone.input.size == (size or 64)
+        assert backbone.input_spec.size == (size or 64)
         assert backbone.model_args == {"img_size": size or 64}
-        side = backbone.input.size
+        side = backbone.input_spec.size
         assert backbone.module(torch.zeros(1, 3, side, side)).shape == (1, 2)
     assert has_weights_of(load_backbone(f"local-dir:{tmp_path}", num_outputs=2), tmp_path)
 
@@ -136,7 +136,7 @@ def test_what_its_network_is_made_with_outlives_a_run(tmp_path, cfg, args, wante
     loaded, _ = load_model(target)
     by_timm = timm.create_model(f"local-dir:{target}", pretrained=True)
     assert loaded.model_args == backbone.model_args
-    assert loaded.input == backbone.input
+    assert loaded.input_spec == backbone.input_spec
     for module in (loaded.module, by_timm):
         for name, tensor in backbone.module.state_dict().items():
             assert torch.equal(module.state_dict()[name], tensor)

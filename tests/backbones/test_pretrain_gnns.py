@@ -8,7 +8,7 @@ from torch import Tensor
 
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.graph_models import load_graph_backbone
-from delta_transfer.backbones.pretrain_gnns import RELEASED
+from delta_transfer.backbones.pretrain_gnns import WEIGHT_URLS
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.errors import UserError
 from delta_transfer.features.stages import auto_taps
@@ -102,7 +102,7 @@ def check(kind: str, network, state: dict[str, Tensor]) -> None:
     torch.testing.assert_close(logits, network.head(means), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", RELEASED)
+@pytest.mark.parametrize("kind", WEIGHT_URLS)
 def test_features_are_those_of_a_plain_implementation(kind):
     network = build(kind).module
     shake(network)
@@ -119,7 +119,7 @@ def test_released_weights_load_and_give_the_features_of_a_plain_implementation(k
     check(kind, backbone.module, torch.load(file, map_location="cpu", weights_only=True))
 
 
-@pytest.mark.parametrize("kind", RELEASED)
+@pytest.mark.parametrize("kind", WEIGHT_URLS)
 def test_published_names_find_their_places(kind, tmp_path):
     network = build(kind).module
     shake(network)
@@ -140,7 +140,7 @@ def test_one_graph_is_no_concern_of_another():
 
 
 def test_the_gradient_reaches_every_parameter():
-    for kind in RELEASED:
+    for kind in WEIGHT_URLS:
         network = build(kind).module.train()
         network(molecules(20, 20, 20)).square().sum().backward()
         still = [name for name, p in network.named_parameters() if not p.grad.any()]
@@ -188,7 +188,7 @@ def test_unknown_names_and_other_inputs_are_refused():
         build("gni")
     with pytest.raises(UserError, match=r"is none for graphs.*pretrain-gnns/"):
         load_graph_backbone("resnet18", num_outputs=2, spec=ATOMS)
-    numbers = GraphSpec(node_features="numbers", columns=3)
+    numbers = GraphSpec(node_features="numbers", num_node_features=3)
     with pytest.raises(UserError, match=r"for molecules.*pyg/GIN"):
         load_graph_backbone("pretrain-gnns/gin", num_outputs=2, spec=numbers)
     with pytest.raises(
@@ -200,7 +200,7 @@ def test_unknown_names_and_other_inputs_are_refused():
 def test_auto_taps_are_the_last_four_layers():
     backbone = build("gin")
     assert auto_taps(backbone.module) == tuple(f"layers.{i}" for i in (1, 2, 3, 4))
-    graph = backbone.input.example()
+    graph = backbone.input_spec.example()
     with Taps(backbone.module.eval(), ["layers.1", "pool"]) as taps, torch.no_grad():
         assert backbone.module(graph).shape == (1, 3)
     assert [tuple(f.shape) for f in taps.outputs().values()] == [(2, 300), (1, 300)]

@@ -15,7 +15,7 @@ from tests.backbones.graph_inputs import molecules
 models = pytest.importorskip("torch_geometric.nn.models")
 
 ATOMS = GraphSpec()
-NUMBERS = GraphSpec(node_features="numbers", columns=3)
+NUMBERS = GraphSpec(node_features="numbers", num_node_features=3)
 KINDS = ["GIN", "GCN", "GraphSAGE", "GAT", "PNA"]
 
 
@@ -101,6 +101,6 @@ def test_the_model_folder_brings_it_back(kind, tmp_path):
     backbone = build(f"{kind}-2x8", NUMBERS)
     save_model(tmp_path, backbone, backbone.module, classes=["a", "b", "c"])
     loaded, _ = load_model(tmp_path)
-    assert loaded.input == NUMBERS
+    assert loaded.input_spec == NUMBERS
     graphs = numbers(4, 3)
     assert torch.equal(loaded.module.eval()(graphs), backbone.module.eval()(graphs))

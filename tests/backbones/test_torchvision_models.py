@@ -82,7 +82,7 @@ def test_every_family_gets_a_head_and_taps_and_gives_a_tensor_in_train_mode(name
     head, taps = FAMILIES[name]
     with torch.device("meta"):  # shapes alone: some of these networks are large
         backbone = untrained(name)
-        size = backbone.input.size
+        size = backbone.input_spec.size
         assert backbone.head == head
         assert auto_taps(backbone.module) == tuple(taps.split())
         output = backbone.module.train()(torch.zeros(2, 3, size, size))
@@ -144,7 +144,7 @@ def test_pictures_are_prepared_as_every_weights_want_them():
 def test_a_photograph_is_prepared_as_by_torchvision_itself(name):
     picture = Image.fromarray(data.cat())
     with torch.device("meta"):
-        spec = untrained(name).input
+        spec = untrained(name).input_spec
     transform = eval_transform(
         size=spec.size,
         crop_pct=spec.crop_pct,
@@ -165,7 +165,7 @@ def test_a_tag_chooses_weights_and_preparation(downloads):
     ):
         backbone = load_backbone(f"torchvision/mobilenet_v2{tag}", num_outputs=2)
         assert asked[-1].endswith(file)
-        assert backbone.input.crop_pct == crop_pct
+        assert backbone.input_spec.crop_pct == crop_pct
         assert backbone.architecture == "torchvision/mobilenet_v2"
 
 
@@ -204,7 +204,7 @@ def test_auxiliary_outputs_are_off_and_pictures_normalised_once(downloads, name)
     ).eval()
     downloads(theirs.state_dict())
     backbone = load_backbone(f"torchvision/{name}", num_outputs=1000)
-    assert backbone.input.mean == backbone.input.std == (0.5, 0.5, 0.5)
+    assert backbone.input_spec.mean == backbone.input_spec.std == (0.5, 0.5, 0.5)
     backbone.module.fc.load_state_dict(theirs.fc.state_dict())
     pictures = torch.rand(2, 3, 96, 96)
     preset = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()
@@ -235,7 +235,7 @@ def test_a_transformers_positions_are_resized(monkeypatch, downloads, size):
     assert torch.equal(
         backbone.module.state_dict()["encoder.ln.weight"], state["encoder.ln.weight"]
     )
-    side = backbone.input.size
+    side = backbone.input_spec.size
     assert backbone.module(torch.zeros(1, 3, side, side)).shape == (1, 2)
 
 
@@ -254,7 +254,7 @@ def test_a_size_that_does_not_suit_the_network_is_refused(name, size, message):
 
 def test_a_size_that_suits_is_taken():
     backbone = untrained("mobilenet_v3_small", image_size=64)
-    assert backbone.input.size == 64
+    assert backbone.input_spec.size == 64
     assert backbone.module.training
 
 

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.backbones.registry import load_backbone
-from delta_transfer.backbones.weights import fill_from, load_weights
+from delta_transfer.backbones.weights import load_tensors, load_weights
 from delta_transfer.errors import UserError
 from tests.networks import ConvNet, conv_net, moved
 
@@ -341,7 +341,7 @@ def test_a_backbone_starts_from_a_file_without_a_download(tmp_path, monkeypatch,
     for name, tensor in theirs.module.state_dict().items():
         if not name.startswith(f"{backbone.head}."):
             assert torch.equal(state[name], tensor)
-    assert backbone.input == plain.input
+    assert backbone.input_spec == plain.input_spec
     (note,) = backbone.notes
     assert f"{len(state) - 2} of {len(state) - 2} tensors matched; not used: {theirs.head}." in note
 
@@ -400,7 +400,7 @@ def test_a_network_that_asks_for_versions_is_filled():
     theirs = load_backbone("torchvision/mnasnet0_5", num_outputs=2, pretrained=False).module
     backbone = load_backbone("torchvision/mnasnet0_5", num_outputs=2, pretrained=False)
     groups = {"": dict(theirs.state_dict())}
-    fill_from(backbone.module, groups, head=backbone.head, name="net", source="file")
+    load_tensors(backbone.module, groups, head=backbone.head, name="net", weights_name="file")
     for name, tensor in backbone.module.state_dict().items():
         if not name.startswith(f"{backbone.head}."):
             assert torch.equal(tensor, theirs.state_dict()[name])

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from delta_transfer.cli.arguments import parse
+from delta_transfer.cli.arguments import parse_options
 from delta_transfer.errors import UserError
 
 
@@ -47,7 +47,7 @@ class Several:
 
 
 def cook(*args: str, config_file: bool = True) -> Options:
-    return parse(
+    return parse_options(
         Options, args, prog="cook", summary="Cook.", positional=["dish"], config_file=config_file
     )
 
@@ -110,7 +110,9 @@ def test_the_last_file_has_the_last_word(recipe, tmp_path):
 
 def test_the_last_positional_takes_all_that_are_left():
     def parsed(*args: str) -> Several:
-        return parse(Several, args, prog="put", summary="Put.", positional=["pot", "things"])
+        return parse_options(
+            Several, args, prog="put", summary="Put.", positional=["pot", "things"]
+        )
 
     expected = Several(pot="big", things=("a", "b"))
     assert parsed("big", "a", "b") == expected

@@ -17,7 +17,7 @@ import yaml
 import delta_transfer
 from delta_transfer.cli import main as cli
 from delta_transfer.cli.main import COMMANDS, main
-from delta_transfer.experiments.comparison.compare import Compared
+from delta_transfer.experiments.comparison.compare import ComparisonResult
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.run_result import RunResult
 from tests.run_folders import CLASSES, OPTIONS, SPLITS, flags
@@ -435,7 +435,7 @@ class TestCompare:
         assert shown == [f"{100 * float(row['test_accuracy']):.1f}" for row in rows]
         assert (out / "report.html").is_file()
         for row in rows:
-            assert RunResult.load(out / row["folder"]).pictures == (
+            assert RunResult.load(out / row["folder"]).num_train_samples == (
                 12 if row["samples_per_class"] else 24
             )
 
@@ -463,7 +463,7 @@ class TestCompare:
 
         def note(config, folder, **rest):
             found.append(folder)
-            return Compared(folder=folder, results=[], failures=[])
+            return ComparisonResult(folder=folder, results=[], failures=[])
 
         monkeypatch.setattr(compare, "compare", note)
         return found
@@ -488,14 +488,14 @@ class TestDemo:
         """The demo on tiny pictures and with few methods."""
         monkeypatch.setattr("delta_transfer.cli.commands.compare.DEMO_IMAGE_SIZE", 32)
         monkeypatch.setattr("delta_transfer.cli.commands.compare.DEMO_METHODS", ("probe", "l2"))
-        from delta_transfer.data.registry import SOURCES, load_task
+        from delta_transfer.data.registry import BUILTIN_DATASETS, load_data
 
         def load(*, seed: int, val_fraction: float, test_split: str):
-            return load_task(str(pictures), seed=seed)
+            return load_data(str(pictures), seed=seed)
 
-        monkeypatch.setitem(SOURCES, "skimage/patches", load)
+        monkeypatch.setitem(BUILTIN_DATASETS, "skimage/patches", load)
         monkeypatch.setattr(
-            "delta_transfer.experiments.scheduling.placement.cores", lambda: 1
+            "delta_transfer.experiments.scheduling.placement.cpu_count", lambda: 1
         )  # no other processes
 
     @pytest.mark.usefixtures("small")

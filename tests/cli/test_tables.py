@@ -11,12 +11,12 @@ def method(
     versus = None if differences is None else summarize(differences)
     return MethodSummary(
         method=name,
-        measure=ACCURACY,
+        metric=ACCURACY,
         score=summarize(accuracies),
-        to_baseline=versus,
-        to_probe=None,
-        seconds=seconds,
-        memory=100 * seconds,
+        vs_baseline=versus,
+        vs_probe=None,
+        wall_time_s=seconds,
+        peak_memory_mib=100 * seconds,
     )
 
 
@@ -45,21 +45,21 @@ def test_the_table_of_attention_has_a_line_for_each_tap(capsys, monkeypatch):
         TapSummary(
             tap="layer4.2.conv3",
             channels=2048,
-            effective=1985.25,
+            effective_channels=1985.25,
             entropy=0.9959,
             uncertainty=0.054,
-            least=0.812,
-            most=11.256,
+            min_attention=0.812,
+            max_attention=11.256,
             top=(1011, 45, 1320),
         ),
         TapSummary(
             tap="x",
             channels=1,
-            effective=1.0,
+            effective_channels=1.0,
             entropy=1.0,
             uncertainty=None,
-            least=1.0,
-            most=1.0,
+            min_attention=1.0,
+            max_attention=1.0,
             top=(0,),
         ),
     ]

@@ -3,8 +3,8 @@ import pytest
 from delta_transfer.config.commands import (
     AttentionOptions,
     EvaluateOptions,
-    LayersOptions,
     PredictOptions,
+    TapsOptions,
 )
 from delta_transfer.errors import UserError
 
@@ -24,16 +24,16 @@ def test_loading_is_checked(options, message):
 
 
 def test_the_least_numbers_are_accepted():
-    assert EvaluateOptions(run="run", data="data", batch_size=1, workers=0).workers == 0
-    assert PredictOptions(run="run", paths=("a",), top=1, batch_size=1, workers=0).top == 1
-    assert LayersOptions(model="resnet18", image_size=16).image_size == 16
+    assert EvaluateOptions(run="run", data="data", batch_size=1, num_workers=0).num_workers == 0
+    assert PredictOptions(run="run", paths=("a",), top=1, batch_size=1, num_workers=0).top == 1
+    assert TapsOptions(model="resnet18", image_size=16).image_size == 16
 
 
 def test_top_and_image_size_are_checked():
     with pytest.raises(UserError, match="--top must be at least 1, got 0"):
         PredictOptions(run="run", paths=("a",), top=0)
     with pytest.raises(UserError, match="--image-size must be at least 16, got 4"):
-        LayersOptions(model="resnet18", image_size=4)
+        TapsOptions(model="resnet18", image_size=4)
 
 
 @pytest.mark.parametrize("name", ["tolerance", "temperature", "clip"])

@@ -2,13 +2,18 @@ import dataclasses
 
 import pytest
 
-from delta_transfer.cli.arguments import parse
-from delta_transfer.config.commands import CompareOptions, seed_list, size_list, with_train
+from delta_transfer.cli.arguments import parse_options
+from delta_transfer.config.commands import (
+    CompareOptions,
+    merge_with_train_options,
+    parse_samples_per_class,
+    parse_seeds,
+)
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 
 WITHOUT = ("method", "seed", "resume", "devices", "num_nodes", "strategy")
-KIND = with_train(CompareOptions, without=WITHOUT)
+KIND = merge_with_train_options(CompareOptions, without=WITHOUT)
 
 
 def test_they_are_those_of_train_and_its_own():
@@ -18,12 +23,12 @@ def test_they_are_those_of_train_and_its_own():
 
 
 def test_those_of_train_have_its_defaults_and_its_help(capsys):
-    options = parse(KIND, ["pictures"], prog="x", summary="", positional=["data"])
+    options = parse_options(KIND, ["pictures"], prog="x", summary="", positional=["data"])
     own = [field.name for field in dataclasses.fields(CompareOptions)]
     values = {k: v for k, v in dataclasses.asdict(options).items() if k not in own}
     assert TrainConfig(**values) == TrainConfig(data="pictures")
     with pytest.raises(SystemExit):
-        parse(KIND, ["--help"], prog="x", summary="", positional=["data"])
+        parse_options(KIND, ["--help"], prog="x", summary="", positional=["data"])
     said = " ".join(capsys.readouterr().out.split())
     for part in (
         "numbers with commas between, a comparison each",  # not what train says of it
@@ -35,19 +40,19 @@ def test_those_of_train_have_its_defaults_and_its_help(capsys):
 
 
 def test_lists_are_read():
-    assert seed_list("3, 0,18446744073709551615") == (3, 0, 2**64 - 1)
-    assert size_list(None) == (None,)
-    assert size_list("all") == (None,)
-    assert size_list("20, 5,all") == (20, 5, None)
+    assert parse_seeds("3, 0,18446744073709551615") == (3, 0, 2**64 - 1)
+    assert parse_samples_per_class(None) == (None,)
+    assert parse_samples_per_class("all") == (None,)
+    assert parse_samples_per_class("20, 5,all") == (20, 5, None)
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,,2", "0.5", "[0]", "1,1", "-1"])
 def test_what_are_no_seeds_is_refused(text):
     with pytest.raises(UserError, match="--seeds "):
-        seed_list(text)
+        parse_seeds(text)
 
 
 @pytest.mark.parametrize("text", ["", "5,", "0", "-5", "5,5", "all,all", "many", "5 10", "²"])
 def test_what_are_no_sizes_is_refused(text):
     with pytest.raises(UserError, match="--samples-per-class "):
-        size_list(text)
+        parse_samples_per_class(text)

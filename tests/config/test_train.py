@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from delta_transfer.backbones.graph_models import GRAPH_LIBRARIES
-from delta_transfer.config.presets import GRAPH_NETWORKS, PRESETS
+from delta_transfer.config.presets import GRAPH_MODEL_PREFIXES, PRESETS
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.methods.delta import AUTO, AUTO_GRAPHS
@@ -13,7 +13,7 @@ from delta_transfer.methods.registry import method_of
 
 
 def test_yaml_gives_the_options_back(tmp_path):
-    config = TrainConfig(data="photos/Grüße", lr=1e-5, head_lr=3.0, strength=0.5, workers=0)
+    config = TrainConfig(data="photos/Grüße", lr=1e-5, head_lr=3.0, strength=0.5, num_workers=0)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert TrainConfig.load(tmp_path / "config.yaml") == config
 
@@ -76,10 +76,13 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
         ({"head_lr": -1.0}, "--head-lr must be above 0"),
         ({"attention_temperature": 0.0}, "--attention-temperature must be above 0, got 0.0"),
         ({"attention_temperature": "hot"}, "--attention-temperature must be a number"),
-        ({"attention_clip": 0}, "--attention-clip must be above 0, got 0"),
-        ({"attention_clip": float("inf")}, "--attention-clip must be above 0, got inf"),
+        ({"score_clip": 0}, "--score-clip must be above 0, got 0"),
+        ({"score_clip": float("inf")}, "--score-clip must be above 0, got inf"),
         ({"attention_tolerance": -0.1}, "--attention-tolerance must be above 0, got -0.1"),
-        ({"attention_floor": "yes"}, "--attention-floor must be true or false, got 'yes'"),
+        (
+            {"clamp_negative_scores": "yes"},
+            "--clamp-negative-scores must be true or false, got 'yes'",
+        ),
         ({"batch_norm": "frozn"}, "--batch-norm must be one of frozen, train, got 'frozn'"),
         ({"optimizer": "adam"}, "--optimizer must be one of adamw, sgd"),
         ({"schedule": "linear"}, "--schedule must be one of cosine, step, constant"),
@@ -127,7 +130,10 @@ def test_a_precision_may_be_a_number_in_a_file(tmp_path):
 
 @pytest.mark.parametrize(("parts", "at_once"), [(1, 8), (3, 3), (8, 1)])
 def test_parts_say_how_many_pictures_go_through_the_network_at_once(parts, at_once):
-    assert TrainConfig(data="x", batch_size=8, accumulate=parts).at_once == at_once
+    assert (
+        TrainConfig(data="x", batch_size=8, gradient_accumulation_steps=parts).micro_batch_size
+        == at_once
+    )
 
 
 @pytest.mark.parametrize("model", ["pretrain-gnns/gin", "pyg/GIN-3x64"])
@@ -140,15 +146,15 @@ def test_networks_for_graphs_have_a_preset_of_their_own(model, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
     assert TrainConfig.load(file) == config
-    assert TrainConfig(data="x", model=model, preset="official").official
+    assert TrainConfig(data="x", model=model, preset="official").paper_protocol
 
 
 def test_the_preset_of_pictures_may_be_given_for_graphs(tmp_path):
     config = TrainConfig(data="x", model="pyg/GIN", preset="default")
     usual = PRESETS["default"]
     assert (config.preset, config.lr, config.epochs) == ("default", usual.lr, usual.epochs)
-    assert method_of(config).branches == AUTO
-    assert method_of(TrainConfig(data="x", model="pyg/GIN")).branches == AUTO_GRAPHS
+    assert method_of(config).candidates == AUTO
+    assert method_of(TrainConfig(data="x", model="pyg/GIN")).candidates == AUTO_GRAPHS
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
     assert TrainConfig.load(file) == config
@@ -156,7 +162,7 @@ def test_the_preset_of_pictures_may_be_given_for_graphs(tmp_path):
 
 
 def test_the_preset_for_graphs_is_of_all_networks_for_graphs():
-    assert set(GRAPH_NETWORKS) == set(GRAPH_LIBRARIES)
+    assert set(GRAPH_MODEL_PREFIXES) == set(GRAPH_LIBRARIES)
 
 
 def test_the_rate_and_epochs_of_pictures_may_be_given_for_graphs():
@@ -166,6 +172,6 @@ def test_the_rate_and_epochs_of_pictures_may_be_given_for_graphs():
 
 
 def test_clipping_is_as_the_preset_has_it():
-    assert TrainConfig(data="x").clip == 1.0
-    assert TrainConfig(data="x", preset="official").clip == 0.0
-    assert TrainConfig(data="x", preset="official", clip=2.0).clip == 2.0
+    assert TrainConfig(data="x").grad_clip == 1.0
+    assert TrainConfig(data="x", preset="official").grad_clip == 0.0
+    assert TrainConfig(data="x", preset="official", grad_clip=2.0).grad_clip == 2.0

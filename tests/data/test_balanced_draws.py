@@ -5,7 +5,12 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from delta_transfer.data.samplers import EpochSampler, balanced_draws, balanced_weights, imbalance
+from delta_transfer.data.samplers import (
+    EpochSampler,
+    balanced_weights,
+    draw_balanced_indices,
+    imbalance_ratio,
+)
 
 LABELS = [0] * 20 + [1] * 5 + [3] * 2 + [2] * 10
 
@@ -24,12 +29,12 @@ def test_a_class_without_samples_does_not_count():
 
 
 def test_imbalance_is_that_of_the_largest_and_the_smallest_class():
-    assert imbalance(LABELS) == 10.0
-    assert imbalance([3, 4]) == 1.0
+    assert imbalance_ratio(LABELS) == 10.0
+    assert imbalance_ratio([3, 4]) == 1.0
 
 
 def test_each_class_is_drawn_equally_often_and_each_sample_of_it_too():
-    indices, times = balanced_draws(LABELS, generator=torch.Generator().manual_seed(0))
+    indices, times = draw_balanced_indices(LABELS, generator=torch.Generator().manual_seed(0))
     assert len(indices) == len(LABELS)
     counts = Counter(LABELS[i] for i in indices)
     assert sorted(counts.values()) == [9, 9, 9, 10]
@@ -43,10 +48,12 @@ def test_each_class_is_drawn_equally_often_and_each_sample_of_it_too():
 
 
 def test_which_class_has_one_more_is_drawn():
-    draws = (balanced_draws([0, 1], generator=torch.Generator().manual_seed(s)) for s in range(9))
+    draws = (
+        draw_balanced_indices([0, 1], generator=torch.Generator().manual_seed(s)) for s in range(9)
+    )
     assert {tuple(sorted(indices)) for indices, _ in draws} == {(0, 1)}
     generators = (torch.Generator().manual_seed(seed) for seed in range(9))
-    most = {Counter(balanced_draws([0, 1, 1], generator=g)[0])[0] for g in generators}
+    most = {Counter(draw_balanced_indices([0, 1, 1], generator=g)[0])[0] for g in generators}
     assert most == {1, 2}
 
 
@@ -73,6 +80,6 @@ class TestSampler:
         sampler = EpochSampler(len(LABELS), seed=4, labels=LABELS)
         sampler.set_epoch(2)
         whole = list(sampler)
-        sampler.go_on(2, done=11)
+        sampler.resume(2, num_done=11)
         assert list(sampler) == whole[11:]
         assert list(sampler) == whole

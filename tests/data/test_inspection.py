@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from delta_transfer.data.images.decode import PictureError
-from delta_transfer.data.inspection import check_pictures
-from delta_transfer.data.registry import load_task
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.inspection import inspect_images
+from delta_transfer.data.registry import load_data
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
 from tests.data.conftest import MakePictures
 
@@ -42,7 +42,7 @@ class Pictures:
 
 def task(
     train: str, val: str, test: str | None, *, equal: str = "", broken: str = "", read: Read = None
-) -> Task:
+) -> TaskData:
     """A task of pictures `a1 a2 b1`: the letter is the class. Equal are `a1=b1 a2=a3`."""
     pairs = [pair.split("=") for pair in equal.split()]
     read = read or Pictures({copy: first for first, copy in pairs}, frozenset(broken.split()))
@@ -51,7 +51,7 @@ def task(
         paths = tuple(text.split())
         return Split(paths, tuple("abc".index(path[0]) for path in paths), read)
 
-    return Task(
+    return TaskData(
         name="letters",
         classes=("ant", "bee", "cat"),
         train=split(train),
@@ -63,30 +63,30 @@ def task(
 
 def test_a_task_without_faults_stays_as_it_is() -> None:
     given = task("a1 b1", "a2 b2", "a3 b3")
-    checked = check_pictures(given)
+    checked = inspect_images(given)
     assert checked.task == given
     assert checked.task.train is given.train
     assert checked.warnings == ()
-    assert list(checked.digests) == ["a1", "b1", "a2", "b2", "a3", "b3"]
-    assert len(set(checked.digests.values())) == 6
+    assert list(checked.content_hashes) == ["a1", "b1", "a2", "b2", "a3", "b3"]
+    assert len(set(checked.content_hashes.values())) == 6
 
 
 def test_there_may_be_no_test_split() -> None:
-    checked = check_pictures(task("a1 b1", "a2 b2", None, broken="b2"))
+    checked = inspect_images(task("a1 b1", "a2 b2", None, broken="b2"))
     assert checked.task.test is None
     assert checked.task.val.paths == ("a2",)
 
 
 @pytest.mark.parametrize("name", ["skimage/patches", "sklearn/digits"])
 def test_the_data_sets_that_are_always_there_have_no_faults(name: str) -> None:
-    given = load_task(name, seed=0)
-    checked = check_pictures(given)
+    given = load_data(name, seed=0)
+    checked = inspect_images(given)
     assert (checked.task, checked.warnings) == (given, ())
 
 
 def test_a_digest_is_of_pixels_and_size() -> None:
     def digest(image: Image.Image) -> str:
-        return check_pictures(task("a1", "b1", None, read=lambda path: image)).digests["a1"]
+        return inspect_images(task("a1", "b1", None, read=lambda path: image)).content_hashes["a1"]
 
     dark = digest(Image.new("RGB", (2, 3)))
     assert dark == digest(Image.new("RGB", (2, 3)))
@@ -96,7 +96,7 @@ def test_a_digest_is_of_pixels_and_size() -> None:
 
 def test_unreadable_pictures_are_left_out_and_named() -> None:
     given = task("a1 a2 b1 b2", "a3 b3 b4", "a5 b5", broken="a2 b3 b5")
-    checked = check_pictures(given)
+    checked = inspect_images(given)
     assert checked.task.train.paths == ("a1", "b1", "b2")
     assert checked.task.train.labels == (0, 1, 1)
     assert checked.task.val.paths == ("a3", "b4")
@@ -108,7 +108,7 @@ def test_unreadable_pictures_are_left_out_and_named() -> None:
         "no test picture of class 'bee' is left, so that nothing is known of how well it is told",
     )
     assert checked.task.notes == ("a note",)
-    assert set(checked.digests) == {"a1", "b1", "b2", "a3", "b4", "a5"}
+    assert set(checked.content_hashes) == {"a1", "b1", "b2", "a3", "b4", "a5"}
 
 
 def test_the_reason_of_a_file_is_told(make_pictures: MakePictures) -> None:
@@ -117,8 +117,8 @@ def test_the_reason_of_a_file_is_told(make_pictures: MakePictures) -> None:
     (root / "train" / "cat" / "0.png").write_bytes(b"")
     cut = root / "val" / "dog" / "1.png"
     cut.write_bytes(cut.read_bytes()[:45])
-    given = load_task(str(root), seed=0)
-    (warning,) = check_pictures(given).warnings
+    given = load_data(str(root), seed=0)
+    (warning,) = inspect_images(given).warnings
     assert warning.startswith("2 of 8 pictures cannot be read")
     assert "'train/cat/0.png' (the file is empty)" in warning
     assert "'val/dog/1.png' (it is damaged (" in warning
@@ -127,11 +127,11 @@ def test_the_reason_of_a_file_is_told(make_pictures: MakePictures) -> None:
 def test_thousands_of_broken_files_make_a_short_message() -> None:
     names = [f"a{number}" for number in range(3000)]
     given = task(" ".join(["b1", *names]), "a b", None, broken=" ".join(names[1:]))
-    (warning,) = check_pictures(given).warnings
+    (warning,) = inspect_images(given).warnings
     assert warning.endswith("'a4' (bad a4), 'a5' (bad a5) and 2994 more")
     assert len(warning) < 300
     with pytest.raises(UserError, match="and 2995 more") as caught:
-        check_pictures(task(" ".join(["b1", *names]), "a b", None, broken=" ".join(names)))
+        inspect_images(task(" ".join(["b1", *names]), "a b", None, broken=" ".join(names)))
     assert len(str(caught.value)) < 300
 
 
@@ -141,7 +141,7 @@ def test_a_long_reason_is_cut() -> None:
             raise UserError("no " * 1000)
         return numbered(ord(path[1]))
 
-    (warning,) = check_pictures(task("a1 a2 b3", "a4 b5", None, read=read)).warnings
+    (warning,) = inspect_images(task("a1 a2 b3", "a4 b5", None, read=read)).warnings
     assert len(warning) < 300
 
 
@@ -157,13 +157,13 @@ def test_a_long_reason_is_cut() -> None:
 )
 def test_what_cannot_be_worked_with_is_an_error(broken: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_pictures(task("a1 b1", "a2 b2", "a3 b3", broken=broken))
+        inspect_images(task("a1 b1", "a2 b2", "a3 b3", broken=broken))
 
 
 def test_pictures_in_two_splits_are_told_of() -> None:
     equal = "a1=a3 a1=a5 b1=b5 b3=b6 b2=a6"
     given = task("a1 a2 b1 b2", "a3 b3", "a5 b5 a6 b6", equal=equal)
-    assert check_pictures(given).warnings == (
+    assert inspect_images(given).warnings == (
         "1 of 2 validation pictures are among the training pictures, too: 'a1' = 'a3'; the loss "
         "by which the epoch is chosen is flattered: remove one of each",
         "3 of 4 test pictures are among the training pictures, too: 'a1' = 'a5', 'b1' = 'b5', "
@@ -174,7 +174,7 @@ def test_pictures_in_two_splits_are_told_of() -> None:
 
 
 def test_a_path_that_is_in_two_splits_is_told_of() -> None:
-    (warning,) = check_pictures(task("a1 b1", "a2 b2", "a1 b3")).warnings
+    (warning,) = inspect_images(task("a1 b1", "a2 b2", "a1 b3")).warnings
     assert "1 of 2 test pictures are among the training pictures, too: 'a1' = 'a1'" in warning
 
 
@@ -183,14 +183,14 @@ def test_many_pictures_in_two_splits_make_a_short_message() -> None:
     equal = " ".join(f"a{number}=ax{number}" for number in numbers)
     train = " ".join(["b0", *(f"a{number}" for number in numbers)])
     test = " ".join(f"ax{number}" for number in numbers)
-    (warning,) = check_pictures(task(train, "a b", test, equal=equal)).warnings
+    (warning,) = inspect_images(task(train, "a b", test, equal=equal)).warnings
     assert warning.startswith("2000 of 2000 test pictures")
     assert "and 1995 more" in warning
     assert len(warning) < 300
 
 
 def test_training_pictures_of_two_classes_are_told_of() -> None:
-    checked = check_pictures(task("a1 a2 a3 b1 b2", "a4 b4", None, equal="a1=a2 a1=b1"))
+    checked = inspect_images(task("a1 a2 a3 b1 b2", "a4 b4", None, equal="a1=a2 a1=b1"))
     assert checked.warnings == (
         "identical training pictures of different classes: 1, such as 'a1' (ant) = 'b1' (bee); "
         "remove all but the right one",
@@ -199,7 +199,7 @@ def test_training_pictures_of_two_classes_are_told_of() -> None:
 
 
 def test_copies_in_a_class_are_noted() -> None:
-    checked = check_pictures(task("a1 a2 a3 b1 b2", "a4 b4", None, equal="a1=a2 a1=a3 b1=b2"))
+    checked = inspect_images(task("a1 a2 a3 b1 b2", "a4 b4", None, equal="a1=a2 a1=a3 b1=b2"))
     assert checked.warnings == ()
     assert checked.task.notes == (
         "a note",
@@ -209,12 +209,12 @@ def test_copies_in_a_class_are_noted() -> None:
 
 
 def test_imbalance_is_noted_as_it_is_without_the_unreadable() -> None:
-    checked = check_pictures(task("a1 a2 a3 b1 b2", "a4 b4", None, broken="b2"))
+    checked = inspect_images(task("a1 a2 a3 b1 b2", "a4 b4", None, broken="b2"))
     assert checked.task.notes[1:] == (
         "classes differ in size: 'ant' has 3 training pictures, 'bee' has 1; look at the mean "
         "class accuracy, in which all classes count the same",
     )
-    assert check_pictures(task("a1 a2 a3 b1 b2", "a4 b4", None)).task.notes == ("a note",)
+    assert inspect_images(task("a1 a2 a3 b1 b2", "a4 b4", None)).task.notes == ("a note",)
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
@@ -227,11 +227,11 @@ def test_the_number_of_threads_changes_nothing() -> None:
         equal=equal,
         broken=" ".join(names[::7]),
     )
-    first, *others = (check_pictures(given, threads=threads) for threads in (1, 2, 3, 8, 200))
+    first, *others = (inspect_images(given, num_threads=threads) for threads in (1, 2, 3, 8, 200))
     assert first.warnings
     for other in others:
         assert other == first
-        assert list(other.digests) == list(first.digests)
+        assert list(other.content_hashes) == list(first.content_hashes)
 
 
 def test_so_many_threads_read_at_once() -> None:
@@ -242,7 +242,7 @@ def test_so_many_threads_read_at_once() -> None:
         seen.add(threading.get_ident())
         return numbered(ord(path[1]))
 
-    check_pictures(task("a1 b2", "a3 b4", "a5 b6", read=read), threads=3)
+    inspect_images(task("a1 b2", "a3 b4", "a5 b6", read=read), num_threads=3)
     assert len(seen) == 3
     assert threading.main_thread().ident not in seen
 
@@ -250,7 +250,7 @@ def test_so_many_threads_read_at_once() -> None:
 @pytest.mark.parametrize("threads", [0, -1])
 def test_at_least_one_thread_is_needed(threads: int) -> None:
     with pytest.raises(ValueError, match=f"threads must be at least 1, got {threads}"):
-        check_pictures(task("a1 b2", "a3 b4", None), threads=threads)
+        inspect_images(task("a1 b2", "a3 b4", None), num_threads=threads)
 
 
 def test_another_error_comes_through_and_stops_the_others() -> None:
@@ -265,7 +265,7 @@ def test_another_error_comes_through_and_stops_the_others() -> None:
 
     many = " ".join(f"a{number}" for number in range(100_000))
     with pytest.raises(ZeroDivisionError, match="a fault of ours"):
-        check_pictures(task(f"{many} b0", "a1 b2", None, read=read), threads=2)
+        inspect_images(task(f"{many} b0", "a1 b2", None, read=read), num_threads=2)
     assert count < 100_000
 
 
@@ -285,7 +285,7 @@ def test_an_interruption_leaves_promptly() -> None:
 
     many = " ".join(f"a{number}" for number in range(100_000))
     with pytest.raises(KeyboardInterrupt):
-        check_pictures(task(f"{many} b0", "a1 b2", None, read=read), threads=4)
+        inspect_images(task(f"{many} b0", "a1 b2", None, read=read), num_threads=4)
     assert count < 50_000
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("check")]
 
@@ -309,7 +309,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures() -> None:
         return image
 
     many = " ".join(f"a{number}" for number in range(500))
-    check_pictures(task(f"{many} b501", "a502 b503", None, read=read), threads=4)
+    inspect_images(task(f"{many} b501", "a502 b503", None, read=read), num_threads=4)
     assert 0 < most <= 8
     assert alive == 0
 
@@ -324,6 +324,6 @@ def test_a_file_is_read_once(make_pictures: MakePictures, monkeypatch: pytest.Mo
         return plain(path, mode)
 
     monkeypatch.setattr(Path, "open", spy)
-    given = load_task(str(root), seed=0)
-    check_pictures(given, threads=2)
+    given = load_data(str(root), seed=0)
+    inspect_images(given, num_threads=2)
     assert sorted(opened) == sorted([*given.train.paths, *given.val.paths])

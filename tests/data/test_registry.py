@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.data.registry import SOURCES, load_labelled, load_task
+from delta_transfer.data.registry import BUILTIN_DATASETS, load_data, load_labelled_data
 from delta_transfer.errors import UserError
 
 
 def test_samples_per_class_are_drawn_after_validation(flat: Path) -> None:
-    whole = load_task(str(flat), seed=0)
-    few = load_task(str(flat), seed=0, samples_per_class=3)
+    whole = load_data(str(flat), seed=0)
+    few = load_data(str(flat), seed=0, samples_per_class=3)
     assert few.val == whole.val
     assert Counter(few.train.labels) == {0: 3, 1: 3}
     assert set(few.train.paths) < set(whole.train.paths)
@@ -25,20 +25,20 @@ def test_a_seed_draws_the_samples(make_pictures) -> None:
     root = make_pictures(
         [f"{split}/{name}/{i}.png" for split in ("train", "val") for name in "ab" for i in range(9)]
     )
-    drawn = [load_task(str(root), seed=seed, samples_per_class=3).train.paths for seed in (0, 0, 1)]
+    drawn = [load_data(str(root), seed=seed, samples_per_class=3).train.paths for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_a_class_with_fewer_samples_is_named(flat: Path) -> None:
     with pytest.raises(UserError, match=r"--samples-per-class 9 .* class 'cat' has 8: lower"):
-        load_task(str(flat), seed=0, samples_per_class=9)
+        load_data(str(flat), seed=0, samples_per_class=9)
 
 
 def test_an_unknown_name_lists_the_names_and_the_layout() -> None:
     with pytest.raises(UserError, match="unknown data set 'skimage/patchs'") as caught:
-        load_task("skimage/patchs", seed=0)
+        load_data("skimage/patchs", seed=0)
     parts = ("torchvision/NAME", "hf/NAME", "no folder of this name", "{train,val,test}/<class>/*")
-    for part in (*SOURCES, *parts, "path,label,split"):
+    for part in (*BUILTIN_DATASETS, *parts, "path,label,split"):
         assert part in str(caught.value)
 
 
@@ -47,7 +47,7 @@ def test_an_empty_name_is_not_the_current_folder(
 ) -> None:
     monkeypatch.chdir(flat)
     with pytest.raises(UserError, match="unknown data set ''"):
-        load_task("", seed=0)
+        load_data("", seed=0)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_an_empty_name_is_not_the_current_folder(
 )
 def test_what_the_system_cannot_look_for(name: str, reason: str) -> None:
     message = f"cannot look for the file or folder .*{reason}"
-    for load in (load_task, load_labelled):
+    for load in (load_data, load_labelled_data):
         for data in (name, f"hf/{name}"):
             with pytest.raises(UserError, match=message):
                 load(data, seed=0)
@@ -71,14 +71,14 @@ def test_what_the_system_cannot_look_for(name: str, reason: str) -> None:
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_a_val_fraction_out_of_range(flat: Path, fraction: float) -> None:
     with pytest.raises(UserError, match=r"--val-fraction .*: must be above 0 and below 1"):
-        load_task(str(flat), seed=0, val_fraction=fraction)
+        load_data(str(flat), seed=0, val_fraction=fraction)
 
 
 def test_other_options_out_of_range(flat: Path) -> None:
     with pytest.raises(UserError, match="--samples-per-class 0: must be at least 1"):
-        load_task(str(flat), seed=0, samples_per_class=0)
+        load_data(str(flat), seed=0, samples_per_class=0)
     with pytest.raises(UserError, match="--seed -1: a seed must be 0 or more"):
-        load_task(str(flat), seed=-1)
+        load_data(str(flat), seed=-1)
 
 
 def test_importing_the_package_imports_no_data_library() -> None:
@@ -93,46 +93,46 @@ def test_importing_the_package_imports_no_data_library() -> None:
 
 
 def test_a_data_root_that_is_not_used_is_mentioned(flat: Path) -> None:
-    notes = load_task(str(flat), seed=0, data_root="/data").notes
+    notes = load_data(str(flat), seed=0, data_root="/data").notes
     assert notes[-1].startswith("--data-root /data is ignored: only torchvision/NAME and hf/NAME")
 
 
 def test_what_draws_the_validation_split(flat: Path, make_pictures) -> None:
-    assert load_task(str(flat), seed=0).val_drawn
-    assert load_task("sklearn/digits", seed=0).val_drawn
-    assert not load_task("skimage/patches", seed=0).val_drawn
+    assert load_data(str(flat), seed=0).val_drawn
+    assert load_data("sklearn/digits", seed=0).val_drawn
+    assert not load_data("skimage/patches", seed=0).val_drawn
     root = make_pictures([f"{split}/{name}/a.png" for split in ("train", "val") for name in "ab"])
-    task = load_task(str(root), seed=0)
+    task = load_data(str(root), seed=0)
     assert (task.val_drawn, task.metric) == (False, "accuracy")
 
 
 def test_a_file_that_is_no_csv(tmp_path: Path) -> None:
     (tmp_path / "pets.tsv").touch()
     with pytest.raises(UserError, match=r"pets\.tsv' is a file, not a folder: .* or a \.csv file"):
-        load_task(str(tmp_path / "pets.tsv"), seed=0)
+        load_data(str(tmp_path / "pets.tsv"), seed=0)
 
 
 def test_a_folder_may_be_called_like_a_file(flat: Path) -> None:
-    assert load_task(str(flat.rename(flat.with_name("pets.csv"))), seed=0).classes == ("cat", "dog")
+    assert load_data(str(flat.rename(flat.with_name("pets.csv"))), seed=0).classes == ("cat", "dog")
 
 
 class TestLoadLabelled:
     def test_of_a_name_it_is_the_test_split(self) -> None:
-        classes, split, test = load_labelled("sklearn/digits", seed=0)
+        classes, split, test = load_labelled_data("sklearn/digits", seed=0)
         assert (classes, split, test) == (
             tuple("0123456789"),
-            load_task("sklearn/digits", seed=0).test,
+            load_data("sklearn/digits", seed=0).test,
             True,
         )
 
     def test_of_a_folder_without_one_it_is_everything(self, flat: Path, make_pictures) -> None:
-        classes, split, test = load_labelled(str(flat), seed=0, test_split="0.2")
+        classes, split, test = load_labelled_data(str(flat), seed=0, test_split="0.2")
         assert (classes, len(split), test) == (("cat", "dog"), 30, False)
         root = make_pictures(
             [f"{part}/cat/{i}.png" for part in ("train", "test") for i in range(3)]
         )
-        assert load_labelled(str(root / "train"), seed=0)[0] == ("cat",)
+        assert load_labelled_data(str(root / "train"), seed=0)[0] == ("cat",)
 
     def test_what_is_not_there(self) -> None:
         with pytest.raises(UserError, match="unknown data set 'nothing'"):
-            load_labelled("nothing", seed=0)
+            load_labelled_data("nothing", seed=0)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from delta_transfer.data import scanning
 from delta_transfer.data.images.decode import PictureError
-from delta_transfer.data.scanning import LookedAt, look_at_all
+from delta_transfer.data.scanning import ImageScan, scan_images
 from delta_transfer.data.task import Split
 
 
@@ -24,26 +24,26 @@ def of(count: int, read: Callable[[str], Image.Image] = numbered) -> dict[str, S
 @pytest.mark.parametrize("strip", [1, 7, 20, 1_000_000])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_strips_change_no_digest(monkeypatch: pytest.MonkeyPatch, strip: int, mode: str) -> None:
-    monkeypatch.setattr(scanning, "_STRIP", strip)
+    monkeypatch.setattr(scanning, "_HASH_STRIP_PIXELS", strip)
     pixels = np.random.default_rng(0).integers(0, 256, (11, 7, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).convert(mode)
     whole = hashlib.blake2b(f"{mode} (7, 11)".encode(), digest_size=16)
     whole.update(np.asarray(image).tobytes())
-    (seen,) = look_at_all(of(1, lambda path: image), threads=1)
-    assert seen == LookedAt("train", "0", 0, whole.hexdigest(), "")
+    (seen,) = scan_images(of(1, lambda path: image), num_threads=1)
+    assert seen == ImageScan("train", "0", 0, whole.hexdigest(), "")
 
 
 def test_few_pictures_are_looked_at_in_silence(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        look_at_all(of(20), threads=2)
+        scan_images(of(20), num_threads=2)
     assert caplog.messages == []
 
 
 def test_many_pictures_are_told_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(scanning, "MANY", 19)
-    monkeypatch.setattr(scanning, "_PATIENCE", 0.001)
+    monkeypatch.setattr(scanning, "LOG_PROGRESS_ABOVE", 19)
+    monkeypatch.setattr(scanning, "_PROGRESS_INTERVAL", 0.001)
     told = {10: threading.Event(), 14: threading.Event()}
 
     class Listener(logging.Handler):
@@ -61,7 +61,7 @@ def test_many_pictures_are_told_of(
     listener = Listener()
     monkeypatch.setattr(scanning.logger, "handlers", [listener])
     with caplog.at_level(logging.INFO):
-        seen = look_at_all(of(20, read), threads=1)
+        seen = scan_images(of(20, read), num_threads=1)
     assert len(seen) == 20
     first, *progress = caplog.messages
     assert first == "looking at 20 pictures"
@@ -78,6 +78,6 @@ def test_another_error_comes_through(monkeypatch: pytest.MonkeyPatch, many: int)
             raise PictureError("bad", reason="bad")
         return numbered(path)
 
-    monkeypatch.setattr(scanning, "MANY", many)
+    monkeypatch.setattr(scanning, "LOG_PROGRESS_ABOVE", many)
     with pytest.raises(ZeroDivisionError, match="a fault of ours"):
-        look_at_all(of(30, read), threads=3)
+        scan_images(of(30, read), num_threads=3)

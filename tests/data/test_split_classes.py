@@ -6,7 +6,9 @@ from delta_transfer.errors import UserError
 
 def check(**found: str) -> list[str]:
     """Of splits whose classes are letters."""
-    return check_split_classes(found, source="pets", mend="mend it", where={"b": " (line 7)"})
+    return check_split_classes(
+        found, display_name="pets", hint="mend it", locations={"b": " (line 7)"}
+    )
 
 
 def test_equal_classes_need_no_word() -> None:

@@ -5,14 +5,14 @@ import pytest
 from PIL import Image
 
 from delta_transfer.data.splits import (
-    GivenSplits,
-    complete,
-    fraction_of_train,
+    PartialTaskData,
+    check_min_per_class,
+    draw_missing_splits,
     hold_out,
     parse_fraction,
-    part_per_class,
-    require_per_class,
-    take_per_class,
+    parse_test_fraction,
+    sample_per_class,
+    split_per_class,
 )
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
@@ -46,7 +46,7 @@ class TestHoldOut:
     def test_draws_at_least_one_and_keeps_enough(
         self, fraction: float, keep: int, drawn: int
     ) -> None:
-        assert len(hold_out(of(4), fraction, seed=0, keep=keep)[1]) == drawn
+        assert len(hold_out(of(4), fraction, seed=0, min_left=keep)[1]) == drawn
 
     def test_a_seed_decides(self) -> None:
         draws = [hold_out(of(50, 50), 0.2, seed=seed)[1].paths for seed in (0, 0, 1)]
@@ -60,10 +60,10 @@ class TestHoldOut:
 
 class TestComplete:
     @staticmethod
-    def given(*, val: Split | None = None, test: Split | None = None) -> GivenSplits:
-        return GivenSplits(
+    def given(*, val: Split | None = None, test: Split | None = None) -> PartialTaskData:
+        return PartialTaskData(
             name="pets",
-            source="'data/pets'",
+            display_name="'data/pets'",
             classes=("cat", "dog"),
             train=of(10, 20),
             val=val,
@@ -74,13 +74,13 @@ class TestComplete:
 
     def test_what_there_is_stays(self) -> None:
         given = self.given(val=of(1, 1), test=of(2, 2))
-        task = complete(given, seed=0, val_fraction=0.15, test_fraction=None)
+        task = draw_missing_splits(given, seed=0, val_fraction=0.15, test_fraction=None)
         assert (task.train, task.val, task.test) == (given.train, given.val, given.test)
         assert (task.name, task.classes, task.notes) == ("pets", ("cat", "dog"), ("first",))
         assert (task.metric, task.val_drawn) == ("mean_class_accuracy", False)
 
     def test_what_is_missing_is_drawn_and_told(self) -> None:
-        task = complete(self.given(), seed=3, val_fraction=0.2, test_fraction=0.1)
+        task = draw_missing_splits(self.given(), seed=3, val_fraction=0.2, test_fraction=0.1)
         assert task.test is not None
         assert [len(split) for split in (task.train, task.val, task.test)] == [21, 6, 3]
         assert task.val_drawn
@@ -91,39 +91,39 @@ class TestComplete:
         )
 
     def test_too_few_pictures(self) -> None:
-        given = GivenSplits(
-            name="", source="", classes=("a", "b"), train=of(5, 2), val=None, test=None
+        given = PartialTaskData(
+            name="", display_name="", classes=("a", "b"), train=of(5, 2), val=None, test=None
         )
         with pytest.raises(UserError, match=r"a validation and a test .*'b' has 2: add pictures"):
-            complete(given, seed=0, val_fraction=0.2, test_fraction=0.2)
+            draw_missing_splits(given, seed=0, val_fraction=0.2, test_fraction=0.2)
 
 
 class TestPartPerClass:
     def test_the_two_parts_are_the_whole_in_order(self) -> None:
-        rest, drawn = part_per_class(of(5, 9), 3, seed=0)
+        rest, drawn = split_per_class(of(5, 9), 3, seed=0)
         assert (Counter(rest.labels), Counter(drawn.labels)) == ({0: 2, 1: 6}, {0: 3, 1: 3})
         assert sorted(rest.paths + drawn.paths) == list(of(5, 9).paths)
-        assert drawn == take_per_class(of(5, 9), 3, classes=("cat", "dog"), seed=0)
+        assert drawn == sample_per_class(of(5, 9), 3, classes=("cat", "dog"), seed=0)
 
 
 class TestTakePerClass:
     def test_takes_so_many_of_every_class(self) -> None:
-        subset = take_per_class(of(5, 9), 5, classes=("cat", "dog"), seed=0)
+        subset = sample_per_class(of(5, 9), 5, classes=("cat", "dog"), seed=0)
         assert Counter(subset.labels) == {0: 5, 1: 5}
         assert list(subset.paths) == sorted(set(subset.paths))
 
     def test_a_class_with_fewer_is_named(self) -> None:
         with pytest.raises(UserError, match=r"--samples-per-class 6.*class 'cat' has 5: lower"):
-            take_per_class(of(5, 9), 6, classes=("cat", "dog"), seed=0)
-        graphs = dataclasses.replace(of(5, 9), noun="graph")
+            sample_per_class(of(5, 9), 6, classes=("cat", "dog"), seed=0)
+        graphs = dataclasses.replace(of(5, 9), sample_type="graph")
         with pytest.raises(UserError, match=r"6 training graphs .* add graphs or leave"):
-            take_per_class(graphs, 6, classes=("cat", "dog"), seed=0)
+            sample_per_class(graphs, 6, classes=("cat", "dog"), seed=0)
 
 
 def test_many_short_classes_are_summed_up() -> None:
     with pytest.raises(UserError, match="'c4' has 1 and 3 more: add some"):
-        require_per_class(
-            of(*[1] * 8), 2, classes=[f"c{i}" for i in range(8)], wish="it", mend="add some"
+        check_min_per_class(
+            of(*[1] * 8), 2, classes=[f"c{i}" for i in range(8)], purpose="it", hint="add some"
         )
 
 
@@ -140,10 +140,10 @@ def test_numbers_that_are_no_fraction_are_errors(text: str) -> None:
 
 
 def test_a_fraction_of_train() -> None:
-    assert fraction_of_train("test", source="it", own_test=True) is None
-    assert fraction_of_train("test", source="it", own_test=False) is None
-    assert fraction_of_train("0.2", source="it", own_test=False) == 0.2
+    assert parse_test_fraction("test", display_name="it", has_test=True) is None
+    assert parse_test_fraction("test", display_name="it", has_test=False) is None
+    assert parse_test_fraction("0.2", display_name="it", has_test=False) == 0.2
     with pytest.raises(UserError, match=r"--test-split 0\.2: it has its own test split"):
-        fraction_of_train("0.2", source="it", own_test=True)
+        parse_test_fraction("0.2", display_name="it", has_test=True)
     with pytest.raises(UserError, match=r"--test-split dev: it has no split .* such as 0\.2"):
-        fraction_of_train("dev", source="it", own_test=False)
+        parse_test_fraction("dev", display_name="it", has_test=False)

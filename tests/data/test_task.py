@@ -6,7 +6,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from delta_transfer.data.images.augment import eval_transform, train_transform
-from delta_transfer.data.samplers import EpochSampler, ShareSampler
+from delta_transfer.data.samplers import DistributedEpochSampler, EpochSampler
 from delta_transfer.data.task import PictureDataset, Split
 
 NORMAL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bilinear"}
@@ -154,7 +154,9 @@ def test_shares_of_an_order_are_its_batches_taken_together(length, processes):
     shares = []
     for rank in range(processes):
         order = EpochSampler(length, seed=3)
-        shares.append(ShareSampler(order, batch_size=size, rank=rank, processes=processes))
+        shares.append(
+            DistributedEpochSampler(order, batch_size=size, rank=rank, world_size=processes)
+        )
         shares[-1].set_epoch(2)
     whole = EpochSampler(length, seed=3)
     whole.set_epoch(2)

@@ -26,7 +26,7 @@ from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.cli.main import main
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.registry import load_task
+from delta_transfer.data.registry import load_data
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.export import export as exporting
@@ -34,12 +34,12 @@ from delta_transfer.export.export import TOLERANCE, export_run
 from delta_transfer.export.formats import FORMATS
 from delta_transfer.export.verification import compare_outputs, find_samples
 from delta_transfer.inference.predictor import Predictor
-from delta_transfer.metrics.objectives import CLASSES, BinaryTasks, Objective, Regression
-from delta_transfer.training.loaders import plain_loader
+from delta_transfer.metrics.objectives import MULTICLASS, MultilabelBinary, Objective, Regression
+from delta_transfer.training.loaders import eval_dataloader
 from tests.networks import conv_net
 
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
-PATCHES = load_task("skimage/patches", seed=0)
+PATCHES = load_data("skimage/patches", seed=0)
 
 
 def saved_run(
@@ -47,7 +47,7 @@ def saved_run(
     backbone: Backbone,
     *,
     data: str = "skimage/patches",
-    objective: Objective = CLASSES,
+    objective: Objective = MULTICLASS,
     **options: object,
 ) -> Path:
     """The folder of a run that has ended at once."""
@@ -134,7 +134,7 @@ def test_onnx_and_timm_say_the_same_of_50_pictures(
     monkeypatch.chdir(tmp_path)
     Path("new_pictures").symlink_to(pictures)
     files = sorted(Path("new_pictures").glob("*"))
-    predictor = Predictor(run, device="cpu", workers=0)
+    predictor = Predictor(run, device="cpu", num_workers=0)
     found = predictor.predict(files)
     expected = np.array([[p.probabilities[c] for c in predictor.classes] for p in found])
     assert len(files) == 50
@@ -181,7 +181,7 @@ def test_an_onnx_file_says_how_it_is_used(run, tmp_path):
     first, *others = inputs.type.tensor_type.shape.dim
     assert first.dim_param == outputs.type.tensor_type.shape.dim[0].dim_param == "batch"
     assert [dim.dim_value for dim in others] == [3, 24, 24]
-    assert found.size == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    assert found.size_bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
 
 
 def test_a_torch_program_takes_batches_of_any_size(run):
@@ -227,7 +227,9 @@ def test_a_network_that_says_something_else_is_not_written(tmp_path, monkeypatch
             export_run(predictor, format="safetensors")
         assert sorted(run.rglob("*")) == before
     else:
-        assert export_run(predictor, format="safetensors").difference == pytest.approx(by, rel=0.1)
+        assert export_run(predictor, format="safetensors").max_difference == pytest.approx(
+            by, rel=0.1
+        )
 
 
 def test_every_batch_counts_and_one_sample_alone():
@@ -258,10 +260,10 @@ def test_the_samples_are_those_of_the_test_split(tmp_path):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (20, 20), (colour, 0, number)).save(file)
     (tmp_path / "test" / "dog" / "broken.png").write_text("Dear Sir")
-    config = TrainConfig(data=str(tmp_path), batch_size=64, accumulate=64)
+    config = TrainConfig(data=str(tmp_path), batch_size=64, gradient_accumulation_steps=64)
     for has_test, colour in ((True, 30), (False, 10)):
         samples = find_samples(config, spec())
-        assert samples.what == f"4 pictures of {tmp_path}"
+        assert samples.description == f"4 pictures of {tmp_path}"
         (red,) = {value.item() for batch in samples.batches for value in batch[:, 0].unique()}
         assert red == pytest.approx((colour / 255 - 0.5) / 0.5)
         assert has_test == (tmp_path / "test").exists()
@@ -275,7 +277,10 @@ def test_other_pictures_take_the_place_of_those_that_are_not_there(monkeypatch, 
 
     monkeypatch.setattr("delta_transfer.data.sources.torchvision._read", fetch)
     samples = find_samples(TrainConfig(data=data), spec())
-    assert samples.what == f"50 pictures of skimage/patches, not of {data}, which is not at hand"
+    assert (
+        samples.description
+        == f"50 pictures of skimage/patches, not of {data}, which is not at hand"
+    )
     assert sum(map(len, samples.batches)) == 51
     assert samples.batches[1].std() > 0.1
 
@@ -283,7 +288,7 @@ def test_other_pictures_take_the_place_of_those_that_are_not_there(monkeypatch, 
 @pytest.mark.parametrize(
     ("objective", "says"),
     [
-        (BinaryTasks(known=0.5), "sigmoid"),
+        (MultilabelBinary(labelled_fraction=0.5), "sigmoid"),
         (Regression(mean=(1.0, 2.0), std=(3.0, 4.0)), "std plus mean"),
     ],
 )
@@ -317,10 +322,10 @@ def test_the_example_prepares_pictures_as_the_run_does(tmp_path, pictures, monke
     example = by_the_example(DOCS.read_text())
     files = tuple(map(str, example["paths"]))
     split = Split(files, (0,) * len(files), lambda file: Image.open(file).convert("RGB"))
-    (expected, _), *_ = plain_loader(
+    (expected, _), *_ = eval_dataloader(
         split,
-        backbone.input,
-        dataclasses.replace(predictor.config, batch_size=50, device="cpu", workers=0),
+        backbone.input_spec,
+        dataclasses.replace(predictor.config, batch_size=50, device="cpu", num_workers=0),
     )
     found = np.stack([example["prepare"](file) for file in files])
     assert len(found) == 50
@@ -379,15 +384,19 @@ def test_an_older_export_stays_until_there_is_another(run, monkeypatch):
 def test_a_network_of_torchvision_comes_back_by_this_package(tmp_path):
     run = saved_run(tmp_path / "run", network("torchvision/shufflenet_v2_x0_5"))
     found = export_run(Predictor(run, device="cpu"), format="safetensors")
-    assert found.difference < 1e-5
-    assert exporting.find_run(str(run / "model")) == exporting.find_run(str(run)) == run
+    assert found.max_difference < 1e-5
+    assert (
+        exporting.resolve_run_folder(str(run / "model"))
+        == exporting.resolve_run_folder(str(run))
+        == run
+    )
 
 
 def test_networks_for_graphs_are_written_as_safetensors_alone(tmp_path, capsys):
     backbone = load_graph_backbone(
         "pyg/GIN-2x8",
         num_outputs=2,
-        spec=GraphSpec(node_features="numbers", columns=3),
+        spec=GraphSpec(node_features="numbers", num_node_features=3),
         pretrained=False,
     )
     run = saved_run(tmp_path / "run", backbone, data="tu/MUTAG")
@@ -410,8 +419,8 @@ def test_networks_for_molecules_are_compared_on_molecules(tmp_path):
     data = str(tmp_path / "alcohols.csv")
     run = saved_run(tmp_path / "run", backbone, data=data, smiles_column="smiles", split="random")
     found = export_run(Predictor(run, device="cpu"), format="safetensors")
-    assert re.fullmatch(rf"\d+ molecules of {data}", found.checked)
-    assert found.difference == 0
+    assert re.fullmatch(rf"\d+ molecules of {data}", found.checked_on)
+    assert found.max_difference == 0
 
 
 class Odd(nn.Module):

@@ -34,10 +34,10 @@ def test_what_is_kept_is_given_back_in_any_order():
     cache = FeatureCache(1.0)
     keys = cache.keys(torch.arange(4.0).reshape(4, 1))
     maps, rows = torch.randn(4, 5, 2), torch.randn(4, 3)
-    cache.keep(keys[:2], [maps[:2], rows[:2]])
+    cache.put(keys[:2], [maps[:2], rows[:2]])
     assert [cache.has(key) for key in keys] == [True, True, False, False]
-    cache.keep(keys, [maps, rows])
-    found = cache.take([keys[3], keys[0], keys[3]])
+    cache.put(keys, [maps, rows])
+    found = cache.get([keys[3], keys[0], keys[3]])
     assert torch.equal(found[0], maps[[3, 0, 3]])
     assert torch.equal(found[1], rows[[3, 0, 3]])
 
@@ -45,12 +45,12 @@ def test_what_is_kept_is_given_back_in_any_order():
 def test_no_more_is_kept_than_the_limit_allows():
     cache = FeatureCache(2.5 * 40 / GIB)  # a sample has ten numbers of four bytes
     keys = cache.keys(torch.arange(4.0).reshape(4, 1))
-    cache.keep(keys, [torch.randn(4, 10)])
+    cache.put(keys, [torch.randn(4, 10)])
     assert [cache.has(key) for key in keys] == [True, True, False, False]
 
 
 def test_the_memory_of_a_batch_is_not_held_by_a_sample_of_it():
     cache = FeatureCache(1.0)
     batch = torch.randn(100, 10)
-    cache.keep(cache.keys(torch.ones(1, 1)), [batch[:1]])
-    assert cache.take(cache.keys(torch.ones(1, 1)))[0].untyped_storage().nbytes() == 40
+    cache.put(cache.keys(torch.ones(1, 1)), [batch[:1]])
+    assert cache.get(cache.keys(torch.ones(1, 1)))[0].untyped_storage().nbytes() == 40

@@ -48,7 +48,9 @@ def stirred(network: nn.Module) -> nn.Module:
     "layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"]
 )
 def test_the_copy_gives_the_same_without_batch_norm(monkeypatch, name, layout):
-    monkeypatch.setattr(fuse_batch_norm, "WEIGHTS_PER_NUMBER", 1e9)  # however small the maps
+    monkeypatch.setattr(
+        fuse_batch_norm, "MAX_WEIGHTS_PER_ACTIVATION", 1e9
+    )  # however small the maps
     torch.manual_seed(0)
     network = stirred(timm.create_model(name, pretrained=False)).to(memory_format=layout)
     before = copy.deepcopy(network.state_dict())

@@ -5,14 +5,14 @@ from torch import nn
 from delta_transfer import LDIFS, Delta, Regularizer
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
-from delta_transfer.features.inputs import concatenate, groups_at, groups_of, select, share, split
+from delta_transfer.features.inputs import concatenate, groups_at, groups_of, select, shard, split
 from delta_transfer.features.probe import collect_features
 from delta_transfer.features.stages import auto_taps
 from delta_transfer.features.taps import Taps
 from delta_transfer.methods import Step
-from delta_transfer.metrics.objectives import Classes
-from delta_transfer.training.accumulation import Accumulation
-from delta_transfer.training.inference import predict_answers
+from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.training.accumulation import GradientAccumulation
+from delta_transfer.training.inference import predict_dataloader
 from tests.networks import moved
 from tests.rows import Rows, graph_net, some_rows
 
@@ -37,7 +37,7 @@ def per_graph(net, inputs):
 
 @pytest.mark.parametrize("inputs", [torch.arange(12.0).reshape(4, 3), some_rows()])
 def test_parts_are_the_whole_in_order(inputs):
-    for parts in (split(inputs, 3), [share(inputs, i, of=3) for i in range(3)]):
+    for parts in (split(inputs, 3), [shard(inputs, i, num_shards=3) for i in range(3)]):
         sizes = [len(part) for part in parts]
         assert sizes in ([3, 1], [2, 1, 1])
         again, whole = (getattr(i, "x", i) for i in (concatenate(parts), inputs))
@@ -78,7 +78,7 @@ def attention(seed=0):
         scores={tap: torch.randn(width, generator=generator) for tap, width in widths.items()},
         variance={tap: torch.tensor(0.5 + i) for i, tap in enumerate(TAPS)},
         temperature=1.0,
-        method="exact",
+        estimator="exact",
         samples=3,
         source="",
     )
@@ -206,7 +206,7 @@ def test_auto_taps_are_the_layers_that_give_rows():
 
 def test_the_parts_of_a_step_are_graphs():
     inputs, targets = some_rows(), torch.tensor([0, 1, 2, 0])
-    parts = Accumulation(3).split((inputs, targets))
+    parts = GradientAccumulation(3).split((inputs, targets))
     assert [(len(rows), labels.tolist(), share) for (rows, labels), share in parts] == [
         (2, [0, 1], 0.5),
         (2, [2, 0], 0.5),
@@ -217,10 +217,10 @@ def test_the_parts_of_a_step_are_graphs():
 def test_features_and_probabilities_of_a_loader_of_graphs():
     net, inputs, labels = graph_net(), some_rows(), torch.tensor([0, 1, 2, 0])
     loader = [(inputs[:3], labels[:3]), (inputs[3:], labels[3:])]
-    features, found = collect_features(net, loader, mirror=True)
+    features, found = collect_features(net, loader, horizontal_flip=True)
     assert torch.allclose(features[:, 0], features_of(net, inputs)["pool"], atol=1e-6)
     assert features.shape == (4, 1, 6)  # graphs have no mirror images
     assert torch.equal(found, labels)
-    probabilities = predict_answers(net, loader, Classes())
+    probabilities = predict_dataloader(net, loader, Multiclass())
     assert torch.allclose(probabilities, torch.softmax(net(inputs), dim=1), atol=1e-6)
     assert groups_of(torch.zeros(3)) is None

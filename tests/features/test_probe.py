@@ -18,7 +18,7 @@ from delta_transfer.features.probe import (
     collect_features,
     find_head,
     fit_probe,
-    replaced_head,
+    replace_head,
 )
 from tests import reference
 from tests.networks import conv_net, hooks_of
@@ -218,11 +218,11 @@ def test_a_timm_network_without_classes_has_an_identity_for_a_head():
 def test_replaced_head_and_its_end_on_an_exception():
     net = conv_net()
     x = torch.randn(2, 3, 8, 8)
-    with replaced_head(net, "fc", lambda f: f * 2):
+    with replace_head(net, "fc", lambda f: f * 2):
         expected = reference.with_head(net, "fc", nn.Identity())(x) * 2
         assert torch.equal(net(x), expected)
     assert hooks_of(net) == 0
-    with pytest.raises(ZeroDivisionError), replaced_head(net, "fc", lambda f: f / 0):
+    with pytest.raises(ZeroDivisionError), replace_head(net, "fc", lambda f: f / 0):
         raise ZeroDivisionError
     assert hooks_of(net) == 0
     assert net(x).shape == (2, 3)
@@ -237,7 +237,7 @@ def test_collect_features_is_what_the_head_sees_and_leaves_the_network_alone():
     net.conv1.requires_grad_(False)
     before = copy.deepcopy(net)
     x, y = torch.randn(7, 3, 8, 8), torch.arange(7)
-    features, targets = collect_features(net, loader(x, y), mirror=True)
+    features, targets = collect_features(net, loader(x, y), horizontal_flip=True)
     bare = reference.with_head(net, "fc", nn.Identity())
     assert features.shape == (7, 2, 6)
     assert torch.allclose(features[:, 0], bare(x), atol=1e-6)

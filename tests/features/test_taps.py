@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from delta_transfer.errors import UserError
-from delta_transfer.features.stages import find_channel_dim, producer
+from delta_transfer.features.stages import find_channel_dim, output_module
 from delta_transfer.features.taps import Taps, resolve_taps
 from tests import reference
 from tests.networks import ConvNet, conv_net, hooks_of
@@ -129,7 +129,7 @@ def test_channels_are_found_in_what_holds_narrower_layers():
     """A dense block returns all it has made, its last layer is as wide as the map."""
     block = Net(lambda self, x: torch.cat([x, self.conv(x)], dim=1), conv=nn.Conv2d(3, 8, 1))
     assert find_channel_dim(block, torch.zeros(1, 11, 8, 8)) == 1
-    assert find_channel_dim(block, torch.zeros(1, 11, 12, 8), picture=(24, 16)) == 1
+    assert find_channel_dim(block, torch.zeros(1, 11, 12, 8), image_size=(24, 16)) == 1
 
 
 def test_pictures_of_other_sizes_follow_one_another():
@@ -449,10 +449,10 @@ def test_reentrant_checkpointing_around_a_tap_is_a_clear_error():
 
 def test_producer_is_the_last_child_of_plain_sequentials():
     inner = nn.Sequential(nn.ReLU(), nn.Tanh())
-    assert producer(nn.Sequential(nn.ReLU(), inner)) is inner[1]
+    assert output_module(nn.Sequential(nn.ReLU(), inner)) is inner[1]
     empty, net = nn.Sequential(), ConvNet()
-    assert producer(empty) is empty
-    assert producer(net) is net
+    assert output_module(empty) is empty
+    assert output_module(net) is net
 
 
 # ---------------------------------------------------------------------------------- the import

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from delta_transfer.data.task import Split
-from delta_transfer.inference.evaluation import Evaluation, calibration_error, measure
+from delta_transfer.inference.evaluation import Evaluation, calibration_error, evaluate_multiclass
 
 CLASSES = ("cat", "path", 'a "big", dog', "owl")
 
@@ -18,15 +18,15 @@ def split(labels: list[int]) -> Split:
 
 
 def evaluation(labels: list[int], probabilities: torch.Tensor) -> Evaluation:
-    return measure(
+    return evaluate_multiclass(
         split(labels),
         probabilities,
         CLASSES,
         data="/data",
-        metric="accuracy",
-        seen=False,
-        left_out=2,
-        per_second=12.5,
+        metric_name="accuracy",
+        overlaps_training_data=False,
+        num_unreadable=2,
+        samples_per_second=12.5,
     )
 
 
@@ -92,15 +92,15 @@ def test_figures_are_those_of_a_slow_reference():
         label: np.mean([s == label for s, own in zip(said, labels, strict=True) if own == label])
         for label in range(3)
     }
-    assert found.pictures == 100
-    assert found.left_out == 2
+    assert found.num_samples == 100
+    assert found.num_unreadable == 2
     assert found.accuracy == pytest.approx(
         np.mean([s == o for s, o in zip(said, labels, strict=True)])
     )
     assert found.mean_class_accuracy == pytest.approx(np.mean(list(by_class.values())))
     for label, figures in enumerate(found.classes):
         assert figures.name == CLASSES[label]
-        assert figures.pictures == labels.count(label)
+        assert figures.num_samples == labels.count(label)
         if label < 3:
             assert figures.accuracy == pytest.approx(by_class[label])
     assert found.classes[3].accuracy is None
@@ -124,7 +124,7 @@ class TestFiles:
             "calibration_error",
             "metric",
             "seen",
-            "pictures_per_second",
+            "samples_per_second",
             "classes",
             "confusion",
         }

@@ -9,23 +9,23 @@ from PIL import Image
 
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
-from delta_transfer.inference.evaluation import Evaluation, measure
-from delta_transfer.inference.evaluation_folder import check_folder, default_folder, save
+from delta_transfer.inference.evaluation import Evaluation, evaluate_multiclass
+from delta_transfer.inference.evaluation_folder import check_folder, default_folder, save_evaluation
 
 FILES = {"evaluation.json", "predictions.csv", "confusion.csv"}
 
 
 @pytest.fixture
 def evaluation() -> Evaluation:
-    return measure(
+    return evaluate_multiclass(
         Split(("a.png",), (0,), lambda path: Image.new("RGB", (2, 2))),
         torch.tensor([[0.75, 0.25]]),
         ("cat", "dog"),
         data="/data/pets",
-        metric="accuracy",
-        seen=False,
-        left_out=0,
-        per_second=1.0,
+        metric_name="accuracy",
+        overlaps_training_data=False,
+        num_unreadable=0,
+        samples_per_second=1.0,
     )
 
 
@@ -56,13 +56,13 @@ class TestDefaultFolder:
         assert found == tmp_path / "evaluation" / "pets"
 
     def test_other_data_of_the_same_name_gets_a_number(self, tmp_path, evaluation):
-        first = save(evaluation, run=tmp_path, out=None)
+        first = save_evaluation(evaluation, run=tmp_path, out=None)
         assert first == tmp_path / "evaluation" / "pets"
-        assert save(evaluation, run=tmp_path, out=None) == first
+        assert save_evaluation(evaluation, run=tmp_path, out=None) == first
         other = dataclasses.replace(evaluation, data="/elsewhere/pets")
-        second = save(other, run=tmp_path, out=None)
+        second = save_evaluation(other, run=tmp_path, out=None)
         assert second == tmp_path / "evaluation" / "pets-2"
-        assert save(other, run=tmp_path, out=None) == second
+        assert save_evaluation(other, run=tmp_path, out=None) == second
         (tmp_path / "evaluation" / "pets-3").touch()
         third = dataclasses.replace(evaluation, data="/third/pets")
         assert default_folder(tmp_path, third.data).name == "pets-4"
@@ -72,7 +72,7 @@ class TestCheckFolder:
     def test_what_is_new_empty_or_an_evaluation_is_accepted(self, tmp_path, evaluation):
         check_folder(tmp_path / "new" / "deep", data="data")
         check_folder(tmp_path, data="data")
-        save(evaluation, run=tmp_path, out=str(tmp_path / "old"))
+        save_evaluation(evaluation, run=tmp_path, out=str(tmp_path / "old"))
         check_folder(tmp_path / "old", data="data")
         assert names(tmp_path) == {"old"}
 
@@ -104,11 +104,11 @@ class TestCheckFolder:
 class TestSave:
     def test_an_older_evaluation_is_replaced_and_nothing_else(self, tmp_path, evaluation):
         out = tmp_path / "deep" / "out"
-        assert save(evaluation, run=tmp_path, out=str(out)) == out
+        assert save_evaluation(evaluation, run=tmp_path, out=str(out)) == out
         assert names(out) == FILES
         (out / "notes.txt").write_text("mine")
         better = dataclasses.replace(evaluation, accuracy=0.5)
-        save(better, run=tmp_path, out=str(out))
+        save_evaluation(better, run=tmp_path, out=str(out))
         assert names(out) == {*FILES, "notes.txt"}
         assert json.loads((out / "evaluation.json").read_text())["accuracy"] == 0.5
         assert names(out.parent) == {"out"}
@@ -116,16 +116,18 @@ class TestSave:
     def test_it_is_whole_or_not_there(self, tmp_path, evaluation, monkeypatch):
         monkeypatch.setattr("delta_transfer.inference.evaluation.write_atomically", full)
         with pytest.raises(UserError, match=r"--out .*out cannot be written \(No space left"):
-            save(evaluation, run=tmp_path, out=str(tmp_path / "out"))
+            save_evaluation(evaluation, run=tmp_path, out=str(tmp_path / "out"))
         assert not names(tmp_path)
 
     def test_an_older_evaluation_stays_whole(self, tmp_path, evaluation, monkeypatch):
         out = tmp_path / "out"
-        save(evaluation, run=tmp_path, out=str(out))
+        save_evaluation(evaluation, run=tmp_path, out=str(out))
         before = {path.name: path.read_bytes() for path in out.iterdir()}
         monkeypatch.setattr("delta_transfer.inference.evaluation.write_atomically", full)
         with pytest.raises(UserError):
-            save(dataclasses.replace(evaluation, accuracy=0.5), run=tmp_path, out=str(out))
+            save_evaluation(
+                dataclasses.replace(evaluation, accuracy=0.5), run=tmp_path, out=str(out)
+            )
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
         assert names(tmp_path) == {"out"}
 
@@ -133,7 +135,7 @@ class TestSave:
         self, tmp_path, evaluation, monkeypatch, caplog
     ):
         monkeypatch.setattr("delta_transfer.inference.evaluation.write_atomically", full)
-        assert save(evaluation, run=tmp_path, out=None) is None
+        assert save_evaluation(evaluation, run=tmp_path, out=None) is None
         (message,) = caplog.messages
         assert message.startswith("no files are written: ")
         assert str(tmp_path / "evaluation" / "pets") in message

@@ -3,10 +3,14 @@ import torch
 from PIL import Image
 
 from delta_transfer.data.images.decode import PictureError
-from delta_transfer.data.images.loader import PictureLoader
+from delta_transfer.data.images.loader import DeviceDataLoader
 from delta_transfer.data.task import PictureDataset, Split
 from delta_transfer.errors import UserError
-from delta_transfer.inference.fault_tolerant_loader import Read, Tally, tolerant_loader
+from delta_transfer.inference.fault_tolerant_loader import (
+    ReadResult,
+    ReadStats,
+    fault_tolerant_loader,
+)
 
 
 def read(path: str) -> Image.Image:
@@ -22,23 +26,23 @@ def fill(image: Image.Image) -> torch.Tensor:
     return torch.tensor([float(image.getpixel((0, 0))[0])])
 
 
-def load(split: Split, **options: int) -> PictureLoader:
+def load(split: Split, **options: int) -> DeviceDataLoader:
     dataset = PictureDataset(split, fill)
-    return PictureLoader(dataset, normalise=lambda x: x, device=torch.device("cpu"), **options)
+    return DeviceDataLoader(dataset, normalise=lambda x: x, device=torch.device("cpu"), **options)
 
 
 def batches(numbers: list[int], *, batch_size: int, workers: int = 0) -> list:
     split = Split(tuple(map(str, numbers)), (0,) * len(numbers), read)
     loader = load(split, batch_size=batch_size, num_workers=workers)
-    return [(inputs.flatten().tolist(), found) for inputs, found in tolerant_loader(loader)]
+    return [(inputs.flatten().tolist(), found) for inputs, found in fault_tolerant_loader(loader)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_lack_what_cannot_be_read(workers):
     assert batches([5, -1, 7, -1, -3, -1, 9], batch_size=3, workers=workers) == [
-        ([5, 7], Read([0, 2], [(1, "it is torn")])),
-        ([], Read([], [(3, "it is torn"), (4, "the disk is on fire"), (5, "it is torn")])),
-        ([9], Read([6], [])),
+        ([5, 7], ReadResult([0, 2], [(1, "it is torn")])),
+        ([], ReadResult([], [(3, "it is torn"), (4, "the disk is on fire"), (5, "it is torn")])),
+        ([9], ReadResult([6], [])),
     ]
 
 
@@ -50,33 +54,33 @@ def test_the_random_state_stays_as_it_was():
 
 def test_an_error_of_another_kind_is_one():
     with pytest.raises(ValueError, match="invalid literal"):
-        batches([1], batch_size=1) and list(tolerant_loader(load(Split(("x",), (0,), read))))
+        batches([1], batch_size=1) and list(fault_tolerant_loader(load(Split(("x",), (0,), read))))
 
 
 class TestTally:
     def test_it_counts_and_names(self, caplog):
-        tally = Tally(["a", "b", "c"])
+        tally = ReadStats(["a", "b", "c"])
         inputs = torch.zeros(2, 1)
-        counted = list(tally.count([(inputs, Read([0, 2], [(1, "it is torn")]))]))
+        counted = list(tally.track([(inputs, ReadResult([0, 2], [(1, "it is torn")]))]))
         assert counted == [(inputs, [0, 2])]
-        assert tally.pictures == 2
-        tally.conclude()
+        assert tally.num_samples == 2
+        tally.report_unreadable()
         assert caplog.messages == [
             "1 of 3 pictures cannot be read and are left out; replace or remove them: "
             "'b' (it is torn)"
         ]
 
     def test_it_is_silent_if_all_could_be_read(self, caplog):
-        tally = Tally(["a"])
-        list(tally.count([(torch.zeros(1, 1), Read([0], []))]))
-        tally.conclude()
+        tally = ReadStats(["a"])
+        list(tally.track([(torch.zeros(1, 1), ReadResult([0], []))]))
+        tally.report_unreadable()
         assert not caplog.records
 
     def test_none_is_an_error(self):
-        tally = Tally(["a", "b"])
-        list(tally.count([(torch.empty(0), Read([], [(0, "torn"), (1, "wet")]))]))
+        tally = ReadStats(["a", "b"])
+        list(tally.track([(torch.empty(0), ReadResult([], [(0, "torn"), (1, "wet")]))]))
         with pytest.raises(UserError, match=r"none of the 2 .*: 'a' \(torn\), 'b' \(wet\)"):
-            tally.conclude()
+            tally.report_unreadable()
 
     @pytest.mark.parametrize(
         ("pictures", "seconds", "text"),
@@ -89,6 +93,6 @@ class TestTally:
         ],
     )
     def test_it_says_how_fast(self, pictures, seconds, text):
-        tally = Tally([])
-        tally.pictures, tally.seconds = pictures, seconds
+        tally = ReadStats([])
+        tally.num_samples, tally.elapsed_s = pictures, seconds
         assert str(tally) == text

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from delta_transfer.errors import UserError
-from delta_transfer.inference.prediction_files import check_table, to_json, to_line, write_table
+from delta_transfer.inference.prediction_files import check_csv_path, to_json, to_line, write_csv
 from delta_transfer.inference.predictor import Prediction
 
 FIRST = Prediction("a.png", {"dog": 0.7, "cat": 0.2, "path": 0.1})
@@ -24,7 +24,7 @@ def test_json_is_a_list_with_all_or_the_best_classes():
     assert json.loads(to_json([FIRST, SECOND], top=None)) == [
         {
             "path": prediction.path,
-            "prediction": prediction.best,
+            "prediction": prediction.top_class,
             "probabilities": prediction.probabilities,
         }
         for prediction in (FIRST, SECOND)
@@ -35,7 +35,7 @@ def test_json_is_a_list_with_all_or_the_best_classes():
 
 
 def test_a_table_has_a_column_for_each_class(tmp_path):
-    write_table(tmp_path / "new.csv", [FIRST, SECOND], CLASSES)
+    write_csv(tmp_path / "new.csv", [FIRST, SECOND], CLASSES)
     with (tmp_path / "new.csv").open(newline="") as file:
         header = file.readline().strip()
         file.seek(0)
@@ -55,35 +55,35 @@ def test_a_table_has_a_column_for_each_class(tmp_path):
 
 
 def test_a_file_name_that_is_no_text_can_be_written(tmp_path):
-    write_table(tmp_path / "new.csv", [Prediction("caf\udce9.png", {"cat": 1.0})], ["cat"])
+    write_csv(tmp_path / "new.csv", [Prediction("caf\udce9.png", {"cat": 1.0})], ["cat"])
     assert "caf\\udce9.png,cat" in (tmp_path / "new.csv").read_text()
 
 
 class TestCheckTable:
     def test_a_new_file_is_fine(self, tmp_path, monkeypatch):
-        check_table(tmp_path / "new.csv", overwrite=False)
-        check_table(tmp_path / "new.csv", overwrite=True)
+        check_csv_path(tmp_path / "new.csv", overwrite=False)
+        check_csv_path(tmp_path / "new.csv", overwrite=True)
         monkeypatch.chdir(tmp_path)
-        check_table(Path("new.csv"), overwrite=False)
+        check_csv_path(Path("new.csv"), overwrite=False)
         assert not list(tmp_path.iterdir())
 
     def test_an_old_one_must_be_given_up(self, tmp_path):
         (tmp_path / "old.csv").touch()
         with pytest.raises(UserError, match=r"old.csv is there already: .* --overwrite"):
-            check_table(tmp_path / "old.csv", overwrite=False)
-        check_table(tmp_path / "old.csv", overwrite=True)
+            check_csv_path(tmp_path / "old.csv", overwrite=False)
+        check_csv_path(tmp_path / "old.csv", overwrite=True)
 
     @pytest.mark.parametrize("path", [".", "/dev/null"])
     def test_what_is_no_file_is_refused(self, tmp_path, path):
         with pytest.raises(UserError, match="is no file"):
-            check_table(tmp_path / path, overwrite=True)
+            check_csv_path(tmp_path / path, overwrite=True)
 
     def test_the_folder_must_be_there_and_open(self, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
-            check_table(tmp_path / "nowhere" / "new.csv", overwrite=False)
+            check_csv_path(tmp_path / "nowhere" / "new.csv", overwrite=False)
         monkeypatch.setattr("os.access", lambda path, mode: False)
         with pytest.raises(UserError, match="cannot be written"):
-            check_table(tmp_path / "new.csv", overwrite=False)
+            check_csv_path(tmp_path / "new.csv", overwrite=False)
 
 
 def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
@@ -94,6 +94,6 @@ def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
     path.write_text("old")
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match=r"--csv .*new.csv cannot be written \(No space left"):
-        write_table(path, [FIRST], CLASSES)
+        write_csv(path, [FIRST], CLASSES)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

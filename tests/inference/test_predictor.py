@@ -15,8 +15,8 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.registry import COLLECTIONS, SOURCES, load_task
-from delta_transfer.data.task import Task
+from delta_transfer.data.registry import BUILTIN_DATASETS, PROVIDERS, load_data
+from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.inference.predictor import Prediction, Predictor
 from delta_transfer.metrics.run_result import RunResult
@@ -25,7 +25,7 @@ from tests.run_folders import CLASSES, SPLITS
 
 @pytest.fixture(scope="module")
 def predictor(finished: RunResult) -> Predictor:
-    return Predictor(finished.folder, device="cpu", workers=0)
+    return Predictor(finished.folder, device="cpu", num_workers=0)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def change(run: Path, **options: object) -> Predictor:
     config = TrainConfig.load(run / "config.yaml")
     changed = dataclasses.replace(config, **options)
     (run / "config.yaml").write_text(changed.to_yaml())
-    return Predictor(run, device="cpu", workers=0)
+    return Predictor(run, device="cpu", num_workers=0)
 
 
 def accuracies(predictor: Predictor, folder: Path) -> tuple[float, float]:
@@ -83,14 +83,14 @@ class TestPredict:
         for prediction in predictor.predict([tmp_path]):
             expected = by_hand(finished.folder / "model", Path(prediction.path))
             assert prediction.probabilities == pytest.approx(expected, abs=1e-5)
-            assert prediction.best == max(expected, key=expected.__getitem__)
+            assert prediction.top_class == max(expected, key=expected.__getitem__)
 
     def test_it_says_what_the_run_wrote_of_its_test_split(self, predictor, finished, pictures):
         with (finished.folder / "predictions.csv").open() as file:
             rows = list(csv.DictReader(file))
         found = predictor.predict([pictures / row["path"] for row in rows])
         for row, prediction in zip(rows, found, strict=True):
-            assert prediction.best == row["prediction"]
+            assert prediction.top_class == row["prediction"]
             for name in CLASSES:
                 assert prediction.probabilities[name] == pytest.approx(float(row[name]), abs=1e-4)
 
@@ -143,7 +143,7 @@ class TestPredict:
         assert found[0].probabilities == pytest.approx(found[2].probabilities)
 
     def test_batches_and_workers_change_nothing(self, predictor, finished, pictures):
-        other = Predictor(finished.folder, device="cpu", batch_size=5, workers=2)
+        other = Predictor(finished.folder, device="cpu", batch_size=5, num_workers=2)
         paths = [pictures / "val"]
         expected = predictor.predict(paths)
         for mine, its in zip(other.predict(paths), expected, strict=True):
@@ -156,7 +156,7 @@ class TestPredict:
             "delta_transfer.inference.input_files.read_image",
             lambda path: read.append(path) or Image.new("RGB", (40, 40)),
         )
-        few = Predictor(finished.folder, device="cpu", batch_size=2, workers=0)
+        few = Predictor(finished.folder, device="cpu", batch_size=2, num_workers=0)
         answers = few.stream([pictures / "val"])
         next(answers)
         assert len(read) == 2
@@ -220,7 +220,7 @@ class TestUnreadable:
     def test_they_are_named_counted_and_left_out(
         self, predictor, finished, data, caplog, workers, batch_size
     ):
-        some = Predictor(finished.folder, device="cpu", workers=workers, batch_size=batch_size)
+        some = Predictor(finished.folder, device="cpu", num_workers=workers, batch_size=batch_size)
         found = some.predict([data])
         good = [
             path
@@ -239,11 +239,11 @@ class TestUnreadable:
     def test_the_figures_are_those_of_the_others(self, predictor, data, caplog):
         found = predictor.evaluate(str(data))
         assert "3 of 13 pictures cannot be read" in caplog.text
-        assert (found.pictures, found.left_out) == (10, 3)
+        assert (found.num_samples, found.num_unreadable) == (10, 3)
         for path in self.BAD:
             (data / path).unlink()
         clean = predictor.evaluate(str(data))
-        assert (clean.pictures, clean.left_out) == (10, 0)
+        assert (clean.num_samples, clean.num_unreadable) == (10, 0)
         assert clean.accuracy == found.accuracy
         assert clean.confusion == found.confusion
         assert clean.split.paths == found.split.paths
@@ -277,21 +277,21 @@ class TestEvaluate:
         assert found.accuracy == pytest.approx(accuracy)
         assert found.accuracy == pytest.approx(finished.test_accuracy)
         assert found.mean_class_accuracy == pytest.approx(mean)
-        assert (found.pictures, found.seen) == (sum(SPLITS["test"]), False)
+        assert (found.num_samples, found.overlaps_training_data) == (sum(SPLITS["test"]), False)
 
     def test_every_figure_follows_from_the_predictions(self, predictor, pictures):
         found = predictor.evaluate(str(pictures))
         answers = predictor.predict([pictures / "test"])
-        pairs = [(Path(p.path).parent.name, p.best) for p in answers]
+        pairs = [(Path(p.path).parent.name, p.top_class) for p in answers]
         assert found.confusion == tuple(
             tuple(pairs.count((label, said)) for said in CLASSES) for label in CLASSES
         )
         for figures, name, count in zip(found.classes, CLASSES, SPLITS["test"], strict=True):
-            assert (figures.name, figures.pictures) == (name, count)
+            assert (figures.name, figures.num_samples) == (name, count)
             assert figures.accuracy == pytest.approx(pairs.count((name, name)) / count)
-        assert found.metric == "accuracy"
+        assert found.metric_name == "accuracy"
         assert found.data == str(pictures)
-        assert found.pictures_per_second > 0
+        assert found.samples_per_second > 0
         sure = [max(p.probabilities.values()) for p in answers]
         right = [label == said for label, said in pairs]
         error = 0.0
@@ -307,7 +307,7 @@ class TestEvaluate:
         found = predictor.evaluate(str(flat))
         expected = accuracies(predictor, flat)
         assert (found.accuracy, found.mean_class_accuracy) == pytest.approx(expected)
-        assert (found.pictures, found.seen) == (sum(SPLITS["val"]), False)
+        assert (found.num_samples, found.overlaps_training_data) == (sum(SPLITS["val"]), False)
 
     def test_a_csv_file_is_measured_on_its_test_split_or_as_a_whole(
         self, predictor, pictures, tmp_path
@@ -321,7 +321,7 @@ class TestEvaluate:
         expected = predictor.evaluate(str(data))
         assert found.confusion == expected.confusion
         assert found.split.paths == expected.split.paths
-        assert not found.seen
+        assert not found.overlaps_training_data
         val = ["path,label", *(f"{path},{label}" for path, label, split in rows if split == "val")]
         (data / "val.csv").write_text("\n".join(val))
         found = predictor.evaluate(str(data / "val.csv"))
@@ -329,12 +329,12 @@ class TestEvaluate:
 
     def test_a_test_split_that_the_seed_drew_is_drawn_again(self, compared, pictures):
         run = next(r for r in compared if (r.method, r.seed) == ("l2", 1))
-        other = Predictor(run.folder, device="cpu", workers=0)
+        other = Predictor(run.folder, device="cpu", num_workers=0)
         with (run.folder / "predictions.csv").open() as file:
             paths = [row["path"] for row in csv.DictReader(file)]
         for data in (str(pictures / "train"), f"{pictures}/val/../train/"):
             found = other.evaluate(data)
-            assert (list(found.split.paths), found.seen) == (paths, False)
+            assert (list(found.split.paths), found.overlaps_training_data) == (paths, False)
             assert found.accuracy == pytest.approx(run.test_accuracy)
 
     def test_the_classes_may_be_a_part_of_those_known(self, predictor, pictures, tmp_path):
@@ -346,7 +346,7 @@ class TestEvaluate:
         expected = accuracies(predictor, tmp_path)
         assert (found.accuracy, found.mean_class_accuracy) == pytest.approx(expected)
         assert [figures.name for figures in found.classes] == list(CLASSES)
-        assert (found.classes[0].pictures, found.classes[0].accuracy) == (0, None)
+        assert (found.classes[0].num_samples, found.classes[0].accuracy) == (0, None)
         shutil.rmtree(tmp_path / CLASSES[1])
         one = predictor.evaluate(str(tmp_path))
         assert one.accuracy == one.mean_class_accuracy
@@ -358,23 +358,27 @@ class TestEvaluate:
             predictor.evaluate(str(tmp_path))
 
     def test_pictures_that_were_learnt_from_are_marked(self, predictor, run, pictures, tmp_path):
-        assert predictor.evaluate(str(pictures / "train")).seen  # inside of the run's data
-        assert predictor.evaluate(f"{pictures}/val/").seen
-        assert not predictor.evaluate(str(pictures / "test")).seen
-        assert not predictor.evaluate(str(pictures)).seen  # this is its test split
+        assert predictor.evaluate(
+            str(pictures / "train")
+        ).overlaps_training_data  # inside of the run's data
+        assert predictor.evaluate(f"{pictures}/val/").overlaps_training_data
+        assert not predictor.evaluate(str(pictures / "test")).overlaps_training_data
+        assert not predictor.evaluate(
+            str(pictures)
+        ).overlaps_training_data  # this is its test split
         other = shutil.copytree(pictures / "train", tmp_path / "other")
-        assert not predictor.evaluate(str(other)).seen
+        assert not predictor.evaluate(str(other)).overlaps_training_data
         # A run of a flat folder, without a test split.
         of_flat = change(run, data=str(other))
-        assert of_flat.evaluate(str(other)).seen
-        assert not of_flat.evaluate(str(pictures / "train")).seen
+        assert of_flat.evaluate(str(other)).overlaps_training_data
+        assert not of_flat.evaluate(str(pictures / "train")).overlaps_training_data
 
     def test_of_a_folder_that_has_changed_nobody_knows(self, run, pictures, tmp_path):
         data = shutil.copytree(pictures, tmp_path / "data")
         predictor = change(run, data=str(data))
-        assert not predictor.evaluate(str(data / "test")).seen
+        assert not predictor.evaluate(str(data / "test")).overlaps_training_data
         shutil.rmtree(data / "train")
-        assert predictor.evaluate(str(data / "test")).seen
+        assert predictor.evaluate(str(data / "test")).overlaps_training_data
 
     def test_the_test_split_may_have_another_name(self, run, finished, pictures, tmp_path):
         data = shutil.copytree(pictures, tmp_path / "data")
@@ -387,16 +391,16 @@ class TestEvaluate:
     ):
         seeds = []
 
-        def load(*, seed: int, val_fraction: float, test_split: str) -> Task:
+        def load(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
             seeds.append(seed)
-            task = load_task(str(pictures), seed=seed)
+            task = load_data(str(pictures), seed=seed)
             return dataclasses.replace(task, metric="mean_class_accuracy")
 
-        monkeypatch.setitem(SOURCES, "patterns/tiny", load)
+        monkeypatch.setitem(BUILTIN_DATASETS, "patterns/tiny", load)
         found = predictor.evaluate("patterns/tiny")
-        assert (found.pictures, found.seen) == (sum(SPLITS["test"]), False)
+        assert (found.num_samples, found.overlaps_training_data) == (sum(SPLITS["test"]), False)
         assert found.accuracy == pytest.approx(finished.test_accuracy)
-        assert (found.data, found.metric) == ("patterns/tiny", "mean_class_accuracy")
+        assert (found.data, found.metric_name) == ("patterns/tiny", "mean_class_accuracy")
         assert seeds == [finished.seed]
 
     def test_a_data_set_of_a_collection_lies_in_the_data_root(
@@ -406,27 +410,30 @@ class TestEvaluate:
 
         def load(
             name: str, *, seed: int, val_fraction: float, test_split: str, data_root: str | None
-        ) -> Task:
+        ) -> TaskData:
             asked.append((name, test_split, data_root))
-            return load_task(str(pictures), seed=seed)
+            return load_data(str(pictures), seed=seed)
 
-        monkeypatch.setitem(COLLECTIONS, "made/", load)
+        monkeypatch.setitem(PROVIDERS, "made/", load)
         predictor = change(run, data_root="/runs/own", test_split="0.25")
         for data_root in (None, "/other"):
             found = predictor.evaluate("made/pets", data_root=data_root)
             assert found.accuracy == pytest.approx(finished.test_accuracy)
-            assert (found.data, found.seen) == ("made/pets", False)
+            assert (found.data, found.overlaps_training_data) == ("made/pets", False)
         assert asked == [("pets", "test", "/runs/own"), ("pets", "test", "/other")]
 
     def test_a_named_data_set_without_a_test_split_was_learnt_from(
         self, run, pictures, monkeypatch
     ):
-        def load(*, seed: int, val_fraction: float, test_split: str) -> Task:
-            return dataclasses.replace(load_task(str(pictures), seed=seed), test=None)
+        def load(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
+            return dataclasses.replace(load_data(str(pictures), seed=seed), test=None)
 
-        monkeypatch.setitem(SOURCES, "patterns/tiny", load)
+        monkeypatch.setitem(BUILTIN_DATASETS, "patterns/tiny", load)
         found = change(run, data="patterns/tiny").evaluate("patterns/tiny")
-        assert (found.pictures, found.seen) == (sum(SPLITS["train"]) + sum(SPLITS["val"]), True)
+        assert (found.num_samples, found.overlaps_training_data) == (
+            sum(SPLITS["train"]) + sum(SPLITS["val"]),
+            True,
+        )
 
     def test_a_named_data_set_of_other_classes_is_refused(self, predictor):
         with pytest.raises(UserError, match=r"sklearn/digits has classes .* not know: 0, 1, 2"):

@@ -9,9 +9,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from delta_transfer import L2, L2SP, Delta, Regularizer
 from delta_transfer.methods import Penalty
-from delta_transfer.methods.penalty import Combines
-from delta_transfer.training.distributed import joint_loss
-from delta_transfer.utils.distributed import joined, processes, rank
+from delta_transfer.methods.penalty import Reduction
+from delta_transfer.training.distributed import all_reduce_loss
+from delta_transfer.utils.distributed import init_process_group, rank, world_size
 from tests.networks import conv_net, moved
 
 STEPS = 4
@@ -54,7 +54,7 @@ def train(name: str, way: str) -> tuple[list[list[float]], dict[str, torch.Tenso
         "ddp": lambda: DistributedDataParallel(network),
         "fully_shard": lambda: shard(network),
     }[way]()
-    share = slice(None) if way == "alone" else slice(rank(), None, processes())
+    share = slice(None) if way == "alone" else slice(rank(), None, world_size())
     rows = []
     with Regularizer(wrapped, source, penalties()[name]) as regularizer:
         regularizer.calibrate([inputs[share] for inputs, _ in batches()])
@@ -79,7 +79,7 @@ def check() -> None:
     """Each penalty gives what it gives with one process, whichever way the work is shared."""
     torch.set_num_threads(1)
     alone = {name: train(name, "alone") for name in penalties()}
-    with joined(lambda: "cpu"):
+    with init_process_group(lambda: "cpu"):
         for whole in (8, 5, 1):
             check_uneven(whole)
         for way in WAYS:
@@ -88,7 +88,7 @@ def check() -> None:
                 # Terms of features are each process's own, and their mean is that of the batch.
                 mean = torch.tensor(found, dtype=torch.float64)
                 torch.distributed.all_reduce(mean)
-                mean /= processes()
+                mean /= world_size()
                 expected = torch.tensor(rows, dtype=torch.float64)
                 said = f"{name}, {way}: {{}}".format
                 torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-6, msg=said)
@@ -114,14 +114,14 @@ def check_uneven(whole: int) -> None:
             "l2": weight.square().sum(),
         }
 
-    combines: dict[str, Combines] = {"task": "mean", "summed": "sum", "l2": "weights"}
+    combines: dict[str, Reduction] = {"task": "mean", "summed": "sum", "l2": "weights"}
     joint = terms(slice(None))
     (expected,) = torch.autograd.grad(torch.stack(list(joint.values())).sum(), weight)
-    own = len(range(rank(), whole, processes()))
-    mine = terms(slice(rank(), None, processes()) if own else slice(1))
-    total, values = joint_loss(mine, combines, own=own, whole=whole)
+    own = len(range(rank(), whole, world_size()))
+    mine = terms(slice(rank(), None, world_size()) if own else slice(1))
+    total, values = all_reduce_loss(mine, combines, local_samples=own, global_samples=whole)
     (gradient,) = torch.autograd.grad(total, weight)
     torch.distributed.all_reduce(gradient)
-    torch.testing.assert_close(gradient / processes(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient / world_size(), expected, rtol=1e-5, atol=1e-6)
     for name, value in joint.items():
         torch.testing.assert_close(values[name], value.detach(), rtol=1e-5, atol=1e-6)

@@ -8,7 +8,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
-from delta_transfer.functional import channels_last
+from delta_transfer.functional import flatten_positions
 from delta_transfer.methods import Delta, Step
 from tests import reference
 from tests.networks import moved
@@ -34,7 +34,7 @@ def some_attention(widths: dict[str, int], dtype=torch.float64, method="exact") 
         },
         variance={tap: torch.tensor(0.5 + i, dtype=dtype) for i, tap in enumerate(widths)},
         temperature=0.7,
-        method=method,
+        estimator=method,
         samples=3,
         source="",
     )
@@ -59,8 +59,8 @@ def step_of(target, source, dims=None, groups=None) -> Step:
     return Step(
         target=nn.Identity(),
         source=nn.Identity(),
-        target_features={tap: channels_last(f, dims[tap]) for tap, f in target.items()},
-        source_features={tap: channels_last(f, dims[tap]) for tap, f in source.items()},
+        target_features={tap: flatten_positions(f, dims[tap]) for tap, f in target.items()},
+        source_features={tap: flatten_positions(f, dims[tap]) for tap, f in source.items()},
         groups=groups,
     )
 
@@ -181,7 +181,7 @@ def test_delta_depends_on_no_size(attended):
                 scores={"NCHW": attention.scores["NCHW"], "again": attention.scores["NCHW"]},
                 variance={tap: attention.variance["NCHW"] for tap in ("NCHW", "again")},
                 temperature=0.7,
-                method="exact",
+                estimator="exact",
                 samples=3,
                 source="",
             ),
@@ -200,7 +200,7 @@ def test_uniform_attention_is_no_attention(dtype):
         scores={tap: torch.full((width,), 0.1, dtype=dtype) for tap, width in WIDTHS.items()},
         variance={tap: torch.tensor(value, dtype=dtype) for tap, value in VARIANCE.items()},
         temperature=5.0,
-        method="exact",
+        estimator="exact",
         samples=3,
         source="",
     )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from delta_transfer.methods.bss import smallest_singular_values
+from delta_transfer.methods.bss import spectral_shrinkage
 from delta_transfer.methods.co_tuning import category_relationship, source_temperature
 from delta_transfer.methods.ldifs import pooled_distance
 from delta_transfer.methods.lwf import distillation
@@ -60,19 +60,19 @@ def test_the_smallest_singular_values_are_those_of_the_gram_matrix(shape, count)
     rows = draw(*shape)
     small = rows.numpy() if shape[0] < shape[1] else rows.numpy().T
     squares = np.linalg.eigvalsh(small @ small.T)  # ascending
-    found = smallest_singular_values(rows, count=count)
+    found = spectral_shrinkage(rows, count=count)
     assert found.item() == pytest.approx(squares[:count].sum(), rel=1e-9)
 
 
 def test_their_gradient():
     rows = draw(4, 6).requires_grad_()
-    assert torch.autograd.gradcheck(lambda r: smallest_singular_values(r, count=2), (rows,))
+    assert torch.autograd.gradcheck(lambda r: spectral_shrinkage(r, count=2), (rows,))
 
 
 @pytest.mark.parametrize("rows", [torch.zeros(3, 5), torch.ones(3, 5), torch.eye(4)])
 def test_singular_values_that_are_zero_or_equal_have_finite_gradients(rows):
     rows = rows.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(smallest_singular_values(rows, count=2), rows)
+    (slope,) = torch.autograd.grad(spectral_shrinkage(rows, count=2), rows)
     assert slope.isfinite().all()
 
 
@@ -235,7 +235,7 @@ def test_half_precision_is_computed_in_single_precision(dtype):
         [function(a, b) for a, b in ((one, other), (one.float(), other.float()))]
         for function in (
             lambda a, b: distillation(a, b, temperature=2.0),
-            lambda a, b: smallest_singular_values(a, count=2),
+            lambda a, b: spectral_shrinkage(a, count=2),
             pooled_distance,
         )
     ]:

@@ -10,7 +10,7 @@ import delta_transfer
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
 from delta_transfer.methods import Step
-from delta_transfer.methods.base import Parts
+from delta_transfer.methods.base import PenaltyContext
 from delta_transfer.methods.registry import METHODS, check_classifier, check_kind, find_method
 from delta_transfer.regularizer import Regularizer
 from tests.networks import conv_net, moved
@@ -19,7 +19,7 @@ ATTENTION = ChannelAttention(
     scores={"conv2": torch.arange(4.0)},
     variance={"conv2": torch.tensor(2.0)},
     temperature=5.0,
-    method="gradient",
+    estimator="gradient",
     samples=1,
     source="",
 )
@@ -34,7 +34,7 @@ FEATURES = torch.stack(
     ],
     dim=1,
 )
-PARTS = Parts(
+PARTS = PenaltyContext(
     strength=0.5,
     head="fc",
     taps=("conv1", "conv2"),
@@ -47,18 +47,18 @@ PARTS = Parts(
 
 
 def penalties(name: str) -> list[tuple[str, float, tuple[str, ...]]]:
-    return [(p.name, p.strength, tuple(p.taps)) for p in METHODS[name].penalties(PARTS)]
+    return [(p.name, p.strength, tuple(p.taps)) for p in METHODS[name].build_penalties(PARTS)]
 
 
 def test_the_table_is_that_of_the_design():
-    heads = {name: method.head for name, method in METHODS.items()}
+    heads = {name: method.head_init for name, method in METHODS.items()}
     assert heads == {
         "probe": "probe",
         "l2": "random",
         "lp_ft": "probe",
         "l2sp": "probe",
-        "delta_no_attention": "raw_probe",
-        "delta": "raw_probe",
+        "delta_no_attention": "unstandardized_probe",
+        "delta": "unstandardized_probe",
         "lwf": "probe",
         "bss": "random",
         "stochnorm": "random",
@@ -66,21 +66,25 @@ def test_the_table_is_that_of_the_design():
         "rifle": "random",
         "ldifs": "probe",
         "spd": "probe",
-        "gtot": "raw_probe",
+        "gtot": "unstandardized_probe",
     }
-    assert [name for name, method in METHODS.items() if not method.trains] == ["probe"]
-    assert [name for name, method in METHODS.items() if method.decay] == ["l2", "lp_ft", "rifle"]
+    assert [name for name, method in METHODS.items() if not method.trains_network] == ["probe"]
+    assert [name for name, method in METHODS.items() if method.strength_is_weight_decay] == [
+        "l2",
+        "lp_ft",
+        "rifle",
+    ]
     also = {name: m.weight_decay for name, m in METHODS.items() if m.weight_decay}
     assert also == {"bss": 0.01, "stochnorm": 0.01, "co_tuning": 0.01}
-    assert [name for name, m in METHODS.items() if m.classifier] == ["lwf", "co_tuning"]
-    assert [name for name, m in METHODS.items() if m.head_cycles != 1] == ["rifle"]
+    assert [name for name, m in METHODS.items() if m.needs_classifier] == ["lwf", "co_tuning"]
+    assert [name for name, m in METHODS.items() if m.num_head_restarts != 1] == ["rifle"]
     assert [name for name, m in METHODS.items() if m.batch_norm] == ["stochnorm"]
     compared = ["delta_no_attention", "delta", "lwf", "ldifs", "gtot"]
-    assert [name for name, m in METHODS.items() if m.features] == compared
+    assert [name for name, m in METHODS.items() if m.compares_features] == compared
     kinds = {name: m.kinds for name, m in METHODS.items() if len(m.kinds) == 1}
     pictures = ("pictures",)
     assert kinds == {"lwf": pictures, "co_tuning": pictures, "gtot": ("graphs",)}
-    assert [name for name, method in METHODS.items() if method.attention] == ["delta"]
+    assert [name for name, method in METHODS.items() if method.needs_attention] == ["delta"]
     assert all(method.name == name for name, method in METHODS.items())
     assert all(method.summary and method.paper.startswith("https") for method in METHODS.values())
 
@@ -94,7 +98,7 @@ def test_strengths_are_those_of_the_papers():
         "spd": 1.0,
     }
     assert {name: METHODS[name].strength for name in published} == published
-    assert METHODS["rifle"].head_cycles == 3
+    assert METHODS["rifle"].num_head_restarts == 3
 
 
 @pytest.mark.parametrize("name", ["probe", "l2", "lp_ft", "rifle", "stochnorm"])
@@ -120,7 +124,7 @@ def test_what_holds_the_network_carries_the_head_term_and_what_adds_to_plain_doe
 
 
 def test_co_tunings_relationship_is_of_the_classifier_on_the_training_pictures():
-    (penalty,) = METHODS["co_tuning"].penalties(PARTS)
+    (penalty,) = METHODS["co_tuning"].build_penalties(PARTS)
     logits = PARTS.classifier(PARTS.features).detach()
     temperatures = [0.05 * 400 ** (i / 200) for i in range(201)]
     found = []
@@ -164,15 +168,15 @@ def test_no_source_names_a_device_to_compute_on():
 
 def test_the_head_term_is_half_the_squared_norm_in_units_of_what_the_head_sees():
     net = moved(conv_net())
-    _, head = METHODS["l2sp"].penalties(PARTS)
+    _, head = METHODS["l2sp"].build_penalties(PARTS)
     expected = 0.01 * 6 * 0.5 * (net.fc.weight.square().sum() + net.fc.bias.square().sum())
     assert head(Step(target=net, source=None)).item() == pytest.approx(expected.item())
 
 
 def test_features_of_another_size_have_the_same_head_term_with_the_head_that_answers_alike():
     net, larger = moved(conv_net()), dataclasses.replace(PARTS, features=100 * FEATURES)
-    _, head = METHODS["l2sp"].penalties(PARTS)
-    _, other = METHODS["l2sp"].penalties(larger)
+    _, head = METHODS["l2sp"].build_penalties(PARTS)
+    _, other = METHODS["l2sp"].build_penalties(larger)
     nn.init.zeros_(net.fc.bias)  # which answers alike as it is
     before = head(Step(target=net, source=None)).item()
     with torch.no_grad():
@@ -184,7 +188,7 @@ def test_features_of_another_size_have_the_same_head_term_with_the_head_that_ans
 def test_at_the_start_only_the_head_term_is_there(name):
     source, target = conv_net(), conv_net()
     inputs = torch.randn(4, 3, 8, 8)
-    regularizer = Regularizer(target, source, METHODS[name].penalties(PARTS))
+    regularizer = Regularizer(target, source, METHODS[name].build_penalties(PARTS))
     regularizer.calibrate([inputs])
     with regularizer:
         target.train()
@@ -196,7 +200,7 @@ def test_at_the_start_only_the_head_term_is_there(name):
 
 
 def test_each_call_makes_penalties_of_its_own():
-    first, second = (METHODS["delta"].penalties(PARTS)[0] for _ in range(2))
+    first, second = (METHODS["delta"].build_penalties(PARTS)[0] for _ in range(2))
     assert first is not second
 
 
@@ -209,11 +213,14 @@ def test_an_unknown_method_is_refused_with_the_names():
 def test_on_graphs_the_two_trainings_begin_with_heads_of_their_own():
     for name, method in METHODS.items():
         found = find_method(name, preset="graphs")
-        if not method.branches:
+        if not method.candidates:
             assert found is method
             continue
-        assert [branch.head or found.head for branch in found.branches] == ["raw_probe", "random"]
-        assert found == dataclasses.replace(method, branches=found.branches)
+        assert [branch.head_init or found.head_init for branch in found.candidates] == [
+            "unstandardized_probe",
+            "random",
+        ]
+        assert found == dataclasses.replace(method, candidates=found.candidates)
 
 
 # ----------------------------------------------------------------------------------- official
@@ -221,7 +228,7 @@ def test_on_graphs_the_two_trainings_begin_with_heads_of_their_own():
 
 def test_official_methods_start_at_random_with_the_authors_strength():
     found = {name: find_method(name, preset="official") for name in OFFICIAL}
-    assert {method.head for method in found.values()} == {"random"}
+    assert {method.head_init for method in found.values()} == {"random"}
     assert {name: method.strength for name, method in found.items()} == {
         "l2": 1e-4,
         "l2sp": 0.01,
@@ -232,12 +239,12 @@ def test_official_methods_start_at_random_with_the_authors_strength():
         for field in ("name", "summary", "paper", "decay", "attention", "trains"):
             assert getattr(method, field) == getattr(METHODS[name], field)
     assert METHODS["delta"].strength == 1.0  # the table is as it was
-    assert METHODS["delta"].head == "raw_probe"
+    assert METHODS["delta"].head_init == "unstandardized_probe"
 
 
 def test_official_penalties_are_those_of_the_authors():
     def made(name):
-        found = find_method(name, preset="official").penalties(PARTS)
+        found = find_method(name, preset="official").build_penalties(PARTS)
         return [(p.name, p.strength, tuple(p.taps)) for p in found]
 
     head = ("l2", 0.01, ())
@@ -258,11 +265,11 @@ def test_official_features_are_summed_in_the_authors_scale(name, factor):
         scores={"conv2": scores},
         variance={"conv2": torch.tensor(2.0)},
         temperature=1 / float(scores.std(correction=0)),
-        method="exact",
+        estimator="exact",
         samples=256,
         source="",
     )
-    parts = Parts(strength=0.01, head="fc", taps=("conv2",), attention=attention)
+    parts = PenaltyContext(strength=0.01, head="fc", taps=("conv2",), attention=attention)
     generator = torch.Generator().manual_seed(0)
     now, then = (torch.randn(2, 4, 4, generator=generator) for _ in range(2))
     step = Step(
@@ -277,10 +284,10 @@ def test_official_features_are_summed_in_the_authors_scale(name, factor):
             for c in range(4):
                 weight = 1.0 if factor is None else 4 * factor[c] / 4
                 expected += 0.01 * 0.5 * weight * (now[b, s, c] - then[b, s, c]).item() ** 2
-    delta, _ = find_method(name, preset="official").penalties(parts)
+    delta, _ = find_method(name, preset="official").build_penalties(parts)
     assert delta(step).item() == pytest.approx(expected, rel=1e-5)
     (same, _), (ours, _) = (
-        METHODS[name].penalties(dataclasses.replace(parts, official=official))
+        METHODS[name].build_penalties(dataclasses.replace(parts, official=official))
         for official in (True, False)
     )
     assert same(step).item() == delta(step).item()
@@ -291,7 +298,7 @@ def test_official_features_are_summed_in_the_authors_scale(name, factor):
 def test_official_l2sp_holds_batch_norm_too_but_not_the_head():
     source, target = conv_net(), conv_net()
     source.fc = nn.Identity()
-    holding, _ = find_method("l2sp", preset="official").penalties(PARTS)
+    holding, _ = find_method("l2sp", preset="official").build_penalties(PARTS)
 
     def term(**changed):
         moved_on = conv_net()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from delta_transfer.metrics.metrics import ACCURACY, MINUS, NONE, RMSE, ROC_AUC, Measure
+from delta_transfer.metrics.metrics import ACCURACY, MINUS, NO_VALUE, RMSE, ROC_AUC, Metric
 
 
 @pytest.mark.parametrize(
@@ -17,12 +17,12 @@ from delta_transfer.metrics.metrics import ACCURACY, MINUS, NONE, RMSE, ROC_AUC,
         (RMSE, 127.4, "127"),
         (RMSE, 999.9, "1000"),
         (RMSE, 12345.6, "12346"),
-        (RMSE, math.nan, NONE),
-        (ROC_AUC, None, NONE),
+        (RMSE, math.nan, NO_VALUE),
+        (ROC_AUC, None, NO_VALUE),
     ],
 )
-def test_values(measure: Measure, value: float | None, text: str) -> None:
-    assert measure.text(value) == text
+def test_values(measure: Metric, value: float | None, text: str) -> None:
+    assert measure.format(value) == text
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def test_values(measure: Measure, value: float | None, text: str) -> None:
         (RMSE, 1500.0, "+1500", "+1500"),
     ],
 )
-def test_differences(measure: Measure, difference: float, text: str, plain: str) -> None:
-    assert measure.difference(difference) == text
-    assert measure.signed(difference) == plain
+def test_differences(measure: Metric, difference: float, text: str, plain: str) -> None:
+    assert measure.format_difference(difference) == text
+    assert measure.format_signed(difference) == plain
 
 
 def test_what_is_better() -> None:
@@ -48,5 +48,5 @@ def test_what_is_better() -> None:
 @pytest.mark.parametrize(
     ("measure", "value"), [(ACCURACY, 1.01), (ROC_AUC, -0.1), (RMSE, -0.1), (RMSE, math.nan)]
 )
-def test_what_no_value_can_be(measure: Measure, value: float) -> None:
-    assert not measure.possible(value)
+def test_what_no_value_can_be(measure: Metric, value: float) -> None:
+    assert not measure.is_valid(value)

@@ -8,31 +8,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delta_transfer.attention.estimators.scorer import sample_losses
+from delta_transfer.attention.estimators.scorer import per_sample_losses
 from delta_transfer.metrics.objectives import (
-    BinaryTasks,
-    Classes,
+    Multiclass,
+    MultilabelBinary,
     Objective,
     Regression,
-    from_dict,
-    to_dict,
+    objective_from_dict,
+    objective_to_dict,
 )
 
 NAN = math.nan
-EVERY = (Classes(), BinaryTasks(known=0.5), Regression(mean=(1.0,) * 3, std=(2.0,) * 3))
+EVERY = (
+    Multiclass(),
+    MultilabelBinary(labelled_fraction=0.5),
+    Regression(mean=(1.0,) * 3, std=(2.0,) * 3),
+)
 
 
 def test_loss_of_binary_tasks_is_that_of_the_known_answers() -> None:
     logits = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
     targets = torch.tensor([[1.0, NAN], [0.0, 1.0]])
     parts = [math.log1p(math.exp(-1)), math.log1p(math.exp(0.5)), math.log1p(math.exp(-3))]
-    loss = BinaryTasks(known=0.75).loss(logits, targets)
+    loss = MultilabelBinary(labelled_fraction=0.75).loss(logits, targets)
     assert loss.item() == pytest.approx(sum(parts) / 3)
 
 
 def test_a_missing_answer_has_no_gradient() -> None:
     logits = torch.tensor([[1.0, -2.0]], requires_grad=True)
-    BinaryTasks().loss(logits, torch.tensor([[1.0, NAN]])).backward()
+    MultilabelBinary().loss(logits, torch.tensor([[1.0, NAN]])).backward()
     assert logits.grad is not None
     assert logits.grad[0, 1] == 0
     assert logits.grad[0, 0] != 0
@@ -43,17 +47,17 @@ def test_roc_auc_is_the_share_of_pairs_in_order_over_questions_with_both_answers
     targets = torch.tensor([[1, 0, 1], [0, NAN, 1], [1, 1, 1], [0, 1, 1]])
     # First: of the pairs (1 above 0) three are in order and one is a tie; second: two of two.
     expected = ((3 + 0.5) / 4 + 1) / 2
-    assert BinaryTasks().score(answers, targets, "roc_auc") == pytest.approx(expected)
+    assert MultilabelBinary().score(answers, targets, "roc_auc") == pytest.approx(expected)
 
 
 def test_roc_auc_of_one_answer_alone_is_no_number() -> None:
-    assert math.isnan(BinaryTasks().score(torch.rand(3, 1), torch.ones(3, 1), "roc_auc"))
+    assert math.isnan(MultilabelBinary().score(torch.rand(3, 1), torch.ones(3, 1), "roc_auc"))
 
 
 def test_regression_is_in_units_of_the_training_targets() -> None:
     objective = Regression(mean=(10.0, 0.0), std=(2.0, 0.5))
     logits = torch.tensor([[1.0, 1.0], [0.0, -1.0]])
-    answers = objective.answers(logits)
+    answers = objective.predictions(logits)
     assert torch.equal(answers, torch.tensor([[12.0, 0.5], [10.0, -0.5]]))
     targets = torch.tensor([[10.0, 0.5], [8.0, NAN]])
     assert objective.loss(logits, targets).item() == pytest.approx((1 + 0 + 1 + 0) / 4)
@@ -62,8 +66,8 @@ def test_regression_is_in_units_of_the_training_targets() -> None:
 
 @pytest.mark.parametrize("objective", EVERY)
 def test_logits_of_answers_say_the_same(objective: Objective) -> None:
-    answers = objective.answers(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
-    assert torch.allclose(objective.answers(objective.logits(answers)), answers, atol=1e-6)
+    answers = objective.predictions(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(objective.predictions(objective.logits(answers)), answers, atol=1e-6)
 
 
 def test_held_out_losses_do_not_depend_on_how_sure_the_network_is() -> None:
@@ -71,7 +75,7 @@ def test_held_out_losses_do_not_depend_on_how_sure_the_network_is() -> None:
     logits = torch.randn(40, 2, generator=generator)
     targets = (logits + torch.randn(40, 2, generator=generator) > 0).float()
     targets[3, 1] = NAN
-    objective = BinaryTasks()
+    objective = MultilabelBinary()
     losses = objective.held_out_losses(logits, targets)
     assert losses.shape == (40,)
     assert torch.allclose(losses, objective.held_out_losses(5 * logits, targets), atol=1e-4)
@@ -83,8 +87,8 @@ def test_held_out_losses_do_not_depend_on_how_sure_the_network_is() -> None:
 def test_classes_are_scored_by_accuracy_and_by_its_mean_over_classes() -> None:
     answers = F.one_hot(torch.tensor([0, 0, 0, 1]), 3).float()
     labels = torch.tensor([0, 0, 1, 1])
-    assert Classes().score(answers, labels, "accuracy") == 0.75
-    assert Classes().score(answers[[0, 1, 2]], labels[[0, 1, 2]], "mean_class_accuracy") == 0.5
+    assert Multiclass().score(answers, labels, "accuracy") == 0.75
+    assert Multiclass().score(answers[[0, 1, 2]], labels[[0, 1, 2]], "mean_class_accuracy") == 0.5
 
 
 def test_a_missing_value_has_no_gradient_and_spoils_no_other() -> None:
@@ -96,7 +100,7 @@ def test_a_missing_value_has_no_gradient_and_spoils_no_other() -> None:
 
 @pytest.mark.parametrize("objective", EVERY)
 def test_an_objective_comes_back_from_json(objective: Objective) -> None:
-    assert from_dict(json.loads(json.dumps(to_dict(objective)))) == objective
+    assert objective_from_dict(json.loads(json.dumps(objective_to_dict(objective)))) == objective
 
 
 @pytest.mark.parametrize("objective", EVERY[1:])
@@ -115,7 +119,7 @@ def test_losses_of_samples_are_those_of_batches_of_one(
         calls.append(0)
         return objective.loss(logits, targets)
 
-    found = sample_losses(loss, logits, targets)
+    found = per_sample_losses(loss, logits, targets)
     assert torch.allclose(found, torch.stack(expected))
     assert len(calls) == 1
     assert torch.allclose(found.mean(), objective.loss(logits, targets))

@@ -12,7 +12,7 @@ RESULT = RunResult(
     method="l2",
     seed=3,
     samples_per_class=20,
-    metric="accuracy",
+    metric_name="accuracy",
     test_accuracy=None,
     test_mean_class_accuracy=None,
     val_accuracy=0.75,
@@ -21,10 +21,10 @@ RESULT = RunResult(
     best_epoch=2,
     epochs=8,
     refitted=False,
-    seconds=12.5,
-    memory=1024.5,
-    pictures=60,
-    classes=3,
+    wall_time_s=12.5,
+    peak_memory_mib=1024.5,
+    num_train_samples=60,
+    num_classes=3,
     strength=0.01,
     strength_search=None,
     taps=("blocks.1", "blocks.2"),
@@ -76,10 +76,10 @@ def test_json_has_the_figures_and_no_paths():
 
 
 def test_a_result_of_before_is_of_pictures(tmp_path):
-    values = json.loads(dataclasses.replace(RESULT, sample="graph").to_json())
+    values = json.loads(dataclasses.replace(RESULT, sample_type="graph").to_json())
     del values["sample"]
     (tmp_path / "result.json").write_text(json.dumps(values))
-    assert RunResult.load(tmp_path).sample == "picture"
+    assert RunResult.load(tmp_path).sample_type == "picture"
 
 
 @pytest.mark.parametrize(
@@ -106,4 +106,4 @@ def test_a_folder_without_a_proper_result_is_refused(tmp_path, content, message)
 def test_the_score_is_the_main_figure_of_the_data(metric, test, expected):
     mean = None if test is None else 0.25
     values = {"test_accuracy": test, "test_mean_class_accuracy": mean, "val_accuracy": 0.75}
-    assert dataclasses.replace(RESULT, metric=metric, **values).score == expected
+    assert dataclasses.replace(RESULT, metric_name=metric, **values).score == expected

@@ -16,19 +16,19 @@ def test_summary_is_that_of_numpy_and_scipy():
     )
     assert summary.count == 4
     assert summary.mean == pytest.approx(np.mean(VALUES))
-    assert summary.deviation == pytest.approx(np.std(VALUES, ddof=1))
-    assert (summary.low, summary.high) == pytest.approx((low, high))
+    assert summary.std == pytest.approx(np.std(VALUES, ddof=1))
+    assert (summary.ci_low, summary.ci_high) == pytest.approx((low, high))
 
 
 def test_one_value_has_a_mean_and_no_spread():
     summary = summarize([0.5])
     assert (summary.count, summary.mean) == (1, 0.5)
-    assert all(math.isnan(x) for x in (summary.deviation, summary.low, summary.high))
+    assert all(math.isnan(x) for x in (summary.std, summary.ci_low, summary.ci_high))
 
 
 def test_equal_values_have_an_interval_of_no_width():
     summary = summarize([0.5, 0.5, 0.5])
-    assert (summary.deviation, summary.low, summary.high) == (0.0, 0.5, 0.5)
+    assert (summary.std, summary.ci_low, summary.ci_high) == (0.0, 0.5, 0.5)
 
 
 def test_no_values_are_an_error():
@@ -41,7 +41,7 @@ def test_differences_are_paired_by_seed():
     paired = paired_difference(ours, theirs)
     assert paired == summarize([0.9 - 0.85, 0.7 - 0.6])
     reference = scipy.stats.ttest_rel([0.9, 0.7], [0.85, 0.6]).confidence_interval(0.95)
-    assert (paired.low, paired.high) == pytest.approx((reference.low, reference.high))
+    assert (paired.ci_low, paired.ci_high) == pytest.approx((reference.low, reference.high))
 
 
 def test_no_common_seed_is_an_error():

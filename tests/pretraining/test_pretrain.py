@@ -21,11 +21,11 @@ pytest.importorskip("rdkit")
 
 from torch_geometric.data import Data
 
-from delta_transfer.data.graphs.batch import Graphs
+from delta_transfer.data.graphs.batch import GraphBatch
 from delta_transfer.data.molecules.options import MoleculeOptions
 from delta_transfer.data.molecules.smiles import read_molecule
-from delta_transfer.data.registry import load_task
-from delta_transfer.pretraining.attribute_masking import AttributeMasking, hide
+from delta_transfer.data.registry import load_data
+from delta_transfer.pretraining.attribute_masking import AttributeMasking, draw_masked_nodes
 from delta_transfer.pretraining.context_prediction import (
     ContextPrediction,
     count_hops,
@@ -57,9 +57,9 @@ def small(data: Path, out: Path, **options) -> PretrainOptions:
     return PretrainOptions(data=str(data), out=str(out), **{**defaults, **options})
 
 
-def graphs_of(sizes: Iterable[int]) -> Graphs:
+def graphs_of(sizes: Iterable[int]) -> GraphBatch:
     empty = torch.empty(2, 0, dtype=torch.long)
-    return Graphs.of([Data(x=torch.ones(n, 1), edge_index=empty) for n in sizes])
+    return GraphBatch.from_data_list([Data(x=torch.ones(n, 1), edge_index=empty) for n in sizes])
 
 
 class TestHiding:
@@ -67,7 +67,7 @@ class TestHiding:
     def test_each_graph_has_its_share(self, rate):
         sizes = [1, 2, 7, 20, 40]
         groups = graphs_of(sizes).groups
-        hidden = hide(groups, rate, torch.Generator())
+        hidden = draw_masked_nodes(groups, rate, torch.Generator())
         assert hidden.tolist() == sorted(set(hidden.tolist()))
         counts = torch.bincount(groups[hidden], minlength=5).tolist()
         assert counts == [int(size * rate + 1) for size in sizes]
@@ -75,7 +75,7 @@ class TestHiding:
     def test_all_nodes_are_hidden_equally_often(self):
         groups = graphs_of([4, 6]).groups
         generator = torch.Generator().manual_seed(0)
-        drawn = [hide(groups, 0.2, generator) for _ in range(3000)]
+        drawn = [draw_masked_nodes(groups, 0.2, generator) for _ in range(3000)]
         often = torch.bincount(torch.cat(drawn), minlength=10) / 3000
         expected = torch.tensor([1 / 4] * 4 + [2 / 6] * 6)
         torch.testing.assert_close(often, expected, rtol=0, atol=0.03)
@@ -95,15 +95,17 @@ class TestMasking:
         ones, others = read_molecule("CCO"), read_molecule("CCO").clone()
         others.x = torch.tensor([[7, 1], [7, 1], [7, 1]])
         for graph in (ones, others):
-            task(Network(), Graphs.of([graph]), torch.Generator().manual_seed(0))
-        (hidden,) = hide(torch.zeros(3, dtype=torch.long), 0.15, torch.Generator().manual_seed(0))
+            task(Network(), GraphBatch.from_data_list([graph]), torch.Generator().manual_seed(0))
+        (hidden,) = draw_masked_nodes(
+            torch.zeros(3, dtype=torch.long), 0.15, torch.Generator().manual_seed(0)
+        )
         for x in seen:
             assert x[hidden].tolist() == [119, 0]
         assert seen[1].tolist().count([7, 1]) == 2
         assert read_molecule("CCO").x.tolist() == [[5, 0], [5, 0], [7, 0]]
 
     def test_scores_are_those_of_torch(self):
-        graphs = Graphs.of([read_molecule("CCO"), read_molecule("CCCCCCCCN")])
+        graphs = GraphBatch.from_data_list([read_molecule("CCO"), read_molecule("CCCCCCCCN")])
         task = AttributeMasking(GraphSpec(), graphs.x, width=4, rate=0.3)
         torch.manual_seed(0)
         features = torch.randn(len(graphs.x), 4)
@@ -113,33 +115,37 @@ class TestMasking:
                 return features
 
         scored = task(Network(), graphs, torch.Generator().manual_seed(0))
-        hidden = hide(graphs.groups, 0.3, torch.Generator().manual_seed(0))
+        hidden = draw_masked_nodes(graphs.groups, 0.3, torch.Generator().manual_seed(0))
         outputs, elements = task.head(features[hidden]), graphs.x[hidden, 0]
         loss = torch.nn.functional.cross_entropy(outputs, elements)
         torch.testing.assert_close(scored.loss, loss)
         assert scored.score == (outputs.argmax(1) == elements).double().mean()
         assert scored.count == len(hidden) == 1 + 3
-        guess = task.guess(graphs, torch.Generator().manual_seed(0))
+        guess = task.score_baseline(graphs, torch.Generator().manual_seed(0))
         assert guess.score == pytest.approx(float((elements == 5).float().mean()))
 
     def test_numbers_are_told_in_the_unit_of_their_deviation(self):
         x = torch.tensor([[1.0, 10.0], [3.0, 30.0], [5.0, 80.0]])
-        spec = GraphSpec(node_features="numbers", columns=2)
+        spec = GraphSpec(node_features="numbers", num_node_features=2)
         task = AttributeMasking(spec, x, width=4, rate=0.99)
-        graphs = Graphs.of([Data(x=x, edge_index=torch.empty(2, 0, dtype=torch.long))])
-        guess = task.guess(graphs, torch.Generator())
-        assert task.unit == "share of variance explained"
+        graphs = GraphBatch.from_data_list(
+            [Data(x=x, edge_index=torch.empty(2, 0, dtype=torch.long))]
+        )
+        guess = task.score_baseline(graphs, torch.Generator())
+        assert task.metric_name == "share of variance explained"
         assert (float(guess.loss), guess.score) == pytest.approx((1.0, 0.0), abs=1e-6)
 
     def test_labels_of_nodes_are_classes(self):
-        spec = GraphSpec(node_features="numbers", columns=3)
+        spec = GraphSpec(node_features="numbers", num_node_features=3)
         task = AttributeMasking(spec, torch.eye(3)[[0, 2, 2]], width=4, rate=0.15)
-        assert (task.unit, int(task.usual)) == ("accuracy", 2)
+        assert (task.metric_name, int(task.usual)) == ("accuracy", 2)
 
 
 class TestContext:
     def test_hops_are_those_of_networkx(self):
-        graphs = Graphs.of([read_molecule(text) for text in ("CC(C)CCc1ccncc1O", "C", "CC.CCCN")])
+        graphs = GraphBatch.from_data_list(
+            [read_molecule(text) for text in ("CC(C)CCc1ccncc1O", "C", "CC.CCCN")]
+        )
         whole = networkx.Graph(graphs.edge_index.T.tolist())
         whole.add_nodes_from(range(len(graphs.x)))
         centers = draw_centers(graphs.groups, torch.Generator().manual_seed(1))
@@ -168,9 +174,11 @@ class TestContext:
 
         task = ContextPrediction.__new__(ContextPrediction)
         torch.nn.Module.__init__(task)
-        task.surroundings = Network()
+        task.context_network = Network()
         task.head = torch.nn.Linear(2, 2)
-        graphs = Graphs.of([read_molecule(text) for text in ("CCCCON", "C", "OCC", "NCCCCCCCF")])
+        graphs = GraphBatch.from_data_list(
+            [read_molecule(text) for text in ("CCCCON", "C", "OCC", "NCCCCCCCF")]
+        )
         centers = draw_centers(graphs.groups, torch.Generator().manual_seed(3))
         hops = count_hops(graphs, centers, 5)
         ones, others = [], []
@@ -194,7 +202,7 @@ class TestContext:
         backbone = load_graph_backbone(
             "pyg/GIN-2x4", num_outputs=1, spec=GraphSpec(), pretrained=False
         )
-        graphs = Graphs.of([read_molecule("C"), read_molecule("O")])
+        graphs = GraphBatch.from_data_list([read_molecule("C"), read_molecule("O")])
         network = backbone.module
         assert ContextPrediction(network)(network, graphs, torch.Generator()) is None
 
@@ -227,7 +235,7 @@ class TestContext:
 class TestPretraining:
     def test_it_learns(self, smiles, tmp_path):
         found = pretrain(small(smiles, tmp_path / "out", epochs=25, lr=0.01, model="pyg/GIN-4x32"))
-        assert found.unit == "accuracy"
+        assert found.metric_name == "accuracy"
         assert found.after.loss < found.before.loss
         assert found.after.score > found.chance.score
 
@@ -278,7 +286,9 @@ class TestPretraining:
         assert found.after.loss < found.before.loss
 
     def test_what_diverges_is_told_of(self, smiles, tmp_path, monkeypatch):
-        monkeypatch.setattr(GraphNetwork, "nodes", lambda *_: torch.full((999, 16), torch.nan))
+        monkeypatch.setattr(
+            GraphNetwork, "node_embeddings", lambda *_: torch.full((999, 16), torch.nan)
+        )
         with pytest.raises(UserError, match=r"diverged in epoch 1 .*try a smaller --lr"):
             pretrain(small(smiles, tmp_path / "out"))
         assert not (tmp_path / "out" / "weights.safetensors").exists()
@@ -314,7 +324,9 @@ class TestData:
         (tmp_path / "BBBP.csv").write_text("\n".join(["smiles,p_np", *rows]))
         data, root = "moleculenet/BBBP", str(tmp_path)
         found = read_unlabelled(small(Path(data), tmp_path, split=split, seed=3, data_root=root))
-        task = load_task(data, seed=3, data_root=root, molecules=MoleculeOptions(split=split))
+        task = load_data(
+            data, seed=3, data_root=root, molecule_options=MoleculeOptions(split=split)
+        )
         learnt = [read_molecule(path) for path in (*task.train.paths, *task.val.paths)]
         for graph, other in zip(found.graphs, learnt, strict=True):
             assert graph.x.tolist() == other.x.tolist()
@@ -335,7 +347,7 @@ class TestData:
 
     def test_molecules_of_rdkit_need_no_file(self, tmp_path, monkeypatch):
         monkeypatch.setattr(
-            "delta_transfer.data.molecules.nci.offline_smiles", lambda: tuple(SMILES)
+            "delta_transfer.data.molecules.nci.load_nci_smiles", lambda: tuple(SMILES)
         )
         found = read_unlabelled(small(Path("rdkit/nci"), tmp_path))
         assert (len(found.graphs), found.spec) == (len(SMILES), GraphSpec())

@@ -15,18 +15,20 @@ from delta_transfer.report import attention_figure as module
 from delta_transfer.report.attention_figure import (
     DOTS,
     WIDTH,
-    Driver,
+    InfluentialSamples,
     TapFigure,
-    attention_figure,
+    draw_attention_figure,
 )
 from delta_transfer.report.figures import _style
 
 LONG = "stages.3.blocks.17.a_module.with_quite.a_long_name.conv3"
 
 
-def drivers(channels: Sequence[int], pictures: int = 4, label: str = "rings") -> list[Driver]:
+def drivers(
+    channels: Sequence[int], pictures: int = 4, label: str = "rings"
+) -> list[InfluentialSamples]:
     return [
-        Driver(
+        InfluentialSamples(
             channel=channel,
             pictures=[
                 (Image.new("RGB", (30, 20 + 40 * n), (80 * row, 60 * n, 9)), f"{label} {n}")
@@ -45,9 +47,9 @@ def tap(name: str = "layer1", channels: int = 24, scale: float = 0.01, **changes
         tap=name,
         note=f"{channels:,} channels · effective {0.9 * channels:,.1f} · entropy 0.987 · error 12%",
         scores=scores.tolist(),
-        errors=[0.1 * scale * (1 + number % 3) for number in range(channels)],
+        standard_errors=[0.1 * scale * (1 + number % 3) for number in range(channels)],
         attention=(weights / weights.sum()).tolist(),
-        drivers=drivers(np.argsort(-scores, kind="stable")[:3].tolist()),
+        influential_samples=drivers(np.argsort(-scores, kind="stable")[:3].tolist()),
     )
     return dataclasses.replace(made, **changes)
 
@@ -65,7 +67,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch, taps: Sequence[TapFigure]) -> Figure:
         return b""
 
     monkeypatch.setattr(module, "render", render)
-    attention_figure(taps, title="Channel attention of resnet50 on pets", note="exact, 9 pictures")
+    draw_attention_figure(
+        taps, title="Channel attention of resnet50 on pets", note="exact, 9 pictures"
+    )
     return made[0]
 
 
@@ -76,7 +80,9 @@ def plots(figure: Figure) -> list[Any]:
 
 class TestFile:
     def test_it_is_a_picture_on_white(self) -> None:
-        content = attention_figure([tap(), tap("layer2")], title="Attention", note="9 pictures")
+        content = draw_attention_figure(
+            [tap(), tap("layer2")], title="Attention", note="9 pictures"
+        )
         with Image.open(io.BytesIO(content)) as image:
             assert image.width == WIDTH * DOTS / 72
             assert image.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
@@ -86,15 +92,15 @@ class TestFile:
     def test_each_tap_has_a_row(self) -> None:
         heights = []
         for count in (1, 2, 3):
-            taps = [tap(channels=3, drivers=[])] * count
-            content = attention_figure(taps, title="Attention", note="")
+            taps = [tap(channels=3, influential_samples=[])] * count
+            content = draw_attention_figure(taps, title="Attention", note="")
             with Image.open(io.BytesIO(content)) as image:
                 heights.append(image.height)
         assert heights[2] - heights[1] == heights[1] - heights[0] > 300
 
     def test_same_bytes_twice_and_others_of_other_scores(self) -> None:
         first, second, third = (
-            attention_figure([tap(channels=3, scale=scale)], title="Attention", note="")
+            draw_attention_figure([tap(channels=3, scale=scale)], title="Attention", note="")
             for scale in (0.01, 0.01, 0.02)
         )
         assert first == second != third
@@ -102,11 +108,11 @@ class TestFile:
     def test_of_many_taps_the_first_are_drawn_and_the_others_counted(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "MOST_TAPS", 2)
-        few = tap(channels=3, drivers=[])
+        monkeypatch.setattr(module, "MAX_TAPS", 2)
+        few = tap(channels=3, influential_samples=[])
         titles = []
         for count in (2, 4):
-            content = attention_figure([few] * count, title="Attention", note="exact")
+            content = draw_attention_figure([few] * count, title="Attention", note="exact")
             with Image.open(io.BytesIO(content)) as image:
                 titles.append((image.height, image.info["Title"]))
         (height, whole), (same, cut) = titles
@@ -134,11 +140,16 @@ class TestDrawing:
         }
         for rank, channel in enumerate(np.argsort(-np.array(one.scores)), start=1):
             for sign in (-1, 1):
-                value = one.scores[channel] + sign * one.errors[channel]
+                value = one.scores[channel] + sign * one.standard_errors[channel]
                 assert (rank, round(value, 9)) in corners
 
     def test_uniform_is_a_line_at_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        flat = tap(scores=[0.0] * 4, errors=[0.0] * 4, attention=[0.25] * 4, drivers=[])
+        flat = tap(
+            scores=[0.0] * 4,
+            standard_errors=[0.0] * 4,
+            attention=[0.25] * 4,
+            influential_samples=[],
+        )
         (_, weights) = plots(drawn(monkeypatch, [flat]))
         assert [line.get_ydata()[0] for line in weights.lines if line.is_dashed()] == [1]
         low, high = weights.get_ylim()
@@ -152,7 +163,7 @@ class TestDrawing:
         scores, weights = plots(figure)
         pictures = [axes for axes in figure.axes if axes.images]
         assert len(pictures) == 12
-        for number, driver in enumerate(one.drivers):
+        for number, driver in enumerate(one.influential_samples):
             own = pictures[4 * number : 4 * number + 4]
             colours = {axes.spines.left.get_edgecolor() for axes in own}
             assert len(colours) == 1
@@ -170,12 +181,14 @@ class TestDrawing:
 
 STRANGE = {
     "one channel": tap(channels=1),
-    "no errors": tap(errors=[math.nan] * 24),
-    "many channels": tap(LONG, 2048, 3e-5, drivers=drivers([2047, 0, 1999], label="a" * 40)),
+    "no errors": tap(standard_errors=[math.nan] * 24),
+    "many channels": tap(
+        LONG, 2048, 3e-5, influential_samples=drivers([2047, 0, 1999], label="a" * 40)
+    ),
     "large scores": tap(channels=320, scale=2e7),
     "negative scores": tap(scores=[-1e-6 * n for n in range(24)]),
-    "few pictures": tap(drivers=drivers([3, 4], 1, "strange \x00 $x$ <b> 猫")),
-    "nothing to see": tap(scores=[0.0] * 24, attention=[1 / 24] * 24, drivers=[]),
+    "few pictures": tap(influential_samples=drivers([3, 4], 1, "strange \x00 $x$ <b> 猫")),
+    "nothing to see": tap(scores=[0.0] * 24, attention=[1 / 24] * 24, influential_samples=[]),
 }
 
 

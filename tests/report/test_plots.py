@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from delta_transfer.errors import UserError
-from delta_transfer.report.comparison.accuracies import plot_accuracies
+from delta_transfer.report.comparison.accuracies import save_ranking_plot
 from delta_transfer.report.figures import INK, inline_svg, printable, render
 from tests.report.made import make_comparison
 
@@ -39,7 +39,7 @@ def draw_line(figure: Figure) -> None:
 class TestPlotAccuracies:
     def test_png(self, comparison: Path, tmp_path: Path) -> None:
         path = tmp_path / "pictures" / "a.png"
-        plot_accuracies(comparison, path)
+        save_ranking_plot(comparison, path)
         with Image.open(path) as image:
             assert image.mode == "RGBA"
             assert image.width > 1000
@@ -48,7 +48,7 @@ class TestPlotAccuracies:
 
     def test_svg(self, comparison: Path, tmp_path: Path) -> None:
         path = tmp_path / "pictures" / "a.svg"
-        plot_accuracies(comparison, path)
+        save_ranking_plot(comparison, path)
         root = ET.parse(path).getroot()
         assert root.tag == f"{SVG}svg"
         assert not root.findall(f".//{SVG}text")  # letters are drawn: no font is needed
@@ -58,13 +58,13 @@ class TestPlotAccuracies:
         alone = tmp_path / "alone"
         alone.mkdir()
         (alone / "results.csv").write_bytes((comparison / "results.csv").read_bytes())
-        plot_accuracies(alone, alone / "a.png")
+        save_ranking_plot(alone, alone / "a.png")
 
     @pytest.mark.parametrize("name", ["a.png", "a.svg"])
     def test_same_bytes_twice(self, comparison: Path, tmp_path: Path, name: str) -> None:
         for folder in ("first", "second"):
             (tmp_path / folder).mkdir()
-            plot_accuracies(comparison, tmp_path / folder / name)
+            save_ranking_plot(comparison, tmp_path / folder / name)
         first, second = ((tmp_path / folder / name).read_bytes() for folder in ("first", "second"))
         assert first == second
         assert not re.search(rb"dc:date|tIME", first)
@@ -72,16 +72,16 @@ class TestPlotAccuracies:
     def test_perfect_accuracies(self, tmp_path: Path) -> None:
         made = {("delta", seed): {"test_accuracy": value} for seed, value in enumerate([1, 1, 0.9])}
         folder = make_comparison(tmp_path / "runs", made)
-        plot_accuracies(folder, tmp_path / "a.svg")
+        save_ranking_plot(folder, tmp_path / "a.svg")
         assert "95% interval 82.3% to 111.0%" in (tmp_path / "a.svg").read_text()
 
     def test_other_kinds(self, comparison: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"a\.pdf must end in \.png or \.svg"):
-            plot_accuracies(comparison, tmp_path / "a.pdf")
+            save_ranking_plot(comparison, tmp_path / "a.pdf")
 
     def test_no_comparison(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"results\.csv is missing"):
-            plot_accuracies(tmp_path, tmp_path / "a.png")
+            save_ranking_plot(tmp_path, tmp_path / "a.png")
 
 
 class TestInlineSvg:

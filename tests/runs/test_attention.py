@@ -19,10 +19,15 @@ from delta_transfer.config.train import MAX_SEED, TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import LinearProbe
 from delta_transfer.runs import attention as module
-from delta_transfer.runs.attention import attention_order, describe, estimate, given_attention
+from delta_transfer.runs.attention import (
+    attention_sample_order,
+    describe_attention,
+    estimate,
+    load_given_attention,
+)
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.runs.preparation.prepared import Prepared, regroup
-from delta_transfer.training.loaders import plain_loader
+from delta_transfer.runs.preparation.prepared import RunSetup, resplit
+from delta_transfer.training.loaders import eval_dataloader
 from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
 from tests.networks import conv_net, moved
@@ -36,7 +41,7 @@ def config(pictures: Path, **options: Any) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures) -> Prepared:
+def prepared(pictures) -> RunSetup:
     return prepare(config(pictures), network=conv_net())
 
 
@@ -60,35 +65,35 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-def with_head(prepared: Prepared, probe: LinearProbe) -> nn.Module:
+def with_head(prepared: RunSetup, probe: LinearProbe) -> nn.Module:
     """The source, with a head that was fitted."""
     head = nn.Linear(probe.weight.shape[1], len(probe.bias))
     head.load_state_dict({"weight": probe.weight, "bias": probe.bias})
     return reference.with_head(prepared.source, prepared.backbone.head, head)
 
 
-def training_pictures(prepared: Prepared, options: TrainConfig) -> tuple[Tensor, Tensor]:
+def training_pictures(prepared: RunSetup, options: TrainConfig) -> tuple[Tensor, Tensor]:
     """All of them, in their own order."""
-    loader = plain_loader(prepared.task.train, prepared.backbone.input, options)
+    loader = eval_dataloader(prepared.task.train, prepared.backbone.input_spec, options)
     return tuple(torch.cat(parts) for parts in zip(*loader, strict=True))
 
 
 class TestOrder:
     def test_it_has_every_picture_once_and_the_first_are_the_same_whatever_their_number(self):
-        order = attention_order(TrainConfig(data="x"), 50)
+        order = attention_sample_order(TrainConfig(data="x"), 50)
         assert sorted(order) == list(range(50))
         assert order != sorted(order)
         for samples in (1, 7, 50, 90):
             some = TrainConfig(data="x", attention_samples=samples)
-            assert attention_order(some, 50) == order[:samples]
+            assert attention_sample_order(some, 50) == order[:samples]
 
     def test_the_seed_draws_it_and_nothing_else(self):
-        first = attention_order(TrainConfig(data="x"), 50)
+        first = attention_sample_order(TrainConfig(data="x"), 50)
         torch.manual_seed(3)
         state = torch.get_rng_state()
-        assert attention_order(TrainConfig(data="x", lr=1.0), 50) == first
+        assert attention_sample_order(TrainConfig(data="x", lr=1.0), 50) == first
         assert torch.equal(torch.get_rng_state(), state)
-        others = [attention_order(TrainConfig(data="x", seed=s), 50) for s in (1, MAX_SEED)]
+        others = [attention_sample_order(TrainConfig(data="x", seed=s), 50) for s in (1, MAX_SEED)]
         assert first not in others
         assert others[0] != others[1]
 
@@ -102,21 +107,24 @@ class TestEstimate:
         options = config(pictures, attention=method, attention_samples=samples)
         found = estimate(prepared, options)
         inputs, targets = training_pictures(prepared, options)
-        some = attention_order(options, len(inputs))
+        some = attention_sample_order(options, len(inputs))
         slow = {"exact": reference.exact_scores, "gradient": reference.gradient_scores}[method]
         network = with_head(prepared, prepared.probe)
         for tap in TAPS:
             expected = slow(network, inputs[some], targets[some], tap, 1, F.cross_entropy)
             largest = max(map(abs, expected))
             assert found.scores[tap].tolist() == pytest.approx(expected, abs=1e-4 * largest)
-        assert (found.method, found.samples, found.taps) == (method, samples or 24, TAPS)
+        assert (found.estimator, found.samples, found.taps) == (method, samples or 24, TAPS)
         assert found.source == weights_fingerprint(prepared.source, head="fc")
-        assert (found.data, found.preprocessing) == (prepared.data, prepared.preprocessing)
+        assert (found.data, found.preprocessing) == (
+            prepared.data_fingerprint,
+            prepared.preprocessing,
+        )
 
     def test_the_pictures_that_drive_a_channel_are_found_by_the_order(self, prepared, pictures):
         options = config(pictures, attention="exact", attention_samples=9)
         found = estimate(prepared, options)
-        order = attention_order(options, 24)
+        order = attention_sample_order(options, 24)
         inputs, targets = training_pictures(prepared, options)
         network = with_head(prepared, prepared.probe)
         growth = torch.tensor(
@@ -127,7 +135,7 @@ class TestEstimate:
                 for i in order
             ]
         )
-        for channel, drivers in enumerate(found.drivers["conv3"].tolist()):
+        for channel, drivers in enumerate(found.influential_samples["conv3"].tolist()):
             expected = growth[:, channel].topk(len(drivers)).indices
             assert [order[i] for i in drivers] == [order[i] for i in expected.tolist()]
 
@@ -145,8 +153,8 @@ class TestEstimate:
             pictures,
             attention="exact",
             attention_temperature=2.0,
-            attention_clip=1.5,
-            attention_floor=True,
+            score_clip=1.5,
+            clamp_negative_scores=True,
             attention_tolerance=1e-9,
             seed=7,
         )
@@ -155,7 +163,11 @@ class TestEstimate:
         (asked,) = measured
         expected = {"temperature": 2.0, "clip": 1.5, "floor": True, "tolerance": 1e-9, "seed": 7}
         assert {name: asked[name] for name in expected} == expected
-        assert (found.temperature, found.clip, found.floor) == (2.0, 1.5, True)
+        assert (found.temperature, found.score_clip, found.clamp_negative_scores) == (
+            2.0,
+            1.5,
+            True,
+        )
         assert told[-1][0] == told[-1][1] > 0
         (file,) = empty_cache.iterdir()
         assert asked["partial"] == file.with_suffix(".partial")
@@ -163,7 +175,7 @@ class TestEstimate:
     def test_an_exact_one_that_is_broken_off_goes_on_where_it_stopped(
         self, prepared, pictures, measured, empty_cache, monkeypatch
     ):
-        monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+        monkeypatch.setattr(checkpoint, "WRITE_INTERVAL_S", 0.0)
         options = config(pictures, attention="exact")
         told = []
 
@@ -184,7 +196,7 @@ class TestEstimate:
         whole = estimate(prepared, options)
         for tap in TAPS:
             assert torch.equal(found.scores[tap], whole.scores[tap])
-            assert torch.equal(found.errors[tap], whole.errors[tap])
+            assert torch.equal(found.standard_errors[tap], whole.standard_errors[tap])
         assert found.uncertainty == whole.uncertainty
 
     def test_the_log_says_how_far_a_slow_one_is(self, monkeypatch, caplog):
@@ -214,7 +226,9 @@ class TestEstimate:
         found = estimate(prepared, config(pictures))
         peaks = {"norm1": torch.zeros(4), "conv3": torch.tensor([1.0, 0, 0, 0, 0, 0])}
         sharp = dataclasses.replace(found, scores=peaks, temperature=0.01)
-        assert describe(sharp) == "effective channels 4.0 of 4 at norm1, 1.0 of 6 at conv3"
+        assert (
+            describe_attention(sharp) == "effective channels 4.0 of 4 at norm1, 1.0 of 6 at conv3"
+        )
 
 
 def weighing(scores: Tensor, *, temperature: float, clip: float = math.inf, floor: bool) -> Tensor:
@@ -230,8 +244,8 @@ class TestCache:
         [
             {},
             {"attention_temperature": 1.0},
-            {"attention_temperature": 1.0, "attention_clip": 0.5},
-            {"attention_floor": True},
+            {"attention_temperature": 1.0, "score_clip": 0.5},
+            {"clamp_negative_scores": True},
             {"lr": 0.1, "epochs": 9, "strength": 2.0, "method": "delta", "workers": 1},
         ],
         ids=str,
@@ -247,8 +261,8 @@ class TestCache:
             expected = weighing(
                 first.scores[tap],
                 temperature=options.get("attention_temperature", 5.0),
-                clip=options.get("attention_clip", math.inf),
-                floor=options.get("attention_floor", False),
+                clip=options.get("score_clip", math.inf),
+                floor=options.get("clamp_negative_scores", False),
             )
             assert torch.allclose(second.attention[tap].double(), expected, rtol=1e-5)
         # How sure the attention is was found out for the first one alone.
@@ -256,7 +270,11 @@ class TestCache:
         assert all(math.isfinite(value) for value in first.uncertainty.values())
         assert all(math.isfinite(value) == same for value in second.uncertainty.values())
         again = estimate(prepared, plain)
-        assert (again.temperature, again.clip, again.floor) == (5.0, None, False)
+        assert (again.temperature, again.score_clip, again.clamp_negative_scores) == (
+            5.0,
+            None,
+            False,
+        )
         assert again.uncertainty == first.uncertainty
 
     @pytest.mark.parametrize(
@@ -307,12 +325,12 @@ class TestCache:
             lambda found: dataclasses.replace(
                 found, preprocessing={**found.preprocessing, "crop_pct": 0.5}
             ),
-            lambda found: regroup(found, train=range(12), val=range(12, 24)),
+            lambda found: resplit(found, train=range(12), val=range(12, 24)),
         ],
         ids=["weights", "taps", "head", "preprocessing", "fold"],
     )
     def test_nor_is_it_that_of_anything_else(
-        self, prepared, pictures, measured, change: Callable[[Prepared], Prepared]
+        self, prepared, pictures, measured, change: Callable[[RunSetup], RunSetup]
     ):
         for found in (prepared, change(prepared), prepared, change(prepared)):
             estimate(found, config(pictures))
@@ -332,36 +350,40 @@ class TestCache:
 class TestGiven:
     @pytest.fixture
     def file(self, prepared, pictures, tmp_path) -> Path:
-        asked = {"attention_temperature": 2.0, "attention_clip": 1.0, "attention_floor": True}
+        asked = {"attention_temperature": 2.0, "score_clip": 1.0, "clamp_negative_scores": True}
         estimate(prepared, config(pictures, **asked)).save(tmp_path / "file")
         return tmp_path / "file"
 
     def test_a_file_is_as_it_was_made(self, prepared, pictures, file):
-        found = given_attention(prepared, config(pictures, attention=str(file)))
-        assert (found.temperature, found.clip, found.floor) == (2.0, 1.0, True)
+        found = load_given_attention(prepared, config(pictures, attention=str(file)))
+        assert (found.temperature, found.score_clip, found.clamp_negative_scores) == (
+            2.0,
+            1.0,
+            True,
+        )
         assert all(math.isfinite(value) for value in found.uncertainty.values())
 
     @pytest.mark.parametrize(
         ("options", "expected"),
         [
             ({"attention_temperature": 5.0}, (5.0, 1.0, True)),
-            ({"attention_clip": 3.0}, (2.0, 3.0, True)),
-            ({"attention_floor": True}, (2.0, 1.0, True)),
+            ({"score_clip": 3.0}, (2.0, 3.0, True)),
+            ({"clamp_negative_scores": True}, (2.0, 1.0, True)),
         ],
     )
     def test_what_is_asked_for_is_applied_to_it(self, prepared, pictures, file, options, expected):
-        found = given_attention(prepared, config(pictures, attention=str(file), **options))
-        assert (found.temperature, found.clip, found.floor) == expected
+        found = load_given_attention(prepared, config(pictures, attention=str(file), **options))
+        assert (found.temperature, found.score_clip, found.clamp_negative_scores) == expected
 
     def test_nothing_is_given_where_it_is_estimated_or_not_needed(self, prepared, pictures, file):
-        assert given_attention(prepared, config(pictures)) is None
+        assert load_given_attention(prepared, config(pictures)) is None
         without = config(pictures, attention=str(file), method="delta_no_attention")
-        assert given_attention(prepared, without) is None
+        assert load_given_attention(prepared, without) is None
 
     def test_its_taps_are_taken_and_may_be_named(self, prepared, pictures, file):
         for taps in ("auto", "conv3,norm1"):
             options = config(pictures, attention=str(file), taps=taps)
-            assert given_attention(prepared, options).taps == TAPS
+            assert load_given_attention(prepared, options).taps == TAPS
 
     @pytest.mark.parametrize(
         ("change", "options", "message"),
@@ -416,7 +438,7 @@ class TestGiven:
         if options.get("taps", "auto") != "auto":
             prepared = dataclasses.replace(prepared, taps=tuple(options["taps"].split(",")))
         with pytest.raises(UserError, match=message) as caught:
-            given_attention(prepared, asked)
+            load_given_attention(prepared, asked)
         assert str(caught.value).startswith(f"--attention {tmp_path / 'other'} was made ")
         assert "or let attention be estimated (--attention refined)" in str(caught.value)
 
@@ -426,4 +448,4 @@ class TestGiven:
         attention = ChannelAttention.load(file)
         dataclasses.replace(attention, data=None, preprocessing=None).save(tmp_path / "own")
         options = config(pictures, attention=str(tmp_path / "own"))
-        assert given_attention(prepared, options).data is None
+        assert load_given_attention(prepared, options).data is None

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image, ImageOps
 
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.attention.estimators.checkpoint import PartialFile
-from delta_transfer.attention.estimators.job import PIECE
+from delta_transfer.attention.estimators.checkpoint import EstimateCheckpoint
+from delta_transfer.attention.estimators.job import CHUNK_SIZE
 from delta_transfer.cli.main import main
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.runs.attention import attention_order
+from delta_transfer.runs.attention import attention_sample_order
 from tests.run_folders import CLASSES, SPLITS, flags
 
 LITE0_TAPS = ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
@@ -43,7 +43,7 @@ def test_it_prints_a_line_for_each_tap_and_leaves_two_files(capsys, command, tmp
     for tap, (channels, effective, _, error, least, most, *top) in rows.items():
         weights, scores = attention.attention[tap], attention.scores[tap]
         assert int(channels) == len(scores)
-        assert float(effective) == pytest.approx(attention.effective[tap], abs=0.06)
+        assert float(effective) == pytest.approx(attention.effective_channels[tap], abs=0.06)
         assert float(error.removesuffix("%")) > 0
         assert float(least) == pytest.approx(len(scores) * weights.min().item(), abs=0.006)
         assert float(most) == pytest.approx(len(scores) * weights.max().item(), abs=0.006)
@@ -68,8 +68,12 @@ def test_json_is_of_the_file(capsys, command, tmp_path):
         "floor": True,
     }
     attention = ChannelAttention.load(values["file"])
-    assert (attention.temperature, attention.clip, attention.floor) == (1, 2, True)
-    assert {tap["tap"]: tap["effective"] for tap in taps} == attention.effective
+    assert (attention.temperature, attention.score_clip, attention.clamp_negative_scores) == (
+        1,
+        2,
+        True,
+    )
+    assert {tap["tap"]: tap["effective"] for tap in taps} == attention.effective_channels
     assert {tap["tap"]: tap["entropy"] for tap in taps} == attention.entropy
 
 
@@ -160,19 +164,19 @@ def test_one_that_was_broken_off_goes_on(capsys, command, tmp_path, monkeypatch)
     command = [*command, "--estimator=exact", "--json"]
     cache = tmp_path / "cache"
     monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(cache))
-    monkeypatch.setattr("delta_transfer.attention.estimators.checkpoint.INTERVAL", 0)
-    write = PartialFile.write
+    monkeypatch.setattr("delta_transfer.attention.estimators.checkpoint.WRITE_INTERVAL_S", 0)
+    write = EstimateCheckpoint.write
 
-    def broken_off(self: PartialFile, state: Any) -> None:
+    def broken_off(self: EstimateCheckpoint, state: Any) -> None:
         write(self, state)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(PartialFile, "write", broken_off)
+        patch.setattr(EstimateCheckpoint, "write", broken_off)
         assert main(command) == 1
     assert capsys.readouterr().err.endswith("goes on where it stopped\n")
     assert main(command) == 0
-    assert f"going on after {PIECE} samples" in capsys.readouterr().err
+    assert f"going on after {CHUNK_SIZE} samples" in capsys.readouterr().err
     assert not list(cache.rglob("*.partial"))
     file = tmp_path / "pets.safetensors"
     first = file.read_bytes()
@@ -188,10 +192,10 @@ def test_its_pictures_are_those_that_were_measured_on(command, pictures, monkeyp
         shown.extend(taps)
         return b""
 
-    monkeypatch.setattr("delta_transfer.runs.attention_report.attention_figure", figure)
+    monkeypatch.setattr("delta_transfer.runs.attention_report.draw_attention_figure", figure)
     assert main([*command, "--samples=1", "--seed=3"]) == 0
     (tap,) = shown
-    (position,) = attention_order(
+    (position,) = attention_sample_order(
         TrainConfig(data="x", seed=3, attention_samples=1), sum(SPLITS["train"])
     )
     label, number = CLASSES[position // SPLITS["train"][0]], position % SPLITS["train"][0]

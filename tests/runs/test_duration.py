@@ -10,10 +10,10 @@ import torch
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.runs import duration as module
 from delta_transfer.runs.duration import estimate_minutes
-from delta_transfer.runs.fine_tune import DRIFT_PICTURES
-from delta_transfer.runs.plan import Tuning
+from delta_transfer.runs.fine_tune import DRIFT_SAMPLES
+from delta_transfer.runs.plan import FineTunePlan
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.runs.preparation.prepared import Prepared
+from delta_transfer.runs.preparation.prepared import RunSetup
 from tests.run_folders import tiny
 
 TRAIN, VAL = 18, 6  # of 24 pictures a quarter is held out
@@ -24,11 +24,11 @@ CHANNELS = 24 + 40 + 112 + 320  # of EfficientNet-Lite0 at its auto taps
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures, tmp_path_factory) -> Prepared:
+def prepared(pictures, tmp_path_factory) -> RunSetup:
     found = prepare(
         tiny(pictures / "train", tmp_path_factory.mktemp("prepared"), val_fraction=0.25)
     )
-    return dataclasses.replace(found, probe_seconds=PROBE)
+    return dataclasses.replace(found, probe_wall_time_s=PROBE)
 
 
 @pytest.fixture(autouse=True)
@@ -44,15 +44,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def seconds(prepared: Prepared, method: str = "l2", epochs: int = 1, **options: Any) -> float:
+def seconds(prepared: RunSetup, method: str = "l2", epochs: int = 1, **options: Any) -> float:
     config = tiny("x", "y", **{"refit": "never", **options})
-    tuning = Tuning(config=config, method=METHODS[method], epochs=epochs, attention=None)
+    tuning = FineTunePlan(config=config, method=METHODS[method], epochs=epochs, attention=None)
     return 60 * estimate_minutes(prepared, tuning)
 
 
 @pytest.mark.parametrize("epochs", [1, 7])
 def test_every_epoch_trains_on_all_validates_and_measures_drift(prepared, epochs):
-    expected = epochs * (TRAIN * STEP + (VAL + DRIFT_PICTURES) * FORWARD)
+    expected = epochs * (TRAIN * STEP + (VAL + DRIFT_SAMPLES) * FORWARD)
     assert seconds(prepared, epochs=epochs) == pytest.approx(expected)
 
 
@@ -62,7 +62,7 @@ def test_the_refit_is_as_long_as_all_epochs_at_most(prepared):
 
 
 def test_folds_train_on_all_but_one_and_then_on_all(prepared):
-    folds = 2 * (TRAIN + VAL) * STEP + (TRAIN + VAL + 3 * DRIFT_PICTURES) * FORWARD
+    folds = 2 * (TRAIN + VAL) * STEP + (TRAIN + VAL + 3 * DRIFT_SAMPLES) * FORWARD
     expected = folds + (TRAIN + VAL) * STEP + 4 * PROBE
     assert seconds(prepared, refit="auto", folds=3) == pytest.approx(expected)
 
@@ -99,9 +99,9 @@ def test_attention_is_counted_by_its_forward_passes(prepared, options, passes):
 def test_workers_read_while_the_network_computes(prepared, monkeypatch):
     ticks = iter([0.0, 8.0 * TRAIN, 0.0, 0.0])  # eight seconds to read a picture
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
-    batch = {"batch_size": TRAIN, "workers": 2}
+    batch = {"batch_size": TRAIN, "num_workers": 2}
     assert seconds(prepared, **batch) == pytest.approx(
-        (TRAIN + VAL) * 8.0 / 2 + DRIFT_PICTURES * FORWARD
+        (TRAIN + VAL) * 8.0 / 2 + DRIFT_SAMPLES * FORWARD
     )
 
 
@@ -121,7 +121,7 @@ def test_no_more_pictures_are_measured_at_once_than_train_or_fit_into_memory(pre
 
     expected = seconds(prepared)
     monkeypatch.setattr(module, "_seconds_per_step", measure)
-    found = seconds(prepared, batch_size=16, accumulate=2, precision="bf16")
+    found = seconds(prepared, batch_size=16, gradient_accumulation_steps=2, precision="bf16")
     assert asked == [(8, "bf16-mixed"), (4, "bf16-mixed"), (2, "bf16-mixed")]
     assert found == pytest.approx(expected)
 

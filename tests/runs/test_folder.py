@@ -6,7 +6,13 @@ import pytest
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.runs import folder as module
-from delta_transfer.runs.folder import check_folder, default_folder, foreign, leftovers, make_folder
+from delta_transfer.runs.folder import (
+    check_folder,
+    default_folder,
+    find_foreign_file,
+    find_temporary_files,
+    make_folder,
+)
 from delta_transfer.utils.logging import log_to
 
 DATA = "some-pictures"
@@ -231,15 +237,15 @@ class TestWhatOverwriteDeletes:
     def test_what_is_in_the_folder_of_a_run_is_told_apart(self, tmp_path):
         run = self.run_in(tmp_path / "run")
         (run / ".result.json.a_1b2c3d").touch()
-        assert foreign(run) is None
+        assert find_foreign_file(run) is None
         (run / ".result.json").touch()
-        assert foreign(run) == ".result.json"
+        assert find_foreign_file(run) == ".result.json"
 
     def test_leftovers_are_those_of_a_comparisons_own_files(self, tmp_path):
         folder = self.comparison_in(tmp_path / "b")
         for name in (".compare.yaml.a1b2c3d4", ".gitignore", ".thesis.tex.a1b2c3d4"):
             (folder / name).touch()
-        assert leftovers(folder) == [folder / ".compare.yaml.a1b2c3d4"]
+        assert find_temporary_files(folder) == [folder / ".compare.yaml.a1b2c3d4"]
 
     @pytest.mark.parametrize(
         ("option", "form"),

@@ -13,20 +13,20 @@ pytest.importorskip("rdkit", reason="RDKit is not installed")
 from delta_transfer import TrainConfig, train
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.graph_models import load_graph_backbone
-from delta_transfer.cli.commands.evaluate import describe
+from delta_transfer.cli.commands.evaluate import format_evaluation
 from delta_transfer.cli.main import main
 from delta_transfer.data.graphs.loader import collate_graphs
-from delta_transfer.data.molecules.nci import offline_smiles
+from delta_transfer.data.molecules.nci import load_nci_smiles
 from delta_transfer.data.molecules.scaffold_split import scaffold
 from delta_transfer.data.molecules.smiles import read_molecule
-from delta_transfer.data.task import Split, pool
+from delta_transfer.data.task import Split, pool_train_and_val
 from delta_transfer.errors import UserError
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.report.run_files import read_molecules
-from delta_transfer.runs.folder import foreign
-from delta_transfer.runs.model_soup import ALONE, percent
+from delta_transfer.runs.folder import find_foreign_file
+from delta_transfer.runs.model_soup import SINGLE_MODELS, format_percent
 from delta_transfer.runs.predictions import atom_distances
-from delta_transfer.runs.preparation.task import find_task
+from delta_transfer.runs.preparation.task import find_data
 from delta_transfer.runs.selection import _folds
 from tests.data.graphs.test_tudataset import write as write_tu
 
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
     with (folder / "molecules.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["smiles", "nitrogen", "chlorine"])
-        for number, smiles in enumerate(offline_smiles()[:80]):
+        for number, smiles in enumerate(load_nci_smiles()[:80]):
             chlorine = "" if number % 7 == 0 else int("Cl" in smiles)
             writer.writerow([smiles, int("N" in smiles or "n" in smiles), chlorine])
     torch.manual_seed(0)
@@ -104,7 +104,7 @@ def test_what_is_said_of_a_run_is_of_molecules(run, folder):
     log, page = (run / "train.log").read_text(), (run / "report.html").read_text()
     assert "20 test molecules" in log
     assert "20 test molecules" in page
-    said = describe(Predictor(run, device="cpu").evaluate(str(folder / "molecules.csv")))
+    said = format_evaluation(Predictor(run, device="cpu").evaluate(str(folder / "molecules.csv")))
     assert said[0].split() == ["molecules", "20"]
     assert said[2].startswith("molecules/s ")
     for text in (log, page, *said):
@@ -115,29 +115,29 @@ def test_strength_auto_takes_the_better_of_two_that_began_with_heads_of_their_ow
     own = {"method": "delta_no_attention", "strength": "auto", "epochs": 1}
     found = train(options(folder, tmp_path / "run", **own))
     losses = found.strength_search.losses
-    assert set(losses) == {percent(shares) for shares in ALONE}
-    assert losses[percent(found.strength_search.shares)] == min(losses.values())
+    assert set(losses) == {format_percent(shares) for shares in SINGLE_MODELS}
+    assert losses[format_percent(found.strength_search.mixing_coefficients)] == min(losses.values())
     assert "the lowest validation loss" in (found.folder / "train.log").read_text()
 
 
 def test_folds_keep_scaffolds_together(folder, tmp_path):
-    task = find_task(options(folder, tmp_path, split="scaffold"))
-    paths = pool(task).paths
+    task = find_data(options(folder, tmp_path, split="scaffold"))
+    paths = pool_train_and_val(task).paths
     folds = _folds(task, 2, seed=0)
     assert sorted(i for _, val in folds for i in val) == list(range(len(paths)))
     ones, others = ({scaffold(paths[i]) for i in val} for _, val in folds)
     assert not ones & others
-    spread = find_task(options(folder, tmp_path, split="random"))
-    assert len({scaffold(path) for path in pool(spread).paths}) < 60
+    spread = find_data(options(folder, tmp_path, split="random"))
+    assert len({scaffold(path) for path in pool_train_and_val(spread).paths}) < 60
     for _, val in _folds(spread, 2, seed=0):
-        assert len(val) == len(pool(spread).paths) / 2
+        assert len(val) == len(pool_train_and_val(spread).paths) / 2
 
 
 @pytest.mark.slow
 def test_folds_of_molecules(folder, tmp_path):
     own = {"split": "scaffold", "method": "l2", "epochs": 1, "folds": 2}
     result = train(options(folder, tmp_path / "run", **own))
-    assert (result.refitted, result.pictures) == (True, 60)
+    assert (result.refitted, result.num_train_samples) == (True, 60)
     with (result.folder / "metrics.csv").open() as file:
         figures = [row["val_roc_auc"] for row in csv.DictReader(file) if row["val_roc_auc"]]
     assert len(figures) == 2
@@ -215,12 +215,12 @@ def test_evaluation_of_the_runs_own_data_repeats_its_figure(run, folder):
 
 @pytest.mark.slow
 def test_going_on_gives_the_same_bytes(run, folder, monkeypatch):
-    from delta_transfer.training.module import FineTuning
+    from delta_transfer.training.module import FineTuneModule
 
     class Stopped(Exception):
         pass
 
-    step, count = FineTuning.training_step, [0]
+    step, count = FineTuneModule.training_step, [0]
 
     def stopping(self, batch, index):
         count[0] += 1
@@ -230,7 +230,7 @@ def test_going_on_gives_the_same_bytes(run, folder, monkeypatch):
 
     again = folder / "again"
     with monkeypatch.context() as patch:
-        patch.setattr(FineTuning, "training_step", stopping)
+        patch.setattr(FineTuneModule, "training_step", stopping)
         with pytest.raises(Stopped):
             train(options(folder, again, checkpoint_steps=1))
     train(options(folder, again, checkpoint_steps=1, resume=True))
@@ -257,7 +257,7 @@ def tu_run(tmp_path_factory):
     """A finished run on paths and points, which are in all splits."""
     root = tmp_path_factory.mktemp("tu")
     write_tu(root / "TOY/raw")
-    spec, model = GraphSpec(node_features="numbers", columns=3), "pyg/GIN-2x8"
+    spec, model = GraphSpec(node_features="numbers", num_node_features=3), "pyg/GIN-2x8"
     torch.manual_seed(0)
     network = load_graph_backbone(model, num_outputs=2, spec=spec, pretrained=False).module
     state = {key: t for key, t in network.state_dict().items() if not key.startswith("head")}
@@ -332,7 +332,7 @@ def test_what_only_pictures_have_is_refused_before_anything_is_written(
 def test_every_file_of_a_run_on_molecules_is_known_for_one(run, folder):
     result = json.loads((run / "result.json").read_text())
     assert train(options(folder, run, resume=True)).test_roc_auc == result["test_roc_auc"]
-    assert foreign(run) is None
+    assert find_foreign_file(run) is None
 
 
 def write_answers(path, header, answers):
@@ -344,20 +344,22 @@ def write_answers(path, header, answers):
 
 class TestEvaluationOfOtherData:
     def test_columns_that_are_not_asked_for_do_not_matter(self, run, tmp_path):
-        rows = [[smiles, number % 2, 0.5] for number, smiles in enumerate(offline_smiles()[90:102])]
+        rows = [
+            [smiles, number % 2, 0.5] for number, smiles in enumerate(load_nci_smiles()[90:102])
+        ]
         write_answers(tmp_path / "other.csv", ["smiles", "chlorine", "weight"], rows)
         found = Predictor(run, device="cpu").evaluate(str(tmp_path / "other.csv"))
-        figures = {column.name: column.known for column in found.columns}
+        figures = {column.name: column.num_labelled for column in found.targets}
         assert figures == {"nitrogen": 0, "chlorine": 12}
 
     def test_values_are_no_answers_to_questions(self, run, tmp_path):
-        rows = [[smiles, 0.1 * n] for n, smiles in enumerate(offline_smiles()[90:96])]
+        rows = [[smiles, 0.1 * n] for n, smiles in enumerate(load_nci_smiles()[90:96])]
         write_answers(tmp_path / "other.csv", ["smiles", "chlorine"], rows)
         with pytest.raises(UserError, match="give 0 or 1"):
             Predictor(run, device="cpu").evaluate(str(tmp_path / "other.csv"))
 
     def test_without_a_column_of_the_run(self, run, tmp_path):
-        rows = [[smiles, n % 2] for n, smiles in enumerate(offline_smiles()[90:96])]
+        rows = [[smiles, n % 2] for n, smiles in enumerate(load_nci_smiles()[90:96])]
         write_answers(tmp_path / "other.csv", ["smiles", "toxic"], rows)
         with pytest.raises(UserError, match=r"none of the columns .*nitrogen, chlorine"):
             Predictor(run, device="cpu").evaluate(str(tmp_path / "other.csv"))
@@ -369,7 +371,7 @@ class TestEvaluationOfOtherData:
 
 @pytest.mark.slow
 def test_a_figure_that_is_undefined_ends_no_comparison(folder, tmp_path, capsys):
-    rows = [[smiles, int(number == 3)] for number, smiles in enumerate(offline_smiles()[:60])]
+    rows = [[smiles, int(number == 3)] for number, smiles in enumerate(load_nci_smiles()[:60])]
     write_answers(tmp_path / "rare.csv", ["smiles", "rare"], rows)
     args = ["compare", str(tmp_path / "rare.csv"), "--out", str(tmp_path / "c"), "--seeds", "0"]
     args += ["--methods", "probe", "--split", "random", "--test-split", "0.25", *SHARED]

@@ -10,16 +10,16 @@ from timm.optim import param_groups_layer_decay
 
 from delta_transfer import train
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.runs.model_soup import average
-from delta_transfer.runs.plan import RANDOM_HEAD_LR
+from delta_transfer.runs.model_soup import average_states
+from delta_transfer.runs.plan import RANDOM_HEAD_LR_FACTOR
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.training.module import FineTuning
+from delta_transfer.training.module import FineTuneModule
 from tests.run_folders import model_bytes, tiny
 
 ALL = {
-    "accumulate": 3,
+    "gradient_accumulation_steps": 3,
     "precision": "bf16",
-    "clip": 0.5,
+    "grad_clip": 0.5,
     "ema": 0.5,
     "layer_decay": 0.75,
     "deterministic": True,
@@ -35,16 +35,16 @@ def test_averages_of_both_trainings_and_of_their_refits_are_what_is_kept(picture
     assert found.refitted
     assert search is not None
     states = []
-    for epoch, name in zip(search.epochs, ("refit", "weaker/refit"), strict=True):
+    for epoch, name in zip(search.best_epochs, ("refit", "weaker/refit"), strict=True):
         assert epoch > 0
         path = found.folder / name / "checkpoints" / "last.ckpt"
         state = torch.load(path, weights_only=True)["state_dict"]
         prefix = "average.module."
         states.append({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
     joined = prepare(config).backbone.module.state_dict()
-    expected = average([joined, *states], search.shares)
+    expected = average_states([joined, *states], search.mixing_coefficients)
     model = load_file(found.folder / "model" / "model.safetensors")
-    assert search.shares[0] == 0  # so that the head of the start does not matter
+    assert search.mixing_coefficients[0] == 0  # so that the head of the start does not matter
     for name, tensor in model.items():
         assert torch.allclose(tensor, expected[name].to(tensor), atol=1e-6)
 
@@ -55,17 +55,17 @@ def test_a_run_with_every_option_goes_on_to_the_same_bytes(pictures, tmp_path, m
     options = {"method": "delta_no_attention", "lr": lr, "checkpoint_steps": 1, **ALL}
     whole = train(tiny(pictures, tmp_path / "whole", **options))
     broken, steps = tiny(pictures, tmp_path / "broken", **options), []
-    step = FineTuning.training_step
+    step = FineTuneModule.training_step
 
     def limited(self, batch, index):
-        if self.optimization.schedule != "rising":
+        if self.optimizer_config.schedule != "rising":
             steps.append(index)
         if len(steps) == 5:
             raise RuntimeError("broken off")
         return step(self, batch, index)
 
     with monkeypatch.context() as patched:
-        patched.setattr(FineTuning, "training_step", limited)
+        patched.setattr(FineTuneModule, "training_step", limited)
         with pytest.raises(RuntimeError, match="broken off"):
             train(broken)
     again = train(dataclasses.replace(broken, resume=True))
@@ -79,7 +79,7 @@ def test_a_run_with_every_option_goes_on_to_the_same_bytes(pictures, tmp_path, m
 @pytest.mark.slow
 def test_rates_of_a_run_go_by_head_and_layers(pictures, tmp_path, monkeypatch):
     rates = {}
-    configure = FineTuning.configure_optimizers
+    configure = FineTuneModule.configure_optimizers
 
     def note(self):
         made = configure(self)
@@ -88,9 +88,9 @@ def test_rates_of_a_run_go_by_head_and_layers(pictures, tmp_path, monkeypatch):
             rates.update({names[id(p)]: group["initial_lr"] for p in group["params"]})
         return made
 
-    monkeypatch.setattr(FineTuning, "configure_optimizers", note)
+    monkeypatch.setattr(FineTuneModule, "configure_optimizers", note)
     train(tiny(pictures, tmp_path / "run", method="l2", layer_decay=0.5, epochs=1))
-    assert rates["classifier.weight"] == pytest.approx(RANDOM_HEAD_LR * 1e-4)
+    assert rates["classifier.weight"] == pytest.approx(RANDOM_HEAD_LR_FACTOR * 1e-4)
     network = timm.create_model("tf_efficientnet_lite0", num_classes=3)
     names = {id(p): name for name, p in network.named_parameters()}
     scales = {

@@ -17,9 +17,9 @@ from torchvision.transforms import v2
 from delta_transfer import RunResult, TrainConfig, UserError, train
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.official import OFFICIAL_TAPS
-from delta_transfer.data.registry import load_task
+from delta_transfer.data.registry import load_data
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.training.loaders import training_loader
+from delta_transfer.training.loaders import train_dataloader
 from tests.run_folders import CLASSES, tiny
 
 SIZE = 64
@@ -56,7 +56,7 @@ def official(pictures, weights, tmp_path_factory) -> RunResult:
 
 def batch(pictures: Path, config: TrainConfig) -> tuple[Tensor, Tensor]:
     prepared = prepare(config)
-    loader = training_loader(prepared.task.train, prepared.backbone.input, config)
+    loader = train_dataloader(prepared.task.train, prepared.backbone.input_spec, config)
     loader.sampler.set_epoch(0)
     (found,) = list(loader)
     return found
@@ -124,7 +124,7 @@ def test_the_test_is_the_mean_of_ten_crops(official, pictures):
     network.load_state_dict(load_file(folder / "model.safetensors"))
     side = round(SIZE * 256 / 224)  # of the shorter side, 36 of 40 pixels
     wide = int(side * 40 / 36)
-    task = load_task(str(pictures), seed=0)
+    task = load_data(str(pictures), seed=0)
     with (official.folder / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row, path in zip(rows, task.test.paths, strict=True):

@@ -14,10 +14,10 @@ from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.errors import UserError
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.runs.fine_tune import Tuned, fine_tune
-from delta_transfer.runs.plan import Tuning
+from delta_transfer.runs.fine_tune import FineTuneResult, fine_tune
+from delta_transfer.runs.plan import FineTunePlan
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.runs.preparation.prepared import Prepared
+from delta_transfer.runs.preparation.prepared import RunSetup
 from tests.networks import conv_net, hooks_of
 from tests.run_folders import tiny
 
@@ -29,7 +29,7 @@ OPTIONS = {"epochs": 3, "lr": 3e-3}
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures, tmp_path_factory) -> Prepared:
+def prepared(pictures, tmp_path_factory) -> RunSetup:
     config = tiny(pictures, tmp_path_factory.mktemp("prepared"), **OPTIONS)
     found = prepare(config, network=conv_net(), spec=SPEC)
     torch.manual_seed(0)
@@ -37,9 +37,11 @@ def prepared(pictures, tmp_path_factory) -> Prepared:
     return dataclasses.replace(found, backbone=backbone)
 
 
-def tuned(prepared: Prepared, folder, method: str, *, stop_after=None, **options) -> Tuned:
+def tuned(prepared: RunSetup, folder, method: str, *, stop_after=None, **options) -> FineTuneResult:
     config = tiny("pictures", folder, method=method, **{**OPTIONS, **options})
-    tuning = Tuning(config=config, method=METHODS[method], epochs=config.epochs, attention=None)
+    tuning = FineTunePlan(
+        config=config, method=METHODS[method], epochs=config.epochs, attention=None
+    )
     return fine_tune(prepared, tuning, folder, stop_after=stop_after)
 
 
@@ -67,7 +69,7 @@ def test_a_method_trains_and_leaves_the_plain_network(prepared, tmp_path, method
     assert len(trained) == 3
     logged = {"lwf", "bss", "co_tuning", "ldifs"}
     assert (f"train_{method}" in trained[0]) == (method in logged)
-    assert ("train_l2" in trained[0]) == (METHODS[method].head == "probe")
+    assert ("train_l2" in trained[0]) == (METHODS[method].head_init == "probe")
     for name, tensor in prepared.source.state_dict().items():
         assert torch.equal(tensor, start[name])
     last = last_weights(tmp_path / "one")
@@ -93,8 +95,8 @@ def test_the_refit_takes_the_steps_of_the_fit_that_chose_its_epoch(prepared, tmp
 
 
 def test_validations_are_kept_where_folds_pool_them(prepared, tmp_path):
-    assert len(tuned(prepared, tmp_path / "folds", "l2", folds=2).fitted.validations) == 4
-    assert not tuned(prepared, tmp_path / "one", "l2").fitted.validations
+    assert len(tuned(prepared, tmp_path / "folds", "l2", folds=2).fit_result.val_outputs) == 4
+    assert not tuned(prepared, tmp_path / "one", "l2").fit_result.val_outputs
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ def test_a_network_without_a_classifier_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize("strength", [1.5, -0.5])
 def test_a_strength_of_stochnorm_that_is_no_probability_is_refused(prepared, tmp_path, strength):
-    tuning = Tuning(
+    tuning = FineTunePlan(
         config=tiny("pictures", tmp_path, method="stochnorm"),
         method=dataclasses.replace(METHODS["stochnorm"], strength=strength),
         epochs=1,

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from delta_transfer.data.task import Split
-from delta_transfer.metrics.objectives import Classes
+from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.report.run_files import read_predictions
 from delta_transfer.runs.predictions import column_names, write_examples, write_predictions
 
@@ -31,7 +31,11 @@ def probabilities(of_first: list[float]) -> torch.Tensor:
 
 def test_predictions_are_a_row_for_each_picture_with_all_probabilities(tmp_path):
     write_predictions(
-        tmp_path / "predictions.csv", split([0, 1]), probabilities([0.25, 0.5]), CLASSES, Classes()
+        tmp_path / "predictions.csv",
+        split([0, 1]),
+        probabilities([0.25, 0.5]),
+        CLASSES,
+        Multiclass(),
     )
     assert rows(tmp_path / "predictions.csv") == [
         {
@@ -55,7 +59,7 @@ def test_no_class_is_called_like_another_column(tmp_path):
     classes = ("label", "path", "path (class)", "Path", "prediction", "probability")
     values = torch.eye(6, dtype=torch.float64)
     write_predictions(
-        tmp_path / "predictions.csv", split(list(range(6))), values, classes, Classes()
+        tmp_path / "predictions.csv", split(list(range(6))), values, classes, Multiclass()
     )
     names = [
         "label (class)",
@@ -79,7 +83,11 @@ def test_no_class_is_called_like_another_column(tmp_path):
 def test_the_report_reads_them_under_these_names(tmp_path):
     classes = ("label", "path")
     write_predictions(
-        tmp_path / "predictions.csv", split([0, 1]), probabilities([0.25, 0.5]), classes, Classes()
+        tmp_path / "predictions.csv",
+        split([0, 1]),
+        probabilities([0.25, 0.5]),
+        classes,
+        Multiclass(),
     )
     found = read_predictions(tmp_path)
     assert found.classes == ("label (class)", "path (class)")
@@ -92,7 +100,7 @@ def test_the_report_reads_them_under_these_names(tmp_path):
 def test_a_path_that_is_no_text_can_be_written(tmp_path):
     strange = Split(("caf\udce9.png",), (0,), lambda path: Image.new("RGB", (1, 1)))
     write_predictions(
-        tmp_path / "predictions.csv", strange, probabilities([0.75]), CLASSES, Classes()
+        tmp_path / "predictions.csv", strange, probabilities([0.75]), CLASSES, Multiclass()
     )
     assert rows(tmp_path / "predictions.csv")[0]["path"] == "caf\\udce9.png"
 

@@ -56,8 +56,8 @@ def traces(folder: Path) -> dict[str, bytes]:
 def figures(folder: Path) -> RunResult:
     result = RunResult.load(folder)
     search = result.strength_search
-    search = None if search is None else dataclasses.replace(search, seconds=0)
-    none = {"seconds": 0.0, "memory": 0.0, "folder": Path(), "strength_search": search}
+    search = None if search is None else dataclasses.replace(search, wall_time_s=0)
+    none = {"wall_time_s": 0.0, "peak_memory_mib": 0.0, "folder": Path(), "strength_search": search}
     return dataclasses.replace(result, **none)
 
 
@@ -119,7 +119,7 @@ def test_of_other_pictures_or_weights_it_starts_anew(pictures, tmp_path, caplog,
 
     options = {"method": "lp_ft", "resume": True}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("delta_transfer.runs.run._finish", broken)
+        patched.setattr("delta_transfer.runs.run._finalize", broken)
         for _ in range(2):  # the second time it goes on
             with pytest.raises(Broken):
                 train(tiny(data, tmp_path / "run", **options), network=network)

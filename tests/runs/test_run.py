@@ -15,7 +15,7 @@ from torch import Tensor
 from delta_transfer import TrainConfig, train
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import InputSpec
-from delta_transfer.data.registry import load_task
+from delta_transfer.data.registry import load_data
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import STRENGTHS, fit_probe
 from delta_transfer.inference.predictor import Predictor
@@ -25,9 +25,9 @@ from delta_transfer.runs import attention as run_attention
 from delta_transfer.runs import fine_tune
 from delta_transfer.runs import run as module
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.runs.preparation.prepared import Prepared
-from delta_transfer.training.fit import Fitted
-from delta_transfer.training.optimizers import Optimization
+from delta_transfer.runs.preparation.prepared import RunSetup
+from delta_transfer.training.fit import FitResult
+from delta_transfer.training.optimizers import OptimizerConfig
 from tests.conftest import METHODS as COMPARED
 from tests.run_folders import CLASSES, model_bytes, tiny
 
@@ -46,7 +46,7 @@ ALWAYS = {
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures, tmp_path_factory) -> Prepared:
+def prepared(pictures, tmp_path_factory) -> RunSetup:
     return prepare(tiny(pictures, tmp_path_factory.mktemp("prepared")))
 
 
@@ -88,12 +88,12 @@ class TestFiles:
     @pytest.mark.parametrize("method", COMPARED)
     def test_every_method_leaves_its_files(self, compared, method):
         expected, trained = set(ALWAYS), set()
-        if METHODS[method].trains:
+        if METHODS[method].trains_network:
             trained |= TRAINED
-        if METHODS[method].attention:
+        if METHODS[method].needs_attention:
             trained.add("attention.safetensors")
         expected |= trained
-        if METHODS[method].branches:
+        if METHODS[method].candidates:
             expected |= {f"weaker/{name}" for name in trained}
         assert files(of(compared, method).folder) == expected
 
@@ -102,7 +102,7 @@ class TestFiles:
         assert config == tiny(pictures, finished.folder, epochs=3)
 
     def test_predictions_are_of_the_test_split_in_order(self, finished, pictures):
-        task = load_task(str(pictures), seed=0)
+        task = load_data(str(pictures), seed=0)
         found = rows(finished.folder / "predictions.csv")
         assert [row["path"] for row in found] == list(task.test.paths)
         assert [CLASSES.index(row["label"]) for row in found] == list(task.test.labels)
@@ -183,7 +183,9 @@ class TestFigures:
     def test_val_accuracy_is_that_of_the_epoch_with_the_lowest_calibrated_loss(
         self, compared, finished
     ):
-        single = [r for r in compared if METHODS[r.method].trains and r.strength_search is None]
+        single = [
+            r for r in compared if METHODS[r.method].trains_network and r.strength_search is None
+        ]
         for result in [finished, *single]:
             by_epoch = {
                 int(float(row["epoch"])): (
@@ -224,7 +226,7 @@ class TestFigures:
         assert values["test_accuracy"] is values["linear_probe_test_accuracy"] is None
         # The predictions are then of the validation split.
         found = rows(tmp_path / "run" / "predictions.csv")
-        task = load_task(str(flat), seed=0, val_fraction=0.5)
+        task = load_data(str(flat), seed=0, val_fraction=0.5)
         assert [row["path"] for row in found] == list(task.val.paths)
         assert result.val_accuracy == pytest.approx(
             accuracy_of(tmp_path / "run" / "predictions.csv")
@@ -236,12 +238,12 @@ class TestStart:
     """What the table of methods means for a run; `fit` only takes note of what it is asked."""
 
     @pytest.fixture
-    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[Optimization]:
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[OptimizerConfig]:
         found = []
 
-        def fit(*arguments: object, optimization: Optimization, **options: object) -> Fitted:
+        def fit(*arguments: object, optimization: OptimizerConfig, **options: object) -> FitResult:
             found.append(optimization)
-            return Fitted(epoch=0, validations=[])
+            return FitResult(epoch=0, val_outputs=[])
 
         monkeypatch.setattr(fine_tune, "fit", fit)
         return found
@@ -257,10 +259,12 @@ class TestStart:
         expected = {
             "random": prepared.backbone.module.get_submodule("classifier").weight,
             "probe": prepared.probe.weight,
-            "raw_probe": fit_probe(rows, labels, num_outputs=3, standardize=False).weight,
+            "unstandardized_probe": fit_probe(
+                rows, labels, num_outputs=3, standardize=False
+            ).weight,
         }
-        assert torch.equal(head, expected[METHODS[method].head])
-        assert len(asked) == METHODS[method].trains
+        assert torch.equal(head, expected[METHODS[method].head_init])
+        assert len(asked) == METHODS[method].trains_network
 
     @pytest.mark.parametrize(
         ("options", "head_lr", "weight_decay"),
@@ -295,7 +299,7 @@ class TestNetworksOfOnesOwn:
         assert TrainConfig.load(result.folder / "config.yaml").model == "ResNet"
         with pytest.raises(UserError, match="given in Python"):
             Predictor(result.folder)
-        predictor = Predictor(result.folder, network=network, device="cpu", workers=0)
+        predictor = Predictor(result.folder, network=network, device="cpu", num_workers=0)
         evaluation = predictor.evaluate(str(pictures))
         assert evaluation.accuracy == pytest.approx(result.test_accuracy)
 
@@ -339,7 +343,7 @@ class TestEqualRuns:
     def test_neither_workers_nor_pictures_that_are_not_kept_change_anything(
         self, finished, pictures, tmp_path
     ):
-        options = {"epochs": 3, "workers": 2, "picture_cache": 0}
+        options = {"epochs": 3, "num_workers": 2, "image_cache_gb": 0}
         result = train(tiny(pictures, tmp_path / "workers", **options))
         assert not (tmp_path / "cache" / "pictures").exists()
         assert model_bytes(result.folder) == model_bytes(finished.folder)
@@ -416,7 +420,7 @@ class TestAttention:
         options = {"attention": "exact", "attention_samples": 3, "taps": "blocks.0"}
         result = train(tiny(pictures, tmp_path / "run", epochs=1, **options))
         found = ChannelAttention.load(result.folder / "attention.safetensors")
-        assert (found.method, found.samples, found.taps) == ("exact", 3, ("blocks.0",))
+        assert (found.estimator, found.samples, found.taps) == ("exact", 3, ("blocks.0",))
         assert result.taps == ("blocks.0",)
         assert {row["tap"] for row in rows(result.folder / "drift.csv")} == {"blocks.0"}
 
@@ -455,7 +459,7 @@ class TestCheck:
     )
     def test_wrong_names_are_refused(self, options, message):
         with pytest.raises(UserError, match=message):
-            module.check(TrainConfig(data="x", **options))
+            module.check_run_config(TrainConfig(data="x", **options))
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -464,21 +468,24 @@ class TestCheck:
             ({"method": "l2", "attention": "exact"}, "--attention is ignored"),
             ({"method": "l2", "attention_samples": 3}, "--attention-samples is ignored"),
             ({"method": "l2", "attention_temperature": 5}, "--attention-temperature is ignored"),
-            ({"method": "probe", "attention_clip": 3}, "--attention-clip is ignored"),
-            ({"method": "lp_ft", "attention_floor": True}, "--attention-floor is ignored"),
+            ({"method": "probe", "score_clip": 3}, "--score-clip is ignored"),
+            (
+                {"method": "lp_ft", "clamp_negative_scores": True},
+                "--clamp-negative-scores is ignored",
+            ),
             ({"method": "l2", "attention_tolerance": 0.1}, "--attention-tolerance is ignored"),
         ],
     )
     def test_options_that_the_method_does_not_use_are_warned_about(self, caplog, options, message):
-        module.check(TrainConfig(data="x", **options))
+        module.check_run_config(TrainConfig(data="x", **options))
         (record,) = caplog.records
         assert (record.levelno, message in record.message) == (logging.WARNING, True)
 
     @pytest.mark.parametrize("option", ["attention_samples", "attention_tolerance"])
     def test_so_are_those_of_an_estimator_that_a_file_stands_for(self, caplog, finished, option):
         file = str(finished.folder / "attention.safetensors")
-        weighing = {"attention_temperature": 1.0, "attention_clip": 3.0, "attention_floor": True}
-        module.check(TrainConfig(data="x", attention=file, **weighing, **{option: 3}))
+        weighing = {"attention_temperature": 1.0, "score_clip": 3.0, "clamp_negative_scores": True}
+        module.check_run_config(TrainConfig(data="x", attention=file, **weighing, **{option: 3}))
         (record,) = caplog.records
         flag = "--" + option.replace("_", "-")
         assert record.message == f"{flag} is ignored: attention is that of {file}"
@@ -486,7 +493,7 @@ class TestCheck:
     @pytest.mark.parametrize("method", METHODS)
     def test_the_defaults_of_every_method_pass_in_silence(self, caplog, method):
         options = {"attention": "none"} if method == "delta_no_attention" else {}
-        module.check(TrainConfig(data="x", method=method, **options))
+        module.check_run_config(TrainConfig(data="x", method=method, **options))
         assert not caplog.records
 
 
@@ -520,7 +527,7 @@ class TestFolder:
         data = shutil.copytree(pictures, tmp_path / "data")
         (data / "train" / "checks" / "0.png").write_text("no picture")
         result = train(tiny(data, tmp_path / "run", method="probe"))
-        assert result.pictures == 23
+        assert result.num_train_samples == 23
         warning = "1 of 51 pictures cannot be read and are left out"
         assert warning in caplog.text
         assert f"warning: {warning}" in (result.folder / "train.log").read_text()

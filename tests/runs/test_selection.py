@@ -10,15 +10,15 @@ import torch
 
 from delta_transfer import train
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.registry import load_task
-from delta_transfer.data.task import pool
+from delta_transfer.data.registry import load_data
+from delta_transfer.data.task import pool_train_and_val
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import fit_probe
-from delta_transfer.metrics.calibration import calibrated_cross_entropy
+from delta_transfer.metrics.calibration import temperature_scaled_nll
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs import selection as module
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.runs.selection import SMALL, refits
+from delta_transfer.runs.selection import REFIT_THRESHOLD, should_refit
 from tests.run_folders import CLASSES, tiny
 
 
@@ -65,33 +65,33 @@ class TestWhether:
     @pytest.mark.parametrize(
         ("options", "drawn", "count", "expected"),
         [
-            ({}, True, SMALL - 1, True),
-            ({}, True, SMALL, False),
+            ({}, True, REFIT_THRESHOLD - 1, True),
+            ({}, True, REFIT_THRESHOLD, False),
             ({}, False, 10, False),
-            ({"refit": "always"}, True, SMALL, True),
+            ({"refit": "always"}, True, REFIT_THRESHOLD, True),
             ({"refit": "always"}, False, 10, False),
             ({"refit": "never"}, True, 10, False),
-            ({"folds": 2}, True, SMALL, True),
+            ({"folds": 2}, True, REFIT_THRESHOLD, True),
             ({"samples_per_class": 3}, True, 10, False),  # or there would be more of a class
             ({"preset": "official"}, True, 10, False),
             ({"preset": "official", "refit": "always"}, True, 10, True),
         ],
     )
     def test_small_sets_whose_validation_split_was_drawn(self, options, drawn, count, expected):
-        task = load_task("sklearn/digits", seed=0)
+        task = load_data("sklearn/digits", seed=0)
         task = dataclasses.replace(
             task,
             train=task.train.subset(range(count - 4)),
             val=task.val.subset(range(4)),
             val_drawn=drawn,
         )
-        assert refits(TrainConfig(data="x", **options), task) is expected
+        assert should_refit(TrainConfig(data="x", **options), task) is expected
 
 
 class TestRefit:
     def test_the_final_model_learns_from_training_and_validation_pictures(self, refitted, never):
         assert (refitted.refitted, never.refitted) == (True, False)
-        assert (refitted.pictures, never.pictures) == (18, 12)
+        assert (refitted.num_train_samples, never.num_train_samples) == (18, 12)
         models = [
             (run.folder / "model" / "model.safetensors").read_bytes() for run in (refitted, never)
         ]
@@ -129,7 +129,7 @@ class TestRefit:
 
     def test_a_split_that_the_data_brings_is_never_learnt_from(self, pictures, tmp_path, caplog):
         result = train(tiny(pictures, tmp_path / "run", refit="always", method="probe"))
-        assert (result.refitted, result.pictures) == (False, 24)
+        assert (result.refitted, result.num_train_samples) == (False, 24)
         assert "--refit always is ignored" in caplog.text
 
 
@@ -147,12 +147,12 @@ class TestFolds:
 
     def test_the_epoch_has_the_lowest_loss_over_all_pictures_held_out(self, folded):
         result, tuned = folded
-        fits = [found.fitted.validations for name, _, found, _ in tuned if name != "refit"]
+        fits = [found.fit_result.validations for name, _, found, _ in tuned if name != "refit"]
         losses, right = [], []
         for epoch in range(len(fits[0])):
             logits = torch.cat([fit[epoch][0] for fit in fits])
             labels = torch.cat([fit[epoch][1] for fit in fits])
-            losses.append(float(calibrated_cross_entropy(logits, labels)))
+            losses.append(float(temperature_scaled_nll(logits, labels)))
             right.append((logits.argmax(dim=1) == labels).double().mean().item())
         assert result.best_epoch == int(np.argmin(losses))
         assert result.val_accuracy == pytest.approx(right[result.best_epoch])
@@ -161,7 +161,7 @@ class TestFolds:
         result, tuned = folded
         name, prepared, _, options = tuned[-1]
         assert (name, options["stop_after"]) == ("refit", result.best_epoch)
-        assert len(prepared.task.train) == result.pictures == 18
+        assert len(prepared.task.train) == result.num_train_samples == 18
         assert result.refitted
 
     @pytest.mark.parametrize(("name", "keys"), [("metrics.csv", 1), ("drift.csv", 2)])
@@ -201,7 +201,7 @@ class TestFolds:
         result = train(flat(pictures, tmp_path / "run", method="probe", folds=3))
         assert result.val_accuracy == result.linear_probe_val_accuracy
         assert result.test_accuracy == result.linear_probe_test_accuracy
-        assert (result.pictures, result.best_epoch) == (18, 0)
+        assert (result.num_train_samples, result.best_epoch) == (18, 0)
 
     @pytest.mark.parametrize(
         ("own", "folds", "message"),
@@ -240,12 +240,14 @@ class TestFolds:
         assert len(list(tmp_path.glob("run/folds/*/checkpoints/best.ckpt"))) == 2
 
     def test_a_class_with_fewer_pictures_than_folds_is_no_warning(self, pictures):
-        task = load_task(str(pictures / "train"), seed=0)
-        labels = pool(task).labels
+        task = load_data(str(pictures / "train"), seed=0)
+        labels = pool_train_and_val(task).labels
         few = [i for i, label in enumerate(labels) if label or i < 2]
         assert len(CLASSES) == 3
         task = dataclasses.replace(
-            task, train=pool(task).subset(few[:-3]), val=pool(task).subset(few[-3:])
+            task,
+            train=pool_train_and_val(task).subset(few[:-3]),
+            val=pool_train_and_val(task).subset(few[-3:]),
         )
         folds = module._folds(task, 4, seed=0)
         assert sorted(i for _, val in folds for i in val) == list(range(len(few)))

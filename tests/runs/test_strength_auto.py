@@ -15,13 +15,18 @@ from delta_transfer.features.probe import fit_probe
 from delta_transfer.methods.registry import METHODS, find_method
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs import fine_tune, model_soup, plan
-from delta_transfer.runs.folder import foreign
-from delta_transfer.runs.model_soup import ALONE, SHARES, average, percent
+from delta_transfer.runs.folder import find_foreign_file
+from delta_transfer.runs.model_soup import (
+    CANDIDATE_COEFFICIENTS,
+    SINGLE_MODELS,
+    average_states,
+    format_percent,
+)
 from delta_transfer.runs.preparation.prepare import prepare
 from tests.run_folders import tiny
 
 METHOD = "delta_no_attention"
-STRONG, WEAK = METHODS[METHOD].branches
+STRONG, WEAK = METHODS[METHOD].candidates
 
 
 @pytest.fixture(scope="module")
@@ -54,28 +59,35 @@ def test_the_network_is_the_average_of_the_start_and_both_trainings(found, pictu
     parts = [start, weights(found.folder / best), weights(found.folder / "weaker" / best)]
     search = found.strength_search
     assert search is not None
-    assert search.shares in SHARES
+    assert search.mixing_coefficients in CANDIDATE_COEFFICIENTS
     model = load_file(found.folder / "model" / "model.safetensors")
     for name, tensor in model.items():
         if tensor.is_floating_point():
-            mixed = sum(s * part[name] for s, part in zip(search.shares, parts, strict=True))
+            mixed = sum(
+                s * part[name] for s, part in zip(search.mixing_coefficients, parts, strict=True)
+            )
             torch.testing.assert_close(tensor, mixed)
 
 
 def test_what_was_chosen_why_and_at_what_cost_is_stored(found):
     search = found.strength_search
     assert search.strengths == (STRONG.strength, WEAK.strength)
-    assert list(search.losses) == [percent(shares) for shares in SHARES]
+    assert list(search.losses) == [format_percent(shares) for shares in CANDIDATE_COEFFICIENTS]
     lowest = min(search.losses.values())
-    assert search.shares == SHARES[0] or search.losses[percent(search.shares)] == lowest
-    assert 0 < search.seconds < found.seconds
-    share = search.shares[2] / (search.shares[1] + search.shares[2])
+    assert (
+        search.mixing_coefficients == CANDIDATE_COEFFICIENTS[0]
+        or search.losses[format_percent(search.mixing_coefficients)] == lowest
+    )
+    assert 0 < search.wall_time_s < found.wall_time_s
+    share = search.mixing_coefficients[2] / (
+        search.mixing_coefficients[1] + search.mixing_coefficients[2]
+    )
     mean = math.log(STRONG.strength) * (1 - share) + math.log(WEAK.strength) * share
     assert found.strength == pytest.approx(math.exp(mean), rel=1e-5)
     assert RunResult.load(found.folder) == found
     log = (found.folder / "train.log").read_text()
     assert "strength auto: " in log
-    assert percent(search.shares) in log
+    assert format_percent(search.mixing_coefficients) in log
 
 
 def test_the_held_out_loss_of_the_start_is_that_of_epoch_zero(found):
@@ -86,7 +98,7 @@ def test_the_held_out_loss_of_the_start_is_that_of_epoch_zero(found):
 def test_the_weaker_training_is_faster(found):
     strong, weak = found.folder / "metrics.csv", found.folder / "weaker" / "metrics.csv"
     ratio = [b / a for a, b in zip(column(strong, "lr"), column(weak, "lr"), strict=True)]
-    assert ratio == pytest.approx([WEAK.pace / STRONG.pace] * len(ratio), rel=1e-5)
+    assert ratio == pytest.approx([WEAK.lr_scale / STRONG.lr_scale] * len(ratio), rel=1e-5)
 
 
 def test_the_second_training_sees_the_pictures_in_another_order(found, pictures, monkeypatch):
@@ -97,10 +109,12 @@ def test_the_second_training_sees_the_pictures_in_another_order(found, pictures,
         seeds.append(config.seed)
         raise UserError("enough")
 
-    monkeypatch.setattr(plan, "training_loader", remember)
+    monkeypatch.setattr(plan, "train_dataloader", remember)
     prepared = prepare(config)
-    both = plan.Tuning(config=config, method=METHODS[METHOD], epochs=1, attention=None).branches
-    assert [one.config.head_lr for one in both] == [0.5 * STRONG.pace, 0.5 * WEAK.pace]
+    both = plan.FineTunePlan(
+        config=config, method=METHODS[METHOD], epochs=1, attention=None
+    ).candidates
+    assert [one.config.head_lr for one in both] == [0.5 * STRONG.lr_scale, 0.5 * WEAK.lr_scale]
     for number, branch in enumerate(both):
         with pytest.raises(UserError, match="enough"):
             fine_tune.fine_tune(prepared, branch, found.folder.with_name(f"order{number}"))
@@ -110,18 +124,18 @@ def test_the_second_training_sees_the_pictures_in_another_order(found, pictures,
 def test_a_training_may_begin_with_a_head_of_its_own(pictures, tmp_path):
     config = tiny(pictures, tmp_path, method=METHOD, strength="auto")
     prepared, method = prepare(config), find_method(METHOD, preset="graphs")
-    both = plan.Tuning(config=config, method=method, epochs=1, attention=None).branches
-    probed, drawn = (fine_tune.begin(prepared, branch)[0] for branch in both)
+    both = plan.FineTunePlan(config=config, method=method, epochs=1, attention=None).candidates
+    probed, drawn = (fine_tune.initialize_model(prepared, branch)[0] for branch in both)
     head = prepared.backbone.head
-    assert torch.equal(probed.get_submodule(head).weight, prepared.raw_probe.weight)
+    assert torch.equal(probed.get_submodule(head).weight, prepared.unstandardized_probe.weight)
     random = prepared.backbone.module.get_submodule(head).weight
     assert torch.equal(drawn.get_submodule(head).weight, random)
 
 
 def test_batch_norm_that_moves_is_trained_once(pictures, tmp_path):
     config = tiny(pictures, tmp_path, method=METHOD, strength="auto", batch_norm="train")
-    once = plan.Tuning(config=config, method=METHODS[METHOD], epochs=1, attention=None)
-    assert once.branches == (once,)
+    once = plan.FineTunePlan(config=config, method=METHODS[METHOD], epochs=1, attention=None)
+    assert once.candidates == (once,)
     assert once.strength == STRONG.strength
 
 
@@ -129,13 +143,13 @@ def test_a_training_that_diverges_is_named(pictures, tmp_path, monkeypatch):
     def fail(prepared, tuning, folder):
         raise UserError("training diverged")
 
-    monkeypatch.setattr(model_soup, "hold_out", fail)
+    monkeypatch.setattr(model_soup, "select_epoch", fail)
     with pytest.raises(UserError, match=r"diverged .*strength 1; --strength 1 trains once"):
         train(tiny(pictures, tmp_path / "run", method=METHOD, strength="auto"))
 
 
 def test_its_folder_is_known_for_one_of_a_run(found):
-    assert foreign(found.folder) is None
+    assert find_foreign_file(found.folder) is None
 
 
 def test_a_strength_that_is_given_is_trained_with_once(finished):
@@ -146,7 +160,10 @@ def test_a_strength_that_is_given_is_trained_with_once(finished):
 
 @pytest.mark.parametrize(
     ("preset", "candidates"),
-    [("default", SHARES), pytest.param("graphs", ALONE, marks=pytest.mark.slow)],
+    [
+        ("default", CANDIDATE_COEFFICIENTS),
+        pytest.param("graphs", SINGLE_MODELS, marks=pytest.mark.slow),
+    ],
 )
 def test_folds_and_the_refit_go_with_it(pictures, tmp_path, monkeypatch, preset, candidates):
     refitted = []
@@ -161,18 +178,21 @@ def test_folds_and_the_refit_go_with_it(pictures, tmp_path, monkeypatch, preset,
     result = train(tiny(pictures / "train", tmp_path / "run", method=METHOD, **options))
     strong, weak = refitted
     states = [strong.start, strong.network.state_dict(), weak.network.state_dict()]
-    expected = average(states, result.strength_search.shares)
+    expected = average_states(states, result.strength_search.mixing_coefficients)
     for name, tensor in load_file(result.folder / "model" / "model.safetensors").items():
         assert torch.equal(tensor, expected[name])
     assert result.refitted
     search = result.strength_search
-    assert list(search.losses) == [percent(shares) for shares in candidates]
-    for one, share, epoch in zip(refitted, search.shares[1:], search.epochs, strict=True):
-        assert one.fitted.epoch == (epoch if share else 0)  # what is not taken is not trained
+    assert list(search.losses) == [format_percent(shares) for shares in candidates]
+    for one, share, epoch in zip(
+        refitted, search.mixing_coefficients[1:], search.best_epochs, strict=True
+    ):
+        assert one.fit_result.epoch == (epoch if share else 0)  # what is not taken is not trained
     for folder in (result.folder, result.folder / "weaker"):
         for part in ("folds/1", "folds/2"):
             assert (folder / part / "metrics.csv").is_file()
             assert not (folder / part / "checkpoints").exists()
     assert result.best_epoch == max(
-        epoch * (share > 0) for epoch, share in zip(search.epochs, search.shares[1:], strict=True)
+        epoch * (share > 0)
+        for epoch, share in zip(search.best_epochs, search.mixing_coefficients[1:], strict=True)
     )

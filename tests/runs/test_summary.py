@@ -11,18 +11,18 @@ from PIL import Image
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.metrics.objectives import Classes
+from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs import summary as module
-from delta_transfer.runs.plan import Tuning
-from delta_transfer.runs.summary import announce, conclude, likeness
+from delta_transfer.runs.plan import FineTunePlan
+from delta_transfer.runs.summary import log_start, log_summary, similarity_hint
 
 RESULT = RunResult(
     folder=Path("run"),
     method="l2",
     seed=0,
     samples_per_class=None,
-    metric="accuracy",
+    metric_name="accuracy",
     test_accuracy=0.875,
     test_mean_class_accuracy=0.875,
     val_accuracy=0.75,
@@ -31,11 +31,11 @@ RESULT = RunResult(
     best_epoch=2,
     epochs=8,
     refitted=False,
-    seconds=12.4,
-    memory=1024.0,
+    wall_time_s=12.4,
+    peak_memory_mib=1024.0,
     strength_search=None,
-    pictures=60,
-    classes=3,
+    num_train_samples=60,
+    num_classes=3,
     strength=0.01,
     taps=(),
     versions={},
@@ -60,14 +60,16 @@ def said(
         task=SimpleNamespace(
             train=Split(("x",) * len(taught), taught, Image.open),
             val=SimpleNamespace(class_indices=labels),
-            objective=Classes(),
+            objective=Multiclass(),
             kind="pictures",
             val_drawn=False,
         ),
         probe_scores={"val": accuracy, "test": None},
     )
     config = TrainConfig(data="x", method=method, epochs=6, **options)
-    announce(prepared, Tuning(config=config, method=METHODS[method], epochs=6, attention=None))
+    log_start(
+        prepared, FineTunePlan(config=config, method=METHODS[method], epochs=6, attention=None)
+    )
     return [record.message for record in caplog.records]
 
 
@@ -117,12 +119,12 @@ def test_a_hint_how_like_the_pictures_are_to_what_was_pretrained_on(caplog, accu
 
 
 def test_one_class_is_no_division_by_zero():
-    assert likeness(1.0, 1.0)
+    assert similarity_hint(1.0, 1.0)
 
 
 def test_the_end_says_what_came_out(caplog):
-    conclude(RESULT)
-    conclude(dataclasses.replace(RESULT, test_accuracy=None, linear_probe_test_accuracy=None))
+    log_summary(RESULT)
+    log_summary(dataclasses.replace(RESULT, test_accuracy=None, linear_probe_test_accuracy=None))
     assert [record.message for record in caplog.records] == [
         "done     test accuracy 87.5% (linear probe 50.0%), epoch 2 kept, 12 seconds",
         "done     no test split; validation accuracy 75.0%",
@@ -130,8 +132,8 @@ def test_the_end_says_what_came_out(caplog):
 
 
 def test_the_end_says_the_main_figure_where_it_is_not_accuracy(caplog):
-    conclude(
-        dataclasses.replace(RESULT, metric="mean_class_accuracy", test_mean_class_accuracy=0.5)
+    log_summary(
+        dataclasses.replace(RESULT, metric_name="mean_class_accuracy", test_mean_class_accuracy=0.5)
     )
     assert caplog.records[-1].message == (
         "         mean class accuracy 50.0%, the figure of this data"

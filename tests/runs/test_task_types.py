@@ -12,25 +12,25 @@ import pytest
 from scipy.stats import rankdata
 
 from delta_transfer import train
-from delta_transfer.cli.commands.evaluate import describe
+from delta_transfer.cli.commands.evaluate import format_evaluation
 from delta_transfer.cli.main import main
-from delta_transfer.data.registry import SOURCES
-from delta_transfer.data.task import Task
+from delta_transfer.data.registry import BUILTIN_DATASETS
+from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
-from delta_transfer.inference.evaluation_folder import save
+from delta_transfer.inference.evaluation_folder import save_evaluation
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.metrics import MINUS, RMSE
 from delta_transfer.metrics.run_result import RunResult, comparison_columns
-from delta_transfer.report.comparison.findings import findings
+from delta_transfer.report.comparison.findings import summary_sentences
 from delta_transfer.report.comparison.page import write_comparison_report
 from delta_transfer.report.comparison.runs import (
     best_methods,
-    ranked,
+    rank_methods,
     read_comparison,
     summarize_methods,
 )
-from delta_transfer.runs.model_soup import percent
-from delta_transfer.training.module import FineTuning
+from delta_transfer.runs.model_soup import format_percent
+from delta_transfer.training.module import FineTuneModule
 from tests.questions import (
     QUESTIONS,
     SIZES,
@@ -50,7 +50,7 @@ DATA = {"tests/questions": load_questions, "tests/values": load_values}
 def sources() -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name, load in DATA.items():
-            patch.setitem(SOURCES, name, load)
+            patch.setitem(BUILTIN_DATASETS, name, load)
         yield
 
 
@@ -146,13 +146,13 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(data, tmp_path, mon
     def run(name: str, **options: object) -> RunResult:
         return train(tiny(Path(data), tmp_path / name, method="l2sp", **options))
 
-    def stop(self: FineTuning, *args: object) -> None:
+    def stop(self: FineTuneModule, *args: object) -> None:
         if self.trainer.current_epoch == 1:
             raise KeyboardInterrupt
 
     whole = run("whole", checkpoint_steps=1)
     with monkeypatch.context() as patch:
-        patch.setattr(FineTuning, "on_train_batch_end", stop)
+        patch.setattr(FineTuneModule, "on_train_batch_end", stop)
         with pytest.raises(KeyboardInterrupt):
             run("broken", checkpoint_steps=1)
     again = run("broken", checkpoint_steps=1, resume=True)
@@ -164,10 +164,10 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(data, tmp_path, mon
 @pytest.mark.parametrize("run", ["asked", "valued"])
 def test_a_saved_run_finds_its_own_figures_again(run, request, tmp_path):
     result = request.getfixturevalue(run)
-    predictor = Predictor(result.folder, device="cpu", workers=0)
+    predictor = Predictor(result.folder, device="cpu", num_workers=0)
     found = predictor.evaluate(f"tests/{'questions' if run == 'asked' else 'values'}")
     assert found.score == pytest.approx(result.score, rel=1e-5)
-    save(found, run=result.folder, out=str(tmp_path / "out"))
+    save_evaluation(found, run=result.folder, out=str(tmp_path / "out"))
     written = rows(tmp_path / "out" / "predictions.csv")
     for row, before in zip(written, rows(result.folder / "predictions.csv"), strict=True):
         assert row.keys() == before.keys()
@@ -181,20 +181,26 @@ def test_a_saved_run_finds_its_own_figures_again(run, request, tmp_path):
 
 
 def test_each_question_has_its_own_figures(asked):
-    found = Predictor(asked.folder, device="cpu", workers=0).evaluate("tests/questions")
+    found = Predictor(asked.folder, device="cpu", num_workers=0).evaluate("tests/questions")
     labels = np.array([answers(f"test/{number}") for number in range(SIZES["test"])])
-    for number, figures in enumerate(found.columns):
+    for number, figures in enumerate(found.targets):
         known = ~np.isnan(labels[:, number])
-        assert (figures.known, figures.yes) == (known.sum(), np.nansum(labels[:, number]))
-        area = pairs_in_order(labels[:, number], found.answers[:, number].numpy())
+        assert (figures.num_labelled, figures.num_positive) == (
+            known.sum(),
+            np.nansum(labels[:, number]),
+        )
+        area = pairs_in_order(labels[:, number], found.predictions[:, number].numpy())
         assert figures.roc_auc == pytest.approx(area)
-    lines = describe(found)
+    lines = format_evaluation(found)
     assert lines[1] == f"ROC-AUC              {100 * found.score:.1f}"
-    assert lines[-1].split()[:3] == ["striped", *map(str, (figures.known, figures.yes))]
+    assert lines[-1].split()[:3] == [
+        "striped",
+        *map(str, (figures.num_labelled, figures.num_positive)),
+    ]
 
 
 def test_labels_of_another_kind_are_refused(asked, pictures):
-    predictor = Predictor(asked.folder, device="cpu", workers=0)
+    predictor = Predictor(asked.folder, device="cpu", num_workers=0)
     with pytest.raises(UserError, match="has classes, and the run was trained on yes-or-no"):
         predictor.evaluate(str(pictures))
     with pytest.raises(UserError, match=r"none of the columns .*: bright, red, striped"):
@@ -208,17 +214,20 @@ def test_pictures_are_answered_column_by_column(asked, valued, tmp_path, capsys)
     for run in (asked, valued):
         assert main(["predict", str(run.folder), str(file), "--device=cpu", "--workers=0"]) == 0
         path, *told = capsys.readouterr().out.strip().split("\t")
-        given[run.metric] = dict(zip(told[::2], map(float, told[1::2]), strict=True))
+        given[run.metric_name] = dict(zip(told[::2], map(float, told[1::2]), strict=True))
         assert path == str(file)
-        for name, answer in given[run.metric].items():
+        for name, answer in given[run.metric_name].items():
             kind = "probability" if run is asked else "prediction"
             assert answer == pytest.approx(column(run, f"{kind} {name}")[5], abs=1e-3)
-    assert (tuple(given[asked.metric]), tuple(given[valued.metric])) == (QUESTIONS, VALUES)
+    assert (tuple(given[asked.metric_name]), tuple(given[valued.metric_name])) == (
+        QUESTIONS,
+        VALUES,
+    )
     flags = ["--device=cpu", "--workers=0", "--json", f"--csv={tmp_path / 'told.csv'}"]
     assert main(["predict", str(valued.folder), str(file), *flags]) == 0
     (told,) = json.loads(capsys.readouterr().out)
     assert list(told) == ["path", "predictions"]
-    assert told["predictions"] == pytest.approx(given[valued.metric], rel=1e-4)
+    assert told["predictions"] == pytest.approx(given[valued.metric_name], rel=1e-4)
     assert list(rows(tmp_path / "told.csv")[0]) == [
         "path",
         "prediction brightness",
@@ -233,7 +242,7 @@ def test_the_page_of_a_run_tells_of_columns_in_the_place_of_classes(asked, value
     assert "per class" not in page
     assert "ccurac" not in page
     page = (valued.folder / "report.html").read_text()
-    assert f"<dt>Test RMSE</dt><dd>{RMSE.text(valued.test_rmse)}</dd>" in page
+    assert f"<dt>Test RMSE</dt><dd>{RMSE.format(valued.test_rmse)}</dd>" in page
     assert "ccurac" not in page
 
 
@@ -263,12 +272,12 @@ def test_of_errors_the_lowest_is_the_best(valued, tmp_path):
         (folder / name / "result.json").write_text(run.to_json())
     write_results(folder, runs)
     found = read_comparison(folder)
-    assert found.measure is RMSE
-    summaries = ranked(summarize_methods(found))
+    assert found.metric is RMSE
+    summaries = rank_methods(summarize_methods(found))
     assert [summary.method for summary in summaries] == ["delta", "l2", "l2sp"]
     assert [best.method for best in best_methods(summaries)] == ["delta"]
-    assert summaries[0].to_baseline.mean == pytest.approx(-(1.0 + 1.1 + 1.1) / 3)
-    said = " ".join(findings(found, summaries))
+    assert summaries[0].vs_baseline.mean == pytest.approx(-(1.0 + 1.1 + 1.1) / 3)
+    said = " ".join(summary_sentences(found, summaries))
     assert "DELTA has the lowest test RMSE: 7.43 (mean of 3 seeds)." in said
     assert f"Against plain fine-tuning: {MINUS}1.07 (95% interval {MINUS}1.21 to" in said
     assert "that is below plain fine-tuning" in said
@@ -292,10 +301,10 @@ def write_results(folder: Path, runs: list[RunResult]) -> None:
 
 @pytest.mark.slow
 def test_folds_and_the_average_of_two_strengths_go_by_the_loss_of_values(tmp_path, monkeypatch):
-    def load(**options) -> Task:
+    def load(**options) -> TaskData:
         return dataclasses.replace(load_values(**options), val_drawn=True, test=None)
 
-    monkeypatch.setitem(SOURCES, "tests/folded", load)
+    monkeypatch.setitem(BUILTIN_DATASETS, "tests/folded", load)
     own = {"method": "delta_no_attention", "strength": "auto", "taps": "blocks.6", "folds": 2}
     result = train(tiny(Path("tests/folded"), tmp_path / "run", epochs=1, **own))
     assert len(rows(result.folder / "predictions.csv")) == SIZES["train"] + SIZES["val"]
@@ -308,7 +317,9 @@ def test_folds_and_the_average_of_two_strengths_go_by_the_loss_of_values(tmp_pat
     assert result.test_rmse is None
     search = result.strength_search
     loss = np.nan_to_num((misses / std) ** 2).mean()
-    assert search.losses[percent(search.shares)] == pytest.approx(loss, rel=1e-4)
+    assert search.losses[format_percent(search.mixing_coefficients)] == pytest.approx(
+        loss, rel=1e-4
+    )
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import yaml
 
 from delta_transfer.cli.main import main
-from delta_transfer.runs.folder import FREE
+from delta_transfer.runs.folder import RESULT_NEUTRAL_OPTIONS
 from delta_transfer.runs.run import train
-from delta_transfer.training.module import FineTuning
+from delta_transfer.training.module import FineTuneModule
 from tests.run_folders import flags, model_bytes, tiny
 
 
@@ -50,7 +50,7 @@ def test_a_run_with_all_of_them_goes_on_to_the_same_bytes(uneven, tmp_path, caps
     assert [line.split()[0] for line in log[:3]] == ["command", "versions", "machine"]
 
     stop = 5
-    step = FineTuning.training_step
+    step = FineTuneModule.training_step
 
     def broken(self, batch, index):
         if self.global_step == stop:
@@ -59,7 +59,7 @@ def test_a_run_with_all_of_them_goes_on_to_the_same_bytes(uneven, tmp_path, caps
 
     again = [*command, f"--out={tmp_path / 'again'}", "--checkpoint-steps=1"]
     with monkeypatch.context() as patched:
-        patched.setattr(FineTuning, "training_step", broken)
+        patched.setattr(FineTuneModule, "training_step", broken)
         with pytest.raises(RuntimeError, match="broken off"):
             main(again)
     assert main([*again, "--resume"]) == 0
@@ -71,21 +71,21 @@ def test_the_sampler_shows_each_class_equally_often(uneven, tmp_path, monkeypatc
     shown: list[tuple[int, ...]] = []
     sure, right = 9 * torch.eye(3), torch.arange(3)
     expected = F.cross_entropy(sure, right, label_smoothing=0.3)
-    step = FineTuning.training_step
+    step = FineTuneModule.training_step
 
     def watched(self, batch, index):
         shown.append(tuple(batch[1].tolist()))
         assert self.loss(sure, right) == expected
         return step(self, batch, index)
 
-    monkeypatch.setattr(FineTuning, "training_step", watched)
+    monkeypatch.setattr(FineTuneModule, "training_step", watched)
     options = {"class_weights": "sampler", "label_smoothing": 0.3}
     train(tiny(uneven, tmp_path / "run", method="lp_ft", epochs=1, **options))
     assert Counter(sum(shown, ())) == {0: 6, 1: 6, 2: 6}
 
 
 def test_where_figures_go_may_change_when_a_run_goes_on(finished):
-    assert "loggers" in FREE
+    assert "loggers" in RESULT_NEUTRAL_OPTIONS
     options = yaml.safe_load((finished.folder / "config.yaml").read_text())
     assert options["loggers"] == "csv,tensorboard"
     assert options["class_weights"] == "none"

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from delta_transfer.errors import UserError
 from delta_transfer.methods.registry import METHODS, find_method
-from delta_transfer.metrics.objectives import Classes
+from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training.accumulation import Accumulation
-from delta_transfer.training.module import FineTuning, Optimization
+from delta_transfer.training.accumulation import GradientAccumulation
+from delta_transfer.training.module import FineTuneModule, OptimizerConfig
 from tests.methods.test_registry import PARTS
 from tests.networks import conv_net, moved
 from tests.training.test_fit import OPTIONS, plan, run
@@ -27,8 +27,8 @@ from tests.training.test_fit import OPTIONS, plan, run
 DIVISIBLE = [
     name
     for name, method in METHODS.items()
-    if method.trains
-    and not method.whole_batch
+    if method.trains_network
+    and not method.needs_whole_batch
     and method.batch_norm is None
     and "pictures" in method.kinds
 ]
@@ -40,19 +40,19 @@ def step(method: str, parts: int, *, preset: str = "default") -> tuple[dict[str,
     torch.manual_seed(3)
     inputs, targets = torch.randn(7, 3, 8, 8).double(), torch.tensor([0, 1, 2, 0, 1, 2, 0])
     given = copy.deepcopy(PARTS)
-    found = find_method(method, preset=preset).penalties(given)
+    found = find_method(method, preset=preset).build_penalties(given)
     regularizer = Regularizer(target, source, found).double()
     if regularizer.needs_calibration:
         regularizer.calibrate([(inputs,)])
-    module = FineTuning(
+    module = FineTuneModule(
         target,
         regularizer,
         loss=F.cross_entropy,
         head="fc",
-        objective=Classes(),
-        optimization=Optimization(**OPTIONS),
-        borrowed=ExitStack(),
-        accumulation=Accumulation(parts),
+        objective=Multiclass(),
+        optimizer_config=OptimizerConfig(**OPTIONS),
+        exit_stack=ExitStack(),
+        accumulation=GradientAccumulation(parts),
     )
     parameters = [*target.parameters(), *regularizer.parameters()]
     for parameter in target.parameters():
@@ -88,7 +88,7 @@ def test_parts_have_the_loss_and_the_gradient_of_the_whole_batch(method, preset,
 
 
 def test_what_looks_at_the_whole_batch_is_known():
-    assert [n for n, m in METHODS.items() if m.whole_batch] == ["bss"]
+    assert [n for n, m in METHODS.items() if m.needs_whole_batch] == ["bss"]
     (whole, _), (parts, _) = (step("bss", number) for number in (1, 3))
     assert whole["train_bss"] != pytest.approx(parts["train_bss"], rel=0.01)
 
@@ -127,7 +127,7 @@ def test_where_memory_runs_out_the_step_is_taken_again_in_more_parts(tmp_path, c
         "too little memory for 3 pictures at once: each ",
     ]
     assert "4 parts" in again[1]
-    expected = trained(tmp_path / "four", conv_net(), parts=4)
+    expected = trained(tmp_path / "four", conv_net(), gradient_accumulation_steps=4)
     whole = trained(tmp_path / "whole", conv_net())
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor)
@@ -141,17 +141,17 @@ def test_what_cannot_be_divided_further_is_one_clear_error(tmp_path):
     with pytest.raises(UserError, match="train on a single picture: lower --image-size"):
         trained(tmp_path / "none", scarce(conv_net(), 0, where="forward"))
     with pytest.raises(UserError, match=r"5 pictures, and it cannot .* lower --batch-size"):
-        trained(tmp_path / "one", scarce(conv_net(), 2, where="forward"), divisible=False)
+        trained(tmp_path / "one", scarce(conv_net(), 2, where="forward"), can_split=False)
     with pytest.raises(UserError, match="train on a single graph: choose a smaller --model"):
-        trained(tmp_path / "graph", scarce(conv_net(), 0, where="forward"), noun="graph")
+        trained(tmp_path / "graph", scarce(conv_net(), 0, where="forward"), sample_type="graph")
     network = scarce(conv_net(), 2, where="forward")
     with pytest.raises(UserError, match=r"5 graphs, and it cannot .* lower --batch-size;"):
-        trained(tmp_path / "graphs", network, divisible=False, noun="graph")
+        trained(tmp_path / "graphs", network, can_split=False, sample_type="graph")
 
 
 def test_parts_are_scaled_and_clipped_as_the_whole_batch_is(tmp_path, monkeypatch):
     """With a gradient scaler, as float16 has it: its own steps are those of float32."""
-    plain = trained(tmp_path / "plain", conv_net(), parts=3, clip=0.1)
+    plain = trained(tmp_path / "plain", conv_net(), gradient_accumulation_steps=3, grad_clip=0.1)
     module = importlib.import_module("delta_transfer.training.fit")
     make_trainer, scaler = module.make_trainer, torch.amp.GradScaler("cpu", init_scale=1024.0)
 
@@ -161,7 +161,7 @@ def test_parts_are_scaled_and_clipped_as_the_whole_batch_is(tmp_path, monkeypatc
         return trainer
 
     monkeypatch.setattr(module, "make_trainer", scaled)
-    half = trained(tmp_path / "half", conv_net(), parts=3, clip=0.1)
+    half = trained(tmp_path / "half", conv_net(), gradient_accumulation_steps=3, grad_clip=0.1)
     assert scaler.get_scale() == 1024
     start = conv_net().state_dict()
     for name in ("conv1.weight", "conv2.weight", "conv3.weight", "fc.weight"):

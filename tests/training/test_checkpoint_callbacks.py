@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from delta_transfer.metrics.objectives import CLASSES
-from delta_transfer.training.checkpoint_callbacks import KeepBest
-from delta_transfer.training.checkpoints import WholeCheckpoints, read_whole
+from delta_transfer.metrics.objectives import MULTICLASS
+from delta_transfer.training.checkpoint_callbacks import SaveBest
+from delta_transfer.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 
 
 def trainer_in(epoch: int, loss: float, network: torch.nn.Module) -> SimpleNamespace:
@@ -20,7 +20,7 @@ def trainer_in(epoch: int, loss: float, network: torch.nn.Module) -> SimpleNames
         current_epoch=max(0, epoch - 1),
         max_epochs=5,
         strategy=SimpleNamespace(
-            checkpoint_io=WholeCheckpoints(), lightning_module_state_dict=network.state_dict
+            checkpoint_io=AtomicCheckpointIO(), lightning_module_state_dict=network.state_dict
         ),
         callback_metrics={
             "val_accuracy": torch.tensor(0.5 / (epoch + 1)),
@@ -35,16 +35,16 @@ def kept(losses: list[float], folder: Path, *, again: bool = False) -> tuple[int
 
     If asked, each epoch is seen by another process, which goes on.
     """
-    keep, network = KeepBest(folder), torch.nn.Linear(1, 1)
-    network.objective = CLASSES
+    keep, network = SaveBest(folder), torch.nn.Linear(1, 1)
+    network.objective = MULTICLASS
     written: list[int] = []
     for epoch, loss in enumerate(losses):
         if again and epoch:
-            keep = KeepBest(folder)
-            assert keep.go_on()
+            keep = SaveBest(folder)
+            assert keep.resume()
         torch.nn.init.constant_(network.weight, epoch)
         keep.on_validation_end(trainer_in(epoch, loss, network), network)
-        best = read_whole(folder / "best.ckpt")
+        best = read_checkpoint(folder / "best.ckpt")
         assert best is not None
         assert best["best_epoch"] == best["state_dict"]["weight"].item()
         if best["best_epoch"] == epoch:
@@ -70,9 +70,9 @@ def test_the_epoch_with_the_lowest_calibrated_loss_is_kept(tmp_path, losses, bes
 
 
 def test_without_a_best_epoch_there_is_nothing_to_go_on_with(tmp_path):
-    assert not KeepBest(tmp_path).go_on()
+    assert not SaveBest(tmp_path).resume()
     (tmp_path / "best.ckpt").write_bytes(b"PK")
-    assert not KeepBest(tmp_path).go_on()
+    assert not SaveBest(tmp_path).resume()
 
 
 def test_each_epoch_is_reported(tmp_path, caplog):

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 from delta_transfer.data.samplers import EpochSampler
 from delta_transfer.errors import UserError
 from delta_transfer.methods import Delta
-from delta_transfer.metrics.objectives import Classes
+from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.fit import fit
-from delta_transfer.training.optimizers import Optimization
-from delta_transfer.training.trainer import Fit, make_trainer, quiet
+from delta_transfer.training.optimizers import OptimizerConfig
+from delta_transfer.training.trainer import FitConfig, make_trainer, quiet
 from tests.networks import ConvNet, conv_net, hooks_of
 
 OPTIONS: dict[str, Any] = {
@@ -29,7 +29,7 @@ OPTIONS: dict[str, Any] = {
     "head_lr": 0.01,
     "weight_decay": 0.0,
     "schedule": "constant",
-    "warm_up": 0.15,
+    "warmup_ratio": 0.15,
 }
 
 
@@ -55,13 +55,15 @@ class Samples(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return self.inputs[index], (self.labels[index] + self.shift) % 3
 
 
-def plan(folder: Path, *, epochs: int = 2, batch_size: int = 4, shift: int = 0) -> Fit:
+def plan(folder: Path, *, epochs: int = 2, batch_size: int = 4, shift: int = 0) -> FitConfig:
     """Training on samples whose labels are shifted, validation on the right ones."""
     (folder / "checkpoints").mkdir(parents=True)
     train = Samples(shift=shift)
-    return Fit(
-        train=DataLoader(train, batch_size=batch_size, sampler=EpochSampler(len(train), seed=0)),
-        val=DataLoader(Samples(), batch_size=5),
+    return FitConfig(
+        train_dataloader=DataLoader(
+            train, batch_size=batch_size, sampler=EpochSampler(len(train), seed=0)
+        ),
+        val_dataloader=DataLoader(Samples(), batch_size=5),
         epochs=epochs,
         folder=folder,
         accelerator="cpu",
@@ -70,7 +72,7 @@ def plan(folder: Path, *, epochs: int = 2, batch_size: int = 4, shift: int = 0) 
 
 def run(
     network: nn.Module,
-    what: Fit,
+    what: FitConfig,
     *,
     regularizer: Regularizer | None = None,
     loss: Any = F.cross_entropy,
@@ -83,8 +85,8 @@ def run(
         what,
         loss=loss,
         head="fc",
-        objective=Classes(),
-        optimization=Optimization(**{**OPTIONS, **options}),
+        objective=Multiclass(),
+        optimizer_config=OptimizerConfig(**{**OPTIONS, **options}),
         callbacks=callbacks or [],
     )
     return fitted.epoch
@@ -154,7 +156,7 @@ def test_batches_come_in_the_order_of_seed_and_epoch(tmp_path):
     for epoch in range(3):
         sampler.set_epoch(epoch)
         expected += list(sampler)
-    assert what.train.dataset.asked == expected
+    assert what.train_dataloader.dataset.asked == expected
 
 
 def test_gradients_are_clipped_at_norm_one(tmp_path):
@@ -280,7 +282,7 @@ def test_a_fit_without_validation_ends_with_the_epoch_that_it_was_told(tmp_path)
     network.drop.p = 0.0
     run(network, plan(tmp_path / "all", epochs=4), callbacks=[seen], schedule="cosine")
     network.load_state_dict(start)
-    what = dataclasses.replace(plan(tmp_path / "two", epochs=4), val=None, stop_after=2)
+    what = dataclasses.replace(plan(tmp_path / "two", epochs=4), val_dataloader=None, stop_after=2)
     assert run(network, what, schedule="cosine") == 2
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, seen.weights[1][name])
@@ -295,12 +297,12 @@ def test_what_was_said_of_the_validation_split_is_kept_for_each_epoch(tmp_path):
         plan(tmp_path, epochs=3),
         loss=F.cross_entropy,
         head="fc",
-        objective=Classes(),
-        optimization=Optimization(**OPTIONS),
+        objective=Multiclass(),
+        optimizer_config=OptimizerConfig(**OPTIONS),
     )
     found = figures(tmp_path)
-    assert len(fitted.validations) == len(found) == 4
-    for epoch, (logits, targets) in enumerate(fitted.validations):
+    assert len(fitted.val_outputs) == len(found) == 4
+    for epoch, (logits, targets) in enumerate(fitted.val_outputs):
         assert targets.tolist() == Samples().labels
         assert F.cross_entropy(logits, targets).item() == pytest.approx(found[epoch][1], rel=1e-4)
 
@@ -336,7 +338,7 @@ def test_gradients_are_not_clipped_where_no_limit_is_set(tmp_path):
     network = conv_net()
     network.drop.p = 0.0
     start = network.fc.bias.detach().clone()
-    what = dataclasses.replace(plan(tmp_path, epochs=1, batch_size=12), clip=None)
+    what = dataclasses.replace(plan(tmp_path, epochs=1, batch_size=12), grad_clip=None)
     run(
         network,
         what,
@@ -356,7 +358,11 @@ class Interrupting(lightning.Callback):
 def test_an_interruption_of_a_refit_is_one(tmp_path):
     network = conv_net()
     with pytest.raises(KeyboardInterrupt):
-        run(network, dataclasses.replace(plan(tmp_path), val=None), callbacks=[Interrupting()])
+        run(
+            network,
+            dataclasses.replace(plan(tmp_path), val_dataloader=None),
+            callbacks=[Interrupting()],
+        )
     assert hooks_of(network) == 0
 
 

@@ -1,7 +1,7 @@
 import torch
 
-from delta_transfer.metrics.objectives import BinaryTasks, Classes
-from delta_transfer.training.inference import iterate_answers, predict_answers
+from delta_transfer.metrics.objectives import Multiclass, MultilabelBinary
+from delta_transfer.training.inference import iterate_predictions, predict_dataloader
 from tests.networks import conv_net
 
 
@@ -14,10 +14,10 @@ def test_probabilities_are_those_of_all_batches_in_eval_mode():
     network.train()
     network.norm1.eval()
     batches = [(inputs[:4], labels[:4]), (inputs[4:], labels[4:])]
-    probabilities = predict_answers(network, batches, Classes())
+    probabilities = predict_dataloader(network, batches, Multiclass())
     assert torch.allclose(probabilities, expected, atol=1e-6)
     assert not probabilities.requires_grad
-    yes = predict_answers(network, batches, BinaryTasks())
+    yes = predict_dataloader(network, batches, MultilabelBinary())
     assert torch.allclose(yes, 1 / (1 + (-logits).exp()), atol=1e-6)
     # The network is given back as it was.
     assert network.training
@@ -33,7 +33,7 @@ def test_batches_come_one_by_one_with_what_stands_beside_them():
             asked.append(number)
             yield torch.ones(number, 3, 8, 8), f"batch of {number}"
 
-    found = iterate_answers(network, batches(), Classes())
+    found = iterate_predictions(network, batches(), Multiclass())
     first, beside = next(found)
     assert (first.shape[0], beside, asked) == (2, "batch of 2", [2])
     assert torch.is_grad_enabled()  # the caller's own, in between
@@ -44,7 +44,7 @@ def test_batches_come_one_by_one_with_what_stands_beside_them():
 
 def test_a_network_is_given_back_when_the_rest_is_not_wanted():
     network = conv_net().train()
-    found = iterate_answers(network, [(torch.ones(1, 3, 8, 8), 0)] * 2, Classes())
+    found = iterate_predictions(network, [(torch.ones(1, 3, 8, 8), 0)] * 2, Multiclass())
     next(found)
     found.close()
     assert network.training

@@ -7,20 +7,20 @@ from torchvision.transforms import v2
 from delta_transfer.backbones.base import InputSpec
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data import scanning
-from delta_transfer.data.image_cache.writer import Keeper
+from delta_transfer.data.image_cache.writer import ImageCacheWriter
 from delta_transfer.data.images.augment import official_eval_transform, ten_crop_transform
 from delta_transfer.data.images.resize import Resize
-from delta_transfer.data.inspection import check_pictures
-from delta_transfer.data.registry import load_task
-from delta_transfer.data.task import Task
+from delta_transfer.data.inspection import inspect_images
+from delta_transfer.data.registry import load_data
+from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.training import loaders
 from delta_transfer.training.loaders import (
     count_workers,
-    evaluation_loader,
-    needed_resizes,
-    plain_loader,
-    training_loader,
+    eval_dataloader,
+    resizes_by_split,
+    test_dataloader,
+    train_dataloader,
 )
 from delta_transfer.utils.seeds import derive_seed
 from tests.run_folders import tiny
@@ -28,14 +28,14 @@ from tests.run_folders import tiny
 SPEC = InputSpec(size=32, crop_pct=0.875, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
 
 
-def kept(task: Task, config: TrainConfig) -> Task:
-    with Keeper(needed_resizes(SPEC, config, val_drawn=False)) as keeper:
-        return check_pictures(task, threads=1, keeper=keeper).task
+def kept(task: TaskData, config: TrainConfig) -> TaskData:
+    with ImageCacheWriter(resizes_by_split(SPEC, config, val_drawn=False)) as keeper:
+        return inspect_images(task, num_threads=1, cache_writer=keeper).task
 
 
 def test_plain_pictures_come_in_order_and_without_chance(pictures, tmp_path):
-    task, config = load_task(str(pictures), seed=0), tiny(pictures, tmp_path, batch_size=5)
-    first, second = (list(plain_loader(task.train, SPEC, config)) for _ in range(2))
+    task, config = load_data(str(pictures), seed=0), tiny(pictures, tmp_path, batch_size=5)
+    first, second = (list(eval_dataloader(task.train, SPEC, config)) for _ in range(2))
     assert [len(labels) for _, labels in first] == [5, 5, 5, 5, 4]
     assert torch.cat([labels for _, labels in first]).tolist() == list(task.train.labels)
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, second, strict=True))
@@ -46,16 +46,16 @@ def test_plain_pictures_come_in_order_and_without_chance(pictures, tmp_path):
     [(0, "default"), (2, "default"), (2, "randaugment"), (0, "trivialaugment")],
 )
 def test_training_pictures_are_a_function_of_seed_and_epoch(pictures, tmp_path, workers, augment):
-    task = load_task(str(pictures), seed=0)
+    task = load_data(str(pictures), seed=0)
 
     def epoch(number: int, **options: int) -> torch.Tensor:
         config = tiny(pictures, tmp_path, augment=augment, **options)
-        loader = training_loader(task.train, SPEC, config)
+        loader = train_dataloader(task.train, SPEC, config)
         loader.sampler.set_epoch(number)
         return torch.cat([inputs for inputs, _ in loader])
 
     expected = epoch(3, seed=1)
-    assert torch.equal(epoch(3, seed=1, workers=workers), expected)
+    assert torch.equal(epoch(3, seed=1, num_workers=workers), expected)
     assert torch.equal(epoch(3, seed=1, batch_size=3), expected)
     assert not torch.equal(epoch(4, seed=1), expected)
     assert not torch.equal(epoch(3, seed=2), expected)
@@ -63,10 +63,10 @@ def test_training_pictures_are_a_function_of_seed_and_epoch(pictures, tmp_path, 
 
 @pytest.mark.parametrize("preset", ["default", "official"])
 def test_without_augmentation_they_are_the_plain_ones_in_another_order(pictures, tmp_path, preset):
-    task = load_task(str(pictures), seed=0)
+    task = load_data(str(pictures), seed=0)
     config = tiny(pictures, tmp_path, augment="none", preset=preset)
-    plain = torch.cat([inputs for inputs, _ in plain_loader(task.train, SPEC, config)])
-    loader = training_loader(task.train, SPEC, config)
+    plain = torch.cat([inputs for inputs, _ in eval_dataloader(task.train, SPEC, config)])
+    loader = train_dataloader(task.train, SPEC, config)
     loader.sampler.set_epoch(2)
     order = [index for _, index in loader.sampler]
     assert torch.equal(torch.cat([inputs for inputs, _ in loader]), plain[order])
@@ -75,9 +75,9 @@ def test_without_augmentation_they_are_the_plain_ones_in_another_order(pictures,
 @pytest.mark.parametrize("preset", ["default", "official"])
 @pytest.mark.parametrize("augment", ["randaugment", "trivialaugment"])
 def test_policies_change_what_is_cropped_and_mirrored(pictures, tmp_path, preset, augment):
-    task = load_task(str(pictures), seed=0)
+    task = load_data(str(pictures), seed=0)
     first, second = (
-        training_loader(task.train, SPEC, tiny(pictures, tmp_path, augment=name, preset=preset))
+        train_dataloader(task.train, SPEC, tiny(pictures, tmp_path, augment=name, preset=preset))
         for name in ("default", augment)
     )
     policy = {"randaugment": v2.RandAugment(), "trivialaugment": v2.TrivialAugmentWide()}[augment]
@@ -92,31 +92,31 @@ def test_policies_change_what_is_cropped_and_mirrored(pictures, tmp_path, preset
 
 
 def test_order_and_augmentation_are_drawn_apart(pictures, tmp_path):
-    task = load_task(str(pictures), seed=0)
+    task = load_data(str(pictures), seed=0)
     both = [
-        training_loader(task.train, SPEC, tiny(pictures, tmp_path, seed=seed)) for seed in (0, 1)
+        train_dataloader(task.train, SPEC, tiny(pictures, tmp_path, seed=seed)) for seed in (0, 1)
     ]
     assert list(both[0].sampler) != list(both[1].sampler)
     pictures_of = [torch.stack([loader.dataset[2, i][0] for i in range(8)]) for loader in both]
     assert not torch.equal(*pictures_of)
-    plain = next(iter(plain_loader(task.train, SPEC, tiny(pictures, tmp_path))))[0]
+    plain = next(iter(eval_dataloader(task.train, SPEC, tiny(pictures, tmp_path))))[0]
     assert not torch.equal(pictures_of[0], plain)
 
 
 def test_no_worker_is_started_that_has_no_batch_to_load(pictures, tmp_path):
-    task = load_task(str(pictures), seed=0)
+    task = load_data(str(pictures), seed=0)
     for workers, batch_size, expected in ((2, 8, 2), (2, 16, 1), (2, 32, 0)):
-        config = tiny(pictures, tmp_path, workers=workers, batch_size=batch_size)
-        assert plain_loader(task.train, SPEC, config).num_workers == expected
+        config = tiny(pictures, tmp_path, num_workers=workers, batch_size=batch_size)
+        assert eval_dataloader(task.train, SPEC, config).num_workers == expected
 
 
 def test_a_damaged_picture_is_named(pictures, tmp_path):
-    task = load_task(str(pictures), seed=0)
+    task = load_data(str(pictures), seed=0)
     (tmp_path / "bad.png").write_text("no picture")
     split = dataclasses.replace(
         task.train, paths=(str(tmp_path / "bad.png"), *task.train.paths[1:])
     )
-    loader = plain_loader(split, SPEC, tiny(pictures, tmp_path))
+    loader = eval_dataloader(split, SPEC, tiny(pictures, tmp_path))
     with pytest.raises(UserError, match=r"cannot read the picture '.*bad\.png'"):
         list(loader)
 
@@ -138,22 +138,22 @@ def test_workers_are_as_asked_or_by_the_number_of_cores(monkeypatch, cores, aske
 def test_few_processes_load_what_is_kept(
     pictures, tmp_path, monkeypatch, cores, device, asked, expected
 ):
-    config = tiny(pictures, tmp_path, workers=asked)
-    task = kept(load_task(str(pictures), seed=0), config)
+    config = tiny(pictures, tmp_path, num_workers=asked)
+    task = kept(load_data(str(pictures), seed=0), config)
     monkeypatch.setattr(scanning.joblib, "cpu_count", lambda: cores)
     monkeypatch.setattr(loaders, "find_device", lambda name: torch.device(device))
-    assert training_loader(task.train, SPEC, config).num_workers == expected
+    assert train_dataloader(task.train, SPEC, config).num_workers == expected
     half = dataclasses.replace(task.train, paths=("another", *task.train.paths[1:]))
-    assert training_loader(half, SPEC, config).num_workers == count_workers(asked)
+    assert train_dataloader(half, SPEC, config).num_workers == count_workers(asked)
 
 
 def test_processes_load_what_is_kept_to_the_same_batches(pictures, tmp_path):
-    task = load_task(str(pictures), seed=0)
+    task = load_data(str(pictures), seed=0)
     expected, found = (
         [
             inputs
-            for inputs, _ in training_loader(
-                each.train, SPEC, tiny(pictures, tmp_path, workers=workers)
+            for inputs, _ in train_dataloader(
+                each.train, SPEC, tiny(pictures, tmp_path, num_workers=workers)
             )
         ]
         for each, workers in ((task, 0), (kept(task, tiny(pictures, tmp_path)), 2))
@@ -173,9 +173,9 @@ def test_processes_load_what_is_kept_to_the_same_batches(pictures, tmp_path):
 def test_batch_norm_that_trains_is_given_no_picture_alone(
     pictures, tmp_path, batch_norm, batch_size, sizes
 ):
-    task = load_task(str(pictures), seed=0)
+    task = load_data(str(pictures), seed=0)
     config = tiny(pictures, tmp_path, batch_norm=batch_norm, batch_size=batch_size)
-    found = [len(labels) for _, labels in training_loader(task.train, SPEC, config)]
+    found = [len(labels) for _, labels in train_dataloader(task.train, SPEC, config)]
     assert found == sizes
 
 
@@ -183,26 +183,26 @@ class TestOfficial:
     """The preset's own transforms; what they do is tested beside them."""
 
     def test_plain_pictures_are_squares_of_the_whole(self, pictures, tmp_path):
-        task, config = load_task(str(pictures), seed=0), tiny(pictures, tmp_path, preset="official")
-        (inputs, _), *_ = plain_loader(task.train, SPEC, config)
+        task, config = load_data(str(pictures), seed=0), tiny(pictures, tmp_path, preset="official")
+        (inputs, _), *_ = eval_dataloader(task.train, SPEC, config)
         transform = official_eval_transform(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
         picture = task.train.read(task.train.paths[2])
         assert torch.equal(inputs[2], transform(picture))
 
     def test_the_test_sees_ten_crops_in_batches_a_tenth_as_large(self, pictures, tmp_path):
-        task = load_task(str(pictures), seed=0)
+        task = load_data(str(pictures), seed=0)
         config = tiny(pictures, tmp_path, preset="official", batch_size=30)
-        (inputs, _), *_ = evaluation_loader(task.test, SPEC, config)
+        (inputs, _), *_ = test_dataloader(task.test, SPEC, config)
         transform = ten_crop_transform(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
         assert inputs.shape == (3, 10, 3, 32, 32)
         assert torch.equal(inputs[1], transform(task.test.read(task.test.paths[1])))
-        plain, *_ = evaluation_loader(task.test, SPEC, tiny(pictures, tmp_path))
+        plain, *_ = test_dataloader(task.test, SPEC, tiny(pictures, tmp_path))
         assert plain[0].shape == (8, 3, 32, 32)
 
     def test_training_pictures_change_their_proportions(self, pictures, tmp_path):
-        task = load_task(str(pictures), seed=0)
+        task = load_data(str(pictures), seed=0)
         found = {
-            preset: training_loader(task.train, SPEC, tiny(pictures, tmp_path, preset=preset))
+            preset: train_dataloader(task.train, SPEC, tiny(pictures, tmp_path, preset=preset))
             for preset in ("default", "official")
         }
         resized = {preset: loader.dataset.transform for preset, loader in found.items()}

@@ -8,33 +8,33 @@ import torch
 
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.runs import lr_search
-from delta_transfer.runs.lr_search import settle
-from delta_transfer.runs.plan import Tuning
+from delta_transfer.runs.lr_search import resolve_lr
+from delta_transfer.runs.plan import FineTunePlan
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.runs.preparation.prepared import Prepared
-from delta_transfer.training.lr_finder import choose_rate
+from delta_transfer.runs.preparation.prepared import RunSetup
+from delta_transfer.training.lr_finder import suggest_lr
 from tests.networks import conv_net
 from tests.run_folders import tiny
 from tests.runs.test_plan import SPEC
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures, tmp_path_factory) -> Prepared:
+def prepared(pictures, tmp_path_factory) -> RunSetup:
     config = tiny(pictures, tmp_path_factory.mktemp("prepared"))
     return prepare(config, network=conv_net(), spec=SPEC)
 
 
-def tuning(folder, method: str, **options) -> Tuning:
+def tuning(folder, method: str, **options) -> FineTunePlan:
     config = tiny("pictures", folder, method=method, lr="find", **options)
-    return Tuning(config=config, method=METHODS[method], epochs=2, attention=None)
+    return FineTunePlan(config=config, method=METHODS[method], epochs=2, attention=None)
 
 
 def test_a_tenth_of_the_rate_up_to_which_the_loss_is_low():
     rates = [10 ** (i / 12 - 6) for i in range(72)]
     losses = [1.0 if rate < 1e-4 else 0.2 if rate < 2e-2 else 50.0 for rate in rates]
-    assert choose_rate(list(zip(rates, losses, strict=True))) == pytest.approx(2e-3, rel=0.25)
+    assert suggest_lr(list(zip(rates, losses, strict=True))) == pytest.approx(2e-3, rel=0.25)
     noisy = [loss * (1.02 if i % 2 else 0.98) for i, loss in enumerate(losses)]
-    assert choose_rate(list(zip(rates, noisy, strict=True))) == pytest.approx(2e-3, rel=0.25)
+    assert suggest_lr(list(zip(rates, noisy, strict=True))) == pytest.approx(2e-3, rel=0.25)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_rate_is_found_once_and_leaves_no_trace(prepared, tmp_path, method, ca
     networks = (prepared.backbone.module, prepared.source)
     before, random = [copy.deepcopy(n.state_dict()) for n in networks], torch.get_rng_state()
     asked = tuning(tmp_path, method, ema=0.9, batch_size=4)
-    found = settle(prepared, asked, tmp_path)
+    found = resolve_lr(prepared, asked, tmp_path)
     assert dataclasses.replace(found.config, lr="find") == asked.config
     assert 1e-6 < found.lr < 1
     assert f"lr       {found.lr:g}: a tenth of the rate" in caplog.text
@@ -63,10 +63,10 @@ def test_a_rate_is_found_once_and_leaves_no_trace(prepared, tmp_path, method, ca
         trial = [(float(row["lr"]), float(row["loss"])) for row in csv.DictReader(file)]
     assert trial[0][0] == pytest.approx(1e-6)
     assert len(trial) > 30
-    assert found.lr == choose_rate(trial)
+    assert found.lr == suggest_lr(trial)
     # In another folder it is found again, in this one it is known.
     (tmp_path / "again").mkdir()
-    assert settle(prepared, asked, tmp_path / "again") == found
+    assert resolve_lr(prepared, asked, tmp_path / "again") == found
     kept = (tmp_path / "lr.csv").read_bytes()
     assert (tmp_path / "again" / "lr.csv").read_bytes() == kept
 
@@ -74,20 +74,22 @@ def test_a_rate_is_found_once_and_leaves_no_trace(prepared, tmp_path, method, ca
 def test_a_trial_is_taken_up_if_it_was_of_the_same_pictures(
     prepared, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(lr_search, "_try", lambda *args: [(1e-3, 1.0), (0.02, 1.0), (0.3, 7.0)])
+    monkeypatch.setattr(
+        lr_search, "_run_range_test", lambda *args: [(1e-3, 1.0), (0.02, 1.0), (0.3, 7.0)]
+    )
     asked = tuning(tmp_path, "l2")
-    assert settle(prepared, asked, tmp_path).lr == 0.002
+    assert resolve_lr(prepared, asked, tmp_path).lr == 0.002
     assert "anew" not in caplog.text
-    monkeypatch.setattr(lr_search, "_try", lambda *args: [(0.05, 1.0)])
-    assert settle(prepared, asked, tmp_path).lr == 0.002
-    other = dataclasses.replace(prepared, data="of other pictures")
-    assert settle(other, asked, tmp_path).lr == 0.005
+    monkeypatch.setattr(lr_search, "_run_range_test", lambda *args: [(0.05, 1.0)])
+    assert resolve_lr(prepared, asked, tmp_path).lr == 0.002
+    other = dataclasses.replace(prepared, data_fingerprint="of other pictures")
+    assert resolve_lr(other, asked, tmp_path).lr == 0.005
     assert "lr.csv is of other pictures or pretrained weights: trying rates anew" in caplog.text
 
 
 def test_what_does_not_train_or_has_a_rate_needs_no_trial(prepared, tmp_path):
     probe = tuning(tmp_path, "probe")
-    assert settle(prepared, probe, tmp_path) is probe
+    assert resolve_lr(prepared, probe, tmp_path) is probe
     given = dataclasses.replace(probe, config=dataclasses.replace(probe.config, lr=0.1))
-    assert settle(prepared, given, tmp_path) is given
+    assert resolve_lr(prepared, given, tmp_path) is given
     assert not list(tmp_path.iterdir())

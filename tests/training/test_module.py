@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from delta_transfer.methods import L2, L2SP, LwF
-from delta_transfer.metrics.objectives import Classes
+from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training.module import FineTuning
-from delta_transfer.training.optimizers import Optimization, cycle_starts, schedule_factor
+from delta_transfer.training.module import FineTuneModule
+from delta_transfer.training.optimizers import OptimizerConfig, cycle_starts, schedule_factor
 from tests.networks import conv_net, moved
 
 
@@ -31,16 +31,16 @@ def expected_factor(step: int, total: int, schedule: str) -> float:
 @pytest.mark.parametrize("total", [1, 2, 3, 7, 40, 100])
 def test_the_schedule_is_a_warm_up_and_what_its_name_says(schedule, total):
     for step in range(total):
-        found = schedule_factor(step, total, schedule=schedule, warm_up=0.15)
+        found = schedule_factor(step, total, schedule=schedule, warmup_ratio=0.15)
         assert found == pytest.approx(expected_factor(step, total, schedule), abs=1e-12)
         assert 0 < found <= 1
 
 
 def test_the_cosine_ends_at_zero():
-    assert schedule_factor(40, 40, schedule="cosine", warm_up=0.15) == pytest.approx(0)
+    assert schedule_factor(40, 40, schedule="cosine", warmup_ratio=0.15) == pytest.approx(0)
 
 
-def fine_tuning(**options: object) -> FineTuning:
+def fine_tuning(**options: object) -> FineTuneModule:
     target, source = moved(conv_net()), conv_net()
     penalties = [L2SP(strength=0.5), L2("fc", strength=0.25)]
     values = {
@@ -49,16 +49,16 @@ def fine_tuning(**options: object) -> FineTuning:
         "head_lr": 0.2,
         "weight_decay": 0.3,
         "schedule": "constant",
-        "warm_up": 0.15,
+        "warmup_ratio": 0.15,
     }
-    module = FineTuning(
+    module = FineTuneModule(
         target,
         Regularizer(target, source, penalties),
         loss=F.cross_entropy,
         head="fc",
-        objective=Classes(),
-        optimization=Optimization(**{**values, **options}),
-        borrowed=ExitStack(),
+        objective=Multiclass(),
+        optimizer_config=OptimizerConfig(**{**values, **options}),
+        exit_stack=ExitStack(),
     )
     module.trainer = SimpleNamespace(estimated_stepping_batches=20)
     return module
@@ -120,7 +120,7 @@ def test_cycles_are_equal_parts_of_the_training(total, cycles):
 
 
 def test_the_heads_schedule_starts_again_with_each_cycle_and_the_backbones_does_not():
-    found = fine_tuning(schedule="cosine", head_cycles=3).configure_optimizers()
+    found = fine_tuning(schedule="cosine", num_head_restarts=3).configure_optimizers()
     optimizer, plan = found["optimizer"], found["lr_scheduler"]
     for step in range(20):
         start, length = next((s, n) for s, n in ((13, 7), (6, 7), (0, 6)) if step >= s)
@@ -142,10 +142,10 @@ def test_what_surrounds_the_steps_is_entered_with_the_optimiser_and_left_with_th
         yield
         seen.append("left")
 
-    module = fine_tuning(around=around)
+    module = fine_tuning(optimizer_context=around)
     made = module.configure_optimizers()["optimizer"]
     assert seen == [made]
-    module._borrowed.close()
+    module._exit_stack.close()
     assert seen == [made, "left"]
 
 
@@ -167,9 +167,9 @@ def test_a_step_is_the_task_loss_and_the_terms(monkeypatch):
     logged = {}
     monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update(values))
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
-    monkeypatch.setattr(FineTuning, "current_epoch", 4)
+    monkeypatch.setattr(FineTuneModule, "current_epoch", 4)
     inputs, targets = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
-    monkeypatch.setattr(FineTuning, "global_step", 13)
+    monkeypatch.setattr(FineTuneModule, "global_step", 13)
     with module.regularizer:
         total = module.training_step((inputs, targets), 0)
     shown = dict(logged)
@@ -192,8 +192,8 @@ def test_a_step_is_the_task_loss_and_the_terms(monkeypatch):
 def test_an_epochs_figures_are_means_over_its_samples(monkeypatch):
     """Also where batches differ in size, and where it was broken off between them."""
     module, logged, parts = fine_tuning(), {}, []
-    monkeypatch.setattr(FineTuning, "current_epoch", 0)
-    monkeypatch.setattr(FineTuning, "global_step", 2)
+    monkeypatch.setattr(FineTuneModule, "current_epoch", 0)
+    monkeypatch.setattr(FineTuneModule, "global_step", 2)
     for size in (4, 1):
         module.trainer = SimpleNamespace(optimizers=[module.configure_optimizers()["optimizer"]])
         monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update(values))

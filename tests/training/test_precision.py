@@ -30,7 +30,7 @@ def wide(values):
         *(
             (name, "default")
             for name, method in METHODS.items()
-            if "pictures" in method.kinds and method.penalties(copy.deepcopy(PARTS))
+            if "pictures" in method.kinds and method.build_penalties(copy.deepcopy(PARTS))
         ),
         ("delta", "official"),
         ("delta_no_attention", "official"),
@@ -40,7 +40,7 @@ def test_penalties_are_computed_in_float32_under_autocast(method, preset):
     """As exactly as that, from the features that the networks give in bfloat16."""
     target, source = moved(conv_net()), conv_net()
     inputs, targets = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
-    found = find_method(method, preset=preset).penalties(copy.deepcopy(PARTS))
+    found = find_method(method, preset=preset).build_penalties(copy.deepcopy(PARTS))
     regularizer = Regularizer(target, source, found)
     if regularizer.needs_calibration:
         regularizer.calibrate([(inputs,)])
@@ -52,7 +52,7 @@ def test_penalties_are_computed_in_float32_under_autocast(method, preset):
     (step,) = steps
     some = [*step.target_features.values(), *step.head_inputs.values()]
     some += [*step.source_features.values(), *step.source_head_inputs.values()]
-    if METHODS[method].features or method in ("bss", "co_tuning"):
+    if METHODS[method].compares_features or method in ("bss", "co_tuning"):
         assert some
     if method in ("delta", "delta_no_attention"):
         assert {features.dtype for features in some} == {torch.bfloat16}

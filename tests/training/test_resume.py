@@ -19,27 +19,27 @@ from torch.utils.data import DataLoader
 
 from delta_transfer.data.samplers import EpochSampler
 from delta_transfer.methods import Delta
-from delta_transfer.metrics.objectives import Classes
+from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training.callbacks import MeasureDrift, RedrawHead
-from delta_transfer.training.checkpoint_callbacks import Saving
+from delta_transfer.training.callbacks import MeasureDrift, ReinitializeHead
+from delta_transfer.training.checkpoint_callbacks import CheckpointInterval
 from delta_transfer.training.checkpoints import (
-    WholeCheckpoints,
-    find_last,
-    read_whole,
-    take_over,
+    AtomicCheckpointIO,
+    find_last_checkpoint,
+    read_checkpoint,
+    rotate_checkpoints,
 )
-from delta_transfer.training.fit import Fitted, fit
+from delta_transfer.training.fit import FitResult, fit
 from delta_transfer.training.mixing import Mixing
-from delta_transfer.training.optimizers import Optimization
+from delta_transfer.training.optimizers import OptimizerConfig
 from delta_transfer.training.signals import stop_fits
-from delta_transfer.training.trainer import Fit
+from delta_transfer.training.trainer import FitConfig
 from tests.networks import conv_net
 from tests.training.test_fit import Samples
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")
 EPOCHS, STEPS = 3, 3  # steps of an epoch, the last of which has two samples only
-EVERY = Saving(steps=1, minutes=60)
+EVERY = CheckpointInterval(steps=1, minutes=60)
 
 
 class BreakOff(lightning.Callback):
@@ -69,7 +69,7 @@ def trained(
     folder: Path,
     *more: lightning.Callback,
     resume: bool = False,
-    saving: Saving = EVERY,
+    saving: CheckpointInterval = EVERY,
     validates: bool = True,
     workers: int = 0,
     labels: Sequence[int] | None = None,
@@ -78,7 +78,7 @@ def trained(
     scarce: bool = False,
     fitting: Mapping[str, Any] = MappingProxyType({}),
     optimizing: Mapping[str, Any] = MappingProxyType({}),
-) -> tuple[dict[str, Tensor], Fitted]:
+) -> tuple[dict[str, Tensor], FitResult]:
     """With everything that has a state: Adam, dropout, batch norm, and a head that is redrawn."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(5)
@@ -92,9 +92,9 @@ def trained(
     drift = MeasureDrift(
         network, source, taps=["conv2"], inputs=data.inputs, path=folder / "drift.csv"
     )
-    redraw = RedrawHead(network.fc, cycles=2, generator=generator)
-    what = Fit(
-        train=DataLoader(
+    redraw = ReinitializeHead(network.fc, num_restarts=2, generator=generator)
+    what = FitConfig(
+        train_dataloader=DataLoader(
             data,
             batch_size=6,
             sampler=EpochSampler(14, seed=0, labels=labels),
@@ -102,10 +102,10 @@ def trained(
             persistent_workers=workers > 0,
             generator=torch.Generator(),
         ),
-        val=DataLoader(Samples(), batch_size=5) if validates else None,
+        val_dataloader=DataLoader(Samples(), batch_size=5) if validates else None,
         epochs=epochs,
         folder=folder,
-        saving=saving,
+        checkpoint_interval=saving,
         resume=resume,
         mixing=mixing,
         accelerator="cpu",
@@ -119,15 +119,15 @@ def trained(
         what,
         loss=torch.nn.functional.cross_entropy,
         head="fc",
-        objective=Classes(),
-        optimization=Optimization(
+        objective=Multiclass(),
+        optimizer_config=OptimizerConfig(
             optimizer="adamw",
             lr=0.01,
             head_lr=0.05,
             weight_decay=0.01,
             schedule="cosine",
-            warm_up=0.15,
-            head_cycles=2,
+            warmup_ratio=0.15,
+            num_head_restarts=2,
             **optimizing,
         ),
         callbacks=[redraw, *([drift] if validates else []), *more],
@@ -142,15 +142,17 @@ def run_out(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def same(first: tuple[dict[str, Tensor], Fitted], second: tuple[dict[str, Tensor], Fitted]) -> bool:
+def same(
+    first: tuple[dict[str, Tensor], FitResult], second: tuple[dict[str, Tensor], FitResult]
+) -> bool:
     (one, found), (other, refound) = first, second
     return (
         all(torch.equal(one[name], other[name]) for name in one)
         and found.epoch == refound.epoch
-        and len(found.validations) == len(refound.validations)
+        and len(found.val_outputs) == len(refound.val_outputs)
         and all(
             torch.equal(a, b)
-            for x, y in zip(found.validations, refound.validations, strict=True)
+            for x, y in zip(found.val_outputs, refound.val_outputs, strict=True)
             for a, b in zip(x, y, strict=True)
         )
     )
@@ -169,7 +171,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("step", range(1, EPOCHS * STEPS))
 def test_broken_off_before_any_step_it_ends_as_if_it_had_not_been(whole, tmp_path, step, every):
-    folder, saving = tmp_path / "run", Saving(steps=every, minutes=60)
+    folder, saving = tmp_path / "run", CheckpointInterval(steps=every, minutes=60)
     with pytest.raises(RuntimeError, match="broken off"):
         trained(folder, BreakOff(step), saving=saving)
     assert same(trained(folder, resume=True, saving=saving), whole[0])
@@ -252,13 +254,13 @@ def test_a_signal_ends_it_after_the_step_and_it_goes_on(whole, tmp_path, step, n
     """Also in the last step of an epoch, which is validated first, and of all."""
     folder, before = tmp_path / "run", [signal.getsignal(s) for s in (signal.SIGINT, number)]
     with pytest.raises(KeyboardInterrupt, match=f"stopped after step {step + 1}$"):
-        trained(folder, Signal(step, number), saving=Saving())
+        trained(folder, Signal(step, number), saving=CheckpointInterval())
     assert "stopping after this step, and saving; once more to stop at once" in caplog.text
     assert [signal.getsignal(s) for s in (signal.SIGINT, number)] == before
-    last = find_last(folder / "checkpoints")
+    last = find_last_checkpoint(folder / "checkpoints")
     assert last is not None
     assert last[1]["global_step"] == step + 1
-    assert same(trained(folder, resume=True, saving=Saving()), whole[0])
+    assert same(trained(folder, resume=True, saving=CheckpointInterval()), whole[0])
     assert traces(folder) == traces(whole[1])
 
 
@@ -269,16 +271,16 @@ def test_another_thread_may_ask_for_a_stop(whole, tmp_path):
                 assert stop_fits()
 
     with pytest.raises(KeyboardInterrupt, match=r"stopped after step 3$"):
-        trained(tmp_path / "run", Asked(), saving=Saving())
+        trained(tmp_path / "run", Asked(), saving=CheckpointInterval())
     assert not stop_fits()
-    assert same(trained(tmp_path / "run", resume=True, saving=Saving()), whole[0])
+    assert same(trained(tmp_path / "run", resume=True, saving=CheckpointInterval()), whole[0])
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):
     twice = Signal(1, signal.SIGINT), Signal(1, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "run", *twice, saving=Saving())
-    assert find_last(tmp_path / "run" / "checkpoints") is None
+        trained(tmp_path / "run", *twice, saving=CheckpointInterval())
+    assert find_last_checkpoint(tmp_path / "run" / "checkpoints") is None
 
 
 def test_in_a_thread_there_are_no_signals(whole, tmp_path):
@@ -296,17 +298,17 @@ def test_killed_while_the_outcome_is_put_in_its_place(
     tmp_path, monkeypatch, renamed, steps, validates
 ):
     without = trained(tmp_path / "whole", validates=validates)
-    saving, folder = Saving(steps=steps, minutes=60), tmp_path / "run"
+    saving, folder = CheckpointInterval(steps=steps, minutes=60), tmp_path / "run"
 
     def die(checkpoints: Path) -> None:
-        if read_whole(checkpoints / "next.ckpt")["callbacks"]["SaveLast"]["finished"]:
+        if read_checkpoint(checkpoints / "next.ckpt")["callbacks"]["SaveLast"]["finished"]:
             if renamed and (checkpoints / "last.ckpt").exists():
                 (checkpoints / "last.ckpt").replace(checkpoints / "before.ckpt")
             raise RuntimeError("killed")
-        take_over(checkpoints)
+        rotate_checkpoints(checkpoints)
 
     with monkeypatch.context() as patched:
-        patched.setattr("delta_transfer.training.checkpoint_callbacks.take_over", die)
+        patched.setattr("delta_transfer.training.checkpoint_callbacks.rotate_checkpoints", die)
         with pytest.raises(RuntimeError, match="killed"):
             trained(folder, saving=saving, validates=validates)
     again = trained(folder, BreakOff(0), resume=True, saving=saving, validates=validates)
@@ -357,7 +359,7 @@ class TestDamage:
         )
         if damage == "gone":
             last.unlink()
-        found = find_last(broken / "checkpoints")
+        found = find_last_checkpoint(broken / "checkpoints")
         assert found is not None
         assert found[0].name == "before.ckpt"
         assert ("last.ckpt is damaged and is not used" in caplog.text) == (damage != "gone")
@@ -378,7 +380,7 @@ class TestDamage:
             changed = bytearray(content)
             changed[place // 8] ^= 1 << (place % 8)
             path.write_bytes(changed)
-            found = read_whole(path)
+            found = read_checkpoint(path)
             noticed += found is None
             if found is not None:
                 for name, tensor in found["state_dict"].items():
@@ -388,11 +390,11 @@ class TestDamage:
     def test_another_versions_is_not_used(self, whole, broken, monkeypatch, caplog):
         with monkeypatch.context() as patched:
             patched.setattr("delta_transfer.training.checkpoints.FORMAT", 0)
-            assert read_whole(broken / "checkpoints" / "last.ckpt") is None
+            assert read_checkpoint(broken / "checkpoints" / "last.ckpt") is None
             assert "last.ckpt was written by another version and is not used" in caplog.text
             with pytest.raises(RuntimeError, match="broken off"):
                 trained(broken, BreakOff(4), resume=True)
-        assert find_last(broken / "checkpoints") is None
+        assert find_last_checkpoint(broken / "checkpoints") is None
         assert same(trained(broken, resume=True), whole[0])
 
     def test_code_in_it_is_not_run(self, broken, tmp_path, caplog):
@@ -400,10 +402,10 @@ class TestDamage:
             def __reduce__(self):
                 return os.mkdir, (str(tmp_path / "owned"),)
 
-        WholeCheckpoints().save_checkpoint(  # with the right checksum
+        AtomicCheckpointIO().save_checkpoint(  # with the right checksum
             {"state_dict": Evil()}, broken / "checkpoints" / "last.ckpt"
         )
-        assert read_whole(broken / "checkpoints" / "last.ckpt") is None
+        assert read_checkpoint(broken / "checkpoints" / "last.ckpt") is None
         assert not (tmp_path / "owned").exists()
         assert "last.ckpt is damaged" in caplog.text
 
@@ -433,9 +435,9 @@ def test_a_state_is_saved_when_its_time_has_come(tmp_path, monkeypatch):
         def on_save_checkpoint(self, trainer, module, checkpoint):
             saved.append(trainer.global_step)
 
-    trained(tmp_path / "run", Clock(), saving=Saving(minutes=1))
+    trained(tmp_path / "run", Clock(), saving=CheckpointInterval(minutes=1))
     assert saved == [3, 6, 9]
-    assert dataclasses.asdict(Saving()) == {"minutes": 1.0, "steps": None}
+    assert dataclasses.asdict(CheckpointInterval()) == {"minutes": 1.0, "steps": None}
 
 
 @pytest.mark.parametrize("step", [2, 4, 7, 8])
@@ -447,7 +449,7 @@ def test_an_early_stop_comes_at_the_same_epoch(tmp_path, step):
     whole = stop()
     expected = trained(tmp_path / "whole", whole, epochs=9)
     assert whole.stopped_epoch == 2
-    assert len(expected[1].validations) == 4
+    assert len(expected[1].val_outputs) == 4
     with pytest.raises(RuntimeError, match="broken off"):
         trained(tmp_path / "run", stop(), BreakOff(step), epochs=9)
     found = stop()

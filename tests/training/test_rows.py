@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 from delta_transfer.data.samplers import EpochSampler
 from delta_transfer.features.taps import Taps
 from delta_transfer.methods import L2, Delta
-from delta_transfer.metrics.objectives import Classes
+from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.callbacks import MeasureDrift
 from delta_transfer.training.fit import fit
-from delta_transfer.training.optimizers import Optimization, layer_scales
-from delta_transfer.training.trainer import Fit
+from delta_transfer.training.optimizers import OptimizerConfig, layer_lr_scales
+from delta_transfer.training.trainer import FitConfig
 from tests.networks import moved
 from tests.rows import Rows, graph_net, some_rows
 
@@ -54,25 +54,25 @@ def trained(folder, *, parts: int = 1):
     fit(
         target,
         regularizer,
-        Fit(
-            train=DataLoader(data, batch_size=3, sampler=sampler, collate_fn=collate),
-            val=DataLoader(data, batch_size=5, collate_fn=collate),
+        FitConfig(
+            train_dataloader=DataLoader(data, batch_size=3, sampler=sampler, collate_fn=collate),
+            val_dataloader=DataLoader(data, batch_size=5, collate_fn=collate),
             epochs=2,
             folder=folder,
-            parts=parts,
+            gradient_accumulation_steps=parts,
             keep_last=True,
             accelerator="cpu",
         ),
         loss=F.cross_entropy,
         head="head",
-        objective=Classes(),
-        optimization=Optimization(
+        objective=Multiclass(),
+        optimizer_config=OptimizerConfig(
             optimizer="sgd",
             lr=0.01,
             head_lr=0.01,
             weight_decay=0.0,
             schedule="constant",
-            warm_up=0.15,
+            warmup_ratio=0.15,
         ),
         callbacks=[drift],
     )
@@ -140,5 +140,5 @@ def test_drift_is_the_mean_over_each_graphs_rows(tmp_path):
 
 
 def test_layers_below_the_head_learn_slower():
-    scales = layer_scales(graph_net(), head="head", factor=0.5, example=some_rows())
+    scales = layer_lr_scales(graph_net(), head="head", factor=0.5, example=some_rows())
     assert [scales[f"layers.{i}.linear.weight"] for i in range(3)] == [0.125, 0.25, 0.5]

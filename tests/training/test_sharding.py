@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from delta_transfer import train
 from delta_transfer.errors import UserError
-from delta_transfer.training.distributed import find_units
+from delta_transfer.training.distributed import find_fsdp_units
 from tests.networks import conv_net
 from tests.run_folders import flags, tiny
 from tests.runs.test_plan import SPEC
@@ -55,7 +55,7 @@ class Network(nn.Module):
 
 def test_units_are_blocks_that_are_called_as_such():
     network = Network().train()
-    units = find_units(network, torch.zeros(1, 4))
+    units = find_fsdp_units(network, torch.zeros(1, 4))
     assert units == ("sequence.0", "sequence.1.0", "several.0", "several.1")
     assert network.training
     assert not any(module._forward_pre_hooks for module in network.modules())
@@ -65,7 +65,7 @@ def test_a_weight_without_dimensions_is_named():
     network = nn.Linear(2, 2)
     network.scale = nn.Parameter(torch.ones(()))
     with pytest.raises(UserError, match="--strategy fsdp: scale is a single number"):
-        find_units(network, torch.zeros(1, 2))
+        find_fsdp_units(network, torch.zeros(1, 2))
 
 
 def check_same_states(run: Path, other: Path) -> None:

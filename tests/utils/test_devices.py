@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from delta_transfer.errors import UserError
-from delta_transfer.utils.devices import find_device, place
+from delta_transfer.utils.devices import find_device, move_to_device
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
@@ -28,5 +28,5 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
 
 def test_a_network_is_placed_in_channels_last():
     network = nn.Conv2d(3, 4, 3)
-    place(network, torch.device("cpu"))
+    move_to_device(network, torch.device("cpu"))
     assert network.weight.is_contiguous(memory_format=torch.channels_last)

@@ -15,7 +15,7 @@ from delta_transfer import train
 from delta_transfer.cli import main
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.comparison.compare import compare
-from delta_transfer.utils.locks import LOCK, check_unlocked, locked
+from delta_transfer.utils.locks import LOCK, check_unlocked, lock_folder
 from tests.run_folders import tiny
 from tests.several import run
 
@@ -49,13 +49,13 @@ def test_it_is_another_process_s_until_that_is_killed(tmp_path):
     with held(folder) as other:
         who = f"process {other.pid} on {socket.gethostname()} writes into {folder}: "
         for _ in range(2):  # nor does being refused take it away
-            with pytest.raises(UserError, match=who), locked(folder):
+            with pytest.raises(UserError, match=who), lock_folder(folder):
                 pass
             with pytest.raises(UserError, match="wait until it has finished, end it, or give ano"):
                 check_unlocked(folder)
     assert (folder / LOCK).is_file()  # which locks nothing
     check_unlocked(folder)
-    with locked(folder):
+    with lock_folder(folder):
         assert (folder / LOCK).read_text().startswith(f"process {os.getpid()} on ")
     assert list(folder.iterdir()) == []
 
@@ -95,7 +95,7 @@ def test_what_a_killed_process_left_is_in_nobody_s_way(pictures, tmp_path):
         (folder / LOCK).write_text("process 7 on elsewhere")
     config = tiny(pictures, run, method="probe")
     train(config)
-    compare(config, several, methods=["probe"], seeds=[0], jobs=1)
+    compare(config, several, methods=["probe"], seeds=[0], n_jobs=1)
     assert not list(tmp_path.rglob(LOCK))
     (several / LOCK).touch()
     train(tiny(pictures, several, method="probe", overwrite=True))
@@ -103,7 +103,7 @@ def test_what_a_killed_process_left_is_in_nobody_s_way(pictures, tmp_path):
 
 
 def test_a_folder_that_was_not_filled_is_not_left(tmp_path):
-    with pytest.raises(KeyError), locked(tmp_path / "run"):
+    with pytest.raises(KeyError), lock_folder(tmp_path / "run"):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
 
@@ -113,7 +113,7 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplo
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         pass
     assert "cannot be locked ([Errno 38] Function not implemented)" in caplog.text
     assert "let no other process write into it" in caplog.text

@@ -8,10 +8,10 @@ from torch import nn
 
 from delta_transfer.errors import UserError
 from delta_transfer.utils.module_state import (
-    deterministic,
+    deterministic_algorithms,
     device_of,
-    evaluating,
-    same_random_state,
+    eval_mode,
+    preserve_random_state,
     without_parameter_gradients,
 )
 from tests.networks import ConvNet
@@ -33,7 +33,7 @@ def net():
 def test_evaluating_gives_each_module_its_own_flag_back(net, fails):
     flags = [module.training for module in net.modules()]
     try:
-        with evaluating(net):
+        with eval_mode(net):
             assert not any(module.training for module in net.modules())
             net.train()
             if fails:
@@ -70,7 +70,7 @@ def test_same_random_state_covers_python_numpy_and_torch(net, fails):
     np.random.seed(3)
     torch.manual_seed(3)
     try:
-        with same_random_state(net):
+        with preserve_random_state(net):
             draw()
             if fails:
                 raise Problem
@@ -89,7 +89,7 @@ class TestDeterministic:
     def test_torch_is_told_and_then_as_before(self, monkeypatch):
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
         monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-        with deterministic(True):
+        with deterministic_algorithms(True):
             assert torch.are_deterministic_algorithms_enabled()
             assert torch.backends.cudnn.deterministic
             assert not torch.backends.cudnn.benchmark
@@ -103,7 +103,7 @@ class TestDeterministic:
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
-            with pytest.raises(RuntimeError, match=r"^other$"), deterministic(True):
+            with pytest.raises(RuntimeError, match=r"^other$"), deterministic_algorithms(True):
                 raise RuntimeError("other")
             assert torch.is_deterministic_algorithms_warn_only_enabled()
             assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
@@ -117,10 +117,10 @@ class TestDeterministic:
         )
         with (
             pytest.raises(UserError, match=r"--deterministic: avg_pool does not .* --device cpu"),
-            deterministic(True),
+            deterministic_algorithms(True),
         ):
             raise RuntimeError(said)
 
     def test_unwanted_it_changes_nothing(self):
-        with deterministic(False):
+        with deterministic_algorithms(False):
             assert not torch.are_deterministic_algorithms_enabled()

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torchcam.methods import GradCAM
 
-from delta_transfer.app.positions import as_map
+from delta_transfer.app.positions import as_spatial_map
 from delta_transfer.features.head_inputs import HeadInputs
-from delta_transfer.features.stages import producer
+from delta_transfer.features.stages import output_module
 from delta_transfer.features.taps import Taps
-from delta_transfer.utils.module_state import evaluating, without_parameter_gradients
+from delta_transfer.utils.module_state import eval_mode, without_parameter_gradients
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,28 +30,28 @@ class ClassMap:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Pass:
+class ForwardResult:
     """What a network shows of itself while it looks at one picture.
 
     Args:
         outputs: tap -> its output, `[1, ...]`.
-        given: what the head was given, `[F]`.
+        head_input: what the head was given, `[F]`.
         class_map: None where no place speaks for the class, or the network has no positions.
     """
 
     outputs: dict[str, Tensor]
-    given: Tensor
+    head_input: Tensor
     class_map: ClassMap | None
 
 
-def look(
+def run_with_class_map(
     network: nn.Module,
     inputs: Tensor,
     *,
     taps: Mapping[str, int],
     head: str,
     class_index: int,
-) -> Pass:
+) -> ForwardResult:
     """Runs a network on a picture, in eval mode; it is given back as it was.
 
     The class map is Grad-CAM (Selvaraju et al., ICCV 2017, https://arxiv.org/abs/1610.02391). In
@@ -72,25 +72,27 @@ def look(
             tap: held.enter_context(
                 GradCAM(
                     network,
-                    producer(network.get_submodule(tap)),
-                    reshape_transform=functools.partial(_positions, channel_dim=dim),
+                    output_module(network.get_submodule(tap)),
+                    reshape_transform=functools.partial(_spatial_map_or_output, channel_dim=dim),
                 )
             )
             for tap, dim in taps.items()
         }
         recorded = held.enter_context(Taps(network, list(taps)))
         heads = held.enter_context(HeadInputs(network, [head]))
-        held.enter_context(evaluating(network))
+        held.enter_context(eval_mode(network))
         held.enter_context(without_parameter_gradients(network))
         held.enter_context(torch.enable_grad())
         # Not the leaf itself, which a network could not change in place.
         scores = network(inputs.detach().requires_grad_() * 1)
         outputs = recorded.outputs()
-        with_map = [tap for tap, dim in taps.items() if as_map(outputs[tap], dim) is not None]
+        with_map = [
+            tap for tap, dim in taps.items() if as_spatial_map(outputs[tap], dim) is not None
+        ]
         found = (_class_map(cams[tap], tap, class_index, scores) for tap in reversed(with_map))
-        return Pass(
+        return ForwardResult(
             outputs={tap: output.detach() for tap, output in outputs.items()},
-            given=heads.inputs()[head][0].detach(),
+            head_input=heads.inputs()[head][0].detach(),
             class_map=next((one for one in found if one is not None), None),
         )
 
@@ -107,7 +109,7 @@ def _class_map(cam: GradCAM, tap: str, class_index: int, scores: Tensor) -> Clas
     return ClassMap(tap=tap, values=(values[0] / most).float().cpu()) if most > 0 else None
 
 
-def _positions(output: Tensor, *, channel_dim: int) -> Tensor:
+def _spatial_map_or_output(output: Tensor, *, channel_dim: int) -> Tensor:
     """The map of an output, or what it is where it has none, which is not asked for its map."""
-    found = as_map(output, channel_dim)
+    found = as_spatial_map(output, channel_dim)
     return output if found is None else found

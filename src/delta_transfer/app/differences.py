@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.app.positions import as_map
+from delta_transfer.app.positions import as_spatial_map
 from delta_transfer.features.taps import Taps
 from delta_transfer.features.variance import FeatureVariance
-from delta_transfer.functional import at_least_float32, channels_last
-from delta_transfer.utils.module_state import evaluating
+from delta_transfer.functional import at_least_float32, flatten_positions
+from delta_transfer.utils.module_state import eval_mode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Difference:
+class FeatureDifference:
     """How far the features of a picture are from those of the pretrained network at a tap.
 
     Args:
@@ -44,7 +44,7 @@ class Source:
 
 def record(network: nn.Module, inputs: Tensor, taps: Iterable[str]) -> dict[str, Tensor]:
     """The outputs of a network at its taps, in eval mode and without gradients."""
-    with Taps(network, list(taps)) as recorded, evaluating(network), torch.no_grad():
+    with Taps(network, list(taps)) as recorded, eval_mode(network), torch.no_grad():
         return recorded.record(inputs)
 
 
@@ -61,13 +61,13 @@ def measure_variance(
     found = {tap: FeatureVariance() for tap in taps}
     for inputs in batches:
         for tap, output in record(network, inputs, taps).items():
-            found[tap].update(channels_last(output, taps[tap]))
+            found[tap].update(flatten_positions(output, taps[tap]))
     return {tap: variance.compute() for tap, variance in found.items()}
 
 
 def differences(
     source: Source, inputs: Tensor, *, target: Mapping[str, Tensor], taps: Mapping[str, int]
-) -> list[Difference]:
+) -> list[FeatureDifference]:
     """What fine-tuning has changed of the features of one picture, tap by tap.
 
     Args:
@@ -82,12 +82,12 @@ def differences(
         variance = source.variance.get(tap)
         if variance is None:
             own = FeatureVariance()
-            own.update(channels_last(was, taps[tap]))
+            own.update(flatten_positions(was, taps[tap]))
             variance = own.compute()
         squares = 0.5 * (now - was).square() / variance.to(was.device)
-        places = as_map(squares, taps[tap])
+        places = as_spatial_map(squares, taps[tap])
         found.append(
-            Difference(
+            FeatureDifference(
                 tap=tap,
                 mean=float(squares.mean()),
                 values=None if places is None else places[0].mean(dim=0).cpu(),

@@ -8,25 +8,25 @@ from torch import Tensor
 
 from delta_transfer.app import class_map
 from delta_transfer.app.class_map import ClassMap
-from delta_transfer.app.differences import Difference, Source, differences
-from delta_transfer.app.neighbours import Neighbour, Neighbours
+from delta_transfer.app.differences import FeatureDifference, Source, differences
+from delta_transfer.app.neighbours import Neighbour, NeighbourIndex
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.training.loaders import plain_loader
+from delta_transfer.training.loaders import eval_dataloader
 
-NEAREST = 5
+NUM_NEIGHBOURS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Look:
+class Explanation:
     """What a run makes of a picture.
 
     Args:
         name: of the picture.
         pixels: what the network sees of it, bytes `[3, S, S]`.
-        answers: class -> probability, the most probable first.
+        probabilities: class -> probability, the most probable first.
         class_name: of which class the map is.
         class_map: None where no place speaks for the class, or the network has no positions.
         neighbours: nearest first; empty where there are none to compare with.
@@ -35,11 +35,11 @@ class Look:
 
     name: str
     pixels: Tensor
-    answers: dict[str, float]
+    probabilities: dict[str, float]
     class_name: str
     class_map: ClassMap | None
     neighbours: Sequence[Neighbour]
-    differences: Sequence[Difference]
+    differences: Sequence[FeatureDifference]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,7 +51,7 @@ class Explainer:
     Args:
         predictor: the run.
         result: its figures.
-        loading: options by which single pictures are prepared.
+        loader_config: options by which single pictures are prepared.
         taps: where features are compared -> where their channels are.
         neighbours: training pictures, or why there are none.
         source: the pretrained network, or why there is none.
@@ -59,12 +59,14 @@ class Explainer:
 
     predictor: Predictor
     result: RunResult
-    loading: TrainConfig
+    loader_config: TrainConfig
     taps: Mapping[str, int]
-    neighbours: Neighbours | str
+    neighbours: NeighbourIndex | str
     source: Source | str
 
-    def look(self, picture: Image.Image, *, name: str, class_index: int | None = None) -> Look:
+    def explain(
+        self, picture: Image.Image, *, name: str, class_index: int | None = None
+    ) -> Explanation:
         """What the run makes of a picture.
 
         Args:
@@ -73,23 +75,25 @@ class Explainer:
             class_index: of which class there is to be a map; the most probable if None.
         """
         predictor, backbone = self.predictor, self.predictor.backbone
-        answers = predictor.answer(picture, name=name).answers
+        answers = predictor.predict_sample(picture, name=name).values
         index = predictor.classes.index(next(iter(answers))) if class_index is None else class_index
         split = Split((name,), (0,), lambda path: picture)
-        loader = plain_loader(split, backbone.input, self.loading)
+        loader = eval_dataloader(split, backbone.input_spec, self.loader_config)
         pixels: Tensor = loader.dataset[0][0]
-        inputs = loader.finish(pixels[None])
-        seen = class_map.look(
+        inputs = loader.preprocess(pixels[None])
+        seen = class_map.run_with_class_map(
             backbone.module, inputs, taps=self.taps, head=backbone.head, class_index=index
         )
         near, moved = self.neighbours, self.source
-        return Look(
+        return Explanation(
             name=name,
             pixels=pixels,
-            answers=answers,
+            probabilities=answers,
             class_name=predictor.classes[index],
             class_map=seen.class_map,
-            neighbours=[] if isinstance(near, str) else near.nearest(seen.given, NEAREST),
+            neighbours=[]
+            if isinstance(near, str)
+            else near.nearest(seen.head_input, NUM_NEIGHBOURS),
             differences=[]
             if isinstance(moved, str)
             else differences(moved, inputs, target=seen.outputs, taps=self.taps),

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from delta_transfer.data.images.loader import PictureLoader
+from delta_transfer.data.images.loader import DeviceDataLoader
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.features.head_inputs import HeadInputs
-from delta_transfer.inference.fault_tolerant_loader import Tally, tolerant_loader
-from delta_transfer.utils.module_state import evaluating
+from delta_transfer.inference.fault_tolerant_loader import ReadStats, fault_tolerant_loader
+from delta_transfer.utils.module_state import eval_mode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,31 +34,31 @@ class Neighbour:
     picture: Image.Image | None
 
 
-class Neighbours:
+class NeighbourIndex:
     """Training pictures and what the head of a network is given of each.
 
     Args:
         split: the pictures.
-        rows: their features, `[N, F]`.
+        features: their features, `[N, F]`.
         classes: the names of the classes.
     """
 
-    def __init__(self, split: Split, rows: Tensor, classes: tuple[str, ...]) -> None:
+    def __init__(self, split: Split, features: Tensor, classes: tuple[str, ...]) -> None:
         self._split = split
-        self._rows = F.normalize(rows, dim=1)
+        self._features = F.normalize(features, dim=1)
         self._classes = classes
 
     def __len__(self) -> int:
         return len(self._split)
 
-    def nearest(self, row: Tensor, count: int) -> list[Neighbour]:
+    def nearest(self, features: Tensor, count: int) -> list[Neighbour]:
         """The nearest pictures, nearest first; those as near as others in their order.
 
         Args:
-            row: what the head is given of a picture, `[F]`.
+            features: what the head is given of a picture, `[F]`.
             count: how many, if there are so many.
         """
-        cosines = self._rows @ F.normalize(row.float().cpu(), dim=0)
+        cosines = self._features @ F.normalize(features.float().cpu(), dim=0)
         order = cosines.argsort(descending=True, stable=True)[:count].tolist()
         return [
             Neighbour(
@@ -78,15 +78,15 @@ class Neighbours:
         return picture
 
 
-def gather(
+def build_neighbour_index(
     network: nn.Module,
     head: str,
     split: Split,
     *,
-    load: Callable[[Split], PictureLoader],
+    load: Callable[[Split], DeviceDataLoader],
     classes: tuple[str, ...],
     progress: Callable[[int, int], None] | None,
-) -> Neighbours:
+) -> NeighbourIndex:
     """Runs a network on training pictures; those that cannot be read are left out.
 
     Args:
@@ -100,11 +100,11 @@ def gather(
     Raises:
         UserError: if none can be read.
     """
-    tally = Tally(split.paths)
+    tally = ReadStats(split.paths)
     found: list[Tensor] = []
     positions: list[int] = []
-    with HeadInputs(network, [head]) as heads, evaluating(network), torch.no_grad():
-        batches: Any = tally.count(tolerant_loader(load(split)))
+    with HeadInputs(network, [head]) as heads, eval_mode(network), torch.no_grad():
+        batches: Any = tally.track(fault_tolerant_loader(load(split)))
         for inputs, places in batches:
             if len(inputs):
                 network(inputs)
@@ -112,5 +112,5 @@ def gather(
                 positions += places
             if progress is not None:
                 progress(len(positions) + len(tally.errors), len(split))
-    tally.conclude()
-    return Neighbours(split.subset(positions), torch.cat(found), classes)
+    tally.report_unreadable()
+    return NeighbourIndex(split.subset(positions), torch.cat(found), classes)

@@ -12,36 +12,38 @@ from torch import Tensor
 from delta_transfer.app import own_data
 from delta_transfer.app.differences import Source, measure_variance
 from delta_transfer.app.explainer import Explainer
-from delta_transfer.app.neighbours import Neighbours, gather
+from delta_transfer.app.neighbours import NeighbourIndex, build_neighbour_index
 from delta_transfer.backbones.base import InputSpec
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.registry import is_named
+from delta_transfer.data.registry import is_dataset_name
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.features.taps import Taps
-from delta_transfer.inference.fault_tolerant_loader import tolerant_loader
+from delta_transfer.inference.fault_tolerant_loader import fault_tolerant_loader
 from delta_transfer.inference.predictor import Predictor
-from delta_transfer.metrics.objectives import Classes
+from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs.preparation.taps import choose_taps
-from delta_transfer.training.loaders import plain_loader
-from delta_transfer.utils.devices import place
-from delta_transfer.utils.module_state import evaluating
+from delta_transfer.training.loaders import eval_dataloader
+from delta_transfer.utils.devices import move_to_device
+from delta_transfer.utils.module_state import eval_mode
 from delta_transfer.utils.paths import user_path
 
 logger = logging.getLogger(__name__)
 
-MEASURED = 64  # training pictures that the unit of differences is measured on, if it is not known
+MAX_VARIANCE_SAMPLES = (
+    64  # training pictures that the unit of differences is measured on, if it is not known
+)
 
-Told = Callable[[int, int], None]
-Progress = Callable[[str, str], AbstractContextManager[Told | None]]
+ProgressCallback = Callable[[int, int], None]
+ProgressBarFactory = Callable[[str, str], AbstractContextManager[ProgressCallback | None]]
 
 
-def open_run(
+def load_run(
     run: str | Path,
     *,
     examples: int,
-    progress: Progress,
+    progress: ProgressBarFactory,
     data_root: str | None = None,
     device: str = "auto",
 ) -> Explainer:
@@ -63,30 +65,30 @@ def open_run(
             f"--data-root {data_root} is no folder: give the one in which the run's named data set "
             "lies, or leave it out"
         )
-    predictor = Predictor(run, device=device, workers=0)
-    spec = predictor.backbone.input
-    if not isinstance(spec, InputSpec) or not isinstance(predictor.objective, Classes):
+    predictor = Predictor(run, device=device, num_workers=0)
+    spec = predictor.backbone.input_spec
+    if not isinstance(spec, InputSpec) or not isinstance(predictor.objective, Multiclass):
         raise UserError(
             f"{run} is no run on pictures with classes, and app shows these alone: for molecules "
             "there are delta-transfer predict and the run's report.html"
         )
-    if data_root is not None and not is_named(predictor.config.data):
+    if data_root is not None and not is_dataset_name(predictor.config.data):
         logger.warning("--data-root is ignored: %s is no named data set", predictor.config.data)
     result = RunResult.load(run)
     loading = dataclasses.replace(
         predictor.config,
         data_root=data_root or predictor.config.data_root,
         device=device,  # type: ignore[arg-type]  # Predictor has found it
-        workers=0,
+        num_workers=0,
         batch_size=32,
-        accumulate=1,
+        gradient_accumulation_steps=1,
     )
     taps = _taps(predictor, result)
     training = _training(predictor, loading, most=examples, refitted=result.refitted)
     return Explainer(
         predictor=predictor,
         result=result,
-        loading=loading,
+        loader_config=loading,
         taps=taps,
         neighbours=_neighbours(predictor, training, loading, progress),
         source=_source(predictor, training, loading, taps),
@@ -97,19 +99,19 @@ def _taps(predictor: Predictor, result: RunResult) -> dict[str, int]:
     """The taps of the run, or those that auto takes, and where their channels are."""
     backbone, network = predictor.backbone, predictor.backbone.module
     names = result.taps or choose_taps(predictor.config, backbone, network)
-    with Taps(network, names) as taps, evaluating(network), torch.no_grad():
-        taps.record(backbone.input.example().to(predictor.device))
+    with Taps(network, names) as taps, eval_mode(network), torch.no_grad():
+        taps.record(backbone.input_spec.example().to(predictor.device))
         return dict(taps.channel_dims)
 
 
 def _training(
-    predictor: Predictor, loading: TrainConfig, *, most: int, refitted: bool
+    predictor: Predictor, loader_config: TrainConfig, *, most: int, refitted: bool
 ) -> Split | str:
     """Training pictures from all over them, or why there are none."""
     if most == 0:
         return "none were asked for (--examples 0)"
     try:
-        found = own_data.find_training(loading, refitted=refitted, classes=predictor.classes)
+        found = own_data.find_training(loader_config, refitted=refitted, classes=predictor.classes)
     except (UserError, OSError) as error:
         return _missing("the nearest training pictures", error)
     return _some(found, most)
@@ -122,18 +124,21 @@ def _some(split: Split, most: int) -> Split:
 
 
 def _neighbours(
-    predictor: Predictor, training: Split | str, loading: TrainConfig, progress: Progress
-) -> Neighbours | str:
+    predictor: Predictor,
+    training: Split | str,
+    loader_config: TrainConfig,
+    progress: ProgressBarFactory,
+) -> NeighbourIndex | str:
     if isinstance(training, str):
         return training
     backbone = predictor.backbone
     try:
         with progress("training pictures", "pictures") as told:
-            return gather(
+            return build_neighbour_index(
                 backbone.module,
                 backbone.head,
                 training,
-                load=lambda split: plain_loader(split, backbone.input, loading),
+                load=lambda split: eval_dataloader(split, backbone.input_spec, loader_config),
                 classes=predictor.classes,
                 progress=told,
             )
@@ -142,22 +147,24 @@ def _neighbours(
 
 
 def _source(
-    predictor: Predictor, training: Split | str, loading: TrainConfig, taps: Mapping[str, int]
+    predictor: Predictor, training: Split | str, loader_config: TrainConfig, taps: Mapping[str, int]
 ) -> Source | str:
     """The pretrained network, or why it cannot be had."""
-    spec = predictor.backbone.input
+    spec = predictor.backbone.input_spec
     assert isinstance(spec, InputSpec)
     try:
-        network = own_data.load_source(loading, spec, run=predictor.run)
+        network = own_data.load_source(loader_config, spec, run=predictor.run)
         attention = own_data.find_attention(predictor.run)
     except (UserError, OSError) as error:
         return _missing("differences to the pretrained network", error)
-    place(network, predictor.device)
+    move_to_device(network, predictor.device)
     if attention is not None and taps.keys() <= attention.variance.keys():
         return Source(network=network, variance=attention.variance)
     batches: list[Tensor] = []
     if isinstance(training, Split):
-        loader = tolerant_loader(plain_loader(_some(training, MEASURED), spec, loading))
+        loader = fault_tolerant_loader(
+            eval_dataloader(_some(training, MAX_VARIANCE_SAMPLES), spec, loader_config)
+        )
         batches = [inputs for inputs, _ in loader if len(inputs)]
     variance = measure_variance(network, batches, taps) if batches else {}
     return Source(network=network, variance=variance)

@@ -9,10 +9,10 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import InputSpec, replace_module
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.presence import is_there
-from delta_transfer.data.task import Split, pool
+from delta_transfer.data.presence import is_available
+from delta_transfer.data.task import Split, pool_train_and_val
 from delta_transfer.errors import UserError
-from delta_transfer.runs.preparation.task import find_task
+from delta_transfer.runs.preparation.task import find_data
 from delta_transfer.utils.module_state import weights_fingerprint
 
 ATTENTION = "attention.safetensors"
@@ -29,12 +29,12 @@ def find_training(config: TrainConfig, *, refitted: bool, classes: tuple[str, ..
     Raises:
         UserError: if they are not there any more, or are others.
     """
-    if not is_there(config.data, data_root=config.data_root):
+    if not is_available(config.data, data_root=config.data_root):
         raise UserError(f"{config.data} is not at hand")
-    task = find_task(config)
+    task = find_data(config)
     if task.classes != classes:
         raise UserError(f"{config.data} has other classes now than when the run was made")
-    return pool(task) if refitted and task.val_drawn else task.train
+    return pool_train_and_val(task) if refitted and task.val_drawn else task.train
 
 
 def load_source(config: TrainConfig, spec: InputSpec, *, run: Path) -> nn.Module:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from delta_transfer.app.drawing import as_picture, as_uri, overlay, thumbnail
-from delta_transfer.app.explainer import Explainer, Look
+from delta_transfer.app.explainer import Explainer, Explanation
 from delta_transfer.report import formatting, templates
 from delta_transfer.report.templates import data_name
 
@@ -29,13 +29,13 @@ class Refusal:
 
 
 def render_page(
-    explainer: Explainer, answers: Sequence[Look | Refusal], *, limit: int, message: str = ""
+    explainer: Explainer, results: Sequence[Explanation | Refusal], *, limit: int, message: str = ""
 ) -> str:
     """The whole page.
 
     Args:
         explainer: the run.
-        answers: what is said of the files that were uploaded.
+        results: what is said of the files that were uploaded.
         limit: bytes that may be uploaded at once.
         message: what else there is to say.
     """
@@ -43,48 +43,48 @@ def render_page(
     return _render(
         "page.html.j2",
         {
-            "method": formatting.label(result.method),
+            "method": formatting.method_label(result.method),
             "data": data_name(predictor.config.data),
             "seed": result.seed,
             "model": predictor.config.model,
             "classes": predictor.classes,
             "limit": limit,
             "message": message,
-            "parts": [render_answer(explainer, answer) for answer in answers],
+            "parts": [render_explanation(explainer, answer) for answer in results],
         },
     )
 
 
-def render_answer(explainer: Explainer, answer: Look | Refusal) -> str:
+def render_explanation(explainer: Explainer, result: Explanation | Refusal) -> str:
     """What is said of one file."""
-    name = formatting.shorten(answer.name, _NAME)
-    if isinstance(answer, Refusal):
-        return _render("refusal.html.j2", {"name": name, "reason": answer.reason})
-    picture = as_picture(answer.pixels)
-    found, near, source = answer.class_map, explainer.neighbours, explainer.source
+    name = formatting.shorten(result.name, _NAME)
+    if isinstance(result, Refusal):
+        return _render("refusal.html.j2", {"name": name, "reason": result.reason})
+    picture = as_picture(result.pixels)
+    found, near, source = result.class_map, explainer.neighbours, explainer.source
     return _render(
         "look.html.j2",
         {
             "name": name,
-            "size": answer.pixels.shape[-1],
+            "size": result.pixels.shape[-1],
             "picture": as_uri(picture),
-            "top": list(itertools.islice(answer.answers.items(), SHOWN)),
-            "rest": max(0, len(answer.answers) - SHOWN),
-            "class_name": answer.class_name,
+            "top": list(itertools.islice(result.probabilities.items(), SHOWN)),
+            "rest": max(0, len(result.probabilities) - SHOWN),
+            "class_name": result.class_name,
             "class_map": None if found is None else as_uri(overlay(picture, found.values)),
             "class_tap": "" if found is None else found.tap,
             "class_shape": () if found is None else tuple(found.values.shape),
             "neighbours": [
                 (one, None if one.picture is None else as_uri(thumbnail(one.picture)))
-                for one in answer.neighbours
+                for one in result.neighbours
             ],
             "examples": 0 if isinstance(near, str) else len(near),
             "without_neighbours": near if isinstance(near, str) else "",
             "differences": [
                 (one, None if one.values is None else as_uri(overlay(picture, one.values)))
-                for one in answer.differences
+                for one in result.differences
             ],
-            "same": bool(answer.differences) and not any(one.mean for one in answer.differences),
+            "same": bool(result.differences) and not any(one.mean for one in result.differences),
             "own_unit": not isinstance(source, str) and not source.variance,
             "without_source": source if isinstance(source, str) else "",
         },

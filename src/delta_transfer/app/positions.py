@@ -4,10 +4,10 @@ import math
 
 from torch import Tensor
 
-_PREFIX = 8  # tokens that stand for no position, at most: a class token and registers
+_MAX_PREFIX_TOKENS = 8  # tokens that stand for no position, at most: a class token and registers
 
 
-def as_map(output: Tensor, channel_dim: int) -> Tensor | None:
+def as_spatial_map(output: Tensor, channel_dim: int) -> Tensor | None:
     """The output of a module as a map `[B, C, H, W]`.
 
     Tokens are taken for the positions of a square, in rows, after those that stand for none.
@@ -21,7 +21,7 @@ def as_map(output: Tensor, channel_dim: int) -> Tensor | None:
 
     Example:
         >>> import torch
-        >>> as_map(torch.zeros(1, 50, 8), 2).shape  # a class token, and 7 by 7 positions
+        >>> as_spatial_map(torch.zeros(1, 50, 8), 2).shape  # a class token, and 7 by 7 positions
         torch.Size([1, 8, 7, 7])
     """
     if output.ndim == 4:
@@ -30,7 +30,7 @@ def as_map(output: Tensor, channel_dim: int) -> Tensor | None:
     if output.ndim != 3:
         return None
     tokens = output.movedim(channel_dim, -1)
-    prefix = _prefix(tokens.shape[1])
+    prefix = _num_prefix_tokens(tokens.shape[1])
     if prefix is None:
         return None
     side = math.isqrt(tokens.shape[1] - prefix)
@@ -38,9 +38,9 @@ def as_map(output: Tensor, channel_dim: int) -> Tensor | None:
     return places.reshape(*places.shape[:2], side, side)
 
 
-def _prefix(count: int) -> int | None:
+def _num_prefix_tokens(count: int) -> int | None:
     """How many of the tokens come before those of a square; None where no square fits."""
-    for prefix in range(min(_PREFIX, count - 4) + 1):
+    for prefix in range(min(_MAX_PREFIX_TOKENS, count - 4) + 1):
         if math.isqrt(count - prefix) ** 2 == count - prefix:
             return prefix
     return None

@@ -39,7 +39,7 @@ def need_app_libraries() -> None:
 
 
 @contextlib.contextmanager
-def listening(host: str, port: int) -> Iterator[socket.socket]:
+def listen(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that listens; closed at the end.
 
     Args:
@@ -75,7 +75,7 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
-def address_of(listener: socket.socket, host: str) -> str:
+def browser_url(listener: socket.socket, host: str) -> str:
     """What to open in a browser."""
     port = listener.getsockname()[1]
     if _is_unspecified(listener):
@@ -83,7 +83,7 @@ def address_of(listener: socket.socket, host: str) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-def hosts_of(listener: socket.socket, host: str) -> list[str]:
+def allowed_hosts(listener: socket.socket, host: str) -> list[str]:
     """The names and addresses by which a browser may ask for the page."""
     if is_loopback(listener):
         return [*_LOOPBACK, _bracketed(listener.getsockname()[0]), _bracketed(host)]
@@ -99,12 +99,12 @@ def hosts_of(listener: socket.socket, host: str) -> list[str]:
     return [*_LOOPBACK, *map(_bracketed, names)]
 
 
-def serve(site: "ASGIApp", listener: socket.socket) -> None:
+def serve(app: "ASGIApp", listener: socket.socket) -> None:
     """Serves a web application until Ctrl-C or SIGTERM, at which it ends in peace."""
     import uvicorn
 
     config = uvicorn.Config(
-        site,
+        app,
         access_log=False,
         http="h11",
         lifespan="off",

@@ -16,8 +16,8 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from delta_transfer.app.explainer import Explainer, Look
-from delta_transfer.app.pages import Refusal, asset, render_answer, render_page
+from delta_transfer.app.explainer import Explainer, Explanation
+from delta_transfer.app.pages import Refusal, asset, render_explanation, render_page
 from delta_transfer.app.uploads import Form, Upload, read_form
 from delta_transfer.data.images.decode import PictureError, decode_image
 
@@ -34,7 +34,7 @@ HEADERS = {
 }
 
 
-class Site:
+class WebApp:
     """Answers requests, one picture at a time.
 
     Args:
@@ -47,23 +47,26 @@ class Site:
         self.limit = limit
         self._one_at_a_time = anyio.CapacityLimiter(1)
 
-    async def show(self, request: Request) -> Response:
+    async def get_page(self, request: Request) -> Response:
         """The page, without answers."""
         return self._page([])
 
-    async def answer_page(self, request: Request) -> Response:
+    async def post_page(self, request: Request) -> Response:
         """The page with answers to all pictures of a form: where no script runs."""
         try:
             form = await self._form(request)
-            parts = [await self._ask(upload, form) for upload in form.files]
+            parts = [await self._explain_in_thread(upload, form) for upload in form.files]
         except HTTPException as error:
             return self._page([], message=error.detail, status=error.status_code)
         return self._page(parts, message="" if parts else "Choose a picture first.")
 
-    async def answer_part(self, request: Request) -> Response:
+    async def post_explanation(self, request: Request) -> Response:
         """Answers alone, for the page's script."""
         form = await self._form(request)
-        parts = [render_answer(self.explainer, await self._ask(file, form)) for file in form.files]
+        parts = [
+            render_explanation(self.explainer, await self._explain_in_thread(file, form))
+            for file in form.files
+        ]
         return HTMLResponse("\n".join(parts))
 
     async def _form(self, request: Request) -> Form:
@@ -75,26 +78,28 @@ class Site:
         _class_index(form, self.explainer.predictor.classes)
         return form
 
-    async def _ask(self, upload: Upload, form: Form) -> Look | Refusal:
-        return await anyio.to_thread.run_sync(self._look, upload, form, limiter=self._one_at_a_time)
+    async def _explain_in_thread(self, upload: Upload, form: Form) -> Explanation | Refusal:
+        return await anyio.to_thread.run_sync(
+            self._explain, upload, form, limiter=self._one_at_a_time
+        )
 
-    def _look(self, upload: Upload, form: Form) -> Look | Refusal:
+    def _explain(self, upload: Upload, form: Form) -> Explanation | Refusal:
         try:
             picture = decode_image(io.BytesIO(upload.content), name=upload.name)
         except PictureError as error:
             reason = f"is no picture that can be read: {error.reason}."
             return Refusal(name=upload.name, reason=reason)
         index = _class_index(form, self.explainer.predictor.classes)
-        return self.explainer.look(picture, name=upload.name, class_index=index)
+        return self.explainer.explain(picture, name=upload.name, class_index=index)
 
     def _page(
-        self, parts: Sequence[Look | Refusal], *, message: str = "", status: int = 200
+        self, parts: Sequence[Explanation | Refusal], *, message: str = "", status: int = 200
     ) -> Response:
         page = render_page(self.explainer, parts, limit=self.limit, message=message)
         return HTMLResponse(page, status_code=status)
 
 
-def make_site(explainer: Explainer, *, hosts: Sequence[str], limit: int) -> Starlette:
+def create_app(explainer: Explainer, *, hosts: Sequence[str], limit: int) -> Starlette:
     """The application.
 
     Args:
@@ -103,12 +108,12 @@ def make_site(explainer: Explainer, *, hosts: Sequence[str], limit: int) -> Star
             be led to this address (DNS rebinding).
         limit: bytes that may be uploaded at once.
     """
-    site = Site(explainer, limit=limit)
+    site = WebApp(explainer, limit=limit)
     return Starlette(
         routes=[
-            Route("/", site.show, methods=["GET"]),
-            Route("/", site.answer_page, methods=["POST"]),
-            Route("/look", site.answer_part, methods=["POST"]),
+            Route("/", site.get_page, methods=["GET"]),
+            Route("/", site.post_page, methods=["POST"]),
+            Route("/look", site.post_explanation, methods=["POST"]),
             Route("/style.css", _style, methods=["GET"]),
             Route("/page.js", _script, methods=["GET"]),
         ],

@@ -9,7 +9,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 MEBIBYTE = 2**20
-MOST_FILES = 50
+MAX_FILES = 50
 _DRAINED = 1024 * MEBIBYTE  # read and thrown away, so that the browser listens to the answer
 
 
@@ -49,7 +49,7 @@ async def read_form(request: Request, *, limit: int) -> Form:
         raise HTTPException(400, "send pictures as a form with files (multipart/form-data)")
     try:
         parser = MultiPartParser(
-            request.headers, _limited(request, limit), max_files=MOST_FILES, max_fields=10
+            request.headers, _limited(request, limit), max_files=MAX_FILES, max_fields=10
         )
         parser.spool_max_size = limit + 1
         form = await parser.parse()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.utils.distributed import from_main, is_main
+from delta_transfer.utils.distributed import is_rank_zero, run_on_main_and_broadcast
 from delta_transfer.utils.files import cache_root, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -19,41 +19,43 @@ _FORMAT = 1  # to be raised where the same measurement would give other scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Measurement:
+class EstimationSettings:
     """Everything that the scores of channels depend on, down to the last bit.
 
     Args:
-        source: fingerprint of the network's weights.
-        head: fingerprint of the head's. It was trained on what the network makes of the pictures,
-            so that it tells networks apart that have the same weights and compute something else.
+        weights_fingerprint: fingerprint of the network's weights.
+        head_fingerprint: fingerprint of the head's. It was trained on what the network makes of the
+            pictures, so that it tells networks apart that have the same weights and compute
+            something else.
         taps: the modules that are tapped.
-        pictures: fingerprint of the pictures and their classes, in the order in which they come.
+        data_fingerprint: fingerprint of the pictures and their classes, in the order in which they
+            come.
         objective: what is to be told of them, as text.
         preprocessing: how they are prepared, as JSON.
         estimator: what measures.
         tolerance: where it stops.
-        converging: what attention, which is to converge, is made of scores by: temperature, clip
+        normalization: what attention, which is to converge, is made of scores by: temperature, clip
             and floor; None where it measures on all pictures, and these decide nothing.
         seed: of what the estimator draws.
         batch_size: pictures at a time.
         device: what it runs on, by its kind; and how many of them, if several.
     """
 
-    source: str
-    head: str
+    weights_fingerprint: str
+    head_fingerprint: str
     taps: tuple[str, ...]
-    pictures: str
+    data_fingerprint: str
     objective: str
     preprocessing: Mapping[str, Any]
     estimator: str
     tolerance: float | None
-    converging: tuple[float, float | None, bool] | None
+    normalization: tuple[float, float | None, bool] | None
     seed: int
     batch_size: int
     device: str
 
     @property
-    def key(self) -> str:
+    def cache_key(self) -> str:
         """SHA-256 of all this, and of the versions of what measures.
 
         Of ours a development version is the release that it leads to: no commit measures anew.
@@ -69,16 +71,16 @@ def cache_folder() -> Path:
     return cache_root() / "attention"
 
 
-def measure_once(
-    measurement: Measurement, measure: Callable[[Path | None], ChannelAttention]
+def load_or_estimate(
+    settings: EstimationSettings, estimate: Callable[[Path | None], ChannelAttention]
 ) -> ChannelAttention:
     """The attention of a measurement that was made before, or else makes it and keeps it.
 
     A file that is damaged, or another's, is replaced. What cannot be read or written is no error.
 
     Args:
-        measurement: what to measure.
-        measure: measures it. It is given a file for what it would go on from if it were broken
+        settings: what to measure.
+        estimate: measures it. It is given a file for what it would go on from if it were broken
             off, None where none can be written.
 
     Returns:
@@ -88,15 +90,15 @@ def measure_once(
     Raises:
         KeyboardInterrupt: if the user breaks it off; it says so where something is kept.
     """
-    folder, key = cache_folder(), measurement.key
+    folder, key = cache_folder(), settings.cache_key
     file = folder / f"{key}.safetensors"
-    found = from_main(lambda: _load(file, key))
+    found = run_on_main_and_broadcast(lambda: _load(file, key))
     if found is not None:
         logger.info("channel attention: measured before, %s", file)
         return found
     partial = folder / f"{key}.partial"
     try:
-        found = measure(partial if _is_writable(folder) else None)
+        found = estimate(partial if _is_writable(folder) else None)
     except KeyboardInterrupt as stop:
         if partial.is_file():
             raise KeyboardInterrupt(
@@ -104,7 +106,7 @@ def measure_once(
             ) from stop
         raise
     try:
-        if is_main():
+        if is_rank_zero():
             dataclasses.replace(found, data=key).save(file)
     except OSError as error:
         logger.debug("channel attention is not kept for other runs: %s", error)

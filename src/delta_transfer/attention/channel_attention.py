@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from delta_transfer.attention.storage import damaged, read_attention_file, write_attention_file
+from delta_transfer.attention.storage import (
+    damaged_file_error,
+    read_attention_file,
+    write_attention_file,
+)
 from delta_transfer.functional import (
     effective_channels,
     normalize_scores,
@@ -25,15 +29,15 @@ class ChannelAttention:
         variance: tap -> scalar `v`, the mean over channels of the source's variance over samples
             and positions, in squared units of the features.
         temperature: of the softmax that turns scores into attention.
-        clip: standardised scores are limited to plus and minus this; not at all if None.
-        floor: whether scores below zero count as zero.
-        method: the estimator, such as `"refined"`.
+        score_clip: standardised scores are limited to plus and minus this; not at all if None.
+        clamp_negative_scores: whether scores below zero count as zero.
+        estimator: the estimator, such as `"refined"`.
         samples: how many pictures the scores are averaged over.
         source: fingerprint of the source network's weights (`weights_fingerprint`).
-        errors: tap -> `[C]`, standard errors of the scores, as estimates for all pictures of the
-            kind; no entry where they are not known.
-        drivers: tap -> `[C, k]`, int64, where in the data the samples are whose loss grows most
-            without the channel, most first; no entry where it is not known.
+        standard_errors: tap -> `[C]`, standard errors of the scores, as estimates for all pictures
+            of the kind; no entry where they are not known.
+        influential_samples: tap -> `[C, k]`, int64, where in the data the samples are whose loss
+            grows most without the channel, most first; no entry where it is not known.
         uncertainty: tap -> the standard error of the attention, relative to its distance from
             uniform attention; NaN or no entry where it is not known.
         head_weight: `[K, F]`, of the head that the task loss was measured with.
@@ -48,13 +52,13 @@ class ChannelAttention:
     scores: dict[str, Tensor]
     variance: dict[str, Tensor]
     temperature: float
-    clip: float | None = None
-    floor: bool = False
-    method: str
+    score_clip: float | None = None
+    clamp_negative_scores: bool = False
+    estimator: str
     samples: int
     source: str
-    errors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    drivers: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    standard_errors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    influential_samples: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     uncertainty: dict[str, float] = dataclasses.field(default_factory=dict)
     head_weight: Tensor | None = None
     head_bias: Tensor | None = None
@@ -69,7 +73,7 @@ class ChannelAttention:
                 raise ValueError(f"scores/{tap} must be floats [C], got {_kind(scores)}")
             if self.variance[tap].ndim != 0:
                 raise ValueError(f"variance/{tap} must be a scalar")
-            errors, drivers = self.errors.get(tap), self.drivers.get(tap)
+            errors, drivers = self.standard_errors.get(tap), self.influential_samples.get(tap)
             if errors is not None and errors.shape != scores.shape:
                 raise ValueError(f"errors/{tap} do not fit the scores: {_kind(errors)}")
             if drivers is not None and (
@@ -91,7 +95,10 @@ class ChannelAttention:
         """Tap -> `[C]`, sums to 1."""
         return {
             tap: normalize_scores(
-                scores, temperature=self.temperature, clip=self.clip, floor=self.floor
+                scores,
+                temperature=self.temperature,
+                score_clip=self.score_clip,
+                clamp_negative_scores=self.clamp_negative_scores,
             )
             for tap, scores in self.scores.items()
         }
@@ -102,7 +109,7 @@ class ChannelAttention:
         return {tap: normalized_entropy(found).item() for tap, found in self.attention.items()}
 
     @property
-    def effective(self) -> dict[str, float]:
+    def effective_channels(self) -> dict[str, float]:
         """Tap -> how many channels its attention is spread over, the exponential of its entropy."""
         return {tap: effective_channels(found).item() for tap, found in self.attention.items()}
 
@@ -110,10 +117,10 @@ class ChannelAttention:
         """Writes one safetensors file, whole or not at all."""
         kinds = {
             "scores": self.scores,
-            "errors": self.errors,
+            "errors": self.standard_errors,
             "attention": self.attention,  # for readers that do not have this package
             "variance": self.variance,
-            "drivers": self.drivers,
+            "drivers": self.influential_samples,
         }
         tensors = {
             f"{kind}/{tap}": values[tap]
@@ -125,11 +132,11 @@ class ChannelAttention:
             tensors |= {"head.weight": self.head_weight, "head.bias": self.head_bias}
         about = {
             "taps": self.taps,
-            "estimator": self.method,
+            "estimator": self.estimator,
             "samples": self.samples,
             "temperature": self.temperature,
-            "clip": self.clip,
-            "floor": self.floor,
+            "clip": self.score_clip,
+            "floor": self.clamp_negative_scores,
             # JSON has no NaN.
             "uncertainty": {
                 tap: value if math.isfinite(value) else None
@@ -159,25 +166,25 @@ class ChannelAttention:
         try:
             loaded = cls(
                 scores=of("scores"),
-                errors=of("errors"),
+                standard_errors=of("errors"),
                 variance=of("variance"),
-                drivers=of("drivers"),
+                influential_samples=of("drivers"),
                 uncertainty={
                     tap: math.nan if value is None else value for tap, value in uncertainty.items()
                 },
-                method=about["estimator"],
+                estimator=about["estimator"],
                 head_weight=tensors.get("head.weight"),
                 head_bias=tensors.get("head.bias"),
                 **{name: about[name] for name in _SAME},
             )
             attention = loaded.attention
         except ValueError as error:
-            raise damaged(path, str(error)) from error
+            raise damaged_file_error(path, str(error)) from error
         for tap, written in of("attention").items():
             if written.shape != attention[tap].shape or not torch.allclose(
                 written, attention[tap], rtol=1e-3
             ):
-                raise damaged(path, f"attention/{tap} is not that of its scores")
+                raise damaged_file_error(path, f"attention/{tap} is not that of its scores")
         return loaded
 
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.utils.files import write_atomically
 
-_ABOUT = "delta-transfer"  # the entry of the metadata that describes the tensors
+_METADATA_KEY = "delta-transfer"  # the entry of the metadata that describes the tensors
 _FORMAT = "delta-transfer channel attention 2"
-_FORMERLY = "delta-transfer channel attention 1"
+_OLD_FORMAT = "delta-transfer channel attention 1"
 
 # What the entry holds, beside the format and the names of all tensors.
-_KINDS: dict[str, tuple[type, ...]] = {
+_HEADER_TYPES: dict[str, tuple[type, ...]] = {
     "taps": (list,),
     "estimator": (str,),
     "samples": (int,),
@@ -33,13 +33,13 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def write_attention_file(
-    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
 ) -> None:
     """Writes the file, whole or not at all."""
-    assert set(about) == set(_KINDS)
-    described = {"format": _FORMAT, "tensors": list(tensors), **about}
+    assert set(header) == set(_HEADER_TYPES)
+    described = {"format": _FORMAT, "tensors": list(tensors), **header}
     # One entry: safetensors writes several in random order, and equal runs give equal bytes.
-    metadata = {_ABOUT: json.dumps(described)}
+    metadata = {_METADATA_KEY: json.dumps(described)}
     contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save(contiguous, metadata=metadata))
 
@@ -54,16 +54,16 @@ def read_attention_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"no channel attention at {path}: there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_ABOUT, "{}")
+            text = (file.metadata() or {}).get(_METADATA_KEY, "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no safetensors file: {error}") from error
     try:
         about = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise damaged(path, f"its metadata are no JSON ({error})") from error
+        raise damaged_file_error(path, f"its metadata are no JSON ({error})") from error
     found = about.get("format") if isinstance(about, dict) else None
-    if found == _FORMERLY:
+    if found == _OLD_FORMAT:
         raise UserError(
             f"{path} was written by an earlier version, which did not say enough about it: make it "
             "again"
@@ -77,28 +77,30 @@ def read_attention_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, about
 
 
-def damaged(path: Path, what: str) -> UserError:
+def damaged_file_error(path: Path, what: str) -> UserError:
     """The error for a file that was a channel attention once."""
     return UserError(f"{path} is a damaged channel attention, {what}: make it again")
 
 
-def _check(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    for name, kinds in {"tensors": (list,), **_KINDS}.items():
-        value = about.get(name, ...)
+def _check(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    for name, kinds in {"tensors": (list,), **_HEADER_TYPES}.items():
+        value = header.get(name, ...)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise damaged(path, f"{name!r} in its metadata is missing or of the wrong kind")
-    taps = about["taps"]
+            raise damaged_file_error(
+                path, f"{name!r} in its metadata is missing or of the wrong kind"
+            )
+    taps = header["taps"]
     if not taps or not all(isinstance(tap, str) for tap in taps) or len(set(taps)) < len(taps):
-        raise damaged(path, "its taps are not different names")
+        raise damaged_file_error(path, "its taps are not different names")
     named = [f"{kind}/{tap}" for tap in taps for kind in ("scores", "attention", "variance")]
-    missing = sorted({*named, *map(str, about["tensors"])} - set(tensors))
+    missing = sorted({*named, *map(str, header["tensors"])} - set(tensors))
     if missing:
-        raise damaged(path, f"tensors are missing: {first_few(missing)}")
+        raise damaged_file_error(path, f"tensors are missing: {first_few(missing)}")
     for tap in taps:
-        uncertain = about["uncertainty"].get(tap)
+        uncertain = header["uncertainty"].get(tap)
         if uncertain is not None and not isinstance(uncertain, int | float):
-            raise damaged(path, f"the uncertainty of {tap!r} is no number")
+            raise damaged_file_error(path, f"the uncertainty of {tap!r} is no number")
     for name, tensor in tensors.items():
         may_be_unknown = name.startswith("errors/") or not tensor.is_floating_point()
         if not may_be_unknown and not torch.isfinite(tensor).all():
-            raise damaged(path, f"{name} has numbers that are not finite")
+            raise damaged_file_error(path, f"{name} has numbers that are not finite")

@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from delta_transfer.errors import UserError
 
 # Under which names modules keep the probability of a functional dropout.
-_RATES = (
+_DROPOUT_ATTRIBUTES = (
     "attention_dropout",
     "attn_drop_p",
     "drop_prob",
@@ -21,7 +21,7 @@ _RATES = (
     "patch_drop_rate",
 )
 # Where the name says too little, by class so that no library is imported.
-_RATE_OF = {
+_DROPOUT_ATTRIBUTE_BY_CLASS = {
     "PatchDropout": "prob",
     "PatchDropoutWithIndices": "prob",
     "ResidualDrop": "drop",
@@ -89,7 +89,7 @@ class GraphInputs(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _BlankGraph:
+class _ExampleGraph:
     """One graph of two nodes that are joined and of which nothing is known; see `GraphInputs`."""
 
     x: Tensor
@@ -122,28 +122,30 @@ class GraphSpec:
         node_features: `"atoms"`, a node's atomic number - 1 and chirality, with a bond's type and
             direction for each edge, as integers ([Hu et al.
             2020](https://arxiv.org/abs/1905.12265)); or `"numbers"`, columns of floats.
-        columns: how many of them a node has.
+        num_node_features: how many of them a node has.
     """
 
     node_features: Literal["atoms", "numbers"] = "atoms"
-    columns: int = 2
+    num_node_features: int = 2
 
     @staticmethod
-    def of(x: Tensor) -> "GraphSpec":
+    def from_node_features(x: Tensor) -> "GraphSpec":
         """What node features `[R, F]` are: numbers if they are floats, else atoms.
 
         Example:
-            >>> GraphSpec.of(torch.zeros(4, 3))
+            >>> GraphSpec.from_node_features(torch.zeros(4, 3))
             GraphSpec(node_features='numbers', columns=3)
         """
         numbers = x.is_floating_point()
-        return GraphSpec(node_features="numbers" if numbers else "atoms", columns=x.shape[1])
+        return GraphSpec(
+            node_features="numbers" if numbers else "atoms", num_node_features=x.shape[1]
+        )
 
     def example(self) -> GraphInputs:
         """What the network takes, with one sample in it: a graph of two nodes, all zeros."""
         atoms = self.node_features == "atoms"
-        return _BlankGraph(
-            x=torch.zeros(2, self.columns, dtype=torch.long if atoms else torch.float32),
+        return _ExampleGraph(
+            x=torch.zeros(2, self.num_node_features, dtype=torch.long if atoms else torch.float32),
             edge_index=torch.tensor([[0, 1], [1, 0]]),
             edge_attr=torch.zeros(2, 2, dtype=torch.long) if atoms else None,
             groups=torch.zeros(2, dtype=torch.long),
@@ -157,7 +159,7 @@ class Backbone:
     Args:
         module: the network; its head is a new `nn.Linear` with the task's outputs.
         head: the name of the head.
-        input: how pictures are prepared, or what the graphs are.
+        input_spec: how pictures are prepared, or what the graphs are.
         architecture: the name by which `timm.create_model` makes it, `torchvision/NAME`, the name
             of a network for graphs, or None for a module that was given in Python.
         model_args: what else `timm.create_model` needs; of networks for graphs the power of their
@@ -169,7 +171,7 @@ class Backbone:
 
     module: nn.Module
     head: str
-    input: InputSpec | GraphSpec
+    input_spec: InputSpec | GraphSpec
     architecture: str | None
     model_args: Mapping[str, Any]
     notes: tuple[str, ...] = ()
@@ -182,7 +184,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def fresh_head(model: nn.Module, name: str, *, num_outputs: int) -> None:
+def replace_head(model: nn.Module, name: str, *, num_outputs: int) -> None:
     """Puts a new linear layer, on the same device and of the same dtype, in a linear head's place.
 
     Args:
@@ -197,13 +199,13 @@ def fresh_head(model: nn.Module, name: str, *, num_outputs: int) -> None:
     replace_module(model, name, head)
 
 
-def turn_off_dropout(model: nn.Module) -> None:
+def disable_dropout(model: nn.Module) -> None:
     """Sets dropout and stochastic depth to zero: noise in the features is no distance."""
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
-        own = _RATE_OF.get(type(module).__name__)
-        for name in _RATES if own is None else (*_RATES, own):
+        own = _DROPOUT_ATTRIBUTE_BY_CLASS.get(type(module).__name__)
+        for name in _DROPOUT_ATTRIBUTES if own is None else (*_DROPOUT_ATTRIBUTES, own):
             rate = vars(module).get(name)
             if isinstance(rate, int | float) and not isinstance(rate, bool):
                 setattr(module, name, 0.0)
@@ -215,7 +217,7 @@ def blank_pictures(model: nn.Module, size: int, *, count: int = 1) -> Tensor:
     return torch.zeros(count, 3, size, size, device=like.device, dtype=like.dtype)
 
 
-def try_size(module: nn.Module, name: str, size: int) -> None:
+def check_image_size(module: nn.Module, name: str, size: int) -> None:
     """Leaves a network in train mode, once it has shown that it takes pictures of a size.
 
     Raises:
@@ -227,13 +229,14 @@ def try_size(module: nn.Module, name: str, size: int) -> None:
             module(blank_pictures(module, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"model {name!r} cannot take pictures of {size} pixels ({brief(error)}): give another "
+            f"model {name!r} cannot take pictures of {size} pixels "
+            f"({short_error_message(error)}): give another "
             "--image-size, or leave it out for the network's own"
         ) from error
     module.train()
 
 
-def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Name -> parameter or buffer, those of `state_dict()`; what it has beside tensors is left out.
 
     The tensors are the network's own: what is written to them is written to the network.
@@ -242,6 +245,6 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def brief(error: BaseException) -> str:
+def short_error_message(error: BaseException) -> str:
     """What an error says, in one line that is not long."""
     return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__

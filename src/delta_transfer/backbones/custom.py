@@ -11,11 +11,11 @@ from delta_transfer.backbones.base import (
     Backbone,
     InputSpec,
     blank_pictures,
-    brief,
-    fresh_head,
-    turn_off_dropout,
+    disable_dropout,
+    replace_head,
+    short_error_message,
 )
-from delta_transfer.backbones.timm_models import input_spec
+from delta_transfer.backbones.timm_models import resolve_input_spec
 from delta_transfer.backbones.weights import load_weights
 from delta_transfer.errors import UserError, unknown
 
@@ -34,7 +34,7 @@ def wrap_network(
     num_outputs: int,
     head: str = "auto",
     image_size: int | None = None,
-    input: InputSpec | None = None,
+    input_spec: InputSpec | None = None,
     weights: str | Path | None = None,
 ) -> Backbone:
     """Any pretrained network, copied and with a fresh linear head.
@@ -47,9 +47,9 @@ def wrap_network(
         num_outputs: outputs of the new head.
         head: name of the linear layer that makes the logits; `"auto"` asks timm's
             `get_classifier()` where there is one, else takes the last `nn.Linear`.
-        image_size: side of the pictures in pixels; that of `input` if None.
-        input: how pictures are prepared; if None, as timm's `pretrained_cfg` of the network says,
-            and without one as for ImageNet.
+        image_size: side of the pictures in pixels; that of `input_spec` if None.
+        input_spec: how pictures are prepared; if None, as timm's `pretrained_cfg` of the network
+            says, and without one as for ImageNet.
         weights: start from the weights in this file.
 
     Returns:
@@ -73,21 +73,22 @@ def wrap_network(
         module = copy.deepcopy(network)
     except Exception as error:  # a network of the user's own may fail in any way
         raise UserError(
-            f"{name} cannot be copied ({brief(error)}): give a network without hooks that hold "
+            f"{name} cannot be copied ({short_error_message(error)}): give a network without "
+            "hooks that hold "
             "tensors, and none that is wrapped for training on several devices"
         ) from error
     module.zero_grad()
     head = _find_head(module, head)
-    spec, notes = _find_input(module, name, input, image_size)
-    fresh_head(module, head, num_outputs=num_outputs)
-    turn_off_dropout(module)
-    _try(module, name, head=head, num_outputs=num_outputs, size=spec.size)
+    spec, notes = _find_input(module, name, input_spec, image_size)
+    replace_head(module, head, num_outputs=num_outputs)
+    disable_dropout(module)
+    _check_outputs(module, name, head=head, num_outputs=num_outputs, size=spec.size)
     if weights is not None:
         notes = (*notes, load_weights(module, weights, head=head, name=name))
     return Backbone(
         module=module.train(),
         head=head,
-        input=spec,
+        input_spec=spec,
         architecture=None,
         model_args={},
         notes=notes,
@@ -115,13 +116,13 @@ def _find_head(module: nn.Module, head: str) -> str:
 
 
 def _find_input(
-    module: nn.Module, name: str, input: InputSpec | None, image_size: int | None
+    module: nn.Module, name: str, input_spec: InputSpec | None, image_size: int | None
 ) -> tuple[InputSpec, tuple[str, ...]]:
-    if input is not None:
-        size = input.size if image_size is None else image_size
-        return dataclasses.replace(input, size=size), ()
+    if input_spec is not None:
+        size = input_spec.size if image_size is None else image_size
+        return dataclasses.replace(input_spec, size=size), ()
     if isinstance(getattr(module, "pretrained_cfg", None), dict):
-        return input_spec(module, name, image_size)
+        return resolve_input_spec(module, name, image_size)
     spec = dataclasses.replace(IMAGENET, size=IMAGENET.size if image_size is None else image_size)
     note = (
         f"how {name} wants its pictures is not known: they are prepared as for ImageNet, with "
@@ -130,7 +131,7 @@ def _find_input(
     return spec, (note,)
 
 
-def _try(module: nn.Module, name: str, *, head: str, num_outputs: int, size: int) -> None:
+def _check_outputs(module: nn.Module, name: str, *, head: str, num_outputs: int, size: int) -> None:
     """Raises UserError where the head does not make `[B, num_outputs]` of pictures, in any mode."""
     # Batch norm in train mode changes its statistics, so that this is done to a copy.
     module = copy.deepcopy(module)
@@ -147,7 +148,8 @@ def _try(module: nn.Module, name: str, *, head: str, num_outputs: int, size: int
         except Exception as error:  # as above
             raise UserError(
                 f"{name} fails on pictures {list(pictures.shape)} once its head {head!r} is "
-                f"replaced ({brief(error)}): name its head, head=..., or give another image_size"
+                f"replaced ({short_error_message(error)}): name its head, head=..., or give "
+                "another image_size"
             ) from error
         if not isinstance(output, Tensor) or output.shape != (2, num_outputs):
             found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__

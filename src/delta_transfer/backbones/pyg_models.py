@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delta_transfer.backbones.base import Backbone, GraphInputs, GraphSpec, turn_off_dropout
+from delta_transfer.backbones.base import Backbone, GraphInputs, GraphSpec, disable_dropout
 from delta_transfer.backbones.graph_network import AtomEmbedding, GraphNetwork, Pool
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.utils.optional import need_graph_libraries
+from delta_transfer.utils.optional import require_graph_libraries
 
 DEPTH, WIDTH = 5, 64
-POOL = 0.5  # for how large a graph is may be what matters
-KINDS = ("GIN", "GCN", "GraphSAGE", "GAT", "PNA")
+POOL_POWER = 0.5  # for how large a graph is may be what matters
+ARCHITECTURES = ("GIN", "GCN", "GraphSAGE", "GAT", "PNA")
 
 # What PNA is made of (Corso et al. 2020, https://arxiv.org/abs/2004.05718). It divides by a mean
 # over the degrees of nodes, which the weights after it make up for: it is fixed, by nodes with
@@ -46,7 +46,7 @@ class PlainLayer(nn.Module):
         return F.relu(self.norm(self.convolution(x, edge_index)))
 
 
-def edges_of(graphs: GraphInputs, dtype: torch.dtype) -> Tensor:
+def select_edge_index(graphs: GraphInputs, dtype: torch.dtype) -> Tensor:
     """What a layer is told of the edges: where they are, `[2, E]`."""
     return graphs.edge_index
 
@@ -69,8 +69,8 @@ def load_pyg(name: str, *, num_outputs: int, spec: GraphSpec, pretrained: bool =
     """
     shown = f"pyg/{name}"
     parts = re.fullmatch(r"([^-]+)(?:-(\d{1,4})x(\d{1,4}))?", name)
-    if parts is None or parts[1] not in KINDS:
-        choices = [f"pyg/{kind}" for kind in KINDS]
+    if parts is None or parts[1] not in ARCHITECTURES:
+        choices = [f"pyg/{kind}" for kind in ARCHITECTURES]
         raise unknown("model", shown, [*choices, "pyg/GIN-3x128 (3 layers of 128 features)"])
     depth, width = int(parts[2] or DEPTH), int(parts[3] or WIDTH)
     if not depth or not width:
@@ -81,20 +81,26 @@ def load_pyg(name: str, *, num_outputs: int, spec: GraphSpec, pretrained: bool =
             f"nothing to keep: make some, delta-transfer pretrain DATA --model {shown} --out DIR, "
             "and give them by --weights DIR/weights.safetensors"
         )
-    need_graph_libraries(f"model {shown!r}")
+    require_graph_libraries(f"model {shown!r}")
     # The layers of a network that has a norm after each, the last one too.
     kind = getattr(importlib.import_module("torch_geometric.nn.models"), parts[1])
     options = _PNA if parts[1] == "PNA" else {}
     made = kind(width, width, depth, norm="batch_norm", jk="last", **options)
     module = GraphNetwork(
-        AtomEmbedding(width) if spec.node_features == "atoms" else nn.Linear(spec.columns, width),
+        AtomEmbedding(width)
+        if spec.node_features == "atoms"
+        else nn.Linear(spec.num_node_features, width),
         [PlainLayer(*parts) for parts in zip(made.convs, made.norms, strict=True)],
-        joins=edges_of,
+        encode_edges=select_edge_index,
         width=width,
         num_outputs=num_outputs,
-        pool=Pool(POOL),
+        pool=Pool(POOL_POWER),
     )
-    turn_off_dropout(module)
+    disable_dropout(module)
     return Backbone(
-        module=module, head="head", input=spec, architecture=shown, model_args={"pool": POOL}
+        module=module,
+        head="head",
+        input_spec=spec,
+        architecture=shown,
+        model_args={"pool": POOL_POWER},
     )

@@ -66,7 +66,7 @@ def load_backbone(
     return dataclasses.replace(backbone, notes=(*backbone.notes, note))
 
 
-def load_blank(name: str, *, image_size: int | None = None) -> Backbone:
+def load_untrained_backbone(name: str, *, image_size: int | None = None) -> Backbone:
     """A network for pictures or graphs with random weights and two outputs, to look at.
 
     Args:

@@ -10,16 +10,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from delta_transfer.backbones.base import Backbone, GraphSpec, InputSpec, brief, own_tensors
+from delta_transfer.backbones.base import (
+    Backbone,
+    GraphSpec,
+    InputSpec,
+    short_error_message,
+    state_tensors,
+)
 from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.graph_network import Pool
 from delta_transfer.backbones.hub_models import check_args
 from delta_transfer.backbones.timm_models import build_timm
 from delta_transfer.backbones.torchvision_models import load_torchvision
-from delta_transfer.backbones.weights import fill
+from delta_transfer.backbones.weights import copy_tensors
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.objectives import CLASSES, Objective, from_dict, to_dict
+from delta_transfer.metrics.objectives import (
+    MULTICLASS,
+    Objective,
+    objective_from_dict,
+    objective_to_dict,
+)
 from delta_transfer.utils.files import write_atomically
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -32,7 +43,7 @@ def save_model(
     network: nn.Module,
     *,
     classes: Sequence[str],
-    objective: Objective = CLASSES,
+    objective: Objective = MULTICLASS,
 ) -> None:
     """Writes `model.safetensors` and `config.json`, for timm's networks as its `local-dir:`.
 
@@ -46,16 +57,16 @@ def save_model(
         objective: what they mean.
     """
     # Copies, for tensors that share memory cannot be saved.
-    state = {name: t.cpu().contiguous().clone() for name, t in own_tensors(network).items()}
+    state = {name: t.cpu().contiguous().clone() for name, t in state_tensors(network).items()}
     write_atomically(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
     config = {
         "architecture": backbone.architecture,
         "num_classes": len(classes),
         "label_names": list(classes),
-        "objective": to_dict(objective),
+        "objective": objective_to_dict(objective),
         "model_args": dict(backbone.model_args),
         "pretrained_cfg": {
-            **_describe(backbone.input),
+            **_describe(backbone.input_spec),
             "num_classes": len(classes),
             "classifier": backbone.head,
         },
@@ -97,7 +108,7 @@ def load_model(
             raise ValueError("it is for graphs")
         else:
             head = config["pretrained_cfg"]["classifier"]
-            backbone = wrap_network(network, num_outputs=len(classes), head=head, input=spec)
+            backbone = wrap_network(network, num_outputs=len(classes), head=head, input_spec=spec)
         _fill_all(backbone.module, state)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         if network is None:
@@ -105,7 +116,7 @@ def load_model(
         raise UserError(
             f"the model in {folder} does not fit the network that was given: {error}"
         ) from error
-    return dataclasses.replace(backbone, input=spec), classes
+    return dataclasses.replace(backbone, input_spec=spec), classes
 
 
 def load_objective(folder: Path) -> Objective:
@@ -116,13 +127,13 @@ def load_objective(folder: Path) -> Objective:
     """
     try:
         config = json.loads((folder / CONFIG).read_text())
-        return from_dict(config.get("objective", to_dict(CLASSES)))
+        return objective_from_dict(config.get("objective", objective_to_dict(MULTICLASS)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, error) from error
 
 
 def _damaged(folder: Path, error: Exception) -> UserError:
-    said = f"there is no {error}" if isinstance(error, KeyError) else brief(error)
+    said = f"there is no {error}" if isinstance(error, KeyError) else short_error_message(error)
     return UserError(
         f"the model in {folder} is damaged ({said}): copy it again, or train again, and leave "
         f"{WEIGHTS} and {CONFIG} as they are"
@@ -185,7 +196,7 @@ def _describe(spec: InputSpec | GraphSpec) -> dict[str, Any]:
 
 def _input_spec(config: Mapping[str, Any]) -> InputSpec | GraphSpec:
     if "node_features" in config:
-        return GraphSpec(node_features=config["node_features"], columns=config["columns"])
+        return GraphSpec(node_features=config["node_features"], num_node_features=config["columns"])
     return InputSpec(
         size=config["input_size"][-1],
         crop_pct=config["crop_pct"],
@@ -197,9 +208,9 @@ def _input_spec(config: Mapping[str, Any]) -> InputSpec | GraphSpec:
 
 def _fill_all(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Raises ValueError where the tensors are not exactly those of the network."""
-    own = own_tensors(module)
+    own = state_tensors(module)
     odd = sorted(own.keys() ^ state.keys())
     odd += [name for name in own if name in state and own[name].shape != state[name].shape]
     if odd:
         raise ValueError(f"{odd[0]} is not in the weights and the network alike")
-    fill(module, state)
+    copy_tensors(module, state)

@@ -11,12 +11,17 @@ from torch import nn
 from delta_transfer.backbones.base import (
     Backbone,
     InputSpec,
-    brief,
-    fresh_head,
-    try_size,
-    turn_off_dropout,
+    check_image_size,
+    disable_dropout,
+    replace_head,
+    short_error_message,
 )
-from delta_transfer.backbones.downloads import NOT_FETCHED, NOT_READ, not_fetched, not_read
+from delta_transfer.backbones.downloads import (
+    DOWNLOAD_ERRORS,
+    LOAD_ERRORS,
+    download_error,
+    load_error,
+)
 from delta_transfer.errors import UserError, unknown
 
 
@@ -63,7 +68,7 @@ def load_timm(
 
 
 def build_timm(
-    source: str,
+    timm_name: str,
     *,
     name: str,
     architecture: str,
@@ -75,7 +80,7 @@ def build_timm(
     """A network as `timm.create_model` makes it, with a fresh head.
 
     Args:
-        source: what `timm.create_model` is given: a name, `hf-hub:...` or `local-dir:...`.
+        timm_name: what `timm.create_model` is given: a name, `hf-hub:...` or `local-dir:...`.
         name: what the user called it.
         architecture: its name without a tag.
         model_args: what else `timm.create_model` is given.
@@ -87,25 +92,25 @@ def build_timm(
         UserError: if the weights cannot be had, the size does not suit the network, or its head is
             not linear.
     """
-    config = timm.get_pretrained_cfg(source) if pretrained else None
+    config = timm.get_pretrained_cfg(timm_name) if pretrained else None
     classes = 0 if config is None else config.num_classes  # none for weights without a classifier
     try:
         module = timm.create_model(
-            source,
+            timm_name,
             pretrained=pretrained,
             num_classes=classes or num_outputs,
             # The size is in `model_args`; some versions of timm add the config's by themselves.
             pretrained_cfg_overlay={"fixed_input_size": False},
             **model_args,
         )
-    except NOT_FETCHED as error:
-        raise not_fetched(name, error) from error
+    except DOWNLOAD_ERRORS as error:
+        raise download_error(name, error) from error
     except (AssertionError, TypeError, ValueError) as error:
         raise UserError(
-            f"model {name!r} cannot be made for these pictures: {brief(error)}"
+            f"model {name!r} cannot be made for these pictures: {short_error_message(error)}"
         ) from error
-    except NOT_READ as error:
-        raise not_read(name, error) from error
+    except LOAD_ERRORS as error:
+        raise load_error(name, error) from error
     classifier = None
     if classes:
         own = module.get_classifier()  # type: ignore[operator]  # every network of timm has both
@@ -113,15 +118,15 @@ def build_timm(
         module.reset_classifier(num_outputs)  # type: ignore[operator]
     head = _linear_head(module, name)
     # The same start for every library's head; some of timm's own are many times larger.
-    fresh_head(module, head, num_outputs=num_outputs)
-    turn_off_dropout(module)
-    spec, notes = input_spec(module, name, image_size)
+    replace_head(module, head, num_outputs=num_outputs)
+    disable_dropout(module)
+    spec, notes = resolve_input_spec(module, name, image_size)
     if image_size is not None:
-        try_size(module, name, image_size)
+        check_image_size(module, name, image_size)
     return Backbone(
         module=module,
         head=head,
-        input=spec,
+        input_spec=spec,
         architecture=architecture,
         model_args=model_args,
         notes=notes,
@@ -140,7 +145,7 @@ def _linear_head(module: nn.Module, name: str) -> str:
     return heads[0]
 
 
-def input_spec(
+def resolve_input_spec(
     module: nn.Module, name: str, image_size: int | None
 ) -> tuple[InputSpec, tuple[str, ...]]:
     """How a network of timm wants its pictures, and notes on where we prepare them otherwise.

@@ -14,19 +14,19 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from delta_transfer.backbones.base import (
     Backbone,
     InputSpec,
-    brief,
-    fresh_head,
-    try_size,
-    turn_off_dropout,
+    check_image_size,
+    disable_dropout,
+    replace_head,
+    short_error_message,
 )
-from delta_transfer.backbones.downloads import NOT_FETCHED, not_fetched, not_read
-from delta_transfer.backbones.weights import fill_from
+from delta_transfer.backbones.downloads import DOWNLOAD_ERRORS, download_error, load_error
+from delta_transfer.backbones.weights import load_tensors
 from delta_transfer.backbones.weights_file import read_classifier
 from delta_transfer.errors import UserError, unknown
 
 # Networks whose weights want pictures in [-1, 1]. torchvision converts those in ImageNet's
 # normalisation; we prepare them so from the start.
-_OWN_RANGE = ("googlenet", "inception_v3")
+_SYMMETRIC_RANGE_MODELS = ("googlenet", "inception_v3")
 
 
 def load_torchvision(
@@ -56,21 +56,21 @@ def load_torchvision(
     spec = _input_spec(architecture, weights, image_size)
     module = _build(shown, architecture, num_outputs, spec.size)
     head = _linear_head(module, shown, num_outputs)
-    fresh_head(module, head, num_outputs=num_outputs)  # with a bias, which not every head has
-    turn_off_dropout(module)
+    replace_head(module, head, num_outputs=num_outputs)  # with a bias, which not every head has
+    disable_dropout(module)
     if image_size is not None:
-        try_size(module, shown, image_size)
+        check_image_size(module, shown, image_size)
     classifier = None
     if pretrained:
         state = _fetch(shown, weights)
         classifier = read_classifier(state, head, head=module.get_submodule(head))
         if architecture.startswith("vit_"):
             state = interpolate_embeddings(spec.size, module.patch_size, state)
-        fill_from(module, {"": state}, head=head, name=shown, source=str(weights))
+        load_tensors(module, {"": state}, head=head, name=shown, weights_name=str(weights))
     return Backbone(
         module=module,
         head=head,
-        input=spec,
+        input_spec=spec,
         architecture=f"torchvision/{architecture}",
         model_args={},
         classifier=classifier,
@@ -79,7 +79,7 @@ def load_torchvision(
 
 def _build(name: str, architecture: str, num_outputs: int, size: int) -> nn.Module:
     options: dict[str, Any] = {}
-    if architecture in _OWN_RANGE:
+    if architecture in _SYMMETRIC_RANGE_MODELS:
         options = {"aux_logits": False, "transform_input": False, "init_weights": False}
     elif architecture.startswith("vit_"):
         options = {"image_size": size}
@@ -91,7 +91,8 @@ def _build(name: str, architecture: str, num_outputs: int, size: int) -> nn.Modu
         )
     except (AssertionError, ValueError) as error:
         raise UserError(
-            f"model {name!r} cannot be made for pictures of {size} pixels ({brief(error)}): give "
+            f"model {name!r} cannot be made for pictures of {size} pixels "
+            f"({short_error_message(error)}): give "
             "another --image-size, or leave it out for the network's own"
         ) from error
     return module
@@ -119,7 +120,7 @@ def _input_spec(architecture: str, weights: Any, image_size: int | None) -> Inpu
         std=tuple(preset.std),
         interpolation=preset.interpolation.value,
     )
-    if architecture in _OWN_RANGE:
+    if architecture in _SYMMETRIC_RANGE_MODELS:
         spec = dataclasses.replace(spec, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     return spec
 
@@ -132,8 +133,8 @@ def _fetch(name: str, weights: Any) -> Any:
             return weights.get_state_dict(
                 progress=True, check_hash=True, map_location="cpu", weights_only=True
             )
-    except NOT_FETCHED as error:
-        raise not_fetched(name, error) from error
+    except DOWNLOAD_ERRORS as error:
+        raise download_error(name, error) from error
     except Exception as error:  # a damaged file may fail in any way
         file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-        raise not_read(name, error, file=file if file.exists() else None) from error
+        raise load_error(name, error, file=file if file.exists() else None) from error

@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.backbones.base import own_tensors
+from delta_transfer.backbones.base import state_tensors
 from delta_transfer.backbones.weights_file import is_safetensors, read_weights
 from delta_transfer.errors import UserError, first_few
 
-Groups = Mapping[str, Mapping[str, Tensor]]
+StateDicts = Mapping[str, Mapping[str, Tensor]]
 
 # Names as they were published -> as the networks have them: dense layers and the MLPs of vision
 # transformers in torchvision; the networks on molecules of Hu et al.
-_RENAMED: tuple[tuple[tuple[str, str], ...], ...] = (
+_KEY_RENAMES: tuple[tuple[tuple[str, str], ...], ...] = (
     ((r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2"),),
     ((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
     (
@@ -26,8 +26,8 @@ _RENAMED: tuple[tuple[tuple[str, str], ...], ...] = (
     ),
 )
 # Of several copies of a network in one file, the average or the one that is trained is wanted.
-_WANTED = re.compile(r"(?:^|[._])(?:ema|teacher|encoder_q|online)(?=[._])")
-_UNWANTED = re.compile(r"(?:^|[._])(?:student|encoder_k|momentum|target)(?=[._])")
+_PREFERRED_COPIES = re.compile(r"(?:^|[._])(?:ema|teacher|encoder_q|online)(?=[._])")
+_OTHER_COPIES = re.compile(r"(?:^|[._])(?:student|encoder_k|momentum|target)(?=[._])")
 _POSITIONS = ("pos_embed", "pos_embedding")
 _STATISTICS = ("running_mean", "running_var")
 
@@ -64,23 +64,23 @@ def load_weights(module: nn.Module, path: str | Path, *, head: str, name: str) -
     Raises:
         UserError: if the file cannot be read, or does not fit the network.
     """
-    return fill_from(
+    return load_tensors(
         module,
         read_weights(path),
         head=head,
         name=name,
-        source=f"weights {path}",
+        weights_name=f"weights {path}",
         ordered=not is_safetensors(path),
     )
 
 
-def fill_from(
+def load_tensors(
     module: nn.Module,
-    groups: Groups,
+    groups: StateDicts,
     *,
     head: str,
     name: str,
-    source: str,
+    weights_name: str,
     ordered: bool = False,
 ) -> str:
     """`load_weights` for tensors that have been read.
@@ -94,20 +94,20 @@ def fill_from(
         groups: as `read_weights` gives them.
         head: the name of the head.
         name: what the user called the network.
-        source: what the tensors are, for the messages.
+        weights_name: what the tensors are, for the messages.
         ordered: whether they come in the order in which their network has them.
 
     Raises:
         UserError: if they do not fit.
     """
-    own = {n: t for n, t in own_tensors(module).items() if not n.startswith(f"{head}.")}
+    own = {n: t for n, t in state_tensors(module).items() if not n.startswith(f"{head}.")}
     needed = [name for name in _needed(module) if name in own]
     flat = {where + key: tensor for where, group in groups.items() for key, tensor in group.items()}
-    match = _by_name(own, needed, flat, source)
+    match = _by_name(own, needed, flat, weights_name)
     if any(name not in match.tensors for name in needed):
         other = _by_order(module, groups, head) if ordered else None
         if other is None:
-            raise _misfit(match, own, needed, flat, name=name, source=source)
+            raise _mismatch_error(match, own, needed, flat, name=name, weights_name=weights_name)
         match = other
     match = dataclasses.replace(
         match, tensors={name: tensor.to(own[name].dtype) for name, tensor in match.tensors.items()}
@@ -115,16 +115,17 @@ def fill_from(
     broken = [name for name in needed if not bool(torch.isfinite(match.tensors[name]).all())]
     if broken:
         raise UserError(
-            f"{source}: {first_few(broken)} {'holds' if len(broken) == 1 else 'hold'} values that "
+            f"{weights_name}: {first_few(broken)} {'holds' if len(broken) == 1 else 'hold'} "
+            "values that "
             "are not finite: the network diverged when it was trained; give another file"
         )
-    fill(module, match.tensors)
-    return _sentence(match, own, flat, source)
+    copy_tensors(module, match.tensors)
+    return _summary(match, own, flat, weights_name)
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def copy_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Writes tensors into a network, by its own names; `load_state_dict` asks some for versions."""
-    own = own_tensors(module)
+    own = state_tensors(module)
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
@@ -138,11 +139,11 @@ def _needed(module: nn.Module) -> list[str]:
 
 
 def _by_name(
-    own: Mapping[str, Tensor], needed: Sequence[str], flat: Mapping[str, Tensor], source: str
+    own: Mapping[str, Tensor], needed: Sequence[str], flat: Mapping[str, Tensor], weights_name: str
 ) -> _Match:
     """The prefix behind which most of what is needed stands, with equal shapes."""
     found: dict[str, dict[str, str]] = {}
-    for renames in ((), *_RENAMED):
+    for renames in ((), *_KEY_RENAMES):
         keys = {_rename(key, renames): key for key in flat}
         for prefix, files in _prefixes(own, flat, keys).items():
             if prefix not in found or len(files) > len(found[prefix]):
@@ -153,7 +154,7 @@ def _by_name(
     prefix = max(best, key=_rank, default="")
     files = best.get(prefix, {})
     if most == len(needed):
-        _check_single(prefix, best, flat, source)
+        _check_single(prefix, best, flat, weights_name)
     return _Match(
         tensors={name: flat[file] for name, file in files.items()},
         used=frozenset(files.values()),
@@ -176,14 +177,14 @@ def _prefixes(
 
 
 def _rank(prefix: str) -> int:
-    return len(_WANTED.findall(prefix)) - len(_UNWANTED.findall(prefix))
+    return len(_PREFERRED_COPIES.findall(prefix)) - len(_OTHER_COPIES.findall(prefix))
 
 
 def _check_single(
     chosen: str,
     best: Mapping[str, Mapping[str, str]],
     flat: Mapping[str, Tensor],
-    source: str,
+    weights_name: str,
 ) -> None:
     """Raises UserError where copies of the network differ and none is known to be the better."""
     for other in best:
@@ -193,12 +194,12 @@ def _check_single(
         pairs = ((flat[best[chosen][name]], flat[best[other][name]]) for name in shared)
         if not all(torch.equal(*pair) for pair in pairs):
             raise UserError(
-                f"{source}: the file holds the network more than once, under '{chosen}' and "
+                f"{weights_name}: the file holds the network more than once, under '{chosen}' and "
                 f"'{other}': save the one that you mean alone, and give that file"
             )
 
 
-def _by_order(module: nn.Module, groups: Groups, head: str) -> _Match | None:
+def _by_order(module: nn.Module, groups: StateDicts, head: str) -> _Match | None:
     """A state dict with the network's tensors in order and shape, under names of its own."""
     for where, group in groups.items():
         tensors = _in_order(group, module, head)
@@ -218,7 +219,7 @@ def _in_order(
     state: Mapping[str, Tensor], module: nn.Module, head: str
 ) -> dict[str, Tensor] | None:
     """The tensors under the network's names, if names end alike and all fit but for a head."""
-    own = own_tensors(module)
+    own = state_tensors(module)
     body = [name for name in own if not name.startswith(f"{head}.")]
     names = list(own) if len(own) == len(state) else body
     if len(names) != len(state):
@@ -249,14 +250,14 @@ def _fits(tensor: Tensor, own: Tensor) -> bool:
     return same_kind and tensor.shape == own.shape
 
 
-def _misfit(
+def _mismatch_error(
     match: _Match,
     own: Mapping[str, Tensor],
     needed: Sequence[str],
     flat: Mapping[str, Tensor],
     *,
     name: str,
-    source: str,
+    weights_name: str,
 ) -> UserError:
     missing = [name for name in needed if name not in match.tensors]
     other = [name for name in missing if match.prefix + name in flat]
@@ -273,15 +274,16 @@ def _misfit(
     if all(name.rpartition(".")[2] in _POSITIONS for name in missing):
         mend = "it was made for pictures of another size: leave out --image-size"
     return UserError(
-        f"{source}: the file does not fit {name}: {len(needed) - len(missing)} of {len(needed)} "
+        f"{weights_name}: the file does not fit {name}: {len(needed) - len(missing)} of "
+        f"{len(needed)} "
         f"tensors match ({reasons}); {mend}"
     )
 
 
-def _sentence(
-    match: _Match, own: Mapping[str, Tensor], flat: Mapping[str, Tensor], source: str
+def _summary(
+    match: _Match, own: Mapping[str, Tensor], flat: Mapping[str, Tensor], weights_name: str
 ) -> str:
-    text = f"{source}: {len(match.tensors)} of {len(own)} tensors matched{match.how}"
+    text = f"{weights_name}: {len(match.tensors)} of {len(own)} tensors matched{match.how}"
     absent = [name for name in own if name not in match.tensors]
     # What lies beside the network's own tensors first, such as the file's head.
     unused = sorted(

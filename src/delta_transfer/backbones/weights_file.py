@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from delta_transfer.backbones.base import brief
+from delta_transfer.backbones.base import short_error_message
 from delta_transfer.errors import UserError
 
 FORMS = "safetensors, or a state dict that torch.save wrote (.pth, .pt, .bin, .ckpt)"
@@ -60,7 +60,7 @@ def read_weights(path: str | Path) -> dict[str, dict[str, Tensor]]:
         groups = _read_safetensors(path)
     else:
         _check_form(path, start)
-        groups = _groups(_read_pickle(path), "", depth=_DEPTH)
+        groups = _collect_state_dicts(_read_pickle(path), "", depth=_DEPTH)
     if not groups:
         raise UserError(f"weights {path}: there are no tensors in the file; give {FORMS}")
     return groups
@@ -145,18 +145,19 @@ def _read_pickle(path: Path) -> Any:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"weights {path}: the file is damaged or was cut short ({brief(error)}): get it again"
+        f"weights {path}: the file is damaged or was cut short ({short_error_message(error)}): "
+        "get it again"
     )
 
 
-def _groups(value: Any, where: str, *, depth: int) -> dict[str, dict[str, Tensor]]:
+def _collect_state_dicts(value: Any, where: str, *, depth: int) -> dict[str, dict[str, Tensor]]:
     if not isinstance(value, Mapping) or depth == 0:
         return {}
     tensors = {key: part for key, part in value.items() if isinstance(key, str) and _usable(part)}
     groups = {where: tensors} if tensors else {}
     for key, part in value.items():
         if isinstance(key, str):
-            groups |= _groups(part, f"{where}{key}.", depth=depth - 1)
+            groups |= _collect_state_dicts(part, f"{where}{key}.", depth=depth - 1)
     return groups
 
 

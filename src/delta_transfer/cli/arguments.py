@@ -15,12 +15,12 @@ from jsonargparse import ArgumentParser
 from delta_transfer.cli.commands import COMMANDS
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.utils.files import read_yaml
-from delta_transfer.utils.type_hints import in_words
+from delta_transfer.utils.type_hints import describe_type
 
 Options = TypeVar("Options")
 
 
-def parse(
+def parse_options(
     options: type[Options],
     args: Sequence[str],
     *,
@@ -56,7 +56,9 @@ def parse(
     names = ["help", *(["config"] if config_file else []), *hints]
     _check_flags(args, names, positional, usage)
     switches = [_flag(name) for name, hint in hints.items() if hint is bool]
-    files, flags, rest = _apart(args, ["--help", *switches], config_file=config_file, form=form)
+    files, flags, rest = _split_arguments(
+        args, ["--help", *switches], config_file=config_file, form=form
+    )
     in_files = _read(files, hints)
     if any(flag.partition("=")[0] in map(_flag, exclusive) for flag in flags):
         in_files = {name: value for name, value in in_files.items() if name not in exclusive}
@@ -128,7 +130,7 @@ def _check_flags(
             raise unknown("option", flag, flags)
 
 
-def _apart(
+def _split_arguments(
     args: Sequence[str], switches: Sequence[str], *, config_file: bool, form: str
 ) -> tuple[list[str], list[str], list[str]]:
     """The FILE of each `-c FILE`, the flags with their values, and the rest: positionals.
@@ -174,7 +176,7 @@ def _read(files: Sequence[str], hints: Mapping[str, Any]) -> dict[str, Any]:
             value = content[key]
             # The parser takes anything for a switch.
             if hints[key] is bool and not isinstance(value, bool):
-                raise UserError(f"-c {file}: {key} {value}: give {in_words(bool)}")
+                raise UserError(f"-c {file}: {key} {value}: give {describe_type(bool)}")
             number = isinstance(value, int | float) and not isinstance(value, bool)
             values[key] = str(value) if hints[key] is str and number else value
     return values
@@ -185,11 +187,11 @@ def _reword(message: str, hints: Mapping[str, Any], positional: Sequence[str], f
     found = re.match(r'Parser key "(\w+)":.*(?:Got|Given) value: (.*)', message, re.DOTALL)
     if found is not None and found[1] in hints:
         name = found[1].upper() if found[1] in positional else _flag(found[1])
-        return f"{name} {found[2]}: give {in_words(hints[found[1]])}"
+        return f"{name} {found[2]}: give {describe_type(hints[found[1]])}"
     found = re.match(r"argument (?:-c/)?(--[\w-]+): expected one argument", message)
     if found is not None:
         hint = hints.get(found[1][2:].replace("-", "_"))
-        return f"{found[0][9:]}: give {'a YAML file' if hint is None else in_words(hint)}"
+        return f"{found[0][9:]}: give {'a YAML file' if hint is None else describe_type(hint)}"
     found = re.match(r"argument (--[\w-]+): ignored explicit argument (.*)", message)
     if found is not None:
         return f"{found[1]} takes no value such as {found[2]}: give it alone, or leave it out"
@@ -209,7 +211,7 @@ def parse_command(
     exclusive: Sequence[str] = (),
 ) -> Options:
     """Parse the arguments of a command of `COMMANDS`; see `parse`."""
-    return parse(
+    return parse_options(
         options,
         args,
         prog=f"delta-transfer {command}",

@@ -16,15 +16,15 @@ MAX_RESTARTS = 3
 SAVING_SECONDS = 300  # that processes have to save their state when they are asked to stop
 
 
-def is_started_by_other() -> bool:
+def is_externally_launched() -> bool:
     """Whether something else has started this process as one of several: torchrun, or SLURM."""
     several = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1
     return several and ("RANK" in os.environ or "SLURM_PROCID" in os.environ)
 
 
-def is_heard() -> bool:
+def is_output_process() -> bool:
     """Whether this process is the one whose output is to be seen."""
-    if not is_started_by_other():
+    if not is_externally_launched():
         return True
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
 
@@ -104,7 +104,7 @@ def claim_end(code: int) -> bool:
         code: its exit code.
     """
     if not is_launched():
-        return is_heard()
+        return is_output_process()
     try:
         with open(os.environ[OUTCOME], "x") as file:
             file.write(str(code))
@@ -113,11 +113,11 @@ def claim_end(code: int) -> bool:
     return True
 
 
-def is_lost(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error says that another process has gone."""
     words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
     lost = any(kind.__module__.startswith("torch") for kind in type(error).__mro__)
-    return is_started_by_other() and (
+    return is_externally_launched() and (
         lost or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
     )
 

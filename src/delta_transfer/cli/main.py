@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         explained = explain(error)
         if explained is not None:
             return _end(2, f"error: {explained}")
-        if launcher.is_lost(error):
+        if launcher.is_peer_failure(error):
             launcher.give_up(error)
         raise
     finally:

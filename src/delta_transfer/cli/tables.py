@@ -28,19 +28,20 @@ def print_table(
     for column in columns:
         view.add_column(column, justify="left" if column == "method" else "right")
     for row in summaries:
-        versus = row.to_baseline
+        versus = row.vs_baseline
         several = versus is not None and versus.count > 1
         view.add_row(
             row.method,
             _runs(row.score.count, failed.get(row.method, 0)),
-            row.measure.number(row.score.mean),
-            row.measure.number(row.score.deviation) if row.score.count > 1 else "-",
-            "" if versus is None else row.measure.signed(versus.mean),
-            f"{row.measure.signed(versus.low)} to {row.measure.signed(versus.high)}"
+            row.metric.format_number(row.score.mean),
+            row.metric.format_number(row.score.std) if row.score.count > 1 else "-",
+            "" if versus is None else row.metric.format_signed(versus.mean),
+            f"{row.metric.format_signed(versus.ci_low)} to "
+            f"{row.metric.format_signed(versus.ci_high)}"
             if versus and several
             else "",
-            f"{row.seconds:.0f}",
-            f"{row.memory:.0f}",
+            f"{row.wall_time_s:.0f}",
+            f"{row.peak_memory_mib:.0f}",
         )
     for method in failed.keys() - {row.method for row in summaries}:
         view.add_row(method, _runs(0, failed[method]))
@@ -72,11 +73,11 @@ def print_attention(rows: "Sequence[TapSummary]", *, title: str) -> None:
         view.add_row(
             row.tap,
             f"{row.channels}",
-            f"{row.effective:.1f}",
+            f"{row.effective_channels:.1f}",
             f"{row.entropy:.3f}",
             "-" if row.uncertainty is None else f"{100 * row.uncertainty:.0f}%",
-            f"{row.least:.2f}",
-            f"{row.most:.2f}",
+            f"{row.min_attention:.2f}",
+            f"{row.max_attention:.2f}",
             " ".join(map(str, row.top)),
         )
     Console().print(view)
@@ -99,7 +100,7 @@ def print_trials(trials: "Sequence[Trial]", *, names: Sequence[str]) -> None:
 
     measure = trials[0].outcome.measure
     view = _table(None, _TRIALS_KEY)
-    for column in ("trial", "loss", measure.words, "seconds", "epoch"):
+    for column in ("trial", "loss", measure.display_name, "seconds", "epoch"):
         view.add_column(column, justify="right")
     for name in names:
         view.add_column(name, justify="right", no_wrap=True)
@@ -109,7 +110,7 @@ def print_trials(trials: "Sequence[Trial]", *, names: Sequence[str]) -> None:
         view.add_row(
             "default" if trial.number == 0 else f"{trial.number}",
             f"{outcome.loss:.4f}",
-            measure.number(outcome.score),
+            measure.format_number(outcome.score),
             f"{outcome.seconds:.0f}",
             f"{outcome.best_epoch}",
             *options,

@@ -10,7 +10,7 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Own = TypeVar("Own")
+CommandOptions = TypeVar("CommandOptions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class EvaluateOptions:
         data_root: where named data sets lie or are downloaded to; that of the run if not given.
         device: auto, cpu, cuda or mps.
         batch_size: pictures at a time.
-        workers: processes that load pictures; chosen by the number of cores if not given.
+        num_workers: processes that load pictures; chosen by the number of cores if not given.
     """
 
     run: str
@@ -37,11 +37,11 @@ class EvaluateOptions:
     data_root: str | None = None
     device: Device = "auto"
     batch_size: int = 32
-    workers: int | None = None
+    num_workers: int | None = None
 
     def __post_init__(self) -> None:
         check_least("--batch-size", self.batch_size, 1)
-        check_least("--workers", self.workers, 0)
+        check_least("--workers", self.num_workers, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class PredictOptions:
         json: print JSON.
         device: auto, cpu, cuda or mps.
         batch_size: pictures at a time.
-        workers: processes that load pictures; chosen by the number of cores if not given.
+        num_workers: processes that load pictures; chosen by the number of cores if not given.
     """
 
     run: str
@@ -69,12 +69,12 @@ class PredictOptions:
     json: bool = False
     device: Device = "auto"
     batch_size: int = 32
-    workers: int | None = None
+    num_workers: int | None = None
 
     def __post_init__(self) -> None:
         check_least("--top", self.top, 1)
         check_least("--batch-size", self.batch_size, 1)
-        check_least("--workers", self.workers, 0)
+        check_least("--workers", self.num_workers, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class ExportOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LayersOptions:
+class TapsOptions:
     """Options of layers.
 
     Args:
@@ -134,8 +134,8 @@ class CompareOptions:
         overwrite: start anew, in the place of what is in that folder.
         jobs: runs at the same time; as many as there are GPUs, or as cores and memory allow, if not
             given.
-        threads: of each run on the CPU, on which its last digits depend; a fair share of the cores
-            if not given, and in a folder that is there those of before.
+        num_threads: of each run on the CPU, on which its last digits depend; a fair share of the
+            cores if not given, and in a folder that is there those of before.
         ray: address of a Ray cluster that makes the runs: auto, HOST:PORT or ray://HOST:PORT, or
             local, which starts one here; all its nodes need the data and --out under the same path.
     """
@@ -146,12 +146,12 @@ class CompareOptions:
     out: str | None = None
     overwrite: bool = False
     jobs: int | None = None
-    threads: int | None = None
+    num_threads: int | None = None
     ray: str | None = None
 
     def __post_init__(self) -> None:
         check_least("--jobs", self.jobs, 1)
-        check_least("--threads", self.threads, 1)
+        check_least("--threads", self.num_threads, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,18 +173,18 @@ class DemoOptions:
     device: Device = "auto"
 
 
-def with_train(own: type[Any], *, without: Sequence[str]) -> type[Any]:
+def merge_with_train_options(command_options: type[Any], *, without: Sequence[str]) -> type[Any]:
     """A data class with options of a command and those of train.
 
     Args:
-        own: the command's, which take the place of train's of the same name.
+        command_options: the command's, which take the place of train's of the same name.
         without: those of train that the command does not have.
     """
     import docstring_parser
 
     found: dict[str, tuple[str, Any, Any]] = {}
     texts: dict[str, str] = {}
-    for options in (own, TrainConfig):
+    for options in (command_options, TrainConfig):
         hints = typing.get_type_hints(options)
         told = docstring_parser.parse(options.__doc__ or "").params
         texts = {doc.arg_name: " ".join((doc.description or "").split()) for doc in told} | texts
@@ -194,7 +194,7 @@ def with_train(own: type[Any], *, without: Sequence[str]) -> type[Any]:
     names = [name for name in found if name not in without]
     text = "".join(f"    {name}: {texts[name]}\n" for name in names)
     return dataclasses.make_dataclass(
-        own.__name__,
+        command_options.__name__,
         [found[name] for name in names],
         namespace={"__doc__": f"Options.\n\nArgs:\n{text}"},
         frozen=True,
@@ -202,19 +202,21 @@ def with_train(own: type[Any], *, without: Sequence[str]) -> type[Any]:
     )
 
 
-def apart(parsed: Any, own: type[Own]) -> tuple[Own, dict[str, Any]]:
-    """What `with_train` put together: a command's own options, and what is left, which is train's.
+def split_options(
+    parsed: Any, command_options: type[CommandOptions]
+) -> tuple[CommandOptions, dict[str, Any]]:
+    """What `merge_with_train_options` put together: a command's own options, and what is left, which is train's.
 
     Args:
         parsed: options of that class.
-        own: the command's.
+        command_options: the command's.
     """
     values = dataclasses.asdict(parsed)
-    names = [field.name for field in dataclasses.fields(own)]  # type: ignore[arg-type]
-    return own(**{name: values.pop(name) for name in names}), values
+    names = [field.name for field in dataclasses.fields(command_options)]  # type: ignore[arg-type]
+    return command_options(**{name: values.pop(name) for name in names}), values
 
 
-def seed_list(text: str) -> tuple[int, ...]:
+def parse_seeds(text: str) -> tuple[int, ...]:
     """The seeds that `--seeds` names.
 
     Raises:
@@ -229,7 +231,7 @@ def seed_list(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def size_list(text: str | None) -> tuple[int | None, ...]:
+def parse_samples_per_class(text: str | None) -> tuple[int | None, ...]:
     """The pictures of each class that `--samples-per-class` names; None stands for all.
 
     Raises:
@@ -293,9 +295,10 @@ class BenchOptions:
         list: list the recipes, with DELTA's published figure and whether the data is there.
         dry_run: say what would be downloaded, how large it is and how long it would take; nothing
             is trained.
-        method: names with commas between, in the place of the recipe's.
+        methods: names with commas between, in the place of the recipe's.
         seeds: with commas between, in the place of the recipe's.
-        limit: so many training pictures of each class, drawn at random; all if not given.
+        samples_per_class: so many training pictures of each class, drawn at random; all if not
+            given.
         data_root: where data sets, and weights that no library brings, lie or are downloaded to; a
             cache folder if not given.
         weights: start from the weights in this file.
@@ -303,27 +306,27 @@ class BenchOptions:
         overwrite: start anew, in the place of what is in that folder.
         jobs: runs at the same time, as for compare.
         device: auto, cpu, cuda or mps.
-        workers: processes that load pictures; chosen by the machine if not given.
+        num_workers: processes that load pictures; chosen by the machine if not given.
     """
 
     name: str | None = None
     list: bool = False
     dry_run: bool = False
-    method: str | None = None
+    methods: str | None = None
     seeds: str | None = None
-    limit: int | None = None
+    samples_per_class: int | None = None
     data_root: str | None = None
     weights: str | None = None
     out: str | None = None
     overwrite: bool = False
     jobs: int | None = None
     device: Device = "auto"
-    workers: int | None = None
+    num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        check_least("--limit", self.limit, 1)
+        check_least("--limit", self.samples_per_class, 1)
         check_least("--jobs", self.jobs, 1)
-        check_least("--workers", self.workers, 0)
+        check_least("--workers", self.num_workers, 0)
         if self.list == (self.name is not None):
             raise UserError(
                 "give the NAME of a recipe, delta-transfer bench NAME, or --list alone, which "
@@ -449,8 +452,10 @@ class AttentionOptions:
             whether it has.
         temperature: of the softmax that makes attention of scores; larger is closer to uniform. 5
             if not given.
-        clip: no score counts as more than so many standard deviations from the mean of its tap.
-        floor: a score below zero, of a channel without which the loss is lower, counts as zero.
+        score_clip: no score counts as more than so many standard deviations from the mean of its
+            tap.
+        clamp_negative_scores: a score below zero, of a channel without which the loss is lower,
+            counts as zero.
         image_size: side of the pictures in pixels; the network's own if not given.
         samples_per_class: training pictures of each class, drawn at random; all if not given.
         seed: draws splits and pictures.
@@ -464,7 +469,7 @@ class AttentionOptions:
         split: how molecules are split: auto, scaffold or random, as for train.
         batch_size: pictures at a time; 32 (official: 64) if not given.
         device: auto, cpu, cuda or mps.
-        workers: processes that load pictures; chosen by the number of cores if not given.
+        num_workers: processes that load pictures; chosen by the number of cores if not given.
         json: print JSON.
     """
 
@@ -479,8 +484,8 @@ class AttentionOptions:
     samples: int | None = None
     tolerance: float | None = None
     temperature: float | None = None
-    clip: float | None = None
-    floor: bool = False
+    score_clip: float | None = None
+    clamp_negative_scores: bool = False
     image_size: int | None = None
     samples_per_class: int | None = None
     seed: int = 0
@@ -492,7 +497,7 @@ class AttentionOptions:
     split: Literal["auto", "scaffold", "random"] = "auto"
     batch_size: int | None = None
     device: Device = "auto"
-    workers: int | None = None
+    num_workers: int | None = None
     json: bool = False
 
     def __post_init__(self) -> None:

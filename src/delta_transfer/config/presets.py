@@ -19,9 +19,9 @@ class Preset:
         schedule: what follows the warm-up.
         batch_norm: whether the target's batch-norm statistics stay the pretrained ones.
         attention: the estimator of channel attention.
-        clip: norm to which gradients are clipped; 0 for no limit.
-        warm_up: share of the steps over which the learning rate rises.
-        official: the authors' formula, taps, head, augmentation and ten-crop test.
+        grad_clip: norm to which gradients are clipped; 0 for no limit.
+        warmup_ratio: share of the steps over which the learning rate rises.
+        paper_protocol: the authors' formula, taps, head, augmentation and ten-crop test.
     """
 
     epochs: int | None
@@ -32,9 +32,9 @@ class Preset:
     schedule: Literal["cosine", "step", "constant"]
     batch_norm: Literal["frozen", "train"]
     attention: str
-    clip: float
-    warm_up: float
-    official: bool
+    grad_clip: float
+    warmup_ratio: float
+    paper_protocol: bool
 
 
 _DEFAULT = Preset(
@@ -46,9 +46,9 @@ _DEFAULT = Preset(
     schedule="cosine",
     batch_norm="frozen",
     attention="refined",
-    clip=1.0,
-    warm_up=0.15,
-    official=False,
+    grad_clip=1.0,
+    warmup_ratio=0.15,
+    paper_protocol=False,
 )
 
 PRESETS = {
@@ -63,14 +63,14 @@ PRESETS = {
         schedule="step",
         batch_norm="train",
         attention="exact",
-        clip=0.0,
-        warm_up=0.0,
-        official=True,
+        grad_clip=0.0,
+        warmup_ratio=0.0,
+        paper_protocol=True,
     ),
 }
 """The presets by name; docs/methods/delta.md has the reasons, docs/graphs.md those of graphs."""
 
-GRAPH_NETWORKS = ("pretrain-gnns/", "pyg/")
+GRAPH_MODEL_PREFIXES = ("pretrain-gnns/", "pyg/")
 """How the names of networks begin whose default is the preset for graphs."""
 
 

@@ -38,7 +38,7 @@ class SearchOptions:
         jobs: trials at the same time; as many as there are GPUs, or as cores and memory allow, if
             not given. What is tried next depends on what has ended by then, so that only with 1 the
             trials are the same each time.
-        threads: of each trial on the CPU, on which its last digits depend; a fair share of the
+        num_threads: of each trial on the CPU, on which its last digits depend; a fair share of the
             cores if not given, and in a folder that is there those of before.
         ray: address of a Ray cluster that makes the trials: auto, HOST:PORT or ray://HOST:PORT, or
             local, which starts one here; all its nodes need the data and --out under the same path.
@@ -55,18 +55,18 @@ class SearchOptions:
     overwrite: bool = False
     storage: str | None = None
     jobs: int | None = None
-    threads: int | None = None
+    num_threads: int | None = None
     ray: str | None = None
 
     def __post_init__(self) -> None:
         check_least("--trials", self.trials, 1)
         check_least("--jobs", self.jobs, 1)
-        check_least("--threads", self.threads, 1)
+        check_least("--threads", self.num_threads, 1)
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UserError(f"--minutes must be above 0, got {self.minutes:g}")
-        number_or_range("strength", self.strength)
-        number_or_range("lr", self.lr)
-        whole_numbers("epochs", self.epochs)
+        parse_number_or_range("strength", self.strength)
+        parse_number_or_range("lr", self.lr)
+        parse_whole_numbers("epochs", self.epochs)
 
 
 Range = tuple[float, float]
@@ -74,7 +74,7 @@ Range = tuple[float, float]
 _WORDS = {"strength": ("search", "auto"), "lr": ("search", "find")}
 
 
-def number_or_range(name: str, text: str) -> float | Range | str:
+def parse_number_or_range(name: str, text: str) -> float | Range | str:
     """What `--strength` or `--lr` says: a word, a number, or LOW:HIGH.
 
     Raises:
@@ -102,7 +102,7 @@ def number_or_range(name: str, text: str) -> float | Range | str:
 _EXAMPLES = {"strength": "0.01:100", "lr": "1e-4:1e-2"}
 
 
-def whole_numbers(name: str, text: str) -> tuple[int, ...] | str:
+def parse_whole_numbers(name: str, text: str) -> tuple[int, ...] | str:
     """What `--epochs` says: search, or whole numbers.
 
     Raises:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from delta_transfer.config.presets import GRAPH_NETWORKS, PRESETS, find_preset
+from delta_transfer.config.presets import GRAPH_MODEL_PREFIXES, PRESETS, find_preset
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.utils.files import read_yaml
-from delta_transfer.utils.type_hints import fits, in_words
+from delta_transfer.utils.type_hints import describe_type, matches_type
 
 if TYPE_CHECKING:  # which checks itself by this
     pass
@@ -57,10 +57,10 @@ class TrainConfig:
             if not given.
         attention_temperature: of the softmax that makes attention of scores; larger is closer to
             uniform. 5 if not given, and with a file that of the file.
-        attention_clip: no score counts as more than so many standard deviations from the mean of
+        score_clip: no score counts as more than so many standard deviations from the mean of
             its tap; no limit, or that of the file, if not given.
-        attention_floor: a score below zero, of a channel without which the loss is lower, counts as
-            zero.
+        clamp_negative_scores: a score below zero, of a channel without which the loss is lower,
+            counts as zero.
         attention_tolerance: gradient and exact attention take no more pictures once its relative
             standard error is so small at every tap, for example 0.2; refined takes all, and says.
         batch_norm: frozen keeps the pretrained batch-norm statistics (the default); train updates
@@ -75,8 +75,9 @@ class TrainConfig:
         patience: stop after so many epochs without a lower calibrated validation loss; the learning
             rates stay those of all epochs.
         batch_size: pictures a step; 32 (official: 64) if not given.
-        accumulate: work through the pictures of a step in so many parts, which takes less memory
-            and changes nothing else (see docs/training.md); doubled where memory runs out.
+        gradient_accumulation_steps: work through the pictures of a step in so many parts, which
+            takes less memory and changes nothing else (see docs/training.md); doubled where memory
+            runs out.
         precision: 32 (the default); bf16 or 16, faster on GPUs, with weights and penalties in 32
             bits all the same; or auto, the fastest that the device has.
         lr: peak learning rate; 0.0003 (graphs: 0.001, official: 0.01) if not given; find takes a
@@ -92,7 +93,7 @@ class TrainConfig:
         mixup: pictures and labels of a batch are mixed in shares drawn from Beta(ALPHA, ALPHA); 0
             for not at all. With cutmix too, each step is one of them at random.
         cutmix: likewise, a rectangle of a picture is cut out of another.
-        clip: norm to which gradients are clipped; 1 (official: 0, no limit) if not given.
+        grad_clip: norm to which gradients are clipped; 1 (official: 0, no limit) if not given.
         ema: validate and keep a moving average of the weights with this decay, for example 0.99;
             none if not given.
         layer_decay: each layer learns so many times as fast as the one above it, for example 0.75;
@@ -117,9 +118,9 @@ class TrainConfig:
         split: how molecules are split: scaffold (no two splits share a ring system), random, or
             auto, as the field does with the data set, and by scaffold with a file.
         device: auto, cpu, cuda or mps.
-        workers: processes that load pictures; chosen by the machine if not given.
-        picture_cache: GiB that resized pictures may take in the user's cache, where other runs find
-            them; 0 for none, at most 20 and a fifth of the disk's free space if not given.
+        num_workers: processes that load pictures; chosen by the machine if not given.
+        image_cache_gb: GiB that resized pictures may take in the user's cache, where other runs
+            find them; 0 for none, at most 20 and a fifth of the disk's free space if not given.
         deterministic: on a GPU too, equal runs give equal bytes, which takes longer; on the CPU
             they do anyway.
         devices: processes that train together on this machine, each on a GPU of its own or, on the
@@ -149,8 +150,8 @@ class TrainConfig:
     attention: str = _BY_PRESET
     attention_samples: int | None = None
     attention_temperature: float | None = None
-    attention_clip: float | None = None
-    attention_floor: bool = False
+    score_clip: float | None = None
+    clamp_negative_scores: bool = False
     attention_tolerance: float | None = None
     batch_norm: Literal["frozen", "train"] = _BY_PRESET
     class_weights: Literal["none", "balanced", "sampler", "auto"] = "none"
@@ -159,7 +160,7 @@ class TrainConfig:
     steps: int | None = None
     patience: int | None = None
     batch_size: int = _BY_PRESET
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     precision: Literal["32", "bf16", "16", "auto"] = "32"
     lr: float | Literal["find"] = _BY_PRESET
     head_lr: float | None = None
@@ -168,7 +169,7 @@ class TrainConfig:
     augment: Literal["default", "none", "randaugment", "trivialaugment"] = "default"
     mixup: float = 0.0
     cutmix: float = 0.0
-    clip: float = _BY_PRESET
+    grad_clip: float = _BY_PRESET
     ema: float | None = None
     layer_decay: float = 1.0
     image_size: int | None = None
@@ -186,21 +187,21 @@ class TrainConfig:
     devices: int | Literal["auto"] = 1
     num_nodes: int = 1
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    workers: int | None = None
-    picture_cache: float | None = None
+    num_workers: int | None = None
+    image_cache_gb: float | None = None
     deterministic: bool = False
     checkpoint_minutes: float = 1.0
     checkpoint_steps: int | None = None
     loggers: str = "csv,tensorboard"
 
     def __post_init__(self) -> None:
-        self._fill_in()
-        check(self)
+        self._resolve_defaults()
+        check_config(self)
 
-    def _fill_in(self) -> None:
+    def _resolve_defaults(self) -> None:
         """What was not given is as the preset says, and the preset as the network wants it."""
         if self.preset is None:
-            of_graphs = str(self.model).startswith(GRAPH_NETWORKS)
+            of_graphs = str(self.model).startswith(GRAPH_MODEL_PREFIXES)
             object.__setattr__(self, "preset", "graphs" if of_graphs else "default")
         preset = find_preset(self.preset)
         options = {field.name for field in dataclasses.fields(self)}
@@ -224,21 +225,21 @@ class TrainConfig:
         return tuple(name.strip() for name in self.loggers.split(","))
 
     @property
-    def official(self) -> bool:
+    def paper_protocol(self) -> bool:
         """Whether the run follows the protocol of DELTA's authors."""
-        return find_preset(self.preset).official
+        return find_preset(self.preset).paper_protocol
 
     @property
-    def at_once(self) -> int:
+    def micro_batch_size(self) -> int:
         """How many pictures go through the network at the same time."""
-        return math.ceil(self.batch_size / self.accumulate)
+        return math.ceil(self.batch_size / self.gradient_accumulation_steps)
 
-    def count_epochs(self, pictures: int) -> int:
+    def count_epochs(self, num_samples: int) -> int:
         """Passes over so many training pictures."""
         if self.epochs is not None:
             return self.epochs
         assert self.steps is not None
-        return math.ceil(self.steps / math.ceil(pictures / self.batch_size))
+        return math.ceil(self.steps / math.ceil(num_samples / self.batch_size))
 
     def to_yaml(self) -> str:
         """As `train -c` takes it, without what is to become of an old run in the folder."""
@@ -288,7 +289,7 @@ _AT_LEAST = {
     "devices": 1,
     "num_nodes": 1,
     "workers": 0,
-    "picture_cache": 0,
+    "image_cache_gb": 0,
     "checkpoint_steps": 1,
 }
 
@@ -296,13 +297,13 @@ _ABOVE_ZERO = (
     "lr",
     "head_lr",
     "attention_temperature",
-    "attention_clip",
+    "score_clip",
     "attention_tolerance",
     "checkpoint_minutes",
 )
 
 
-def check(config: "TrainConfig") -> None:
+def check_config(config: "TrainConfig") -> None:
     """Checks the options of a training run.
 
     Raises:
@@ -311,14 +312,14 @@ def check(config: "TrainConfig") -> None:
     _check_values(config)
     _check_ranges(config)
     _check_exclusions(config)
-    _check_no_mixture(config)
+    _check_preset_conflict(config)
 
 
 def _check_values(config: "TrainConfig") -> None:
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if not fits(value, hint):
-            raise UserError(f"{_flag(name)} must be {in_words(hint)}, got {value!r}")
+        if not matches_type(value, hint):
+            raise UserError(f"{_flag(name)} must be {describe_type(hint)}, got {value!r}")
     for name, least in _AT_LEAST.items():
         value = getattr(config, name)
         if value not in (None, "auto") and not least <= value < float("inf"):
@@ -353,9 +354,10 @@ def _check_ranges(config: "TrainConfig") -> None:
         raise UserError(
             f"--layer-decay {config.layer_decay:g}: must be above 0 and at most 1, for example 0.75"
         )
-    if config.accumulate > config.batch_size:
+    if config.gradient_accumulation_steps > config.batch_size:
         raise UserError(
-            f"--accumulate {config.accumulate}: must be at most {config.batch_size}, the pictures "
+            f"--accumulate {config.gradient_accumulation_steps}: must be at most "
+            f"{config.batch_size}, the pictures "
             "of a step (--batch-size)"
         )
     if config.folds == 1:
@@ -381,7 +383,7 @@ def _check_exclusions(config: "TrainConfig") -> None:
             f"--samples-per-class and {option} exclude each other: the latter learns from "
             "validation pictures too, so that there would be more of a class; leave one out"
         )
-    if config.patience is not None and (config.folds or config.official):
+    if config.patience is not None and (config.folds or config.paper_protocol):
         option, why = (
             (f"--folds {config.folds}", "compares the same epochs of all folds")
             if config.folds
@@ -392,12 +394,12 @@ def _check_exclusions(config: "TrainConfig") -> None:
         )
 
 
-def _check_no_mixture(config: "TrainConfig") -> None:
+def _check_preset_conflict(config: "TrainConfig") -> None:
     """Refuses a preset whose every option is another preset's: a whole configuration's."""
     options = {field.name for field in dataclasses.fields(config)}
     for name, preset in PRESETS.items():
         fields, own = dataclasses.fields(preset), PRESETS[config.preset]
-        if preset.official == own.official:
+        if preset.paper_protocol == own.paper_protocol:
             continue
         named = [field.name for field in fields if field.name in options]
         names = [n for n in named if getattr(preset, n) not in (None, getattr(own, n))]

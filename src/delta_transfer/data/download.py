@@ -16,9 +16,11 @@ from delta_transfer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
-_SILENCE = 60.0  # seconds without an answer after which a connection counts as broken
-_LEFT_ALONE = 24 * 60 * 60.0  # seconds without a change after which a temporary folder is left over
+_ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
+_SOCKET_TIMEOUT = 60.0  # seconds without an answer after which a connection counts as broken
+_STALE_AFTER = (
+    24 * 60 * 60.0
+)  # seconds without a change after which a temporary folder is left over
 
 
 def default_data_root() -> Path:
@@ -47,15 +49,15 @@ def download_folder(target: Path, fetch: Callable[[Path], object]) -> None:
         raise UserError(f"'{target}' is a file, where a folder is to be made: move or remove it")
     _remove_leftovers(target.parent, name)
     with (
-        _made(target.parent),
+        _ensure_folder(target.parent),
         tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary,
-        _impatient(),
-        _contained(),
+        _socket_timeout(),
+        _safe_tar_extraction(),
     ):
         fetch(Path(temporary))
         made = Path(temporary) / name
         for archive in made.iterdir():
-            if archive.name.endswith(_ARCHIVES):
+            if archive.name.endswith(_ARCHIVE_SUFFIXES):
                 archive.unlink()
         with contextlib.suppress(OSError):  # an empty one, which Windows would not replace
             target.rmdir()
@@ -75,28 +77,28 @@ def _remove_leftovers(parent: Path, name: str) -> None:
         with contextlib.suppress(OSError):  # somebody is at work there, or it is not ours to remove
             # An archive unpacks old times, but the folders it unpacks into are of today.
             newest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
-            if time.time() - newest > _LEFT_ALONE:
+            if time.time() - newest > _STALE_AFTER:
                 logger.info("removing '%s', which a download has left behind", folder)
                 shutil.rmtree(folder)
 
 
-def size_in_words(megabytes: int) -> str:
+def format_size(megabytes: int) -> str:
     """A size as a person says it.
 
     Example:
-        >>> size_in_words(170), size_in_words(2754)
+        >>> format_size(170), format_size(2754)
         ('170 MB', '2.8 GB')
     """
     return f"{megabytes} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
 
 
-def error_in_words(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """An error's kind and text, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
+def _ensure_folder(folder: Path) -> Iterator[None]:
     """Inside, the folder is there; after an error, what was made for it is gone again."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,7 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _contained() -> Iterator[None]:
+def _safe_tar_extraction() -> Iterator[None]:
     """Inside, what a tar archive would put outside of its folder is an error.
 
     So it is anyway from Python 3.14 on, and in torchvision of late.
@@ -124,10 +126,10 @@ def _contained() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
+def _socket_timeout() -> Iterator[None]:
     """Inside, a connection that says nothing fails instead of waiting for ever."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SILENCE)
+    socket.setdefaulttimeout(_SOCKET_TIMEOUT)
     try:
         yield
     finally:

@@ -2,21 +2,21 @@
 
 from delta_transfer.data.download import default_data_root
 from delta_transfer.data.names import MOLECULENET, TU
-from delta_transfer.data.registry import SOURCES
+from delta_transfer.data.registry import BUILTIN_DATASETS
 from delta_transfer.data.sources.archives import ARCHIVES
-from delta_transfer.data.sources.archives import is_there as has_archive
+from delta_transfer.data.sources.archives import is_available as has_archive
 from delta_transfer.data.sources.torchvision import PREFIX as TORCHVISION
-from delta_transfer.data.sources.torchvision import is_there as has_torchvision
+from delta_transfer.data.sources.torchvision import is_available as has_torchvision
 from delta_transfer.errors import UserError
-from delta_transfer.utils.optional import need_graph_libraries
+from delta_transfer.utils.optional import require_graph_libraries
 from delta_transfer.utils.paths import user_path
 
 
-def is_there(data: str, *, data_root: str | None) -> bool | None:
+def is_available(data: str, *, data_root: str | None) -> bool | None:
     """Whether a data set is there.
 
     Args:
-        data: as of `load_task`.
+        data: as of `load_data`.
         data_root: likewise.
 
     Returns:
@@ -27,7 +27,7 @@ def is_there(data: str, *, data_root: str | None) -> bool | None:
         UserError: if there is no data set of this name in its collection.
     """
     root = default_data_root() if data_root is None else user_path(data_root)
-    if data in SOURCES:
+    if data in BUILTIN_DATASETS:
         return True
     if data in ARCHIVES:
         return has_archive(data, root)
@@ -35,13 +35,13 @@ def is_there(data: str, *, data_root: str | None) -> bool | None:
         return has_torchvision(data.removeprefix(TORCHVISION), root)
     if data.startswith((MOLECULENET, TU)):
         try:
-            need_graph_libraries(data)
+            require_graph_libraries(data)
         except UserError:
             return None
         from delta_transfer.data.graphs import tudataset
         from delta_transfer.data.molecules import moleculenet
 
         if data.startswith(TU):
-            return tudataset.is_there(data.removeprefix(TU), root)
-        return moleculenet.is_there(data.removeprefix(MOLECULENET), root)
+            return tudataset.is_available(data.removeprefix(TU), root)
+        return moleculenet.is_available(data.removeprefix(MOLECULENET), root)
     return None if data.startswith("hf/") else user_path(data).exists()

@@ -10,11 +10,11 @@ from torch.utils.data import Sampler
 from delta_transfer.utils.seeds import derive_seed
 
 
-def imbalance(labels: Sequence[int]) -> float:
+def imbalance_ratio(labels: Sequence[int]) -> float:
     """How many times as many pictures the largest class has as the smallest.
 
     Example:
-        >>> imbalance([0, 0, 0, 1])
+        >>> imbalance_ratio([0, 0, 0, 1])
         3.0
     """
     counts = Counter(labels).values()
@@ -37,7 +37,7 @@ def balanced_weights(labels: Sequence[int], *, num_classes: int) -> Tensor:
     return torch.where(there, weights, 1.0)
 
 
-def balanced_draws(
+def draw_balanced_indices(
     labels: Sequence[int], *, generator: torch.Generator
 ) -> tuple[list[int], list[int]]:
     """As many draws as there are samples, of each class equally many, in random order.
@@ -68,7 +68,9 @@ def balanced_draws(
     return [draws[i][0] for i in order], [draws[i][1] for i in order]
 
 
-_AGAIN = 2**20  # epochs that a sample is ahead each time that it is drawn again in one
+_REPEAT_EPOCH_OFFSET = (
+    2**20
+)  # epochs that a sample is ahead each time that it is drawn again in one
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -98,10 +100,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         """Choose the epoch that the next iteration is of; Lightning calls this by itself."""
         self.epoch = epoch
 
-    def go_on(self, epoch: int, *, done: int) -> None:
+    def resume(self, epoch: int, *, num_done: int) -> None:
         """Choose an epoch of whose samples, in the next iteration alone, the first are left out."""
         self.epoch = epoch
-        self._skipped = done
+        self._skipped = num_done
 
     def __len__(self) -> int:
         return self.length
@@ -113,11 +115,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
         if self.labels is None:
             order = torch.randperm(self.length, generator=generator).tolist()
             return iter([(epoch, index) for index in order[first:]])
-        draws = zip(*balanced_draws(self.labels, generator=generator), strict=True)
-        return iter([(epoch + _AGAIN * times, index) for index, times in draws][first:])
+        draws = zip(*draw_balanced_indices(self.labels, generator=generator), strict=True)
+        return iter(
+            [(epoch + _REPEAT_EPOCH_OFFSET * times, index) for index, times in draws][first:]
+        )
 
 
-class ShareSampler(Sampler[tuple[int, int]]):
+class DistributedEpochSampler(Sampler[tuple[int, int]]):
     """A process's share of each batch that an order of samples comes to.
 
     Where a batch, the last one, has no sample for this process, it is given the first of them, so
@@ -127,37 +131,37 @@ class ShareSampler(Sampler[tuple[int, int]]):
         order: of all samples.
         batch_size: of all processes together; a multiple of them.
         rank: which process this is, from 0.
-        processes: how many there are.
+        world_size: how many there are.
 
     Example:
-        >>> shares = [ShareSampler(EpochSampler(5, seed=0), batch_size=4, rank=rank, processes=2)
+        >>> shares = [DistributedEpochSampler(EpochSampler(5, seed=0), batch_size=4, rank=rank, world_size=2)
         ...           for rank in range(2)]
         >>> [[index for _, index in share] for share in shares], shares[1].sizes(1)
         ([[4, 2, 3], [0, 1, 3]], (0, 1))
     """
 
-    def __init__(self, order: EpochSampler, *, batch_size: int, rank: int, processes: int) -> None:
-        if batch_size % processes:
-            raise ValueError(f"{batch_size} samples cannot be shared by {processes} processes")
+    def __init__(self, order: EpochSampler, *, batch_size: int, rank: int, world_size: int) -> None:
+        if batch_size % world_size:
+            raise ValueError(f"{batch_size} samples cannot be shared by {world_size} processes")
         self._order = order
         self._batch_size = batch_size
         self._rank = rank
-        self._processes = processes
+        self._world_size = world_size
         self._skipped = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration is of; Lightning calls this by itself."""
         self._order.set_epoch(epoch)
 
-    def go_on(self, epoch: int, *, done: int) -> None:
+    def resume(self, epoch: int, *, num_done: int) -> None:
         """Choose an epoch whose first own samples are left out in the next iteration alone."""
         self._order.set_epoch(epoch)
-        self._skipped = done
+        self._skipped = num_done
 
     def sizes(self, batch: int) -> tuple[int, int]:
         """How many samples of a batch, counted from 0, are this process's, and how many it has."""
         whole = min(self._batch_size, len(self._order) - batch * self._batch_size)
-        return len(range(self._rank, whole, self._processes)), whole
+        return len(range(self._rank, whole, self._world_size)), whole
 
     def __len__(self) -> int:
         batches = -(-len(self._order) // self._batch_size)
@@ -169,5 +173,5 @@ class ShareSampler(Sampler[tuple[int, int]]):
         own: list[tuple[int, int]] = []
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
-            own += batch[self._rank :: self._processes] or batch[:1]
+            own += batch[self._rank :: self._world_size] or batch[:1]
         return iter(own[first:])

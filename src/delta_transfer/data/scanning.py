@@ -15,46 +15,46 @@ from delta_transfer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-MANY = 2000
+LOG_PROGRESS_ABOVE = 2000
 """With more pictures than this, the log says how far the look at them is."""
 
-_STRIP = 1_000_000  # pixels that are hashed at a time
-_PATIENCE = 1.0  # seconds between two looks at how far the threads are
+_HASH_STRIP_PIXELS = 1_000_000  # pixels that are hashed at a time
+_PROGRESS_INTERVAL = 1.0  # seconds between two looks at how far the threads are
 
 
 @dataclass(frozen=True, slots=True)
-class LookedAt:
+class ImageScan:
     """What a look at a picture has shown.
 
     Attributes:
         split: of the picture, by name.
         path: of the picture in the split.
         label: its class, 0 where its labels are values.
-        digest: a hash of size and pixels; empty if it cannot be read.
+        content_hash: a hash of size and pixels; empty if it cannot be read.
         reason: why it cannot be read; empty if it can.
     """
 
     split: str
     path: str
     label: int
-    digest: str
+    content_hash: str
     reason: str
 
 
-Keep = Callable[[str, str, str, Image.Image], None]
+ImageCallback = Callable[[str, str, str, Image.Image], None]
 """What is done with each picture that can be read: its split, path and digest, and the picture."""
 
 
-def look_at_all(
-    splits: Mapping[str, Split], *, threads: int, keep: Keep | None = None
-) -> list[LookedAt]:
+def scan_images(
+    splits: Mapping[str, Split], *, num_threads: int, on_image: ImageCallback | None = None
+) -> list[ImageScan]:
     """Read every picture of some splits once; with more than `MANY` the log says how far it is.
 
     Args:
         splits: the splits by their names.
-        threads: how many read at the same time, each one picture, of which a few copies may be in
-            memory while it is decoded.
-        keep: what is done with each picture beside, in these threads; None for nothing.
+        num_threads: how many read at the same time, each one picture, of which a few copies may be
+            in memory while it is decoded.
+        on_image: what is done with each picture beside, in these threads; None for nothing.
 
     Returns:
         The pictures in the order of the splits, whatever the number of threads.
@@ -64,18 +64,18 @@ def look_at_all(
         for name, split in splits.items()
         for path, label in zip(split.paths, split.class_indices, strict=True)
     ]
-    found: dict[int, LookedAt] = {}
+    found: dict[int, ImageScan] = {}
     stop = Event()
 
     def look_at_some(first: int) -> None:
-        for position in range(first, len(entries), threads):
+        for position in range(first, len(entries), num_threads):
             if stop.is_set():
                 return
-            found[position] = _look_at(*entries[position], keep)
+            found[position] = _scan_image(*entries[position], on_image)
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool:
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="check") as pool:
         try:
-            futures = [pool.submit(look_at_some, first) for first in range(threads)]
+            futures = [pool.submit(look_at_some, first) for first in range(num_threads)]
             _wait(futures, found, len(entries))
         finally:  # also when the user interrupts: no thread begins another picture
             stop.set()
@@ -85,15 +85,15 @@ def look_at_all(
     return [found[position] for position in range(len(entries))]
 
 
-def _wait(futures: Sequence[Future[None]], found: Mapping[int, LookedAt], total: int) -> None:
+def _wait(futures: Sequence[Future[None]], found: Mapping[int, ImageScan], total: int) -> None:
     """Wait for all, or for the first error; say how far they are, if there are many pictures."""
-    if total <= MANY:
+    if total <= LOG_PROGRESS_ABOVE:
         wait(futures, return_when=FIRST_EXCEPTION)
         return
     logger.info("looking at %s pictures", f"{total:,}")
     said, open_ones = 0, set(futures)
     while open_ones:
-        done, open_ones = wait(open_ones, timeout=_PATIENCE, return_when=FIRST_EXCEPTION)
+        done, open_ones = wait(open_ones, timeout=_PROGRESS_INTERVAL, return_when=FIRST_EXCEPTION)
         if any(future.exception() for future in done):
             return
         tenths = 10 * len(found) // total
@@ -102,29 +102,29 @@ def _wait(futures: Sequence[Future[None]], found: Mapping[int, LookedAt], total:
             said = tenths
 
 
-def _look_at(
+def _scan_image(
     split: str,
     read: Callable[[str], Image.Image],
     path: str,
     label: int,
-    keep: Keep | None,
-) -> LookedAt:
+    on_image: ImageCallback | None,
+) -> ImageScan:
     try:
         image = read(path)
     except PictureError as error:
-        return LookedAt(split, path, label, "", error.reason)
+        return ImageScan(split, path, label, "", error.reason)
     except UserError as error:
-        return LookedAt(split, path, label, "", str(error))
-    digest = _digest(image)
-    if keep is not None:
-        keep(split, path, digest, image)
-    return LookedAt(split, path, label, digest, "")
+        return ImageScan(split, path, label, "", str(error))
+    digest = _content_hash(image)
+    if on_image is not None:
+        on_image(split, path, digest, image)
+    return ImageScan(split, path, label, digest, "")
 
 
-def _digest(image: Image.Image) -> str:
+def _content_hash(image: Image.Image) -> str:
     """A hash of size and pixels, strip by strip, so that there is no copy of the whole."""
     digest = hashlib.blake2b(f"{image.mode} {image.size}".encode(), digest_size=16)
-    rows = max(1, _STRIP // max(1, image.width))
+    rows = max(1, _HASH_STRIP_PIXELS // max(1, image.width))
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
         digest.update(image.crop((0, top, image.width, bottom)).tobytes())

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError, first_few
-from delta_transfer.metrics.metrics import Metric
-from delta_transfer.metrics.objectives import Classes, Objective
+from delta_transfer.metrics.metrics import MetricName
+from delta_transfer.metrics.objectives import Multiclass, Objective
 from delta_transfer.utils.seeds import derive_seed
 
 DEFAULT_VAL_FRACTION = 0.15
@@ -17,12 +17,12 @@ DEFAULT_TEST_SPLIT = "test"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GivenSplits:
+class PartialTaskData:
     """What a data set brings of a task; a split that is None may be drawn.
 
     Attributes:
         name: as of the task.
-        source: what messages call the data, such as `'pictures/birds'`.
+        display_name: what messages call the data, such as `'pictures/birds'`.
         classes: as of the task.
         train: what is learnt from, and what missing splits are drawn from.
         val: None where there is none.
@@ -33,24 +33,24 @@ class GivenSplits:
     """
 
     name: str
-    source: str
+    display_name: str
     classes: tuple[str, ...]
     train: Split
     val: Split | None
     test: Split | None
     notes: tuple[str, ...] = ()
-    metric: Metric = "accuracy"
-    objective: Objective = field(default_factory=Classes)
+    metric: MetricName = "accuracy"
+    objective: Objective = field(default_factory=Multiclass)
 
 
-def complete(
-    given: GivenSplits,
+def draw_missing_splits(
+    given: PartialTaskData,
     *,
     seed: int,
     val_fraction: float,
     test_fraction: float | None,
-    mend: str = "add pictures, or leave the class out",
-) -> Task:
+    hint: str = "add pictures, or leave the class out",
+) -> TaskData:
     """A task whose missing splits are drawn from train, class by class if it has classes.
 
     Args:
@@ -58,7 +58,7 @@ def complete(
         seed: the user's seed; it draws the test and the validation split apart.
         val_fraction: the part of the training pictures held out, if there is no validation split.
         test_fraction: the part of the training pictures to draw a test split of; None for none.
-        mend: what to do about a class with too few pictures, for the message.
+        hint: what to do about a class with too few pictures, for the message.
 
     Returns:
         The task, with notes on what was drawn and what is missing.
@@ -68,23 +68,23 @@ def complete(
     """
     notes = list(given.notes)
     train, val, test = given.train, given.val, given.test
-    _check_enough(given, test_fraction=test_fraction, mend=mend)
+    _check_enough(given, test_fraction=test_fraction, hint=hint)
     if test_fraction is not None:
         keep = 2 if val is None else 1
         draw = derive_seed(seed, "test")
-        train, test = hold_out(train, test_fraction, seed=draw, keep=keep)
-        notes.append(_drawn(given, "test", test_fraction, len(test), seed))
+        train, test = hold_out(train, test_fraction, seed=draw, min_left=keep)
+        notes.append(_drawn_split_note(given, "test", test_fraction, len(test), seed))
     elif test is None:
-        figure = given.objective.measure.words
+        figure = given.objective.metric.display_name
         notes.append(
             f"no test split: test {figure} will be null; ask for one with --test-split 0.2"
         )
     if val is None:
         train, val = hold_out(train, val_fraction, seed=derive_seed(seed, "validation"))
-        notes.append(_drawn(given, "validation", val_fraction, len(val), seed))
+        notes.append(_drawn_split_note(given, "validation", val_fraction, len(val), seed))
     else:
-        notes += unused_val_fraction(given.source, val_fraction)
-    return Task(
+        notes += unused_val_fraction(given.display_name, val_fraction)
+    return TaskData(
         name=given.name,
         classes=given.classes,
         train=train,
@@ -97,22 +97,22 @@ def complete(
     )
 
 
-def hold_out(split: Split, fraction: float, *, seed: int, keep: int = 1) -> tuple[Split, Split]:
-    """Draw a fraction of every class: at least one picture, leaving at least `keep`.
+def hold_out(split: Split, fraction: float, *, seed: int, min_left: int = 1) -> tuple[Split, Split]:
+    """Draw a fraction of every class: at least one picture, leaving at least `min_left`.
 
     Args:
-        split: what to draw from; every class has more than `keep` pictures.
+        split: what to draw from; every class has more than `min_left` pictures.
         fraction: the part of each class to draw, between 0 and 1.
         seed: the seed of this one draw (see `derive_seed`).
-        keep: how many pictures of each class stay at least.
+        min_left: how many pictures of each class stay at least.
 
     Returns:
         The rest and what was drawn, both in the order of `split`.
     """
-    return _part(split, lambda n: min(max(1, round(fraction * n)), n - keep), seed=seed)
+    return _part(split, lambda n: min(max(1, round(fraction * n)), n - min_left), seed=seed)
 
 
-def part_per_class(split: Split, count: int, *, seed: int) -> tuple[Split, Split]:
+def split_per_class(split: Split, count: int, *, seed: int) -> tuple[Split, Split]:
     """Draw `count` pictures of every class.
 
     Args:
@@ -126,7 +126,7 @@ def part_per_class(split: Split, count: int, *, seed: int) -> tuple[Split, Split
     return _part(split, lambda n: count, seed=seed)
 
 
-def take_per_class(split: Split, count: int, *, classes: Sequence[str], seed: int) -> Split:
+def sample_per_class(split: Split, count: int, *, classes: Sequence[str], seed: int) -> Split:
     """Draw `count` pictures of every class.
 
     Args:
@@ -141,18 +141,18 @@ def take_per_class(split: Split, count: int, *, classes: Sequence[str], seed: in
     Raises:
         UserError: if a class has fewer pictures.
     """
-    require_per_class(
+    check_min_per_class(
         split,
         count,
         classes=classes,
-        wish=f"--samples-per-class {count}",
-        mend=f"lower the number, add {split.noun}s or leave the class out",
+        purpose=f"--samples-per-class {count}",
+        hint=f"lower the number, add {split.sample_type}s or leave the class out",
     )
-    return part_per_class(split, count, seed=seed)[1]
+    return split_per_class(split, count, seed=seed)[1]
 
 
-def require_per_class(
-    split: Split, count: int, *, classes: Sequence[str], wish: str, mend: str
+def check_min_per_class(
+    split: Split, count: int, *, classes: Sequence[str], purpose: str, hint: str
 ) -> None:
     """Check that every class has at least `count` pictures to draw from.
 
@@ -160,8 +160,8 @@ def require_per_class(
         split: what is drawn from.
         count: how many pictures of each class are needed.
         classes: the class names.
-        wish: what needs them, for the message.
-        mend: what to do about it, for the message.
+        purpose: what needs them, for the message.
+        hint: what to do about it, for the message.
 
     Raises:
         UserError: naming the classes that have fewer, with their counts.
@@ -170,8 +170,9 @@ def require_per_class(
     short = [f"'{name}' has {counts[i]}" for i, name in enumerate(classes) if counts[i] < count]
     if short:
         raise UserError(
-            f"{wish} needs at least {count} training {split.noun}s of every class, but class "
-            f"{first_few(short)}: {mend}"
+            f"{purpose} needs at least {count} training {split.sample_type}s of every class, but "
+            "class "
+            f"{first_few(short)}: {hint}"
         )
 
 
@@ -192,13 +193,13 @@ def parse_fraction(text: str) -> float | None:
     return value
 
 
-def fraction_of_train(test_split: str, *, source: str, own_test: bool) -> float | None:
+def parse_test_fraction(test_split: str, *, display_name: str, has_test: bool) -> float | None:
     """The part of train to draw a test split of, for data whose test split has no other name.
 
     Args:
         test_split: the option of the command.
-        source: what messages call the data.
-        own_test: whether the data brings a test split.
+        display_name: what messages call the data.
+        has_test: whether the data brings a test split.
 
     Returns:
         The fraction; None if none is to be drawn.
@@ -208,12 +209,13 @@ def fraction_of_train(test_split: str, *, source: str, own_test: bool) -> float 
     """
     if test_split == DEFAULT_TEST_SPLIT:
         return None
-    if own_test:
-        refuse_test_split(source, test_split)
+    if has_test:
+        refuse_test_split(display_name, test_split)
     fraction = parse_fraction(test_split)
     if fraction is None:
         raise UserError(
-            f"--test-split {test_split}: {source} has no split of this name; give a fraction such "
+            f"--test-split {test_split}: {display_name} has no split of this name; give a "
+            "fraction such "
             "as 0.2 of the training pictures, or leave the option out"
         )
     return fraction
@@ -238,25 +240,27 @@ def unused_val_fraction(name: str, val_fraction: float) -> list[str]:
     return [f"--val-fraction {val_fraction:g} is ignored: {name} has its own validation split"]
 
 
-def _check_enough(given: GivenSplits, *, test_fraction: float | None, mend: str) -> None:
+def _check_enough(given: PartialTaskData, *, test_fraction: float | None, hint: str) -> None:
     """Every class must have a picture for each split that is drawn, and one left to learn from."""
     drawn = ["validation"] if given.val is None else []
     if test_fraction is not None:
         drawn.append("test")
-    if drawn and isinstance(given.objective, Classes):
-        require_per_class(
+    if drawn and isinstance(given.objective, Multiclass):
+        check_min_per_class(
             given.train,
             1 + len(drawn),
             classes=given.classes,
-            wish=f"drawing a {' and a '.join(drawn)} split",
-            mend=mend,
+            purpose=f"drawing a {' and a '.join(drawn)} split",
+            hint=hint,
         )
 
 
-def _drawn(given: GivenSplits, what: str, fraction: float, count: int, seed: int) -> str:
-    stratified = "stratified, " if isinstance(given.objective, Classes) else ""
+def _drawn_split_note(
+    given: PartialTaskData, what: str, fraction: float, count: int, seed: int
+) -> str:
+    stratified = "stratified, " if isinstance(given.objective, Multiclass) else ""
     return (
-        f"no {what} split: {100 * fraction:g}% of train ({count} {given.train.noun}s), "
+        f"no {what} split: {100 * fraction:g}% of train ({count} {given.train.sample_type}s), "
         f"{stratified}seed {seed}, is held out"
     )
 
@@ -275,16 +279,20 @@ def _part(split: Split, count: Callable[[int], int], *, seed: int) -> tuple[Spli
 
 
 def check_split_classes(
-    found: Mapping[str, Iterable[str]], *, source: str, mend: str, where: Mapping[str, str]
+    found: Mapping[str, Iterable[str]],
+    *,
+    display_name: str,
+    hint: str,
+    locations: Mapping[str, str],
 ) -> list[str]:
     """Check that every class of the other splits is in the training split, too.
 
     Args:
         found: the classes of each split's pictures, by what messages call the split; the first is
             the training split.
-        source: what messages call the data; it begins the message.
-        mend: what to do about it, for the message.
-        where: what a message adds to a class, such as its line; classes may be missing.
+        display_name: what messages call the data; it begins the message.
+        hint: what to do about it, for the message.
+        locations: what a message adds to a class, such as its line; classes may be missing.
 
     Returns:
         A note for each of the other splits that lacks a class.
@@ -294,21 +302,22 @@ def check_split_classes(
 
     Example:
         >>> found = {"train": ["cat", "dog"], "val": ["cat"]}
-        >>> check_split_classes(found, source="pets", mend="add some", where={})
+        >>> check_split_classes(found, display_name="pets", hint="add some", locations={})
         ["no picture of class 'dog' in val: nothing is known there of how well it is told"]
     """
     present = {split: set(classes) for split, classes in found.items()}
     everything = set().union(*present.values())
     lacking = {
-        split: [f"'{name}'{where.get(name, '')}" for name in sorted(everything - there)]
+        split: [f"'{name}'{locations.get(name, '')}" for name in sorted(everything - there)]
         for split, there in present.items()
         if everything - there
     }
     if next(iter(found)) in lacking:
         said = "; ".join(f"{split} lacks {first_few(names)}" for split, names in lacking.items())
         raise UserError(
-            f"{source}: the splits must have the same classes, or val and test fewer, but {said}: "
-            f"{mend}"
+            f"{display_name}: the splits must have the same classes, or val and test fewer, but "
+            f"{said}: "
+            f"{hint}"
         )
     return [
         f"no picture of class {first_few(names)} in {split}: nothing is known there of how well "
@@ -317,10 +326,10 @@ def check_split_classes(
     ]
 
 
-VALIDATION = ("val", "valid", "validation")
+VALIDATION_NAMES = ("val", "valid", "validation")
 """What a validation split may be called."""
 
-SPLITS = {"train": "train", **dict.fromkeys(VALIDATION, "val"), "test": "test"}
+SPLIT_ALIASES = {"train": "train", **dict.fromkeys(VALIDATION_NAMES, "val"), "test": "test"}
 """What a column of splits may hold, and which split it means."""
 
 
@@ -335,13 +344,13 @@ class SplitNames:
     unused: tuple[str, ...] = ()
 
 
-def choose_splits(names: Sequence[str], test_split: str, *, source: str) -> SplitNames:
+def choose_splits(names: Sequence[str], test_split: str, *, display_name: str) -> SplitNames:
     """Tell the splits apart by their names, in small or capital letters.
 
     Args:
         names: what the data has.
         test_split: the option of the command: the name of the test split, or a fraction of train.
-        source: what messages call the data.
+        display_name: what messages call the data.
 
     Returns:
         The splits; without a train split only `test` and `test_fraction` are looked for.
@@ -349,21 +358,21 @@ def choose_splits(names: Sequence[str], test_split: str, *, source: str) -> Spli
     Raises:
         UserError: if two names mean the same split, or the test split cannot be as asked for.
     """
-    train = find_name(names, ("train",), source=source)
-    test = find_name(names, (test_split.lower(),), source=source)
+    train = find_name(names, ("train",), display_name=display_name)
+    test = find_name(names, (test_split.lower(),), display_name=display_name)
     fraction = parse_fraction(test_split) if test is None else None
     if train is None:
         return SplitNames(train=None, test=test, test_fraction=fraction)
-    val = find_name(names, VALIDATION, source=source)
-    own_test = find_name(names, (DEFAULT_TEST_SPLIT,), source=source)
+    val = find_name(names, VALIDATION_NAMES, display_name=display_name)
+    own_test = find_name(names, (DEFAULT_TEST_SPLIT,), display_name=display_name)
     if fraction is not None and own_test is not None:
         raise UserError(
-            f"--test-split {test_split}: {source} already has a test split, '{own_test}'; "
+            f"--test-split {test_split}: {display_name} already has a test split, '{own_test}'; "
             "leave the option out, or take that split away"
         )
     if fraction is None and test is None and test_split != DEFAULT_TEST_SPLIT:
         raise UserError(
-            f"--test-split {test_split}: there is no such split in {source}, which has "
+            f"--test-split {test_split}: there is no such split in {display_name}, which has "
             f"{', '.join(names)}; name one of them, or give a fraction such as 0.2"
         )
     if test is not None and test in (train, val):
@@ -375,7 +384,7 @@ def choose_splits(names: Sequence[str], test_split: str, *, source: str) -> Spli
     return SplitNames(train=train, val=val, test=test, test_fraction=fraction, unused=unused)
 
 
-def find_name(names: Sequence[str], wanted: Sequence[str], *, source: str) -> str | None:
+def find_name(names: Sequence[str], wanted: Sequence[str], *, display_name: str) -> str | None:
     """The one name that is, in small letters, among those wanted; None if there is none.
 
     Raises:
@@ -384,5 +393,5 @@ def find_name(names: Sequence[str], wanted: Sequence[str], *, source: str) -> st
     matches = [name for name in names if name.lower() in wanted]
     if len(matches) > 1:
         both = ", ".join(f"'{name}'" for name in matches)
-        raise UserError(f"{source} has {both}, which mean the same split; keep one of them")
+        raise UserError(f"{display_name} has {both}, which mean the same split; keep one of them")
     return matches[0] if matches else None

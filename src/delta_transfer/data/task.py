@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from delta_transfer.data.image_cache.reader import KeptPictures
-from delta_transfer.metrics.metrics import Metric
-from delta_transfer.metrics.objectives import Classes, Objective
+from delta_transfer.data.image_cache.reader import ImageCacheReader
+from delta_transfer.metrics.metrics import MetricName
+from delta_transfer.metrics.objectives import Multiclass, Objective
 from delta_transfer.utils.seeds import derive_seed
 
 Label = int | tuple[float, ...]
 """The class of a sample, or its values."""
 
-Noun = Literal["picture", "molecule", "graph"]
+SampleType = Literal["picture", "molecule", "graph"]
 """What one of the samples is called."""
 
 
@@ -28,19 +28,19 @@ class Split:
     Attributes:
         paths: a readable identity of each sample: its path below the data folder, its SMILES, or a
             name such as `astronaut/r03c05`.
-        labels: the class of each sample, as an index into `Task.classes`; or its values for each
-            of them, NaN where they are not known.
+        labels: the class of each sample, as an index into `TaskData.classes`; or its values for
+            each of them, NaN where they are not known.
         read: gives what an entry of `paths` names, an RGB picture, or a graph as PyTorch Geometric
             has it (`Data`); it can be pickled.
-        kept: pictures that need not be read again; None where none are kept.
-        noun: what a sample is called in messages.
+        image_cache: pictures that need not be read again; None where none are kept.
+        sample_type: what a sample is called in messages.
     """
 
     paths: tuple[str, ...]
     labels: tuple[Label, ...]
     read: Callable[[str], Any]
-    kept: KeptPictures | None = field(default=None, compare=False, repr=False)
-    noun: Noun = "picture"
+    image_cache: ImageCacheReader | None = field(default=None, compare=False, repr=False)
+    sample_type: SampleType = "picture"
 
     def __post_init__(self) -> None:
         if len(self.paths) != len(self.labels):
@@ -78,7 +78,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskData:
     """A task: what is to be told, its splits, and what a user should know about them.
 
     Attributes:
@@ -104,23 +104,23 @@ class Task:
     val: Split
     test: Split | None
     notes: tuple[str, ...] = ()
-    metric: Metric = "accuracy"
+    metric: MetricName = "accuracy"
     val_drawn: bool = False
-    objective: Objective = field(default_factory=Classes)
+    objective: Objective = field(default_factory=Multiclass)
     kind: Literal["pictures", "graphs"] = "pictures"
     group: Callable[[str], str] | None = None
 
     @property
-    def noun(self) -> Noun:
+    def sample_type(self) -> SampleType:
         """What one of its samples is called."""
-        return self.train.noun
+        return self.train.sample_type
 
     def describe(self, label: Label) -> str:
         """A label in words: the class, or the values that are known.
 
         Example:
             >>> split = Split((), (), Image.open)
-            >>> task = Task(name="", classes=("heavy", "toxic"), train=split, val=split, test=None)
+            >>> task = TaskData(name="", classes=("heavy", "toxic"), train=split, val=split, test=None)
             >>> task.describe(1), task.describe((3.25, float("nan")))
             ('toxic', 'heavy 3.25')
         """
@@ -142,7 +142,7 @@ class PictureDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
     Args:
         split: the pictures.
         transform: makes a tensor `[C, H, W]` of an RGB picture.
-        cut: what then becomes of that tensor, which is not to be written to; None for nothing.
+        crop: what then becomes of that tensor, which is not to be written to; None for nothing.
         seed: the user's seed for random augmentation; None for no randomness.
 
     Example:
@@ -156,13 +156,13 @@ class PictureDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
         self,
         split: Split,
         transform: Callable[[Image.Image], torch.Tensor],
-        cut: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        crop: Callable[[torch.Tensor], torch.Tensor] | None = None,
         *,
         seed: int | None = None,
     ) -> None:
         self.split = split
         self.transform = transform
-        self.cut = cut
+        self.crop = crop
         self.seed = seed
 
     def __len__(self) -> int:
@@ -185,14 +185,14 @@ class PictureDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
             return self._make(index), label
 
     def _make(self, index: int) -> torch.Tensor:
-        path, kept = self.split.paths[index], self.split.kept
+        path, kept = self.split.paths[index], self.split.image_cache
         made = None if kept is None else kept.find(path, self.transform)
         if made is None:
             made = self.transform(self.split.read(path))
-        return made if self.cut is None else self.cut(made)
+        return made if self.crop is None else self.crop(made)
 
 
-def pool(task: Task) -> Split:
+def pool_train_and_val(task: TaskData) -> Split:
     """The training pictures followed by the validation pictures that were drawn from them."""
     return dataclasses.replace(
         task.train,

@@ -15,12 +15,12 @@ from torch import nn
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.saved import CONFIG
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.export.formats import FORMATS, Exportable, Format, quiet
+from delta_transfer.export.formats import FORMATS, Exportable, Format, silence_warnings
 from delta_transfer.export.verification import compare_outputs, find_samples
 from delta_transfer.inference.predictor import Predictor, model_folder
-from delta_transfer.metrics.objectives import to_dict
-from delta_transfer.runs.folder import check_place
-from delta_transfer.training.loaders import needed_resizes
+from delta_transfer.metrics.objectives import objective_to_dict
+from delta_transfer.runs.folder import check_output_location
+from delta_transfer.training.loaders import resizes_by_split
 from delta_transfer.utils.files import write_atomically
 
 TOLERANCE = 1e-4
@@ -36,7 +36,7 @@ _INPUTS = (
     "float32 [batch, 3, size, size]: RGB pictures, upright, resized with antialiasing, the centre "
     "cut out, divided by 255, less mean, divided by std"
 )
-_ANSWERS = {
+_PREDICTIONS = {
     "classes": "softmax of the logits: the probability of each class",
     "binary_tasks": "sigmoid of each logit: the probability of yes",
     "regression": "logit times std plus mean of each value, which objective has",
@@ -44,25 +44,25 @@ _ANSWERS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Exported:
+class ExportResult:
     """A network that was exported, and what its check found.
 
     Args:
         file: the one with the weights.
         opset: that of ONNX; None in other formats.
-        size: of the folder, in bytes.
-        difference: of outputs to those of the original, at most.
-        checked: the samples on which.
+        size_bytes: of the folder, in bytes.
+        max_difference: of outputs to those of the original, at most.
+        checked_on: the samples on which.
     """
 
     file: Path
     opset: int | None
-    size: int
-    difference: float
-    checked: str
+    size_bytes: int
+    max_difference: float
+    checked_on: str
 
 
-def find_run(path: str) -> Path:
+def resolve_run_folder(path: str) -> Path:
     """The folder of a run, of which `path` may be the model folder."""
     folder = Path(path)
     inside = (folder / CONFIG).is_file() and model_folder(folder) != folder
@@ -76,7 +76,7 @@ def export_run(
     format: Literal["safetensors", "onnx", "torch"] = "onnx",
     out: str | Path | None = None,
     overwrite: bool = False,
-) -> Exported:
+) -> ExportResult:
     """Writes the network of a run into a folder, reads it again and compares the two.
 
     Args:
@@ -95,12 +95,12 @@ def export_run(
     """
     if format not in FORMATS:
         raise unknown("format", format, list(FORMATS))
-    way, spec = FORMATS[format], predictor.backbone.input
+    way, spec = FORMATS[format], predictor.backbone.input_spec
     folder = predictor.run / "export" / format if out is None else Path(out)
     check_folder(
         folder, data=predictor.config.data, overwrite=overwrite, mark=PREPROCESSING, files=_FILES
     )
-    if isinstance(spec, GraphSpec) and not way.graphs:
+    if isinstance(spec, GraphSpec) and not way.supports_graphs:
         raise UserError(
             f"--format {format}: the network of {predictor.run} is for graphs, whose sizes are no "
             "batch of equal inputs: give --format safetensors"
@@ -109,54 +109,55 @@ def export_run(
     network = Exportable(
         folder=model_folder(predictor.run),
         backbone=dataclasses.replace(predictor.backbone, module=module),
-        facts=_facts(predictor),
+        metadata=_preprocessing_metadata(predictor),
     )
-    with put_in_place(folder) as new, quiet():
+    with write_folder_atomically(folder) as new, silence_warnings():
         exported = _write_checked(network, way, new, predictor)
     return dataclasses.replace(exported, file=folder / way.file)
 
 
 def _write_checked(
     network: Exportable, way: Format, folder: Path, predictor: Predictor
-) -> Exported:
+) -> ExportResult:
     """The network written into a new folder.
 
     Raises:
         UserError: if it is not the same when it is read again.
     """
-    write_atomically(folder / PREPROCESSING, json.dumps(network.facts, indent=2) + "\n")
+    write_atomically(folder / PREPROCESSING, json.dumps(network.metadata, indent=2) + "\n")
     opset = way.write(network, folder)
-    samples = find_samples(predictor.config, predictor.backbone.input)
+    samples = find_samples(predictor.config, predictor.backbone.input_spec)
     module: nn.Module = network.backbone.module
     difference, largest = compare_outputs(module, way.read(network, folder), samples.batches)
     allowed = TOLERANCE * max(1.0, largest / 10)
     if not difference <= allowed:  # nor if it is no number
         raise UserError(
             f"{way.file} would not be the network of {predictor.run}: its outputs differ by "
-            f"{difference:.1e}, more than {allowed:.1e}, on {samples.what}; nothing is written. "
+            f"{difference:.1e}, more than {allowed:.1e}, on {samples.description}; nothing is "
+            "written. "
             f"Give another --format, one of {', '.join(FORMATS)}"
         )
-    return Exported(
+    return ExportResult(
         file=folder / way.file,
         opset=opset,
-        size=sum(file.stat().st_size for file in folder.iterdir()),
-        difference=difference,
-        checked=samples.what,
+        size_bytes=sum(file.stat().st_size for file in folder.iterdir()),
+        max_difference=difference,
+        checked_on=samples.description,
     )
 
 
-def _facts(predictor: Predictor) -> dict[str, Any]:
+def _preprocessing_metadata(predictor: Predictor) -> dict[str, Any]:
     """How inputs are made and what outputs mean, for those who have the exported file alone."""
-    spec = predictor.backbone.input
+    spec = predictor.backbone.input_spec
     outputs = {
         "outputs": "logits, float32 [batch, classes]",
-        "answers": _ANSWERS[predictor.objective.name],
+        "answers": _PREDICTIONS[predictor.objective.name],
         "classes": list(predictor.classes),
-        "objective": to_dict(predictor.objective),
+        "objective": objective_to_dict(predictor.objective),
     }
     if isinstance(spec, GraphSpec):
         return {**dataclasses.asdict(spec), **outputs}
-    (resize,) = needed_resizes(spec, predictor.config, val_drawn=False)["val"]
+    (resize,) = resizes_by_split(spec, predictor.config, val_drawn=False)["val"]
     return {
         "inputs": _INPUTS,
         "size": spec.size,
@@ -185,7 +186,7 @@ def check_folder(
     Raises:
         UserError: if it is in use, lies among the pictures or cannot be written.
     """
-    check_place(folder, data=data)
+    check_output_location(folder, data=data)
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not names:
         return
@@ -204,7 +205,7 @@ def check_folder(
 
 
 @contextlib.contextmanager
-def put_in_place(folder: Path) -> Iterator[Path]:
+def write_folder_atomically(folder: Path) -> Iterator[Path]:
     """A folder elsewhere, whose files take the place of what is there if they are made in peace."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     with tempfile.TemporaryDirectory(dir=there, prefix=".export.") as temporary:

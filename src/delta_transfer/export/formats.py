@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.backbones.base import Backbone, blank_pictures, brief
+from delta_transfer.backbones.base import Backbone, blank_pictures, short_error_message
 from delta_transfer.backbones.saved import CONFIG, WEIGHTS, load_model
 from delta_transfer.errors import UserError
 
@@ -30,12 +30,12 @@ class Exportable:
     Args:
         folder: the model folder of its run.
         backbone: what it is, with `module` in eval mode on the CPU.
-        facts: how its inputs are made and what its outputs mean, as JSON has it.
+        metadata: how its inputs are made and what its outputs mean, as JSON has it.
     """
 
     folder: Path
     backbone: Backbone
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,13 @@ class Format:
 
     Args:
         file: the one with the weights.
-        graphs: whether networks for graphs can be written.
+        supports_graphs: whether networks for graphs can be written.
         write: puts a network into a folder; returns ONNX's opset, where there is one.
         read: the network in the folder, read as a stranger would, from inputs to logits.
     """
 
     file: str
-    graphs: bool = False
+    supports_graphs: bool = False
     write: Callable[[Exportable, Path], int | None]
     read: Callable[[Exportable, Path], Callable[[Any], Tensor]]
 
@@ -85,7 +85,7 @@ def _write_onnx(network: Exportable, folder: Path) -> int:
             verbose=False,
         )
     assert program is not None
-    values = {name: json.dumps(value) for name, value in network.facts.items()}
+    values = {name: json.dumps(value) for name, value in network.metadata.items()}
     program.model.metadata_props.update(values)
     program.save(folder / "model.onnx")
     return program.model.opset_imports[""]
@@ -107,7 +107,7 @@ def _write_torch(network: Exportable, folder: Path) -> None:
             (_example(network),),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
-    extra = {"preprocessing.json": json.dumps(network.facts)}
+    extra = {"preprocessing.json": json.dumps(network.metadata)}
     torch.export.save(program, folder / "model.pt2", extra_files=extra)
 
 
@@ -117,7 +117,7 @@ def _read_torch(network: Exportable, folder: Path) -> nn.Module:
 
 FORMATS: dict[str, Format] = {
     "safetensors": Format(
-        file=WEIGHTS, graphs=True, write=_write_safetensors, read=_read_safetensors
+        file=WEIGHTS, supports_graphs=True, write=_write_safetensors, read=_read_safetensors
     ),
     "onnx": Format(file="model.onnx", write=_write_onnx, read=_read_onnx),
     "torch": Format(file="model.pt2", write=_write_torch, read=_read_torch),
@@ -126,7 +126,7 @@ FORMATS: dict[str, Format] = {
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_warnings() -> Iterator[None]:
     """Inside, nobody warns: torch's exporters do so of their own code, and torch's version."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -149,14 +149,15 @@ def _exporting(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # on code that they cannot follow, exporters raise nearly anything
         raise UserError(
-            f"--format {name}: torch cannot export this network ({brief(error)}): give another "
+            f"--format {name}: torch cannot export this network ({short_error_message(error)}): "
+            "give another "
             f"--format, one of {', '.join(FORMATS)}"
         ) from error
 
 
 def _example(network: Exportable) -> Tensor:
     """Several pictures, for of a single one an exporter takes the size of the batch as fixed."""
-    size = network.facts["size"]
+    size = network.metadata["size"]
     return blank_pictures(network.backbone.module, size, count=2)
 
 

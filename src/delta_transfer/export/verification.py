@@ -9,31 +9,31 @@ from torch import Tensor
 
 from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.registry import COLLECTIONS, load_task
+from delta_transfer.data.registry import PROVIDERS, load_data
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
-from delta_transfer.inference.fault_tolerant_loader import tolerant_loader
-from delta_transfer.runs.preparation.task import find_task
-from delta_transfer.training.loaders import plain_loader
+from delta_transfer.inference.fault_tolerant_loader import fault_tolerant_loader
+from delta_transfer.runs.preparation.task import find_data
+from delta_transfer.training.loaders import eval_dataloader
 
-_MOST = 50  # samples that are looked at
-_AT_ONCE = 8
+_MAX_SAMPLES = 50  # samples that are looked at
+_BATCH_SIZE = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Samples:
+class VerificationSamples:
     """What networks are compared on.
 
     Args:
         batches: inputs of the network; the first batch is one sample, others are several.
-        what: what they are, in words.
+        description: what they are, in words.
     """
 
     batches: Sequence[Any]
-    what: str
+    description: str
 
 
-def find_samples(config: TrainConfig, spec: InputSpec | GraphSpec) -> Samples:
+def find_samples(config: TrainConfig, spec: InputSpec | GraphSpec) -> VerificationSamples:
     """Samples of the data of a run, of its test split if it has one.
 
     Where the data is gone, cannot be read, or would perhaps be downloaded, photographs that come
@@ -47,20 +47,23 @@ def find_samples(config: TrainConfig, spec: InputSpec | GraphSpec) -> Samples:
     batches = [] if split is None else _read(split, spec, config)
     count = sum(map(len, batches))
     if split is not None and count > 1:
-        return Samples(
-            batches=_alone_first(batches), what=f"{count} {split.noun}s of {config.data}"
+        return VerificationSamples(
+            batches=_alone_first(batches),
+            description=f"{count} {split.sample_type}s of {config.data}",
         )
     instead = f"not of {config.data}, which is not at hand"
     if isinstance(spec, GraphSpec):
-        return Samples(batches=[spec.example()], what=f"a graph of two nodes, {instead}")
-    patches = load_task("skimage/patches", seed=0)
+        return VerificationSamples(
+            batches=[spec.example()], description=f"a graph of two nodes, {instead}"
+        )
+    patches = load_data("skimage/patches", seed=0)
     batches = _read(patches.train, spec, config)
     what = f"{sum(map(len, batches))} pictures of skimage/patches, {instead}"
-    return Samples(batches=_alone_first(batches), what=what)
+    return VerificationSamples(batches=_alone_first(batches), description=what)
 
 
 def compare_outputs(
-    one: Callable[[Any], Tensor], other: Callable[[Any], Tensor], batches: Sequence[Any]
+    reference: Callable[[Any], Tensor], exported: Callable[[Any], Tensor], batches: Sequence[Any]
 ) -> tuple[float, float]:
     """By how much two networks' outputs differ at most, and the largest output of the first.
 
@@ -69,17 +72,17 @@ def compare_outputs(
     differences, sizes = [], []
     with torch.no_grad():
         for inputs in batches:
-            outputs = one(inputs)
-            differences.append((outputs - other(inputs)).abs().max())
+            outputs = reference(inputs)
+            differences.append((outputs - exported(inputs)).abs().max())
             sizes.append(outputs.abs().max())
     return float(torch.stack(differences).max()), float(torch.stack(sizes).max())
 
 
 def _own_samples(config: TrainConfig) -> Split | None:
-    if config.data.startswith(tuple(COLLECTIONS)):
+    if config.data.startswith(tuple(PROVIDERS)):
         return None
     try:
-        task = find_task(config)
+        task = find_data(config)
     except (UserError, OSError):
         return None
     return task.train if task.test is None else task.test
@@ -87,12 +90,12 @@ def _own_samples(config: TrainConfig) -> Split | None:
 
 def _read(split: Split, spec: InputSpec | GraphSpec, config: TrainConfig) -> list[Any]:
     """Samples from all over a split, batch by batch; those that cannot be read are left out."""
-    count = min(_MOST, len(split))
+    count = min(_MAX_SAMPLES, len(split))
     some = split.subset(number * len(split) // count for number in range(count))
     options = dataclasses.replace(
-        config, batch_size=_AT_ONCE, accumulate=1, workers=0, device="cpu"
+        config, batch_size=_BATCH_SIZE, gradient_accumulation_steps=1, num_workers=0, device="cpu"
     )
-    loader = tolerant_loader(plain_loader(some, spec, options))
+    loader = fault_tolerant_loader(eval_dataloader(some, spec, options))
     return [inputs for inputs, _ in loader if len(inputs)]
 
 

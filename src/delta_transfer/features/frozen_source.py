@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from delta_transfer.errors import UserError
 from delta_transfer.features.fuse_batch_norm import fold_batch_norm
 from delta_transfer.features.head_inputs import HeadInputs
-from delta_transfer.features.stages import producer
-from delta_transfer.features.taps import Taps, outside_graphs
-from delta_transfer.functional import full_precision
-from delta_transfer.utils.module_state import device_of, evaluating
+from delta_transfer.features.stages import output_module
+from delta_transfer.features.taps import Taps, exclude_from_compile
+from delta_transfer.functional import without_autocast
+from delta_transfer.utils.module_state import device_of, eval_mode
 
 GIB = 2**30
 
@@ -54,7 +54,7 @@ class FeatureCache:
         """Whether the sample's features are kept."""
         return key in self._rows
 
-    def keep(self, keys: Sequence[tuple[int, int]], features: Sequence[Tensor]) -> None:
+    def put(self, keys: Sequence[tuple[int, int]], features: Sequence[Tensor]) -> None:
         """Keeps features, each `[B, ...]`, of the samples with these keys, as far as they fit."""
         size = sum(part[0].numel() * part.element_size() for part in features)
         for i, key in enumerate(keys):
@@ -62,7 +62,7 @@ class FeatureCache:
                 self._rows[key] = tuple(part[i].detach().clone() for part in features)
                 self._left -= size
 
-    def take(self, keys: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def get(self, keys: Sequence[tuple[int, int]]) -> list[Tensor]:
         """What was kept of these samples, each `[B, ...]`."""
         return [
             torch.stack(parts) for parts in zip(*map(self._rows.__getitem__, keys), strict=True)
@@ -88,7 +88,7 @@ class FrozenSource:
         network: the source, unwrapped; left as it is.
         taps: the modules whose features are needed.
         heads: the modules whose inputs are needed.
-        cache: GiB of features that may be kept for inputs that come again; 0 for none.
+        cache_gb: GiB of features that may be kept for inputs that come again; 0 for none.
         precision: what it computes in between `open` and `close`, outside of autocast.
     """
 
@@ -98,13 +98,13 @@ class FrozenSource:
         *,
         taps: Sequence[str],
         heads: Sequence[str],
-        cache: float,
+        cache_gb: float,
         precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         self.network = network
         self._taps = tuple(taps)
         self._heads = tuple(heads)
-        self._gib = cache
+        self._gib = cache_gb
         self._half = precision == "bfloat16"
         self._open = False
         self._cache: FeatureCache | None = None
@@ -137,7 +137,7 @@ class FrozenSource:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if not isinstance(inputs, Tensor):
             raise UserError(
-                f"source_cache: inputs must be a tensor of samples, got {type(inputs).__name__}"
+                f"source_cache_gb: inputs must be a tensor of samples, got {type(inputs).__name__}"
             )
         keys = cache.keys(inputs)
         if not all(cache.has(key) for key in keys):
@@ -145,38 +145,38 @@ class FrozenSource:
             parts = [*features.values(), *given.values()]
             if any(len(part) != len(keys) for part in parts):
                 raise UserError(
-                    "source_cache: the features are not of one sample each; leave it out"
+                    "source_cache_gb: the features are not of one sample each; leave it out"
                 )
-            cache.keep(keys, parts)
+            cache.put(keys, parts)
             return features, given
-        parts = cache.take(keys)
+        parts = cache.get(keys)
         taps = dict(zip(self._taps, parts, strict=False))
         return taps, dict(zip(self._heads, parts[len(taps) :], strict=True))
 
     def _run(self, inputs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         device = inputs.device if isinstance(inputs, Tensor) else device_of(self.network)
-        if not self._open or not _is_free(device):
+        if not self._open or not _may_use_copy(device):
             return self._recorder.run(inputs)
         if not isinstance(inputs, Tensor):
-            return self._run_as_asked(self._recorder, inputs, device)
+            return self._run_in_precision(self._recorder, inputs, device)
         if self._copied is None:
-            self._copied = outside_graphs(self._folded)(inputs[:_TRIED])
-        return self._run_as_asked(self._copied, inputs, device)
+            self._copied = exclude_from_compile(self._fuse)(inputs[:_TRIED])
+        return self._run_in_precision(self._copied, inputs, device)
 
-    def _run_as_asked(
+    def _run_in_precision(
         self, recorder: "_Recorder", inputs: Any, device: torch.device
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if not self._half:
             return recorder.run(inputs)
         with torch.autocast(device.type, torch.bfloat16):
             features, given = recorder.run(inputs)
-        return _in_full(features), _in_full(given)
+        return _to_float32(features), _to_float32(given)
 
-    def _folded(self, inputs: Tensor) -> "_Recorder":
+    def _fuse(self, inputs: Tensor) -> "_Recorder":
         # A layer that is folded returns something else, or is another module then.
         kept = {self.network.get_submodule(name) for name in (*self._taps, *self._heads)}
-        kept |= {producer(module) for module in kept}
-        with full_precision(inputs.device):
+        kept |= {output_module(module) for module in kept}
+        with without_autocast(inputs.device):
             network = fold_batch_norm(self.network, inputs, self._outputs, keep=kept)
         return _Recorder(network, taps=self._taps, heads=self._heads)
 
@@ -185,7 +185,7 @@ class FrozenSource:
         return [*features.values(), *given.values()]
 
 
-def _in_full(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _to_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """What came in half precision in float32."""
     return {
         name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
@@ -193,7 +193,7 @@ def _in_full(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _is_free(device: torch.device) -> bool:
+def _may_use_copy(device: torch.device) -> bool:
     """Whether it may run otherwise than as it is: not in autocast, where it rounds as the target.
 
     Nor can a copy be tried where there are no numbers.
@@ -213,7 +213,7 @@ class _Recorder:
 
     def run(self, inputs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         network, taps = self._network, self._taps
-        with taps or nullcontext(), self._heads as heads, evaluating(network), torch.no_grad():
+        with taps or nullcontext(), self._heads as heads, eval_mode(network), torch.no_grad():
             if taps is None or heads.names:
                 network(inputs)
             else:

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from delta_transfer.utils.module_state import evaluating
+from delta_transfer.utils.module_state import eval_mode
 
 # How far the copy's outputs may be off, of the largest. Rounding comes to 1e-7 to 1e-5, and to 1e-3
 # where a GPU multiplies in TF32; another network is further off.
@@ -21,7 +21,7 @@ TOLERANCE = 1e-2
 
 # Weights of a folded convolution take memory of their own: more of them than so many times the
 # numbers that a sample's batch norm goes through are not worth it.
-WEIGHTS_PER_NUMBER = 8
+MAX_WEIGHTS_PER_ACTIVATION = 8
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -55,13 +55,13 @@ def fold_batch_norm(
         return network  # half precision would round otherwise
     if not _may_be_copied(network):
         return network
-    with evaluating(network), torch.no_grad():
+    with eval_mode(network), torch.no_grad():
         pairs = _pairs(network, inputs, keep)
         if not pairs:
             return network
         expected = record(network, inputs)
         try:
-            folded = _folded(network, pairs)
+            folded = _make_fused_copy(network, pairs)
         except (TypeError, RuntimeError):  # it holds what cannot be copied
             return network
         if not _agree(expected, record(folded, inputs)):
@@ -76,7 +76,7 @@ def _may_be_copied(network: nn.Module) -> bool:
     ) and all(type(parameter) is nn.Parameter for parameter in network.parameters())
 
 
-class _Uses(TorchFunctionMode):
+class _TensorUseCounter(TorchFunctionMode):
     """Counts how often tensors are worked on."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ def _pairs(network: nn.Module, inputs: Tensor, keep: Collection[nn.Module]) -> d
     returned: list[tuple[nn.Module, Tensor]] = []  # held, so that no two have one id
     given: dict[int, list[nn.Module]] = {}
     calls: Counter[nn.Module] = Counter()
-    uses = _Uses()
+    uses = _TensorUseCounter()
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         calls[module] += 1
@@ -109,7 +109,7 @@ def _pairs(network: nn.Module, inputs: Tensor, keep: Collection[nn.Module]) -> d
             given.setdefault(id(args[0]), []).append(module)
 
     names = {module: name for name, module in network.named_modules()}
-    layers = [module for module in names if _is_plain(module) or _is_constant(module)]
+    layers = [module for module in names if _is_plain(module) or _has_fixed_statistics(module)]
     handles = [layer.register_forward_hook(after) for layer in layers]
     try:
         with uses:
@@ -123,7 +123,7 @@ def _pairs(network: nn.Module, inputs: Tensor, keep: Collection[nn.Module]) -> d
         if len(norms) != 1 or uses.counts[id(output)] != 1:
             continue
         weights = convolution.get_parameter("weight").numel()
-        if weights > WEIGHTS_PER_NUMBER * output[0].numel():
+        if weights > MAX_WEIGHTS_PER_ACTIVATION * output[0].numel():
             continue
         if calls[convolution] == calls[norms[0]] == 1 and not {convolution, norms[0]} & set(keep):
             found[names[convolution]] = names[norms[0]]
@@ -135,12 +135,12 @@ def _is_plain(module: nn.Module) -> bool:
     return isinstance(module, _PLAIN) and "weight" in module._parameters
 
 
-def _is_constant(module: nn.Module) -> bool:
+def _has_fixed_statistics(module: nn.Module) -> bool:
     """Whether it is a batch norm that scales and shifts by constants in eval mode."""
     return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
-def _folded(network: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
+def _make_fused_copy(network: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
     shared: dict[int, Any] = {id(t): t for t in (*network.parameters(), *network.buffers())}
     found = copy.deepcopy(network, shared)
     for conv_name, norm_name in pairs.items():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from delta_transfer.errors import UserError, match_names
 from delta_transfer.features.stages import unwrap
-from delta_transfer.features.taps import outside_graphs
+from delta_transfer.features.taps import exclude_from_compile
 
 
 class HeadInputs:
@@ -84,4 +84,4 @@ class HeadInputs:
             if module is own:  # not a copy made in the context
                 found[name] = inputs[0]
 
-        return outside_graphs(keep)
+        return exclude_from_compile(keep)

@@ -34,7 +34,7 @@ class Inputs(Protocol):
         ...  # pragma: no cover
 
 
-Some = TypeVar("Some", bound=Inputs)
+InputsT = TypeVar("InputsT", bound=Inputs)
 
 
 def groups_of(inputs: Any) -> Tensor | None:
@@ -79,37 +79,37 @@ def groups_at(
     )
 
 
-def split(inputs: Some, size: int) -> list[Some]:
+def split(inputs: InputsT, size: int) -> list[InputsT]:
     """Parts of so many samples, in order; the last one may be smaller."""
     return [inputs[start : start + size] for start in range(0, len(inputs), size)]
 
 
-def share(inputs: Some, number: int, *, of: int) -> Some:
+def shard(inputs: InputsT, index: int, *, num_shards: int) -> InputsT:
     """One of several shares of the samples, in order; the first ones may have one more.
 
     Example:
-        >>> [share(torch.arange(5), number, of=3).tolist() for number in range(3)]
+        >>> [shard(torch.arange(5), number, num_shards=3).tolist() for number in range(3)]
         [[0, 1], [2, 3], [4]]
     """
-    size, more = divmod(len(inputs), of)
-    start = number * size + min(number, more)
-    return inputs[start : start + size + (number < more)]
+    size, more = divmod(len(inputs), num_shards)
+    start = index * size + min(index, more)
+    return inputs[start : start + size + (index < more)]
 
 
-def concatenate(parts: Sequence[Some]) -> Some:
+def concatenate(parts: Sequence[InputsT]) -> InputsT:
     """The samples of several parts as those of one."""
     first, all_of_them = parts[0], cast(Any, list(parts))
     if len(parts) == 1:
         return first
     joined = torch.cat if isinstance(first, Tensor) else cast(Any, type(first)).cat
-    return cast(Some, joined(all_of_them))
+    return cast(InputsT, joined(all_of_them))
 
 
-def select(inputs: Some, which: slice | Tensor) -> Some:
+def select(inputs: InputsT, which: slice | Tensor) -> InputsT:
     """The samples of a slice, a mask or indices."""
     if isinstance(which, slice):
         return inputs[which]
     if isinstance(inputs, Tensor):
-        return cast(Some, inputs[which])
+        return cast(InputsT, inputs[which])
     positions = torch.arange(len(inputs))[which].tolist()
     return concatenate([inputs[position : position + 1] for position in positions])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from delta_transfer.errors import UserError, match_names
 from delta_transfer.features.inputs import Inputs
-from delta_transfer.utils.module_state import device_of, evaluating
+from delta_transfer.utils.module_state import device_of, eval_mode
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 # Seven decades in half-decade steps.
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -11, -1))
 # When L-BFGS stops: for the probe itself, and to compare strengths.
-CONVERGED = {"ftol": 1e-12, "gtol": 1e-6}
-NEARLY = {"ftol": 1e-7, "gtol": 1e-5}
+FINAL_TOLERANCES = {"ftol": 1e-12, "gtol": 1e-6}
+SEARCH_TOLERANCES = {"ftol": 1e-7, "gtol": 1e-5}
 PATIENCE = 4  # strengths without a lower held-out loss after which weaker ones are not tried
 
 
@@ -73,7 +73,7 @@ def find_head(model: nn.Module, head: str = "auto") -> str:
 
 
 @contextmanager
-def replaced_head(
+def replace_head(
     model: nn.Module, head: str, function: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
     """Inside, the head's output is `function` of its input; the model itself is not changed."""
@@ -93,7 +93,7 @@ def collect_features(
     loader: Iterable[tuple[Inputs, Tensor]],
     *,
     head: str = "auto",
-    mirror: bool = False,
+    horizontal_flip: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """What the head sees, for a whole loader: in eval mode and without gradients.
 
@@ -101,8 +101,8 @@ def collect_features(
         model: the network; left as it was.
         loader: batches (inputs, targets).
         head: the name of the head.
-        mirror: also the features of the mirror images of pictures `[B, C, H, W]`; other inputs have
-            none.
+        horizontal_flip: also the features of the mirror images of pictures `[B, C, H, W]`; other
+            inputs have none.
 
     Returns:
         Features `[N, V, F]` (V = 2 views with mirror images, else 1), and targets `[N, ...]`, on
@@ -121,14 +121,14 @@ def collect_features(
         return features
 
     with (
-        evaluating(model),
+        eval_mode(model),
         torch.no_grad(),
-        replaced_head(model, find_head(model, head), keep),
+        replace_head(model, find_head(model, head), keep),
     ):
         for inputs, targets in loader:
             views.clear()
             model(inputs.to(device))
-            if mirror and isinstance(inputs, Tensor):
+            if horizontal_flip and isinstance(inputs, Tensor):
                 model(inputs.flip(-1).to(device))
             if not views or views[0].ndim != 2:
                 found = tuple(views[0].shape) if views else "nothing"
@@ -197,7 +197,7 @@ def fit_probe(
         best = strengths[int(np.argmin(losses))]
         logger.debug("probe: held-out losses %s", losses)
     path = [strength for strength in strengths if strength >= best]
-    *_, (weight, bias) = _fit_path(standard, labels, num_outputs, loss, path, CONVERGED)
+    *_, (weight, bias) = _fit_path(standard, labels, num_outputs, loss, path, FINAL_TOLERANCES)
     weight = weight @ basis / scale
     bias = bias - weight @ mean
     return LinearProbe(weight.float(), bias.float(), best)
@@ -220,7 +220,9 @@ def _held_out_losses(
     """The mean held-out loss of each strength, until it has risen for two decades."""
     folded = []
     for train, held_out in _folds(targets, folds, seed):
-        heads = _fit_path(features[train], targets[train], num_outputs, loss, strengths, NEARLY)
+        heads = _fit_path(
+            features[train], targets[train], num_outputs, loss, strengths, SEARCH_TOLERANCES
+        )
         rows = features[held_out].flatten(0, 1)
         labels = targets[held_out].repeat_interleave(features.shape[1], dim=0)
         folded.append((heads, rows, labels, len(held_out)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import groups_of
-from delta_transfer.utils.module_state import evaluating
+from delta_transfer.utils.module_state import eval_mode
 
 # Wrapper class -> the attribute that holds the network; by name, so that nothing is imported.
 _WRAPPERS = {
@@ -31,7 +31,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def producer(module: nn.Module) -> nn.Module:
+def output_module(module: nn.Module) -> nn.Module:
     """The module whose output is `module`'s output: the last child of a plain Sequential.
 
     Some networks call a stage's blocks one by one when they checkpoint activations; the last block
@@ -43,7 +43,7 @@ def producer(module: nn.Module) -> nn.Module:
 
 
 def find_channel_dim(
-    module: nn.Module, output: Tensor, *, picture: tuple[int, int] = (1, 1)
+    module: nn.Module, output: Tensor, *, image_size: tuple[int, int] = (1, 1)
 ) -> int:
     """Where the channels of a module's output are: dimension 1, or the last.
 
@@ -55,14 +55,14 @@ def find_channel_dim(
     Args:
         module: the module.
         output: what it returned.
-        picture: height and width of what the network was given; a square if it is not known.
+        image_size: height and width of what the network was given; a square if it is not known.
     """
     last = output.ndim - 1
     if last <= 1:
         return last
     sizes = output.shape
     if last == 3:
-        height, width = picture
+        height, width = image_size
         second_off = abs(sizes[2] * width - sizes[3] * height)
         last_off = abs(sizes[1] * width - sizes[2] * height)
         if second_off != last_off:
@@ -83,7 +83,7 @@ def _width(layer: nn.Module) -> int | None:
     return shape[0] if isinstance(shape, tuple) and len(shape) == 1 else None
 
 
-def picture_size(inputs: Any) -> tuple[int, int]:
+def input_image_size(inputs: Any) -> tuple[int, int]:
     """Height and width of pictures `[B, C, H, W]`; a square for anything else."""
     first = inputs[0] if inputs else None
     if isinstance(first, Tensor) and first.ndim == 4:
@@ -218,7 +218,9 @@ def _observe(model: nn.Module, example: Any) -> list[ModuleOutput]:
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def record(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and (output.ndim >= 3 or _has_rows(output, groups)):
-                channel_dim = find_channel_dim(module, output, picture=picture_size([example]))
+                channel_dim = find_channel_dim(
+                    module, output, image_size=input_image_size([example])
+                )
                 calls.append(ModuleOutput(name, tuple(output.shape), channel_dim))
 
         return record
@@ -226,9 +228,9 @@ def _observe(model: nn.Module, example: Any) -> list[ModuleOutput]:
     handles = []
     try:
         for name, module in model.named_modules():
-            if name and "pool" not in type(producer(module)).__name__.lower():
+            if name and "pool" not in type(output_module(module)).__name__.lower():
                 handles.append(module.register_forward_hook(hook(name)))
-        with evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             model(example)
     except Exception as error:  # a network for other inputs may fail in any way
         what = f"a picture {list(example.shape)}" if groups is None else "the example"

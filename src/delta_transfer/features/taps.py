@@ -12,16 +12,16 @@ from delta_transfer.errors import UserError, match_names
 from delta_transfer.features.stages import (
     auto_taps,
     find_channel_dim,
-    picture_size,
-    producer,
+    input_image_size,
+    output_module,
     unwrap,
 )
-from delta_transfer.functional import channels_last
+from delta_transfer.functional import flatten_positions
 
 Edit = Callable[[str, Tensor], Tensor]
 
 
-def outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
+def exclude_from_compile(hook: Callable[..., Any]) -> Callable[..., Any]:
     """The hook as a plain function that compiled graphs leave out.
 
     Hooks write to Python state, which a graph must not swallow. Loading the compiler takes seconds:
@@ -38,20 +38,20 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-class _AllRecorded(Exception):
+class _StopForward(Exception):
     """Ends a forward pass early: every tap has been recorded."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Pass:
+class _ForwardPass:
     """A forward pass of the network that is under way.
 
     Args:
-        picture: height and width of what the network was given.
+        image_size: height and width of what the network was given.
         grad_enabled: whether it has gradients.
     """
 
-    picture: tuple[int, int]
+    image_size: tuple[int, int]
     grad_enabled: bool
 
 
@@ -89,14 +89,14 @@ class Taps:
         self.names = resolve_taps(self.model, names)
         self.channel_dims: dict[str, int] = {}
         self._edit = edit
-        self._modules = {name: producer(self.model.get_submodule(name)) for name in self.names}
+        self._modules = {name: output_module(self.model.get_submodule(name)) for name in self.names}
         self._recorded: dict[str, Tensor] = {}
         self._versions: dict[str, int | None] = {}
         # Taps whose output is handed on as a copy: all of them, until the first pass has shown
         # which ones the network changes in place.
         self._copied = set(self.names)
         self._handed: dict[str, Tensor] = {}
-        self._pass: _Pass | None = None
+        self._pass: _ForwardPass | None = None
         self._stop_early = False
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -104,9 +104,9 @@ class Taps:
         if self._handles:
             raise RuntimeError("these Taps are recording already; make another Taps")
         for name, module in self._modules.items():
-            hook = outside_graphs(self._hook(name))
+            hook = exclude_from_compile(self._hook(name))
             self._handles.append(module.register_forward_hook(hook))
-        before, after = outside_graphs(self._before), outside_graphs(self._after)
+        before, after = exclude_from_compile(self._before), exclude_from_compile(self._after)
         self._handles.append(self.model.register_forward_pre_hook(before))
         self._handles.append(self.model.register_forward_hook(after, always_call=True))
         return self
@@ -153,14 +153,14 @@ class Taps:
             RuntimeError: as `outputs` does.
         """
         outputs = self.outputs()
-        return {tap: channels_last(out, self.channel_dims[tap]) for tap, out in outputs.items()}
+        return {tap: flatten_positions(out, self.channel_dims[tap]) for tap, out in outputs.items()}
 
     def record(self, inputs: Any) -> dict[str, Tensor]:
         """Runs the unwrapped network on `inputs`, no further than its last tap; the raw outputs."""
         self._stop_early = True
         try:
             self.model(inputs)
-        except _AllRecorded:
+        except _StopForward:
             pass
         finally:
             self._stop_early = False
@@ -176,7 +176,9 @@ class Taps:
         if module is not self.model:  # a copy made in the context (such as a running average)
             return
         self.clear()
-        self._pass = _Pass(picture=picture_size(inputs), grad_enabled=torch.is_grad_enabled())
+        self._pass = _ForwardPass(
+            image_size=input_image_size(inputs), grad_enabled=torch.is_grad_enabled()
+        )
 
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if module is not self.model:
@@ -196,13 +198,13 @@ class Taps:
             self._check(name, output, self._pass)
             if name not in self.channel_dims:
                 tapped = self.model.get_submodule(name)
-                dim = find_channel_dim(tapped, output, picture=self._pass.picture)
+                dim = find_channel_dim(tapped, output, image_size=self._pass.image_size)
                 self.channel_dims[name] = dim
             recorded = output if self._edit is None else self._edit(name, output)
             self._recorded[name] = recorded
             self._versions[name] = _version(recorded)
             if self._stop_early and len(self._recorded) == len(self.names):
-                raise _AllRecorded
+                raise _StopForward
             if name not in self._copied:
                 return recorded
             self._handed[name] = recorded.clone()
@@ -210,7 +212,7 @@ class Taps:
 
         return hook
 
-    def _check(self, name: str, output: Any, running: _Pass) -> None:
+    def _check(self, name: str, output: Any, running: _ForwardPass) -> None:
         if not isinstance(output, Tensor):
             raise UserError(
                 f"tap {name!r} returns a {type(output).__name__}, not a tensor: tap a module "

@@ -9,7 +9,7 @@ from torch import Tensor
 from delta_transfer.functional import (
     at_least_float32,
 )
-from delta_transfer.utils.distributed import gathered, processes
+from delta_transfer.utils.distributed import all_gather, world_size
 
 VARIANCE_FLOOR = 1e-6
 
@@ -89,13 +89,13 @@ class FeatureVariance:
             raise ValueError("no features were given: the loader is empty")
         return (self._moments.squares / self._moments.count).mean().clamp_min(VARIANCE_FLOOR)
 
-    def of_all_processes(self) -> Self:
+    def all_reduce(self) -> Self:
         """What this and the other processes have taken in; each of them has to call it."""
-        if processes() == 1:
+        if world_size() == 1:
             return self
         device = self._moments.mean.device
         moments = Moments()
-        for state in gathered({name: part.cpu() for name, part in self.state().items()}):
+        for state in all_gather({name: part.cpu() for name, part in self.state().items()}):
             if int(state["count"]):
                 part = Moments.from_state(state, device=device)
                 moments.merge(part.count, part.mean, part.squares)

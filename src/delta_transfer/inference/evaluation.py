@@ -12,26 +12,26 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from delta_transfer.data.task import Split
-from delta_transfer.metrics.metrics import Metric
+from delta_transfer.metrics.metrics import MetricName
 from delta_transfer.runs.predictions import column_names, to_csv, write_predictions
 from delta_transfer.utils.files import write_atomically
 
 BINS = 15
-FIGURES = "evaluation.json"
+EVALUATION_FILE = "evaluation.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassFigures:
+class ClassMetrics:
     """How often one class is recognised.
 
     Args:
         name: of the class.
-        pictures: how many it has.
+        num_samples: how many it has.
         accuracy: the fraction that is recognised; None without pictures.
     """
 
     name: str
-    pictures: int
+    num_samples: int
     accuracy: float | None
 
 
@@ -41,14 +41,14 @@ class Evaluation:
 
     Args:
         data: the folder or file that the pictures are from, or the data set's name.
-        pictures: how many were measured.
-        left_out: how many could not be read.
+        num_samples: how many were measured.
+        num_unreadable: how many could not be read.
         accuracy: of all pictures.
         mean_class_accuracy: the mean of the accuracies of the classes that have pictures.
         calibration_error: how far confidence is from accuracy (see `calibration_error`).
-        metric: which of the two accuracies is the figure of this data set.
-        seen: some of the pictures have been trained on.
-        pictures_per_second: from the reading to the answer.
+        metric_name: which of the two accuracies is the figure of this data set.
+        overlaps_training_data: some of the pictures have been trained on.
+        samples_per_second: from the reading to the answer.
         classes: that the network knows, in the order of its outputs.
         confusion: how often each label, a row each, got each prediction, a column each.
         split: the pictures, labelled by position in `classes`.
@@ -56,15 +56,15 @@ class Evaluation:
     """
 
     data: str
-    pictures: int
-    left_out: int
+    num_samples: int
+    num_unreadable: int
     accuracy: float
     mean_class_accuracy: float
     calibration_error: float
-    metric: Metric
-    seen: bool
-    pictures_per_second: float
-    classes: tuple[ClassFigures, ...]
+    metric_name: MetricName
+    overlaps_training_data: bool
+    samples_per_second: float
+    classes: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     split: Split = dataclasses.field(repr=False)
     probabilities: Tensor = dataclasses.field(repr=False)
@@ -77,7 +77,7 @@ class Evaluation:
             if field.name not in ("split", "probabilities")
         }
         values["classes"] = [dataclasses.asdict(figures) for figures in self.classes]
-        return to_lines(values, by_row=["classes", "confusion"])
+        return dump_json_by_line(values, by_row=["classes", "confusion"])
 
     def save(self, folder: Path) -> None:
         """Writes `evaluation.json`, `predictions.csv` as a run does, and `confusion.csv`."""
@@ -86,10 +86,10 @@ class Evaluation:
         columns = column_names(names)
         counts = [[name, *map(str, row)] for name, row in zip(columns, self.confusion, strict=True)]
         write_atomically(folder / "confusion.csv", to_csv([["label", *columns], *counts]))
-        write_atomically(folder / FIGURES, self.to_json())
+        write_atomically(folder / EVALUATION_FILE, self.to_json())
 
 
-def to_lines(values: Mapping[str, Any], *, by_row: Sequence[str]) -> str:
+def dump_json_by_line(values: Mapping[str, Any], *, by_row: Sequence[str]) -> str:
     """JSON with a line for each value; of some that are lists for each of their rows."""
     lines = []
     for name, value in values.items():
@@ -101,16 +101,16 @@ def to_lines(values: Mapping[str, Any], *, by_row: Sequence[str]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def measure(
+def evaluate_multiclass(
     split: Split,
     probabilities: Tensor,
     classes: Sequence[str],
     *,
     data: str,
-    metric: Metric,
-    seen: bool,
-    left_out: int,
-    per_second: float,
+    metric_name: MetricName,
+    overlaps_training_data: bool,
+    num_unreadable: int,
+    samples_per_second: float,
 ) -> Evaluation:
     """The figures of predictions.
 
@@ -119,10 +119,10 @@ def measure(
         probabilities: of each picture, `[N, K]`.
         classes: the names of the K classes.
         data: as in `Evaluation`, like the rest.
-        metric: likewise.
-        seen: likewise.
-        left_out: likewise.
-        per_second: likewise.
+        metric_name: likewise.
+        overlaps_training_data: likewise.
+        num_unreadable: likewise.
+        samples_per_second: likewise.
     """
     labels, predicted = split.targets, probabilities.argmax(dim=1).tolist()
     confusion = confusion_matrix(split.class_indices, predicted, labels=range(len(classes)))
@@ -130,15 +130,15 @@ def measure(
     by_class = [n / count if count else None for n, count in zip(right, counts, strict=True)]
     return Evaluation(
         data=data,
-        pictures=len(split),
-        left_out=left_out,
+        num_samples=len(split),
+        num_unreadable=num_unreadable,
         accuracy=sum(right) / len(split),
         mean_class_accuracy=mean_class_accuracy(split.class_indices, predicted),
         calibration_error=calibration_error(probabilities, labels),
-        metric=metric,
-        seen=seen,
-        pictures_per_second=per_second,
-        classes=tuple(map(ClassFigures, classes, counts, by_class)),
+        metric_name=metric_name,
+        overlaps_training_data=overlaps_training_data,
+        samples_per_second=samples_per_second,
+        classes=tuple(map(ClassMetrics, classes, counts, by_class)),
         confusion=tuple(map(tuple, confusion.tolist())),
         split=split,
         probabilities=probabilities,

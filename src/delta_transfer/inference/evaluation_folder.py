@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 
 from delta_transfer.errors import UserError
-from delta_transfer.inference.evaluation import FIGURES, Evaluation
-from delta_transfer.inference.evaluation_per_target import ColumnEvaluation
-from delta_transfer.runs.folder import check_place
+from delta_transfer.inference.evaluation import EVALUATION_FILE, Evaluation
+from delta_transfer.inference.evaluation_per_target import PerTargetEvaluation
+from delta_transfer.runs.folder import check_output_location
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def default_folder(run: Path, data: str) -> Path:
         run / "evaluation" / (f"{name}-{number}" if number > 1 else name)
         for number in itertools.count(1)
     )
-    return next(f for f in folders if not _in_use(f) or _evaluated(f) == data)
+    return next(f for f in folders if not _in_use(f) or _evaluated_data(f) == data)
 
 
 def check_folder(folder: Path, *, data: str) -> None:
@@ -44,15 +44,18 @@ def check_folder(folder: Path, *, data: str) -> None:
         UserError: if the folder lies among the pictures, cannot be written, or holds something
             that is no evaluation.
     """
-    check_place(folder, data=data)
-    if _in_use(folder) and _evaluated(folder) is None:
+    check_output_location(folder, data=data)
+    if _in_use(folder) and _evaluated_data(folder) is None:
         raise UserError(
-            f"--out {folder} is not empty and holds no evaluation (no {FIGURES} of one), which is "
+            f"--out {folder} is not empty and holds no evaluation (no {EVALUATION_FILE} of one), "
+            "which is "
             "all that is replaced: give another folder"
         )
 
 
-def save(evaluation: Evaluation | ColumnEvaluation, *, run: Path, out: str | None) -> Path | None:
+def save_evaluation(
+    evaluation: Evaluation | PerTargetEvaluation, *, run: Path, out: str | None
+) -> Path | None:
     """Writes an evaluation into a folder that was chosen, or into one in the folder of its run.
 
     Args:
@@ -84,7 +87,7 @@ def save(evaluation: Evaluation | ColumnEvaluation, *, run: Path, out: str | Non
     return folder
 
 
-def write_evaluation(evaluation: Evaluation | ColumnEvaluation, folder: Path) -> None:
+def write_evaluation(evaluation: Evaluation | PerTargetEvaluation, folder: Path) -> None:
     """Writes an evaluation, in the place of an older one if there is one; whole or not at all.
 
     Raises:
@@ -102,10 +105,10 @@ def _in_use(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
-def _evaluated(folder: Path) -> str | None:
+def _evaluated_data(folder: Path) -> str | None:
     """What the evaluation in a folder is of; None if there is none."""
     try:
-        values = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
+        values = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     ours = isinstance(values, dict) and {"data", "left_out"} <= set(values)

@@ -8,120 +8,122 @@ from pathlib import Path
 from torch import Tensor
 
 from delta_transfer.data.task import Split
-from delta_transfer.inference.evaluation import FIGURES, to_lines
-from delta_transfer.metrics.metrics import MEASURES, RMSE, ROC_AUC, Measure, Metric
+from delta_transfer.inference.evaluation import EVALUATION_FILE, dump_json_by_line
+from delta_transfer.metrics.metrics import METRICS, RMSE, ROC_AUC, Metric, MetricName
 from delta_transfer.metrics.objectives import Objective, Regression
 from delta_transfer.metrics.per_target import (
-    ColumnFigures,
-    ValueFigures,
-    question_figures,
-    value_figures,
+    RegressionTargetMetrics,
+    TargetMetrics,
+    binary_target_metrics,
+    regression_target_metrics,
 )
 from delta_transfer.runs.predictions import write_predictions
 from delta_transfer.utils.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class ColumnEvaluation:
+class PerTargetEvaluation:
     """How good a network is at questions, or at values.
 
     Args:
         data: the folder or file that the pictures are from, or the data set's name.
-        pictures: how many were measured.
-        left_out: how many could not be read.
-        metric: what the score is.
+        num_samples: how many were measured.
+        num_unreadable: how many could not be read.
+        metric_name: what the score is.
         score: over all columns; None where it is undefined.
-        seen: some of the pictures have been trained on.
-        pictures_per_second: from the reading to the answer.
-        columns: the figures of each question or value, in the order of the outputs.
+        overlaps_training_data: some of the pictures have been trained on.
+        samples_per_second: from the reading to the answer.
+        targets: the figures of each question or value, in the order of the outputs.
         objective: what the outputs mean.
         split: the pictures, labelled in this order.
-        answers: to each picture, `[N, K]`.
+        predictions: to each picture, `[N, K]`.
     """
 
     data: str
-    pictures: int
-    left_out: int
-    metric: Metric
+    num_samples: int
+    num_unreadable: int
+    metric_name: MetricName
     score: float | None
-    seen: bool
-    pictures_per_second: float
-    columns: tuple[ColumnFigures, ...]
+    overlaps_training_data: bool
+    samples_per_second: float
+    targets: tuple[TargetMetrics, ...]
     objective: Objective = dataclasses.field(repr=False)
     split: Split = dataclasses.field(repr=False)
-    answers: Tensor = dataclasses.field(repr=False)
+    predictions: Tensor = dataclasses.field(repr=False)
 
     @property
-    def measure(self) -> Measure:
+    def metric(self) -> Metric:
         """What the score is."""
-        return MEASURES[self.metric]
+        return METRICS[self.metric_name]
 
     def to_json(self) -> str:
         """All but the pictures and the answers."""
         names = [field.name for field in dataclasses.fields(self)]
         values = {name: getattr(self, name) for name in names[: names.index("objective")]}
-        values["columns"] = [dataclasses.asdict(figures) for figures in self.columns]
-        return to_lines(values, by_row=["columns"])
+        values["columns"] = [dataclasses.asdict(figures) for figures in self.targets]
+        return dump_json_by_line(values, by_row=["columns"])
 
     def save(self, folder: Path) -> None:
         """Writes `evaluation.json`, and `predictions.csv` as a run does."""
-        names = [figures.name for figures in self.columns]
+        names = [figures.name for figures in self.targets]
         path = folder / "predictions.csv"
-        write_predictions(path, self.split, self.answers, names, self.objective)
-        write_atomically(folder / FIGURES, self.to_json())
+        write_predictions(path, self.split, self.predictions, names, self.objective)
+        write_atomically(folder / EVALUATION_FILE, self.to_json())
 
 
-def measure_columns(
+def evaluate_per_target(
     split: Split,
-    answers: Tensor,
-    names: Sequence[str],
+    predictions: Tensor,
+    target_names: Sequence[str],
     *,
     objective: Objective,
     data: str,
-    seen: bool,
-    left_out: int,
-    per_second: float,
-) -> ColumnEvaluation:
+    overlaps_training_data: bool,
+    num_unreadable: int,
+    samples_per_second: float,
+) -> PerTargetEvaluation:
     """The figures of answers.
 
     Args:
         split: the pictures, at least one, with a label for each name.
-        answers: to each picture, `[N, K]`.
-        names: of the K questions or values.
+        predictions: to each picture, `[N, K]`.
+        target_names: of the K questions or values.
         objective: what the answers mean.
-        data: as in `ColumnEvaluation`, like the rest.
-        seen: likewise.
-        left_out: likewise.
-        per_second: likewise.
+        data: as in `PerTargetEvaluation`, like the rest.
+        overlaps_training_data: likewise.
+        num_unreadable: likewise.
+        samples_per_second: likewise.
     """
-    figures = value_figures if isinstance(objective, Regression) else question_figures
-    metric = objective.measure.name
-    score = objective.score(answers, split.targets, metric)
-    columns = zip(names, split.targets.T.tolist(), answers.T.tolist(), strict=True)
-    return ColumnEvaluation(
+    figures = (
+        regression_target_metrics if isinstance(objective, Regression) else binary_target_metrics
+    )
+    metric = objective.metric.name
+    score = objective.score(predictions, split.targets, metric)
+    columns = zip(target_names, split.targets.T.tolist(), predictions.T.tolist(), strict=True)
+    return PerTargetEvaluation(
         data=data,
-        pictures=len(split),
-        left_out=left_out,
-        metric=metric,
+        num_samples=len(split),
+        num_unreadable=num_unreadable,
+        metric_name=metric,
         score=None if math.isnan(score) else score,
-        seen=seen,
-        pictures_per_second=per_second,
-        columns=tuple(figures(*column) for column in columns),
+        overlaps_training_data=overlaps_training_data,
+        samples_per_second=samples_per_second,
+        targets=tuple(figures(*column) for column in columns),
         objective=objective,
         split=split,
-        answers=answers,
+        predictions=predictions,
     )
 
 
-def describe_columns(evaluation: ColumnEvaluation) -> list[str]:
+def format_per_target_evaluation(evaluation: PerTargetEvaluation) -> list[str]:
     """The score, then a line for each question or value."""
-    measure, noun = evaluation.measure, evaluation.split.noun
-    rows = [_heading(evaluation.columns[0]), *map(_cells, evaluation.columns)]
+    measure, noun = evaluation.metric, evaluation.split.sample_type
+    rows = [_heading(evaluation.targets[0]), *map(_cells, evaluation.targets)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        f"{noun + 's':21}{evaluation.pictures}",
-        f"{measure.words:21}{measure.text(evaluation.score)}",
-        f"{noun + 's/s':21}{evaluation.pictures_per_second:.1f}",
+        f"{noun + 's':21}{evaluation.num_samples}",
+        f"{measure.display_name:21}{measure.format(evaluation.score)}",
+        f"{noun + 's/s':21}{evaluation.samples_per_second:.1f}",
         "",
         *(
             "  ".join([f"{row[0]:{widths[0]}}", *map(str.rjust, row[1:], widths[1:])])
@@ -130,15 +132,15 @@ def describe_columns(evaluation: ColumnEvaluation) -> list[str]:
     ]
 
 
-def _heading(figures: ColumnFigures) -> list[str]:
-    if isinstance(figures, ValueFigures):
-        return ["value", "known", RMSE.words, "mean absolute error", "R2"]
-    return ["question", "known", "yes", ROC_AUC.words, "average precision"]
+def _heading(metrics: TargetMetrics) -> list[str]:
+    if isinstance(metrics, RegressionTargetMetrics):
+        return ["value", "known", RMSE.display_name, "mean absolute error", "R2"]
+    return ["question", "known", "yes", ROC_AUC.display_name, "average precision"]
 
 
-def _cells(figures: ColumnFigures) -> list[str]:
-    if isinstance(figures, ValueFigures):
-        errors = [RMSE.text(error) for error in (figures.rmse, figures.mae, figures.r2)]
-        return [figures.name, str(figures.known), *errors]
-    shares = [ROC_AUC.text(share) for share in (figures.roc_auc, figures.average_precision)]
-    return [figures.name, str(figures.known), str(figures.yes), *shares]
+def _cells(metrics: TargetMetrics) -> list[str]:
+    if isinstance(metrics, RegressionTargetMetrics):
+        errors = [RMSE.format(error) for error in (metrics.rmse, metrics.mae, metrics.r2)]
+        return [metrics.name, str(metrics.num_labelled), *errors]
+    shares = [ROC_AUC.format(share) for share in (metrics.roc_auc, metrics.average_precision)]
+    return [metrics.name, str(metrics.num_labelled), str(metrics.num_positive), *shares]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from delta_transfer.data.images.loader import PictureLoader
+from delta_transfer.data.images.loader import DeviceDataLoader
 from delta_transfer.errors import UserError, first_few
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ _NONE = torch.empty(0, 3, 1, 1)  # which can be normalised as pictures are
 
 
 @dataclasses.dataclass(frozen=True)
-class Read:
+class ReadResult:
     """What could be read of a batch.
 
     Args:
@@ -33,7 +33,7 @@ class Read:
     errors: list[tuple[int, str]]
 
 
-def tolerant_loader(loader: PictureLoader) -> PictureLoader:
+def fault_tolerant_loader(loader: DeviceDataLoader) -> DeviceDataLoader:
     """A loader that leaves unreadable pictures out instead of failing.
 
     Args:
@@ -44,7 +44,7 @@ def tolerant_loader(loader: PictureLoader) -> PictureLoader:
         A loader of the same batches: the inputs that could be read, and `Read`, what is known of
         them.
     """
-    return PictureLoader(
+    return DeviceDataLoader(
         _Tolerant(loader.dataset),
         normalise=loader.normalise,
         device=loader.device,
@@ -54,40 +54,42 @@ def tolerant_loader(loader: PictureLoader) -> PictureLoader:
     )
 
 
-class Tally:
+class ReadStats:
     """How many pictures were read, how fast they were answered, and which could not be read.
 
     Args:
         paths: what each sample of the data set is called.
-        kind: what it is, one of them.
+        sample_type: what it is, one of them.
     """
 
-    def __init__(self, paths: Sequence[str], kind: str = "picture") -> None:
+    def __init__(self, paths: Sequence[str], sample_type: str = "picture") -> None:
         self.paths = paths
-        self.kind = kind
-        self.pictures = 0
-        self.seconds = 0.0
+        self.sample_type = sample_type
+        self.num_samples = 0
+        self.elapsed_s = 0.0
         self.errors: list[str] = []
 
     @property
-    def per_second(self) -> float:
+    def samples_per_second(self) -> float:
         """Pictures a second, from the reading to the answer."""
-        return self.pictures / self.seconds if self.seconds else 0.0
+        return self.num_samples / self.elapsed_s if self.elapsed_s else 0.0
 
     def __str__(self) -> str:
         """Such as `1000 pictures, 243 pictures/s`."""
-        digits = 0 if self.per_second >= 10 else 1
-        plural = "" if self.pictures == 1 else "s"
-        return f"{self.pictures} {self.kind}{plural}, {self.per_second:.{digits}f} {self.kind}s/s"
+        digits = 0 if self.samples_per_second >= 10 else 1
+        plural = "" if self.num_samples == 1 else "s"
+        return f"{self.num_samples} {self.sample_type}{plural}, {self.samples_per_second:.{digits}f} {self.sample_type}s/s"
 
-    def count(self, batches: Iterable[tuple[Tensor, Read]]) -> Iterator[tuple[Tensor, list[int]]]:
+    def track(
+        self, batches: Iterable[tuple[Tensor, ReadResult]]
+    ) -> Iterator[tuple[Tensor, list[int]]]:
         """The inputs of each batch and their positions, counted."""
         for inputs, read in batches:
-            self.pictures += len(read.positions)
+            self.num_samples += len(read.positions)
             self.errors += [f"'{self.paths[index]}' ({reason})" for index, reason in read.errors]
             yield inputs, read.positions
 
-    def conclude(self) -> None:
+    def report_unreadable(self) -> None:
         """Logs a warning if pictures are left out.
 
         Raises:
@@ -95,16 +97,18 @@ class Tally:
         """
         if not self.errors:
             return
-        total, named = self.pictures + len(self.errors), first_few(self.errors, SHOWN)
+        total, named = self.num_samples + len(self.errors), first_few(self.errors, SHOWN)
         if total == 1:
-            raise UserError(f"cannot read the {self.kind} {named}: replace it")
-        if not self.pictures:
-            raise UserError(f"none of the {total} {self.kind}s can be read; replace them: {named}")
+            raise UserError(f"cannot read the {self.sample_type} {named}: replace it")
+        if not self.num_samples:
+            raise UserError(
+                f"none of the {total} {self.sample_type}s can be read; replace them: {named}"
+            )
         logger.warning(
             "%d of %d %ss cannot be read and are left out; replace or remove them: %s",
             len(self.errors),
             total,
-            self.kind,
+            self.sample_type,
             named,
         )
 
@@ -127,8 +131,8 @@ class _Tolerant(Dataset[tuple[int, Any]]):
 
 def _collate(
     samples: Sequence[tuple[int, Any]], *, collate: Callable[[list[Any]], Any]
-) -> tuple[Any, Read]:
+) -> tuple[Any, ReadResult]:
     good = {index: sample for index, sample in samples if not isinstance(sample, str)}
     errors = [(index, sample) for index, sample in samples if isinstance(sample, str)]
     inputs = collate([(sample, 0) for sample in good.values()])[0] if good else _NONE
-    return inputs, Read([*good], errors)
+    return inputs, ReadResult([*good], errors)

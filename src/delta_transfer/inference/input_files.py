@@ -13,10 +13,10 @@ from delta_transfer.data.molecules.smiles_files import list_smiles
 from delta_transfer.data.sources.csv import list_csv
 from delta_transfer.data.sources.listing import find_pictures
 from delta_transfer.errors import UserError
-from delta_transfer.utils.optional import need_graph_libraries
+from delta_transfer.utils.optional import require_graph_libraries
 
 
-def find_asked(
+def find_inputs(
     arguments: Sequence[str | Path],
     spec: InputSpec | GraphSpec,
     *,
@@ -41,7 +41,7 @@ def find_asked(
             "predict is for pictures and molecules, and the graphs of this run are neither: use "
             "evaluate, whose predictions.csv has what the network says of each"
         )
-    need_graph_libraries("predict")
+    require_graph_libraries("predict")
     from delta_transfer.data.molecules.smiles import read_molecule
 
     names = [name for one in arguments for name in _molecules(str(one), smiles_column)]

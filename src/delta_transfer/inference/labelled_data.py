@@ -12,37 +12,37 @@ from torch import Tensor
 
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.molecules.options import NOTHING_SAID, MoleculeOptions
+from delta_transfer.data.molecules.options import DEFAULT_MOLECULE_OPTIONS, MoleculeOptions
 from delta_transfer.data.names import MOLECULENET
-from delta_transfer.data.registry import is_named, load_labelled, load_task
+from delta_transfer.data.registry import is_dataset_name, load_data, load_labelled_data
 from delta_transfer.data.splits import DEFAULT_TEST_SPLIT
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.metrics import Metric
-from delta_transfer.metrics.objectives import BinaryTasks, Classes, Objective
+from delta_transfer.metrics.metrics import MetricName
+from delta_transfer.metrics.objectives import Multiclass, MultilabelBinary, Objective
 from delta_transfer.runs.preparation.task import molecule_options
 
 
 @dataclasses.dataclass(frozen=True)
-class Labelled:
+class LabelledData:
     """Data that a run is evaluated on.
 
     Args:
-        classes: the names of its classes, questions or values.
+        target_names: the names of its classes, questions or values.
         split: its samples.
-        metric: what the field reports of it.
-        seen: whether the run may have been trained on some of it.
+        metric_name: what the field reports of it.
+        overlaps_training_data: whether the run may have been trained on some of it.
     """
 
-    classes: Sequence[str]
+    target_names: Sequence[str]
     split: Split
-    metric: Metric
-    seen: bool
+    metric_name: MetricName
+    overlaps_training_data: bool
 
 
-def find_labelled(
+def find_labelled_data(
     config: TrainConfig, data: str, data_root: str | None, *, of_molecules: bool
-) -> Labelled:
+) -> LabelledData:
     """The test split of some data, or all of it where there is none.
 
     Args:
@@ -54,9 +54,9 @@ def find_labelled(
     Raises:
         UserError: if the data is not as it must be.
     """
-    metric: Metric = "accuracy"
+    metric: MetricName = "accuracy"
     data_root = data_root or config.data_root
-    named, own = is_named(data), _is_own(config, data)
+    named, own = is_dataset_name(data), _is_training_data(config, data)
     molecules = _molecules(config, data, of_molecules=of_molecules)
     if own or named:
         # The run's own data: the same test split, also where the seed drew it.
@@ -64,16 +64,16 @@ def find_labelled(
         task = _load(config, data, test_split, data_root if named else None, molecules)
         metric = task.metric
         if task.test is not None:
-            return Labelled(task.classes, task.test, metric, seen=False)
-    classes, split, apart = load_labelled(
+            return LabelledData(task.classes, task.test, metric, overlaps_training_data=False)
+    classes, split, apart = load_labelled_data(
         data,
         seed=config.seed,
         test_split=config.test_split,
         data_root=data_root,
-        molecules=molecules,
+        molecule_options=molecules,
     )
-    seen = own or (not named and not apart and _has_seen(config, data, split))
-    return Labelled(classes, split, metric, seen)
+    seen = own or (not named and not apart and _overlaps_training_data(config, data, split))
+    return LabelledData(classes, split, metric, seen)
 
 
 def check_samples(data: str, split: Split, spec: Any) -> None:
@@ -82,7 +82,7 @@ def check_samples(data: str, split: Split, spec: Any) -> None:
     Args:
         data: what it is called.
         split: its samples.
-        spec: `Backbone.input` of the network.
+        spec: `Backbone.input_spec` of the network.
 
     Raises:
         UserError: if it does not.
@@ -92,15 +92,15 @@ def check_samples(data: str, split: Split, spec: Any) -> None:
     if graphs != isinstance(spec, GraphSpec):
         there, taken = ("graphs", "pictures") if graphs else ("pictures", "graphs")
         raise UserError(f"{data} is of {there}, and the network of this run takes {taken}")
-    if isinstance(spec, GraphSpec) and GraphSpec.of(first.x) != spec:
+    if isinstance(spec, GraphSpec) and GraphSpec.from_node_features(first.x) != spec:
         raise UserError(
             f"{data} describes a node by {first.x.shape[1]} numbers, and the network of this "
-            f"run by {spec.columns}: give data of the same kind"
+            f"run by {spec.num_node_features}: give data of the same kind"
         )
 
 
-def in_own_labels(
-    data: str, labelled: Labelled, classes: Sequence[str], objective: Objective
+def map_to_run_labels(
+    data: str, labelled: LabelledData, classes: Sequence[str], objective: Objective
 ) -> Split:
     """The samples with labels by a network's own classes, or in the order of its outputs.
 
@@ -113,16 +113,16 @@ def in_own_labels(
     Raises:
         UserError: if the network cannot answer what the labels say.
     """
-    split, theirs = labelled.split, labelled.classes
-    if isinstance(split.labels[0], int) != isinstance(objective, Classes):
+    split, theirs = labelled.split, labelled.target_names
+    if isinstance(split.labels[0], int) != isinstance(objective, Multiclass):
         kind = "classes" if isinstance(split.labels[0], int) else "questions or values"
         raise UserError(
-            f"{data} has {kind}, and the run was trained on {objective.outputs}: "
+            f"{data} has {kind}, and the run was trained on {objective.target_kind}: "
             "give data of the same kind"
         )
     strange = sorted(set(theirs) - set(classes))
     known = ", ".join(classes)
-    if isinstance(objective, Classes):
+    if isinstance(objective, Multiclass):
         if strange:
             raise UserError(
                 f"{data} has classes that the run does not know: {', '.join(strange)}; "
@@ -132,9 +132,9 @@ def in_own_labels(
         return dataclasses.replace(split, labels=own)
     if len(strange) == len(theirs):
         raise UserError(f"{data} has none of the columns that the run answers: {known}")
-    answers = _answered(theirs, split, classes)
+    answers = _targets_by_name(theirs, split, classes)
     yes_or_no = (answers == 0) | (answers == 1) | torch.isnan(answers)
-    if isinstance(objective, BinaryTasks) and not bool(yes_or_no.all()):
+    if isinstance(objective, MultilabelBinary) and not bool(yes_or_no.all()):
         raise UserError(
             f"{data} has values, and the run answers with no or yes ({known}): give 0 or 1"
         )
@@ -146,13 +146,13 @@ def real_path(data: str) -> Path:
     return Path(data).expanduser().resolve()
 
 
-def _answered(theirs: Sequence[str], split: Split, classes: Sequence[str]) -> Tensor:
+def _targets_by_name(theirs: Sequence[str], split: Split, classes: Sequence[str]) -> Tensor:
     """What is known of each of a network's outputs `[N, K]`, by the names of the columns."""
     known = [dict(zip(theirs, row, strict=True)) for row in split.targets.tolist()]
     return torch.tensor([[row.get(name, math.nan) for name in classes] for row in known])
 
 
-def _has_seen(config: TrainConfig, data: str, split: Split) -> bool:
+def _overlaps_training_data(config: TrainConfig, data: str, split: Split) -> bool:
     """Whether some pictures are from the run's folder, but not from its test split."""
     if not real_path(data).is_relative_to(real_path(config.data)):
         return False
@@ -169,14 +169,14 @@ def _load(
     test_split: str,
     data_root: str | None,
     molecules: MoleculeOptions,
-) -> Task:
-    return load_task(
+) -> TaskData:
+    return load_data(
         data,
         seed=config.seed,
         val_fraction=config.val_fraction,
         test_split=test_split,
         data_root=data_root,
-        molecules=molecules,
+        molecule_options=molecules,
     )
 
 
@@ -187,10 +187,10 @@ def _molecules(config: TrainConfig, data: str, *, of_molecules: bool) -> Molecul
         UserError: if the run is on molecules and the data cannot be.
     """
     options = molecule_options(config)
-    if _is_own(config, data):
+    if _is_training_data(config, data):
         return options
-    if not of_molecules or is_named(data):
-        return NOTHING_SAID
+    if not of_molecules or is_dataset_name(data):
+        return DEFAULT_MOLECULE_OPTIONS
     if Path(data).suffix.lower() != ".csv":
         raise UserError(
             f"'{data}' is no CSV file: this run is on molecules; give a CSV file with a column "
@@ -199,10 +199,10 @@ def _molecules(config: TrainConfig, data: str, *, of_molecules: bool) -> Molecul
     return dataclasses.replace(options, smiles_column=options.smiles_column or "smiles")
 
 
-def _is_own(config: TrainConfig, data: str) -> bool:
+def _is_training_data(config: TrainConfig, data: str) -> bool:
     """Whether it is what the run was trained on, under another name perhaps."""
     own = config.data
-    if is_named(data) or is_named(own):
+    if is_dataset_name(data) or is_dataset_name(own):
         return _canonical(data) == _canonical(own)
     return real_path(data) == real_path(own)
 

@@ -8,24 +8,24 @@ from pathlib import Path
 
 from delta_transfer.errors import UserError
 from delta_transfer.inference.predictor import Prediction
-from delta_transfer.metrics.objectives import CLASSES, Classes, Objective
+from delta_transfer.metrics.objectives import MULTICLASS, Multiclass, Objective
 from delta_transfer.runs.predictions import as_number, column_names, to_csv
 from delta_transfer.utils.files import write_atomically
 
 
-def to_line(prediction: Prediction, *, top: int, objective: Objective = CLASSES) -> str:
+def to_line(prediction: Prediction, *, top: int, objective: Objective = MULTICLASS) -> str:
     """The path and the `top` most probable classes with their probabilities, tabs between.
 
     Of questions and values the answers to all of them.
     """
-    most = top if isinstance(objective, Classes) else None
-    best = itertools.islice(prediction.answers.items(), most)
-    form = ".4f" if objective.measure.percent else ".6g"
+    most = top if isinstance(objective, Multiclass) else None
+    best = itertools.islice(prediction.values.items(), most)
+    form = ".4f" if objective.metric.percent else ".6g"
     return "\t".join([prediction.path, *(f"{name}\t{value:{form}}" for name, value in best)])
 
 
 def to_json(
-    predictions: Sequence[Prediction], *, top: int | None, objective: Objective = CLASSES
+    predictions: Sequence[Prediction], *, top: int | None, objective: Objective = MULTICLASS
 ) -> str:
     """A list of `path`, `prediction` and `probabilities`.
 
@@ -36,20 +36,20 @@ def to_json(
         top: how many of the most probable classes to name; all if None.
         objective: what is predicted.
     """
-    classes = isinstance(objective, Classes)
-    answers = "predictions" if objective.answer == "prediction" else "probabilities"
+    classes = isinstance(objective, Multiclass)
+    answers = "predictions" if objective.prediction_name == "prediction" else "probabilities"
     rows = [
         {
             "path": prediction.path,
-            **({"prediction": prediction.best} if classes else {}),
-            answers: dict(itertools.islice(prediction.answers.items(), top if classes else None)),
+            **({"prediction": prediction.top_class} if classes else {}),
+            answers: dict(itertools.islice(prediction.values.items(), top if classes else None)),
         }
         for prediction in predictions
     ]
     return json.dumps(rows, indent=2)
 
 
-def check_table(path: Path, *, overwrite: bool) -> None:
+def check_csv_path(path: Path, *, overwrite: bool) -> None:
     """Checks that `write_table` may write a file, before anything slow begins.
 
     Raises:
@@ -65,11 +65,11 @@ def check_table(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"--csv {path}: the folder {path.parent} cannot be written: give another")
 
 
-def write_table(
+def write_csv(
     path: Path,
     predictions: Sequence[Prediction],
     classes: Sequence[str],
-    objective: Objective = CLASSES,
+    objective: Objective = MULTICLASS,
 ) -> None:
     """Writes `path,prediction,probability` and a column of probabilities per class.
 
@@ -84,12 +84,12 @@ def write_table(
     Raises:
         UserError: if it cannot be written; there is no file then, or the old one.
     """
-    if isinstance(objective, Classes):
+    if isinstance(objective, Multiclass):
         rows = _classes(predictions, classes)
     else:
-        rows = [["path", *(f"{objective.answer} {name}" for name in classes)]]
+        rows = [["path", *(f"{objective.prediction_name} {name}" for name in classes)]]
         for prediction in predictions:
-            cells = (f"{prediction.answers[name]:.7g}" for name in classes)
+            cells = (f"{prediction.values[name]:.7g}" for name in classes)
             rows.append([prediction.path, *cells])
     try:
         write_atomically(path, to_csv(rows))
@@ -104,7 +104,7 @@ def _classes(predictions: Sequence[Prediction], classes: Sequence[str]) -> list[
     names = dict(zip(classes, column_names(classes), strict=True))
     rows = [["path", "prediction", "probability", *names.values()]]
     for prediction in predictions:
-        best = prediction.best
-        values = (prediction.answers[name] for name in (best, *names))
+        best = prediction.top_class
+        values = (prediction.values[name] for name in (best, *names))
         rows.append([prediction.path, names[best], *map(as_number, values)])
     return rows

@@ -14,27 +14,27 @@ from torch import Tensor, nn
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.saved import CONFIG, load_model, load_objective
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.registry import is_named
-from delta_transfer.data.task import Noun, Split
+from delta_transfer.data.registry import is_dataset_name
+from delta_transfer.data.task import SampleType, Split
 from delta_transfer.errors import UserError
-from delta_transfer.inference.evaluation import Evaluation, measure
-from delta_transfer.inference.evaluation_per_target import ColumnEvaluation, measure_columns
-from delta_transfer.inference.fault_tolerant_loader import Tally, tolerant_loader
-from delta_transfer.inference.input_files import find_asked
+from delta_transfer.inference.evaluation import Evaluation, evaluate_multiclass
+from delta_transfer.inference.evaluation_per_target import PerTargetEvaluation, evaluate_per_target
+from delta_transfer.inference.fault_tolerant_loader import ReadStats, fault_tolerant_loader
+from delta_transfer.inference.input_files import find_inputs
 from delta_transfer.inference.labelled_data import (
     check_samples,
-    find_labelled,
-    in_own_labels,
+    find_labelled_data,
+    map_to_run_labels,
     real_path,
 )
-from delta_transfer.metrics.objectives import Classes
-from delta_transfer.training.inference import CropAverage, iterate_answers
-from delta_transfer.training.loaders import evaluation_loader
-from delta_transfer.utils.devices import find_device, place
+from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.training.inference import CropAverage, iterate_predictions
+from delta_transfer.training.loaders import test_dataloader
+from delta_transfer.utils.devices import find_device, move_to_device
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = "config.yaml"  # of a run
+CONFIG_FILE = "config.yaml"  # of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,22 +43,22 @@ class Prediction:
 
     Args:
         path: the picture.
-        answers: class name -> probability, the most probable first; of questions, the probability
+        values: class name -> probability, the most probable first; of questions, the probability
             of yes to each, and of values, each of them, in their order.
     """
 
     path: str
-    answers: dict[str, float]
+    values: dict[str, float]
 
     @property
     def probabilities(self) -> dict[str, float]:
         """The answers of classes and questions."""
-        return self.answers
+        return self.values
 
     @property
-    def best(self) -> str:
+    def top_class(self) -> str:
         """The most probable class."""
-        return next(iter(self.answers))
+        return next(iter(self.values))
 
 
 class Predictor:
@@ -68,7 +68,7 @@ class Predictor:
         run: the folder of the run, or one that push has made of it, downloaded from the hub.
         device: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
         batch_size: pictures at a time.
-        workers: processes that load pictures; chosen by the number of cores if None.
+        num_workers: processes that load pictures; chosen by the number of cores if None.
         network: for a run of a network of your own: one of the same architecture, which is copied.
 
     Raises:
@@ -81,7 +81,7 @@ class Predictor:
         *,
         device: str = "auto",
         batch_size: int = 32,
-        workers: int | None = None,
+        num_workers: int | None = None,
         network: nn.Module | None = None,
     ) -> None:
         self.run = Path(run)
@@ -90,22 +90,22 @@ class Predictor:
         model = model_folder(self.run)
         self.backbone, self.classes = load_model(model, network=network)
         self.objective = load_objective(model)
-        self.config = TrainConfig.load(self.run / OPTIONS)
+        self.config = TrainConfig.load(self.run / CONFIG_FILE)
         self.device = find_device(device)
-        place(self.backbone.module, self.device)
-        self._loading = dataclasses.replace(
+        move_to_device(self.backbone.module, self.device)
+        self._loader_config = dataclasses.replace(
             self.config,
             batch_size=batch_size,
-            workers=workers,
+            num_workers=num_workers,
             device=device,  # type: ignore[arg-type]  # `find_device` has found it
         )
-        crops = self.config.official
+        crops = self.config.paper_protocol
         self._network = CropAverage(self.backbone.module) if crops else self.backbone.module
 
     @property
-    def _kind(self) -> Noun:
+    def _sample_type(self) -> SampleType:
         """What it is asked about, one of them."""
-        spec = self.backbone.input
+        spec = self.backbone.input_spec
         if isinstance(spec, GraphSpec):
             return "molecule" if spec.node_features == "atoms" else "graph"
         return "picture"
@@ -125,16 +125,16 @@ class Predictor:
             UserError: if a path does not exist, a folder has no pictures, a CSV file is not as it
                 must be, or no picture can be read.
         """
-        files, read = find_asked(
-            paths, self.backbone.input, smiles_column=self.config.smiles_column
+        files, read = find_inputs(
+            paths, self.backbone.input_spec, smiles_column=self.config.smiles_column
         )
         if not files:
             return
-        tally = Tally(files, self._kind)
+        tally = ReadStats(files, self._sample_type)
         yield from self._predictions(Split(tuple(files), (0,) * len(files), read), tally)
         logger.info("%s", tally)
 
-    def answer(self, sample: Any, *, name: str) -> Prediction:
+    def predict_sample(self, sample: Any, *, name: str) -> Prediction:
         """The prediction for one sample that has been read.
 
         Args:
@@ -142,18 +142,20 @@ class Predictor:
             name: what it is called.
         """
         split = Split((name,), (0,), lambda path: sample)
-        (prediction,) = self._predictions(split, Tally(split.paths, self._kind))
+        (prediction,) = self._predictions(split, ReadStats(split.paths, self._sample_type))
         return prediction
 
-    def _predictions(self, split: Split, tally: Tally) -> Iterator[Prediction]:
-        for positions, rows in self._answers(split, tally):
+    def _predictions(self, split: Split, tally: ReadStats) -> Iterator[Prediction]:
+        for positions, rows in self._predict_batches(split, tally):
             for position, row in zip(positions, rows.tolist(), strict=True):
                 answers = dict(zip(self.classes, row, strict=True))
-                if isinstance(self.objective, Classes):
+                if isinstance(self.objective, Multiclass):
                     answers = dict(sorted(answers.items(), key=lambda pair: -pair[1]))
                 yield Prediction(split.paths[position], answers)
 
-    def evaluate(self, data: str, *, data_root: str | None = None) -> Evaluation | ColumnEvaluation:
+    def evaluate(
+        self, data: str, *, data_root: str | None = None
+    ) -> Evaluation | PerTargetEvaluation:
         """Measures the network on a test split, or on all pictures where there is none.
 
         Pictures that cannot be read are left out, with a warning.
@@ -167,40 +169,48 @@ class Predictor:
             UserError: if it has classes that the network does not know, or another kind of labels,
                 or no picture can be read.
         """
-        if data_root is not None and not is_named(data):
+        if data_root is not None and not is_dataset_name(data):
             logger.warning("--data-root is ignored: %s is no named data set", data)
-        found = find_labelled(self.config, data, data_root, of_molecules=self._kind == "molecule")
-        check_samples(data, found.split, self.backbone.input)
-        labelled = in_own_labels(data, found, self.classes, self.objective)
-        tally = Tally(labelled.paths, self._kind)
-        answers = list(self._answers(labelled, tally))
+        found = find_labelled_data(
+            self.config, data, data_root, of_molecules=self._sample_type == "molecule"
+        )
+        check_samples(data, found.split, self.backbone.input_spec)
+        labelled = map_to_run_labels(data, found, self.classes, self.objective)
+        tally = ReadStats(labelled.paths, self._sample_type)
+        answers = list(self._predict_batches(labelled, tally))
         judge = (
-            functools.partial(measure, metric=found.metric)
-            if isinstance(self.objective, Classes)
-            else functools.partial(measure_columns, objective=self.objective)
+            functools.partial(evaluate_multiclass, metric_name=found.metric_name)
+            if isinstance(self.objective, Multiclass)
+            else functools.partial(evaluate_per_target, objective=self.objective)
         )
         return judge(
             labelled.subset(position for positions, _ in answers for position in positions),
             torch.cat([rows for _, rows in answers]),
             self.classes,
-            data=data if is_named(data) else str(real_path(data)),
-            seen=found.seen,
-            left_out=len(tally.errors),
-            per_second=tally.per_second,
+            data=data if is_dataset_name(data) else str(real_path(data)),
+            overlaps_training_data=found.overlaps_training_data,
+            num_unreadable=len(tally.errors),
+            samples_per_second=tally.samples_per_second,
         )
 
-    def _answers(self, split: Split, tally: Tally) -> Iterator[tuple[list[int], Tensor]]:
+    def _predict_batches(
+        self, split: Split, tally: ReadStats
+    ) -> Iterator[tuple[list[int], Tensor]]:
         """Positions in the split and the answers to them, batch by batch."""
-        loader = tolerant_loader(evaluation_loader(split, self.backbone.input, self._loading))
+        loader = fault_tolerant_loader(
+            test_dataloader(split, self.backbone.input_spec, self._loader_config)
+        )
         started = time.perf_counter()
-        for rows, positions in iterate_answers(self._network, tally.count(loader), self.objective):
-            tally.seconds += time.perf_counter() - started
+        for rows, positions in iterate_predictions(
+            self._network, tally.track(loader), self.objective
+        ):
+            tally.elapsed_s += time.perf_counter() - started
             yield positions, rows
             started = time.perf_counter()  # what the caller does meanwhile does not count
-        tally.conclude()
+        tally.report_unreadable()
 
 
 def model_folder(run: Path) -> Path:
     """Where the network of a run lies: in a folder of its own or, from the hub, in the run's."""
-    flat = (run / CONFIG).is_file() and (run / OPTIONS).is_file()
+    flat = (run / CONFIG).is_file() and (run / CONFIG_FILE).is_file()
     return run if flat and not (run / "model").exists() else run / "model"

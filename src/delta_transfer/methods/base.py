@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.methods.penalty import Penalty
 
-Change = AbstractContextManager[object]
+TrainingContext = AbstractContextManager[object]
 
 # Of the plain methods, and of those that add to them.
 WEIGHT_DECAY = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Parts:
+class PenaltyContext:
     """What a method may build its penalties from.
 
     Args:
@@ -46,23 +46,23 @@ class Parts:
     official: bool = False
 
 
-Kind = Literal["pictures", "graphs"]
-Head = Literal["probe", "raw_probe", "random"]
+DataKind = Literal["pictures", "graphs"]
+HeadInit = Literal["probe", "unstandardized_probe", "random"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Branch:
+class CandidateRun:
     """One of the two trainings of `--strength auto`.
 
     Args:
         strength: of the penalty.
-        pace: how fast it learns, times `--lr`.
-        head: where its head starts, if not as the method says.
+        lr_scale: how fast it learns, times `--lr`.
+        head_init: where its head starts, if not as the method says.
     """
 
     strength: float
-    pace: float
-    head: Head | None = None
+    lr_scale: float
+    head_init: HeadInit | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,48 +73,51 @@ class Method:
         name: as on the command line.
         summary: one line for a list of methods.
         paper: where it comes from.
-        head: the head starts as the linear probe, as one on features that keep their scales
+        head_init: the head starts as the linear probe, as one on features that keep their scales
             (`fit_probe`, `standardize=False`), or at random.
-        penalties: makes the penalties.
+        build_penalties: makes the penalties.
         strength: what `--strength auto` means; None where there is nothing to set.
-        branches: where it means two trainings instead, held strongly and weakly (see `soup`).
+        candidates: where it means two trainings instead, held strongly and weakly (see `soup`).
         official_strength: the same in the official form; None for methods that have none.
-        decay: `--strength` is the optimiser's (decoupled) weight decay, not a penalty's.
+        strength_is_weight_decay: `--strength` is the optimiser's (decoupled) weight decay, not a
+            penalty's.
         weight_decay: the optimiser's weight decay, where `--strength` is something else.
-        features: whether it compares features, so that the source runs at each step.
-        attention: whether it needs channel attention.
-        classifier: whether it needs the pretrained classifier.
-        classes: whether it learns classes alone.
-        whole_batch: whether its penalty looks at a batch as a whole, which then cannot be worked
-            through in parts.
-        head_cycles: in how many cycles the head is trained, drawn anew at the start of each.
+        compares_features: whether it compares features, so that the source runs at each step.
+        needs_attention: whether it needs channel attention.
+        needs_classifier: whether it needs the pretrained classifier.
+        multiclass_only: whether it learns classes alone.
+        needs_whole_batch: whether its penalty looks at a batch as a whole, which then cannot be
+            worked through in parts.
+        num_head_restarts: in how many cycles the head is trained, drawn anew at the start of each.
         batch_norm: the mode that batch norm has to be in, whatever is asked for; None for either.
-        network_change: what changes the network while it trains: a context manager of the network,
+        network_context: what changes the network while it trains: a context manager of the network,
             the strength and a generator of random numbers.
-        step_change: what changes the steps of the optimiser: a context manager of the optimiser,
-            target, source and the strength.
-        trains: whether anything but the probe is trained.
+        optimizer_context: what changes the steps of the optimiser: a context manager of the
+            optimiser, target, source and the strength.
+        trains_network: whether anything but the probe is trained.
         kinds: of samples that it is for.
     """
 
     name: str
     summary: str
     paper: str
-    head: Head = "probe"
-    penalties: Callable[[Parts], list[Penalty]] = lambda parts: []
+    head_init: HeadInit = "probe"
+    build_penalties: Callable[[PenaltyContext], list[Penalty]] = lambda parts: []
     strength: float | None
-    branches: tuple[Branch, ...] = ()
+    candidates: tuple[CandidateRun, ...] = ()
     official_strength: float | None = None
-    decay: bool = False
+    strength_is_weight_decay: bool = False
     weight_decay: float = 0.0
-    features: bool = False
-    attention: bool = False
-    classifier: bool = False
-    classes: bool = False
-    whole_batch: bool = False
-    head_cycles: int = 1
+    compares_features: bool = False
+    needs_attention: bool = False
+    needs_classifier: bool = False
+    multiclass_only: bool = False
+    needs_whole_batch: bool = False
+    num_head_restarts: int = 1
     batch_norm: Literal["train"] | None = None
-    network_change: Callable[[nn.Module, float, torch.Generator], Change] | None = None
-    step_change: Callable[[Optimizer, nn.Module, nn.Module, float], Change] | None = None
-    trains: bool = True
-    kinds: tuple[Kind, ...] = ("pictures", "graphs")
+    network_context: Callable[[nn.Module, float, torch.Generator], TrainingContext] | None = None
+    optimizer_context: (
+        Callable[[Optimizer, nn.Module, nn.Module, float], TrainingContext] | None
+    ) = None
+    trains_network: bool = True
+    kinds: tuple[DataKind, ...] = ("pictures", "graphs")

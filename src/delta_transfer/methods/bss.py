@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from delta_transfer.functional import at_least_float32
-from delta_transfer.methods.base import WEIGHT_DECAY, Method, Parts
+from delta_transfer.methods.base import WEIGHT_DECAY, Method, PenaltyContext
 from delta_transfer.methods.penalty import Penalty, Step
 
 
-def smallest_singular_values(rows: Tensor, *, count: int) -> Tensor:
+def spectral_shrinkage(rows: Tensor, *, count: int) -> Tensor:
     """The sum of the smallest squared singular values of a matrix.
 
     `sum_i sigma_{-i}^2` over the `count` smallest of the min(B, F) that there are: Batch Spectral
@@ -26,7 +26,7 @@ def smallest_singular_values(rows: Tensor, *, count: int) -> Tensor:
         A scalar in squared units of the features.
 
     Example:
-        >>> smallest_singular_values(torch.diag(torch.tensor([3.0, 2.0, 1.0])), count=2)
+        >>> spectral_shrinkage(torch.diag(torch.tensor([3.0, 2.0, 1.0])), count=2)
         tensor(5.)
     """
     wide = at_least_float32(rows)
@@ -56,7 +56,7 @@ class BSS(Penalty):
     """
 
     def __init__(self, head: str, *, strength: float = 0.001, count: int = 1) -> None:
-        super().__init__("bss", strength, head=head, combines="batch")
+        super().__init__("bss", strength, head=head, reduction="batch")
         if count < 1:
             raise ValueError(f"bss: count must be at least 1, got {count}")
         self.count = count
@@ -64,10 +64,10 @@ class BSS(Penalty):
     def forward(self, step: Step) -> Tensor:
         """The term."""
         rows = step.head_inputs[self.head]
-        return self.strength * smallest_singular_values(rows, count=self.count)
+        return self.strength * spectral_shrinkage(rows, count=self.count)
 
 
-def _penalties(parts: Parts) -> list[Penalty]:
+def _penalties(parts: PenaltyContext) -> list[Penalty]:
     """Batch Spectral Shrinkage."""
     return [BSS(parts.head, strength=parts.strength)]
 
@@ -79,9 +79,9 @@ METHOD = Method(
         "https://proceedings.neurips.cc/paper/2019/hash/"
         "c6bff625bdb0393992c9d4db0c6bbe45-Abstract.html"
     ),
-    head="random",
-    penalties=_penalties,
-    whole_batch=True,
+    head_init="random",
+    build_penalties=_penalties,
+    needs_whole_batch=True,
     strength=0.001,  # eta in section 5
     weight_decay=WEIGHT_DECAY,
 )

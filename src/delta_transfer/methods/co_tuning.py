@@ -10,8 +10,8 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from delta_transfer.errors import UserError
-from delta_transfer.functional import at_least_float32, full_precision
-from delta_transfer.methods.base import WEIGHT_DECAY, Method, Parts
+from delta_transfer.functional import at_least_float32, without_autocast
+from delta_transfer.methods.base import WEIGHT_DECAY, Method, PenaltyContext
 from delta_transfer.methods.penalty import Penalty, Step, classifier_logits
 
 
@@ -59,7 +59,7 @@ class CoTuning(Penalty):
         if step.targets is None:
             raise UserError("CoTuning needs the labels: regularizer(inputs, targets)")
         logits = classifier_logits(self.classifier, step.head_inputs[self.head])
-        with full_precision(logits.device):
+        with without_autocast(logits.device):
             if step.targets.is_floating_point():  # shares of all classes, as MixUp gives
                 wanted = step.targets.to(self.relationship) @ self.relationship
             else:
@@ -128,7 +128,7 @@ def category_relationship(
     return torch.where(sizes > 0, means, probabilities.mean(dim=0))
 
 
-def _penalties(parts: Parts) -> list[Penalty]:
+def _penalties(parts: PenaltyContext) -> list[Penalty]:
     """Co-Tuning, with the relationship of the classes on the training pictures."""
     assert parts.classifier is not None
     assert parts.features is not None
@@ -152,10 +152,10 @@ METHOD = Method(
         "https://proceedings.neurips.cc/paper/2020/hash/"
         "c8067ad1937f728f51288b3eb986afaa-Abstract.html"
     ),
-    head="random",
-    penalties=_penalties,
-    classifier=True,
-    classes=True,
+    head_init="random",
+    build_penalties=_penalties,
+    needs_classifier=True,
+    multiclass_only=True,
     kinds=("pictures",),
     strength=2.3,  # the authors' code
     weight_decay=WEIGHT_DECAY,

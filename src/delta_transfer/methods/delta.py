@@ -9,8 +9,8 @@ from torch import Tensor
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
 from delta_transfer.functional import feature_distance, official_distance
-from delta_transfer.methods.base import Branch, Method, Parts
-from delta_transfer.methods.l2 import head_term
+from delta_transfer.methods.base import CandidateRun, Method, PenaltyContext
+from delta_transfer.methods.l2 import head_penalties
 from delta_transfer.methods.penalty import Penalty, Step
 
 
@@ -47,7 +47,7 @@ class Delta(Penalty):
         super().__init__("delta", strength, taps=_taps(attention, taps), needs_source=True)
         self.has_attention = attention is not None
         self.register_buffer("variance", torch.empty(0))
-        self.register_load_state_dict_pre_hook(_make_room)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_resize_variance)  # type: ignore[no-untyped-call]
         if attention is not None:
             self.calibrate(attention.variance)
             _register_attention(self, attention)
@@ -123,7 +123,7 @@ class _OfficialDelta(Penalty):
         taps: str | Sequence[str] | None,
     ) -> None:
         named = _taps(attention, taps)
-        super().__init__("delta", strength, taps=named, needs_source=True, combines="sum")
+        super().__init__("delta", strength, taps=named, needs_source=True, reduction="sum")
         self.has_attention = attention is not None
         if attention is not None:
             _register_attention(self, attention)
@@ -151,7 +151,7 @@ def _taps(
     return "auto" if taps == "auto" else (taps,) if isinstance(taps, str) else tuple(taps or ())
 
 
-def _make_room(module: Delta, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+def _resize_variance(module: Delta, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
     """A Delta that is not calibrated yet takes the state of one that is."""
     saved = state.get(f"{prefix}variance")
     if saved is not None and saved.shape != module.variance.shape:
@@ -173,41 +173,44 @@ def _attention(penalty: Penalty, i: int, features: Tensor) -> Tensor:
     return weights
 
 
-def _penalties(parts: Parts) -> list[Penalty]:
+def _penalties(parts: PenaltyContext) -> list[Penalty]:
     """DELTA with channel attention, and the head term."""
-    return _hold_features(parts, parts.attention, None)
+    return _feature_penalties(parts, parts.attention, None)
 
 
-def _penalties_without_attention(parts: Parts) -> list[Penalty]:
+def _penalties_without_attention(parts: PenaltyContext) -> list[Penalty]:
     """DELTA without attention, and the head term."""
-    return _hold_features(parts, None, parts.taps)
+    return _feature_penalties(parts, None, parts.taps)
 
 
-def _hold_features(
-    parts: Parts, attention: ChannelAttention | None, taps: Sequence[str] | None
+def _feature_penalties(
+    context: PenaltyContext, attention: ChannelAttention | None, taps: Sequence[str] | None
 ) -> list[Penalty]:
-    if parts.official:
-        delta = Delta.official(attention, strength=parts.strength, taps=taps)
+    if context.official:
+        delta = Delta.official(attention, strength=context.strength, taps=taps)
     else:
-        delta = Delta(attention, strength=parts.strength, taps=taps)
-    return [delta, *head_term(parts)]
+        delta = Delta(attention, strength=context.strength, taps=taps)
+    return [delta, *head_penalties(context)]
 
 
 # The two trainings of DELTA by `--strength auto`: averages gain the more, the more these differ.
-AUTO = (Branch(1.0, pace=1.0), Branch(0.1, pace=2.0))
+AUTO = (CandidateRun(1.0, lr_scale=1.0), CandidateRun(0.1, lr_scale=2.0))
 # On graphs it depends on the data which head to begin with: one of the two is taken.
-AUTO_GRAPHS = (Branch(1.0, pace=1.0), Branch(0.03, pace=1.0, head="random"))
+AUTO_GRAPHS = (
+    CandidateRun(1.0, lr_scale=1.0),
+    CandidateRun(0.03, lr_scale=1.0, head_init="random"),
+)
 
 
 NO_ATTENTION = Method(
     name="delta_no_attention",
     summary="DELTA with every channel alike: features are held close",
     paper="https://arxiv.org/abs/1901.09229",
-    head="raw_probe",
-    penalties=_penalties_without_attention,
-    features=True,
+    head_init="unstandardized_probe",
+    build_penalties=_penalties_without_attention,
+    compares_features=True,
     strength=AUTO[0].strength,
-    branches=AUTO,
+    candidates=AUTO,
     official_strength=0.01,
 )
 
@@ -216,11 +219,11 @@ METHOD = Method(
     name="delta",
     summary="DELTA: features are held close, each channel as much as it matters",
     paper="https://arxiv.org/abs/1901.09229",
-    head="raw_probe",
-    penalties=_penalties,
-    features=True,
+    head_init="unstandardized_probe",
+    build_penalties=_penalties,
+    compares_features=True,
     strength=AUTO[0].strength,
-    branches=AUTO,
+    candidates=AUTO,
     official_strength=0.01,
-    attention=True,
+    needs_attention=True,
 )

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from delta_transfer.errors import UserError
-from delta_transfer.functional import at_least_float32, full_precision
-from delta_transfer.methods.base import Method, Parts
-from delta_transfer.methods.l2 import head_term
+from delta_transfer.functional import at_least_float32, without_autocast
+from delta_transfer.methods.base import Method, PenaltyContext
+from delta_transfer.methods.l2 import head_penalties
 from delta_transfer.methods.penalty import Penalty, Step
 
 
@@ -54,7 +54,7 @@ def transport_distance(
     """
     pairs = _pairs(edges, len(groups), order)
     sizes = torch.bincount(groups)
-    with full_precision(target.device):
+    with without_autocast(target.device):
         now, then = (F.normalize(at_least_float32(rows), dim=1) for rows in (target, source))
         cost = 1 - (now[pairs[0]] * then[pairs[1]]).sum(dim=1)
         mass = 1 / sizes[groups].to(cost)
@@ -87,12 +87,12 @@ def masked_plan(
     kernel, wanted = -cost / regularization, mass.log()
     coming = torch.zeros_like(wanted)
     for _ in range(iterations):
-        leaving = wanted - _log_sums(kernel + coming[end], start, len(wanted))
-        coming = wanted - _log_sums(kernel + leaving[start], end, len(wanted))
+        leaving = wanted - _grouped_logsumexp(kernel + coming[end], start, len(wanted))
+        coming = wanted - _grouped_logsumexp(kernel + leaving[start], end, len(wanted))
     return (kernel + leaving[start] + coming[end]).exp()
 
 
-def _log_sums(logarithms: Tensor, rows: Tensor, count: int) -> Tensor:
+def _grouped_logsumexp(logarithms: Tensor, rows: Tensor, count: int) -> Tensor:
     """`[R]`: the logarithm of the sum of each row's numbers, which are given as logarithms."""
     largest = logarithms.new_zeros(count).scatter_reduce(
         0, rows, logarithms.detach(), "amax", include_self=False
@@ -182,18 +182,18 @@ class GTOT(Penalty):
         )
 
 
-def _penalties(parts: Parts) -> list[Penalty]:
+def _penalties(parts: PenaltyContext) -> list[Penalty]:
     """GTOT at the last tap, and the head term."""
-    return [GTOT(parts.taps[-1], strength=parts.strength), *head_term(parts)]
+    return [GTOT(parts.taps[-1], strength=parts.strength), *head_penalties(parts)]
 
 
 METHOD = Method(
     name="gtot",
     summary="GTOT: nodes stay what they or their neighbours were, by optimal transport",
     paper="https://arxiv.org/abs/2203.10453",
-    head="raw_probe",
-    penalties=_penalties,
-    features=True,
+    head_init="unstandardized_probe",
+    build_penalties=_penalties,
+    compares_features=True,
     kinds=("graphs",),
     strength=1.0,
 )

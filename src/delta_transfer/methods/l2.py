@@ -7,7 +7,7 @@ from torch import Tensor
 
 from delta_transfer.errors import UserError, match_names
 from delta_transfer.methods import sharded
-from delta_transfer.methods.base import WEIGHT_DECAY, Method, Parts
+from delta_transfer.methods.base import WEIGHT_DECAY, Method, PenaltyContext
 from delta_transfer.methods.penalty import Penalty, Step
 
 
@@ -29,7 +29,7 @@ class L2(Penalty):
     """
 
     def __init__(self, modules: str | Sequence[str], *, strength: float) -> None:
-        super().__init__("l2", strength, combines="weights")
+        super().__init__("l2", strength, reduction="weights")
         self.modules_named = (modules,) if isinstance(modules, str) else tuple(modules)
 
     def forward(self, step: Step) -> Tensor:
@@ -58,26 +58,26 @@ class L2(Penalty):
 HEAD_STRENGTH = 0.01
 
 
-def head_term(parts: Parts) -> list[Penalty]:
+def head_penalties(context: PenaltyContext) -> list[Penalty]:
     """The head term alone: `0.01 v 1/2 ||head||^2`, v the mean variance of what the head sees.
 
     With it the term is free of units, as the penalty on features is: features of half the size need
     weights of twice the size. Graph networks with v = 0.007 learnt little under 0.01 alone.
     """
     strength = HEAD_STRENGTH
-    if not parts.official and parts.features is not None:
-        variance = float(parts.features.var(dim=0, correction=0).mean())
+    if not context.official and context.features is not None:
+        variance = float(context.features.var(dim=0, correction=0).mean())
         # Without the last digits, which depend on how samples were shared out in batches.
         strength *= float(f"{variance:.3g}")
-    return [L2(parts.head, strength=strength)]
+    return [L2(context.head, strength=strength)]
 
 
 METHOD = Method(
     name="l2",
     summary="plain fine-tuning: random head, weight decay",
     paper="https://arxiv.org/abs/1411.1792",
-    head="random",
+    head_init="random",
     strength=WEIGHT_DECAY,
     official_strength=1e-4,
-    decay=True,
+    strength_is_weight_decay=True,
 )

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from delta_transfer.errors import UserError
 from delta_transfer.methods import sharded
-from delta_transfer.methods.base import Method, Parts
-from delta_transfer.methods.l2 import head_term
+from delta_transfer.methods.base import Method, PenaltyContext
+from delta_transfer.methods.l2 import head_penalties
 from delta_transfer.methods.penalty import Penalty, Step
 
 
@@ -26,8 +26,8 @@ class L2SP(Penalty):
     """
 
     def __init__(self, *, strength: float) -> None:
-        super().__init__("l2sp", strength, needs_source=True, combines="weights")
-        self._start = sharded.Start()
+        super().__init__("l2sp", strength, needs_source=True, reduction="weights")
+        self._initial_weights = sharded.InitialWeights()
 
     def forward(self, step: Step) -> Tensor:
         """The term.
@@ -40,7 +40,7 @@ class L2SP(Penalty):
         sharded.reshard(step.target)
         start = dict(step.source.named_parameters())
         pairs = [
-            (parameter, self._start.like(parameter, name, start[name]))
+            (parameter, self._initial_weights.matching(parameter, name, start[name]))
             for name, parameter in step.target.named_parameters()
             if name in start and start[name].shape == parameter.shape
         ]
@@ -52,16 +52,16 @@ class L2SP(Penalty):
         return self.strength * 0.5 * sharded.sum_of_squares(pairs)
 
 
-def _penalties(parts: Parts) -> list[Penalty]:
+def _penalties(parts: PenaltyContext) -> list[Penalty]:
     """L2-SP, and the head term."""
-    return [L2SP(strength=parts.strength), *head_term(parts)]
+    return [L2SP(strength=parts.strength), *head_penalties(parts)]
 
 
 METHOD = Method(
     name="l2sp",
     summary="L2-SP: weights are held close to the pretrained ones",
     paper="https://arxiv.org/abs/1802.01483",
-    penalties=_penalties,
+    build_penalties=_penalties,
     strength=0.01,
     official_strength=0.01,
 )

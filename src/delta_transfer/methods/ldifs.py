@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from delta_transfer.functional import at_least_float32
-from delta_transfer.methods.base import Method, Parts
-from delta_transfer.methods.l2 import head_term
+from delta_transfer.methods.base import Method, PenaltyContext
+from delta_transfer.methods.l2 import head_penalties
 from delta_transfer.methods.penalty import Penalty, Step
 
 
@@ -77,17 +77,17 @@ class LDIFS(Penalty):
         return self.strength * torch.stack(terms).sum()
 
 
-def _penalties(parts: Parts) -> list[Penalty]:
+def _penalties(parts: PenaltyContext) -> list[Penalty]:
     """LDIFS, and the head term."""
     own = LDIFS(parts.taps, strength=parts.strength)
-    return [own, *head_term(parts)]
+    return [own, *head_penalties(parts)]
 
 
 METHOD = Method(
     name="ldifs",
     summary="LDIFS: features are held close, pooled over the picture",
     paper="https://arxiv.org/abs/2308.13320",
-    penalties=_penalties,
-    features=True,
+    build_penalties=_penalties,
+    compares_features=True,
     strength=10.0,  # the authors' code
 )

@@ -7,5 +7,5 @@ METHOD = Method(
     summary="linear probe: logistic regression on frozen features, nothing else trains",
     paper="https://arxiv.org/abs/1805.08974",
     strength=None,
-    trains=False,
+    trains_network=False,
 )

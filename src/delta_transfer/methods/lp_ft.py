@@ -7,5 +7,5 @@ METHOD = Method(
     summary="plain fine-tuning that starts from the linear probe's head",
     paper="https://arxiv.org/abs/2202.10054",
     strength=WEIGHT_DECAY,
-    decay=True,
+    strength_is_weight_decay=True,
 )

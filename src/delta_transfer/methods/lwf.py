@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer.functional import at_least_float32
-from delta_transfer.methods.base import Method, Parts
-from delta_transfer.methods.l2 import head_term
+from delta_transfer.methods.base import Method, PenaltyContext
+from delta_transfer.methods.l2 import head_penalties
 from delta_transfer.methods.penalty import Penalty, Step, classifier_logits
 
 
@@ -75,20 +75,20 @@ class LwF(Penalty):
         return self.strength * distillation(now, then, temperature=self.temperature)
 
 
-def _penalties(parts: Parts) -> list[Penalty]:
+def _penalties(parts: PenaltyContext) -> list[Penalty]:
     """Learning without Forgetting, and the head term."""
     assert parts.classifier is not None
     own = LwF(parts.classifier, head=parts.head, strength=parts.strength)
-    return [own, *head_term(parts)]
+    return [own, *head_penalties(parts)]
 
 
 METHOD = Method(
     name="lwf",
     summary="Learning without Forgetting: the pretrained classifier's outputs are held",
     paper="https://arxiv.org/abs/1606.09282",
-    penalties=_penalties,
-    features=True,
-    classifier=True,
+    build_penalties=_penalties,
+    compares_features=True,
+    needs_classifier=True,
     kinds=("pictures",),  # no graph network brings a classifier of classes
     strength=1.0,  # lambda_o in section 3
 )

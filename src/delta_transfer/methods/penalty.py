@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer.features.inputs import groups_at, groups_of
-from delta_transfer.functional import at_least_float32, full_precision
+from delta_transfer.functional import at_least_float32, without_autocast
 
-Combines = Literal["mean", "sum", "weights", "batch"]
+Reduction = Literal["mean", "sum", "weights", "batch"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Penalty(nn.Module, abc.ABC):
             empty.
         head: the module whose inputs the penalty needs (the target's head), none if empty.
         needs_source: whether it needs the source network; with taps or a head, its features too.
-        combines: what the term of a batch is of those of its parts, which several processes have:
+        reduction: what the term of a batch is of those of its parts, which several processes have:
             their mean, weighted by samples; their sum; the same in each, being one of weights
             alone; or `"batch"`, which only the whole batch tells.
     """
@@ -76,7 +76,7 @@ class Penalty(nn.Module, abc.ABC):
         taps: str | tuple[str, ...] = (),
         head: str = "",
         needs_source: bool = False,
-        combines: Combines = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
         if not 0 <= strength < math.inf:
@@ -86,7 +86,7 @@ class Penalty(nn.Module, abc.ABC):
         self.taps = taps
         self.head = head
         self.needs_source = needs_source
-        self.combines: Combines = combines
+        self.reduction: Reduction = reduction
 
     @abc.abstractmethod
     def forward(self, step: Step) -> Tensor:
@@ -96,5 +96,5 @@ class Penalty(nn.Module, abc.ABC):
 def classifier_logits(classifier: nn.Linear, rows: Tensor) -> Tensor:
     """Return a classifier's logits `[B, S]` for rows `[B, F]`, in float32 or wider."""
     bias = None if classifier.bias is None else at_least_float32(classifier.bias)
-    with full_precision(rows.device):
+    with without_autocast(rows.device):
         return F.linear(at_least_float32(rows), at_least_float32(classifier.weight), bias)

@@ -21,7 +21,7 @@ from delta_transfer.methods import (
     spd,
     stochnorm,
 )
-from delta_transfer.methods.base import Kind, Method, Parts
+from delta_transfer.methods.base import DataKind, Method, PenaltyContext
 from delta_transfer.methods.penalty import Penalty
 
 METHODS = {
@@ -64,12 +64,12 @@ def find_method(name: str, *, preset: str = "default") -> Method:
     method = METHODS[name]
     if preset == "official":
         return _official(method)
-    if preset == "graphs" and method.branches:
-        return dataclasses.replace(method, branches=delta.AUTO_GRAPHS)
+    if preset == "graphs" and method.candidates:
+        return dataclasses.replace(method, candidates=delta.AUTO_GRAPHS)
     return method
 
 
-def check_kind(method: Method, kind: Kind, data: str) -> None:
+def check_kind(method: Method, kind: DataKind, data: str) -> None:
     """Checks that a method is for samples of a kind.
 
     Args:
@@ -99,8 +99,8 @@ def check_classifier(method: Method, classifier: nn.Linear | None, model: str) -
     Raises:
         UserError: if it does not; the methods that need none are listed.
     """
-    if method.classifier and classifier is None:
-        others = [other.name for other in METHODS.values() if not other.classifier]
+    if method.needs_classifier and classifier is None:
+        others = [other.name for other in METHODS.values() if not other.needs_classifier]
         raise UserError(
             f"method {method.name!r} needs the pretrained classifier, which {model} does not bring "
             "(neither a network given in Python nor a file by --weights does): take a --model of "
@@ -116,15 +116,15 @@ def _official(method: Method) -> Method:
             f"choose from {', '.join(choices)}, or leave --preset official out"
         )
 
-    def penalties(parts: Parts) -> list[Penalty]:
-        return method.penalties(dataclasses.replace(parts, official=True))
+    def penalties(parts: PenaltyContext) -> list[Penalty]:
+        return method.build_penalties(dataclasses.replace(parts, official=True))
 
     return dataclasses.replace(
         method,
-        head="random",
+        head_init="random",
         strength=method.official_strength,
-        branches=(),
-        penalties=penalties,
+        candidates=(),
+        build_penalties=penalties,
     )
 
 
@@ -135,4 +135,4 @@ def method_of(config: TrainConfig) -> Method:
         UserError: if there is none of that name, or it has no such form.
     """
     method = find_method(config.method)
-    return find_method(config.method, preset=config.preset) if method.trains else method
+    return find_method(config.method, preset=config.preset) if method.trains_network else method

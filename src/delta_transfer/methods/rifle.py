@@ -6,8 +6,8 @@ METHOD = Method(
     name="rifle",
     summary="RIFLE: the head is drawn anew in three cycles, so that deep layers learn",
     paper="https://arxiv.org/abs/2007.03349",
-    head="random",
+    head_init="random",
     strength=WEIGHT_DECAY,
-    decay=True,
-    head_cycles=3,
+    strength_is_weight_decay=True,
+    num_head_restarts=3,
 )

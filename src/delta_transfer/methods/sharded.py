@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.utils.distributed import in_group
+from delta_transfer.utils.distributed import is_initialized
 
 if TYPE_CHECKING:  # loading it takes a second, and without a group nothing is sharded
     from torch.distributed.tensor import DTensor
@@ -18,7 +18,7 @@ def reshard(network: nn.Module) -> None:
     `fully_shard` leaves those of the outermost module whole until the backward pass, in the
     precision that it computes in.
     """
-    if not in_group():
+    if not is_initialized():
         return
     from torch.distributed.fsdp import FSDPModule
 
@@ -40,7 +40,7 @@ def sum_of_squares(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
     layouts: dict[object, DTensor] = {}
     for now, then in pairs:
         layout: object = None
-        sharded = _as_sharded(now)
+        sharded = _as_dtensor(now)
         if sharded is not None:
             layout = (sharded.device_mesh, sharded.placements)
             layouts[layout] = sharded
@@ -48,11 +48,11 @@ def sum_of_squares(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
         sums.setdefault(layout, []).append(mine.square().sum())
     plain = sums.pop(None)
     totals = [torch.stack(plain).sum()] if plain else []
-    totals += [_whole(terms, layouts[layout]) for layout, terms in sums.items()]
+    totals += [_sum_over_shards(terms, layouts[layout]) for layout, terms in sums.items()]
     return totals[0] if len(totals) == 1 else torch.stack(totals).sum()
 
 
-def cut(whole: Tensor, like: "DTensor") -> Tensor:
+def shard_like(whole: Tensor, like: "DTensor") -> Tensor:
     """A tensor that is whole in each process, sharded as another; nothing is sent."""
     from torch.distributed.tensor import distribute_tensor
 
@@ -61,8 +61,8 @@ def cut(whole: Tensor, like: "DTensor") -> Tensor:
     )
 
 
-def _as_sharded(tensor: Tensor) -> "DTensor | None":
-    if not in_group():
+def _as_dtensor(tensor: Tensor) -> "DTensor | None":
+    if not is_initialized():
         return None
     from torch.distributed.tensor import DTensor
 
@@ -70,11 +70,11 @@ def _as_sharded(tensor: Tensor) -> "DTensor | None":
 
 
 def _local(tensor: Tensor) -> Tensor:
-    sharded = _as_sharded(tensor)
+    sharded = _as_dtensor(tensor)
     return tensor if sharded is None else sharded.to_local()
 
 
-def _whole(terms: list[Tensor], like: "DTensor") -> Tensor:
+def _sum_over_shards(terms: list[Tensor], like: "DTensor") -> Tensor:
     """The sum over the processes that have other shards, with this one's gradient."""
     from torch.distributed.tensor import DTensor, Partial
 
@@ -85,13 +85,13 @@ def _whole(terms: list[Tensor], like: "DTensor") -> Tensor:
 
 
 @final
-class Start:
+class InitialWeights:
     """Where parameters started, sharded as they are; each is sharded once."""
 
     def __init__(self) -> None:
         self._shards: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def like(self, parameter: Tensor, name: str, source: Tensor) -> Tensor:
+    def matching(self, parameter: Tensor, name: str, source: Tensor) -> Tensor:
         """The source's parameter of a name, sharded as the target's is.
 
         Args:
@@ -99,9 +99,9 @@ class Start:
             name: of both.
             source: whole, or sharded already.
         """
-        sharded = _as_sharded(parameter)
-        if sharded is None or _as_sharded(source) is not None:
+        sharded = _as_dtensor(parameter)
+        if sharded is None or _as_dtensor(source) is not None:
             return source.detach()
         if name not in self._shards or self._shards[name][0] is not source:
-            self._shards[name] = (source, cut(source.detach(), sharded))
+            self._shards[name] = (source, shard_like(source.detach(), sharded))
         return self._shards[name][1]

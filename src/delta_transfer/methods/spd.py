@@ -10,12 +10,12 @@ from torch.optim import Optimizer
 from delta_transfer.errors import UserError
 from delta_transfer.features.stages import unwrap
 from delta_transfer.functional import at_least_float32
-from delta_transfer.methods.base import Change, Method
-from delta_transfer.methods.l2 import head_term
+from delta_transfer.methods.base import Method, TrainingContext
+from delta_transfer.methods.l2 import head_penalties
 
 
 def selective_projection(
-    moved: Tensor, before: Tensor, start: Tensor, gradient: Tensor, *, strength: float
+    updated: Tensor, previous: Tensor, initial: Tensor, gradient: Tensor, *, strength: float
 ) -> Tensor:
     """What a step leaves of some weights, once it is drawn back to where they started.
 
@@ -25,14 +25,14 @@ def selective_projection(
     sphere around the start that it came from.
 
     Args:
-        moved: the weights w' after the optimiser's step.
-        before: the weights w before it.
-        start: the weights w0 that all began with.
+        updated: the weights w' after the optimiser's step.
+        previous: the weights w before it.
+        initial: the weights w0 that all began with.
         gradient: the gradient g at w.
         strength: 0 for none.
 
     Returns:
-        The weights to go on with, of the shape and dtype of `moved`.
+        The weights to go on with, of the shape and dtype of `updated`.
 
     Example:
         >>> two, one, zero = torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([0.0])
@@ -41,15 +41,15 @@ def selective_projection(
         >>> selective_projection(two, one, zero, torch.tensor([-0.1]), strength=1.0)
         tensor([2.])
     """
-    way = at_least_float32(moved) - at_least_float32(start)
-    old_way = at_least_float32(before) - at_least_float32(start)
+    way = at_least_float32(updated) - at_least_float32(initial)
+    old_way = at_least_float32(previous) - at_least_float32(initial)
     disagree = (at_least_float32(gradient) * old_way).sum() > 0
     length = way.norm()
     growth = (length - old_way.norm()).clamp_min(0)
     # Nothing grows to length zero: the smallest number only keeps 0 / 0 away.
     share = growth / length.clamp_min(torch.finfo(length.dtype).tiny)
     drawn = way * torch.where(disagree, strength * share, torch.zeros_like(share))
-    return (at_least_float32(moved) - drawn).to(moved.dtype)
+    return (at_least_float32(updated) - drawn).to(updated.dtype)
 
 
 @final
@@ -140,7 +140,9 @@ class SelectiveProjection:
         self._before = []
 
 
-def _project(optimizer: Optimizer, target: nn.Module, source: nn.Module, strength: float) -> Change:
+def _project(
+    optimizer: Optimizer, target: nn.Module, source: nn.Module, strength: float
+) -> TrainingContext:
     """Selective Projection Decay of the steps."""
     return SelectiveProjection(optimizer, target, source, strength=strength)
 
@@ -149,7 +151,7 @@ METHOD = Method(
     name="spd",
     summary="SPD: weights are drawn back where the gradient agrees, after each step",
     paper="https://arxiv.org/abs/2411.01713",
-    penalties=head_term,
-    step_change=_project,
+    build_penalties=head_penalties,
+    optimizer_context=_project,
     strength=1.0,  # lambda in section 3
 )

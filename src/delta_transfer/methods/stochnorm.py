@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from delta_transfer.errors import UserError
 from delta_transfer.features.stages import unwrap
-from delta_transfer.features.taps import outside_graphs
-from delta_transfer.methods.base import WEIGHT_DECAY, Change, Method
+from delta_transfer.features.taps import exclude_from_compile
+from delta_transfer.methods.base import WEIGHT_DECAY, Method, TrainingContext
 
 
 @final
@@ -82,7 +82,7 @@ class StochasticNorm:
             taken = draw.to(batch.device).view(-1, *[1] * (batch.ndim - 2))
             return torch.where(taken, _with_running_statistics(norm, inputs), batch)
 
-        return outside_graphs(mix)
+        return exclude_from_compile(mix)
 
 
 def _with_running_statistics(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -99,7 +99,9 @@ def _with_running_statistics(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> Te
     return output
 
 
-def _stochastic_norm(network: nn.Module, strength: float, generator: torch.Generator) -> Change:
+def _stochastic_norm(
+    network: nn.Module, strength: float, generator: torch.Generator
+) -> TrainingContext:
     """StochNorm, whose strength is its probability."""
     return StochasticNorm(network, probability=strength, generator=generator)
 
@@ -111,9 +113,9 @@ METHOD = Method(
         "https://proceedings.neurips.cc/paper/2020/hash/"
         "bc573864331a9e42e4511de6f678aa83-Abstract.html"
     ),
-    head="random",
+    head_init="random",
     strength=0.5,  # the probability p of the paper
     weight_decay=WEIGHT_DECAY,
     batch_norm="train",
-    network_change=_stochastic_norm,
+    network_context=_stochastic_norm,
 )

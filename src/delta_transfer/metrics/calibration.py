@@ -9,7 +9,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 
-def calibrated_cross_entropy(logits: Tensor, targets: Tensor) -> float:
+def temperature_scaled_nll(logits: Tensor, targets: Tensor) -> float:
     """Cross entropy at the best temperature: `min_t CE(logits / t, targets)`, t from 1/20 to 20.
 
     How well logits tell the classes apart, without the cost of being too sure or not sure enough:
@@ -26,16 +26,16 @@ def calibrated_cross_entropy(logits: Tensor, targets: Tensor) -> float:
     Example:
         >>> logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
         >>> targets = torch.tensor([0, 1, 1])
-        >>> round(calibrated_cross_entropy(logits, targets), 3)  # two of three right: H(1/3)
+        >>> round(temperature_scaled_nll(logits, targets), 3)  # two of three right: H(1/3)
         0.637
-        >>> round(calibrated_cross_entropy(10 * logits, targets), 3)
+        >>> round(temperature_scaled_nll(10 * logits, targets), 3)
         0.637
     """
-    return calibrated_losses(logits, targets).mean().item()
+    return temperature_scaled_losses(logits, targets).mean().item()
 
 
-def calibrated_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each sample, whose mean is `calibrated_cross_entropy`.
+def temperature_scaled_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each sample, whose mean is `temperature_scaled_nll`.
 
     Args:
         logits: `[N, K]`.
@@ -44,10 +44,10 @@ def calibrated_losses(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         `[N]`, in nats, in float64 on the CPU; NaN if the logits are not finite.
     """
-    return lowest_at_a_temperature(_cross_entropies, logits, targets)
+    return losses_at_best_temperature(_cross_entropies, logits, targets)
 
 
-def lowest_at_a_temperature(
+def losses_at_best_temperature(
     losses: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor
 ) -> Tensor:
     """The losses of samples with their logits divided by what makes the mean loss lowest.

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delta_transfer.metrics.calibration import calibrated_losses, lowest_at_a_temperature
-from delta_transfer.metrics.metrics import ACCURACY, RMSE, ROC_AUC, Measure
-from delta_transfer.metrics.metrics import Metric as Metric
+from delta_transfer.metrics.calibration import losses_at_best_temperature, temperature_scaled_losses
+from delta_transfer.metrics.metrics import ACCURACY, RMSE, ROC_AUC, Metric
+from delta_transfer.metrics.metrics import MetricName as MetricName
 
 
 class Objective(abc.ABC):
@@ -22,26 +22,26 @@ class Objective(abc.ABC):
 
     Attributes:
         name: of the kind.
-        measure: by what networks are compared.
-        answer: what an answer is called.
-        outputs: what outputs stand for, several of them.
+        metric: by what networks are compared.
+        prediction_name: what an answer is called.
+        target_kind: what outputs stand for, several of them.
     """
 
     name: ClassVar[str]
-    answer: ClassVar[str] = "probability"
-    outputs: ClassVar[str]
-    measure: ClassVar[Measure]
+    prediction_name: ClassVar[str] = "probability"
+    target_kind: ClassVar[str]
+    metric: ClassVar[Metric]
 
     @abc.abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """What is minimised: the mean over samples, a scalar."""
 
     @abc.abstractmethod
-    def answers(self, logits: Tensor) -> Tensor:
+    def predictions(self, logits: Tensor) -> Tensor:
         """What outputs say, `[N, K]`: probabilities, or values in the unit of the targets."""
 
     @abc.abstractmethod
-    def logits(self, answers: Tensor) -> Tensor:
+    def logits(self, predictions: Tensor) -> Tensor:
         """Outputs that say this, `[N, K]`."""
 
     @abc.abstractmethod
@@ -49,89 +49,89 @@ class Objective(abc.ABC):
         """The loss by which epochs are compared, of each sample: `[N]`, float64, on the CPU."""
 
     @abc.abstractmethod
-    def score(self, answers: Tensor, targets: Tensor, metric: Metric) -> float:
+    def score(self, predictions: Tensor, targets: Tensor, metric_name: MetricName) -> float:
         """How good answers are by a metric that suits the objective; NaN where it says nothing."""
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Classes(Objective):
+class Multiclass(Objective):
     """One class of K: cross entropy on class indices `[N]`."""
 
     name = "classes"
-    outputs = "classes"
-    measure = ACCURACY
+    target_kind = "classes"
+    metric = ACCURACY
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy in nats."""
         return F.cross_entropy(logits, targets)
 
-    def answers(self, logits: Tensor) -> Tensor:
+    def predictions(self, logits: Tensor) -> Tensor:
         """Class probabilities."""
         return torch.softmax(logits, dim=1)
 
-    def logits(self, answers: Tensor) -> Tensor:
+    def logits(self, predictions: Tensor) -> Tensor:
         """Their logarithms."""
-        return answers.clamp_min(1e-30).log()
+        return predictions.clamp_min(1e-30).log()
 
     def held_out_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy at the best temperature, see `calibrated_cross_entropy`."""
-        return calibrated_losses(logits, targets)
+        """Cross entropy at the best temperature, see `temperature_scaled_nll`."""
+        return temperature_scaled_losses(logits, targets)
 
-    def score(self, answers: Tensor, targets: Tensor, metric: Metric) -> float:
+    def score(self, predictions: Tensor, targets: Tensor, metric_name: MetricName) -> float:
         """`"accuracy"` or `"mean_class_accuracy"`, of the classes that occur; a fraction."""
         from sklearn.metrics import recall_score  # slow to import, and only needed here
 
-        predicted = answers.argmax(dim=1)
-        if metric == "accuracy":
+        predicted = predictions.argmax(dim=1)
+        if metric_name == "accuracy":
             return float((predicted == targets).double().mean())
         labels, present = targets.tolist(), sorted(set(targets.tolist()))
         return float(recall_score(labels, predicted.tolist(), labels=present, average="macro"))
 
 
-CLASSES = Classes()
+MULTICLASS = Multiclass()
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class BinaryTasks(Objective):
+class MultilabelBinary(Objective):
     """K questions with yes and no for an answer, some of them missing.
 
     Targets `[N, K]` are 0, 1 or NaN where the answer is not known.
 
     Args:
-        known: the share of answers that are known in training, so that the loss has the same size
-            whatever is missing.
+        labelled_fraction: the share of answers that are known in training, so that the loss has the
+            same size whatever is missing.
     """
 
     name = "binary_tasks"
-    outputs = "yes-or-no questions"
-    measure = ROC_AUC
+    target_kind = "yes-or-no questions"
+    metric = ROC_AUC
 
-    known: float = 1.0
+    labelled_fraction: float = 1.0
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Binary cross entropy in nats, `1/(N K known)` of its sum over what is known."""
         return self._losses(logits, targets).mean()
 
-    def answers(self, logits: Tensor) -> Tensor:
+    def predictions(self, logits: Tensor) -> Tensor:
         """The probability of yes."""
         return torch.sigmoid(logits)
 
-    def logits(self, answers: Tensor) -> Tensor:
+    def logits(self, predictions: Tensor) -> Tensor:
         """The log odds."""
-        return torch.logit(answers.double(), eps=1e-12).to(answers.dtype)
+        return torch.logit(predictions.double(), eps=1e-12).to(predictions.dtype)
 
     def held_out_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Binary cross entropy at the best temperature, one for all questions."""
-        return lowest_at_a_temperature(self._losses, logits, targets)
+        return losses_at_best_temperature(self._losses, logits, targets)
 
-    def score(self, answers: Tensor, targets: Tensor, metric: Metric) -> float:
+    def score(self, predictions: Tensor, targets: Tensor, metric_name: MetricName) -> float:
         """`"roc_auc"`: its mean over the questions that have both answers."""
         from sklearn.metrics import roc_auc_score  # slow to import, and only needed here
 
         found = []
-        for asked, given in zip(answers.T, targets.T, strict=True):
+        for asked, given in zip(predictions.T, targets.T, strict=True):
             known = ~torch.isnan(given)
             truth = given[known]
             if truth.numel() and bool((truth != truth[0]).any()):
@@ -142,7 +142,7 @@ class BinaryTasks(Objective):
         known = ~torch.isnan(targets)
         truth = torch.where(known, targets, 0.0).to(logits)
         losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-        return torch.where(known, losses, 0.0).mean(dim=1) / self.known
+        return torch.where(known, losses, 0.0).mean(dim=1) / self.labelled_fraction
 
 
 @final
@@ -158,9 +158,9 @@ class Regression(Objective):
     """
 
     name = "regression"
-    answer = "prediction"
-    outputs = "values"
-    measure = RMSE
+    prediction_name = "prediction"
+    target_kind = "values"
+    metric = RMSE
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -169,21 +169,21 @@ class Regression(Objective):
         """The mean squared error of the standardised values."""
         return self._losses(logits, targets).mean()
 
-    def answers(self, logits: Tensor) -> Tensor:
+    def predictions(self, logits: Tensor) -> Tensor:
         """The values in their own unit."""
         return logits * logits.new_tensor(self.std) + logits.new_tensor(self.mean)
 
-    def logits(self, answers: Tensor) -> Tensor:
+    def logits(self, predictions: Tensor) -> Tensor:
         """The standardised values."""
-        return (answers - answers.new_tensor(self.mean)) / answers.new_tensor(self.std)
+        return (predictions - predictions.new_tensor(self.mean)) / predictions.new_tensor(self.std)
 
     def held_out_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Squared errors; NaN if the outputs are not finite."""
         return self._losses(logits.detach().cpu().double(), targets.cpu().double())
 
-    def score(self, answers: Tensor, targets: Tensor, metric: Metric) -> float:
+    def score(self, predictions: Tensor, targets: Tensor, metric_name: MetricName) -> float:
         """`"rmse"`, the mean of those of the values, each in its own unit."""
-        errors = torch.nanmean((answers.double() - targets.double()).square(), dim=0).sqrt()
+        errors = torch.nanmean((predictions.double() - targets.double()).square(), dim=0).sqrt()
         return float(errors.nanmean())
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -193,24 +193,26 @@ class Regression(Objective):
         return torch.where(known, (logits - truth).square(), 0.0).mean(dim=1)
 
 
-def to_dict(objective: Objective) -> dict[str, Any]:
+def objective_to_dict(objective: Objective) -> dict[str, Any]:
     """What JSON can hold of an objective.
 
     Example:
-        >>> to_dict(Regression(mean=(1.0,), std=(2.0,)))
+        >>> objective_to_dict(Regression(mean=(1.0,), std=(2.0,)))
         {'name': 'regression', 'mean': (1.0,), 'std': (2.0,)}
     """
     assert dataclasses.is_dataclass(objective)
     return {"name": objective.name, **dataclasses.asdict(objective)}
 
 
-def from_dict(values: Mapping[str, Any]) -> Objective:
-    """The objective that `to_dict` has made this of.
+def objective_from_dict(values: Mapping[str, Any]) -> Objective:
+    """The objective that `objective_to_dict` has made this of.
 
     Raises:
         KeyError, TypeError: if it is none.
     """
-    kinds: dict[str, type[Objective]] = {k.name: k for k in (Classes, BinaryTasks, Regression)}
+    kinds: dict[str, type[Objective]] = {
+        k.name: k for k in (Multiclass, MultilabelBinary, Regression)
+    }
     options: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in values.items()
     }

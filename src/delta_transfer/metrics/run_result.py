@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.metrics import MEASURES, Measure
+from delta_transfer.metrics.metrics import METRICS, Metric
 
-Where = Literal["test", "val", "linear_probe_test", "linear_probe_val"]
+MetricPrefix = Literal["test", "val", "linear_probe_test", "linear_probe_val"]
 
 
-def comparison_columns(measure: Measure) -> tuple[str, ...]:
+def comparison_columns(metric: Metric) -> tuple[str, ...]:
     """A row a run in the results.csv of a comparison: figures of the run, and where it lies."""
     return (
         "method",
         "seed",
         "samples_per_class",
-        f"test_{measure.name}",
-        f"val_{measure.name}",
-        f"linear_probe_test_{measure.name}",
+        f"test_{metric.name}",
+        f"val_{metric.name}",
+        f"linear_probe_test_{metric.name}",
         "best_epoch",
         "strength",
         "seconds",
@@ -35,19 +35,20 @@ class StrengthSearch:
 
     Args:
         strengths: of the trainings, from strong to weak.
-        shares: in the final weights: of the start, and of the trainings in their order.
+        mixing_coefficients: in the final weights: of the start, and of the trainings in their
+            order.
         losses: calibrated held-out loss in nats by shares in percent, as `"0/50/50"`; the shares
             are those of the lowest one, or the equal average, where there is one, if it is not
             clearly lower.
-        epochs: that were kept of the trainings.
-        seconds: that the second training and the choice took.
+        best_epochs: that were kept of the trainings.
+        wall_time_s: that the second training and the choice took.
     """
 
     strengths: tuple[float, float]
-    shares: tuple[float, float, float]
+    mixing_coefficients: tuple[float, float, float]
     losses: dict[str, float]
-    epochs: tuple[int, int]
-    seconds: float
+    best_epochs: tuple[int, int]
+    wall_time_s: float
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StrengthSearch":
@@ -69,7 +70,7 @@ class RunResult:
         method: its method.
         seed: its seed.
         samples_per_class: training pictures of each class; None if all were taken.
-        metric: the data set's main figure, see `Metric`.
+        metric_name: the data set's main figure, see `Metric`.
         test_accuracy: of the final model on the test split, on which nothing was chosen.
         test_mean_class_accuracy: likewise, the mean of the classes' own accuracies.
         val_accuracy: on the pictures held out, on which the epoch was chosen: of the final model,
@@ -88,13 +89,13 @@ class RunResult:
         best_epoch: the epoch that was kept; 0 is the start, before any training.
         epochs: how many were trained to choose from.
         refitted: whether the final model learnt from training and validation pictures.
-        seconds: from the start of the run to its end; if it was broken off, of all processes that
-            worked on it, of each until it last saved.
-        memory: the most in use while the method was at work, in MiB (see `PeakMemory`), in any of
-            these processes.
-        pictures: how many samples the final model learnt from.
-        sample: what one of them is called: picture, molecule or graph.
-        classes: how many, or questions, or values.
+        wall_time_s: from the start of the run to its end; if it was broken off, of all processes
+            that worked on it, of each until it last saved.
+        peak_memory_mib: the most in use while the method was at work, in MiB (see `PeakMemory`), in
+            any of these processes.
+        num_train_samples: how many samples the final model learnt from.
+        sample_type: what one of them is called: picture, molecule or graph.
+        num_classes: how many, or questions, or values.
         strength: of the method's penalty, None where it has none; if it was found, the geometric
             mean of the two that were trained with, by their shares.
         strength_search: how the strength was found, None where it was given or the method's own.
@@ -106,7 +107,7 @@ class RunResult:
     method: str
     seed: int
     samples_per_class: int | None
-    metric: str
+    metric_name: str
     test_accuracy: float | None = None
     test_mean_class_accuracy: float | None = None
     val_accuracy: float | None = None
@@ -123,24 +124,24 @@ class RunResult:
     best_epoch: int
     epochs: int
     refitted: bool
-    seconds: float
-    memory: float
-    pictures: int
-    sample: str = "picture"
-    classes: int
+    wall_time_s: float
+    peak_memory_mib: float
+    num_train_samples: int
+    sample_type: str = "picture"
+    num_classes: int
     strength: float | None
     strength_search: StrengthSearch | None
     taps: tuple[str, ...]
     versions: dict[str, str]
 
     @property
-    def measure(self) -> Measure:
+    def metric(self) -> Metric:
         """By what the run is compared with others of the same data."""
-        return MEASURES[self.metric]
+        return METRICS[self.metric_name]
 
-    def figure(self, where: Where) -> float | None:
+    def metric_value(self, prefix: MetricPrefix) -> float | None:
         """The measure of the network or the linear probe; None where there is none."""
-        found: float | None = getattr(self, f"{where}_{self.measure.name}")
+        found: float | None = getattr(self, f"{prefix}_{self.metric.name}")
         return found
 
     @property
@@ -149,9 +150,9 @@ class RunResult:
 
         Whether more is better says `measure.higher`.
         """
-        mean = self.metric == "mean_class_accuracy"
-        tested = self.test_mean_class_accuracy if mean else self.figure("test")
-        found = self.figure("val") if tested is None else tested
+        mean = self.metric_name == "mean_class_accuracy"
+        tested = self.test_mean_class_accuracy if mean else self.metric_value("test")
+        found = self.metric_value("val") if tested is None else tested
         return math.nan if found is None else found
 
     def to_json(self) -> str:
@@ -176,8 +177,8 @@ class RunResult:
             search = None if found is None else StrengthSearch.from_dict(found)
             values |= {"strength_search": search, "taps": tuple(values["taps"])}
             result = cls(**values, folder=Path(folder))
-            if result.metric not in MEASURES:
-                raise ValueError(f"{result.metric!r} is no metric")
+            if result.metric_name not in METRICS:
+                raise ValueError(f"{result.metric_name!r} is no metric")
             return result
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is no result of a run: {error}") from error

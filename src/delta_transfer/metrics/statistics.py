@@ -15,9 +15,9 @@ class Summary:
 
     count: int
     mean: float
-    deviation: float
-    low: float
-    high: float
+    std: float
+    ci_low: float
+    ci_high: float
 
 
 def summarize(values: Sequence[float]) -> Summary:

@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer.backbones.base import GraphSpec
-from delta_transfer.backbones.graph_network import ATOMS, MASKED_ATOM, GraphNetwork
-from delta_transfer.pretraining.base import Pretext, Scored
+from delta_transfer.backbones.graph_network import MASKED_ATOM, NUM_ATOM_TYPES, GraphNetwork
+from delta_transfer.pretraining.base import BatchScore, PretextTask
 
 if TYPE_CHECKING:  # the libraries that only graph tasks need
-    from delta_transfer.data.graphs.batch import Graphs
+    from delta_transfer.data.graphs.batch import GraphBatch
 
 
 @final
-class AttributeMasking(Pretext):
+class AttributeMasking(PretextTask):
     """Says by the features of hidden nodes what they are.
 
     As in [Hu et al. 2020](https://arxiv.org/abs/1905.12265) for atoms, where that is the element.
@@ -36,11 +36,13 @@ class AttributeMasking(Pretext):
 
     def __init__(self, spec: GraphSpec, x: Tensor, *, width: int, rate: float) -> None:
         super().__init__()
-        self.atoms = spec.node_features == "atoms"
-        self.classes = self.atoms or _is_one_hot(x)
-        self.unit = "accuracy" if self.classes else "share of variance explained"
+        self.has_atoms = spec.node_features == "atoms"
+        self.is_categorical = self.has_atoms or _is_one_hot(x)
+        self.metric_name = "accuracy" if self.is_categorical else "share of variance explained"
         self.rate = rate
-        self.head = nn.Linear(width, ATOMS - 1 if self.atoms else spec.columns)
+        self.head = nn.Linear(
+            width, NUM_ATOM_TYPES - 1 if self.has_atoms else spec.num_node_features
+        )
         numbers = x.float()
         scale = numbers.std(dim=0, correction=0)
         self.register_buffer("center", numbers.mean(dim=0))
@@ -49,39 +51,39 @@ class AttributeMasking(Pretext):
         self.register_buffer("usual", counts.argmax())
 
     def forward(
-        self, network: GraphNetwork, graphs: "Graphs", generator: torch.Generator
-    ) -> Scored:
+        self, network: GraphNetwork, graphs: "GraphBatch", generator: torch.Generator
+    ) -> BatchScore:
         """See `Pretext`."""
-        hidden = hide(graphs.groups, self.rate, generator)
+        hidden = draw_masked_nodes(graphs.groups, self.rate, generator)
         x = graphs.x.clone()
         x[hidden] = 0
-        if self.atoms:
+        if self.has_atoms:
             x[hidden, 0] = MASKED_ATOM
         masked = copy.copy(graphs.batch)
         masked.x = x
-        features = network.nodes(type(graphs)(masked))[hidden]
+        features = network.node_embeddings(type(graphs)(masked))[hidden]
         return self._score(self.head(features), graphs.x[hidden])
 
-    def guess(self, graphs: "Graphs", generator: torch.Generator) -> Scored:
+    def score_baseline(self, graphs: "GraphBatch", generator: torch.Generator) -> BatchScore:
         """See `Pretext`: the most common class, or the mean."""
-        hidden = hide(graphs.groups, self.rate, generator)
+        hidden = draw_masked_nodes(graphs.groups, self.rate, generator)
         outputs = self.head.weight.new_zeros(len(hidden), self.head.out_features)
-        outputs[:, self.usual] = float(self.classes)
+        outputs[:, self.usual] = float(self.is_categorical)
         return self._score(outputs, graphs.x[hidden])
 
     def _kinds(self, x: Tensor) -> Tensor:
-        return x[:, 0] if self.atoms else x.argmax(dim=1)
+        return x[:, 0] if self.has_atoms else x.argmax(dim=1)
 
-    def _score(self, outputs: Tensor, x: Tensor) -> Scored:
-        if self.classes:
+    def _score(self, outputs: Tensor, x: Tensor) -> BatchScore:
+        if self.is_categorical:
             kinds = self._kinds(x)
             right = float((outputs.argmax(dim=1) == kinds).float().mean())
-            return Scored(loss=F.cross_entropy(outputs, kinds), score=right, count=len(kinds))
+            return BatchScore(loss=F.cross_entropy(outputs, kinds), score=right, count=len(kinds))
         loss = F.mse_loss(outputs, (x - self.center) / self.scale)
-        return Scored(loss=loss, score=1 - float(loss.detach()), count=len(x))
+        return BatchScore(loss=loss, score=1 - float(loss.detach()), count=len(x))
 
 
-def hide(groups: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+def draw_masked_nodes(groups: Tensor, rate: float, generator: torch.Generator) -> Tensor:
     """The nodes that are hidden: `floor(rate n + 1)` of the n of each graph, drawn at random.
 
     Args:
@@ -94,7 +96,7 @@ def hide(groups: Tensor, rate: float, generator: torch.Generator) -> Tensor:
 
     Example:
         >>> groups = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1])
-        >>> groups[hide(groups, 0.15, torch.Generator())].tolist()
+        >>> groups[draw_masked_nodes(groups, 0.15, torch.Generator())].tolist()
         [0, 0, 1]
     """
     there = groups.cpu()

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from delta_transfer.backbones.graph_network import GraphNetwork
 
 if TYPE_CHECKING:  # the libraries that only graph tasks need
-    from delta_transfer.data.graphs.batch import Graphs
+    from delta_transfer.data.graphs.batch import GraphBatch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scored:
+class BatchScore:
     """How well some questions were answered.
 
     Args:
@@ -30,7 +30,7 @@ class Scored:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean:
+class MeanScore:
     """The means over all questions.
 
     Args:
@@ -42,19 +42,19 @@ class Mean:
     score: float
 
 
-class Pretext(nn.Module, ABC):
+class PretextTask(nn.Module, ABC):
     """Questions about graphs that need no labels, with whatever answers them beside the network.
 
     Attributes:
-        unit: what a score is.
+        metric_name: what a score is.
     """
 
-    unit: str
+    metric_name: str
 
     @abstractmethod
     def forward(
-        self, network: GraphNetwork, graphs: "Graphs", generator: torch.Generator
-    ) -> Scored | None:
+        self, network: GraphNetwork, graphs: "GraphBatch", generator: torch.Generator
+    ) -> BatchScore | None:
         """Asks questions and scores the answers.
 
         Args:
@@ -67,15 +67,15 @@ class Pretext(nn.Module, ABC):
         """
 
     @abstractmethod
-    def guess(self, graphs: "Graphs", generator: torch.Generator) -> Scored | None:
+    def score_baseline(self, graphs: "GraphBatch", generator: torch.Generator) -> BatchScore | None:
         """The same questions answered without a look at the graphs."""
 
 
-def mean(parts: Iterable[Scored | None]) -> Mean:
+def average_scores(parts: Iterable[BatchScore | None]) -> MeanScore:
     """The means over all questions of several parts; no numbers where there were none."""
     there = [part for part in parts if part is not None]
     count = sum(part.count for part in there)
     if not count:
-        return Mean(loss=float("nan"), score=float("nan"))
+        return MeanScore(loss=float("nan"), score=float("nan"))
     loss = sum(float(part.loss.detach()) * part.count for part in there) / count
-    return Mean(loss=loss, score=sum(part.score * part.count for part in there) / count)
+    return MeanScore(loss=loss, score=sum(part.score * part.count for part in there) / count)

@@ -7,17 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer.backbones.graph_network import GraphNetwork
-from delta_transfer.pretraining.base import Pretext, Scored
+from delta_transfer.pretraining.base import BatchScore, PretextTask
 
 if TYPE_CHECKING:  # the libraries that only graph tasks need
-    from delta_transfer.data.graphs.batch import Graphs
+    from delta_transfer.data.graphs.batch import GraphBatch
 
 
-_WIDE = 3  # edges that surroundings are wide, and layers of the network that sees them
+_CONTEXT_WIDTH = 3  # edges that surroundings are wide, and layers of the network that sees them
 
 
 @final
-class ContextPrediction(Pretext):
+class ContextPrediction(PretextTask):
     """Tells the surroundings of a node from those of a node in another graph.
 
     As in [Hu et al. 2020](https://arxiv.org/abs/1905.12265). A center is drawn in each graph. The
@@ -31,27 +31,29 @@ class ContextPrediction(Pretext):
     from a few thousand molecules.
 
     Args:
-        surroundings: a network like the one that is trained, with weights of its own; its first two
-            layers and its last one are used.
+        context_network: a network like the one that is trained, with weights of its own; its first
+            two layers and its last one are used.
     """
 
-    unit = "accuracy"
+    metric_name = "accuracy"
 
-    def __init__(self, surroundings: GraphNetwork) -> None:
+    def __init__(self, context_network: GraphNetwork) -> None:
         super().__init__()
-        self.surroundings = surroundings
-        layers = list(surroundings.layers)
-        surroundings.layers = nn.ModuleList([*layers[: _WIDE - 1], *layers[_WIDE - 1 :][-1:]])
-        width = surroundings.head.in_features
+        self.context_network = context_network
+        layers = list(context_network.layers)
+        context_network.layers = nn.ModuleList(
+            [*layers[: _CONTEXT_WIDTH - 1], *layers[_CONTEXT_WIDTH - 1 :][-1:]]
+        )
+        width = context_network.head.in_features
         self.head = nn.Linear(width, width)
 
     def forward(
-        self, network: GraphNetwork, graphs: "Graphs", generator: torch.Generator
-    ) -> Scored | None:
+        self, network: GraphNetwork, graphs: "GraphBatch", generator: torch.Generator
+    ) -> BatchScore | None:
         """See `Pretext`."""
         reach = len(network.layers)
         inner = max(1, reach - 1)
-        outer = inner + _WIDE
+        outer = inner + _CONTEXT_WIDTH
         hops = count_hops(graphs, draw_centers(graphs.groups, generator), outer)
         shared = (hops >= inner) & (hops <= reach)
         asked = torch.zeros(len(graphs), dtype=torch.bool, device=hops.device)
@@ -60,8 +62,8 @@ class ContextPrediction(Pretext):
             return None
         wanted = asked[graphs.groups]
         near, far = wanted & (hops <= reach), wanted & (hops >= inner) & (hops <= outer)
-        one = network.nodes(part(graphs, near))[hops[near] == 0]
-        features = self.surroundings.nodes(part(graphs, far))[shared[far]]
+        one = network.node_embeddings(node_subgraph(graphs, near))[hops[near] == 0]
+        features = self.context_network.node_embeddings(node_subgraph(graphs, far))[shared[far]]
         number = (asked.cumsum(0) - 1)[graphs.groups[far][shared[far]]]
         other = _means(features, number, len(one))
         asking = self.head(one) / one.shape[1] ** 0.5
@@ -70,12 +72,12 @@ class ContextPrediction(Pretext):
         answers[: len(one)] = 1
         right = float(((logits > 0) == (answers > 0)).float().mean())
         loss = F.binary_cross_entropy_with_logits(logits, answers)
-        return Scored(loss=loss, score=right, count=len(logits))
+        return BatchScore(loss=loss, score=right, count=len(logits))
 
-    def guess(self, graphs: "Graphs", generator: torch.Generator) -> Scored:
+    def score_baseline(self, graphs: "GraphBatch", generator: torch.Generator) -> BatchScore:
         """See `Pretext`: half of the answers are yes."""
         loss = torch.tensor(2.0).log()
-        return Scored(loss=loss, score=0.5, count=len(graphs))
+        return BatchScore(loss=loss, score=0.5, count=len(graphs))
 
 
 def draw_centers(groups: Tensor, generator: torch.Generator) -> Tensor:
@@ -85,17 +87,17 @@ def draw_centers(groups: Tensor, generator: torch.Generator) -> Tensor:
     return (sizes.cumsum(0) - sizes + (share * sizes).long()).to(groups.device)
 
 
-def part(graphs: "Graphs", chosen: Tensor) -> "Graphs":
+def node_subgraph(graphs: "GraphBatch", chosen: Tensor) -> "GraphBatch":
     """Some nodes of graphs, `[R]` of bool, and the edges between them."""
     return type(graphs)(graphs.batch.subgraph(chosen))
 
 
-def count_hops(graphs: "Graphs", centers: Tensor, most: int) -> Tensor:
-    """How many edges each node is away from the center of its graph; `most` + 1 for more, `[R]`."""
+def count_hops(graphs: "GraphBatch", centers: Tensor, max_hops: int) -> Tensor:
+    """How many edges each node is away from the center of its graph; `max_hops` + 1 for more, `[R]`."""
     source, target = graphs.edge_index
-    hops = torch.full((len(graphs.x),), most + 1, device=source.device)
+    hops = torch.full((len(graphs.x),), max_hops + 1, device=source.device)
     hops[centers] = 0
-    for distance in range(1, most + 1):
+    for distance in range(1, max_hops + 1):
         found = target[(hops[source] == distance - 1) & (hops[target] > distance)]
         hops[found] = distance
     return hops

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.config.commands import PretrainOptions
 from delta_transfer.data.molecules.options import MoleculeOptions
-from delta_transfer.data.molecules.smiles_files import LINES, list_untested
+from delta_transfer.data.molecules.smiles_files import SMILES_SUFFIXES, list_smiles_without_test
 from delta_transfer.data.names import MOLECULENET, TU
-from delta_transfer.data.registry import load_task
+from delta_transfer.data.registry import load_data
 from delta_transfer.errors import UserError, first_few
-from delta_transfer.utils.optional import need_graph_libraries
+from delta_transfer.utils.optional import require_graph_libraries
 from delta_transfer.utils.paths import user_path
 
 if TYPE_CHECKING:  # the libraries that only graph tasks need
     from torch_geometric.data import Data
 
 
-NAMED = (MOLECULENET, TU)
+NAMED_PREFIXES = (MOLECULENET, TU)
 OFFLINE = "rdkit/nci"
 
 _LEAST = 10  # graphs
@@ -46,15 +46,15 @@ def read_unlabelled(options: PretrainOptions) -> UnlabelledGraphs:
         UserError: if there is no such data, it is of pictures, or there are too few graphs in it.
     """
     _check(options)
-    need_graph_libraries("pretrain")
+    require_graph_libraries("pretrain")
     data = options.data
     graphs: list[Any]
-    if data.startswith(NAMED):
-        task = load_task(
+    if data.startswith(NAMED_PREFIXES):
+        task = load_data(
             data,
             seed=options.seed,
             data_root=options.data_root,
-            molecules=MoleculeOptions(split=options.split),
+            molecule_options=MoleculeOptions(split=options.split),
         )
         graphs = [split.read(path) for split in (task.train, task.val) for path in split.paths]
         notes = [f"its training and validation splits, seed {options.seed}, without labels"]
@@ -68,19 +68,22 @@ def read_unlabelled(options: PretrainOptions) -> UnlabelledGraphs:
             f"{data}: there are only {len(graphs)} graphs to learn from: give at least {_LEAST}, "
             "and better thousands"
         )
-    return UnlabelledGraphs(graphs=graphs, spec=GraphSpec.of(graphs[0].x), notes=tuple(notes))
+    return UnlabelledGraphs(
+        graphs=graphs, spec=GraphSpec.from_node_features(graphs[0].x), notes=tuple(notes)
+    )
 
 
 def _check(options: PretrainOptions) -> None:
     """Raises UserError where the data cannot be what is needed, or an option is of other data."""
     data, path = options.data, user_path(options.data)
-    named = data == OFFLINE or data.startswith(NAMED)
+    named = data == OFFLINE or data.startswith(NAMED_PREFIXES)
     ending = path.suffix.lower()
-    if not named and not (path.is_file() and ending in (".csv", *LINES)):
+    if not named and not (path.is_file() and ending in (".csv", *SMILES_SUFFIXES)):
         what = "this is no file of molecules" if path.exists() else "there is no such file"
         raise UserError(
-            f"{data}: {what}; give a file of SMILES (.csv, {', '.join(LINES)}), {OFFLINE}, "
-            f"{' or '.join(f'{prefix}NAME' for prefix in NAMED)}"
+            f"{data}: {what}; give a file of SMILES (.csv, {', '.join(SMILES_SUFFIXES)}), "
+            f"{OFFLINE}, "
+            f"{' or '.join(f'{prefix}NAME' for prefix in NAMED_PREFIXES)}"
         )
     if options.smiles_column is not None and (named or ending != ".csv"):
         raise UserError(f"--smiles-column: {data} is no CSV file; leave the option out")
@@ -88,9 +91,10 @@ def _check(options: PretrainOptions) -> None:
         raise UserError(
             f"--split {options.split}: only {MOLECULENET}NAME is split so; leave the option out"
         )
-    if options.data_root is not None and not data.startswith(NAMED):
+    if options.data_root is not None and not data.startswith(NAMED_PREFIXES):
         raise UserError(
-            f"--data-root: only {' and '.join(f'{prefix}NAME' for prefix in NAMED)} look there; "
+            f"--data-root: only {' and '.join(f'{prefix}NAME' for prefix in NAMED_PREFIXES)} look "
+            "there; "
             "leave the option out"
         )
 
@@ -98,10 +102,10 @@ def _check(options: PretrainOptions) -> None:
 def _smiles(options: PretrainOptions) -> tuple[Sequence[str], int]:
     """Those of the molecules to learn from, and how many are left for a test."""
     if options.data == OFFLINE:
-        from delta_transfer.data.molecules.nci import offline_smiles
+        from delta_transfer.data.molecules.nci import load_nci_smiles
 
-        return offline_smiles(), 0
-    return list_untested(user_path(options.data), column=options.smiles_column)
+        return load_nci_smiles(), 0
+    return list_smiles_without_test(user_path(options.data), column=options.smiles_column)
 
 
 def _molecules(smiles: Sequence[str], source: str) -> "tuple[list[Data], list[str]]":

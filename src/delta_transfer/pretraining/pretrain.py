@@ -14,63 +14,63 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save
 
-from delta_transfer.backbones.base import own_tensors
+from delta_transfer.backbones.base import state_tensors
 from delta_transfer.backbones.graph_models import find_graph_loader, load_graph_backbone
 from delta_transfer.backbones.graph_network import GraphNetwork
 from delta_transfer.backbones.weights_file import read_weights
 from delta_transfer.config.commands import PretrainOptions
 from delta_transfer.errors import UserError
 from delta_transfer.pretraining.attribute_masking import AttributeMasking
-from delta_transfer.pretraining.base import Mean, Pretext, Scored, mean
+from delta_transfer.pretraining.base import BatchScore, MeanScore, PretextTask, average_scores
 from delta_transfer.pretraining.context_prediction import ContextPrediction
 from delta_transfer.pretraining.data import UnlabelledGraphs, read_unlabelled
-from delta_transfer.runs.folder import check_place, data_name, free_folder, time_stamp
+from delta_transfer.runs.folder import check_output_location, data_name, free_folder, time_stamp
 from delta_transfer.utils.devices import find_device
 from delta_transfer.utils.environment import describe
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.logging import log_to
-from delta_transfer.utils.module_state import evaluating
+from delta_transfer.utils.module_state import eval_mode
 from delta_transfer.utils.seeds import derive_seed
 
 if TYPE_CHECKING:  # the libraries that only graph tasks need
     from torch_geometric.data import Data
 
-    from delta_transfer.data.graphs.batch import Graphs
+    from delta_transfer.data.graphs.batch import GraphBatch
 
 
 WEIGHTS, CONFIG, METRICS, LOG = "weights.safetensors", "config.json", "metrics.csv", "train.log"
-HELD_OUT = 0.1  # share of the graphs
+HELD_OUT_FRACTION = 0.1  # share of the graphs
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrained:
+class PretrainResult:
     """What a pretraining comes to; figures are of the graphs that were held out.
 
     Args:
         folder: its files.
-        unit: what scores are.
+        metric_name: what scores are.
         chance: of who sees nothing of the graphs.
         before: of the network as it started.
         after: of the network at the end.
     """
 
     folder: Path
-    unit: str
-    chance: Mean
-    before: Mean
-    after: Mean
+    metric_name: str
+    chance: MeanScore
+    before: MeanScore
+    after: MeanScore
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Job:
+class _PretrainJob:
     """What is trained, and on what.
 
     Args:
         options: those given.
         network: on its device.
-        task: likewise.
+        pretext_task: likewise.
         graphs: to learn from.
         held_out: to measure by.
         device: where graphs are moved to.
@@ -78,13 +78,13 @@ class _Job:
 
     options: PretrainOptions
     network: GraphNetwork
-    task: Pretext
+    pretext_task: PretextTask
     graphs: "Sequence[Data]"
     held_out: "Sequence[Data]"
     device: torch.device
 
 
-def pretrain(options: PretrainOptions) -> Pretrained:
+def pretrain(options: PretrainOptions) -> PretrainResult:
     """Trains a network on graphs without labels and writes its weights, which have no head.
 
     A tenth of the graphs is held out to measure by. On the CPU equal options give equal bytes.
@@ -110,16 +110,16 @@ def pretrain(options: PretrainOptions) -> Pretrained:
         )
         assert isinstance(backbone.module, GraphNetwork)
         graphs, held_out = _hold_out(data.graphs, options.seed)
-        task = _make_task(options, data, graphs, backbone.module)
-    job = _Job(
+        task = _make_pretext_task(options, data, graphs, backbone.module)
+    job = _PretrainJob(
         options=options,
         network=backbone.module.to(device),
-        task=task.to(device),
+        pretext_task=task.to(device),
         graphs=graphs,
         held_out=held_out,
         device=device,
     )
-    _check_asked(job)
+    _check_trainable(job)
     folder.mkdir(parents=True, exist_ok=True)
     with log_to(folder / LOG, describe()):
         logger.info(
@@ -134,12 +134,12 @@ def pretrain(options: PretrainOptions) -> Pretrained:
         return _run(job, folder)
 
 
-def _run(job: _Job, folder: Path) -> Pretrained:
-    chance, before = _measure(job, seeing=False), _measure(job)
-    _say(0, before, job)
+def _run(job: _PretrainJob, folder: Path) -> PretrainResult:
+    chance, before = _evaluate(job, use_network=False), _evaluate(job)
+    _log_epoch(0, before, job)
     rows: list[tuple[object, ...]] = [(0, "", before.loss, before.score)]
     optimizer = torch.optim.Adam(
-        [*job.network.parameters(), *job.task.parameters()], lr=job.options.lr
+        [*job.network.parameters(), *job.pretext_task.parameters()], lr=job.options.lr
     )
     # Without an end at zero the last weights are those of one noisy step after many.
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, job.options.epochs)
@@ -147,20 +147,26 @@ def _run(job: _Job, folder: Path) -> Pretrained:
     for epoch in range(1, job.options.epochs + 1):
         loss = _train(job, optimizer, epoch)
         schedule.step()
-        after = _measure(job)
+        after = _evaluate(job)
         if not math.isfinite(loss) or not math.isfinite(after.loss):
             raise UserError(
                 f"pretraining diverged in epoch {epoch} (loss {loss:g}): try a smaller --lr than "
                 f"{job.options.lr:g}"
             )
         rows.append((epoch, loss, after.loss, after.score))
-        _say(epoch, after, job)
-    found = Pretrained(folder=folder, unit=job.task.unit, chance=chance, before=before, after=after)
+        _log_epoch(epoch, after, job)
+    found = PretrainResult(
+        folder=folder,
+        metric_name=job.pretext_task.metric_name,
+        chance=chance,
+        before=before,
+        after=after,
+    )
     _write(found, job, rows)
     return found
 
 
-def _check_asked(job: _Job) -> None:
+def _check_trainable(job: _PretrainJob) -> None:
     """Checks that there are questions about the graphs.
 
     Raises:
@@ -168,8 +174,10 @@ def _check_asked(job: _Job) -> None:
     """
     for what, graphs in (("to learn from", job.graphs), ("held out", job.held_out)):
         generator = _generator(job.options.seed, "measure")
-        with evaluating(job.network), evaluating(job.task), torch.no_grad():
-            scores = (job.task(job.network, part, generator) for part in _batches(graphs, job))
+        with eval_mode(job.network), eval_mode(job.pretext_task), torch.no_grad():
+            scores = (
+                job.pretext_task(job.network, part, generator) for part in _batches(graphs, job)
+            )
             asked = any(scored is not None for scored in scores)
         if not asked:
             edges = max(1, len(job.network.layers) - 1)
@@ -181,47 +189,47 @@ def _check_asked(job: _Job) -> None:
             )
 
 
-def _train(job: _Job, optimizer: torch.optim.Optimizer, epoch: int) -> float:
+def _train(job: _PretrainJob, optimizer: torch.optim.Optimizer, epoch: int) -> float:
     """One pass over the graphs, in an order and with questions that seed and epoch determine."""
     seed = job.options.seed
     order = torch.randperm(len(job.graphs), generator=_generator(seed, "order", epoch))
     generator = _generator(seed, "questions", epoch)
     job.network.train()
-    job.task.train()
+    job.pretext_task.train()
     parts = []
     for graphs in _batches([job.graphs[i] for i in order.tolist()], job):
         if len(graphs.x) == 1:  # of which batch norm has no variance
             continue
-        scored = job.task(job.network, graphs, generator)
+        scored = job.pretext_task(job.network, graphs, generator)
         if scored is None:
             continue
         optimizer.zero_grad()
         scored.loss.backward()
         optimizer.step()
         parts.append(dataclasses.replace(scored, loss=scored.loss.detach()))
-    return mean(parts).loss
+    return average_scores(parts).loss
 
 
-def _measure(job: _Job, *, seeing: bool = True) -> Mean:
+def _evaluate(job: _PretrainJob, *, use_network: bool = True) -> MeanScore:
     """Means over the graphs held out, of which the same is asked each time."""
     generator = _generator(job.options.seed, "measure")
 
-    def score(graphs: "Graphs") -> Scored | None:
-        if not seeing:
-            return job.task.guess(graphs, generator)
-        found: Scored | None = job.task(job.network, graphs, generator)
+    def score(graphs: "GraphBatch") -> BatchScore | None:
+        if not use_network:
+            return job.pretext_task.score_baseline(graphs, generator)
+        found: BatchScore | None = job.pretext_task(job.network, graphs, generator)
         return found
 
-    with evaluating(job.network), evaluating(job.task), torch.no_grad():
-        return mean([score(graphs) for graphs in _batches(job.held_out, job)])
+    with eval_mode(job.network), eval_mode(job.pretext_task), torch.no_grad():
+        return average_scores([score(graphs) for graphs in _batches(job.held_out, job)])
 
 
-def _batches(graphs: "Sequence[Data]", job: _Job) -> "Iterator[Graphs]":
-    from delta_transfer.data.graphs.batch import Graphs
+def _batches(graphs: "Sequence[Data]", job: _PretrainJob) -> "Iterator[GraphBatch]":
+    from delta_transfer.data.graphs.batch import GraphBatch
 
     size = job.options.batch_size
     for start in range(0, len(graphs), size):
-        yield Graphs.of(graphs[start : start + size]).to(job.device)
+        yield GraphBatch.from_data_list(graphs[start : start + size]).to(job.device)
 
 
 def _generator(seed: int, *purpose: str | int) -> torch.Generator:
@@ -231,16 +239,16 @@ def _generator(seed: int, *purpose: str | int) -> torch.Generator:
 def _hold_out(graphs: "Sequence[Data]", seed: int) -> "tuple[list[Data], list[Data]]":
     """The graphs to learn from, and those to measure by."""
     order = torch.randperm(len(graphs), generator=_generator(seed, "held out")).tolist()
-    count = max(1, round(HELD_OUT * len(graphs)))
+    count = max(1, round(HELD_OUT_FRACTION * len(graphs)))
     return [graphs[i] for i in sorted(order[count:])], [graphs[i] for i in sorted(order[:count])]
 
 
-def _make_task(
+def _make_pretext_task(
     options: PretrainOptions,
     data: UnlabelledGraphs,
     graphs: "Sequence[Data]",
     network: GraphNetwork,
-) -> Pretext:
+) -> PretextTask:
     if options.objective == "context-prediction":
         other = load_graph_backbone(options.model, num_outputs=1, spec=data.spec, pretrained=False)
         assert isinstance(other.module, GraphNetwork)
@@ -250,12 +258,12 @@ def _make_task(
     return AttributeMasking(data.spec, x, width=width, rate=options.mask_rate)
 
 
-def _say(epoch: int, found: Mean, job: _Job) -> None:
+def _log_epoch(epoch: int, found: MeanScore, job: _PretrainJob) -> None:
     logger.info(
         "epoch    %d: loss %.4f, %s %.4f on graphs held out",
         epoch,
         found.loss,
-        job.task.unit,
+        job.pretext_task.metric_name,
         found.score,
     )
 
@@ -269,7 +277,7 @@ def _check_folder(options: PretrainOptions) -> Path:
     if options.out is None:
         return free_folder(f"pretrain-{data_name(options.data)}-{time_stamp()}")
     folder = Path(options.out).expanduser()
-    check_place(folder, data=options.data)
+    check_output_location(folder, data=options.data)
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     strange = min(there - {WEIGHTS, CONFIG, METRICS, LOG}, default=None)
     if strange is not None:
@@ -285,7 +293,7 @@ def _check_folder(options: PretrainOptions) -> Path:
     return folder
 
 
-def _write(found: Pretrained, job: _Job, rows: Sequence[tuple[object, ...]]) -> None:
+def _write(found: PretrainResult, job: _PretrainJob, rows: Sequence[tuple[object, ...]]) -> None:
     """The weights last: who finds them finds the rest."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -298,7 +306,7 @@ def _write(found: Pretrained, job: _Job, rows: Sequence[tuple[object, ...]]) -> 
     write_atomically(found.folder / CONFIG, json.dumps(config | graphs | figures, indent=2) + "\n")
     state = {
         name: tensor.cpu().contiguous().clone()
-        for name, tensor in own_tensors(job.network).items()
+        for name, tensor in state_tensors(job.network).items()
         if not name.startswith("head.")
     }
     write_atomically(found.folder / WEIGHTS, save(state, metadata={"format": "pt"}))

@@ -10,9 +10,9 @@ from PIL import Image, ImageOps
 
 from delta_transfer.metrics.metrics import MINUS
 from delta_transfer.report.figures import INK, LINE, SERIES, STRONG, printable, render
-from delta_transfer.report.formatting import count, shorten
+from delta_transfer.report.formatting import pluralize, shorten
 
-MOST_TAPS = 24  # rows; a picture of more is too tall to be looked at
+MAX_TAPS = 24  # rows; a picture of more is too tall to be looked at
 HEAD, ROW, FOOT = 112, 262, 14  # heights in CSS pixels
 PLOT, PLOT_TOP = 186, 34  # height of a plot, and of what stands above it in its row
 LEFT = 70  # of the first plot, in CSS pixels, as all that follows
@@ -27,7 +27,7 @@ FEW = 60  # channels up to which each has a dot
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Driver:
+class InfluentialSamples:
     """A channel, and the pictures whose loss grows most when it is switched off.
 
     Args:
@@ -47,20 +47,21 @@ class TapFigure:
         tap: its name.
         note: what is written beside the name.
         scores: growth of the loss without each channel, in the order of channels.
-        errors: their standard errors, nan where unknown.
+        standard_errors: their standard errors, nan where unknown.
         attention: the weight of each channel; they sum to 1.
-        drivers: of the channels with the largest scores, up to three, the largest first.
+        influential_samples: of the channels with the largest scores, up to three, the largest
+            first.
     """
 
     tap: str
     note: str
     scores: Sequence[float]
-    errors: Sequence[float]
+    standard_errors: Sequence[float]
     attention: Sequence[float]
-    drivers: Sequence[Driver]
+    influential_samples: Sequence[InfluentialSamples]
 
 
-def attention_figure(taps: Sequence[TapFigure], *, title: str, note: str) -> bytes:
+def draw_attention_figure(taps: Sequence[TapFigure], *, title: str, note: str) -> bytes:
     """Draws channel attention: scores sorted, weights against uniform ones, telling pictures.
 
     Args:
@@ -71,9 +72,9 @@ def attention_figure(taps: Sequence[TapFigure], *, title: str, note: str) -> byt
     Returns:
         A PNG on white, the same bytes for the same arguments.
     """
-    drawn = taps[:MOST_TAPS]
+    drawn = taps[:MAX_TAPS]
     if len(drawn) < len(taps):
-        note += f"; {count(len(taps) - len(drawn), 'more tap')} not drawn"
+        note += f"; {pluralize(len(taps) - len(drawn), 'more tap')} not drawn"
     height = HEAD + ROW * len(drawn) + FOOT
 
     def draw(figure: Figure) -> None:
@@ -87,7 +88,7 @@ def attention_figure(taps: Sequence[TapFigure], *, title: str, note: str) -> byt
             canvas.write(*place, "channels, highest score first", size=10, centred=True)
 
     return render(
-        draw, "png", size=(WIDTH, height), title=f"{title}: {note}", ground="white", dpi=DOTS
+        draw, "png", size=(WIDTH, height), title=f"{title}: {note}", background="white", dpi=DOTS
     )
 
 
@@ -151,13 +152,13 @@ def _draw_tap(canvas: _Canvas, tap: TapFigure, top: float) -> None:
     order = sorted(range(len(tap.scores)), key=lambda channel: -tap.scores[channel])
     _draw_scores(canvas.axes(SCORES[0], top + PLOT_TOP + 8, SCORES[1], PLOT), tap, order)
     _draw_weights(canvas.axes(WEIGHTS[0], top + PLOT_TOP + 8, WEIGHTS[1], PLOT), tap, order)
-    for number, driver in enumerate(tap.drivers):
-        _draw_driver(canvas, driver, number, top + 12 + LINE_STEP * number)
+    for number, driver in enumerate(tap.influential_samples):
+        _draw_influential_samples(canvas, driver, number, top + 12 + LINE_STEP * number)
 
 
 def _draw_scores(axes: Axes, tap: TapFigure, order: Sequence[int]) -> None:
     scores = [tap.scores[channel] for channel in order]
-    errors = [tap.errors[channel] for channel in order]
+    errors = [tap.standard_errors[channel] for channel in order]
     low = [score - error for score, error in zip(scores, errors, strict=True)]
     high = [score + error for score, error in zip(scores, errors, strict=True)]
     ranks = range(1, len(order) + 1)
@@ -191,18 +192,20 @@ def _draw_curve(axes: Axes, values: Sequence[float]) -> None:
 
 def _draw_top(axes: Axes, tap: TapFigure, order: Sequence[int], values: Sequence[float]) -> None:
     """Dots in the colours of the channels whose pictures are shown."""
-    for number, driver in enumerate(tap.drivers):
+    for number, driver in enumerate(tap.influential_samples):
         rank = order.index(driver.channel)
         axes.plot(
             [rank + 1], [values[rank]], "o", color=_COLOURS[number], markersize=6, clip_on=False
         )
 
 
-def _draw_driver(canvas: _Canvas, driver: Driver, number: int, top: float) -> None:
+def _draw_influential_samples(
+    canvas: _Canvas, influential: InfluentialSamples, number: int, top: float
+) -> None:
     colour = _COLOURS[number]
     canvas.write(NAMES, top + 18, "channel", size=10, colour=colour)
-    canvas.write(NAMES, top + 30, str(driver.channel), size=12, bold=True, colour=colour)
-    for column, (picture, label) in enumerate(driver.pictures):
+    canvas.write(NAMES, top + 30, str(influential.channel), size=12, bold=True, colour=colour)
+    for column, (picture, label) in enumerate(influential.pictures):
         left = PICTURES + STEP * column
         axes = canvas.axes(left, top, THUMBNAIL, THUMBNAIL)
         axes.imshow(ImageOps.fit(picture, (PIXELS, PIXELS)))

@@ -13,9 +13,9 @@ from delta_transfer.report.figures import ACCENT, SMALL, STRONG, Plot, inline_sv
 from delta_transfer.report.formatting import shorten
 from delta_transfer.report.run_files import Predictions
 
-MOST_CLASSES, MOST_NUMBERED = 100, 30
+MAX_CLASSES, MAX_NUMBERED_CLASSES = 100, 30
 # most classes: side of a cell in CSS pixels
-CELLS = {6: 46, 12: 32, MOST_NUMBERED: 24, MOST_CLASSES: 12}
+CELLS = {6: 46, 12: 32, MAX_NUMBERED_CLASSES: 24, MAX_CLASSES: 12}
 SHADES = 20  # one drawn thing each, however many cells have it
 LABEL = 20  # letters of a class name beside the matrix
 
@@ -26,32 +26,32 @@ class ClassAccuracy:
 
     Args:
         name: of the class.
-        count: its samples.
-        right: those that are right.
+        num_samples: its samples.
+        num_correct: those that are right.
         mistaken_for: the wrong class that is predicted most often for it, None if there is none.
-        mistakes: how often that is.
+        num_mistaken: how often that is.
     """
 
     name: str
-    count: int
-    right: int
+    num_samples: int
+    num_correct: int
     mistaken_for: str | None
-    mistakes: int
+    num_mistaken: int
 
     @property
     def accuracy(self) -> float:
         """The fraction that is right."""
-        return self.right / self.count
+        return self.num_correct / self.num_samples
 
 
-def confusions(predictions: Predictions) -> Counter[tuple[str, str]]:
+def count_confusions(predictions: Predictions) -> Counter[tuple[str, str]]:
     """How often each label has each prediction."""
     return Counter((row.label, row.prediction) for row in predictions.rows)
 
 
 def class_accuracies(predictions: Predictions) -> list[ClassAccuracy]:
     """The classes that have samples, the one with the lowest accuracy first."""
-    counts = confusions(predictions)
+    counts = count_confusions(predictions)
     totals = Counter(row.label for row in predictions.rows)
     order = {name: position for position, name in enumerate(predictions.classes)}
     worst: dict[str, tuple[int, int, str]] = {}
@@ -62,10 +62,10 @@ def class_accuracies(predictions: Predictions) -> list[ClassAccuracy]:
     table = [
         ClassAccuracy(
             name=name,
-            count=totals[name],
-            right=counts[name, name],
+            num_samples=totals[name],
+            num_correct=counts[name, name],
             mistaken_for=worst[name][2] if name in worst else None,
-            mistakes=worst[name][0] if name in worst else 0,
+            num_mistaken=worst[name][0] if name in worst else 0,
         )
         for name in predictions.classes
         if totals[name]
@@ -73,7 +73,7 @@ def class_accuracies(predictions: Predictions) -> list[ClassAccuracy]:
     return sorted(table, key=lambda entry: entry.accuracy)
 
 
-def pooled(runs: Sequence[Predictions]) -> Predictions:
+def pool_predictions(runs: Sequence[Predictions]) -> Predictions:
     """The predictions of several runs as those of one."""
     classes = dict.fromkeys(name for run in runs for name in run.classes)
     return Predictions(tuple(classes), tuple(row for run in runs for row in run.rows))
@@ -84,7 +84,7 @@ def confusion_plot(
     name: str = "confusion",
     *,
     title: str = "Confusion matrix",
-    noun: str = "picture",
+    sample_type: str = "picture",
 ) -> Plot | None:
     """The confusion matrix, a row per label; None if there are too many classes to read it.
 
@@ -92,10 +92,10 @@ def confusion_plot(
         predictions: what it is made of.
         name: of the figure, for its ids.
         title: its heading.
-        noun: what is counted.
+        sample_type: what is counted.
     """
     classes = predictions.classes
-    if len(classes) > MOST_CLASSES:
+    if len(classes) > MAX_CLASSES:
         return None
     names = [shorten(printable(each), LABEL) for each in classes]
     cell = next(size for most, size in CELLS.items() if len(classes) <= most)
@@ -104,7 +104,7 @@ def confusion_plot(
         axes = figure.add_subplot()
         axes.grid(visible=False)
         _draw_cells(axes, predictions)
-        size = 9 if len(classes) > MOST_NUMBERED else SMALL
+        size = 9 if len(classes) > MAX_NUMBERED_CLASSES else SMALL
         axes.set(xlim=(-0.5, len(classes) - 0.5), ylim=(len(classes) - 0.5, -0.5), aspect="equal")
         axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=size)
         axes.set_yticks(range(len(classes)), names, fontsize=size)
@@ -112,7 +112,7 @@ def confusion_plot(
 
     margin = 6.2 * max(map(len, names)) + 40
     side = cell * len(classes) + margin
-    numbers = f" Numbers are {noun}s;" if len(classes) <= MOST_NUMBERED else ""
+    numbers = f" Numbers are {sample_type}s;" if len(classes) <= MAX_NUMBERED_CLASSES else ""
     svg = inline_svg(draw, name, size=(side, side), text=_spoken(predictions))
     return Plot(
         title=title,
@@ -124,7 +124,7 @@ def confusion_plot(
 
 
 def _draw_cells(axes: Axes, predictions: Predictions) -> None:
-    counts = confusions(predictions)
+    counts = count_confusions(predictions)
     totals = Counter(row.label for row in predictions.rows)
     order = {name: position for position, name in enumerate(predictions.classes)}
     shades: dict[int, list[Path]] = {}
@@ -133,7 +133,7 @@ def _draw_cells(axes: Axes, predictions: Predictions) -> None:
         corners = [(x - 0.5, y - 0.5), (x + 0.5, y - 0.5), (x + 0.5, y + 0.5), (x - 0.5, y + 0.5)]
         shade = round(SHADES * count / totals[label])
         shades.setdefault(shade, []).append(Path([*corners, corners[0]], closed=True))
-        if len(order) <= MOST_NUMBERED:
+        if len(order) <= MAX_NUMBERED_CLASSES:
             text = axes.text(x, y, str(count), ha="center", va="center", fontsize=10, color=STRONG)
             text.set_in_layout(False)
     for shade, cells in shades.items():
@@ -143,7 +143,7 @@ def _draw_cells(axes: Axes, predictions: Predictions) -> None:
 
 
 def _spoken(predictions: Predictions) -> str:
-    counts = confusions(predictions)
+    counts = count_confusions(predictions)
     right = sum(counts[name, name] for name in predictions.classes)
     wrong = [(pair, n) for pair, n in counts.most_common() if pair[0] != pair[1]]
     said = [f"{label} taken for {prediction} ({n})" for (label, prediction), n in wrong[:8]]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from delta_transfer.metrics.metrics import Measure
+from delta_transfer.metrics.metrics import Metric
 from delta_transfer.report.figures import (
     ACCENT,
     HEIGHT,
@@ -22,8 +22,8 @@ from delta_transfer.report.figures import (
     legend,
     printable,
 )
-from delta_transfer.report.formatting import label, shorten
-from delta_transfer.report.styles import MARKERS, look
+from delta_transfer.report.formatting import method_label, shorten
+from delta_transfer.report.styles import MARKERS, method_style
 
 Series = Mapping[int, float]
 
@@ -32,49 +32,51 @@ LOSSES = {"train_task": "training", "val_loss": "validation"}
 MANY_EPOCHS = 30  # from where on a line has no markers
 
 
-def finite(values: Series) -> dict[int, float]:
+def drop_non_finite(values: Series) -> dict[int, float]:
     """The values without those that are no number."""
     return {epoch: value for epoch, value in values.items() if math.isfinite(value)}
 
 
 def series(metrics: Mapping[int, Mapping[str, float]], name: str) -> dict[int, float]:
     """The finite values of one name by epoch."""
-    return finite({epoch: values[name] for epoch, values in metrics.items() if name in values})
+    return drop_non_finite(
+        {epoch: values[name] for epoch, values in metrics.items() if name in values}
+    )
 
 
-def score_plot(scores: Series, measure: Measure, *, probe: float | None, best_epoch: int) -> Plot:
+def score_plot(scores: Series, metric: Metric, *, probe: float | None, best_epoch: int) -> Plot:
     """The validation score over epochs, the linear probe as a line and the kept epoch marked.
 
     Args:
         scores: by epoch.
-        measure: what they are.
+        metric: what they are.
         probe: that of the linear probe; None where it is undefined.
         best_epoch: the epoch that was kept.
     """
-    limit = _limit([scores], probe, measure)
+    limit = _limit([scores], probe, metric)
 
     def draw(figure: Figure) -> None:
         axes = _epoch_axes(figure, [scores])
-        line = _line(axes, _scaled(scores, measure), colour=ACCENT, name="fine-tuning")
-        handles: list[Artist] = [line, *_probe_line(axes, probe, measure)]
+        line = _line(axes, _scaled(scores, metric), colour=ACCENT, name="fine-tuning")
+        handles: list[Artist] = [line, *_probe_line(axes, probe, metric)]
         if best_epoch in scores:
             handles += axes.plot(
                 [best_epoch],
-                [measure.scale * scores[best_epoch]],
+                [metric.scale * scores[best_epoch]],
                 "o",
                 markersize=9,
                 markerfacecolor="none",
                 markeredgecolor=ACCENT,
                 label="kept epoch",
             )
-        _in_unit(axes, limit, measure)
+        _in_unit(axes, limit, metric)
         legend(figure, handles)
 
-    title = f"Validation {measure.words}"
-    text = f"{title} by epoch: {_spoken(scores, measure.text)}. "
-    text += f"Linear probe: {measure.text(probe)}. Kept: epoch {best_epoch}."
-    svg = inline_svg(draw, measure.name, size=(WIDTH, HEIGHT), text=text)
-    return Plot(title=title, svg=svg, caption=_score_caption({"": scores}, limit, measure))
+    title = f"Validation {metric.display_name}"
+    text = f"{title} by epoch: {_spoken(scores, metric.format)}. "
+    text += f"Linear probe: {metric.format(probe)}. Kept: epoch {best_epoch}."
+    svg = inline_svg(draw, metric.name, size=(WIDTH, HEIGHT), text=text)
+    return Plot(title=title, svg=svg, caption=_score_caption({"": scores}, limit, metric))
 
 
 def lines_plot(
@@ -99,7 +101,7 @@ def lines_plot(
     Returns:
         The plot, or None if there is no finite value to draw.
     """
-    lines = {key: finite(values) for key, values in lines.items()}
+    lines = {key: drop_non_finite(values) for key, values in lines.items()}
     lines = {key: values for key, values in lines.items() if values}
     if not lines:
         return None
@@ -147,7 +149,9 @@ def methods_plot(
         legend(figure, handles)
         axes.set_ylim(bottom=0)
 
-    said = [f"{label(key)}: {_spoken(values, '{:.3g}'.format)}" for key, values in curves.items()]
+    said = [
+        f"{method_label(key)}: {_spoken(values, '{:.3g}'.format)}" for key, values in curves.items()
+    ]
     size = (WIDTH, height_with_legend([_short(method) for method in curves]))
     svg = inline_svg(draw, name, size=size, text=f"{title} by epoch. {'; '.join(said)}.")
     return Plot(title=title, svg=svg, caption=caption)
@@ -155,7 +159,7 @@ def methods_plot(
 
 def scores_over_epochs(
     curves: Mapping[str, Series],
-    measure: Measure,
+    metric: Metric,
     *,
     probe: float | None,
     seeds: int,
@@ -165,47 +169,47 @@ def scores_over_epochs(
 
     Args:
         curves: means over the seeds, by epoch, by method.
-        measure: what they are.
+        metric: what they are.
         probe: mean validation score of the linear probe; None where it is undefined.
         seeds: how many there are at most.
         methods: all that are compared, in their order.
     """
-    limit = _limit(list(curves.values()), probe, measure)
+    limit = _limit(list(curves.values()), probe, metric)
 
     def draw(figure: Figure) -> None:
         axes = _epoch_axes(figure, curves.values())
-        scaled = {method: _scaled(values, measure) for method, values in curves.items()}
+        scaled = {method: _scaled(values, metric) for method, values in curves.items()}
         handles = _method_lines(axes, scaled, methods)
-        legend(figure, [*handles, *_probe_line(axes, probe, measure)])
-        _in_unit(axes, limit, measure)
+        legend(figure, [*handles, *_probe_line(axes, probe, metric)])
+        _in_unit(axes, limit, metric)
 
-    spoken = {method: _spoken(values, measure.text) for method, values in curves.items()}
-    said = [f"{label(method)}: {values}" for method, values in spoken.items()]
-    title = f"Validation {measure.words}" + (", mean over seeds" if seeds > 1 else "")
-    names = [*map(_short, curves), f"linear probe {measure.text(probe)}"]
-    text = f"{title}, by epoch. {'; '.join(said)}. Linear probe: {measure.text(probe)}."
+    spoken = {method: _spoken(values, metric.format) for method, values in curves.items()}
+    said = [f"{method_label(method)}: {values}" for method, values in spoken.items()]
+    title = f"Validation {metric.display_name}" + (", mean over seeds" if seeds > 1 else "")
+    names = [*map(_short, curves), f"linear probe {metric.format(probe)}"]
+    text = f"{title}, by epoch. {'; '.join(said)}. Linear probe: {metric.format(probe)}."
     size = (WIDTH, height_with_legend(names, height=HEIGHT + 20))
     return Plot(
         title=title,
         svg=inline_svg(draw, "curves", size=size, text=text),
-        caption=_score_caption(curves, limit, measure),
+        caption=_score_caption(curves, limit, metric),
     )
 
 
 def _method_lines(axes: Axes, curves: Mapping[str, Series], methods: Sequence[str]) -> list[Artist]:
     handles: list[Artist] = []
     for method, values in curves.items():
-        own = look(method, methods)
+        own = method_style(method, methods)
         line = _line(axes, values, colour=own.colour, name=_short(method))
         if line.get_marker():
             line.set_marker(own.marker)
-        line.set_linestyle(own.dash)  # type: ignore[arg-type]
+        line.set_linestyle(own.line_style)  # type: ignore[arg-type]
         handles.append(line)
     return handles
 
 
 def _short(method: str) -> str:
-    return shorten(printable(label(method)), 34)
+    return shorten(printable(method_label(method)), 34)
 
 
 def _epoch_axes(figure: Figure, lines: Iterable[Series]) -> Axes:
@@ -218,35 +222,37 @@ def _epoch_axes(figure: Figure, lines: Iterable[Series]) -> Axes:
     return axes
 
 
-def _in_unit(axes: Axes, limit: float | None, measure: Measure) -> None:
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: measure.tick(value)))
+def _in_unit(axes: Axes, limit: float | None, metric: Metric) -> None:
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: metric.format_tick(value)))
     if limit is not None:
-        end = measure.scale * limit
-        axes.set_ylim(*((end, None) if measure.higher else (None, end)))
+        end = metric.scale * limit
+        axes.set_ylim(*((end, None) if metric.higher_is_better else (None, end)))
 
 
-def _limit(curves: Sequence[Series], probe: float | None, measure: Measure) -> float | None:
+def _limit(curves: Sequence[Series], probe: float | None, metric: Metric) -> float | None:
     """Where the axis ends, so that a first epoch with a random head does not flatten the rest."""
-    late = [] if probe is None else [measure.gain(probe, 0)]
+    late = [] if probe is None else [metric.gain(probe, 0)]
     for values in curves:
         middle = sorted(values)[len(values) // 2]
-        late += [measure.gain(value, 0) for epoch, value in values.items() if epoch >= middle]
-    worst = min(measure.gain(value, 0) for values in curves for value in values.values())
+        late += [metric.gain(value, 0) for epoch, value in values.items() if epoch >= middle]
+    worst = min(metric.gain(value, 0) for values in curves for value in values.values())
     floor = min(late) - 0.75 * max(max(late) - min(late), 0.02)
-    return measure.gain(floor, 0) if worst < floor else None
+    return metric.gain(floor, 0) if worst < floor else None
 
 
-def _score_caption(curves: Mapping[str, Series], limit: float | None, measure: Measure) -> str:
+def _score_caption(curves: Mapping[str, Series], limit: float | None, metric: Metric) -> str:
     caption = "Epoch 0 is before any training."
     if limit is not None:
-        pick = min if measure.higher else max
+        pick = min if metric.higher_is_better else max
         worst = {method: pick(values, key=values.__getitem__) for method, values in curves.items()}
         outside = [
-            f"{label(method)} {measure.text(curves[method][epoch])} at epoch {epoch}".strip()
+            f"{method_label(method)} {metric.format(curves[method][epoch])} at epoch {epoch}".strip()
             for method, epoch in worst.items()
-            if measure.gain(limit, curves[method][epoch]) > 0
+            if metric.gain(limit, curves[method][epoch]) > 0
         ]
-        caption += f" {'Below' if measure.higher else 'Above'} the axis: {', '.join(outside)}."
+        caption += (
+            f" {'Below' if metric.higher_is_better else 'Above'} the axis: {', '.join(outside)}."
+        )
     return caption
 
 
@@ -263,16 +269,16 @@ def _mark(line: Line2D, number: int) -> None:
         line.set_marker(MARKERS[number % len(MARKERS)])
 
 
-def _probe_line(axes: Axes, probe: float | None, measure: Measure) -> list[Line2D]:
+def _probe_line(axes: Axes, probe: float | None, metric: Metric) -> list[Line2D]:
     if probe is None:
         return []
-    name = f"linear probe {measure.text(probe)}"
-    value = measure.scale * probe
+    name = f"linear probe {metric.format(probe)}"
+    value = metric.scale * probe
     return [axes.axhline(value, color=INK, linestyle="--", linewidth=1.2, label=name)]
 
 
-def _scaled(values: Series, measure: Measure) -> dict[int, float]:
-    return {epoch: measure.scale * value for epoch, value in values.items()}
+def _scaled(values: Series, metric: Metric) -> dict[int, float]:
+    return {epoch: metric.scale * value for epoch, value in values.items()}
 
 
 def _spoken(values: Series, say: Callable[[float], str]) -> str:

@@ -124,7 +124,7 @@ def render(
     salt: str = "delta-transfer",
     fonttype: str = "path",
     title: str | None = None,
-    ground: str | None = None,
+    background: str | None = None,
     dpi: int = 200,
 ) -> bytes:
     """A drawing as a file, the same bytes each time.
@@ -136,7 +136,7 @@ def render(
         salt: what the ids of an SVG start from.
         fonttype: `"path"` draws the letters of an SVG, `"none"` leaves them to the reader's fonts.
         title: of the file.
-        ground: colour of the background; transparent if None.
+        background: colour of the background; transparent if None.
         dpi: dots of a PNG to 72 CSS pixels.
     """
     buffer = io.BytesIO()
@@ -150,8 +150,8 @@ def render(
             buffer,
             format=kind,
             dpi=dpi if kind == "png" else 72,
-            transparent=ground is None,
-            facecolor=ground or "none",
+            transparent=background is None,
+            facecolor=background or "none",
             metadata={key: value for key, value in metadata.items() if value or key != "Title"},
         )
     return buffer.getvalue()

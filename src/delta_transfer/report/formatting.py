@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from delta_transfer.metrics.metrics import ACCURACY, NONE, Measure
+from delta_transfer.metrics.metrics import ACCURACY, NO_VALUE, Metric
 from delta_transfer.metrics.statistics import Summary
 
 # What a method is called on a page, by its name; others are called by their name.
@@ -28,26 +28,30 @@ LABELS = {
 Verdict = Literal["above", "below", "unclear", "single"]
 
 
-def label(method: str) -> str:
+def method_label(method: str) -> str:
     """What a method is called on a page."""
     return LABELS.get(method, method)
 
 
-def training(size: int | None, noun: str) -> str:
+def format_training_size(size: int | None, sample_type: str) -> str:
     """How many samples were trained on, by the number per class; None is all of them.
 
     Example:
-        >>> training(5, "picture"), training(None, "graph")
+        >>> format_training_size(5, "picture"), format_training_size(None, "graph")
         ('5 pictures per class', 'all training graphs')
     """
-    return f"all training {noun}s" if size is None else f"{count(size, noun)} per class"
+    return (
+        f"all training {sample_type}s"
+        if size is None
+        else f"{pluralize(size, sample_type)} per class"
+    )
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Names in a sentence.
 
     Example:
-        >>> listed(["L2-SP"]), listed(["L2-SP", "SPD", "DELTA"])
+        >>> join_names(["L2-SP"]), join_names(["L2-SP", "SPD", "DELTA"])
         ('L2-SP', 'L2-SP, SPD and DELTA')
     """
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
@@ -60,7 +64,7 @@ def percent(fraction: float) -> str:
         >>> percent(0.8571)
         '85.7%'
     """
-    return f"{100 * fraction:.1f}%" if math.isfinite(fraction) else NONE
+    return f"{100 * fraction:.1f}%" if math.isfinite(fraction) else NO_VALUE
 
 
 def points(difference: float) -> str:
@@ -70,10 +74,10 @@ def points(difference: float) -> str:
         >>> points(0.018), points(-0.0001)
         ('+1.8', '0.0')
     """
-    return ACCURACY.difference(difference)
+    return ACCURACY.format_difference(difference)
 
 
-def interval(summary: Summary, measure: Measure = ACCURACY) -> str:
+def interval(summary: Summary, metric: Metric = ACCURACY) -> str:
     """The 95% interval of a difference, or that there is none.
 
     Example:
@@ -82,10 +86,12 @@ def interval(summary: Summary, measure: Measure = ACCURACY) -> str:
     """
     if summary.count < 2:
         return "one seed, no interval"
-    return f"{measure.difference(summary.low)} to {measure.difference(summary.high)}"
+    return (
+        f"{metric.format_difference(summary.ci_low)} to {metric.format_difference(summary.ci_high)}"
+    )
 
 
-def verdict(difference: Summary, measure: Measure = ACCURACY) -> Verdict:
+def verdict(difference: Summary, metric: Metric = ACCURACY) -> Verdict:
     """What a difference shows: an interval that includes zero, as it is printed, shows nothing.
 
     Example:
@@ -96,9 +102,9 @@ def verdict(difference: Summary, measure: Measure = ACCURACY) -> Verdict:
     """
     if difference.count < 2:
         return "single"
-    if measure.rounded(difference.low) > 0:
+    if metric.round_difference(difference.ci_low) > 0:
         return "above"
-    return "below" if measure.rounded(difference.high) < 0 else "unclear"
+    return "below" if metric.round_difference(difference.ci_high) < 0 else "unclear"
 
 
 def mebibytes(memory: float) -> str:
@@ -127,11 +133,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def count(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """A number and its noun.
 
     Example:
-        >>> count(1, "seed"), count(3, "seed")
+        >>> pluralize(1, "seed"), pluralize(3, "seed")
         ('1 seed', '3 seeds')
     """
     if number == 1:

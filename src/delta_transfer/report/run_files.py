@@ -18,7 +18,7 @@ from delta_transfer.utils.files import read_yaml
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
+class PredictionRow:
     """What the network says of one picture, and how sure it is of it."""
 
     path: str
@@ -27,7 +27,7 @@ class Prediction:
     probability: float
 
     @property
-    def right(self) -> bool:
+    def is_correct(self) -> bool:
         """Whether the prediction is the label."""
         return self.label == self.prediction
 
@@ -36,7 +36,7 @@ class Prediction:
 class Example:
     """A prediction with its picture, as a data: URI."""
 
-    prediction: Prediction
+    prediction: PredictionRow
     picture: str
 
 
@@ -54,7 +54,7 @@ class Predictions:
     """The predictions of a split, and the names of all classes in their order."""
 
     classes: tuple[str, ...]
-    rows: tuple[Prediction, ...]
+    rows: tuple[PredictionRow, ...]
 
 
 def read_result(folder: Path) -> RunResult:
@@ -64,30 +64,36 @@ def read_result(folder: Path) -> RunResult:
         UserError: if there are none, or some are no numbers.
     """
     result = RunResult.load(folder)
-    scores = [result.figure("val"), result.figure("linear_probe_val")]
-    if result.figure("test") is not None:  # then the probe has one as well
-        scores += [result.figure("test"), result.figure("linear_probe_test")]
-    if result.measure is not ACCURACY:  # others may be undefined
+    scores = [result.metric_value("val"), result.metric_value("linear_probe_val")]
+    if result.metric_value("test") is not None:  # then the probe has one as well
+        scores += [result.metric_value("test"), result.metric_value("linear_probe_test")]
+    if result.metric is not ACCURACY:  # others may be undefined
         scores = [score for score in scores if score is not None]
-    counts = [result.seed, result.best_epoch, result.epochs, result.pictures, result.classes]
-    numbers = [*scores, *counts, result.seconds]
+    counts = [
+        result.seed,
+        result.best_epoch,
+        result.epochs,
+        result.num_train_samples,
+        result.num_classes,
+    ]
+    numbers = [*scores, *counts, result.wall_time_s]
     if (
         not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
-        or not all(result.measure.possible(score) for score in scores if score is not None)
+        or not all(result.metric.is_valid(score) for score in scores if score is not None)
         or not isinstance(result.versions, dict)
-        or not isinstance(result.sample, str)
+        or not isinstance(result.sample_type, str)
     ):
         raise UserError(f"{folder / 'result.json'} is no result of a run: a figure is damaged")
     return result
 
 
-def validated_probe(folder: Path) -> float:
+def probe_validation_score(folder: Path) -> float:
     """The score of a run's linear probe on the validation split, NaN where it is undefined.
 
     Raises:
         UserError: as `read_result` does.
     """
-    found = read_result(folder).figure("linear_probe_val")
+    found = read_result(folder).metric_value("linear_probe_val")
     return math.nan if found is None else found
 
 
@@ -118,7 +124,7 @@ def read_metrics(folder: Path) -> dict[int, dict[str, float]] | None:
         return None
     epochs: dict[int, dict[str, float]] = {}
     for row in read_table(path, ["epoch"]):
-        values = epochs.setdefault(row.whole("epoch"), {})
+        values = epochs.setdefault(row.integer("epoch"), {})
         values |= {
             name: row.number(name)
             for name, text in row.cells.items()
@@ -138,7 +144,7 @@ def read_drift(folder: Path) -> dict[str, dict[int, float]] | None:
         return None
     taps: dict[str, dict[int, float]] = {}
     for row in read_table(path, ["epoch", "tap", "distance"]):
-        taps.setdefault(row.cells["tap"], {})[row.whole("epoch")] = row.number("distance")
+        taps.setdefault(row.cells["tap"], {})[row.integer("epoch")] = row.number("distance")
     return taps if any(len(epochs) > 1 for epochs in taps.values()) else None
 
 
@@ -182,7 +188,7 @@ def read_predictions(folder: Path) -> Predictions:
                 raise values.error(f"{name!r} is no class of the first line")
         values.cells["probability"] = cells[3 + index[cells[2]]]
         picture, label, prediction = cells[:3]
-        rows.append(Prediction(picture, label, prediction, values.fraction("probability")))
+        rows.append(PredictionRow(picture, label, prediction, values.fraction("probability")))
     if not rows:
         raise UserError(f"{path} holds no predictions")
     return Predictions(tuple(classes), tuple(rows))
@@ -209,7 +215,7 @@ def read_examples(folder: Path) -> tuple[Example, ...] | None:
     examples = []
     for row in read_table(path, ["file", "path", "label", "prediction", "probability"]):
         cells, picture = row.cells, _drawn(folder, row)
-        prediction = Prediction(
+        prediction = PredictionRow(
             cells["path"], cells["label"], cells["prediction"], row.fraction("probability")
         )
         examples.append(Example(prediction, picture))

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from delta_transfer.metrics.metrics import ACCURACY, MEASURES
+from delta_transfer.metrics.metrics import ACCURACY, METRICS
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.report.comparison.columns import column_table
+from delta_transfer.report.comparison.columns import target_table
 from delta_transfer.report.confusion import class_accuracies, confusion_plot
 from delta_transfer.report.curves import LOSSES, lines_plot, score_plot, series
 from delta_transfer.report.figures import Plot
@@ -18,7 +18,7 @@ from delta_transfer.report.run_files import (
     read_predictions,
     read_result,
 )
-from delta_transfer.report.templates import NAME, Table, data_name, render_page
+from delta_transfer.report.templates import REPORT_FILE, Table, data_name, render_page
 from delta_transfer.utils.files import write_atomically
 
 Metrics = dict[int, dict[str, float]]
@@ -26,7 +26,7 @@ Metrics = dict[int, dict[str, float]]
 # Names of losses that are no penalty, and what they are called.
 TOTAL = "train_loss"
 COLUMNS = {
-    **{f"val_{m.name}": f"Validation {m.words}" for m in MEASURES.values()},
+    **{f"val_{m.name}": f"Validation {m.display_name}" for m in METRICS.values()},
     "val_loss": "Validation loss",
     "train_loss": "Training loss, all terms",
     "train_task": "Task term",
@@ -50,12 +50,12 @@ def write_run_report(folder: Path) -> Path:
     """
     result, config = read_result(folder), read_config(folder)
     metrics, examples = read_metrics(folder), read_examples(folder) or ()
-    measure, tested = result.measure, result.figure("test") is not None
-    score = result.figure("test" if tested else "val")
-    probe = result.figure("linear_probe_test" if tested else "linear_probe_val")
+    measure, tested = result.metric, result.metric_value("test") is not None
+    score = result.metric_value("test" if tested else "val")
+    probe = result.metric_value("linear_probe_test" if tested else "linear_probe_val")
     # Of questions and values there are columns of figures in the place of classes.
     predictions = read_predictions(folder) if measure is ACCURACY else None
-    columns = column_table(folder) if predictions is None else None
+    columns = target_table(folder) if predictions is None else None
     page = render_page(
         "run.html.j2",
         {
@@ -71,15 +71,16 @@ def write_run_report(folder: Path) -> Path:
             "epochs": _epoch_table(metrics) if metrics else None,
             "pictures": count_predictions(folder),
             "classes": predictions and class_accuracies(predictions),
-            "confusion": predictions and confusion_plot(predictions, noun=result.sample),
+            "confusion": predictions
+            and confusion_plot(predictions, sample_type=result.sample_type),
             "columns": columns,
-            "mistakes": [example for example in examples if not example.prediction.right],
-            "right": [example for example in examples if example.prediction.right],
+            "mistakes": [example for example in examples if not example.prediction.is_correct],
+            "right": [example for example in examples if example.prediction.is_correct],
             "molecules": read_molecules(folder),
             "config": {name: [value] for name, value in config.items()},
         },
     )
-    path = folder / NAME
+    path = folder / REPORT_FILE
     write_atomically(path, page)
     return path
 
@@ -87,12 +88,12 @@ def write_run_report(folder: Path) -> Path:
 def _plots(result: RunResult, metrics: Metrics | None, folder: Path) -> list[Plot]:
     plots: list[Plot | None] = []
     if metrics:
-        scores = series(metrics, f"val_{result.measure.name}")
+        scores = series(metrics, f"val_{result.metric.name}")
         if scores:
-            probe = result.figure("linear_probe_val")
+            probe = result.metric_value("linear_probe_val")
             search = result.strength_search  # the curves are those of the strongly held training
-            kept = result.best_epoch if search is None else search.epochs[0]
-            plots.append(score_plot(scores, result.measure, probe=probe, best_epoch=kept))
+            kept = result.best_epoch if search is None else search.best_epochs[0]
+            plots.append(score_plot(scores, result.metric, probe=probe, best_epoch=kept))
         losses = {label: series(metrics, name) for name, label in LOSSES.items()}
         plots.append(
             lines_plot(losses, "loss", title="Task loss", caption="Without the penalties.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.metrics import Measure
+from delta_transfer.metrics.metrics import Metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Row:
         except ValueError:
             raise self.error(f"{column} must be a number, got {text!r}") from None
 
-    def whole(self, column: str) -> int:
+    def integer(self, column: str) -> int:
         """The whole number in a column, not below zero.
 
         Raises:
@@ -55,13 +55,13 @@ class Row:
             raise self.error(f"{column} must lie between 0 and 1, got {self.cells[column]!r}")
         return value
 
-    def measured(self, column: str, measure: Measure) -> float:
+    def metric_value(self, column: str, metric: Metric) -> float:
         """The value of a measure in a column.
 
         Raises:
             UserError: if there is none.
         """
-        return self.fraction(column) if measure.percent else self.number(column)
+        return self.fraction(column) if metric.percent else self.number(column)
 
     def error(self, message: str) -> UserError:
         """The error for something in this line."""

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from delta_transfer.report import formatting
 
-NAME = "report.html"
+REPORT_FILE = "report.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +42,14 @@ def _environment(folder: str) -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "count": formatting.count,
+        "count": formatting.pluralize,
         "duration": formatting.duration,
         "interval": formatting.interval,
-        "label": formatting.label,
+        "label": formatting.method_label,
         "mebibytes": formatting.mebibytes,
         "percent": formatting.percent,
         "points": formatting.points,
-        "training": formatting.training,
+        "training": formatting.format_training_size,
     }
     return environment
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from delta_transfer.attention import ESTIMATORS, estimate_attention
-from delta_transfer.attention.cache import Measurement, measure_once
+from delta_transfer.attention.cache import EstimationSettings, load_or_estimate
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.official import official_head
 from delta_transfer.config.train import TrainConfig
@@ -19,38 +19,38 @@ from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import LinearProbe
 from delta_transfer.methods.registry import find_method
-from delta_transfer.runs.preparation.prepared import Prepared
-from delta_transfer.training.loaders import plain_loader
-from delta_transfer.utils.distributed import processes
+from delta_transfer.runs.preparation.prepared import RunSetup
+from delta_transfer.training.loaders import eval_dataloader
+from delta_transfer.utils.distributed import world_size
 from delta_transfer.utils.files import fingerprint
 from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
 TEMPERATURE = 5.0  # as in the code of DELTA's authors
-SILENCE = 60.0  # seconds between two lines that say how far the estimator is
+LOG_INTERVAL_S = 60.0  # seconds between two lines that say how far the estimator is
 
-Progress = Callable[[int, int], None]
-Weighing = tuple[float, float | None, bool]  # temperature, clip, floor
+ProgressCallback = Callable[[int, int], None]
+Normalization = tuple[float, float | None, bool]  # temperature, clip, floor
 
 
-def attention_order(config: TrainConfig, pictures: int) -> list[int]:
+def attention_sample_order(config: TrainConfig, num_train_samples: int) -> list[int]:
     """Which of so many training pictures attention is measured on, in the order in which they come.
 
     The seed draws the order, so that the first few tell of all, and when it is time to stop.
-    `ChannelAttention.drivers` are positions in it.
+    `ChannelAttention.influential_samples` are positions in it.
 
     Args:
         config: the options.
-        pictures: how many there are to learn from.
+        num_train_samples: how many there are to learn from.
     """
     draw = torch.Generator().manual_seed(derive_seed(config.seed, "attention"))
-    order: list[int] = torch.randperm(pictures, generator=draw).tolist()
+    order: list[int] = torch.randperm(num_train_samples, generator=draw).tolist()
     return order[: config.attention_samples]
 
 
 def estimate(
-    prepared: Prepared, config: TrainConfig, *, progress: Progress | None = None
+    prepared: RunSetup, config: TrainConfig, *, progress: ProgressCallback | None = None
 ) -> ChannelAttention:
     """Channel attention on the training pictures, with the head that the preset has.
 
@@ -62,37 +62,39 @@ def estimate(
         progress: is told how much is done, and of how much; by default the log is.
     """
     train = prepared.task.train
-    pictures = train.subset(attention_order(config, len(train)))
-    head, weighing = _head(prepared, config), _weighing(config)
+    pictures = train.subset(attention_sample_order(config, len(train)))
+    head, weighing = _estimation_head(prepared, config), _normalization(config)
     temperature, clip, floor = weighing
     method: Literal["gradient", "refined", "exact"] = config.attention  # type: ignore[assignment]
 
     def measure(partial: Path | None) -> ChannelAttention:
         return estimate_attention(
             prepared.source,
-            plain_loader(pictures, prepared.backbone.input, config),
+            eval_dataloader(pictures, prepared.backbone.input_spec, config),
             probe=head,
             head=prepared.backbone.head,
             taps=prepared.taps,
             loss=prepared.task.objective.loss,
-            method=method,
+            estimator=method,
             tolerance=config.attention_tolerance,
             temperature=temperature,
-            clip=clip,
-            floor=floor,
+            score_clip=clip,
+            clamp_negative_scores=floor,
             progress=progress or _log_progress(),
-            partial=partial if method == "exact" else None,
+            checkpoint_path=partial if method == "exact" else None,
             seed=config.seed,
-            in_processes=True,
+            distributed=True,
         )
 
-    found = _weighed(
-        measure_once(_measurement(prepared, config, pictures, head), measure), weighing
+    found = _with_normalization(
+        load_or_estimate(_estimation_settings(prepared, config, pictures, head), measure), weighing
     )
-    return dataclasses.replace(found, data=prepared.data, preprocessing=prepared.preprocessing)
+    return dataclasses.replace(
+        found, data=prepared.data_fingerprint, preprocessing=prepared.preprocessing
+    )
 
 
-def given_attention(prepared: Prepared, config: TrainConfig) -> ChannelAttention | None:
+def load_given_attention(prepared: RunSetup, config: TrainConfig) -> ChannelAttention | None:
     """The attention in the file that was named, if one was and the method needs it.
 
     Its temperature, clip and floor are the file's, unless others are asked for.
@@ -100,7 +102,7 @@ def given_attention(prepared: Prepared, config: TrainConfig) -> ChannelAttention
     Raises:
         UserError: if it was made of something else than what the run has; all of it is named.
     """
-    if not find_method(config.method).attention or config.attention in ESTIMATORS:
+    if not find_method(config.method).needs_attention or config.attention in ESTIMATORS:
         return None
     attention = ChannelAttention.load(config.attention)
     differences = _differences(attention, prepared, config)
@@ -110,10 +112,10 @@ def given_attention(prepared: Prepared, config: TrainConfig) -> ChannelAttention
             "pictures and options that it was made with, or let attention be estimated "
             "(--attention refined)"
         )
-    return _weighed(attention, _weighing(config, attention))
+    return _with_normalization(attention, _normalization(config, attention))
 
 
-def describe(attention: ChannelAttention) -> str:
+def describe_attention(attention: ChannelAttention) -> str:
     """Over how many channels of each tap it is spread, in words.
 
     Args:
@@ -121,65 +123,79 @@ def describe(attention: ChannelAttention) -> str:
     """
     taps = [
         f"{count:.1f} of {len(attention.scores[tap])} at {tap}"
-        for tap, count in attention.effective.items()
+        for tap, count in attention.effective_channels.items()
     ]
     return f"effective channels {', '.join(taps)}"
 
 
-def _head(prepared: Prepared, config: TrainConfig) -> LinearProbe:
+def _estimation_head(prepared: RunSetup, config: TrainConfig) -> LinearProbe:
     """The head that attention is measured with."""
-    if not config.official:
+    if not config.paper_protocol:
         return prepared.probe
     views, labels = prepared.features["train"]
     outputs = len(prepared.task.classes)
     return official_head(views[:, 0], labels, num_outputs=outputs, seed=config.seed)
 
 
-def _weighing(config: TrainConfig, file: ChannelAttention | None = None) -> Weighing:
+def _normalization(config: TrainConfig, file: ChannelAttention | None = None) -> Normalization:
     """As the options say, and where they say nothing as the file or else as we do."""
-    temperature, clip = config.attention_temperature, config.attention_clip
+    temperature, clip = config.attention_temperature, config.score_clip
     if temperature is None:
         temperature = TEMPERATURE if file is None else file.temperature
     if file is None:
-        return temperature, clip, config.attention_floor
-    return temperature, file.clip if clip is None else clip, file.floor or config.attention_floor
-
-
-def _weighed(attention: ChannelAttention, weighing: Weighing) -> ChannelAttention:
-    """The same scores, made attention of otherwise; nobody knows how sure that one is."""
-    if (attention.temperature, attention.clip, attention.floor) == weighing:
-        return attention
-    temperature, clip, floor = weighing
-    unknown = dict.fromkeys(attention.taps, math.nan)
-    return dataclasses.replace(
-        attention, temperature=temperature, clip=clip, floor=floor, uncertainty=unknown
+        return temperature, clip, config.clamp_negative_scores
+    return (
+        temperature,
+        file.score_clip if clip is None else clip,
+        file.clamp_negative_scores or config.clamp_negative_scores,
     )
 
 
-def _measurement(
-    prepared: Prepared, config: TrainConfig, pictures: Split, head: LinearProbe
-) -> Measurement:
+def _with_normalization(
+    attention: ChannelAttention, normalization: Normalization
+) -> ChannelAttention:
+    """The same scores, made attention of otherwise; nobody knows how sure that one is."""
+    if (
+        attention.temperature,
+        attention.score_clip,
+        attention.clamp_negative_scores,
+    ) == normalization:
+        return attention
+    temperature, clip, floor = normalization
+    unknown = dict.fromkeys(attention.taps, math.nan)
+    return dataclasses.replace(
+        attention,
+        temperature=temperature,
+        score_clip=clip,
+        clamp_negative_scores=floor,
+        uncertainty=unknown,
+    )
+
+
+def _estimation_settings(
+    prepared: RunSetup, config: TrainConfig, split: Split, head: LinearProbe
+) -> EstimationSettings:
     tensors = [part.detach().cpu() for part in (head.weight, head.bias)]
-    return Measurement(
-        source=prepared.source_fingerprint,
-        head=fingerprint(tensor.numpy().tobytes() for tensor in tensors),
+    return EstimationSettings(
+        weights_fingerprint=prepared.source_fingerprint,
+        head_fingerprint=fingerprint(tensor.numpy().tobytes() for tensor in tensors),
         taps=prepared.taps,
-        pictures=fingerprint(
-            f"{prepared.digests[path]} {label}\n".encode()
-            for path, label in zip(pictures.paths, pictures.labels, strict=True)
+        data_fingerprint=fingerprint(
+            f"{prepared.content_hashes[path]} {label}\n".encode()
+            for path, label in zip(split.paths, split.labels, strict=True)
         ),
         objective=repr(prepared.task.objective),
         preprocessing=prepared.preprocessing,
         estimator=config.attention,
         tolerance=config.attention_tolerance,
-        converging=None if config.attention_tolerance is None else _weighing(config),
+        normalization=None if config.attention_tolerance is None else _normalization(config),
         seed=config.seed,
         batch_size=config.batch_size,
-        device=prepared.device.type if processes() == 1 else f"{processes()} {prepared.device}",
+        device=prepared.device.type if world_size() == 1 else f"{world_size()} {prepared.device}",
     )
 
 
-def _differences(attention: ChannelAttention, prepared: Prepared, config: TrainConfig) -> list[str]:
+def _differences(attention: ChannelAttention, prepared: RunSetup, config: TrainConfig) -> list[str]:
     """What attention was made of that a run does not have, each in words."""
     found = []
     if attention.source != prepared.source_fingerprint:
@@ -192,7 +208,7 @@ def _differences(attention: ChannelAttention, prepared: Prepared, config: TrainC
         )
     elif not there.issuperset(attention.taps):
         found.append(f"at the taps {', '.join(attention.taps)}, not all of which the model has")
-    if attention.data not in (None, prepared.data):
+    if attention.data not in (None, prepared.data_fingerprint):
         found.append(f"on other pictures than those of {prepared.task.name}")
     own = prepared.preprocessing
     known = own if attention.preprocessing is None else attention.preprocessing
@@ -202,7 +218,7 @@ def _differences(attention: ChannelAttention, prepared: Prepared, config: TrainC
     return found
 
 
-def _log_progress() -> Progress:
+def _log_progress() -> ProgressCallback:
     """Says now and then how far an estimator is; nothing where it takes no time."""
     last = time.perf_counter()
     first: tuple[float, int] | None = None
@@ -213,7 +229,7 @@ def _log_progress() -> Progress:
         if first is None:  # what an earlier call has done took none of this one's time
             first = (now, done)
         started, before = first
-        if now - last >= SILENCE and before < done < total:
+        if now - last >= LOG_INTERVAL_S and before < done < total:
             last = now
             minutes = (now - started) / (done - before) * (total - done) / 60
             percent = 100 * done // total

@@ -15,12 +15,17 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.config.commands import AttentionOptions
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.task import Noun, Task
+from delta_transfer.data.task import SampleType, TaskData
 from delta_transfer.errors import UserError
-from delta_transfer.report.attention_figure import PIXELS, Driver, TapFigure, attention_figure
-from delta_transfer.report.formatting import count
-from delta_transfer.runs.attention import attention_order, estimate
-from delta_transfer.runs.folder import check_place, data_name, time_stamp
+from delta_transfer.report.attention_figure import (
+    PIXELS,
+    InfluentialSamples,
+    TapFigure,
+    draw_attention_figure,
+)
+from delta_transfer.report.formatting import pluralize
+from delta_transfer.runs.attention import attention_sample_order, estimate
+from delta_transfer.runs.folder import check_output_location, data_name, time_stamp
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.progress import progress_bar
@@ -35,34 +40,34 @@ class TapSummary:
     Args:
         tap: its name.
         channels: how many it has.
-        effective: how many channels with equal attention would have the same entropy.
+        effective_channels: how many channels with equal attention would have the same entropy.
         entropy: of the attention: 1 where it is uniform, 0 where one channel has all of it.
         uncertainty: standard error of the attention over its distance from uniform; None where it
             is not known.
-        least: the smallest attention, times the number of channels: 1 is uniform.
-        most: the largest.
+        min_attention: the smallest attention, times the number of channels: 1 is uniform.
+        max_attention: the largest.
         top: the channels with the largest scores, the largest first.
     """
 
     tap: str
     channels: int
-    effective: float
+    effective_channels: float
     entropy: float
     uncertainty: float | None
-    least: float
-    most: float
+    min_attention: float
+    max_attention: float
     top: tuple[int, ...]
 
 
-def origin(attention: ChannelAttention, noun: Noun = "picture") -> str:
+def describe_estimation(attention: ChannelAttention, sample_type: SampleType = "picture") -> str:
     """How it was measured, and how scores became attention."""
     parts = [
-        f"{attention.method} on {count(attention.samples, noun)}",
+        f"{attention.estimator} on {pluralize(attention.samples, sample_type)}",
         f"temperature {attention.temperature:g}",
     ]
-    if attention.clip is not None:
-        parts.append(f"clipped at {attention.clip:g} standard deviations")
-    if attention.floor:
+    if attention.score_clip is not None:
+        parts.append(f"clipped at {attention.score_clip:g} standard deviations")
+    if attention.clamp_negative_scores:
         parts.append("scores below zero count as zero")
     return ", ".join(parts)
 
@@ -76,11 +81,11 @@ def summarize(attention: ChannelAttention) -> list[TapSummary]:
             TapSummary(
                 tap=tap,
                 channels=len(weights),
-                effective=float(attention.effective[tap]),
+                effective_channels=float(attention.effective_channels[tap]),
                 entropy=float(attention.entropy[tap]),
                 uncertainty=uncertainty if math.isfinite(uncertainty) else None,
-                least=float(weights.min()) * len(weights),
-                most=float(weights.max()) * len(weights),
+                min_attention=float(weights.min()) * len(weights),
+                max_attention=float(weights.max()) * len(weights),
                 top=tuple(_by_score(attention.scores[tap].tolist())[:TOP]),
             )
         )
@@ -91,7 +96,9 @@ def _by_score(scores: Sequence[float]) -> list[int]:
     return sorted(range(len(scores)), key=lambda channel: -scores[channel])
 
 
-def figures(attention: ChannelAttention, task: Task, order: Sequence[int]) -> list[TapFigure]:
+def tap_figures(
+    attention: ChannelAttention, task: TaskData, order: Sequence[int]
+) -> list[TapFigure]:
     """What is drawn of each tap.
 
     Args:
@@ -102,15 +109,15 @@ def figures(attention: ChannelAttention, task: Task, order: Sequence[int]) -> li
     weights = attention.attention
     found = []
     for row in summarize(attention):
-        scores, errors = attention.scores[row.tap], attention.errors.get(row.tap)
+        scores, errors = attention.scores[row.tap], attention.standard_errors.get(row.tap)
         found.append(
             TapFigure(
                 tap=row.tap,
                 note=_note(row),
                 scores=scores.tolist(),
-                errors=[math.nan] * row.channels if errors is None else errors.tolist(),
+                standard_errors=[math.nan] * row.channels if errors is None else errors.tolist(),
                 attention=weights[row.tap].tolist(),
-                drivers=_drivers(attention, row, task, order),
+                influential_samples=_influential_samples(attention, row, task, order),
             )
         )
     return found
@@ -118,8 +125,8 @@ def figures(attention: ChannelAttention, task: Task, order: Sequence[int]) -> li
 
 def _note(row: TapSummary) -> str:
     parts = [
-        count(row.channels, "channel"),
-        f"effective {row.effective:,.1f}",
+        pluralize(row.channels, "channel"),
+        f"effective {row.effective_channels:,.1f}",
         f"entropy {row.entropy:.3f}",
     ]
     if row.uncertainty is not None:
@@ -127,32 +134,35 @@ def _note(row: TapSummary) -> str:
     return " \N{MIDDLE DOT} ".join(parts)
 
 
-def _drivers(
-    attention: ChannelAttention, row: TapSummary, task: Task, order: Sequence[int]
-) -> list[Driver]:
+def _influential_samples(
+    attention: ChannelAttention, row: TapSummary, task: TaskData, order: Sequence[int]
+) -> list[InfluentialSamples]:
     """The pictures that drive the top channels, with the names of their classes."""
-    found = attention.drivers.get(row.tap)
-    if found is None or not _is_drawn(task):
+    found = attention.influential_samples.get(row.tap)
+    if found is None or not _has_images(task):
         return []
     drivers = []
     for channel in row.top:
         drawn = task.train.subset(order[position] for position in found[channel].tolist())
         pictures = []
         for path, label in zip(drawn.paths, drawn.labels, strict=True):
-            small = ImageOps.fit(_picture(task, path), (PIXELS, PIXELS))
+            small = ImageOps.fit(_load_image(task, path), (PIXELS, PIXELS))
             pictures.append((small, task.describe(label)))
-        drivers.append(Driver(channel=channel, pictures=pictures))
+        drivers.append(InfluentialSamples(channel=channel, pictures=pictures))
     return drivers
 
 
-def _is_drawn(task: Task) -> bool:
+def _has_images(task: TaskData) -> bool:
     """Whether there are pictures of what is learnt from: of graphs, of molecules alone."""
     if task.kind == "pictures":
         return True
-    return GraphSpec.of(task.train.read(task.train.paths[0]).x).node_features == "atoms"
+    return (
+        GraphSpec.from_node_features(task.train.read(task.train.paths[0]).x).node_features
+        == "atoms"
+    )
 
 
-def _picture(task: Task, path: str) -> Image.Image:
+def _load_image(task: TaskData, path: str) -> Image.Image:
     found = task.train.read(path)
     if isinstance(found, Image.Image):
         return found
@@ -165,47 +175,47 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Measured:
+class AttentionResult:
     """What the command leaves behind.
 
     Args:
         attention: that was measured.
         file: that holds it.
-        picture: beside the file.
-        noun: what one of the samples is called that it was measured on.
+        figure_file: beside the file.
+        sample_type: what one of the samples is called that it was measured on.
     """
 
     attention: ChannelAttention
     file: Path
-    picture: Path
-    noun: Noun
+    figure_file: Path
+    sample_type: SampleType
 
     @property
-    def taps(self) -> list[TapSummary]:
+    def tap_summaries(self) -> list[TapSummary]:
         """A summary of each tap."""
         return summarize(self.attention)
 
     @property
     def title(self) -> str:
         """What it is, in a line."""
-        return f"Channel attention: {origin(self.attention, self.noun)}"
+        return f"Channel attention: {describe_estimation(self.attention, self.sample_type)}"
 
     def to_json(self) -> str:
         """All of it but the scores, which are in the file."""
         values = {
             "file": str(self.file),
-            "picture": str(self.picture),
-            "estimator": self.attention.method,
+            "picture": str(self.figure_file),
+            "estimator": self.attention.estimator,
             "samples": self.attention.samples,
             "temperature": self.attention.temperature,
-            "clip": self.attention.clip,
-            "floor": self.attention.floor,
-            "taps": [dataclasses.asdict(tap) for tap in self.taps],
+            "clip": self.attention.score_clip,
+            "floor": self.attention.clamp_negative_scores,
+            "taps": [dataclasses.asdict(tap) for tap in self.tap_summaries],
         }
         return json.dumps(values, indent=2)
 
 
-def measure(options: AttentionOptions) -> Measured:
+def measure_attention(options: AttentionOptions) -> AttentionResult:
     """Measures channel attention and writes it, with a picture beside it.
 
     Raises:
@@ -215,22 +225,22 @@ def measure(options: AttentionOptions) -> Measured:
     config = _config(options)
     file = _default_file(options.data) if options.out is None else Path(options.out).expanduser()
     if options.out is None:
-        check_place(file.parent, data=options.data)
+        check_output_location(file.parent, data=options.data)
     else:
-        _check_file(file, options)
+        _check_output_file(file, options)
     prepared = prepare(config)
-    noun = prepared.task.noun
+    noun = prepared.task.sample_type
     with progress_bar("channels", f"{noun}s x channels") as progress:
         attention = estimate(prepared, config, progress=progress)
-    order = attention_order(config, len(prepared.task.train))
-    figure = attention_figure(
-        figures(attention, prepared.task, order),
+    order = attention_sample_order(config, len(prepared.task.train))
+    figure = draw_attention_figure(
+        tap_figures(attention, prepared.task, order),
         title=f"Channel attention of {options.model} on {prepared.task.name}",
-        note=origin(attention, noun),
+        note=describe_estimation(attention, noun),
     )
     picture = file.with_suffix(".png")
     _write(file, attention, picture, figure)
-    return Measured(attention=attention, file=file, picture=picture, noun=noun)
+    return AttentionResult(attention=attention, file=file, figure_file=picture, sample_type=noun)
 
 
 def _config(options: AttentionOptions) -> TrainConfig:
@@ -245,8 +255,8 @@ def _config(options: AttentionOptions) -> TrainConfig:
         attention_samples=options.samples,
         attention_tolerance=options.tolerance,
         attention_temperature=options.temperature,
-        attention_clip=options.clip,
-        attention_floor=options.floor,
+        score_clip=options.score_clip,
+        clamp_negative_scores=options.clamp_negative_scores,
         image_size=options.image_size,
         samples_per_class=options.samples_per_class,
         seed=options.seed,
@@ -258,7 +268,7 @@ def _config(options: AttentionOptions) -> TrainConfig:
         split=options.split,
         batch_size=options.batch_size,  # type: ignore[arg-type]
         device=options.device,
-        workers=options.workers,
+        num_workers=options.num_workers,
     )
 
 
@@ -271,7 +281,7 @@ def _default_file(data: str) -> Path:
     raise AssertionError
 
 
-def _check_file(file: Path, options: AttentionOptions) -> None:
+def _check_output_file(file: Path, options: AttentionOptions) -> None:
     """Checks that the file may be written, before anything slow begins.
 
     Raises:
@@ -308,9 +318,9 @@ def _check_file(file: Path, options: AttentionOptions) -> None:
         raise UserError(f"--out {file}: the folder {folder} cannot be written: give another")
 
 
-def _write(file: Path, attention: ChannelAttention, picture: Path, figure: bytes) -> None:
+def _write(file: Path, attention: ChannelAttention, figure_file: Path, png: bytes) -> None:
     """Writes both files; a picture that lies beside a file is always of that file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    picture.unlink(missing_ok=True)
+    figure_file.unlink(missing_ok=True)
     attention.save(file)
-    write_atomically(picture, figure)
+    write_atomically(figure_file, png)

@@ -7,43 +7,43 @@ import time
 
 import torch
 
-from delta_transfer.attention.estimators.refined import exact_samples
+from delta_transfer.attention.estimators.refined import num_exact_samples
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.taps import Taps
-from delta_transfer.runs.attention import attention_order
-from delta_transfer.runs.fine_tune import DRIFT_PICTURES
-from delta_transfer.runs.model_soup import ALONE, SHARES
-from delta_transfer.runs.plan import Tuning
-from delta_transfer.runs.preparation.prepared import Prepared
-from delta_transfer.runs.selection import refits
-from delta_transfer.training.loaders import training_loader
-from delta_transfer.training.lr_finder import TRIAL_STEPS
+from delta_transfer.runs.attention import attention_sample_order
+from delta_transfer.runs.fine_tune import DRIFT_SAMPLES
+from delta_transfer.runs.model_soup import CANDIDATE_COEFFICIENTS, SINGLE_MODELS
+from delta_transfer.runs.plan import FineTunePlan
+from delta_transfer.runs.preparation.prepared import RunSetup
+from delta_transfer.runs.selection import should_refit
+from delta_transfer.training.loaders import train_dataloader
+from delta_transfer.training.lr_finder import LR_RANGE_TEST_STEPS
 from delta_transfer.training.trainer import Precision, autocast, find_precision
-from delta_transfer.utils.devices import place
-from delta_transfer.utils.distributed import processes
-from delta_transfer.utils.module_state import evaluating, same_random_state
+from delta_transfer.utils.devices import move_to_device
+from delta_transfer.utils.distributed import world_size
+from delta_transfer.utils.module_state import eval_mode, preserve_random_state
 
-AT_ONCE = 10
+ABLATIONS_PER_FORWARD = 10
 """Channels that are switched off in the time of one forward pass: 8 to 30, by the network."""
 
 
-def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
+def estimate_minutes(prepared: RunSetup, plan: FineTunePlan) -> float:
     """The minutes that a run will take, by the second of two measured training steps.
 
     Reading and augmenting pictures, validation, drift, keeping the weights, channel attention,
     folds, the refit, a second strength, a trial of rates, probes and the test are counted; what
     else a run does is not.
     """
-    config, task = tuning.config, prepared.task
-    size = min(config.at_once, len(task.train))
-    loader = training_loader(task.train.subset(range(size)), prepared.backbone.input, config)
+    config, task = plan.config, prepared.task
+    size = min(config.micro_batch_size, len(task.train))
+    loader = train_dataloader(task.train.subset(range(size)), prepared.backbone.input_spec, config)
     started = time.perf_counter()
     collated, labels = loader.collate_fn([loader.dataset[i] for i in range(size)])
-    inputs = loader.finish(collated)
+    inputs = loader.preprocess(collated)
     reading = (time.perf_counter() - started) / size
     workers = loader.num_workers
-    compares = tuning.method.features  # then the source runs too
-    step = _seconds_per_picture(
+    compares = plan.method.compares_features  # then the source runs too
+    step = _seconds_per_sample(
         prepared,
         inputs,
         labels,
@@ -51,17 +51,17 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
         precision=find_precision(config.precision, prepared.device),
     )
     training = max(step, reading / workers) if workers else step + reading
-    training /= processes()  # which were measured at the same time
+    training /= world_size()  # which were measured at the same time
     computing = step / (4 if compares else 3)  # a forward pass; backward is as long as two
     forward = max(computing, reading / workers) if workers else computing + reading
 
     taught, held_out, pictures = len(task.train), len(task.val), len(task.train) + len(task.val)
-    kept = DRIFT_PICTURES * computing + _seconds_to_keep(prepared)
-    refitted, folds = refits(config, task), config.folds
-    raw, branches = tuning.method.head == "raw_probe", len(tuning.branches)
+    kept = DRIFT_SAMPLES * computing + _seconds_to_save(prepared)
+    refitted, folds = should_refit(config, task), config.folds
+    raw, branches = plan.method.head_init == "unstandardized_probe", len(plan.candidates)
     fits = (branches * folds + refitted) * (1 + raw) + (raw and not folds)
-    probes = fits * prepared.probe_seconds
-    attention = _attention_passes(prepared, tuning) * computing
+    probes = fits * prepared.probe_wall_time_s
+    attention = _attention_passes(prepared, plan) * computing
     if folds:
         epoch = (folds - 1) * pictures * training + pictures * forward + folds * kept
         attention *= folds + 1
@@ -70,20 +70,20 @@ def estimate_minutes(prepared: Prepared, tuning: Tuning) -> float:
         attention *= 2 if refitted else 1
     if refitted:
         epoch += pictures * training  # at most: it ends with the epoch that was chosen
-    crops = 10 if config.official else 1
+    crops = 10 if config.paper_protocol else 1
     test = 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
-    trainings = branches * tuning.epochs * epoch
+    trainings = branches * plan.epochs * epoch
     if config.lr == "find":
-        trainings += TRIAL_STEPS * min(config.batch_size, taught) * training
+        trainings += LR_RANGE_TEST_STEPS * min(config.batch_size, taught) * training
     asked = pictures if folds else held_out
-    same_head = len({branch.method.head for branch in tuning.branches}) <= 1
-    candidates = len(SHARES if same_head else ALONE)
+    same_head = len({branch.method.head_init for branch in plan.candidates}) <= 1
+    candidates = len(CANDIDATE_COEFFICIENTS if same_head else SINGLE_MODELS)
     mixtures = candidates * asked * forward if branches > 1 else 0.0
     return (trainings + mixtures + attention + probes + test) / 60
 
 
-def _seconds_per_picture(
-    prepared: Prepared,
+def _seconds_per_sample(
+    prepared: RunSetup,
     inputs: Inputs,
     labels: torch.Tensor,
     *,
@@ -98,29 +98,29 @@ def _seconds_per_picture(
         if count == 1:
             raise
     half = slice(count // 2)
-    return _seconds_per_picture(
+    return _seconds_per_sample(
         prepared, inputs[half], labels[half], compares=compares, precision=precision
     )
 
 
 def _seconds_per_step(
-    prepared: Prepared,
+    prepared: RunSetup,
     inputs: Inputs,
     labels: torch.Tensor,
     compares: bool,
     precision: Precision,
 ) -> float:
     network = copy.deepcopy(prepared.backbone.module)
-    place(network, prepared.device)
+    move_to_device(network, prepared.device)
     inputs, labels = inputs.to(prepared.device), labels.to(prepared.device)
     seconds = math.inf
-    with same_random_state(network):
+    with preserve_random_state(network):
         for _ in range(2):
             started = time.perf_counter()
             with autocast(precision, prepared.device):
                 loss = prepared.task.objective.loss(network(inputs), labels)
                 if compares:
-                    with evaluating(prepared.source), torch.no_grad():
+                    with eval_mode(prepared.source), torch.no_grad():
                         prepared.source(inputs)
             torch.autograd.backward(loss)
             _wait(prepared.device)
@@ -128,7 +128,7 @@ def _seconds_per_step(
     return seconds
 
 
-def _seconds_to_keep(prepared: Prepared) -> float:
+def _seconds_to_save(prepared: RunSetup) -> float:
     """How long it takes to keep the weights: an epoch may be the best until then."""
     started = time.perf_counter()
     torch.save(prepared.backbone.module.state_dict(), io.BytesIO())
@@ -140,26 +140,29 @@ def _wait(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _attention_passes(prepared: Prepared, tuning: Tuning) -> float:
+def _attention_passes(prepared: RunSetup, plan: FineTunePlan) -> float:
     """Forward passes of one picture that channel attention takes; a backward pass counts as two.
 
     At most: it may be known from an earlier run, or converge on fewer pictures.
     """
-    config = tuning.config
-    if not tuning.method.attention or tuning.attention is not None:
+    config = plan.config
+    if not plan.method.needs_attention or plan.attention is not None:
         return 0.0
-    samples = len(attention_order(config, len(prepared.task.train)))
+    samples = len(attention_sample_order(config, len(prepared.task.train)))
     if config.attention == "gradient":
         return 3.0 * samples
     channels = _channels(prepared)
     if config.attention == "exact":
-        return samples * channels / AT_ONCE
-    return 3.0 * samples + exact_samples(samples, channels=channels) * channels / AT_ONCE
+        return samples * channels / ABLATIONS_PER_FORWARD
+    return (
+        3.0 * samples
+        + num_exact_samples(samples, channels=channels) * channels / ABLATIONS_PER_FORWARD
+    )
 
 
-def _channels(prepared: Prepared) -> int:
-    example = prepared.backbone.input.example().to(prepared.device)
+def _channels(prepared: RunSetup) -> int:
+    example = prepared.backbone.input_spec.example().to(prepared.device)
     source = prepared.source
-    with Taps(source, prepared.taps) as taps, evaluating(source), torch.no_grad():
+    with Taps(source, prepared.taps) as taps, eval_mode(source), torch.no_grad():
         taps.record(example)
         return sum(features.shape[-1] for features in taps.features().values())

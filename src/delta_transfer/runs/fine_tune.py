@@ -18,51 +18,57 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.probe import LinearProbe
-from delta_transfer.methods.base import Method, Parts
+from delta_transfer.methods.base import Method, PenaltyContext
 from delta_transfer.methods.penalty import Penalty
 from delta_transfer.methods.registry import check_classifier
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.runs.attention import describe, estimate
-from delta_transfer.runs.plan import Tuning, is_sharded, loss_of, optimization, plan_fit
-from delta_transfer.runs.preparation.prepared import Prepared
-from delta_transfer.training.callbacks import MeasureDrift, RedrawHead, TellLoss
-from delta_transfer.training.fit import Fitted, fit
-from delta_transfer.training.loaders import plain_loader
-from delta_transfer.utils.devices import place
-from delta_transfer.utils.distributed import is_main, own_batches, processes
-from delta_transfer.utils.module_state import same_random_state
+from delta_transfer.runs.attention import describe_attention, estimate
+from delta_transfer.runs.plan import (
+    FineTunePlan,
+    is_sharded,
+    make_fit_config,
+    make_optimizer_config,
+    make_task_loss,
+)
+from delta_transfer.runs.preparation.prepared import RunSetup
+from delta_transfer.training.callbacks import MeasureDrift, ReinitializeHead, ReportLoss
+from delta_transfer.training.fit import FitResult, fit
+from delta_transfer.training.loaders import eval_dataloader
+from delta_transfer.utils.devices import move_to_device
+from delta_transfer.utils.distributed import is_rank_zero, local_sample_indices, world_size
+from delta_transfer.utils.module_state import preserve_random_state
 from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
-DRIFT_PICTURES = 32
+DRIFT_SAMPLES = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Tuned:
+class FineTuneResult:
     """A fine-tuned network.
 
     Args:
         network: with the weights of the epoch that was kept.
-        fitted: that epoch, and what the network said of the validation split in each.
+        fit_result: that epoch, and what the network said of the validation split in each.
         taps: the modules whose features were compared or measured.
-        start: the network's state before the first step, on the CPU.
+        initial_state: the network's state before the first step, on the CPU.
     """
 
     network: nn.Module
-    fitted: Fitted
+    fit_result: FitResult
     taps: tuple[str, ...]
-    start: Mapping[str, Tensor]
+    initial_state: Mapping[str, Tensor]
 
 
 def fine_tune(
-    prepared: Prepared, tuning: Tuning, folder: Path, *, stop_after: int | None = None
-) -> Tuned:
+    prepared: RunSetup, plan: FineTunePlan, folder: Path, *, stop_after: int | None = None
+) -> FineTuneResult:
     """Fine-tunes a copy of the prepared network.
 
     Args:
         prepared: the pictures, the network and its probe.
-        tuning: options and method.
+        plan: options and method.
         folder: for metrics, drift, attention and checkpoints.
         stop_after: train for so many epochs, looking at no validation pictures; None for all
             epochs, of which the best on validation is kept.
@@ -70,103 +76,109 @@ def fine_tune(
     Raises:
         UserError: if training diverges, or the network does not suit the method.
     """
-    tuning = in_its_mode(tuning)
-    config, method = tuning.config, tuning.method
-    network, attention = begin(prepared, tuning)
+    plan = apply_batch_norm_mode(plan)
+    config, method = plan.config, plan.method
+    network, attention = initialize_model(prepared, plan)
     start = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
     if attention is not None:
-        logger.info("channel attention: %s", describe(attention))
-        if is_main():
+        logger.info("channel attention: %s", describe_attention(attention))
+        if is_rank_zero():
             folder.mkdir(parents=True, exist_ok=True)
             attention.save(folder / "attention.safetensors")
     taps = prepared.taps if attention is None else attention.taps
-    if not method.trains or stop_after == 0:
-        return Tuned(
-            network=network, fitted=Fitted(epoch=0, validations=[]), taps=taps, start=start
+    if not method.trains_network or stop_after == 0:
+        return FineTuneResult(
+            network=network,
+            fit_result=FitResult(epoch=0, val_outputs=[]),
+            taps=taps,
+            initial_state=start,
         )
     sharded = is_sharded(config)
     trained = copy.deepcopy(network) if sharded else network
     if sharded:
         network.cpu()  # until it gets the weights in the end
-    regularizer = hold(prepared, tuning, trained, attention)
+    regularizer = build_regularizer(prepared, plan, trained, attention)
     # What a method draws while it trains.
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "method"))
-    with same_random_state(trained), network_change(tuning, trained, generator):
+    with preserve_random_state(trained), network_context(plan, trained, generator):
         torch.manual_seed(derive_seed(config.seed, "training"))  # for dropout
         fitted = _fit(
-            *(prepared, tuning, trained, regularizer, taps, folder, stop_after),
+            *(prepared, plan, trained, regularizer, taps, folder, stop_after),
             generator=generator,
             into=network,
         )
     network.to(prepared.device)
-    return Tuned(network=network, fitted=fitted, taps=taps, start=start)
+    return FineTuneResult(network=network, fit_result=fitted, taps=taps, initial_state=start)
 
 
-def begin(prepared: Prepared, tuning: Tuning) -> tuple[nn.Module, ChannelAttention | None]:
+def initialize_model(
+    prepared: RunSetup, plan: FineTunePlan
+) -> tuple[nn.Module, ChannelAttention | None]:
     """A copy of the network as the method begins with it, and channel attention if it needs it.
 
     Raises:
         UserError: if the network does not suit the method.
     """
-    method = tuning.method
-    check_classifier(method, prepared.backbone.classifier, tuning.config.model)
+    method = plan.method
+    check_classifier(method, prepared.backbone.classifier, plan.config.model)
     network = copy.deepcopy(prepared.backbone.module)
-    place(network, prepared.device)
-    probe = _first_head(prepared, tuning)
+    move_to_device(network, prepared.device)
+    probe = _initial_head(prepared, plan)
     if probe is not None:
-        _start_from(probe, network.get_submodule(prepared.backbone.head))
-    if not method.attention:
-        return network, tuning.attention
-    return network, tuning.attention or estimate(prepared, tuning.config)
+        _copy_probe_to_head(probe, network.get_submodule(prepared.backbone.head))
+    if not method.needs_attention:
+        return network, plan.attention
+    return network, plan.attention or estimate(prepared, plan.config)
 
 
-def hold(
-    prepared: Prepared, tuning: Tuning, network: nn.Module, attention: ChannelAttention | None
+def build_regularizer(
+    prepared: RunSetup, plan: FineTunePlan, network: nn.Module, attention: ChannelAttention | None
 ) -> Regularizer:
     """What the method adds to the task loss, ready to train with."""
-    config, taps = tuning.config, prepared.taps if attention is None else attention.taps
-    penalties = tuning.method.penalties(_parts(prepared, tuning, taps, attention))
-    _check_shares(tuning.method, penalties)
+    config, taps = plan.config, prepared.taps if attention is None else attention.taps
+    penalties = plan.method.build_penalties(_penalty_context(prepared, plan, taps, attention))
+    _check_distributed_penalties(plan.method, penalties)
     regularizer = Regularizer(network, prepared.source, penalties, batch_norm=config.batch_norm)
     if regularizer.needs_calibration:
         train = prepared.task.train
-        own = train.subset(own_batches(len(train), config.batch_size))
-        regularizer.calibrate(plain_loader(own, prepared.backbone.input, config))
+        own = train.subset(local_sample_indices(len(train), config.batch_size))
+        regularizer.calibrate(eval_dataloader(own, prepared.backbone.input_spec, config))
     return regularizer
 
 
-def _check_shares(method: Method, penalties: Sequence[Penalty]) -> None:
+def _check_distributed_penalties(method: Method, penalties: Sequence[Penalty]) -> None:
     """Checks that a batch can be shared by several processes, if there are several.
 
     Raises:
         UserError: if a penalty has to see the whole of it.
     """
-    if processes() > 1 and any(penalty.combines == "batch" for penalty in penalties):
+    if world_size() > 1 and any(penalty.reduction == "batch" for penalty in penalties):
         raise UserError(
-            f"--method {method.name} looks at each batch as a whole, which {processes()} processes "
+            f"--method {method.name} looks at each batch as a whole, which {world_size()} "
+            "processes "
             "share: use one device, or another method"
         )
 
 
-def in_its_mode(tuning: Tuning) -> Tuning:
+def apply_batch_norm_mode(plan: FineTunePlan) -> FineTunePlan:
     """With batch norm in the mode that the method needs."""
-    needed = tuning.method.batch_norm
-    if needed is None or tuning.config.batch_norm == needed:
-        return tuning
-    logger.info("batch norm is in %s mode, without which %s is nothing", needed, tuning.method.name)
-    config = dataclasses.replace(tuning.config, batch_norm=needed)
-    return dataclasses.replace(tuning, config=config)
+    needed = plan.method.batch_norm
+    if needed is None or plan.config.batch_norm == needed:
+        return plan
+    logger.info("batch norm is in %s mode, without which %s is nothing", needed, plan.method.name)
+    config = dataclasses.replace(plan.config, batch_norm=needed)
+    return dataclasses.replace(plan, config=config)
 
 
-def _parts(
-    prepared: Prepared,
-    tuning: Tuning,
+def _penalty_context(
+    prepared: RunSetup,
+    plan: FineTunePlan,
     taps: tuple[str, ...],
     attention: ChannelAttention | None,
-) -> Parts:
+) -> PenaltyContext:
     views, labels = prepared.features["train"]
-    return Parts(
-        strength=tuning.strength or 0.0,
+    return PenaltyContext(
+        strength=plan.strength or 0.0,
         head=prepared.backbone.head,
         taps=taps,
         attention=attention,
@@ -177,32 +189,32 @@ def _parts(
     )
 
 
-def network_change(
-    tuning: Tuning, network: nn.Module, generator: torch.Generator
+def network_context(
+    plan: FineTunePlan, network: nn.Module, generator: torch.Generator
 ) -> AbstractContextManager[object]:
     """What the method changes of the network while it trains."""
-    change = tuning.method.network_change
+    change = plan.method.network_context
     if change is None:
         return nullcontext()
-    return change(network, tuning.strength or 0.0, generator)
+    return change(network, plan.strength or 0.0, generator)
 
 
-def _first_head(prepared: Prepared, tuning: Tuning) -> LinearProbe | None:
+def _initial_head(prepared: RunSetup, plan: FineTunePlan) -> LinearProbe | None:
     """What the head starts as; None for at random."""
-    if tuning.method.head == "raw_probe":
-        return prepared.raw_probe
-    return prepared.probe if tuning.method.head == "probe" else None
+    if plan.method.head_init == "unstandardized_probe":
+        return prepared.unstandardized_probe
+    return prepared.probe if plan.method.head_init == "probe" else None
 
 
-def _start_from(probe: LinearProbe, head: nn.Module) -> None:
+def _copy_probe_to_head(probe: LinearProbe, head: nn.Module) -> None:
     with torch.no_grad():
         head.get_parameter("weight").copy_(probe.weight)
         head.get_parameter("bias").copy_(probe.bias)
 
 
 def _fit(
-    prepared: Prepared,
-    tuning: Tuning,
+    prepared: RunSetup,
+    plan: FineTunePlan,
     network: nn.Module,
     regularizer: Regularizer,
     taps: tuple[str, ...],
@@ -211,19 +223,19 @@ def _fit(
     *,
     generator: torch.Generator,
     into: nn.Module,
-) -> Fitted:
+) -> FitResult:
     drift = folder / "drift.csv" if stop_after is None else None
-    callbacks = _callbacks(prepared, tuning, network, taps, drift, generator=generator)
-    if tuning.listener is not None and stop_after is None:
-        callbacks.append(TellLoss(functools.partial(tuning.listener, folder)))
+    callbacks = _callbacks(prepared, plan, network, taps, drift, generator=generator)
+    if plan.on_epoch_end is not None and stop_after is None:
+        callbacks.append(ReportLoss(functools.partial(plan.on_epoch_end, folder)))
     fitted = fit(
         network,
         regularizer,
-        plan_fit(prepared, tuning, folder, stop_after),
-        loss=loss_of(prepared, tuning),
+        make_fit_config(prepared, plan, folder, stop_after),
+        loss=make_task_loss(prepared, plan),
         head=prepared.backbone.head,
         objective=prepared.task.objective,
-        optimization=optimization(prepared, tuning, network),
+        optimizer_config=make_optimizer_config(prepared, plan, network),
         callbacks=callbacks,
         generators=[generator],
         into=into,
@@ -236,8 +248,8 @@ def _fit(
 
 
 def _callbacks(
-    prepared: Prepared,
-    tuning: Tuning,
+    prepared: RunSetup,
+    plan: FineTunePlan,
     network: nn.Module,
     taps: tuple[str, ...],
     drift: Path | None,
@@ -247,30 +259,30 @@ def _callbacks(
     """What happens beside the steps; drift is measured if it has a file."""
     found: list[lightning.Callback] = []
     if drift is not None:
-        inputs = _some_inputs(prepared, tuning.config)
+        inputs = _some_inputs(prepared, plan.config)
         found.append(MeasureDrift(network, prepared.source, taps=taps, inputs=inputs, path=drift))
-        if tuning.config.patience is not None:
+        if plan.config.patience is not None:
             found.append(
                 EarlyStopping(
                     "val_calibrated_loss",
-                    patience=tuning.config.patience,
+                    patience=plan.config.patience,
                     check_finite=False,  # what is no number is no better
                 )
             )
-    cycles = tuning.method.head_cycles
+    cycles = plan.method.num_head_restarts
     if cycles > 1:
         head = network.get_submodule(prepared.backbone.head)
         assert isinstance(head, nn.Linear)
-        found.append(RedrawHead(head, cycles=cycles, generator=generator))
+        found.append(ReinitializeHead(head, num_restarts=cycles, generator=generator))
     return found
 
 
-def _some_inputs(prepared: Prepared, config: TrainConfig) -> Inputs:
+def _some_inputs(prepared: RunSetup, config: TrainConfig) -> Inputs:
     """A few training pictures, evenly spaced, to measure drift on."""
     train = prepared.task.train
-    count = min(DRIFT_PICTURES, len(train))
+    count = min(DRIFT_SAMPLES, len(train))
     some = train.subset(i * len(train) // count for i in range(count))
-    at_once = dataclasses.replace(config, batch_size=count, accumulate=1)
-    ((inputs, _),) = plain_loader(some, prepared.backbone.input, at_once)
+    at_once = dataclasses.replace(config, batch_size=count, gradient_accumulation_steps=1)
+    ((inputs, _),) = eval_dataloader(some, prepared.backbone.input_spec, at_once)
     found: Inputs = inputs
     return found

@@ -15,30 +15,44 @@ from delta_transfer.errors import UserError
 from delta_transfer.utils.locks import LOCK, check_unlocked
 from delta_transfer.utils.paths import user_path
 
-LOG = "train.log"
-COMPARISON = "compare.yaml"  # the options of a comparison
-SEARCH = "search.yaml"  # the options of a search
+LOG_FILE = "train.log"
+COMPARISON_FILE = "compare.yaml"  # the options of a comparison
+SEARCH_FILE = "search.yaml"  # the options of a search
 TRIALS = "trials"  # its trials, each in a folder of its number
-WHOLE = ("default", "best")  # its whole runs
+SEARCH_RUNS = ("default", "best")  # its whole runs
 
-_OF_A_RUN = frozenset(
-    f"""{LOG} config.yaml lr.csv metrics.csv hparams.yaml tensorboard drift.csv
+_RUN_FILES = frozenset(
+    f"""{LOG_FILE} config.yaml lr.csv metrics.csv hparams.yaml tensorboard drift.csv
     attention.safetensors checkpoints weaker refit folds spent.json predictions.csv examples.csv
     molecules.csv examples model result.json report.html evaluation export hub wandb""".split()
 )
-_OF_A_COMPARISON = frozenset([COMPARISON, LOCK, "results.csv", "report.html"])
-_OF_A_SEARCH = frozenset(
-    [SEARCH, LOCK, "search.db", "search.db-journal", "trials.csv", "best.yaml", TRIALS, *WHOLE]
+_COMPARISON_FILES = frozenset([COMPARISON_FILE, LOCK, "results.csv", "report.html"])
+_SEARCH_FILES = frozenset(
+    [
+        SEARCH_FILE,
+        LOCK,
+        "search.db",
+        "search.db-journal",
+        "trials.csv",
+        "best.yaml",
+        TRIALS,
+        *SEARCH_RUNS,
+    ]
 )
-_OF_A_TRIAL = _OF_A_RUN | {"outcome.json", "losses.json", LOCK}
+_TRIAL_FILES = _RUN_FILES | {"outcome.json", "losses.json", LOCK}
 _AFTER_TRAINING = ("examples", "model")  # folders, which may be half full
 # Options that change no figure, but for the last digits on another device.
-FREE = (
+RESULT_NEUTRAL_OPTIONS = (
     *("out", "overwrite", "resume", "device", "devices", "num_nodes", "strategy"),
-    *("workers", "picture_cache"),
+    *("workers", "image_cache_gb"),
     *("checkpoint_minutes", "checkpoint_steps", "loggers"),
 )
-_MARKS = (COMPARISON, SEARCH, LOG, "config.yaml")  # by these a folder is known for one of ours
+_MARKS = (
+    COMPARISON_FILE,
+    SEARCH_FILE,
+    LOG_FILE,
+    "config.yaml",
+)  # by these a folder is known for one of ours
 
 
 def default_folder(config: TrainConfig) -> Path:
@@ -81,7 +95,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
             run of ours or that the new run reads.
     """
     data = config.data
-    check_place(folder, data=data)
+    check_output_location(folder, data=data)
     check_unlocked(folder)
     if not folder.is_dir() or not _names(folder):
         return
@@ -93,7 +107,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
             f"--out {folder} is not empty: give another folder, or --overwrite to replace the run "
             "(--resume of train goes on with one that was broken off)"
         )
-    strange = _strange(folder)
+    strange = _find_foreign_entry(folder)
     if strange is not None:
         raise UserError(
             f"--out {folder} holds something that is no run ({strange}), which --overwrite does "
@@ -108,7 +122,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
             )
 
 
-def check_place(folder: Path, *, data: str) -> None:
+def check_output_location(folder: Path, *, data: str) -> None:
     """Checks that there may be a folder at a place.
 
     Args:
@@ -144,7 +158,7 @@ def make_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if resume:
-            tidy(folder)
+            remove_temporary_files(folder)
             for name in _AFTER_TRAINING:
                 shutil.rmtree(folder / name, ignore_errors=True)
             return
@@ -163,10 +177,10 @@ def make_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
         ) from error
 
 
-def tidy(folder: Path) -> None:
+def remove_temporary_files(folder: Path) -> None:
     """Deletes what writes that were killed have left in the folder of a run."""
     for path in folder.rglob(".*"):
-        if _whole(path.name) != path.name:
+        if _target_name(path.name) != path.name:
             path.unlink()
 
 
@@ -177,9 +191,9 @@ def _check_same(folder: Path, config: TrainConfig) -> None:
         UserError: if it holds something else.
     """
     own = folder / "config.yaml"
-    if not own.is_file() and _names(folder) <= {LOG, own.name}:
+    if not own.is_file() and _names(folder) <= {LOG_FILE, own.name}:
         return  # broken off before anything was saved
-    strange = _strange(folder)
+    strange = _find_foreign_entry(folder)
     if strange is not None:
         raise UserError(
             f"--resume: --out {folder} holds something that is no run ({strange}): give the folder "
@@ -187,18 +201,18 @@ def _check_same(folder: Path, config: TrainConfig) -> None:
         )
     there, asked = (dataclasses.asdict(one) for one in (TrainConfig.load(own), config))
     check_options(
-        {name: value for name, value in there.items() if name not in FREE},
-        {name: value for name, value in asked.items() if name not in FREE},
+        {name: value for name, value in there.items() if name not in RESULT_NEUTRAL_OPTIONS},
+        {name: value for name, value in asked.items() if name not in RESULT_NEUTRAL_OPTIONS},
         f"--out {folder} holds a run",
     )
 
 
-def check_options(there: Mapping[str, Any], asked: Mapping[str, Any], what: str) -> None:
+def check_options(existing: Mapping[str, Any], requested: Mapping[str, Any], what: str) -> None:
     """Checks that what is to be gone on with has the options that are asked for.
 
     Args:
-        there: the options that it has.
-        asked: those asked for.
+        existing: the options that it has.
+        requested: those asked for.
         what: the words for it.
 
     Raises:
@@ -206,11 +220,11 @@ def check_options(there: Mapping[str, Any], asked: Mapping[str, Any], what: str)
     """
     said = [
         {name: "not given" if value is None else str(value) for name, value in options.items()}
-        for options in (there, asked)
+        for options in (existing, requested)
     ]
     differences = [
         f"--{name.replace('_', '-')} was {was} and is {now}"
-        for name in {**asked, **there}
+        for name in {**requested, **existing}
         if (was := said[0].get(name, "not given")) != (now := said[1].get(name, "not given"))
     ]
     if differences:
@@ -220,60 +234,66 @@ def check_options(there: Mapping[str, Any], asked: Mapping[str, Any], what: str)
         )
 
 
-def foreign(folder: Path) -> str | None:
+def find_foreign_file(folder: Path) -> str | None:
     """What in the folder of a run, finished or not, belongs to none; None if nothing."""
-    return min(_names(folder) - _OF_A_RUN, default=None)
+    return min(_names(folder) - _RUN_FILES, default=None)
 
 
-def leftovers(folder: Path) -> list[Path]:
+def find_temporary_files(folder: Path) -> list[Path]:
     """What writes of a comparison's or a search's own files left that were killed."""
-    own = (_OF_A_COMPARISON | _OF_A_SEARCH) - {LOCK, TRIALS, *WHOLE}
-    return [path for path in folder.glob(".*") if _whole(path.name) in own]
+    own = (_COMPARISON_FILES | _SEARCH_FILES) - {LOCK, TRIALS, *SEARCH_RUNS}
+    return [path for path in folder.glob(".*") if _target_name(path.name) in own]
 
 
-def _strange(folder: Path) -> str | None:
+def _find_foreign_entry(folder: Path) -> str | None:
     """What in a folder belongs to no run, comparison or search of ours; None if nothing."""
     entries = _names(folder)
     if not entries:
         return None
-    if COMPARISON in entries:
-        return _strange_in_comparison(folder)
-    if SEARCH in entries:
-        return _strange_in_search(folder)
+    if COMPARISON_FILE in entries:
+        return _find_foreign_in_comparison(folder)
+    if SEARCH_FILE in entries:
+        return _find_foreign_in_search(folder)
     try:
         TrainConfig.load(folder / "config.yaml")
     except UserError:
-        return f"no {LOG} and config.yaml of one"
-    return foreign(folder) if LOG in entries else f"no {LOG} and config.yaml of one"
+        return f"no {LOG_FILE} and config.yaml of one"
+    return (
+        find_foreign_file(folder)
+        if LOG_FILE in entries
+        else f"no {LOG_FILE} and config.yaml of one"
+    )
 
 
-def _strange_in_comparison(folder: Path) -> str | None:
+def _find_foreign_in_comparison(folder: Path) -> str | None:
     """Likewise of a comparison: what is none of its files and none of its runs."""
-    own = folder / COMPARISON
+    own = folder / COMPARISON_FILE
     if own.is_file() and not re.match(rb"data: .*\n(?: .*\n)*methods: ", own.read_bytes()):
-        return COMPARISON
+        return COMPARISON_FILE
     for path in sorted(folder.iterdir()):
         several = path.is_dir() and re.fullmatch(r"\d+-per-class", path.name)
         for run in sorted(path.iterdir()) if several else [path]:
             if run.is_dir() and re.fullmatch(r".+-seed\d+", run.name):
-                found = foreign(run)
+                found = find_foreign_file(run)
                 if found is not None:
                     return str(run.relative_to(folder) / found)
-            elif _whole(run.name) not in _OF_A_COMPARISON:
+            elif _target_name(run.name) not in _COMPARISON_FILES:
                 return str(run.relative_to(folder))
     return None
 
 
-def _strange_in_search(folder: Path) -> str | None:
+def _find_foreign_in_search(folder: Path) -> str | None:
     """Likewise of a search: what is none of its files, trials and whole runs."""
-    own = folder / SEARCH
+    own = folder / SEARCH_FILE
     if own.is_file() and not re.match(rb"data: .*\n(?:.*\n)*pruner: ", own.read_bytes()):
-        return SEARCH
-    beside = min({_whole(path.name) for path in folder.iterdir()} - _OF_A_SEARCH, default=None)
+        return SEARCH_FILE
+    beside = min(
+        {_target_name(path.name) for path in folder.iterdir()} - _SEARCH_FILES, default=None
+    )
     if beside is not None:
         return beside
-    runs = [(folder / name, _OF_A_RUN) for name in WHOLE]
-    runs += [(path, _OF_A_TRIAL) for path in sorted((folder / TRIALS).glob("*"))]
+    runs = [(folder / name, _RUN_FILES) for name in SEARCH_RUNS]
+    runs += [(path, _TRIAL_FILES) for path in sorted((folder / TRIALS).glob("*"))]
     for run, known in runs:
         if run.is_dir() != run.exists() or (run.parent.name == TRIALS and not run.name.isdecimal()):
             return str(run.relative_to(folder))
@@ -285,10 +305,10 @@ def _strange_in_search(folder: Path) -> str | None:
 
 def _names(folder: Path) -> set[str]:
     """What a folder holds beside its lock."""
-    return {_whole(path.name) for path in folder.iterdir()} - {LOCK}
+    return {_target_name(path.name) for path in folder.iterdir()} - {LOCK}
 
 
-def _whole(name: str) -> str:
+def _target_name(name: str) -> str:
     """The name of the file that was to take a temporary one's place, if it is one (see `files`)."""
     found = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}", name)
     return name if found is None else found[1]

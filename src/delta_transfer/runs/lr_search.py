@@ -8,12 +8,23 @@ from pathlib import Path
 
 import torch
 
-from delta_transfer.runs.fine_tune import begin, hold, in_its_mode, network_change
-from delta_transfer.runs.plan import Tuning, identity, loss_of, optimization, plan_fit
-from delta_transfer.runs.preparation.prepared import Prepared
-from delta_transfer.training.lr_finder import choose_rate, try_rates
+from delta_transfer.runs.fine_tune import (
+    apply_batch_norm_mode,
+    build_regularizer,
+    initialize_model,
+    network_context,
+)
+from delta_transfer.runs.plan import (
+    FineTunePlan,
+    make_fit_config,
+    make_optimizer_config,
+    make_task_loss,
+    run_fingerprint,
+)
+from delta_transfer.runs.preparation.prepared import RunSetup
+from delta_transfer.training.lr_finder import run_lr_range_test, suggest_lr
 from delta_transfer.utils.files import write_atomically
-from delta_transfer.utils.module_state import same_random_state
+from delta_transfer.utils.module_state import preserve_random_state
 from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -21,73 +32,79 @@ logger = logging.getLogger(__name__)
 HIGHEST = 1.0  # rate of the trial
 
 
-def settle(prepared: Prepared, tuning: Tuning, folder: Path) -> Tuning:
+def resolve_lr(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> FineTunePlan:
     """With a learning rate that is a number; all trainings of a run have the same.
 
     Args:
         prepared: the pictures, the network and its probe.
-        tuning: options and method.
+        plan: options and method.
         folder: of the run, which keeps the trial in `lr.csv`.
 
     Raises:
         UserError: if the network does not suit the method.
     """
-    if tuning.config.lr != "find" or not tuning.method.trains:
-        return tuning
-    path, own = folder / "lr.csv", identity(prepared)
-    trial = _kept(path, own, noun=prepared.task.noun)
+    if plan.config.lr != "find" or not plan.method.trains_network:
+        return plan
+    path, own = folder / "lr.csv", run_fingerprint(prepared)
+    trial = _load_range_test(path, own, sample_type=prepared.task.sample_type)
     if trial is None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        found = [(*row, own) for row in _try(prepared, tuning, folder)]
+        found = [(*row, own) for row in _run_range_test(prepared, plan, folder)]
         writer.writerows([("lr", "loss", "identity"), *found])
         write_atomically(path, text.getvalue())
-        trial = _kept(path, own, noun=prepared.task.noun)
+        trial = _load_range_test(path, own, sample_type=prepared.task.sample_type)
         assert trial is not None
-    lr = choose_rate(trial)
+    lr = suggest_lr(trial)
     logger.info(
         "lr       %g: a tenth of the rate up to which the loss stays low in a trial of %d steps "
         "(lr.csv)",
         lr,
         len(trial),
     )
-    return _with_lr(tuning, lr)
+    return _with_lr(plan, lr)
 
 
-def _kept(path: Path, own: str, *, noun: str) -> list[tuple[float, float]] | None:
+def _load_range_test(
+    path: Path, fingerprint: str, *, sample_type: str
+) -> list[tuple[float, float]] | None:
     """The rates and losses of a trial of before, if it was of the same samples and weights."""
     if not path.is_file():
         return None
     with path.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    if {row.get("identity") for row in rows} != {own}:
-        logger.warning("%s is of other %ss or pretrained weights: trying rates anew", path, noun)
+    if {row.get("identity") for row in rows} != {fingerprint}:
+        logger.warning(
+            "%s is of other %ss or pretrained weights: trying rates anew", path, sample_type
+        )
         return None
     return [(float(row["lr"]), float(row["loss"])) for row in rows]
 
 
-def _try(prepared: Prepared, tuning: Tuning, folder: Path) -> list[tuple[float, float]]:
+def _run_range_test(
+    prepared: RunSetup, plan: FineTunePlan, folder: Path
+) -> list[tuple[float, float]]:
     """The rates and losses of a trial with a network of its own."""
-    tuning = in_its_mode(_with_lr(tuning.branches[0], HIGHEST))
-    network, attention = begin(prepared, tuning)
-    regularizer = hold(prepared, tuning, network, attention)
-    seed = tuning.config.seed
+    plan = apply_batch_norm_mode(_with_lr(plan.candidates[0], HIGHEST))
+    network, attention = initialize_model(prepared, plan)
+    regularizer = build_regularizer(prepared, plan, network, attention)
+    seed = plan.config.seed
     generator = torch.Generator().manual_seed(derive_seed(seed, "trial", "method"))
-    with same_random_state(network), network_change(tuning, network, generator):
+    with preserve_random_state(network), network_context(plan, network, generator):
         torch.manual_seed(derive_seed(seed, "trial"))  # for dropout
-        steps = optimization(prepared, tuning, network)
-        return try_rates(
+        steps = make_optimizer_config(prepared, plan, network)
+        return run_lr_range_test(
             network,
             regularizer,
-            plan_fit(prepared, tuning, folder, 1),
-            loss=loss_of(prepared, tuning),
+            make_fit_config(prepared, plan, folder, 1),
+            loss=make_task_loss(prepared, plan),
             head=prepared.backbone.head,
             objective=prepared.task.objective,
-            optimization=dataclasses.replace(
-                steps, schedule="rising", warm_up=0.0, head_cycles=1, ema=None
+            optimizer_config=dataclasses.replace(
+                steps, schedule="rising", warmup_ratio=0.0, num_head_restarts=1, ema=None
             ),
         )
 
 
-def _with_lr(tuning: Tuning, lr: float) -> Tuning:
-    return dataclasses.replace(tuning, config=dataclasses.replace(tuning.config, lr=lr))
+def _with_lr(plan: FineTunePlan, lr: float) -> FineTunePlan:
+    return dataclasses.replace(plan, config=dataclasses.replace(plan.config, lr=lr))

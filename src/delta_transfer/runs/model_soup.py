@@ -13,19 +13,25 @@ from torch import Tensor
 
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.run_result import StrengthSearch
-from delta_transfer.runs.fine_tune import Tuned
-from delta_transfer.runs.plan import Tuning
-from delta_transfer.runs.preparation.prepared import Prepared
-from delta_transfer.runs.selection import Selected, hold_out, join, refit, refits
-from delta_transfer.training.inference import predict_answers
-from delta_transfer.training.loaders import plain_loader
-from delta_transfer.utils.devices import place
+from delta_transfer.runs.fine_tune import FineTuneResult
+from delta_transfer.runs.plan import FineTunePlan
+from delta_transfer.runs.preparation.prepared import RunSetup
+from delta_transfer.runs.selection import (
+    SelectionResult,
+    merge_train_and_val,
+    refit,
+    select_epoch,
+    should_refit,
+)
+from delta_transfer.training.inference import predict_dataloader
+from delta_transfer.training.loaders import eval_dataloader
+from delta_transfer.utils.devices import move_to_device
 
 State = Mapping[str, Tensor]
 
-Shares = tuple[float, float, float]
+MixingCoefficients = tuple[float, float, float]
 
-SHARES: tuple[Shares, ...] = (
+CANDIDATE_COEFFICIENTS: tuple[MixingCoefficients, ...] = (
     (0.0, 0.5, 0.5),
     (0.25, 0.375, 0.375),
     (0.5, 0.25, 0.25),
@@ -35,18 +41,18 @@ SHARES: tuple[Shares, ...] = (
 )
 """Shares of the start, the strongly and the weakly held network; the first is the default."""
 
-ALONE: tuple[Shares, ...] = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))
+SINGLE_MODELS: tuple[MixingCoefficients, ...] = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))
 """Of trainings that began with heads of their own: too far apart for an average, one is taken."""
 
 
-def average(states: Sequence[State], shares: Sequence[float]) -> dict[str, Tensor]:
+def average_states(states: Sequence[State], coefficients: Sequence[float]) -> dict[str, Tensor]:
     """The weighted average of equal networks' states, on the CPU.
 
     Whole numbers, such as counts of batches, are the last one's.
 
     Args:
         states: tensors by name, of equal shapes.
-        shares: of each; they sum to 1.
+        coefficients: of each; they sum to 1.
     """
     mixed = {}
     for name, last in states[-1].items():
@@ -54,12 +60,16 @@ def average(states: Sequence[State], shares: Sequence[float]) -> dict[str, Tenso
             mixed[name] = last.cpu()
             continue
         # On the CPU: not every device has float64, and the start may lie there.
-        parts = [s * state[name].cpu().double() for s, state in zip(shares, states, strict=True)]
+        parts = [
+            s * state[name].cpu().double() for s, state in zip(coefficients, states, strict=True)
+        ]
         mixed[name] = torch.stack(parts).sum(dim=0).to(last.dtype)
     return mixed
 
 
-def choose(losses: Sequence[Tensor], candidates: tuple[Shares, ...] = SHARES) -> Shares:
+def choose_coefficients(
+    losses: Sequence[Tensor], candidates: tuple[MixingCoefficients, ...] = CANDIDATE_COEFFICIENTS
+) -> MixingCoefficients:
     """The shares with the lowest held-out loss; of `SHARES` if it is clearly below the default's.
 
     Clearly: by more than one standard error of the paired difference. Few pictures tell little, and
@@ -71,143 +81,156 @@ def choose(losses: Sequence[Tensor], candidates: tuple[Shares, ...] = SHARES) ->
     """
     means = torch.stack([loss.mean() for loss in losses]).nan_to_num(nan=math.inf)
     best, count = int(means.argmin()), len(losses[0])
-    if candidates is ALONE or means[0] == math.inf:
+    if candidates is SINGLE_MODELS or means[0] == math.inf:
         return candidates[best]
     gain = losses[0] - losses[best]
     error = float(gain.std()) / math.sqrt(count) if count > 1 else math.inf
     return candidates[best] if float(gain.mean()) > error else candidates[0]
 
 
-def percent(shares: Sequence[float]) -> str:
+def format_percent(coefficients: Sequence[float]) -> str:
     """Shares in percent.
 
     Example:
-        >>> percent((0.25, 0.375, 0.375))
+        >>> format_percent((0.25, 0.375, 0.375))
         '25/37.5/37.5'
     """
-    return "/".join(f"{100 * share:g}" for share in shares)
+    return "/".join(f"{100 * share:g}" for share in coefficients)
 
 
 logger = logging.getLogger(__name__)
 
 
-def select(prepared: Prepared, tuning: Tuning, folder: Path, *, to_keep: bool = True) -> Selected:
+def select_model(
+    prepared: RunSetup, plan: FineTunePlan, folder: Path, *, keep_network: bool = True
+) -> SelectionResult:
     """Fine-tunes, chooses epoch and average, and fine-tunes again where that is asked for.
 
     Args:
         prepared: the pictures, the network and its probe.
-        tuning: options and method.
+        plan: options and method.
         folder: of the run. What a second branch leaves goes to `weaker/`.
-        to_keep: whether the network is wanted; if not, there is no refit.
+        keep_network: whether the network is wanted; if not, there is no refit.
     """
-    branches = tuning.branches
-    refitting = to_keep and refits(tuning.config, prepared.task)
+    branches = plan.candidates
+    refitting = keep_network and should_refit(plan.config, prepared.task)
     if len(branches) == 1:
-        chosen = hold_out(prepared, tuning, folder)
+        chosen = select_epoch(prepared, plan, folder)
         if not refitting:
             return chosen
-        chosen = dataclasses.replace(chosen, trained=())
-        joined = join(prepared)
-        tuned = refit(joined, tuning, folder, epoch=chosen.epoch)
-        return dataclasses.replace(chosen, prepared=joined, tuned=tuned, refitted=True)
+        chosen = dataclasses.replace(chosen, validation_results=())
+        joined = merge_train_and_val(prepared)
+        tuned = refit(joined, plan, folder, epoch=chosen.epoch)
+        return dataclasses.replace(chosen, prepared=joined, fine_tune_result=tuned, refitted=True)
     strong, weak = branches
     folders = folder, folder / "weaker"
-    return _average_of_two(prepared, (strong, weak), folders, refitting=refitting)
+    return _average_candidates(prepared, (strong, weak), folders, refitting=refitting)
 
 
-def _average_of_two(
-    prepared: Prepared,
-    branches: tuple[Tuning, Tuning],
+def _average_candidates(
+    prepared: RunSetup,
+    plans: tuple[FineTunePlan, FineTunePlan],
     folders: tuple[Path, Path],
     *,
     refitting: bool,
-) -> Selected:
+) -> SelectionResult:
     found = []
-    for branch, folder in zip(branches, folders, strict=True):
+    for branch, folder in zip(plans, folders, strict=True):
         logger.info("strength %g", branch.strength)
         started = time.perf_counter()  # in the end that of the second training
         try:
-            found.append(hold_out(prepared, branch, folder))
+            found.append(select_epoch(prepared, branch, folder))
         except UserError as error:
             raise UserError(
                 f"{error} (one of the two trainings of --strength auto, with strength "
                 f"{branch.strength:g}; --strength 1 trains once)"
             ) from error
     strong, weak = found
-    same_head = branches[0].method.head == branches[1].method.head
-    candidates = SHARES if same_head else ALONE
-    shares, losses, answers = _choose(strong, weak, branches[0], candidates)
+    same_head = plans[0].method.head_init == plans[1].method.head_init
+    candidates = CANDIDATE_COEFFICIENTS if same_head else SINGLE_MODELS
+    shares, losses, answers = _evaluate_coefficients(strong, weak, plans[0], candidates)
     epoch = max(one.epoch * (share > 0) for one, share in zip(found, shares[1:], strict=True))
-    chosen = dataclasses.replace(strong, epoch=epoch, answers=answers, refitted=False, trained=())
-    tuned = [one.tuned for one in found]
+    chosen = dataclasses.replace(
+        strong, epoch=epoch, predictions=answers, refitted=False, validation_results=()
+    )
+    tuned = [one.fine_tune_result for one in found]
     epochs = (strong.epoch, weak.epoch)
     del found, strong, weak
     if refitting:
         waited = time.perf_counter() - started
-        joined, tuned = join(prepared), []
-        for branch, folder, last, share in zip(branches, folders, epochs, shares[1:], strict=True):
+        joined, tuned = merge_train_and_val(prepared), []
+        for branch, folder, last, share in zip(plans, folders, epochs, shares[1:], strict=True):
             started = time.perf_counter()
             # What has no share needs no training.
             tuned.append(refit(joined, branch, folder, epoch=last if share else 0))
         started -= waited
         chosen = dataclasses.replace(chosen, prepared=joined, refitted=True)
     search = StrengthSearch(
-        strengths=(branches[0].strength or 0.0, branches[1].strength or 0.0),
-        shares=shares,
+        strengths=(plans[0].strength or 0.0, plans[1].strength or 0.0),
+        mixing_coefficients=shares,
         losses=losses,
-        epochs=epochs,
-        seconds=round(time.perf_counter() - started, 1),
+        best_epochs=epochs,
+        wall_time_s=round(time.perf_counter() - started, 1),
     )
-    _tell(search)
+    _log_search(search)
     return dataclasses.replace(
-        chosen, tuned=_averaged(tuned, shares, prepared.device), search=search
+        chosen,
+        fine_tune_result=_average_networks(tuned, shares, prepared.device),
+        strength_search=search,
     )
 
 
-def _choose(
-    strong: Selected, weak: Selected, tuning: Tuning, candidates: tuple[Shares, ...]
-) -> tuple[Shares, dict[str, float], Tensor]:
+def _evaluate_coefficients(
+    strong: SelectionResult,
+    weak: SelectionResult,
+    plan: FineTunePlan,
+    candidates: tuple[MixingCoefficients, ...],
+) -> tuple[MixingCoefficients, dict[str, float], Tensor]:
     """The shares to take, the held-out loss of all, and the answers of those taken."""
     objective, targets = strong.prepared.task.objective, strong.held_out.targets
-    parts: dict[Shares, list[Tensor]] = {shares: [] for shares in candidates}
-    for (prepared, one), (_, other) in zip(strong.trained, weak.trained, strict=True):
-        loader = plain_loader(prepared.task.val, prepared.backbone.input, tuning.config)
+    parts: dict[MixingCoefficients, list[Tensor]] = {shares: [] for shares in candidates}
+    for (prepared, one), (_, other) in zip(
+        strong.validation_results, weak.validation_results, strict=True
+    ):
+        loader = eval_dataloader(prepared.task.val, prepared.backbone.input_spec, plan.config)
         for shares, found in parts.items():
-            network = _averaged([one, other], shares, prepared.device).network
-            found.append(predict_answers(network, loader, objective))
+            network = _average_networks([one, other], shares, prepared.device).network
+            found.append(predict_dataloader(network, loader, objective))
     pooled = {shares: torch.cat(found) for shares, found in parts.items()}
     losses = {
         shares: objective.held_out_losses(objective.logits(found), targets)
         for shares, found in pooled.items()
     }
-    shares = choose(list(losses.values()), candidates)
-    means = {percent(one): round(float(loss.mean()), 6) for one, loss in losses.items()}
+    shares = choose_coefficients(list(losses.values()), candidates)
+    means = {format_percent(one): round(float(loss.mean()), 6) for one, loss in losses.items()}
     return shares, means, pooled[shares]
 
 
-def _averaged(tuned: Sequence[Tuned], shares: Shares, device: torch.device) -> Tuned:
+def _average_networks(
+    results: Sequence[FineTuneResult], coefficients: MixingCoefficients, device: torch.device
+) -> FineTuneResult:
     """The network with so much of its start and of each training's outcome."""
-    states = [tuned[0].start, *(one.network.state_dict() for one in tuned)]
-    network = copy.deepcopy(tuned[0].network)
-    network.load_state_dict(average(states, shares))
-    place(network, device)
-    return dataclasses.replace(tuned[0], network=network)
+    states = [results[0].initial_state, *(one.network.state_dict() for one in results)]
+    network = copy.deepcopy(results[0].network)
+    network.load_state_dict(average_states(states, coefficients))
+    move_to_device(network, device)
+    return dataclasses.replace(results[0], network=network)
 
 
-def _tell(search: StrengthSearch) -> None:
+def _log_search(search: StrengthSearch) -> None:
     strong, weak = search.strengths
-    if percent(SHARES[0]) not in search.losses:
+    if format_percent(CANDIDATE_COEFFICIENTS[0]) not in search.losses:
         why = "the lowest validation loss"
-    elif search.shares == SHARES[0]:
+    elif search.mixing_coefficients == CANDIDATE_COEFFICIENTS[0]:
         why = "an equal average, as nothing was clearly better"
     else:
         why = "clearly better than an equal average"
     logger.info(
         "strength auto: %s percent of the start, of strength %g and of strength %g: %s",
-        percent(search.shares),
+        format_percent(search.mixing_coefficients),
         strong,
         weak,
         why,
     )
     losses = ", ".join(f"{name} {loss:.3f}" for name, loss in search.losses.items())
-    logger.info("         validation loss %s; it took %.0f seconds", losses, search.seconds)
+    logger.info("         validation loss %s; it took %.0f seconds", losses, search.wall_time_s)

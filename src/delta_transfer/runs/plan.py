@@ -14,23 +14,23 @@ from delta_transfer.config.presets import find_preset
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.methods.base import Method
 from delta_transfer.runs.preparation.loss import task_loss
-from delta_transfer.runs.preparation.prepared import Prepared
-from delta_transfer.training.checkpoint_callbacks import Saving
-from delta_transfer.training.loaders import plain_loader, training_loader
+from delta_transfer.runs.preparation.prepared import RunSetup
+from delta_transfer.training.checkpoint_callbacks import CheckpointInterval
+from delta_transfer.training.loaders import eval_dataloader, train_dataloader
 from delta_transfer.training.mixing import Mixing
-from delta_transfer.training.optimizers import Optimization, layer_scales
-from delta_transfer.training.trainer import Fit, find_precision
-from delta_transfer.utils.distributed import processes
+from delta_transfer.training.optimizers import OptimizerConfig, layer_lr_scales
+from delta_transfer.training.trainer import FitConfig, find_precision
+from delta_transfer.utils.distributed import world_size
 from delta_transfer.utils.files import fingerprint
 from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
-RANDOM_HEAD_LR = 10  # times lr, for a head that starts at random
+RANDOM_HEAD_LR_FACTOR = 10  # times lr, for a head that starts at random
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tuning:
+class FineTunePlan:
     """What to fine-tune by, the same for every fold and the refit.
 
     Args:
@@ -38,19 +38,19 @@ class Tuning:
         method: the method.
         epochs: how many, by which the schedule goes.
         attention: channel attention that was given; None to estimate it, if the method needs it.
-        order: which of several orders and augmentations of the pictures that the seed gives.
-        saved: called whenever a fit has saved its state.
-        listener: hears of each epoch of a training that is validated: in which folder it is, which
-            of how many, and its calibrated validation loss; what it raises ends the training.
+        data_order: which of several orders and augmentations of the pictures that the seed gives.
+        on_checkpoint: called whenever a fit has saved its state.
+        on_epoch_end: hears of each epoch of a training that is validated: in which folder it is,
+            which of how many, and its calibrated validation loss; what it raises ends the training.
     """
 
     config: TrainConfig
     method: Method
     epochs: int
     attention: ChannelAttention | None
-    order: int = 0
-    saved: Callable[[], None] = lambda: None
-    listener: Callable[[Path, int, int, float], None] | None = None
+    data_order: int = 0
+    on_checkpoint: Callable[[], None] = lambda: None
+    on_epoch_end: Callable[[Path, int, int, float], None] | None = None
 
     @property
     def strength(self) -> float | None:
@@ -65,14 +65,14 @@ class Tuning:
         return self.config.lr
 
     @property
-    def branches(self) -> "tuple[Tuning, ...]":
+    def candidates(self) -> "tuple[FineTunePlan, ...]":
         """The trainings that `--strength auto` takes, from strong to weak; else this one alone.
 
         Averages of batch-norm statistics that have moved are no network's, so that there is one
         training where they do.
         """
         config, head_lr = self.config, self.config.head_lr
-        if config.strength != "auto" or config.batch_norm == "train" or not self.method.branches:
+        if config.strength != "auto" or config.batch_norm == "train" or not self.method.candidates:
             return (self,)
         return tuple(
             dataclasses.replace(
@@ -80,70 +80,77 @@ class Tuning:
                 config=dataclasses.replace(
                     config,
                     strength=branch.strength,
-                    lr="find" if config.lr == "find" else branch.pace * config.lr,
-                    head_lr=None if head_lr is None else branch.pace * head_lr,
+                    lr="find" if config.lr == "find" else branch.lr_scale * config.lr,
+                    head_lr=None if head_lr is None else branch.lr_scale * head_lr,
                 ),
                 method=dataclasses.replace(
-                    self.method, head=self.method.head if branch.head is None else branch.head
+                    self.method,
+                    head_init=self.method.head_init
+                    if branch.head_init is None
+                    else branch.head_init,
                 ),
-                order=order,
+                data_order=order,
             )
-            for order, branch in enumerate(self.method.branches)
+            for order, branch in enumerate(self.method.candidates)
         )
 
 
-def plan_fit(prepared: Prepared, tuning: Tuning, folder: Path, stop_after: int | None) -> Fit:
+def make_fit_config(
+    prepared: RunSetup, plan: FineTunePlan, folder: Path, stop_after: int | None
+) -> FitConfig:
     """What to train on, how, for how long and where."""
-    task, spec, config = prepared.task, prepared.backbone.input, tuning.config
-    return Fit(
-        train=training_loader(task.train, spec, _in_order(tuning)),
-        val=plain_loader(task.val, spec, config) if stop_after is None else None,
-        epochs=tuning.epochs,
+    task, spec, config = prepared.task, prepared.backbone.input_spec, plan.config
+    return FitConfig(
+        train_dataloader=train_dataloader(task.train, spec, _config_with_data_order(plan)),
+        val_dataloader=eval_dataloader(task.val, spec, config) if stop_after is None else None,
+        epochs=plan.epochs,
         stop_after=stop_after,
-        clip=config.clip,
-        mixing=_mixing(_in_order(tuning), len(task.classes)),
-        noun=task.noun,
-        parts=config.accumulate,
-        divisible=_is_divisible(tuning),
+        grad_clip=config.grad_clip,
+        mixing=_mixing(_config_with_data_order(plan), len(task.classes)),
+        sample_type=task.sample_type,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        can_split=_can_split(plan),
         precision=find_precision(config.precision, prepared.device),
-        keep_last=config.official,
+        keep_last=config.paper_protocol,
         folder=folder,
-        keep_validations=bool(config.folds),
-        saving=Saving(minutes=config.checkpoint_minutes, steps=config.checkpoint_steps),
-        saved=tuning.saved,
+        store_val_outputs=bool(config.folds),
+        checkpoint_interval=CheckpointInterval(
+            minutes=config.checkpoint_minutes, steps=config.checkpoint_steps
+        ),
+        on_checkpoint=plan.on_checkpoint,
         resume=config.resume,
-        identity=identity(prepared),
+        fingerprint=run_fingerprint(prepared),
         accelerator=prepared.device.type,
         loggers=config.logger_names,
-        units=_units(prepared) if is_sharded(config) else None,
+        fsdp_units=_fsdp_units(prepared) if is_sharded(config) else None,
     )
 
 
 def is_sharded(config: TrainConfig) -> bool:
     """Whether each process keeps but its shard of the weights while it trains."""
-    return config.strategy == "fsdp" and processes() > 1
+    return config.strategy == "fsdp" and world_size() > 1
 
 
-def _units(prepared: Prepared) -> tuple[str, ...]:
-    from delta_transfer.training.distributed import find_units  # loading it takes a second
+def _fsdp_units(prepared: RunSetup) -> tuple[str, ...]:
+    from delta_transfer.training.distributed import find_fsdp_units  # loading it takes a second
 
-    return find_units(prepared.backbone.module, prepared.backbone.input.example())
+    return find_fsdp_units(prepared.backbone.module, prepared.backbone.input_spec.example())
 
 
-def _is_divisible(tuning: Tuning) -> bool:
+def _can_split(plan: FineTunePlan) -> bool:
     """Whether a step may be worked through in parts."""
-    alone = processes() == 1
-    return alone and tuning.config.batch_norm == "frozen" and not tuning.method.whole_batch
+    alone = world_size() == 1
+    return alone and plan.config.batch_norm == "frozen" and not plan.method.needs_whole_batch
 
 
-def loss_of(prepared: Prepared, tuning: Tuning) -> Callable[[Tensor, Tensor], Tensor]:
+def make_task_loss(prepared: RunSetup, plan: FineTunePlan) -> Callable[[Tensor, Tensor], Tensor]:
     """The task loss."""
     task = prepared.task
     labels, classes = task.train.class_indices, len(task.classes)
-    return task_loss(tuning.config, task.objective, labels, num_classes=classes)
+    return task_loss(plan.config, task.objective, labels, num_classes=classes)
 
 
-def identity(prepared: Prepared) -> str:
+def run_fingerprint(prepared: RunSetup) -> str:
     """Of the pictures, their splits and the pretrained weights."""
     task = prepared.task
     rows = [
@@ -151,16 +158,16 @@ def identity(prepared: Prepared) -> str:
         for split, part in (("train", task.train), ("val", task.val))
         for path, label in zip(part.paths, part.labels, strict=True)
     ]
-    parts = [prepared.data, prepared.source_fingerprint, *rows]
+    parts = [prepared.data_fingerprint, prepared.source_fingerprint, *rows]
     return fingerprint(part.encode() for part in parts)
 
 
-def _in_order(tuning: Tuning) -> TrainConfig:
+def _config_with_data_order(plan: FineTunePlan) -> TrainConfig:
     """With the seed of the order of pictures."""
-    if not tuning.order:
-        return tuning.config
-    seed = derive_seed(tuning.config.seed, "order", str(tuning.order))
-    return dataclasses.replace(tuning.config, seed=seed)
+    if not plan.data_order:
+        return plan.config
+    seed = derive_seed(plan.config.seed, "order", str(plan.data_order))
+    return dataclasses.replace(plan.config, seed=seed)
 
 
 def _mixing(config: TrainConfig, num_classes: int) -> Mixing | None:
@@ -171,42 +178,44 @@ def _mixing(config: TrainConfig, num_classes: int) -> Mixing | None:
     )
 
 
-def optimization(prepared: Prepared, tuning: Tuning, network: nn.Module) -> Optimization:
+def make_optimizer_config(
+    prepared: RunSetup, plan: FineTunePlan, network: nn.Module
+) -> OptimizerConfig:
     """How the weights are moved."""
-    config, method, strength = tuning.config, tuning.method, tuning.strength or 0.0
-    change = method.step_change
+    config, method, strength = plan.config, plan.method, plan.strength or 0.0
+    change = method.optimizer_context
 
     def around(optimizer: torch.optim.Optimizer) -> AbstractContextManager[object]:
         if change is None:
             return nullcontext()
         return change(optimizer, network, prepared.source, strength)
 
-    return Optimization(
+    return OptimizerConfig(
         optimizer=config.optimizer,
-        lr=tuning.lr,
-        head_lr=_head_lr(tuning),
-        weight_decay=strength if method.decay else method.weight_decay,
+        lr=plan.lr,
+        head_lr=_head_lr(plan),
+        weight_decay=strength if method.strength_is_weight_decay else method.weight_decay,
         schedule=config.schedule,
-        warm_up=find_preset(config.preset).warm_up,
-        head_cycles=method.head_cycles,
-        around=around,
-        scales=_scales(prepared, config, network),
+        warmup_ratio=find_preset(config.preset).warmup_ratio,
+        num_head_restarts=method.num_head_restarts,
+        optimizer_context=around,
+        lr_scales=_lr_scales(prepared, config, network),
         ema=config.ema,
     )
 
 
-def _scales(prepared: Prepared, config: TrainConfig, network: nn.Module) -> dict[str, float]:
+def _lr_scales(prepared: RunSetup, config: TrainConfig, network: nn.Module) -> dict[str, float]:
     """What layers learn at, as shares of the learning rate; nothing if all learn alike."""
     if config.layer_decay == 1:
         return {}
     head = prepared.backbone.head
-    example = prepared.backbone.input.example().to(prepared.device)
-    return layer_scales(network, head=head, factor=config.layer_decay, example=example)
+    example = prepared.backbone.input_spec.example().to(prepared.device)
+    return layer_lr_scales(network, head=head, factor=config.layer_decay, example=example)
 
 
-def _head_lr(tuning: Tuning) -> float:
-    config = tuning.config
+def _head_lr(plan: FineTunePlan) -> float:
+    config = plan.config
     if config.head_lr is not None:
         return config.head_lr
-    same = tuning.method.head != "random" or config.official
-    return tuning.lr if same else RANDOM_HEAD_LR * tuning.lr
+    same = plan.method.head_init != "random" or config.paper_protocol
+    return plan.lr if same else RANDOM_HEAD_LR_FACTOR * plan.lr

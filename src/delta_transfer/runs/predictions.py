@@ -16,20 +16,20 @@ from delta_transfer.data.molecules.drawing import draw_molecule
 from delta_transfer.data.task import Split
 from delta_transfer.features.taps import Taps
 from delta_transfer.features.variance import FeatureVariance
-from delta_transfer.metrics.objectives import CLASSES, Classes, Objective
+from delta_transfer.metrics.objectives import MULTICLASS, Multiclass, Objective
 from delta_transfer.utils.files import write_atomically
-from delta_transfer.utils.module_state import device_of, evaluating
+from delta_transfer.utils.module_state import device_of, eval_mode
 
-MISTAKES, RIGHT, APART = 12, 8, 6  # most pictures of each kind
+MAX_MISTAKES, MAX_CORRECT, MAX_DISAGREEMENTS = 12, 8, 6  # most pictures of each kind
 THUMBNAIL = 160
 
 
 def write_predictions(
     path: Path,
     split: Split,
-    answers: Tensor,
+    predictions: Tensor,
     classes: Sequence[str],
-    objective: Objective = CLASSES,
+    objective: Objective = MULTICLASS,
 ) -> None:
     """Writes a row for each picture.
 
@@ -40,32 +40,32 @@ def write_predictions(
     Args:
         path: the CSV file.
         split: the pictures.
-        answers: `[N, K]`.
+        predictions: `[N, K]`.
         classes: the K names; see `column_names`.
         objective: what the answers mean.
     """
-    told = _classes if isinstance(objective, Classes) else _values
-    write_atomically(path, to_csv(told(split, answers, classes, objective)))
+    told = _class_rows if isinstance(objective, Multiclass) else _target_rows
+    write_atomically(path, to_csv(told(split, predictions, classes, objective)))
 
 
-def _classes(
-    split: Split, answers: Tensor, classes: Sequence[str], objective: Objective
+def _class_rows(
+    split: Split, predictions: Tensor, classes: Sequence[str], objective: Objective
 ) -> list[list[str]]:
     names = column_names(classes)
     rows = [["path", "label", "prediction", *names]]
-    told = zip(split.paths, split.class_indices, answers.tolist(), strict=True)
+    told = zip(split.paths, split.class_indices, predictions.tolist(), strict=True)
     for path, label, row in told:
         prediction = names[row.index(max(row))]
         rows.append([path, names[label], prediction, *map(as_number, row)])
     return rows
 
 
-def _values(
-    split: Split, answers: Tensor, names: Sequence[str], objective: Objective
+def _target_rows(
+    split: Split, predictions: Tensor, names: Sequence[str], objective: Objective
 ) -> list[list[str]]:
-    columns = [[f"label {name}", f"{objective.answer} {name}"] for name in names]
+    columns = [[f"label {name}", f"{objective.prediction_name} {name}"] for name in names]
     rows = [["path", *itertools.chain.from_iterable(columns)]]
-    told = zip(split.paths, split.targets.tolist(), answers.tolist(), strict=True)
+    told = zip(split.paths, split.targets.tolist(), predictions.tolist(), strict=True)
     for path, *pair in told:
         cells = [[_known(label), f"{answer:.7g}"] for label, answer in zip(*pair, strict=True)]
         rows.append([path, *itertools.chain.from_iterable(cells)])
@@ -109,10 +109,10 @@ def write_examples(
     right, probe_right = predicted == labels, probe.argmax(dim=1) == labels
     order = confidence.argsort(descending=True, stable=True).tolist()
     kinds = (
-        (~right, MISTAKES),
-        (right, RIGHT),
-        (right & ~probe_right, APART),
-        (~right & probe_right, APART),
+        (~right, MAX_MISTAKES),
+        (right, MAX_CORRECT),
+        (right & ~probe_right, MAX_DISAGREEMENTS),
+        (~right & probe_right, MAX_DISAGREEMENTS),
     )
     chosen: dict[int, None] = {}
     for kind, most in kinds:
@@ -142,8 +142,8 @@ def to_csv(rows: Sequence[Sequence[str]]) -> bytes:
     return text.getvalue().encode(errors="backslashreplace")
 
 
-LOOKED_AT = 512  # molecules at most
-MOST, LEAST = 9, 3  # that are drawn
+MAX_MOLECULES = 512  # molecules at most
+NUM_MOST_CHANGED, NUM_LEAST_CHANGED = 9, 3  # that are drawn
 
 
 def write_molecules(
@@ -160,14 +160,14 @@ def write_molecules(
         source: what it started from.
         taps: of which the last one with a row for each atom is looked at.
     """
-    count = min(LOOKED_AT, len(split))
+    count = min(MAX_MOLECULES, len(split))
     some = split.subset(i * len(split) // count for i in range(count))
     distances = atom_distances(some, network=network, source=source, taps=taps)
     if not distances:
         return
     means = torch.stack([distance.mean() for distance in distances])
     order = means.argsort(descending=True, stable=True).tolist()
-    chosen = dict.fromkeys([*order[:MOST], *order[-LEAST:]])
+    chosen = dict.fromkeys([*order[:NUM_MOST_CHANGED], *order[-NUM_LEAST_CHANGED:]])
     darkest = max(float(distances[i].max()) for i in chosen) or 1.0
     (folder / "examples").mkdir()
     rows = [["file", "path", "distance"]]
@@ -197,7 +197,7 @@ def atom_distances(
     groups = graphs.groups
     found = []
     for model in (network, source):
-        with Taps(model, taps) as recorded, evaluating(model), torch.no_grad():
+        with Taps(model, taps) as recorded, eval_mode(model), torch.no_grad():
             recorded.record(graphs.to(device_of(model)))
             found.append(recorded.features())
     tap = next((tap for tap in reversed(taps) if len(found[1][tap]) == len(groups)), None)

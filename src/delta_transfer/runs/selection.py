@@ -14,172 +14,173 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold
 from torch import Tensor
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.task import Split, Task, pool
+from delta_transfer.data.task import Split, TaskData, pool_train_and_val
 from delta_transfer.metrics.run_result import StrengthSearch
-from delta_transfer.runs.fine_tune import Tuned, fine_tune
-from delta_transfer.runs.plan import Tuning
-from delta_transfer.runs.preparation.prepared import Prepared, regroup
-from delta_transfer.training.inference import predict_answers
-from delta_transfer.training.loaders import plain_loader
-from delta_transfer.utils.distributed import in_shares, is_main
+from delta_transfer.runs.fine_tune import FineTuneResult, fine_tune
+from delta_transfer.runs.plan import FineTunePlan
+from delta_transfer.runs.preparation.prepared import RunSetup, resplit
+from delta_transfer.training.inference import predict_dataloader
+from delta_transfer.training.loaders import eval_dataloader
+from delta_transfer.utils.distributed import is_rank_zero, shard_and_gather
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
-SMALL = 300
+REFIT_THRESHOLD = 300
 """Below so many training and validation pictures, the model learns from both in the end."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Selected:
+class SelectionResult:
     """The final network of a run, and how good it was on pictures that it had not seen.
 
     Args:
         prepared: what it learnt from, and the probe on the same pictures.
-        tuned: the network.
+        fine_tune_result: the network.
         epoch: how long it was trained, chosen on the pictures held out.
         held_out: the validation split; with folds, all pictures, each held out once.
-        answers: to the held-out pictures `[N, K]`, by networks that had not seen them.
-        probe: likewise of the linear probe.
+        predictions: to the held-out pictures `[N, K]`, by networks that had not seen them.
+        probe_predictions: likewise of the linear probe.
         refitted: whether it was trained again on all pictures.
-        trained: each training with pictures held out: what it learnt from, and what came of it.
-        search: how its strength was found; None where it was given.
+        validation_results: each training with pictures held out: what it learnt from, and what came
+            of it.
+        strength_search: how its strength was found; None where it was given.
     """
 
-    prepared: Prepared
-    tuned: Tuned
+    prepared: RunSetup
+    fine_tune_result: FineTuneResult
     epoch: int
     held_out: Split
-    answers: Tensor
-    probe: Tensor
+    predictions: Tensor
+    probe_predictions: Tensor
     refitted: bool
-    trained: tuple[tuple[Prepared, Tuned], ...]
-    search: StrengthSearch | None = None
+    validation_results: tuple[tuple[RunSetup, FineTuneResult], ...]
+    strength_search: StrengthSearch | None = None
 
 
-def refits(config: TrainConfig, task: Task) -> bool:
+def should_refit(config: TrainConfig, task: TaskData) -> bool:
     """Whether the final network learns from training and validation pictures together."""
     if not task.val_drawn or config.refit == "never":
         return False
     if config.folds or config.refit == "always":
         return True
     # A number of pictures a class that was asked for is to be just that.
-    asked = config.samples_per_class is not None or config.official
-    return len(task.train) + len(task.val) < SMALL and not asked
+    asked = config.samples_per_class is not None or config.paper_protocol
+    return len(task.train) + len(task.val) < REFIT_THRESHOLD and not asked
 
 
-def hold_out(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
+def select_epoch(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> SelectionResult:
     """Fine-tunes with pictures held out, and chooses the epoch on them.
 
     Args:
         prepared: the pictures, the network and its probe.
-        tuning: options and method.
+        plan: options and method.
         folder: of the run. The folds are left in `folds/`.
     """
-    if tuning.config.folds:
-        return _cross_validate(prepared, tuning, folder)
-    return _validate(prepared, tuning, folder)
+    if plan.config.folds:
+        return _cross_validate(prepared, plan, folder)
+    return _validate(prepared, plan, folder)
 
 
-def join(prepared: Prepared) -> Prepared:
+def merge_train_and_val(prepared: RunSetup) -> RunSetup:
     """The same with all pictures to learn from, those of the validation split too."""
     train = len(prepared.task.train)
     count = train + len(prepared.task.val)
-    return regroup(prepared, train=range(count), val=range(train, count))
+    return resplit(prepared, train=range(count), val=range(train, count))
 
 
-def refit(joined: Prepared, tuning: Tuning, folder: Path, *, epoch: int) -> Tuned:
+def refit(merged: RunSetup, plan: FineTunePlan, folder: Path, *, epoch: int) -> FineTuneResult:
     """Fine-tunes on all pictures, for as long as was chosen.
 
     Args:
-        joined: from `join`.
-        tuning: options and method.
+        merged: from `join`.
+        plan: options and method.
         folder: of the run; what the refit leaves goes to `refit/`.
         epoch: chosen by `hold_out`.
     """
-    if tuning.method.trains:
+    if plan.method.trains_network:
         how = f"{epoch} epochs" if epoch else "its start alone"
-        count, noun = len(joined.task.train), joined.task.noun
+        count, noun = len(merged.task.train), merged.task.sample_type
         logger.info("refit    on all %d training and validation %ss, %s", count, noun, how)
-    tuned = fine_tune(joined, tuning, folder / "refit", stop_after=epoch)
+    tuned = fine_tune(merged, plan, folder / "refit", stop_after=epoch)
     attention = folder / "refit" / "attention.safetensors"
-    if is_main() and attention.is_file():
+    if is_rank_zero() and attention.is_file():
         attention.replace(folder / attention.name)
     return tuned
 
 
-def _validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
-    tuned = fine_tune(prepared, tuning, folder)
-    val, config, objective = prepared.task.val, tuning.config, prepared.task.objective
+def _validate(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> SelectionResult:
+    tuned = fine_tune(prepared, plan, folder)
+    val, config, objective = prepared.task.val, plan.config, prepared.task.objective
 
     def ask(positions: Sequence[int]) -> tuple[Tensor]:
-        loader = plain_loader(val.subset(positions), prepared.backbone.input, config)
-        return (predict_answers(tuned.network, loader, objective),)
+        loader = eval_dataloader(val.subset(positions), prepared.backbone.input_spec, config)
+        return (predict_dataloader(tuned.network, loader, objective),)
 
-    (answers,) = in_shares(len(val), config.batch_size, ask)
-    probe = prepared.probe_answers["val"]
+    (answers,) = shard_and_gather(len(val), config.batch_size, ask)
+    probe = prepared.probe_predictions["val"]
     assert probe is not None
-    return Selected(
+    return SelectionResult(
         prepared=prepared,
-        tuned=tuned,
-        epoch=tuned.fitted.epoch,
+        fine_tune_result=tuned,
+        epoch=tuned.fit_result.epoch,
         held_out=val,
-        answers=answers,
-        probe=probe,
+        predictions=answers,
+        probe_predictions=probe,
         refitted=False,
-        trained=((prepared, tuned),),
+        validation_results=((prepared, tuned),),
     )
 
 
-def _cross_validate(prepared: Prepared, tuning: Tuning, folder: Path) -> Selected:
+def _cross_validate(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> SelectionResult:
     """Every picture is held out once; the epoch is that with the lowest loss over all of them."""
     probes, logits, trained = [], [], []
     objective = prepared.task.objective
-    folds = _folds(prepared.task, tuning.config.folds, seed=tuning.config.seed)
+    folds = _folds(prepared.task, plan.config.folds, seed=plan.config.seed)
     for number, (train, val) in enumerate(folds, start=1):
         own = folder / "folds" / str(number)
-        fold = regroup(prepared, train=train, val=val)
-        if tuning.method.trains:
+        fold = resplit(prepared, train=train, val=val)
+        if plan.method.trains_network:
             logger.info("fold     %d of %d", number, len(folds))
-        tuned = fine_tune(fold, tuning, own)
-        probe = fold.probe_answers["val"]
+        tuned = fine_tune(fold, plan, own)
+        probe = fold.probe_predictions["val"]
         assert probe is not None
         probes.append(probe)
         tuned.network.cpu()  # there may be many
         trained.append((fold, tuned))
-        validations = tuned.fitted.validations
+        validations = tuned.fit_result.val_outputs
         logits.append([found for found, _ in validations] or [objective.logits(probe)])
     order = [index for _, val in folds for index in val]
-    held_out = pool(prepared.task).subset(order)
+    held_out = pool_train_and_val(prepared.task).subset(order)
     targets = held_out.targets
     epochs = [torch.cat(parts) for parts in zip(*logits, strict=True)]
     losses = [float(objective.held_out_losses(found, targets).mean()) for found in epochs]
-    last = tuning.config.official
+    last = plan.config.paper_protocol
     epoch = len(epochs) - 1 if last else int(np.nanargmin(losses))
-    if tuning.method.trains and is_main():
+    if plan.method.trains_network and is_rank_zero():
         for name, keys in (("metrics.csv", ["epoch"]), ("drift.csv", ["epoch", "tap"])):
             files = sorted((folder / "folds").glob(f"*/{name}"))
             write_atomically(folder / name, _average(files, keys))
-    return Selected(
+    return SelectionResult(
         prepared=prepared,
-        tuned=tuned,
+        fine_tune_result=tuned,
         epoch=epoch,
         held_out=held_out,
-        answers=objective.answers(epochs[epoch]),
-        probe=torch.cat(probes),
+        predictions=objective.predictions(epochs[epoch]),
+        probe_predictions=torch.cat(probes),
         refitted=False,
-        trained=tuple(trained),
+        validation_results=tuple(trained),
     )
 
 
-def _folds(task: Task, folds: int, *, seed: int) -> list[tuple[list[int], list[int]]]:
+def _folds(task: TaskData, folds: int, *, seed: int) -> list[tuple[list[int], list[int]]]:
     """Positions to train on and to hold out, stratified by class if there are classes.
 
     What was kept together as the validation split was drawn is held out together.
     """
     if task.group is not None:
-        groups = [task.group(path) for path in pool(task).paths]
+        groups = [task.group(path) for path in pool_train_and_val(task).paths]
         grouped = GroupKFold(folds).split(groups, groups=groups)
         return [(train.tolist(), val.tolist()) for train, val in grouped]
     labels = np.array([*task.train.class_indices, *task.val.class_indices])

@@ -11,22 +11,22 @@ import torch
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.task import Task
+from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.methods.base import Method
 from delta_transfer.methods.registry import METHODS, check_kind, method_of
-from delta_transfer.metrics.objectives import Classes
+from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.training.loggers import check_loggers
 from delta_transfer.training.trainer import find_precision
 from delta_transfer.utils.devices import find_device
-from delta_transfer.utils.distributed import processes
+from delta_transfer.utils.distributed import world_size
 
 logger = logging.getLogger(__name__)
 
 # Options that only some methods use.
-_MEASURING = ["attention_samples", "attention_tolerance"]
-_WEIGHING = ["attention_temperature", "attention_clip", "attention_floor"]
-_TRAINING = [
+_ATTENTION_ESTIMATION_OPTIONS = ["attention_samples", "attention_tolerance"]
+_ATTENTION_NORMALIZATION_OPTIONS = ["attention_temperature", "score_clip", "clamp_negative_scores"]
+_TRAINING_OPTIONS = [
     *("epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"),
     *("class_weights", "label_smoothing", "patience"),
     *("accumulate", "clip", "ema", "layer_decay", "precision", "augment", "mixup", "cutmix"),
@@ -34,10 +34,10 @@ _TRAINING = [
 ]
 
 # What several processes cannot do together, and its value without.
-_ALONE = {"accumulate": 1, "mixup": 0, "cutmix": 0}
+_SINGLE_PROCESS_OPTIONS = {"accumulate": 1, "mixup": 0, "cutmix": 0}
 
 
-def check(config: TrainConfig) -> None:
+def check_run_config(config: TrainConfig) -> None:
     """Checks the options that need no data: names, and options that the method does not use.
 
     Raises:
@@ -58,7 +58,7 @@ def check(config: TrainConfig) -> None:
                 f"--attention: {error}; give the attention.safetensors of another run, or one of "
                 f"{', '.join(ESTIMATORS)}"
             ) from error
-    if method.attention and config.attention == "none":
+    if method.needs_attention and config.attention == "none":
         raise UserError(
             f"--method {method.name} weighs channels by their attention: with --attention none use "
             "--method delta_no_attention"
@@ -66,29 +66,34 @@ def check(config: TrainConfig) -> None:
     check_loggers(config.logger_names)
     if config.precision != "32":
         find_precision(config.precision, find_device(config.device))
-    _check_parts(config, method)
-    if config.strategy == "fsdp" and method.trains:
+    _check_gradient_accumulation(config, method)
+    if config.strategy == "fsdp" and method.trains_network:
         _check_sharded(config, method)
-    for name in _ignored(config, method):
+    for name in _ignored_options(config, method):
         logger.warning("--%s is ignored: it means nothing for method %s", name, method.name)
-    if method.attention and config.attention not in ESTIMATORS:
-        for name in _given(config, _MEASURING):
+    if method.needs_attention and config.attention not in ESTIMATORS:
+        for name in _non_default_options(config, _ATTENTION_ESTIMATION_OPTIONS):
             logger.warning("--%s is ignored: attention is that of %s", name, config.attention)
 
 
-def _check_parts(config: TrainConfig, method: Method) -> None:
+def _check_gradient_accumulation(config: TrainConfig, method: Method) -> None:
     """Checks that a step may be worked through in parts, if it is to be.
 
     Raises:
         UserError: if something looks at the batch as a whole.
     """
     trained = "train" in (config.batch_norm, method.batch_norm)
-    if config.accumulate == 1 or not method.trains or not (trained or method.whole_batch):
+    if (
+        config.gradient_accumulation_steps == 1
+        or not method.trains_network
+        or not (trained or method.needs_whole_batch)
+    ):
         return
     what = "batch norm in train mode" if trained else f"method {method.name}"
     mend = "--batch-norm frozen, or " if trained and method.batch_norm is None else ""
     raise UserError(
-        f"--accumulate {config.accumulate}: {what} looks at the whole batch, which cannot be "
+        f"--accumulate {config.gradient_accumulation_steps}: {what} looks at the whole batch, "
+        "which cannot be "
         f"worked through in parts: give {mend}a smaller --batch-size, and leave --accumulate out"
     )
 
@@ -100,12 +105,17 @@ def _check_sharded(config: TrainConfig, method: Method) -> None:
         UserError: if there is one process, or something looks at whole weights while they train.
     """
     mend = "leave it out, or take --strategy ddp"
-    if processes() == 1:
+    if world_size() == 1:
         raise UserError(
             "--strategy fsdp shards weights over several processes, and there is one: give "
             "--devices 2 or more, or leave --strategy out"
         )
-    if method.head_cycles > 1 or method.step_change or method.network_change or method.classifier:
+    if (
+        method.num_head_restarts > 1
+        or method.optimizer_context
+        or method.network_context
+        or method.needs_classifier
+    ):
         raise UserError(
             f"--strategy fsdp: method {method.name} changes weights beside the optimiser or trains "
             "some of its own, which are not sharded: take --strategy ddp, or another method"
@@ -122,24 +132,28 @@ def _check_sharded(config: TrainConfig, method: Method) -> None:
         )
 
 
-def _ignored(config: TrainConfig, method: Method) -> list[str]:
+def _ignored_options(config: TrainConfig, method: Method) -> list[str]:
     """The options that were given but that the method does not use."""
     names = [] if method.strength is not None else ["strength"]
-    if not method.attention:
-        names += [*([] if config.attention == "none" else ["attention"]), *_MEASURING, *_WEIGHING]
-    if not method.trains:
-        names += _TRAINING
-    return _given(config, names)
+    if not method.needs_attention:
+        names += [
+            *([] if config.attention == "none" else ["attention"]),
+            *_ATTENTION_ESTIMATION_OPTIONS,
+            *_ATTENTION_NORMALIZATION_OPTIONS,
+        ]
+    if not method.trains_network:
+        names += _TRAINING_OPTIONS
+    return _non_default_options(config, names)
 
 
-def _given(config: TrainConfig, names: Sequence[str]) -> list[str]:
+def _non_default_options(config: TrainConfig, names: Sequence[str]) -> list[str]:
     """Those of some options that are not as the preset has them, as flags."""
     plain = TrainConfig(data=config.data, preset=config.preset)
     given = [name for name in names if getattr(config, name) != getattr(plain, name)]
     return [name.replace("_", "-") for name in given]
 
 
-def check_task(config: TrainConfig, task: Task) -> None:
+def check_data(config: TrainConfig, task: TaskData) -> None:
     """Checks that the method of a run can learn what is to be learnt, of samples of this kind.
 
     Raises:
@@ -147,29 +161,29 @@ def check_task(config: TrainConfig, task: Task) -> None:
     """
     method = method_of(config)
     check_kind(method, task.kind, task.name)
-    if method.classes and not isinstance(task.objective, Classes):
+    if method.multiclass_only and not isinstance(task.objective, Multiclass):
         fit = [other for other in METHODS.values() if task.kind in other.kinds]
-        others = [other.name for other in fit if not other.classes]
+        others = [other.name for other in fit if not other.multiclass_only]
         raise UserError(
             f"--method {method.name} learns classes, and {task.name} has "
-            f"{task.objective.outputs}: take one of {', '.join(others)}"
+            f"{task.objective.target_kind}: take one of {', '.join(others)}"
         )
 
 
-def for_several(config: TrainConfig) -> TrainConfig:
+def adapt_to_processes(config: TrainConfig) -> TrainConfig:
     """The options of a run of several processes; it goes on where torchrun has started them again.
 
     Raises:
         UserError: if an option cannot be kept to by several.
     """
-    count = processes()
+    count = world_size()
     if config.batch_size % count:
         raise UserError(
             f"--batch-size {config.batch_size} is that of all processes together and must be a "
             f"multiple of them: there are {count}"
         )
-    if method_of(config).trains:
-        _check_shared(config, count)
+    if method_of(config).trains_network:
+        _check_distributed(config, count)
     if config.out is None or config.overwrite:
         raise UserError(
             f"{'--overwrite' if config.overwrite else 'no --out'}: processes that may be started "
@@ -179,7 +193,7 @@ def for_several(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, resume=config.resume or again)
 
 
-def _check_shared(config: TrainConfig, count: int) -> None:
+def _check_distributed(config: TrainConfig, count: int) -> None:
     """Checks that several processes can train as the options say.
 
     Raises:
@@ -197,7 +211,7 @@ def _check_shared(config: TrainConfig, count: int) -> None:
             f"--lr find: {count} processes cannot try rates together: find one with one device, "
             "and give it"
         )
-    for name, plain in _ALONE.items():
+    for name, plain in _SINGLE_PROCESS_OPTIONS.items():
         if getattr(config, name) != plain:
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(config, name)}: {count} processes share each "

@@ -14,8 +14,8 @@ from delta_transfer.features.taps import Taps
 from delta_transfer.features.variance import FeatureVariance
 from delta_transfer.functional import feature_distance
 from delta_transfer.training.optimizers import cycle_starts
-from delta_transfer.utils.distributed import is_main
-from delta_transfer.utils.module_state import device_of, evaluating
+from delta_transfer.utils.distributed import is_rank_zero
+from delta_transfer.utils.module_state import device_of, eval_mode
 
 
 class StopAfter(lightning.Callback):
@@ -33,7 +33,7 @@ class StopAfter(lightning.Callback):
         trainer.should_stop = trainer.current_epoch + 1 >= self._epochs
 
 
-class TellLoss(lightning.Callback):
+class ReportLoss(lightning.Callback):
     """Tells of each epoch's calibrated validation loss, but not of the start's.
 
     Args:
@@ -50,20 +50,20 @@ class TellLoss(lightning.Callback):
             self._listener(trainer.current_epoch + 1, int(trainer.max_epochs or 0), loss)
 
 
-class RedrawHead(lightning.Callback):
+class ReinitializeHead(lightning.Callback):
     """Draws the head anew at the start of each cycle but the first, as a new one is drawn.
 
     What the optimiser remembers of it is forgotten.
 
     Args:
         head: a linear layer.
-        cycles: how many there are, of equal length.
+        num_restarts: how many there are, of equal length.
         generator: draws the head; on the CPU.
     """
 
-    def __init__(self, head: nn.Linear, *, cycles: int, generator: torch.Generator) -> None:
+    def __init__(self, head: nn.Linear, *, num_restarts: int, generator: torch.Generator) -> None:
         self._head = head
-        self._cycles = cycles
+        self._num_restarts = num_restarts
         self._generator = generator
 
     def on_train_batch_start(
@@ -71,7 +71,7 @@ class RedrawHead(lightning.Callback):
     ) -> None:
         """Draws it, if a cycle starts with this step."""
         total = int(trainer.estimated_stepping_batches)
-        if trainer.global_step not in cycle_starts(total, self._cycles)[1:]:
+        if trainer.global_step not in cycle_starts(total, self._num_restarts)[1:]:
             return
         bound = self._head.in_features**-0.5  # as torch draws linear layers
         for parameter in self._head.parameters():
@@ -110,26 +110,26 @@ class MeasureDrift(lightning.Callback):
         self._taps = taps
         self._inputs = inputs
         self._path = path
-        self._start: dict[str, Tensor] = {}
+        self._source_features: dict[str, Tensor] = {}
         self._variance: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Appends a row for each tap."""
-        if not self._start:
+        if not self._source_features:
             self._source.to(device_of(self._network))
-            self._start = self._features(self._source)
-            for tap, features in self._start.items():
+            self._source_features = self._features(self._source)
+            for tap, features in self._source_features.items():
                 variance = FeatureVariance()
                 variance.update(features)
                 self._variance[tap] = variance.compute()
-            if is_main() and not self._path.exists():  # as it does where the fit goes on
+            if is_rank_zero() and not self._path.exists():  # as it does where the fit goes on
                 self._append([("epoch", "tap", "distance")])
         epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
         rows, groups = [], groups_of(self._inputs)
         for tap, features in self._features(self._network).items():
             distance = feature_distance(
                 features,
-                self._start[tap],
+                self._source_features[tap],
                 variance=self._variance[tap],
                 groups=groups_at(tap, features, groups, samples=len(self._inputs)),
             )
@@ -137,13 +137,13 @@ class MeasureDrift(lightning.Callback):
         self._append(rows)
 
     def _features(self, network: nn.Module) -> dict[str, Tensor]:
-        with Taps(network, self._taps) as taps, evaluating(network), torch.no_grad():
+        with Taps(network, self._taps) as taps, eval_mode(network), torch.no_grad():
             self._inputs = self._inputs.to(device_of(network))
             taps.record(self._inputs)
             return taps.features()
 
     def _append(self, rows: Sequence[Sequence[object]]) -> None:
-        if not is_main():
+        if not is_rank_zero():
             return
         with self._path.open("a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)

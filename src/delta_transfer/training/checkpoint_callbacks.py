@@ -16,19 +16,19 @@ from delta_transfer.training.checkpoints import (
     BEST,
     NEXT,
     random_states,
-    read_whole,
+    read_checkpoint,
+    rotate_checkpoints,
     set_random_states,
-    take_over,
 )
-from delta_transfer.training.signals import Stopped, StopRequest
-from delta_transfer.utils.distributed import any_of, is_main
+from delta_transfer.training.signals import FitInterrupt, StopRequest
+from delta_transfer.utils.distributed import all_reduce_any, is_rank_zero
 
 logger = logging.getLogger(__name__)
 
-TRACES = ("metrics.csv", "drift.csv")  # which grow with each epoch
+GROWING_FILES = ("metrics.csv", "drift.csv")  # which grow with each epoch
 
 
-class KeepBest(lightning.Callback):
+class SaveBest(lightning.Callback):
     """Keeps the epoch with the lowest calibrated validation loss.
 
     The loss at its best temperature: on few pictures it is far less noisy than accuracy, and other
@@ -44,9 +44,9 @@ class KeepBest(lightning.Callback):
         self.best_epoch = -1
         self._lowest = math.inf
 
-    def go_on(self) -> bool:
+    def resume(self) -> bool:
         """Takes up what `best.ckpt` has; False if there is no whole one."""
-        best = read_whole(self.folder / BEST)
+        best = read_checkpoint(self.folder / BEST)
         if best is None:
             return False
         self.best_epoch, self._lowest = best["best_epoch"], best["lowest"]
@@ -65,7 +65,7 @@ class KeepBest(lightning.Callback):
             # Which all processes have to ask for: each may have but its shard.
             state = trainer.strategy.lightning_module_state_dict()
             best = {"best_epoch": epoch, "lowest": self._lowest, "state_dict": state}
-            if is_main():
+            if is_rank_zero():
                 trainer.strategy.checkpoint_io.save_checkpoint(best, self.folder / BEST)
         logger.info(
             "epoch %d of %s: validation %s %s, loss %.3f (calibrated %.3f)%s",
@@ -80,7 +80,7 @@ class KeepBest(lightning.Callback):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Saving:
+class CheckpointInterval:
     """How often the last state is saved: whenever one of both is over, and at the end.
 
     Args:
@@ -101,39 +101,39 @@ class SaveLast(lightning.Callback):
 
     Args:
         folder: of the run, in whose `checkpoints` they lie.
-        saving: how often.
-        identity: of what is trained on which pictures.
+        interval: how often.
+        fingerprint: of what is trained on which pictures.
         generators: more of them.
         request: whether a stop is asked for.
-        saved: called whenever it has saved.
+        on_checkpoint: called whenever it has saved.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
-        saving: Saving,
-        identity: str,
+        interval: CheckpointInterval,
+        fingerprint: str,
         generators: Sequence[torch.Generator],
         request: StopRequest,
-        saved: Callable[[], None],
+        on_checkpoint: Callable[[], None],
     ) -> None:
         self._folder = folder
-        self._saving = saving
-        self._identity = identity
+        self._saving = interval
+        self._fingerprint = fingerprint
         self._generators = generators
         self._request = request
-        self._tell = saved
+        self._on_checkpoint = on_checkpoint
         self._finished = False
-        self._found: dict[str, Any] = {}
+        self._resume_state: dict[str, Any] = {}
         self._saved = (time.monotonic(), 0)
 
     def state_dict(self) -> dict[str, Any]:
         """What is saved, of tensors and plain values."""
-        traces = {name: self._folder / name for name in TRACES}
+        traces = {name: self._folder / name for name in GROWING_FILES}
         return {
             "finished": self._finished,
-            "identity": self._identity,
+            "identity": self._fingerprint,
             "random": random_states(),
             "generators": [generator.get_state() for generator in self._generators],
             "traces": {
@@ -143,32 +143,32 @@ class SaveLast(lightning.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes note of it until the fit starts."""
-        self._found = state_dict
+        self._resume_state = state_dict
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Gives the files back as they were, and takes SIGTERM from Lightning."""
         self._request.listen()
         self._saved = (time.monotonic(), trainer.global_step)
-        if not self._found or not is_main():
+        if not self._resume_state or not is_rank_zero():
             return
-        for name in TRACES:  # and no other file, whatever the state names
-            if name in self._found["traces"]:
-                (self._folder / name).write_bytes(self._found["traces"][name].encode())
+        for name in GROWING_FILES:  # and no other file, whatever the state names
+            if name in self._resume_state["traces"]:
+                (self._folder / name).write_bytes(self._resume_state["traces"][name].encode())
         for csv in trainer.loggers:
             if isinstance(csv, CSVLogger):  # it has begun anew
-                text = self._found["traces"].get("metrics.csv", "")
+                text = self._resume_state["traces"].get("metrics.csv", "")
                 csv.experiment.metrics_keys = text.splitlines()[0].split(",") if text else []
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: Any, batch: Any, index: int
     ) -> None:
         """Before each step; before the first of a fit that goes on, random numbers go on too."""
-        if self._found:
-            generators = zip(self._generators, self._found["generators"], strict=True)
+        if self._resume_state:
+            generators = zip(self._generators, self._resume_state["generators"], strict=True)
             for generator, state in generators:
                 generator.set_state(state)
-            set_random_states(self._found["random"])
-            self._found = {}
+            set_random_states(self._resume_state["random"])
+            self._resume_state = {}
         seconds, step = self._saved
         saving, since = self._saving, trainer.global_step - step
         if not since:
@@ -176,7 +176,7 @@ class SaveLast(lightning.Callback):
         late = time.monotonic() - seconds >= 60 * saving.minutes
         if saving.steps is not None:
             late = late or since >= saving.steps
-        late, asked = any_of(late, self._request.asked)
+        late, asked = all_reduce_any(late, self._request.requested)
         if late or asked:
             self._save(trainer)
         self._stop(trainer, asked)
@@ -192,16 +192,16 @@ class SaveLast(lightning.Callback):
         """Saves the outcome."""
         self._finished = True
         self._save(trainer)
-        self._stop(trainer, *any_of(self._request.asked))
+        self._stop(trainer, *all_reduce_any(self._request.requested))
 
     def _save(self, trainer: lightning.Trainer) -> None:
         checkpoints = self._folder / "checkpoints"
         trainer.save_checkpoint(checkpoints / NEXT)
-        if is_main():
-            take_over(checkpoints)
-            self._tell()
+        if is_rank_zero():
+            rotate_checkpoints(checkpoints)
+            self._on_checkpoint()
         self._saved = (time.monotonic(), trainer.global_step)
 
     def _stop(self, trainer: lightning.Trainer, asked: bool) -> None:
         if asked:
-            raise Stopped(f"stopped after step {trainer.global_step}")
+            raise FitInterrupt(f"stopped after step {trainer.global_step}")

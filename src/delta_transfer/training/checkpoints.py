@@ -18,10 +18,13 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2  # of what checkpoints hold; to be raised with every change of it
 BEST, LAST = "best.ckpt", "last.ckpt"
-NEXT, BEFORE = "next.ckpt", "before.ckpt"  # the last one while it is put in its place; that before
+NEXT, PREVIOUS = (
+    "next.ckpt",
+    "before.ckpt",
+)  # the last one while it is put in its place; that before
 
 
-class WholeCheckpoints(CheckpointIO):
+class AtomicCheckpointIO(CheckpointIO):
     """Checkpoints in torch's format, the old one of which stays until the new one is whole.
 
     Lightning's own are written to the system's temporary folder and then moved: on another disk
@@ -53,25 +56,25 @@ class WholeCheckpoints(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def take_over(folder: Path) -> None:
+def rotate_checkpoints(folder: Path) -> None:
     """Makes `next.ckpt` the last one, and the last one the one before it."""
     with contextlib.suppress(FileNotFoundError):
-        (folder / LAST).replace(folder / BEFORE)
+        (folder / LAST).replace(folder / PREVIOUS)
     (folder / NEXT).replace(folder / LAST)
 
 
-def find_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def find_last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest state of a fit that is whole, and what is in it; None if there is none."""
-    for name in (NEXT, LAST, BEFORE):
-        found = read_whole(folder / name)
+    for name in (NEXT, LAST, PREVIOUS):
+        found = read_checkpoint(folder / name)
         if found is not None:
             if name == NEXT:
-                take_over(folder)
+                rotate_checkpoints(folder)
             return folder / (LAST if name == NEXT else name), found
     return None
 
 
-def read_whole(path: Path) -> dict[str, Any] | None:
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
     """What a checkpoint of ours holds; None if there is none. No code in it is run.
 
     None and a warning too if it is damaged or another version's.

@@ -12,13 +12,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from delta_transfer.errors import UserError
-from delta_transfer.methods.penalty import Combines
-from delta_transfer.methods.sharded import cut
-from delta_transfer.utils.distributed import averaged, processes
-from delta_transfer.utils.module_state import device_of, evaluating
+from delta_transfer.methods.penalty import Reduction
+from delta_transfer.methods.sharded import shard_like
+from delta_transfer.utils.distributed import all_reduce_mean, world_size
+from delta_transfer.utils.module_state import device_of, eval_mode
 
 
-class Sharding(DDPStrategy):
+class FullyShardStrategy(DDPStrategy):
     """Lightning's strategy of several processes, with the network sharded in place of copied.
 
     What it gives to be saved is whole, and in the form of one process: a fit may go on with another
@@ -38,7 +38,7 @@ class Sharding(DDPStrategy):
         """Shards the network; optimisers are made after."""
         assert self.lightning_module is not None
         network = self.lightning_module.get_submodule("network")
-        shard(network, self._units, kind=self.root_device.type)
+        shard(network, self._units, device_type=self.root_device.type)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """With whole weights; all processes have to ask for it."""
@@ -67,24 +67,24 @@ class Sharding(DDPStrategy):
             optimizer.load_state_dict({**saved, "state": moments})
 
 
-def shard(network: nn.Module, units: Sequence[str], *, kind: str) -> None:
+def shard(network: nn.Module, units: Sequence[str], *, device_type: str) -> None:
     """Shards a network over all processes; it has the weights of the main one then.
 
     Args:
         network: the same in all processes.
         units: see `Sharding`.
-        kind: of the devices that it computes on.
+        device_type: of the devices that it computes on.
     """
     network.to(memory_format=torch.contiguous_format)  # other strides cannot be sharded
     for tensor in network.state_dict().values():
         torch.distributed.broadcast(tensor, src=0)
-    mesh = init_device_mesh(kind, (processes(),))
+    mesh = init_device_mesh(device_type, (world_size(),))
     for name in units:
         fully_shard(network.get_submodule(name), mesh=mesh)
     fully_shard(network, mesh=mesh)
 
 
-def find_units(network: nn.Module, example: Any) -> tuple[str, ...]:
+def find_fsdp_units(network: nn.Module, example: Any) -> tuple[str, ...]:
     """The modules whose weights are best sharded together: the outermost blocks.
 
     Those are modules with children that a pass calls as such, once; sequences of them are taken
@@ -110,7 +110,7 @@ def find_units(network: nn.Module, example: Any) -> tuple[str, ...]:
 
     handles = [m.register_forward_pre_hook(count(m)) for m in network.modules()]
     try:
-        with evaluating(network), torch.no_grad():
+        with eval_mode(network), torch.no_grad():
             network(example.to(device_of(network)))
     finally:
         for handle in handles:
@@ -135,11 +135,15 @@ def _whole(value: Any) -> Any:
 
 def _shard_of(value: Any, parameter: Tensor) -> Any:
     alike = isinstance(value, Tensor) and value.shape == parameter.shape
-    return cut(value, parameter) if alike and isinstance(parameter, DTensor) else value
+    return shard_like(value, parameter) if alike and isinstance(parameter, DTensor) else value
 
 
-def joint_loss(
-    terms: Mapping[str, Tensor], combines: Mapping[str, Combines], *, own: int, whole: int
+def all_reduce_loss(
+    terms: Mapping[str, Tensor],
+    reductions: Mapping[str, Reduction],
+    *,
+    local_samples: int,
+    global_samples: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """What a process differentiates, and the terms of the whole batch.
 
@@ -148,19 +152,20 @@ def joint_loss(
 
     Args:
         terms: of this process's samples.
-        combines: how each is put together, see `Penalty`.
-        own: how many samples of the batch are this process's; with none, its terms count nothing.
-        whole: how many it has.
+        reductions: how each is put together, see `Penalty`.
+        local_samples: how many samples of the batch are this process's; with none, its terms count
+            nothing.
+        global_samples: how many it has.
 
     Returns:
         A scalar with its graph; and each term, the same in all processes.
     """
     factors = {
-        "mean": own * processes() / whole,
-        "sum": processes() if own else 0,
+        "mean": local_samples * world_size() / global_samples,
+        "sum": world_size() if local_samples else 0,
         "weights": 1,
     }
-    scaled = [factors[combines[name]] * term for name, term in terms.items()]
-    values = averaged([float(term.detach()) for term in scaled])
+    scaled = [factors[reductions[name]] * term for name, term in terms.items()]
+    values = all_reduce_mean([float(term.detach()) for term in scaled])
     found = {name: torch.tensor(value) for name, value in zip(terms, values, strict=True)}
     return torch.stack(scaled).sum(), found

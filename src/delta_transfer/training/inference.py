@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.metrics.objectives import Objective
-from delta_transfer.utils.module_state import device_of, evaluating
+from delta_transfer.utils.module_state import device_of, eval_mode
 
-Beside = TypeVar("Beside")
+Extra = TypeVar("Extra")
 
 
-def iterate_answers(
-    network: nn.Module, batches: Iterable[tuple[Inputs, Beside]], objective: Objective
-) -> Iterator[tuple[Tensor, Beside]]:
+def iterate_predictions(
+    network: nn.Module, batches: Iterable[tuple[Inputs, Extra]], objective: Objective
+) -> Iterator[tuple[Tensor, Extra]]:
     """The answers to one batch after the other, in eval mode.
 
     Args:
@@ -28,17 +28,17 @@ def iterate_answers(
         Answers `[B, K]` on the CPU, and what stood beside the inputs.
     """
     device = device_of(network)
-    with evaluating(network):
+    with eval_mode(network):
         for inputs, beside in batches:
             if not len(inputs):
                 continue
             with torch.no_grad():  # not around yield: the caller's grad mode is its own
                 logits = network(inputs.to(device))
-                answers = objective.answers(logits.float()).cpu()
+                answers = objective.predictions(logits.float()).cpu()
             yield answers, beside
 
 
-def predict_answers(
+def predict_dataloader(
     network: nn.Module, loader: Iterable[tuple[Inputs, Tensor]], objective: Objective
 ) -> Tensor:
     """The answers to everything in a loader, in eval mode.
@@ -51,7 +51,7 @@ def predict_answers(
     Returns:
         Answers `[N, K]`, on the CPU.
     """
-    return torch.cat([answers for answers, _ in iterate_answers(network, loader, objective)])
+    return torch.cat([answers for answers, _ in iterate_predictions(network, loader, objective)])
 
 
 class CropAverage(nn.Module):

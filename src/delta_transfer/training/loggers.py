@@ -61,7 +61,7 @@ def make_loggers(names: Sequence[str], folder: Path) -> list[Logger]:
 
 
 @final
-class EndRuns(lightning.Callback):
+class FinishLoggers(lightning.Callback):
     """Ends what runs at a service once the fit is over, so that the next one begins another."""
 
     def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:

@@ -10,12 +10,12 @@ from torch import nn
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.objectives import Objective
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training.accumulation import Accumulation
-from delta_transfer.training.module import FineTuning
-from delta_transfer.training.optimizers import Optimization
-from delta_transfer.training.trainer import Fit, quiet
+from delta_transfer.training.accumulation import GradientAccumulation
+from delta_transfer.training.module import FineTuneModule
+from delta_transfer.training.optimizers import OptimizerConfig
+from delta_transfer.training.trainer import FitConfig, quiet
 
-TRIAL_STEPS = 72  # twelve for each power of ten
+LR_RANGE_TEST_STEPS = 72  # twelve for each power of ten
 SMOOTHING = 0.9
 NOISE = 0.1  # nats by which the smoothed loss may lie above its lowest
 
@@ -39,50 +39,54 @@ class _Watch(lightning.Callback):
         self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def try_rates(
+def run_lr_range_test(
     network: nn.Module,
     regularizer: Regularizer,
-    plan: Fit,
+    fit_config: FitConfig,
     *,
     loss: Any,
     head: str,
     objective: Objective,
-    optimization: Optimization,
+    optimizer_config: OptimizerConfig,
 ) -> list[tuple[float, float]]:
     """Trains the network while the learning rate rises, a step each, until the loss explodes.
 
     Args:
         network: the target; it is of no use afterwards.
         regularizer: its penalties.
-        plan: data and how to compute; nothing is written to its folder.
+        fit_config: data and how to compute; nothing is written to its folder.
         loss: the task loss.
         head: the name of the network's head.
         objective: of the task.
-        optimization: with the schedule `"rising"`.
+        optimizer_config: with the schedule `"rising"`.
 
     Returns:
         The backbone's learning rate and the loss of each step.
     """
     watch = _Watch()
     with ExitStack() as borrowed, quiet():
-        module = FineTuning(
+        module = FineTuneModule(
             network,
             regularizer,
             loss=loss,
             head=head,
             objective=objective,
-            optimization=optimization,
-            borrowed=borrowed,
-            mixing=plan.mixing,
-            accumulation=Accumulation(plan.parts, divisible=plan.divisible, noun=plan.noun),
+            optimizer_config=optimizer_config,
+            exit_stack=borrowed,
+            mixing=fit_config.mixing,
+            accumulation=GradientAccumulation(
+                fit_config.gradient_accumulation_steps,
+                can_split=fit_config.can_split,
+                sample_type=fit_config.sample_type,
+            ),
         )
         trainer = lightning.Trainer(
-            accelerator=plan.accelerator,
+            accelerator=fit_config.accelerator,
             devices=1,
             max_epochs=-1,
-            max_steps=TRIAL_STEPS,
-            gradient_clip_val=plan.clip or None,
-            precision=plan.precision,
+            max_steps=LR_RANGE_TEST_STEPS,
+            gradient_clip_val=fit_config.grad_clip or None,
+            precision=fit_config.precision,
             logger=False,
             callbacks=[watch],
             enable_progress_bar=False,
@@ -90,7 +94,7 @@ def try_rates(
             enable_model_summary=False,
         )
         try:
-            trainer.fit(module, plan.train)
+            trainer.fit(module, fit_config.train_dataloader)
         except UserError:  # it has diverged, as was to be expected
             if len(watch.found) < 2:
                 raise
@@ -99,22 +103,22 @@ def try_rates(
     return watch.found
 
 
-def choose_rate(trial: Sequence[tuple[float, float]]) -> float:
+def suggest_lr(history: Sequence[tuple[float, float]]) -> float:
     """A tenth of the learning rate up to which the loss is low.
 
     Losses are smoothed, and what lies less than a tenth of a nat above the lowest is low.
 
     Args:
-        trial: rising rates, and the loss of each.
+        history: rising rates, and the loss of each.
 
     Example:
-        >>> choose_rate([(0.001, 1.0), (0.01, 1.0), (0.1, 1.0), (1.0, 90.0)])
+        >>> suggest_lr([(0.001, 1.0), (0.01, 1.0), (0.1, 1.0), (1.0, 90.0)])
         0.01
     """
     average, smooth = 0.0, []
-    for number, (_, loss) in enumerate(trial, start=1):
+    for number, (_, loss) in enumerate(history, start=1):
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
         smooth.append(average / (1 - SMOOTHING**number))
     limit = min(smooth) + NOISE
     last = max(i for i, loss in enumerate(smooth) if loss <= limit)
-    return float(f"{trial[last][0] / 10:.2g}")
+    return float(f"{history[last][0] / 10:.2g}")

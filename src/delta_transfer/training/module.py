@@ -10,26 +10,26 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from delta_transfer.data.samplers import ShareSampler
+from delta_transfer.data.samplers import DistributedEpochSampler
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs
-from delta_transfer.functional import full_precision
-from delta_transfer.methods.penalty import Combines, Penalty
+from delta_transfer.functional import without_autocast
+from delta_transfer.methods.penalty import Penalty, Reduction
 from delta_transfer.metrics.objectives import Objective
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training.accumulation import Accumulation
-from delta_transfer.training.distributed import joint_loss
+from delta_transfer.training.accumulation import GradientAccumulation
+from delta_transfer.training.distributed import all_reduce_loss
 from delta_transfer.training.mixing import Mixing
-from delta_transfer.training.optimizers import Optimization, factors_of, moving_average
-from delta_transfer.utils.distributed import processes
+from delta_transfer.training.optimizers import OptimizerConfig, make_lr_lambda, moving_average
+from delta_transfer.utils.distributed import world_size
 
 # A loss so many times that of the first step (or 1, if that is less) does not come back.
-EXPLODED = 1e4
+DIVERGENCE_FACTOR = 1e4
 
 _PROGRESS = ("validations", "_first_loss", "_sums", "_samples")
 
 
-class FineTuning(lightning.LightningModule):
+class FineTuneModule(lightning.LightningModule):
     """One step is the task loss plus the regularizer's terms; each is logged apart.
 
     Args:
@@ -39,15 +39,15 @@ class FineTuning(lightning.LightningModule):
         loss: the task loss, a mean over the batch.
         head: the name of the network's head.
         objective: by which the validation split is judged.
-        optimization: how the weights are moved.
-        borrowed: gives the network back (hooks, train flags) when the fit is over.
+        optimizer_config: how the weights are moved.
+        exit_stack: gives the network back (hooks, train flags) when the fit is over.
         accumulation: into how many parts a step is divided.
-        keep_validations: see the attribute.
+        store_val_outputs: see the attribute.
         mixing: what becomes of each batch of training pictures; None for nothing.
 
     Attributes:
-        average: the moving average of the network's weights, if there is to be one.
-        validations: logits `[N, K]` and targets of the validation split, of each time, if
+        ema_network: the moving average of the network's weights, if there is to be one.
+        val_outputs: logits `[N, K]` and targets of the validation split, of each time, if
             they are to be kept; saved states have them.
     """
 
@@ -59,10 +59,10 @@ class FineTuning(lightning.LightningModule):
         loss: Callable[[Tensor, Tensor], Tensor],
         head: str,
         objective: Objective,
-        optimization: Optimization,
-        borrowed: ExitStack,
-        accumulation: Accumulation | None = None,
-        keep_validations: bool = True,
+        optimizer_config: OptimizerConfig,
+        exit_stack: ExitStack,
+        accumulation: GradientAccumulation | None = None,
+        store_val_outputs: bool = True,
         mixing: Mixing | None = None,
     ) -> None:
         super().__init__()
@@ -70,26 +70,26 @@ class FineTuning(lightning.LightningModule):
         self.regularizer = regularizer
         self.loss = loss
         self.head = head
-        self.optimization = optimization
-        ema = optimization.ema
-        self.average = None if ema is None else moving_average(network, decay=ema)
+        self.optimizer_config = optimizer_config
+        ema = optimizer_config.ema
+        self.ema_network = None if ema is None else moving_average(network, decay=ema)
         self.objective = objective
         self.val_loss = MeanMetric()
-        self.keep_validations = keep_validations
+        self.store_val_outputs = store_val_outputs
         self.mixing = mixing
-        self.validations: list[tuple[Tensor, Tensor]] = []
+        self.val_outputs: list[tuple[Tensor, Tensor]] = []
         self._first_loss: float | None = None
         self._sums: dict[str, float] = {}
         self._samples = 0
         self._val_logits: list[Tensor] = []
         self._val_targets: list[Tensor] = []
-        self._borrowed = borrowed
-        self._accumulation = accumulation or Accumulation()
+        self._exit_stack = exit_stack
+        self._accumulation = accumulation or GradientAccumulation()
 
     def on_fit_start(self) -> None:
         """Enters the regularizer, now that the network is on its device."""
         self.network.train()  # Lightning would train it in whatever mode it comes in
-        self._borrowed.enter_context(self.regularizer)
+        self._exit_stack.enter_context(self.regularizer)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
@@ -121,12 +121,12 @@ class FineTuning(lightning.LightningModule):
         for number, ((inputs, targets), share) in enumerate(parts, start=1):
             losses = self._losses(inputs, targets, share)
             loss = losses["loss"]
-            if processes() > 1:  # and one part
-                loss, losses, samples = self._joint(losses, index)
+            if world_size() > 1:  # and one part
+                loss, losses, samples = self._all_reduce_losses(losses, index)
             for name, value in losses.items():
                 found[name] = found.get(name, 0.0) + float(value.detach())
             if number < len(parts):
-                with full_precision(loss.device):
+                with without_autocast(loss.device):
                     self.trainer.strategy.backward(loss, None)
         self._check_finite(found)
         shown = {f"train_{name}": value for name, value in found.items()}
@@ -137,37 +137,37 @@ class FineTuning(lightning.LightningModule):
         self._samples += samples
         return loss
 
-    def _losses(self, inputs: Inputs, targets: Tensor, share: float) -> dict[str, Tensor]:
+    def _losses(self, inputs: Inputs, targets: Tensor, fraction: float) -> dict[str, Tensor]:
         """What a part with this share of the batch adds to the loss and to its terms."""
-        task = share * self.loss(self.network(inputs), targets)
+        task = fraction * self.loss(self.network(inputs), targets)
         terms = self.regularizer(inputs, targets).values
         named = zip(terms.items(), self.regularizer.penalties, strict=True)
         values = {
-            name: value if p.combines == "sum" else share * value for (name, value), p in named
+            name: value if p.reduction == "sum" else fraction * value for (name, value), p in named
         }
         penalty = torch.stack(list(values.values())).sum() if values else 0.0
         return {"loss": task + penalty, "task": task, **values}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Takes the weights after the step into their average."""
-        if self.average is not None:
-            self.average.update_parameters(self.network)
+        if self.ema_network is not None:
+            self.ema_network.update_parameters(self.network)
 
-    def _joint(
+    def _all_reduce_losses(
         self, losses: Mapping[str, Tensor], index: int
     ) -> tuple[Tensor, dict[str, Tensor], int]:
         """What this process differentiates, the terms of the whole batch, and its samples."""
         sampler = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
-        assert isinstance(sampler, ShareSampler)
+        assert isinstance(sampler, DistributedEpochSampler)
         own, whole = sampler.sizes(index)
-        combines: dict[str, Combines] = {"task": "mean"}
+        combines: dict[str, Reduction] = {"task": "mean"}
         for name, penalty in zip(
             self.regularizer.term_names, self.regularizer.penalties, strict=True
         ):
             assert isinstance(penalty, Penalty)
-            combines[name] = penalty.combines
+            combines[name] = penalty.reduction
         parts = {name: value for name, value in losses.items() if name != "loss"}
-        total, values = joint_loss(parts, combines, own=own, whole=whole)
+        total, values = all_reduce_loss(parts, combines, local_samples=own, global_samples=whole)
         return total, {"loss": torch.stack(list(values.values())).sum(), **values}, whole
 
     def on_train_epoch_end(self) -> None:
@@ -184,13 +184,13 @@ class FineTuning(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the fit has found so far."""
         checkpoint["progress"] = {name: getattr(self, name) for name in _PROGRESS}
-        checkpoint["parts"] = self._accumulation.parts
+        checkpoint["parts"] = self._accumulation.num_micro_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes it up again."""
         for name in _PROGRESS:
             setattr(self, name, checkpoint["progress"][name])
-        self._accumulation.parts = checkpoint["parts"]
+        self._accumulation.num_micro_batches = checkpoint["parts"]
 
     def _check_finite(self, losses: Mapping[str, float]) -> None:
         """Stops a fit whose loss is no number any more, or has left all bounds.
@@ -201,7 +201,7 @@ class FineTuning(lightning.LightningModule):
         total = losses["loss"]
         if self._first_loss is None:
             self._first_loss = total
-        if math.isfinite(total) and total <= EXPLODED * max(1.0, self._first_loss):
+        if math.isfinite(total) and total <= DIVERGENCE_FACTOR * max(1.0, self._first_loss):
             return
         values = {name: value for name, value in losses.items() if name != "loss"}
         values = {"task loss": values.pop("task"), **values}
@@ -210,13 +210,13 @@ class FineTuning(lightning.LightningModule):
         raise UserError(
             f"training diverged in epoch {self.current_epoch + 1}: {worst} is {values[worst]:.3g} "
             f"(the loss was {self._first_loss:.3g} at the start); try a smaller --lr than "
-            f"{self.optimization.lr:g}{weaker}"
+            f"{self.optimizer_config.lr:g}{weaker}"
         )
 
     def validation_step(self, batch: tuple[Inputs, Tensor], index: int) -> None:
         """Takes a batch into the loss of the split, and takes note of what is said of it."""
         inputs, targets = batch
-        logits = (self.network if self.average is None else self.average)(inputs)
+        logits = (self.network if self.ema_network is None else self.ema_network)(inputs)
         self.val_loss.update(self.loss(logits, targets), weight=len(targets))
         self._val_logits.append(logits.float().cpu())
         self._val_targets.append(targets.cpu())
@@ -229,26 +229,26 @@ class FineTuning(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """How good the network is, and the loss by which the epoch is chosen."""
         logits, targets = torch.cat(self._val_logits), torch.cat(self._val_targets)
-        measure = self.objective.measure.name
-        score = self.objective.score(self.objective.answers(logits), targets, measure)
+        measure = self.objective.metric.name
+        score = self.objective.score(self.objective.predictions(logits), targets, measure)
         self.log(f"val_{measure}", score, prog_bar=True)
         losses = self.objective.held_out_losses(logits, targets)
         self.log("val_calibrated_loss", losses.mean().item())
         self._log_step()
-        if self.keep_validations:
-            self.validations.append((logits, targets))
+        if self.store_val_outputs:
+            self.val_outputs.append((logits, targets))
         self._val_logits.clear()
         self._val_targets.clear()
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and its schedule by the step."""
-        options = self.optimization
+        options = self.optimizer_config
         head = list(self.network.get_submodule(self.head).parameters())
         own = set(head)
         body: dict[float, list[nn.Parameter]] = {1.0: []}
         for name, parameter in self.network.named_parameters():
             if parameter not in own:
-                body.setdefault(options.scales.get(name, 1.0), []).append(parameter)
+                body.setdefault(options.lr_scales.get(name, 1.0), []).append(parameter)
         body[1.0] += [p for p in self.regularizer.parameters() if p.requires_grad]
         groups = [
             *({"params": some, "lr": scale * options.lr} for scale, some in body.items()),
@@ -260,10 +260,10 @@ class FineTuning(lightning.LightningModule):
             )
         else:
             optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=options.weight_decay)
-        self._borrowed.enter_context(options.around(optimizer))
+        self._exit_stack.enter_context(options.optimizer_context(optimizer))
         total = int(self.trainer.estimated_stepping_batches)
-        factors = [factors_of(options, total, 1)] * len(body)
-        factors.append(factors_of(options, total, options.head_cycles))
+        factors = [make_lr_lambda(options, total, 1)] * len(body)
+        factors.append(make_lr_lambda(options, total, options.num_head_restarts))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {
             "optimizer": optimizer,

@@ -15,7 +15,7 @@ from delta_transfer.features.stages import auto_taps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimization:
+class OptimizerConfig:
     """How the weights are moved.
 
     Args:
@@ -24,10 +24,10 @@ class Optimization:
         head_lr: peak learning rate of the head.
         weight_decay: decoupled weight decay (SGD: added to the gradient, as torch has it).
         schedule: what follows the warm-up, see `schedule_factor`.
-        warm_up: share of the steps over which the learning rate rises to its peak.
-        head_cycles: how often the head's schedule runs, see `cycle_starts`.
-        around: what surrounds the optimiser's steps during the fit.
-        scales: parameters of the backbone that learn at a share of `lr`, by name.
+        warmup_ratio: share of the steps over which the learning rate rises to its peak.
+        num_head_restarts: how often the head's schedule runs, see `cycle_starts`.
+        optimizer_context: what surrounds the optimiser's steps during the fit.
+        lr_scales: parameters of the backbone that learn at a share of `lr`, by name.
         ema: decay of the weights' moving average, which is what is validated; None for none.
     """
 
@@ -36,14 +36,16 @@ class Optimization:
     head_lr: float
     weight_decay: float
     schedule: Literal["cosine", "step", "constant", "rising"]
-    warm_up: float
-    head_cycles: int = 1
-    around: Callable[[torch.optim.Optimizer], AbstractContextManager[object]] = nullcontext
-    scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    warmup_ratio: float
+    num_head_restarts: int = 1
+    optimizer_context: Callable[[torch.optim.Optimizer], AbstractContextManager[object]] = (
+        nullcontext
+    )
+    lr_scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
     ema: float | None = None
 
 
-def schedule_factor(step: int, total: int, *, schedule: str, warm_up: float) -> float:
+def schedule_factor(step: int, total: int, *, schedule: str, warmup_ratio: float) -> float:
     """The learning rate at a step, as a share of its peak.
 
     A linear warm-up, then `"cosine"` to zero, `"step"` (times 0.1 at 67% of all steps) or
@@ -53,14 +55,14 @@ def schedule_factor(step: int, total: int, *, schedule: str, warm_up: float) -> 
         step: from 0.
         total: how many steps there are.
         schedule: what follows the warm-up.
-        warm_up: its share of all steps; at least one step, if there is any.
+        warmup_ratio: its share of all steps; at least one step, if there is any.
 
     Example:
         >>> shown = [0, 2, 3, 19]
-        >>> [round(schedule_factor(i, 20, schedule="cosine", warm_up=0.15), 2) for i in shown]
+        >>> [round(schedule_factor(i, 20, schedule="cosine", warmup_ratio=0.15), 2) for i in shown]
         [0.33, 1.0, 1.0, 0.01]
     """
-    rising = max(1, round(warm_up * total)) if warm_up else 0
+    rising = max(1, round(warmup_ratio * total)) if warmup_ratio else 0
     if step < rising:
         return (step + 1) / rising
     if schedule == "rising":
@@ -80,7 +82,7 @@ def cycle_starts(total: int, cycles: int) -> list[int]:
     return sorted({i * total // cycles for i in range(cycles)})
 
 
-def factors_of(options: Optimization, total: int, cycles: int) -> Callable[[int], float]:
+def make_lr_lambda(options: OptimizerConfig, total: int, cycles: int) -> Callable[[int], float]:
     """The learning rate as a share of its peak, by the step, where the schedule runs so often."""
     starts = cycle_starts(total, cycles)
 
@@ -88,13 +90,15 @@ def factors_of(options: Optimization, total: int, cycles: int) -> Callable[[int]
         start = max(start for start in starts if start <= step)
         end = min((later for later in starts if later > step), default=total)
         return schedule_factor(
-            step - start, end - start, schedule=options.schedule, warm_up=options.warm_up
+            step - start, end - start, schedule=options.schedule, warmup_ratio=options.warmup_ratio
         )
 
     return factor
 
 
-def layer_scales(network: nn.Module, *, head: str, factor: float, example: Any) -> dict[str, float]:
+def layer_lr_scales(
+    network: nn.Module, *, head: str, factor: float, example: Any
+) -> dict[str, float]:
     """The share of the learning rate that each parameter of the backbone learns at.
 
     `factor ** n`, n layers below the head (as in BEiT, Bao et al., ICLR 2022,

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(Exception):
+class FitInterrupt(Exception):
     """A fit was asked to stop, and has saved where it is."""
 
 
@@ -20,12 +20,12 @@ class StopRequest:
     """Whether somebody has asked for a stop."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self.heard: list[signal.Signals] = []
+        self.requested = False
+        self.handled_signals: list[signal.Signals] = []
 
     def listen(self) -> None:
         """Takes the signals; once more, if another program has taken them meanwhile."""
-        for number in self.heard:
+        for number in self.handled_signals:
             signal.signal(number, self.receive)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
@@ -34,47 +34,49 @@ class StopRequest:
         Raises:
             KeyboardInterrupt: at the second one.
         """
-        if self.asked:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         logger.warning("stopping after this step, and saving; once more to stop at once")
 
 
-_open: list[StopRequest] = []
+_active_requests: list[StopRequest] = []
 
 
 def stop_fits() -> bool:
     """Asks the fits of this process for a stop, from any thread; whether there is one."""
-    found = list(_open)
+    found = list(_active_requests)
     for request in found:
-        request.asked = True
+        request.requested = True
     return bool(found)
 
 
 @contextmanager
-def listening() -> Iterator[StopRequest]:
+def handle_stop_signals() -> Iterator[StopRequest]:
     """Inside, SIGINT, SIGTERM and `stop_fits` only ask for a stop."""
     request = StopRequest()
-    _open.append(request)
+    _active_requests.append(request)
     try:
-        with _hearing(request):
+        with _signal_handlers(request):
             yield request
     finally:
-        _open.remove(request)
+        _active_requests.remove(request)
 
 
 @contextmanager
-def _hearing(request: StopRequest) -> Iterator[None]:
+def _signal_handlers(request: StopRequest) -> Iterator[None]:
     """Inside, signals go to the request."""
     if threading.current_thread() is not threading.main_thread():
         yield  # where Python allows no handlers
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     # A program that was started deaf to a signal, as shells do with & and nohup, stays so.
-    request.heard = [number for number in SIGNALS if before[number] not in (signal.SIG_IGN, None)]
+    request.handled_signals = [
+        number for number in SIGNALS if before[number] not in (signal.SIG_IGN, None)
+    ]
     request.listen()
     try:
         yield
     finally:
-        for number in request.heard:
+        for number in request.handled_signals:
             signal.signal(number, before[number])

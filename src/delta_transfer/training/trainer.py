@@ -16,11 +16,11 @@ from lightning.pytorch.callbacks import RichProgressBar
 from torch.utils.data import DataLoader
 
 from delta_transfer.errors import UserError
-from delta_transfer.training.checkpoint_callbacks import Saving
-from delta_transfer.training.checkpoints import WholeCheckpoints
-from delta_transfer.training.loggers import EndRuns, make_loggers
+from delta_transfer.training.checkpoint_callbacks import CheckpointInterval
+from delta_transfer.training.checkpoints import AtomicCheckpointIO
+from delta_transfer.training.loggers import FinishLoggers, make_loggers
 from delta_transfer.training.mixing import Mixing
-from delta_transfer.utils.distributed import is_main, local_processes, processes
+from delta_transfer.utils.distributed import is_rank_zero, local_world_size, world_size
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 """As Lightning calls them; the mixed ones are autocast."""
@@ -59,52 +59,52 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Fit:
+class FitConfig:
     """What to train on, for how long and where its traces go.
 
     Args:
-        train: batches of training samples, augmented.
-        val: batches of validation samples; None to keep the last epoch.
+        train_dataloader: batches of training samples, augmented.
+        val_dataloader: batches of validation samples; None to keep the last epoch.
         epochs: how many, by which the schedule goes.
         stop_after: ends after so many of them; None for all.
         mixing: what becomes of each batch of training pictures; None for nothing.
-        clip: norm to which gradients are clipped; 0 for no limit.
-        noun: what a sample is called in messages.
-        parts: into how many each step is divided.
-        divisible: whether it is divided further where memory runs out.
+        grad_clip: norm to which gradients are clipped; 0 for no limit.
+        sample_type: what a sample is called in messages.
+        gradient_accumulation_steps: into how many each step is divided.
+        can_split: whether it is divided further where memory runs out.
         precision: of computing, as Lightning calls it.
         keep_last: keep the last epoch whatever the validation loss says.
-        keep_validations: what the network says of the validation split is kept for each epoch.
+        store_val_outputs: what the network says of the validation split is kept for each epoch.
         folder: of the run, with its `checkpoints`.
-        saving: how often the last state is saved.
-        saved: called whenever it was.
+        checkpoint_interval: how often the last state is saved.
+        on_checkpoint: called whenever it was.
         resume: go on from the last state that is there, if there is one of the same identity.
-        identity: of what is trained on which samples.
+        fingerprint: of what is trained on which samples.
         accelerator: Lightning's name of the device kind.
-        units: the modules whose weights several processes shard, see `Sharding`; None to have all
-            of them in each process.
+        fsdp_units: the modules whose weights several processes shard, see `Sharding`; None to have
+            all of them in each process.
         loggers: where figures go beside `metrics.csv`, see `make_loggers`.
     """
 
-    train: DataLoader[Any]
-    val: DataLoader[Any] | None
+    train_dataloader: DataLoader[Any]
+    val_dataloader: DataLoader[Any] | None
     epochs: int
     stop_after: int | None = None
     mixing: Mixing | None = None
-    clip: float = 1.0
-    noun: str = "picture"
-    parts: int = 1
-    divisible: bool = True
+    grad_clip: float = 1.0
+    sample_type: str = "picture"
+    gradient_accumulation_steps: int = 1
+    can_split: bool = True
     precision: Precision = "32-true"
     keep_last: bool = False
-    keep_validations: bool = True
+    store_val_outputs: bool = True
     folder: Path
-    saving: Saving = dataclasses.field(default_factory=Saving)
-    saved: Callable[[], None] = lambda: None
+    checkpoint_interval: CheckpointInterval = dataclasses.field(default_factory=CheckpointInterval)
+    on_checkpoint: Callable[[], None] = lambda: None
     resume: bool = False
-    identity: str = ""
+    fingerprint: str = ""
     accelerator: str
-    units: Sequence[str] | None = None
+    fsdp_units: Sequence[str] | None = None
     loggers: Sequence[str] = ("tensorboard",)
 
 
@@ -120,19 +120,21 @@ _HIDDEN = (
 )
 
 
-def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
+def make_trainer(
+    fit_config: FitConfig, callbacks: Sequence[lightning.Callback]
+) -> lightning.Trainer:
     """Lightning's trainer with our loggers; a progress bar where there is a terminal."""
-    progress = sys.stdout.isatty() and is_main()
+    progress = sys.stdout.isatty() and is_rank_zero()
     bars = [RichProgressBar()] if progress else []
     with quiet():
         return lightning.Trainer(
-            accelerator=plan.accelerator,
-            **_shared(plan),
-            max_epochs=plan.epochs,
-            gradient_clip_val=plan.clip or None,
-            precision=plan.precision,
-            logger=make_loggers(plan.loggers, plan.folder),
-            callbacks=[*callbacks, *bars, EndRuns()],
+            accelerator=fit_config.accelerator,
+            **_shared(fit_config),
+            max_epochs=fit_config.epochs,
+            gradient_clip_val=fit_config.grad_clip or None,
+            precision=fit_config.precision,
+            logger=make_loggers(fit_config.loggers, fit_config.folder),
+            callbacks=[*callbacks, *bars, FinishLoggers()],
             enable_progress_bar=progress,
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -142,20 +144,22 @@ def make_trainer(plan: Fit, callbacks: Sequence[lightning.Callback]) -> lightnin
         )
 
 
-def _shared(plan: Fit) -> dict[str, Any]:
+def _shared(fit_config: FitConfig) -> dict[str, Any]:
     """What Lightning is told of the processes that train together."""
-    if processes() == 1:
-        return {"devices": 1, "plugins": [WholeCheckpoints()]}
+    if world_size() == 1:
+        return {"devices": 1, "plugins": [AtomicCheckpointIO()]}
     strategy: Any = "ddp"
-    if plan.units is not None:
-        from delta_transfer.training.distributed import Sharding  # loading it takes a second
+    if fit_config.fsdp_units is not None:
+        from delta_transfer.training.distributed import (
+            FullyShardStrategy,  # loading it takes a second
+        )
 
-        strategy = Sharding(plan.units)
+        strategy = FullyShardStrategy(fit_config.fsdp_units)
     return {
-        "devices": local_processes(),
-        "num_nodes": processes() // local_processes(),
+        "devices": local_world_size(),
+        "num_nodes": world_size() // local_world_size(),
         "strategy": strategy,
-        "plugins": [WholeCheckpoints(), TorchElasticEnvironment()],
+        "plugins": [AtomicCheckpointIO(), TorchElasticEnvironment()],
         "use_distributed_sampler": False,  # ours gives each process its share
     }
 

@@ -24,12 +24,12 @@ def find_device(name: str) -> torch.device:
     return accelerator
 
 
-def place(network: nn.Module, device: torch.device) -> None:
+def move_to_device(network: nn.Module, device: torch.device) -> None:
     """Moves a network to its device, in the memory layout in which convolutions are fastest."""
     network.to(device)
     network.to(memory_format=torch.channels_last)
 
 
-def cores() -> int:
+def cpu_count() -> int:
     """How many cores this process may use, of which a container may allow fewer than there are."""
     return int(joblib.cpu_count())

@@ -36,11 +36,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _explain_file(error: BaseException) -> str | None:
     if not isinstance(error, OSError):
         # torch.save says neither which file it was nor why.
-        torn = isinstance(error, RuntimeError) and any(part in str(error) for part in _TORN)
-        return f"a checkpoint could not be written, as on a full disk: {_FREE}" if torn else None
+        torn = isinstance(error, RuntimeError) and any(
+            part in str(error) for part in _WRITE_FAILURES
+        )
+        return (
+            f"a checkpoint could not be written, as on a full disk: {_FREE_SPACE_HINT}"
+            if torn
+            else None
+        )
     file = f"'{error.filename}'" if error.filename is not None else "the output"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{file} could not be written ({error.strerror}): {_FREE}"
+        return f"{file} could not be written ({error.strerror}): {_FREE_SPACE_HINT}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return (
             f"no access to {file} ({error.strerror}): change its permissions or those of its "
@@ -51,21 +57,21 @@ def _explain_file(error: BaseException) -> str | None:
 
 def _explain_machine(error: BaseException) -> str | None:
     text = str(error) if isinstance(error, RuntimeError) else ""
-    if any(part in text for part in _WORKERS):
+    if any(part in text for part in _WORKER_FAILURES):
         return (
             "a process that loads pictures died, as it does when memory or shared memory runs out: "
             "load them without such processes, --workers 0"
         )
     # By its name, so that torch need not be loaded.
     full = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
-    if full or isinstance(error, MemoryError) or any(part in text for part in _FULL):
-        own = isinstance(error, MemoryError) or _FULL[0] in text
+    if full or isinstance(error, MemoryError) or any(part in text for part in _OUT_OF_MEMORY):
+        own = isinstance(error, MemoryError) or _OUT_OF_MEMORY[0] in text
         where = "this machine" if own else "the GPU"
         return f"{where} has too little memory: lower --batch-size or --image-size"
     return None
 
 
-_FREE = "free some space, or choose another place with --out"
-_TORN = ("PytorchStreamWriter failed writing", "unexpected pos")
-_WORKERS = ("DataLoader worker (pid", "</torch_", "Too many open files. Communication")
-_FULL = ("can't allocate memory", "out of memory")
+_FREE_SPACE_HINT = "free some space, or choose another place with --out"
+_WRITE_FAILURES = ("PytorchStreamWriter failed writing", "unexpected pos")
+_WORKER_FAILURES = ("DataLoader worker (pid", "</torch_", "Too many open files. Communication")
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory")

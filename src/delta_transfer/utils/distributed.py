@@ -19,32 +19,32 @@ from delta_transfer.errors import UserError
 
 T = TypeVar("T")
 
-PATIENCE = datetime.timedelta(hours=6)  # while the main process does something alone
+TIMEOUT = datetime.timedelta(hours=6)  # while the main process does something alone
 
 
-def processes() -> int:
+def world_size() -> int:
     """How many there are; 1 outside of a group."""
-    return torch.distributed.get_world_size() if in_group() else 1
+    return torch.distributed.get_world_size() if is_initialized() else 1
 
 
 def rank() -> int:
     """Which of them this one is, from 0."""
-    return torch.distributed.get_rank() if in_group() else 0
+    return torch.distributed.get_rank() if is_initialized() else 0
 
 
-def is_main() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the one that writes files and logs."""
     return rank() == 0
 
 
-def in_group() -> bool:
+def is_initialized() -> bool:
     """Whether this process belongs to a group at all, be it one of its own."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 @contextmanager
-def joined(
-    find_kind: Callable[[], str], *, devices: int | str = 1, num_nodes: int = 1
+def init_process_group(
+    find_device_type: Callable[[], str], *, devices: int | str = 1, num_nodes: int = 1
 ) -> Iterator[None]:
     """Inside, this process is one of those that the environment tells of, if it tells of several.
 
@@ -52,27 +52,27 @@ def joined(
     the main one log nothing.
 
     Args:
-        find_kind: tells the kind of device that they compute on, if there are several.
+        find_device_type: tells the kind of device that they compute on, if there are several.
         devices: how many processes a node was asked for; 1 and `"auto"` are content with any.
         num_nodes: likewise of the nodes; 1 is content with any.
 
     Raises:
         UserError: if there are others than were asked for.
     """
-    if world_size() == 1 or in_group():
+    if world_size_from_env() == 1 or is_initialized():
         yield
         return
     _check_asked(devices, num_nodes)
-    kind = find_kind()
+    kind = find_device_type()
     if kind == "cuda":
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=PATIENCE
+        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT
     )
     log = logging.getLogger("delta_transfer")
     level = log.level
     try:
-        if not is_main():
+        if not is_rank_zero():
             log.setLevel(logging.CRITICAL)
         yield
     finally:
@@ -80,16 +80,16 @@ def joined(
         torch.distributed.destroy_process_group()
 
 
-def world_size() -> int:
+def world_size_from_env() -> int:
     """How many processes the environment tells of; SLURM's variables are put as torchrun's."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         _translate_slurm()
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
-def local_processes() -> int:
+def local_world_size() -> int:
     """How many of them are on this node."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
 def _translate_slurm() -> None:
@@ -113,8 +113,8 @@ def _translate_slurm() -> None:
 
 
 def _check_asked(devices: int | str, num_nodes: int) -> None:
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
-    nodes = world_size() // local
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size_from_env()))
+    nodes = world_size_from_env() // local
     for flag, asked, there in (("--devices", devices, local), ("--num-nodes", num_nodes, nodes)):
         if asked not in (1, "auto", there):
             raise UserError(
@@ -122,16 +122,16 @@ def _check_asked(devices: int | str, num_nodes: int) -> None:
             )
 
 
-def from_main(make: Callable[[], T]) -> T:
+def run_on_main_and_broadcast(make: Callable[[], T]) -> T:
     """What the main process makes, for all of them; the others wait.
 
     Raises:
         UserError: in all of them, if it is raised in the main one.
     """
-    if processes() == 1:
+    if world_size() == 1:
         return make()
     told: list[Any] = [None, None]
-    if is_main():
+    if is_rank_zero():
         try:
             told[0] = make()
         except UserError as error:
@@ -147,47 +147,47 @@ def from_main(make: Callable[[], T]) -> T:
 def first_on_each_node() -> Iterator[None]:
     """One process of each node runs what is inside before the others do, for example a download."""
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    if processes() > 1 and not first:
-        gathered(None)
+    if world_size() > 1 and not first:
+        all_gather(None)
     yield
-    if processes() > 1 and first:
-        gathered(None)
+    if world_size() > 1 and first:
+        all_gather(None)
 
 
 @contextmanager
-def main_first() -> Iterator[None]:
+def rank_zero_first() -> Iterator[None]:
     """The main process runs what is inside before the others do."""
-    if processes() > 1 and not is_main():
-        gathered(None)
+    if world_size() > 1 and not is_rank_zero():
+        all_gather(None)
     yield
-    if processes() > 1 and is_main():
-        gathered(None)
+    if world_size() > 1 and is_rank_zero():
+        all_gather(None)
 
 
-def gathered(own: T) -> list[T]:
+def all_gather(own: T) -> list[T]:
     """What each process gives, in their order; tensors have to be on the CPU."""
-    if processes() == 1:
+    if world_size() == 1:
         return [own]
-    found: list[Any] = [None] * processes()
+    found: list[Any] = [None] * world_size()
     torch.distributed.all_gather_object(found, own)
     return found
 
 
-def averaged(values: Sequence[float]) -> list[float]:
+def all_reduce_mean(values: Sequence[float]) -> list[float]:
     """The mean over processes of each of some numbers."""
-    if processes() == 1:
+    if world_size() == 1:
         return list(values)
     tensor = torch.tensor(values, dtype=torch.float64)
     torch.distributed.all_reduce(tensor)
-    return (tensor / processes()).tolist()
+    return (tensor / world_size()).tolist()
 
 
-def any_of(*flags: bool) -> list[bool]:
+def all_reduce_any(*flags: bool) -> list[bool]:
     """Whether each of some flags is set in any process."""
-    return [share > 0 for share in averaged([float(flag) for flag in flags])]
+    return [share > 0 for share in all_reduce_mean([float(flag) for flag in flags])]
 
 
-def in_shares(
+def shard_and_gather(
     count: int, size: int, make: Callable[[Sequence[int]], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
     """What is made of samples, of which each process takes its share of whole batches.
@@ -202,16 +202,16 @@ def in_shares(
     Returns:
         The rows of all samples, in their order.
     """
-    if processes() == 1:
+    if world_size() == 1:
         return make(range(count))
-    own = own_batches(count, size)
-    found = [part for part in gathered((own, make(own) if own else None)) if part[1] is not None]
+    own = local_sample_indices(count, size)
+    found = [part for part in all_gather((own, make(own) if own else None)) if part[1] is not None]
     order = torch.tensor([position for positions, _ in found for position in positions])
     back = order.argsort()
     return tuple(torch.cat(rows)[back] for rows in zip(*(rows for _, rows in found), strict=True))
 
 
-def own_batches(count: int, size: int) -> list[int]:
+def local_sample_indices(count: int, size: int) -> list[int]:
     """The positions of the samples in every n-th batch, n being the number of processes."""
-    starts = range(rank() * size, count, processes() * size)
+    starts = range(rank() * size, count, world_size() * size)
     return [place for start in starts for place in range(start, min(start + size, count))]

@@ -18,7 +18,7 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Inside, no other process may write into a folder; it is made if there is none.
 
     The lock is the system's, and ends with this process however that ends. Of several processes

@@ -19,7 +19,7 @@ def log_to(path: Path, header: Sequence[str], *, resume: bool = False) -> Iterat
     package = logging.getLogger("delta_transfer")
     package.addHandler(handler)
     try:
-        with _said_in_full(package):
+        with _info_level(package):
             yield
     except BaseException as error:  # the terminal shows it by itself
         said = str(error) or type(error).__name__
@@ -31,7 +31,7 @@ def log_to(path: Path, header: Sequence[str], *, resume: bool = False) -> Iterat
 
 
 @contextlib.contextmanager
-def _said_in_full(package: logging.Logger) -> Iterator[None]:
+def _info_level(package: logging.Logger) -> Iterator[None]:
     """Inside, its own handlers hear of everything, and those of the program no more than before."""
     level, own, propagate = package.getEffectiveLevel(), package.level, package.propagate
     if level <= logging.INFO:

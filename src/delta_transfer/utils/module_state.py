@@ -14,7 +14,7 @@ from delta_transfer.utils.files import fingerprint
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Puts the network in eval mode; afterwards each module has its own train flag again."""
     flags = {module: module.training for module in model.modules()}
     model.eval()
@@ -39,7 +39,7 @@ def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def same_random_state(model: nn.Module) -> Iterator[None]:
+def preserve_random_state(model: nn.Module) -> Iterator[None]:
     """Whatever is drawn inside, the global random states are the old ones afterwards.
 
     Covers Python, NumPy, and torch on the CPU and on the devices that the network's parameters are
@@ -57,16 +57,16 @@ def same_random_state(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
+def deterministic_algorithms(enable: bool) -> Iterator[None]:
     """Inside, torch runs no algorithm whose results vary; afterwards its settings are the old ones.
 
     Args:
-        wanted: False changes nothing.
+        enable: False changes nothing.
 
     Raises:
         UserError: if there is no other algorithm for something that runs inside.
     """
-    if not wanted:
+    if not enable:
         yield
         return
     cudnn, name = torch.backends.cudnn, "CUBLAS_WORKSPACE_CONFIG"

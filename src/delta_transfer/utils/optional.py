@@ -5,7 +5,7 @@ import warnings
 from delta_transfer.errors import UserError
 
 
-def need_graph_libraries(name: str) -> None:
+def require_graph_libraries(name: str) -> None:
     """Imports both libraries, so that the imports after this are of libraries that are there.
 
     Args:

@@ -14,7 +14,7 @@ _PLAIN: dict[Any, str] = {
 }
 
 
-def fits(value: object, hint: Any) -> bool:
+def matches_type(value: object, hint: Any) -> bool:
     """Whether a value is of a type; whole numbers are numbers, and true and false are none.
 
     Args:
@@ -22,23 +22,23 @@ def fits(value: object, hint: Any) -> bool:
         hint: a plain type, choices, or several of these.
 
     Example:
-        >>> fits(3, float), fits(True, int), fits(None, int | None)
+        >>> matches_type(3, float), matches_type(True, int), matches_type(None, int | None)
         (True, False, True)
     """
     if typing.get_origin(hint) is Literal:
         return value in typing.get_args(hint)
     if typing.get_origin(hint) in _UNIONS:
-        return any(fits(value, part) for part in typing.get_args(hint))
+        return any(matches_type(value, part) for part in typing.get_args(hint))
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, hint) or (isinstance(value, int) and hint is float)
 
 
-def in_words(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """What a value of a type must be, behind "must be"; that it may be missing is not said.
 
     Example:
-        >>> in_words(Literal["a", "b"] | None), in_words(float | Literal["auto"])
+        >>> describe_type(Literal["a", "b"] | None), describe_type(float | Literal["auto"])
         ('one of a, b', 'a number or auto')
     """
     if hint in _PLAIN:
@@ -48,5 +48,5 @@ def in_words(hint: Any) -> str:
         return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     if typing.get_origin(hint) in _UNIONS:
         parts = [part for part in typing.get_args(hint) if part is not type(None)]
-        return " or ".join(map(in_words, parts))
+        return " or ".join(map(describe_type, parts))
     return "a list" if typing.get_origin(hint) is tuple else "a mapping"

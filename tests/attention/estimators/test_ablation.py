@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from delta_transfer.attention.estimators.ablation import Exact, naive_scores
+from delta_transfer.attention.estimators.ablation import ExactScorer, naive_scores
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.errors import UserError
 from delta_transfer.features.stages import auto_taps
@@ -62,9 +62,9 @@ def loop(net, x, y, tap, dim, channels, loss=F.cross_entropy) -> Tensor:
     return torch.stack(rows)
 
 
-def check(net, x, y, taps, channels_of, dim_of, tolerance=1e-8) -> Exact:
+def check(net, x, y, taps, channels_of, dim_of, tolerance=1e-8) -> ExactScorer:
     """Exact scores of every sample are those of the loop; nothing was left to the slow path."""
-    exact = Exact(net, taps=taps, loss=F.cross_entropy)
+    exact = ExactScorer(net, taps=taps, loss=F.cross_entropy)
     found = exact(x, y)
     assert exact.notes == ()
     for tap in taps:
@@ -257,7 +257,7 @@ def test_taps_that_lead_nowhere_or_are_the_logits_but_for_a_scale():
     net = moved(Ends()).double()
     x, y = pictures()
     check(net, x, y, ["fc"], lambda width: list(range(width)), lambda tap: 1, 1e-10)
-    found = Exact(net, taps=["aside", "body"], loss=F.cross_entropy)(x, y)
+    found = ExactScorer(net, taps=["aside", "body"], loss=F.cross_entropy)(x, y)
     assert torch.equal(found.scores["aside"], torch.zeros(3, 4, dtype=torch.float64))
     expected = loop(net, x, y, "body", 1, range(4))
     assert torch.allclose(found.scores["body"], expected, atol=1e-12)
@@ -273,8 +273,8 @@ def test_any_number_of_samples(count):
 def test_one_instance_scores_batches_of_different_sizes():
     net = moved(conv_net()).double()
     x, y = pictures(7)
-    exact = Exact(net, taps=TAPS, loss=F.cross_entropy)
-    whole = Exact(net, taps=TAPS, loss=F.cross_entropy)(x, y)
+    exact = ExactScorer(net, taps=TAPS, loss=F.cross_entropy)
+    whole = ExactScorer(net, taps=TAPS, loss=F.cross_entropy)(x, y)
     for part in (slice(0, 2), slice(2, 7), slice(0, 1)):
         found = exact(x[part], y[part])
         for tap in TAPS:
@@ -287,7 +287,7 @@ def test_other_losses_and_one_logit():
     x, _ = pictures()
     y = torch.tensor([[0.0], [1.0], [1.0]], dtype=torch.float64)
     loss = F.binary_cross_entropy_with_logits
-    found = Exact(net, taps=["conv1"], loss=loss)(x, y)
+    found = ExactScorer(net, taps=["conv1"], loss=loss)(x, y)
     expected = loop(net, x, y, "conv1", 1, range(4), loss)
     assert torch.allclose(found.scores["conv1"], expected, atol=1e-12)
 
@@ -324,14 +324,14 @@ class Counted(TorchDispatchMode):
 def test_what_lies_before_the_tap_is_computed_once_and_a_channelwise_end_in_closed_form():
     net = moved(conv_net()).double()
     x, y = pictures(4)
-    exact = Exact(net, taps=["conv3"], loss=F.cross_entropy)
+    exact = ExactScorer(net, taps=["conv3"], loss=F.cross_entropy)
     exact(x, y)
     with Counted() as counted:
         exact(x, y)
     # From conv3 to the head all is channel-wise: three convolutions of 4 samples, one head.
     assert counted.rows["conv2d"] == [4, 4, 4]
     assert counted.rows["linear"] == [4]
-    exact = Exact(net, taps=["conv2"], loss=F.cross_entropy)
+    exact = ExactScorer(net, taps=["conv2"], loss=F.cross_entropy)
     exact(x, y)
     with Counted() as counted:
         exact(x, y)
@@ -377,7 +377,7 @@ def test_a_network_that_mixes_samples_is_left_to_the_slow_loop(caplog):
     torch.manual_seed(0)
     net = moved(Mixing()).double()
     x, y = pictures(4)
-    exact = Exact(net, taps=["body"], loss=F.cross_entropy)
+    exact = ExactScorer(net, taps=["body"], loss=F.cross_entropy)
     found = exact(x, y)
     assert "does not compute the same" in exact.notes[0]
     assert exact.notes[0] in caplog.text
@@ -399,7 +399,7 @@ def test_a_network_that_decides_by_its_data_is_left_to_the_slow_loop():
     torch.manual_seed(0)
     net = moved(Deciding()).double()
     x, y = pictures(1)
-    exact = Exact(net, taps=["body"], loss=F.cross_entropy)
+    exact = ExactScorer(net, taps=["body"], loss=F.cross_entropy)
     found = exact(x, y)
     assert "cannot be cut at its taps" in exact.notes[0]
     expected = loop(net, x, y, "body", 1, range(4))
@@ -410,15 +410,15 @@ def test_a_few_channels_are_compared_with_the_slow_loop(monkeypatch):
     """A wrong graph is noticed: here the update of the head has the wrong sign."""
     from delta_transfer.attention.graph import suffix
 
-    right = suffix._update
+    right = suffix._rank_one_update
     monkeypatch.setattr(
         suffix,
-        "_update",
+        "_rank_one_update",
         lambda graph, node, output, delta, *rest: right(graph, node, output, -delta, *rest),
     )
     net = moved(conv_net()).double()
     x, y = pictures()
-    exact = Exact(net, taps=["conv3"], loss=F.cross_entropy)
+    exact = ExactScorer(net, taps=["conv3"], loss=F.cross_entropy)
     found = exact(x, y)
     assert "does not compute the same" in exact.notes[0]
     assert torch.allclose(found.scores["conv3"], loop(net, x, y, "conv3", 1, range(6)), atol=1e-12)
@@ -468,9 +468,9 @@ def test_memory_stays_within_what_is_given(name, options):
     net = moved(timm.create_model(name, num_classes=5, **options))
     taps = resolve_taps(net, "auto")
     x, y = (part.float() if part.is_floating_point() else part for part in pictures(8, 32))
-    whole = Exact(net, taps=taps, loss=F.cross_entropy)(x, y)
+    whole = ExactScorer(net, taps=taps, loss=F.cross_entropy)(x, y)
     for memory in (2**20, 4 * 2**20):
-        exact = Exact(net, taps=taps, loss=F.cross_entropy, memory=memory)
+        exact = ExactScorer(net, taps=taps, loss=F.cross_entropy, memory=memory)
         exact(x, y)
         gc.collect()
         with Allocated() as allocated:
@@ -485,7 +485,7 @@ def test_too_little_memory_says_how_much_it_takes():
     net = moved(conv_net())
     x, y = pictures(4)
     with pytest.raises(UserError, match=r"memory of 0\.0 MiB is too little for one sample, which"):
-        Exact(net, taps=TAPS, loss=F.cross_entropy, memory=100)(x.float(), y)
+        ExactScorer(net, taps=TAPS, loss=F.cross_entropy, memory=100)(x.float(), y)
 
 
 # ---------------------------------------------------------------------------- the rest
@@ -494,8 +494,8 @@ def test_too_little_memory_says_how_much_it_takes():
 def test_bfloat16_reports_the_error_that_it_causes():
     net = moved(conv_net())
     x, y = pictures(4)
-    fine = Exact(net, taps=TAPS, loss=F.cross_entropy)(x.float(), y)
-    exact = Exact(net, taps=TAPS, loss=F.cross_entropy, precision="bfloat16")
+    fine = ExactScorer(net, taps=TAPS, loss=F.cross_entropy)(x.float(), y)
+    exact = ExactScorer(net, taps=TAPS, loss=F.cross_entropy, precision="bfloat16")
     rough = exact(x.float(), y)
     (note,) = exact.notes
     assert note.startswith("bfloat16: scores differ from float32 by up to ")
@@ -509,7 +509,7 @@ def test_progress_counts_pairs_of_samples_and_channels():
     net = moved(conv_net()).double()
     x, y = pictures(5)
     steps: list[int] = []
-    Exact(net, taps=TAPS, loss=F.cross_entropy)(x, y, progress=steps.append)
+    ExactScorer(net, taps=TAPS, loss=F.cross_entropy)(x, y, progress=steps.append)
     assert sum(steps) == 5 * (4 + 4 + 6)
     steps.clear()
     naive_scores(net, x, y, taps=TAPS, loss=F.cross_entropy, progress=steps.append)
@@ -521,7 +521,7 @@ def test_the_network_is_left_as_it_was():
     net.conv1.weight.requires_grad_(True)
     before = {name: (p, p.clone(), p.stride()) for name, p in net.named_parameters()}
     x, y = pictures()
-    Exact(net, taps=TAPS, loss=F.cross_entropy)(x.float(), y)
+    ExactScorer(net, taps=TAPS, loss=F.cross_entropy)(x.float(), y)
     assert hooks_of(net) == 0
     for name, parameter in net.named_parameters():
         same, values, stride = before[name]

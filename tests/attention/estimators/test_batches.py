@@ -20,7 +20,7 @@ def joined(batches) -> Batch:
     return Batch(
         inputs=torch.cat([part.inputs for part in parts]),
         targets=torch.cat([part.targets for part in parts]),
-        positions=torch.cat([part.positions for part in parts]),
+        indices=torch.cat([part.positions for part in parts]),
     )
 
 
@@ -31,19 +31,19 @@ def test_all_samples_come_in_order_with_their_places_time_and_again():
         found = joined(batches)
         assert torch.equal(found.inputs, data()[0])
         assert torch.equal(found.targets, data()[1])
-        assert found.positions.tolist() == list(range(11))
+        assert found.indices.tolist() == list(range(11))
 
 
 def test_drawn_samples_know_their_places():
     batches = Batches(loader(), samples=5, seed=3)
     found = joined(batches)
     picked = torch.randperm(11, generator=torch.Generator().manual_seed(3))[:5].sort().values
-    assert torch.equal(found.positions, picked)
+    assert torch.equal(found.indices, picked)
     assert found.inputs.flatten().tolist() == picked.tolist()
     assert torch.equal(found.targets, picked % 3)
     assert all(len(batch) for batch in batches)
     other = joined(Batches(loader(size=3), samples=5, seed=3))
-    assert torch.equal(other.positions, found.positions)
+    assert torch.equal(other.indices, found.indices)
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_drawn_samples_know_their_places():
 )
 def test_pieces_are_the_batch_in_order(size, sizes):
     x, y = data()
-    batch = Batch(inputs=x, targets=y, positions=torch.arange(5, 16))
-    pieces = list(batch.pieces(size))
+    batch = Batch(inputs=x, targets=y, indices=torch.arange(5, 16))
+    pieces = list(batch.chunks(size))
     assert [len(piece) for piece in pieces] == sizes
     found = joined(pieces)
     assert torch.equal(found.inputs, x)
-    assert torch.equal(found.positions, batch.positions)
+    assert torch.equal(found.indices, batch.indices)
 
 
 class Stream(IterableDataset):

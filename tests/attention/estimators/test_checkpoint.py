@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from delta_transfer.attention import estimate_attention
 from delta_transfer.attention.estimators import averaging, job
 from delta_transfer.attention.estimators import checkpoint as module
-from delta_transfer.attention.estimators.ablation import Exact
+from delta_transfer.attention.estimators.ablation import ExactScorer
 from delta_transfer.attention.estimators.batches import Batch
-from delta_transfer.attention.estimators.checkpoint import PartialFile
+from delta_transfer.attention.estimators.checkpoint import EstimateCheckpoint
 from delta_transfer.features.probe import LinearProbe
 from tests.attention.scorers import OneByOne, batches, patterns
 from tests.networks import conv_net
@@ -46,10 +46,10 @@ class Watched(OneByOne):
 @pytest.fixture(autouse=True)
 def watched(monkeypatch):
     """Exact scores of tiny networks, and a file that is written after each piece of eight."""
-    monkeypatch.setattr(job, "PIECE", 8)
-    monkeypatch.setattr(averaging, "Exact", Watched)
-    monkeypatch.setattr(module, "INTERVAL", 0.0)
-    monkeypatch.setattr(job, "PIECE", 8)
+    monkeypatch.setattr(job, "CHUNK_SIZE", 8)
+    monkeypatch.setattr(averaging, "ExactScorer", Watched)
+    monkeypatch.setattr(module, "WRITE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(job, "CHUNK_SIZE", 8)
     monkeypatch.setattr(Watched, "scored", [], raising=False)
     monkeypatch.setattr(Watched, "stop_at", None, raising=False)
     return Watched
@@ -63,10 +63,13 @@ def some_probe(seed=9) -> LinearProbe:
 
 def call(partial=None, *, net=None, data=None, size=16, **changes):
     x, y = patterns(COUNT) if data is None else data
-    options = {"probe": some_probe(), "taps": TAPS, "method": "exact", "seed": 4}
+    options = {"probe": some_probe(), "taps": TAPS, "estimator": "exact", "seed": 4}
     Watched.scored = []
     return estimate_attention(
-        net or conv_net(outputs=4), batches(x, y, size), partial=partial, **(options | changes)
+        net or conv_net(outputs=4),
+        batches(x, y, size),
+        checkpoint_path=partial,
+        **(options | changes),
     )
 
 
@@ -112,7 +115,7 @@ def test_it_can_be_broken_off_again_and_again(tmp_path):
 
 
 def test_so_it_is_with_the_fast_estimator(tmp_path, monkeypatch):
-    class Stopping(Exact):
+    class Stopping(ExactScorer):
         left = PIECES
 
         def __call__(self, inputs, targets, *, progress=None):
@@ -121,7 +124,7 @@ def test_so_it_is_with_the_fast_estimator(tmp_path, monkeypatch):
             Stopping.left -= 1
             return super().__call__(inputs, targets, progress=progress)
 
-    monkeypatch.setattr(averaging, "Exact", Stopping)
+    monkeypatch.setattr(averaging, "ExactScorer", Stopping)
     path, expected = tmp_path / "partial", call()
     Stopping.left = 3
     with pytest.raises(Stopped):
@@ -138,9 +141,9 @@ def test_before_the_first_piece_there_is_no_file(tmp_path):
 
 def test_the_file_is_written_now_and_then(tmp_path, monkeypatch):
     now, written = [0.0], []
-    monkeypatch.setattr(module, "INTERVAL", 10.0)
+    monkeypatch.setattr(module, "WRITE_INTERVAL_S", 10.0)
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    file = PartialFile(tmp_path / "partial", identity="")
+    file = EstimateCheckpoint(tmp_path / "partial", fingerprint="")
     for _ in range(25):
         now[0] += 1
         if file.is_due:
@@ -152,7 +155,7 @@ def test_the_file_is_written_now_and_then(tmp_path, monkeypatch):
 def test_a_place_where_no_file_can_be_ends_nothing_either(tmp_path, caplog, monkeypatch):
     (tmp_path / "file").touch()
     now = [0.0]
-    monkeypatch.setattr(module, "INTERVAL", 10.0)
+    monkeypatch.setattr(module, "WRITE_INTERVAL_S", 10.0)
     monkeypatch.setattr(module.time, "monotonic", lambda: now.append(now[-1] + 8) or now[-1])
     found = call(tmp_path / "file" / "partial")
     assert 1 <= caplog.text.count("could not be written") < PIECES  # not again at once
@@ -247,10 +250,14 @@ def test_equal_weights_in_another_object_and_other_forms_of_attention_go_on(tmp_
     path = tmp_path / "partial"
     broken_off(path, 3)
     found = call(
-        path, net=copy.deepcopy(conv_net(outputs=4)), temperature=1.0, clip=2.0, floor=True
+        path,
+        net=copy.deepcopy(conv_net(outputs=4)),
+        temperature=1.0,
+        score_clip=2.0,
+        clamp_negative_scores=True,
     )
     assert len(Watched.scored) == PIECES - 3
-    assert same(found, call(temperature=1.0, clip=2.0, floor=True))
+    assert same(found, call(temperature=1.0, score_clip=2.0, clamp_negative_scores=True))
 
 
 def test_a_tolerance_is_met_where_it_was(tmp_path):
@@ -324,7 +331,7 @@ def test_a_damaged_file_starts_anew_and_says_so(tmp_path, caplog):
 
 def test_other_estimators_keep_nothing_and_say_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        call(tmp_path / "partial", method="gradient")
+        call(tmp_path / "partial", estimator="gradient")
     assert "partial is ignored" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
@@ -332,9 +339,9 @@ def test_other_estimators_keep_nothing_and_say_so(tmp_path, caplog):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.bool, torch.int64], ids=str)
 def test_the_digest_is_of_all_bytes_shapes_and_kinds(tmp_path, dtype):
     def digest(inputs, targets):
-        file = PartialFile(tmp_path / "partial", identity="")
-        file.see(Batch(inputs=inputs, targets=targets, positions=torch.arange(len(targets))))
-        return file.digest
+        file = EstimateCheckpoint(tmp_path / "partial", fingerprint="")
+        file.hash_batch(Batch(inputs=inputs, targets=targets, indices=torch.arange(len(targets))))
+        return file.data_hash
 
     x, y = torch.zeros(2, 3).to(dtype), torch.zeros(2)
     other = x.clone()

@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from delta_transfer.attention.estimators.convergence import by_errors, by_jackknife
+from delta_transfer.attention.estimators.convergence import jackknife_error, monte_carlo_error
 from delta_transfer.attention.estimators.statistics import GROUPS, ScoreStatistics
 from delta_transfer.functional import normalize_scores
 from tests import reference
@@ -21,12 +21,12 @@ def scores(count=45, channels=6, seed=0):
 
 def statistics_of(rows) -> ScoreStatistics:
     statistics = ScoreStatistics()
-    statistics.update(rows, positions=torch.arange(len(rows)))
+    statistics.update(rows, indices=torch.arange(len(rows)))
     return statistics
 
 
 def jackknifed(rows, normalize=attend, dtype=torch.float64) -> float:
-    return by_jackknife(statistics_of(rows), normalize, dtype=dtype)
+    return jackknife_error(statistics_of(rows), normalize, dtype=dtype)
 
 
 @pytest.mark.parametrize("count", [2, 7, 10, 45])
@@ -85,7 +85,7 @@ def test_uniform_attention_of_samples_that_differ_is_not_sure_at_all():
 
 def test_independent_errors_are_propagated():
     values, errors = scores(1)[0], torch.full((6,), 0.05, dtype=torch.float64)
-    found = by_errors(values, errors, attend, seed=0)
+    found = monte_carlo_error(values, errors, attend, seed=0)
     # Small errors: by the slopes of the attention, one score at a time.
     total, step = 0.0, 1e-5
     for c in range(6):
@@ -95,18 +95,20 @@ def test_independent_errors_are_propagated():
         total += (slope * errors[c]).square().sum().item()
     distance = (attend(values) - 1 / 6).norm().item()
     assert found == pytest.approx(math.sqrt(total) / distance, rel=0.1)
-    assert by_errors(values, errors, attend, seed=0) == found
-    assert by_errors(values, 2 * errors, attend, seed=0) == pytest.approx(2 * found, rel=0.2)
+    assert monte_carlo_error(values, errors, attend, seed=0) == found
+    assert monte_carlo_error(values, 2 * errors, attend, seed=0) == pytest.approx(
+        2 * found, rel=0.2
+    )
 
 
 def test_no_errors_are_sure_and_unknown_ones_are_not_known():
     values = scores(1)[0]
-    assert by_errors(values, torch.zeros(6), attend, seed=0) == 0
-    assert math.isnan(by_errors(values, torch.full((6,), math.nan), attend, seed=0))
+    assert monte_carlo_error(values, torch.zeros(6), attend, seed=0) == 0
+    assert math.isnan(monte_carlo_error(values, torch.full((6,), math.nan), attend, seed=0))
 
 
 def test_both_agree_where_scores_are_independent():
     rows = scores(400)
     statistics = statistics_of(rows)
-    found = by_errors(statistics.mean, statistics.errors, attend, seed=0)
+    found = monte_carlo_error(statistics.mean, statistics.standard_errors, attend, seed=0)
     assert found == pytest.approx(jackknifed(rows), rel=0.35)

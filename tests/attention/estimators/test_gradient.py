@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from delta_transfer.attention.estimators.gradient import FirstOrder
+from delta_transfer.attention.estimators.gradient import FirstOrderScorer
 from tests import reference
 from tests.networks import conv_net, hooks_of
 
@@ -24,7 +24,7 @@ def frozen(net):
 
 def test_scores_are_those_of_the_reference_for_each_sample():
     net, (x, y) = frozen(conv_net().double()), data()
-    found = FirstOrder(net, taps=TAPS, loss=F.cross_entropy)(x, y)
+    found = FirstOrderScorer(net, taps=TAPS, loss=F.cross_entropy)(x, y)
     outputs = reference.hooked(net, TAPS, x)[1]
     for tap in TAPS:
         for i in range(len(x)):
@@ -39,7 +39,7 @@ def test_scores_are_those_of_the_reference_for_each_sample():
 
 def test_one_scorer_takes_batch_after_batch_and_keeps_no_graph():
     net, (x, y) = frozen(conv_net().double()), data()
-    scorer = FirstOrder(net, taps=TAPS, loss=F.cross_entropy)
+    scorer = FirstOrderScorer(net, taps=TAPS, loss=F.cross_entropy)
     whole = scorer(x, y)
     for size in (1, 2, 5):
         parts = [scorer(*part) for part in zip(x.split(size), y.split(size), strict=True)]
@@ -68,7 +68,7 @@ def test_rows_that_are_no_samples_are_told_apart():
     torch.manual_seed(0)
     net, (x, y) = frozen(Windows().double()), data()
     seen = []
-    found = FirstOrder(net, taps=["body"], loss=F.cross_entropy)(x, y, progress=seen.append)
+    found = FirstOrderScorer(net, taps=["body"], loss=F.cross_entropy)(x, y, progress=seen.append)
     assert found.features["body"].shape == (20, 16, 5)
     assert sum(seen) == 5 * 5
     for i in range(len(x)):
@@ -81,7 +81,7 @@ def test_rows_are_samples_where_there_are_as_many():
     torch.manual_seed(0)
     net = frozen(nn.Sequential(nn.Flatten(), nn.Linear(192, 7), nn.Tanh(), nn.Linear(7, 3)))
     x, y = data(dtype=torch.float32)
-    found = FirstOrder(net, taps=["1"], loss=F.cross_entropy)(x, y)
+    found = FirstOrderScorer(net, taps=["1"], loss=F.cross_entropy)(x, y)
     assert found.features["1"].shape == found.scores["1"].shape == (5, 7)
     expected = reference.gradient_scores(net, x, y, "1", 1, F.cross_entropy)
     assert found.scores["1"].mean(dim=0).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
@@ -112,7 +112,7 @@ def test_one_pass_forward_and_one_back_to_the_first_tap():
     x, y = data(dtype=torch.float32)
     pairs = []
     # Inputs that want a gradient would have the pass go on to them.
-    scorer = FirstOrder(frozen(net), taps=["2", "3"], loss=F.cross_entropy)
+    scorer = FirstOrderScorer(frozen(net), taps=["2", "3"], loss=F.cross_entropy)
     scorer(x.requires_grad_(), y, progress=pairs.append)
     assert len(calls) == 1
     assert calls[0].is_contiguous(memory_format=torch.channels_last)
@@ -129,16 +129,16 @@ def test_a_tap_without_influence_scores_zero():
         return plain(x)
 
     net.forward = forward
-    found = FirstOrder(net, taps=["conv1", "aside"], loss=F.cross_entropy)(x, y)
+    found = FirstOrderScorer(net, taps=["conv1", "aside"], loss=F.cross_entropy)(x, y)
     assert found.scores["aside"].abs().max() == 0
     assert found.scores["conv1"].abs().max() > 0
 
 
 def test_half_precision_is_summed_in_float32():
     net, (x, y) = frozen(conv_net()), data(dtype=torch.float32)
-    expected = FirstOrder(net, taps=["conv3"], loss=F.cross_entropy)(x, y)
+    expected = FirstOrderScorer(net, taps=["conv3"], loss=F.cross_entropy)(x, y)
     half = copy.deepcopy(net).bfloat16()
-    found = FirstOrder(half, taps=["conv3"], loss=F.cross_entropy)(x.bfloat16(), y)
+    found = FirstOrderScorer(half, taps=["conv3"], loss=F.cross_entropy)(x.bfloat16(), y)
     assert found.scores["conv3"].dtype == found.features["conv3"].dtype == torch.float32
     scale = expected.scores["conv3"].abs().max()
     assert (found.scores["conv3"] - expected.scores["conv3"]).abs().max() < 0.1 * scale
@@ -150,7 +150,7 @@ def test_it_is_linear_in_the_loss():
     def twice(logits, targets):
         return 2 * F.cross_entropy(logits, targets)
 
-    one = FirstOrder(net, taps=["norm1"], loss=F.cross_entropy)(x, y).scores["norm1"]
+    one = FirstOrderScorer(net, taps=["norm1"], loss=F.cross_entropy)(x, y).scores["norm1"]
     assert torch.allclose(
-        FirstOrder(net, taps=["norm1"], loss=twice)(x, y).scores["norm1"], 2 * one
+        FirstOrderScorer(net, taps=["norm1"], loss=twice)(x, y).scores["norm1"], 2 * one
     )

@@ -5,18 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from delta_transfer.attention.estimators.gradient import FirstOrder
-from delta_transfer.attention.estimators.parallel import Shares, on_devices
-from delta_transfer.attention.estimators.scorer import Scored
+from delta_transfer.attention.estimators.gradient import FirstOrderScorer
+from delta_transfer.attention.estimators.parallel import MultiDeviceScorer, replicate_on_devices
+from delta_transfer.attention.estimators.scorer import BatchScores
 from delta_transfer.errors import UserError
-from delta_transfer.features.probe import replaced_head
+from delta_transfer.features.probe import replace_head
 from tests.attention.scorers import curved, patterns
 
 TAPS = ("early", "late")
 
 
 def scorer_of(network):
-    return FirstOrder(network.requires_grad_(False), taps=TAPS, loss=F.cross_entropy)
+    return FirstOrderScorer(network.requires_grad_(False), taps=TAPS, loss=F.cross_entropy)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -24,7 +24,7 @@ def test_the_shares_together_are_the_batch(count):
     net, (x, y) = curved().double(), patterns(7)
     x = x.double()
     expected = scorer_of(net)(x, y)
-    shares = Shares(on_devices(net, ["cpu"] * count), scorer_of)
+    shares = MultiDeviceScorer(replicate_on_devices(net, ["cpu"] * count), scorer_of)
     for size in (7, 5, 7, 1, 7):  # at first one after the other, then side by side
         seen = []
         found = shares(x[:size], y[:size], progress=seen.append)
@@ -42,12 +42,12 @@ def test_each_share_has_a_thread_once_all_have_started():
             threads.append(threading.get_ident())
             if len(threads) > 3:
                 together.wait()
-            return Scored(scores={"a": inputs}, features={"a": inputs})
+            return BatchScores(scores={"a": inputs}, features={"a": inputs})
 
         return score
 
     together = threading.Barrier(2, timeout=20)  # broken if one waits for the other to end
-    shares = Shares([nn.Identity(), nn.Identity()], make)
+    shares = MultiDeviceScorer([nn.Identity(), nn.Identity()], make)
     x = torch.arange(6.0).view(3, 2)
     for size in (1, 3, 3):  # the first batch has nothing for the second network
         assert torch.equal(shares(x[:size], torch.zeros(size)).scores["a"], x[:size])
@@ -62,30 +62,30 @@ def test_pictures_are_laid_out_for_the_device():
     def make(network):
         def score(inputs, targets, *, progress=None):
             seen.append(inputs.is_contiguous(memory_format=torch.channels_last))
-            return Scored(scores={}, features={})
+            return BatchScores(scores={}, features={})
 
         return score
 
-    Shares([curved()], make)(*patterns(2))
+    MultiDeviceScorer([curved()], make)(*patterns(2))
     assert seen == [True]
 
 
 def test_without_devices_the_network_itself_is_taken():
     net = curved()
-    assert on_devices(net, None) == [net]
-    assert on_devices(net, ["cpu"]) == [net]
-    own, other = on_devices(net, [torch.device("cpu"), "cpu"])
+    assert replicate_on_devices(net, None) == [net]
+    assert replicate_on_devices(net, ["cpu"]) == [net]
+    own, other = replicate_on_devices(net, [torch.device("cpu"), "cpu"])
     assert own is net
     assert other is not net
-    (meta,) = on_devices(net, ["meta"])
+    (meta,) = replicate_on_devices(net, ["meta"])
     assert {p.device.type for p in meta.parameters()} == {"meta"}
     assert {p.device.type for p in net.parameters()} == {"cpu"}
 
 
 def test_a_copy_has_the_head_that_was_put_in():
     net, (x, _) = curved(), patterns(2)
-    with replaced_head(net, "fc", lambda features: features.sum(dim=1, keepdim=True)):
-        _, other = on_devices(net, ["cpu", "cpu"])
+    with replace_head(net, "fc", lambda features: features.sum(dim=1, keepdim=True)):
+        _, other = replicate_on_devices(net, ["cpu", "cpu"])
         assert torch.equal(other(x), net(x))
         assert other(x).shape == (2, 1)
 
@@ -96,4 +96,4 @@ def test_a_copy_has_the_head_that_was_put_in():
 )
 def test_devices_that_are_not_there_are_errors(devices, message):
     with pytest.raises(UserError, match=message):
-        on_devices(curved(), devices)
+        replicate_on_devices(curved(), devices)

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from delta_transfer.attention import estimate_attention
 from delta_transfer.attention.estimators import averaging
 from delta_transfer.attention.estimators.batches import Batch
-from delta_transfer.attention.estimators.refined import combine, exact_samples
+from delta_transfer.attention.estimators.refined import combine, num_exact_samples
 from delta_transfer.attention.estimators.sampling import Reservoir
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import collect_features, fit_probe
@@ -20,7 +20,7 @@ TAPS = ("early", "late")
 
 @pytest.fixture(autouse=True)
 def one_by_one(monkeypatch):
-    monkeypatch.setattr(averaging, "Exact", OneByOne)
+    monkeypatch.setattr(averaging, "ExactScorer", OneByOne)
 
 
 def draw(*shape, seed=0):
@@ -95,7 +95,7 @@ def test_scores_are_not_biased_and_their_errors_are_about_right():
     for seed in range(300):
         reservoir = Reservoir(few, seed=seed)
         x = torch.zeros(count, 1)
-        batch = Batch(inputs=x, targets=x, positions=torch.arange(count))
+        batch = Batch(inputs=x, targets=x, indices=torch.arange(count))
         reservoir.add(batch, {"tap": first})
         kept, probabilities = reservoir.draw(few)
         some = [one.index for one in kept]
@@ -160,11 +160,11 @@ def test_of_one_sample_the_errors_are_not_known():
 
 
 def test_how_many_are_scored_exactly():
-    assert [exact_samples(n, channels=100) for n in (1, 8, 9, 31, 33, 100, 128, 10**6)] == [
+    assert [num_exact_samples(n, channels=100) for n in (1, 8, 9, 31, 33, 100, 128, 10**6)] == [
         1, 8, 8, 8, 9, 25, 32, 64,
     ]  # fmt: skip
-    assert exact_samples(None, channels=100) == 64
-    assert [exact_samples(1000, channels=c) for c in (1, 500, 1000, 3840, 10**6)] == [
+    assert num_exact_samples(None, channels=100) == 64
+    assert [num_exact_samples(1000, channels=c) for c in (1, 500, 1000, 3840, 10**6)] == [
         64, 64, 32, 16, 16,
     ]  # fmt: skip
 
@@ -179,7 +179,7 @@ def probe_of(net, data):
 def estimated(method, net, data, *, size=16, **options):
     probe = options.pop("probe", None) or probe_of(net, data)
     loader = batches(*data, size)
-    return estimate_attention(net, loader, taps=TAPS, method=method, probe=probe, **options)
+    return estimate_attention(net, loader, taps=TAPS, estimator=method, probe=probe, **options)
 
 
 @functools.cache
@@ -220,12 +220,12 @@ def test_the_errors_cover_the_distance_to_the_exact_scores():
             found = estimated("refined", net, data, seed=draws)
             for tap in TAPS:
                 difference = (found.scores[tap] - exact.scores[tap]).abs()
-                covered.append((difference < 2 * found.errors[tap]).float().mean())
+                covered.append((difference < 2 * found.standard_errors[tap]).float().mean())
                 attention = found.attention[tap] - exact.attention[tap]
                 uniform = found.attention[tap] - 1 / len(difference)
                 distances += (attention.norm() / uniform.norm()).item()
                 errors += found.uncertainty[tap]
-                assert (found.errors[tap] > 0).all()
+                assert (found.standard_errors[tap] > 0).all()
     assert sum(covered) / len(covered) > 0.85
     assert 0.7 < errors / distances < 4
 
@@ -241,7 +241,11 @@ def test_of_few_samples_all_are_scored_exactly(count):
     for tap in TAPS:
         assert torch.allclose(found.scores[tap], exact.scores[tap], rtol=1e-6, atol=1e-12)
         assert torch.allclose(
-            found.errors[tap], exact.errors[tap], rtol=1e-6, atol=1e-12, equal_nan=True
+            found.standard_errors[tap],
+            exact.standard_errors[tap],
+            rtol=1e-6,
+            atol=1e-12,
+            equal_nan=True,
         )
     assert found.samples == count
 
@@ -254,7 +258,7 @@ def test_few_samples_in_any_order_are_the_same():
     other = estimated("refined", net, (x.double()[order], y[order]), probe=probe)
     for tap in TAPS:
         assert torch.allclose(one.scores[tap], other.scores[tap], atol=1e-10)
-        assert torch.equal(order[other.drivers[tap]], one.drivers[tap])
+        assert torch.equal(order[other.influential_samples[tap]], one.influential_samples[tap])
 
 
 @pytest.mark.parametrize("size", [1, 7, 50, 100])
@@ -266,8 +270,10 @@ def test_the_batches_do_not_matter(size):
     found = estimated("refined", net, data, probe=probe, size=size)
     for tap in TAPS:
         assert torch.allclose(found.scores[tap], expected.scores[tap], rtol=1e-8, atol=1e-12)
-        assert torch.allclose(found.errors[tap], expected.errors[tap], rtol=1e-8, atol=1e-12)
-        assert torch.equal(found.drivers[tap], expected.drivers[tap])
+        assert torch.allclose(
+            found.standard_errors[tap], expected.standard_errors[tap], rtol=1e-8, atol=1e-12
+        )
+        assert torch.equal(found.influential_samples[tap], expected.influential_samples[tap])
         assert found.uncertainty[tap] == pytest.approx(expected.uncertainty[tap], rel=1e-6)
 
 
@@ -289,7 +295,7 @@ def test_drivers_and_variance_are_those_of_first_order():
         estimated(method, net, data, probe=probe, samples=40) for method in ("refined", "gradient")
     )
     for tap in TAPS:
-        assert torch.equal(found.drivers[tap], first.drivers[tap])
+        assert torch.equal(found.influential_samples[tap], first.influential_samples[tap])
         assert torch.equal(found.variance[tap], first.variance[tap])
     assert found.samples == 40
 
@@ -308,8 +314,8 @@ def test_the_loader_is_run_through_once_and_a_few_samples_once_more(monkeypatch)
             runs.append(1)
             return iter(batches(*data))
 
-    monkeypatch.setattr(averaging, "Exact", Watched)
-    estimate_attention(net, Loader(), probe=probe, taps=TAPS, method="refined")
+    monkeypatch.setattr(averaging, "ExactScorer", Watched)
+    estimate_attention(net, Loader(), probe=probe, taps=TAPS, estimator="refined")
     assert len(runs) == 1
     assert len(seen) == 15
     pictures = {picture.numpy().tobytes() for picture in data[0]}

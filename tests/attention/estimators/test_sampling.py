@@ -4,7 +4,7 @@ import torch
 from delta_transfer.attention.estimators.batches import Batch
 from delta_transfer.attention.estimators.sampling import (
     BASE,
-    FIRST,
+    WARMUP_SAMPLES,
     Reservoir,
     inclusion_probabilities,
 )
@@ -27,7 +27,7 @@ def filled(scores, *, limit, seed=0, size=100) -> Reservoir:
         batch = Batch(
             inputs=torch.arange(start, stop).float().unsqueeze(1),
             targets=torch.arange(start, stop),
-            positions=torch.arange(start, stop) + 1000,
+            indices=torch.arange(start, stop) + 1000,
         )
         reservoir.add(batch, {tap: rows[start:stop] for tap, rows in scores.items()})
     return reservoir
@@ -41,7 +41,7 @@ def sizes_of(scores) -> torch.Tensor:
         parts = []
         for rows in scores.values():
             norms = [sum(v * v for v in row) / len(row) for row in rows.tolist()]
-            usual = sum(n**0.5 for n in norms[:FIRST]) / len(norms[:FIRST])
+            usual = sum(n**0.5 for n in norms[:WARMUP_SAMPLES]) / len(norms[:WARMUP_SAMPLES])
             parts.append(norms[i] ** 0.5 / usual)
         sizes.append(sum(parts) / len(parts) + BASE)
     return torch.tensor(sizes, dtype=torch.float64)
@@ -84,7 +84,7 @@ def test_what_is_drawn_comes_with_its_scores_place_and_probability():
     for one in kept:
         assert one.sample.inputs.tolist() == [[one.index]]
         assert one.sample.targets.tolist() == [one.index]
-        assert one.sample.positions.tolist() == [one.index + 1000]
+        assert one.sample.indices.tolist() == [one.index + 1000]
         for tap, rows in scores.items():
             assert torch.equal(one.scores[tap], rows[one.index])
     expected = inclusion_probabilities(sizes_of(scores), 9)[places]
@@ -145,7 +145,7 @@ def test_a_few_large_samples_and_taps_without_influence():
 
 
 def test_fewer_samples_than_the_first_ones():
-    for count in (1, 3, FIRST - 1, FIRST):
+    for count in (1, 3, WARMUP_SAMPLES - 1, WARMUP_SAMPLES):
         kept, probabilities = filled(stream(count), limit=32).draw(count)
         assert [one.index for one in kept] == list(range(count))
         assert probabilities.tolist() == [1] * count

@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from delta_transfer.attention.estimators.scorer import (
-    Scored,
-    concatenate,
-    in_fast_layout,
-    sample_losses,
+    BatchScores,
+    concatenate_scores,
+    per_sample_losses,
+    to_fast_memory_format,
 )
 
 
@@ -38,7 +38,7 @@ def with_a_mask(logits, targets):
 def test_losses_are_those_of_batches_of_one(loss):
     logits, targets = data()
     logits.requires_grad_()
-    found = sample_losses(loss, logits, targets)
+    found = per_sample_losses(loss, logits, targets)
     expected = [loss(logits[i : i + 1], targets[i : i + 1]) for i in range(6)]
     assert found.tolist() == pytest.approx([value.item() for value in expected])
     assert loss(logits, targets).item() == pytest.approx(found.mean().item()) or (
@@ -53,11 +53,11 @@ def test_losses_of_other_targets():
     logits, _ = data()
     generator = torch.Generator().manual_seed(1)
     targets = torch.rand(logits.shape, generator=generator, dtype=torch.float64)
-    found = sample_losses(F.mse_loss, logits, targets)
+    found = per_sample_losses(F.mse_loss, logits, targets)
     assert torch.allclose(found, (logits - targets).square().mean(dim=1))
-    found = sample_losses(F.cross_entropy, logits, targets)
+    found = per_sample_losses(F.cross_entropy, logits, targets)
     assert torch.allclose(found, -(targets * logits.log_softmax(dim=1)).sum(dim=1))
-    masked = sample_losses(with_a_mask, logits, targets)
+    masked = per_sample_losses(with_a_mask, logits, targets)
     assert torch.allclose(masked, logits.relu().sum(dim=1))
 
 
@@ -65,7 +65,7 @@ def test_weights_of_classes_cancel_in_a_batch_of_one():
     logits, targets = data()
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([9.0, 1, 1, 1], dtype=torch.float64))
     plain = F.cross_entropy(logits, targets, reduction="none")
-    assert torch.allclose(sample_losses(weighted, logits, targets), plain)
+    assert torch.allclose(per_sample_losses(weighted, logits, targets), plain)
     assert not torch.isclose(weighted(logits, targets), plain.mean())
 
 
@@ -77,21 +77,21 @@ def test_errors_of_a_loss_come_through_and_a_loss_that_is_no_scalar_is_one():
         raise Problem
 
     with pytest.raises(Problem):
-        sample_losses(failing, *data())
+        per_sample_losses(failing, *data())
     with pytest.raises(ValueError, match=r"must be a scalar, got shape \(1,\)"):
-        sample_losses(nn.CrossEntropyLoss(reduction="none"), *data())
+        per_sample_losses(nn.CrossEntropyLoss(reduction="none"), *data())
 
 
 def test_pictures_are_laid_out_channels_last_and_other_inputs_are_left_alone():
     pictures = torch.randn(2, 3, 4, 5)
-    found = in_fast_layout(pictures)
+    found = to_fast_memory_format(pictures)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(found, pictures)
-    assert in_fast_layout(found) is found
+    assert to_fast_memory_format(found) is found
     rows = torch.randn(2, 3)
-    assert in_fast_layout(rows) is rows
-    assert in_fast_layout(rows, torch.device("meta")).device.type == "meta"
-    moved = in_fast_layout(pictures, torch.device("meta"))
+    assert to_fast_memory_format(rows) is rows
+    assert to_fast_memory_format(rows, torch.device("meta")).device.type == "meta"
+    moved = to_fast_memory_format(pictures, torch.device("meta"))
     assert moved.device.type == "meta"
     assert moved.is_contiguous(memory_format=torch.channels_last)
 
@@ -99,9 +99,9 @@ def test_pictures_are_laid_out_channels_last_and_other_inputs_are_left_alone():
 def test_parts_are_joined_sample_by_sample():
     def part(start, stop):
         rows = torch.arange(start, stop).float().unsqueeze(1)
-        return Scored(scores={"a": rows, "b": -rows}, features={"a": 2 * rows, "b": rows})
+        return BatchScores(scores={"a": rows, "b": -rows}, features={"a": 2 * rows, "b": rows})
 
-    found = concatenate([part(0, 2), part(2, 3), part(3, 5)])
+    found = concatenate_scores([part(0, 2), part(2, 3), part(3, 5)])
     assert found.scores["a"].flatten().tolist() == [0, 1, 2, 3, 4]
     assert found.scores["b"].flatten().tolist() == [0, -1, -2, -3, -4]
     assert found.features["a"].flatten().tolist() == [0, 2, 4, 6, 8]

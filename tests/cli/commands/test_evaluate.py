@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from delta_transfer.cli.commands.evaluate import describe
+from delta_transfer.cli.commands.evaluate import format_evaluation
 from delta_transfer.data.task import Split
-from delta_transfer.inference.evaluation import ClassFigures, Evaluation
+from delta_transfer.inference.evaluation import ClassMetrics, Evaluation
 
 
 def evaluation(names: list[str], confusion: list[list[int]]) -> Evaluation:
@@ -19,15 +19,15 @@ def evaluation(names: list[str], confusion: list[list[int]]) -> Evaluation:
     ]
     return Evaluation(
         data="/data",
-        pictures=sum(counts),
-        left_out=0,
+        num_samples=sum(counts),
+        num_unreadable=0,
         accuracy=0.5,
         mean_class_accuracy=0.41234,
         calibration_error=0.0567,
-        metric="accuracy",
-        seen=False,
-        pictures_per_second=123.45,
-        classes=tuple(map(ClassFigures, names, counts, accuracies)),
+        metric_name="accuracy",
+        overlaps_training_data=False,
+        samples_per_second=123.45,
+        classes=tuple(map(ClassMetrics, names, counts, accuracies)),
         confusion=tuple(map(tuple, confusion)),
         split=Split((), (), lambda path: Image.new("RGB", (1, 1))),
         probabilities=torch.empty(0, len(names)),
@@ -38,7 +38,7 @@ FEW = evaluation(["cat", "a long name", "owl"], [[3, 1, 0], [1200, 5, 0], [0, 0,
 
 
 def test_few_classes_come_with_the_matrix():
-    assert describe(FEW) == [
+    assert format_evaluation(FEW) == [
         "pictures             1209",
         "accuracy             50.0%",
         "mean class accuracy  41.2%",
@@ -55,7 +55,7 @@ def test_few_classes_come_with_the_matrix():
 
 
 def test_the_figure_of_the_data_is_marked():
-    marked = describe(dataclasses.replace(FEW, metric="mean_class_accuracy"))
+    marked = format_evaluation(dataclasses.replace(FEW, metric_name="mean_class_accuracy"))
     assert marked[1:3] == [
         "accuracy             50.0%",
         "mean class accuracy  41.2%  (the figure of this data)",
@@ -63,7 +63,7 @@ def test_the_figure_of_the_data_is_marked():
 
 
 def test_wide_letters_keep_the_columns():
-    lines = describe(evaluation(["猫", "dog"], [[1, 0], [0, 1]]))
+    lines = format_evaluation(evaluation(["猫", "dog"], [[1, 0], [0, 1]]))
     assert lines[7:9] == [
         "  1 猫            1    100.0%     1   .",
         "  2 dog           1    100.0%     .   1",
@@ -76,7 +76,7 @@ def test_many_classes_come_with_the_pairs(count, drawn):
     for number in range(count):
         confusion[number][number] = 5
         confusion[number][(number + 1) % count] = number
-    lines = describe(evaluation([f"class {number}" for number in range(count)], confusion))
+    lines = format_evaluation(evaluation([f"class {number}" for number in range(count)], confusion))
     assert lines[6].startswith("    class ")
     assert lines[6].endswith("accuracy") is not drawn
     assert lines[7 + count] == ""
@@ -92,5 +92,5 @@ def test_many_classes_come_with_the_pairs(count, drawn):
 
 def test_no_mistakes_are_told_too():
     confusion = [[int(row == column) for column in range(30)] for row in range(30)]
-    lines = describe(evaluation([str(number) for number in range(30)], confusion))
+    lines = format_evaluation(evaluation([str(number) for number in range(30)], confusion))
     assert lines[-1] == "Nothing is confused."

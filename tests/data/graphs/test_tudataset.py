@@ -11,9 +11,9 @@ pytest.importorskip("torch_geometric")
 
 from torch_geometric.datasets import TUDataset
 
-from delta_transfer.data.graphs.tudataset import MOST_DEGREES, read_graphs
-from delta_transfer.data.registry import load_task
-from delta_transfer.data.task import Task
+from delta_transfer.data.graphs.tudataset import MAX_DEGREE, read_graphs
+from delta_transfer.data.registry import load_data
+from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "graphs"
@@ -42,8 +42,8 @@ def write(folder: Path, *, name: str = "TOY", **files: str) -> Path:
     return folder
 
 
-def load(root: Path, seed: int = 0, name: str = "TOY") -> Task:
-    return load_task(f"tu/{name}", seed=seed, data_root=str(root))
+def load(root: Path, seed: int = 0, name: str = "TOY") -> TaskData:
+    return load_data(f"tu/{name}", seed=seed, data_root=str(root))
 
 
 NODES = COUNT // 2 * 4
@@ -68,15 +68,15 @@ class TestFiles:
         assert graphs[2].x.tolist() == [[2, -4, 0, 1, 0], [2.5, -5, 0, 0, 1], [3, -6, 1, 0, 0]]
 
     def test_many_degrees(self, tmp_path: Path) -> None:
-        nodes = MOST_DEGREES + 10
+        nodes = MAX_DEGREE + 10
         files = {
             "A": "".join(f"1, {i}\n{i}, 1\n" for i in range(2, nodes + 1)),
             "graph_indicator": "1\n" * nodes + "2\n",
             "graph_labels": "1\n2\n",
         }
         graph, _ = read_graphs(str(write(tmp_path, **files)), "TOY")
-        assert graph.x.shape == (nodes, MOST_DEGREES + 1)
-        assert graph.x.argmax(dim=1).tolist() == [MOST_DEGREES] + [1] * (nodes - 1)
+        assert graph.x.shape == (nodes, MAX_DEGREE + 1)
+        assert graph.x.argmax(dim=1).tolist() == [MAX_DEGREE] + [1] * (nodes - 1)
 
 
 class TestTask:
@@ -86,7 +86,7 @@ class TestTask:
         before = sorted(folder.iterdir())
         task = load(tmp_path, name="toy")
         assert (task.name, task.kind, task.classes) == ("tu/TOY", "graphs", ("-1", "1"))
-        assert (task.metric, task.val_drawn, task.noun) == ("accuracy", True, "graph")
+        assert (task.metric, task.val_drawn, task.sample_type) == ("accuracy", True, "graph")
         assert sorted(folder.iterdir()) == before  # nothing is written there
         assert task.train.labels[0] == 1 - int(task.train.paths[0][-1]) % 2
 
@@ -187,7 +187,7 @@ class TestTask:
             load(tmp_path, name="../TOY")
         write(tmp_path)
         with pytest.raises(UserError, match=r"tu/TOY has its own test split"):
-            load_task("tu/TOY", seed=0, test_split="0.2", data_root=str(tmp_path))
+            load_data("tu/TOY", seed=0, test_split="0.2", data_root=str(tmp_path))
 
 
 class Trap:

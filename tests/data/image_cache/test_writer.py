@@ -15,18 +15,18 @@ from PIL import Image
 from delta_transfer.backbones.base import InputSpec
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.image_cache import writer as keeping
-from delta_transfer.data.image_cache.packs import Pack, PackWriter
-from delta_transfer.data.image_cache.reader import KeptPictures
-from delta_transfer.data.image_cache.writer import Keeper
+from delta_transfer.data.image_cache.packs import CacheShard, CacheShardWriter
+from delta_transfer.data.image_cache.reader import ImageCacheReader
+from delta_transfer.data.image_cache.writer import ImageCacheWriter
 from delta_transfer.data.images.resize import Resize
-from delta_transfer.data.inspection import check_pictures
+from delta_transfer.data.inspection import inspect_images
 from delta_transfer.data.sources.folder import FolderReader
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.training.loaders import (
-    evaluation_loader,
-    needed_resizes,
-    plain_loader,
-    training_loader,
+    eval_dataloader,
+    resizes_by_split,
+    test_dataloader,
+    train_dataloader,
 )
 
 SPEC = InputSpec(
@@ -74,17 +74,17 @@ def some(tmp_path: Path) -> Path:
     return root
 
 
-def task_of(root: Path) -> Task:
+def task_of(root: Path) -> TaskData:
     paths = tuple(sorted(path.name for path in root.iterdir()))
     split = Split(paths, tuple(number % 2 for number in range(len(paths))), FolderReader(root))
     half = len(paths) // 2
     train, test = split.subset(range(half)), split.subset(range(half, len(paths)))
-    return Task(name="t", classes=("a", "b"), train=train, val=train, test=test, val_drawn=True)
+    return TaskData(name="t", classes=("a", "b"), train=train, val=train, test=test, val_drawn=True)
 
 
-def keep(root: Path, wanted=SMALL, limit: int | None = None) -> Task:
-    with Keeper(wanted, limit=limit) as keeper:
-        return check_pictures(task_of(root), threads=2, keeper=keeper).task
+def keep(root: Path, wanted=SMALL, limit: int | None = None) -> TaskData:
+    with ImageCacheWriter(wanted, max_bytes=limit) as keeper:
+        return inspect_images(task_of(root), num_threads=2, cache_writer=keeper).task
 
 
 def packs(folder: Path) -> list[Path]:
@@ -103,28 +103,28 @@ def resized(split: Split) -> dict[str, torch.Tensor]:
     return found
 
 
-def assert_kept(task: Task) -> None:
+def assert_kept(task: TaskData) -> None:
     for split in (task.train, task.test):
         for path, expected in resized(split).items():
-            assert torch.equal(split.kept.find(path, Resize(side=8)), expected)
+            assert torch.equal(split.image_cache.find(path, Resize(side=8)), expected)
 
 
 @pytest.mark.parametrize("preset", ["default", "official"])
 @pytest.mark.parametrize("augment", ["default", "none", "trivialaugment"])
 def test_batches_are_the_same_to_the_bit_and_nothing_is_decoded_for_them(odd, preset, augment):
     config = TrainConfig(
-        data="x", preset=preset, augment=augment, batch_size=3, workers=0, device="cpu", seed=4
+        data="x", preset=preset, augment=augment, batch_size=3, num_workers=0, device="cpu", seed=4
     )
-    task = keep(odd, needed_resizes(SPEC, config, val_drawn=True))
+    task = keep(odd, resizes_by_split(SPEC, config, val_drawn=True))
 
-    def batches(task: Task) -> Iterator[torch.Tensor]:
-        training = training_loader(task.train, SPEC, config)
+    def batches(task: TaskData) -> Iterator[torch.Tensor]:
+        training = train_dataloader(task.train, SPEC, config)
         for epoch in (0, 3):
             training.sampler.set_epoch(epoch)
             yield from (inputs for inputs, _ in training)
         for split in (task.train, task.test):
-            yield from (inputs for inputs, _ in plain_loader(split, SPEC, config))
-        yield from (inputs for inputs, _ in evaluation_loader(task.test, SPEC, config))
+            yield from (inputs for inputs, _ in eval_dataloader(split, SPEC, config))
+        yield from (inputs for inputs, _ in test_dataloader(task.test, SPEC, config))
 
     expected = list(batches(task_of(odd)))
     for split in (task.train, task.val, task.test):
@@ -146,7 +146,7 @@ def test_what_is_kept_is_the_resized_picture(some, folder):
 def test_sizes_and_kinds_are_kept_apart(some, folder):
     keep(some)
     task = keep(some, {"train": (Resize(side=9), Resize(side=8, square=True))})
-    found = task.train.kept
+    found = task.train.image_cache
     assert found.find("0.png", Resize(side=9)).shape == (3, 10, 9)
     assert found.find("0.png", Resize(side=8, square=True)).shape == (3, 8, 8)
     assert found.find("0.png", Resize(side=8)) is None
@@ -192,7 +192,7 @@ def test_a_damaged_file_is_known_and_made_anew(some, folder, damage):
     pack.write_bytes(contents[damage])
     assert_kept(keep(some))
     assert_kept(keep(some))
-    assert all(made.places for made in map(Pack, packs(folder)))
+    assert all(made.entries for made in map(CacheShard, packs(folder)))
 
 
 def both(root: Path, barrier, results) -> None:
@@ -209,17 +209,17 @@ def test_a_pack_of_another_machine_is_told_from_that_of_this_one(folder):
     }
     packs = []
     for order in ("ab", "ba"):  # which are files of the same name
-        writer = PackWriter(folder / "x")
+        writer = CacheShardWriter(folder / "x")
         for name in order:
             writer.add(name, pictures[name])
         packs.append(writer.finish())
-        kept = KeptPictures({"r": {n: (packs[-1], packs[-1].places[n]) for n in "ab"}})
-        assert kept.here().has("a", "r")
-    there = {"r": {name: (packs[0], packs[0].places[name]) for name in "ab"}}
+        kept = ImageCacheReader({"r": {n: (packs[-1], packs[-1].places[n]) for n in "ab"}})
+        assert kept.on_this_machine().has("a", "r")
+    there = {"r": {name: (packs[0], packs[0].entries[name]) for name in "ab"}}
     assert packs[0].path == packs[1].path
-    assert not KeptPictures(there).here().has("a", "r")
+    assert not ImageCacheReader(there).on_this_machine().has("a", "r")
     packs[0].path.unlink()
-    assert not KeptPictures(there).here().has("b", "r")
+    assert not ImageCacheReader(there).on_this_machine().has("b", "r")
 
 
 def test_two_processes_at_once_do_no_harm(some, folder):
@@ -237,12 +237,12 @@ def test_two_processes_at_once_do_no_harm(some, folder):
 
 
 class TestNothingCanBeKept:
-    def assert_decoded(self, task: Task, caplog: pytest.LogCaptureFixture, reason: str) -> None:
-        config = TrainConfig(data="x", image_size=16, workers=0, device="cpu", seed=4)
+    def assert_decoded(self, task: TaskData, caplog: pytest.LogCaptureFixture, reason: str) -> None:
+        config = TrainConfig(data="x", image_size=16, num_workers=0, device="cpu", seed=4)
         spec = InputSpec(
             size=16, crop_pct=0.9, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear"
         )
-        inputs = torch.cat([inputs for inputs, _ in plain_loader(task.train, spec, config)])
+        inputs = torch.cat([inputs for inputs, _ in eval_dataloader(task.train, spec, config)])
         assert inputs.shape == (4, 3, 16, 16)
         (line,) = [each for each in caplog.messages if "decoded each time" in each]
         assert reason in line
@@ -256,23 +256,25 @@ class TestNothingCanBeKept:
     @pytest.mark.parametrize("method", ["add", "finish"])
     def test_on_a_full_disk(self, some, folder, monkeypatch, caplog, after, method):
         caplog.set_level(logging.INFO)
-        write = PackWriter.add
+        write = CacheShardWriter.add
 
-        def add(self: PackWriter, digest: str, pixels: torch.Tensor) -> None:
-            if method == "add" and len(self._places) == after:
+        def add(self: CacheShardWriter, digest: str, pixels: torch.Tensor) -> None:
+            if method == "add" and len(self._entries) == after:
                 self._file.write(b"half of it")
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             write(self, digest, pixels)
 
-        def finish(self: PackWriter) -> Pack:
+        def finish(self: CacheShardWriter) -> CacheShard:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with monkeypatch.context() as patch:
-            patch.setattr(PackWriter, "add", add)
+            patch.setattr(CacheShardWriter, "add", add)
             if method == "finish":
-                patch.setattr(PackWriter, "finish", finish)
+                patch.setattr(CacheShardWriter, "finish", finish)
             task = keep(some)
-        assert not any(task.train.kept.has(path, Resize(side=8)) for path in task.train.paths)
+        assert not any(
+            task.train.image_cache.has(path, Resize(side=8)) for path in task.train.paths
+        )
         self.assert_decoded(task, caplog, "No space left")
         assert not [path for path in folder.rglob("*") if path.is_file()]
         assert_kept(keep(some))
@@ -280,7 +282,7 @@ class TestNothingCanBeKept:
     def test_it_is_gone_meanwhile(self, some, folder):
         task = pickle.loads(pickle.dumps(keep(some)))
         shutil.rmtree(folder)
-        assert task.train.kept.find("0.png", Resize(side=8)) is None
+        assert task.train.image_cache.find("0.png", Resize(side=8)) is None
 
 
 class TestRoom:
@@ -289,7 +291,7 @@ class TestRoom:
         size = next(iter(resized(task_of(some).train).values())).nbytes
         task = keep(some, limit=3 * size)
         splits = (task.train, task.test)
-        kept = [s.kept.has(p, Resize(side=8)) for s in splits for p in s.paths]
+        kept = [s.image_cache.has(p, Resize(side=8)) for s in splits for p in s.paths]
         assert sum(kept) == 3
         assert len([each for each in caplog.messages if "decoded each time" in each]) == 1
 
@@ -312,12 +314,12 @@ class TestRoom:
         (first,) = packs(folder)
         task = keep(some, {"train": (*SMALL["train"], Resize(side=9))}, limit=10)
         assert packs(folder) == [first]
-        assert task.train.kept.has("0.png", Resize(side=8))
+        assert task.train.image_cache.has("0.png", Resize(side=8))
 
     def test_without_a_limit_it_is_a_part_of_what_is_free(self, some, monkeypatch):
         usage = shutil.disk_usage(some)._replace(free=50)
         monkeypatch.setattr(keeping.shutil, "disk_usage", lambda path: usage)
-        assert not keep(some).train.kept.has("0.png", Resize(side=8))
+        assert not keep(some).train.image_cache.has("0.png", Resize(side=8))
 
     def test_what_was_left_unfinished_is_removed_after_a_day(self, some, folder):
         keep(some)
@@ -330,7 +332,7 @@ class TestRoom:
         assert new.exists()
 
     def test_packs_do_not_grow_without_end(self, some, folder, monkeypatch):
-        monkeypatch.setattr(keeping, "_LARGEST", 400)
+        monkeypatch.setattr(keeping, "_MAX_SHARD_BYTES", 400)
         assert_kept(keep(some))
         assert len(packs(folder)) > 2
         assert_kept(keep(some))
@@ -338,8 +340,8 @@ class TestRoom:
 
 def test_an_interruption_leaves_nothing_unfinished(some, folder):
     def interrupt() -> None:
-        with Keeper(SMALL) as keeper:
-            keeper.keep("train", "0.png", "0" * 32, Image.new("RGB", (9, 9)))
+        with ImageCacheWriter(SMALL) as keeper:
+            keeper.add("train", "0.png", "0" * 32, Image.new("RGB", (9, 9)))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -14,10 +14,10 @@ pytest.importorskip("torch_geometric")
 from delta_transfer.data.molecules import moleculenet
 from delta_transfer.data.molecules.options import MoleculeOptions
 from delta_transfer.data.molecules.scaffold_split import scaffold
-from delta_transfer.data.registry import load_labelled, load_task
-from delta_transfer.data.task import Task
+from delta_transfer.data.registry import load_data, load_labelled_data
+from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.objectives import BinaryTasks, Regression
+from delta_transfer.metrics.objectives import MultilabelBinary, Regression
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "graphs" / "moleculenet"
 
@@ -44,7 +44,7 @@ def write(file: Path, text: str) -> Path:
     return file
 
 
-def assert_no_shared_scaffold(task: Task) -> None:
+def assert_no_shared_scaffold(task: TaskData) -> None:
     parts = [{scaffold(path) for path in s.paths} for s in (task.train, task.val, task.test)]
     assert sum(map(len, parts)) == len(set.union(*parts))
 
@@ -59,7 +59,7 @@ class TestMoleculeNet:
     )  # fmt: skip
     def test_where_the_file_may_lie(self, file: str, tmp_path: Path) -> None:
         write(tmp_path / file, table("p_np"))
-        task = load_task("moleculenet/bbbp", seed=0, data_root=str(tmp_path))
+        task = load_data("moleculenet/bbbp", seed=0, data_root=str(tmp_path))
         assert task.name == "moleculenet/BBBP"
         assert task.test is not None
         assert [len(s) for s in (task.train, task.val, task.test)] == [40, 5, 5]
@@ -68,9 +68,9 @@ class TestMoleculeNet:
         write(
             tmp_path / "BBBP.csv", "num,name," + table("p_np").replace("\n", "\n7,x,").rstrip("7,x")
         )
-        task = load_task("moleculenet/BBBP", seed=0, data_root=str(tmp_path))
+        task = load_data("moleculenet/BBBP", seed=0, data_root=str(tmp_path))
         assert (task.kind, task.metric, task.classes) == ("graphs", "roc_auc", ("p_np",))
-        assert task.objective == BinaryTasks(known=1.0)
+        assert task.objective == MultilabelBinary(labelled_fraction=1.0)
         assert not task.val_drawn
         assert_no_shared_scaffold(task)
         position = SMILES.index(task.train.paths[3])
@@ -80,29 +80,32 @@ class TestMoleculeNet:
     def test_missing_answers(self, tmp_path: Path) -> None:
         text = table("a", "b").replace("\nCc1ccncc1,0,1", "\nCc1ccncc1,,1")
         write(tmp_path / "sider.csv.gz", text)
-        task = load_task("moleculenet/sider", seed=0, data_root=str(tmp_path))
+        task = load_data("moleculenet/sider", seed=0, data_root=str(tmp_path))
         where = task.train.paths.index("Cc1ccncc1")
         assert math.isnan(task.train.labels[where][0])
         assert task.train.labels[where][1] == 1
-        assert task.objective == BinaryTasks(known=1 - 1 / 80)
+        assert task.objective == MultilabelBinary(labelled_fraction=1 - 1 / 80)
 
     def test_values(self, tmp_path: Path) -> None:
         lines = ["mol,expt,iupac,smiles,calc"]
         lines += [f"1,{number / 2},some name,{text},9" for number, text in enumerate(SMILES)]
         write(tmp_path / "freesolv/raw/SAMPL.csv", "\n".join(lines))
-        task = load_task("moleculenet/FreeSolv", seed=0, data_root=str(tmp_path))
+        task = load_data("moleculenet/FreeSolv", seed=0, data_root=str(tmp_path))
         values = torch.tensor(task.train.labels)
         assert isinstance(task.objective, Regression)
         assert task.objective.mean == pytest.approx((float(values.mean()),))
         assert task.objective.std == pytest.approx((float(values.std(correction=0)),))
         assert (task.metric, task.classes) == ("rmse", ("expt",))
         assert "80/10/10 split, drawn at random, seed 0" in task.notes
-        other = load_task("moleculenet/FreeSolv", seed=1, data_root=str(tmp_path))
+        other = load_data("moleculenet/FreeSolv", seed=1, data_root=str(tmp_path))
         assert other.train.paths != task.train.paths
         by_scaffold = MoleculeOptions(split="scaffold")
         same = [
-            load_task(
-                "moleculenet/FreeSolv", seed=s, data_root=str(tmp_path), molecules=by_scaffold
+            load_data(
+                "moleculenet/FreeSolv",
+                seed=s,
+                data_root=str(tmp_path),
+                molecule_options=by_scaffold,
             )
             for s in (0, 1)
         ]
@@ -110,7 +113,7 @@ class TestMoleculeNet:
 
     def test_what_is_no_molecule_is_left_out(self, tmp_path: Path) -> None:
         write(tmp_path / "BBBP.csv", table("p_np", more="CN(C)(C)C,1\nC(,0\n"))
-        task = load_task("moleculenet/BBBP", seed=0, data_root=str(tmp_path))
+        task = load_data("moleculenet/BBBP", seed=0, data_root=str(tmp_path))
         assert task.notes[0] == (
             "2 of 52 SMILES are of no molecule and are left out: line 52 ('CN(C)(C)C': Explicit "
             "valence for atom # 1 N, 4, is greater than permitted), line 53 ('C(': its syntax is "
@@ -120,13 +123,13 @@ class TestMoleculeNet:
 
     def test_the_same_molecule_twice(self, tmp_path: Path) -> None:
         write(tmp_path / "BBBP.csv", table("p_np", more=f"{SMILES[0]},1\n"))
-        task = load_task("moleculenet/BBBP", seed=0, data_root=str(tmp_path))
+        task = load_data("moleculenet/BBBP", seed=0, data_root=str(tmp_path))
         assert f"{SMILES[0]} line 52" in task.train.paths
         assert torch.equal(task.train.read(f"{SMILES[0]} line 52").x, task.train.read(SMILES[0]).x)
 
     def test_the_same_twice(self, tmp_path: Path) -> None:
         write(tmp_path / "BBBP.csv", table("p_np"))
-        assert load_task("moleculenet/BBBP", seed=0, data_root=str(tmp_path)) == load_task(
+        assert load_data("moleculenet/BBBP", seed=0, data_root=str(tmp_path)) == load_data(
             "moleculenet/BBBP", seed=5, data_root=str(tmp_path)
         )
 
@@ -147,19 +150,19 @@ class TestMoleculeNet:
     ) -> None:
         write(tmp_path / "BBBP.csv", text)
         with pytest.raises(UserError, match=message):
-            load_task("moleculenet/BBBP", seed=0, data_root=str(tmp_path))
+            load_data("moleculenet/BBBP", seed=0, data_root=str(tmp_path))
 
     def test_a_packed_file_that_is_not_whole(self, tmp_path: Path) -> None:
         file = write(tmp_path / "sider.csv.gz", table("a"))
         file.write_bytes(file.read_bytes()[:-20])
         with pytest.raises(UserError, match=r"is damaged .*: get it again"):
-            load_task("moleculenet/sider", seed=0, data_root=str(tmp_path))
+            load_data("moleculenet/sider", seed=0, data_root=str(tmp_path))
 
     def test_a_test_split_or_name_that_there_is_not(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="BBBP has its own test split"):
-            load_task("moleculenet/BBBP", seed=0, test_split="0.2", data_root=str(tmp_path))
+            load_data("moleculenet/BBBP", seed=0, test_split="0.2", data_root=str(tmp_path))
         with pytest.raises(UserError, match="did you mean moleculenet/BBBP"):
-            load_task("moleculenet/BBP", seed=0)
+            load_data("moleculenet/BBP", seed=0)
 
 
 class TestDownload:
@@ -168,17 +171,17 @@ class TestDownload:
         """A folder in the place of the archive."""
         folder = tmp_path / "archive"
         folder.mkdir()
-        monkeypatch.setattr(moleculenet, "ARCHIVE", folder.as_uri())
+        monkeypatch.setattr(moleculenet, "BASE_URL", folder.as_uri())
         return folder
 
     def test_once(self, archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         write(archive / "sider.csv.gz", table("a"))
         root = tmp_path / "root"
         with caplog.at_level(logging.INFO):
-            first = load_task("moleculenet/sider", seed=0, data_root=str(root))
+            first = load_data("moleculenet/sider", seed=0, data_root=str(root))
         assert f"downloading moleculenet/SIDER to {root / 'SIDER/raw'}" in caplog.text
         (archive / "sider.csv.gz").unlink()
-        assert load_task("moleculenet/SIDER", seed=0, data_root=str(root)) == first
+        assert load_data("moleculenet/SIDER", seed=0, data_root=str(root)) == first
         assert [p.name for p in root.rglob("*")] == ["SIDER", "raw", "sider.csv.gz"]
 
     @pytest.mark.parametrize("page", [None, "<html>Log in to this network</html>"])
@@ -186,20 +189,20 @@ class TestDownload:
         if page is not None:
             (archive / "BBBP.csv").write_text(page)
         with pytest.raises(UserError, match=r"is not in .*downloading it failed .*BBBP\.csv"):
-            load_task("moleculenet/BBBP", seed=0, data_root=str(tmp_path / "root"))
+            load_data("moleculenet/BBBP", seed=0, data_root=str(tmp_path / "root"))
         assert not (tmp_path / "root").exists()
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are not there")
 class TestPublished:
     def test_bbbp(self) -> None:
-        task = load_task("moleculenet/BBBP", seed=0, data_root=str(SHARED))
+        task = load_data("moleculenet/BBBP", seed=0, data_root=str(SHARED))
         assert [len(s) for s in (task.train, task.val, task.test)] == [1631, 204, 204]
         assert task.notes[0].startswith("11 of 2050 SMILES are of no molecule")
 
     @pytest.mark.slow
     def test_sider(self) -> None:
-        task = load_task("moleculenet/SIDER", seed=0, data_root=str(SHARED))
+        task = load_data("moleculenet/SIDER", seed=0, data_root=str(SHARED))
         assert [len(s) for s in (task.train, task.val, task.test)] == [1141, 143, 143]
         assert len(task.classes) == 27
 
@@ -210,7 +213,9 @@ OPTIONS = MoleculeOptions(smiles_column="SMILES")
 class TestCsv:
     def test_splits_are_drawn_by_scaffold(self, tmp_path: Path) -> None:
         file = write(tmp_path / "solubility.csv", table("toxic", smiles="Smiles"))
-        task = load_task(str(file), seed=0, val_fraction=0.25, test_split="0.2", molecules=OPTIONS)
+        task = load_data(
+            str(file), seed=0, val_fraction=0.25, test_split="0.2", molecule_options=OPTIONS
+        )
         assert (task.name, task.classes, task.metric) == ("solubility", ("toxic",), "roc_auc")
         assert [len(s) for s in (task.train, task.val, task.test)] == [30, 10, 10]
         assert_no_shared_scaffold(task)
@@ -224,14 +229,14 @@ class TestCsv:
     def test_splits_are_drawn_at_random(self, tmp_path: Path) -> None:
         file = write(tmp_path / "a.csv", table("toxic", smiles="SMILES"))
         options = dataclasses.replace(OPTIONS, split="random")
-        task = load_task(str(file), seed=0, val_fraction=0.2, molecules=options)
+        task = load_data(str(file), seed=0, val_fraction=0.2, molecule_options=options)
         assert task.test is None
         assert sorted(label for (label,) in task.val.labels) == [0.0] * 5 + [1.0] * 5
         assert (
             "no test split: its figure will be null; ask for one with --test-split 0.1"
             in task.notes
         )
-        other = load_task(str(file), seed=1, val_fraction=0.2, molecules=options)
+        other = load_data(str(file), seed=1, val_fraction=0.2, molecule_options=options)
         assert other.val.paths != task.val.paths
 
     def test_splits_are_given(self, tmp_path: Path) -> None:
@@ -241,31 +246,31 @@ class TestCsv:
             tmp_path / "a.csv",
             "\n".join([*rows[:46], *(r.replace("VALID", "test") for r in rows[46:])]),
         )
-        task = load_task(str(file), seed=0, molecules=OPTIONS)
+        task = load_data(str(file), seed=0, molecule_options=OPTIONS)
         assert [len(s) for s in (task.train, task.val, task.test)] == [30, 15, 5]
         assert task.train.paths == tuple(SMILES[:30])
         assert isinstance(task.objective, Regression)
         assert (task.metric, task.val_drawn) == ("rmse", False)
         assert "columns that are not used: note" in task.notes
-        names, split, apart = load_labelled(str(file), seed=0, molecules=OPTIONS)
+        names, split, apart = load_labelled_data(str(file), seed=0, molecule_options=OPTIONS)
         assert (names, split.paths, apart) == (("y",), tuple(SMILES[45:]), True)
 
     def test_columns_of_labels(self, tmp_path: Path) -> None:
         file = write(tmp_path / "a.csv", table("id", "a, b", "c").replace("a, b", '"a, b"'))
         options = MoleculeOptions(smiles_column="smiles", label_columns='C,"a, b"')
-        task = load_task(str(file), seed=0, molecules=options)
+        task = load_data(str(file), seed=0, molecule_options=options)
         assert task.classes == ("c", "a, b")
         assert task.train.labels[0] == (0.0, 1.0)
 
     def test_all_are_measured_without_a_test_split(self, tmp_path: Path) -> None:
         file = write(tmp_path / "a.csv", table("toxic"))
-        _, split, apart = load_labelled(str(file), seed=0, molecules=OPTIONS)
+        _, split, apart = load_labelled_data(str(file), seed=0, molecule_options=OPTIONS)
         assert (len(split), apart) == (50, False)
 
     def test_a_mark_at_the_start_and_ends_of_lines(self, tmp_path: Path) -> None:
         file = tmp_path / "a.csv"
         file.write_bytes(b"\xef\xbb\xbf" + table("toxic").replace("\n", "\r\n").encode())
-        assert load_task(str(file), seed=0, molecules=OPTIONS).classes == ("toxic",)
+        assert load_data(str(file), seed=0, molecule_options=OPTIONS).classes == ("toxic",)
 
     @pytest.mark.parametrize(
         ("text", "options", "message"),
@@ -295,23 +300,23 @@ class TestCsv:
     ) -> None:
         file = write(tmp_path / "a.csv", text)
         with pytest.raises(UserError, match=message) as caught:
-            load_task(
+            load_data(
                 str(file),
                 seed=0,
-                molecules=MoleculeOptions(**{"smiles_column": "smiles", **options}),
+                molecule_options=MoleculeOptions(**{"smiles_column": "smiles", **options}),
             )
         assert str(file) in str(caught.value)
 
     def test_options_that_do_not_suit(self, tmp_path: Path) -> None:
         file = write(tmp_path / "a.csv", table("toxic"))
         with pytest.raises(UserError, match=r"--smiles-column SMILES: '.*' is no CSV file"):
-            load_task(str(tmp_path), seed=0, molecules=OPTIONS)
+            load_data(str(tmp_path), seed=0, molecule_options=OPTIONS)
         with pytest.raises(UserError, match="--smiles-column SMILES: 'tu/PROTEINS' is no CSV"):
-            load_task("tu/PROTEINS", seed=0, molecules=OPTIONS)
+            load_data("tu/PROTEINS", seed=0, molecule_options=OPTIONS)
         with pytest.raises(UserError, match=r"--label-columns toxic: .* --smiles-column names"):
-            load_task(str(file), seed=0, molecules=MoleculeOptions(label_columns="toxic"))
+            load_data(str(file), seed=0, molecule_options=MoleculeOptions(label_columns="toxic"))
         with pytest.raises(UserError, match="--split random: this is for molecules"):
-            load_task(str(file), seed=0, molecules=MoleculeOptions(split="random"))
+            load_data(str(file), seed=0, molecule_options=MoleculeOptions(split="random"))
 
 
 @pytest.mark.parametrize("library", ["rdkit", "torch_geometric"])
@@ -319,4 +324,4 @@ class TestCsv:
 def test_without_the_libraries(library: str, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=rf"{data} needs .* pip install 'delta-transfer\[graph\]'"):
-        load_task(data, seed=0)
+        load_data(data, seed=0)

@@ -5,7 +5,11 @@ import pytest
 pytest.importorskip("rdkit")
 pytest.importorskip("torch_geometric")
 
-from delta_transfer.data.molecules.scaffold_split import random_parts, scaffold, scaffold_parts
+from delta_transfer.data.molecules.scaffold_split import (
+    scaffold,
+    scaffold_split,
+    stratified_random_split,
+)
 
 
 def hu_et_al(scaffolds: list[str]) -> list[list[int]]:
@@ -32,11 +36,11 @@ def hu_et_al(scaffolds: list[str]) -> list[list[int]]:
 def test_scaffolds_as_hu_et_al(seed: int) -> None:
     draw = random.Random(seed)
     kinds = [str(draw.randrange(1 + draw.randrange(15))) for _ in range(draw.randrange(1, 90))]
-    assert scaffold_parts(kinds, (0.8, 0.1, 0.1)) == hu_et_al(kinds)
+    assert scaffold_split(kinds, (0.8, 0.1, 0.1)) == hu_et_al(kinds)
 
 
 def test_two_parts() -> None:
-    assert scaffold_parts(list("aaabbbcd"), (0.5, 0.5)) == [[3, 4, 5, 7], [0, 1, 2, 6]]
+    assert scaffold_split(list("aaabbbcd"), (0.5, 0.5)) == [[3, 4, 5, 7], [0, 1, 2, 6]]
 
 
 @pytest.mark.parametrize(
@@ -61,28 +65,30 @@ def test_mirror_images_have_scaffolds_of_their_own() -> None:
 
 class TestAtRandom:
     def test_sizes_and_no_overlap(self) -> None:
-        parts = random_parts([0.0] * 100, (0.8, 0.1, 0.1), seed=3)
+        parts = stratified_random_split([0.0] * 100, (0.8, 0.1, 0.1), seed=3)
         assert [len(part) for part in parts] == [80, 10, 10]
         assert sorted(i for part in parts for i in part) == list(range(100))
         assert all(part == sorted(part) for part in parts)
 
     def test_by_seed(self) -> None:
-        draws = [random_parts([0.0] * 50, (0.5, 0.5), seed=seed) for seed in (1, 1, 2)]
+        draws = [stratified_random_split([0.0] * 50, (0.5, 0.5), seed=seed) for seed in (1, 1, 2)]
         assert draws[0] == draws[1] != draws[2]
 
     def test_each_kind_alike(self) -> None:
         kinds = [0.0] * 70 + [1.0] * 30
-        parts = random_parts(kinds, (0.7, 0.2, 0.1), seed=0)
+        parts = stratified_random_split(kinds, (0.7, 0.2, 0.1), seed=0)
         assert [sum(kinds[i] for i in part) for part in parts] == [21, 6, 3]
 
     def test_a_rare_kind_stays_with_the_first(self) -> None:
-        first, *others = random_parts([0.0, 1.0, 0.0, 0.0, 1.0], (0.4, 0.3, 0.3), seed=0)
+        first, *others = stratified_random_split([0.0, 1.0, 0.0, 0.0, 1.0], (0.4, 0.3, 0.3), seed=0)
         assert {1, 4} < set(first)
         assert [len(part) for part in others] == [1, 1]
-        assert random_parts([1.0], (0.4, 0.3, 0.3), seed=0) == [[0], [], []]
+        assert stratified_random_split([1.0], (0.4, 0.3, 0.3), seed=0) == [[0], [], []]
 
     def test_the_first_keeps_one(self) -> None:
-        assert [len(part) for part in random_parts([0.0] * 4, (0.04, 0.48, 0.48), seed=0)] == [
+        assert [
+            len(part) for part in stratified_random_split([0.0] * 4, (0.04, 0.48, 0.48), seed=0)
+        ] == [
             1,
             2,
             1,

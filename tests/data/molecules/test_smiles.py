@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("torch_geometric")
 pytest.importorskip("rdkit")
 
-from delta_transfer.data.molecules.nci import offline_smiles
+from delta_transfer.data.molecules.nci import load_nci_smiles
 from delta_transfer.data.molecules.smiles import SmilesError, read_molecule
 
 H, C, N, O, F, NA, CL, PT = 0, 5, 6, 7, 8, 10, 16, 77  # noqa: E741  # atomic number - 1
@@ -97,7 +97,7 @@ def test_no_molecule(smiles: str, reason: str, capfd: pytest.CaptureFixture[str]
 
 
 def test_the_molecules_that_rdkit_brings() -> None:
-    smiles = offline_smiles()
+    smiles = load_nci_smiles()
     assert len(smiles) == len(set(smiles)) == 4892
     assert smiles[0] == "CC1=CC(=O)C=CC1=O"
     assert max(int(read_molecule(s).edge_attr[:, 0].max()) for s in smiles[:500] if "=" in s) == 3

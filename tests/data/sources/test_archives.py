@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.io
 
-from delta_transfer.data.presence import is_there
-from delta_transfer.data.registry import load_task
+from delta_transfer.data.presence import is_available
+from delta_transfer.data.registry import load_data
 from delta_transfer.data.sources.archives import ARCHIVES
-from delta_transfer.data.task import Task
+from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
 from tests.data.miniatures import (
     MAKERS,
@@ -30,11 +30,11 @@ MINIATURES = {
 }
 
 
-def load(name: str, root: Path, *, seed: int = 0) -> Task:
-    return load_task(name, seed=seed, data_root=str(root))
+def load(name: str, root: Path, *, seed: int = 0) -> TaskData:
+    return load_data(name, seed=seed, data_root=str(root))
 
 
-def sizes(task: Task) -> tuple[int, int, int]:
+def sizes(task: TaskData) -> tuple[int, int, int]:
     assert task.test is not None
     return len(task.train), len(task.val), len(task.test)
 
@@ -88,7 +88,7 @@ def test_the_folder_may_be_the_root_or_of_our_name(tmp_path, name):
     MINIATURES[name](tmp_path / name.partition("/")[0])
     (folder,) = (tmp_path / name.partition("/")[0]).iterdir()
     for root in (tmp_path, tmp_path / name.partition("/")[0], folder):
-        assert is_there(name, data_root=str(root))
+        assert is_available(name, data_root=str(root))
         assert len(load(name, root).classes) == 2
 
 
@@ -103,7 +103,7 @@ def test_lists_of_dogs_may_lie_in_a_folder(tmp_path):
 
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_without_the_files_it_says_where_they_are(tmp_path, name):
-    assert not is_there(name, data_root=str(tmp_path))
+    assert not is_available(name, data_root=str(tmp_path))
     with pytest.raises(UserError, match=r"nothing downloads it: get .* from http") as error:
         load(name, tmp_path)
     assert ARCHIVES[name].contents[0] in str(error.value)
@@ -150,13 +150,13 @@ def test_a_class_with_too_few_pictures_is_named(tmp_path):
 def test_a_test_split_cannot_be_chosen(tmp_path):
     cub200(tmp_path)
     with pytest.raises(UserError, match="cub200 has its own test split"):
-        load_task("cub200", seed=0, data_root=str(tmp_path), test_split="0.2")
+        load_data("cub200", seed=0, data_root=str(tmp_path), test_split="0.2")
 
 
 @pytest.mark.parametrize("name", ["dtd", "cifar10", "oxford_iiit_pet"])
 def test_sets_of_torchvision_are_there_once_they_are_whole(tmp_path, monkeypatch, name):
-    assert is_there(f"torchvision/{name}", data_root=str(tmp_path)) is False
+    assert is_available(f"torchvision/{name}", data_root=str(tmp_path)) is False
     MAKERS[name](tmp_path)
-    assert is_there(f"torchvision/{name}", data_root=str(tmp_path)) is True
-    assert is_there("sklearn/digits", data_root=None) is True
-    assert is_there("hf/ORG/NAME", data_root=None) is None
+    assert is_available(f"torchvision/{name}", data_root=str(tmp_path)) is True
+    assert is_available("sklearn/digits", data_root=None) is True
+    assert is_available("hf/ORG/NAME", data_root=None) is None

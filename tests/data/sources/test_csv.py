@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.data.registry import load_labelled, load_task
+from delta_transfer.data.registry import load_data, load_labelled_data
 from delta_transfer.data.sources.csv import list_csv, load_labelled_csv
-from delta_transfer.data.task import Task
+from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
 
 Write = Callable[..., Path]
@@ -43,11 +43,11 @@ def everything(*splits: str) -> list[str]:
     return [name for split in splits for name in NAMES[split]]
 
 
-def load(file: Path, *, seed: int = 0, **options: object) -> Task:
-    return load_task(str(file), seed=seed, **options)
+def load(file: Path, *, seed: int = 0, **options: object) -> TaskData:
+    return load_data(str(file), seed=seed, **options)
 
 
-def sizes(task: Task) -> tuple[int, int, int | None]:
+def sizes(task: TaskData) -> tuple[int, int, int | None]:
     return len(task.train), len(task.val), None if task.test is None else len(task.test)
 
 
@@ -313,10 +313,10 @@ class TestUses:
     def test_evaluate_takes_the_test_split_or_everything(self, write: Write) -> None:
         lines = [*rows("train"), "test0.png,dog,test"]
         file = write("path,label,split", *lines, pictures=everything("train", "test"))
-        classes, split, test = load_labelled(str(file), seed=0)
+        classes, split, test = load_labelled_data(str(file), seed=0)
         assert (classes, split.paths, split.labels, test) == (("dog",), ("test0.png",), (0,), True)
         file.write_text("\n".join(["path,label,split", *rows("train")]))
-        classes, split, test = load_labelled(str(file), seed=0, test_split="0.2")
+        classes, split, test = load_labelled_data(str(file), seed=0, test_split="0.2")
         assert (classes, len(split), test) == (("cat", "dog"), 8, False)
 
     def test_predict_needs_the_paths_alone(self, write: Write) -> None:

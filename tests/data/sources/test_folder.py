@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.data.registry import load_labelled, load_task
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.registry import load_data, load_labelled_data
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
 
 IMAGES = Path(__file__).resolve().parents[4] / "shared" / "data" / "images"
 
 
-def load(root: Path, *, seed: int = 0, **options: object) -> Task:
-    return load_task(str(root), seed=seed, **options)
+def load(root: Path, *, seed: int = 0, **options: object) -> TaskData:
+    return load_data(str(root), seed=seed, **options)
 
 
 def counts(split: Split | None) -> list[int]:
@@ -132,7 +132,7 @@ class TestSplits:
             (root / name).touch()
         assert load(root).notes[0] == "files that are not read: 2 .heic, 1 .txt"
         with caplog.at_level(logging.INFO):
-            load_labelled(str(root), seed=0)
+            load_labelled_data(str(root), seed=0)
         assert caplog.messages == ["files that are not read: 2 .heic, 1 .txt"]
 
     @pytest.mark.parametrize("name", ["val", "test"])

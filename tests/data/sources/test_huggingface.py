@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from delta_transfer.data.images.decode import PictureError
-from delta_transfer.data.registry import load_labelled, load_task
-from delta_transfer.data.task import PictureDataset, Task
+from delta_transfer.data.registry import load_data, load_labelled_data
+from delta_transfer.data.task import PictureDataset, TaskData
 from delta_transfer.errors import UserError
 
 NAMES = ("dog", "cat")  # not sorted, as the labels of a hub set need not be
@@ -61,11 +61,11 @@ def save(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
-def load(name: str, **options: object) -> Task:
-    return load_task(name, seed=0, **options)
+def load(name: str, **options: object) -> TaskData:
+    return load_data(name, seed=0, **options)
 
 
-def sizes(task: Task) -> tuple[int, int, int | None]:
+def sizes(task: TaskData) -> tuple[int, int, int | None]:
     return len(task.train), len(task.val), None if task.test is None else len(task.test)
 
 
@@ -126,10 +126,15 @@ class TestSplits:
 
     def test_evaluate_takes_the_test_split_or_everything(self, save) -> None:
         name = save(train=part(BALANCED), test=part([0, 1]))
-        assert [len(load_labelled(name, seed=0)[1]), load_labelled(name, seed=0)[2]] == [2, True]
+        assert [len(load_labelled_data(name, seed=0)[1]), load_labelled_data(name, seed=0)[2]] == [
+            2,
+            True,
+        ]
 
     def test_evaluate_takes_everything(self, save) -> None:
-        classes, split, test = load_labelled(save(train=part(BALANCED)), seed=0, test_split="0.2")
+        classes, split, test = load_labelled_data(
+            save(train=part(BALANCED)), seed=0, test_split="0.2"
+        )
         assert (classes, len(split), test) == (NAMES, 16, False)
         assert {split.read(path).size for path in split.paths} == {(6, 5)}
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from delta_transfer.data.sources.listing import (
-    endings_in_words,
     find_files,
     find_pictures,
+    format_suffix_counts,
     subfolders,
 )
 from delta_transfer.errors import UserError
@@ -27,12 +27,12 @@ def test_counts_what_is_no_picture_by_its_ending(make_pictures) -> None:
         (root / "cat" / name).touch()
     found = find_files(root / "cat", root=root)
     assert found.pictures == ["cat/a.png", "cat/young/b.jpe"]
-    assert found.unread == {".heic": 2, ".txt": 1, "": 1}
+    assert found.ignored_suffixes == {".heic": 2, ".txt": 1, "": 1}
 
 
 def test_endings_in_words_are_few() -> None:
     counts = Counter({f".{letter}": 1 for letter in "abcdefg"})
-    assert endings_in_words(counts) == "1 .a, 1 .b, 1 .c, 1 .d, 1 .e and 2 more"
+    assert format_suffix_counts(counts) == "1 .a, 1 .b, 1 .c, 1 .d, 1 .e and 2 more"
 
 
 def test_follows_links_to_folders(make_pictures, tmp_path: Path) -> None:

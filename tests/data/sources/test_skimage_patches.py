@@ -8,23 +8,23 @@ import skimage
 from PIL import Image
 
 from delta_transfer.data.images.augment import eval_transform
-from delta_transfer.data.registry import load_task
+from delta_transfer.data.registry import load_data
 from delta_transfer.data.sources import skimage_patches
-from delta_transfer.data.task import PictureDataset, Task
+from delta_transfer.data.task import PictureDataset, TaskData
 from delta_transfer.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
-    return load_task("skimage/patches", seed=0)
+def task() -> TaskData:
+    return load_data("skimage/patches", seed=0)
 
 
-def splits(task: Task) -> dict[str, tuple[str, ...]]:
+def splits(task: TaskData) -> dict[str, tuple[str, ...]]:
     assert task.test is not None
     return {"train": task.train.paths, "val": task.val.paths, "test": task.test.paths}
 
 
-def test_five_ten_and_up_to_forty_of_seventeen_classes(task: Task) -> None:
+def test_five_ten_and_up_to_forty_of_seventeen_classes(task: TaskData) -> None:
     assert task.test is not None
     assert task.classes == tuple(sorted(skimage_patches.PICTURES))
     assert len(task.classes) == 17
@@ -37,7 +37,7 @@ def test_five_ten_and_up_to_forty_of_seventeen_classes(task: Task) -> None:
     assert task.notes == ()
 
 
-def test_cells_are_disjoint(task: Task) -> None:
+def test_cells_are_disjoint(task: TaskData) -> None:
     every = [path for paths in splits(task).values() for path in paths]
     assert len(set(every)) == len(every)
     for path in every:
@@ -47,12 +47,12 @@ def test_cells_are_disjoint(task: Task) -> None:
         assert (row + 1) * 40 <= size[1]
 
 
-def test_no_two_cells_look_the_same(task: Task) -> None:
+def test_no_two_cells_look_the_same(task: TaskData) -> None:
     every = [path for paths in splits(task).values() for path in paths]
     assert len({skimage_patches.read_cell(path).tobytes() for path in every}) == len(every)
 
 
-def test_a_label_names_the_picture(task: Task) -> None:
+def test_a_label_names_the_picture(task: TaskData) -> None:
     for split in (task.train, task.val):
         assert all(
             path.split("/")[0] == task.classes[label]
@@ -60,8 +60,8 @@ def test_a_label_names_the_picture(task: Task) -> None:
         )
 
 
-def test_a_seed_draws_the_cells(task: Task) -> None:
-    again, other = (load_task("skimage/patches", seed=seed) for seed in (0, 1))
+def test_a_seed_draws_the_cells(task: TaskData) -> None:
+    again, other = (load_data("skimage/patches", seed=seed) for seed in (0, 1))
     assert splits(again) == splits(task)
     assert all(splits(other)[name] != paths for name, paths in splits(task).items())
 
@@ -75,12 +75,12 @@ def test_a_cell_is_the_part_of_its_picture() -> None:
     assert np.array_equal(np.asarray(cell), whole[120:160, 200:240])
 
 
-def test_every_cell_shows_something(task: Task) -> None:
+def test_every_cell_shows_something(task: TaskData) -> None:
     for path in splits(task)["test"]:
         assert len(skimage_patches.read_cell(path).getcolors(40 * 40) or []) > 1
 
 
-def test_grey_pictures_are_rgb_and_become_tensors(task: Task) -> None:
+def test_grey_pictures_are_rgb_and_become_tensors(task: TaskData) -> None:
     transform = eval_transform(
         size=32, crop_pct=0.9, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic"
     )
@@ -90,7 +90,7 @@ def test_grey_pictures_are_rgb_and_become_tensors(task: Task) -> None:
 
 
 def test_an_ignored_val_fraction_is_mentioned() -> None:
-    task = load_task("skimage/patches", seed=0, val_fraction=0.3)
+    task = load_data("skimage/patches", seed=0, val_fraction=0.3)
     assert task.notes == (
         "--val-fraction 0.3 is ignored: skimage/patches has its own validation split",
     )
@@ -99,13 +99,13 @@ def test_an_ignored_val_fraction_is_mentioned() -> None:
 
 def test_another_test_split_is_refused() -> None:
     with pytest.raises(UserError, match=r"--test-split 0.2: skimage/patches has its own"):
-        load_task("skimage/patches", seed=0, test_split="0.2")
+        load_data("skimage/patches", seed=0, test_split="0.2")
 
 
 def test_there_are_five_of_a_class() -> None:
-    assert len(load_task("skimage/patches", seed=0, samples_per_class=2).train) == 34
+    assert len(load_data("skimage/patches", seed=0, samples_per_class=2).train) == 34
     with pytest.raises(UserError, match=r"--samples-per-class 6 .* 'astronaut' has 5"):
-        load_task("skimage/patches", seed=0, samples_per_class=6)
+        load_data("skimage/patches", seed=0, samples_per_class=6)
 
 
 def test_without_scikit_image_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import VisionDataset
 from torchvision.transforms import v2
 
-from delta_transfer.data.registry import load_labelled, load_task
+from delta_transfer.data.registry import load_data, load_labelled_data
 from delta_transfer.data.sources.torchvision import SETS
-from delta_transfer.data.task import PictureDataset, Split, Task
+from delta_transfer.data.task import PictureDataset, Split, TaskData
 from delta_transfer.errors import UserError
 from tests.data.miniatures import MAKERS, picture, trust_checksums
 
@@ -36,15 +36,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("urllib.request.urlopen", refuse)
 
 
-def load(name: str, root: Path, *, seed: int = 0, **options: object) -> Task:
-    return load_task(f"torchvision/{name}", seed=seed, data_root=str(root), **options)
+def load(name: str, root: Path, *, seed: int = 0, **options: object) -> TaskData:
+    return load_data(f"torchvision/{name}", seed=seed, data_root=str(root), **options)
 
 
-def sizes(task: Task) -> tuple[int, int, int | None]:
+def sizes(task: TaskData) -> tuple[int, int, int | None]:
     return len(task.train), len(task.val), None if task.test is None else len(task.test)
 
 
-def splits(task: Task) -> list[Split]:
+def splits(task: TaskData) -> list[Split]:
     return [split for split in (task.train, task.val, task.test) if split is not None]
 
 
@@ -231,7 +231,7 @@ class TestMiniatures:
     def test_eurosat_gets_a_test_split_if_asked(self, tmp_path: Path) -> None:
         MAKERS["eurosat"](tmp_path)
         assert sizes(load("eurosat", tmp_path, test_split="0.2")) == (21, 3, 6)
-        classes, split, test = load_labelled(
+        classes, split, test = load_labelled_data(
             "torchvision/eurosat", seed=0, data_root=str(tmp_path), test_split="0.2"
         )
         assert (len(classes), len(split), test) == (3, 30, False)
@@ -305,11 +305,11 @@ class TestDownload:
         self, tmp_path: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        load_task("torchvision/dtd", seed=0)
+        load_data("torchvision/dtd", seed=0)
         assert (tmp_path / "cache" / "delta-transfer" / "data" / "dtd").is_dir()
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        load_task("torchvision/dtd", seed=0)
+        load_data("torchvision/dtd", seed=0)
         assert (tmp_path / "home" / ".cache" / "delta-transfer" / "data" / "dtd").is_dir()
 
     @pytest.mark.parametrize("name", list(SETS))
@@ -323,7 +323,7 @@ class TestDownload:
             load(name, tmp_path)
         said = str(caught.value)
         folder = tmp_path / SETS[name].folder
-        assert SETS[name].archive in said
+        assert SETS[name].url in said
         assert all(f"'{folder / part}'" in said for part in SETS[name].contents)
         gone = name == "stanford_cars"
         assert ("torchvision cannot download it anymore: get it from" in said) == gone

@@ -11,7 +11,7 @@ import torchvision.datasets
 import yaml
 
 from delta_transfer.cli import main
-from delta_transfer.experiments.benchmark.recipe import list_recipes, recipes_folder
+from delta_transfer.experiments.benchmark.recipe import definitions_folder, list_benchmarks
 from delta_transfer.metrics.run_result import RunResult
 from tests.data import miniatures
 
@@ -35,7 +35,7 @@ FAST = ("dtd",)
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The miniatures cannot have the checksums of the real files; one thread is enough for them."""
-    monkeypatch.setattr("delta_transfer.experiments.scheduling.placement.cores", lambda: 1)
+    monkeypatch.setattr("delta_transfer.experiments.scheduling.placement.cpu_count", lambda: 1)
     for module in (torchvision.datasets.cifar, torchvision.datasets.flowers102):
         monkeypatch.setattr(module, "check_integrity", lambda path, md5: Path(path).is_file())
 
@@ -57,7 +57,7 @@ def moco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shrunk(name: str, folder: Path, **options: Any) -> Path:
     """A recipe, but with options that make its runs small."""
-    values = yaml.safe_load((recipes_folder() / f"{name}.yaml").read_text())
+    values = yaml.safe_load((definitions_folder() / f"{name}.yaml").read_text())
     values["options"] |= options
     if "steps" in options or values["options"].get("preset") == "official":
         values["options"].pop("epochs", None)
@@ -81,7 +81,7 @@ def cells(text: str, method: str) -> list[str]:
 
 def test_every_recipe_has_a_miniature() -> None:
     graphs = {"proteins", "bbbp", "sider"}
-    assert {recipe.name for recipe in list_recipes()} == set(PICTURES) | graphs
+    assert {recipe.name for recipe in list_benchmarks()} == set(PICTURES) | graphs
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_every_recipe_has_a_miniature() -> None:
 def test_pictures_from_the_archives_layout_to_the_table(name, tmp_path, monkeypatch, capsys, moco):
     monkeypatch.chdir(tmp_path)
     PICTURES[name](tmp_path / "data")
-    official = yaml.safe_load((recipes_folder() / f"{name}.yaml").read_text())["options"]
+    official = yaml.safe_load((definitions_folder() / f"{name}.yaml").read_text())["options"]
     authors = {"steps": 1, "taps": "layer4"}  # their taps are of larger networks
     length = authors if official.get("preset") == "official" else {"epochs": 1}
     file = shrunk(name, tmp_path, model=MODEL, **SMALL, **length)

@@ -15,7 +15,7 @@ pytest.importorskip("rdkit", reason="RDKit is not installed")
 
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.graph_models import load_graph_backbone
-from delta_transfer.data.molecules.nci import offline_smiles
+from delta_transfer.data.molecules.nci import load_nci_smiles
 from delta_transfer.metrics.run_result import RunResult
 from tests.data.graphs.test_tudataset import write as write_tu
 from tests.experiments.benchmark.test_benchmark import bench, cells, shrunk
@@ -24,13 +24,13 @@ from tests.experiments.benchmark.test_benchmark import bench, cells, shrunk
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread is enough for miniatures."""
-    monkeypatch.setattr("delta_transfer.experiments.scheduling.placement.cores", lambda: 1)
+    monkeypatch.setattr("delta_transfer.experiments.scheduling.placement.cpu_count", lambda: 1)
 
 
 def molecules(root: Path) -> None:
     """BBBP and SIDER as they are published, of some molecules that RDKit brings."""
     (root / "sider" / "raw").mkdir(parents=True)
-    smiles = offline_smiles()[:60]
+    smiles = load_nci_smiles()[:60]
     with (root / "BBBP.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["num", "name", "p_np", "smiles"])
@@ -58,7 +58,7 @@ def test_proteins_by_folds_and_again_with_another_method(tmp_path, monkeypatch, 
     file = shrunk("proteins", tmp_path, epochs=1)
     graph_weights(
         "pyg/GIN-5x64",
-        GraphSpec(node_features="numbers", columns=3),
+        GraphSpec(node_features="numbers", num_node_features=3),
         tmp_path / "data" / "proteins_gin.safetensors",
     )
     assert bench(file, tmp_path / "data", "--method=l2", "--seeds=0,1") == 0

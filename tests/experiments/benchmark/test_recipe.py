@@ -8,22 +8,22 @@ import pytest
 import yaml
 
 from delta_transfer.cli import main
-from delta_transfer.cli.commands.bench import table
+from delta_transfer.cli.commands.bench import format_results
 from delta_transfer.config.commands import BenchOptions
-from delta_transfer.data.registry import is_named
+from delta_transfer.data.registry import is_dataset_name
 from delta_transfer.data.splits import hold_out
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
-from delta_transfer.experiments.benchmark.benchmark import ask, run
-from delta_transfer.experiments.benchmark.plan import estimate_hours, list_needs
+from delta_transfer.experiments.benchmark.benchmark import make_plan, run_benchmark
+from delta_transfer.experiments.benchmark.plan import estimate_hours, list_downloads
 from delta_transfer.experiments.benchmark.recipe import (
-    find_recipe,
-    list_recipes,
-    read_recipe,
-    recipes_folder,
+    definitions_folder,
+    find_benchmark,
+    list_benchmarks,
+    read_benchmark,
 )
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.metrics.metrics import ACCURACY, ROC_AUC, Measure
+from delta_transfer.metrics.metrics import ACCURACY, ROC_AUC, Metric
 from delta_transfer.report.comparison.runs import Comparison, Entry
 
 ROWS = {  # of published tables: DELTA's figure, and whether it is recalled
@@ -43,27 +43,27 @@ ROWS = {  # of published tables: DELTA's figure, and whether it is recalled
 }
 OF_THE_PAPER = {"stanford_dogs", "mit67", "caltech256_30", "caltech256_60", "food101"}
 
-RECIPES = {recipe.name: recipe for recipe in list_recipes()}
+RECIPES = {recipe.name: recipe for recipe in list_benchmarks()}
 
 
 def test_there_is_one_for_every_row():
     assert set(RECIPES) == set(ROWS) | OF_THE_PAPER
-    assert {file.stem for file in recipes_folder().iterdir()} == set(RECIPES)
+    assert {file.stem for file in definitions_folder().iterdir()} == set(RECIPES)
     for name, (figure, recalled) in ROWS.items():
         delta = RECIPES[name].published["delta"]
-        assert (delta.figure, delta.recalled) == (figure, recalled)
+        assert (delta.value, delta.unverified) == (figure, recalled)
     assert not any(RECIPES[name].published for name in OF_THE_PAPER)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_names_data_methods_and_sources_that_there_are(name):
     recipe = RECIPES[name]
-    assert is_named(recipe.options["data"])
+    assert is_dataset_name(recipe.options["data"])
     assert set(recipe.methods) <= set(METHODS)
-    assert "https://" in recipe.source
-    assert recipe.differs
-    assert re.match("https?://", recipe.download[0].url)
-    assert recipe.download[0].file is None  # the data set comes first
+    assert "https://" in recipe.reference
+    assert recipe.differences
+    assert re.match("https?://", recipe.downloads[0].url)
+    assert recipe.downloads[0].file is None  # the data set comes first
     assert len(set(recipe.seeds)) == len(recipe.seeds)
 
 
@@ -72,7 +72,7 @@ def made(tmp_path):
     """Writes a recipe in which something is changed or left out."""
 
     def make(without: str | None = None, **changes: object) -> Path:
-        values = yaml.safe_load((recipes_folder() / "dtd.yaml").read_text()) | changes
+        values = yaml.safe_load((definitions_folder() / "dtd.yaml").read_text()) | changes
         values.pop(without, None)
         file = tmp_path / "own.yaml"
         file.write_text(yaml.safe_dump(values))
@@ -105,27 +105,27 @@ def made(tmp_path):
 )
 def test_what_is_wrong_in_a_file_is_named(made, changes, says):
     with pytest.raises(UserError, match=says):
-        read_recipe(made(**changes))
+        read_benchmark(made(**changes))
 
 
 @pytest.mark.parametrize("content", ["[", "- a", ""])
 def test_what_is_no_recipe_is_refused(tmp_path, content):
     (tmp_path / "own.yaml").write_text(content)
     with pytest.raises(UserError, match=r"own\.yaml "):
-        read_recipe(tmp_path / "own.yaml")
+        read_benchmark(tmp_path / "own.yaml")
 
 
 def test_a_file_of_ones_own_is_a_recipe(made):
     file = made(summary="mine", published={"delta": {"figure": 72}})
-    recipe = find_recipe(str(file))
+    recipe = find_benchmark(str(file))
     assert recipe.summary == "mine"
-    assert recipe.published["delta"].figure == 72.0
+    assert recipe.published["delta"].value == 72.0
 
 
 def test_what_may_be_missing_may_be_null(made):
     download = {"what": "a", "url": "https://a.b", "megabytes": None, "note": None}
-    recipe = read_recipe(made(weights=None, download=[download]))
-    assert (recipe.weights, recipe.download[0].megabytes) == (None, None)
+    recipe = read_benchmark(made(weights=None, download=[download]))
+    assert (recipe.weights, recipe.downloads[0].size_mb) == (None, None)
 
 
 def test_the_samples_are_those_that_are_left_to_learn_from():
@@ -146,35 +146,35 @@ def test_the_samples_are_those_that_are_left_to_learn_from():
         share = RECIPES[name].options["val_fraction"]
         labels = tuple(label for label, count in enumerate(counts) for _ in range(count))
         everything = Split(paths=("",) * len(labels), labels=labels, read=Path)
-        assert RECIPES[name].samples == len(hold_out(everything, share, seed=0)[0]), name
+        assert RECIPES[name].num_train_samples == len(hold_out(everything, share, seed=0)[0]), name
 
 
 def test_the_options_of_the_command_come_into_the_recipe(tmp_path):
     options = BenchOptions(
         name="dtd",
-        method="l2, delta",
+        methods="l2, delta",
         seeds="4",
-        limit=5,
+        samples_per_class=5,
         data_root=str(tmp_path),
         device="cpu",
-        workers=0,
+        num_workers=0,
     )
-    asked = ask(RECIPES["dtd"], options)
-    assert (asked.methods, asked.seeds, asked.limit) == (("l2", "delta"), (4,), 5)
+    asked = make_plan(RECIPES["dtd"], options)
+    assert (asked.methods, asked.seeds, asked.samples_per_class) == (("l2", "delta"), (4,), 5)
     assert asked.folder == Path("runs/bench-dtd")
     assert asked.config.lr == 0.01
-    assert (asked.config.device, asked.config.workers) == ("cpu", 0)
+    assert (asked.config.device, asked.config.num_workers) == ("cpu", 0)
     own = tmp_path / "moco_v2_800ep_pretrain.pth.tar"
     assert asked.config.weights == str(own)
     with pytest.raises(UserError, match=r"'.*moco_v2_800ep_pretrain\.pth\.tar': get it from http"):
-        run(asked, jobs=1)
-    other = ask(RECIPES["dtd"], BenchOptions(name="dtd", weights="mine.pth"))
+        run_benchmark(asked, n_jobs=1)
+    other = make_plan(RECIPES["dtd"], BenchOptions(name="dtd", weights="mine.pth"))
     assert (other.config.weights, other.weights) == ("mine.pth", None)
 
 
 def test_molecules_have_no_classes_to_limit():
     with pytest.raises(UserError, match="--limit 5: bbbp has no classes"):
-        ask(RECIPES["bbbp"], BenchOptions(name="bbbp", limit=5))
+        make_plan(RECIPES["bbbp"], BenchOptions(name="bbbp", samples_per_class=5))
 
 
 def test_the_list_has_a_line_for_each(capsys, tmp_path):
@@ -211,13 +211,13 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(capsys, tmp_path, mo
 
 def test_weights_of_a_library_are_looked_for_in_its_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    asked = ask(RECIPES["cub200"], BenchOptions(name="cub200", data_root=str(tmp_path)))
-    assert [need.there for need in list_needs(asked)] == [False, False]
+    asked = make_plan(RECIPES["cub200"], BenchOptions(name="cub200", data_root=str(tmp_path)))
+    assert [need.is_available for need in list_downloads(asked)] == [False, False]
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "resnet50-0676ba61.pth").touch()
-    assert [need.there for need in list_needs(asked)] == [False, True]
-    other = ask(RECIPES["cub200"], BenchOptions(name="cub200", weights="mine.pth"))
-    assert [need.download.what for need in list_needs(other)] == ["pictures"]
+    assert [need.is_available for need in list_downloads(asked)] == [False, True]
+    other = make_plan(RECIPES["cub200"], BenchOptions(name="cub200", weights="mine.pth"))
+    assert [need.download.name for need in list_downloads(other)] == ["pictures"]
 
 
 def test_hours_grow_with_seeds_and_epochs(monkeypatch, made):
@@ -227,8 +227,8 @@ def test_hours_grow_with_seeds_and_epochs(monkeypatch, made):
     options = {"data": "mit67", "epochs": 2}
 
     def hours(method: str, **more: object) -> float | None:
-        recipe = read_recipe(made(options=options | more, samples=1800))
-        return estimate_hours(ask(recipe, BenchOptions(name="own", method=method)))
+        recipe = read_benchmark(made(options=options | more, samples=1800))
+        return estimate_hours(make_plan(recipe, BenchOptions(name="own", methods=method)))
 
     assert hours("l2") == 3 * 2 * 1800 / 3600
     assert hours("probe") == 0
@@ -242,7 +242,7 @@ def test_hours_grow_with_seeds_and_epochs(monkeypatch, made):
 def runs(monkeypatch):
     """Runs of a folder, method, seed, size and accuracy each."""
 
-    def put(*found: tuple[str, int, int | None, float], measure: Measure = ACCURACY) -> None:
+    def put(*found: tuple[str, int, int | None, float], measure: Metric = ACCURACY) -> None:
         entries = tuple(
             Entry(
                 method=method,
@@ -252,8 +252,8 @@ def runs(monkeypatch):
                 probe=0.5,
                 best_epoch=1,
                 strength=None,
-                seconds=1.0,
-                memory=1.0,
+                wall_time_s=1.0,
+                peak_memory_mib=1.0,
                 folder=PurePosixPath("run"),
             )
             for method, seed, size, score in found
@@ -268,7 +268,7 @@ def runs(monkeypatch):
 
 def test_a_method_of_fewer_seeds_says_so(runs):
     runs(("l2", 0, None, 0.5), ("l2", 1, None, 0.6), ("delta", 0, None, 0.7))
-    title, _, *lines = table(ask(RECIPES["cub200"], BenchOptions(name="cub200")))
+    title, _, *lines = format_results(make_plan(RECIPES["cub200"], BenchOptions(name="cub200")))
     assert title == "cub200: test accuracy in percent, 2 seeds"
     assert lines[0].split() == ["l2", "55.00", "+-", "7.07", "81.80"]
     assert lines[1].split() == ["delta", "70.00", "(1", "seed)", "82.30"]
@@ -277,13 +277,20 @@ def test_a_method_of_fewer_seeds_says_so(runs):
 
 def test_without_a_run_of_this_size_there_is_no_table(runs):
     runs(("l2", 0, None, 0.5))
-    assert list(table(ask(RECIPES["cub200"], BenchOptions(name="cub200", limit=5)))) == []
+    assert (
+        list(
+            format_results(
+                make_plan(RECIPES["cub200"], BenchOptions(name="cub200", samples_per_class=5))
+            )
+        )
+        == []
+    )
 
 
 def test_figures_of_another_kind_are_not_put_beside_the_published(runs):
     runs(("l2", 0, None, 0.5), measure=ROC_AUC)
     with pytest.raises(UserError, match=r"cub200: .* ROC-AUC, .* metric: accuracy"):
-        list(table(ask(RECIPES["cub200"], BenchOptions(name="cub200"))))
+        list(format_results(make_plan(RECIPES["cub200"], BenchOptions(name="cub200"))))
 
 
 def test_a_wheel_brings_them(tmp_path):

@@ -12,7 +12,7 @@ import yaml
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.comparison import compare as module
-from delta_transfer.experiments.comparison.compare import Compared, compare
+from delta_transfer.experiments.comparison.compare import ComparisonResult, compare
 from delta_transfer.experiments.scheduling import placement, worker
 from delta_transfer.experiments.scheduling.pool import Jobs
 from delta_transfer.metrics.metrics import ACCURACY
@@ -52,11 +52,14 @@ class TestCompare:
             assert float(row["linear_probe_test_accuracy"]) == run.linear_probe_test_accuracy
             assert int(row["best_epoch"]) == run.best_epoch
             assert row["strength"] == ("" if run.strength is None else str(run.strength))
-            assert (float(row["seconds"]), float(row["memory"])) == (run.seconds, run.memory)
+            assert (float(row["seconds"]), float(row["memory"])) == (
+                run.wall_time_s,
+                run.peak_memory_mib,
+            )
             assert folder / row["folder"] == run.folder
 
     def test_memory_is_that_of_a_process_with_torch_in_it(self, compared):
-        assert all(100 < run.memory < 100_000 for run in compared)
+        assert all(100 < run.peak_memory_mib < 100_000 for run in compared)
 
     def test_all_methods_of_a_seed_see_the_same_pictures_and_seeds_differ(self, compared):
         paths = {
@@ -97,7 +100,7 @@ class TestCompare:
     ):
         out = tmp_path / "out"
         with pytest.raises(UserError, match=message):
-            compare(tiny(pictures, out, **options), out, methods=methods, seeds=seeds, jobs=1)
+            compare(tiny(pictures, out, **options), out, methods=methods, seeds=seeds, n_jobs=1)
         assert not out.exists()
 
     def test_a_size_that_the_data_does_not_have_is_said_before_anything_is_written(
@@ -106,7 +109,7 @@ class TestCompare:
         out = tmp_path / "out"
         with pytest.raises(UserError, match=r"--samples-per-class 20 .* 'rings' has 8"):
             compare(
-                tiny(pictures, out), out, methods=["l2"], seeds=[0], sizes=[5, 20, None], jobs=1
+                tiny(pictures, out), out, methods=["l2"], seeds=[0], sizes=[5, 20, None], n_jobs=1
             )
         assert not out.exists()
 
@@ -121,7 +124,7 @@ class TestCompare:
         out = tmp_path / "out"
         config = tiny(pictures, out, attention=str(file))
         with pytest.raises(UserError, match="made with other weights"):
-            compare(config, out, methods=["probe", "delta"], seeds=[0], jobs=1)
+            compare(config, out, methods=["probe", "delta"], seeds=[0], n_jobs=1)
         assert not out.exists()
 
     @pytest.mark.parametrize(("seeds", "sizes"), [([0, 1], [None]), ([0], [5, None])])
@@ -176,7 +179,7 @@ class Fakes:
             method=config.method,
             seed=config.seed,
             samples_per_class=config.samples_per_class,
-            metric="accuracy",
+            metric_name="accuracy",
             test_accuracy=accuracy,
             test_mean_class_accuracy=accuracy,
             val_accuracy=0.5,
@@ -185,10 +188,10 @@ class Fakes:
             best_epoch=1,
             epochs=2,
             refitted=False,
-            seconds=float(10 * len(config.method)),
-            memory=100.0,
-            pictures=60,
-            classes=3,
+            wall_time_s=float(10 * len(config.method)),
+            peak_memory_mib=100.0,
+            num_train_samples=60,
+            num_classes=3,
             strength=None,
             strength_search=None,
             taps=(),
@@ -207,8 +210,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     found = Fakes()
     monkeypatch.setattr(worker, "prepare", found.prepare)
     monkeypatch.setattr(worker, "train_prepared", found.train)
-    monkeypatch.setattr(worker, "given_attention", lambda prepared, config: None)
-    monkeypatch.setattr(worker, "identity", lambda prepared: "fake")
+    monkeypatch.setattr(worker, "load_given_attention", lambda prepared, config: None)
+    monkeypatch.setattr(worker, "run_fingerprint", lambda prepared: "fake")
     monkeypatch.setattr(module, "write_comparison_report", found.report)
     return found
 
@@ -222,11 +225,11 @@ def made(
     jobs: int | None = 1,
     threads: int | None = None,
     **options: object,
-) -> Compared:
+) -> ComparisonResult:
     """A comparison of what is there already and what is asked for."""
     config = tiny(Path("pictures"), out, **options)
     return compare(
-        config, out, methods=methods, seeds=seeds, sizes=sizes, jobs=jobs, threads=threads
+        config, out, methods=methods, seeds=seeds, sizes=sizes, n_jobs=jobs, num_threads=threads
     )
 
 
@@ -313,12 +316,12 @@ class TestGoingOn:
 
     def test_where_pictures_are_loaded_changes_no_figure(self, fakes, tmp_path):
         made(tmp_path / "out", ["probe"])
-        made(tmp_path / "out", workers=1)
+        made(tmp_path / "out", num_workers=1)
         assert len(fakes.trained) == 4
 
     def test_threads_stay_what_they_were(self, fakes, tmp_path, monkeypatch):
         out = tmp_path / "out"
-        monkeypatch.setattr(placement, "cores", lambda: 12)
+        monkeypatch.setattr(placement, "cpu_count", lambda: 12)
         made(out, ["probe"], [0, 1])
         made(out, ["l2"], [0, 1, 2])
         assert yaml.safe_load((out / "compare.yaml").read_text())["threads"] == 6
@@ -336,8 +339,8 @@ class TestGoingOn:
                 super().__init__(methods, workers=1, threads=threads, gpus=gpus)
 
         monkeypatch.setattr(placement, "Jobs", Alone)
-        monkeypatch.setattr(module, "find_task", lambda config: None)
-        monkeypatch.setattr(placement, "cores", lambda: 12)
+        monkeypatch.setattr(module, "find_data", lambda config: None)
+        monkeypatch.setattr(placement, "cpu_count", lambda: 12)
         free = psutil.virtual_memory()._replace(available=gib * 2**30)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
         with caplog.at_level(logging.INFO):
@@ -365,15 +368,15 @@ class TestGoingOn:
             made(tmp_path)
 
     def test_its_options_are_options_of_the_command(self, fakes, tmp_path):
-        from delta_transfer.cli.arguments import parse
-        from delta_transfer.config.commands import CompareOptions, with_train
+        from delta_transfer.cli.arguments import parse_options
+        from delta_transfer.config.commands import CompareOptions, merge_with_train_options
 
         made(tmp_path / "one", sizes=[5, None], taps="blocks.1", threads=1)
         file = tmp_path / "one" / "compare.yaml"
-        kind = with_train(
+        kind = merge_with_train_options(
             CompareOptions, without=["method", "seed", "resume", "devices", "num_nodes", "strategy"]
         )
-        found = parse(
+        found = parse_options(
             kind, ["-c", str(file)], prog="x", summary="", positional=["data"], config_file=True
         )
         for name, value in yaml.safe_load(file.read_text()).items():

@@ -40,7 +40,7 @@ def test_killed_at_any_moment_it_gives_the_same_table(pictures, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     kill_again_and_again("compare", pictures, killed, MOMENTS)
     config = tiny(pictures, whole, epochs=1, strength="auto")
-    compare(config, whole, methods=["probe", "delta_no_attention"], seeds=[0], jobs=1)
+    compare(config, whole, methods=["probe", "delta_no_attention"], seeds=[0], n_jobs=1)
     assert figures(killed) == figures(whole)
     assert len(figures(whole)) == 2
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
@@ -91,7 +91,7 @@ def test_workers_end_with_the_command_and_it_goes_on(pictures, tmp_path, stop):
     assert ("going on in epoch" in logs(out)) == (stop == signal.SIGINT)
     whole = tmp_path / "whole"
     config = tiny(pictures, whole, epochs=LONG, strength="auto")
-    compare(config, whole, methods=["probe", "l2"], seeds=[0, 1], jobs=1)
+    compare(config, whole, methods=["probe", "l2"], seeds=[0, 1], n_jobs=1)
     assert figures(out) == figures(whole)
 
 

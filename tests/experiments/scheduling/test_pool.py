@@ -51,8 +51,8 @@ class TestProcesses:
             assert model_bytes(folder) == model_bytes(run.folder)
             own = RunResult.load(folder)
             assert reply.result == own
-            ours = dataclasses.replace(own, folder=run.folder, seconds=0, memory=0)
-            assert ours == dataclasses.replace(run, seconds=0, memory=0)
+            ours = dataclasses.replace(own, folder=run.folder, wall_time_s=0, peak_memory_mib=0)
+            assert ours == dataclasses.replace(run, wall_time_s=0, peak_memory_mib=0)
             assert "test accuracy" in (folder / "train.log").read_text()
         said = capfd.readouterr()
         assert (said.out, said.err) == ("", "")  # it is in the logs of the runs

@@ -34,7 +34,7 @@ def command(pictures: Path, out: Path, *more: str) -> list[str]:
 def whole(pictures: Path, out: Path) -> None:
     """The same in this process."""
     config = tiny(pictures, out, **LONG)
-    compare(config, out, methods=METHODS.split(","), seeds=[0, 1], jobs=1, threads=1)
+    compare(config, out, methods=METHODS.split(","), seeds=[0, 1], n_jobs=1, num_threads=1)
 
 
 def same(first: Path, second: Path) -> None:

@@ -34,7 +34,7 @@ from delta_transfer.experiments.search.study import Study
 from delta_transfer.experiments.search.trial import Pruned, _Listener, try_out
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.runs.preparation.prepared import Prepared
+from delta_transfer.runs.preparation.prepared import RunSetup
 from tests.run_folders import model_bytes, tiny
 
 METHOD = "delta_no_attention"
@@ -246,7 +246,7 @@ def test_losses_of_other_trainings_and_no_numbers_count_for_nothing(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures: Path) -> Prepared:
+def prepared(pictures: Path) -> RunSetup:
     return prepare(tiny(pictures, Path("nowhere"), method="l2sp"))
 
 

@@ -31,7 +31,7 @@ from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.cli.main import main
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.registry import load_task
+from delta_transfer.data.registry import load_data
 from delta_transfer.export.hub.card import base_model, model_card
 from delta_transfer.export.hub.facts import collect_facts, public_config, public_name
 from delta_transfer.export.hub.folder import FILES, write_folder
@@ -43,7 +43,7 @@ from tests.export.test_export import network, saved_run
 from tests.hub import Repo, environment, point_to, serve
 from tests.networks import conv_net
 
-PATCHES = load_task("skimage/patches", seed=0)
+PATCHES = load_data("skimage/patches", seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_timm_loads_what_was_pushed_and_says_what_the_run_says(
     assert "is there already" not in said.err
     assert not (run / "hub").exists()
 
-    predictor = Predictor(run, device="cpu", workers=0)
+    predictor = Predictor(run, device="cpu", num_workers=0)
     found = predictor.predict(photographs)
     expected = np.array([[p.probabilities[c] for c in predictor.classes] for p in found])
     assert expected.std(axis=0).max() > 0.05  # else any network would do
@@ -132,7 +132,7 @@ def test_timm_loads_what_was_pushed_and_says_what_the_run_says(
         exec(python_of(repo.files["README.md"].decode()), {})
     (own,) = predictor.predict(["picture.jpg"])
     best, probability = printed.getvalue().splitlines()[0].split()
-    assert best == own.best
+    assert best == own.top_class
     assert float(probability) == pytest.approx(own.probabilities[best], abs=1e-3)
     snapshot_download("ada/patterns", local_dir="patterns")
     (again,) = Predictor("patterns", device="cpu").predict(["picture.jpg"])
@@ -156,7 +156,7 @@ def test_the_command_and_timm_in_processes_of_their_own(run, tmp_path, photograp
         answered = subprocess.run([sys.executable, "-c", python_of(card)], **started)
     (expected,) = Predictor(run, device="cpu").predict([tmp_path / "picture.jpg"])
     best, probability = answered.stdout.splitlines()[0].split()
-    assert best == expected.best
+    assert best == expected.top_class
     assert float(probability) == pytest.approx(expected.probabilities[best], abs=1e-3)
 
 
@@ -407,7 +407,7 @@ def made_comparison(folder: Path, run: Path) -> Path:
                 linear_probe_test_accuracy=SCORES["probe"][seed],
             )
             (own / "result.json").write_text(result.to_json())
-            columns = comparison_columns(result.measure)
+            columns = comparison_columns(result.metric)
             values = {**json.loads(result.to_json()), "folder": own.name}
             with (folder / "results.csv").open("a", newline="") as file:
                 writer = csv.writer(file)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from delta_transfer.report.comparison.page import write_comparison_report
-from delta_transfer.report.styles import METHODS, look
+from delta_transfer.report.styles import STYLED_METHODS, method_style
 from tests.report.large import make_large_comparison
 from tests.report.made import (
     BESIDE,
@@ -307,14 +307,14 @@ class TestPage:
 
 
 def test_methods_that_share_a_colour_differ_in_marker_and_dashes() -> None:
-    methods = ["probe", *METHODS, "own", "other"]
-    looks = [look(method, methods) for method in methods]
+    methods = ["probe", *STYLED_METHODS, "own", "other"]
+    looks = [method_style(method, methods) for method in methods]
     for number, one in enumerate(looks):
         for other in looks[:number]:
             same = (
                 (one.colour == other.colour)
                 + (one.marker == other.marker)
-                + (one.dash == other.dash)
+                + (one.line_style == other.line_style)
             )
             assert same < 2
-    assert look("delta", ["l2", "delta"]) == look("delta", methods)
+    assert method_style("delta", ["l2", "delta"]) == method_style("delta", methods)

@@ -7,9 +7,9 @@ import pytest
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.metrics import ACCURACY
 from delta_transfer.metrics.run_result import comparison_columns
-from delta_transfer.report.comparison.findings import findings
+from delta_transfer.report.comparison.findings import summary_sentences
 from delta_transfer.report.comparison.page import write_comparison_report
-from delta_transfer.report.comparison.runs import ranked, read_comparison, summarize_methods
+from delta_transfer.report.comparison.runs import rank_methods, read_comparison, summarize_methods
 from tests.report.made import (
     BESIDE,
     DELTA,
@@ -24,7 +24,7 @@ from tests.report.made import (
 
 def said(folder: Path) -> str:
     comparison = read_comparison(folder)
-    return " ".join(findings(comparison, summarize_methods(comparison)))
+    return " ".join(summary_sentences(comparison, summarize_methods(comparison)))
 
 
 def rows(*changes: Mapping[str, object]) -> list[list[object]]:
@@ -54,7 +54,7 @@ class TestRuns:
         found = read_comparison(tmp_path)
         assert found.sizes == (5, 20, None)
         for size in found.sizes:
-            part = found.at(size)
+            part = found.with_size(size)
             assert part.sizes == (size,)
             assert [run.samples_per_class for run in part.entries] == [size, size]
             assert part.seeds == (0, 1)
@@ -63,16 +63,21 @@ class TestRuns:
     def test_figures_of_a_run(self, tmp_path: Path) -> None:
         write_csv(tmp_path / "results.csv", rows({}, {"seed": 1, "strength": "", "memory": 400.5}))
         first, second = read_comparison(tmp_path).entries
-        assert (first.strength, first.memory, first.samples_per_class) == (3.0, 800, None)
-        assert (second.strength, second.memory) == (None, 400.5)
+        assert (first.strength, first.peak_memory_mib, first.samples_per_class) == (3.0, 800, None)
+        assert (second.strength, second.peak_memory_mib) == (None, 400.5)
         (summary,) = summarize_methods(read_comparison(tmp_path))
-        assert summary.memory == 600.25
+        assert summary.peak_memory_mib == 600.25
 
     def test_best_first(self, comparison: Path) -> None:
         summaries = summarize_methods(read_comparison(comparison))
         assert [found.method for found in summaries] == ["probe", "l2", "l2sp", "delta"]
         # the probe and plain fine-tuning have 81.0% each
-        assert [found.method for found in ranked(summaries)] == ["delta", "l2sp", "probe", "l2"]
+        assert [found.method for found in rank_methods(summaries)] == [
+            "delta",
+            "l2sp",
+            "probe",
+            "l2",
+        ]
 
     def test_missing_are_those_that_others_have_a_counterpart_to(self, tmp_path: Path) -> None:
         changes: list[dict[str, object]] = [

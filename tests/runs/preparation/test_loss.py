@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_sample_weight
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.metrics.objectives import Classes
-from delta_transfer.runs.preparation.loss import even_out, task_loss
+from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.runs.preparation.loss import resolve_class_weights, task_loss
 
 LABELS = [0] * 9 + [1] * 2 + [2]
 LOGITS = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
@@ -14,7 +14,7 @@ TARGETS = torch.tensor(LABELS)
 
 
 def loss_of(labels=LABELS, **options):
-    return task_loss(TrainConfig(data="x", **options), Classes(), labels, num_classes=3)
+    return task_loss(TrainConfig(data="x", **options), Multiclass(), labels, num_classes=3)
 
 
 def slow(targets, *, weights=(1.0, 1.0, 1.0), smoothing=0.0) -> float:
@@ -61,8 +61,8 @@ def test_a_batch_counts_by_its_samples():
 
 def test_auto_balances_classes_of_very_different_sizes():
     config = TrainConfig(data="x", class_weights="auto")
-    assert even_out(config, [0] * 29 + [1] * 10) == "none"
-    assert even_out(config, [0] * 30 + [1] * 10) == "balanced"
+    assert resolve_class_weights(config, [0] * 29 + [1] * 10) == "none"
+    assert resolve_class_weights(config, [0] * 30 + [1] * 10) == "balanced"
     few = loss_of([0] * 29 + [1] * 10, class_weights="auto")
     assert few(LOGITS, TARGETS) == loss_of()(LOGITS, TARGETS)
     loss = loss_of(class_weights="auto")

@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from delta_transfer.data.task import pool
+from delta_transfer.data.task import pool_train_and_val
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import fit_probe
 from delta_transfer.runs.preparation import images
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.runs.preparation.prepared import Prepared, regroup
-from delta_transfer.training.loaders import plain_loader, training_loader
+from delta_transfer.runs.preparation.prepared import RunSetup, resplit
+from delta_transfer.training.loaders import eval_dataloader, train_dataloader
 from tests.run_folders import tiny
 from tests.several import run
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures, tmp_path_factory) -> Prepared:
+def prepared(pictures, tmp_path_factory) -> RunSetup:
     return prepare(tiny(pictures, tmp_path_factory.mktemp("prepared")))
 
 
@@ -43,17 +43,17 @@ def test_nothing_is_trained(prepared, pictures, tmp_path):
 def test_the_probabilities_of_the_probe_are_those_of_its_head_in_the_network(prepared, pictures):
     task, network = prepared.task, prepared.source
     for name, split in (("val", task.val), ("test", task.test)):
-        loader = plain_loader(split, prepared.backbone.input, tiny(pictures, pictures))
+        loader = eval_dataloader(split, prepared.backbone.input_spec, tiny(pictures, pictures))
         with torch.no_grad():
             features = torch.cat([network.eval()(inputs) for inputs, _ in loader])
         logits = features @ prepared.probe.weight.T + prepared.probe.bias
         expected = logits.softmax(dim=1)
-        assert torch.allclose(prepared.probe_answers[name], expected, atol=1e-5)
+        assert torch.allclose(prepared.probe_predictions[name], expected, atol=1e-5)
 
 
 def test_the_probe_learns_from_each_picture_and_its_mirror_image(prepared, pictures):
     task, network = prepared.task, prepared.source
-    loader = plain_loader(task.train, prepared.backbone.input, tiny(pictures, pictures))
+    loader = eval_dataloader(task.train, prepared.backbone.input_spec, tiny(pictures, pictures))
     inputs = torch.cat([inputs for inputs, _ in loader])
     with torch.no_grad():
         views = torch.stack([network.eval()(inputs), network(inputs.flip(-1))], dim=1)
@@ -67,7 +67,7 @@ def test_the_probe_learns_from_each_picture_and_its_mirror_image(prepared, pictu
 def test_without_a_test_split_there_are_no_probabilities_of_it(pictures, tmp_path):
     prepared = prepare(tiny(pictures / "train", tmp_path))
     assert prepared.task.test is None
-    assert prepared.probe_answers["test"] is None
+    assert prepared.probe_predictions["test"] is None
     assert prepared.description[0] == (
         "data     train: 3 classes, 21 training, 3 validation, no test pictures"
     )
@@ -93,7 +93,7 @@ def test_the_global_random_state_is_left_alone(prepared, pictures, tmp_path):
     before = torch.get_rng_state()
     config = tiny(pictures, tmp_path)
     prepare(config)
-    list(training_loader(prepared.task.train, prepared.backbone.input, config))
+    list(train_dataloader(prepared.task.train, prepared.backbone.input_spec, config))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -113,22 +113,24 @@ def test_taps_are_names_and_patterns_with_commas_between(pictures, tmp_path, cap
 
 def test_larger_networks_are_suggested_where_there_is_an_accelerator(pictures, tmp_path):
     config, fast = tiny(pictures, tmp_path), torch.device("cuda")
-    assert images.advise(config, torch.device("cpu")) == ()
-    assert "larger ones are fast too" in images.advise(config, fast)[0]
+    assert images.suggest_models(config, torch.device("cpu")) == ()
+    assert "larger ones are fast too" in images.suggest_models(config, fast)[0]
     chosen = dataclasses.replace(config, model="resnet18")
-    assert images.advise(chosen, fast) == ()
+    assert images.suggest_models(chosen, fast) == ()
 
 
 def test_the_same_pictures_split_otherwise_have_the_same_features_and_another_probe(
     pictures, tmp_path
 ):
     prepared = prepare(tiny(pictures / "train", tmp_path, val_fraction=0.25))
-    everything = pool(prepared.task)
+    everything = pool_train_and_val(prepared.task)
     train, val = [0, 1, 9, 10, 20, 21, 18], [2, 19]
-    found = regroup(prepared, train=train, val=val)
+    found = resplit(prepared, train=train, val=val)
     assert found.task.train.paths == tuple(everything.paths[i] for i in train)
     assert found.task.val.paths == tuple(everything.paths[i] for i in val)
-    loader = plain_loader(found.task.train, prepared.backbone.input, tiny(pictures, tmp_path))
+    loader = eval_dataloader(
+        found.task.train, prepared.backbone.input_spec, tiny(pictures, tmp_path)
+    )
     inputs = torch.cat([inputs for inputs, _ in loader])
     rows, labels = found.features["train"]
     with torch.no_grad():
@@ -137,12 +139,12 @@ def test_the_same_pictures_split_otherwise_have_the_same_features_and_another_pr
     expected = fit_probe(rows, labels, num_outputs=3, seed=0)
     assert torch.equal(found.probe.weight, expected.weight)
     probabilities = expected(found.features["val"][0][:, 0]).softmax(dim=1)
-    assert torch.equal(found.probe_answers["val"], probabilities)
+    assert torch.equal(found.probe_predictions["val"], probabilities)
 
 
 @pytest.fixture(scope="module")
 def own(pictures, tmp_path_factory) -> str:
-    return prepare(tiny(pictures, tmp_path_factory.mktemp("own"))).data
+    return prepare(tiny(pictures, tmp_path_factory.mktemp("own"))).data_fingerprint
 
 
 class TestFingerprint:
@@ -152,10 +154,13 @@ class TestFingerprint:
         data = shutil.copytree(pictures, tmp_path / "data")
         shutil.rmtree(data / "test")
         (data / "train" / "rings" / "0.png").rename(data / "train" / "rings" / "zero.png")
-        assert prepare(tiny(data, tmp_path)).data == own
+        assert prepare(tiny(data, tmp_path)).data_fingerprint == own
 
     def test_a_drawn_validation_split_is_learnt_from_in_the_end(self, pictures, tmp_path):
-        found = {prepare(tiny(pictures / "train", tmp_path, seed=seed)).data for seed in (0, 1)}
+        found = {
+            prepare(tiny(pictures / "train", tmp_path, seed=seed)).data_fingerprint
+            for seed in (0, 1)
+        }
         assert len(found) == 1
 
     @pytest.mark.parametrize("change", ["picture", "class"])
@@ -166,12 +171,12 @@ class TestFingerprint:
             shutil.copy(data / "test" / "rings" / "0.png", rings / "0.png")
         else:
             (rings / "0.png").rename(data / "train" / "checks" / "100.png")
-        assert prepare(tiny(data, tmp_path)).data != own
+        assert prepare(tiny(data, tmp_path)).data_fingerprint != own
 
     def test_preprocessing_is_told_apart(self, prepared, own, pictures, tmp_path):
         other = prepare(tiny(pictures, tmp_path, image_size=48))
-        assert other.data == own
-        spec = dataclasses.asdict(prepared.backbone.input)
+        assert other.data_fingerprint == own
+        spec = dataclasses.asdict(prepared.backbone.input_spec)
         assert prepared.preprocessing == {
             "image_size": spec.pop("size"),
             **{name: list(v) if isinstance(v, tuple) else v for name, v in spec.items()},
@@ -183,7 +188,7 @@ class TestFingerprint:
     def test_every_picture_has_one_of_its_own(self, prepared):
         task = prepared.task
         paths = [path for split in (task.train, task.val, task.test) for path in split.paths]
-        assert len({prepared.digests[path] for path in paths}) == len(paths)
+        assert len({prepared.content_hashes[path] for path in paths}) == len(paths)
 
 
 @pytest.mark.slow

@@ -11,39 +11,39 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.attention.estimators.scorer import (
-    Progress,
-    Scored,
-    concatenate,
-    in_fast_layout,
-    sample_losses,
+    BatchScores,
+    ProgressUpdate,
+    concatenate_scores,
+    per_sample_losses,
+    to_fast_memory_format,
 )
-from delta_transfer.attention.graph.capture import NotCaptured, capture
+from delta_transfer.attention.graph.capture import CaptureError, capture
 from delta_transfer.attention.graph.memory import Budget, default_memory
 from delta_transfer.attention.graph.suffix import (
-    Suffix,
-    Values,
-    advance,
+    DownstreamGraph,
+    NodeValues,
+    advance_cut_point,
+    baseline_pass,
+    initial_subgraph,
     most_active,
-    plain_pass,
-    start_suffix,
 )
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.probe import Loss
 from delta_transfer.features.taps import Taps
-from delta_transfer.functional import channels_last
+from delta_transfer.functional import flatten_positions
 
 logger = logging.getLogger(__name__)
 
 Precision = Literal["float32", "bfloat16"]
 
-CHECKED = 2  # channels of each tap that are compared with the slow loop
+CHECKED_CHANNELS = 2  # channels of each tap that are compared with the slow loop
 CHECKED_SAMPLES = 4
 # What rounding explains: relative to the largest score, and in units of a logit's rounding error.
 ROUNDING = 1e-2
 LOGIT_ROUNDING = 1000
 
 
-class Exact:
+class ExactScorer:
     """How much each sample's loss grows when a channel is switched off (DELTA, section 3.3).
 
     The same numbers as `naive_scores`, faster: nothing before the tap is computed again, and many
@@ -76,12 +76,12 @@ class Exact:
         self._loss = loss
         self._memory = memory
         self._precision: Precision = precision
-        self._cut: _Cut | None = None
+        self._subgraphs: _TapSubgraphs | None = None
         self._tried = False
 
     def __call__(
-        self, inputs: Inputs, targets: Tensor, *, progress: Progress | None = None
-    ) -> Scored:
+        self, inputs: Inputs, targets: Tensor, *, progress: ProgressUpdate | None = None
+    ) -> BatchScores:
         """Scores of a batch.
 
         Args:
@@ -92,42 +92,45 @@ class Exact:
         Raises:
             UserError: if the memory is too little for a single sample.
         """
-        inputs = in_fast_layout(inputs)
+        inputs = to_fast_memory_format(inputs)
         if isinstance(inputs, Tensor) and not self._tried:
-            self._cut, self._tried = self._try_to_cut(inputs, targets), True
-        if self._cut is None or not isinstance(inputs, Tensor):
+            self._subgraphs, self._tried = self._try_capture(inputs, targets), True
+        if self._subgraphs is None or not isinstance(inputs, Tensor):
             return naive_scores(
                 self._model, inputs, targets, taps=self._taps, loss=self._loss, progress=progress
             )
-        return self._score(self._cut, inputs, targets, self._precision, progress=progress)
+        return self._score(self._subgraphs, inputs, targets, self._precision, progress=progress)
 
-    def _try_to_cut(self, inputs: Tensor, targets: Tensor) -> "_Cut | None":
+    def _try_capture(self, inputs: Tensor, targets: Tensor) -> "_TapSubgraphs | None":
         """The network after each tap; None where running it does not give the same scores."""
         try:
             graph = capture(self._model, inputs, self._taps)
-        except NotCaptured as error:
+        except CaptureError as error:
             self._note(f"this network cannot be cut at its taps ({error}); {_SLOW}")
             return None
-        starts = {tap: start_suffix(graph, tap) for tap in self._taps}
+        starts = {tap: initial_subgraph(graph, tap) for tap in self._taps}
         memory = default_memory(inputs.device) if self._memory is None else self._memory
-        size = Budget(starts, memory).samples(len(inputs))
+        size = Budget(starts, memory).max_samples(len(inputs))
         inputs, targets = inputs[: min(size, CHECKED_SAMPLES)], targets[:CHECKED_SAMPLES][:size]
         with torch.inference_mode():
-            base = plain_pass(starts, inputs)
-            suffixes = {tap: advance(start, base) for tap, start in starts.items()}
-            channels = {tap: most_active(start, base, CHECKED) for tap, start in starts.items()}
+            base = baseline_pass(starts, inputs)
+            suffixes = {tap: advance_cut_point(start, base) for tap, start in starts.items()}
+            channels = {
+                tap: most_active(start, base, CHECKED_CHANNELS) for tap, start in starts.items()
+            }
         expected = naive_scores(
             self._model, inputs, targets, taps=self._taps, loss=self._loss, channels=channels
         )
-        cut = _Cut(suffixes=suffixes, budget=Budget(suffixes, memory))
+        cut = _TapSubgraphs(by_tap=suffixes, budget=Budget(suffixes, memory))
         found = self._score(cut, inputs, targets, "float32", channels=channels)
-        if not _same(found, expected, base[graph.logits]):
+        if not _scores_match(found, expected, base[graph.logits]):
             self._note(f"cut at its taps, this network does not compute the same; {_SLOW}")
             return None
         if self._precision != "float32":
             rough = self._score(cut, inputs, targets, self._precision, channels=channels)
             self._note(
-                f"{self._precision}: scores differ from float32 by up to {_differ(rough, found)}"
+                f"{self._precision}: scores differ from float32 by up to "
+                f"{_describe_difference(rough, found)}"
             )
         return cut
 
@@ -137,50 +140,50 @@ class Exact:
 
     def _score(
         self,
-        cut: "_Cut",
+        subgraphs: "_TapSubgraphs",
         inputs: Tensor,
         targets: Tensor,
         precision: Precision,
         *,
         channels: Mapping[str, Tensor] | None = None,
-        progress: Progress | None = None,
-    ) -> Scored:
-        suffixes, size = cut.suffixes, cut.budget.samples(len(inputs))
+        progress: ProgressUpdate | None = None,
+    ) -> BatchScores:
+        suffixes, size = subgraphs.by_tap, subgraphs.budget.max_samples(len(inputs))
         parts = []
-        with torch.inference_mode(), _computing(inputs.device, precision):
+        with torch.inference_mode(), _autocast(inputs.device, precision):
             for some, labels in zip(
                 torch.split(inputs, size), torch.split(targets, size), strict=True
             ):
-                base = plain_pass(suffixes, some)
+                base = baseline_pass(suffixes, some)
                 scores = {}
                 for tap, suffix in suffixes.items():
-                    which = torch.arange(suffix.width) if channels is None else channels[tap]
-                    copies = cut.budget.copies(tap, len(some))
+                    which = torch.arange(suffix.num_channels) if channels is None else channels[tap]
+                    copies = subgraphs.budget.max_copies(tap, len(some))
                     chunks = torch.split(which.to(some.device), copies)
-                    scores[tap] = self._grown(suffix, base, labels, chunks, progress)
+                    scores[tap] = self._loss_increases(suffix, base, labels, chunks, progress)
                 features = {
-                    tap: channels_last(base[suffix.tap], suffix.graph.channel_dims[tap])
+                    tap: flatten_positions(base[suffix.tap], suffix.graph.channel_dims[tap])
                     for tap, suffix in suffixes.items()
                 }
-                parts.append(Scored(scores=scores, features=features))
-        return concatenate(parts)
+                parts.append(BatchScores(scores=scores, features=features))
+        return concatenate_scores(parts)
 
-    def _grown(
+    def _loss_increases(
         self,
-        suffix: Suffix,
-        base: Values,
+        subgraph: DownstreamGraph,
+        base: NodeValues,
         targets: Tensor,
         chunks: Sequence[Tensor],
-        progress: Progress | None,
+        progress: ProgressUpdate | None,
     ) -> Tensor:
         """How much each loss grows without each channel, `[B, C]`."""
-        plain = sample_losses(self._loss, _wide(base[suffix.graph.logits]), targets)
-        off = suffix.switched_off(base)
+        plain = per_sample_losses(self._loss, _upcast_logits(base[subgraph.graph.logits]), targets)
+        off = subgraph.ablated_cut_point(base)
         columns = []
         for channels in chunks:
-            logits = suffix.logits(base, off, channels)
+            logits = subgraph.logits(base, off, channels)
             labels = targets.expand(len(channels), *targets.shape).flatten(0, 1)
-            losses = sample_losses(self._loss, _wide(logits.flatten(0, 1)), labels)
+            losses = per_sample_losses(self._loss, _upcast_logits(logits.flatten(0, 1)), labels)
             columns.append(losses.reshape(len(channels), -1) - plain)
             if progress is not None:
                 progress(len(losses))
@@ -188,10 +191,10 @@ class Exact:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Cut:
+class _TapSubgraphs:
     """What follows each tap, and how much of it fits into memory at once."""
 
-    suffixes: dict[str, Suffix]
+    by_tap: dict[str, DownstreamGraph]
     budget: Budget
 
 
@@ -206,8 +209,8 @@ def naive_scores(
     taps: Sequence[str],
     loss: Loss,
     channels: Mapping[str, Tensor] | None = None,
-    progress: Progress | None = None,
-) -> Scored:
+    progress: ProgressUpdate | None = None,
+) -> BatchScores:
     """The same as `Exact`, one full forward pass for each channel.
 
     Args:
@@ -221,20 +224,20 @@ def naive_scores(
     """
     with torch.no_grad():
         with Taps(model, taps) as recorder:
-            plain = sample_losses(loss, _wide(model(inputs)), targets)
+            plain = per_sample_losses(loss, _upcast_logits(model(inputs)), targets)
             features, dims = recorder.features(), recorder.channel_dims
         scores = {}
         for tap, output in features.items():
             which = torch.arange(output.shape[-1]) if channels is None else channels[tap]
             grown = [
-                _loss_without(model, inputs, targets, tap, dims[tap], channel, loss, progress)
+                _ablated_losses(model, inputs, targets, tap, dims[tap], channel, loss, progress)
                 for channel in which.tolist()
             ]
             scores[tap] = torch.stack(grown, dim=1) - plain.unsqueeze(1)
-    return Scored(scores=scores, features=features)
+    return BatchScores(scores=scores, features=features)
 
 
-def _loss_without(
+def _ablated_losses(
     model: nn.Module,
     inputs: Inputs,
     targets: Tensor,
@@ -242,7 +245,7 @@ def _loss_without(
     channel_dim: int,
     channel: int,
     loss: Loss,
-    progress: Progress | None,
+    progress: ProgressUpdate | None,
 ) -> Tensor:
     def switch_off(name: str, output: Tensor) -> Tensor:
         off = output.clone()
@@ -250,24 +253,24 @@ def _loss_without(
         return off
 
     with Taps(model, [tap], edit=switch_off):
-        losses = sample_losses(loss, _wide(model(inputs)), targets)
+        losses = per_sample_losses(loss, _upcast_logits(model(inputs)), targets)
     if progress is not None:
         progress(len(losses))
     return losses
 
 
-def _wide(logits: Tensor) -> Tensor:
+def _upcast_logits(logits: Tensor) -> Tensor:
     """In double precision, where there is one: a loss grows by far less than it is."""
     return logits.float() if logits.device.type == "mps" else logits.double()
 
 
-def _computing(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def _same(found: Scored, expected: Scored, logits: Tensor) -> bool:
+def _scores_match(found: BatchScores, expected: BatchScores, logits: Tensor) -> bool:
     """Whether two lots of scores are the same but for rounding."""
     noise = LOGIT_ROUNDING * torch.finfo(logits.dtype).eps * (1 + logits.abs().max())
     return all(
@@ -276,7 +279,7 @@ def _same(found: Scored, expected: Scored, logits: Tensor) -> bool:
     )
 
 
-def _differ(found: Scored, expected: Scored) -> str:
+def _describe_difference(found: BatchScores, expected: BatchScores) -> str:
     """The largest difference of two lots of scores, relative to the largest score of its tap."""
     return ", ".join(
         f"{float((found.scores[tap] - scores).abs().max() / scores.abs().max()):.1%} at {tap}"

@@ -18,18 +18,18 @@ class Batch:
     Args:
         inputs: of B samples.
         targets: `[B, ...]`.
-        positions: `[B]`, the place of each sample in the loader's order.
+        indices: `[B]`, the place of each sample in the loader's order.
     """
 
     inputs: Inputs
     targets: Tensor
-    positions: Tensor
+    indices: Tensor
 
     def __len__(self) -> int:
         """How many samples."""
         return len(self.targets)
 
-    def pieces(self, size: int | None) -> Iterator["Batch"]:
+    def chunks(self, size: int | None) -> Iterator["Batch"]:
         """The samples in order, so many at a time; all at once for None."""
         size = len(self) if size is None else size
         for start in range(0, len(self), size):
@@ -40,7 +40,7 @@ class Batch:
         return Batch(
             inputs=select(self.inputs, which),
             targets=self.targets[which],
-            positions=self.positions[which],
+            indices=self.indices[which],
         )
 
 
@@ -75,11 +75,11 @@ class Batches:
             batch = Batch(
                 inputs=inputs,
                 targets=targets,
-                positions=torch.arange(position, position + len(targets)),
+                indices=torch.arange(position, position + len(targets)),
             )
             position += len(batch)
             if picked is not None:
-                mine = picked[batch.positions]
+                mine = picked[batch.indices]
                 if not mine.any():
                     continue
                 batch = batch[mine]

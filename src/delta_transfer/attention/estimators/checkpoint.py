@@ -21,13 +21,13 @@ from delta_transfer.utils.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-INTERVAL = 10.0  # seconds between two writes
-_ABOUT = "delta-transfer"
+WRITE_INTERVAL_S = 10.0  # seconds between two writes
+_METADATA_KEY = "delta-transfer"
 _FORMAT = "delta-transfer partial attention 1"
 
 
 @final
-class PartialFile:
+class EstimateCheckpoint:
     """The file.
 
     It belongs to one estimate, told by its identity, and to the data that it has seen: their
@@ -36,24 +36,24 @@ class PartialFile:
 
     Args:
         path: where it is, or will be.
-        identity: of everything but the data that the result depends on.
+        fingerprint: of everything but the data that the result depends on.
     """
 
-    def __init__(self, path: Path, *, identity: str) -> None:
-        self.digest = ""
+    def __init__(self, path: Path, *, fingerprint: str) -> None:
+        self.data_hash = ""
         self.path = path
-        self._identity = identity
+        self._fingerprint = fingerprint
         self._written = time.monotonic()
 
-    def see(self, batch: Batch) -> None:
+    def hash_batch(self, batch: Batch) -> None:
         """Takes a batch into the digest."""
-        digest = hashlib.sha256(self.digest.encode())
+        digest = hashlib.sha256(self.data_hash.encode())
         for part in (batch.inputs, batch.targets):
             if isinstance(part, Tensor):
-                _take_in(digest, part)
+                _update_hash(digest, part)
             else:
-                digest.update(_Pickled(digest).of(part))
-        self.digest = digest.hexdigest()
+                digest.update(_TensorHashingPickler(digest).serialize(part))
+        self.data_hash = digest.hexdigest()
 
     def read(self) -> tuple[dict[str, Tensor], str] | None:
         """What was kept of this estimate, and the digest of the data that went into it."""
@@ -61,14 +61,14 @@ class PartialFile:
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})[_ABOUT])
+                about = json.loads((file.metadata() or {})[_METADATA_KEY])
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             found = about["format"], about["identity"]
             digest = about["digest"]
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s is no partial estimate (%s): starting anew", self.path, error)
             return None
-        if found != (_FORMAT, self._identity):
+        if found != (_FORMAT, self._fingerprint):
             logger.warning(
                 "%s is of another estimate (other weights, head, taps, method, samples or seed): "
                 "starting anew",
@@ -84,15 +84,15 @@ class PartialFile:
             OSError: if it cannot be written; it is due again after the interval, as if it had been.
         """
         self._written = time.monotonic()
-        about = {"format": _FORMAT, "identity": self._identity, "digest": self.digest}
+        about = {"format": _FORMAT, "identity": self._fingerprint, "digest": self.data_hash}
         content = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, save(content, metadata={_ABOUT: json.dumps(about)}))
+        write_atomically(self.path, save(content, metadata={_METADATA_KEY: json.dumps(about)}))
 
     @property
     def is_due(self) -> bool:
         """Whether it is time to write again."""
-        return time.monotonic() - self._written >= INTERVAL
+        return time.monotonic() - self._written >= WRITE_INTERVAL_S
 
     def remove(self) -> None:
         """Deletes the file, if it is there and can be deleted: the result does not hang on it."""
@@ -100,13 +100,13 @@ class PartialFile:
             self.path.unlink()
 
 
-def _take_in(digest: "hashlib._Hash", tensor: Tensor) -> None:
+def _update_hash(digest: "hashlib._Hash", tensor: Tensor) -> None:
     digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     numbers: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     digest.update(memoryview(numbers))
 
 
-class _Pickled(pickle.Pickler):
+class _TensorHashingPickler(pickle.Pickler):
     """Inputs that are no tensors as bytes: what is in their tensors goes to a digest."""
 
     def __init__(self, digest: "hashlib._Hash") -> None:
@@ -114,12 +114,12 @@ class _Pickled(pickle.Pickler):
         self._digest = digest
         super().__init__(self._file)
 
-    def of(self, inputs: object) -> bytes:
+    def serialize(self, inputs: object) -> bytes:
         self.dump(inputs)
         return self._file.getvalue()
 
     def persistent_id(self, part: object) -> str | None:
         if not isinstance(part, Tensor):
             return None
-        _take_in(self._digest, part)
+        _update_hash(self._digest, part)
         return "tensor"

@@ -17,13 +17,15 @@ Normalize = Callable[[Tensor], Tensor]
 """Attention `[C]` of scores `[C]`."""
 
 # Before so many it is not asked whether the attention has settled.
-LEAST_BATCHES = 3
-LEAST_SAMPLES = 20
+MIN_BATCHES = 3
+MIN_SAMPLES = 20
 DRAWS = 200
 ROUNDING = 1e-6  # of attention, relative to its size
 
 
-def by_jackknife(statistics: ScoreStatistics, normalize: Normalize, *, dtype: torch.dtype) -> float:
+def jackknife_error(
+    statistics: ScoreStatistics, normalize: Normalize, *, dtype: torch.dtype
+) -> float:
     """The relative standard error of the attention, by the jackknife over groups of samples.
 
     `SE(a_c)^2 = (G - 1) / G sum_g (a_c without group g - their mean)^2` (Efron & Stein, Annals of
@@ -33,7 +35,7 @@ def by_jackknife(statistics: ScoreStatistics, normalize: Normalize, *, dtype: to
     Returns:
         NaN for fewer than two samples; zero if no sample changes the attention.
     """
-    means = statistics.means_without_a_group
+    means = statistics.leave_one_group_out_means
     groups = len(means)
     if groups < 2:
         return math.nan
@@ -42,7 +44,7 @@ def by_jackknife(statistics: ScoreStatistics, normalize: Normalize, *, dtype: to
     return _relative(squares, normalize(statistics.mean.to(dtype)))
 
 
-def by_errors(scores: Tensor, errors: Tensor, normalize: Normalize, *, seed: int) -> float:
+def monte_carlo_error(scores: Tensor, errors: Tensor, normalize: Normalize, *, seed: int) -> float:
     """The relative standard error of the attention, from independent errors of its scores.
 
     By 200 draws of normal errors, `SE(a_c)^2 = mean_k (a_c(s + e_k) - a_c(s))^2`.

@@ -7,20 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.attention.estimators.scorer import (
-    Progress,
-    Scored,
-    concatenate,
-    in_fast_layout,
-    sample_losses,
+    BatchScores,
+    ProgressUpdate,
+    concatenate_scores,
+    per_sample_losses,
+    to_fast_memory_format,
 )
 from delta_transfer.features.inputs import Inputs, groups_at, groups_of, split
 from delta_transfer.features.probe import Loss
 from delta_transfer.features.taps import Taps
-from delta_transfer.functional import at_least_float32, channels_last
+from delta_transfer.functional import at_least_float32, flatten_positions
 
 
 @final
-class FirstOrder:
+class FirstOrderScorer:
     """How much each sample's loss grows when a channel is switched off, to first order.
 
     `-sum_s F_bsc dl_b / dF_bsc` over its positions or rows s, the Taylor expansion of `l_b(F with
@@ -36,7 +36,7 @@ class FirstOrder:
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> score = FirstOrder(net, taps=["0"], loss=nn.functional.cross_entropy)
+        >>> score = FirstOrderScorer(net, taps=["0"], loss=nn.functional.cross_entropy)
         >>> score(torch.randn(2, 3, 16, 16), torch.tensor([5, 0])).scores["0"].shape
         torch.Size([2, 8])
     """
@@ -47,11 +47,11 @@ class FirstOrder:
         self._taps = Taps(model, taps, edit=_differentiable)
 
     def __call__(
-        self, inputs: Inputs, targets: Tensor, *, progress: Progress | None = None
-    ) -> Scored:
+        self, inputs: Inputs, targets: Tensor, *, progress: ProgressUpdate | None = None
+    ) -> BatchScores:
         """Scores of a batch: B inputs on the network's device, and their targets."""
         with self._taps, torch.enable_grad():
-            logits = at_least_float32(self._model(in_fast_layout(inputs)))
+            logits = at_least_float32(self._model(to_fast_memory_format(inputs)))
             outputs = self._taps.outputs()
             groups = groups_of(inputs)
             # Rows of a tap that are no samples, such as windows: whose they are is only known
@@ -64,23 +64,23 @@ class FirstOrder:
         self._taps.clear()
         if scored is None:
             singles = zip(split(inputs, 1), split(targets, 1), strict=True)
-            return concatenate([self(*single, progress=progress) for single in singles])
+            return concatenate_scores([self(*single, progress=progress) for single in singles])
         if progress is not None:
             progress(sum(scores.numel() for scores in scored.scores.values()))
         return scored
 
     def _score(
         self, logits: Tensor, targets: Tensor, outputs: dict[str, Tensor], groups: Tensor | None
-    ) -> Scored:
+    ) -> BatchScores:
         # Each sample's loss depends on that sample's features alone, so that the gradient of their
         # sum has the gradients of all.
-        total = sample_losses(self._loss, logits, targets).sum()
+        total = per_sample_losses(self._loss, logits, targets).sum()
         slopes = torch.autograd.grad(total, list(outputs.values()), materialize_grads=True)
         scores, features = {}, {}
         for (tap, output), slope in zip(outputs.items(), slopes, strict=True):
             dim = self._taps.channel_dims[tap]
-            features[tap] = at_least_float32(channels_last(output.detach(), dim))
-            products = features[tap] * at_least_float32(channels_last(slope, dim))
+            features[tap] = at_least_float32(flatten_positions(output.detach(), dim))
+            products = features[tap] * at_least_float32(flatten_positions(slope, dim))
             whose = groups_at(tap, output, groups, samples=len(targets))
             if whose is None:
                 by_sample = products.reshape(len(targets), -1, products.shape[-1]).sum(dim=1)
@@ -88,7 +88,7 @@ class FirstOrder:
                 by_sample = products.new_zeros(len(targets), products.shape[-1])
                 by_sample.index_add_(0, whose, products)
             scores[tap] = -by_sample
-        return Scored(scores=scores, features=features)
+        return BatchScores(scores=scores, features=features)
 
 
 def _differentiable(tap: str, output: Tensor) -> Tensor:

@@ -9,21 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.attention.estimators.batches import Batch, Batches
-from delta_transfer.attention.estimators.checkpoint import PartialFile
+from delta_transfer.attention.estimators.checkpoint import EstimateCheckpoint
 from delta_transfer.attention.estimators.convergence import Normalize
-from delta_transfer.attention.estimators.scorer import in_fast_layout
+from delta_transfer.attention.estimators.scorer import to_fast_memory_format
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.probe import Loss
 from delta_transfer.features.taps import Taps
-from delta_transfer.utils.distributed import processes
+from delta_transfer.utils.distributed import world_size
 from delta_transfer.utils.module_state import device_of
 
-PIECE = 4  # samples that the exact estimator scores at once on the CPU
+CHUNK_SIZE = 4  # samples that the exact estimator scores at once on the CPU
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Job:
+class EstimationJob:
     """What there is to estimate.
 
     Args:
@@ -36,9 +36,9 @@ class Job:
         memory: bytes for the copies of the exact estimator.
         precision: of the exact estimator.
         progress: called with the work done and the work to do (0 where it is not known).
-        partial: where the exact estimator keeps what it has, if anywhere.
+        checkpoint: where the exact estimator keeps what it has, if anywhere.
         seed: of everything that is drawn.
-        in_processes: whether each process of several scores its share of each batch.
+        distributed: whether each process of several scores its share of each batch.
     """
 
     networks: Sequence[nn.Module]
@@ -50,16 +50,16 @@ class Job:
     memory: int | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     progress: Callable[[int, int], None] | None = None
-    partial: PartialFile | None = None
+    checkpoint: EstimateCheckpoint | None = None
     seed: int = 0
-    in_processes: bool = False
+    distributed: bool = False
 
-    def piece(self, inputs: Inputs) -> int | None:
+    def chunk_size(self, inputs: Inputs) -> int | None:
         """How many samples the exact estimator scores at once; None for whole batches."""
         # The slow loop, which inputs that are no tensors take, makes no copies of them.
         if device_of(self.networks[0]).type != "cpu" or not isinstance(inputs, Tensor):
             return None
-        return PIECE * processes() if self.in_processes else PIECE
+        return CHUNK_SIZE * world_size() if self.distributed else CHUNK_SIZE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,35 +68,35 @@ class Estimate:
 
     Args:
         scores: tap -> `[C]`.
-        errors: tap -> `[C]`, their standard errors.
+        standard_errors: tap -> `[C]`, their standard errors.
         variance: tap -> scalar.
-        drivers: tap -> `[C, k]`.
+        influential_samples: tap -> `[C, k]`.
         uncertainty: tap -> the relative standard error of the attention.
         samples: how many were used.
     """
 
     scores: dict[str, Tensor]
-    errors: dict[str, Tensor]
+    standard_errors: dict[str, Tensor]
     variance: dict[str, Tensor]
-    drivers: dict[str, Tensor]
+    influential_samples: dict[str, Tensor]
     uncertainty: dict[str, float]
     samples: int
 
 
 @final
-class Work:
+class ProgressCounter:
     """How much is done of what there is to do; several threads may add to it.
 
     Args:
         progress: as of `Job`.
         total: how many units there are; 0 where it is not known.
-        channels: of all taps: so many units are a sample's, where a unit is a sample's channel.
+        num_channels: of all taps: so many units are a sample's, where a unit is a sample's channel.
     """
 
     def __init__(
-        self, progress: Callable[[int, int], None] | None, *, total: int, channels: int
+        self, progress: Callable[[int, int], None] | None, *, total: int, num_channels: int
     ) -> None:
-        self.channels = channels
+        self.num_channels = num_channels
         self._progress = progress
         self._total = total
         self._done = 0
@@ -110,16 +110,18 @@ class Work:
                 self._progress(self._done, max(self._total, self._done) if self._total else 0)
 
 
-def start_work(job: Job, batch: Batch) -> Work:
+def start_progress(job: EstimationJob, batch: Batch) -> ProgressCounter:
     """The work that begins with a batch, a unit for each channel of each sample."""
     if job.progress is None:
-        return Work(None, total=0, channels=0)
+        return ProgressCounter(None, total=0, num_channels=0)
     network = job.networks[0]
-    one = in_fast_layout(batch.inputs[:1], device_of(network))
+    one = to_fast_memory_format(batch.inputs[:1], device_of(network))
     with torch.no_grad(), Taps(network, job.taps) as taps:
         outputs = taps.record(one)
         channels = sum(out.shape[taps.channel_dims[tap]] for tap, out in outputs.items())
-    return Work(job.progress, total=(job.batches.count() or 0) * channels, channels=channels)
+    return ProgressCounter(
+        job.progress, total=(job.batches.count() or 0) * channels, num_channels=channels
+    )
 
 
 def check_finite(scores: Mapping[str, Tensor]) -> None:

@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.attention.estimators.scorer import (
-    Progress,
-    Scored,
+    BatchScores,
+    ProgressUpdate,
     Scorer,
-    concatenate,
-    in_fast_layout,
+    concatenate_scores,
+    to_fast_memory_format,
 )
 from delta_transfer.errors import UserError
-from delta_transfer.features.inputs import Inputs, share
-from delta_transfer.utils.distributed import gathered, processes, rank
+from delta_transfer.features.inputs import Inputs, shard
+from delta_transfer.utils.distributed import all_gather, rank, world_size
 from delta_transfer.utils.module_state import device_of
 
 S = TypeVar("S", bound=Scorer)
 
 
 @final
-class Shares(Generic[S]):
+class MultiDeviceScorer(Generic[S]):
     """A scorer that splits each batch between copies of a network.
 
     Args:
@@ -39,27 +39,29 @@ class Shares(Generic[S]):
         self._started = False
 
     def __call__(
-        self, inputs: Inputs, targets: Tensor, *, progress: Progress | None = None
-    ) -> Scored:
+        self, inputs: Inputs, targets: Tensor, *, progress: ProgressUpdate | None = None
+    ) -> BatchScores:
         """Scores of a batch, whichever device it is on."""
         count = min(len(self.scorers), len(targets))
 
-        def score(number: int) -> Scored:
+        def score(number: int) -> BatchScores:
             device = self._devices[number]
-            some = share(inputs, number, of=count), share(targets, number, of=count)
-            moved = in_fast_layout(some[0], device), some[1].to(device)
+            some = shard(inputs, number, num_shards=count), shard(targets, number, num_shards=count)
+            moved = to_fast_memory_format(some[0], device), some[1].to(device)
             return self.scorers[number](*moved, progress=progress)
 
         if count == 1 or not self._started:
             # One after the other at first: what scorers prepare then, such as graphs of the
             # network, is not made for several threads.
             self._started = count == len(self.scorers)
-            return concatenate([score(number) for number in range(count)])
+            return concatenate_scores([score(number) for number in range(count)])
         with ThreadPoolExecutor(count) as pool:
-            return concatenate(list(pool.map(score, range(count))))
+            return concatenate_scores(list(pool.map(score, range(count))))
 
 
-def on_devices(model: nn.Module, devices: Sequence[torch.device | str] | None) -> list[nn.Module]:
+def replicate_on_devices(
+    model: nn.Module, devices: Sequence[torch.device | str] | None
+) -> list[nn.Module]:
     """The network on each device: itself where it is there already (once), else a copy.
 
     Raises:
@@ -81,11 +83,11 @@ def on_devices(model: nn.Module, devices: Sequence[torch.device | str] | None) -
 
 
 @final
-class ProcessShares(Generic[S]):
+class ShardedScorer(Generic[S]):
     """A scorer that is given whole batches, scores a part of each and learns the other scores.
 
     All processes give it the same batches. The features are those of its own part alone: what is
-    made of them is put together in the end (`FeatureVariance.of_all_processes`).
+    made of them is put together in the end (`FeatureVariance.all_reduce`).
 
     Args:
         scorer: scores the parts.
@@ -95,30 +97,33 @@ class ProcessShares(Generic[S]):
         self.scorer = scorer
 
     def __call__(
-        self, inputs: Inputs, targets: Tensor, *, progress: Progress | None = None
-    ) -> Scored:
+        self, inputs: Inputs, targets: Tensor, *, progress: ProgressUpdate | None = None
+    ) -> BatchScores:
         """Scores of a batch, on the CPU."""
-        count = min(processes(), len(targets))
+        count = min(world_size(), len(targets))
         own = None
         if rank() < count:
-            some = share(inputs, rank(), of=count), share(targets, rank(), of=count)
+            some = shard(inputs, rank(), num_shards=count), shard(targets, rank(), num_shards=count)
             own = self.scorer(*some)
         scores = None if own is None else {tap: part.cpu() for tap, part in own.scores.items()}
-        parts = [Scored(scores=part, features={}) for part in gathered(scores) if part is not None]
-        found = concatenate(parts)
+        parts = [
+            BatchScores(scores=part, features={}) for part in all_gather(scores) if part is not None
+        ]
+        found = concatenate_scores(parts)
         if progress is not None:
             progress(len(targets) * sum(part.shape[1] for part in found.scores.values()))
         return found if own is None else dataclasses.replace(found, features=own.features)
 
 
-def check_shares(first: int) -> None:
+def check_shards_nonempty(batch_size: int) -> None:
     """Checks that each process has a sample of the first batch, which has so many.
 
     Raises:
         UserError: if one has none, and so would not know what features are like.
     """
-    if first < processes():
+    if batch_size < world_size():
         raise UserError(
-            f"channel attention of {first} pictures cannot be shared by {processes()} processes: "
+            f"channel attention of {batch_size} pictures cannot be shared by {world_size()} "
+            "processes: "
             "give fewer --devices, or more --attention-samples"
         )

@@ -9,21 +9,29 @@ from torch import Tensor
 
 from delta_transfer.attention.estimators.averaging import exact_scorer, first_order_scorer
 from delta_transfer.attention.estimators.batches import Batch
-from delta_transfer.attention.estimators.convergence import by_errors
-from delta_transfer.attention.estimators.job import Estimate, Job, Work, check_finite
-from delta_transfer.attention.estimators.parallel import check_shares
-from delta_transfer.attention.estimators.running import Running
-from delta_transfer.attention.estimators.sampling import Kept, Reservoir
-from delta_transfer.attention.estimators.scorer import Scored, concatenate
+from delta_transfer.attention.estimators.convergence import monte_carlo_error
+from delta_transfer.attention.estimators.job import (
+    Estimate,
+    EstimationJob,
+    ProgressCounter,
+    check_finite,
+)
+from delta_transfer.attention.estimators.parallel import check_shards_nonempty
+from delta_transfer.attention.estimators.running import RunningStatistics
+from delta_transfer.attention.estimators.sampling import Reservoir, ReservoirItem
+from delta_transfer.attention.estimators.scorer import BatchScores, concatenate_scores
 from delta_transfer.features.inputs import concatenate as joined
 
-PAIRS = 32_000  # of a sample and a channel, that are scored exactly
-FEWEST, MOST = 16, 64  # samples
-PART, LEAST = 4, 8  # no more than a fourth of the samples, or 8 where they are few
-FIRST_ORDER_PAIRS = 60  # one forward and backward pass takes about as long
+EXACT_PAIRS = 32_000  # of a sample and a channel, that are scored exactly
+MIN_BUDGET, MAX_BUDGET = 16, 64  # samples
+SAMPLES_PER_EXACT, MIN_EXACT_SAMPLES = (
+    4,
+    8,
+)  # no more than a fourth of the samples, or 8 where they are few
+FIRST_ORDER_COST = 60  # one forward and backward pass takes about as long
 
 
-def exact_samples(samples: int | None, *, channels: int) -> int:
+def num_exact_samples(samples: int | None, *, channels: int) -> int:
     """How many samples are scored exactly, of so many with so many channels in all taps.
 
     Args:
@@ -31,18 +39,18 @@ def exact_samples(samples: int | None, *, channels: int) -> int:
         channels: of all taps.
 
     Example:
-        >>> [exact_samples(n, channels=552) for n in (5, 20, 60, 1000, None)]
+        >>> [num_exact_samples(n, channels=552) for n in (5, 20, 60, 1000, None)]
         [5, 8, 15, 57, 57]
-        >>> exact_samples(1000, channels=3840)
+        >>> num_exact_samples(1000, channels=3840)
         16
     """
-    most = min(MOST, max(FEWEST, PAIRS // channels))
+    most = min(MAX_BUDGET, max(MIN_BUDGET, EXACT_PAIRS // channels))
     if samples is None:
         return most
-    return min(most, max(-(-samples // PART), min(LEAST, samples)))
+    return min(most, max(-(-samples // SAMPLES_PER_EXACT), min(MIN_EXACT_SAMPLES, samples)))
 
 
-def refined(job: Job) -> Estimate:
+def refined_estimate(job: EstimationJob) -> Estimate:
     """First-order scores of all samples, and what exact scores of a few say of them.
 
     Each sample's exact growth `E` is near to `b1 G + b2 |G|`, `G` its first-order score, with one
@@ -52,10 +60,10 @@ def refined(job: Job) -> Estimate:
     """
     first, work = _first_pass(job)
     plain = first.running.estimate(job.normalize)
-    count = exact_samples(plain.samples, channels=work.channels)
+    count = num_exact_samples(plain.samples, channels=work.num_channels)
     kept, probabilities = first.reservoir.draw(count)
     exact = _score_exactly(
-        job, kept, work, piece=job.piece(kept[0].sample.inputs) or first.largest
+        job, kept, work, chunk_size=job.chunk_size(kept[0].sample.inputs) or first.largest_batch
     ).scores
     check_finite(exact)
     scores, errors, uncertainty = {}, {}, {}
@@ -65,12 +73,14 @@ def refined(job: Job) -> Estimate:
             torch.stack([sample.scores[tap] for sample in kept]),
             probabilities,
             mean=statistics.mean,
-            mean_absolute=first.absolute[tap] / plain.samples,
+            mean_absolute=first.absolute_sums[tap] / plain.samples,
             samples=plain.samples,
         )
         scores[tap], errors[tap] = (part.to(plain.scores[tap]) for part in found)
-        uncertainty[tap] = by_errors(scores[tap], errors[tap], job.normalize, seed=job.seed)
-    return dataclasses.replace(plain, scores=scores, errors=errors, uncertainty=uncertainty)
+        uncertainty[tap] = monte_carlo_error(scores[tap], errors[tap], job.normalize, seed=job.seed)
+    return dataclasses.replace(
+        plain, scores=scores, standard_errors=errors, uncertainty=uncertainty
+    )
 
 
 def combine(
@@ -126,59 +136,65 @@ class _FirstPass:
     """What a pass over the samples has left of their first-order scores."""
 
     def __init__(self, taps: Sequence[str], *, limit: int, seed: int) -> None:
-        self.running = Running(taps)
-        self.absolute = {tap: torch.zeros((), dtype=torch.float64) for tap in taps}  # sums
+        self.running = RunningStatistics(taps)
+        self.absolute_sums = {tap: torch.zeros((), dtype=torch.float64) for tap in taps}  # sums
         self.reservoir = Reservoir(limit, seed=seed)
-        self.largest = 0  # batch
+        self.largest_batch = 0  # batch
 
-    def update(self, batch: Batch, scored: Scored) -> None:
-        self.running.update(scored, batch.positions)
+    def update(self, batch: Batch, scored: BatchScores) -> None:
+        self.running.update(scored, batch.indices)
         for tap, scores in scored.scores.items():
-            self.absolute[tap] = self.absolute[tap] + scores.cpu().double().abs().sum(dim=0)
+            self.absolute_sums[tap] = self.absolute_sums[tap] + scores.cpu().double().abs().sum(
+                dim=0
+            )
         self.reservoir.add(batch, scored.scores)
-        self.largest = max(self.largest, len(batch))
+        self.largest_batch = max(self.largest_batch, len(batch))
 
 
-def _first_pass(job: Job) -> tuple[_FirstPass, Work]:
+def _first_pass(job: EstimationJob) -> tuple[_FirstPass, ProgressCounter]:
     scorer = first_order_scorer(job)
     found: _FirstPass | None = None
     for batch in job.batches:
-        if job.in_processes and found is None:
-            check_shares(len(batch))
+        if job.distributed and found is None:
+            check_shards_nonempty(len(batch))
         scored = scorer(batch.inputs, batch.targets)
         if found is None:
             channels = sum(scores.shape[1] for scores in scored.scores.values())
-            limit = exact_samples(None, channels=channels)
+            limit = num_exact_samples(None, channels=channels)
             found = _FirstPass(job.taps, limit=limit, seed=job.seed)
-            work = _work(job, channels)
+            work = _make_progress(job, channels)
         found.update(batch, scored)
-        work.add(len(batch) * FIRST_ORDER_PAIRS)
+        work.add(len(batch) * FIRST_ORDER_COST)
     assert found is not None  # no data at all are an error of the batches
     return found, work
 
 
-def _work(job: Job, channels: int) -> Work:
+def _make_progress(job: EstimationJob, channels: int) -> ProgressCounter:
     samples = job.batches.count()
     total = 0
     if samples is not None:
-        total = samples * FIRST_ORDER_PAIRS + exact_samples(samples, channels=channels) * channels
-    return Work(job.progress, total=total, channels=channels)
+        total = (
+            samples * FIRST_ORDER_COST + num_exact_samples(samples, channels=channels) * channels
+        )
+    return ProgressCounter(job.progress, total=total, num_channels=channels)
 
 
-def _score_exactly(job: Job, kept: Sequence[Kept], work: Work, *, piece: int) -> Scored:
+def _score_exactly(
+    job: EstimationJob, items: Sequence[ReservoirItem], work: ProgressCounter, *, chunk_size: int
+) -> BatchScores:
     scorer, parts = exact_scorer(job), []
-    for _, alike in itertools.groupby(kept, key=_shape):
+    for _, alike in itertools.groupby(items, key=_shape):
         samples = [one.sample for one in alike]
-        for start in range(0, len(samples), piece):
-            some = samples[start : start + piece]
+        for start in range(0, len(samples), chunk_size):
+            some = samples[start : start + chunk_size]
             inputs = joined([sample.inputs for sample in some])
             targets = torch.cat([sample.targets for sample in some])
             scored = scorer(inputs, targets, progress=work.add)
             parts.append(dataclasses.replace(scored, features={}))
-    return concatenate(parts)
+    return concatenate_scores(parts)
 
 
-def _shape(kept: Kept) -> torch.Size | None:
+def _shape(item: ReservoirItem) -> torch.Size | None:
     """Of a sample that is a tensor: those of one shape go through the network together."""
-    inputs = kept.sample.inputs
+    inputs = item.sample.inputs
     return inputs.shape if isinstance(inputs, Tensor) else None

@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 from delta_transfer.attention.estimators.convergence import (
-    LEAST_BATCHES,
-    LEAST_SAMPLES,
+    MIN_BATCHES,
+    MIN_SAMPLES,
     Normalize,
-    by_jackknife,
+    jackknife_error,
 )
 from delta_transfer.attention.estimators.job import Estimate, check_finite
-from delta_transfer.attention.estimators.scorer import Scored
+from delta_transfer.attention.estimators.scorer import BatchScores
 from delta_transfer.attention.estimators.statistics import ScoreStatistics
 from delta_transfer.features.variance import FeatureVariance
 
 
 @final
-class Running:
+class RunningStatistics:
     """Statistics of each tap."""
 
     def __init__(self, taps: Sequence[str]) -> None:
@@ -31,10 +31,10 @@ class Running:
         """How many were scored."""
         return next(iter(self.statistics.values())).count
 
-    def update(self, scored: Scored, positions: Tensor) -> None:
-        """Takes in a batch's scores; `positions` says where its samples are in the data."""
+    def update(self, scored: BatchScores, indices: Tensor) -> None:
+        """Takes in a batch's scores; `indices` says where its samples are in the data."""
         for tap, statistics in self.statistics.items():
-            statistics.update(scored.scores[tap], positions=positions)
+            statistics.update(scored.scores[tap], indices=indices)
         for tap, features in scored.features.items():
             self.variances[tap].update(features)
 
@@ -46,7 +46,7 @@ class Running:
         """
         check_finite({tap: found.mean for tap, found in self.statistics.items()})
         return {
-            tap: by_jackknife(found, normalize, dtype=self._dtype(tap))
+            tap: jackknife_error(found, normalize, dtype=self._dtype(tap))
             for tap, found in self.statistics.items()
         }
 
@@ -54,21 +54,21 @@ class Running:
         """That of the tap's features, or float32 if they are in half precision."""
         return self.variances[tap].compute().dtype
 
-    def has_settled(self, normalize: Normalize, *, tolerance: float, batches: int) -> bool:
+    def has_converged(self, normalize: Normalize, *, tolerance: float, batches: int) -> bool:
         """Whether the attention of every tap is known to a tolerance, after so many batches."""
-        if batches < LEAST_BATCHES or self.samples < LEAST_SAMPLES:
+        if batches < MIN_BATCHES or self.samples < MIN_SAMPLES:
             return False
         return max(self.uncertainty(normalize).values()) <= tolerance
 
     def estimate(self, normalize: Normalize) -> Estimate:
         """The means over all samples."""
         found = self.statistics
-        variances = {tap: part.of_all_processes() for tap, part in self.variances.items()}
+        variances = {tap: part.all_reduce() for tap, part in self.variances.items()}
         return Estimate(
             scores={tap: found[tap].mean.to(self._dtype(tap)) for tap in found},
-            errors={tap: found[tap].errors.to(self._dtype(tap)) for tap in found},
+            standard_errors={tap: found[tap].standard_errors.to(self._dtype(tap)) for tap in found},
             variance={tap: part.compute().cpu() for tap, part in variances.items()},
-            drivers={tap: found[tap].drivers for tap in found},
+            influential_samples={tap: found[tap].influential_samples for tap in found},
             uncertainty=self.uncertainty(normalize),
             samples=self.samples,
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from delta_transfer.attention.estimators.batches import Batch
 
-FIRST = 32  # samples that say what size is usual
+WARMUP_SAMPLES = 32  # samples that say what size is usual
 BASE = 0.3  # the size of a sample whose scores are zero, where 1.3 is usual
 
 
@@ -39,7 +39,7 @@ def inclusion_probabilities(sizes: Tensor, count: int) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Kept:
+class ReservoirItem:
     """A sample that was kept.
 
     Args:
@@ -76,7 +76,7 @@ class Reservoir:
         self._usual: Tensor | None = None  # [taps], the mean over the first samples
         self._waiting: list[tuple[Batch, dict[str, Tensor], Tensor]] = []  # until that is known
         self._sizes: list[Tensor] = []
-        self._kept: list[Kept] = []
+        self._items: list[ReservoirItem] = []
         self._count = 0
 
     def add(self, batch: Batch, scores: dict[str, Tensor]) -> None:
@@ -84,40 +84,45 @@ class Reservoir:
         wide = {tap: rows.cpu().double() for tap, rows in scores.items()}
         norms = torch.stack([rows.square().mean(dim=1).sqrt() for rows in wide.values()], dim=1)
         self._waiting.append((batch, wide, norms))
-        if self._usual is not None or sum(len(one) for one, _, _ in self._waiting) >= FIRST:
-            self._take_in()
+        if (
+            self._usual is not None
+            or sum(len(one) for one, _, _ in self._waiting) >= WARMUP_SAMPLES
+        ):
+            self._process_pending()
 
-    def draw(self, count: int) -> tuple[list[Kept], Tensor]:
+    def draw(self, count: int) -> tuple[list[ReservoirItem], Tensor]:
         """So many samples, in the stream's order, and how likely each was drawn, `[m]`."""
-        self._take_in()
-        chosen = sorted(self._kept[:count], key=lambda kept: kept.index)
+        self._process_pending()
+        chosen = sorted(self._items[:count], key=lambda kept: kept.index)
         probabilities = inclusion_probabilities(torch.cat(self._sizes), len(chosen))
         return chosen, probabilities[[kept.index for kept in chosen]]
 
-    def _take_in(self) -> None:
+    def _process_pending(self) -> None:
         if self._usual is None:
-            self._usual = torch.cat([norms for _, _, norms in self._waiting])[:FIRST].mean(dim=0)
+            self._usual = torch.cat([norms for _, _, norms in self._waiting])[:WARMUP_SAMPLES].mean(
+                dim=0
+            )
         for batch, scores, norms in self._waiting:
             # A tap whose scores were all zero has no say.
             relative = torch.where(self._usual > 0, norms / self._usual, 0.0)
             sizes = relative.mean(dim=1) + BASE
             draws = torch.rand(len(batch), generator=self._generator, dtype=torch.float64)
             self._sizes.append(sizes)
-            self._keep(batch, scores, draws / sizes)
+            self._insert(batch, scores, draws / sizes)
         self._waiting.clear()
 
-    def _keep(self, batch: Batch, scores: dict[str, Tensor], keys: Tensor) -> None:
+    def _insert(self, batch: Batch, scores: dict[str, Tensor], keys: Tensor) -> None:
         for i, key in enumerate(keys.tolist()):
-            if len(self._kept) < self._limit or key < self._kept[-1].key:
+            if len(self._items) < self._limit or key < self._items[-1].key:
                 # Copies, which do not keep the whole batch.
-                self._kept.append(
-                    Kept(
+                self._items.append(
+                    ReservoirItem(
                         sample=batch[torch.tensor([i])],
                         scores={tap: rows[i].clone() for tap, rows in scores.items()},
                         index=self._count + i,
                         key=key,
                     )
                 )
-                self._kept.sort(key=lambda kept: kept.key)
-                del self._kept[self._limit :]
+                self._items.sort(key=lambda kept: kept.key)
+                del self._items[self._limit :]
         self._count += len(batch)

@@ -7,15 +7,15 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from delta_transfer.features.inputs import Inputs, Some
+from delta_transfer.features.inputs import Inputs, InputsT
 from delta_transfer.features.probe import Loss
 
-Progress = Callable[[int], None]
+ProgressUpdate = Callable[[int], None]
 """Called with how many more pairs of a sample and a channel are done."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Scored:
+class BatchScores:
     """The scores of a batch.
 
     Args:
@@ -36,13 +36,13 @@ class Scorer(Protocol):
     """
 
     def __call__(
-        self, inputs: Inputs, targets: Tensor, *, progress: Progress | None = None
-    ) -> Scored:
+        self, inputs: Inputs, targets: Tensor, *, progress: ProgressUpdate | None = None
+    ) -> BatchScores:
         """Scores of a batch: B inputs on the network's device, and their targets."""
         ...  # pragma: no cover
 
 
-def sample_losses(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
+def per_sample_losses(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
     """The loss of each sample, as that of a batch of one.
 
     For a mean over samples, such as cross entropy, their mean is the loss of the batch. A mean that
@@ -62,7 +62,7 @@ def sample_losses(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
 
     Example:
         >>> from torch.nn.functional import mse_loss
-        >>> sample_losses(mse_loss, torch.zeros(2, 3), torch.tensor([[1.0] * 3, [2.0] * 3]))
+        >>> per_sample_losses(mse_loss, torch.zeros(2, 3), torch.tensor([[1.0] * 3, [2.0] * 3]))
         tensor([1., 4.])
     """
 
@@ -81,15 +81,15 @@ def sample_losses(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
     return losses
 
 
-def in_fast_layout(inputs: Some, device: torch.device | None = None) -> Some:
+def to_fast_memory_format(inputs: InputsT, device: torch.device | None = None) -> InputsT:
     """Inputs on a device, pictures in the memory layout in which convolutions are fastest."""
     if isinstance(inputs, Tensor) and inputs.ndim == 4:
         there = device or inputs.device
-        return cast(Some, inputs.to(there, memory_format=torch.channels_last))
+        return cast(InputsT, inputs.to(there, memory_format=torch.channels_last))
     return inputs if device is None else inputs.to(device)
 
 
-def concatenate(parts: Sequence[Scored]) -> Scored:
+def concatenate_scores(parts: Sequence[BatchScores]) -> BatchScores:
     """The scores of several parts of a batch as those of one, on the first part's device."""
     first = parts[0]
     if len(parts) == 1:
@@ -98,7 +98,7 @@ def concatenate(parts: Sequence[Scored]) -> Scored:
     def joined(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat([tensor.to(tensors[0].device) for tensor in tensors])
 
-    return Scored(
+    return BatchScores(
         scores={tap: joined([part.scores[tap] for part in parts]) for tap in first.scores},
         features={tap: joined([part.features[tap] for part in parts]) for tap in first.features},
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 from delta_transfer.features.variance import Moments
 
 GROUPS = 10
-DRIVERS = 4
+NUM_INFLUENTIAL = 4
 
 
 @final
@@ -32,26 +32,26 @@ class ScoreStatistics:
         self._group_counts = torch.zeros(GROUPS, dtype=torch.float64)
         self._group_sums = torch.zeros(GROUPS, 0, dtype=torch.float64)
         self._largest = torch.zeros(0, 0, dtype=torch.float64)
-        self._drivers = torch.zeros(0, 0, dtype=torch.int64)
+        self._influential_samples = torch.zeros(0, 0, dtype=torch.int64)
 
-    def update(self, scores: Tensor, *, positions: Tensor) -> None:
+    def update(self, scores: Tensor, *, indices: Tensor) -> None:
         """Takes in the scores `[B, C]` of samples whose positions in the data are `[B]`."""
         rows = scores.detach().cpu().double()
         if self.count == 0:
             channels = rows.shape[1]
             self._group_sums = rows.new_zeros(GROUPS, channels)
             self._largest = rows.new_zeros(0, channels)
-            self._drivers = torch.zeros(0, channels, dtype=torch.int64)
+            self._influential_samples = torch.zeros(0, channels, dtype=torch.int64)
         groups = torch.arange(self.count, self.count + len(rows)) % GROUPS
         self._group_counts += torch.bincount(groups, minlength=GROUPS)
         self._group_sums.index_add_(0, groups, rows)
         self._moments.update(rows)
         # Stable, so that of equal ones the first stays, whatever the batches.
         growth = torch.cat([self._largest, rows])
-        order = growth.sort(dim=0, descending=True, stable=True).indices[:DRIVERS]
-        where = positions.cpu().unsqueeze(1).expand(rows.shape)
+        order = growth.sort(dim=0, descending=True, stable=True).indices[:NUM_INFLUENTIAL]
+        where = indices.cpu().unsqueeze(1).expand(rows.shape)
         self._largest = growth.gather(0, order)
-        self._drivers = torch.cat([self._drivers, where]).gather(0, order)
+        self._influential_samples = torch.cat([self._influential_samples, where]).gather(0, order)
 
     @property
     def count(self) -> int:
@@ -64,19 +64,19 @@ class ScoreStatistics:
         return self._moments.mean.clone()
 
     @property
-    def errors(self) -> Tensor:
+    def standard_errors(self) -> Tensor:
         """Standard errors of the mean `[C]`, float64; NaN of fewer than two samples."""
         if self.count < 2:
             return torch.full_like(self._moments.mean, torch.nan)
         return (self._moments.squares / (self.count - 1) / self.count).sqrt()
 
     @property
-    def drivers(self) -> Tensor:
+    def influential_samples(self) -> Tensor:
         """`[C, k]`: where the samples are whose loss grows most, most first; k is 4 or fewer."""
-        return self._drivers.T.contiguous()
+        return self._influential_samples.T.contiguous()
 
     @property
-    def means_without_a_group(self) -> Tensor:
+    def leave_one_group_out_means(self) -> Tensor:
         """`[G, C]`: the means of all samples but those of one group; G is 10 or fewer."""
         found = self._group_counts > 0
         if self.count == 0 or found.sum() < 2:

@@ -9,17 +9,17 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, Output
 from torch.fx import Node
 from torch.nn.utils import fuse_conv_bn_weights
 
-from delta_transfer.attention.graph.graph import CONVOLUTION, Graph, is_view, owner
+from delta_transfer.attention.graph.graph import CONVOLUTION, ComputationGraph, is_view, owner
 from delta_transfer.features.taps import Taps
 
 aten = torch.ops.aten
 
 
-class NotCaptured(Exception):
+class CaptureError(Exception):
     """The network's operations cannot be written down as a graph."""
 
 
-def capture(model: nn.Module, inputs: Tensor, taps: Sequence[str]) -> Graph:
+def capture(model: nn.Module, inputs: Tensor, taps: Sequence[str]) -> ComputationGraph:
     """The graph of a network in eval mode, its batch norms folded into its convolutions.
 
     Args:
@@ -28,7 +28,7 @@ def capture(model: nn.Module, inputs: Tensor, taps: Sequence[str]) -> Graph:
         taps: module names.
 
     Raises:
-        NotCaptured: if torch.export cannot follow the network.
+        CaptureError: if torch.export cannot follow the network.
     """
     channel_dims: dict[str, int] = {}
     try:
@@ -39,10 +39,10 @@ def capture(model: nn.Module, inputs: Tensor, taps: Sequence[str]) -> Graph:
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
                 strict=False,
             )
-            if not _replace_changes_in_place(program.graph_module.graph):
+            if not _functionalize(program.graph_module.graph):
                 program = program.run_decompositions({})
     except Exception as error:  # whatever a network may do in Python
-        raise NotCaptured(str(error).strip().partition("\n")[0]) from error
+        raise CaptureError(str(error).strip().partition("\n")[0]) from error
     graph, signature = program.graph_module.graph, program.graph_signature
     constants, inputs_node = _placeholders(
         graph.nodes, signature, {**program.constants, **program.state_dict}
@@ -53,12 +53,16 @@ def capture(model: nn.Module, inputs: Tensor, taps: Sequence[str]) -> Graph:
             if user.target is aten.clone.default and not user.kwargs:  # Taps hands on a copy
                 user.replace_all_uses_with(node)
                 graph.erase_node(user)
-    _fold_batch_norms(graph, constants, keep=recorded)
+    _fuse_batch_norms(graph, constants, keep=recorded)
     logits, *recorded = _results(graph)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    return Graph(
+    return ComputationGraph(
         operations=tuple(node for node in graph.nodes if node.op == "call_function"),
-        constants={node: _as_weights(tensor) for node, tensor in constants.items() if node.users},
+        constants={
+            node: _kernel_to_channels_last(tensor)
+            for node, tensor in constants.items()
+            if node.users
+        },
         inputs=inputs_node,
         logits=logits,
         taps=dict(zip(taps, recorded, strict=True)),
@@ -71,7 +75,7 @@ def _results(graph: torch.fx.Graph) -> list[Node]:
     (output,) = (node for node in graph.nodes if node.op == "output")
     results: Any = output.args[0]
     if not all(isinstance(node, Node) for node in results):
-        raise NotCaptured("a tap or the logits do not depend on the inputs")
+        raise CaptureError("a tap or the logits do not depend on the inputs")
     return list(results)
 
 
@@ -96,7 +100,7 @@ def _placeholders(
 ) -> tuple[dict[Node, Tensor], Node]:
     """The values of all placeholders but the batch, and the batch."""
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in signature.output_specs):
-        raise NotCaptured("it changes its own buffers in eval mode")
+        raise CaptureError("it changes its own buffers in eval mode")
     by_name = {node.name: node for node in nodes if node.op == "placeholder"}
     constants: dict[Node, Tensor] = {}
     batches = []
@@ -110,12 +114,12 @@ def _placeholders(
     return constants, batch
 
 
-def _as_weights(tensor: Tensor) -> Tensor:
+def _kernel_to_channels_last(tensor: Tensor) -> Tensor:
     """Kernels in channels_last, which convolutions of many small maps are fastest in."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def _replace_changes_in_place(graph: torch.fx.Graph) -> bool:
+def _functionalize(graph: torch.fx.Graph) -> bool:
     """Puts plain operations in the place of those that change a value; False where that is not all.
 
     It is not where the memory that is changed is seen through another value later.
@@ -124,32 +128,34 @@ def _replace_changes_in_place(graph: torch.fx.Graph) -> bool:
     family: dict[Node, list[Node]] = {}
     for node in graph.nodes:
         family.setdefault(owner(node), []).append(node)
-    changes = [node for node in graph.nodes if _changes(node)]
+    changes = [node for node in graph.nodes if _mutates_input(node)]
     for node in changes:
-        same = set(_line(node.args[0], through=_changes))  # they are all replaced, one by one
+        same = set(
+            _alias_chain(node.args[0], through=_mutates_input)
+        )  # they are all replaced, one by one
         others = [
             value
             for value in family[owner(node)]
-            if value not in same and node not in _line(value, through=is_view)
+            if value not in same and node not in _alias_chain(value, through=is_view)
         ]
         seen = any(position[user] > position[node] for value in others for user in value.users)
-        if seen or _plain(node.target) is None:
+        if seen or _out_of_place(node.target) is None:
             return False
     for node in changes:
         changed = node.args[0]
-        node.target = _plain(node.target)
+        node.target = _out_of_place(node.target)
         for user in list(changed.users):
             if position[user] > position[node]:
                 user.replace_input_with(changed, node)
     return True
 
 
-def _changes(node: Node) -> bool:
+def _mutates_input(node: Node) -> bool:
     """Whether an operation writes over its first input."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def _line(node: Node, *, through: Callable[[Node], bool]) -> list[Node]:
+def _alias_chain(node: Node, *, through: Callable[[Node], bool]) -> list[Node]:
     """A value and those that it comes from, as long as they share its memory."""
     line = [node]
     while through(line[-1]):
@@ -157,14 +163,14 @@ def _line(node: Node, *, through: Callable[[Node], bool]) -> list[Node]:
     return line
 
 
-def _plain(operation: Any) -> Any:
+def _out_of_place(operation: Any) -> Any:
     """The operation that returns what this one writes over its first input, None without one."""
     name = operation._schema.name.partition("::")[2]
     packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
     return getattr(packet, operation._overloadname, None)
 
 
-def _fold_batch_norms(
+def _fuse_batch_norms(
     graph: torch.fx.Graph, constants: dict[Node, Tensor], *, keep: Sequence[Node]
 ) -> None:
     """Batch norms that follow a convolution become part of its weights."""
@@ -185,14 +191,14 @@ def _fold_batch_norms(
             and len(convolution.users) == 1
             and convolution.args[1] in constants
         ):
-            _fold(graph, constants, convolution, (mean, variance, eps, weight, bias))
+            _fuse(graph, constants, convolution, (mean, variance, eps, weight, bias))
             output.replace_all_uses_with(convolution)
             graph.erase_node(output)
             if output is not norm:
                 graph.erase_node(norm)
 
 
-def _fold(
+def _fuse(
     graph: torch.fx.Graph,
     constants: dict[Node, Tensor],
     convolution: Node,

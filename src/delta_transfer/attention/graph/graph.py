@@ -17,7 +17,7 @@ LINEAR = aten.linear.default
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Graph:
+class ComputationGraph:
     """What a network computes from a batch of any size.
 
     Args:
@@ -41,25 +41,25 @@ class Graph:
         operations: Sequence[Node],
         values: dict[Node, Any],
         *,
-        rows: int,
+        batch_size: int,
         keep: Iterable[Node],
-        instead: Mapping[Node, Callable[[], Tensor]] | None = None,
-        find: Callable[[Node], Tensor] | None = None,
+        overrides: Mapping[Node, Callable[[], Tensor]] | None = None,
+        resolve: Callable[[Node], Tensor] | None = None,
     ) -> dict[Node, Any]:
         """Runs some operations.
 
         Args:
             operations: in their order.
             values: those that are known already; each is let go of after its last use.
-            rows: size of the batch.
+            batch_size: size of the batch.
             keep: values that are wanted.
-            instead: how some of the operations are to be computed.
-            find: makes a value that is neither known nor among the results; it is not kept.
+            overrides: how some of the operations are to be computed.
+            resolve: makes a value that is neither known nor among the results; it is not kept.
 
         Returns:
             The values that are wanted.
         """
-        wanted, otherwise = set(keep), instead or {}
+        wanted, otherwise = set(keep), overrides or {}
         last = last_uses(operations)
 
         def look_up(node: Node) -> Any:
@@ -68,9 +68,9 @@ class Graph:
             if node in self.constants:
                 return self.constants[node]
             if is_size(node):
-                return at_rows(node.meta["val"], rows)
-            assert find is not None, node
-            return find(node)
+                return concrete_size(node.meta["val"], batch_size)
+            assert resolve is not None, node
+            return resolve(node)
 
         for operation in operations:
             if operation in otherwise:
@@ -86,7 +86,7 @@ class Graph:
         return {node: values[node] for node in wanted}
 
 
-def reachable(start: Node) -> set[Node]:
+def downstream_nodes(start: Node) -> set[Node]:
     """The values that depend on one, itself left out."""
     seen: set[Node] = set()
     waiting = [start]
@@ -113,19 +113,19 @@ def is_size(node: Node) -> bool:
     return isinstance(node.meta.get("val"), torch.SymInt | int)
 
 
-def at_rows(size: Any, rows: int) -> int:
+def concrete_size(size: Any, batch_size: int) -> int:
     """A size for a batch of so many rows."""
-    return _evaluate(size.node.expr, rows) if isinstance(size, torch.SymInt) else int(size)
+    return _evaluate(size.node.expr, batch_size) if isinstance(size, torch.SymInt) else int(size)
 
 
 @functools.cache
-def _evaluate(expression: Any, rows: int) -> int:
-    return int(expression.subs({symbol: rows for symbol in expression.free_symbols}))
+def _evaluate(expression: Any, batch_size: int) -> int:
+    return int(expression.subs({symbol: batch_size for symbol in expression.free_symbols}))
 
 
-def shape(node: Node, rows: int) -> tuple[int, ...]:
+def shape(node: Node, batch_size: int) -> tuple[int, ...]:
     """The shape of a tensor for a batch of so many rows."""
-    return tuple(at_rows(size, rows) for size in node.meta["val"].shape)
+    return tuple(concrete_size(size, batch_size) for size in node.meta["val"].shape)
 
 
 def batch_dim(node: Node) -> int | None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from delta_transfer.attention.graph.graph import Graph, at_rows, is_size, is_view
-from delta_transfer.attention.graph.suffix import Suffix, needed
+from delta_transfer.attention.graph.graph import ComputationGraph, concrete_size, is_size, is_view
+from delta_transfer.attention.graph.suffix import DownstreamGraph, required_values
 from delta_transfer.errors import UserError
 
 aten = torch.ops.aten
@@ -19,15 +19,15 @@ COPIES = (aten.reshape.default, aten.flatten.using_ints, aten.contiguous.default
 MIB = 2**20
 CPU_MEMORY = 96 * MIB  # larger batches of copies leave the caches and are slower
 OTHER_MEMORY = 1024 * MIB
-GPU_SHARE = 0.5  # of the memory that is free
-ROOM = 0.9  # of the memory is planned with: small values are not counted
+GPU_FRACTION = 0.5  # of the memory that is free
+USABLE_FRACTION = 0.9  # of the memory is planned with: small values are not counted
 LOSS_COPIES = 6  # of the logits, in their own precision, that a loss in double precision takes
 
 
 def default_memory(device: torch.device) -> int:
     """Bytes for the values of a pass."""
     if device.type == "cuda":
-        return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+        return int(GPU_FRACTION * torch.cuda.mem_get_info(device)[0])
     return CPU_MEMORY if device.type == "cpu" else OTHER_MEMORY
 
 
@@ -35,20 +35,20 @@ class Budget:
     """How many samples, and how many copies of them, fit into memory.
 
     Args:
-        suffixes: of the taps of one network.
+        subgraphs: of the taps of one network.
         memory: bytes.
     """
 
-    def __init__(self, suffixes: Mapping[str, Suffix], memory: int) -> None:
-        self._suffixes = suffixes
+    def __init__(self, subgraphs: Mapping[str, DownstreamGraph], memory: int) -> None:
+        self._subgraphs = subgraphs
         self._memory = memory
-        self._graph = next(iter(suffixes.values())).graph
-        self._needed = needed(suffixes.values())
+        self._graph = next(iter(subgraphs.values())).graph
+        self._needed = required_values(subgraphs.values())
         # What was asked before: walking through the graph takes a while.
         self._samples: dict[int, int] = {}
         self._copies: dict[tuple[str, int], int] = {}
 
-    def samples(self, most: int) -> int:
+    def max_samples(self, most: int) -> int:
         """How many samples a plain pass may have so that one copy of them fits for each tap.
 
         Raises:
@@ -58,25 +58,26 @@ class Budget:
             self._samples[most] = self._most_samples(most)
         return self._samples[most]
 
-    def copies(self, tap: str, samples: int) -> int:
+    def max_copies(self, tap: str, samples: int) -> int:
         """How many copies of so many samples can be run at once, 1 or more."""
         if (tap, samples) not in self._copies:
-            rest = int(ROOM * self._memory - self._fixed(tap, samples))
+            rest = int(USABLE_FRACTION * self._memory - self._fixed(tap, samples))
             self._copies[tap, samples] = max(1, rest // max(1, self._per_copy(tap, samples)))
         return self._copies[tap, samples]
 
     def _most_samples(self, most: int) -> int:
-        while most > 1 and self._least(most) > ROOM * self._memory:
+        while most > 1 and self._min_bytes(most) > USABLE_FRACTION * self._memory:
             most = (most + 1) // 2
-        if self._least(most) > ROOM * self._memory:
+        if self._min_bytes(most) > USABLE_FRACTION * self._memory:
             raise UserError(
                 f"exact attention: memory of {self._memory / MIB:.1f} MiB is too little for one "
-                f"sample, which needs {self._least(1) / ROOM / MIB:.1f} MiB: give more, or smaller "
+                f"sample, which needs {self._min_bytes(1) / USABLE_FRACTION / MIB:.1f} MiB: give "
+                "more, or smaller "
                 "inputs"
             )
         return most
 
-    def _least(self, samples: int) -> int:
+    def _min_bytes(self, samples: int) -> int:
         plain = peak_bytes(
             self._graph,
             self._graph.operations,
@@ -85,33 +86,33 @@ class Budget:
             keep=self._needed,
         )
         copies = (
-            self._fixed(tap, samples) + self._per_copy(tap, samples) for tap in self._suffixes
+            self._fixed(tap, samples) + self._per_copy(tap, samples) for tap in self._subgraphs
         )
         return max(plain, *copies)
 
     def _fixed(self, tap: str, samples: int) -> int:
         """The values of the plain pass, and what the front is with all channels off."""
-        suffix = self._suffixes[tap]
+        suffix = self._subgraphs[tap]
         kept = {_storage(node) for node in (*self._needed, self._graph.inputs)}
-        off = 2 * size_in_bytes(_storage(suffix.front), samples)
+        off = 2 * size_in_bytes(_storage(suffix.cut_point), samples)
         return off + sum(size_in_bytes(node, samples) for node in kept)
 
     def _per_copy(self, tap: str, samples: int) -> int:
-        suffix = self._suffixes[tap]
+        suffix = self._subgraphs[tap]
         values = peak_bytes(
             self._graph,
             suffix.operations,
             samples,
-            known=[suffix.front] if suffix.copies_front else [],
+            known=[suffix.cut_point] if suffix.copies_cut_point else [],
             keep=[self._graph.logits],
         )
         return values + LOSS_COPIES * size_in_bytes(_storage(self._graph.logits), samples)
 
 
 def peak_bytes(
-    graph: Graph,
+    graph: ComputationGraph,
     operations: Sequence[Node],
-    rows: int,
+    batch_size: int,
     *,
     known: Iterable[Node] = (),
     keep: Iterable[Node] = (),
@@ -123,7 +124,7 @@ def peak_bytes(
     Args:
         graph: that they belong to.
         operations: in their order.
-        rows: size of the batch.
+        batch_size: size of the batch.
         known: values that are there from the start, and until their last use.
         keep: values that stay to the end.
     """
@@ -134,27 +135,27 @@ def peak_bytes(
     for position, operation in enumerate(operations):
         for node in (operation, *operation.all_input_nodes):
             last[_storage(node)] = position
-    total = sum(size_in_bytes(node, rows) for node in start)
+    total = sum(size_in_bytes(node, batch_size) for node in start)
     most = total
     for position, operation in enumerate(operations):
         # Values from beside are repeated for the operation alone.
         beside = {_storage(node) for node in operation.all_input_nodes} - own - set(graph.constants)
-        total += size_in_bytes(operation, rows)
-        most = max(most, total + sum(size_in_bytes(node, rows) for node in beside))
+        total += size_in_bytes(operation, batch_size)
+        most = max(most, total + sum(size_in_bytes(node, batch_size) for node in beside))
         used = {_storage(node) for node in (operation, *operation.all_input_nodes)}
         over = {node for node in used & own if last[node] == position} - kept
-        total -= sum(size_in_bytes(node, rows) for node in over)
+        total -= sum(size_in_bytes(node, batch_size) for node in over)
     return most
 
 
-def size_in_bytes(node: Node, rows: int) -> int:
+def size_in_bytes(node: Node, batch_size: int) -> int:
     """Of the memory that a value takes up by itself; nothing for a view of another."""
     if is_size(node) or _storage(node) is not node:
         return 0
     value = node.meta["val"]
     parts = value if isinstance(value, tuple | list) else (value,)
     return sum(
-        math.prod(at_rows(size, rows) for size in part.shape) * part.element_size()
+        math.prod(concrete_size(size, batch_size) for size in part.shape) * part.element_size()
         for part in parts
         if isinstance(part, Tensor)
     )

@@ -11,24 +11,24 @@ from torch.fx import Node
 from delta_transfer.attention.graph.graph import (
     CONVOLUTION,
     LINEAR,
-    Graph,
+    ComputationGraph,
     batch_dim,
+    downstream_nodes,
     is_size,
-    reachable,
     shape,
 )
 
-Values = Mapping[Node, Tensor]
+NodeValues = Mapping[Node, Tensor]
 
 # What a convolution is given if its stride, padding, dilation and groups are not.
-GEOMETRY = ((1, 1), (0, 0), (1, 1), 1)
+CONVOLUTION_DEFAULTS = ((1, 1), (0, 0), (1, 1), 1)
 
 # A feature that differs by less, in units of the largest one's rounding error, is unchanged.
 UNCHANGED = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Suffix:
+class DownstreamGraph:
     """The part of a network that a channel of a tap can change.
 
     It starts at the front: the last value in which switching off a channel of the tap changes that
@@ -39,63 +39,64 @@ class Suffix:
     Args:
         graph: of the network.
         tap: the tapped value.
-        front: where the suffix starts.
+        cut_point: where the suffix starts.
         channel_dim: where the channels of the front are.
-        width: how many channels there are.
-        approach: the operations from the tap to the front.
+        num_channels: how many channels there are.
+        channelwise_prefix: the operations from the tap to the front.
         operations: those after the front.
-        updated: those of them that are updated.
+        rank_one_updates: those of them that are updated.
     """
 
-    graph: Graph
+    graph: ComputationGraph
     tap: Node
-    front: Node
+    cut_point: Node
     channel_dim: int
-    width: int
-    approach: tuple[Node, ...]
+    num_channels: int
+    channelwise_prefix: tuple[Node, ...]
     operations: tuple[Node, ...]
-    updated: tuple[Node, ...]
+    rank_one_updates: tuple[Node, ...]
 
     @property
-    def copies_front(self) -> bool:
+    def copies_cut_point(self) -> bool:
         """Whether anything needs the front itself, with a channel switched off."""
-        return self.front is self.graph.logits or any(
-            user in self.operations and user not in self.updated for user in self.front.users
+        return self.cut_point is self.graph.logits or any(
+            user in self.operations and user not in self.rank_one_updates
+            for user in self.cut_point.users
         )
 
     @property
-    def needs(self) -> set[Node]:
+    def required_values(self) -> set[Node]:
         """The values of a plain pass that the copies are made from."""
-        known = {self.tap, *self.approach, *self.operations, *self.graph.constants}
+        known = {self.tap, *self.channelwise_prefix, *self.operations, *self.graph.constants}
         beside = {
             node
-            for operation in (*self.approach, *self.operations)
-            if operation not in self.updated
+            for operation in (*self.channelwise_prefix, *self.operations)
+            if operation not in self.rank_one_updates
             for node in operation.all_input_nodes
             if node not in known and not is_size(node)
         }
-        return beside | {self.tap, self.front, *self.updated}
+        return beside | {self.tap, self.cut_point, *self.rank_one_updates}
 
-    def switched_off(self, base: Values) -> Tensor:
+    def ablated_cut_point(self, base: NodeValues) -> Tensor:
         """The front when all channels of the tap are off, of which each is used by itself."""
         zeros = torch.zeros_like(base[self.tap])
-        if self.front is self.tap:
+        if self.cut_point is self.tap:
             return zeros
         found: dict[Node, Tensor] = self.graph.run(
-            self.approach,
+            self.channelwise_prefix,
             {self.tap: zeros},
-            rows=len(base[self.graph.logits]),
-            keep=[self.front],
-            find=base.__getitem__,
+            batch_size=len(base[self.graph.logits]),
+            keep=[self.cut_point],
+            resolve=base.__getitem__,
         )
-        return found[self.front]
+        return found[self.cut_point]
 
-    def logits(self, base: Values, off: Tensor, channels: Tensor) -> Tensor:
+    def logits(self, base: NodeValues, ablated: Tensor, channels: Tensor) -> Tensor:
         """Logits of a batch, once for each channel that is off.
 
         Args:
             base: values of a plain pass of B samples, at least those in `needs`.
-            off: as `switched_off` returns it.
+            ablated: as `ablated_cut_point` returns it.
             channels: `[K]`, indices.
 
         Returns:
@@ -103,61 +104,61 @@ class Suffix:
         """
         logits = self.graph.logits
         rows, count = len(base[logits]), len(channels)
-        if self.front is not logits and logits not in self.operations:  # the tap leads nowhere
+        if self.cut_point is not logits and logits not in self.operations:  # the tap leads nowhere
             return base[logits].expand(count, *base[logits].shape)
-        delta = _delta(base[self.front], off, self.channel_dim, channels)
+        delta = _delta(base[self.cut_point], ablated, self.channel_dim, channels)
         instead: dict[Node, Callable[[], Tensor]] = {
-            operation: lambda operation=operation: _update(  # type: ignore[misc]
+            operation: lambda operation=operation: _rank_one_update(  # type: ignore[misc]
                 self.graph, operation, base[operation], delta, channels, self.channel_dim
             )
-            for operation in self.updated
+            for operation in self.rank_one_updates
         }
         values: dict[Node, Any] = {}
-        if self.copies_front:
-            values[self.front] = _copies(
-                base[self.front], off, self.front, self.channel_dim, channels
+        if self.copies_cut_point:
+            values[self.cut_point] = _ablated_copies(
+                base[self.cut_point], ablated, self.cut_point, self.channel_dim, channels
             )
         found: dict[Node, Tensor] = self.graph.run(
             self.operations,
             values,
-            rows=rows * count,
+            batch_size=rows * count,
             keep=[logits],
-            instead=instead,
-            find=lambda node: _repeat(base[node], node, count),
+            overrides=instead,
+            resolve=lambda node: _repeat(base[node], node, count),
         )
         return found[logits].reshape(count, rows, *found[logits].shape[1:])
 
 
-def needed(suffixes: Iterable[Suffix]) -> set[Node]:
+def required_values(subgraphs: Iterable[DownstreamGraph]) -> set[Node]:
     """The values of a plain pass that the copies of several suffixes are made from."""
-    suffixes = list(suffixes)
-    return {suffixes[0].graph.logits}.union(*(suffix.needs for suffix in suffixes))
+    subgraphs = list(subgraphs)
+    return {subgraphs[0].graph.logits}.union(*(suffix.required_values for suffix in subgraphs))
 
 
-def plain_pass(suffixes: Mapping[str, Suffix], inputs: Tensor) -> dict[Node, Tensor]:
+def baseline_pass(subgraphs: Mapping[str, DownstreamGraph], inputs: Tensor) -> dict[Node, Tensor]:
     """What the network computes from a batch with all channels on: the values that are needed."""
-    graph = next(iter(suffixes.values())).graph
+    graph = next(iter(subgraphs.values())).graph
     return graph.run(
         graph.operations,
         {graph.inputs: inputs},
-        rows=len(inputs),
-        keep=needed(suffixes.values()),
+        batch_size=len(inputs),
+        keep=required_values(subgraphs.values()),
     )
 
 
-def start_suffix(graph: Graph, tap: str) -> Suffix:
+def initial_subgraph(graph: ComputationGraph, tap: str) -> DownstreamGraph:
     """The suffix whose front is the tap itself."""
     node, dim = graph.taps[tap], graph.channel_dims[tap]
-    return _suffix(graph, node, node, dim, shape(node, 2)[dim])
+    return _make_subgraph(graph, node, node, dim, shape(node, 2)[dim])
 
 
-def most_active(suffix: Suffix, base: Values, count: int) -> Tensor:
+def most_active(subgraph: DownstreamGraph, base: NodeValues, count: int) -> Tensor:
     """The channels with the largest features at the tap, where the suffix starts: `[count]`."""
-    size = base[suffix.tap].abs().movedim(suffix.channel_dim, 0).flatten(1).sum(dim=1)
-    return size.topk(min(count, suffix.width)).indices
+    size = base[subgraph.tap].abs().movedim(subgraph.channel_dim, 0).flatten(1).sum(dim=1)
+    return size.topk(min(count, subgraph.num_channels)).indices
 
 
-def advance(suffix: Suffix, base: Values) -> Suffix:
+def advance_cut_point(subgraph: DownstreamGraph, base: NodeValues) -> DownstreamGraph:
     """The suffix with its front as late as it is channel-wise, found by trying it.
 
     At each value that all paths from the tap lead through, three copies with a channel off (those
@@ -165,34 +166,34 @@ def advance(suffix: Suffix, base: Values) -> Suffix:
     changed, and to what it is if all are off.
 
     Args:
-        suffix: from `start_suffix`.
+        subgraph: from `initial_subgraph`.
         base: of a plain pass, the values in `needs`.
     """
-    output, channels = base[suffix.tap], most_active(suffix, base, 3)
+    output, channels = base[subgraph.tap], most_active(subgraph, base, 3)
     off = torch.zeros_like(output)
-    changed = _copies(output, off, suffix.tap, suffix.channel_dim, channels)
+    changed = _ablated_copies(output, off, subgraph.tap, subgraph.channel_dim, channels)
     # The rows that are compared go through the operations together, so that rounding is alike.
-    values = {suffix.tap: torch.cat([output, off, changed])}
+    values = {subgraph.tap: torch.cat([output, off, changed])}
     count = 2 + len(channels)
-    begin, operations = 0, suffix.operations
-    for end in _bottlenecks(suffix.tap, operations):
+    begin, operations = 0, subgraph.operations
+    for end in _bottlenecks(subgraph.tap, operations):
         step = operations[begin : end + 1]
         begin, node = end + 1, step[-1]
-        values = suffix.graph.run(
+        values = subgraph.graph.run(
             step,
             values,
-            rows=len(base[suffix.graph.logits]) * count,
+            batch_size=len(base[subgraph.graph.logits]) * count,
             keep=[node],
-            find=lambda beside: _repeat(base[beside], beside, count),
+            resolve=lambda beside: _repeat(base[beside], beside, count),
         )
-        dim = _find_channels(node, values[node], channels, suffix.width)
+        dim = _find_channelwise_dim(node, values[node], channels, subgraph.num_channels)
         if dim is None:
             break
-        suffix = _suffix(suffix.graph, suffix.tap, node, dim, suffix.width)
-    return suffix
+        subgraph = _make_subgraph(subgraph.graph, subgraph.tap, node, dim, subgraph.num_channels)
+    return subgraph
 
 
-def _find_channels(node: Node, value: Tensor, channels: Tensor, width: int) -> int | None:
+def _find_channelwise_dim(node: Node, value: Tensor, channels: Tensor, width: int) -> int | None:
     """The dimension along which nothing but the given channels has changed, if there is one.
 
     Args:
@@ -207,26 +208,30 @@ def _find_channels(node: Node, value: Tensor, channels: Tensor, width: int) -> i
     rounding = UNCHANGED * torch.finfo(value.dtype).eps * on.abs().max()
     for dim in range(1, value.ndim):
         if value.shape[dim] == width:
-            expected = _copies(on, off, node, dim, channels)
+            expected = _ablated_copies(on, off, node, dim, channels)
             if ((torch.cat(changed) - expected).abs() <= rounding).all():
                 return dim
     return None
 
 
-def _suffix(graph: Graph, tap: Node, front: Node, channel_dim: int, width: int) -> Suffix:
-    after = reachable(front)
-    before = reachable(tap) - after
+def _make_subgraph(
+    graph: ComputationGraph, tap: Node, cut_point: Node, channel_dim: int, width: int
+) -> DownstreamGraph:
+    after = downstream_nodes(cut_point)
+    before = downstream_nodes(tap) - after
     operations = tuple(node for node in graph.operations if node in after)
-    return Suffix(
+    return DownstreamGraph(
         graph=graph,
         tap=tap,
-        front=front,
+        cut_point=cut_point,
         channel_dim=channel_dim,
-        width=width,
-        approach=tuple(node for node in graph.operations if node in before),
+        num_channels=width,
+        channelwise_prefix=tuple(node for node in graph.operations if node in before),
         operations=operations,
-        updated=tuple(
-            node for node in operations if _is_pointwise(node, front, channel_dim, graph.constants)
+        rank_one_updates=tuple(
+            node
+            for node in operations
+            if _is_pointwise(node, cut_point, channel_dim, graph.constants)
         ),
     )
 
@@ -248,15 +253,15 @@ def _bottlenecks(start: Node, operations: Sequence[Node]) -> Iterator[int]:
 
 
 def _is_pointwise(
-    node: Node, front: Node, channel_dim: int, constants: Mapping[Node, Tensor]
+    node: Node, cut_point: Node, channel_dim: int, constants: Mapping[Node, Tensor]
 ) -> bool:
     """Whether an operation is a linear map of the front's channels, position by position."""
-    if node.target not in (LINEAR, CONVOLUTION) or node.kwargs or batch_dim(front) != 0:
+    if node.target not in (LINEAR, CONVOLUTION) or node.kwargs or batch_dim(cut_point) != 0:
         return False
     weight: Any = node.args[1]
-    if node.args[0] is not front or weight not in constants:
+    if node.args[0] is not cut_point or weight not in constants:
         return False
-    last = len(front.meta["val"].shape) - 1
+    last = len(cut_point.meta["val"].shape) - 1
     if node.target is LINEAR:
         return channel_dim == last
     kernel = constants[weight].shape[2:]
@@ -267,11 +272,16 @@ def _is_pointwise(
 
 def _geometry(convolution: Node) -> tuple[Any, ...]:
     """Stride, padding, dilation and groups."""
-    return (*convolution.args[3:], *GEOMETRY[len(convolution.args[3:]) :])
+    return (*convolution.args[3:], *CONVOLUTION_DEFAULTS[len(convolution.args[3:]) :])
 
 
-def _update(
-    graph: Graph, node: Node, output: Tensor, delta: Tensor, channels: Tensor, channel_dim: int
+def _rank_one_update(
+    graph: ComputationGraph,
+    node: Node,
+    output: Tensor,
+    delta: Tensor,
+    channels: Tensor,
+    channel_dim: int,
 ) -> Tensor:
     """The output of a pointwise layer without one channel of its input, for each of `channels`.
 
@@ -297,16 +307,18 @@ def _update(
     return updated.flatten(0, 1).movedim(-1, channel_dim)
 
 
-def _delta(base: Tensor, off: Tensor, channel_dim: int, channels: Tensor) -> Tensor:
+def _delta(base: Tensor, ablated: Tensor, channel_dim: int, channels: Tensor) -> Tensor:
     """What switching off takes away from each channel, `[K, B, ..., 1]`."""
-    on, without = (part.movedim(channel_dim, -1)[..., channels] for part in (base, off))
+    on, without = (part.movedim(channel_dim, -1)[..., channels] for part in (base, ablated))
     return (on - without).movedim(-1, 0).unsqueeze(-1)
 
 
-def _copies(base: Tensor, off: Tensor, node: Node, channel_dim: int, channels: Tensor) -> Tensor:
-    """A value K times along its batch, in each copy one channel as it is in `off`."""
+def _ablated_copies(
+    base: Tensor, ablated: Tensor, node: Node, channel_dim: int, channels: Tensor
+) -> Tensor:
+    """A value K times along its batch, in each copy one channel as it is in `ablated`."""
     dims, count = (batch_dim(node) or 0, channel_dim), len(channels)
-    last, off_last = base.movedim(dims, (0, -1)), off.movedim(dims, (0, -1))
+    last, off_last = base.movedim(dims, (0, -1)), ablated.movedim(dims, (0, -1))
     tiles = last.expand(count, *last.shape).clone(memory_format=torch.contiguous_format)
     each = torch.arange(count, device=channels.device)
     tiles[each, ..., channels] = off_last[..., channels].movedim(-1, 0)

@@ -15,19 +15,19 @@ def app(args: Sequence[str]) -> None:
     from delta_transfer.app import serving
 
     serving.need_app_libraries()
-    with serving.listening(options.host, options.port) as listener:
-        from delta_transfer.app.opening import open_run
-        from delta_transfer.app.site import make_site
+    with serving.listen(options.host, options.port) as listener:
+        from delta_transfer.app.opening import load_run
+        from delta_transfer.app.site import create_app
 
-        explainer = open_run(
+        explainer = load_run(
             options.run,
             examples=options.examples,
             progress=progress_bar,
             data_root=options.data_root,
             device=options.device,
         )
-        hosts = serving.hosts_of(listener, options.host)
-        site = make_site(explainer, hosts=hosts, limit=options.max_mb * 2**20)
-        print(f"page     {serving.address_of(listener, options.host)}", flush=True)
+        hosts = serving.allowed_hosts(listener, options.host)
+        site = create_app(explainer, hosts=hosts, limit=options.max_mb * 2**20)
+        print(f"page     {serving.browser_url(listener, options.host)}", flush=True)
         print("         Ctrl-C ends it", flush=True)
         serving.serve(site, listener)

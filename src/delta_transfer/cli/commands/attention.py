@@ -12,12 +12,12 @@ from delta_transfer.config.commands import (
 def attention(args: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options = parse_command("attention", AttentionOptions, args, positional=["data"])
-    from delta_transfer.runs.attention_report import measure
+    from delta_transfer.runs.attention_report import measure_attention
 
-    measured = measure(options)
+    measured = measure_attention(options)
     if options.json:
         print(measured.to_json())
         return
-    print_attention(measured.taps, title=measured.title)
+    print_attention(measured.tap_summaries, title=measured.title)
     print(f"attention  {measured.file}")
-    print(f"picture    {measured.picture}")
+    print(f"picture    {measured.figure_file}")

@@ -8,29 +8,33 @@ from delta_transfer.cli.arguments import parse_command
 from delta_transfer.config.commands import BenchOptions
 
 if TYPE_CHECKING:  # they load torch, which --help does without
-    from delta_transfer.experiments.benchmark.benchmark import Bench, Line, Table
-    from delta_transfer.experiments.benchmark.plan import Need
-    from delta_transfer.experiments.benchmark.recipe import Published, Recipe
+    from delta_transfer.experiments.benchmark.benchmark import (
+        BenchmarkPlan,
+        BenchmarkRow,
+        BenchmarkTable,
+    )
+    from delta_transfer.experiments.benchmark.plan import DownloadStatus
+    from delta_transfer.experiments.benchmark.recipe import Benchmark, PublishedResult
 
 
 def bench(args: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options = parse_command("bench", BenchOptions, args, positional=["name"])
-    from delta_transfer.experiments.benchmark.recipe import find_recipe, list_recipes
+    from delta_transfer.experiments.benchmark.recipe import find_benchmark, list_benchmarks
 
     if options.name is None:
-        print("\n".join(listing(list_recipes(), data_root=options.data_root)))
+        print("\n".join(format_benchmark_list(list_benchmarks(), data_root=options.data_root)))
         return
-    recipe = find_recipe(options.name)
+    recipe = find_benchmark(options.name)
     from delta_transfer.experiments.benchmark import benchmark as benches
 
-    asked = benches.ask(recipe, options)
+    asked = benches.make_plan(recipe, options)
     if options.dry_run:
-        print("\n".join(plan(asked)))
+        print("\n".join(format_plan(asked)))
         return
-    compared = benches.run(asked, jobs=options.jobs)
+    compared = benches.run_benchmark(asked, n_jobs=options.jobs)
     if compared.results:
-        for line in table(asked):
+        for line in format_results(asked):
             print(line)
     from delta_transfer.cli.commands.compare import check_failures
 
@@ -41,59 +45,72 @@ _WIDTH = 100
 _THERE = {True: "yes", False: "no", None: "?"}
 
 
-def listing(recipes: "Sequence[Recipe]", *, data_root: str | None) -> Iterator[str]:
+def format_benchmark_list(
+    benchmarks: "Sequence[Benchmark]", *, data_root: str | None
+) -> Iterator[str]:
     """A line for each recipe.
 
     Args:
-        recipes: of the table.
+        benchmarks: of the table.
         data_root: where data sets lie.
     """
-    from delta_transfer.data.presence import is_there
+    from delta_transfer.data.presence import is_available
 
     rows = [
         (
             recipe.name,
             recipe.options["data"],
             recipe.metric,
-            _figure(recipe.published.get("delta")),
-            _THERE[is_there(recipe.options["data"], data_root=data_root)],
+            _format_published(recipe.published.get("delta")),
+            _THERE[is_available(recipe.options["data"], data_root=data_root)],
         )
-        for recipe in recipes
+        for recipe in benchmarks
     ]
     yield from _aligned([("recipe", "data", "metric", "DELTA", "data there"), *rows])
     yield f"DELTA: as published; (r): recalled, not read. Data: in {_root(data_root)}."
 
 
-def plan(bench: "Bench") -> Iterator[str]:
+def format_plan(benchmark_plan: "BenchmarkPlan") -> Iterator[str]:
     """What the runs of a recipe would take."""
-    from delta_transfer.experiments.benchmark.plan import estimate_hours, list_needs
+    from delta_transfer.experiments.benchmark.plan import estimate_hours, list_downloads
 
-    recipe, root = bench.recipe, _root(bench.config.data_root)
+    recipe, root = benchmark_plan.benchmark, _root(benchmark_plan.config.data_root)
     yield from _labelled("recipe", recipe.summary)
-    yield from _labelled("source", recipe.source)
+    yield from _labelled("source", recipe.reference)
     yield from _labelled("split", recipe.split)
-    methods, seeds = ", ".join(bench.methods), ", ".join(map(str, bench.seeds))
-    limit = "" if bench.limit is None else f", {bench.limit} training samples a class"
-    yield from _labelled("runs", f"{bench.runs}: {methods}; seeds {seeds}{limit}; {bench.folder}")
-    for need in list_needs(bench):
-        yield from _labelled(need.download.what, _need(need, root))
-    if bench.weights is not None:
+    methods, seeds = ", ".join(benchmark_plan.methods), ", ".join(map(str, benchmark_plan.seeds))
+    limit = (
+        ""
+        if benchmark_plan.samples_per_class is None
+        else f", {benchmark_plan.samples_per_class} training samples a class"
+    )
+    yield from _labelled(
+        "runs",
+        f"{benchmark_plan.num_runs}: {methods}; seeds {seeds}{limit}; {benchmark_plan.folder}",
+    )
+    for need in list_downloads(benchmark_plan):
+        yield from _labelled(need.download.name, _format_download(need, root))
+    if benchmark_plan.weights is not None:
         assert recipe.weights is not None
-        found = bench.weights.is_file()
-        how = "is there" if found else f"is not there: {recipe.weights.how}; or --weights FILE"
-        yield from _labelled("weights", f"'{bench.weights}' {how}")
-    hours = estimate_hours(bench)
+        found = benchmark_plan.weights.is_file()
+        how = (
+            "is there"
+            if found
+            else f"is not there: {recipe.weights.instructions}; or --weights FILE"
+        )
+        yield from _labelled("weights", f"'{benchmark_plan.weights}' {how}")
+    hours = estimate_hours(benchmark_plan)
     if hours is None:
         yield from _labelled("time", "not known before the graphs are there")
     else:
         steps = "of training steps here, one run after another, by one that was measured"
-        of_all = "" if bench.limit is None else ", with all training samples"
+        of_all = "" if benchmark_plan.samples_per_class is None else ", with all training samples"
         beside = "attention, validation and test come on top"
         yield from _labelled("time", f"{_duration(hours)} {steps}{of_all}; {beside}")
     yield from _differences(recipe)
 
 
-def table(bench: "Bench") -> Iterator[str]:
+def format_results(benchmark_plan: "BenchmarkPlan") -> Iterator[str]:
     """Our figures beside the published ones; nothing where no run of this size is finished.
 
     Raises:
@@ -101,55 +118,59 @@ def table(bench: "Bench") -> Iterator[str]:
     """
     from delta_transfer.experiments.benchmark.benchmark import read_table
 
-    found = read_table(bench)
+    found = read_table(benchmark_plan)
     if found is None:
         return
-    rows = [(line.method, _ours(line, found), _figure(line.published)) for line in found.lines]
+    rows = [
+        (line.method, _ours(line, found), _format_published(line.published)) for line in found.lines
+    ]
     yield found.title
     yield from _aligned([("method", "ours", "published"), *rows])
-    if any(line.published is not None and line.published.recalled for line in found.lines):
+    if any(line.published is not None and line.published.unverified for line in found.lines):
         yield "(r): recalled, not read in the source"
-    yield from _labelled("source", bench.recipe.source)
-    yield from _differences(bench.recipe)
-    yield f"results  {bench.folder / 'results.csv'}"
-    yield f"report   {bench.folder / 'report.html'}"
+    yield from _labelled("source", benchmark_plan.benchmark.reference)
+    yield from _differences(benchmark_plan.benchmark)
+    yield f"results  {benchmark_plan.folder / 'results.csv'}"
+    yield f"report   {benchmark_plan.folder / 'report.html'}"
 
 
-def _ours(line: "Line", table: "Table") -> str:
+def _ours(line: "BenchmarkRow", table: "BenchmarkTable") -> str:
     """Mean and standard deviation; of one seed its figure. And how many seeds, if not all."""
-    from delta_transfer.experiments.benchmark.benchmark import count_seeds
+    from delta_transfer.experiments.benchmark.benchmark import format_num_seeds
 
     if line.ours is None:
         return "-"
     scale, count = table.scale, line.ours.count
-    spread = f" +- {scale * line.ours.deviation:.2f}" if count > 1 else ""
-    seeds = "" if count == table.seeds else f" ({count_seeds(count)})"
+    spread = f" +- {scale * line.ours.std:.2f}" if count > 1 else ""
+    seeds = "" if count == table.num_seeds else f" ({format_num_seeds(count)})"
     return f"{scale * line.ours.mean:.2f}{spread}{seeds}"
 
 
-def _figure(published: "Published | None") -> str:
+def _format_published(published: "PublishedResult | None") -> str:
     if published is None:
         return "-"
-    spread = "" if published.deviation is None else f" +- {published.deviation:.2f}"
-    return f"{published.figure:.2f}{spread}{' (r)' if published.recalled else ''}"
+    spread = "" if published.std is None else f" +- {published.std:.2f}"
+    return f"{published.value:.2f}{spread}{' (r)' if published.unverified else ''}"
 
 
-def _need(need: "Need", root: str) -> str:
-    from delta_transfer.data.download import size_in_words
+def _format_download(status: "DownloadStatus", root: str) -> str:
+    from delta_transfer.data.download import format_size
 
-    one = need.download
-    if need.there:
+    one = status.download
+    if status.is_available:
         return "there"
-    size = "" if one.megabytes is None else f", {size_in_words(one.megabytes)}"
+    size = "" if one.size_mb is None else f", {format_size(one.size_mb)}"
     note = "" if one.note is None else f" ({one.note})"
-    if one.by_hand:
+    if one.manual:
         return f"not in {root}, to be got by hand{size}: {one.url}{note}"
-    how = "will be downloaded" if need.there is False else "will be downloaded if not there"
+    how = (
+        "will be downloaded" if status.is_available is False else "will be downloaded if not there"
+    )
     return f"{how}{size}: {one.url}{note}"
 
 
-def _differences(recipe: "Recipe") -> Iterator[str]:
-    for text in recipe.differs:
+def _differences(benchmark: "Benchmark") -> Iterator[str]:
+    for text in benchmark.differences:
         yield from _labelled("differs", text)
 
 

@@ -10,23 +10,23 @@ from delta_transfer.cli.arguments import parse_command
 from delta_transfer.cli.tables import print_table
 from delta_transfer.config.commands import (
     CompareOptions,
-    apart,
-    seed_list,
-    size_list,
-    with_train,
+    merge_with_train_options,
+    parse_samples_per_class,
+    parse_seeds,
+    split_options,
 )
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 
 if TYPE_CHECKING:  # they load torch, which --help does without
-    from delta_transfer.experiments.comparison.compare import Compared
+    from delta_transfer.experiments.comparison.compare import ComparisonResult
     from delta_transfer.report.comparison.runs import MethodSummary
 
 
 def compare(args: Sequence[str]) -> None:
     """Run the command with its arguments."""
     alone = ["method", "seed", "resume", "devices", "num_nodes", "strategy"]
-    kind = with_train(CompareOptions, without=alone)
+    kind = merge_with_train_options(CompareOptions, without=alone)
     exclusive = ["epochs", "steps"]
     options = parse_command(
         "compare", kind, args, positional=["data"], config_file=True, exclusive=exclusive
@@ -34,7 +34,7 @@ def compare(args: Sequence[str]) -> None:
     show_comparison(run(options))
 
 
-def show_comparison(compared: "Compared") -> None:
+def show_comparison(compared: "ComparisonResult") -> None:
     """Prints the tables of a comparison and where its files are.
 
     Raises:
@@ -48,11 +48,11 @@ def show_comparison(compared: "Compared") -> None:
     check_failures(compared)
 
 
-def run(parsed: Any) -> "Compared":
+def run(parsed: Any) -> "ComparisonResult":
     """Makes the comparison.
 
     Args:
-        parsed: options as `options.with_train(CompareOptions, ...)` has them.
+        parsed: options as `options.merge_with_train_options(CompareOptions, ...)` has them.
 
     Raises:
         UserError: if an option, the data or the network is not as it must be.
@@ -60,16 +60,16 @@ def run(parsed: Any) -> "Compared":
     from delta_transfer.experiments.comparison.compare import compare as make
     from delta_transfer.runs.folder import data_name
 
-    options, values = apart(parsed, CompareOptions)
+    options, values = split_options(parsed, CompareOptions)
     config = TrainConfig(**values, overwrite=options.overwrite)
     return make(
         config,
         comparison_folder(options.out, otherwise=f"compare-{data_name(config.data)}"),
         methods=[method.strip() for method in options.methods.split(",")],
-        seeds=seed_list(options.seeds),
-        sizes=size_list(options.samples_per_class),
-        jobs=options.jobs,
-        threads=options.threads,
+        seeds=parse_seeds(options.seeds),
+        sizes=parse_samples_per_class(options.samples_per_class),
+        n_jobs=options.jobs,
+        num_threads=options.num_threads,
         ray=options.ray,
     )
 
@@ -96,17 +96,17 @@ class Table:
     failed: dict[str, int]
 
 
-def tables(compared: "Compared") -> Iterator[Table]:
+def tables(compared: "ComparisonResult") -> Iterator[Table]:
     """A table for each size of the training set, the smallest first."""
     from delta_transfer.report.comparison.runs import read_comparison, summarize_methods
 
     runs = read_comparison(compared.folder)
     for size in runs.sizes:
-        here = runs.at(size)
+        here = runs.with_size(size)
         seeds = f"{len(here.seeds)} seed{'' if len(here.seeds) == 1 else 's'}"
-        samples = "" if size is None else f", {size} training {runs.noun}s a class"
+        samples = "" if size is None else f", {size} training {runs.sample_type}s a class"
         yield Table(
-            title=f"{runs.split.capitalize()} {runs.measure.heading}, {seeds}{samples}",
+            title=f"{runs.split.capitalize()} {runs.metric.heading}, {seeds}{samples}",
             methods=summarize_methods(here),
             failed=Counter(
                 run.method for run, _ in compared.failures if run.samples_per_class == size
@@ -114,16 +114,16 @@ def tables(compared: "Compared") -> Iterator[Table]:
         )
 
 
-def check_failures(compared: "Compared") -> None:
+def check_failures(compared: "ComparisonResult") -> None:
     """Names the runs that failed.
 
     Raises:
         UserError: if there is one.
     """
-    from delta_transfer.experiments.comparison.compare import describe
+    from delta_transfer.experiments.comparison.compare import describe_run
 
     if compared.failures:
-        told = "; ".join(f"{describe(run)}: {reason}" for run, reason in compared.failures)
+        told = "; ".join(f"{describe_run(run)}: {reason}" for run, reason in compared.failures)
         raise UserError(
             f"{len(compared.failures)} of the runs failed, which the same command with --out "
             f"{compared.folder} tries again: {told}"

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from delta_transfer.cli.arguments import parse_command
 from delta_transfer.cli.commands.compare import comparison_folder, show_comparison
-from delta_transfer.config.commands import DemoOptions, seed_list
+from delta_transfer.config.commands import DemoOptions, parse_seeds
 from delta_transfer.config.train import TrainConfig
 
 if TYPE_CHECKING:  # it loads torch, which --help does without
-    from delta_transfer.experiments.comparison.compare import Compared
+    from delta_transfer.experiments.comparison.compare import ComparisonResult
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def demo(args: Sequence[str]) -> None:
     show_comparison(run(parse_command("demo", DemoOptions, args)))
 
 
-def run(options: DemoOptions) -> "Compared":
+def run(options: DemoOptions) -> "ComparisonResult":
     """Makes the comparison that is the demo.
 
     Raises:
@@ -38,6 +38,6 @@ def run(options: DemoOptions) -> "Compared":
         overwrite=options.overwrite,
         device=options.device,
     )
-    seeds, folder = seed_list(options.seeds), comparison_folder(options.out, otherwise="demo")
+    seeds, folder = parse_seeds(options.seeds), comparison_folder(options.out, otherwise="demo")
     logger.info("17 photographs and textures cut into cells; 5 training pictures a class")
     return compare(config, folder, methods=DEMO_METHODS, seeds=seeds)

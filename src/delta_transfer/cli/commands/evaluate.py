@@ -12,7 +12,7 @@ from delta_transfer.config.commands import EvaluateOptions
 
 if TYPE_CHECKING:  # they load torch, which --help does without
     from delta_transfer.inference.evaluation import Evaluation
-    from delta_transfer.inference.evaluation_per_target import ColumnEvaluation
+    from delta_transfer.inference.evaluation_per_target import PerTargetEvaluation
 
 _log = logging.getLogger("delta_transfer")
 
@@ -29,50 +29,53 @@ def evaluate(args: Sequence[str]) -> None:
         options.run,
         device=options.device,
         batch_size=options.batch_size,
-        workers=options.workers,
+        num_workers=options.num_workers,
     )
     found = predictor.evaluate(options.data, data_root=options.data_root)
-    if found.seen:
+    if found.overlaps_training_data:
         _log.warning(
             "the run has learnt from %ss of %s: these figures flatter it",
-            found.split.noun,
+            found.split.sample_type,
             options.data,
         )
-    folder = evaluation_folder.save(found, run=Path(options.run), out=options.out)
+    folder = evaluation_folder.save_evaluation(found, run=Path(options.run), out=options.out)
     if options.json:
         print(found.to_json(), end="")
         return
-    print("\n".join(describe(found)))
+    print("\n".join(format_evaluation(found)))
     if folder is not None:
         print(f"\nfiles    {folder}")
 
 
-MATRIX = 20  # most classes of a confusion matrix; of more, the pairs are told
-PAIRS = 10
+MAX_MATRIX_CLASSES = 20  # most classes of a confusion matrix; of more, the pairs are told
+MAX_PAIRS = 10
 
 
-def describe(evaluation: "Evaluation | ColumnEvaluation") -> list[str]:
+def format_evaluation(evaluation: "Evaluation | PerTargetEvaluation") -> list[str]:
     """The figures, then a line for each class, with the confusion matrix or its largest entries.
 
     Of questions and values, a line for each.
     """
-    from delta_transfer.inference.evaluation_per_target import ColumnEvaluation, describe_columns
+    from delta_transfer.inference.evaluation_per_target import (
+        PerTargetEvaluation,
+        format_per_target_evaluation,
+    )
 
-    if isinstance(evaluation, ColumnEvaluation):
-        return describe_columns(evaluation)
+    if isinstance(evaluation, PerTargetEvaluation):
+        return format_per_target_evaluation(evaluation)
     percent = {
         "accuracy": evaluation.accuracy,
         "mean_class_accuracy": evaluation.mean_class_accuracy,
         "calibration_error": evaluation.calibration_error,
     }
-    noun = evaluation.split.noun
-    figures = [f"{noun + 's':21}{evaluation.pictures}"]
+    noun = evaluation.split.sample_type
+    figures = [f"{noun + 's':21}{evaluation.num_samples}"]
     for name, value in percent.items():
-        main = name == evaluation.metric != "accuracy"
+        main = name == evaluation.metric_name != "accuracy"
         mark = "  (the figure of this data)" if main else ""
         figures.append(f"{name.replace('_', ' '):21}{100 * value:.1f}%{mark}")
-    figures.append(f"{noun + 's/s':21}{evaluation.pictures_per_second:.1f}")
-    drawn = len(evaluation.classes) <= MATRIX
+    figures.append(f"{noun + 's/s':21}{evaluation.samples_per_second:.1f}")
+    drawn = len(evaluation.classes) <= MAX_MATRIX_CLASSES
     return [
         *figures,
         "",
@@ -90,12 +93,12 @@ def _classes(evaluation: "Evaluation", matrix: Sequence[str] | None) -> list[str
     width = max(cell_len(figures.name) for figures in evaluation.classes)
     width = max(width, len("class"))
     head, *rest = matrix or [""] * (len(evaluation.classes) + 1)
-    nouns = f"{evaluation.split.noun}s"
+    nouns = f"{evaluation.split.sample_type}s"
     lines = [f"    {'class':{width}}  {nouns}  accuracy{head}"]
     for number, (figures, line) in enumerate(zip(evaluation.classes, rest, strict=True), start=1):
         accuracy = "-" if figures.accuracy is None else f"{100 * figures.accuracy:.1f}%"
         name = figures.name + " " * (width - cell_len(figures.name))
-        lines.append(f"{number:3} {name}  {figures.pictures:{len(nouns)}}  {accuracy:>8}{line}")
+        lines.append(f"{number:3} {name}  {figures.num_samples:{len(nouns)}}  {accuracy:>8}{line}")
     return lines
 
 
@@ -118,6 +121,6 @@ def _pairs(evaluation: "Evaluation") -> list[str]:
     ]
     lines = [
         f"{-count:8}  {names[row]} taken for {names[column]}"
-        for count, row, column in sorted(pairs)[:PAIRS]
+        for count, row, column in sorted(pairs)[:MAX_PAIRS]
     ]
     return ["Most often confused:", *lines] if lines else ["Nothing is confused."]

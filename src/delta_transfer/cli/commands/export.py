@@ -14,19 +14,21 @@ _log = logging.getLogger("delta_transfer")
 def export(args: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options = parse_command("export", ExportOptions, args, positional=["run"])
-    from delta_transfer.export.export import export_run, find_run
+    from delta_transfer.export.export import export_run, resolve_run_folder
     from delta_transfer.inference.predictor import Predictor
 
-    predictor = Predictor(find_run(options.run), device="cpu")
+    predictor = Predictor(resolve_run_folder(options.run), device="cpu")
     found = export_run(
         predictor, format=options.format, out=options.out, overwrite=options.overwrite
     )
-    if predictor.config.official:
+    if predictor.config.paper_protocol:
         _log.info(
             "the test of this run averages ten crops; what is exported takes one picture each"
         )
     print(f"file        {found.file}")
     if found.opset is not None:
         print(f"opset       {found.opset}")
-    print(f"size        {found.size / 2**20:.1f} MiB")
-    print(f"difference  {found.difference:.1e} at most to PyTorch's logits, on {found.checked}")
+    print(f"size        {found.size_bytes / 2**20:.1f} MiB")
+    print(
+        f"difference  {found.max_difference:.1e} at most to PyTorch's logits, on {found.checked_on}"
+    )

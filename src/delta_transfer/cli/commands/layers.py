@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 from delta_transfer.cli.arguments import parse_command
 from delta_transfer.config.commands import (
-    LayersOptions,
+    TapsOptions,
 )
 
 
-def layers(args: Sequence[str]) -> None:
+def taps(args: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    options = parse_command("layers", LayersOptions, args, positional=["model"])
+    options = parse_command("layers", TapsOptions, args, positional=["model"])
     from delta_transfer.backbones.base import InputSpec
-    from delta_transfer.backbones.registry import load_blank
+    from delta_transfer.backbones.registry import load_untrained_backbone
     from delta_transfer.features.stages import auto_taps, list_modules
 
-    backbone = load_blank(options.model, image_size=options.image_size)
-    example = backbone.input.example()
+    backbone = load_untrained_backbone(options.model, image_size=options.image_size)
+    example = backbone.input_spec.example()
     rows = [row for row in list_modules(backbone.module, example) if row.name != backbone.head]
     chosen = auto_taps(backbone.module, example=example)
     if options.json:
@@ -29,6 +29,6 @@ def layers(args: Sequence[str]) -> None:
         mark = "*" if row.name in chosen else " "
         shape = "x".join(map(str, row.shape))
         print(f"{mark} {row.name:{width}}  {shape:>16}  channels in dim {row.channel_dim}")
-    shown = backbone.input
+    shown = backbone.input_spec
     of = f"picture of {shown.size} pixels" if isinstance(shown, InputSpec) else "graph of 2 nodes"
     print(f"* taken by --taps auto; shapes are those of one {of}")

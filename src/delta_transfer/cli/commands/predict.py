@@ -17,11 +17,11 @@ def predict(args: Sequence[str]) -> None:
     options = parse_command("predict", PredictOptions, args, positional=["run", "paths"])
     from delta_transfer.inference import prediction_files
     from delta_transfer.inference.predictor import Predictor
-    from delta_transfer.metrics.objectives import Classes
+    from delta_transfer.metrics.objectives import Multiclass
 
     table = None if options.csv is None else Path(options.csv)
     if table is not None:
-        prediction_files.check_table(table, overwrite=options.overwrite)
+        prediction_files.check_csv_path(table, overwrite=options.overwrite)
     elif options.overwrite:
         _log.warning("--overwrite is ignored: no file is written without --csv")
     if options.top is not None and table is not None and not options.json:
@@ -30,10 +30,10 @@ def predict(args: Sequence[str]) -> None:
         options.run,
         device=options.device,
         batch_size=options.batch_size,
-        workers=options.workers,
+        num_workers=options.num_workers,
     )
-    if options.top is not None and not isinstance(predictor.objective, Classes):
-        _log.warning("--top is ignored: all %s are answered", predictor.objective.outputs)
+    if options.top is not None and not isinstance(predictor.objective, Multiclass):
+        _log.warning("--top is ignored: all %s are answered", predictor.objective.target_kind)
     if table is None and not options.json:
         for prediction in predictor.stream(options.paths):
             line = prediction_files.to_line(
@@ -43,7 +43,7 @@ def predict(args: Sequence[str]) -> None:
         return
     predictions = predictor.predict(options.paths)
     if table is not None:
-        prediction_files.write_table(table, predictions, predictor.classes, predictor.objective)
+        prediction_files.write_csv(table, predictions, predictor.classes, predictor.objective)
     if not options.json:
         print(f"csv      {table}")
         return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from delta_transfer.cli.arguments import parse_command
 from delta_transfer.cli.tables import print_trials
-from delta_transfer.config.commands import apart, with_train
+from delta_transfer.config.commands import merge_with_train_options, split_options
 from delta_transfer.config.search import SearchOptions
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
@@ -17,7 +17,9 @@ if TYPE_CHECKING:  # they load torch, which --help does without
 
 def search(args: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    kind = with_train(SearchOptions, without=["resume", "devices", "num_nodes", "strategy"])
+    kind = merge_with_train_options(
+        SearchOptions, without=["resume", "devices", "num_nodes", "strategy"]
+    )
     exclusive = ["epochs", "steps"]
     options = parse_command(
         "search", kind, args, positional=["data"], config_file=True, exclusive=exclusive
@@ -36,7 +38,7 @@ def run(parsed: Any) -> "Searched":
     """Makes the search.
 
     Args:
-        parsed: options as `options.with_train(SearchOptions, ...)` has them.
+        parsed: options as `options.merge_with_train_options(SearchOptions, ...)` has them.
 
     Raises:
         UserError: if an option, the data or the network is not as it must be.
@@ -45,7 +47,7 @@ def run(parsed: Any) -> "Searched":
     from delta_transfer.experiments.search.space import train_options
     from delta_transfer.runs.folder import data_name, free_folder, time_stamp
 
-    asked, values = apart(parsed, SearchOptions)
+    asked, values = split_options(parsed, SearchOptions)
     if asked.epochs != "search" and values["steps"] is not None:
         raise UserError("--epochs and --steps exclude each other: give one of them")
     config = TrainConfig(**values, **train_options(asked), overwrite=asked.overwrite)
@@ -77,11 +79,14 @@ def lines(searched: "Searched") -> list[str]:
             "on other"
         )
         found.append(f"           {_noun(searched)}s only these can tell")
-    test = {name: result.figure("test") for name, result in searched.runs.items()}
+    test = {name: result.metric_value("test") for name, result in searched.runs.items()}
     if test["best"] is not None:
-        beside = "" if "default" not in test else f"; the default: {measure.text(test['default'])}"
+        beside = (
+            "" if "default" not in test else f"; the default: {measure.format(test['default'])}"
+        )
         found.append(
-            f"test       {measure.words} {measure.text(test['best'])}{beside} (nothing was chosen "
+            f"test       {measure.display_name} {measure.format(test['best'])}{beside} (nothing "
+            "was chosen "
             "by it)"
         )
     shares = _shares(searched.importances)
@@ -93,11 +98,11 @@ def lines(searched: "Searched") -> list[str]:
 
 def _figures(trial: "Trial") -> str:
     outcome, measure = trial.outcome, trial.outcome.measure
-    return f"loss {outcome.loss:.4f}, {measure.words} {measure.text(outcome.score)}"
+    return f"loss {outcome.loss:.4f}, {measure.display_name} {measure.format(outcome.score)}"
 
 
 def _noun(searched: "Searched") -> str:
-    return searched.runs["best"].sample
+    return searched.runs["best"].sample_type
 
 
 def _shares(importances: dict[str, float]) -> dict[str, float]:

@@ -21,7 +21,7 @@ def train(args: Sequence[str]) -> None:
     from delta_transfer.runs import run, validation
     from delta_transfer.runs.folder import default_folder
 
-    count = 1 if launcher.is_started_by_other() else validation.count_processes(config)
+    count = 1 if launcher.is_externally_launched() else validation.count_processes(config)
     if count > 1:
         out = [] if config.out else [f"--out={default_folder(config)}"]
         code = launcher.launch(["train", *args, *out], processes=count)
@@ -29,7 +29,7 @@ def train(args: Sequence[str]) -> None:
             sys.exit(code)  # which of them has said why
         return
     result = run.train(config)
-    if launcher.is_heard():
+    if launcher.is_output_process():
         for what, name in (
             ("model", "model"),
             ("report", "report.html"),

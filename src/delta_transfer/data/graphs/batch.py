@@ -12,7 +12,7 @@ from torch_geometric.data import Batch, Data
 
 @final
 @dataclass(frozen=True, eq=False)
-class Graphs:
+class GraphBatch:
     """Some graphs side by side, as one large graph of which none is joined to another.
 
     Put together and taken apart by PyTorch Geometric.
@@ -23,7 +23,7 @@ class Graphs:
     Example:
         >>> triangle = Data(x=torch.ones(3, 1), edge_index=torch.tensor([[0, 1, 2], [1, 2, 0]]))
         >>> point = Data(x=torch.zeros(1, 1), edge_index=torch.empty(2, 0, dtype=torch.long))
-        >>> graphs = Graphs.of([triangle, point, triangle])
+        >>> graphs = GraphBatch.from_data_list([triangle, point, triangle])
         >>> len(graphs), graphs.groups.tolist(), len(graphs[1:])
         (3, [0, 0, 0, 1, 2, 2, 2], 2)
     """
@@ -31,14 +31,16 @@ class Graphs:
     batch: Batch
 
     @staticmethod
-    def of(graphs: Sequence[Data]) -> "Graphs":
+    def from_data_list(graphs: Sequence[Data]) -> "GraphBatch":
         """These graphs, at least one, all with the same kinds of features."""
-        return Graphs(Batch.from_data_list(list(graphs)))
+        return GraphBatch(Batch.from_data_list(list(graphs)))
 
     @staticmethod
-    def cat(parts: Sequence["Graphs"]) -> "Graphs":
+    def cat(parts: Sequence["GraphBatch"]) -> "GraphBatch":
         """The graphs of several parts, at least one, as those of one."""
-        return Graphs.of([graph for part in parts for graph in part.batch.to_data_list()])
+        return GraphBatch.from_data_list(
+            [graph for part in parts for graph in part.batch.to_data_list()]
+        )
 
     @property
     def x(self) -> Tensor:
@@ -68,14 +70,14 @@ class Graphs:
     def __len__(self) -> int:
         return int(self.batch.num_graphs)
 
-    def __getitem__(self, chosen: slice) -> "Graphs":
+    def __getitem__(self, chosen: slice) -> "GraphBatch":
         """Some of the graphs, at least one, in the order of the slice."""
-        return Graphs.of(self.batch[chosen])
+        return GraphBatch.from_data_list(self.batch[chosen])
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Graphs":
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "GraphBatch":
         """The graphs on a device."""
-        return Graphs(copy.copy(self.batch).to(device, non_blocking=non_blocking))
+        return GraphBatch(copy.copy(self.batch).to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> "Graphs":
+    def pin_memory(self) -> "GraphBatch":
         """The graphs in memory from which an accelerator copies fast."""
-        return Graphs(copy.copy(self.batch).pin_memory())
+        return GraphBatch(copy.copy(self.batch).pin_memory())

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torch_geometric.data import Data
 
-from delta_transfer.data.graphs.batch import Graphs
-from delta_transfer.data.images.loader import PictureLoader, ignore_stops
+from delta_transfer.data.graphs.batch import GraphBatch
+from delta_transfer.data.images.loader import DeviceDataLoader, ignore_stops
 from delta_transfer.data.task import Split
 
 
@@ -36,7 +36,7 @@ class GraphDataset(Dataset[tuple[Data, Any]]):
         return self.split.read(self.split.paths[index]), self.split.labels[index]
 
 
-def collate_graphs(samples: Sequence[tuple[Data, Any]]) -> tuple[Graphs, Tensor]:
+def collate_graphs(samples: Sequence[tuple[Data, Any]]) -> tuple[GraphBatch, Tensor]:
     """Graphs side by side, and their targets: classes `[B]`, or float32 `[B, K]`.
 
     Example:
@@ -48,18 +48,18 @@ def collate_graphs(samples: Sequence[tuple[Data, Any]]) -> tuple[Graphs, Tensor]
     """
     graphs, targets = zip(*samples, strict=True)
     dtype = torch.long if isinstance(targets[0], int) else torch.float32
-    return Graphs.of(graphs), torch.tensor(targets, dtype=dtype)
+    return GraphBatch.from_data_list(graphs), torch.tensor(targets, dtype=dtype)
 
 
-def graph_loader(
+def graph_dataloader(
     split: Split,
     *,
     batch_size: int,
     device: torch.device,
     sampler: Sampler[tuple[int, int]] | None = None,
     drop_last: bool = False,
-    workers: int = 0,
-) -> PictureLoader:
+    num_workers: int = 0,
+) -> DeviceDataLoader:
     """Graphs as batches on a device.
 
     Args:
@@ -68,20 +68,20 @@ def graph_loader(
         device: where they are moved to; targets stay on the CPU.
         sampler: their order, an `EpochSampler` or a share of one; as in the split if not given.
         drop_last: leave out a last batch that is smaller.
-        workers: processes that load; graphs are small and kept, so that none is as fast as any.
+        num_workers: processes that load; graphs are small and kept, so that none is as fast as any.
     """
-    return PictureLoader(
+    return DeviceDataLoader(
         GraphDataset(split),
-        normalise=_as_it_is,
+        normalise=_identity,
         device=device,
         batch_size=batch_size,
         sampler=sampler,
         drop_last=drop_last,
-        num_workers=workers,
+        num_workers=num_workers,
         collate_fn=collate_graphs,
         worker_init_fn=ignore_stops,
     )
 
 
-def _as_it_is(inputs: Any) -> Any:
+def _identity(inputs: Any) -> Any:
     return inputs

@@ -19,18 +19,18 @@ from torch_geometric.datasets import TUDataset
 from torch_geometric.io import read_tu_data, read_txt_array
 from torch_geometric.utils import degree
 
-from delta_transfer.data.download import default_data_root, download_folder, error_in_words
+from delta_transfer.data.download import default_data_root, download_folder, format_error
 from delta_transfer.data.names import TU as PREFIX
-from delta_transfer.data.sources.local_files import called, places
-from delta_transfer.data.splits import hold_out, refuse_test_split, require_per_class
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.sources.local_files import candidate_folders, find_ignoring_case
+from delta_transfer.data.splits import check_min_per_class, hold_out, refuse_test_split
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.utils.paths import user_path
 from delta_transfer.utils.seeds import derive_seed
 
 FOLDS = 10
 
-MOST_DEGREES = 100
+MAX_DEGREE = 100
 """The highest degree by which nodes without features are told apart."""
 
 _FOLDS_IN = ("10fold_idx", "folds_src/10fold_idx")
@@ -86,12 +86,12 @@ def read_classes(folder: str, name: str) -> tuple[tuple[str, ...], tuple[int, ..
     return tuple(str(int(label)) for label in names), tuple(indices.tolist())
 
 
-def read_folds(folder: Path, graphs: int) -> list[list[int]] | None:
+def read_folds(folder: Path, num_graphs: int) -> list[list[int]] | None:
     """The published test folds of a data set; None if there are none.
 
     Args:
         folder: where the text files are, in a folder of their own or with others.
-        graphs: how many there are.
+        num_graphs: how many there are.
 
     Raises:
         ValueError: if they are not ten, or share a graph.
@@ -102,9 +102,10 @@ def read_folds(folder: Path, graphs: int) -> list[list[int]] | None:
             files = [place / f"test_idx-{number}.txt" for number in range(1, FOLDS + 1)]
             folds = [sorted(map(int, file.read_text().split())) for file in files]
             tested = [index for fold in folds for index in fold]
-            if len(set(tested)) < len(tested) or not set(tested) <= set(range(graphs)):
+            if len(set(tested)) < len(tested) or not set(tested) <= set(range(num_graphs)):
                 raise ValueError(
-                    f"the folds in '{place}' must have each of the {graphs} graphs once at most, "
+                    f"the folds in '{place}' must have each of the {num_graphs} graphs once at "
+                    "most, "
                     "counted from 0"
                 )
             return folds
@@ -119,7 +120,7 @@ def _numbers(folder: str, name: str) -> Tensor:
 def _degrees(ends: tuple[Tensor, ...], nodes: Tensor) -> list[Tensor]:
     """The degree of each node of each graph, one-hot."""
     found = [
-        degree(one[0], count, dtype=torch.long).clamp_max(MOST_DEGREES)
+        degree(one[0], count, dtype=torch.long).clamp_max(MAX_DEGREE)
         for one, count in zip(ends, nodes.tolist(), strict=True)
     ]
     kinds = int(torch.cat(found).max()) + 1
@@ -128,8 +129,8 @@ def _degrees(ends: tuple[Tensor, ...], nodes: Tensor) -> list[Tensor]:
 
 logger = logging.getLogger(__name__)
 
-_LIST = "https://chrsmrrs.github.io/datasets"
-_END = "_graph_indicator.txt"  # of the name of a file that each data set has
+_DATASETS_URL = "https://chrsmrrs.github.io/datasets"
+_INDICATOR_SUFFIX = "_graph_indicator.txt"  # of the name of a file that each data set has
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class GraphReader:
 
 def load_tu(
     name: str, *, seed: int, val_fraction: float, test_split: str, data_root: str | None
-) -> Task:
+) -> TaskData:
     """The task of a data set of TUDataset: seed s is tested on fold s mod 10.
 
     So ten seeds in a row are a tenfold cross-validation. The folds are the published ones, if they
@@ -174,10 +175,12 @@ def load_tu(
         UserError: if the files are not as they must be, or are not there and cannot be downloaded.
     """
     if not re.fullmatch(r"[\w-]+", name, flags=re.ASCII):
-        raise UserError(f"'{PREFIX}{name}' is no name of a data set: choose one from {_LIST}")
+        raise UserError(
+            f"'{PREFIX}{name}' is no name of a data set: choose one from {_DATASETS_URL}"
+        )
     root = default_data_root() if data_root is None else user_path(data_root)
     file = _locate(name, root) or _download(name, root)
-    key = file.name[: -len(_END)]
+    key = file.name[: -len(_INDICATOR_SUFFIX)]
     title, folder = PREFIX + key, str(file.parent)
     refuse_test_split(title, test_split)
     try:
@@ -189,35 +192,35 @@ def load_tu(
     # Files that are damaged or lacking may raise anything in PyTorch Geometric.
     except Exception as error:
         raise UserError(
-            f"the files of {title} in '{folder}' cannot be used ({error_in_words(error)}): get "
-            f"them again from {_LIST}"
+            f"the files of {title} in '{folder}' cannot be used ({format_error(error)}): get "
+            f"them again from {_DATASETS_URL}"
         ) from error
     everything = Split(
         paths=tuple(f"{key}/{index:04d}" for index in range(len(graphs))),
         labels=labels,
         read=GraphReader(folder, key),
-        noun="graph",
+        sample_type="graph",
     )
-    require_per_class(
+    check_min_per_class(
         everything,
         2,
         classes=classes,
-        wish=f"{title}, to be learnt from and tested on,",
-        mend="it cannot be used; if it should have more, the files are not whole: get them again",
+        purpose=f"{title}, to be learnt from and tested on,",
+        hint="it cannot be used; if it should have more, the files are not whole: get them again",
     )
     folds = published or _draw(labels, title)
     test = set(folds[seed % FOLDS])
     rest = everything.subset(index for index in range(len(graphs)) if index not in test)
-    require_per_class(
+    check_min_per_class(
         rest,
         2,
         classes=classes,
-        wish="drawing a validation split",
-        mend="choose another seed, and so another fold",
+        purpose="drawing a validation split",
+        hint="choose another seed, and so another fold",
     )
     train, val = hold_out(rest, val_fraction, seed=derive_seed(seed, title, "validation"))
     kind = "published" if published else "stratified"
-    return Task(
+    return TaskData(
         name=title,
         classes=classes,
         train=train,
@@ -234,7 +237,7 @@ def load_tu(
     )
 
 
-def is_there(name: str, root: Path) -> bool:
+def is_available(name: str, root: Path) -> bool:
     """Whether the files of a data set of this name lie below a folder."""
     return _locate(name, root) is not None
 
@@ -255,7 +258,11 @@ def _draw(labels: tuple[int, ...], title: str) -> list[list[int]]:
 
 def _locate(name: str, root: Path) -> Path | None:
     """The file of a data set that tells the graph of each node; None if there is none."""
-    found = (file for folder in places(root, name) for file in called(folder, name + _END))
+    found = (
+        file
+        for folder in candidate_folders(root, name)
+        for file in find_ignoring_case(folder, name + _INDICATOR_SUFFIX)
+    )
     return next((file for file in found if file.is_file()), None)
 
 
@@ -277,7 +284,8 @@ def _download(name: str, root: Path) -> Path:
     except Exception as error:
         raise UserError(
             f"{PREFIX}{name} is not in '{root}', and downloading it failed "
-            f"({error_in_words(error)}). Look for its name in {_LIST} and try again, or unpack "
+            f"({format_error(error)}). Look for its name in {_DATASETS_URL} and try again, or "
+            "unpack "
             f"{url} to '{target}'; --data-root names another folder to look in"
         ) from error
-    return target / (name + _END)
+    return target / (name + _INDICATOR_SUFFIX)

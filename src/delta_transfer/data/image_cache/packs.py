@@ -20,14 +20,14 @@ from torch import Tensor
 
 from delta_transfer.utils.files import fingerprint
 
-ENDING = ".pack"
-UNFINISHED = ".unfinished"
+SUFFIX = ".pack"
+UNFINISHED_SUFFIX = ".unfinished"
 
-_END = struct.Struct("<64sQ")
+_FOOTER = struct.Struct("<64sQ")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ShardEntry:
     """Where a picture lies in a pack.
 
     Attributes:
@@ -43,14 +43,14 @@ class Place:
     checksum: int
 
 
-class Pack:
+class CacheShard:
     """A finished pack. Other processes map the file anew, and share its pages in memory.
 
     Args:
         path: the file.
 
     Attributes:
-        places: where each picture is, by its digest.
+        entries: where each picture is, by its digest.
 
     Raises:
         OSError: if the file cannot be read.
@@ -62,18 +62,20 @@ class Pack:
         self._pixels: Tensor | None = None
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _END.size))
+            file.seek(max(0, size - _FOOTER.size))
             end = file.read()
-            checksum, length = _END.unpack(end) if len(end) == _END.size else (b"", 0)
+            checksum, length = _FOOTER.unpack(end) if len(end) == _FOOTER.size else (b"", 0)
             length = min(length, size - len(end))  # of a damaged one it may be anything
             file.seek(size - len(end) - length)
             index = file.read(length)
         if fingerprint([index]).encode() != checksum:
             raise ValueError(f"{path} is damaged")
         rows: dict[str, list[int]] = json.loads(index)
-        self.places: Mapping[str, Place] = {key: Place(*row) for key, row in rows.items()}
+        self.entries: Mapping[str, ShardEntry] = {
+            key: ShardEntry(*row) for key, row in rows.items()
+        }
 
-    def read(self, place: Place) -> Tensor:
+    def read(self, entry: ShardEntry) -> Tensor:
         """The bytes `[3, H, W]` of a picture.
 
         Raises:
@@ -83,26 +85,26 @@ class Pack:
             # "c": the file stays as it is even if somebody writes to a picture.
             mapped = np.memmap(self.path, dtype=np.uint8, mode="c")
             self._pixels = torch.from_numpy(mapped.view(np.ndarray))
-        shape = (3, place.height, place.width)
-        size = 3 * place.height * place.width
-        return self._pixels[place.offset : place.offset + size].view(shape)
+        shape = (3, entry.height, entry.width)
+        size = 3 * entry.height * entry.width
+        return self._pixels[entry.offset : entry.offset + size].view(shape)
 
-    def is_here(self) -> bool:
+    def is_on_this_machine(self) -> bool:
         """Whether this machine has the file, and not one of the same pictures in another order."""
         try:
-            return Pack(self.path).places == self.places
+            return CacheShard(self.path).entries == self.entries
         except (OSError, ValueError):
             return False
 
-    def is_whole(self, place: Place) -> bool:
+    def is_intact(self, entry: ShardEntry) -> bool:
         """Whether the bytes of a picture are those that were written."""
-        return zlib.crc32(self.read(place).numpy().data) == place.checksum
+        return zlib.crc32(self.read(entry).numpy().data) == entry.checksum
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}
 
 
-class PackWriter:
+class CacheShardWriter:
     """Writes a pack, which is there when it is finished; one thread at a time.
 
     Args:
@@ -117,31 +119,31 @@ class PackWriter:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=UNFINISHED)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=UNFINISHED_SUFFIX)
         self._file = os.fdopen(handle, "wb")
         self._temporary = Path(name)
-        self._places: dict[str, list[int]] = {}
+        self._entries: dict[str, list[int]] = {}
         self.size = 0
 
-    def add(self, digest: str, pixels: Tensor) -> None:
+    def add(self, content_hash: str, pixels: Tensor) -> None:
         """Writes the bytes `[3, H, W]` of a picture, unless it is there already."""
-        if digest in self._places:
+        if content_hash in self._entries:
             return
         content = pixels.contiguous().numpy().data
         self._file.write(content)
         _, height, width = pixels.shape
-        self._places[digest] = [self.size, height, width, zlib.crc32(content)]
+        self._entries[content_hash] = [self.size, height, width, zlib.crc32(content)]
         self.size += content.nbytes
 
-    def finish(self) -> Pack:
+    def finish(self) -> CacheShard:
         """Puts the pack in its place. Whoever writes the same pictures writes the same file."""
-        index = json.dumps(self._places).encode()
-        self._file.write(index + _END.pack(fingerprint([index]).encode(), len(index)))
+        index = json.dumps(self._entries).encode()
+        self._file.write(index + _FOOTER.pack(fingerprint([index]).encode(), len(index)))
         self._file.close()
-        name = fingerprint(key.encode() for key in sorted(self._places))
-        path = self._temporary.with_name(name[:32] + ENDING)
+        name = fingerprint(key.encode() for key in sorted(self._entries))
+        path = self._temporary.with_name(name[:32] + SUFFIX)
         os.replace(self._temporary, path)
-        return Pack(path)
+        return CacheShard(path)
 
     def discard(self) -> None:
         """Leaves nothing behind of a pack that is not finished."""

@@ -6,24 +6,24 @@ from typing import Any
 
 from torch import Tensor
 
-from delta_transfer.data.image_cache.packs import Pack, Place
+from delta_transfer.data.image_cache.packs import CacheShard, ShardEntry
 
 logger = logging.getLogger(__name__)
 
 
-class KeptPictures:
+class ImageCacheReader:
     """What was kept of some pictures; it can be pickled.
 
     Args:
-        places: the resize that was done -> path of the picture -> where its bytes are.
+        entries: the resize that was done -> path of the picture -> where its bytes are.
     """
 
-    def __init__(self, places: Mapping[Any, Mapping[str, tuple[Pack, Place]]]) -> None:
-        self._places = places
+    def __init__(self, entries: Mapping[Any, Mapping[str, tuple[CacheShard, ShardEntry]]]) -> None:
+        self._entries = entries
 
     def find(self, path: str, resize: object) -> Tensor | None:
         """The bytes `[3, H, W]` of a picture, not to be written to; None if they are not kept."""
-        found = self._places.get(resize, {}).get(path)
+        found = self._entries.get(resize, {}).get(path)
         if found is None:
             return None
         pack, place = found
@@ -33,17 +33,17 @@ class KeptPictures:
             logger.debug("%s is decoded anew: %s", path, error)
             return None
 
-    def here(self) -> "KeptPictures":
+    def on_this_machine(self) -> "ImageCacheReader":
         """What this machine has of them, where they were kept by another one perhaps."""
-        packs = {pack for some in self._places.values() for pack, _ in some.values()}
-        there = {pack for pack in packs if pack.is_here()}
-        return KeptPictures(
+        packs = {pack for some in self._entries.values() for pack, _ in some.values()}
+        there = {pack for pack in packs if pack.is_on_this_machine()}
+        return ImageCacheReader(
             {
                 resize: {path: found for path, found in some.items() if found[0] in there}
-                for resize, some in self._places.items()
+                for resize, some in self._entries.items()
             }
         )
 
     def has(self, path: str, resize: object) -> bool:
         """Whether a picture is kept so."""
-        return path in self._places.get(resize, {})
+        return path in self._entries.get(resize, {})

@@ -13,154 +13,168 @@ from threading import Lock
 from PIL import Image
 from torch import Tensor
 
-from delta_transfer.data.image_cache.packs import ENDING, UNFINISHED, Pack, PackWriter, Place
-from delta_transfer.data.image_cache.reader import KeptPictures
+from delta_transfer.data.image_cache.packs import (
+    SUFFIX,
+    UNFINISHED_SUFFIX,
+    CacheShard,
+    CacheShardWriter,
+    ShardEntry,
+)
+from delta_transfer.data.image_cache.reader import ImageCacheReader
 from delta_transfer.data.images.resize import Resize
 from delta_transfer.utils.files import cache_root, fingerprint
 
 logger = logging.getLogger(__name__)
 
 GIB = 1024**3
-MOST = 20 * GIB
+DEFAULT_MAX_BYTES = 20 * GIB
 """What the pictures may take where no limit is given: so much, or a fifth of the disk's rest."""
 
 _FORMAT = 1  # to be raised where the same picture would be kept otherwise
-_LARGEST = GIB  # bytes after which another pack is begun: a system may not map more than it has
+_MAX_SHARD_BYTES = (
+    GIB  # bytes after which another pack is begun: a system may not map more than it has
+)
 _RESIZED_BY = ("pillow", "torchvision")
-_LEFT_ALONE = 24 * 60 * 60.0  # seconds after which an unfinished pack is taken for left over
+_STALE_AFTER = 24 * 60 * 60.0  # seconds after which an unfinished pack is taken for left over
 
 
-class Keeper(ExitStack):
+class ImageCacheWriter(ExitStack):
     """Keeps pictures while they are looked at; a context manager. Threads may share it.
 
     What cannot be read or written is no error: the pictures are then decoded each time.
 
     Args:
-        wanted: how the pictures of each split are to be resized, by its name.
-        limit: bytes that all pictures in the cache may take; None for `MOST` or less. The packs
+        resizes_by_split: how the pictures of each split are to be resized, by its name.
+        max_bytes: bytes that all pictures in the cache may take; None for `MOST` or less. The packs
             that were not used for the longest time are removed to make room.
     """
 
-    def __init__(self, wanted: Mapping[str, Sequence[Resize]], *, limit: int | None = None) -> None:
+    def __init__(
+        self, resizes_by_split: Mapping[str, Sequence[Resize]], *, max_bytes: int | None = None
+    ) -> None:
         super().__init__()
         folder = cache_root() / "pictures"
-        self._wanted = wanted
-        self._room = _Room(folder, limit)
-        resizes = {resize for some in wanted.values() for resize in some}
-        self._shelves = {resize: _Shelf(folder, resize, self._room) for resize in resizes}
-        for shelf in self._shelves.values():
+        self._resizes_by_split = resizes_by_split
+        self._quota = _Quota(folder, max_bytes)
+        resizes = {resize for some in resizes_by_split.values() for resize in some}
+        self._buckets = {resize: _Bucket(folder, resize, self._quota) for resize in resizes}
+        for shelf in self._buckets.values():
             self.callback(shelf.close)
 
-    def keep(self, split: str, path: str, digest: str, image: Image.Image) -> None:
+    def add(self, split: str, path: str, content_hash: str, image: Image.Image) -> None:
         """Keeps a picture as it is needed, unless that was done before.
 
         Args:
             split: where the picture is from, by name.
             path: of the picture in the split.
-            digest: of its pixels.
+            content_hash: of its pixels.
             image: the picture in RGB.
         """
-        for resize in self._wanted.get(split, ()):
-            self._shelves[resize].keep(path, digest, image)
+        for resize in self._resizes_by_split.get(split, ()):
+            self._buckets[resize].add(path, content_hash, image)
 
-    def finish(self) -> KeptPictures:
+    def finish(self) -> ImageCacheReader:
         """What is kept of the pictures seen so far."""
-        return KeptPictures({resize: shelf.finish() for resize, shelf in self._shelves.items()})
+        return ImageCacheReader({resize: shelf.finish() for resize, shelf in self._buckets.items()})
 
 
-class _Room:
+class _Quota:
     """How much space there is for packs; the oldest make place for new ones."""
 
-    def __init__(self, folder: Path, limit: int | None) -> None:
+    def __init__(self, folder: Path, max_bytes: int | None) -> None:
         self.lock = Lock()
-        self.open = True
+        self.is_open = True
         self.in_use: set[Path] = set()
-        self._taken = 0
-        self._packs: list[tuple[float, int, Path]] = []
+        self._used_bytes = 0
+        self._shards: list[tuple[float, int, Path]] = []
         try:
-            self._look(folder)
-            self._limit = self._default(folder) if limit is None else limit
+            self._scan(folder)
+            self._max_bytes = self._default_max_bytes(folder) if max_bytes is None else max_bytes
         except OSError as error:
-            self._limit = 0
+            self._max_bytes = 0
             self.close(str(error))
 
-    def make(self, size: int) -> bool:
+    def reserve(self, size: int) -> bool:
         """Whether so many bytes more may be written; packs that nobody uses are removed for it."""
-        while self.open and self._taken + size > self._limit:
-            oldest = next((pack for pack in self._packs if pack[2] not in self.in_use), None)
+        while self.is_open and self._used_bytes + size > self._max_bytes:
+            oldest = next((pack for pack in self._shards if pack[2] not in self.in_use), None)
             if oldest is None:
-                self.close(f"they would take more than {self._limit / GIB:.3g} GiB")
+                self.close(f"they would take more than {self._max_bytes / GIB:.3g} GiB")
                 break
-            self._packs.remove(oldest)
+            self._shards.remove(oldest)
             with suppress(OSError):  # it stays, as where it is open on Windows
                 oldest[2].unlink(missing_ok=True)
-                self._taken -= oldest[1]
-        if self.open:
-            self._taken += size
-        return self.open
+                self._used_bytes -= oldest[1]
+        if self.is_open:
+            self._used_bytes += size
+        return self.is_open
 
     def close(self, reason: str) -> None:
         """No more is written; it is said once."""
-        if self.open:
-            self.open = False
+        if self.is_open:
+            self.is_open = False
             logger.info("pictures that are not kept in the cache are decoded each time: %s", reason)
 
-    def _look(self, folder: Path) -> None:
+    def _scan(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob(f"*/.*{UNFINISHED}"):
+        for path in folder.glob(f"*/.*{UNFINISHED_SUFFIX}"):
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _LEFT_ALONE:
+                if time.time() - path.stat().st_mtime > _STALE_AFTER:
                     path.unlink()
-        for path in folder.glob(f"*/*{ENDING}"):
+        for path in folder.glob(f"*/*{SUFFIX}"):
             with suppress(FileNotFoundError):  # removed by another run meanwhile
                 status = path.stat()
-                self._packs.append((status.st_mtime, status.st_size, path))
-        self._packs.sort()
-        self._taken = sum(size for _, size, _ in self._packs)
+                self._shards.append((status.st_mtime, status.st_size, path))
+        self._shards.sort()
+        self._used_bytes = sum(size for _, size, _ in self._shards)
 
-    def _default(self, folder: Path) -> int:
-        return min(MOST, (shutil.disk_usage(folder).free + self._taken) // 5)
+    def _default_max_bytes(self, folder: Path) -> int:
+        return min(DEFAULT_MAX_BYTES, (shutil.disk_usage(folder).free + self._used_bytes) // 5)
 
 
-class _Shelf:
+class _Bucket:
     """The pictures that were resized in one way."""
 
-    def __init__(self, folder: Path, resize: Resize, room: _Room) -> None:
+    def __init__(self, folder: Path, resize: Resize, quota: _Quota) -> None:
         versions = [f"{name} {importlib.metadata.version(name)}" for name in _RESIZED_BY]
         told = "\n".join([f"format {_FORMAT}", *versions, repr(resize)])
         self._folder = folder / fingerprint([told.encode()])[:16]
         self._resize = resize
-        self._room = room
-        self._writer: PackWriter | None = None
-        self._known: dict[str, tuple[Pack, Place]] = {}
-        self._whole: set[str] = set()
-        self._digests: dict[str, str] = {}
-        for path in sorted(self._folder.glob(f"*{ENDING}")):
-            self._open(path)
+        self._quota = quota
+        self._writer: CacheShardWriter | None = None
+        self._locations: dict[str, tuple[CacheShard, ShardEntry]] = {}
+        self._verified: set[str] = set()
+        self._content_hashes: dict[str, str] = {}
+        for path in sorted(self._folder.glob(f"*{SUFFIX}")):
+            self._open_shard(path)
 
-    def keep(self, path: str, digest: str, image: Image.Image) -> None:
-        self._digests[path] = digest
-        if digest in self._whole or self._is_kept(digest) or not self._room.open:
+    def add(self, path: str, content_hash: str, image: Image.Image) -> None:
+        self._content_hashes[path] = content_hash
+        if (
+            content_hash in self._verified
+            or self._is_cached(content_hash)
+            or not self._quota.is_open
+        ):
             return
         pixels = self._resize(image)
-        with self._room.lock:
-            if digest in self._whole or not self._room.make(pixels.nbytes):
+        with self._quota.lock:
+            if content_hash in self._verified or not self._quota.reserve(pixels.nbytes):
                 return
             try:
-                self._write(digest, pixels)
+                self._write(content_hash, pixels)
             except OSError as error:
                 self._give_up(error)
 
-    def finish(self) -> dict[str, tuple[Pack, Place]]:
+    def finish(self) -> dict[str, tuple[CacheShard, ShardEntry]]:
         """Where the picture of each path is, as far as it is kept."""
         try:
-            self._finish_pack()
+            self._finish_shard()
         except OSError as error:
             self._give_up(error)
         return {
-            path: self._known[digest]
-            for path, digest in self._digests.items()
-            if digest in self._known and digest in self._whole
+            path: self._locations[digest]
+            for path, digest in self._content_hashes.items()
+            if digest in self._locations and digest in self._verified
         }
 
     def close(self) -> None:
@@ -169,44 +183,46 @@ class _Shelf:
             self._writer.discard()
             self._writer = None
 
-    def _write(self, digest: str, pixels: Tensor) -> None:
+    def _write(self, content_hash: str, pixels: Tensor) -> None:
         if self._writer is None:
-            self._writer = PackWriter(self._folder)
-        self._writer.add(digest, pixels)
-        self._whole.add(digest)
-        if self._writer.size >= _LARGEST:
-            self._finish_pack()
+            self._writer = CacheShardWriter(self._folder)
+        self._writer.add(content_hash, pixels)
+        self._verified.add(content_hash)
+        if self._writer.size >= _MAX_SHARD_BYTES:
+            self._finish_shard()
 
-    def _finish_pack(self) -> None:
+    def _finish_shard(self) -> None:
         if self._writer is None:
             return
         pack = self._writer.finish()
         self._writer = None
-        self._room.in_use.add(pack.path)
-        self._known.update({digest: (pack, place) for digest, place in pack.places.items()})
+        self._quota.in_use.add(pack.path)
+        self._locations.update({digest: (pack, place) for digest, place in pack.entries.items()})
 
     def _give_up(self, error: OSError) -> None:
-        self._room.close(str(error))
+        self._quota.close(str(error))
         self.close()
 
-    def _open(self, path: Path) -> None:
+    def _open_shard(self, path: Path) -> None:
         try:
-            pack = Pack(path)
+            pack = CacheShard(path)
         except ValueError as error:
             logger.debug("%s: its pictures are kept anew", error)
             _remove(path)
         except OSError as error:  # removed by another run meanwhile
             logger.debug("%s is not used: %s", path, error)
         else:
-            self._known.update({digest: (pack, place) for digest, place in pack.places.items()})
+            self._locations.update(
+                {digest: (pack, place) for digest, place in pack.entries.items()}
+            )
 
-    def _is_kept(self, digest: str) -> bool:
+    def _is_cached(self, content_hash: str) -> bool:
         """Whether a pack has it whole; a damaged pack goes."""
-        if digest not in self._known:
+        if content_hash not in self._locations:
             return False
-        pack, place = self._known[digest]
+        pack, place = self._locations[content_hash]
         try:
-            whole = pack.is_whole(place)
+            whole = pack.is_intact(place)
         except OSError as error:  # as above
             logger.debug("%s is not used: %s", pack.path, error)
             whole = False
@@ -214,15 +230,15 @@ class _Shelf:
             if not whole:
                 logger.debug("%s is damaged: its pictures are kept anew", pack.path)
                 _remove(pack.path)
-        with self._room.lock:
+        with self._quota.lock:
             if not whole:
-                self._known.pop(digest, None)
+                self._locations.pop(content_hash, None)
                 return False
-            if pack.path not in self._room.in_use:
-                self._room.in_use.add(pack.path)
+            if pack.path not in self._quota.in_use:
+                self._quota.in_use.add(pack.path)
                 with suppress(OSError):  # another user's
                     os.utime(pack.path)
-            self._whole.add(digest)
+            self._verified.add(content_hash)
         return True
 
 

@@ -28,17 +28,17 @@ class Transform:
 
     Attributes:
         resize: gives the picture as bytes `[3, H, W]`, always the same, so that it can be kept.
-        cut: what the network sees of these bytes; random numbers are torch's.
+        crop: what the network sees of these bytes; random numbers are torch's.
         normalise: bytes `[..., 3, S, S]`, of whole batches too, to numbers of mean 0.
     """
 
     resize: Resize
-    cut: Callable[[Tensor], Tensor]
+    crop: Callable[[Tensor], Tensor]
     normalise: Callable[[Tensor], Tensor]
 
     def __call__(self, image: Image.Image) -> Tensor:
         """All three."""
-        return self.normalise(self.cut(self.resize(image)))
+        return self.normalise(self.crop(self.resize(image)))
 
 
 def train_transform(
@@ -71,7 +71,9 @@ def train_transform(
         ValueError: if an argument is out of its range.
     """
     resize = _resize(size=size, crop_pct=crop_pct, interpolation=interpolation)
-    return Transform(resize=resize, cut=_chance(size, augment), normalise=_normalise(mean, std))
+    return Transform(
+        resize=resize, crop=_random_augmentation(size, augment), normalise=_normalise(mean, std)
+    )
 
 
 def eval_transform(
@@ -98,7 +100,7 @@ def eval_transform(
         ValueError: if an argument is out of its range.
     """
     resize = _resize(size=size, crop_pct=crop_pct, interpolation=interpolation)
-    return Transform(resize=resize, cut=v2.CenterCrop(size), normalise=_normalise(mean, std))
+    return Transform(resize=resize, crop=v2.CenterCrop(size), normalise=_normalise(mean, std))
 
 
 def official_train_transform(
@@ -130,7 +132,9 @@ def official_train_transform(
         ValueError: if an argument is out of its range.
     """
     resize = Resize(side=_official_side(size), square=True, interpolation=interpolation)
-    return Transform(resize=resize, cut=_chance(size, augment), normalise=_normalise(mean, std))
+    return Transform(
+        resize=resize, crop=_random_augmentation(size, augment), normalise=_normalise(mean, std)
+    )
 
 
 def official_eval_transform(
@@ -155,7 +159,7 @@ def official_eval_transform(
         ValueError: if an argument is out of its range.
     """
     resize = Resize(side=size, square=True, interpolation=interpolation)
-    return Transform(resize=resize, cut=v2.Identity(), normalise=_normalise(mean, std))
+    return Transform(resize=resize, crop=v2.Identity(), normalise=_normalise(mean, std))
 
 
 def ten_crop_transform(
@@ -185,7 +189,7 @@ def ten_crop_transform(
     """
     resize = Resize(side=_official_side(size), interpolation=interpolation)
     cut = v2.Compose([v2.TenCrop(size), torch.stack])
-    return Transform(resize=resize, cut=cut, normalise=_normalise(mean, std))
+    return Transform(resize=resize, crop=cut, normalise=_normalise(mean, std))
 
 
 def _resize(*, size: int, crop_pct: float, interpolation: str) -> Resize:
@@ -199,7 +203,7 @@ def _official_side(size: int) -> int:
     return _OFFICIAL_SIDES.get(size, round(size * _OFFICIAL_SIDES[224] / 224))
 
 
-def _chance(size: int, augment: str) -> Callable[[Tensor], Tensor]:
+def _random_augmentation(size: int, augment: str) -> Callable[[Tensor], Tensor]:
     """A crop at random, its mirror image half of the time, and what else is asked for."""
     if augment not in POLICIES:
         raise ValueError(f"augment must be one of {', '.join(POLICIES)}, got {augment!r}")

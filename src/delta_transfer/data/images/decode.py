@@ -27,7 +27,7 @@ Where `PIL.Image.MAX_IMAGE_PIXELS` has been lowered, twice that number is the li
 
 _KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 
-_TURNS = {
+_EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,7 +38,7 @@ _TURNS = {
 }
 """What puts a picture upright, by its EXIF orientation."""
 
-_SILENCE = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+_PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 class PictureError(UserError):
@@ -53,13 +53,13 @@ class PictureError(UserError):
         self.reason = reason
 
 
-class _Unusable(Exception):
+class _UnusableImage(Exception):
     """Why a picture is refused, and what to do about it; `decode_image` adds its name."""
 
-    def __init__(self, reason: str, mend: str = "replace the file or remove it") -> None:
+    def __init__(self, reason: str, hint: str = "replace the file or remove it") -> None:
         super().__init__(reason)
         self.reason = reason
-        self.mend = mend
+        self.hint = hint
 
 
 def read_image(path: Path) -> Image.Image:
@@ -77,7 +77,7 @@ def read_image(path: Path) -> Image.Image:
     return decode_image(path, name=str(path))
 
 
-def decode_image(source: Path | BinaryIO, *, name: str) -> Image.Image:
+def decode_image(file: Path | BinaryIO, *, name: str) -> Image.Image:
     """Decode a picture: turned as its EXIF orientation says, transparency on white, in RGB.
 
     Of an animation or of several pages the first counts. Grey of up to 16 bits is scaled to 8,
@@ -86,7 +86,7 @@ def decode_image(source: Path | BinaryIO, *, name: str) -> Image.Image:
     Pillow's warnings, of corrupt metadata for example, are not shown if it can decode the pixels.
 
     Args:
-        source: a file, or a binary stream, which is read from its start and stays open.
+        file: a file, or a binary stream, which is read from its start and stays open.
         name: what messages call the picture.
 
     Returns:
@@ -104,15 +104,15 @@ def decode_image(source: Path | BinaryIO, *, name: str) -> Image.Image:
         (0, 0, 0)
     """
     try:
-        with _silent():
-            if not isinstance(source, Path):
-                return _decode(source)
-            with _open(source) as stream:
+        with _ignore_pillow_warnings():
+            if not isinstance(file, Path):
+                return _decode(file)
+            with _open(file) as stream:
                 return _decode(stream)
     except Exception as error:  # on garbled bytes, decoders raise nearly anything
         why = _explain(error)
         raise PictureError(
-            f"cannot read the picture '{name}': {why.reason}; {why.mend}", reason=why.reason
+            f"cannot read the picture '{name}': {why.reason}; {why.hint}", reason=why.reason
         ) from error
 
 
@@ -120,18 +120,18 @@ def _open(path: Path) -> BinaryIO:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise _Unusable("it is a folder", "rename it or remove it")
+            raise _UnusableImage("it is a folder", "rename it or remove it")
         if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
-            raise _Unusable("it is no ordinary file", "remove it")
+            raise _UnusableImage("it is no ordinary file", "remove it")
         if status.st_size == 0:
-            raise _Unusable("the file is empty")
+            raise _UnusableImage("the file is empty")
         return path.open("rb")
     except FileNotFoundError as error:
         link = path.is_symlink()
-        raise _Unusable("the link leads nowhere" if link else "the file is missing") from error
+        raise _UnusableImage("the link leads nowhere" if link else "the file is missing") from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise _Unusable(reason, "make the file readable or remove it") from error
+        raise _UnusableImage(reason, "make the file readable or remove it") from error
 
 
 def _decode(stream: BinaryIO) -> Image.Image:
@@ -143,7 +143,7 @@ def _decode(stream: BinaryIO) -> Image.Image:
         image: Image.Image = file
         if file.mode == "F" or file.mode.startswith("I"):
             image = _eight_bits(file)
-        turn = _turn(file)
+        turn = _find_transpose(file)
         if turn is not None:
             image = image.transpose(turn)
         if image.has_transparency_data:
@@ -186,7 +186,7 @@ def _range(file: ImageFile.ImageFile) -> tuple[bool, int]:
         (kind,) = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
         if bits <= 16 and kind == 1:
             return tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0, 2**bits - 1
-    raise _Unusable(
+    raise _UnusableImage(
         "its pixels are signed or 32-bit numbers of an unknown range",
         "save it with 8 or 16 bits a channel",
     )
@@ -198,28 +198,28 @@ def _on_white(image: Image.Image) -> Image.Image:
     return white
 
 
-def _turn(file: ImageFile.ImageFile) -> Image.Transpose | None:
+def _find_transpose(file: ImageFile.ImageFile) -> Image.Transpose | None:
     try:
-        return _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+        return _EXIF_TRANSPOSES.get(file.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # corrupt metadata, of which Pillow raises anything, leave the pixels good
         return None
 
 
-def _explain(error: Exception) -> _Unusable:
-    if isinstance(error, _Unusable):
+def _explain(error: Exception) -> _UnusableImage:
+    if isinstance(error, _UnusableImage):
         return error
     if isinstance(error, UnidentifiedImageError):
         kinds = ", ".join(sorted(_formats()))
-        return _Unusable(
+        return _UnusableImage(
             "it is damaged at its start, or no picture of a kind that is read",
             f"replace it ({kinds}) or remove it",
         )
     if isinstance(error, Image.DecompressionBombError):
-        return _Unusable(f"it has more than {_pixel_limit():,} pixels", "scale it down")
+        return _UnusableImage(f"it has more than {_pixel_limit():,} pixels", "scale it down")
     if isinstance(error, MemoryError):
-        return _Unusable("there is not enough memory to decode it", "scale it down")
+        return _UnusableImage("there is not enough memory to decode it", "scale it down")
     detail = " ".join(str(error).split()) or type(error).__name__
-    return _Unusable(f"it is damaged ({detail[:100]})")
+    return _UnusableImage(f"it is damaged ({detail[:100]})")
 
 
 def _pixel_limit() -> int:
@@ -235,7 +235,7 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _ignore_pillow_warnings() -> Iterator[None]:
     """Ignore Pillow's warnings, in several threads at once too.
 
     `warnings.catch_warnings` is not for threads: whoever leaves last restores the filters of
@@ -243,9 +243,9 @@ def _silent() -> Iterator[None]:
     caller's loop would be shown again after every picture.
     """
     filters = cast("list[object]", warnings.filters)
-    filters.insert(0, _SILENCE)
+    filters.insert(0, _PILLOW_FILTER)
     try:
         yield
     finally:
         with suppress(ValueError):  # somebody has reset the filters
-            filters.remove(_SILENCE)
+            filters.remove(_PILLOW_FILTER)

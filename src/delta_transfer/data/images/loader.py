@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 
-class PictureLoader(DataLoader[Any]):
+class DeviceDataLoader(DataLoader[Any]):
     """A DataLoader whose batches are normalised at once, on their device.
 
     Of pictures, which are bytes until then, a quarter of the data is moved, and processes that load
@@ -42,18 +42,18 @@ class PictureLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         """The batches; what stands beside the inputs stays where it is."""
-        return map(self._finish, super().__iter__())
+        return map(self._preprocess_batch, super().__iter__())
 
-    def finish(self, inputs: Tensor) -> Tensor:
+    def preprocess(self, inputs: Tensor) -> Tensor:
         """The inputs of a batch as the network takes them."""
         return self.normalise(inputs.to(self.device, non_blocking=True))
 
-    def _finish(self, batch: Sequence[Any]) -> tuple[Tensor, Any]:
+    def _preprocess_batch(self, batch: Sequence[Any]) -> tuple[Tensor, Any]:
         inputs, beside = batch
-        return self.finish(inputs), beside
+        return self.preprocess(inputs), beside
 
 
-def ignore_stops(worker: int) -> None:
+def ignore_stops(worker_id: int) -> None:
     """Ctrl-C and SIGTERM reach a group of processes; those that load follow the main one."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

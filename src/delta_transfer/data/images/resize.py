@@ -12,7 +12,7 @@ _INTERPOLATIONS = {
 }
 # The longer side over the shorter one, at most; what lies beyond, at both ends, is cut off.
 # Resizing the shorter side makes the longer one huge otherwise: a gigabyte for 1 x 1000 pixels.
-_LONGEST = 20
+_MAX_ASPECT_RATIO = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Resize:
 def _shorten(image: Image.Image) -> Image.Image:
     """The middle of a picture that is more than twenty times as long as it is wide."""
     width, height = image.size
-    most = _LONGEST * min(width, height)
+    most = _MAX_ASPECT_RATIO * min(width, height)
     if max(width, height) <= most:
         return image
     left, top = max(0, width - most) // 2, max(0, height - most) // 2

@@ -14,7 +14,7 @@ _FILE = "NCI/first_5K.smi"
 
 
 @cache
-def offline_smiles() -> tuple[str, ...]:
+def load_nci_smiles() -> tuple[str, ...]:
     """The SMILES of the first molecules of the National Cancer Institute's open collection.
 
     Each is there once; the few that RDKit itself cannot read are left out.
@@ -31,10 +31,10 @@ def offline_smiles() -> tuple[str, ...]:
             "from PyPI, pip install rdkit"
         ) from error
     written = dict.fromkeys(line.split()[0] for line in lines if line.strip())
-    return tuple(smiles for smiles in written if _is_read(smiles))
+    return tuple(smiles for smiles in written if _is_readable(smiles))
 
 
-def _is_read(smiles: str) -> bool:
+def _is_readable(smiles: str) -> bool:
     try:
         read_molecule(smiles)
     except SmilesError:

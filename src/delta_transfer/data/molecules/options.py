@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-SplitBy = Literal["auto", "scaffold", "random"]
+SplitMethod = Literal["auto", "scaffold", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,8 @@ class MoleculeOptions:
 
     smiles_column: str | None = None
     label_columns: str | None = None
-    split: SplitBy = "auto"
+    split: SplitMethod = "auto"
 
 
-NOTHING_SAID = MoleculeOptions()
+DEFAULT_MOLECULE_OPTIONS = MoleculeOptions()
 """As for data without molecules."""

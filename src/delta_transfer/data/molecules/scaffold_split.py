@@ -6,12 +6,12 @@ from functools import lru_cache
 import numpy as np
 from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
 
-from delta_transfer.data.molecules.smiles import KEPT, parse_smiles
+from delta_transfer.data.molecules.smiles import CACHE_SIZE, parse_smiles
 
 _find_scaffold: Callable[..., str] = MurckoScaffoldSmiles  # which has no types
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=CACHE_SIZE)
 def scaffold(name: str) -> str:
     """The Bemis-Murcko scaffold of a molecule with its chirality; "" of one without rings.
 
@@ -22,7 +22,7 @@ def scaffold(name: str) -> str:
     return _find_scaffold(mol=parse_smiles(name), includeChirality=True)
 
 
-def scaffold_parts(scaffolds: Sequence[str], shares: Sequence[float]) -> list[list[int]]:
+def scaffold_split(scaffolds: Sequence[str], fractions: Sequence[float]) -> list[list[int]]:
     """Parts of about these sizes, none of which shares a scaffold with another.
 
     As in Hu et al., https://arxiv.org/abs/1905.12265: groups of molecules with the same scaffold,
@@ -31,20 +31,20 @@ def scaffold_parts(scaffolds: Sequence[str], shares: Sequence[float]) -> list[li
 
     Args:
         scaffolds: of each molecule.
-        shares: of all molecules, of each part; they sum to 1.
+        fractions: of all molecules, of each part; they sum to 1.
 
     Returns:
         The positions of the molecules of each part, ascending.
 
     Example:
-        >>> scaffold_parts(["a", "b", "a", "c", "a"], [0.6, 0.2, 0.2])
+        >>> scaffold_split(["a", "b", "a", "c", "a"], [0.6, 0.2, 0.2])
         [[0, 2, 4], [3], [1]]
     """
     groups: dict[str, list[int]] = {}
     for position, name in enumerate(scaffolds):
         groups.setdefault(name, []).append(position)
-    limits = [sum(shares[: i + 1]) * len(scaffolds) for i in range(len(shares))]
-    parts: list[list[int]] = [[] for _ in shares]
+    limits = [sum(fractions[: i + 1]) * len(scaffolds) for i in range(len(fractions))]
+    parts: list[list[int]] = [[] for _ in fractions]
     for group in sorted(groups.values(), key=lambda g: (len(g), g[0]), reverse=True):
         filled = np.cumsum([len(part) for part in parts]) + len(group)
         fitting = (part for part, n, most in zip(parts, filled, limits, strict=True) if n <= most)
@@ -52,26 +52,28 @@ def scaffold_parts(scaffolds: Sequence[str], shares: Sequence[float]) -> list[li
     return [sorted(part) for part in parts]
 
 
-def random_parts(strata: Sequence[float], shares: Sequence[float], *, seed: int) -> list[list[int]]:
+def stratified_random_split(
+    strata: Sequence[float], fractions: Sequence[float], *, seed: int
+) -> list[list[int]]:
     """Parts of about these sizes, drawn at random, each with its share of every stratum.
 
     Args:
         strata: of each molecule, a number for its kind.
-        shares: as in `scaffold_parts`; a part gets at least one of each kind where there are so
+        fractions: as in `scaffold_split`; a part gets at least one of each kind where there are so
             many, the first one what is left.
         seed: the seed of this one draw (see `derive_seed`).
 
     Returns:
-        As `scaffold_parts`.
+        As `scaffold_split`.
     """
     generator = np.random.default_rng(seed)
     array = np.asarray(strata)
-    parts: list[list[int]] = [[] for _ in shares]
+    parts: list[list[int]] = [[] for _ in fractions]
     for kind in np.unique(array):
         members = generator.permutation(np.flatnonzero(array == kind)).tolist()
         total = len(members)
-        for i, share in enumerate(shares[1:] if total >= len(shares) else (), start=1):
-            reserved = len(shares) - i  # one for each part that is still to come, and the first
+        for i, share in enumerate(fractions[1:] if total >= len(fractions) else (), start=1):
+            reserved = len(fractions) - i  # one for each part that is still to come, and the first
             count = min(max(1, round(share * total)), len(members) - reserved)
             parts[i] += members[:count]
             del members[:count]

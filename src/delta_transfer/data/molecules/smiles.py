@@ -8,7 +8,7 @@ from torch_geometric.data import Data
 
 from delta_transfer.errors import UserError
 
-KEPT = 200_000
+CACHE_SIZE = 200_000
 """Molecules that a process keeps as graphs."""
 
 _SHOWN = 60  # characters of a SMILES in a message
@@ -84,7 +84,7 @@ def parse_smiles(name: str) -> Chem.Mol:
     return molecule
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=CACHE_SIZE)
 def read_molecule(name: str) -> Data:
     """The graph of a molecule: two features for each atom, and two for each bond.
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from delta_transfer.data.sources.csv_rows import read_rows
-from delta_transfer.data.splits import SPLITS
+from delta_transfer.data.splits import SPLIT_ALIASES
 from delta_transfer.errors import UserError
 
-LINES = (".smi", ".smiles", ".txt")
+SMILES_SUFFIXES = (".smi", ".smiles", ".txt")
 """How files with a SMILES at the beginning of each line end."""
 
 
@@ -32,7 +32,7 @@ def list_smiles(file: Path, *, column: str | None = None) -> list[str]:
     return [line.split()[0] for line in lines if line.strip()]
 
 
-def list_untested(file: Path, *, column: str | None = None) -> tuple[list[str], int]:
+def list_smiles_without_test(file: Path, *, column: str | None = None) -> tuple[list[str], int]:
     """The SMILES in a file but for those to be tested on, and how many these are.
 
     Args:
@@ -45,7 +45,7 @@ def list_untested(file: Path, *, column: str | None = None) -> tuple[list[str], 
     if not _is_table(file):
         return list_smiles(file), 0
     rows = _rows(file, column)
-    rest = [smiles for smiles, split in rows if SPLITS.get(split.lower()) != "test"]
+    rest = [smiles for smiles, split in rows if SPLIT_ALIASES.get(split.lower()) != "test"]
     return rest, len(rows) - len(rest)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from delta_transfer.data.molecules.smiles import SmilesError, read_molecule
 from delta_transfer.data.sources.csv_rows import Row, read_rows, refuse_lines
-from delta_transfer.data.splits import SPLITS
+from delta_transfer.data.splits import SPLIT_ALIASES
 from delta_transfer.errors import UserError, first_few, unknown
 
 logger = logging.getLogger(__name__)
@@ -26,24 +26,24 @@ _MISSING = ("", "nan", "na", "n/a", "none", "null")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Molecules:
+class MoleculeTable:
     """The molecules of a file, in its order.
 
     Attributes:
         names: of each, no two of them equal: its SMILES, and after a space the line that it stands
             in if there is another such.
-        labels: of each, a value for each of `columns`; NaN where it is not known.
+        labels: of each, a value for each of `label_columns`; NaN where it is not known.
         splits: of each, "train", "val" or "test"; None without a column of splits.
-        columns: the names of the columns of labels.
-        unused: the names of the columns that are neither.
+        label_columns: the names of the columns of labels.
+        unused_columns: the names of the columns that are neither.
         notes: what a user should know of those that are left out or there more than once.
     """
 
     names: tuple[str, ...]
     labels: tuple[tuple[float, ...], ...]
     splits: tuple[str, ...] | None
-    columns: tuple[str, ...]
-    unused: tuple[str, ...]
+    label_columns: tuple[str, ...]
+    unused_columns: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
@@ -55,40 +55,45 @@ class Molecules:
 def read_molecules(
     file: Path,
     *,
-    smiles: str,
-    labels: Sequence[str] = (),
-    ignored: Sequence[str] = (),
-    splits: bool = False,
-) -> Molecules:
+    smiles_column: str,
+    label_columns: Sequence[str] = (),
+    ignored_columns: Sequence[str] = (),
+    use_split_column: bool = False,
+) -> MoleculeTable:
     """Read the molecules of a file; those whose SMILES is of none are left out.
 
     Args:
         file: the CSV file; one that ends in .gz is unpacked.
-        smiles: the column of the SMILES; capitals do not count in the names of columns.
-        labels: the columns of the labels; all others in which there are only numbers if empty.
-        ignored: columns that are none of those.
-        splits: whether a column `split`, if there is one, is of splits.
+        smiles_column: the column of the SMILES; capitals do not count in the names of columns.
+        label_columns: the columns of the labels; all others in which there are only numbers if
+            empty.
+        ignored_columns: columns that are none of those.
+        use_split_column: whether a column `split`, if there is one, is of splits.
 
     Raises:
         UserError: if the file is not as it must be, naming the lines; or it has no molecule.
     """
-    smiles, ignored = smiles.strip().lower(), [name.lower() for name in ignored]
-    _, others = read_rows(file, required=(smiles,), layout=LAYOUT)
+    smiles_column, ignored_columns = (
+        smiles_column.strip().lower(),
+        [name.lower() for name in ignored_columns],
+    )
+    _, others = read_rows(file, required=(smiles_column,), layout=LAYOUT)
     there = {name.strip().lower(): name.strip() for name in others}
-    given = ["split"] if splits and "split" in there else []
-    asked = [name.strip().lower() for name in labels]
+    given = ["split"] if use_split_column and "split" in there else []
+    asked = [name.strip().lower() for name in label_columns]
     for name in asked:
         if name not in there or name in given:
             choices = [there[key] for key in there if key not in given]
             raise UserError(f"'{file}': {unknown('column of labels', name, choices)}")
-    candidates = asked or [name for name in there if name not in (*ignored, *given)]
-    rows, _ = read_rows(file, required=(smiles, *given), optional=candidates, layout=LAYOUT)
+    candidates = asked or [name for name in there if name not in (*ignored_columns, *given)]
+    rows, _ = read_rows(file, required=(smiles_column, *given), optional=candidates, layout=LAYOUT)
     numbers = {name: [_number(row.fields[name]) for row in rows] for name in candidates}
     if not asked:
         candidates = [name for name in candidates if _is_numeric(numbers[name])]
     if not candidates:
         raise UserError(
-            f"'{file}': no column beside '{smiles}' has labels, which are numbers: add one, with 0 "
+            f"'{file}': no column beside '{smiles_column}' has labels, which are numbers: add "
+            "one, with 0 "
             "and 1 for no and yes, or a value to learn"
         )
     for name in candidates:
@@ -98,21 +103,25 @@ def read_molecules(
             if number is None
         ]
         mend = "write a number, or nothing where it is not known"
-        refuse_lines(file, f"the {there[name]} is no number", strange, mend=mend)
+        refuse_lines(file, f"the {there[name]} is no number", strange, hint=mend)
     strange = [
         (row.line, f"'{row.fields['split']}'")
         for row in rows
-        if given and row.fields["split"].lower() not in SPLITS
+        if given and row.fields["split"].lower() not in SPLIT_ALIASES
     ]
-    refuse_lines(file, "the split is unknown", strange, mend=f"write one of {', '.join(SPLITS)}")
-    kept, notes = _readable(file, rows, smiles)
+    refuse_lines(
+        file, "the split is unknown", strange, hint=f"write one of {', '.join(SPLIT_ALIASES)}"
+    )
+    kept, notes = _readable(file, rows, smiles_column)
     values = list(zip(*(numbers[name] for name in candidates), strict=True))
-    return Molecules(
-        names=tuple(_unique([(rows[i].fields[smiles], rows[i].line) for i in kept])),
+    return MoleculeTable(
+        names=tuple(_unique([(rows[i].fields[smiles_column], rows[i].line) for i in kept])),
         labels=tuple(values[i] for i in kept),
-        splits=tuple(SPLITS[rows[i].fields["split"].lower()] for i in kept) if given else None,
-        columns=tuple(there[name] for name in candidates),
-        unused=tuple(there[name] for name in there if name not in (*candidates, *given)),
+        splits=tuple(SPLIT_ALIASES[rows[i].fields["split"].lower()] for i in kept)
+        if given
+        else None,
+        label_columns=tuple(there[name] for name in candidates),
+        unused_columns=tuple(there[name] for name in there if name not in (*candidates, *given)),
         notes=tuple(notes),
     )
 
@@ -134,23 +143,23 @@ def _is_numeric(numbers: Sequence[float | None]) -> bool:
     return bool(known) and None not in known
 
 
-def _readable(file: Path, rows: Sequence[Row], smiles: str) -> tuple[list[int], list[str]]:
+def _readable(file: Path, rows: Sequence[Row], smiles_column: str) -> tuple[list[int], list[str]]:
     """The positions of the rows whose SMILES are of molecules, and a note on the others."""
     if len(rows) > _MANY:
         logger.info("reading %s molecules", f"{len(rows):,}")
     kept, lost = [], []
     for position, row in enumerate(rows):
         try:
-            if len(row.fields[smiles].split()) > 1:
-                raise SmilesError(row.fields[smiles], "there is a space in it")
-            read_molecule(row.fields[smiles])
+            if len(row.fields[smiles_column].split()) > 1:
+                raise SmilesError(row.fields[smiles_column], "there is a space in it")
+            read_molecule(row.fields[smiles_column])
         except SmilesError as error:
             lost.append(f"line {row.line} ('{error.smiles}': {error.reason})")
         else:
             kept.append(position)
     if not kept:
         raise UserError(
-            f"'{file}': nothing in the column '{smiles}' is the SMILES of a molecule: "
+            f"'{file}': nothing in the column '{smiles_column}' is the SMILES of a molecule: "
             f"{first_few(lost)}; name the column of the SMILES"
         )
     if not lost:
@@ -170,11 +179,11 @@ def _unique(written: Sequence[tuple[str, int]]) -> list[str]:
     return names
 
 
-def column_names(text: str) -> tuple[str, ...]:
+def parse_column_names(text: str) -> tuple[str, ...]:
     """The names in a list with commas; quotes go around one with a comma in it.
 
     Example:
-        >>> column_names('a, "b, c"')
+        >>> parse_column_names('a, "b, c"')
         ('a', 'b, c')
     """
     (names,) = csv.reader([text], skipinitialspace=True)

@@ -8,36 +8,36 @@ from pathlib import Path
 from delta_transfer.data.sources.csv_rows import Row, read_rows, refuse_lines
 from delta_transfer.data.sources.folder import FolderReader
 from delta_transfer.data.splits import (
-    SPLITS,
-    GivenSplits,
+    SPLIT_ALIASES,
+    PartialTaskData,
     check_split_classes,
-    complete,
-    fraction_of_train,
+    draw_missing_splits,
+    parse_test_fraction,
 )
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
+class _ImageRow:
     """A row of the file.
 
     Attributes:
         line: where it begins.
         path: below the CSV file's folder, as written there if it can be.
-        real: the whole path, with all links followed.
+        real_path: the whole path, with all links followed.
         label: the class.
         split: "train", "val" or "test"; "" without such a column.
     """
 
     line: int
     path: str
-    real: str
+    real_path: str
     label: str
     split: str
 
 
-def load_csv(file: Path, *, seed: int, val_fraction: float, test_split: str) -> Task:
+def load_csv(file: Path, *, seed: int, val_fraction: float, test_split: str) -> TaskData:
     """A task from a CSV file with the columns `path`, `label` and, if wanted, `split`.
 
     Paths are relative to the file's folder and may not lead out of it. Without the column `split`
@@ -68,21 +68,23 @@ def load_csv(file: Path, *, seed: int, val_fraction: float, test_split: str) -> 
         )
     classes, lacking = _classes(file, {"train": train, **{k: v for k, v in by_split.items() if v}})
     val, test = (_split(part, classes, file.parent) for part in by_split.values())
-    given = GivenSplits(
+    given = PartialTaskData(
         name=file.stem,
-        source=f"'{file}'",
+        display_name=f"'{file}'",
         classes=classes,
         train=_split(train, classes, file.parent),
         val=val if len(val) else None,
         test=test if len(test) else None,
         notes=(*lacking, *([f"columns that are not used: {', '.join(unused)}"] if unused else [])),
     )
-    return complete(
+    return draw_missing_splits(
         given,
         seed=seed,
         val_fraction=val_fraction,
-        test_fraction=fraction_of_train(test_split, source=given.source, own_test=len(test) > 0),
-        mend="add pictures, leave the class out, or give these splits in the column split",
+        test_fraction=parse_test_fraction(
+            test_split, display_name=given.display_name, has_test=len(test) > 0
+        ),
+        hint="add pictures, leave the class out, or give these splits in the column split",
     )
 
 
@@ -113,33 +115,33 @@ def list_csv(file: Path) -> list[str]:
         UserError: if the file is not as it must be, or a path leads out of its folder or nowhere.
     """
     rows, _ = read_rows(file, required=("path",))
-    return [str(file.parent / picture.path) for picture in _pictures(file, rows)]
+    return [str(file.parent / picture.path) for picture in _existing_images(file, rows)]
 
 
-def _labelled(file: Path) -> tuple[list[_Picture], tuple[str, ...]]:
+def _labelled(file: Path) -> tuple[list[_ImageRow], tuple[str, ...]]:
     """The pictures, each listed once, and the columns that are not used."""
     rows, unused = read_rows(file, required=("path", "label"), optional=("split",))
     strange = [
         (row.line, f"'{row.fields['split']}'")
         for row in rows
-        if row.fields.get("split", "train").lower() not in SPLITS
+        if row.fields.get("split", "train").lower() not in SPLIT_ALIASES
     ]
-    allowed = ", ".join(SPLITS)
-    refuse_lines(file, "the split is unknown", strange, mend=f"write one of {allowed}")
-    pictures = _pictures(file, rows)
+    allowed = ", ".join(SPLIT_ALIASES)
+    refuse_lines(file, "the split is unknown", strange, hint=f"write one of {allowed}")
+    pictures = _existing_images(file, rows)
     first: dict[str, int] = {}
     again = [
-        (picture.line, f"'{picture.path}', also in line {first[picture.real]}")
+        (picture.line, f"'{picture.path}', also in line {first[picture.real_path]}")
         for picture in pictures
-        if first.setdefault(picture.real, picture.line) != picture.line
+        if first.setdefault(picture.real_path, picture.line) != picture.line
     ]
-    refuse_lines(file, "a picture is listed twice", again, mend="keep one of the rows")
+    refuse_lines(file, "a picture is listed twice", again, hint="keep one of the rows")
     return pictures, unused
 
 
-def _pictures(file: Path, rows: Sequence[Row]) -> list[_Picture]:
+def _existing_images(file: Path, rows: Sequence[Row]) -> list[_ImageRow]:
     """The rows whose files are there, in the CSV file's folder."""
-    folder = _Folder(file.parent)
+    folder = _PathResolver(file.parent)
     outside, missing, pictures = [], [], []
     for row in rows:
         entry = row.fields["path"]
@@ -149,25 +151,25 @@ def _pictures(file: Path, rows: Sequence[Row]) -> list[_Picture]:
         elif not os.path.isfile(real):
             missing.append((row.line, f"'{entry}'"))
         else:
-            path = folder.identity(entry, real)
-            split = SPLITS.get(row.fields.get("split", "").lower(), "")
-            pictures.append(_Picture(row.line, path, real, row.fields.get("label", ""), split))
+            path = folder.relative_path(entry, real)
+            split = SPLIT_ALIASES.get(row.fields.get("split", "").lower(), "")
+            pictures.append(_ImageRow(row.line, path, real, row.fields.get("label", ""), split))
     refuse_lines(
         file,
         f"the path leads out of '{file.parent}'",
         outside,
-        mend="move the picture into this folder, and give its path relative to the CSV file",
+        hint="move the picture into this folder, and give its path relative to the CSV file",
     )
     refuse_lines(
         file,
         "there is no such file",
         missing,
-        mend=f"paths are relative to '{file.parent}', with forward slashes",
+        hint=f"paths are relative to '{file.parent}', with forward slashes",
     )
     return pictures
 
 
-class _Folder:
+class _PathResolver:
     """Tells where a CSV file's entries lead; what it has learnt of folders serves later entries.
 
     Args:
@@ -189,23 +191,23 @@ class _Folder:
             real = os.path.realpath(real)
         return real if os.path.join(real, "").startswith(self._inside) else None
 
-    def identity(self, entry: str, real: str) -> str:
+    def relative_path(self, entry: str, real: str) -> str:
         """The entry's path below the folder: as it is written, if that is a plain path."""
         if os.path.isabs(entry) or ".." in entry:
             return Path(real).relative_to(self._inside).as_posix()
         return os.path.normpath(entry).replace(os.sep, "/")
 
 
-def _classes(file: Path, splits: dict[str, list[_Picture]]) -> tuple[tuple[str, ...], list[str]]:
+def _classes(file: Path, splits: dict[str, list[_ImageRow]]) -> tuple[tuple[str, ...], list[str]]:
     """The classes, at least two, and a note for each split that lacks one."""
     first: dict[str, int] = {}
     for picture in sorted((p for part in splits.values() for p in part), key=lambda p: p.line):
         first.setdefault(picture.label, picture.line)
     notes = check_split_classes(
         {name: {picture.label for picture in part} for name, part in splits.items()},
-        source=f"'{file}'",
-        mend="add rows with these labels, or remove them from the other splits",
-        where={label: f" (line {line})" for label, line in first.items()},
+        display_name=f"'{file}'",
+        hint="add rows with these labels, or remove them from the other splits",
+        locations={label: f" (line {line})" for label, line in first.items()},
     )
     classes = tuple(sorted(first))
     if len(classes) < 2:
@@ -216,7 +218,7 @@ def _classes(file: Path, splits: dict[str, list[_Picture]]) -> tuple[tuple[str, 
     return classes, notes
 
 
-def _split(pictures: Sequence[_Picture], classes: Sequence[str], folder: Path) -> Split:
+def _split(pictures: Sequence[_ImageRow], classes: Sequence[str], folder: Path) -> Split:
     labels = {name: label for label, name in enumerate(classes)}
     return Split(
         paths=tuple(picture.path for picture in pictures),

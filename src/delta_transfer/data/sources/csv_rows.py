@@ -17,7 +17,7 @@ LAYOUT = (
 
 _PATHS = "a CSV file with commas, in UTF-8, that begins with a header with the column path"
 
-_MOST = 2**30  # bytes of a compressed file, unpacked
+_MAX_UNPACKED_BYTES = 2**30  # bytes of a compressed file, unpacked
 
 _DELIMITERS = {";": "semicolons", "\t": "tabs"}
 
@@ -70,25 +70,25 @@ def read_rows(
     ]
     for name in required:
         empty = [(row.line, "") for row in rows if not row.fields[name]]
-        refuse_lines(file, f"the {name} is empty", empty, mend="fill it in, or remove the row")
+        refuse_lines(file, f"the {name} is empty", empty, hint="fill it in, or remove the row")
     return rows, tuple(name for i, name in enumerate(header) if i not in columns.values())
 
 
-def refuse_lines(file: Path, what: str, lines: Sequence[tuple[int, str]], *, mend: str) -> None:
+def refuse_lines(file: Path, what: str, lines: Sequence[tuple[int, str]], *, hint: str) -> None:
     """Raise an error if there are lines at fault.
 
     Args:
         file: the CSV file.
         what: what is wrong with them.
         lines: the number of each, and what is there, "" to show nothing.
-        mend: what to do about it.
+        hint: what to do about it.
 
     Raises:
         UserError: naming the first few lines and how many there are.
     """
     if lines:
         named = [f"line {line}" + (f" ({text})" if text else "") for line, text in lines]
-        raise UserError(f"'{file}', {first_few(named)}: {what}; {mend}")
+        raise UserError(f"'{file}', {first_few(named)}: {what}; {hint}")
 
 
 def _records(file: Path, layout: str) -> list[tuple[int, list[str]]]:
@@ -113,7 +113,7 @@ def _records(file: Path, layout: str) -> list[tuple[int, list[str]]]:
 
 def _text(file: Path, layout: str) -> str:
     try:
-        content = _unpacked(file) if file.suffix.lower() == ".gz" else file.read_bytes()
+        content = _read_gzip(file) if file.suffix.lower() == ".gz" else file.read_bytes()
     except OSError as error:
         raise UserError(
             f"cannot read '{file}' ({error.strerror}); make it readable, or give {layout}"
@@ -132,15 +132,15 @@ def _text(file: Path, layout: str) -> str:
     return text
 
 
-def _unpacked(file: Path) -> bytes:
+def _read_gzip(file: Path) -> bytes:
     try:
         with gzip.open(file) as stream:
-            content = stream.read(_MOST + 1)
+            content = stream.read(_MAX_UNPACKED_BYTES + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(
             f"'{file}' is damaged ({error}): get it again, or give it unpacked"
         ) from error
-    if len(content) > _MOST:
+    if len(content) > _MAX_UNPACKED_BYTES:
         raise UserError(f"'{file}' holds more than a GiB: give it unpacked, if it is what you mean")
     return content
 
@@ -184,7 +184,7 @@ def _columns(
 def _check_shape(file: Path, body: Sequence[tuple[int, list[str]]], width: int) -> None:
     """Every row has as many fields as the header, and something in them."""
     empty = [(line, "") for line, fields in body if _is_empty(fields)]
-    refuse_lines(file, "there is an empty row", empty, mend="remove it")
+    refuse_lines(file, "there is an empty row", empty, hint="remove it")
     odd = [
         (line, f"{len(fields)} fields, the header has {width}")
         for line, fields in body
@@ -194,7 +194,7 @@ def _check_shape(file: Path, body: Sequence[tuple[int, list[str]]], width: int) 
         file,
         "the number of fields is wrong",
         odd,
-        mend="put double quotes around a field with a comma in it",
+        hint="put double quotes around a field with a comma in it",
     )
 
 

@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from delta_transfer.data.splits import hold_out, refuse_test_split
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.utils.seeds import derive_seed
 
 NAME = "sklearn/digits"
 
 
-def load_sklearn_digits(*, seed: int, val_fraction: float, test_split: str) -> Task:
+def load_sklearn_digits(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
     """The task: half of each digit is for testing, a fraction of the rest for validation.
 
     Args:
@@ -35,7 +35,7 @@ def load_sklearn_digits(*, seed: int, val_fraction: float, test_split: str) -> T
     rest, test = hold_out(everything, 0.5, seed=derive_seed(seed, NAME, "test"))
     train, val = hold_out(rest, val_fraction, seed=derive_seed(seed, NAME, "validation"))
     classes = tuple(str(digit) for digit in range(10))
-    return Task(name=NAME, classes=classes, train=train, val=val, test=test, val_drawn=True)
+    return TaskData(name=NAME, classes=classes, train=train, val=val, test=test, val_drawn=True)
 
 
 def read_digit(path: str) -> Image.Image:

@@ -11,22 +11,22 @@ from PIL import Image
 
 from delta_transfer.data.images.decode import IMAGE_SUFFIXES, read_image
 from delta_transfer.data.sources.listing import (
-    endings_in_words,
     find_files,
-    loose_pictures,
+    format_suffix_counts,
+    list_images,
     subfolders,
 )
 from delta_transfer.data.splits import (
     DEFAULT_TEST_SPLIT,
-    VALIDATION,
-    GivenSplits,
+    VALIDATION_NAMES,
+    PartialTaskData,
     SplitNames,
     check_split_classes,
     choose_splits,
-    complete,
+    draw_missing_splits,
     find_name,
 )
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ LAYOUT = (
 """What a data folder must look like, in words."""
 
 # Without a `train` folder beside them, these would silently become classes.
-_SPLIT_LIKE = (*VALIDATION, "test", "training", "testing")
+_SPLIT_LIKE = (*VALIDATION_NAMES, "test", "training", "testing")
 _ENDINGS = ", ".join(sorted(IMAGE_SUFFIXES))
 
 
@@ -65,21 +65,21 @@ class _Layout:
 
 
 @dataclass(frozen=True)
-class _Scanned:
+class _FolderScan:
     """What lies in the class folders of a split.
 
     Attributes:
         pictures: of each class; no class is without.
         empty: the class folders without pictures.
-        unread: how many files are no pictures, by their ending.
+        ignored_suffixes: how many files are no pictures, by their ending.
     """
 
     pictures: dict[str, list[str]]
     empty: tuple[str, ...]
-    unread: Counter[str]
+    ignored_suffixes: Counter[str]
 
 
-def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) -> Task:
+def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) -> TaskData:
     """A task from `root/{train,val|valid|validation,test}/<class>/*` or from `root/<class>/*`.
 
     Pictures may lie in folders below the class folder; links to folders are followed; hidden
@@ -107,25 +107,25 @@ def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) 
     _refuse_empty(layout.train, found[layout.train])
     classes, lacking = _classes(found, root)
     splits = {path: _split(found[path].pictures, classes, root) for path in folders}
-    given = GivenSplits(
+    given = PartialTaskData(
         name=os.path.basename(os.path.abspath(root)) or "data",
-        source=f"'{root}'",
+        display_name=f"'{root}'",
         classes=classes,
         train=splits[layout.train],
         val=None if layout.val is None else splits[layout.val],
         test=None if layout.test is None else splits[layout.test],
         notes=(*lacking, *_unused_notes(layout, found)),
     )
-    return complete(
+    return draw_missing_splits(
         given,
         seed=seed,
         val_fraction=val_fraction,
         test_fraction=layout.test_fraction,
-        mend="add pictures, leave the class out, or bring these splits as folders",
+        hint="add pictures, leave the class out, or bring these splits as folders",
     )
 
 
-def load_labelled(root: Path, *, test_split: str) -> tuple[tuple[str, ...], Split, bool]:
+def load_labelled_folder(root: Path, *, test_split: str) -> tuple[tuple[str, ...], Split, bool]:
     """The pictures of a folder to measure a network on: of its test split, or all if it has none.
 
     Args:
@@ -141,14 +141,14 @@ def load_labelled(root: Path, *, test_split: str) -> tuple[tuple[str, ...], Spli
     """
     _check_is_folder(root)
     names = [folder.name for folder in subfolders(root)]
-    test = find_name(names, (test_split.lower(),), source=f"'{root}'")
+    test = find_name(names, (test_split.lower(),), display_name=f"'{root}'")
     layout = (
         _Layout(train=root, test=root / test) if test else _find_layout(root, DEFAULT_TEST_SPLIT)
     )
     everything = [folder for folder in (layout.train, layout.val) if folder is not None]
     folders = everything if layout.test is None else [layout.test]
     scanned = [_scan(folder, root) for folder in folders]
-    unread = _unread(scanned)
+    unread = _format_ignored(scanned)
     if unread:
         logger.info("%s", unread)
     found = [each.pictures for each in scanned]
@@ -157,24 +157,24 @@ def load_labelled(root: Path, *, test_split: str) -> tuple[tuple[str, ...], Spli
     return classes, _split(merged, classes, root), layout.test is not None
 
 
-def _unused_notes(layout: _Layout, found: Mapping[Path, _Scanned]) -> list[str]:
+def _unused_notes(layout: _Layout, found: Mapping[Path, _FolderScan]) -> list[str]:
     notes = []
     if layout.unused:
         notes.append(f"folders that are no split and are not used: {', '.join(layout.unused)}")
     for folder in found:
-        loose = len(loose_pictures(folder))
+        loose = len(list_images(folder))
         if loose:
             notes.append(
                 f"pictures directly in '{folder}', in no class folder, are not used: {loose}"
             )
-    unread = _unread(found.values())
+    unread = _format_ignored(found.values())
     return [*notes, unread] if unread else notes
 
 
-def _unread(found: Iterable[_Scanned]) -> str:
+def _format_ignored(found: Iterable[_FolderScan]) -> str:
     """What is skipped as no picture, in words; "" if nothing is."""
-    counts = sum((scanned.unread for scanned in found), Counter[str]())
-    return f"files that are not read: {endings_in_words(counts)}" if counts else ""
+    counts = sum((scanned.ignored_suffixes for scanned in found), Counter[str]())
+    return f"files that are not read: {format_suffix_counts(counts)}" if counts else ""
 
 
 def _check_is_folder(root: Path) -> None:
@@ -186,7 +186,7 @@ def _check_is_folder(root: Path) -> None:
 
 def _find_layout(root: Path, test_split: str) -> _Layout:
     names = [folder.name for folder in subfolders(root)]
-    chosen = choose_splits(names, test_split, source=f"'{root}'")
+    chosen = choose_splits(names, test_split, display_name=f"'{root}'")
     if chosen.train is None:
         _check_flat(root, names, test_split, chosen.test_fraction)
         return _Layout(train=root, test_fraction=chosen.test_fraction)
@@ -218,9 +218,9 @@ def _check_flat(root: Path, names: Sequence[str], test_split: str, fraction: flo
 def _refuse_class_called_train(root: Path, chosen: SplitNames) -> None:
     """A flat folder of classes, of which one is called `train`, is no folder of splits."""
     train = root / str(chosen.train)
-    if subfolders(train) or not loose_pictures(train):
+    if subfolders(train) or not list_images(train):
         return
-    classes = [name for name in chosen.unused if loose_pictures(root / name)]
+    classes = [name for name in chosen.unused if list_images(root / name)]
     if classes:
         raise UserError(
             f"'{root}': the folder '{chosen.train}' is taken for a split, but it has pictures and "
@@ -229,44 +229,45 @@ def _refuse_class_called_train(root: Path, chosen: SplitNames) -> None:
         )
 
 
-def _scan(folder: Path, root: Path) -> _Scanned:
+def _scan(folder: Path, root: Path) -> _FolderScan:
     """The pictures of each class folder; there are some."""
     found = {path.name: find_files(path, root=root) for path in subfolders(folder)}
-    scanned = _Scanned(
+    scanned = _FolderScan(
         pictures={name: files.pictures for name, files in found.items() if files.pictures},
         empty=tuple(name for name, files in found.items() if not files.pictures),
-        unread=sum((files.unread for files in found.values()), Counter[str]()),
+        ignored_suffixes=sum((files.ignored_suffixes for files in found.values()), Counter[str]()),
     )
     if not scanned.pictures:
         raise UserError(
-            f"'{folder}' has no pictures in class folders{_but(scanned)}: needed is {LAYOUT}; "
+            f"'{folder}' has no pictures in class folders{_ignored_in_parentheses(scanned)}: "
+            f"needed is {LAYOUT}; "
             f"the files must end in {_ENDINGS}"
         )
     return scanned
 
 
-def _refuse_empty(folder: Path, scanned: _Scanned) -> None:
+def _refuse_empty(folder: Path, scanned: _FolderScan) -> None:
     """Nothing can be learnt of a class without pictures."""
     if scanned.empty:
         raise UserError(
             f"'{folder}' has class folders without pictures: {_quoted(scanned.empty)}"
-            f"{_but(scanned)}; remove them, or add pictures ({_ENDINGS})"
+            f"{_ignored_in_parentheses(scanned)}; remove them, or add pictures ({_ENDINGS})"
         )
 
 
-def _but(scanned: _Scanned) -> str:
-    unread = _unread([scanned])
+def _ignored_in_parentheses(scanned: _FolderScan) -> str:
+    unread = _format_ignored([scanned])
     return f" ({unread})" if unread else ""
 
 
-def _classes(found: Mapping[Path, _Scanned], root: Path) -> tuple[tuple[str, ...], list[str]]:
+def _classes(found: Mapping[Path, _FolderScan], root: Path) -> tuple[tuple[str, ...], list[str]]:
     """The classes, at least two, and a note for each split that lacks one."""
     train = next(iter(found))
     notes = check_split_classes(
         {f"'{folder}'": scanned.pictures for folder, scanned in found.items()},
-        source=f"'{root}'",
-        mend="add these class folders, or remove them from the other splits",
-        where={},
+        display_name=f"'{root}'",
+        hint="add these class folders, or remove them from the other splits",
+        locations={},
     )
     classes = tuple(sorted(found[train].pictures))
     if len(classes) < 2:

@@ -10,24 +10,24 @@ from typing import Any
 
 from PIL import Image
 
-from delta_transfer.data.download import error_in_words
+from delta_transfer.data.download import format_error
 from delta_transfer.data.images.decode import PictureError, decode_image
 from delta_transfer.data.sources.huggingface_columns import (
     class_names,
     class_order,
-    holds_classes,
+    is_class_column,
     label_column,
     picture_column,
 )
 from delta_transfer.data.splits import (
-    GivenSplits,
+    PartialTaskData,
     SplitNames,
     check_split_classes,
     choose_splits,
-    complete,
+    draw_missing_splits,
     find_name,
 )
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.utils.paths import user_path
 
@@ -40,14 +40,14 @@ class HubReader:
     """Reads a picture by a path such as `train/000123`.
 
     Args:
-        source: what messages call the data.
+        display_name: what messages call the data.
         rows: the `datasets.Dataset` of each split, with pictures as they are stored.
         column: of the pictures.
         folder: which the files of pictures that are stored by their path may not leave; None for
             the library's own folders.
     """
 
-    source: str
+    display_name: str
     rows: dict[str, Any]
     column: str
     folder: Path | None
@@ -56,7 +56,7 @@ class HubReader:
         """The RGB picture."""
         split, _, index = path.rpartition("/")
         stored = self.rows[split][int(index)][self.column] or {}
-        name = f"{path} of {self.source}"
+        name = f"{path} of {self.display_name}"
         if stored.get("bytes") is not None:
             return decode_image(io.BytesIO(stored["bytes"]), name=name)
         if not stored.get("path"):
@@ -76,7 +76,7 @@ class HubReader:
 
 def load_hub(
     name: str, *, seed: int, val_fraction: float, test_split: str, data_root: str | None
-) -> Task:
+) -> TaskData:
     """The task of a data set on the Hugging Face hub, or of one saved to disk.
 
     Splits are told apart by their names: train; val, valid or validation; test. The columns are
@@ -122,7 +122,7 @@ def load_hub(
     notes += _check_labels({split: names[split] for split in used}, classes, source)
     stored = library.Image(decode=False)
     reader = HubReader(
-        source=source,
+        display_name=source,
         rows={
             split: parts[split].select_columns([column]).cast_column(column, stored)
             for split in used
@@ -131,16 +131,18 @@ def load_hub(
         folder=None if folder is None else folder.resolve(),
     )
     splits = {split: _split(split, names[split], classes, reader) for split in used}
-    given = GivenSplits(
+    given = PartialTaskData(
         name=f"{PREFIX}{name}" if folder is None else os.path.basename(os.path.abspath(folder)),
-        source=source,
+        display_name=source,
         classes=classes,
         train=splits[used[0]],
         val=None if chosen.val is None else splits[chosen.val],
         test=None if chosen.test is None else splits[chosen.test],
         notes=(*notes, *_unused_columns(parts[used[0]], (column, labels))),
     )
-    return complete(given, seed=seed, val_fraction=val_fraction, test_fraction=chosen.test_fraction)
+    return draw_missing_splits(
+        given, seed=seed, val_fraction=val_fraction, test_fraction=chosen.test_fraction
+    )
 
 
 def _library() -> ModuleType:
@@ -171,7 +173,7 @@ def _load_from_hub(library: Any, name: str, data_root: str | None) -> Any:
     # Anything may come: of the connection, the hub, the files there, the disk.
     except Exception as error:
         raise UserError(
-            f"cannot load '{PREFIX}{name}' from the Hugging Face hub ({error_in_words(error)}): "
+            f"cannot load '{PREFIX}{name}' from the Hugging Face hub ({format_error(error)}): "
             f"give {FORMS}; the hub must be reachable, and a gated or private set needs "
             "'hf auth login'"
         ) from error
@@ -189,28 +191,30 @@ def _load_folder(library: Any, folder: Path) -> Any:
     # Damaged files may raise anything in the library and in Arrow.
     except Exception as error:
         raise UserError(
-            f"the data set in '{folder}' cannot be read ({error_in_words(error)}): write it again "
+            f"the data set in '{folder}' cannot be read ({format_error(error)}): write it again "
             "with save_to_disk"
         ) from error
 
 
-def _columns(parts: dict[str, Any], source: str) -> tuple[str, str]:
+def _columns(parts: dict[str, Any], display_name: str) -> tuple[str, str]:
     """The columns of the picture and of the class in the split that is learnt from."""
-    train = find_name(list(parts), ("train",), source=source)
+    train = find_name(list(parts), ("train",), display_name=display_name)
     if train is None:
-        raise _no_train(source, parts)
-    source = source if len(parts) == 1 else f"the split {train} of {source}"
+        raise _no_train(display_name, parts)
+    display_name = display_name if len(parts) == 1 else f"the split {train} of {display_name}"
     features = parts[train].features
-    return picture_column(features, source=source), label_column(features, source=source)
+    return picture_column(features, display_name=display_name), label_column(
+        features, display_name=display_name
+    )
 
 
 def _names(rows: Any, labels: str) -> list[str]:
     """The name of each row's class; all are empty where there is no such column of classes."""
-    there = labels in rows.features and holds_classes(rows.features[labels])
+    there = labels in rows.features and is_class_column(rows.features[labels])
     return class_names(rows, labels) if there else [""] * len(rows)
 
 
-def _check_pictures(used: dict[str, Any], column: str, source: str) -> None:
+def _check_pictures(used: dict[str, Any], column: str, display_name: str) -> None:
     """The splits that are used have their pictures in the same column."""
     import datasets
 
@@ -218,7 +222,8 @@ def _check_pictures(used: dict[str, Any], column: str, source: str) -> None:
     for split, rows in used.items():
         if not isinstance(rows.features.get(column), datasets.Image):
             raise UserError(
-                f"{source}: the pictures are in the column '{column}' of the split {train}, but "
+                f"{display_name}: the pictures are in the column '{column}' of the split {train}, "
+                "but "
                 f"the split {split} has no such column of pictures (it has "
                 f"{', '.join(rows.features)}): give these columns the same names (rename_column, "
                 "cast_column), then save_to_disk"
@@ -226,14 +231,14 @@ def _check_pictures(used: dict[str, Any], column: str, source: str) -> None:
 
 
 def _choose(
-    names: dict[str, list[str]], test_split: str, source: str
+    names: dict[str, list[str]], test_split: str, display_name: str
 ) -> tuple[SplitNames, list[str]]:
     """Which splits are used, of those with labels, and notes on the others."""
     labelled = [split for split, classes in names.items() if any(classes)]
     blank = [split for split in names if split not in labelled]
-    chosen = choose_splits(labelled, test_split, source=source)
+    chosen = choose_splits(labelled, test_split, display_name=display_name)
     if chosen.train is None:
-        raise _no_train(source, labelled, blank)
+        raise _no_train(display_name, labelled, blank)
     notes = []
     if blank:
         notes.append(f"splits without labels are not used: {', '.join(blank)}")
@@ -242,15 +247,18 @@ def _choose(
     return chosen, notes
 
 
-def _no_train(source: str, labelled: Iterable[str], blank: Iterable[str] = ()) -> UserError:
+def _no_train(display_name: str, labelled: Iterable[str], blank: Iterable[str] = ()) -> UserError:
     there = [*labelled, *(f"{split} (without labels)" for split in blank)]
     return UserError(
-        f"{source} has no split 'train' to learn from, but {', '.join(there)}: call the split with "
+        f"{display_name} has no split 'train' to learn from, but {', '.join(there)}: call the "
+        "split with "
         "the training pictures 'train', then save_to_disk"
     )
 
 
-def _check_labels(names: dict[str, list[str]], classes: Sequence[str], source: str) -> list[str]:
+def _check_labels(
+    names: dict[str, list[str]], classes: Sequence[str], display_name: str
+) -> list[str]:
     """Every row has a label, of a class that can be learnt, and there are at least two.
 
     Returns:
@@ -259,17 +267,19 @@ def _check_labels(names: dict[str, list[str]], classes: Sequence[str], source: s
     blank = [f"{split}/{i}" for split, part in names.items() for i, n in enumerate(part) if not n]
     if blank:
         raise UserError(
-            f"{source} has rows without a label: {first_few(blank)}; take them out "
+            f"{display_name} has rows without a label: {first_few(blank)}; take them out "
             "(the library's filter), then save_to_disk"
         )
     notes = check_split_classes(
         names,
-        source=source,
-        mend="take these classes out of the other splits (the library's filter), then save_to_disk",
-        where={},
+        display_name=display_name,
+        hint="take these classes out of the other splits (the library's filter), then save_to_disk",
+        locations={},
     )
     if len(classes) < 2:
-        raise UserError(f"{source} has only one class, '{classes[0]}', and needs at least two")
+        raise UserError(
+            f"{display_name} has only one class, '{classes[0]}', and needs at least two"
+        )
     return notes
 
 

@@ -9,12 +9,12 @@ _TEXT = ("string", "large_string", "string_view")
 _USUAL = ("label", "labels")
 
 
-def picture_column(features: Any, *, source: str) -> str:
+def picture_column(features: Any, *, display_name: str) -> str:
     """The column of pictures: the only one, or the one called `image`.
 
     Args:
         features: of the data set, by column.
-        source: what messages call the data.
+        display_name: what messages call the data.
 
     Raises:
         UserError: if there is none, or several and none is called so.
@@ -22,17 +22,19 @@ def picture_column(features: Any, *, source: str) -> str:
     import datasets
 
     found = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    return _the_one(found, "image", what="column of pictures", features=features, source=source)
+    return _choose_column(
+        found, "image", what="column of pictures", features=features, display_name=display_name
+    )
 
 
-def label_column(features: Any, *, source: str) -> str:
+def label_column(features: Any, *, display_name: str) -> str:
     """The column of classes: the one called `label` or `labels`, if there is one.
 
     Without, it is the only one of class labels or, where there are none, the only one of text.
 
     Args:
         features: of the data set, by column.
-        source: what messages call the data.
+        display_name: what messages call the data.
 
     Raises:
         UserError: if the one called so is neither of class labels nor of text; without such, if
@@ -41,17 +43,17 @@ def label_column(features: Any, *, source: str) -> str:
     import datasets
 
     named: list[str] = [n for usual in _USUAL for n in features if n.lower() == usual]
-    if named and not holds_classes(features[named[0]]):
-        raise _no_classes(named[0], features[named[0]], source)
+    if named and not is_class_column(features[named[0]]):
+        raise _no_classes(named[0], features[named[0]], display_name)
     if named:
         return named[0]
     found = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    found = found or [name for name, kind in features.items() if holds_classes(kind)]
+    found = found or [name for name, kind in features.items() if is_class_column(kind)]
     what = "column of class labels or text"
-    return _the_one(found, "label", what=what, features=features, source=source)
+    return _choose_column(found, "label", what=what, features=features, display_name=display_name)
 
 
-def holds_classes(kind: Any) -> bool:
+def is_class_column(kind: Any) -> bool:
     """Whether a column of this kind has the class of each row: a class label, or text."""
     import datasets
 
@@ -94,7 +96,9 @@ def class_order(rows: Any, column: str, names: Sequence[str]) -> tuple[str, ...]
     return tuple(sorted(there))
 
 
-def _the_one(found: Sequence[str], usual: str, *, what: str, features: Any, source: str) -> str:
+def _choose_column(
+    found: Sequence[str], usual: str, *, what: str, features: Any, display_name: str
+) -> str:
     if len(found) == 1:
         return found[0]
     if usual in found:
@@ -102,13 +106,13 @@ def _the_one(found: Sequence[str], usual: str, *, what: str, features: Any, sour
     has = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
     said = f"more than one {what}, {first_few(found)}" if found else f"no {what}"
     raise UserError(
-        f"{source} has {said}; its columns are {has}: give one with an Image column and a "
+        f"{display_name} has {said}; its columns are {has}: give one with an Image column and a "
         "ClassLabel or string column, called 'image' and 'label' where there are several "
         "(rename_column, remove_columns and cast_column of the library, then save_to_disk)"
     )
 
 
-def _no_classes(column: str, kind: Any, source: str) -> UserError:
+def _no_classes(column: str, kind: Any, display_name: str) -> UserError:
     """The error for a column called `label` of numbers, of several classes for each picture, ..."""
     import datasets
 
@@ -120,6 +124,7 @@ def _no_classes(column: str, kind: Any, source: str) -> UserError:
         holds = type(kind).__name__
         mend = "make it a column with the one class of each picture, as text or as a ClassLabel"
     return UserError(
-        f"{source}: the column '{column}' holds neither class labels nor text, but {holds}: {mend} "
+        f"{display_name}: the column '{column}' holds neither class labels nor text, but {holds}: "
+        f"{mend} "
         f"of the library, then save_to_disk; {other} (rename_column)"
     )

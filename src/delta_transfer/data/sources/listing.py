@@ -15,7 +15,7 @@ def subfolders(folder: Path) -> list[Path]:
     return [entry for entry in _entries(folder) if _is_folder(entry)]
 
 
-def loose_pictures(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
     """The pictures that lie directly in a folder, sorted by name."""
     return [
         entry
@@ -25,20 +25,20 @@ def loose_pictures(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Found:
+class FolderContents:
     """What lies in a folder and in the folders below it.
 
     Attributes:
         pictures: sorted paths, with forward slashes.
-        unread: how many files there are whose ending is not that of a picture, by their ending in
-            small letters; hidden files do not count.
+        ignored_suffixes: how many files there are whose ending is not that of a picture, by their
+            ending in small letters; hidden files do not count.
     """
 
     pictures: list[str]
-    unread: Counter[str]
+    ignored_suffixes: Counter[str]
 
 
-def find_files(folder: Path, *, root: Path) -> Found:
+def find_files(folder: Path, *, root: Path) -> FolderContents:
     """The pictures in a folder and in the folders below it, and what else there is.
 
     Args:
@@ -62,7 +62,7 @@ def find_files(folder: Path, *, root: Path) -> Found:
             pictures.append(path.relative_to(root).as_posix())
         else:
             unread[ending] += 1
-    return Found(pictures=sorted(pictures), unread=unread)
+    return FolderContents(pictures=sorted(pictures), ignored_suffixes=unread)
 
 
 def find_pictures(folder: Path, *, root: Path) -> list[str]:
@@ -70,11 +70,11 @@ def find_pictures(folder: Path, *, root: Path) -> list[str]:
     return find_files(folder, root=root).pictures
 
 
-def endings_in_words(counts: Counter[str]) -> str:
+def format_suffix_counts(counts: Counter[str]) -> str:
     """The numbers of files by their ending, the largest first.
 
     Example:
-        >>> endings_in_words(Counter({".txt": 3, ".heic": 12, "": 1}))
+        >>> format_suffix_counts(Counter({".txt": 3, ".heic": 12, "": 1}))
         '12 .heic, 3 .txt, 1 without an ending'
     """
     ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))

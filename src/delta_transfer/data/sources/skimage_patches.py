@@ -9,7 +9,7 @@ from PIL import Image
 
 from delta_transfer.data.images.decode import read_image
 from delta_transfer.data.splits import refuse_test_split, unused_val_fraction
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.utils.seeds import derive_seed
 
@@ -52,7 +52,7 @@ TRAIN, VAL, TEST = 5, 10, 40
 _FLAT = 1.0
 
 
-def load_skimage_patches(*, seed: int, val_fraction: float, test_split: str) -> Task:
+def load_skimage_patches(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
     """The task, with cells drawn by seed; nothing is downloaded.
 
     Args:
@@ -71,7 +71,7 @@ def load_skimage_patches(*, seed: int, val_fraction: float, test_split: str) -> 
         parts = (order[:TRAIN], order[TRAIN : TRAIN + VAL], order[TRAIN + VAL :][:TEST])
         for split, part in zip(cells.values(), parts, strict=True):
             split += [(str(path), label) for path in sorted(part)]
-    return Task(
+    return TaskData(
         name=NAME,
         classes=classes,
         train=_split(cells["train"]),

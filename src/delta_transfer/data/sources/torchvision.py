@@ -7,8 +7,8 @@ from pathlib import Path
 from delta_transfer.data.download import (
     default_data_root,
     download_folder,
-    error_in_words,
-    size_in_words,
+    format_error,
+    format_size,
 )
 from delta_transfer.data.sources.torchvision_files import (
     Listing,
@@ -19,13 +19,13 @@ from delta_transfer.data.sources.torchvision_files import (
     pet_splits,
 )
 from delta_transfer.data.splits import (
-    GivenSplits,
-    complete,
-    fraction_of_train,
-    part_per_class,
-    require_per_class,
+    PartialTaskData,
+    check_min_per_class,
+    draw_missing_splits,
+    parse_test_fraction,
+    split_per_class,
 )
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.utils.paths import user_path
 from delta_transfer.utils.seeds import derive_seed
@@ -40,120 +40,120 @@ _ALL_THREE = {"train": "train", "val": "val", "test": "test"}
 SETS: dict[str, TorchvisionSet] = {
     "cifar10": TorchvisionSet(
         class_name="CIFAR10",
-        read=cifar_splits,
-        pictures=60_000,
+        list_splits=cifar_splits,
+        num_images=60_000,
         folder="cifar-10-batches-py",
         contents=("data_batch_1", "test_batch", "batches.meta"),
-        archive="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        megabytes=170,
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        download_mb=170,
         splits=_TRAIN_TEST,
     ),
     "cifar100": TorchvisionSet(
         class_name="CIFAR100",
-        read=cifar_splits,
-        pictures=60_000,
+        list_splits=cifar_splits,
+        num_images=60_000,
         folder="cifar-100-python",
         contents=("train", "test", "meta"),
-        archive="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        megabytes=169,
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        download_mb=169,
         splits=_TRAIN_TEST,
     ),
     "dtd": TorchvisionSet(  # the first of its ten partitions, as torchvision has it
         class_name="DTD",
-        read=listed_splits,
-        pictures=5_640,
+        list_splits=listed_splits,
+        num_images=5_640,
         folder="dtd",
         contents=("dtd/images", "dtd/labels"),
-        archive="https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
-        megabytes=625,
+        url="https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
+        download_mb=625,
         splits=_ALL_THREE,
     ),
     "fgvc_aircraft": TorchvisionSet(  # the 100 variants, as torchvision has it
         class_name="FGVCAircraft",
-        read=listed_splits,
-        pictures=10_000,
+        list_splits=listed_splits,
+        num_images=10_000,
         folder="fgvc-aircraft-2013b",
         contents=("data/images", "data/variants.txt"),
-        archive="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/"
+        url="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/"
         "fgvc-aircraft-2013b.tar.gz",
-        megabytes=2_753,
+        download_mb=2_753,
         splits=_ALL_THREE,
         metric="mean_class_accuracy",
     ),
     "oxford_iiit_pet": TorchvisionSet(
         class_name="OxfordIIITPet",
-        read=pet_splits,
-        pictures=7_349,
+        list_splits=pet_splits,
+        num_images=7_349,
         folder="oxford-iiit-pet",
         contents=("images", "annotations"),
-        archive="https://www.robots.ox.ac.uk/~vgg/data/pets/",
-        megabytes=811,
+        url="https://www.robots.ox.ac.uk/~vgg/data/pets/",
+        download_mb=811,
         splits={"train": "trainval", "test": "test"},
         metric="mean_class_accuracy",
     ),
     "caltech101": TorchvisionSet(
         class_name="Caltech101",
-        read=class_folders,
-        pictures=8_677,
+        list_splits=class_folders,
+        num_images=8_677,
         folder="caltech101",
         contents=("101_ObjectCategories",),
-        archive="https://data.caltech.edu/records/mzrjq-6wc02",
-        megabytes=137,
+        url="https://data.caltech.edu/records/mzrjq-6wc02",
+        download_mb=137,
         per_class=30,
-        clutter="BACKGROUND_Google",
+        excluded_folder="BACKGROUND_Google",
         metric="mean_class_accuracy",
     ),
     "caltech256": TorchvisionSet(
         class_name="Caltech256",
-        read=class_folders,
-        pictures=29_780,
+        list_splits=class_folders,
+        num_images=29_780,
         folder="caltech256",
         contents=("256_ObjectCategories",),
-        archive="https://data.caltech.edu/records/nyy15-4j048",
-        megabytes=1_183,
+        url="https://data.caltech.edu/records/nyy15-4j048",
+        download_mb=1_183,
         per_class=60,
-        clutter="257.clutter",
+        excluded_folder="257.clutter",
     ),
     "flowers102": TorchvisionSet(
         class_name="Flowers102",
-        read=listed_splits,
-        pictures=8_189,
+        list_splits=listed_splits,
+        num_images=8_189,
         folder="flowers-102",
         contents=("jpg", "imagelabels.mat", "setid.mat"),
-        archive="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
-        megabytes=345,
+        url="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
+        download_mb=345,
         splits=_ALL_THREE,
         metric="mean_class_accuracy",
     ),
     "food101": TorchvisionSet(
         class_name="Food101",
-        read=listed_splits,
-        pictures=101_000,
+        list_splits=listed_splits,
+        num_images=101_000,
         folder="food-101",
         contents=("images", "meta"),
-        archive="http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
-        megabytes=4_996,
+        url="http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
+        download_mb=4_996,
         splits=_TRAIN_TEST,
     ),
     "stanford_cars": TorchvisionSet(
         class_name="StanfordCars",
-        read=listed_splits,
-        pictures=16_185,
+        list_splits=listed_splits,
+        num_images=16_185,
         folder="stanford_cars",
         contents=("devkit", "cars_train", "cars_test", "cars_test_annos_withlabels.mat"),
-        archive="https://github.com/pytorch/vision/issues/7545",  # its own page is gone
-        megabytes=1_957,
+        url="https://github.com/pytorch/vision/issues/7545",  # its own page is gone
+        download_mb=1_957,
         splits=_TRAIN_TEST,
-        gone=True,
+        needs_manual_download=True,
     ),
     "eurosat": TorchvisionSet(
         class_name="EuroSAT",
-        read=class_folders,
-        pictures=27_000,
+        list_splits=class_folders,
+        num_images=27_000,
         folder="eurosat",
         contents=("2750",),
-        archive="https://huggingface.co/datasets/torchgeo/eurosat",
-        megabytes=94,
+        url="https://huggingface.co/datasets/torchgeo/eurosat",
+        download_mb=94,
     ),
 }
 """The data sets by their names; torchvision's class names and other spellings are understood."""
@@ -161,7 +161,7 @@ SETS: dict[str, TorchvisionSet] = {
 
 def load_torchvision(
     name: str, *, seed: int, val_fraction: float, test_split: str, data_root: str | None
-) -> Task:
+) -> TaskData:
     """The task of a data set in `SETS`; downloaded if it is not there.
 
     Args:
@@ -182,22 +182,22 @@ def load_torchvision(
     """
     key = _find(name)
     data, title = SETS[key], PREFIX + key
-    fraction = fraction_of_train(test_split, source=title, own_test=data.has_test)
+    fraction = parse_test_fraction(test_split, display_name=title, has_test=data.has_test)
     root = default_data_root() if data_root is None else user_path(data_root)
     classes, splits = _read(title, data, _locate(key, data, root))
     notes = []
     count = sum(len(split) for split in splits.values())
-    if count != data.pictures:
-        notes.append(f"{title} should have {data.pictures} pictures, but there are {count}")
+    if count != data.num_images:
+        notes.append(f"{title} should have {data.num_images} pictures, but there are {count}")
     if data.per_class is not None:
         splits = _draw_test(title, data.per_class, splits["train"], classes=classes, seed=seed)
         notes.append(
             f"no official splits: {data.per_class} training pictures of every class, drawn by seed "
             f"{seed}; the other {len(splits['test'])} are for testing"
         )
-    given = GivenSplits(
+    given = PartialTaskData(
         name=title,
-        source=title,
+        display_name=title,
         classes=classes,
         train=splits["train"],
         val=splits.get("val"),
@@ -205,10 +205,10 @@ def load_torchvision(
         notes=tuple(notes),
         metric=data.metric,
     )
-    return complete(given, seed=seed, val_fraction=val_fraction, test_fraction=fraction)
+    return draw_missing_splits(given, seed=seed, val_fraction=val_fraction, test_fraction=fraction)
 
 
-def is_there(name: str, root: Path) -> bool:
+def is_available(name: str, root: Path) -> bool:
     """Whether a data set of this name lies whole below a folder."""
     key = _find(name)
     data = SETS[key]
@@ -233,10 +233,14 @@ def _locate(key: str, data: TorchvisionSet, data_root: Path) -> Path:
             return root
     for folder in (root / data.folder for root in roots):
         if os.path.isdir(folder) and any(folder.iterdir()):
-            renewal = "" if data.gone else f", or remove it, and {PREFIX + key} will be downloaded"
+            renewal = (
+                ""
+                if data.needs_manual_download
+                else f", or remove it, and {PREFIX + key} will be downloaded"
+            )
             raise UserError(
                 f"'{folder}' is there, but not whole, it lacks {', '.join(_lacking(folder, data))}:"
-                f" unpack {data.archive} into it{renewal}"
+                f" unpack {data.url} into it{renewal}"
             )
     _download(PREFIX + key, data, data_root)
     return data_root
@@ -253,15 +257,15 @@ def _download(title: str, data: TorchvisionSet, data_root: Path) -> None:
     target = data_root / data.folder
     needed = ", ".join(f"'{target / part}'" for part in data.contents)
     by_hand = (
-        f"get it from {data.archive} and unpack it so that these are there: {needed}; --data-root "
+        f"get it from {data.url} and unpack it so that these are there: {needed}; --data-root "
         "names another folder to look in"
     )
-    if data.gone:
+    if data.needs_manual_download:
         raise UserError(
             f"{title} is not in '{data_root}', and torchvision cannot download it anymore: "
             f"{by_hand}"
         )
-    logger.info("downloading %s (%s) to %s", title, size_in_words(data.megabytes), target)
+    logger.info("downloading %s (%s) to %s", title, format_size(data.download_mb), target)
     try:
         download_folder(target, lambda folder: make(folder, download=True))
     except UserError:
@@ -270,32 +274,32 @@ def _download(title: str, data: TorchvisionSet, data_root: Path) -> None:
     except Exception as error:
         raise UserError(
             f"{title} is not in '{data_root}', and downloading it failed "
-            f"({error_in_words(error)}). Try again, or {by_hand}"
+            f"({format_error(error)}). Try again, or {by_hand}"
         ) from error
 
 
 def _read(title: str, data: TorchvisionSet, root: Path) -> Listing:
     try:
-        return data.read(data, root)
+        return data.list_splits(data, root)
     except UserError:
         raise
     # Damaged files may raise anything in torchvision, pickle or scipy.
     except Exception as error:
         raise UserError(
             f"the files of {title} in '{root / data.folder}' cannot be used "
-            f"({error_in_words(error)}): {data.renewal}"
+            f"({format_error(error)}): {data.repair_hint}"
         ) from error
 
 
 def _draw_test(
     title: str, per_class: int, everything: Split, *, classes: tuple[str, ...], seed: int
 ) -> dict[str, Split]:
-    require_per_class(
+    check_min_per_class(
         everything,
         per_class + 1,
         classes=classes,
-        wish=f"{title}, {per_class} pictures a class for training and the rest for testing,",
-        mend="these files are not whole; unpack the archive again",
+        purpose=f"{title}, {per_class} pictures a class for training and the rest for testing,",
+        hint="these files are not whole; unpack the archive again",
     )
-    test, train = part_per_class(everything, per_class, seed=derive_seed(seed, title, "train"))
+    test, train = split_per_class(everything, per_class, seed=derive_seed(seed, title, "train"))
     return {"train": train, "test": test}

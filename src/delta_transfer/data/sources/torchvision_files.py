@@ -10,10 +10,10 @@ from typing import Any
 from PIL import Image
 
 from delta_transfer.data.sources.folder import FolderReader
-from delta_transfer.data.sources.listing import loose_pictures, subfolders
+from delta_transfer.data.sources.listing import list_images, subfolders
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError, first_few
-from delta_transfer.metrics.metrics import Metric
+from delta_transfer.metrics.metrics import MetricName
 
 Listing = tuple[tuple[str, ...], dict[str, Split]]
 """The classes, and the pictures of each official split; all are "train" where there is none."""
@@ -25,38 +25,42 @@ class TorchvisionSet:
 
     Attributes:
         class_name: of its class in `torchvision.datasets`.
-        read: lists its pictures, given the data root.
-        pictures: how many there are, those of `clutter` left out.
+        list_splits: lists its pictures, given the data root.
+        num_images: how many there are, those of `excluded_folder` left out.
         folder: what torchvision calls its folder below the data root.
         contents: what must lie in that folder.
-        archive: where it can be had.
-        megabytes: of the archives.
+        url: where it can be had.
+        download_mb: of the archives.
         splits: what torchvision calls the splits "train", "val" and "test" that there are.
         per_class: of a set without splits, the training pictures of each class that the field
             draws, with the rest for testing; None for none of this.
-        clutter: a class folder that is no class.
+        excluded_folder: a class folder that is no class.
         metric: what the field reports.
-        gone: whether torchvision can no longer download it.
+        needs_manual_download: whether torchvision can no longer download it.
     """
 
     class_name: str
-    read: "Callable[[TorchvisionSet, Path], Listing]"
-    pictures: int
+    list_splits: "Callable[[TorchvisionSet, Path], Listing]"
+    num_images: int
     folder: str
     contents: tuple[str, ...]
-    archive: str
-    megabytes: int
+    url: str
+    download_mb: int
     splits: Mapping[str, str] = field(default_factory=dict)
     per_class: int | None = None
-    clutter: str = ""
-    metric: Metric = "accuracy"
-    gone: bool = False
+    excluded_folder: str = ""
+    metric: MetricName = "accuracy"
+    needs_manual_download: bool = False
 
     @property
-    def renewal(self) -> str:
+    def repair_hint(self) -> str:
         """What mends files that are not whole, for a message."""
-        anew = f"unpack {self.archive} again"
-        return anew if self.gone else f"{anew}, or remove the folder, and it will be downloaded"
+        anew = f"unpack {self.url} again"
+        return (
+            anew
+            if self.needs_manual_download
+            else f"{anew}, or remove the folder, and it will be downloaded"
+        )
 
     @property
     def has_test(self) -> bool:
@@ -116,9 +120,11 @@ def pet_splits(data: TorchvisionSet, root: Path) -> Listing:
 def class_folders(data: TorchvisionSet, root: Path) -> Listing:
     """A folder per class and no splits; what is no picture, or lies deeper, does not count."""
     base = root / data.folder
-    folders = [f for f in subfolders(base / data.contents[0]) if f.name != data.clutter]
-    found = [(file, label) for label, f in enumerate(folders) for file in loose_pictures(f)]
-    return tuple(folder.name for folder in folders), {"train": split_of(base, found, data.renewal)}
+    folders = [f for f in subfolders(base / data.contents[0]) if f.name != data.excluded_folder]
+    found = [(file, label) for label, f in enumerate(folders) for file in list_images(f)]
+    return tuple(folder.name for folder in folders), {
+        "train": make_split(base, found, data.repair_hint)
+    }
 
 
 @lru_cache(maxsize=4)
@@ -152,7 +158,7 @@ def _listing(
         if classes and classes != tuple(dataset.classes):
             raise ValueError(f"the split {theirs} has other classes than the ones before")
         classes = tuple(dataset.classes)
-        splits[ours] = split_of(root / data.folder, found, data.renewal)
+        splits[ours] = make_split(root / data.folder, found, data.repair_hint)
     if any(
         not 0 <= label < len(classes) for split in splits.values() for label in split.class_indices
     ):
@@ -160,20 +166,20 @@ def _listing(
     return classes, splits
 
 
-def split_of(base: Path, found: Sequence[tuple[str | Path, int]], renewal: str) -> Split:
+def make_split(base: Path, found: Sequence[tuple[str | Path, int]], hint: str) -> Split:
     """The split of these files, which must be there."""
     paths = tuple(Path(file).relative_to(base).as_posix() for file, _ in found)
     outside = [path for path in paths if ".." in path.split("/")]
     if outside:
         raise UserError(
             f"'{base}' has lists with pictures outside of it: {first_few(outside)}; these are not "
-            f"the files of this data set: {renewal}"
+            f"the files of this data set: {hint}"
         )
     missing = [path for path in paths if not (base / path).is_file()]
     if missing:
         raise UserError(
             f"'{base}' lacks {len(missing)} of {len(paths)} pictures that its lists name: "
-            f"{first_few(missing)}; {renewal}"
+            f"{first_few(missing)}; {hint}"
         )
     labels = tuple(int(label) for _, label in found)
     return Split(paths=paths, labels=labels, read=FolderReader(base))

@@ -10,48 +10,48 @@ import torch
 
 from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.backbones.graph_models import GRAPH_LIBRARIES, load_graph_backbone
-from delta_transfer.backbones.registry import load_blank
+from delta_transfer.backbones.registry import load_untrained_backbone
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.presence import is_there
-from delta_transfer.experiments.benchmark.benchmark import Bench
+from delta_transfer.data.presence import is_available
+from delta_transfer.experiments.benchmark.benchmark import BenchmarkPlan
 from delta_transfer.experiments.benchmark.recipe import Download
 from delta_transfer.methods.registry import method_of
-from delta_transfer.runs.preparation.task import find_task
-from delta_transfer.training.loaders import training_loader
-from delta_transfer.utils.devices import find_device, place
+from delta_transfer.runs.preparation.task import find_data
+from delta_transfer.training.loaders import train_dataloader
+from delta_transfer.utils.devices import find_device, move_to_device
 
-_AT_ONCE = 8  # samples of the step that is measured, if a step has no fewer
+_MAX_BATCH_SIZE = 8  # samples of the step that is measured, if a step has no fewer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Need:
+class DownloadStatus:
     """Something that a recipe needs.
 
     Args:
         download: what it is.
-        there: whether it is on this machine; None where that cannot be told.
+        is_available: whether it is on this machine; None where that cannot be told.
     """
 
     download: Download
-    there: bool | None
+    is_available: bool | None
 
 
-def list_needs(bench: Bench) -> list[Need]:
+def list_downloads(plan: BenchmarkPlan) -> list[DownloadStatus]:
     """What a recipe needs, and whether it is there."""
-    cache, config = Path(torch.hub.get_dir()) / "checkpoints", bench.config
+    cache, config = Path(torch.hub.get_dir()) / "checkpoints", plan.config
     return [
-        Need(
+        DownloadStatus(
             download=one,
-            there=is_there(config.data, data_root=config.data_root)
+            is_available=is_available(config.data, data_root=config.data_root)
             if one.file is None
             else (cache / one.file).is_file(),
         )
-        for one in bench.recipe.download
+        for one in plan.benchmark.downloads
         if one.file is None or config.weights is None
     ]
 
 
-def estimate_hours(bench: Bench) -> float | None:
+def estimate_hours(plan: BenchmarkPlan) -> float | None:
     """How long the training steps of all runs would take here one after another, in hours.
 
     A step of the network with random weights is measured, of a few samples at a time: of pictures
@@ -63,36 +63,36 @@ def estimate_hours(bench: Bench) -> float | None:
     Raises:
         UserError: if there is no such network or method.
     """
-    config, samples = bench.config, bench.recipe.samples
-    methods = [method_of(dataclasses.replace(config, method=name)) for name in bench.methods]
+    config, samples = plan.config, plan.benchmark.num_train_samples
+    methods = [method_of(dataclasses.replace(config, method=name)) for name in plan.methods]
     measured = _measure(config)
     if measured is None:
         return None
     forward, step = measured
     whole = 0.0
     for method in methods:
-        if method.trains:
+        if method.trains_network:
             twice = config.strength == "auto" and config.batch_norm == "frozen"
-            trainings = max(1, len(method.branches)) if twice else 1
-            each = step + (forward if method.features else 0)  # then the source runs too
+            trainings = max(1, len(method.candidates)) if twice else 1
+            each = step + (forward if method.compares_features else 0)  # then the source runs too
             whole += trainings * config.count_epochs(samples) * samples * each
-    return whole * len(bench.seeds) / 3600
+    return whole * len(plan.seeds) / 3600
 
 
 def _measure(config: TrainConfig) -> tuple[float, float] | None:
     """Seconds of a sample: of a forward pass, and of a training step."""
-    size = min(config.batch_size, _AT_ONCE)
+    size = min(config.batch_size, _MAX_BATCH_SIZE)
     if config.model.startswith(tuple(GRAPH_LIBRARIES)):
-        if not is_there(config.data, data_root=config.data_root):
+        if not is_available(config.data, data_root=config.data_root):
             return None
         network, inputs = _graphs(dataclasses.replace(config, batch_size=size))
     else:
-        backbone = load_blank(config.model, image_size=config.image_size)
-        assert isinstance(backbone.input, InputSpec)
-        network, side = backbone.module, backbone.input.size
+        backbone = load_untrained_backbone(config.model, image_size=config.image_size)
+        assert isinstance(backbone.input_spec, InputSpec)
+        network, side = backbone.module, backbone.input_spec.size
         inputs = torch.zeros(size, 3, side, side)
     device = find_device(config.device)
-    place(network, device)
+    move_to_device(network, device)
     inputs = inputs.to(device)
     with torch.no_grad():
         forward = _seconds(lambda: network(inputs), device)
@@ -102,10 +102,10 @@ def _measure(config: TrainConfig) -> tuple[float, float] | None:
 
 def _graphs(config: TrainConfig) -> tuple[torch.nn.Module, Any]:
     """A network, and a batch of the graphs that it is for."""
-    task = find_task(config)
-    spec = GraphSpec.of(task.train.read(task.train.paths[0]).x)
+    task = find_data(config)
+    spec = GraphSpec.from_node_features(task.train.read(task.train.paths[0]).x)
     backbone = load_graph_backbone(config.model, num_outputs=2, spec=spec, pretrained=False)
-    return backbone.module, next(iter(training_loader(task.train, spec, config)))[0]
+    return backbone.module, next(iter(train_dataloader(task.train, spec, config)))[0]
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

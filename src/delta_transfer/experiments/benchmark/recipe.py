@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.metrics.metrics import MEASURES
+from delta_transfer.metrics.metrics import METRICS
 from delta_transfer.utils.files import read_yaml
-from delta_transfer.utils.type_hints import fits, in_words
+from delta_transfer.utils.type_hints import describe_type, matches_type
 
 Kind = TypeVar("Kind")
 
 # What the command bench decides, or whoever calls it; and what no comparison has.
-_NOT_IN_A_RECIPE = (
+_EXCLUDED_OPTIONS = (
     *("method", "seed", "weights", "samples_per_class", "data_root"),
     *("out", "overwrite", "resume", "device"),
     *("devices", "num_nodes", "strategy"),
@@ -24,18 +24,18 @@ _NOT_IN_A_RECIPE = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishedResult:
     """A figure of a published table.
 
     Args:
-        figure: as printed there: percent, or hundred times the area under the curve.
-        deviation: standard deviation, where it is printed.
-        recalled: it stands there by memory, and has not been read in the source.
+        value: as printed there: percent, or hundred times the area under the curve.
+        std: standard deviation, where it is printed.
+        unverified: it stands there by memory, and has not been read in the source.
     """
 
-    figure: float
-    deviation: float | None = None
-    recalled: bool = False
+    value: float
+    std: float | None = None
+    unverified: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,19 +43,19 @@ class Download:
     """Something that a recipe needs.
 
     Args:
-        what: it is.
+        name: it is.
         url: where it can be had now.
-        by_hand: nothing downloads it.
+        manual: nothing downloads it.
         file: what torch's cache calls it if it is weights of a library; None of the data set.
-        megabytes: how large it is; None where that is not known.
+        size_mb: how large it is; None where that is not known.
         note: what else to know, such as that the published link is dead.
     """
 
-    what: str
+    name: str
     url: str
-    by_hand: bool = False
+    manual: bool = False
     file: str | None = None
-    megabytes: int | None = None
+    size_mb: int | None = None
     note: str | None = None
 
 
@@ -65,45 +65,45 @@ class Weights:
 
     Args:
         file: what they are called below the folder of data sets.
-        how: where they can be had, or how they are made.
+        instructions: where they can be had, or how they are made.
     """
 
     file: str
-    how: str
+    instructions: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Benchmark:
     """A published row: how it was made, as far as our options can say it, and its figures.
 
     Args:
         name: of the recipe.
         summary: the data, network and protocol in a line.
-        source: of the figures.
+        reference: of the figures.
         split: of the data.
         metric: of the figures.
-        samples: how many are learnt from.
+        num_train_samples: how many are learnt from.
         options: of `TrainConfig`.
         methods: that are compared.
         seeds: of each of them.
-        download: the data set and, if a library brings weights, these.
+        downloads: the data set and, if a library brings weights, these.
         published: the figures by method, ours by their names and others by theirs.
-        differs: what is not as it was published, a sentence each.
+        differences: what is not as it was published, a sentence each.
         weights: to start from; None for those of the network's library.
     """
 
     name: str
     summary: str
-    source: str
+    reference: str
     split: str
     metric: str
-    samples: int
+    num_train_samples: int
     options: dict[str, Any]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
-    download: tuple[Download, ...]
-    published: dict[str, Published]
-    differs: tuple[str, ...] = ()
+    downloads: tuple[Download, ...]
+    published: dict[str, PublishedResult]
+    differences: tuple[str, ...] = ()
     weights: Weights | None = None
 
     def config(self, **more: Any) -> TrainConfig:
@@ -115,39 +115,39 @@ class Recipe:
         return TrainConfig(**{**self.options, **more})
 
 
-def recipes_folder() -> Path:
+def definitions_folder() -> Path:
     """Where the recipes are: in the installed package, or beside the sources."""
     packaged = Path(str(importlib.resources.files("delta_transfer"))) / "recipes"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
-def list_recipes() -> list[Recipe]:
+def list_benchmarks() -> list[Benchmark]:
     """All recipes that come with the package, by name.
 
     Raises:
         UserError: if one of them is not as it must be.
     """
-    return [read_recipe(file) for file in sorted(recipes_folder().glob("*.yaml"))]
+    return [read_benchmark(file) for file in sorted(definitions_folder().glob("*.yaml"))]
 
 
-def find_recipe(name: str) -> Recipe:
+def find_benchmark(name: str) -> Benchmark:
     """The recipe of a name, or in a file of the user's own.
 
     Raises:
         UserError: if there is none, or it is not as it must be.
     """
     if name.endswith((".yaml", ".yml")):
-        return read_recipe(Path(name).expanduser())
-    names = [file.stem for file in sorted(recipes_folder().glob("*.yaml"))]
+        return read_benchmark(Path(name).expanduser())
+    names = [file.stem for file in sorted(definitions_folder().glob("*.yaml"))]
     if name not in names:
         raise UserError(
             f"{unknown('recipe', name, names)}; delta-transfer bench --list shows all; or give a "
             "YAML file of your own"
         )
-    return read_recipe(recipes_folder() / f"{name}.yaml")
+    return read_benchmark(definitions_folder() / f"{name}.yaml")
 
 
-def read_recipe(file: Path) -> Recipe:
+def read_benchmark(file: Path) -> Benchmark:
     """The recipe in a file.
 
     Raises:
@@ -155,13 +155,13 @@ def read_recipe(file: Path) -> Recipe:
             options that are wrong.
     """
     values = read_yaml(file, wanted="a recipe (see: delta-transfer bench --list)")
-    recipe = _build(Recipe, values, where=str(file))
-    if recipe.metric not in MEASURES:
-        raise UserError(f"{file}: metric: {unknown('metric', recipe.metric, list(MEASURES))}")
+    recipe = _build(Benchmark, values, where=str(file))
+    if recipe.metric not in METRICS:
+        raise UserError(f"{file}: metric: {unknown('metric', recipe.metric, list(METRICS))}")
     allowed = [
         field.name
         for field in dataclasses.fields(TrainConfig)
-        if field.name not in _NOT_IN_A_RECIPE
+        if field.name not in _EXCLUDED_OPTIONS
     ]
     for name in recipe.options:
         if name not in allowed:
@@ -208,6 +208,6 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return _read(parts[0], value, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _build(hint, value, where=where)
-    if hint in (str, int, float, bool) and fits(value, hint):
+    if hint in (str, int, float, bool) and matches_type(value, hint):
         return hint(value)
-    raise UserError(f"{where} must be {in_words(hint)}, got {value!r}")
+    raise UserError(f"{where} must be {describe_type(hint)}, got {value!r}")

@@ -10,8 +10,8 @@ from pathlib import Path
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.comparison.folder import (
-    Plan,
-    begin,
+    ComparisonPlan,
+    initialize_folder,
     open_folder,
     unfinished,
     write_table,
@@ -21,18 +21,18 @@ from delta_transfer.experiments.scheduling.worker import Reply
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.report.comparison.page import write_comparison_report
 from delta_transfer.report.run_page import write_run_report
-from delta_transfer.runs.folder import COMPARISON
-from delta_transfer.runs.preparation.task import find_task
-from delta_transfer.runs.validation import check
+from delta_transfer.runs.folder import COMPARISON_FILE
+from delta_transfer.runs.preparation.task import find_data
+from delta_transfer.runs.validation import check_run_config
 from delta_transfer.training.loaders import loaders_of
 from delta_transfer.utils.diagnostics import message
-from delta_transfer.utils.locks import locked
+from delta_transfer.utils.locks import lock_folder
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Compared:
+class ComparisonResult:
     """What a comparison has come to.
 
     Args:
@@ -53,10 +53,10 @@ def compare(
     methods: Sequence[str],
     seeds: Sequence[int],
     sizes: Sequence[int | None] = (None,),
-    jobs: int | None = None,
-    threads: int | None = None,
+    n_jobs: int | None = None,
+    num_threads: int | None = None,
     ray: str | None = None,
-) -> Compared:
+) -> ComparisonResult:
     """Trains every method with every seed on every size; those of a seed and size see the same.
 
     What the folder holds of the same comparison already is not made again. The figures do not
@@ -69,9 +69,9 @@ def compare(
         methods: names of methods.
         seeds: each draws splits, subsets, batch order, augmentation and head start.
         sizes: training pictures of each class; None for all.
-        jobs: runs at a time; if None as many as there are GPUs, or as there are cores for their
+        n_jobs: runs at a time; if None as many as there are GPUs, or as there are cores for their
             threads and `compare_places.MEMORY` for each.
-        threads: of each run; if None those of before, or a fair share of the cores.
+        num_threads: of each run; if None those of before, or a fair share of the cores.
         ray: address of a Ray cluster that makes the runs (see docs/architecture.md); None for this
             machine.
 
@@ -82,40 +82,41 @@ def compare(
         UserError: if an option, the data or the network is not as it must be: nothing is written
             then.
     """
-    asked = Plan(
+    asked = ComparisonPlan(
         config=config,
         methods=tuple(methods),
         seeds=tuple(seeds),
         sizes=tuple(sizes),
-        threads=threads,
+        num_threads=num_threads,
     )
     _check(asked, folder)
     whole = open_folder(folder, asked)
     left = asked.runs(folder) if config.overwrite else unfinished(asked.runs(folder))
-    with room_for(config, ray if left else None, jobs) as room:
-        if whole.threads is None:
-            whole = dataclasses.replace(whole, threads=room.share(len(left)))
-        assert whole.threads is not None
-        at_once = max(1, min(jobs or room.fitting(whole.threads), len(left)))
-        progress = _Progress(folder, whole, left, at_once=at_once)
+    with room_for(config, ray if left else None, n_jobs) as room:
+        if whole.num_threads is None:
+            whole = dataclasses.replace(whole, num_threads=room.share(len(left)))
+        assert whole.num_threads is not None
+        at_once = max(1, min(n_jobs or room.fitting(whole.num_threads), len(left)))
+        progress = _Progress(folder, whole, left, num_parallel=at_once)
         with ExitStack() as held, progress.closing():
             if not left:
-                held.enter_context(locked(folder))
-                progress.begin()
+                held.enter_context(lock_folder(folder))
+                progress.start()
                 return progress.outcome()
-            share = room.cores_of_a_run(at_once, whole.threads)
+            share = room.cores_of_a_run(at_once, whole.num_threads)
             left = [
-                dataclasses.replace(run, workers=loaders_of(run, at_once, share)) for run in left
+                dataclasses.replace(run, num_workers=loaders_of(run, at_once, share))
+                for run in left
             ]
             # The largest size first: data that has too few pictures is found at once.
             largest = max(left, key=lambda run: run.samples_per_class or 0)
             if at_once > 1:
-                find_task(largest)  # before processes are started, which takes a while
-            mark = folder / COMPARISON
-            with room.jobs(methods, mark, workers=at_once, threads=whole.threads) as makers:
-                progress.describe(makers.prepare(largest).description)
-                held.enter_context(locked(folder))
-                progress.begin()
+                find_data(largest)  # before processes are started, which takes a while
+            mark = folder / COMPARISON_FILE
+            with room.jobs(methods, mark, workers=at_once, threads=whole.num_threads) as makers:
+                progress.log_new_lines(makers.prepare(largest).description)
+                held.enter_context(lock_folder(folder))
+                progress.start()
                 for run, reply in makers.run(left):
                     progress.add(run, reply)
     return progress.outcome()
@@ -128,11 +129,11 @@ class _Progress:
         folder: of the comparison.
         plan: all that the folder will hold.
         left: the runs that are to be made.
-        at_once: how many are made at a time.
+        num_parallel: how many are made at a time.
     """
 
     def __init__(
-        self, folder: Path, plan: Plan, left: Sequence[TrainConfig], *, at_once: int
+        self, folder: Path, plan: ComparisonPlan, left: Sequence[TrainConfig], *, num_parallel: int
     ) -> None:
         self.results: list[RunResult] = []
         self.failures: list[tuple[TrainConfig, str]] = []
@@ -140,23 +141,23 @@ class _Progress:
         self._plan = plan
         self._left = list(left)
         self._total = len(left)
-        self._at_once = at_once
+        self._num_parallel = num_parallel
         self._begun = False
         self._said: set[str] = set()
 
-    def outcome(self) -> Compared:
+    def outcome(self) -> ComparisonResult:
         """What it has come to."""
-        return Compared(folder=self._folder, results=self.results, failures=self.failures)
+        return ComparisonResult(folder=self._folder, results=self.results, failures=self.failures)
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """From here on there is a folder, with what it holds already."""
-        begin(self._folder, self._plan)
+        initialize_folder(self._folder, self._plan)
         self._begun = True
-        self._count()
+        self._update_table()
         logger.info("folder   %s", self._folder)
         for result in self.results:
             if not (result.folder / "report.html").is_file():  # broken off while it was written
-                with locked(result.folder):
+                with lock_folder(result.folder):
                     write_run_report(result.folder)
         if self._total:
             there = f", {len(self.results)} are there already" if self.results else ""
@@ -164,29 +165,29 @@ class _Progress:
                 "runs     %d to make%s; %d at a time, threads of each: %s",
                 self._total,
                 there,
-                self._at_once,
-                self._plan.threads,
+                self._num_parallel,
+                self._plan.num_threads,
             )
 
     def add(self, run: TrainConfig, reply: Reply) -> None:
         """Takes note of what came of a run, and says so with what remains."""
         self._left = [other for other in self._left if other.out != run.out]
-        self.describe([line for line in reply.description if line.startswith("warning: ")])
-        self._count()
-        number, name = self._total - len(self._left), describe(run)
+        self.log_new_lines([line for line in reply.description if line.startswith("warning: ")])
+        self._update_table()
+        number, name = self._total - len(self._left), describe_run(run)
         if reply.result is None:
             reason = message(UserError(reply.failure))
             self.failures.append((run, reason))
             logger.warning("%d/%d %s failed: %s", number, self._total, name, reason)
             return
-        measure, seconds = reply.result.measure, reply.result.seconds
-        tested = reply.result.figure("test")
-        figure = measure.text(reply.result.figure("val") if tested is None else tested)
+        measure, seconds = reply.result.metric, reply.result.wall_time_s
+        tested = reply.result.metric_value("test")
+        figure = measure.format(reply.result.metric_value("val") if tested is None else tested)
         logger.info(
             "%d/%d %s: %s, %.0f s%s", number, self._total, name, figure, seconds, self._rest()
         )
 
-    def describe(self, lines: Sequence[str]) -> None:
+    def log_new_lines(self, lines: Sequence[str]) -> None:
         """Says of pictures and network what was not said before."""
         for line in lines:
             if line not in self._said:
@@ -201,32 +202,32 @@ class _Progress:
         except KeyboardInterrupt as stop:
             if not self._begun:
                 raise
-            raise KeyboardInterrupt(f"interrupted, {self._how_to_go_on()}") from stop
+            raise KeyboardInterrupt(f"interrupted, {self._resume_hint()}") from stop
         except Exception:
             if self._begun and self._left:
-                logger.warning("%s", self._how_to_go_on())
+                logger.warning("%s", self._resume_hint())
             raise
         finally:
             if self._begun:
-                self._count()  # with runs that were not answered for yet
+                self._update_table()  # with runs that were not answered for yet
             if self.results:
                 write_comparison_report(self._folder)
 
-    def _how_to_go_on(self) -> str:
+    def _resume_hint(self) -> str:
         but = " and without --overwrite" if self._plan.config.overwrite else ""
         return (
             f"{len(self._left)} of {self._total} runs are left: the same command with --out "
             f"{self._folder}{but} goes on with them"
         )
 
-    def _count(self) -> None:
+    def _update_table(self) -> None:
         self.results = write_table(self._folder, self._plan.runs(self._folder))
 
     def _rest(self) -> str:
         """About how long the runs that are left will take, by those of the same method."""
         if not self._left:
             return ""
-        seconds = sum(map(self._expected, self._left)) / min(self._at_once, len(self._left))
+        seconds = sum(map(self._expected, self._left)) / min(self._num_parallel, len(self._left))
         if seconds < 100:
             return f"; about {seconds:.0f} s left"
         if seconds < 6000:
@@ -234,17 +235,17 @@ class _Progress:
         return f"; about {seconds / 3600:.1f} hours left"
 
     def _expected(self, run: TrainConfig) -> float:
-        own = [result.seconds for result in self.results if result.method == run.method]
-        return statistics.fmean(own or [result.seconds for result in self.results])
+        own = [result.wall_time_s for result in self.results if result.method == run.method]
+        return statistics.fmean(own or [result.wall_time_s for result in self.results])
 
 
-def describe(run: TrainConfig) -> str:
+def describe_run(run: TrainConfig) -> str:
     """A run of a comparison by its method, size and seed."""
     size = run.samples_per_class
     return f"{run.method}{'' if size is None else f', {size} a class'}, seed {run.seed}"
 
 
-def _check(plan: Plan, folder: Path) -> None:
+def _check(plan: ComparisonPlan, folder: Path) -> None:
     """Checks what needs no data."""
     for name, values in (
         ("methods", plan.methods),
@@ -255,7 +256,7 @@ def _check(plan: Plan, folder: Path) -> None:
             shown = ",".join(map(str, values))
             raise UserError(f"--{name} {shown!r}: give at least one, and each once")
     for method in plan.methods:
-        check(dataclasses.replace(plan.config, method=method))
+        check_run_config(dataclasses.replace(plan.config, method=method))
     plan.runs(folder)
     several = len(plan.seeds) > 1 or len(plan.sizes) > 1
     if Path(plan.config.attention).is_file() and several:

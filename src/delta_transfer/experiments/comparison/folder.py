@@ -10,19 +10,19 @@ from typing import Any
 
 import yaml
 
-from delta_transfer.config.commands import seed_list, size_list
+from delta_transfer.config.commands import parse_samples_per_class, parse_seeds
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.metrics import ACCURACY
 from delta_transfer.metrics.run_result import RunResult, comparison_columns
 from delta_transfer.runs.folder import (
-    COMPARISON,
-    FREE,
+    COMPARISON_FILE,
+    RESULT_NEUTRAL_OPTIONS,
     check_folder,
     check_options,
-    check_place,
-    foreign,
-    leftovers,
+    check_output_location,
+    find_foreign_file,
+    find_temporary_files,
     make_folder,
 )
 from delta_transfer.utils.files import write_atomically
@@ -31,12 +31,17 @@ from delta_transfer.utils.locks import LOCK, check_unlocked
 Size = int | None
 
 # Those of a run that are a comparison's lists, and those that change no figure.
-_OWN = ("method", "seed", "samples_per_class", *(name for name in FREE if name != "device"))
+_OWN = (
+    "method",
+    "seed",
+    "samples_per_class",
+    *(name for name in RESULT_NEUTRAL_OPTIONS if name != "device"),
+)
 _LISTS = ("methods", "seeds", "samples_per_class")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class ComparisonPlan:
     """What is compared.
 
     Args:
@@ -44,14 +49,14 @@ class Plan:
         methods: their names.
         seeds: of the runs of each.
         sizes: training pictures of each class; None for all.
-        threads: of each run; None for as many as suit the machine.
+        num_threads: of each run; None for as many as suit the machine.
     """
 
     config: TrainConfig
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     sizes: tuple[Size, ...]
-    threads: int | None
+    num_threads: int | None
 
     def runs(self, folder: Path) -> list[TrainConfig]:
         """The options of each run, in the order of the table."""
@@ -61,7 +66,7 @@ class Plan:
                 method=method,
                 seed=seed,
                 samples_per_class=size,
-                out=str(folder / _place(size) / f"{method}-seed{seed}"),
+                out=str(folder / _size_subfolder(size) / f"{method}-seed{seed}"),
                 overwrite=False,
                 resume=True,
             )
@@ -79,12 +84,12 @@ class Plan:
             "methods": ",".join(self.methods),
             "seeds": ",".join(map(str, self.seeds)),
             "samples_per_class": None if self.sizes == (None,) else ",".join(sizes),
-            "threads": self.threads,
+            "threads": self.num_threads,
             **{name: value for name, value in shared.items() if name not in _OWN},
         }
 
 
-def open_folder(folder: Path, plan: Plan) -> Plan:
+def open_folder(folder: Path, plan: ComparisonPlan) -> ComparisonPlan:
     """Checks that a comparison may be written into a folder, or go on there.
 
     Args:
@@ -98,18 +103,18 @@ def open_folder(folder: Path, plan: Plan) -> Plan:
         UserError: if the folder is in use for something else, or for a comparison with other
             options.
     """
-    check_place(folder, data=plan.config.data)
+    check_output_location(folder, data=plan.config.data)
     check_unlocked(folder)
-    path = folder / COMPARISON
+    path = folder / COMPARISON_FILE
     if plan.config.overwrite or not path.is_file():
         found = set(folder.iterdir()) - {folder / LOCK} if folder.is_dir() else None
-        if found != set(leftovers(folder)):
+        if found != set(find_temporary_files(folder)):
             check_folder(folder, plan.config)
         return plan
     there, asked = _load(path), plan.options()
-    if plan.threads is None:
-        plan = dataclasses.replace(plan, threads=there.get("threads"))
-        asked["threads"] = plan.threads
+    if plan.num_threads is None:
+        plan = dataclasses.replace(plan, num_threads=there.get("threads"))
+        asked["threads"] = plan.num_threads
     check_options(
         {name: value for name, value in there.items() if name not in _LISTS},
         {name: value for name, value in asked.items() if name not in _LISTS},
@@ -118,20 +123,20 @@ def open_folder(folder: Path, plan: Plan) -> Plan:
     return dataclasses.replace(
         plan,
         methods=_join(tuple(there["methods"].split(",")), plan.methods),
-        seeds=_join(seed_list(there["seeds"]), plan.seeds),
-        sizes=_join(size_list(there["samples_per_class"]), plan.sizes),
+        seeds=_join(parse_seeds(there["seeds"]), plan.seeds),
+        sizes=_join(parse_samples_per_class(there["samples_per_class"]), plan.sizes),
     )
 
 
-def begin(folder: Path, plan: Plan) -> None:
+def initialize_folder(folder: Path, plan: ComparisonPlan) -> None:
     """Makes the folder, empty if it is to be overwritten, and writes down what it is to hold."""
-    for path in leftovers(folder):
+    for path in find_temporary_files(folder):
         path.unlink()
-    if plan.config.overwrite or not (folder / COMPARISON).is_file():
+    if plan.config.overwrite or not (folder / COMPARISON_FILE).is_file():
         make_folder(folder, overwrite=plan.config.overwrite)
     try:
         text = yaml.safe_dump(plan.options(), sort_keys=False)
-        write_atomically(folder / COMPARISON, text)
+        write_atomically(folder / COMPARISON_FILE, text)
     except OSError:
         with contextlib.suppress(OSError):
             folder.rmdir()  # if there is nothing in it
@@ -146,7 +151,7 @@ def unfinished(runs: Sequence[TrainConfig]) -> list[TrainConfig]:
     """
     found = [run for run in runs if not _is_finished(run)]
     for folder in (Path(run.out or "") for run in found):
-        strange = foreign(folder) if folder.is_dir() else None
+        strange = find_foreign_file(folder) if folder.is_dir() else None
         if strange is not None:
             raise UserError(
                 f"{folder} holds something that is of no run ({strange}), and the run there is to "
@@ -164,7 +169,7 @@ def write_table(folder: Path, runs: Sequence[TrainConfig]) -> list[RunResult]:
     results = [RunResult.load(run.out or "") for run in runs if _is_finished(run)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = comparison_columns(results[0].measure if results else ACCURACY)
+    columns = comparison_columns(results[0].metric if results else ACCURACY)
     writer.writerow(columns)
     for result in results:
         values = [getattr(result, column) for column in columns[:-1]]
@@ -174,7 +179,7 @@ def write_table(folder: Path, runs: Sequence[TrainConfig]) -> list[RunResult]:
     return results
 
 
-def _place(size: Size) -> str:
+def _size_subfolder(size: Size) -> str:
     return "" if size is None else f"{size}-per-class"
 
 

@@ -9,7 +9,7 @@ import psutil
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.experiments.scheduling.pool import Jobs, gpus
 from delta_transfer.experiments.scheduling.ray_cluster import Cluster
-from delta_transfer.utils.devices import cores, find_device
+from delta_transfer.utils.devices import cpu_count, find_device
 
 MEMORY = 5 * 2**30
 """Bytes that a run on the CPU may need: DELTA with the default model at 224 pixels took 4.1 GiB."""
@@ -45,7 +45,7 @@ class Machine:
 
     def share(self, runs: int) -> int:
         """As of a cluster."""
-        return max(1, cores() // max(1, min(self._places, runs)))
+        return max(1, cpu_count() // max(1, min(self._places, runs)))
 
     def fitting(self, threads: int) -> int:
         """As of a cluster."""
@@ -53,7 +53,7 @@ class Machine:
 
     def cores_of_a_run(self, at_once: int, threads: int) -> int:
         """As of a cluster."""
-        return cores() // at_once
+        return cpu_count() // at_once
 
     def jobs(self, methods: Sequence[str], mark: Path, *, workers: int, threads: int) -> Jobs:
         """As of a cluster."""
@@ -64,7 +64,7 @@ def _places(config: TrainConfig) -> tuple[int, list[str]]:
     """Where runs can be made at a time: cores, or GPUs, which have names."""
     device = find_device(config.device)
     if device.type == "cpu":
-        return cores(), []
+        return cpu_count(), []
     names = gpus() if device.type == "cuda" else []
     return max(1, len(names)), names
 

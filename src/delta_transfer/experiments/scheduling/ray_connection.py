@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from delta_transfer.errors import UserError
-from delta_transfer.utils.devices import cores
+from delta_transfer.utils.devices import cpu_count
 
 _STORE = 80 * 2**20  # bytes for what tasks give each other, which is next to nothing; Ray's least
 
@@ -69,7 +69,7 @@ def connect(ray: Any, address: str) -> None:
     Raises:
         UserError: if that cannot be.
     """
-    own = {"num_cpus": cores(), "object_store_memory": _STORE, "include_dashboard": False}
+    own = {"num_cpus": cpu_count(), "object_store_memory": _STORE, "include_dashboard": False}
     try:
         with _own_sigterm():
             ray.init(

@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.task import Task
+from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.runs.attention import given_attention
-from delta_transfer.runs.plan import identity
+from delta_transfer.runs.attention import load_given_attention
+from delta_transfer.runs.plan import run_fingerprint
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.runs.preparation.prepared import Prepared
+from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.runs.run import train_prepared
-from delta_transfer.runs.validation import check_task
+from delta_transfer.runs.validation import check_data
 from delta_transfer.training.signals import stop_fits
 from delta_transfer.utils.diagnostics import explain
 
@@ -38,7 +38,7 @@ STOPPING = "stopping the runs{} after their step, and saving; once more to stop 
 
 Group = tuple[int, int | None]  # seed and size: the runs of a group see the same pictures
 
-Work = Callable[[Prepared, TrainConfig, float], RunResult | None]
+Work = Callable[[RunSetup, TrainConfig, float], RunResult | None]
 """What is made of data that is prepared and options, from when on `time.perf_counter()` counts."""
 
 
@@ -71,7 +71,7 @@ class Runner:
     def __init__(self, methods: Sequence[str]) -> None:
         self._methods = methods
         self._group: Group | None = None
-        self._prepared: Prepared | None = None
+        self._prepared: RunSetup | None = None
         self._seconds = 0.0
 
     def make(self, config: TrainConfig, work: Work | None) -> Reply:
@@ -87,7 +87,7 @@ class Runner:
                 return Reply(
                     description=prepared.description,
                     taps=prepared.taps,
-                    identity=identity(prepared),
+                    identity=run_fingerprint(prepared),
                 )
             started = time.perf_counter() - self._seconds
             try:
@@ -98,25 +98,25 @@ class Runner:
                 return Reply(description=prepared.description, failure=failure)
             return Reply(description=prepared.description, result=result)
 
-    def _prepare(self, config: TrainConfig) -> Prepared:
+    def _prepare(self, config: TrainConfig) -> RunSetup:
         if self._prepared is None or self._group != group_of(config):
             self._prepared = None  # before there is another one
             started = time.perf_counter()
             each = [dataclasses.replace(config, method=method) for method in self._methods]
 
-            def check(task: Task) -> None:
+            def check(task: TaskData) -> None:
                 for own in each:
-                    check_task(own, task)
+                    check_data(own, task)
 
             prepared = prepare(config, check=check)
             for own in each:
-                given_attention(prepared, own)
+                load_given_attention(prepared, own)
             self._group, self._prepared = group_of(config), prepared
             self._seconds = time.perf_counter() - started
         return self._prepared
 
 
-def make_run(prepared: Prepared, config: TrainConfig, started: float) -> RunResult:
+def make_run(prepared: RunSetup, config: TrainConfig, started: float) -> RunResult:
     """The work of a comparison: whole runs."""
     return train_prepared(prepared, config, Path(config.out or ""), started=started)
 

@@ -16,15 +16,15 @@ import yaml
 from delta_transfer.config.search import SearchOptions
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.metrics import MEASURES, Measure
+from delta_transfer.metrics.metrics import METRICS, Metric
 from delta_transfer.runs.folder import (
-    FREE,
-    SEARCH,
+    RESULT_NEUTRAL_OPTIONS,
+    SEARCH_FILE,
     TRIALS,
     check_folder,
     check_options,
-    check_place,
-    leftovers,
+    check_output_location,
+    find_temporary_files,
     make_folder,
 )
 from delta_transfer.utils.files import write_atomically
@@ -65,9 +65,9 @@ class Outcome:
     failure: str = ""
 
     @property
-    def measure(self) -> Measure:
+    def measure(self) -> Metric:
         """That of the metric."""
-        return MEASURES[self.metric]
+        return METRICS[self.metric]
 
     @property
     def words(self) -> str:
@@ -77,7 +77,7 @@ class Outcome:
         seconds = f"{self.seconds:.0f} s"
         if self.state == "pruned":
             return f"pruned after {max(self.losses)}% of the first training, {seconds}"
-        score = f"{self.measure.words} {self.measure.text(self.score)}"
+        score = f"{self.measure.display_name} {self.measure.format(self.score)}"
         return f"validation loss {self.loss:.4f}, {score}, {seconds}"
 
     def save(self, folder: Path) -> None:
@@ -131,7 +131,7 @@ def clear(trial: Path) -> None:
 def options_of(config: TrainConfig, asked: SearchOptions, threads: int | None) -> dict[str, Any]:
     """As `search -c` takes them; what changes no figure is not among them."""
     values = {**dataclasses.asdict(config), **{name: getattr(asked, name) for name in _VARIED}}
-    shared = {name: value for name, value in values.items() if name not in FREE}
+    shared = {name: value for name, value in values.items() if name not in RESULT_NEUTRAL_OPTIONS}
     return {**shared, "pruner": asked.pruner, "threads": threads}
 
 
@@ -149,15 +149,15 @@ def open_folder(folder: Path, config: TrainConfig, asked: SearchOptions) -> int 
     Raises:
         UserError: if the folder is in use for something else, or for another search.
     """
-    check_place(folder, data=config.data)
+    check_output_location(folder, data=config.data)
     check_unlocked(folder)
-    if config.overwrite or not (folder / SEARCH).is_file():
+    if config.overwrite or not (folder / SEARCH_FILE).is_file():
         found = set(folder.iterdir()) - {folder / LOCK} if folder.is_dir() else None
-        if found != set(leftovers(folder)):
+        if found != set(find_temporary_files(folder)):
             check_folder(folder, config)
-        return asked.threads
-    there = _load(folder / SEARCH)
-    threads = asked.threads or there.get("threads")
+        return asked.num_threads
+    there = _load(folder / SEARCH_FILE)
+    threads = asked.num_threads or there.get("threads")
     check_options(there, options_of(config, asked, threads), f"--out {folder} holds a search")
     if asked.storage is None and not (folder / STORAGE).is_file() and outcomes(folder):
         raise UserError(
@@ -173,13 +173,13 @@ def begin(folder: Path, values: dict[str, Any], *, overwrite: bool) -> bool:
     Returns:
         Whether it is a new search.
     """
-    for path in leftovers(folder):
+    for path in find_temporary_files(folder):
         path.unlink()
-    new = overwrite or not (folder / SEARCH).is_file()
+    new = overwrite or not (folder / SEARCH_FILE).is_file()
     if new:
         make_folder(folder, overwrite=overwrite)
     try:
-        write_atomically(folder / SEARCH, yaml.safe_dump(values, sort_keys=False))
+        write_atomically(folder / SEARCH_FILE, yaml.safe_dump(values, sort_keys=False))
     except OSError:
         with contextlib.suppress(OSError):
             folder.rmdir()  # if there is nothing in it
@@ -205,7 +205,7 @@ def _same(folder: Path, run: TrainConfig) -> bool:
     return all(
         getattr(there, field.name) == getattr(asked, field.name)
         for field in dataclasses.fields(TrainConfig)
-        if field.name not in FREE
+        if field.name not in RESULT_NEUTRAL_OPTIONS
     )
 
 
@@ -221,7 +221,7 @@ def write_table(
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    measure = rows[0][2].measure if rows else MEASURES["accuracy"]
+    measure = rows[0][2].measure if rows else METRICS["accuracy"]
     columns = ["trial", "state", "val_calibrated_loss", f"val_{measure.name}", *names]
     writer.writerow([*columns, "best_epoch", "seconds", "failure"])
     for number, options, outcome in rows:

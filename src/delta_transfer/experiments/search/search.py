@@ -31,13 +31,13 @@ from delta_transfer.experiments.search.space import Space, find_space
 from delta_transfer.experiments.search.study import Study, check_storage
 from delta_transfer.experiments.search.trial import make_whole, try_out, try_whole
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.runs.folder import SEARCH, WHOLE
-from delta_transfer.runs.preparation.task import find_task
-from delta_transfer.runs.validation import check
+from delta_transfer.runs.folder import SEARCH_FILE, SEARCH_RUNS
+from delta_transfer.runs.preparation.task import find_data
+from delta_transfer.runs.validation import check_run_config
 from delta_transfer.training.loaders import loaders_of
 from delta_transfer.utils.diagnostics import message
 from delta_transfer.utils.files import write_atomically
-from delta_transfer.utils.locks import locked
+from delta_transfer.utils.locks import lock_folder
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> Searched:
         UserError: if an option, the data or the network is not as it must be: nothing is written
             then. Or if the default cannot be trained, or a whole run fails.
     """
-    check(config)
+    check_run_config(config)
     space = find_space(config, asked)
     threads = open_folder(folder, config, asked)
     check_storage(asked.storage)
@@ -109,15 +109,15 @@ def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> Searched:
         at_once = max(1, min(asked.jobs or room.fitting(threads), limit or DEFAULT_TRIALS))
         share = room.cores_of_a_run(at_once, threads)
         first = dataclasses.replace(space.config, overwrite=False, resume=True)
-        first = dataclasses.replace(first, workers=loaders_of(first, at_once, share))
+        first = dataclasses.replace(first, num_workers=loaders_of(first, at_once, share))
         if at_once > 1:
-            find_task(first)  # before processes are started, which takes a while
-        mark, own = folder / SEARCH, [config.method]
+            find_data(first)  # before processes are started, which takes a while
+        mark, own = folder / SEARCH_FILE, [config.method]
         with ExitStack() as held, room.jobs(own, mark, workers=at_once, threads=threads) as makers:
             found = makers.prepare(first)
             for line in found.description:
                 logger.info("%s", line)
-            held.enter_context(locked(folder))
+            held.enter_context(lock_folder(folder))
             values = options_of(config, asked, threads)
             new = begin(folder, values, overwrite=config.overwrite)
             space = dataclasses.replace(space, config=first).with_taps(found.taps)
@@ -245,10 +245,10 @@ class _Progress:
     def whole_runs(self) -> dict[str, TrainConfig]:
         """The options of the runs that are made in the end; writes those of the best trial."""
         (_, best), params = min(self._complete()), self._study.params
-        numbers = dict(zip(WHOLE, (0, best), strict=True))
+        numbers = dict(zip(SEARCH_RUNS, (0, best), strict=True))
         if best == 0:
-            del numbers[WHOLE[0]]
-        own = {"out": None, "resume": False, "workers": self._config.workers}
+            del numbers[SEARCH_RUNS[0]]
+        own = {"out": None, "resume": False, "num_workers": self._config.num_workers}
         chosen = self._space.configure(params[best], **own)
         write_atomically(self._folder / BEST, chosen.to_yaml())
         return {
@@ -303,4 +303,4 @@ def _check_whole(run: TrainConfig, reply: Reply) -> None:
             f"the whole run {run.out} failed: {message(UserError(reply.failure))}; the same "
             "command tries it again"
         )
-    logger.info("whole run %s, %.0f s", run.out, reply.result.seconds)
+    logger.info("whole run %s, %.0f s", run.out, reply.result.wall_time_s)

@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from delta_transfer.attention import ESTIMATORS
-from delta_transfer.config.search import Range, SearchOptions, number_or_range, whole_numbers
+from delta_transfer.config.search import (
+    Range,
+    SearchOptions,
+    parse_number_or_range,
+    parse_whole_numbers,
+)
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.methods.base import Method
@@ -121,8 +126,8 @@ def find_space(config: TrainConfig, asked: SearchOptions) -> Space:
         UserError: if the method has nothing to search, or nothing is left of it.
     """
     method = method_of(config)
-    if not method.trains:
-        others = [other.name for other in METHODS.values() if other.trains]
+    if not method.trains_network:
+        others = [other.name for other in METHODS.values() if other.trains_network]
         raise UserError(
             f"--method {method.name} has nothing to search, it trains nothing but the probe: take "
             f"one of {', '.join(others)}"
@@ -130,7 +135,7 @@ def find_space(config: TrainConfig, asked: SearchOptions) -> Space:
     strength = _strength_range(config, method, asked)
     space = Space(
         config=config,
-        auto=strength is not None and bool(method.branches) and config.batch_norm == "frozen",
+        auto=strength is not None and bool(method.candidates) and config.batch_norm == "frozen",
         strength=strength,
         lr=_lr_range(config, asked),
         epochs=_epochs(config, asked),
@@ -147,8 +152,11 @@ def find_space(config: TrainConfig, asked: SearchOptions) -> Space:
 
 def train_options(asked: SearchOptions) -> dict[str, Any]:
     """The options of train that are not searched, and the defaults of those that are."""
-    strength, lr = number_or_range("strength", asked.strength), number_or_range("lr", asked.lr)
-    epochs = whole_numbers("epochs", asked.epochs)
+    strength, lr = (
+        parse_number_or_range("strength", asked.strength),
+        parse_number_or_range("lr", asked.lr),
+    )
+    epochs = parse_whole_numbers("epochs", asked.epochs)
     return {
         "strength": "auto" if strength == "search" or isinstance(strength, tuple) else strength,
         "lr": None if lr == "search" or isinstance(lr, tuple) else lr,
@@ -158,7 +166,7 @@ def train_options(asked: SearchOptions) -> dict[str, Any]:
 
 
 def _strength_range(config: TrainConfig, method: Method, asked: SearchOptions) -> Range | None:
-    given = number_or_range("strength", asked.strength)
+    given = parse_number_or_range("strength", asked.strength)
     if isinstance(given, tuple):
         if method.strength is None:
             raise UserError(f"--strength {asked.strength}: method {method.name} has none")
@@ -169,7 +177,7 @@ def _strength_range(config: TrainConfig, method: Method, asked: SearchOptions) -
 
 
 def _epochs(config: TrainConfig, asked: SearchOptions) -> tuple[int, ...]:
-    given = whole_numbers("epochs", asked.epochs)
+    given = parse_whole_numbers("epochs", asked.epochs)
     if isinstance(given, tuple):
         return given
     own = config.epochs
@@ -178,7 +186,7 @@ def _epochs(config: TrainConfig, asked: SearchOptions) -> tuple[int, ...]:
 
 def _searches_taps(config: TrainConfig, method: Method, asked: SearchOptions) -> bool:
     """Not where a file of attention names them."""
-    measured = not method.attention or config.attention in ESTIMATORS
+    measured = not method.needs_attention or config.attention in ESTIMATORS
     return asked.taps == "search" and method.name in TAPPED and measured
 
 
@@ -189,7 +197,7 @@ def _own_strength(config: TrainConfig) -> float:
 
 
 def _lr_range(config: TrainConfig, asked: SearchOptions) -> Range | None:
-    given = number_or_range("lr", asked.lr)
+    given = parse_number_or_range("lr", asked.lr)
     if given == "search":
         assert not isinstance(config.lr, str)
         return _around(config.lr, _LR)

@@ -15,24 +15,24 @@ from delta_transfer.errors import UserError
 from delta_transfer.experiments.search.folder import Outcome, clear, outcomes
 from delta_transfer.methods.registry import method_of
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.runs.attention import given_attention
-from delta_transfer.runs.cost import Spent
-from delta_transfer.runs.folder import LOG, make_folder
-from delta_transfer.runs.lr_search import settle
-from delta_transfer.runs.model_soup import select
-from delta_transfer.runs.plan import Tuning
-from delta_transfer.runs.preparation.prepared import Prepared
+from delta_transfer.runs.attention import load_given_attention
+from delta_transfer.runs.cost import ResourceTracker
+from delta_transfer.runs.folder import LOG_FILE, make_folder
+from delta_transfer.runs.lr_search import resolve_lr
+from delta_transfer.runs.model_soup import select_model
+from delta_transfer.runs.plan import FineTunePlan
+from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.runs.preparation.taps import choose_taps
 from delta_transfer.runs.run import train_prepared
-from delta_transfer.runs.selection import Selected
-from delta_transfer.runs.summary import announce
+from delta_transfer.runs.selection import SelectionResult
+from delta_transfer.runs.summary import log_start
 from delta_transfer.utils.diagnostics import explain
 from delta_transfer.utils.environment import describe
 from delta_transfer.utils.files import write_atomically
-from delta_transfer.utils.locks import locked
+from delta_transfer.utils.locks import lock_folder
 from delta_transfer.utils.logging import log_to
 from delta_transfer.utils.memory import PeakMemory
-from delta_transfer.utils.module_state import deterministic
+from delta_transfer.utils.module_state import deterministic_algorithms
 
 if TYPE_CHECKING:
     import optuna
@@ -50,7 +50,7 @@ class Pruned(Exception):
     """A trial promises nothing."""
 
 
-def try_out(prepared: Prepared, config: TrainConfig, started: float) -> None:
+def try_out(prepared: RunSetup, config: TrainConfig, started: float) -> None:
     """Makes a trial in `config.out`, and prunes it by those beside it that have ended.
 
     Args:
@@ -61,58 +61,62 @@ def try_out(prepared: Prepared, config: TrainConfig, started: float) -> None:
     _make(prepared, config, started, prune=True)
 
 
-def try_whole(prepared: Prepared, config: TrainConfig, started: float) -> None:
+def try_whole(prepared: RunSetup, config: TrainConfig, started: float) -> None:
     """Makes a trial that nothing prunes."""
     _make(prepared, config, started, prune=False)
 
 
-def make_whole(prepared: Prepared, config: TrainConfig, started: float) -> RunResult:
+def make_whole(prepared: RunSetup, config: TrainConfig, started: float) -> RunResult:
     """Makes a whole run, to be kept; arguments as of `try_out`."""
     folder = Path(config.out or "")
     return train_prepared(_at_taps(prepared, config), config, folder, started=started)
 
 
-def _at_taps(prepared: Prepared, config: TrainConfig) -> Prepared:
+def _at_taps(prepared: RunSetup, config: TrainConfig) -> RunSetup:
     """At the taps of a trial; all else is the same for all of them."""
     taps = choose_taps(config, prepared.backbone, prepared.source)
     return dataclasses.replace(prepared, taps=taps)
 
 
-def _make(prepared: Prepared, config: TrainConfig, started: float, *, prune: bool) -> None:
+def _make(prepared: RunSetup, config: TrainConfig, started: float, *, prune: bool) -> None:
     folder = Path(config.out or "")
     prepared = _at_taps(prepared, config)
     memory = PeakMemory(prepared.device)
     with ExitStack() as held:
-        held.enter_context(locked(folder))
+        held.enter_context(lock_folder(folder))
         make_folder(folder, overwrite=False, resume=True)
-        spent = Spent(folder, started=started, memory=memory, resume=True)
-        tuning = Tuning(
+        spent = ResourceTracker(folder, started=started, memory=memory, resume=True)
+        tuning = FineTunePlan(
             config=config,
             method=method_of(config),
             epochs=config.count_epochs(len(prepared.task.train)),
-            attention=given_attention(prepared, config),
-            saved=spent.save,
+            attention=load_given_attention(prepared, config),
+            on_checkpoint=spent.save,
         )
-        alone = len(tuning.branches) == 1 and not config.folds
+        alone = len(tuning.candidates) == 1 and not config.folds
         # The first trial, the default, is one to compare with.
         listener = _Listener(folder, prune=prune and folder.name != "0", alone=alone)
-        tuning = dataclasses.replace(tuning, listener=listener.hear)
+        tuning = dataclasses.replace(tuning, on_epoch_end=listener.hear)
         header = (*describe(), *prepared.description)
-        held.enter_context(log_to(folder / LOG, header, resume=True))
-        held.enter_context(deterministic(config.deterministic))
+        held.enter_context(log_to(folder / LOG_FILE, header, resume=True))
+        held.enter_context(deterministic_algorithms(config.deterministic))
         write_atomically(folder / "config.yaml", config.to_yaml())
         found = _train(prepared, tuning, folder)
-        outcome = dataclasses.replace(found, losses=listener.losses, seconds=spent.cost.seconds)
+        outcome = dataclasses.replace(
+            found, losses=listener.losses, seconds=spent.usage.wall_time_s
+        )
         outcome.save(folder)
         clear(folder)
 
 
-def _train(prepared: Prepared, tuning: Tuning, folder: Path) -> Outcome:
+def _train(prepared: RunSetup, tuning: FineTunePlan, folder: Path) -> Outcome:
     """What comes of it, whatever that is."""
-    metric = prepared.task.objective.measure.name
+    metric = prepared.task.objective.metric.name
     try:
-        announce(prepared, tuning)
-        selected = select(prepared, settle(prepared, tuning, folder), folder, to_keep=False)
+        log_start(prepared, tuning)
+        selected = select_model(
+            prepared, resolve_lr(prepared, tuning, folder), folder, keep_network=False
+        )
     except Pruned as pruned:
         logger.info("pruned: %s", pruned)
         return Outcome(state="pruned", metric=metric)
@@ -125,18 +129,18 @@ def _train(prepared: Prepared, tuning: Tuning, folder: Path) -> Outcome:
     return outcome
 
 
-def _judge(selected: Selected) -> Outcome:
+def _judge(selected: SelectionResult) -> Outcome:
     """By what was held out; the test split is not looked at."""
     objective, targets = selected.prepared.task.objective, selected.held_out.targets
-    losses = objective.held_out_losses(objective.logits(selected.answers), targets)
-    loss, metric = float(losses.mean()), objective.measure.name
+    losses = objective.held_out_losses(objective.logits(selected.predictions), targets)
+    loss, metric = float(losses.mean()), objective.metric.name
     if not math.isfinite(loss):
         return Outcome(state="failed", metric=metric, failure="its loss is no number")
     return Outcome(
         state="complete",
         loss=loss,
         metric=metric,
-        score=objective.score(selected.answers, targets, metric),
+        score=objective.score(selected.predictions, targets, metric),
         best_epoch=selected.epoch,
     )
 

@@ -10,7 +10,7 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.export.hub import sections
 from delta_transfer.export.hub.facts import CardFacts
 from delta_transfer.export.hub.results import results
-from delta_transfer.metrics.objectives import Classes
+from delta_transfer.metrics.objectives import Multiclass
 
 _HUB_NAME = r"[\w.-]+/[\w.-]+"
 
@@ -40,7 +40,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
         eval_results=_eval_results(facts) or None,
         library_name="timm" if facts.timm else "delta-transfer",
         license=facts.license,
-        metrics=[facts.result.measure.name],
+        metrics=[facts.result.metric.name],
         model_name=facts.name,
         pipeline_tag=_pipeline(facts),
         tags=["delta-transfer", "transfer-learning", *own],
@@ -64,7 +64,7 @@ def base_model(config: TrainConfig) -> str | None:
 def _pipeline(facts: CardFacts) -> str | None:
     if isinstance(facts.input, GraphSpec):
         return "graph-ml"
-    return "image-classification" if isinstance(facts.objective, Classes) else None
+    return "image-classification" if isinstance(facts.objective, Multiclass) else None
 
 
 def _hub_data(data: str) -> str | None:
@@ -77,11 +77,13 @@ def _hub_data(data: str) -> str | None:
 
 def _eval_results(facts: CardFacts) -> list[EvalResult]:
     """The figures on the test split, or on validation where there is none."""
-    result, measure = facts.result, facts.result.measure
-    value = result.figure("val" if facts.split == "validation" else "test")
-    found = [] if value is None else [_eval_result(facts, measure.name, value, measure.words)]
+    result, measure = facts.result, facts.result.metric
+    value = result.metric_value("val" if facts.split == "validation" else "test")
+    found = (
+        [] if value is None else [_eval_result(facts, measure.name, value, measure.display_name)]
+    )
     mean = result.test_mean_class_accuracy
-    if result.metric == "mean_class_accuracy" and mean is not None:
+    if result.metric_name == "mean_class_accuracy" and mean is not None:
         words = "accuracy, mean over classes"
         found.append(_eval_result(facts, "mean_class_accuracy", mean, words))
     return found

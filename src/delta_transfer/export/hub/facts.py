@@ -9,18 +9,18 @@ from typing import Literal
 
 from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.registry import is_named
+from delta_transfer.data.registry import is_dataset_name
 from delta_transfer.errors import UserError
 from delta_transfer.export.formats import is_timm
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.metrics.objectives import Classes, Objective
-from delta_transfer.metrics.per_target import ColumnFigures
+from delta_transfer.metrics.objectives import Multiclass, Objective
+from delta_transfer.metrics.per_target import TargetMetrics
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.report.comparison.columns import read_columns
+from delta_transfer.report.comparison.columns import read_target_metrics
 from delta_transfer.report.comparison.runs import Comparison, read_comparison
 from delta_transfer.report.run_files import Predictions, read_predictions, read_result
-from delta_transfer.runs.folder import COMPARISON, FREE, LOG
+from delta_transfer.runs.folder import COMPARISON_FILE, LOG_FILE, RESULT_NEUTRAL_OPTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -63,19 +63,19 @@ class CardFacts:
     counts: tuple[int, int, int] | None
     split: Literal["test", "validation"]
     predictions: Predictions | None
-    columns: tuple[ColumnFigures, ...]
+    columns: tuple[TargetMetrics, ...]
     comparison: Comparison | None
 
     @property
     def noun(self) -> str:
         """What one of the samples is called."""
-        return self.result.sample
+        return self.result.sample_type
 
     @property
     def chooses_epoch(self) -> bool:
         """Whether an epoch was chosen by validation, as neither the probe nor the authors do."""
         method = METHODS.get(self.result.method)
-        return (method is None or method.trains) and not self.config.official
+        return (method is None or method.trains_network) and not self.config.paper_protocol
 
     @property
     def name(self) -> str:
@@ -92,10 +92,12 @@ def collect_facts(
         UserError: if the run is not finished, or a file of it is damaged.
     """
     run, result = predictor.run, read_result(predictor.run)
-    of_classes = isinstance(predictor.objective, Classes)
+    of_classes = isinstance(predictor.objective, Multiclass)
     there = (run / "predictions.csv").is_file()  # which may have been deleted for what it tells
     name = (
-        public_name(predictor.config.data, noun=result.sample) if data_name is None else data_name
+        public_name(predictor.config.data, noun=result.sample_type)
+        if data_name is None
+        else data_name
     )
     config = public_config(predictor.config, name=name)
     return CardFacts(
@@ -106,13 +108,13 @@ def collect_facts(
         result=result,
         classes=predictor.classes,
         objective=predictor.objective,
-        input=predictor.backbone.input,
+        input=predictor.backbone.input_spec,
         base=None if predictor.backbone.architecture is None else config.model,
         timm=is_timm(predictor.backbone),
-        counts=_count_splits(run / LOG),
-        split="validation" if result.figure("test") is None else "test",
+        counts=_count_splits(run / LOG_FILE),
+        split="validation" if result.metric_value("test") is None else "test",
         predictions=read_predictions(run) if there and of_classes else None,
-        columns=tuple(read_columns(run)) if there and not of_classes else (),
+        columns=tuple(read_target_metrics(run)) if there and not of_classes else (),
         comparison=_find_comparison(run),
     )
 
@@ -128,9 +130,13 @@ def public_config(config: TrainConfig, *, name: str) -> TrainConfig:
         name: what the data is called.
     """
     fields = {field.name: field.default for field in dataclasses.fields(config)}
-    kept = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
-    kept |= {name: fields[name] for name in FREE}
-    kept |= {"data": name if is_named(name) else f"({name})", "data_root": None}
+    kept = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in RESULT_NEUTRAL_OPTIONS
+    }
+    kept |= {name: fields[name] for name in RESULT_NEUTRAL_OPTIONS}
+    kept |= {"data": name if is_dataset_name(name) else f"({name})", "data_root": None}
     if config.weights is not None:
         kept["weights"] = f"weights{PureWindowsPath(config.weights).suffix}"
     if config.model.startswith("local-dir:"):
@@ -154,7 +160,7 @@ def public_name(data: str, *, noun: str) -> str:
         ['own pictures', 'birds']
     """
     path = data.removeprefix("hf/")
-    if is_named(data) and (path == data or not _is_path(path)):
+    if is_dataset_name(data) and (path == data or not _is_path(path)):
         return data
     *folders, last = re.split(r"[/\\]", path.rstrip("/\\"))
     own = {Path.home().name.casefold(), _user().casefold()}
@@ -193,7 +199,7 @@ def _find_comparison(run: Path) -> Comparison | None:
     """The comparison that a run is part of: its runs of the same size."""
     own = run.resolve()
     for folder in own.parents[:2]:
-        if not all((folder / name).is_file() for name in (COMPARISON, "results.csv")):
+        if not all((folder / name).is_file() for name in (COMPARISON_FILE, "results.csv")):
             continue
         try:
             found = read_comparison(folder)
@@ -203,5 +209,5 @@ def _find_comparison(run: Path) -> Comparison | None:
         path = own.relative_to(folder).as_posix()
         for entry in found.entries:
             if entry.folder.as_posix() == path:
-                return found.at(entry.samples_per_class)
+                return found.with_size(entry.samples_per_class)
     return None

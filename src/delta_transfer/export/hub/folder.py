@@ -8,11 +8,11 @@ from delta_transfer.export.export import PREPROCESSING, export_run
 from delta_transfer.export.hub.card import model_card
 from delta_transfer.export.hub.facts import collect_facts
 from delta_transfer.export.hub.upload import CARD
-from delta_transfer.inference.predictor import OPTIONS, Predictor
+from delta_transfer.inference.predictor import CONFIG_FILE, Predictor
 from delta_transfer.utils.files import write_atomically
 
 FIGURES = "result.json"
-FILES = (CARD, CONFIG, OPTIONS, WEIGHTS, PREPROCESSING, FIGURES)
+FILES = (CARD, CONFIG, CONFIG_FILE, WEIGHTS, PREPROCESSING, FIGURES)
 """All that goes to the hub, the card first. None of it names a file of the run's samples."""
 
 _HEAD = """\
@@ -49,7 +49,7 @@ def write_folder(
     """
     facts = collect_facts(predictor, repo=repo, license=license, data_name=data_name)
     export_run(predictor, format="safetensors", out=folder)
-    write_atomically(folder / OPTIONS, _HEAD + facts.config.to_yaml())
+    write_atomically(folder / CONFIG_FILE, _HEAD + facts.config.to_yaml())
     write_atomically(folder / FIGURES, facts.result.to_json())
     write_atomically(folder / CARD, model_card(facts))
     return {name: (folder / name).stat().st_size for name in FILES}

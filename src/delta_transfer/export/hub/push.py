@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from delta_transfer.config.commands import PushOptions
-from delta_transfer.export.export import PREPROCESSING, check_folder, find_run, put_in_place
+from delta_transfer.export.export import (
+    PREPROCESSING,
+    check_folder,
+    resolve_run_folder,
+    write_folder_atomically,
+)
 from delta_transfer.export.hub.folder import FILES, write_folder
 from delta_transfer.export.hub.upload import Uploaded, address, check_repo, check_token, upload
 from delta_transfer.inference.predictor import Predictor
@@ -39,7 +44,7 @@ def push(options: PushOptions) -> Pushed:
     check_repo(options.repo)
     if not options.dry_run:
         check_token()
-    predictor = Predictor(find_run(options.run), device="cpu")
+    predictor = Predictor(resolve_run_folder(options.run), device="cpu")
     if options.dry_run:
         return _write(options, predictor)
     with tempfile.TemporaryDirectory(prefix="delta-transfer.") as temporary:
@@ -59,7 +64,7 @@ def _write(options: PushOptions, predictor: Predictor) -> Pushed:
         mark=PREPROCESSING,
         files=FILES,
     )
-    with put_in_place(folder) as new:
+    with write_folder_atomically(folder) as new:
         files = _fill(options, predictor, new)
     return Pushed(files=files, address=address(options.repo), folder=folder)
 

@@ -5,18 +5,24 @@ from collections.abc import Sequence
 from delta_transfer.export.hub.facts import CardFacts
 from delta_transfer.export.hub.markdown import code, plain, table
 from delta_transfer.metrics.metrics import ACCURACY, RMSE, ROC_AUC
-from delta_transfer.metrics.per_target import QuestionFigures
+from delta_transfer.metrics.per_target import BinaryTargetMetrics
 from delta_transfer.metrics.statistics import Summary
 from delta_transfer.report.comparison.runs import (
     BASELINE,
     PROBE,
     Comparison,
     MethodSummary,
-    ranked,
+    rank_methods,
     summarize_methods,
 )
 from delta_transfer.report.confusion import ClassAccuracy, class_accuracies
-from delta_transfer.report.formatting import count, interval, label, percent, training
+from delta_transfer.report.formatting import (
+    format_training_size,
+    interval,
+    method_label,
+    percent,
+    pluralize,
+)
 
 MOST = 50  # rows of a table of classes or questions
 
@@ -34,7 +40,7 @@ def chance(facts: CardFacts) -> tuple[float, float] | None:
     from scipy.stats import binomtest  # slow to import
 
     rows = facts.predictions.rows
-    right = sum(row.right for row in rows)
+    right = sum(row.is_correct for row in rows)
     found = binomtest(right, len(rows)).proportion_ci(method="wilson")
     return float(found.low), float(found.high)
 
@@ -49,21 +55,21 @@ def miscalibration(facts: CardFacts) -> float | None:
     rows = facts.predictions.rows
     sure = torch.tensor([row.probability for row in rows])
     below = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))  # whole certainty: no own bin
-    right = torch.tensor([int(row.right) for row in rows])
+    right = torch.tensor([int(row.is_correct) for row in rows])
     return float(binary_calibration_error(sure.clamp(max=below), right, n_bins=15, norm="l1"))
 
 
 def _figures(facts: CardFacts) -> str:
-    result, measure = facts.result, facts.result.measure
+    result, measure = facts.result, facts.result.metric
     rows = []
-    if result.figure("test") is not None:
-        found = [result.figure("test"), result.figure("linear_probe_test")]
-        rows.append([f"test {measure.words}", *map(measure.text, found)])
+    if result.metric_value("test") is not None:
+        found = [result.metric_value("test"), result.metric_value("linear_probe_test")]
+        rows.append([f"test {measure.display_name}", *map(measure.format, found)])
     if result.test_mean_class_accuracy is not None:
-        mean = ACCURACY.text(result.test_mean_class_accuracy)
+        mean = ACCURACY.format(result.test_mean_class_accuracy)
         rows.append(["test accuracy, mean over classes", mean, ""])
-    found = [result.figure("val"), result.figure("linear_probe_val")]
-    rows.append([f"validation {measure.words}", *map(measure.text, found)])
+    found = [result.metric_value("val"), result.metric_value("linear_probe_val")]
+    rows.append([f"validation {measure.display_name}", *map(measure.format, found)])
     return table(["figure", "this model", "linear probe"], rows, numbers=2)
 
 
@@ -75,7 +81,7 @@ def _uncertainty(facts: CardFacts) -> str:
     ends = chance(facts)
     if ends is None or facts.predictions is None:
         return said
-    samples = count(len(facts.predictions.rows), facts.noun)
+    samples = pluralize(len(facts.predictions.rows), facts.noun)
     low, high = map(percent, ends)
     return (
         f"{said} The {facts.split} accuracy is of {samples}; by their number alone it lies between "
@@ -93,7 +99,7 @@ def _each(facts: CardFacts) -> str:
     rows = [
         [
             plain(entry.name),
-            f"{entry.count:,}",
+            f"{entry.num_samples:,}",
             percent(entry.accuracy),
             _taken_for(entry),
         ]
@@ -109,21 +115,28 @@ def _each(facts: CardFacts) -> str:
 def _taken_for(entry: ClassAccuracy) -> str:
     if entry.mistaken_for is None:
         return ""
-    return f"{plain(entry.mistaken_for)} ({entry.mistakes})"
+    return f"{plain(entry.mistaken_for)} ({entry.num_mistaken})"
 
 
 def _columns(facts: CardFacts) -> str:
     rows = []
     for figures in facts.columns[:MOST]:
-        if isinstance(figures, QuestionFigures):
-            score = ROC_AUC.text(figures.roc_auc)
-            rows.append([plain(figures.name), f"{figures.known:,}", f"{figures.yes:,}", score])
+        if isinstance(figures, BinaryTargetMetrics):
+            score = ROC_AUC.format(figures.roc_auc)
+            rows.append(
+                [
+                    plain(figures.name),
+                    f"{figures.num_labelled:,}",
+                    f"{figures.num_positive:,}",
+                    score,
+                ]
+            )
         else:
-            score = RMSE.text(figures.rmse)
-            rows.append([plain(figures.name), f"{figures.known:,}", score])
+            score = RMSE.format(figures.rmse)
+            rows.append([plain(figures.name), f"{figures.num_labelled:,}", score])
     more = len(facts.columns) - len(rows)
     left_out = f" {more} are left out." if more else ""
-    questions = isinstance(facts.columns[0], QuestionFigures)
+    questions = isinstance(facts.columns[0], BinaryTargetMetrics)
     what = "Question by question" if questions else "Value by value"
     headings = ["question", "known", "yes", "ROC-AUC"] if questions else ["value", "known", "RMSE"]
     shown = table(headings, rows, numbers=len(headings) - 1)
@@ -135,12 +148,13 @@ def _beside_others(facts: CardFacts) -> str:
     comparison = facts.comparison
     if comparison is None:
         return ""
-    summaries = ranked(summarize_methods(comparison))
-    size = training(facts.result.samples_per_class, facts.noun)
-    seeds = count(len(comparison.seeds), "seed")
+    summaries = rank_methods(summarize_methods(comparison))
+    size = format_training_size(facts.result.samples_per_class, facts.noun)
+    seeds = pluralize(len(comparison.seeds), "seed")
     said = (
         f"This run (method {code(facts.result.method)}, seed {facts.result.seed}) is one of a "
-        f"comparison: {comparison.split} {comparison.measure.words}, {seeds}, {size}, the same "
+        f"comparison: {comparison.split} {comparison.metric.display_name}, {seeds}, {size}, the "
+        "same "
         f"{facts.noun}s for all. What is to be expected of a method is its mean, not one of its "
         "runs. Differences are paired by seed, with their 95% intervals."
     )
@@ -148,17 +162,17 @@ def _beside_others(facts: CardFacts) -> str:
 
 
 def _methods(comparison: Comparison, summaries: Sequence[MethodSummary]) -> str:
-    measure, there = comparison.measure, comparison.methods
+    measure, there = comparison.metric, comparison.methods
     headings = ["method", "mean", "standard deviation"]
-    headings += [f"less {label(BASELINE).lower()}"] if BASELINE in there else []
-    headings += [f"less {label(PROBE).lower()}"]
+    headings += [f"less {method_label(BASELINE).lower()}"] if BASELINE in there else []
+    headings += [f"less {method_label(PROBE).lower()}"]
     rows = []
     for found in summaries:
         several = found.score.count > 1
-        spread = measure.number(found.score.deviation) if several else "one seed"
-        row = [label(found.method), measure.text(found.score.mean), spread]
-        differences = [found.to_baseline] if BASELINE in there else []
-        for difference in (*differences, found.to_probe):
+        spread = measure.format_number(found.score.std) if several else "one seed"
+        row = [method_label(found.method), measure.format(found.score.mean), spread]
+        differences = [found.vs_baseline] if BASELINE in there else []
+        for difference in (*differences, found.vs_probe):
             row.append(_difference(comparison, difference))
         rows.append(row)
     return table(headings, rows, numbers=len(headings) - 1)
@@ -167,7 +181,7 @@ def _methods(comparison: Comparison, summaries: Sequence[MethodSummary]) -> str:
 def _difference(comparison: Comparison, difference: Summary | None) -> str:
     if difference is None:
         return ""
-    mean = comparison.measure.difference(difference.mean)
+    mean = comparison.metric.format_difference(difference.mean)
     if difference.count < 2:
         return mean
-    return f"{mean} ({interval(difference, comparison.measure)})"
+    return f"{mean} ({interval(difference, comparison.metric)})"

@@ -7,8 +7,8 @@ from delta_transfer.export.hub.facts import CardFacts
 from delta_transfer.export.hub.markdown import code, plain, table
 from delta_transfer.export.hub.results import chance, miscalibration
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.metrics.objectives import Classes
-from delta_transfer.report.formatting import count, duration, mebibytes, percent
+from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.report.formatting import duration, mebibytes, percent, pluralize
 
 MOST_NAMES = 100  # classes that are named
 
@@ -39,30 +39,31 @@ hf download {repo} --local-dir {name}
 
 def summary(facts: CardFacts) -> str:
     """What the model is, in a few sentences."""
-    result, measure = facts.result, facts.result.measure
-    what = f"{count(len(facts.classes), 'class')}"
-    if not isinstance(facts.objective, Classes):
-        what = count(len(facts.classes), facts.objective.outputs.removesuffix("s"))
+    result, measure = facts.result, facts.result.metric
+    what = f"{pluralize(len(facts.classes), 'class')}"
+    if not isinstance(facts.objective, Multiclass):
+        what = pluralize(len(facts.classes), facts.objective.target_kind.removesuffix("s"))
     said = (
         f"{_network(facts)}, fine-tuned by delta-transfer (method "
-        f"{code(result.method)}) on {count(result.pictures, facts.noun)} of "
+        f"{code(result.method)}) on {pluralize(result.num_train_samples, facts.noun)} of "
         f"**{plain(facts.data)}** for {what}."
     )
     tested = facts.split == "test"
-    own = result.figure("test" if tested else "val")
-    probe = result.figure("linear_probe_test" if tested else "linear_probe_val")
+    own = result.metric_value("test" if tested else "val")
+    probe = result.metric_value("linear_probe_test" if tested else "linear_probe_val")
     return (
-        f"{said} {facts.split.capitalize()} {measure.words} {measure.text(own)}; linear probe "
-        f"{measure.text(probe)}."
+        f"{said} {facts.split.capitalize()} {measure.display_name} {measure.format(own)}; linear "
+        "probe "
+        f"{measure.format(probe)}."
     )
 
 
 def use(facts: CardFacts) -> str:
     """The section on how the model is used."""
     parts = ["## Use"]
-    if facts.timm and isinstance(facts.objective, Classes):
+    if facts.timm and isinstance(facts.objective, Multiclass):
         parts += ["With timm alone:", _TIMM.format(repo=facts.repo)]
-        if facts.config.official:
+        if facts.config.paper_protocol:
             parts.append(
                 "The test of this run resized both sides of a picture and averaged the logits of "
                 "ten crops, which this leaves out."
@@ -98,7 +99,7 @@ def data(facts: CardFacts) -> str:
     names = ", ".join(map(plain, facts.classes[:MOST_NAMES]))
     more = len(facts.classes) - MOST_NAMES
     named = f"{names} and {more} more (`config.json` has all)" if more > 0 else names
-    rows.append([facts.objective.outputs, f"{len(facts.classes)}: {named}"])
+    rows.append([facts.objective.target_kind, f"{len(facts.classes)}: {named}"])
     if facts.counts is not None:
         training, validation, test = (f"{number:,}" for number in facts.counts)
         rows += [
@@ -106,7 +107,7 @@ def data(facts: CardFacts) -> str:
             [f"validation {facts.noun}s", validation],
             [f"test {facts.noun}s", test if facts.counts[2] else "none"],
         ]
-    learnt = count(facts.result.pictures, facts.noun)
+    learnt = pluralize(facts.result.num_train_samples, facts.noun)
     refitted = ", validation among them" if facts.result.refitted else ""
     rows.append(["the final model learnt from", f"{learnt}{refitted}"])
     if facts.result.samples_per_class is not None:
@@ -127,7 +128,9 @@ def method(facts: CardFacts) -> str:
     rows += [["preset", code(config.preset)]]
     if result.strength_search is not None:
         first, second = (f"{one:g}" for one in result.strength_search.strengths)
-        shares = ", ".join(f"{100 * share:g}%" for share in result.strength_search.shares)
+        shares = ", ".join(
+            f"{100 * share:g}%" for share in result.strength_search.mixing_coefficients
+        )
         rows.append(
             [
                 "strength",
@@ -137,18 +140,20 @@ def method(facts: CardFacts) -> str:
         )
     elif result.strength is not None:
         rows.append(["strength", f"{result.strength:g}"])
-    if own is not None and own.attention:
+    if own is not None and own.needs_attention:
         rows.append(["channel attention", code(config.attention)])
     if result.taps:
         rows.append(["feature maps", ", ".join(map(code, result.taps))])
-    if own is None or own.trains:
+    if own is None or own.trains_network:
         rows.append(["recipe", _recipe(facts)])
         by = "by validation loss" if facts.chooses_epoch else "the last"
         rows.append(["epoch kept", f"{result.best_epoch} of {result.epochs}, {by}"])
     if isinstance(facts.input, InputSpec):
         rows.append(["size of pictures", f"{facts.input.size} x {facts.input.size} pixels"])
     rows.append(["seed", f"{result.seed}"])
-    rows.append(["took", f"{duration(result.seconds)}, {mebibytes(result.memory)} of memory"])
+    rows.append(
+        ["took", f"{duration(result.wall_time_s)}, {mebibytes(result.peak_memory_mib)} of memory"]
+    )
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     rows.append(["versions", plain(versions)])
     return f"## Method\n\n{table(['', ''], rows)}\n\nAll options are in `config.yaml`."
@@ -179,10 +184,10 @@ def limits(facts: CardFacts) -> str:
 
 def _limits(facts: CardFacts) -> Iterator[str]:
     result, noun = facts.result, facts.noun
-    learnt = count(result.pictures, noun)
+    learnt = pluralize(result.num_train_samples, noun)
     each = ""
-    if isinstance(facts.objective, Classes):
-        each = f", {result.pictures / len(facts.classes):.0f} a class on average"
+    if isinstance(facts.objective, Multiclass):
+        each = f", {result.num_train_samples / len(facts.classes):.0f} a class on average"
     yield (
         f"It learnt from {learnt}{each}. What differs from these, such as {_strange(noun)}, it may "
         "get wrong more often than the figures say."
@@ -195,7 +200,7 @@ def _limits(facts: CardFacts) -> Iterator[str]:
             f"{facts.split} split they are off by {100 * error:.1f} points on average (expected "
             "calibration error, 15 bins), and on other data perhaps by more."
         )
-    if isinstance(facts.objective, Classes):
+    if isinstance(facts.objective, Multiclass):
         yield (
             f"Whatever a {noun} is of, it is given one of these {len(facts.classes)} classes; "
             "there is no answer for none of them."

@@ -11,8 +11,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from delta_transfer.backbones.base import brief
-from delta_transfer.backbones.downloads import NOT_FETCHED
+from delta_transfer.backbones.base import short_error_message
+from delta_transfer.backbones.downloads import DOWNLOAD_ERRORS
 from delta_transfer.errors import UserError, first_few
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ MESSAGE = "Upload by delta-transfer"
 _OF_THE_HUB = {".gitattributes"}  # which it makes with a repository
 # What the hub's library raises: what is not reached or refused, and, around it or of what came back
 # in place of an answer, these.
-_FAILED: tuple[type[BaseException], ...] = (*NOT_FETCHED, RuntimeError, ValueError, KeyError)
+_FAILED: tuple[type[BaseException], ...] = (*DOWNLOAD_ERRORS, RuntimeError, ValueError, KeyError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def _check_card(folder: Path) -> None:
         try:
             said = "; ".join(found["message"] for found in json.loads(str(error))["errors"])
         except (ValueError, KeyError, TypeError):
-            said = brief(error)
+            said = short_error_message(error)
         raise UserError(
             f"the hub refuses the model card ({said}): give a --license that it knows, as in "
             "https://huggingface.co/docs/hub/repositories-licenses, or none"
@@ -152,7 +152,7 @@ def _explain(error: BaseException, repo: str) -> UserError:
     links = list(_chain(error))
     responses = (getattr(link, "response", None) for link in links)
     codes = [response.status_code for response in responses if response is not None]
-    where, said = address(repo), brief(links[-1] if codes == [] else error)
+    where, said = address(repo), short_error_message(links[-1] if codes == [] else error)
     whole = f"The upload is one commit, of which {where} has all or nothing"
     if codes and codes[0] == 401:
         return UserError(

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from delta_transfer.report.comparison.runs import BASELINE, PROBE, Comparison
-from delta_transfer.report.confusion import class_accuracies, confusion_plot, pooled
+from delta_transfer.report.confusion import class_accuracies, confusion_plot, pool_predictions
 from delta_transfer.report.figures import Plot
-from delta_transfer.report.formatting import label, percent, points
+from delta_transfer.report.formatting import method_label, percent, points
 from delta_transfer.report.run_files import (
-    Prediction,
+    PredictionRow,
     Predictions,
     read_examples,
     read_predictions,
 )
 from delta_transfer.report.templates import Table
 
-MOST_MISTAKES = 12
+MAX_MISTAKES = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Mistake:
     """A picture, as a data: URI, the surest wrong answer to it, and how many runs are wrong."""
 
     picture: str
-    prediction: Prediction
-    wrong: int
-    runs: int
+    prediction: PredictionRow
+    num_wrong_runs: int
+    num_runs: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
+class MethodMistakes:
     """What a method answers, over all seeds: the confusion matrix and the surest mistakes."""
 
     method: str
@@ -40,14 +40,16 @@ class Answers:
 
 
 @dataclasses.dataclass(frozen=True)
-class Classes:
+class PerClassAccuracy:
     """The accuracy of each class by method, and what it shows, in a sentence or none."""
 
     table: Table
-    conclusion: str
+    summary: str
 
 
-def answers(comparison: Comparison, methods: Sequence[str]) -> tuple[Classes, list[Answers]]:
+def per_class_results(
+    comparison: Comparison, methods: Sequence[str]
+) -> tuple[PerClassAccuracy, list[MethodMistakes]]:
     """The accuracy of each class, and what each method mistakes.
 
     Args:
@@ -55,19 +57,19 @@ def answers(comparison: Comparison, methods: Sequence[str]) -> tuple[Classes, li
         methods: its methods, the best first.
     """
     folders = {
-        method: [comparison.folder / run.folder for run in comparison.of(method)]
+        method: [comparison.folder / run.folder for run in comparison.runs_of(method)]
         for method in methods
     }
     runs = {method: list(map(read_predictions, own)) for method, own in folders.items()}
-    together = {method: pooled(own) for method, own in runs.items()}
+    together = {method: pool_predictions(own) for method, own in runs.items()}
     made = [
-        Answers(
+        MethodMistakes(
             method,
             confusion_plot(
                 together[method],
                 f"confusion{number}",
-                title=f"Confusion matrix of {label(method)}",
-                noun=comparison.noun,
+                title=f"Confusion matrix of {method_label(method)}",
+                sample_type=comparison.sample_type,
             ),
             _mistakes(folders[method], runs[method]),
         )
@@ -79,12 +81,12 @@ def answers(comparison: Comparison, methods: Sequence[str]) -> tuple[Classes, li
 def _mistakes(folders: Sequence[Path], runs: Sequence[Predictions]) -> list[Mistake]:
     """Those with the highest probability of all seeds, each picture once."""
     seen = Counter(row.path for run in runs for row in run.rows)
-    wrong = Counter(row.path for run in runs for row in run.rows if not row.right)
+    wrong = Counter(row.path for run in runs for row in run.rows if not row.is_correct)
     examples = [example for folder in folders for example in read_examples(folder) or ()]
     surest = {
         example.prediction.path: example
         for example in sorted(examples, key=lambda example: example.prediction.probability)
-        if not example.prediction.right
+        if not example.prediction.is_correct
     }
     found = sorted(surest.values(), key=lambda example: -example.prediction.probability)
     return [
@@ -94,11 +96,11 @@ def _mistakes(folders: Sequence[Path], runs: Sequence[Predictions]) -> list[Mist
             wrong[example.prediction.path],
             seen[example.prediction.path],
         )
-        for example in found[:MOST_MISTAKES]
+        for example in found[:MAX_MISTAKES]
     ]
 
 
-def _classes(together: Mapping[str, Predictions]) -> Classes:
+def _classes(together: Mapping[str, Predictions]) -> PerClassAccuracy:
     """The classes that have pictures, those first that the first method has most trouble with."""
     tables = {
         method: {entry.name: entry for entry in class_accuracies(predictions)}
@@ -114,10 +116,12 @@ def _classes(together: Mapping[str, Predictions]) -> Classes:
         ]
         own = tables[first].get(name)
         taken = (
-            f"{own.mistaken_for} ({own.mistakes} of {own.count})" if own and own.mistakes else ""
+            f"{own.mistaken_for} ({own.num_mistaken} of {own.num_samples})"
+            if own and own.num_mistaken
+            else ""
         )
         rows.append((name, [*accuracies, taken]))
-    headings = ["Class", *map(label, tables), f"{label(first)} takes it for"]
+    headings = ["Class", *map(method_label, tables), f"{method_label(first)} takes it for"]
     other = next((method for method in (PROBE, BASELINE) if method in others), None)
     said = ""
     if other:
@@ -128,7 +132,7 @@ def _classes(together: Mapping[str, Predictions]) -> Classes:
             if name in both
         }
         said = _extremes(gains, first, other)
-    return Classes(Table("Accuracy per class", headings, rows), said)
+    return PerClassAccuracy(Table("Accuracy per class", headings, rows), said)
 
 
 def _extremes(gains: Mapping[str, float], method: str, other: str) -> str:
@@ -136,9 +140,9 @@ def _extremes(gains: Mapping[str, float], method: str, other: str) -> str:
         return ""
     up = sum(gain > 0 for gain in gains.values())
     down = sum(gain < 0 for gain in gains.values())
-    against = "the linear probe" if other == PROBE else label(other).lower()
+    against = "the linear probe" if other == PROBE else method_label(other).lower()
     said = (
-        f"Against {against}, {label(method)} is better on {up} of {len(gains)} classes "
+        f"Against {against}, {method_label(method)} is better on {up} of {len(gains)} classes "
         f"and worse on {down}"
     )
     parts = []

@@ -20,7 +20,7 @@ from delta_transfer.report.figures import (
     legend,
     printable,
 )
-from delta_transfer.report.formatting import label, shorten
+from delta_transfer.report.formatting import method_label, shorten
 from delta_transfer.report.run_files import read_attention
 from delta_transfer.report.templates import Table
 
@@ -33,34 +33,34 @@ class TapWeights:
 
     Args:
         weights: times the number of channels, 1 is uniform; the largest first.
-        effective: how many channels with equal weights would have the same entropy.
+        effective_channels: how many channels with equal weights would have the same entropy.
     """
 
     weights: tuple[float, ...]
-    effective: float
+    effective_channels: float
 
 
 @dataclasses.dataclass(frozen=True)
-class Attention:
+class MethodAttention:
     """The attention of a method: a drawing, and the numbers of each tap."""
 
     plot: Plot
     table: Table
 
 
-def attention_of_methods(comparison: Comparison) -> list[Attention]:
+def attention_of_methods(comparison: Comparison) -> list[MethodAttention]:
     """Of each method that has channel attention.
 
     Args:
         comparison: runs of one size.
     """
-    made: list[Attention] = []
+    made: list[MethodAttention] = []
     for method in comparison.methods:
-        folders = [comparison.folder / run.folder for run in comparison.of(method)]
+        folders = [comparison.folder / run.folder for run in comparison.runs_of(method)]
         found = [attention for attention in map(read_attention, folders) if attention]
         if found:
             taps = _over_seeds(found)
-            made.append(Attention(_plot(taps, method, f"attention{len(made)}"), _table(taps)))
+            made.append(MethodAttention(_plot(taps, method, f"attention{len(made)}"), _table(taps)))
     return made
 
 
@@ -74,7 +74,7 @@ def _over_seeds(runs: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, TapW
         )
         taps[tap] = TapWeights(
             weights=tuple(len(first) * statistics.fmean(rank) for rank in ranks),
-            effective=statistics.fmean(map(math.exp, entropies)),
+            effective_channels=statistics.fmean(map(math.exp, entropies)),
         )
     return taps
 
@@ -101,10 +101,10 @@ def _plot(taps: Mapping[str, TapWeights], method: str, name: str) -> Plot:
 
     said = "; ".join(
         f"{tap}: {found.weights[0]:.3g} to {found.weights[-1]:.3g}, effective channels "
-        f"{found.effective:.0f} of {len(found.weights)}"
+        f"{found.effective_channels:.0f} of {len(found.weights)}"
         for tap, found in taps.items()
     )
-    title = f"Channel attention of {label(method)}"
+    title = f"Channel attention of {method_label(method)}"
     size = (WIDTH, height_with_legend(list(names.values())))
     return Plot(
         title=title,
@@ -121,7 +121,7 @@ def _table(taps: Mapping[str, TapWeights]) -> Table:
             tap,
             [
                 f"{len(found.weights):,}",
-                f"{found.effective:,.1f}",
+                f"{found.effective_channels:,.1f}",
                 f"{found.weights[0]:.2f}",
                 f"{found.weights[-1]:.2f}",
             ],

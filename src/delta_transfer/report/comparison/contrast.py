@@ -3,40 +3,42 @@
 import dataclasses
 
 from delta_transfer.report.comparison.runs import PROBE, Comparison
-from delta_transfer.report.run_files import Prediction, read_examples, read_predictions
+from delta_transfer.report.run_files import PredictionRow, read_examples, read_predictions
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class Disagreement:
     """A picture, as a data: URI, with what the probe and the method say of it."""
 
     picture: str
-    probe: Prediction
-    method: Prediction
+    probe: PredictionRow
+    method: PredictionRow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Contrast:
+class ProbeDisagreements:
     """A method beside the probe on the same pictures.
 
     Args:
         seed: of both runs.
-        pictures: how many both have seen.
-        gained: how many the method has right and the probe wrong.
-        lost: how many the probe has right and the method wrong.
-        gains: some of the gained, with pictures.
-        losses: some of the lost, with pictures.
+        num_samples: how many both have seen.
+        num_gained: how many the method has right and the probe wrong.
+        num_lost: how many the probe has right and the method wrong.
+        gained_examples: some of the gained, with pictures.
+        lost_examples: some of the lost, with pictures.
     """
 
     seed: int
-    pictures: int
-    gained: int
-    lost: int
-    gains: tuple[Pair, ...]
-    losses: tuple[Pair, ...]
+    num_samples: int
+    num_gained: int
+    num_lost: int
+    gained_examples: tuple[Disagreement, ...]
+    lost_examples: tuple[Disagreement, ...]
 
 
-def contrast(comparison: Comparison, method: str, *, limit: int = 12) -> Contrast | None:
+def find_probe_disagreements(
+    comparison: Comparison, method: str, *, limit: int = 12
+) -> ProbeDisagreements | None:
     """The first seed of a method beside the probe with the same seed.
 
     Pictures are those that one of the two runs left as examples.
@@ -52,31 +54,31 @@ def contrast(comparison: Comparison, method: str, *, limit: int = 12) -> Contras
     Raises:
         UserError: if a file of the two runs is damaged.
     """
-    entry = comparison.of(method)[0]
-    beside = [other for other in comparison.of(PROBE) if other.seed == entry.seed]
+    entry = comparison.runs_of(method)[0]
+    beside = [other for other in comparison.runs_of(PROBE) if other.seed == entry.seed]
     if not beside or method == PROBE:
         return None
     folders = [comparison.folder / run.folder for run in (beside[0], entry)]
     probe, own = ({row.path: row for row in read_predictions(f).rows} for f in folders)
     if probe.keys() != own.keys():
         return None
-    gained = {path for path in own if own[path].right and not probe[path].right}
-    lost = {path for path in own if probe[path].right and not own[path].right}
+    gained = {path for path in own if own[path].is_correct and not probe[path].is_correct}
+    lost = {path for path in own if probe[path].is_correct and not own[path].is_correct}
     pictures = {
         example.prediction.path: example.picture
         for folder in folders
         for example in read_examples(folder) or ()
     }
 
-    def pairs(paths: set[str]) -> tuple[Pair, ...]:
+    def pairs(paths: set[str]) -> tuple[Disagreement, ...]:
         found = [path for path in pictures if path in paths][:limit]
-        return tuple(Pair(pictures[path], probe[path], own[path]) for path in found)
+        return tuple(Disagreement(pictures[path], probe[path], own[path]) for path in found)
 
-    return Contrast(
+    return ProbeDisagreements(
         seed=entry.seed,
-        pictures=len(own),
-        gained=len(gained),
-        lost=len(lost),
-        gains=pairs(gained),
-        losses=pairs(lost),
+        num_samples=len(own),
+        num_gained=len(gained),
+        num_lost=len(lost),
+        gained_examples=pairs(gained),
+        lost_examples=pairs(lost),
     )

@@ -5,24 +5,24 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from delta_transfer.metrics.metrics import Measure
+from delta_transfer.metrics.metrics import Metric
 from delta_transfer.report.comparison.runs import Comparison
 from delta_transfer.report.curves import (
     LOSSES,
     Series,
-    finite,
+    drop_non_finite,
     lines_plot,
     methods_plot,
     scores_over_epochs,
     series,
 )
 from delta_transfer.report.figures import Plot
-from delta_transfer.report.formatting import label
-from delta_transfer.report.run_files import read_drift, read_metrics, validated_probe
+from delta_transfer.report.formatting import method_label
+from delta_transfer.report.run_files import probe_validation_score, read_drift, read_metrics
 from delta_transfer.report.templates import Table
 
 ByMethod = dict[str, dict[int, float]]
-MOST_TAPS = 8  # that are drawn; the table has all
+MAX_TAP_PLOTS = 8  # that are drawn; the table has all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ def learning_curves(comparison: Comparison) -> Curves | None:
     """
     metrics = {
         method: [read_metrics(comparison.folder / run.folder) or {} for run in runs]
-        for method, runs in ((method, comparison.of(method)) for method in comparison.methods)
+        for method, runs in ((method, comparison.runs_of(method)) for method in comparison.methods)
     }
-    measure = comparison.measure
+    measure = comparison.metric
     scores = _means(metrics, f"val_{measure.name}")
     losses: dict[str, ByMethod] = {}
     for name in LOSSES:
@@ -59,7 +59,8 @@ def learning_curves(comparison: Comparison) -> Curves | None:
     if not scores:
         return None
     by_seed = {
-        run.seed: validated_probe(comparison.folder / run.folder) for run in comparison.entries
+        run.seed: probe_validation_score(comparison.folder / run.folder)
+        for run in comparison.entries
     }
     probe = statistics.fmean(by_seed.values())
     plot = scores_over_epochs(
@@ -73,8 +74,8 @@ def learning_curves(comparison: Comparison) -> Curves | None:
     return Curves(
         plots=[plot, *_loss_plots(losses)],
         table=Table(
-            f"Validation {measure.words} by epoch",
-            ["Epoch", *map(label, scores)],
+            f"Validation {measure.display_name} by epoch",
+            ["Epoch", *map(method_label, scores)],
             [(str(epoch), _cells(scores, epoch, measure)) for epoch in epochs],
         ),
         conclusion=_overfitting(
@@ -91,15 +92,17 @@ def drift_curves(comparison: Comparison) -> Curves | None:
     """
     taps: dict[str, ByMethod] = {}
     for method in comparison.methods:
-        found = [read_drift(comparison.folder / run.folder) or {} for run in comparison.of(method)]
+        found = [
+            read_drift(comparison.folder / run.folder) or {} for run in comparison.runs_of(method)
+        ]
         for tap in dict.fromkeys(tap for drift in found for tap in drift):
-            values = _mean([finite(drift[tap]) for drift in found if tap in drift])
+            values = _mean([drop_non_finite(drift[tap]) for drift in found if tap in drift])
             if len(values) > 1:
                 taps.setdefault(tap, {})[method] = values
     if not taps:
         return None
     names = list(taps)
-    step = max(1, -(-len(names) // MOST_TAPS))
+    step = max(1, -(-len(names) // MAX_TAP_PLOTS))
     plots = [
         methods_plot(
             taps[tap],
@@ -125,7 +128,9 @@ def drift_curves(comparison: Comparison) -> Curves | None:
     ]
     return Curves(
         plots=plots,
-        table=Table("Distance from the source at the last epoch", ["Tap", *map(label, last)], rows),
+        table=Table(
+            "Distance from the source at the last epoch", ["Tap", *map(method_label, last)], rows
+        ),
         conclusion=_furthest({m: statistics.fmean(v.values()) for m, v in last.items()}),
     )
 
@@ -148,8 +153,8 @@ def _mean(runs: Sequence[Series]) -> dict[int, float]:
     return {epoch: statistics.fmean(run[epoch] for run in runs) for epoch in sorted(common)}
 
 
-def _cells(curves: ByMethod, epoch: int, measure: Measure) -> list[str]:
-    return [measure.text(values[epoch]) if epoch in values else "" for values in curves.values()]
+def _cells(curves: ByMethod, epoch: int, metric: Metric) -> list[str]:
+    return [metric.format(values[epoch]) if epoch in values else "" for values in curves.values()]
 
 
 def _loss_plots(losses: Mapping[str, Mapping[str, Series]]) -> list[Plot]:
@@ -160,7 +165,7 @@ def _loss_plots(losses: Mapping[str, Mapping[str, Series]]) -> list[Plot]:
         lines_plot(
             {LOSSES[name]: values for name, values in found.items()},
             f"loss{number}",
-            title=f"{label(method)}: task loss",
+            title=f"{method_label(method)}: task loss",
             top=top,
         )
         for number, (method, found) in enumerate(losses.items())
@@ -181,14 +186,16 @@ def _overfitting(losses: Mapping[str, Series]) -> str:
         return "The validation loss of no method ends more than 1% above its lowest."
     return (
         "Where the validation loss rises while the training loss falls, pictures are learnt by "
-        f"heart: most so by {label(worst)}, from {values[lowest]:.3g} at epoch {lowest} to "
+        f"heart: most so by {method_label(worst)}, from {values[lowest]:.3g} at epoch {lowest} to "
         f"{values[max(values)]:.3g} at the end."
     )
 
 
 def _furthest(distances: Mapping[str, float]) -> str:
     most, least = (pick(distances, key=distances.__getitem__) for pick in (max, min))
-    said = f"At the last epoch {label(most)} is furthest from the source, {distances[most]:.3g}"
+    said = (
+        f"At the last epoch {method_label(most)} is furthest from the source, {distances[most]:.3g}"
+    )
     if len(distances) == 1:
         return f"{said} on average over the taps."
-    return f"{said} on average over the taps; {label(least)} is nearest, {distances[least]:.3g}."
+    return f"{said} on average over the taps; {method_label(least)} is nearest, {distances[least]:.3g}."

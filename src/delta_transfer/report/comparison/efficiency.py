@@ -23,8 +23,14 @@ from delta_transfer.report.figures import (
     legend,
     printable,
 )
-from delta_transfer.report.formatting import interval, label, listed, shorten, training
-from delta_transfer.report.styles import look
+from delta_transfer.report.formatting import (
+    format_training_size,
+    interval,
+    join_names,
+    method_label,
+    shorten,
+)
+from delta_transfer.report.styles import method_style
 
 Sizes = dict[int | None, dict[str, MethodSummary]]
 SPREAD = 0.36  # of the intervals of all methods at a size, where sizes are 1 apart
@@ -36,7 +42,7 @@ class Efficiency:
 
     plot: Plot
     sizes: Sizes
-    findings: list[str]
+    summary: list[str]
 
 
 def efficiency(comparison: Comparison) -> Efficiency | None:
@@ -44,21 +50,24 @@ def efficiency(comparison: Comparison) -> Efficiency | None:
     if len(comparison.sizes) < 2:
         return None
     sizes = {
-        size: {found.method: found for found in summarize_methods(comparison.at(size))}
+        size: {found.method: found for found in summarize_methods(comparison.with_size(size))}
         for size in comparison.sizes
     }
     return Efficiency(_plot(comparison, sizes), sizes, _findings(comparison, sizes))
 
 
 def _plot(comparison: Comparison, sizes: Sizes) -> Plot:
-    methods, measure, noun = comparison.methods, comparison.measure, comparison.noun
-    names = [shorten(printable(label(method)), 34) for method in methods]
+    methods, measure, noun = comparison.methods, comparison.metric, comparison.sample_type
+    names = [shorten(printable(method_label(method)), 34) for method in methods]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         handles: list[Artist] = []
         for number, method in enumerate(methods):
-            own, aside = look(method, methods), SPREAD * ((number + 0.5) / len(methods) - 0.5)
+            own, aside = (
+                method_style(method, methods),
+                SPREAD * ((number + 0.5) / len(methods) - 0.5),
+            )
             xs, ys = [], []
             for place, found in enumerate(sizes.values()):
                 if method in found:
@@ -66,19 +75,19 @@ def _plot(comparison: Comparison, sizes: Sizes) -> Plot:
                     xs.append(x)
                     ys.append(measure.scale * score.mean)
                     if score.count > 1:
-                        ends = [measure.scale * score.low, measure.scale * score.high]
+                        ends = [measure.scale * score.ci_low, measure.scale * score.ci_high]
                         axes.plot([x, x], ends, color=own.colour, linewidth=1.4, alpha=0.8)
             handles += axes.plot(xs, ys, color=own.colour, marker=own.marker, markersize=4.5)
-            handles[-1].set(linestyle=own.dash, label=names[number])
+            handles[-1].set(linestyle=own.line_style, label=names[number])
         axes.set_xticks(range(len(sizes)), ["all" if size is None else f"{size}" for size in sizes])
         axes.set_xlim(-0.4, len(sizes) - 0.6)
-        axes.set_ylim(measure.within(*axes.get_ylim()))  # which an interval may leave
+        axes.set_ylim(measure.axis_limits(*axes.get_ylim()))  # which an interval may leave
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: measure.tick(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: measure.format_tick(value)))
         axes.set_xlabel(f"training {noun}s per class")
         legend(figure, handles)
 
-    title = f"{comparison.split.capitalize()} {measure.words} by training {noun}s per class"
+    title = f"{comparison.split.capitalize()} {measure.display_name} by training {noun}s per class"
     size = (WIDTH, height_with_legend(names, height=HEIGHT + 50))
     return Plot(
         title=title,
@@ -91,29 +100,32 @@ def _plot(comparison: Comparison, sizes: Sizes) -> Plot:
 
 
 def _spoken(comparison: Comparison, sizes: Sizes) -> str:
-    said, measure, noun = [], comparison.measure, comparison.noun
+    said, measure, noun = [], comparison.metric, comparison.sample_type
     for method in comparison.methods:
         values = [
-            f"{training(size, noun)} {measure.text(found[method].score.mean)}"
+            f"{format_training_size(size, noun)} {measure.format(found[method].score.mean)}"
             for size, found in sizes.items()
             if method in found
         ]
-        said.append(f"{label(method)}: {', '.join(values)}")
+        said.append(f"{method_label(method)}: {', '.join(values)}")
     return "; ".join(said)
 
 
 def _findings(comparison: Comparison, sizes: Sizes) -> list[str]:
-    said, measure, noun = [], comparison.measure, comparison.noun
+    said, measure, noun = [], comparison.metric, comparison.sample_type
     for size, found in sizes.items():
         equals = best_methods(list(found.values()))
-        best, names = equals[0], [label(summary.method) for summary in equals]
-        trained = training(size, noun).capitalize()
-        words = f"{trained}: {listed(names)}, {measure.text(best.score.mean)}"
-        other, difference = label(BASELINE).lower(), best.to_baseline
+        best, names = equals[0], [method_label(summary.method) for summary in equals]
+        trained = format_training_size(size, noun).capitalize()
+        words = f"{trained}: {join_names(names)}, {measure.format(best.score.mean)}"
+        other, difference = method_label(BASELINE).lower(), best.vs_baseline
         if difference is None:
-            other, difference = label(PROBE).lower(), best.to_probe
+            other, difference = method_label(PROBE).lower(), best.vs_probe
         if difference is not None:
-            mean, ends = measure.apart(difference.mean), interval(difference, measure)
+            mean, ends = (
+                measure.format_difference_with_unit(difference.mean),
+                interval(difference, measure),
+            )
             words += f"; {mean} to {other} ({ends})"
         said.append(f"{words}.")
     return said

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.metrics import ACCURACY, MEASURES, Measure
+from delta_transfer.metrics.metrics import ACCURACY, METRICS, Metric
 from delta_transfer.metrics.run_result import comparison_columns
 from delta_transfer.metrics.statistics import Summary, paired_difference, summarize
-from delta_transfer.report.run_files import read_result, validated_probe
+from delta_transfer.report.run_files import probe_validation_score, read_result
 from delta_transfer.report.tables import Row, read_lines, read_table
 
 BASELINE = "l2"  # plain fine-tuning
@@ -30,8 +30,8 @@ class Entry:
         probe: of the linear probe on the same pictures.
         best_epoch: the epoch that was kept.
         strength: of the method's penalty, None where it has none.
-        seconds: that it took.
-        memory: the most that it held at once, in MiB.
+        wall_time_s: that it took.
+        peak_memory_mib: the most that it held at once, in MiB.
         folder: where it lies, seen from the folder of the comparison.
     """
 
@@ -42,8 +42,8 @@ class Entry:
     probe: float
     best_epoch: int
     strength: float | None
-    seconds: float
-    memory: float
+    wall_time_s: float
+    peak_memory_mib: float
     folder: PurePosixPath
 
 
@@ -52,12 +52,12 @@ class Comparison:
     """All runs, in the order of the table, by what they are compared, and on which split.
 
     The split is "test" or "validation". What is said of methods and seeds is meant of runs of one
-    size: see `at`.
+    size: see `with_size`.
     """
 
     folder: Path
     split: str
-    measure: Measure
+    metric: Metric
     entries: tuple[Entry, ...]
 
     @property
@@ -76,15 +76,15 @@ class Comparison:
         sizes = {entry.samples_per_class for entry in self.entries}
         return tuple(sorted(sizes, key=lambda size: math.inf if size is None else size))
 
-    def at(self, size: int | None) -> "Comparison":
+    def with_size(self, size: int | None) -> "Comparison":
         """The runs with so many training pictures per class, as a comparison of their own."""
         entries = [entry for entry in self.entries if entry.samples_per_class == size]
         return dataclasses.replace(self, entries=tuple(entries))
 
     @property
-    def noun(self) -> str:
+    def sample_type(self) -> str:
         """What one of the samples is called, as the first run says."""
-        return read_result(self.folder / self.entries[0].folder).sample
+        return read_result(self.folder / self.entries[0].folder).sample_type
 
     @property
     def missing(self) -> tuple[tuple[str, int, int | None], ...]:
@@ -98,14 +98,14 @@ class Comparison:
         """Mean score of the linear probe, each seed counted once."""
         return statistics.fmean({entry.seed: entry.probe for entry in self.entries}.values())
 
-    def of(self, method: str) -> list[Entry]:
+    def runs_of(self, method: str) -> list[Entry]:
         """The runs of a method, by seed."""
         entries = [entry for entry in self.entries if entry.method == method]
         return sorted(entries, key=lambda entry: entry.seed)
 
     def scores(self, method: str) -> dict[int, float]:
         """The scores of a method, by seed."""
-        return {entry.seed: entry.score for entry in self.of(method)}
+        return {entry.seed: entry.score for entry in self.runs_of(method)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,22 +114,22 @@ class MethodSummary:
 
     Args:
         method: its name.
-        measure: by what it is compared.
+        metric: by what it is compared.
         score: over its seeds.
-        to_baseline: its score less plain fine-tuning's, paired by seed; None for plain
+        vs_baseline: its score less plain fine-tuning's, paired by seed; None for plain
             fine-tuning itself and where there is none with the same seed.
-        to_probe: its score less the linear probe's, paired by seed; None for the probe itself.
-        seconds: mean time of a run.
-        memory: mean of the most that a run held at once, in MiB.
+        vs_probe: its score less the linear probe's, paired by seed; None for the probe itself.
+        wall_time_s: mean time of a run.
+        peak_memory_mib: mean of the most that a run held at once, in MiB.
     """
 
     method: str
-    measure: Measure
+    metric: Metric
     score: Summary
-    to_baseline: Summary | None
-    to_probe: Summary | None
-    seconds: float
-    memory: float
+    vs_baseline: Summary | None
+    vs_probe: Summary | None
+    wall_time_s: float
+    peak_memory_mib: float
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -143,7 +143,7 @@ def read_comparison(folder: Path) -> Comparison:
     """
     path = folder / "results.csv"
     header, _ = read_lines(path)
-    measure = next((m for m in MEASURES.values() if f"val_{m.name}" in header), ACCURACY)
+    measure = next((m for m in METRICS.values() if f"val_{m.name}" in header), ACCURACY)
     rows = read_table(path, comparison_columns(measure))
     if not rows:
         raise UserError(f"{path} holds no runs")
@@ -155,7 +155,8 @@ def read_comparison(folder: Path) -> Comparison:
         rows = [row for row in rows if row.cells[column]]
     if not rows:
         raise UserError(
-            f"{path}: the {measure.words} of no run is defined on the {split} split, which has one "
+            f"{path}: the {measure.display_name} of no run is defined on the {split} split, which "
+            "has one "
             "answer alone to each question: give more samples"
         )
     entries: dict[tuple[str, int, int | None], Entry] = {}
@@ -173,18 +174,18 @@ def summarize_methods(comparison: Comparison) -> list[MethodSummary]:
     baseline = comparison.scores(BASELINE)
     summaries = []
     for method in comparison.methods:
-        entries, scores = comparison.of(method), comparison.scores(method)
+        entries, scores = comparison.runs_of(method), comparison.scores(method)
         probe = {entry.seed: entry.probe for entry in entries}
         paired = method != BASELINE and bool(scores.keys() & baseline.keys())
         summaries.append(
             MethodSummary(
                 method=method,
-                measure=comparison.measure,
+                metric=comparison.metric,
                 score=summarize(list(scores.values())),
-                to_baseline=paired_difference(scores, baseline) if paired else None,
-                to_probe=paired_difference(scores, probe) if method != PROBE else None,
-                seconds=statistics.fmean(entry.seconds for entry in entries),
-                memory=statistics.fmean(entry.memory for entry in entries),
+                vs_baseline=paired_difference(scores, baseline) if paired else None,
+                vs_probe=paired_difference(scores, probe) if method != PROBE else None,
+                wall_time_s=statistics.fmean(entry.wall_time_s for entry in entries),
+                peak_memory_mib=statistics.fmean(entry.peak_memory_mib for entry in entries),
             )
         )
     return summaries
@@ -193,36 +194,36 @@ def summarize_methods(comparison: Comparison) -> list[MethodSummary]:
 def best_methods(summaries: list[MethodSummary]) -> list[MethodSummary]:
     """The fine-tuned methods with the best mean score; the probe only if it is alone."""
     tuned = [summary for summary in summaries if summary.method != PROBE] or summaries
-    best = ranked(tuned)[0].score.mean
+    best = rank_methods(tuned)[0].score.mean
     return [summary for summary in tuned if math.isclose(summary.score.mean, best)]
 
 
-def ranked(summaries: Sequence[MethodSummary]) -> list[MethodSummary]:
+def rank_methods(summaries: Sequence[MethodSummary]) -> list[MethodSummary]:
     """The best mean score first; equals stay in their order."""
-    return sorted(summaries, key=lambda summary: summary.measure.gain(0, summary.score.mean))
+    return sorted(summaries, key=lambda summary: summary.metric.gain(0, summary.score.mean))
 
 
-def _entry(row: Row, folder: Path, measure: Measure, *, tested: bool) -> Entry:
+def _entry(row: Row, folder: Path, metric: Metric, *, tested: bool) -> Entry:
     own = PurePosixPath(row.cells["folder"])
     if own.is_absolute() or ".." in own.parts or not own.parts:
         raise row.error(f"folder must lie in the comparison's, got {row.cells['folder']!r}")
     if tested:
-        score = row.measured(f"test_{measure.name}", measure)
-        probe = row.measured(f"linear_probe_test_{measure.name}", measure)
+        score = row.metric_value(f"test_{metric.name}", metric)
+        probe = row.metric_value(f"linear_probe_test_{metric.name}", metric)
     else:
-        score = row.measured(f"val_{measure.name}", measure)
-        probe = validated_probe(folder / own)
+        score = row.metric_value(f"val_{metric.name}", metric)
+        probe = probe_validation_score(folder / own)
     return Entry(
         method=row.cells["method"],
-        seed=row.whole("seed"),
-        samples_per_class=row.whole("samples_per_class")
+        seed=row.integer("seed"),
+        samples_per_class=row.integer("samples_per_class")
         if row.cells["samples_per_class"]
         else None,
         score=score,
         probe=probe,
-        best_epoch=row.whole("best_epoch"),
+        best_epoch=row.integer("best_epoch"),
         strength=row.number("strength") if row.cells["strength"] else None,
-        seconds=row.number("seconds"),
-        memory=row.number("memory"),
+        wall_time_s=row.number("seconds"),
+        peak_memory_mib=row.number("memory"),
         folder=own,
     )

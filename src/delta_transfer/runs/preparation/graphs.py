@@ -10,31 +10,33 @@ from torch import nn
 from delta_transfer.backbones.base import Backbone, GraphSpec
 from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.inspection import CheckedPictures
+from delta_transfer.data.inspection import DatasetReport
 from delta_transfer.data.names import MOLECULENET, TU
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.utils.files import fingerprint
 
 # Options that only pictures have.
-_OF_PICTURES = ("augment", "image_size", "mixup", "cutmix", "picture_cache")
+_IMAGE_ONLY_OPTIONS = ("augment", "image_size", "mixup", "cutmix", "image_cache_gb")
 
 _DEFAULTS = TrainConfig(data="graphs")
 
 _LEAKS = (("train", "val"), ("train", "test"), ("val", "test"))
 
 
-def load_network(config: TrainConfig, task: Task, network: nn.Module | None, spec: Any) -> Backbone:
+def load_network(
+    config: TrainConfig, task: TaskData, network: nn.Module | None, spec: Any
+) -> Backbone:
     """The pretrained network with a new head, drawn from the random state of torch.
 
     Raises:
         UserError: if an option is given that only pictures have, or the network takes no graphs.
     """
-    if config.official:
+    if config.paper_protocol:
         raise UserError(
             f"--preset official is for pictures, and {task.name} is made of graphs: leave it out"
         )
-    for name in _OF_PICTURES:
+    for name in _IMAGE_ONLY_OPTIONS:
         if getattr(config, name) != getattr(_DEFAULTS, name):
             raise UserError(
                 f"--{name.replace('_', '-')} is for pictures, and {task.name} is made of graphs: "
@@ -53,14 +55,14 @@ def load_network(config: TrainConfig, task: Task, network: nn.Module | None, spe
     )
 
 
-def look(config: TrainConfig, task: Task, spec: GraphSpec) -> CheckedPictures:
+def inspect_data(config: TrainConfig, task: TaskData, spec: GraphSpec) -> DatasetReport:
     """Makes every graph once; tells of those that are in two splits.
 
     In published splits nobody can mend that, and small graphs are often alike: it is a note there.
     """
     named = {"train": task.train, "val": task.val, "test": task.test}
     digests = {
-        name: {path: _digest(split, path) for path in split.paths}
+        name: {path: _content_hash(split, path) for path in split.paths}
         for name, split in named.items()
         if split is not None
     }
@@ -82,7 +84,7 @@ def look(config: TrainConfig, task: Task, spec: GraphSpec) -> CheckedPictures:
     everything: Mapping[str, str] = {
         path: found for split in digests.values() for path, found in split.items()
     }
-    return CheckedPictures(task=task, warnings=tuple(warnings), digests=everything)
+    return DatasetReport(task=task, warnings=tuple(warnings), content_hashes=everything)
 
 
 def preprocessing(spec: GraphSpec, config: TrainConfig) -> dict[str, Any]:
@@ -90,17 +92,17 @@ def preprocessing(spec: GraphSpec, config: TrainConfig) -> dict[str, Any]:
     return dataclasses.asdict(spec)
 
 
-def advise(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
+def suggest_models(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
     """Nothing: networks on molecules are small."""
     return ()
 
 
-def _spec(task: Task) -> GraphSpec:
+def _spec(task: TaskData) -> GraphSpec:
     """What the nodes of a task's graphs are described by, as its first one shows."""
-    return GraphSpec.of(task.train.read(task.train.paths[0]).x)
+    return GraphSpec.from_node_features(task.train.read(task.train.paths[0]).x)
 
 
-def _digest(split: Split, path: str) -> str:
+def _content_hash(split: Split, path: str) -> str:
     graph = split.read(path)
     parts = [graph.x, graph.edge_index, graph.edge_attr]
     return fingerprint(

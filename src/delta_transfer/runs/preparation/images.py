@@ -6,49 +6,49 @@ from typing import Any
 import torch
 from torch import nn
 
-from delta_transfer.attention.official import official_size
+from delta_transfer.attention.official import official_image_size
 from delta_transfer.backbones.base import Backbone, InputSpec
 from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.image_cache.writer import GIB, Keeper
-from delta_transfer.data.inspection import CheckedPictures, check_pictures
-from delta_transfer.data.task import Task
-from delta_transfer.training.loaders import count_workers, needed_resizes
+from delta_transfer.data.image_cache.writer import GIB, ImageCacheWriter
+from delta_transfer.data.inspection import DatasetReport, inspect_images
+from delta_transfer.data.task import TaskData
+from delta_transfer.training.loaders import count_workers, resizes_by_split
 
 
 def load_network(
-    config: TrainConfig, task: Task, network: nn.Module | None, spec: InputSpec | None
+    config: TrainConfig, task: TaskData, network: nn.Module | None, spec: InputSpec | None
 ) -> Backbone:
     """The pretrained network with a new head, drawn from the random state of torch."""
     outputs, size = len(task.classes), config.image_size
-    official = config.official
+    official = config.paper_protocol
     if official and size is None:
-        size = official_size(config.model)
+        size = official_image_size(config.model)
     if network is None:
         backbone = load_backbone(
             config.model, num_outputs=outputs, image_size=size, weights=config.weights
         )
     else:
         backbone = wrap_network(
-            network, num_outputs=outputs, image_size=size, input=spec, weights=config.weights
+            network, num_outputs=outputs, image_size=size, input_spec=spec, weights=config.weights
         )
     if not official:
         return backbone
-    assert isinstance(backbone.input, InputSpec)
-    whole = dataclasses.replace(backbone.input, crop_pct=1.0, interpolation="bilinear")
-    return dataclasses.replace(backbone, input=whole)
+    assert isinstance(backbone.input_spec, InputSpec)
+    whole = dataclasses.replace(backbone.input_spec, crop_pct=1.0, interpolation="bilinear")
+    return dataclasses.replace(backbone, input_spec=whole)
 
 
-def look(config: TrainConfig, task: Task, spec: InputSpec) -> CheckedPictures:
+def inspect_data(config: TrainConfig, task: TaskData, spec: InputSpec) -> DatasetReport:
     """Looks at every picture, and keeps it resized unless it is not to be."""
-    threads = count_workers(config.workers) or None
-    if config.picture_cache == 0:
-        return check_pictures(task, threads=threads)
-    limit = None if config.picture_cache is None else int(config.picture_cache * GIB)
-    wanted = needed_resizes(spec, config, val_drawn=task.val_drawn)
-    with Keeper(wanted, limit=limit) as keeper:
-        return check_pictures(task, threads=threads, keeper=keeper)
+    threads = count_workers(config.num_workers) or None
+    if config.image_cache_gb == 0:
+        return inspect_images(task, num_threads=threads)
+    limit = None if config.image_cache_gb is None else int(config.image_cache_gb * GIB)
+    wanted = resizes_by_split(spec, config, val_drawn=task.val_drawn)
+    with ImageCacheWriter(wanted, max_bytes=limit) as keeper:
+        return inspect_images(task, num_threads=threads, cache_writer=keeper)
 
 
 def preprocessing(spec: InputSpec, config: TrainConfig) -> dict[str, Any]:
@@ -59,11 +59,11 @@ def preprocessing(spec: InputSpec, config: TrainConfig) -> dict[str, Any]:
         "mean": list(spec.mean),
         "std": list(spec.std),
         "interpolation": spec.interpolation,
-        "preset": "official" if config.official else "default",
+        "preset": "official" if config.paper_protocol else "default",
     }
 
 
-def advise(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
+def suggest_models(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
     """A line on networks that suit the device better, if the default is used."""
     if device.type == "cpu" or config.model != TrainConfig.model:
         return ()

@@ -8,18 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.inspection import IMBALANCE
-from delta_transfer.data.samplers import balanced_weights, imbalance
+from delta_transfer.data.inspection import IMBALANCE_THRESHOLD
+from delta_transfer.data.samplers import balanced_weights, imbalance_ratio
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.objectives import Classes, Objective
+from delta_transfer.metrics.objectives import Multiclass, Objective
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 
 # Options that mean something for classes alone, and their value without.
-_OF_CLASSES = {"class_weights": "none", "label_smoothing": 0, "mixup": 0, "cutmix": 0}
+_CLASSIFICATION_ONLY = {"class_weights": "none", "label_smoothing": 0, "mixup": 0, "cutmix": 0}
 
 
-def check_options(config: TrainConfig, objective: Objective, *, name: str) -> None:
+def check_classification_options(config: TrainConfig, objective: Objective, *, name: str) -> None:
     """Checks that the options suit what is to be learnt.
 
     Args:
@@ -32,11 +32,11 @@ def check_options(config: TrainConfig, objective: Objective, *, name: str) -> No
     """
     given = [
         f"--{option.replace('_', '-')} {getattr(config, option)}"
-        for option, without in _OF_CLASSES.items()
+        for option, without in _CLASSIFICATION_ONLY.items()
         if getattr(config, option) != without
     ]
-    given += ["--preset official"] if config.official else []
-    if given and not isinstance(objective, Classes):
+    given += ["--preset official"] if config.paper_protocol else []
+    if given and not isinstance(objective, Multiclass):
         raise UserError(
             f"{', '.join(given)}: only for pictures of classes, which {name} does not have: leave "
             f"{'it' if len(given) == 1 else 'them'} out"
@@ -56,18 +56,20 @@ def task_loss(
         labels: the classes of the training pictures.
         num_classes: outputs of the network.
     """
-    weighs = even_out(config, labels) == "balanced"
+    weighs = resolve_class_weights(config, labels) == "balanced"
     if not weighs and not config.label_smoothing:
         return objective.loss
     weights = balanced_weights(labels, num_classes=num_classes) if weighs else None
     return functools.partial(_cross_entropy, weights=weights, smoothing=config.label_smoothing)
 
 
-def even_out(config: TrainConfig, labels: Sequence[int]) -> Literal["none", "balanced", "sampler"]:
+def resolve_class_weights(
+    config: TrainConfig, labels: Sequence[int]
+) -> Literal["none", "balanced", "sampler"]:
     """How classes of different sizes are evened out, with auto decided by the training pictures."""
     if config.class_weights != "auto":
         return config.class_weights
-    return "balanced" if imbalance(labels) >= IMBALANCE else "none"
+    return "balanced" if imbalance_ratio(labels) >= IMBALANCE_THRESHOLD else "none"
 
 
 def _cross_entropy(

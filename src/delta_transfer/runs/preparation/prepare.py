@@ -12,60 +12,64 @@ from torch import Tensor, nn
 
 from delta_transfer.backbones.base import Backbone, InputSpec, replace_module
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.inspection import CheckedPictures
-from delta_transfer.data.task import Split, Task
+from delta_transfer.data.inspection import DatasetReport
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.features.probe import collect_features
 from delta_transfer.runs.preparation import graphs, images
-from delta_transfer.runs.preparation.prepared import Prepared, fit_and_ask
+from delta_transfer.runs.preparation.prepared import RunSetup, fit_probe_and_predict
 from delta_transfer.runs.preparation.taps import choose_taps
-from delta_transfer.runs.preparation.task import check_splits, find_task, read_here
-from delta_transfer.training.loaders import plain_loader
-from delta_transfer.utils.devices import find_device, place
-from delta_transfer.utils.distributed import first_on_each_node, from_main, in_shares
+from delta_transfer.runs.preparation.task import check_splits, find_data, use_local_files
+from delta_transfer.training.loaders import eval_dataloader
+from delta_transfer.utils.devices import find_device, move_to_device
+from delta_transfer.utils.distributed import (
+    first_on_each_node,
+    run_on_main_and_broadcast,
+    shard_and_gather,
+)
 from delta_transfer.utils.files import fingerprint
-from delta_transfer.utils.module_state import deterministic
+from delta_transfer.utils.module_state import deterministic_algorithms
 from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kind:
+class DataHandler:
     """What a run does otherwise for one kind of samples than for another.
 
     Args:
         load_network: the pretrained network with a new head, drawn by torch's random state; of
             options, task, a network of the user's own and how its inputs are prepared.
-        look: looks at every sample, of options, task and `Backbone.input`.
+        inspect_data: looks at every sample, of options, task and `Backbone.input_spec`.
         preprocessing: how samples are prepared where nothing is augmented, as JSON.
-        advise: lines on networks that suit the device better.
-        mirrors: whether the probe learns from mirror images too.
+        suggest_models: lines on networks that suit the device better.
+        horizontal_flip: whether the probe learns from mirror images too.
     """
 
-    load_network: Callable[[TrainConfig, Task, nn.Module | None, Any], Backbone]
-    look: Callable[[TrainConfig, Task, Any], CheckedPictures]
+    load_network: Callable[[TrainConfig, TaskData, nn.Module | None, Any], Backbone]
+    inspect_data: Callable[[TrainConfig, TaskData, Any], DatasetReport]
     preprocessing: Callable[[Any, TrainConfig], dict[str, Any]]
-    advise: Callable[[TrainConfig, torch.device], tuple[str, ...]]
-    mirrors: bool
+    suggest_models: Callable[[TrainConfig, torch.device], tuple[str, ...]]
+    horizontal_flip: bool
 
 
-KINDS = {
-    "pictures": Kind(
+DATA_HANDLERS = {
+    "pictures": DataHandler(
         load_network=images.load_network,
-        look=images.look,
+        inspect_data=images.inspect_data,
         preprocessing=images.preprocessing,
-        advise=images.advise,
-        mirrors=True,
+        suggest_models=images.suggest_models,
+        horizontal_flip=True,
     ),
-    "graphs": Kind(
+    "graphs": DataHandler(
         load_network=graphs.load_network,
-        look=graphs.look,
+        inspect_data=graphs.inspect_data,
         preprocessing=graphs.preprocessing,
-        advise=graphs.advise,
-        mirrors=False,
+        suggest_models=graphs.suggest_models,
+        horizontal_flip=False,
     ),
 }
-"""By `Task.kind`."""
+"""By `TaskData.kind`."""
 
 
 def prepare(
@@ -73,8 +77,8 @@ def prepare(
     *,
     network: nn.Module | None = None,
     spec: InputSpec | None = None,
-    check: Callable[[Task], object] | None = None,
-) -> Prepared:
+    check: Callable[[TaskData], object] | None = None,
+) -> RunSetup:
     """Loads data and network and fits the linear probe.
 
     Args:
@@ -88,7 +92,7 @@ def prepare(
     """
     device = find_device(config.device)
     with first_on_each_node():  # which may download
-        task = find_task(config)
+        task = find_data(config)
     if check is not None:
         check(task)
     check_splits(config, task)
@@ -97,33 +101,41 @@ def prepare(
             "--refit always is ignored: %s has its own validation split, which is never trained on",
             task.name,
         )
-    kind = KINDS[task.kind]
+    kind = DATA_HANDLERS[task.kind]
     with first_on_each_node(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(config.seed, "head"))
         backbone = kind.load_network(config, task, network, spec)
     source = copy.deepcopy(backbone.module)
     replace_module(source, backbone.head, nn.Identity())
     taps = choose_taps(config, backbone, source)
-    place(source, device)
+    move_to_device(source, device)
     found = task
-    checked = from_main(lambda: kind.look(config, found, backbone.input))
-    task = read_here(checked.task, found)
+    checked = run_on_main_and_broadcast(
+        lambda: kind.inspect_data(config, found, backbone.input_spec)
+    )
+    task = use_local_files(checked.task, found)
     check_splits(config, task)  # again, now that unreadable pictures are left out
-    description = (*_describe(config, task, backbone, device), *kind.advise(config, device))
+    description = (*_describe(config, task, backbone, device), *kind.suggest_models(config, device))
     for line in description:
         logger.info("%s", line)
     for warning in checked.warnings:
         logger.warning("%s", warning)
-    with deterministic(config.deterministic):
+    with deterministic_algorithms(config.deterministic):
         features = {
-            name: _features(source, split, backbone, config, mirror=kind.mirrors and name != "test")
+            name: _features(
+                source,
+                split,
+                backbone,
+                config,
+                horizontal_flip=kind.horizontal_flip and name != "test",
+            )
             for name, split in (("train", task.train), ("val", task.val), ("test", task.test))
             if split is not None
         }
     started = time.perf_counter()
     small = config.seed % 2**32  # scikit-learn, which draws the folds, takes no larger one
-    probe, answers = fit_and_ask(task, features, seed=small)
-    return Prepared(
+    probe, answers = fit_probe_and_predict(task, features, seed=small)
+    return RunSetup(
         task=task,
         backbone=backbone,
         source=source,
@@ -132,20 +144,20 @@ def prepare(
         features=features,
         probe_seed=small,
         probe=probe,
-        probe_answers=answers,
-        probe_seconds=time.perf_counter() - started,
+        probe_predictions=answers,
+        probe_wall_time_s=time.perf_counter() - started,
         description=(*description, *(f"warning: {warning}" for warning in checked.warnings)),
-        digests=checked.digests,
-        data=_fingerprint(task, checked.digests),
-        preprocessing=kind.preprocessing(backbone.input, config),
+        content_hashes=checked.content_hashes,
+        data_fingerprint=_fingerprint(task, checked.content_hashes),
+        preprocessing=kind.preprocessing(backbone.input_spec, config),
     )
 
 
-def _fingerprint(task: Task, digests: Mapping[str, str]) -> str:
+def _fingerprint(task: TaskData, content_hashes: Mapping[str, str]) -> str:
     """Of the pictures that attention may be measured on, with their labels, in any order."""
     splits = [task.train, task.val] if task.val_drawn else [task.train]
     pictures = sorted(
-        f"{digests[path]} {task.describe(label)}\n"
+        f"{content_hashes[path]} {task.describe(label)}\n"
         for split in splits
         for path, label in zip(split.paths, split.labels, strict=True)
     )
@@ -153,24 +165,29 @@ def _fingerprint(task: Task, digests: Mapping[str, str]) -> str:
 
 
 def _features(
-    source: nn.Module, split: Split, backbone: Backbone, config: TrainConfig, *, mirror: bool
+    source: nn.Module,
+    split: Split,
+    backbone: Backbone,
+    config: TrainConfig,
+    *,
+    horizontal_flip: bool,
 ) -> tuple[Tensor, Tensor]:
     def collect(positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        loader = plain_loader(split.subset(positions), backbone.input, config)
-        return collect_features(source, loader, head=backbone.head, mirror=mirror)
+        loader = eval_dataloader(split.subset(positions), backbone.input_spec, config)
+        return collect_features(source, loader, head=backbone.head, horizontal_flip=horizontal_flip)
 
-    rows, labels = in_shares(len(split), config.batch_size, collect)
+    rows, labels = shard_and_gather(len(split), config.batch_size, collect)
     return rows, labels
 
 
 def _describe(
-    config: TrainConfig, task: Task, backbone: Backbone, device: torch.device
+    config: TrainConfig, task: TaskData, backbone: Backbone, device: torch.device
 ) -> tuple[str, ...]:
     test = "no" if task.test is None else len(task.test)
-    outputs = f"{len(task.classes)} {task.objective.outputs}"
+    outputs = f"{len(task.classes)} {task.objective.target_kind}"
     return (
         f"data     {task.name}: {outputs}, {len(task.train)} training, "
-        f"{len(task.val)} validation, {test} test {task.noun}s",
+        f"{len(task.val)} validation, {test} test {task.sample_type}s",
         *(f"         {note}" for note in task.notes),
         f"model    {config.model}, on {device}",
         *(f"         {note}" for note in backbone.notes),

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.backbones.base import Backbone
-from delta_transfer.data.task import Task, pool
+from delta_transfer.data.task import TaskData, pool_train_and_val
 from delta_transfer.features.probe import LinearProbe, fit_probe
-from delta_transfer.utils.distributed import from_main
+from delta_transfer.utils.distributed import run_on_main_and_broadcast
 from delta_transfer.utils.module_state import weights_fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Prepared:
+class RunSetup:
     """Everything that is the same for all methods of one data set, network and seed.
 
     Args:
@@ -29,16 +29,16 @@ class Prepared:
             being the picture itself and the second its mirror image; and targets.
         probe_seed: draws the folds by which strengths of probes are chosen.
         probe: the linear probe.
-        probe_answers: to the validation and the test split (None without one), `[N, K]`.
-        probe_seconds: how long the probe took to fit.
+        probe_predictions: to the validation and the test split (None without one), `[N, K]`.
+        probe_wall_time_s: how long the probe took to fit.
         description: what was logged of the pictures and the network, line by line.
-        digests: a hash of each picture, by its path.
-        data: fingerprint of what can be learnt from: training pictures, the drawn validation
-            pictures among them, and their classes.
+        content_hashes: a hash of each picture, by its path.
+        data_fingerprint: fingerprint of what can be learnt from: training pictures, the drawn
+            validation pictures among them, and their classes.
         preprocessing: how pictures are prepared where nothing is augmented, as JSON.
     """
 
-    task: Task
+    task: TaskData
     backbone: Backbone
     source: nn.Module
     taps: tuple[str, ...]
@@ -46,11 +46,11 @@ class Prepared:
     features: dict[str, tuple[Tensor, Tensor]]
     probe_seed: int
     probe: LinearProbe
-    probe_answers: dict[str, Tensor | None]
-    probe_seconds: float
+    probe_predictions: dict[str, Tensor | None]
+    probe_wall_time_s: float
     description: tuple[str, ...]
-    digests: Mapping[str, str]
-    data: str
+    content_hashes: Mapping[str, str]
+    data_fingerprint: str
     preprocessing: dict[str, Any]
 
     @property
@@ -59,9 +59,9 @@ class Prepared:
         found: dict[str, float | None] = {"test": None}
         objective = self.task.objective
         for name, split in (("val", self.task.val), ("test", self.task.test)):
-            answers = self.probe_answers[name]
+            answers = self.probe_predictions[name]
             if split is not None and answers is not None:
-                found[name] = objective.score(answers, split.targets, objective.measure.name)
+                found[name] = objective.score(answers, split.targets, objective.metric.name)
         return found
 
     @functools.cached_property
@@ -70,12 +70,12 @@ class Prepared:
         return weights_fingerprint(self.source, head=self.backbone.head)
 
     @functools.cached_property
-    def raw_probe(self) -> LinearProbe:
+    def unstandardized_probe(self) -> LinearProbe:
         """The probe on features that keep their scales, from which DELTA's head starts."""
-        return fit_head(self.task, self.features, seed=self.probe_seed, standardize=False)
+        return fit_task_probe(self.task, self.features, seed=self.probe_seed, standardize=False)
 
 
-def regroup(prepared: Prepared, *, train: Sequence[int], val: Sequence[int]) -> Prepared:
+def resplit(prepared: RunSetup, *, train: Sequence[int], val: Sequence[int]) -> RunSetup:
     """The same with training and validation pictures split otherwise, and a probe of its own.
 
     Args:
@@ -83,7 +83,7 @@ def regroup(prepared: Prepared, *, train: Sequence[int], val: Sequence[int]) -> 
         train: positions among its training pictures followed by its validation pictures.
         val: likewise; may overlap with `train`.
     """
-    task, everything = prepared.task, pool(prepared.task)
+    task, everything = prepared.task, pool_train_and_val(prepared.task)
     both = [prepared.features["train"], prepared.features["val"]]
     rows = torch.cat([views for views, _ in both])
     labels = torch.cat([labels for _, labels in both])
@@ -93,29 +93,31 @@ def regroup(prepared: Prepared, *, train: Sequence[int], val: Sequence[int]) -> 
         "val": (rows[list(val)], labels[list(val)]),
     }
     task = dataclasses.replace(task, train=everything.subset(train), val=everything.subset(val))
-    probe, answers = fit_and_ask(task, features, seed=prepared.probe_seed)
+    probe, answers = fit_probe_and_predict(task, features, seed=prepared.probe_seed)
     return dataclasses.replace(
-        prepared, task=task, features=features, probe=probe, probe_answers=answers
+        prepared, task=task, features=features, probe=probe, probe_predictions=answers
     )
 
 
-def fit_and_ask(
-    task: Task, features: dict[str, tuple[Tensor, Tensor]], *, seed: int
+def fit_probe_and_predict(
+    task: TaskData, features: dict[str, tuple[Tensor, Tensor]], *, seed: int
 ) -> tuple[LinearProbe, dict[str, Tensor | None]]:
     """The probe, and its answers to the validation and the test split."""
-    probe = fit_head(task, features, seed=seed, standardize=True)
+    probe = fit_task_probe(task, features, seed=seed, standardize=True)
     return probe, {
-        name: task.objective.answers(probe(features[name][0][:, 0])) if name in features else None
+        name: task.objective.predictions(probe(features[name][0][:, 0]))
+        if name in features
+        else None
         for name in ("val", "test")
     }
 
 
-def fit_head(
-    task: Task, features: dict[str, tuple[Tensor, Tensor]], *, seed: int, standardize: bool
+def fit_task_probe(
+    task: TaskData, features: dict[str, tuple[Tensor, Tensor]], *, seed: int, standardize: bool
 ) -> LinearProbe:
     """The linear probe of the training features, fitted by the main process."""
     rows, targets = features["train"]
-    return from_main(
+    return run_on_main_and_broadcast(
         lambda: fit_probe(
             rows,
             targets,

@@ -10,7 +10,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.stages import auto_taps
 from delta_transfer.features.taps import Taps, resolve_taps
-from delta_transfer.utils.module_state import device_of, evaluating
+from delta_transfer.utils.module_state import device_of, eval_mode
 
 
 def choose_taps(config: TrainConfig, backbone: Backbone, source: nn.Module) -> tuple[str, ...]:
@@ -26,7 +26,7 @@ def choose_taps(config: TrainConfig, backbone: Backbone, source: nn.Module) -> t
     """
     taps = resolve_taps(source, _tap_names(config, backbone, source))
     _check_taps(taps, backbone.head)
-    _try_taps(source, taps, backbone.input.example())
+    _try_taps(source, taps, backbone.input_spec.example())
     return taps
 
 
@@ -39,9 +39,9 @@ def _tap_names(config: TrainConfig, backbone: Backbone, source: nn.Module) -> li
                 "between (see: delta-transfer layers MODEL), or auto"
             )
         return names
-    if config.official:
+    if config.paper_protocol:
         return list(official_taps(backbone.architecture or config.model))
-    return list(auto_taps(source, example=backbone.input.example().to(device_of(source))))
+    return list(auto_taps(source, example=backbone.input_spec.example().to(device_of(source))))
 
 
 def _check_taps(taps: tuple[str, ...], head: str) -> None:
@@ -58,7 +58,7 @@ def _check_taps(taps: tuple[str, ...], head: str) -> None:
 def _try_taps(source: nn.Module, taps: tuple[str, ...], example: Inputs) -> None:
     """Raises UserError where a tap is not called, called twice or gives no tensor."""
     try:
-        with Taps(source, taps) as recorder, evaluating(source), torch.no_grad():
+        with Taps(source, taps) as recorder, eval_mode(source), torch.no_grad():
             source(example.to(device_of(source)))
             missing = [tap for tap in taps if tap not in recorder.channel_dims]
             if missing:

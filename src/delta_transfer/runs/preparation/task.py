@@ -6,30 +6,30 @@ from collections import Counter
 
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.molecules.options import MoleculeOptions
-from delta_transfer.data.registry import is_named, load_task
-from delta_transfer.data.task import Split, Task, pool
+from delta_transfer.data.registry import is_dataset_name, load_data
+from delta_transfer.data.task import Split, TaskData, pool_train_and_val
 from delta_transfer.errors import UserError, first_few
-from delta_transfer.metrics.objectives import Classes
-from delta_transfer.runs.preparation.loss import check_options
-from delta_transfer.utils.distributed import gathered, processes
+from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.runs.preparation.loss import check_classification_options
+from delta_transfer.utils.distributed import all_gather, world_size
 
 
-def find_task(config: TrainConfig) -> Task:
+def find_data(config: TrainConfig) -> TaskData:
     """The pictures that the options name, in their splits; none is read.
 
     Raises:
         UserError: if the data is not as it must be.
     """
-    task = load_task(
+    task = load_data(
         config.data,
         seed=config.seed,
         val_fraction=config.val_fraction,
         test_split=config.test_split,
         samples_per_class=config.samples_per_class,
         data_root=config.data_root,
-        molecules=molecule_options(config),
+        molecule_options=molecule_options(config),
     )
-    check_options(config, task.objective, name=task.name)
+    check_classification_options(config, task.objective, name=task.name)
     return task
 
 
@@ -42,7 +42,7 @@ def molecule_options(config: TrainConfig) -> MoleculeOptions:
     )
 
 
-def check_splits(config: TrainConfig, task: Task) -> None:
+def check_splits(config: TrainConfig, task: TaskData) -> None:
     """Checks that options about the validation split suit a task.
 
     Raises:
@@ -51,47 +51,47 @@ def check_splits(config: TrainConfig, task: Task) -> None:
     if config.folds and not task.val_drawn:
         mend = (
             ""
-            if is_named(config.data)
-            else f", or move the validation {task.noun}s to the training ones"
+            if is_dataset_name(config.data)
+            else f", or move the validation {task.sample_type}s to the training ones"
         )
         raise UserError(
             f"--folds {config.folds}: {task.name} has its own validation split, on which the epoch "
             f"is chosen; leave the option out{mend}"
         )
     if config.folds and task.group is not None:
-        count = len({task.group(path) for path in pool(task).paths})
+        count = len({task.group(path) for path in pool_train_and_val(task).paths})
         if config.folds > count:
             raise UserError(
                 f"--folds {config.folds}: molecules with the same scaffold (ring system) stay "
                 f"together, and there are only {count} scaffolds to learn from; give {count} or "
                 "fewer, or --split random"
             )
-    most = max(Counter(pool(task).class_indices).values()) if config.folds else 0
+    most = max(Counter(pool_train_and_val(task).class_indices).values()) if config.folds else 0
     if config.folds > most:
-        whose = "the largest class has" if isinstance(task.objective, Classes) else "there are"
+        whose = "the largest class has" if isinstance(task.objective, Multiclass) else "there are"
         raise UserError(
-            f"--folds {config.folds}: {whose} only {most} {task.noun}s to learn from; "
+            f"--folds {config.folds}: {whose} only {most} {task.sample_type}s to learn from; "
             f"give {most} or fewer"
         )
 
 
-def read_here(task: Task, own: Task) -> Task:
+def use_local_files(task: TaskData, local: TaskData) -> TaskData:
     """The main process's task with the pictures of this one's machine.
 
     Args:
         task: with what the main process reads and has kept.
-        own: as this process has found it.
+        local: as this process has found it.
 
     Raises:
         UserError: in all processes, if one of them does not find a picture.
     """
-    if processes() == 1:
+    if world_size() == 1:
         return task
-    pairs = [(task.train, own.train), (task.val, own.val), (task.test, own.test)]
+    pairs = [(task.train, local.train), (task.val, local.val), (task.test, local.test)]
     there = {path for _, split in pairs if split is not None for path in split.paths}
     lost = [path for split, _ in pairs if split is not None for path in split.paths]
     lost = [path for path in lost if path not in there]
-    told = gathered((socket.gethostname(), first_few(lost)))
+    told = all_gather((socket.gethostname(), first_few(lost)))
     for host, paths in told:
         if paths:
             raise UserError(
@@ -104,6 +104,6 @@ def read_here(task: Task, own: Task) -> Task:
     return dataclasses.replace(task, train=train, val=val, test=test)
 
 
-def _local(split: Split, own: Split) -> Split:
-    kept = None if split.kept is None else split.kept.here()
-    return dataclasses.replace(split, read=own.read, kept=kept)
+def _local(split: Split, local: Split) -> Split:
+    kept = None if split.image_cache is None else split.image_cache.on_this_machine()
+    return dataclasses.replace(split, read=local.read, image_cache=kept)
