@@ -10,8 +10,7 @@ from unittest import mock
 import docstring_parser
 
 from delta_transfer.cli import arguments
-from delta_transfer.cli.arguments import summary
-from delta_transfer.cli.commands import COMMANDS
+from delta_transfer.cli.commands import COMMANDS, find_command
 
 _PAGE = re.compile(r"docs/([\w/]+\.md)")
 
@@ -41,15 +40,15 @@ class Command:
 
 def list_commands() -> Iterator[Command]:
     """All commands, asked for their options one after the other."""
-    for name, function in COMMANDS.items():
+    for name, summary in COMMANDS.items():
         with mock.patch.object(arguments, "parse_options", side_effect=_Asked) as parse:
             try:
-                function([])
+                find_command(name)([])
             except _Asked:
                 (options, _), told = parse.call_args
         yield Command(
             name=name,
-            summary=summary(function),
+            summary=summary,
             options=options,
             positional=told["positional"],
             config_file=told["config_file"],

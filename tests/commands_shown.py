@@ -12,7 +12,7 @@ import timm
 from delta_transfer.backbones.graph_models import GRAPH_LIBRARIES
 from delta_transfer.backbones.registry import LIBRARIES
 from delta_transfer.cli import arguments
-from delta_transfer.cli.commands import COMMANDS
+from delta_transfer.cli.commands import COMMANDS, find_command
 from delta_transfer.cli.main import main
 from delta_transfer.config.commands import parse_samples_per_class, parse_seeds
 from delta_transfer.config.train import TrainConfig
@@ -49,7 +49,7 @@ def parse_command(args: Sequence[str]) -> Any:
 
     with mock.patch.object(arguments, "parse_options", parse_and_end):
         try:
-            COMMANDS[args[0]](args[1:])
+            find_command(args[0])(args[1:])
         except _Parsed as parsed:
             return parsed.options
     raise AssertionError(f"{args[0]} has not asked for its options")
@@ -143,7 +143,7 @@ def _python(args: list[str]) -> None:
 
 def _launched(args: list[str]) -> None:
     """What torchrun or srun starts on each machine."""
-    module = "delta_transfer.cli.main"
+    module = "delta_transfer"
     start = args.index(module if module in args else "delta-transfer")
     _delta_transfer(args[start + 1 :])
 

@@ -209,7 +209,7 @@ def test_the_kind_of_an_indented_block(text, kind):
         "pip install delta-transfer[none]",
         "make nothing",
         "python benchmarks/step.py --no-such-option",
-        "torchrun --nnodes 2 -m delta_transfer.cli.main train pictures --epoch 3",
+        "torchrun --nnodes 2 -m delta_transfer train pictures --epoch 3",
     ],
 )
 def test_a_command_that_does_not_work_is_noticed(command):

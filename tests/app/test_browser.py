@@ -30,7 +30,7 @@ SECONDS = 60_000  # in milliseconds, for a machine that has much else to do
 @pytest.fixture(scope="module")
 def address(moved: Path) -> Iterator[str]:
     """Where the command serves the page, which takes 1 MiB; it is ended by Ctrl-C."""
-    command = [sys.executable, "-m", "delta_transfer.cli.main", "app", str(moved)]
+    command = [sys.executable, "-m", "delta_transfer", "app", str(moved)]
     started = subprocess.Popen(
         [*command, "--port=0", "--max-mb=1", "--device=cpu"],
         stdout=subprocess.PIPE,

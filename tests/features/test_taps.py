@@ -469,7 +469,7 @@ def test_without_the_compiler_hooks_record_just_the_same(monkeypatch):
 def test_the_compiler_is_not_loaded_for_those_who_compile_nothing():
     code = """
 import sys, torch
-from delta_transfer.taps import Taps
+from delta_transfer import Taps
 net = torch.nn.Sequential(torch.nn.Linear(2, 2))
 with Taps(net, "0") as taps:
     net(torch.ones(1, 2))

@@ -17,7 +17,7 @@ from tests.run_folders import flags
 from tests.runs.test_resume import left_in, traces
 from tests.several import environment, free_port, run
 
-COMMAND = [sys.executable, "-m", "delta_transfer.cli.main", "train"]
+COMMAND = [sys.executable, "-m", "delta_transfer", "train"]
 
 
 def figures(file: Path, *, but: tuple[str, ...] = ()) -> list[list[float]]:

@@ -22,7 +22,7 @@ from tests.several import run
 HOLD = """
 import sys, time
 from pathlib import Path
-from delta_transfer.folder_lock import locked
+from delta_transfer.utils.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(300)

@@ -68,7 +68,7 @@ def launch(args: Sequence[str], *, processes: int) -> int:
         quiet = logging.root.manager.disable
         logging.disable(logging.CRITICAL)  # the launcher speaks of every end
         try:
-            elastic_launch(config, sys.executable)("-m", "delta_transfer.cli.main", *args)
+            elastic_launch(config, sys.executable)("-m", "delta_transfer", *args)
         except (ChildFailedError, SignalException) as error:
             if isinstance(error, SignalException) and not outcome.exists():
                 said = "terminated" if error.sigval == signal.SIGTERM else "interrupted"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from delta_transfer.cli import launcher
 from delta_transfer.cli.commands import COMMANDS, find_command
 from delta_transfer.cli.terminal import Formatter, ending_at_sigterm, flush_output
-from delta_transfer.errors import UserError, unknown
+from delta_transfer.errors import UserError
 from delta_transfer.utils.diagnostics import explain, message
 
 _log = logging.getLogger("delta_transfer")
@@ -67,15 +67,13 @@ def _run(args: Sequence[str]) -> None:
         from importlib.metadata import version
 
         print(version("delta-transfer"))
-    elif args[0] in COMMANDS:
-        find_command(args[0])(args[1:])
     elif args[0].startswith("-"):
         raise UserError(
             f"unknown command {args[0]!r}: options stand behind the command, which is one of "
             f"{', '.join(COMMANDS)} (see: delta-transfer --help)"
         )
     else:
-        raise unknown("command", args[0], list(COMMANDS))
+        find_command(args[0])(args[1:])
 
 
 def _help() -> str:

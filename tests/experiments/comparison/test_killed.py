@@ -57,7 +57,7 @@ def test_killed_at_any_moment_it_gives_the_same_table(pictures, tmp_path):
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_the_command_and_it_goes_on(pictures, tmp_path, stop):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "delta_transfer.cli.main", "compare", str(pictures)]
+    command = [sys.executable, "-m", "delta_transfer", "compare", str(pictures)]
     command += [
         *flags(epochs=LONG, strength="auto"),
         "--checkpoint-minutes=60",

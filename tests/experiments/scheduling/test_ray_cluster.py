@@ -27,7 +27,7 @@ LONG = {"strength": "auto", "epochs": 12, "checkpoint_steps": 1}
 
 def command(pictures: Path, out: Path, *more: str) -> list[str]:
     options = ["--methods=" + METHODS, "--seeds=0,1", f"--out={out}", "--threads=1", *more]
-    start = [sys.executable, "-m", "delta_transfer.cli.main", "compare", str(pictures)]
+    start = [sys.executable, "-m", "delta_transfer", "compare", str(pictures)]
     return [*start, *flags(**LONG), *options]
 
 

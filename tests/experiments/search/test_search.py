@@ -422,7 +422,7 @@ LONG = ("--strength=search", "--epochs=4,6", "--checkpoint-steps=1", "--trials=3
 
 def start(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "delta_transfer.cli.main", *command],
+        [sys.executable, "-m", "delta_transfer", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -456,7 +456,7 @@ def test_several_trials_at_a_time(pictures, tmp_path, how):
     out = tmp_path / "out"
     command = [*typed(pictures, out, "--trials=4", "--strength=search"), *how]
     done = subprocess.run(
-        [sys.executable, "-m", "delta_transfer.cli.main", *command],
+        [sys.executable, "-m", "delta_transfer", *command],
         capture_output=True,
         text=True,
         check=False,

@@ -149,7 +149,7 @@ def test_the_command_and_timm_in_processes_of_their_own(run, tmp_path, photograp
     with serve() as found:
         own = {**os.environ, **environment(found, tmp_path / "home")}
         started = {"env": own, "cwd": tmp_path, "check": True, "capture_output": True, "text": True}
-        push = [sys.executable, "-m", "delta_transfer.cli.main", "push", str(run), "ada/patterns"]
+        push = [sys.executable, "-m", "delta_transfer", "push", str(run), "ada/patterns"]
         pushed = subprocess.run([*push, "--private"], **started)
         assert f"{found.url}/ada/patterns (private)" in pushed.stdout
         card = found.repos["ada/patterns"].files["README.md"].decode()

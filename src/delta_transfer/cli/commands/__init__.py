@@ -3,6 +3,8 @@
 import importlib
 from collections.abc import Callable, Sequence
 
+from delta_transfer.errors import unknown
+
 COMMANDS = {
     "train": "Fine-tune a pretrained network on a folder of images.",
     "evaluate": "Evaluate a run on labelled images, molecules or graphs, class by class.",
@@ -23,7 +25,13 @@ COMMANDS = {
 
 
 def find_command(name: str) -> Callable[[Sequence[str]], None]:
-    """Return the function that runs a command of `COMMANDS` with its arguments."""
+    """Return the function that runs a command of `COMMANDS` with its arguments.
+
+    Raises:
+        UserError: if there is no such command.
+    """
+    if name not in COMMANDS:
+        raise unknown("command", name, list(COMMANDS))
     module = importlib.import_module(f"delta_transfer.cli.commands.{name}")
     command: Callable[[Sequence[str]], None] = getattr(module, name)
     return command
