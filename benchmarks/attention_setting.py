@@ -1,4 +1,4 @@
-"""What benchmarks/attention.py measures on: a network, its probe, its taps and some pictures."""
+"""What benchmarks/attention.py measures on: a network, its probe, its taps and some images."""
 
 import argparse
 import dataclasses
@@ -30,7 +30,7 @@ CLASSES = 10  # of noise
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Setting:
-    """A network, its head and its taps; some pictures, and with --whole all of them."""
+    """A network, its head and its taps; some images, and with --whole all of them."""
 
     model: nn.Module
     head: str
@@ -128,7 +128,7 @@ def on_noise(options: argparse.Namespace) -> Setting:
 
 
 def noise(samples: int, size: int) -> tuple[Tensor, Tensor]:
-    """Pictures of clouds in the colours of their class, under fine noise; and their classes."""
+    """Images of clouds in the colours of their class, under fine noise; and their classes."""
     draw = torch.Generator().manual_seed(0)
     targets = torch.arange(samples) % CLASSES
     clouds = torch.randn(samples, 3, 8, 8, generator=draw)

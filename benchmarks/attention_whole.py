@@ -1,4 +1,4 @@
-"""For benchmarks/attention.py: exact attention on a few batches, ours on all pictures."""
+"""For benchmarks/attention.py: exact attention on a few batches, ours on all images."""
 
 import argparse
 import statistics
@@ -19,12 +19,12 @@ DRAWS = 50  # of four batches
 def on_the_whole(
     setting: Setting, options: argparse.Namespace, naive_seconds: float
 ) -> list[dict[str, Any]]:
-    """Exact on four batches, as the authors have it, against estimates from all pictures.
+    """Exact on four batches, as the authors have it, against estimates from all images.
 
     Args:
-        setting: with all pictures.
+        setting: with all images.
         options: of the command.
-        naive_seconds: of the naive loop for a picture.
+        naive_seconds: of the naive loop for an image.
     """
     total = sum(len(targets) for _, targets in setting.whole)
     with setting.with_probe(setting.model) as model:
@@ -83,7 +83,7 @@ def nearness(estimates: list[Scores], truth: Scores) -> dict[str, dict[str, floa
 
 
 def show_whole(rows: list[dict[str, Any]], taps: tuple[str, ...]) -> None:
-    print("\nagainst exact on all pictures: Spearman / relative distance of attention")
+    print("\nagainst exact on all images: Spearman / relative distance of attention")
     print(f"{'':28} {'seconds':>8} {'naive':>8} {'  '.join(f'{tap:>12}' for tap in taps)}")
     for row in rows:
         naive = "" if row["naive"] is None else f"{row['naive']:.0f}"

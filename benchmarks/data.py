@@ -1,6 +1,6 @@
-"""Training on pictures that are kept, beside decoding them at each use: pictures a second.
+"""Training on images that are kept, beside decoding them at each use: images a second.
 
-`train` from its second epoch on, everything that happens in an epoch counted; and the pictures
+`train` from its second epoch on, everything that happens in an epoch counted; and the images
 alone, without a network. Both ways take turns, figures are medians over the repetitions. The
 figures of training must be the same to the last digit, or there is an error.
 
@@ -29,7 +29,7 @@ WAYS = {
     "decoded, 2 processes": {"image_cache_gb": 0.0, "workers": 2},
     "kept": {},
 }
-PIXELS = 400_000  # of the training pictures of all classes together, at least 32 pictures
+PIXELS = 400_000  # of the training images of all classes together, at least 32 images
 
 
 class Clock:
@@ -56,7 +56,7 @@ class Clock:
 
 
 def some(data: Path, folder: Path, size: int) -> int:
-    """Copies so many pictures that the sizes take about the same time; says how many to train."""
+    """Copies so many images that the sizes take about the same time; says how many to train."""
     classes = sorted(path.name for path in (data / "train").iterdir() if path.is_dir())
     each = max(32, PIXELS // size**2) // len(classes) + 1
     for split, count in (("train", each), ("val", 2)):
@@ -67,15 +67,15 @@ def some(data: Path, folder: Path, size: int) -> int:
     return len(list(folder.glob("train/*/*")))
 
 
-def train_once(config: TrainConfig, clock: Clock, pictures: int) -> tuple[float, str]:
-    """Pictures a second, and the figures of each epoch."""
+def train_once(config: TrainConfig, clock: Clock, images: int) -> tuple[float, str]:
+    """Images a second, and the figures of each epoch."""
     clock.starts.clear()
     result = train(config)
-    return pictures / clock.seconds(), (result.folder / "metrics.csv").read_text()
+    return images / clock.seconds(), (result.folder / "metrics.csv").read_text()
 
 
 def load_once(config: TrainConfig) -> float:
-    """Pictures a second of the training pictures alone, from the second epoch on."""
+    """Images a second of the training images alone, from the second epoch on."""
     prepared = prepare(config)
     loader = train_dataloader(prepared.task.train, prepared.backbone.input_spec, config)
     for epoch in range(4):
@@ -90,12 +90,12 @@ def load_once(config: TrainConfig) -> float:
 def measure(
     data: Path, size: int, options: argparse.Namespace, clock: Clock
 ) -> dict[str, dict[str, float]]:
-    """A row for each way: what it makes of training, and of pictures alone."""
+    """A row for each way: what it makes of training, and of images alone."""
     found: dict[str, dict[str, list[float]]] = {way: {"train": [], "load": []} for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         os.environ["DELTA_TRANSFER_CACHE"] = str(root / "cache")  # where nothing is yet
-        pictures = some(data, root / "data", size)
+        images = some(data, root / "data", size)
         plain = TrainConfig(
             data=str(root / "data"),
             out=str(root / "run"),
@@ -109,7 +109,7 @@ def measure(
         curves = set()
         for _ in range(options.repetitions):
             for way, config in configs.items():
-                speed, metrics = train_once(config, clock, pictures)
+                speed, metrics = train_once(config, clock, images)
                 found[way]["train"].append(speed)
                 curves.add(metrics)
         for way, config in configs.items():

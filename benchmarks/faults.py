@@ -1,11 +1,11 @@
-"""Kills, full disks, damaged checkpoints and damaged pictures: what a run survives.
+"""Kills, full disks, damaged checkpoints and damaged images: what a run survives.
 
     python benchmarks/faults.py
-    python benchmarks/faults.py --kills 20 --checkpoints 20 --pictures 100 --json faults.json
+    python benchmarks/faults.py --kills 20 --checkpoints 20 --images 100 --json faults.json
 
 A kill or a damaged checkpoint is survived if the run, gone on with, ends with the very weights of
 one that nothing happened to. A full disk is survived if one message says so, nothing but whole
-files is left, and the run goes on likewise. A damaged picture is survived if `train` and `predict`
+files is left, and the run goes on likewise. A damaged image is survived if `train` and `predict`
 read it, or both leave it out and say how many they do. No traceback may be shown.
 """
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--checkpoints", type=int, default=100)
-    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["DELTA_TRANSFER_CACHE"] = str(folder / "cache")
-        data = pictures(folder / "data", each=12)
+        data = images(folder / "data", each=12)
         whole = folder / "whole"
         code, said, seconds = run_train(data, whole)
         assert code == 0, said
@@ -64,7 +64,7 @@ def main() -> None:
             ("SIGKILL", kills(data, folder, expected, seconds, options.kills, draw)),
             ("full disk", full_disks(data, folder, expected)),
             ("damaged checkpoint", checkpoints(data, folder, expected, options.checkpoints, draw)),
-            ("damaged picture", damaged_pictures(folder, options.pictures, draw)),
+            ("damaged image", damaged_images(folder, options.images, draw)),
         ):
             survived = tried = 0
             for good, count, why in trials:
@@ -81,7 +81,7 @@ Trial = tuple[int, int, str]
 """How many were survived, of how many, and what went wrong."""
 
 
-def pictures(folder: Path, *, each: int) -> Path:
+def images(folder: Path, *, each: int) -> Path:
     """Crops of photographed textures, a folder a class."""
     draw = np.random.default_rng(0)
     for name in CLASSES:
@@ -239,13 +239,13 @@ def checkpoints(
         yield int(not why), 1, f"{file.relative_to(out)}: {why}" if why else ""
 
 
-def damaged_pictures(folder: Path, count: int, draw: random.Random) -> Iterator[Trial]:
+def damaged_images(folder: Path, count: int, draw: random.Random) -> Iterator[Trial]:
     """Fifty at a time among good ones."""
     number = 0
     while number < count:
         some = min(50, count - number)
-        data, extra = folder / f"pictures-{number}", folder / f"asked-{number}"
-        pictures(data, each=12)
+        data, extra = folder / f"images-{number}", folder / f"asked-{number}"
+        images(data, each=12)
         extra.mkdir()
         names = []
         for one in range(number, number + some):
@@ -266,7 +266,7 @@ def damaged_pictures(folder: Path, count: int, draw: random.Random) -> Iterator[
             for status, text in ((code, said), (asked, answer))
             if status or "Traceback" in text
         ]
-        told = [re.search(r"(\d+) of \d+ pictures cannot be read", text) for text in (said, answer)]
+        told = [re.search(r"(\d+) of \d+ images cannot be read", text) for text in (said, answer)]
         missing = [int(found[1]) if found else 0 for found in told]
         gone = sum(name not in answered for name in names)
         if not wrong and missing != [gone, gone]:
@@ -276,7 +276,7 @@ def damaged_pictures(folder: Path, count: int, draw: random.Random) -> Iterator[
 
 
 def damaged(draw: random.Random, kind: str, damage: str) -> tuple[bytes, str]:
-    """A picture that something has happened to, and the suffix of its name."""
+    """An image that something has happened to, and the suffix of its name."""
     name = draw.choice(CLASSES)
     whole = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
     stream = io.BytesIO()

@@ -1,7 +1,7 @@
-"""How fast predict is beside a bare timm loop: same pictures, network, batches and workers.
+"""How fast predict is beside a bare timm loop: same images, network, batches and workers.
 
     python benchmarks/predict.py ../shared/data/images/cifar10_small/test --image-size 96
-    python benchmarks/predict.py pictures --run runs/pictures-delta-20250101-120000
+    python benchmarks/predict.py images --run runs/images-delta-20250101-120000
 
 Trains nothing: without --run the network has a random head. The two take turns.
 """
@@ -28,7 +28,7 @@ from delta_transfer.inference.predictor import Predictor
 from delta_transfer.training.loaders import count_workers
 
 
-class Pictures(Dataset[torch.Tensor]):
+class Images(Dataset[torch.Tensor]):
     def __init__(self, files: list[Path], transform: Callable[[Image.Image], torch.Tensor]) -> None:
         self.files = files
         self.transform = transform
@@ -56,7 +56,7 @@ def bare_loop(
     network = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval().to(device)
     config = timm.data.resolve_data_config({}, model=network)
     loader = DataLoader(
-        Pictures(files, timm.data.create_transform(**config, is_training=False)),
+        Images(files, timm.data.create_transform(**config, is_training=False)),
         batch_size=batch_size,
         num_workers=workers,
         pin_memory=device.type == "cuda",
@@ -75,7 +75,7 @@ def bare_loop(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pictures", type=Path, help="a folder")
+    parser.add_argument("images", type=Path, help="a folder")
     parser.add_argument("--run", type=Path, help="a finished run; one is made if not given")
     parser.add_argument("--model", default=TrainConfig.model, help="of the run that is made")
     parser.add_argument("--image-size", type=int, help="likewise")
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    files = sorted(f for f in options.pictures.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(f for f in options.images.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
     workers = count_workers(options.workers)
     with tempfile.TemporaryDirectory() as folder:
         run = options.run or make_run(
@@ -110,18 +110,18 @@ def main() -> None:
                 speeds[name].append(len(files) / (time.perf_counter() - started))
     ratios = [a / b for a, b in zip(*speeds.values(), strict=True)]
     print(
-        f"{len(files)} pictures of {predictor.backbone.input_spec.size} pixels on "
+        f"{len(files)} images of {predictor.backbone.input_spec.size} pixels on "
         f"{predictor.device}, "
         f"batches of {options.batch_size}, {workers} workers, {torch.get_num_threads()} threads; "
         f"{100 * alike:.1f}% of the predictions are the same"
     )
-    print(f"{'pictures/s':10} {'median':>8}  each repetition")
+    print(f"{'images/s':10} {'median':>8}  each repetition")
     for name, values in (*speeds.items(), ("ratio", ratios)):
         digits = 2 if name == "ratio" else 1
         each = "  ".join(f"{value:.{digits}f}" for value in values)
         print(f"{name:10} {statistics.median(values):8.{digits}f}  {each}")
     if options.json:
-        figures = {"pictures": len(files), "workers": workers, **speeds, "ratio": ratios}
+        figures = {"images": len(files), "workers": workers, **speeds, "ratio": ratios}
         options.json.write_text(json.dumps(figures, indent=2))
 
 

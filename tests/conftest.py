@@ -1,4 +1,4 @@
-"""What many tests share: one thread, a folder of tiny pictures, one run and one comparison."""
+"""What many tests share: one thread, a folder of tiny images, one run and one comparison."""
 
 import os
 import random
@@ -17,7 +17,7 @@ import torch
 from _pytest.doctest import DoctestModule
 
 from delta_transfer.metrics.run_result import RunResult
-from tests.run_folders import flags, tiny, write_pictures
+from tests.run_folders import flags, tiny, write_images
 
 METHODS = ("probe", "l2", "lp_ft", "l2sp", "delta_no_attention", "delta")
 
@@ -56,9 +56,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train, val and test; its `train` is a flat folder. Not to be written to."""
-    return write_pictures(tmp_path_factory.mktemp("data") / "patterns")
+    return write_images(tmp_path_factory.mktemp("data") / "patterns")
 
 
 @pytest.fixture
@@ -70,21 +70,21 @@ def ctrl_c() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> RunResult:
+def finished(tmp_path_factory: pytest.TempPathFactory, images: Path) -> RunResult:
     """What the command `train` left behind, with the method delta. Not to be written to."""
     from delta_transfer.cli.main import main
 
     out = tmp_path_factory.mktemp("runs") / "finished"
-    assert main(["train", str(pictures), f"--out={out}", *flags(epochs=3)]) == 0
+    assert main(["train", str(images), f"--out={out}", *flags(epochs=3)]) == 0
     return RunResult.load(out)
 
 
 @pytest.fixture(scope="session")
-def compared(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> list[RunResult]:
+def compared(tmp_path_factory: pytest.TempPathFactory, images: Path) -> list[RunResult]:
     """Every method with two seeds, on splits that the seed draws. Not to be written to."""
     from delta_transfer.experiments.comparison.compare import compare
 
     out = tmp_path_factory.mktemp("runs") / "compared"
     options = {"test_split": "0.25", "val_fraction": 0.25, "refit": "never"}
-    config = tiny(pictures / "train", out, epochs=1, strength="auto", **options)
+    config = tiny(images / "train", out, epochs=1, strength="auto", **options)
     return compare(config, out, methods=METHODS, seeds=[0, 1], n_jobs=1).results

@@ -1,4 +1,4 @@
-"""What the Python blocks of a page go on from: small networks and a few pictures, by page."""
+"""What the Python blocks of a page go on from: small networks and a few images, by page."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.networks import conv_net
 from tests.rows import graph_net, some_rows
-from tests.run_folders import write_pictures
+from tests.run_folders import write_images
 
 Names = dict[str, Any]
 
@@ -51,7 +51,7 @@ def _small(create: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 def _networks(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """Two networks with the same body, and loaders of a few pictures: what most pages need."""
+    """Two networks with the same body, and loaders of a few images: what most pages need."""
     source = timm.create_model("small", num_classes=8)
     target = timm.create_model("small", num_classes=37)
     data = TensorDataset(torch.randn(8, 3, 64, 64), torch.arange(8) // 2)
@@ -60,9 +60,9 @@ def _networks(monkeypatch: pytest.MonkeyPatch) -> Names:
     return {**networks, "eval_dataloader": loader, "train_loader": loader}
 
 
-def _with_pictures(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """A folder of pictures beside these."""
-    write_pictures(Path("pictures"))
+def _with_images(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """A folder of images beside these."""
+    write_images(Path("images"))
     return _networks(monkeypatch)
 
 
@@ -75,20 +75,20 @@ def _graphs(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 
 def _export(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """An exported network and new pictures, where the page has them."""
+    """An exported network and new images, where the page has them."""
     from delta_transfer.backbones.custom import wrap_network
     from delta_transfer.backbones.saved import save_model
     from delta_transfer.config.train import TrainConfig
     from delta_transfer.export.export import export_run
     from delta_transfer.inference.predictor import Predictor
 
-    pictures = write_pictures(Path("pictures"))
-    Path("new_pictures").symlink_to(pictures / "test" / "checks")
+    images = write_images(Path("images"))
+    Path("new_images").symlink_to(images / "test" / "checks")
     backbone = wrap_network(conv_net(), num_outputs=3, image_size=24)
     run = Path("runs", "mine")
     (run / "model").mkdir(parents=True)
     save_model(run / "model", backbone, backbone.module, classes=["checks", "rings", "stripes"])
-    (run / "config.yaml").write_text(TrainConfig(data=str(pictures)).to_yaml())
+    (run / "config.yaml").write_text(TrainConfig(data=str(images)).to_yaml())
     export_run(Predictor(run, device="cpu", network=conv_net()), format="onnx")
     return {}
 
@@ -118,7 +118,7 @@ def _tutorial(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 
 _SETUPS: dict[str, Callable[[pytest.MonkeyPatch], Names]] = {
-    "docs/guides/research.md": _with_pictures,
+    "docs/guides/research.md": _with_images,
     "docs/methods/gtot.md": _graphs,
     "docs/export.md": _export,
     "docs/tutorial.md": _tutorial,

@@ -1,4 +1,4 @@
-"""Tasks that tell no classes: small pictures with questions, some unanswered, and with values."""
+"""Tasks that tell no classes: small images with questions, some unanswered, and with values."""
 
 import math
 
@@ -15,8 +15,8 @@ SIZES = {"train": 24, "val": 12, "test": 16}
 Facts = tuple[float, float, float]
 
 
-def picture(path: str) -> Image.Image:
-    """The picture of a path such as `train/3`: noise, with what its facts say."""
+def image(path: str) -> Image.Image:
+    """The image of a path such as `train/3`: noise, with what its facts say."""
     light, red, wave = facts(path)
     x = np.mgrid[:36, :40][1]
     noise = _generator(path, 1).normal(0, 60, (36, 40, 3))
@@ -64,7 +64,7 @@ def load_values(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
 def split(name: str, label) -> Split:
     """A split, labelled by a function of its paths."""
     paths = tuple(f"{name}/{number}" for number in range(SIZES[name]))
-    return Split(paths=paths, labels=tuple(map(label, paths)), read=picture)
+    return Split(paths=paths, labels=tuple(map(label, paths)), read=image)
 
 
 def _task(name: str, columns, label, objective: Objective, metric) -> TaskData:

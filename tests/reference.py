@@ -238,8 +238,8 @@ def exact_scores(
     width = hooked(model, [tap], inputs[:1])[1][tap].shape[channel_dim]
     scores = [0.0] * width
     for b in range(len(inputs)):
-        picture, label = inputs[b : b + 1], targets[b : b + 1]
-        plain = loss(model(picture), label).item()
+        image, label = inputs[b : b + 1], targets[b : b + 1]
+        plain = loss(model(image), label).item()
         for channel in range(width):
 
             def hook(m: nn.Module, args: object, output: Tensor, channel: int = channel) -> Tensor:
@@ -250,7 +250,7 @@ def exact_scores(
                 return output * mask.view(shape)
 
             handle = module.register_forward_hook(hook)
-            scores[channel] += (loss(model(picture), label).item() - plain) / len(inputs)
+            scores[channel] += (loss(model(image), label).item() - plain) / len(inputs)
             handle.remove()
     return scores
 

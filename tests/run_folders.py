@@ -1,4 +1,4 @@
-"""Tiny pictures to learn from, and the options with which a run on them takes two seconds."""
+"""Tiny images to learn from, and the options with which a run on them takes two seconds."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ from PIL import Image
 from delta_transfer.config.train import TrainConfig
 
 CLASSES = ("checks", "rings", "stripes")
-SPLITS = {"train": (8, 8, 8), "val": (5, 5, 5), "test": (3, 4, 5)}  # pictures of each class
+SPLITS = {"train": (8, 8, 8), "val": (5, 5, 5), "test": (3, 4, 5)}  # images of each class
 NOISE = 150  # so that not everything is recognised
 
 
-def write_pictures(root: Path) -> Path:
+def write_images(root: Path) -> Path:
     """`root/{train,val,test}/<class>/<number>.png`: noisy patterns, no two of them alike."""
     generator = np.random.default_rng(0)
     for split, counts in SPLITS.items():

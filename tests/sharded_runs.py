@@ -1,4 +1,4 @@
-"""What `test_distributed` runs in two processes: a run on tiny pictures."""
+"""What `test_distributed` runs in two processes: a run on tiny images."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from delta_transfer import train
-from delta_transfer.data.images.decode import PictureError
+from delta_transfer.data.images.decode import ImageError
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.runs.preparation.prepare import prepare
@@ -80,12 +80,10 @@ def refused(folder: str) -> None:
     """Each process is told why nothing can be written into a folder that is locked meanwhile."""
     prepared: Any = SimpleNamespace(
         device=torch.device("cpu"),
-        task=SimpleNamespace(
-            train=[None], kind="pictures", objective=Multiclass(), name="pictures"
-        ),
+        task=SimpleNamespace(train=[None], kind="images", objective=Multiclass(), name="images"),
         backbone=SimpleNamespace(classifier=None),
     )
-    config = tiny(Path("pictures"), Path(folder), method="probe")
+    config = tiny(Path("images"), Path(folder), method="probe")
     with (
         init_process_group(lambda: "cpu"),
         pytest.raises(UserError, match=f"writes into {folder}: wait until"),
@@ -94,7 +92,7 @@ def refused(folder: str) -> None:
 
 
 def apart(root: str) -> None:
-    """Each process has its own pictures and its own cache, as on a machine of its own."""
+    """Each process has its own images and its own cache, as on a machine of its own."""
     rank, folder = os.environ["RANK"], Path(root)
     os.environ["DELTA_TRANSFER_CACHE"] = str(folder / f"cache{rank}")
     with init_process_group(lambda: "cpu"):
@@ -112,12 +110,12 @@ def apart(root: str) -> None:
         if is_rank_zero():
             task.test.read(path)
         else:
-            with pytest.raises(PictureError, match="data1"):
+            with pytest.raises(ImageError, match="data1"):
                 task.test.read(path)
 
 
 def unlike(root: str) -> None:
-    """One of the machines lacks a picture."""
+    """One of the machines lacks an image."""
     folder = Path(root)
     with init_process_group(lambda: "cpu"):
         config = tiny(folder / f"data{os.environ['RANK']}", folder / "out")

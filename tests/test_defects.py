@@ -21,7 +21,7 @@ from delta_transfer import ChannelAttention, Delta, Regularizer, UserError, esti
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.data.images.augment import eval_transform
-from delta_transfer.data.task import PictureDataset
+from delta_transfer.data.task import ImageDataset
 from delta_transfer.features.probe import LinearProbe, collect_features, fit_probe
 from delta_transfer.features.stages import auto_taps
 from delta_transfer.features.taps import Taps
@@ -92,12 +92,12 @@ def same_state(found: nn.Module, expected: nn.Module) -> bool:
     return all(torch.equal(tensor, state[name]) for name, tensor in found.state_dict().items())
 
 
-# ---------------------------------------------------------------------- runs on tiny pictures
+# ---------------------------------------------------------------------- runs on tiny images
 
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """A run on 24 pictures in batches of 8, and what its source was called with after `prepare`.
+    """A run on 24 images in batches of 8, and what its source was called with after `prepare`.
 
     How long the run will take was not measured.
     """
@@ -107,7 +107,7 @@ class Watched:
 
     @property
     def start(self) -> int:
-        """The call with all 24 pictures in one: where drift.csv starts, just before training."""
+        """The call with all 24 images in one: where drift.csv starts, just before training."""
         return [len(call) for call in self.calls].index(24)
 
     @property
@@ -139,27 +139,27 @@ def watched(prepared: RunSetup, data, folder, **options) -> Watched:
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures, tmp_path_factory) -> RunSetup:
-    return prepare(tiny(pictures, tmp_path_factory.mktemp("prepared")))
+def prepared(images, tmp_path_factory) -> RunSetup:
+    return prepare(tiny(images, tmp_path_factory.mktemp("prepared")))
 
 
 @pytest.fixture(scope="module")
-def delta_run(prepared, pictures, tmp_path_factory) -> Watched:
-    return watched(prepared, pictures, tmp_path_factory.mktemp("defects") / "delta")
+def delta_run(prepared, images, tmp_path_factory) -> Watched:
+    return watched(prepared, images, tmp_path_factory.mktemp("defects") / "delta")
 
 
 @pytest.fixture(scope="module")
-def pretrained(pictures) -> nn.Module:
+def pretrained(images) -> nn.Module:
     """The network as it comes, without a head."""
-    config = tiny(pictures, pictures)
+    config = tiny(images, images)
     backbone = load_backbone(config.model, num_outputs=3, image_size=config.image_size)
     backbone.module.classifier = nn.Identity()
     return backbone.module
 
 
-def plain_pictures(prepared, split) -> torch.Tensor:
+def plain_images(prepared, split) -> torch.Tensor:
     transform = eval_transform(**dataclasses.asdict(prepared.backbone.input))
-    return torch.stack([picture for picture, _ in PictureDataset(split, transform)])
+    return torch.stack([image for image, _ in ImageDataset(split, transform)])
 
 
 # ------------------------------------------------------------------------------- the defects
@@ -233,10 +233,10 @@ class TestDefect3PenaltyThatIsNotZeroAtTheStart:
         assert target.training
         assert same_state(target, source)  # statistics too
 
-    def test_a_run_turns_off_the_dropout_that_would_make_features_differ(self, pictures, tmp_path):
+    def test_a_run_turns_off_the_dropout_that_would_make_features_differ(self, images, tmp_path):
         own = conv_net()
         own.norm2 = nn.Sequential(own.norm2, nn.Dropout(0.5))
-        prepared = prepare(tiny(pictures, tmp_path, taps="norm2"), network=own)
+        prepared = prepare(tiny(images, tmp_path, taps="norm2"), network=own)
         target, x = copy.deepcopy(prepared.backbone.module).train(), torch.randn(4, 3, 32, 32)
         target.to(memory_format=torch.channels_last)  # as the source is, for equal rounding
         delta = Delta(taps=prepared.taps, strength=1.0)
@@ -244,12 +244,12 @@ class TestDefect3PenaltyThatIsNotZeroAtTheStart:
         assert penalty_of(delta, own.train(), prepared.source, x) > 1e-3
 
 
-class TestDefect4PenaltyThatGrowsWithTheBatchAndThePicture:
+class TestDefect4PenaltyThatGrowsWithTheBatchAndTheImage:
     """Sums over the batch, and an attention that is weighed by the number of positions."""
 
     @pytest.fixture
     def pair(self):
-        """Networks without borders: a picture laid side by side has the same features."""
+        """Networks without borders: an image laid side by side has the same features."""
         torch.manual_seed(0)
         source = nn.Sequential(
             nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Identity(), nn.Conv2d(4, 5, 1)
@@ -324,12 +324,12 @@ class TestDefect5TapsInTheMiddleOfAStage:
             ({"method": "dleta"}, "unknown method 'dleta'"),
         ],
     )
-    def test_an_unknown_name_is_refused_before_a_picture_is_read(
-        self, pictures, tmp_path, options, message
+    def test_an_unknown_name_is_refused_before_a_image_is_read(
+        self, images, tmp_path, options, message
     ):
-        data = shutil.copytree(pictures, tmp_path / "data")
+        data = shutil.copytree(images, tmp_path / "data")
         for path in data.rglob("*.png"):
-            path.write_text("no picture")
+            path.write_text("no image")
         with pytest.raises(UserError, match=message):
             module.train(tiny(data, tmp_path / "run", **options))
         assert not (tmp_path / "run").exists()
@@ -339,55 +339,55 @@ class TestDefect6AttentionOfOtherWeightsOrDataReusedInSilence:
     """A cache by the folder's name, which knows neither checkpoint nor data."""
 
     def test_a_file_is_taken_for_its_own_weights_and_refused_for_others(
-        self, delta_run, prepared, pictures, tmp_path
+        self, delta_run, prepared, images, tmp_path
     ):
         file = delta_run.result.folder / "attention.safetensors"
-        config = tiny(pictures, tmp_path / "run", attention=str(file))
+        config = tiny(images, tmp_path / "run", attention=str(file))
         assert module.load_given_attention(prepared, config).taps == prepared.taps
         other = dataclasses.replace(prepared, source=moved(prepared.source))
         with pytest.raises(UserError, match="was made with other weights"):
             module.load_given_attention(other, config)
 
-    def test_a_file_made_on_other_pictures_is_refused(self, delta_run, pictures, tmp_path):
+    def test_a_file_made_on_other_images_is_refused(self, delta_run, images, tmp_path):
         file = delta_run.result.folder / "attention.safetensors"
-        other = shutil.copytree(pictures, tmp_path / pictures.name)
+        other = shutil.copytree(images, tmp_path / images.name)
         (other / "train" / "checks" / "0.png").rename(other / "train" / "rings" / "9.png")
-        with pytest.raises(UserError, match="was made on other pictures"):
+        with pytest.raises(UserError, match="was made on other images"):
             module.train(tiny(other, tmp_path / "run", attention=str(file)))
         assert not (tmp_path / "run").exists()
 
     def test_what_is_kept_for_other_runs_is_not_that_of_a_folder_of_the_same_name(
-        self, prepared, pictures, tmp_path, monkeypatch
+        self, prepared, images, tmp_path, monkeypatch
     ):
         monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
         kept = tmp_path / "cache" / "attention"
-        other = shutil.copytree(pictures, tmp_path / pictures.name)
+        other = shutil.copytree(images, tmp_path / images.name)
         (other / "train" / "checks" / "0.png").rename(other / "train" / "rings" / "9.png")
         fast = {"attention": "gradient"}
         found = [
-            estimate(prepared, tiny(pictures, tmp_path, **fast)),
+            estimate(prepared, tiny(images, tmp_path, **fast)),
             estimate(prepare(tiny(other, tmp_path)), tiny(other, tmp_path, **fast)),
             estimate(
                 dataclasses.replace(prepared, source=moved(prepared.source)),
-                tiny(pictures, tmp_path, **fast),
+                tiny(images, tmp_path, **fast),
             ),
         ]
         assert len(list(kept.iterdir())) == 3
         scores = [attention.scores["blocks.6"] for attention in found]
         assert not torch.equal(scores[0], scores[1])
         assert not torch.equal(scores[0], scores[2])
-        again = estimate(prepared, tiny(pictures, tmp_path, **fast))
+        again = estimate(prepared, tiny(images, tmp_path, **fast))
         assert torch.equal(again.scores["blocks.6"], scores[0])
         assert len(list(kept.iterdir())) == 3
 
     def test_a_hit_in_the_cache_changes_neither_the_random_stream_nor_the_run(
-        self, prepared, pictures, tmp_path, monkeypatch, caplog
+        self, prepared, images, tmp_path, monkeypatch, caplog
     ):
         caplog.set_level("INFO", "delta_transfer")
         monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
         streams, runs = [], []
         for name in ("miss", "hit"):
-            config = tiny(pictures, tmp_path / name)
+            config = tiny(images, tmp_path / name)
             set_random_state()
             runs.append(module.train_prepared(prepared, config, tmp_path / name, started=0.0))
             streams.append(random_numbers())
@@ -401,7 +401,7 @@ class TestDefect6AttentionOfOtherWeightsOrDataReusedInSilence:
 
     @pytest.mark.parametrize("method", METHODS)
     def test_neither_measuring_it_nor_a_hit_draws_a_number(
-        self, prepared, pictures, tmp_path, monkeypatch, method
+        self, prepared, images, tmp_path, monkeypatch, method
     ):
         monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
         set_random_state()
@@ -409,7 +409,7 @@ class TestDefect6AttentionOfOtherWeightsOrDataReusedInSilence:
         options = {"attention": method, "attention_samples": 2, "num_workers": 1, "batch_size": 1}
         for _ in range(2):
             set_random_state()
-            estimate(prepared, tiny(pictures, tmp_path, **options))
+            estimate(prepared, tiny(images, tmp_path, **options))
             assert random_numbers() == expected
         assert len(list((tmp_path / "cache" / "attention").iterdir())) == 1
 
@@ -523,15 +523,15 @@ class TestDefect7HooksThatPileUpAndMapsThatAreMixedUp:
 class TestDefect8SourceThatRunsWhereNobodyNeedsIt:
     """On each step of L2-SP too, and on validation and test batches."""
 
-    def test_l2sp_looks_at_its_weights_alone(self, prepared, pictures, tmp_path):
-        run = watched(prepared, pictures, tmp_path / "run", method="l2sp", epochs=1)
+    def test_l2sp_looks_at_its_weights_alone(self, prepared, images, tmp_path):
+        run = watched(prepared, images, tmp_path / "run", method="l2sp", epochs=1)
         assert [len(call) for call in run.calls] == [24]  # where drift.csv starts
 
-    def test_delta_runs_it_once_a_step_and_on_training_pictures_alone(self, delta_run, prepared):
+    def test_delta_runs_it_once_a_step_and_on_training_images_alone(self, delta_run, prepared):
         assert [len(call) for call in delta_run.steps] == [8] * 3 * delta_run.result.epochs
-        seen = {picture.numpy().tobytes() for call in delta_run.calls for picture in call}
+        seen = {image.numpy().tobytes() for call in delta_run.calls for image in call}
         for split in (prepared.task.val, prepared.task.test):
-            shown = {p.numpy().tobytes() for p in plain_pictures(prepared, split)}
+            shown = {p.numpy().tobytes() for p in plain_images(prepared, split)}
             assert len(shown) == len(split)
             assert not shown & seen
 
@@ -551,10 +551,10 @@ class TestDefect9AttentionThatIsNaNOrDependsOnChanceAndBatches:
             assert found.attention[tap].tolist() == pytest.approx([1 / 4] * 4)
         assert normalize_scores(torch.zeros(1), temperature=5.0).tolist() == [1.0]
 
-    def test_a_run_measures_it_on_pictures_without_augmentation(self, delta_run, prepared):
-        plain = plain_pictures(prepared, prepared.task.train)
-        shown = {picture.numpy().tobytes() for call in delta_run.measured for picture in call}
-        assert shown == {picture.numpy().tobytes() for picture in plain}
+    def test_a_run_measures_it_on_images_without_augmentation(self, delta_run, prepared):
+        plain = plain_images(prepared, prepared.task.train)
+        shown = {image.numpy().tobytes() for call in delta_run.measured for image in call}
+        assert shown == {image.numpy().tobytes() for image in plain}
         trained = torch.cat(delta_run.steps)
         assert not any(torch.equal(a, b) for a in trained for b in plain)  # those are augmented
 
@@ -573,17 +573,17 @@ class TestDefect9AttentionThatIsNaNOrDependsOnChanceAndBatches:
 class TestDefect10EpochChosenOnTheTestSplit:
     """The test split decides which epoch is reported; nothing is saved to go on from."""
 
-    def test_another_test_split_changes_nothing(self, pictures, tmp_path):
-        data = shutil.copytree(pictures, tmp_path / "data")
+    def test_another_test_split_changes_nothing(self, images, tmp_path):
+        data = shutil.copytree(images, tmp_path / "data")
         shutil.rmtree(data / "test")
-        # One that prefers a later epoch: the training pictures, mirrored.
+        # One that prefers a later epoch: the training images, mirrored.
         for path in sorted((data / "train").rglob("[0-5].png")):
             mirrored = data / "test" / path.relative_to(data / "train")
             mirrored.parent.mkdir(parents=True, exist_ok=True)
-            with Image.open(path) as picture:
-                ImageOps.mirror(picture).save(mirrored)
+            with Image.open(path) as image:
+                ImageOps.mirror(image).save(mirrored)
         other = module.train(tiny(data, tmp_path / "run"))
-        found = module.train(tiny(pictures, tmp_path / "found"))
+        found = module.train(tiny(images, tmp_path / "found"))
         assert other.test_accuracy != found.test_accuracy
         assert (other.best_epoch, other.val_accuracy) == (found.best_epoch, found.val_accuracy)
         assert model_bytes(other.folder) == model_bytes(found.folder)

@@ -84,14 +84,14 @@ def test_commands_are_understood(block, tmp_path, monkeypatch, capsys):
         for option, name in pairwise(words):
             if option == "-c":  # a file that the page has shown, or that a command leaves
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
-                Path(name).write_text(files[0].text if files else "data: pictures\n")
+                Path(name).write_text(files[0].text if files else "data: images\n")
         check_command(words)
 
 
 def test_files_of_options_and_json_are_understood():
     for block in BLOCKS:
         if block.kind == "options":
-            TrainConfig(**{"data": "pictures", **yaml.safe_load(block.text)})
+            TrainConfig(**{"data": "images", **yaml.safe_load(block.text)})
         if block.kind == "json":
             json.loads(block.text)
 
@@ -178,10 +178,10 @@ def test_no_page_has_the_name_of_one_that_sphinx_makes():
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("delta-transfer train pictures\n", "shell"),
-        ("CUDA_VISIBLE_DEVICES=0 delta-transfer train pictures\n", "shell"),
-        ("delta-trasnfer train pictures\n", "unknown"),
-        ("delta-transfer train pictures\nmodel  runs/mine\n", "unknown"),
+        ("delta-transfer train images\n", "shell"),
+        ("CUDA_VISIBLE_DEVICES=0 delta-transfer train images\n", "shell"),
+        ("delta-trasnfer train images\n", "unknown"),
+        ("delta-transfer train images\nmodel  runs/mine\n", "unknown"),
         ("loss + strength ||w||^2\n", "formula"),
         ("smiles,permeable\nCCO,1\n", "table"),
         ("src/\n  cli.py   the program\n", "files"),
@@ -196,20 +196,20 @@ def test_the_kind_of_an_indented_block(text, kind):
 @pytest.mark.parametrize(
     "command",
     [
-        "delta-transfer train pictures --epoch 3",
-        "delta-transfer train pictures --epochs three",
-        "delta-transfer train pictures --label-smoothing 2",
-        "delta-transfer compare pictures --methods l2,l3",
-        "delta-transfer compare pictures --ema 2",
-        "delta-transfer train pictures --model resnet51",
-        "delta-transfer train pictures --model resnet50.no_such_weights",
+        "delta-transfer train images --epoch 3",
+        "delta-transfer train images --epochs three",
+        "delta-transfer train images --label-smoothing 2",
+        "delta-transfer compare images --methods l2,l3",
+        "delta-transfer compare images --ema 2",
+        "delta-transfer train images --model resnet51",
+        "delta-transfer train images --model resnet50.no_such_weights",
         "delta-transfer train no/such",
         "delta-transfer bench no_such_recipe",
         "delta-transfer no_such_command",
         "pip install delta-transfer[none]",
         "make nothing",
         "python benchmarks/step.py --no-such-option",
-        "torchrun --nnodes 2 -m delta_transfer train pictures --epoch 3",
+        "torchrun --nnodes 2 -m delta_transfer train images --epoch 3",
     ],
 )
 def test_a_command_that_does_not_work_is_noticed(command):

@@ -1,6 +1,6 @@
 """What users do wrong, in one table: each row ends in one message that helps and changes nothing.
 
-Each command is typed in a folder with the data `pictures` and the finished run `run`.
+Each command is typed in a folder with the data `images` and the finished run `run`.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ from delta_transfer.experiments.search.folder import options_of
 from delta_transfer.metrics.run_result import RunResult
 from tests.run_folders import OPTIONS, flags
 
-TINY = " ".join(flags())  # small pictures on the CPU, where a network is loaded
+TINY = " ".join(flags())  # small images on the CPU, where a network is loaded
 SMALL = "--image-size=32 --device=cpu --workers=0"  # the same of attention
 HERE = "--device=cpu --workers=0"
 
@@ -82,7 +82,7 @@ def row(id: str, command: str, says: str, *first: Step) -> Mistake:
 
 
 def drew(*paths: str) -> Step:
-    """Draws small pictures, no two of them alike."""
+    """Draws small images, no two of them alike."""
 
     def step(monkeypatch: pytest.MonkeyPatch) -> None:
         for number, path in enumerate(paths):
@@ -108,10 +108,10 @@ def made(folder: str) -> Step:
 
 
 def spoilt(pattern: str) -> Step:
-    """Copies the pictures to `data`, where those of a pattern are letters."""
+    """Copies the images to `data`, where those of a pattern are letters."""
 
     def step(monkeypatch: pytest.MonkeyPatch) -> None:
-        shutil.copytree("pictures", "data")
+        shutil.copytree("images", "data")
         for path in Path("data").glob(pattern):
             path.write_text("Dear Sir")
 
@@ -131,11 +131,11 @@ def damaged(file: str, content: str | None = None) -> Step:
 
 
 def planned(folder: str, **options: Any) -> Step:
-    """Makes the folder of a comparison of the pictures without any run yet."""
+    """Makes the folder of a comparison of the images without any run yet."""
 
     def step(monkeypatch: pytest.MonkeyPatch) -> None:
         plan = ComparisonPlan(
-            config=TrainConfig(data="pictures", **options),
+            config=TrainConfig(data="images", **options),
             methods=("probe", "l2", "l2sp", "delta"),
             seeds=(0, 1, 2),
             sizes=(None,),
@@ -147,10 +147,10 @@ def planned(folder: str, **options: Any) -> Step:
 
 
 def searched(folder: str, **options: Any) -> Step:
-    """Makes the folder of a search on the pictures without any trial yet."""
+    """Makes the folder of a search on the images without any trial yet."""
 
     def step(monkeypatch: pytest.MonkeyPatch) -> None:
-        values = options_of(TrainConfig(data="pictures", **options), SearchOptions(), 1)
+        values = options_of(TrainConfig(data="images", **options), SearchOptions(), 1)
         begin_search(Path(folder), values, overwrite=False)
 
     return step
@@ -242,7 +242,7 @@ no_gpu = patched("torch.accelerator.current_accelerator", lambda check_available
 # ----------------------------------------------------------------------------------- the table
 
 COMMANDS = [
-    row("unknown command", "trian pictures", "unknown command 'trian' | did you mean train"),
+    row("unknown command", "trian images", "unknown command 'trian' | did you mean train"),
     row("option before", "--seed=1 train", "'--seed=1' | behind the command | see: delta-transfer"),
     row("train: no DATA", "train", "DATA is missing | delta-transfer train DATA | train --help"),
     row("evaluate: no RUN", "evaluate", "RUN is missing | delta-transfer evaluate RUN DATA"),
@@ -258,24 +258,24 @@ COMMANDS = [
     row("attention: no DATA", "attention", "DATA is missing | delta-transfer attention DATA"),
     row("pretrain: no DATA", "pretrain", "DATA is missing | delta-transfer pretrain DATA"),
     row("layers: no MODEL", "layers", "MODEL is missing | delta-transfer layers MODEL"),
-    row("a space", "train my pictures", ": pictures | delta-transfer train DATA | needs quotes"),
-    row("evaluate: two DATA", "evaluate run pictures data", ": data | evaluate RUN DATA | quotes"),
-    row("attention: two DATA", "attention my pictures", ": pictures | attention DATA | quotes"),
+    row("a space", "train my images", ": images | delta-transfer train DATA | needs quotes"),
+    row("evaluate: two DATA", "evaluate run images data", ": data | evaluate RUN DATA | quotes"),
+    row("attention: two DATA", "attention my images", ": images | attention DATA | quotes"),
     row("layers: two MODEL", "layers resnet50 resnet18", ": resnet18 | layers MODEL | quotes"),
     row("methods NAME", "methods delta", ": delta | delta-transfer methods, | methods --help"),
-    row("demo DATA", "demo pictures", ": pictures | delta-transfer demo, | demo --help"),
-    row("no option", "train --data=pictures", "--data | train DATA | give it without the dashes"),
-    row("misspelt", "train pictures --metod=l2", "'--metod' | --method, --model | did you mean"),
-    row("shortened", "train pictures --epoch=3", "'--epoch' | --epochs | did you mean"),
-    row("one dash", "train pictures -epochs 3", ": -epochs | its options have two dashes"),
+    row("demo DATA", "demo images", ": images | delta-transfer demo, | demo --help"),
+    row("no option", "train --data=images", "--data | train DATA | give it without the dashes"),
+    row("misspelt", "train images --metod=l2", "'--metod' | --method, --model | did you mean"),
+    row("shortened", "train images --epoch=3", "'--epoch' | --epochs | did you mean"),
+    row("one dash", "train images -epochs 3", ": -epochs | its options have two dashes"),
     row("one of a list", "compare data --method=l2", "'--method' | --methods, | did you mean"),
     row("option of train", "demo --method=l2", "'--method' | --seeds, --epochs | choose from"),
     row("option of attention", "attention data --method=l2", "'--method' | --model | did you mean"),
     row("option of layers", "methods --json", "'--json' | choose from --help"),
-    row("unknown method", "train pictures --method=delt", "method 'delt' | delta_no_attention"),
-    row("no value", "train pictures --epochs", "--epochs: expected one | give a whole number"),
-    row("no value, option", "train pictures --out --seed=1", "--out: expected one | give text"),
-    row("no FILE", "train pictures -c", "-c/--config: expected one | give a YAML file"),
+    row("unknown method", "train images --method=delt", "method 'delt' | delta_no_attention"),
+    row("no value", "train images --epochs", "--epochs: expected one | give a whole number"),
+    row("no value, option", "train images --out --seed=1", "--out: expected one | give text"),
+    row("no FILE", "train images -c", "-c/--config: expected one | give a YAML file"),
 ]
 
 
@@ -334,10 +334,10 @@ OF_TRAINING = """
         --val-fraction=0 | must be above 0 and below 1, for example 0.15
         --val-fraction=1 | must be above 0 and below 1, for example 0.15
         --val-fraction=15% | give a number
-        --smiles-column=smiles | 'pictures' is no CSV file; leave the option out
+        --smiles-column=smiles | 'images' is no CSV file; leave the option out
         --label-columns=toxic | for CSV files of molecules, whose column of SMILES --smiles-column
         --split=kfold | give one of auto, scaffold, random
-        --split=random | this is for molecules, and 'pictures' has none; leave the option out
+        --split=random | this is for molecules, and 'images' has none; leave the option out
         --test-split=0 | must be above 0 and below 1, for example 0.2
         --test-split=1 | must be above 0 and below 1, for example 0.2
         --test-split=2 | must be above 0 and below 1, for example 0.2
@@ -345,7 +345,7 @@ OF_TRAINING = """
         --lr=search | give a number or find
         --accumulate=0 | must be at least 1
         --accumulate=2.5 | give a whole number
-        --accumulate=33 | must be at most 32, the pictures of a step
+        --accumulate=33 | must be at most 32, the images of a step
         --precision=64 | give one of 32, bf16, 16, auto
         --precision=16 --device=cpu | needs a GPU, float16 is not for training on a CPU: give bf16
         --clip=-1 | must be at least 0
@@ -367,7 +367,7 @@ OF_TRAINING = """
 
 VALUES = [
     *wrong_values(
-        "train pictures",
+        "train images",
         OF_TRAINING
         + """
         --resume=yes | give it alone
@@ -383,7 +383,7 @@ VALUES = [
         """,
     ),
     *wrong_values(
-        "compare pictures",
+        "compare images",
         OF_TRAINING
         + """
         --seeds=a,b | give whole numbers with commas between
@@ -398,7 +398,7 @@ VALUES = [
         """,
     ),
     *wrong_values(
-        "search pictures",
+        "search images",
         "\n".join(
             line
             for line in OF_TRAINING.splitlines()
@@ -434,7 +434,7 @@ VALUES = [
         """,
     ),
     *wrong_values(
-        "evaluate run pictures",
+        "evaluate run images",
         """
         --batch-size=0 | must be at least 1
         --workers=-1 | must be at least 0
@@ -443,7 +443,7 @@ VALUES = [
         """,
     ),
     *wrong_values(
-        "predict run pictures",
+        "predict run images",
         """
         --top=0 | must be at least 1
         --top=all | give a whole number
@@ -480,7 +480,7 @@ VALUES = [
         """,
     ),
     *wrong_values(
-        "attention pictures",
+        "attention images",
         """
         --estimator=fisher | give one of gradient, refined, exact
         --preset=paper | give one of default, official
@@ -497,9 +497,9 @@ VALUES = [
         --seed=-1 | must be at least 0
         --seed=99999999999999999999 | must be at most 18446744073709551615
         --val-fraction=1 | must be above 0 and below 1, for example 0.15
-        --smiles-column=smiles | 'pictures' is no CSV file; leave the option out
+        --smiles-column=smiles | 'images' is no CSV file; leave the option out
         --label-columns=toxic | for CSV files of molecules, whose column of SMILES --smiles-column
-        --split=random | this is for molecules, and 'pictures' has none; leave the option out
+        --split=random | this is for molecules, and 'images' has none; leave the option out
         --test-split=2 | must be above 0 and below 1, for example 0.2
         --batch-size=0 | must be at least 1
         --workers=-1 | must be at least 0
@@ -550,37 +550,37 @@ VALUES = [
 TOGETHER = [
     row(
         "compare: an unknown method",
-        "compare pictures --methods=l2,delt",
+        "compare images --methods=l2,delt",
         "unknown method 'delt' | delta_no_attention",
     ),
     row(
         "compare: a method twice",
-        "compare pictures --methods=l2,delta,l2",
+        "compare images --methods=l2,delta,l2",
         "--methods 'l2,delta,l2' | give at least one, and each once",
     ),
     row(
         "compare: epochs and steps",
-        "compare pictures --epochs=2 --steps=5",
+        "compare images --epochs=2 --steps=5",
         "--epochs and --steps | exclude each other | give one of them",
     ),
     row(
         "compare: a size and folds",
-        "compare pictures/train --samples-per-class=4,all --folds=2",
+        "compare images/train --samples-per-class=4,all --folds=2",
         "--samples-per-class and --folds 2 | exclude each other | leave one out",
     ),
     row(
-        "compare: more samples than pictures",
-        "compare pictures HERE --methods=probe --samples-per-class=2,100 --jobs=1",
+        "compare: more samples than images",
+        "compare images HERE --methods=probe --samples-per-class=2,100 --jobs=1",
         "--samples-per-class 100 | 'rings' has 8 | lower the number",
     ),
     row(
         "compare: a model that there is not",
-        "compare pictures --model=resnet5O --jobs=1",
+        "compare images --model=resnet5O --jobs=1",
         "'resnet5O' | resnet50 | did you mean",
     ),
     row(
         "compare: weights that there are not",
-        "compare pictures --weights=none.pth --jobs=1",
+        "compare images --weights=none.pth --jobs=1",
         "weights none.pth: there is no such file | give one with safetensors",
     ),
     row(
@@ -590,48 +590,48 @@ TOGETHER = [
     ),
     row(
         "compare: no package ray",
-        "compare pictures --ray=local",
+        "compare images --ray=local",
         "--ray needs the package ray | pip install 'delta-transfer[search]'",
         missing("ray"),
     ),
     row(
         "compare: no cluster",
-        "compare pictures --ray=127.0.0.1:1",
+        "compare images --ray=127.0.0.1:1",
         "--ray 127.0.0.1:1: there is no connection to a Ray cluster | give auto, HOST:PORT or",
     ),
     row(
         "compare: attention of one seed",
-        "compare pictures --attention=run/attention.safetensors",
-        "--attention run/attention.safetensors | the pictures of one seed | give one seed",
+        "compare images --attention=run/attention.safetensors",
+        "--attention run/attention.safetensors | the images of one seed | give one seed",
     ),
     row(
         "search: an unknown method",
-        "search pictures --method=delt",
+        "search images --method=delt",
         "unknown method 'delt' | delta_no_attention",
     ),
     row(
         "search: a method that trains nothing",
-        "search pictures --method=probe",
+        "search images --method=probe",
         "--method probe has nothing to search | take one of l2, lp_ft",
     ),
     row(
         "search: nothing left",
-        "search pictures --method=l2 --strength=0.1 --lr=1e-3 --epochs=5",
+        "search images --method=l2 --strength=0.1 --lr=1e-3 --epochs=5",
         "there is nothing left to search | leave one out, or give a range such as --lr 1e-4:1e-2",
     ),
     row(
         "search: several epochs and steps",
-        "search pictures --epochs=2,4 --steps=5",
+        "search images --epochs=2,4 --steps=5",
         "--epochs and --steps | exclude each other | give one of them",
     ),
     row(
         "search: a model that there is not",
-        "search pictures --model=resnet5O --jobs=1",
+        "search images --model=resnet5O --jobs=1",
         "'resnet5O' | resnet50 | did you mean",
     ),
     row(
         "search: weights that there are not",
-        "search pictures --weights=none.pth --jobs=1",
+        "search images --weights=none.pth --jobs=1",
         "weights none.pth: there is no such file | give one with safetensors",
     ),
     row(
@@ -641,39 +641,39 @@ TOGETHER = [
     ),
     row(
         "search: an unknown estimator",
-        "search pictures --attention=fisher",
+        "search images --attention=fisher",
         "unknown attention 'fisher' | choose from none, gradient",
     ),
     row(
         "search: an unknown tap",
-        "search pictures SMALL --taps=blocks.9 --jobs=1 --out=new",
+        "search images SMALL --taps=blocks.9 --jobs=1 --out=new",
         "unknown tap 'blocks.9' | blocks.6",
     ),
     row(
         "search: no package optuna",
-        "search pictures",
+        "search images",
         "search needs the package optuna | pip install 'delta-transfer[search]'",
         missing("optuna"),
     ),
     row(
         "search: no cluster",
-        "search pictures --ray=127.0.0.1:1",
+        "search images --ray=127.0.0.1:1",
         "--ray 127.0.0.1:1: there is no connection to a Ray cluster | give auto, HOST:PORT or",
     ),
     row(
         "patience and folds",
-        "train pictures/train --patience=2 --folds=2",
+        "train images/train --patience=2 --folds=2",
         "--patience and --folds 2 | exclude each other | leave one out",
     ),
     row(
         "patience and the authors' protocol",
-        "train pictures --patience=2 --preset=official",
+        "train images --patience=2 --preset=official",
         "--patience and --preset official | exclude each other | leave one out",
     ),
     *(
         row(
             f"{name} without its package",
-            f"train pictures --loggers=csv,{name}",
+            f"train images --loggers=csv,{name}",
             f"--loggers {name} | pip install 'delta-transfer[{name}]' | or leave {name} out",
             missing(name),
         )
@@ -681,72 +681,72 @@ TOGETHER = [
     ),
     row(
         "epochs and steps",
-        "train pictures --epochs=2 --steps=5",
+        "train images --epochs=2 --steps=5",
         "--epochs and --steps | exclude each other | give one of them",
     ),
     row(
         "parts of what batch norm looks at",
-        "train pictures --accumulate=2 --batch-norm=train",
+        "train images --accumulate=2 --batch-norm=train",
         "--accumulate 2: batch norm in train mode | give --batch-norm frozen | leave --accumulate",
     ),
     row(
         "parts of what a penalty looks at",
-        "train pictures --accumulate=2 --method=bss",
+        "train images --accumulate=2 --method=bss",
         "--accumulate 2: method bss looks at the whole batch | give a smaller --batch-size",
     ),
     row(
         "compare: parts of what a method looks at",
-        "compare pictures --accumulate=2 --methods=l2,stochnorm",
+        "compare images --accumulate=2 --methods=l2,stochnorm",
         "--accumulate 2: batch norm in train mode | give a smaller --batch-size",
     ),
     row(
         "folds and no refit",
-        "train pictures/train --folds=3 --refit=never",
+        "train images/train --folds=3 --refit=never",
         "--folds and --refit never | exclude each other | leave one of them out",
     ),
     row(
         "folds of data with a validation split",
-        "train pictures --folds=3",
+        "train images --folds=3",
         "--folds 3 | has its own validation split | leave the option out",
     ),
     row(
-        "more folds than pictures",
-        "train pictures/train --folds=20",
-        "--folds 20 | the largest class has only 8 pictures | give 8 or fewer",
+        "more folds than images",
+        "train images/train --folds=20",
+        "--folds 20 | the largest class has only 8 images | give 8 or fewer",
     ),
     row(
-        "more samples than pictures",
-        "train pictures --samples-per-class=100",
+        "more samples than images",
+        "train images --samples-per-class=100",
         "--samples-per-class 100 | 'rings' has 8 | lower the number",
     ),
     row(
         "a method without an official form",
-        "train pictures --preset=official --method=lp_ft",
+        "train images --preset=official --method=lp_ft",
         "'lp_ft' | choose from l2, l2sp, delta_no_attention, delta | leave --preset official out",
     ),
     row(
         "a network without official taps",
-        "train pictures --preset=official",
+        "train images --preset=official",
         "'tf_efficientnet_lite0' | resnet50, resnet101, inception_v3 | name the modules to compare",
     ),
     row(
         "an unknown test split",
-        "train pictures --test-split=exam",
-        "--test-split exam | 'pictures', which has test, train, val | name one of them",
+        "train images --test-split=exam",
+        "--test-split exam | 'images', which has test, train, val | name one of them",
     ),
     row(
         "an unknown test split where there is no train",
-        "train pictures/train --test-split=exam",
-        "--test-split exam | 'pictures/train' has no 'train' folder | give a fraction such as 0.2",
+        "train images/train --test-split=exam",
+        "--test-split exam | 'images/train' has no 'train' folder | give a fraction such as 0.2",
     ),
     row(
         "a fraction where there is a test split",
-        "train pictures --test-split=0.2",
+        "train images --test-split=0.2",
         "--test-split 0.2 | already has a test split, 'test' | leave the option out",
     ),
     row(
         "a test on what is learnt from",
-        "train pictures --test-split=train",
+        "train images --test-split=train",
         "--test-split train | may be chosen on the test split | name another split",
     ),
     *(
@@ -757,11 +757,11 @@ TOGETHER = [
             no_gpu,
         )
         for command, device in (
-            ("train pictures", "mps"),
-            ("attention pictures", "cuda"),
-            ("compare pictures", "cuda"),
-            ("evaluate run pictures", "cuda"),
-            ("predict run pictures", "cuda"),
+            ("train images", "mps"),
+            ("attention images", "cuda"),
+            ("compare images", "cuda"),
+            ("evaluate run images", "cuda"),
+            ("predict run images", "cuda"),
         )
     ),
 ]
@@ -769,87 +769,86 @@ TOGETHER = [
 TAPS_AND_ATTENTION = [
     row(
         "an unknown tap",
-        "train pictures TINY --taps=blocks.9",
+        "train images TINY --taps=blocks.9",
         "'blocks.9' | blocks.6, blocks.5 | did you mean",
     ),
     row(
         "a comma too many",
-        "train pictures TINY --taps=blocks.1,",
+        "train images TINY --taps=blocks.1,",
         "--taps 'blocks.1,' | names of modules with a comma between | delta-transfer layers MODEL",
     ),
     row(
         "a tap that is never called",
-        "train pictures TINY --taps=blocks.0.0.drop_path",
+        "train images TINY --taps=blocks.0.0.drop_path",
         "does not use blocks.0.0.drop_path | choose from those that delta-transfer layers MODEL",
     ),
     row(
         "the head as a tap",
-        "train pictures TINY --taps=blocks.1,classifier",
+        "train images TINY --taps=blocks.1,classifier",
         "--taps: classifier | choose modules before it | delta-transfer layers MODEL",
     ),
     row(
         "compare: an unknown tap",
-        "compare pictures SMALL --taps=blocks.9 --jobs=1 --out=new",
+        "compare images SMALL --taps=blocks.9 --jobs=1 --out=new",
         "'blocks.9' | blocks.6, blocks.5 | did you mean",
     ),
     row(
         "attention: an unknown tap",
-        "attention pictures SMALL --taps=blocks.9",
+        "attention images SMALL --taps=blocks.9",
         "'blocks.9' | blocks.6, blocks.5 | did you mean",
     ),
     row(
         "attention: a network without official taps",
-        "attention pictures --preset=official",
+        "attention images --preset=official",
         "'tf_efficientnet_lite0' | resnet50, resnet101, inception_v3 | name the modules to compare",
     ),
     row(
         "no attention",
-        "train pictures --attention=none",
+        "train images --attention=none",
         "--method delta | weighs channels by their attention | use --method delta_no_attention",
     ),
     row(
         "a method for graphs",
-        "train pictures TINY --method=gtot",
-        "method 'gtot' | pictures has pictures | choose from probe, l2, ",
+        "train images TINY --method=gtot",
+        "method 'gtot' | images has images | choose from probe, l2, ",
     ),
     row(
         "unknown attention",
-        "train pictures --attention=exakt",
+        "train images --attention=exakt",
         "'exakt' | choose from none, gradient, refined, exact | or give the file attention.",
     ),
     row(
         "weights as attention",
-        "train pictures --attention=run/model/model.safetensors",
+        "train images --attention=run/model/model.safetensors",
         "--attention: run/model/model.safetensors | give an attention.safetensors that a run wrote",
     ),
     row(
-        "a picture as attention",
-        "train pictures --attention=pictures/test/rings/0.png",
-        "--attention: pictures/test/rings/0.png | give the attention.safetensors of another run",
+        "an image as attention",
+        "train images --attention=images/test/rings/0.png",
+        "--attention: images/test/rings/0.png | give the attention.safetensors of another run",
     ),
     row(
         "attention of other weights",
-        "train pictures TINY --attention=other.safetensors",
+        "train images TINY --attention=other.safetensors",
         "--attention other.safetensors | other weights than pypi/efficientnet_lite0 has | Give the "
-        "model, pictures and options that it was made with",
+        "model, images and options that it was made with",
         other(source="0" * 64),
     ),
     row(
-        "attention of other pictures",
-        "train pictures TINY --attention=other.safetensors",
-        "--attention other.safetensors | other pictures than those of pictures | (--attention "
-        "refined)",
+        "attention of other images",
+        "train images TINY --attention=other.safetensors",
+        "--attention other.safetensors | other images than those of images | (--attention refined)",
         other(data="0" * 64),
     ),
     row(
         "attention of another size",
-        "train pictures TINY --attention=run/attention.safetensors --image-size=48",
+        "train images TINY --attention=run/attention.safetensors --image-size=48",
         "--attention run/attention.safetensors | at image_size 32, this run has 48 | (--attention "
         "refined)",
     ),
     row(
         "attention of other taps",
-        "train pictures TINY --attention=run/attention.safetensors --taps=blocks.1",
+        "train images TINY --attention=run/attention.safetensors --taps=blocks.1",
         "--attention run/attention.safetensors was made at the taps blocks.1, blocks.2, blocks.4, "
         "blocks.6 | this run has blocks.1 | leave --taps out",
     ),
@@ -857,13 +856,13 @@ TAPS_AND_ATTENTION = [
 
 
 def of_data(id: str, paths: str, says: str, *first: Step) -> Mistake:
-    """A row for a folder with these pictures."""
+    """A row for a folder with these images."""
     return row(
         id, "train data", says, drew(*(f"data/{path}.png" for path in paths.split())), *first
     )
 
 
-LAYOUT = "a folder with a folder of pictures for each class"
+LAYOUT = "a folder with a folder of images for each class"
 
 FOLDERS = [
     row("no such data", "train birds", f"'birds' | {LAYOUT} | choose from skimage/patches"),
@@ -876,24 +875,24 @@ FOLDERS = [
     row(
         "an empty folder",
         "train data",
-        f"'data' has no pictures | needed is {LAYOUT} | the files must end in .avif",
+        f"'data' has no images | needed is {LAYOUT} | the files must end in .avif",
         made("data"),
     ),
-    of_data("no class folders", "1 2", f"'data' has no pictures in class folders | {LAYOUT}"),
+    of_data("no class folders", "1 2", f"'data' has no images in class folders | {LAYOUT}"),
     of_data(
         "one class",
         "cat/1 cat/2",
         f"only one class, 'cat' | at least two are needed: give {LAYOUT}",
     ),
     of_data(
-        "a class with one picture",
+        "a class with one image",
         "cat/1 cat/2 dog/1",
-        "class 'dog' has 1 | at least 2 training pictures | add pictures, leave the class out",
+        "class 'dog' has 1 | at least 2 training images | add images, leave the class out",
     ),
     of_data(
-        "a class without pictures",
+        "a class without images",
         "cat/1 cat/2",
-        "'data' has class folders without pictures: 'dog' | .jpg | remove them, or add pictures",
+        "'data' has class folders without images: 'dog' | .jpg | remove them, or add images",
         wrote("data/dog/readme.txt"),
     ),
     of_data(
@@ -912,28 +911,28 @@ FOLDERS = [
         "the folder 'test' but no 'train' | call the folder to learn from 'train'",
     ),
     row(
-        "no picture can be read",
+        "no image can be read",
         "train data TINY",
-        "none of the 51 pictures of data | of a kind that is read | replace them",
+        "none of the 51 images of data | of a kind that is read | replace them",
         spoilt("*/*/*.png"),
     ),
     row(
-        "no picture of a class can be read",
+        "no image of a class can be read",
         "train data TINY",
         "class 'rings' | of a kind that is read | replace them, or leave the class out",
         spoilt("train/rings/*.png"),
     ),
     row(
-        "no validation picture can be read",
+        "no validation image can be read",
         "train data TINY",
-        "none of the 15 validation pictures | of a kind that is read | or remove this split",
+        "none of the 15 validation images | of a kind that is read | or remove this split",
         spoilt("val/*/*.png"),
     ),
 ]
 
 
 def of_csv(id: str, content: str | bytes, says: str, command: str = "train data.csv") -> Mistake:
-    """A row for a CSV file beside the pictures a.png and b.png."""
+    """A row for a CSV file beside the images a.png and b.png."""
     return row(f"CSV: {id}", command, says, drew("a.png", "b.png"), wrote("data.csv", content))
 
 
@@ -944,15 +943,13 @@ CSV_FILES = [
     of_csv(
         "semicolons", "path;label\na.png;cat\n", "by semicolons | must be by commas | save it as"
     ),
-    of_csv(
-        "no such picture", "path,label\nc.png,cat\n", "line 2 ('c.png') | paths are relative to"
-    ),
+    of_csv("no such image", "path,label\nc.png,cat\n", "line 2 ('c.png') | paths are relative to"),
     of_csv("empty", "", f"'data.csv' is empty | {COLUMNS}"),
-    of_csv("only a header", "path,label\n", "'data.csv' has no rows | add a row for each picture"),
+    of_csv("only a header", "path,label\n", "'data.csv' has no rows | add a row for each image"),
     of_csv(
         "out of its folder",
         "path,label\n../a.png,cat\n",
-        "line 2 ('../a.png') | relative to the CSV file | move the picture into this folder",
+        "line 2 ('../a.png') | relative to the CSV file | move the image into this folder",
     ),
     of_csv(
         "unknown split",
@@ -980,7 +977,7 @@ CSV_FILES = [
         "the row that begins in line 2 | put double quotes around a whole field",
     ),
     of_csv(
-        "a picture twice",
+        "an image twice",
         "path,label\na.png,cat\na.png,dog\n",
         "line 3 ('a.png', also in line 2) | listed twice | keep one of the rows",
     ),
@@ -1073,12 +1070,12 @@ DATA_SETS = [
         "rdkit/nci, moleculenet/NAME or tu/NAME",
     ),
     row(
-        "pretrain: pictures",
-        "pretrain pictures",
-        "pictures: this is no file of molecules | give a file of SMILES",
+        "pretrain: images",
+        "pretrain images",
+        "images: this is no file of molecules | give a file of SMILES",
     ),
     row(
-        "pretrain: a network for pictures",
+        "pretrain: a network for images",
         "pretrain rdkit/nci --out=new --model=resnet18",
         "model 'resnet18' is none for graphs | pretrain-gnns/, pyg/ | such as pretrain-gnns/gin",
     ),
@@ -1126,16 +1123,16 @@ DATA_SETS = [
         "no name of a set", "train hf/", "'hf/' | give hf/ORG/NAME, hf/ORG/NAME:CONFIG or hf/FOLDER"
     ),
     row(
-        "pictures as a set of the hub",
-        "train hf/pictures",
-        "'pictures' was not written by save_to_disk | hf/FOLDER | is given without hf/",
+        "images as a set of the hub",
+        "train hf/images",
+        "'images' was not written by save_to_disk | hf/FOLDER | is given without hf/",
     ),
 ]
 
 
 def of_model(id: str, model: str, says: str, *first: Step) -> Mistake:
-    """A row for a model, where the pictures have 32 pixels."""
-    return row(id, f"train pictures TINY --model={model}", says, *first)
+    """A row for a model, where the images have 32 pixels."""
+    return row(id, f"train images TINY --model={model}", says, *first)
 
 
 CONNECT = "could not be downloaded | check the connection and try again"
@@ -1175,9 +1172,9 @@ MODELS = [
         "'torchvision/squeezenet1_1' | with one linear layer as | such as torchvision/resnet50",
     ),
     of_model(
-        "pictures that are too small",
+        "images that are too small",
         "torchvision/inception_v3",
-        "'torchvision/inception_v3' | pictures of 32 pixels | give another --image-size",
+        "'torchvision/inception_v3' | images of 32 pixels | give another --image-size",
     ),
     of_model(
         "no connection to weights of timm",
@@ -1209,7 +1206,7 @@ MODELS = [
     ),
     row(
         "attention: an unknown model",
-        "attention pictures SMALL --model=resnet5O",
+        "attention images SMALL --model=resnet5O",
         "'resnet5O' | resnet50, | did you mean",
     ),
     row("layers: an unknown model", "layers resnet5O", "'resnet5O' | resnet50, | did you mean"),
@@ -1219,9 +1216,9 @@ MODELS = [
         "'torchvision/squeezenet1_0' | with one linear layer as | such as torchvision/resnet50",
     ),
     row(
-        "layers: pictures that are too small",
+        "layers: images that are too small",
         "layers torchvision/inception_v3 --image-size=32",
-        "'torchvision/inception_v3' | pictures of 32 pixels | give another --image-size",
+        "'torchvision/inception_v3' | images of 32 pixels | give another --image-size",
     ),
     row(
         "layers: a run",
@@ -1233,7 +1230,7 @@ MODELS = [
 
 def of_weights(id: str, file: str, says: str, *first: Step) -> Mistake:
     """A row for a file of weights."""
-    return row(id, f"train pictures TINY --weights={file}", f"weights {file}{says}", *first)
+    return row(id, f"train images TINY --weights={file}", f"weights {file}{says}", *first)
 
 
 FORMS = "safetensors, or a state dict that torch.save wrote"
@@ -1268,13 +1265,13 @@ WEIGHTS = [
     ),
     row(
         "attention: weights of something else",
-        "attention pictures SMALL --weights=whole.pth",
+        "attention images SMALL --weights=whole.pth",
         "weights whole.pth | does not fit pypi/efficientnet_lite0 | give the --model",
         saved,
     ),
     row(
         "weights of a smaller network",
-        "train pictures --model=pypi/efficientnet_lite1 --weights=run/model/model.safetensors",
+        "train images --model=pypi/efficientnet_lite1 --weights=run/model/model.safetensors",
         "model.safetensors: the file does not fit pypi/efficientnet_lite1 | 245 of 320 tensors "
         "match | give the --model that the file was made with",
     ),
@@ -1290,14 +1287,14 @@ WANTED = "options, a line each, such as data: VALUE"
 
 YAML_FILES = [
     row("-c: no file", "train -c none.yaml", f"-c none.yaml | give a file that holds {WANTED}"),
-    row("-c: folder", "train -c pictures", f"-c pictures | give a file that holds {WANTED}"),
+    row("-c: folder", "train -c images", f"-c images | give a file that holds {WANTED}"),
     of_yaml("no YAML", "data: x\nseed: 3: 4\n", f"-c options.yaml | line 2, column 8 | {WANTED}"),
-    of_yaml("a list", "- pictures\n- delta\n", f"-c options.yaml | must hold {WANTED}"),
-    of_yaml("no key", "data: pictures\nepoch: 3\n", "unknown option 'epoch' | did you mean epochs"),
+    of_yaml("a list", "- images\n- delta\n", f"-c options.yaml | must hold {WANTED}"),
+    of_yaml("no key", "data: images\nepoch: 3\n", "unknown option 'epoch' | did you mean epochs"),
     of_yaml("no number", "data: x\nepochs: many\n", "--epochs many | give a whole number"),
     of_yaml("out of range", "data: x\nepochs: 0\n", "--epochs | must be at least 1"),
     of_yaml("no switch", "data: x\noverwrite: now\n", "overwrite now | give true or false"),
-    of_yaml("two data", "data: [pictures, birds]\n", "DATA ['pictures', 'birds'] | give text"),
+    of_yaml("two data", "data: [images, birds]\n", "DATA ['images', 'birds'] | give text"),
     of_yaml("no data", "epochs: 3\n", "DATA is missing | delta-transfer train DATA"),
     row(
         "-c: the options of a run",
@@ -1314,17 +1311,17 @@ YAML_FILES = [
 OUT = [
     row(
         "out: in use",
-        "train pictures --out=run",
+        "train images --out=run",
         "--out run is not empty | give another folder, or --overwrite",
     ),
     row(
         "resume: which",
-        "train pictures --resume",
+        "train images --resume",
         "--resume goes with --out | , the folder of the run to go on with",
     ),
     row(
         "resume: and overwrite",
-        "train pictures --out=run --resume --overwrite",
+        "train images --out=run --resume --overwrite",
         "--resume and --overwrite exclude each other | the other deletes it",
     ),
     row(
@@ -1334,60 +1331,60 @@ OUT = [
     ),
     row(
         "resume: no run",
-        "train pictures --out=thesis --resume",
+        "train images --out=thesis --resume",
         "--resume: --out thesis holds something that is no run | give the folder of the run",
         wrote("thesis/chapter.txt"),
     ),
     row(
         "out: a file",
-        "train pictures --out=a.txt",
+        "train images --out=a.txt",
         "--out a.txt is a file | give a folder",
         wrote("a.txt"),
     ),
     row(
         "out: below a file",
-        "train pictures --out=a.txt/new",
+        "train images --out=a.txt/new",
         "--out a.txt/new cannot be written | give another --out",
         wrote("a.txt"),
     ),
     row(
-        "out: among the pictures",
-        "train pictures --out=pictures/new",
-        "--out pictures/new lies in the data folder pictures | give a folder outside of it",
+        "out: among the images",
+        "train images --out=images/new",
+        "--out images/new lies in the data folder images | give a folder outside of it",
     ),
     row(
         "out: no run",
-        "train pictures --out=thesis --overwrite",
+        "train images --out=thesis --overwrite",
         "--out thesis | no train.log and config.yaml of one | give another folder",
         wrote("thesis/chapter.txt"),
     ),
     row(
         "out: no access",
-        "train pictures --out=new",
+        "train images --out=new",
         "--out new cannot be written | give another --out",
         patched("os.access", lambda path, mode: False),
     ),
     row(
         "out: no access in the end",
-        "train pictures TINY --out=new",
+        "train images TINY --out=new",
         "the folder new cannot be written (Permission denied) | give another --out",
         patched("pathlib.Path.mkdir", refuse_new),
     ),
     row(
         "out: a full disk",
-        "train pictures TINY --out=new",
+        "train images TINY --out=new",
         "'new/config.yaml' could not be written (No space left on device) | free some "
         "space, or choose another place with --out",
         full_disk,
     ),
     row(
         "compare: out in use",
-        "compare pictures --out=run",
+        "compare images --out=run",
         "--out run is not empty | give another folder, or --overwrite",
     ),
     row(
         "compare: other options",
-        "compare pictures --epochs=3 --out=old",
+        "compare images --epochs=3 --out=old",
         "--out old holds a comparison with other options: --epochs was 5 and is 3 | Give those of "
         "before, another folder, or --overwrite",
         planned("old", epochs=5),
@@ -1395,26 +1392,26 @@ OUT = [
     row(
         "compare: other options of a demo",
         "demo --out=old",
-        "--out old holds a comparison with other options: --data was pictures and is skimage | "
+        "--out old holds a comparison with other options: --data was images and is skimage | "
         "Give those of before, another folder, or --overwrite",
         planned("old", epochs=5),
     ),
     row(
         "compare: damaged options",
-        "compare pictures --out=old",
+        "compare images --out=old",
         "old/compare.yaml does not hold the options of a comparison | give another --out",
         wrote("old/compare.yaml", "data: ["),
     ),
     row(
         "compare: something in the way of a run",
-        "compare pictures --epochs=5 --out=old",
+        "compare images --epochs=5 --out=old",
         "old/l2-seed1 holds something that is of no run (thesis.tex) | move it away",
         planned("old", epochs=5),
         wrote("old/l2-seed1/thesis.tex"),
     ),
     row(
         "compare: something beside the runs",
-        "compare pictures --out=old --overwrite",
+        "compare images --out=old --overwrite",
         "--out old holds something that is no run (thesis.tex) | give another folder",
         planned("old", epochs=5),
         wrote("old/thesis.tex"),
@@ -1427,45 +1424,45 @@ OUT = [
     ),
     row(
         "compare: a full disk",
-        "compare pictures SMALL --out=new --jobs=1",
+        "compare images SMALL --out=new --jobs=1",
         "'new/compare.yaml' could not be written (No space left on device) | free some space",
         full_disk,
     ),
     row(
         "search: out in use",
-        "search pictures --out=run",
+        "search images --out=run",
         "--out run is not empty | give another folder, or --overwrite",
     ),
     row(
         "search: other options",
-        "search pictures --method=l2 --lr=1e-4:1e-2 --out=old",
+        "search images --method=l2 --lr=1e-4:1e-2 --out=old",
         "--out old holds a search with other options: --method was delta and is l2; --lr was "
         "search and is 1e-4:1e-2 | Give those of before, another folder, or --overwrite",
         searched("old"),
     ),
     row(
         "search: damaged options",
-        "search pictures --out=old",
+        "search images --out=old",
         "old/search.yaml does not hold the options of a search | give another --out",
         wrote("old/search.yaml", "data: ["),
     ),
     row(
         "search: damaged trials",
-        "search pictures SMALL --batch-size=8 --jobs=1 --out=old",
+        "search images SMALL --batch-size=8 --jobs=1 --out=old",
         "old/search.db is no database of a search | give another --out, or --overwrite",
         searched("old", image_size=32, batch_size=8),
         wrote("old/search.db"),
     ),
     row(
         "search: something beside the trials",
-        "search pictures --out=old --overwrite",
+        "search images --out=old --overwrite",
         "--out old holds something that is no run (thesis.tex) | give another folder",
         searched("old"),
         wrote("old/thesis.tex"),
     ),
     row(
         "search: a full disk",
-        "search pictures SMALL --out=new --jobs=1",
+        "search images SMALL --out=new --jobs=1",
         "'new/search.yaml' could not be written (No space left on device) | free some space",
         full_disk,
     ),
@@ -1482,24 +1479,24 @@ OUT = [
     ),
     row(
         "evaluate: out a file",
-        "evaluate run pictures --out=a.txt",
+        "evaluate run images --out=a.txt",
         "--out a.txt is a file | give a folder",
         wrote("a.txt"),
     ),
     row(
-        "evaluate: out among the pictures",
-        "evaluate run pictures --out=pictures/new",
-        "--out pictures/new lies in the data folder pictures | give a folder outside of it",
+        "evaluate: out among the images",
+        "evaluate run images --out=images/new",
+        "--out images/new lies in the data folder images | give a folder outside of it",
     ),
     row(
         "evaluate: out no evaluation",
-        "evaluate run pictures --out=thesis",
+        "evaluate run images --out=thesis",
         "--out thesis | holds no evaluation (no evaluation.json of one) | give another folder",
         wrote("thesis/chapter.txt"),
     ),
     row(
         "evaluate: out on a full disk",
-        "evaluate run pictures HERE --out=new",
+        "evaluate run images HERE --out=new",
         "--out new cannot be written (No space left on device) | give another folder",
         full_disk,
     ),
@@ -1549,9 +1546,9 @@ OUT = [
         wrote("a.txt"),
     ),
     row(
-        "push: out among the pictures",
-        "push run a/b --dry-run --out=pictures/new",
-        "--out pictures/new lies in the data folder | give a folder outside of it",
+        "push: out among the images",
+        "push run a/b --dry-run --out=images/new",
+        "--out images/new lies in the data folder | give a folder outside of it",
     ),
     row(
         "push: a full disk",
@@ -1594,80 +1591,80 @@ OUT = [
     ),
     row(
         "attention: a file in use",
-        "attention pictures --out=a.safetensors",
+        "attention images --out=a.safetensors",
         "--out a.safetensors | is there already | give another name, or --overwrite",
         wrote("a.safetensors"),
     ),
     row(
-        "attention: its picture is there",
-        "attention pictures --out=a.safetensors",
+        "attention: its image is there",
+        "attention images --out=a.safetensors",
         "--out a.safetensors: a.png is there already | give another name, or --overwrite",
         drew("a.png"),
     ),
     row(
         "attention: another file",
-        "attention pictures --out=a.safetensors --overwrite",
+        "attention images --out=a.safetensors --overwrite",
         "--out a.safetensors: --overwrite replaces channel attention alone | a.safetensors",
         wrote("a.safetensors"),
     ),
     row(
         "attention: a folder as a file",
-        "attention pictures --out=a.safetensors",
+        "attention images --out=a.safetensors",
         "--out a.safetensors | is no file | give another name",
         made("a.safetensors"),
     ),
     row(
-        "attention: a picture as the file",
-        "attention pictures --out=a.png",
+        "attention: an image as the file",
+        "attention images --out=a.png",
         "--out a.png must end in .safetensors | such as attention.safetensors",
     ),
     row(
         "attention: a file in no folder",
-        "attention pictures --out=new/a.safetensors",
+        "attention images --out=new/a.safetensors",
         "--out new/a.safetensors | there is no folder new | make it, or give another",
     ),
     row(
-        "attention: a file among the pictures",
-        "attention pictures --out=pictures/train/a.safetensors",
-        "--out pictures/train/a.safetensors lies in the data folder | give a file outside of it",
+        "attention: a file among the images",
+        "attention images --out=images/train/a.safetensors",
+        "--out images/train/a.safetensors lies in the data folder | give a file outside of it",
     ),
     row(
         "attention: no access",
-        "attention pictures --out=a.safetensors",
+        "attention images --out=a.safetensors",
         "--out a.safetensors | cannot be written | give another",
         patched("os.access", lambda path, mode: False),
     ),
     row(
         "attention: no access to runs",
-        "attention pictures",
+        "attention images",
         "--out runs cannot be written | give another --out",
         patched("os.access", lambda path, mode: False),
     ),
     row(
         "attention: a full disk",
-        "attention pictures SMALL --estimator=gradient --out=a.safetensors",
+        "attention images SMALL --estimator=gradient --out=a.safetensors",
         "'a.safetensors' could not be written (No space left on device) | free some space",
         full_disk,
     ),
     row(
         "predict: a table in use",
-        "predict run pictures --csv=a.csv",
+        "predict run images --csv=a.csv",
         "--csv a.csv is there already | give another name, or --overwrite",
         wrote("a.csv"),
     ),
     row(
         "predict: a folder as a table",
-        "predict run pictures --csv=run",
+        "predict run images --csv=run",
         "--csv run is no file | give the name of a file",
     ),
     row(
         "predict: a table in no folder",
-        "predict run pictures --csv=new/a.csv",
+        "predict run images --csv=new/a.csv",
         "--csv new/a.csv | there is no folder new | make it, or give another",
     ),
     row(
         "predict: a table on a full disk",
-        "predict run pictures HERE --csv=a.csv",
+        "predict run images HERE --csv=a.csv",
         "--csv a.csv cannot be written (No space left on device) | free some space",
         full_disk,
     ),
@@ -1677,10 +1674,8 @@ NO_MODEL = "there is no model.safetensors | give the folder of a finished run"
 DAMAGED = "the model in damaged/model is damaged | copy it again, or train again"
 
 RUNS = [
-    row(
-        "no run", "evaluate new pictures", "there is no run new | give the folder that train wrote"
-    ),
-    row("predict: no run", "predict new pictures", "no run new | give the folder that train wrote"),
+    row("no run", "evaluate new images", "there is no run new | give the folder that train wrote"),
+    row("predict: no run", "predict new images", "no run new | give the folder that train wrote"),
     row("export: no run", "export new", "no run new | give the folder that train wrote"),
     row("app: no run", "app new --port=0", "no run new | give the folder that train wrote"),
     row("app: no end", "app stopped --port=0", f"no model in stopped/model | {NO_MODEL}", stopped),
@@ -1738,7 +1733,7 @@ RUNS = [
         "damaged/result.json is no result of a run | strength_search",
         damaged("result.json", "{}"),
     ),
-    row("pictures as a run", "evaluate pictures data", f"no model in pictures/model | {NO_MODEL}"),
+    row("images as a run", "evaluate images data", f"no model in images/model | {NO_MODEL}"),
     row("model as a run", "predict run/model a.png", f"no model in run/model/model | {NO_MODEL}"),
     row("no end", "evaluate stopped data", f"no model in stopped/model | {NO_MODEL}", stopped),
     row("damaged weights", "predict damaged a.png", DAMAGED, damaged("model/model.safetensors")),
@@ -1746,15 +1741,15 @@ RUNS = [
     row("no config.json", "predict damaged a.png", DAMAGED, damaged("model/config.json", "{}")),
     row(
         "damaged config.yaml",
-        "evaluate damaged pictures",
+        "evaluate damaged images",
         "damaged/config.yaml is no YAML | must hold the options of a run, a line each",
         damaged("config.yaml", "data: ["),
     ),
     row(
         "changed config.yaml",
-        "evaluate damaged pictures",
+        "evaluate damaged images",
         "damaged/config.yaml: --refit | must be one of auto, always, never",
-        damaged("config.yaml", "data: pictures\nrefit: maybe\n"),
+        damaged("config.yaml", "data: images\nrefit: maybe\n"),
     ),
     row("evaluate: no such data", "evaluate run birds", f"'birds' | {LAYOUT} | choose from"),
     row(
@@ -1764,26 +1759,26 @@ RUNS = [
         drew("data/cow/1.png", "data/rings/1.png"),
     ),
     row(
-        "evaluate: no pictures",
+        "evaluate: no images",
         "evaluate run data",
-        f"'data' has no pictures | needed is {LAYOUT}",
+        f"'data' has no images | needed is {LAYOUT}",
         made("data"),
     ),
     row(
-        "evaluate: no picture can be read",
+        "evaluate: no image can be read",
         "evaluate run data HERE",
-        "none of the 12 pictures | of a kind that is read | replace them",
+        "none of the 12 images | of a kind that is read | replace them",
         spoilt("test/*/*.png"),
     ),
     row(
-        "predict: no such picture",
+        "predict: no such image",
         "predict run nothing.png",
-        "there is no file or folder nothing.png | give pictures, folders of pictures, or CSV files",
+        "there is no file or folder nothing.png | give images, folders of images, or CSV files",
     ),
     row(
-        "predict: no pictures",
+        "predict: no images",
         "predict run data",
-        "no pictures in data | the files must end in .avif",
+        "no images in data | the files must end in .avif",
         made("data"),
     ),
     row(
@@ -1795,7 +1790,7 @@ RUNS = [
     row(
         "predict: two letters",
         "predict run a.png b.png HERE",
-        "none of the 2 pictures | of a kind that is read | replace them: 'a.png'",
+        "none of the 2 images | of a kind that is read | replace them: 'a.png'",
         wrote("a.png"),
         wrote("b.png"),
     ),
@@ -1803,12 +1798,12 @@ RUNS = [
 
 OWN_RECIPE = """
 name: own
-summary: of the pictures
+summary: of the images
 source: nowhere
 split: train, val and test
 metric: accuracy
 samples: 24
-options: {data: pictures, epochs: 5}
+options: {data: images, epochs: 5}
 methods: [l2]
 seeds: [0]
 download: []
@@ -1918,11 +1913,11 @@ def folder(
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
-    pictures: Path,
+    images: Path,
     light: Path,
 ) -> Path:
     """The current folder; the user's cache is in it, torch's is not."""
-    (tmp_path / "pictures").symlink_to(pictures)
+    (tmp_path / "images").symlink_to(images)
     (tmp_path / "run").symlink_to(light)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -2005,7 +2000,7 @@ def test_every_option_has_a_row(command, options):
 
 
 def test_training_that_diverges_keeps_the_best_weights(capsys, folder):
-    said = error_of(capsys, f"train pictures {TINY} --method=lp_ft --lr=1e6 --out=new")
+    said = error_of(capsys, f"train images {TINY} --method=lp_ft --lr=1e6 --out=new")
     for part in (
         "training diverged in epoch 1",
         "try a smaller --lr than 1e+06",
@@ -2027,7 +2022,7 @@ def test_a_disk_that_is_full_in_the_end_keeps_the_best_weights(capsys, folder, m
         sync(descriptor)
 
     monkeypatch.setattr("os.fsync", fill)
-    said = error_of(capsys, f"train pictures {TINY} --out=new")
+    said = error_of(capsys, f"train images {TINY} --out=new")
     assert re.search(r"'new/checkpoints/\w+\.ckpt' could not be written \(No space left", said)
     assert "free some space, or choose another place with --out" in said
     assert [path.name for path in Path("new/checkpoints").iterdir()] == ["best.ckpt"]
@@ -2036,7 +2031,7 @@ def test_a_disk_that_is_full_in_the_end_keeps_the_best_weights(capsys, folder, m
 
 
 def test_a_number_for_a_test_split_in_a_file_is_no_mistake(capsys, folder):
-    options = {"data": "pictures/train", "method": "probe", "test_split": 0.2, "out": "new"}
+    options = {"data": "images/train", "method": "probe", "test_split": 0.2, "out": "new"}
     Path("options.yaml").write_text(yaml.safe_dump({**options, **OPTIONS}))
     assert main.main(["train", "-c", "options.yaml"]) == 0
     assert "error: " not in capsys.readouterr().err

@@ -28,7 +28,7 @@ TAPS = ("norm1", "conv3")
 VARIANCE = {"norm1": 0.5, "conv3": 2.0}
 
 
-def pictures(count=4, seed=0, dtype=torch.float32):
+def images(count=4, seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, 8, 8, generator=generator, dtype=dtype)
 
@@ -93,7 +93,7 @@ def test_terms_and_their_total_are_those_of_the_reference(dtype):
         L2("fc", strength=0.1),
         L2("conv1", strength=0.5),
     ]
-    x = pictures(dtype=dtype)
+    x = images(dtype=dtype)
     with Regularizer(target, source, penalties) as regularizer:
         target(x)
         terms = regularizer(x)
@@ -115,7 +115,7 @@ def test_terms_and_their_total_are_those_of_the_reference(dtype):
 
 def test_the_gradient_is_that_of_the_reference():
     target, source = (net.double() for net in pair())
-    x = pictures(2, dtype=torch.float64)
+    x = images(2, dtype=torch.float64)
     with Regularizer(target, source, [Delta(some_attention(torch.float64), strength=1.0)]) as r:
         target(x)
         r(x).total.backward()
@@ -137,7 +137,7 @@ def test_the_gradient_is_that_of_the_reference():
 def test_no_penalties_are_a_total_of_zero():
     target, _ = pair()
     with Regularizer(target, None, []) as regularizer:
-        terms = regularizer(pictures())
+        terms = regularizer(images())
     assert terms.total.item() == 0
     assert not terms.values
 
@@ -208,9 +208,9 @@ def test_train_flags_and_hooks_are_given_back():
     ours, theirs = flags(target), flags(source)
     with Regularizer(target, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
         assert hooks_of(target) > 0
-        target(pictures())
+        target(images())
         assert not target.norm1.training
-        regularizer(pictures())
+        regularizer(images())
         assert flags(source) == theirs
         assert hooks_of(source) == 0
     assert flags(target) == ours
@@ -230,8 +230,8 @@ def test_the_mode_that_was_asked_for_last_is_that_of_every_layer(at_first, insid
     with Regularizer(target, source, [L2SP(strength=1.0)]) as regularizer:
         for mode in inside:
             getattr(target, mode)()
-            target(pictures())
-            regularizer(pictures())
+            target(images())
+            regularizer(images())
             assert target.training == (mode == "train")
             assert not target.norm1.training
     last = inside[-1] == "train" if inside else at_first
@@ -246,8 +246,8 @@ def test_everything_is_given_back_after_an_exception(place):
     too_few = torch.zeros(1, 2, 8, 8)  # channels
 
     def use(regularizer):
-        target(too_few if place == "target" else pictures())
-        regularizer(too_few if place == "source" else pictures())
+        target(too_few if place == "target" else images())
+        regularizer(too_few if place == "source" else images())
         raise RuntimeError("channels")
 
     regularizer = Regularizer(target, source, [Delta(some_attention(), strength=1.0)])
@@ -265,23 +265,23 @@ def test_a_context_in_use_cannot_be_entered_but_one_that_ended_can():
         with regularizer:
             with pytest.raises(RuntimeError, match="in use already"):
                 regularizer.__enter__()
-            target(pictures())
-            regularizer(pictures())
+            target(images())
+            regularizer(images())
     with pytest.raises(RuntimeError, match="no forward pass"):
-        regularizer(pictures())
+        regularizer(images())
 
 
 def test_the_state_is_that_of_the_penalties_alone():
     target, source = pair()
     regularizer = Regularizer(target, source, [Delta(taps=TAPS, strength=1.0), L2SP(strength=1.0)])
     assert not list(regularizer.parameters())
-    regularizer.calibrate([pictures()])
+    regularizer.calibrate([images()])
     fresh = Regularizer(target, source, [Delta(taps=TAPS, strength=1.0), L2SP(strength=1.0)])
     fresh.load_state_dict(regularizer.state_dict())
     assert list(regularizer.state_dict()) == ["penalties.0.variance"]
     with fresh:
-        target(pictures())
-        fresh(pictures())
+        target(images())
+        fresh(images())
 
 
 # --------------------------------------------------------------------------------- the source
@@ -305,9 +305,9 @@ def test_the_source_runs_only_if_its_features_are_needed():
     target, source = pair()
     calls = count_calls(source.train())
     with Regularizer(target, source, [L2SP(strength=1.0), L2("fc", strength=1.0)]) as regularizer:
-        target(pictures())
-        regularizer(pictures())
-        regularizer.calibrate([pictures()])
+        target(images())
+        regularizer(images())
+        regularizer.calibrate([images()])
     assert calls == {}
 
 
@@ -316,24 +316,24 @@ def test_the_source_runs_once_a_step_and_no_further_than_its_last_tap():
     calls = count_calls(source.train())
     deltas = [Delta(taps=["norm1"], strength=1.0), Delta(taps=["norm1", "conv2"], strength=1.0)]
     with Regularizer(target, source, deltas) as regularizer:
-        regularizer.calibrate([pictures()])
+        regularizer.calibrate([images()])
         calls.clear()
-        target(pictures())
-        target(pictures())
+        target(images())
+        target(images())
         assert calls == {}
-        regularizer(pictures())
+        regularizer(images())
     assert calls == {"conv1": 1, "norm1": 1, "relu": 1, "pool": 1, "conv2": 1}
 
 
 def test_the_source_is_run_as_a_folded_copy(monkeypatch):
     target, source = pair()
-    expected = omega(target, source, pictures())
+    expected = omega(target, source, images())
     seen = []
     monkeypatch.setattr(ConvNet, "forward", watch(ConvNet.forward, seen))
     with Regularizer(target, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
         for _ in range(3):
-            target(pictures())
-            found = regularizer(pictures()).total.item()
+            target(images())
+            found = regularizer(images()).total.item()
     assert found == pytest.approx(expected, rel=1e-5)
     runs = [net for net in seen if net is not target]
     assert runs[-1] is runs[-2] is not source
@@ -355,13 +355,13 @@ def test_what_came_before_is_not_run_again_as_far_as_it_fits(monkeypatch, cache)
     """The smaller one has room for some of the samples."""
     target, source = pair()
     penalties = [Delta(some_attention(), strength=1.0)]
-    mixed = torch.cat([pictures(seed=2)[2:], pictures(seed=1)])
+    mixed = torch.cat([images(seed=2)[2:], images(seed=1)])
     expected = omega(target, source, mixed)
     seen = []
     with Regularizer(target, source, penalties, source_cache_gb=cache) as regularizer:
         for seed in (1, 2, 1):
-            target(pictures(seed=seed))
-            regularizer(pictures(seed=seed))
+            target(images(seed=seed))
+            regularizer(images(seed=seed))
         monkeypatch.setattr(ConvNet, "forward", watch(ConvNet.forward, seen))
         target(mixed)
         found = regularizer(mixed).total.item()
@@ -380,10 +380,10 @@ def test_a_cache_of_no_size_is_an_error(cache):
 def test_features_are_those_of_the_last_forward_pass():
     target, source = pair()
     with Regularizer(target, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
-        target(pictures(seed=1))
-        target(pictures(seed=2))
-        found = regularizer(pictures(seed=2)).total.item()
-    assert found == pytest.approx(omega(target, source, pictures(seed=2)), rel=1e-5)
+        target(images(seed=1))
+        target(images(seed=2))
+        found = regularizer(images(seed=2)).total.item()
+    assert found == pytest.approx(omega(target, source, images(seed=2)), rel=1e-5)
 
 
 class Looks(Penalty):
@@ -400,7 +400,7 @@ class Looks(Penalty):
 
 def test_a_penalty_of_ones_own_is_given_the_whole_step():
     target, source = pair()
-    x, y, groups = pictures(), torch.tensor([0, 1, 2, 0]), torch.arange(4)
+    x, y, groups = images(), torch.tensor([0, 1, 2, 0]), torch.arange(4)
     looks = Looks()
     with Regularizer(target, source, [looks]) as regularizer:
         logits = target(x)
@@ -425,7 +425,7 @@ def test_calibration_is_numpys_variance_over_all_samples():
     target, source = pair()
     delta = Delta(taps=TAPS, strength=1.0)
     regularizer = Regularizer(target, source.train(), [delta])
-    x = pictures(7)
+    x = images(7)
     batches = [x[:3], (x[3:6], torch.zeros(3)), [x[6:], torch.zeros(1)]]
     before = statistics(source)
     regularizer.calibrate(batches)
@@ -442,18 +442,18 @@ def test_calibration_is_for_deltas_without_attention():
     target, source = pair()
     given = Delta(some_attention(), strength=1.0)
     regularizer = Regularizer(target, source, [given, Delta(taps="conv2", strength=1.0)])
-    regularizer.calibrate([pictures()])
+    regularizer.calibrate([images()])
     assert given.variance.tolist() == list(VARIANCE.values())
     with regularizer:
-        target(pictures())
-        assert regularizer(pictures()).total.isfinite()
+        target(images())
+        assert regularizer(images()).total.isfinite()
     with pytest.raises(ValueError, match="the loader is empty"):
         regularizer.calibrate([])
 
 
 def test_calibration_and_attention_measure_the_same():
     target, source = pair()
-    batches = [(pictures(7)[i : i + 3], torch.arange(7)[i : i + 3] % 3) for i in (0, 3, 6)]
+    batches = [(images(7)[i : i + 3], torch.arange(7)[i : i + 3] % 3) for i in (0, 3, 6)]
     attention = estimate_attention(source, batches, num_outputs=3, taps=TAPS)
     delta = Delta(taps=TAPS, strength=1.0)
     Regularizer(target, source, [delta]).calibrate(batches)
@@ -495,17 +495,17 @@ def test_a_missing_source_is_an_error_for_those_who_need_it():
     with pytest.raises(UserError, match="delta needs the source network"):
         Regularizer(target, None, [Delta.official(taps="conv1")])
     with Regularizer(target, None, [L2("fc", strength=1.0)]) as regularizer:
-        target(pictures())
-        assert regularizer(pictures()).total.item() > 0
+        target(images())
+        assert regularizer(images()).total.item() > 0
 
 
 def test_other_inputs_than_the_targets_are_an_error():
     target, source = pair()
     with Regularizer(target, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
         with pytest.raises(RuntimeError, match="no forward pass was recorded"):
-            regularizer(pictures())
-        target(pictures(4))
-        for other in (pictures(3), torch.zeros(4, 3, 12, 12)):
+            regularizer(images())
+        target(images(4))
+        for other in (images(3), torch.zeros(4, 3, 12, 12)):
             with pytest.raises(UserError, match=r"differ in shape.*same inputs"):
                 regularizer(other)
 
@@ -513,9 +513,9 @@ def test_other_inputs_than_the_targets_are_an_error():
 def test_no_calibration_is_an_error():
     target, source = pair()
     with Regularizer(target, source, [Delta(taps=TAPS, strength=1.0)]) as regularizer:
-        target(pictures())
+        target(images())
         with pytest.raises(UserError, match="not calibrated"):
-            regularizer(pictures())
+            regularizer(images())
 
 
 # ------------------------------------------------------------------------------ training loops
@@ -564,7 +564,7 @@ def test_a_strong_delta_holds_the_features():
         target, source = pair()
         target.load_state_dict(source.state_dict())
         optimizer = torch.optim.AdamW(target.parameters(), lr=0.01)
-        x, y = pictures(6), torch.arange(6) % 3
+        x, y = images(6), torch.arange(6) % 3
         with Regularizer(target, source, [Delta(some_attention(), strength=strength)]) as r:
             for _ in range(20):
                 optimizer.zero_grad()
@@ -580,7 +580,7 @@ def test_gradients_accumulate():
     def gradients(parts):
         target, source = pair()
         with Regularizer(target, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
-            for x in pictures(4).split(parts):
+            for x in images(4).split(parts):
                 target(x)
                 (regularizer(x).total * len(x) / 4).backward()
         return [p.grad for p in target.parameters() if p.grad is not None]
@@ -600,16 +600,16 @@ def test_autocast_also_where_the_regularizer_is_called_outside_of_it(outside):
     for net, close in ((start, True), (target, False)):
         with Regularizer(net, source, penalties) as regularizer:
             with torch.autocast("cpu", torch.bfloat16):
-                logits = net(pictures())
-                terms = regularizer(pictures())
+                logits = net(images())
+                terms = regularizer(images())
             if outside:
-                terms = regularizer(pictures())
+                terms = regularizer(images())
             assert logits.dtype == torch.bfloat16
             assert terms.total.dtype == torch.float32
             if close:  # both networks round alike
                 assert terms.values["delta"].item() == 0
             else:
-                expected = omega(net, source, pictures())
+                expected = omega(net, source, images())
                 assert terms.values["delta"].item() == pytest.approx(expected, rel=0.05)
                 way = 0.5 * reference.squared_way(net, source)
                 assert terms.values["l2sp"].item() == pytest.approx(way, rel=1e-5)
@@ -621,23 +621,23 @@ def test_a_target_in_full_precision_is_compared_in_full_precision():
     target, source = pair()
     target.load_state_dict(source.state_dict())
     with Regularizer(target, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
-        target(pictures())
+        target(images())
         with torch.autocast("cpu", torch.bfloat16):
-            assert 0 <= regularizer(pictures()).values["delta"].item() < 1e-10
+            assert 0 <= regularizer(images()).values["delta"].item() < 1e-10
 
 
 @pytest.mark.parametrize("cache", [0.0, 1.0])
 def test_a_source_in_half_precision_is_near(monkeypatch, cache):
     target, source = pair()
-    expected = omega(target, source, pictures())
+    expected = omega(target, source, images())
     penalties = [Delta(some_attention(), strength=1.0)]
     options = {"source_precision": "bfloat16", "source_cache_gb": cache}
     seen = []
     monkeypatch.setattr(ConvNet, "forward", watch(ConvNet.forward, seen))
     with Regularizer(target, source, penalties, **options) as regularizer:
         for _ in range(2):  # the second time from the cache, if there is one
-            target(pictures())
-            found = regularizer(pictures()).total
+            target(images())
+            found = regularizer(images()).total
             assert found.dtype == torch.float32
             assert found.item() != pytest.approx(expected, rel=1e-6)
             assert found.item() == pytest.approx(expected, rel=0.02)
@@ -645,8 +645,8 @@ def test_a_source_in_half_precision_is_near(monkeypatch, cache):
     assert isinstance(copies[-1].norm2, nn.Identity)  # folded
     target.load_state_dict(source.state_dict())
     with Regularizer(target, source, penalties, **options) as regularizer:
-        target(pictures())
-        assert 0 < regularizer(pictures()).total.item() < 1e-3
+        target(images())
+        assert 0 < regularizer(images()).total.item() < 1e-3
 
 
 def test_the_precision_of_the_source_means_nothing_under_autocast():
@@ -656,9 +656,9 @@ def test_the_precision_of_the_source_means_nothing_under_autocast():
     for precision in ("bfloat16", "float32"):
         with Regularizer(target, source, penalties, source_precision=precision) as regularizer:
             with torch.autocast("cpu", torch.bfloat16):
-                target(pictures())
-                found.append(regularizer(pictures()).total)
-            found.append(regularizer(pictures()).total)
+                target(images())
+                found.append(regularizer(images()).total)
+            found.append(regularizer(images()).total)
     assert all(torch.equal(found[0], other) for other in found)
 
 
@@ -671,7 +671,7 @@ def test_another_precision_of_the_source_is_an_error():
 def check_gradients(model: nn.Module, target: nn.Module, source: nn.Module) -> None:
     """A wrapped target has the gradients of a plain one."""
     plain, plain_source = pair()
-    x, y = pictures(), torch.arange(4) % 3
+    x, y = images(), torch.arange(4) % 3
     for wrapped, net, start in ((plain, plain, plain_source), (model, target, source)):
         net.drop.p = 0.0
         penalties = [Delta(some_attention(), strength=1.0), L2SP(strength=0.1)]
@@ -699,7 +699,7 @@ def test_fabric_with_mixed_precision():
     target.load_state_dict(source.state_dict())
     optimizer = torch.optim.SGD(target.parameters(), lr=0.05)
     model, optimizer = fabric.setup(target, optimizer)
-    x, y = pictures(), torch.arange(4) % 3
+    x, y = images(), torch.arange(4) % 3
     with Regularizer(model, source, [Delta(some_attention(), strength=1.0)]) as regularizer:
         loss = F.cross_entropy(model(x), y)
         terms = regularizer(x)
@@ -726,23 +726,23 @@ def test_batch_norm_of_a_network_compiled_before_is_not_silently_in_train_mode(c
     source = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     target = copy.deepcopy(source)
     model = compiler(target)
-    model(pictures())  # compiled without our hooks
+    model(images())  # compiled without our hooks
     with Regularizer(model, source, [L2SP(strength=1.0)]) as regularizer:
         model.train()
         before = statistics(target)
-        model(pictures())
+        model(images())
         if not unchanged(target, before):  # PyTorch 2.15 does not look for new hooks
             with pytest.raises(RuntimeError, match="batch norm is to be frozen"):
-                regularizer(pictures())
+                regularizer(images())
 
 
 def test_a_target_whose_hooks_are_not_called_is_an_error():
     target, source = pair()
     with Regularizer(target, source, [L2SP(strength=1.0)]) as regularizer:
         target.train()
-        target.forward(pictures())
+        target.forward(images())
         with pytest.raises(RuntimeError, match="batch norm is to be frozen"):
-            regularizer(pictures())
+            regularizer(images())
 
 
 def test_a_running_average_made_inside_does_not_disturb():
@@ -750,16 +750,16 @@ def test_a_running_average_made_inside_does_not_disturb():
     looks = Looks()
     delta = Delta(some_attention(), strength=1.0)
     with Regularizer(target, source, [delta, looks]) as regularizer:
-        logits = target(pictures())
+        logits = target(images())
         average = copy.deepcopy(target)
-        average(pictures(seed=8))
-        terms = regularizer(pictures(), torch.zeros(4, dtype=torch.long))
+        average(images(seed=8))
+        terms = regularizer(images(), torch.zeros(4, dtype=torch.long))
     assert looks.steps[0].logits is logits
     found = terms.values["delta"].item()
-    assert found == pytest.approx(omega(target, source, pictures()), rel=1e-5)
+    assert found == pytest.approx(omega(target, source, images()), rel=1e-5)
 
 
-def test_calibrate_reads_no_picture_where_no_penalty_needs_it():
+def test_calibrate_reads_no_image_where_no_penalty_needs_it():
     def unread():
         pytest.fail("the loader was read")
         yield

@@ -25,7 +25,7 @@ from delta_transfer.attention.cache import load_or_estimate
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.estimators.checkpoint import EstimateCheckpoint
 from delta_transfer.cli import main
-from delta_transfer.data.images.decode import PictureError
+from delta_transfer.data.images.decode import ImageError
 from delta_transfer.data.registry import load_data
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.comparison.compare import compare
@@ -47,7 +47,7 @@ class Trap:
 
 
 BARE = pickle.dumps(Trap())
-YAML = f"data: pictures\nmethod: !!python/object/apply:os.mkdir [{MARKER}]\n"
+YAML = f"data: images\nmethod: !!python/object/apply:os.mkdir [{MARKER}]\n"
 
 
 def as_bare(path: str) -> None:
@@ -191,16 +191,16 @@ def saved_to_disk(*files: str) -> First:
     return step
 
 
-MODEL = "train pictures TINY --model="
+MODEL = "train images TINY --model="
 CODE = "could run any code|weights_only"  # so that the trap is what is refused
 
 PLACES = [
-    place("weights, torch", "train pictures TINY --weights=w.pth", put(as_torch, "w.pth")),
-    place("weights, legacy", "train pictures TINY --weights=w.pth", put(as_legacy, "w.pth")),
-    place("weights, pickle", "train pictures TINY --weights=w.pkl", put(as_bare, "w.pkl")),
+    place("weights, torch", "train images TINY --weights=w.pth", put(as_torch, "w.pth")),
+    place("weights, legacy", "train images TINY --weights=w.pth", put(as_legacy, "w.pth")),
+    place("weights, pickle", "train images TINY --weights=w.pkl", put(as_bare, "w.pkl")),
     place(
         "weights, safetensors",
-        "train pictures TINY --weights=w.safetensors",
+        "train images TINY --weights=w.safetensors",
         put(as_torch, "w.safetensors"),
     ),
     *(
@@ -234,19 +234,19 @@ PLACES = [
     place("model of timm", f"{MODEL}test_resnet.r160_in1k", of_timm, says=CODE),
     place("model of torchvision", f"{MODEL}torchvision/resnet18", of_torchvision, says=CODE),
     place("model of a package", f"{MODEL}pypi/efficientnet_lite0", of_pypi, says=CODE),
-    place("attention", "train pictures TINY --attention=a", put(as_bare, "a")),
-    place("attention, torch", "train pictures TINY --attention=a", put(as_torch, "a")),
+    place("attention", "train images TINY --attention=a", put(as_bare, "a")),
+    place("attention, torch", "train images TINY --attention=a", put(as_torch, "a")),
     place("options", "train -c o.yaml", put(as_yaml, "o.yaml")),
     place("options, pickle", "train -c o.yaml", put(as_bare, "o.yaml")),
-    place("overwritten", "train pictures TINY --out=o --overwrite", put(as_yaml, "o/config.yaml")),
+    place("overwritten", "train images TINY --out=o --overwrite", put(as_yaml, "o/config.yaml")),
     place(
         "a comparison's options",
-        "compare pictures --device=cpu --out=c",
+        "compare images --device=cpu --out=c",
         put(as_yaml, "c/compare.yaml"),
     ),
     place(
         "a search's options",
-        "search pictures --device=cpu --out=s",
+        "search images --device=cpu --out=s",
         put(as_yaml, "s/search.yaml"),
     ),
     *(
@@ -257,10 +257,10 @@ PLACES = [
             put(write, f"r/{file}"),
         )
         for command, file, write in (
-            ("predict r pictures/val/rings/0.png", "model/model.safetensors", as_torch),
-            ("predict r pictures/val/rings/0.png", "model/config.json", as_bare),
-            ("evaluate r pictures", "model/model.safetensors", as_bare),
-            ("evaluate r pictures", "config.yaml", as_yaml),
+            ("predict r images/val/rings/0.png", "model/model.safetensors", as_torch),
+            ("predict r images/val/rings/0.png", "model/config.json", as_bare),
+            ("evaluate r images", "model/model.safetensors", as_bare),
+            ("evaluate r images", "config.yaml", as_yaml),
             ("push r a/b --dry-run", "config.yaml", as_yaml),
             ("push r a/b --dry-run", "predictions.csv", as_bare),
             ("push r a/b --dry-run", "result.json", as_bare),
@@ -271,22 +271,22 @@ PLACES = [
     ),
     place(
         "predict, arguments of the model",
-        "predict r pictures/val/rings/0.png",
+        "predict r images/val/rings/0.png",
         copied("run", "r"),
         asks_for_a_checkpoint("r/model/config.json"),
     ),
     # From the hub: the network and the options side by side.
     place(
         "predict, a folder from the hub",
-        "predict r pictures/val/rings/0.png",
+        "predict r images/val/rings/0.png",
         copied("run/model", "r"),
         put(as_yaml, "r/config.yaml"),
     ),
-    place("predict a picture", "predict run p.png", put(as_bare, "p.png")),
+    place("predict an image", "predict run p.png", put(as_bare, "p.png")),
     place("predict a list", "predict run p.csv", put(as_bare, "p.csv")),
     place(
         "an old evaluation",
-        "evaluate run pictures --out=e",
+        "evaluate run images --out=e",
         put(as_bare, "e/evaluation.json"),
     ),
     place("data, a list", "train d.csv TINY", put(as_bare, "d.csv")),
@@ -315,11 +315,11 @@ PLACES = [
         place(f"data, saved to disk, {file}", "train hf/hub TINY", saved_to_disk(file))
         for file in ("state.json", "dataset_info.json", "data-00000-of-00001.arrow")
     ),
-    # What is no picture is left out, and what lies beside the pictures is not read.
+    # What is no image is left out, and what lies beside the images is not read.
     place(
-        "data, pictures and files beside",
+        "data, images and files beside",
         "train d TINY --method=probe",
-        copied("pictures", "d"),
+        copied("images", "d"),
         put(as_bare, "d/train/rings/cache.pkl", "d/train/rings/0.png", "d/train.npy", "d/d.pt"),
         code=0,
     ),
@@ -341,9 +341,9 @@ PLACES = [
 
 
 @pytest.fixture
-def folder(finished, pictures, tmp_path, monkeypatch) -> Path:
-    """The current folder, with pictures and a finished run."""
-    (tmp_path / "pictures").symlink_to(pictures)
+def folder(finished, images, tmp_path, monkeypatch) -> Path:
+    """The current folder, with images and a finished run."""
+    (tmp_path / "images").symlink_to(images)
     ignored = shutil.ignore_patterns("checkpoints", "tensorboard")
     shutil.copytree(finished.folder, tmp_path / "run", ignore=ignored)
     monkeypatch.chdir(tmp_path)
@@ -432,10 +432,10 @@ def test_traps_in_the_place_of_kept_attention_are_replaced(finished, tmp_path, m
         ("food101", "food-101/meta/train.json", '{"waffles": ["../../../outside/1"]}'),
     ],
 )
-def test_lists_of_a_set_name_no_pictures_outside_of_it(tmp_path, name, file, text):
+def test_lists_of_a_set_name_no_images_outside_of_it(tmp_path, name, file, text):
     MAKERS[name](tmp_path / "sets")
     (tmp_path / "sets" / file).write_text(text + "\n")
-    with pytest.raises(UserError, match=r"lists with pictures outside of it: .*\.\./"):
+    with pytest.raises(UserError, match=r"lists with images outside of it: .*\.\./"):
         load_data(f"torchvision/{name}", seed=0, data_root=str(tmp_path / "sets"))
 
 
@@ -474,7 +474,7 @@ def test_a_data_set_on_disk_reads_no_files_outside_of_it(tmp_path, monkeypatch):
     )
     for name in ("a.png", "hub/b.png"):
         Image.new("RGB", (4, 4)).save(name)
-    with pytest.raises(PictureError, match=r"the path of a file outside of its folder \('.*a.png'"):
+    with pytest.raises(ImageError, match=r"the path of a file outside of its folder \('.*a.png'"):
         read("train/000000")
     assert read("train/000001").size == (4, 4)
 
@@ -501,7 +501,7 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
-    """A comparison of runs on classes and pictures with such names."""
+    """A comparison of runs on classes and images with such names."""
     data = tmp_path_factory.mktemp("data") / "<x-evil>'\"{{x}}.csv"
     rows = [("path", "label", "split")]
     for split, count in (("train", 3), ("val", 2), ("test", 2)):

@@ -13,9 +13,9 @@ from tests.blocks import ROOT, Block, read_blocks, read_commands
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 INSTALLS = ("python3", ".", "pip")  # the tests run in an environment that is there
 POINTS = 3.0  # of percent, by which another processor may differ,
-CLASS_POINTS = 16.0  # and of one class, of fifty pictures
+CLASS_POINTS = 16.0  # and of one class, of fifty images
 
-TIMES = r"\d+(\.\d+)? ?(s\b|seconds|minutes|MiB|pictures/s)|pictures/s +[\d.]+"
+TIMES = r"\d+(\.\d+)? ?(s\b|seconds|minutes|MiB|images/s)|images/s +[\d.]+"
 PERCENT = r"(\d+\.\d)(?=%)"
 NUMBER = r"\d+(\.\d+)?(e-\d+)?"
 

@@ -1,4 +1,4 @@
-"""What a run says of a picture, asked in different ways."""
+"""What a run says of an image, asked in different ways."""
 
 import contextlib
 import copy
@@ -64,9 +64,9 @@ def ask(explainer: Explainer) -> TestClient:
     return TestClient(site, base_url="http://testserver")
 
 
-def page_text(explainer: Explainer, picture: Image.Image) -> str:
-    """What the page says of a picture, tags left out."""
-    answer = ask(explainer).post("/look", files={"pictures": ("x.png", as_bytes(picture))})
+def page_text(explainer: Explainer, image: Image.Image) -> str:
+    """What the page says of an image, tags left out."""
+    answer = ask(explainer).post("/look", files={"images": ("x.png", as_bytes(image))})
     assert answer.status_code == 200
     return " ".join(re.sub("<[^>]*>", " ", answer.text).split())
 

@@ -1,4 +1,4 @@
-"""A run whose features differ from the pretrained ones, and a picture."""
+"""A run whose features differ from the pretrained ones, and an image."""
 
 from pathlib import Path
 
@@ -22,5 +22,5 @@ def explainer(moved: Path) -> Explainer:
 
 
 @pytest.fixture(scope="session")
-def picture(pictures: Path) -> Image.Image:
-    return Image.open(pictures / "test" / "rings" / "0.png").convert("RGB")
+def image(images: Path) -> Image.Image:
+    return Image.open(images / "test" / "rings" / "0.png").convert("RGB")

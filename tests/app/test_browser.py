@@ -1,4 +1,4 @@
-"""The command in a real browser: uploads, files that are no pictures, keys alone, a phone."""
+"""The command in a real browser: uploads, files that are no images, keys alone, a phone."""
 
 import re
 import shutil
@@ -107,7 +107,7 @@ def headings(page: Any) -> list[str]:
 
 
 def check_looks(page: Any, *, width: int, dark: bool) -> None:
-    """Within its width, in its colours, every picture there, and nothing serious for axe."""
+    """Within its width, in its colours, every image there, and nothing serious for axe."""
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -124,13 +124,13 @@ def test_photographs_are_answered_and_the_rest_refused(
 ) -> None:
     page = open_page(chromium, address, seen, color_scheme=scheme, width=width)
     names = ["cat.png", "half.jpg", "letter.png", "bomb.png", "large.jpg", "astronaut.jpg"]
-    page.set_input_files("#pictures", [files[name] for name in names])
+    page.set_input_files("#images", [files[name] for name in names])
     status(page, "Looked at 2 of 6; 4 refused.")
     assert headings(page) == names
     refused = page.locator("article.refused p").all_inner_texts()
     assert [line.split()[0] for line in refused] == names[1:5]
-    assert "half.jpg is no picture that can be read: it is damaged" in refused[0]
-    assert "no picture of a kind that is read" in refused[1]
+    assert "half.jpg is no image that can be read: it is damaged" in refused[0]
+    assert "no image of a kind that is read" in refused[1]
     assert "it has more than 178,956,970 pixels" in refused[2]
     assert "is too large: it has 64 MiB, and 1 are taken" in refused[3]
     cat = page.locator("article").first
@@ -150,7 +150,7 @@ def test_keys_are_enough(page: Any, files: dict[str, str], seen: list[str]) -> N
     page.on("filechooser", lambda chooser: choosers.append(chooser))
     page.bring_to_front()
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "pictures"
+    assert page.evaluate("document.activeElement.id") == "images"
     page.keyboard.press("Enter")
     end = time.monotonic() + SECONDS / 1000
     while not choosers and time.monotonic() < end:
@@ -168,8 +168,8 @@ def test_keys_are_enough(page: Any, files: dict[str, str], seen: list[str]) -> N
     assert seen == []
 
 
-def test_pictures_are_dropped_anywhere(page: Any, seen: list[str]) -> None:
-    pixels = "[...Array(3000).keys()]"  # no picture, whose name would be words
+def test_images_are_dropped_anywhere(page: Any, seen: list[str]) -> None:
+    pixels = "[...Array(3000).keys()]"  # no image, whose name would be words
     page.evaluate(
         f"""() => {{
           const dropped = new DataTransfer();
@@ -185,8 +185,8 @@ def test_pictures_are_dropped_anywhere(page: Any, seen: list[str]) -> None:
 
 
 def test_a_second_choice_takes_the_place_of_the_first(page: Any, files: dict[str, str]) -> None:
-    page.set_input_files("#pictures", [files["cat.png"], files["astronaut.jpg"]])
-    page.set_input_files("#pictures", files["letter.png"])
+    page.set_input_files("#images", [files["cat.png"], files["astronaut.jpg"]])
+    page.set_input_files("#images", files["letter.png"])
     status(page, "Looked at 0 of 1; 1 refused.")
     assert headings(page) == ["letter.png"]
 
@@ -195,7 +195,7 @@ def test_it_works_without_script(
     chromium: Any, address: str, files: dict[str, str], seen: list[str]
 ) -> None:
     page = open_page(chromium, address, seen, width=360, java_script_enabled=False)
-    page.set_input_files("#pictures", [files["cat.png"], files["letter.png"]])
+    page.set_input_files("#images", [files["cat.png"], files["letter.png"]])
     page.select_option("#class", label=CLASSES[1])
     page.get_by_role("button", name="Look").click(timeout=SECONDS)
     playwright.expect(page.locator("article h2")).to_have_text(
@@ -203,7 +203,7 @@ def test_it_works_without_script(
     )
     assert page.get_by_role("heading", name=f"What speaks for {CLASSES[1]}").count() == 1
     assert seen == []
-    page.set_input_files("#pictures", files["large.jpg"])
+    page.set_input_files("#images", files["large.jpg"])
     page.get_by_role("button", name="Look").click(timeout=SECONDS)
     playwright.expect(page.locator("#status")).to_contain_text(
         "more than 1 MiB were sent", timeout=SECONDS

@@ -15,13 +15,13 @@ from tests.run_folders import CLASSES
 
 
 @pytest.mark.parametrize("index", [0, 2])
-def test_it_is_grad_cam(explainer, picture, index):
-    found = explainer.explain(picture, name="x", class_index=index).class_map
+def test_it_is_grad_cam(explainer, image, index):
+    found = explainer.explain(image, name="x", class_index=index).class_map
     assert found.tap == "blocks.4"  # at 32 pixels the last tap has a single position
     network = target_of(explainer)
     kept: list[Tensor] = []
     handle = network.blocks[4].register_forward_hook(lambda m, i, output: kept.append(output))
-    score = network(inputs_of(explainer, picture))[0, index]
+    score = network(inputs_of(explainer, image))[0, index]
     handle.remove()
     (gradient,) = torch.autograd.grad(score, kept)
     weights = gradient[0].mean(dim=(1, 2))
@@ -31,7 +31,7 @@ def test_it_is_grad_cam(explainer, picture, index):
     expected = expected.clamp_min(0)
     assert expected.max() > 0
     torch.testing.assert_close(found.values, expected / expected.max(), rtol=1e-2, atol=1e-2)
-    assert explainer.explain(picture, name="x", class_index=index).class_name == CLASSES[index]
+    assert explainer.explain(image, name="x", class_index=index).class_name == CLASSES[index]
 
 
 def test_tokens_are_laid_out_in_rows_and_blocks_without_gradient_left_out():

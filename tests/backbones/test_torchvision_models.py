@@ -125,7 +125,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_ones(name, message):
         load_backbone(f"torchvision/{name}", num_outputs=2)
 
 
-def test_pictures_are_prepared_as_every_weights_want_them():
+def test_images_are_prepared_as_every_weights_want_them():
     own_range = ("googlenet", "inception_v3")
     for name in NAMES:
         for weights in torchvision.models.get_model_weights(name):
@@ -142,7 +142,7 @@ def test_pictures_are_prepared_as_every_weights_want_them():
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "swin_t"])
 def test_a_photograph_is_prepared_as_by_torchvision_itself(name):
-    picture = Image.fromarray(data.cat())
+    image = Image.fromarray(data.cat())
     with torch.device("meta"):
         spec = untrained(name).input_spec
     transform = eval_transform(
@@ -152,8 +152,8 @@ def test_a_photograph_is_prepared_as_by_torchvision_itself(name):
         std=spec.std,
         interpolation=spec.interpolation,
     )
-    wanted = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()(picture)
-    assert torch.allclose(transform(picture), wanted, atol=1e-5)
+    wanted = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()(image)
+    assert torch.allclose(transform(image), wanted, atol=1e-5)
 
 
 def test_a_tag_chooses_weights_and_preparation(downloads):
@@ -196,7 +196,7 @@ def test_without_weights_nothing_is_downloaded(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_auxiliary_outputs_are_off_and_pictures_normalised_once(downloads, name):
+def test_auxiliary_outputs_are_off_and_images_normalised_once(downloads, name):
     """The same logits as torchvision's own network, which is given ImageNet's normalisation."""
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(
@@ -206,13 +206,13 @@ def test_auxiliary_outputs_are_off_and_pictures_normalised_once(downloads, name)
     backbone = load_backbone(f"torchvision/{name}", num_outputs=1000)
     assert backbone.input_spec.mean == backbone.input_spec.std == (0.5, 0.5, 0.5)
     backbone.module.fc.load_state_dict(theirs.fc.state_dict())
-    pictures = torch.rand(2, 3, 96, 96)
+    images = torch.rand(2, 3, 96, 96)
     preset = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()
     mean, std = torch.tensor(preset.mean)[:, None, None], torch.tensor(preset.std)[:, None, None]
     with torch.no_grad():
-        wanted = theirs((pictures - mean) / std)
-        found = backbone.module.eval()((pictures - 0.5) / 0.5)
-        trained = backbone.module.train()(pictures)
+        wanted = theirs((images - mean) / std)
+        found = backbone.module.eval()((images - 0.5) / 0.5)
+        trained = backbone.module.train()(images)
     assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-4)
     assert isinstance(trained, Tensor)
     assert trained.shape == (2, 1000)
@@ -242,9 +242,9 @@ def test_a_transformers_positions_are_resized(monkeypatch, downloads, size):
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("vit_b_32", 50, "cannot be made for pictures of 50 pixels .* another --image-size"),
-        ("maxvit_t", 50, "cannot be made for pictures of 50 pixels .* another --image-size"),
-        ("inception_v3", 50, "cannot take pictures of 50 pixels .* give another --image-size"),
+        ("vit_b_32", 50, "cannot be made for images of 50 pixels .* another --image-size"),
+        ("maxvit_t", 50, "cannot be made for images of 50 pixels .* another --image-size"),
+        ("inception_v3", 50, "cannot take images of 50 pixels .* give another --image-size"),
     ],
 )
 def test_a_size_that_does_not_suit_the_network_is_refused(name, size, message):

@@ -346,10 +346,10 @@ def test_a_backbone_starts_from_a_file_without_a_download(tmp_path, monkeypatch,
     assert f"{len(state) - 2} of {len(state) - 2} tensors matched; not used: {theirs.head}." in note
 
 
-def test_a_file_for_pictures_of_another_size_says_so(tmp_path):
+def test_a_file_for_images_of_another_size_says_so(tmp_path):
     theirs = load_backbone("test_vit", num_outputs=2, pretrained=False)
     torch.save(theirs.module.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match="pictures of another size: leave out --image-size"):
+    with pytest.raises(UserError, match="images of another size: leave out --image-size"):
         load_backbone("test_vit", num_outputs=2, image_size=64, weights=tmp_path / "w.pth")
 
 

@@ -82,9 +82,9 @@ def test_every_public_name_is_there():
 
 
 class TestTrain:
-    def test_it_says_where_everything_is(self, pictures, tmp_path, capsys):
+    def test_it_says_where_everything_is(self, images, tmp_path, capsys):
         out = tmp_path / "run"
-        assert main(["train", str(pictures), f"--out={out}", *flags(method="probe")]) == 0
+        assert main(["train", str(images), f"--out={out}", *flags(method="probe")]) == 0
         said = capsys.readouterr()
         assert said.out.splitlines() == [
             f"model    {out / 'model'}",
@@ -99,19 +99,19 @@ class TestTrain:
             assert part in said.err
         assert (out / "report.html").is_file()
 
-    def test_a_file_flags_and_defaults_in_this_order(self, pictures, tmp_path):
+    def test_a_file_flags_and_defaults_in_this_order(self, images, tmp_path):
         out = tmp_path / "run"
         file = tmp_path / "options.yaml"
-        options = {"data": str(pictures), "method": "l2", "seed": 4, "out": str(out), **OPTIONS}
+        options = {"data": str(images), "method": "l2", "seed": 4, "out": str(out), **OPTIONS}
         file.write_text(yaml.safe_dump(options))
         assert main(["train", "--method=probe", "-c", str(file)]) == 0
         saved = yaml.safe_load((out / "config.yaml").read_text())
         assert (saved["method"], saved["seed"], saved["optimizer"]) == ("probe", 4, "adamw")
-        assert saved["data"] == str(pictures)
+        assert saved["data"] == str(images)
 
-    def test_steps_as_a_flag_take_the_place_of_epochs_in_a_file(self, pictures, tmp_path):
+    def test_steps_as_a_flag_take_the_place_of_epochs_in_a_file(self, images, tmp_path):
         out, file = tmp_path / "run", tmp_path / "options.yaml"
-        options = {"data": str(pictures), "method": "l2", "out": str(out), **OPTIONS}
+        options = {"data": str(images), "method": "l2", "out": str(out), **OPTIONS}
         file.write_text(yaml.safe_dump({**options, "epochs": 7}))
         assert main(["train", "-c", str(file), "--steps=4"]) == 0
         saved = yaml.safe_load((out / "config.yaml").read_text())
@@ -124,9 +124,9 @@ class TestTrain:
         assert main(["train", "-c", str(config), "--method=probe", f"--out={out}"]) == 0
         assert RunResult.load(out).linear_probe_test_accuracy == finished.linear_probe_test_accuracy
 
-    def test_overwrite_is_asked_for_by_its_flag(self, finished, pictures, tmp_path):
+    def test_overwrite_is_asked_for_by_its_flag(self, finished, images, tmp_path):
         out = shutil.copytree(finished.folder, tmp_path / "run")
-        command = ["train", str(pictures), f"--out={out}", *flags(method="probe")]
+        command = ["train", str(images), f"--out={out}", *flags(method="probe")]
         assert main(command) == 2
         assert main([*command, "--overwrite"]) == 0
         assert RunResult.load(out).method == "probe"
@@ -223,14 +223,14 @@ class TestEvaluate:
         """A copy, to be written to."""
         return shutil.copytree(finished.folder, tmp_path / "run")
 
-    def test_it_prints_figures_and_leaves_files(self, capsys, run, finished, pictures):
-        command = ["evaluate", str(run), str(pictures), "--device=cpu", "--workers=0"]
+    def test_it_prints_figures_and_leaves_files(self, capsys, run, finished, images):
+        command = ["evaluate", str(run), str(images), "--device=cpu", "--workers=0"]
         assert main(command) == 0
         said = capsys.readouterr()
-        folder = run / "evaluation" / pictures.name
+        folder = run / "evaluation" / images.name
         lines = said.out.splitlines()
         figures = dict(line.rsplit(maxsplit=1) for line in lines[:5])
-        assert figures["pictures"] == str(sum(SPLITS["test"]))
+        assert figures["images"] == str(sum(SPLITS["test"]))
         assert figures["accuracy"] == f"{100 * finished.test_accuracy:.1f}%"
         table = [line.split() for line in lines[7:10]]
         assert [row[1] for row in table] == list(CLASSES)
@@ -248,9 +248,9 @@ class TestEvaluate:
         assert (folder / "predictions.csv").read_text() == own
         assert said.err == ""
 
-    def test_json_is_what_is_in_the_file(self, capsys, finished, pictures, tmp_path):
+    def test_json_is_what_is_in_the_file(self, capsys, finished, images, tmp_path):
         out = tmp_path / "figures"
-        command = ["evaluate", str(finished.folder), str(pictures), "--workers=0", f"--out={out}"]
+        command = ["evaluate", str(finished.folder), str(images), "--workers=0", f"--out={out}"]
         assert main([*command, "--json"]) == 0
         text = capsys.readouterr().out
         assert text == (out / "evaluation.json").read_text()
@@ -260,19 +260,19 @@ class TestEvaluate:
         capsys.readouterr()
         assert "holds no evaluation" in error_of(capsys, command)
 
-    def test_a_run_that_cannot_be_written_is_evaluated(self, capsys, run, pictures):
+    def test_a_run_that_cannot_be_written_is_evaluated(self, capsys, run, images):
         (run / "evaluation").write_text("in the way")
-        assert main(["evaluate", str(run), str(pictures), "--workers=0"]) == 0
+        assert main(["evaluate", str(run), str(images), "--workers=0"]) == 0
         said = capsys.readouterr()
         assert "warning: no files are written: " in said.err
         assert "accuracy" in said.out
         assert "files" not in said.out
 
-    def test_it_warns_of_pictures_that_were_learnt_from(self, capsys, run, pictures):
+    def test_it_warns_of_images_that_were_learnt_from(self, capsys, run, images):
         config = yaml.safe_load((run / "config.yaml").read_text())
-        config["data"] = str(pictures / "train")
+        config["data"] = str(images / "train")
         (run / "config.yaml").write_text(yaml.safe_dump(config))
-        assert main(["evaluate", str(run), str(pictures / "train"), "--workers=0"]) == 0
+        assert main(["evaluate", str(run), str(images / "train"), "--workers=0"]) == 0
         assert "warning: " in capsys.readouterr().err
 
 
@@ -281,15 +281,15 @@ class TestPredict:
     def command(self, finished: RunResult) -> list[str]:
         return ["predict", str(finished.folder), "--device=cpu", "--workers=0"]
 
-    def test_it_prints_a_line_for_each_picture(self, capsys, command, pictures):
-        folder, picture = pictures / "test" / "checks", pictures / "val" / "rings" / "1.png"
-        command = [*command, str(picture), str(folder)]
+    def test_it_prints_a_line_for_each_image(self, capsys, command, images):
+        folder, image = images / "test" / "checks", images / "val" / "rings" / "1.png"
+        command = [*command, str(image), str(folder)]
         assert main([*command, "--top=2"]) == 0
         said = capsys.readouterr()
-        assert said.err.startswith("4 pictures, ")
-        assert said.err.endswith(" pictures/s\n")
+        assert said.err.startswith("4 images, ")
+        assert said.err.endswith(" images/s\n")
         lines = [line.split("\t") for line in said.out.splitlines()]
-        assert [line[0] for line in lines] == [str(p) for p in (picture, *sorted(folder.iterdir()))]
+        assert [line[0] for line in lines] == [str(p) for p in (image, *sorted(folder.iterdir()))]
         assert main([*command, "--json"]) == 0
         rows = json.loads(capsys.readouterr().out)
         for row, (path, first, best, second, next_best) in zip(rows, lines, strict=True):
@@ -302,20 +302,20 @@ class TestPredict:
         for row, few in zip(rows, json.loads(capsys.readouterr().out), strict=True):
             assert few["probabilities"] == dict(list(row["probabilities"].items())[:2])
 
-    def test_top_may_be_more_than_there_are(self, capsys, command, pictures):
-        picture = pictures / "val" / "rings" / "1.png"
-        assert main([*command, str(picture), "--top=99"]) == 0
+    def test_top_may_be_more_than_there_are(self, capsys, command, images):
+        image = images / "val" / "rings" / "1.png"
+        assert main([*command, str(image), "--top=99"]) == 0
         assert len(capsys.readouterr().out.strip().split("\t")) == 1 + 2 * len(CLASSES)
-        assert main([*command, str(picture)]) == 0
+        assert main([*command, str(image)]) == 0
         assert len(capsys.readouterr().out.strip().split("\t")) == 3
 
-    def test_a_table_holds_what_json_says(self, capsys, command, pictures, tmp_path):
+    def test_a_table_holds_what_json_says(self, capsys, command, images, tmp_path):
         table = tmp_path / "new.csv"
-        command = [*command, str(pictures / "test"), f"--csv={table}"]
+        command = [*command, str(images / "test"), f"--csv={table}"]
         assert main(command) == 0
         said = capsys.readouterr()
         assert said.out == f"csv      {table}\n"
-        assert said.err.startswith("12 pictures, ")
+        assert said.err.startswith("12 images, ")
         assert "is there already" in error_of(capsys, command)
         assert main([*command, "--overwrite", "--json"]) == 0
         expected = json.loads(capsys.readouterr().out)
@@ -328,8 +328,8 @@ class TestPredict:
             for name in CLASSES:
                 assert float(row[name]) == pytest.approx(values["probabilities"][name], abs=1e-6)
 
-    def test_unreadable_pictures_are_no_rows(self, capsys, command, pictures, tmp_path):
-        data = shutil.copytree(pictures / "test" / "rings", tmp_path / "data")
+    def test_unreadable_images_are_no_rows(self, capsys, command, images, tmp_path):
+        data = shutil.copytree(images / "test" / "rings", tmp_path / "data")
         (data / "1.png").write_text("Dear Sir")
         table = tmp_path / "new.csv"
         assert main([*command, str(data), "--json", f"--csv={table}"]) == 0
@@ -341,8 +341,8 @@ class TestPredict:
         ]
         assert "1.png" not in table.read_text()
         warning, summary = said.err.splitlines()
-        assert warning.startswith("warning: 1 of 4 pictures cannot be read and are left out; ")
-        assert summary.startswith("3 pictures, ")
+        assert warning.startswith("warning: 1 of 4 images cannot be read and are left out; ")
+        assert summary.startswith("3 images, ")
 
     @pytest.mark.parametrize(
         ("flags", "message"),
@@ -352,15 +352,15 @@ class TestPredict:
         ],
     )
     def test_an_option_without_effect_is_told_of(
-        self, capsys, command, pictures, tmp_path, monkeypatch, flags, message
+        self, capsys, command, images, tmp_path, monkeypatch, flags, message
     ):
         monkeypatch.chdir(tmp_path)
-        assert main([*command, str(pictures / "val" / "rings" / "1.png"), *flags]) == 0
+        assert main([*command, str(images / "val" / "rings" / "1.png"), *flags]) == 0
         assert f"warning: {message}" in capsys.readouterr().err
 
-    def test_a_file_name_that_is_no_text_is_printed(self, finished, pictures, tmp_path):
+    def test_a_file_name_that_is_no_text_is_printed(self, finished, images, tmp_path):
         try:
-            shutil.copy(pictures / "val" / "rings" / "1.png", tmp_path / "caf\udce9.png")
+            shutil.copy(images / "val" / "rings" / "1.png", tmp_path / "caf\udce9.png")
         except OSError:
             pytest.skip("this file system takes no such names")
         args = ["predict", str(finished.folder), str(tmp_path), "--device=cpu", "--workers=0"]
@@ -414,16 +414,16 @@ def test_methods_are_listed_with_what_they_are(capsys):
 
 
 class TestCompare:
-    def test_a_table_for_each_size_and_where_the_files_are(self, capsys, pictures, tmp_path):
+    def test_a_table_for_each_size_and_where_the_files_are(self, capsys, images, tmp_path):
         out = tmp_path / "out"
-        command = ["compare", str(pictures), f"--out={out}", *flags(epochs=1), "--jobs=1"]
+        command = ["compare", str(images), f"--out={out}", *flags(epochs=1), "--jobs=1"]
         options = ["--methods=probe", "--seeds=3", "--samples-per-class=all,4"]
         assert main([*command, *options]) == 0
         said = capsys.readouterr()
         lines = [line.strip() for line in said.out.splitlines()]
         titles = [line for line in lines if "accuracy" in line]
         title = "Test accuracy in percent, 1 seed"
-        assert titles == [f"{title}, 4 training pictures a class", title]
+        assert titles == [f"{title}, 4 training images a class", title]
         assert lines[-2:] == [f"results  {out / 'results.csv'}", f"report   {out / 'report.html'}"]
         with (out / "results.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -439,9 +439,9 @@ class TestCompare:
                 12 if row["samples_per_class"] else 24
             )
 
-    def test_a_run_that_fails_is_in_the_table_and_the_exit_code(self, capsys, pictures, tmp_path):
+    def test_a_run_that_fails_is_in_the_table_and_the_exit_code(self, capsys, images, tmp_path):
         out = tmp_path / "out"
-        command = ["compare", str(pictures), f"--out={out}", *flags(epochs=1, lr=1e6), "--jobs=1"]
+        command = ["compare", str(images), f"--out={out}", *flags(epochs=1, lr=1e6), "--jobs=1"]
         assert main([*command, "--methods=probe,lp_ft", "--seeds=0"]) == 2
         said = capsys.readouterr()
         assert re.search(r"^lp_ft +1 failed *$", said.out, re.MULTILINE)
@@ -484,14 +484,14 @@ class TestCompare:
 
 class TestDemo:
     @pytest.fixture
-    def small(self, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
-        """The demo on tiny pictures and with few methods."""
+    def small(self, monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
+        """The demo on tiny images and with few methods."""
         monkeypatch.setattr("delta_transfer.cli.commands.demo.DEMO_IMAGE_SIZE", 32)
         monkeypatch.setattr("delta_transfer.cli.commands.demo.DEMO_METHODS", ("probe", "l2"))
         from delta_transfer.data.registry import BUILTIN_DATASETS, load_data
 
         def load(*, seed: int, val_fraction: float, test_split: str):
-            return load_data(str(pictures), seed=seed)
+            return load_data(str(images), seed=seed)
 
         monkeypatch.setitem(BUILTIN_DATASETS, "skimage/patches", load)
         monkeypatch.setattr(

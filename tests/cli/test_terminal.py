@@ -227,21 +227,21 @@ class TestProgressBar:
         assert capsys.readouterr().err == ""
 
     def test_a_terminal_shows_what_is_done(self, capsys):
-        with progress_bar("channels", "pictures x channels") as progress:
+        with progress_bar("channels", "images x channels") as progress:
             progress(25, 200)
             time.sleep(0.3)  # it is drawn ten times a second
         said = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().err)
-        for part in ("channels", "12%", " 25/200 pictures x channels,", "left"):
+        for part in ("channels", "12%", " 25/200 images x channels,", "left"):
             assert part in said
 
     def test_messages_are_whole_lines_above_it(self, capsys):
         with self.logged() as handler:
             with progress_bar("channels", "channels") as progress:
                 progress(1, 2)
-                logging.getLogger("delta_transfer.attention").warning("converged on 40 pictures")
+                logging.getLogger("delta_transfer.attention").warning("converged on 40 images")
             assert handler.stream is sys.stderr
         said = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().err)
-        assert re.search(r"[\r\n]converged on 40 pictures\s*\n", said)
+        assert re.search(r"[\r\n]converged on 40 images\s*\n", said)
 
     def test_it_is_gone_after_an_error(self, capsys):
         before = sys.stderr

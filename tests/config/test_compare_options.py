@@ -23,16 +23,16 @@ def test_they_are_those_of_train_and_its_own():
 
 
 def test_those_of_train_have_its_defaults_and_its_help(capsys):
-    options = parse_options(KIND, ["pictures"], prog="x", summary="", positional=["data"])
+    options = parse_options(KIND, ["images"], prog="x", summary="", positional=["data"])
     own = [field.name for field in dataclasses.fields(CompareOptions)]
     values = {k: v for k, v in dataclasses.asdict(options).items() if k not in own}
-    assert TrainConfig(**values) == TrainConfig(data="pictures")
+    assert TrainConfig(**values) == TrainConfig(data="images")
     with pytest.raises(SystemExit):
         parse_options(KIND, ["--help"], prog="x", summary="", positional=["data"])
     said = " ".join(capsys.readouterr().out.split())
     for part in (
         "numbers with commas between, a comparison each",  # not what train says of it
-        "passes over the training pictures; 10 (graphs: 15) if not given",
+        "passes over the training images; 10 (graphs: 15) if not given",
         "runs/compare-DATA-TIME if not given",
     ):
         assert part in said

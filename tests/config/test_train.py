@@ -21,14 +21,14 @@ def test_yaml_gives_the_options_back(tmp_path):
 @pytest.mark.parametrize("option", ["overwrite", "resume"])
 def test_what_is_to_become_of_an_old_run_is_not_in_it(tmp_path, option):
     """`train -c` with a run's own file must neither replace the very run nor go on with it."""
-    (tmp_path / "a.yaml").write_text(TrainConfig(data="pictures", **{option: True}).to_yaml())
-    assert TrainConfig.load(tmp_path / "a.yaml") == TrainConfig(data="pictures")
+    (tmp_path / "a.yaml").write_text(TrainConfig(data="images", **{option: True}).to_yaml())
+    assert TrainConfig.load(tmp_path / "a.yaml") == TrainConfig(data="images")
 
 
 def test_what_is_not_in_the_file_keeps_its_default(tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_text("data: pictures\nepochs: 3\n")
-    assert TrainConfig.load(file) == TrainConfig(data="pictures", epochs=3)
+    file.write_text("data: images\nepochs: 3\n")
+    assert TrainConfig.load(file) == TrainConfig(data="images", epochs=3)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
         ({"optimizer": "adam"}, "--optimizer must be one of adamw, sgd"),
         ({"schedule": "linear"}, "--schedule must be one of cosine, step, constant"),
         ({"device": "tpu"}, "--device must be one of auto, cpu, cuda, mps"),
-        ({"data": Path("pictures")}, "--data must be text"),
+        ({"data": Path("images")}, "--data must be text"),
         ({"epochs": 2.5}, "--epochs must be a whole number, got 2.5"),
         ({"epochs": True}, "--epochs must be a whole number, got True"),
         ({"image_size": "64"}, "--image-size must be a whole number, got '64'"),
@@ -105,7 +105,7 @@ def test_bounds_are_allowed_and_whole_numbers_are_numbers(option):
 
 
 @pytest.mark.parametrize(("preset", "estimator"), [("default", "refined"), ("official", "exact")])
-def test_attention_is_measured_on_all_pictures_by_the_estimator_of_the_preset(preset, estimator):
+def test_attention_is_measured_on_all_images_by_the_estimator_of_the_preset(preset, estimator):
     config = TrainConfig(data="x", preset=preset)
     assert (config.attention, config.attention_samples) == (estimator, None)
     assert config.attention_tolerance is None
@@ -121,7 +121,7 @@ def test_options_cannot_be_changed_and_are_documented():
 
 def test_a_precision_may_be_a_number_in_a_file(tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_text("data: pictures\nprecision: 16\nlr: find\n")
+    file.write_text("data: images\nprecision: 16\nlr: find\n")
     config = TrainConfig.load(file)
     assert (config.precision, config.lr) == ("16", "find")
     file.write_text(config.to_yaml())
@@ -129,7 +129,7 @@ def test_a_precision_may_be_a_number_in_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(("parts", "at_once"), [(1, 8), (3, 3), (8, 1)])
-def test_parts_say_how_many_pictures_go_through_the_network_at_once(parts, at_once):
+def test_parts_say_how_many_images_go_through_the_network_at_once(parts, at_once):
     assert (
         TrainConfig(data="x", batch_size=8, gradient_accumulation_steps=parts).micro_batch_size
         == at_once
@@ -149,7 +149,7 @@ def test_networks_for_graphs_have_a_preset_of_their_own(model, tmp_path):
     assert TrainConfig(data="x", model=model, preset="official").paper_protocol
 
 
-def test_the_preset_of_pictures_may_be_given_for_graphs(tmp_path):
+def test_the_preset_of_images_may_be_given_for_graphs(tmp_path):
     config = TrainConfig(data="x", model="pyg/GIN", preset="default")
     usual = PRESETS["default"]
     assert (config.preset, config.lr, config.epochs) == ("default", usual.lr, usual.epochs)
@@ -165,7 +165,7 @@ def test_the_preset_for_graphs_is_of_all_networks_for_graphs():
     assert set(GRAPH_MODEL_PREFIXES) == set(GRAPH_LIBRARIES)
 
 
-def test_the_rate_and_epochs_of_pictures_may_be_given_for_graphs():
+def test_the_rate_and_epochs_of_images_may_be_given_for_graphs():
     usual = PRESETS["default"]
     config = TrainConfig(data="x", model="pyg/GIN", lr=usual.lr, epochs=usual.epochs)
     assert (config.lr, config.epochs) == (usual.lr, usual.epochs)

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-MakePictures = Callable[[Iterable[str]], Path]
+MakeImages = Callable[[Iterable[str]], Path]
 
 
 @pytest.fixture
-def make_pictures(tmp_path: Path) -> MakePictures:
-    """Writes small pictures, each of another colour, and gives the folder that they lie in."""
+def make_images(tmp_path: Path) -> MakeImages:
+    """Writes small images, each of another colour, and gives the folder that they lie in."""
 
     def make(paths: Iterable[str]) -> Path:
         root = tmp_path / "pets"
@@ -24,7 +24,7 @@ def make_pictures(tmp_path: Path) -> MakePictures:
 
 
 @pytest.fixture
-def flat(make_pictures: MakePictures) -> Path:
-    """Two classes of ten and twenty pictures, without splits."""
+def flat(make_images: MakeImages) -> Path:
+    """Two classes of ten and twenty images, without splits."""
     cats = [f"cat/{number:02d}.png" for number in range(10)]
-    return make_pictures(cats + [f"dog/{number:02d}.png" for number in range(20)])
+    return make_images(cats + [f"dog/{number:02d}.png" for number in range(20)])

@@ -10,14 +10,14 @@ import scipy.io
 from PIL import Image
 
 
-def picture(file: Path, number: int = 0) -> None:
+def image(file: Path, number: int = 0) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 3), (number % 256, 0, 0)).save(file)
 
 
-def pictures(folder: Path, names: Iterable[str]) -> None:
+def images(folder: Path, names: Iterable[str]) -> None:
     for number, name in enumerate(names):
-        picture(folder / name, number)
+        image(folder / name, number)
 
 
 def lines(file: Path, rows: Iterable[str]) -> None:
@@ -34,7 +34,7 @@ def pickled(file: Path, content: dict[str, object]) -> None:
 
 
 def _batch(count: int, classes: int, key: str, start: int = 0) -> dict[str, object]:
-    """Rows of 32 x 32 pictures, red then green then blue; each is red by its number."""
+    """Rows of 32 x 32 images, red then green then blue; each is red by its number."""
     data = np.zeros((count, 3 * 32 * 32), dtype=np.uint8)
     data[:, : 32 * 32] = np.arange(start, start + count)[:, None]
     return {"data": data, key: [i % classes for i in range(count)]}
@@ -71,7 +71,7 @@ def dtd(root: Path) -> None:
             number = 2 * ((i + partition) % 3) + 1
             names = [f"{name}/{name}_000{n}.jpg" for name in ("banded", "dotted") for n in (1, 2)]
             names = [f"{name[:-5]}{number + int(name[-5]) - 1}.jpg" for name in names]
-            pictures(folder / "images", names)
+            images(folder / "images", names)
             lines(folder / "labels" / f"{split}{partition}.txt", names)
 
 
@@ -82,7 +82,7 @@ def fgvc_aircraft(root: Path) -> None:
     lines(data / "families.txt", ["Boeing 707", "F-16", "Spitfire"])
     for i, split in enumerate(("train", "val", "test")):
         ids = [f"{1000000 + 10 * i + n}" for n in range(3)]
-        pictures(data / "images", [f"{number}.jpg" for number in ids])
+        images(data / "images", [f"{number}.jpg" for number in ids])
         rows = [f"{number} {name}" for number, name in zip(ids, variants, strict=True)]
         lines(data / f"images_variant_{split}.txt", rows)
 
@@ -92,14 +92,14 @@ def oxford_iiit_pet(root: Path) -> None:
     breeds = ("Abyssinian", "american_bulldog")
     for split, numbers in (("trainval", range(1, 5)), ("test", range(5, 8))):
         ids = [(f"{breed}_{n}", i + 1) for i, breed in enumerate(breeds) for n in numbers]
-        pictures(folder / "images", [f"{name}.jpg" for name, _ in ids])
+        images(folder / "images", [f"{name}.jpg" for name, _ in ids])
         lines(folder / "annotations" / f"{split}.txt", [f"{name} {i} {i} 1" for name, i in ids])
 
 
 def caltech101(root: Path) -> None:
     folder = root / "caltech101" / "101_ObjectCategories"
     for name, count in (("Faces", 33), ("ant", 32), ("BACKGROUND_Google", 3)):
-        pictures(folder / name, [f"image_{n:04d}.jpg" for n in range(1, count + 1)])
+        images(folder / name, [f"image_{n:04d}.jpg" for n in range(1, count + 1)])
     (folder / "BACKGROUND_Google" / "tmp").touch()
 
 
@@ -108,14 +108,14 @@ def caltech256(root: Path) -> None:
     for number, (name, count) in enumerate((("ak47", 62), ("dog", 63), ("clutter", 3)), start=1):
         number = 257 if name == "clutter" else number
         names = [f"{number:03d}_{n:04d}.jpg" for n in range(1, count + 1)]
-        pictures(folder / f"{number:03d}.{name}", names)
-    picture(folder / "002.dog" / "greg" / "vision301" / "copy.jpg")
+        images(folder / f"{number:03d}.{name}", names)
+    image(folder / "002.dog" / "greg" / "vision301" / "copy.jpg")
     (folder / "001.ak47" / "RENAME2").touch()
 
 
 def flowers102(root: Path) -> None:
     folder = root / "flowers-102"
-    pictures(folder / "jpg", [f"image_{n:05d}.jpg" for n in range(1, 10)])
+    images(folder / "jpg", [f"image_{n:05d}.jpg" for n in range(1, 10)])
     labels = np.array([[1, 1, 1, 77, 77, 77, 102, 102, 102]], dtype=np.uint8)
     scipy.io.savemat(folder / "imagelabels.mat", {"labels": labels})
     ids = {"trnid": [[1, 4, 7]], "valid": [[2, 5, 8]], "tstid": [[3, 6, 9]]}
@@ -127,7 +127,7 @@ def food101(root: Path) -> None:
     for split, numbers in (("train", range(100, 104)), ("test", range(200, 202))):
         names = {name: [f"{name}/{n}" for n in numbers] for name in ("waffles", "apple_pie")}
         for part in names.values():
-            pictures(folder / "images", [f"{name}.jpg" for name in part])
+            images(folder / "images", [f"{name}.jpg" for name in part])
         lines(folder / "meta" / f"{split}.json", [json.dumps(names)])
 
 
@@ -145,7 +145,7 @@ def stanford_cars(root: Path) -> None:
     )
     for part, file, count in parts:
         files = [f"{n:05d}.jpg" for n in range(1, count + 1)]
-        pictures(folder / part, files)
+        images(folder / part, files)
         rows = [(np.uint8(1), np.uint8(1 + i % 2), name) for i, name in enumerate(files)]
         scipy.io.savemat(file, {"annotations": np.array([rows], dtype=kind)})
 
@@ -153,7 +153,7 @@ def stanford_cars(root: Path) -> None:
 def eurosat(root: Path) -> None:
     folder = root / "eurosat" / "2750"
     for name in ("AnnualCrop", "Forest", "SeaLake"):
-        pictures(folder / name, [f"{name}_{n}.jpg" for n in range(1, 11)])
+        images(folder / name, [f"{name}_{n}.jpg" for n in range(1, 11)])
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
@@ -169,7 +169,7 @@ def cub200(root: Path) -> None:
     folder = root / "CUB_200_2011"
     names = ("001.Black_footed_Albatross", "200.Common_Yellowthroat")
     files = [f"{name}/{name[4:]}_{n:04d}_{n}.jpg" for name in names for n in range(1, 6)]
-    pictures(folder / "images", files)
+    images(folder / "images", files)
     lines(folder / "images.txt", [f"{i} {file}" for i, file in enumerate(files, start=1)])
     lines(folder / "image_class_labels.txt", [f"{i} {1 if i < 6 else 200}" for i in range(1, 11)])
     lines(
@@ -183,7 +183,7 @@ def stanford_dogs(root: Path) -> None:
     names = ("n02085620-Chihuahua", "n02116738-African_hunting_dog")
     for part, numbers in (("train", range(1, 5)), ("test", range(5, 7))):
         files = [f"{name}/{name[:9]}_{n}.jpg" for name in names for n in numbers]
-        pictures(folder / "Images", files)
+        images(folder / "Images", files)
         cells = np.empty((len(files), 1), dtype=object)
         cells[:, 0] = files
         labels = np.array([[1 + names.index(file.partition("/")[0])] for file in files])
@@ -196,14 +196,14 @@ def mit67(root: Path) -> None:
         names = [
             f"{room}/{room}_{n}.jpg" for room in ("airport_inside", "winecellar") for n in numbers
         ]
-        pictures(folder / "Images", names)
+        images(folder / "Images", names)
         (folder / f"{file}.txt").write_text("\n".join(names))  # and no end of line behind the last
-    picture(folder / "Images" / "winecellar" / "in_no_list.jpg")
+    image(folder / "Images" / "winecellar" / "in_no_list.jpg")
 
 
 def caltech256_whole(root: Path) -> None:
     folder = root / "caltech256" / "256_ObjectCategories"
     for number, name in ((1, "ak47"), (2, "dog"), (257, "clutter")):
         files = [f"{number:03d}_{n:04d}.jpg" for n in range(1, 84)]
-        pictures(folder / f"{number:03d}.{name}", files)
+        images(folder / f"{number:03d}.{name}", files)
     (folder / "001.ak47" / "RENAME2").touch()

@@ -1,4 +1,4 @@
-"""Every picture is looked at once: what is unreadable, identical or rare."""
+"""Every image is looked at once: what is unreadable, identical or rare."""
 
 import os
 import signal
@@ -10,42 +10,42 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from delta_transfer.data.images.decode import PictureError
+from delta_transfer.data.images.decode import ImageError
 from delta_transfer.data.inspection import inspect_images
 from delta_transfer.data.registry import load_data
 from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
-from tests.data.conftest import MakePictures
+from tests.data.conftest import MakeImages
 
 Read = Callable[[str], Image.Image]
 
 
 def numbered(number: int) -> Image.Image:
-    """A picture like no other."""
+    """An image like no other."""
     image = Image.new("RGB", (3, 2), "white")
     image.putpixel((0, 0), (number % 256, number // 256 % 256, number // 65536))
     return image
 
 
 @dataclass
-class Pictures:
-    """Reads a picture of its own for every path but those that are copies or broken."""
+class Images:
+    """Reads an image of its own for every path but those that are copies or broken."""
 
     copies: Mapping[str, str]
     broken: frozenset[str]
 
     def __call__(self, path: str) -> Image.Image:
         if path in self.broken:
-            raise PictureError(f"cannot read the picture '{path}'", reason=f"bad {path}")
+            raise ImageError(f"cannot read the image '{path}'", reason=f"bad {path}")
         return numbered(sum(256**i * ord(c) for i, c in enumerate(self.copies.get(path, path))))
 
 
 def task(
     train: str, val: str, test: str | None, *, equal: str = "", broken: str = "", read: Read = None
 ) -> TaskData:
-    """A task of pictures `a1 a2 b1`: the letter is the class. Equal are `a1=b1 a2=a3`."""
+    """A task of images `a1 a2 b1`: the letter is the class. Equal are `a1=b1 a2=a3`."""
     pairs = [pair.split("=") for pair in equal.split()]
-    read = read or Pictures({copy: first for first, copy in pairs}, frozenset(broken.split()))
+    read = read or Images({copy: first for first, copy in pairs}, frozenset(broken.split()))
 
     def split(text: str) -> Split:
         paths = tuple(text.split())
@@ -94,7 +94,7 @@ def test_a_digest_is_of_pixels_and_size() -> None:
     assert dark != digest(Image.new("RGB", (2, 3), (0, 0, 1)))
 
 
-def test_unreadable_pictures_are_left_out_and_named() -> None:
+def test_unreadable_images_are_left_out_and_named() -> None:
     given = task("a1 a2 b1 b2", "a3 b3 b4", "a5 b5", broken="a2 b3 b5")
     checked = inspect_images(given)
     assert checked.task.train.paths == ("a1", "b1", "b2")
@@ -103,23 +103,23 @@ def test_unreadable_pictures_are_left_out_and_named() -> None:
     assert checked.task.test is not None
     assert checked.task.test.paths == ("a5",)
     assert checked.warnings == (
-        "3 of 9 pictures cannot be read and are left out; replace or remove them: "
+        "3 of 9 images cannot be read and are left out; replace or remove them: "
         "'a2' (bad a2), 'b3' (bad b3), 'b5' (bad b5)",
-        "no test picture of class 'bee' is left, so that nothing is known of how well it is told",
+        "no test image of class 'bee' is left, so that nothing is known of how well it is told",
     )
     assert checked.task.notes == ("a note",)
     assert set(checked.content_hashes) == {"a1", "b1", "b2", "a3", "b4", "a5"}
 
 
-def test_the_reason_of_a_file_is_told(make_pictures: MakePictures) -> None:
+def test_the_reason_of_a_file_is_told(make_images: MakeImages) -> None:
     folders = [f"{split}/{name}" for split in ("train", "val") for name in ("cat", "dog")]
-    root = make_pictures(f"{folder}/{number}.png" for folder in folders for number in range(2))
+    root = make_images(f"{folder}/{number}.png" for folder in folders for number in range(2))
     (root / "train" / "cat" / "0.png").write_bytes(b"")
     cut = root / "val" / "dog" / "1.png"
     cut.write_bytes(cut.read_bytes()[:45])
     given = load_data(str(root), seed=0)
     (warning,) = inspect_images(given).warnings
-    assert warning.startswith("2 of 8 pictures cannot be read")
+    assert warning.startswith("2 of 8 images cannot be read")
     assert "'train/cat/0.png' (the file is empty)" in warning
     assert "'val/dog/1.png' (it is damaged (" in warning
 
@@ -148,11 +148,11 @@ def test_a_long_reason_is_cut() -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ("a1 b1 a2 b2 a3 b3", "none of the 6 pictures of letters can be read; replace them: 'a1'"),
-        ("a1 b1", "none of the 2 training pictures .*: 'a1' \\(bad a1\\), 'b1' \\(bad b1\\)$"),
-        ("a2 b2", "none of the 2 validation pictures of letters .* or remove this split: 'a2'"),
-        ("a3 b3", "none of the 2 test pictures of letters .* or remove this split: 'a3'"),
-        ("b1 a2", "no training picture of class 'bee' can be read; .* leave the class out: 'b1'"),
+        ("a1 b1 a2 b2 a3 b3", "none of the 6 images of letters can be read; replace them: 'a1'"),
+        ("a1 b1", "none of the 2 training images .*: 'a1' \\(bad a1\\), 'b1' \\(bad b1\\)$"),
+        ("a2 b2", "none of the 2 validation images of letters .* or remove this split: 'a2'"),
+        ("a3 b3", "none of the 2 test images of letters .* or remove this split: 'a3'"),
+        ("b1 a2", "no training image of class 'bee' can be read; .* leave the class out: 'b1'"),
     ],
 )
 def test_what_cannot_be_worked_with_is_an_error(broken: str, message: str) -> None:
@@ -160,39 +160,39 @@ def test_what_cannot_be_worked_with_is_an_error(broken: str, message: str) -> No
         inspect_images(task("a1 b1", "a2 b2", "a3 b3", broken=broken))
 
 
-def test_pictures_in_two_splits_are_told_of() -> None:
+def test_images_in_two_splits_are_told_of() -> None:
     equal = "a1=a3 a1=a5 b1=b5 b3=b6 b2=a6"
     given = task("a1 a2 b1 b2", "a3 b3", "a5 b5 a6 b6", equal=equal)
     assert inspect_images(given).warnings == (
-        "1 of 2 validation pictures are among the training pictures, too: 'a1' = 'a3'; the loss "
+        "1 of 2 validation images are among the training images, too: 'a1' = 'a3'; the loss "
         "by which the epoch is chosen is flattered: remove one of each",
-        "3 of 4 test pictures are among the training pictures, too: 'a1' = 'a5', 'b1' = 'b5', "
+        "3 of 4 test images are among the training images, too: 'a1' = 'a5', 'b1' = 'b5', "
         "'b2' (bee) = 'a6' (ant); accuracy on test is flattered: remove one of each",
-        "2 of 4 test pictures are among the validation pictures, too: 'a3' = 'a5', 'b3' = 'b6'; "
+        "2 of 4 test images are among the validation images, too: 'a3' = 'a5', 'b3' = 'b6'; "
         "accuracy on test is flattered, as the epoch is chosen on them: remove one of each",
     )
 
 
 def test_a_path_that_is_in_two_splits_is_told_of() -> None:
     (warning,) = inspect_images(task("a1 b1", "a2 b2", "a1 b3")).warnings
-    assert "1 of 2 test pictures are among the training pictures, too: 'a1' = 'a1'" in warning
+    assert "1 of 2 test images are among the training images, too: 'a1' = 'a1'" in warning
 
 
-def test_many_pictures_in_two_splits_make_a_short_message() -> None:
+def test_many_images_in_two_splits_make_a_short_message() -> None:
     numbers = range(2000)
     equal = " ".join(f"a{number}=ax{number}" for number in numbers)
     train = " ".join(["b0", *(f"a{number}" for number in numbers)])
     test = " ".join(f"ax{number}" for number in numbers)
     (warning,) = inspect_images(task(train, "a b", test, equal=equal)).warnings
-    assert warning.startswith("2000 of 2000 test pictures")
+    assert warning.startswith("2000 of 2000 test images")
     assert "and 1995 more" in warning
     assert len(warning) < 300
 
 
-def test_training_pictures_of_two_classes_are_told_of() -> None:
+def test_training_images_of_two_classes_are_told_of() -> None:
     checked = inspect_images(task("a1 a2 a3 b1 b2", "a4 b4", None, equal="a1=a2 a1=b1"))
     assert checked.warnings == (
-        "identical training pictures of different classes: 1, such as 'a1' (ant) = 'b1' (bee); "
+        "identical training images of different classes: 1, such as 'a1' (ant) = 'b1' (bee); "
         "remove all but the right one",
     )
     assert checked.task.notes == ("a note",)
@@ -203,7 +203,7 @@ def test_copies_in_a_class_are_noted() -> None:
     assert checked.warnings == ()
     assert checked.task.notes == (
         "a note",
-        "training pictures that are copies of others of their class: 3, such as 'a1' = 'a2', "
+        "training images that are copies of others of their class: 3, such as 'a1' = 'a2', "
         "'b1' = 'b2'",
     )
 
@@ -211,7 +211,7 @@ def test_copies_in_a_class_are_noted() -> None:
 def test_imbalance_is_noted_as_it_is_without_the_unreadable() -> None:
     checked = inspect_images(task("a1 a2 a3 b1 b2", "a4 b4", None, broken="b2"))
     assert checked.task.notes[1:] == (
-        "classes differ in size: 'ant' has 3 training pictures, 'bee' has 1; look at the mean "
+        "classes differ in size: 'ant' has 3 training images, 'bee' has 1; look at the mean "
         "class accuracy, in which all classes count the same",
     )
     assert inspect_images(task("a1 a2 a3 b1 b2", "a4 b4", None)).task.notes == ("a note",)
@@ -290,7 +290,7 @@ def test_an_interruption_leaves_promptly() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("check")]
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures() -> None:
+def test_memory_does_not_grow_with_the_number_of_images() -> None:
     alive, most, lock = 0, 0, threading.Lock()
 
     class Counted(Image.Image):
@@ -314,8 +314,8 @@ def test_memory_does_not_grow_with_the_number_of_pictures() -> None:
     assert alive == 0
 
 
-def test_a_file_is_read_once(make_pictures: MakePictures, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = make_pictures(f"{name}/{n}.png" for name in ("cat", "dog") for n in range(5))
+def test_a_file_is_read_once(make_images: MakeImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_images(f"{name}/{n}.png" for name in ("cat", "dog") for n in range(5))
     opened: list[str] = []
     plain = Path.open
 

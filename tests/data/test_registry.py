@@ -17,12 +17,12 @@ def test_samples_per_class_are_drawn_after_validation(flat: Path) -> None:
     assert set(few.train.paths) < set(whole.train.paths)
     assert few.notes == (
         *whole.notes,
-        "3 training pictures of every class, drawn by seed 0: 6 of 25",
+        "3 training images of every class, drawn by seed 0: 6 of 25",
     )
 
 
-def test_a_seed_draws_the_samples(make_pictures) -> None:
-    root = make_pictures(
+def test_a_seed_draws_the_samples(make_images) -> None:
+    root = make_images(
         [f"{split}/{name}/{i}.png" for split in ("train", "val") for name in "ab" for i in range(9)]
     )
     drawn = [load_data(str(root), seed=seed, samples_per_class=3).train.paths for seed in (0, 0, 1)]
@@ -97,11 +97,11 @@ def test_a_data_root_that_is_not_used_is_mentioned(flat: Path) -> None:
     assert notes[-1].startswith("--data-root /data is ignored: only torchvision/NAME and hf/NAME")
 
 
-def test_what_draws_the_validation_split(flat: Path, make_pictures) -> None:
+def test_what_draws_the_validation_split(flat: Path, make_images) -> None:
     assert load_data(str(flat), seed=0).val_drawn
     assert load_data("sklearn/digits", seed=0).val_drawn
     assert not load_data("skimage/patches", seed=0).val_drawn
-    root = make_pictures([f"{split}/{name}/a.png" for split in ("train", "val") for name in "ab"])
+    root = make_images([f"{split}/{name}/a.png" for split in ("train", "val") for name in "ab"])
     task = load_data(str(root), seed=0)
     assert (task.val_drawn, task.metric) == (False, "accuracy")
 
@@ -125,12 +125,10 @@ class TestLoadLabelled:
             True,
         )
 
-    def test_of_a_folder_without_one_it_is_everything(self, flat: Path, make_pictures) -> None:
+    def test_of_a_folder_without_one_it_is_everything(self, flat: Path, make_images) -> None:
         classes, split, test = load_labelled_data(str(flat), seed=0, test_split="0.2")
         assert (classes, len(split), test) == (("cat", "dog"), 30, False)
-        root = make_pictures(
-            [f"{part}/cat/{i}.png" for part in ("train", "test") for i in range(3)]
-        )
+        root = make_images([f"{part}/cat/{i}.png" for part in ("train", "test") for i in range(3)])
         assert load_labelled_data(str(root / "train"), seed=0)[0] == ("cat",)
 
     def test_what_is_not_there(self) -> None:

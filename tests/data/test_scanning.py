@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from delta_transfer.data import scanning
-from delta_transfer.data.images.decode import PictureError
+from delta_transfer.data.images.decode import ImageError
 from delta_transfer.data.scanning import ImageScan, scan_images
 from delta_transfer.data.task import Split
 
@@ -33,13 +33,13 @@ def test_strips_change_no_digest(monkeypatch: pytest.MonkeyPatch, strip: int, mo
     assert seen == ImageScan("train", "0", 0, whole.hexdigest(), "")
 
 
-def test_few_pictures_are_looked_at_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+def test_few_images_are_looked_at_in_silence(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         scan_images(of(20), num_threads=2)
     assert caplog.messages == []
 
 
-def test_many_pictures_are_told_of(
+def test_many_images_are_told_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(scanning, "LOG_PROGRESS_ABOVE", 19)
@@ -64,7 +64,7 @@ def test_many_pictures_are_told_of(
         seen = scan_images(of(20, read), num_threads=1)
     assert len(seen) == 20
     first, *progress = caplog.messages
-    assert first == "looking at 20 pictures"
+    assert first == "looking at 20 images"
     assert len(set(progress)) == len(progress)
     assert {"looked at 50% of them", "looked at 70% of them"} <= set(progress)
 
@@ -75,7 +75,7 @@ def test_another_error_comes_through(monkeypatch: pytest.MonkeyPatch, many: int)
         if path == "7":
             raise ZeroDivisionError("a fault of ours")
         if path == "8":
-            raise PictureError("bad", reason="bad")
+            raise ImageError("bad", reason="bad")
         return numbered(path)
 
     monkeypatch.setattr(scanning, "LOG_PROGRESS_ABOVE", many)

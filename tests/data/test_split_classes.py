@@ -17,8 +17,8 @@ def test_equal_classes_need_no_word() -> None:
 
 def test_a_class_that_is_only_learnt_is_noted() -> None:
     assert check(train="abc", val="ac", test="c") == [
-        "no picture of class 'b' (line 7) in val: nothing is known there of how well it is told",
-        "no picture of class 'a', 'b' (line 7) in test: nothing is known there of how well they "
+        "no image of class 'b' (line 7) in val: nothing is known there of how well it is told",
+        "no image of class 'a', 'b' (line 7) in test: nothing is known there of how well they "
         "are told",
     ]
 

@@ -19,11 +19,11 @@ from delta_transfer.errors import UserError
 
 
 def read(path: str) -> Image.Image:
-    raise AssertionError("a draw reads no picture")
+    raise AssertionError("a draw reads no image")
 
 
 def of(*counts: int) -> Split:
-    """A split with so many pictures of class 0, 1, ..."""
+    """A split with so many images of class 0, 1, ..."""
     labels = tuple(label for label, count in enumerate(counts) for _ in range(count))
     return Split(tuple(f"{index:03d}" for index in range(len(labels))), labels, read)
 
@@ -86,15 +86,15 @@ class TestComplete:
         assert task.val_drawn
         assert task.notes == (
             "first",
-            "no test split: 10% of train (3 pictures), stratified, seed 3, is held out",
-            "no validation split: 20% of train (6 pictures), stratified, seed 3, is held out",
+            "no test split: 10% of train (3 images), stratified, seed 3, is held out",
+            "no validation split: 20% of train (6 images), stratified, seed 3, is held out",
         )
 
-    def test_too_few_pictures(self) -> None:
+    def test_too_few_images(self) -> None:
         given = PartialTaskData(
             name="", display_name="", classes=("a", "b"), train=of(5, 2), val=None, test=None
         )
-        with pytest.raises(UserError, match=r"a validation and a test .*'b' has 2: add pictures"):
+        with pytest.raises(UserError, match=r"a validation and a test .*'b' has 2: add images"):
             draw_missing_splits(given, seed=0, val_fraction=0.2, test_fraction=0.2)
 
 

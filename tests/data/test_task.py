@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from delta_transfer.data.images.augment import eval_transform, train_transform
 from delta_transfer.data.samplers import DistributedEpochSampler, EpochSampler
-from delta_transfer.data.task import PictureDataset, Split
+from delta_transfer.data.task import ImageDataset, Split
 
 NORMAL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bilinear"}
 AUGMENT = train_transform(size=12, crop_pct=0.6, **NORMAL)
@@ -15,7 +15,7 @@ PLAIN = eval_transform(size=12, crop_pct=0.6, **NORMAL)
 
 
 def gradient(path: str) -> Image.Image:
-    """A picture that looks different wherever it is cropped."""
+    """An image that looks different wherever it is cropped."""
     return Image.linear_gradient("L").rotate(int(path) * 20 + 10).convert("RGB")
 
 
@@ -24,14 +24,14 @@ def split() -> Split:
     return Split(tuple(str(number) for number in range(10)), tuple(range(10)), gradient)
 
 
-def epoch_of(dataset: PictureDataset, epoch: int, *, workers: int) -> dict[int, torch.Tensor]:
+def epoch_of(dataset: ImageDataset, epoch: int, *, workers: int) -> dict[int, torch.Tensor]:
     sampler = EpochSampler(len(dataset), seed=3)
     sampler.set_epoch(epoch)
     loader = DataLoader(dataset, batch_size=3, sampler=sampler, num_workers=workers)
     return {
-        int(label): picture
-        for pictures, labels in loader
-        for picture, label in zip(pictures, labels, strict=True)
+        int(label): image
+        for images, labels in loader
+        for image, label in zip(images, labels, strict=True)
     }
 
 
@@ -46,14 +46,14 @@ class TestSplit:
             Split(("a", "b"), (0,), gradient)
 
 
-class TestPictureDataset:
+class TestImageDataset:
     def test_gives_a_tensor_and_a_label(self, split: Split) -> None:
-        picture, label = PictureDataset(split, AUGMENT, seed=0)[4]
-        assert (picture.shape, picture.dtype, label) == ((3, 12, 12), torch.float32, 4)
-        assert type(picture) is torch.Tensor
+        image, label = ImageDataset(split, AUGMENT, seed=0)[4]
+        assert (image.shape, image.dtype, label) == ((3, 12, 12), torch.float32, 4)
+        assert type(image) is torch.Tensor
 
     def test_augmentation_depends_on_seed_epoch_and_index_alone(self, split: Split) -> None:
-        dataset = PictureDataset(split, AUGMENT, seed=0)
+        dataset = ImageDataset(split, AUGMENT, seed=0)
         first = dataset[(2, 5)][0]
         torch.rand(100)
         for index in range(10):
@@ -61,15 +61,15 @@ class TestPictureDataset:
         assert torch.equal(dataset[(2, 5)][0], first)
         assert torch.equal(pickle.loads(pickle.dumps(dataset))[(2, 5)][0], first)
         assert not torch.equal(dataset[(3, 5)][0], first)
-        assert not torch.equal(PictureDataset(split, AUGMENT, seed=1)[(2, 5)][0], first)
+        assert not torch.equal(ImageDataset(split, AUGMENT, seed=1)[(2, 5)][0], first)
 
     def test_samples_are_augmented_independently(self) -> None:
         same = Split(("1",) * 10, tuple(range(10)), gradient)
-        dataset = PictureDataset(same, AUGMENT, seed=0)
+        dataset = ImageDataset(same, AUGMENT, seed=0)
         assert len({dataset[index][0].numpy().tobytes() for index in range(10)}) > 5
 
     def test_an_index_alone_is_epoch_zero(self, split: Split) -> None:
-        dataset = PictureDataset(split, AUGMENT, seed=0)
+        dataset = ImageDataset(split, AUGMENT, seed=0)
         assert torch.equal(dataset[5][0], dataset[(0, 5)][0])
 
     def test_leaves_the_global_random_state(
@@ -80,7 +80,7 @@ class TestPictureDataset:
             monkeypatch.setattr(device, "manual_seed", reseeded.append)
         monkeypatch.setattr(torch.cuda, "manual_seed_all", reseeded.append)
         before = torch.get_rng_state()
-        PictureDataset(split, AUGMENT, seed=0)[(2, 5)]
+        ImageDataset(split, AUGMENT, seed=0)[(2, 5)]
         assert torch.equal(torch.get_rng_state(), before)
         assert reseeded == []
 
@@ -91,15 +91,15 @@ class TestPictureDataset:
 
         before = torch.get_rng_state()
         with pytest.raises(RuntimeError, match="broken"):
-            PictureDataset(split, broken, seed=0)[0]
+            ImageDataset(split, broken, seed=0)[0]
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_without_a_seed_the_epoch_makes_no_difference(self, split: Split) -> None:
-        dataset = PictureDataset(split, PLAIN)
+        dataset = ImageDataset(split, PLAIN)
         assert torch.equal(dataset[5][0], dataset[(8, 5)][0])
 
     def test_without_a_seed_random_numbers_are_the_callers(self, split: Split) -> None:
-        dataset = PictureDataset(split, lambda image: torch.rand(2))
+        dataset = ImageDataset(split, lambda image: torch.rand(2))
         torch.manual_seed(5)
         drawn = dataset[0][0]
         torch.manual_seed(5)
@@ -108,16 +108,16 @@ class TestPictureDataset:
     # Newer Pythons warn of every fork of a process that has threads, as DataLoader does.
     @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
     def test_workers_make_no_difference(self, split: Split) -> None:
-        dataset = PictureDataset(split, AUGMENT, seed=0)
+        dataset = ImageDataset(split, AUGMENT, seed=0)
         alone = epoch_of(dataset, 4, workers=0)
         together = epoch_of(dataset, 4, workers=2)
         assert list(alone) == list(together)
         assert all(torch.equal(alone[label], together[label]) for label in alone)
 
     def test_an_interruption_makes_no_difference(self, split: Split) -> None:
-        dataset = PictureDataset(split, AUGMENT, seed=0)
+        dataset = ImageDataset(split, AUGMENT, seed=0)
         through = [epoch_of(dataset, epoch, workers=0) for epoch in range(3)]
-        resumed = epoch_of(PictureDataset(split, AUGMENT, seed=0), 2, workers=0)
+        resumed = epoch_of(ImageDataset(split, AUGMENT, seed=0), 2, workers=0)
         assert list(resumed) == list(through[2])
         assert all(torch.equal(resumed[label], through[2][label]) for label in resumed)
 

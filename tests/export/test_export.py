@@ -60,7 +60,7 @@ def saved_run(
 
 
 def network(name: str, size: int | None = 32, *, pretrained: bool = False) -> Backbone:
-    """A network whose head is far from zero, so that it says different things of pictures."""
+    """A network whose head is far from zero, so that it says different things of images."""
     torch.manual_seed(0)
     backbone = load_backbone(
         name, num_outputs=len(PATCHES.classes), image_size=size, pretrained=pretrained
@@ -90,9 +90,9 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """50 patches of photographs, of different shapes."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     split = PATCHES.test
     for number in range(50):
         patch = split.read(split.paths[number * len(split) // 50])
@@ -127,13 +127,13 @@ REAL = [
 
 
 @pytest.mark.parametrize(("name", "size", "pretrained"), REAL)
-def test_onnx_and_timm_say_the_same_of_50_pictures(
-    tmp_path, pictures, monkeypatch, capfd, name, size, pretrained
+def test_onnx_and_timm_say_the_same_of_50_images(
+    tmp_path, images, monkeypatch, capfd, name, size, pretrained
 ):
     run = saved_run(tmp_path / "runs" / "mine", network(name, size, pretrained=pretrained))
     monkeypatch.chdir(tmp_path)
-    Path("new_pictures").symlink_to(pictures)
-    files = sorted(Path("new_pictures").glob("*"))
+    Path("new_images").symlink_to(images)
+    files = sorted(Path("new_images").glob("*"))
     predictor = Predictor(run, device="cpu", num_workers=0)
     found = predictor.predict(files)
     expected = np.array([[p.probabilities[c] for c in predictor.classes] for p in found])
@@ -149,7 +149,7 @@ def test_onnx_and_timm_say_the_same_of_50_pictures(
 
     lines = re.fullmatch(
         r"file        (.*)\nopset       (\d+)\nsize        ([\d.]+) MiB\n"
-        r"difference  (.*) at most to PyTorch's logits, on 50 pictures of skimage/patches\n",
+        r"difference  (.*) at most to PyTorch's logits, on 50 images of skimage/patches\n",
         said.out,
     )
     assert lines is not None, said.out
@@ -177,7 +177,7 @@ def test_an_onnx_file_says_how_it_is_used(run, tmp_path):
     assert [beside[name] for name in ("mean", "std")] == [spec["mean"], spec["std"]]
     assert beside["interpolation"] == spec["interpolation"]
     (inputs,), (outputs,) = file.graph.input, file.graph.output
-    assert (inputs.name, outputs.name) == ("pictures", "logits")
+    assert (inputs.name, outputs.name) == ("images", "logits")
     first, *others = inputs.type.tensor_type.shape.dim
     assert first.dim_param == outputs.type.tensor_type.shape.dim[0].dim_param == "batch"
     assert [dim.dim_value for dim in others] == [3, 24, 24]
@@ -223,7 +223,7 @@ def test_a_network_that_says_something_else_is_not_written(tmp_path, monkeypatch
     before = sorted(run.rglob("*"))
     predictor = Predictor(run, device="cpu", network=conv_net())
     if fails:
-        with pytest.raises(UserError, match=r"differ by .*, more than 1.0e-0[34], on 50 pictures"):
+        with pytest.raises(UserError, match=r"differ by .*, more than 1.0e-0[34], on 50 images"):
             export_run(predictor, format="safetensors")
         assert sorted(run.rglob("*")) == before
     else:
@@ -263,7 +263,7 @@ def test_the_samples_are_those_of_the_test_split(tmp_path):
     config = TrainConfig(data=str(tmp_path), batch_size=64, gradient_accumulation_steps=64)
     for has_test, colour in ((True, 30), (False, 10)):
         samples = find_samples(config, spec())
-        assert samples.description == f"4 pictures of {tmp_path}"
+        assert samples.description == f"4 images of {tmp_path}"
         (red,) = {value.item() for batch in samples.batches for value in batch[:, 0].unique()}
         assert red == pytest.approx((colour / 255 - 0.5) / 0.5)
         assert has_test == (tmp_path / "test").exists()
@@ -271,15 +271,14 @@ def test_the_samples_are_those_of_the_test_split(tmp_path):
 
 
 @pytest.mark.parametrize("data", ["gone", "torchvision/dtd"])
-def test_other_pictures_take_the_place_of_those_that_are_not_there(monkeypatch, data):
+def test_other_images_take_the_place_of_those_that_are_not_there(monkeypatch, data):
     def fetch(*args: object, **options: object) -> None:
         raise AssertionError("a data set is downloaded")
 
     monkeypatch.setattr("delta_transfer.data.sources.torchvision._read", fetch)
     samples = find_samples(TrainConfig(data=data), spec())
     assert (
-        samples.description
-        == f"50 pictures of skimage/patches, not of {data}, which is not at hand"
+        samples.description == f"50 images of skimage/patches, not of {data}, which is not at hand"
     )
     assert sum(map(len, samples.batches)) == 51
     assert samples.batches[1].std() > 0.1
@@ -304,7 +303,7 @@ def test_questions_and_values_say_what_they_mean(tmp_path, objective, says):
 
 
 @pytest.mark.parametrize("preset", ["default", "official"])
-def test_the_example_prepares_pictures_as_the_run_does(tmp_path, pictures, monkeypatch, preset):
+def test_the_example_prepares_images_as_the_run_does(tmp_path, images, monkeypatch, preset):
     backbone = wrap_network(conv_net(), num_outputs=3, image_size=24)
     run = saved_run(tmp_path / "run", backbone, preset=preset)
     predictor = Predictor(run, device="cpu", network=conv_net())
@@ -313,12 +312,12 @@ def test_the_example_prepares_pictures_as_the_run_does(tmp_path, pictures, monke
     metadata = {name: json.dumps(value) for name, value in facts.items()}
     session = SimpleNamespace(
         get_modelmeta=lambda: SimpleNamespace(custom_metadata_map=metadata),
-        run=lambda names, inputs: [np.zeros((len(inputs["pictures"]), 3))],
+        run=lambda names, inputs: [np.zeros((len(inputs["images"]), 3))],
     )
     runtime = SimpleNamespace(InferenceSession=lambda file: session)
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     monkeypatch.chdir(tmp_path)
-    Path("new_pictures").symlink_to(pictures)
+    Path("new_images").symlink_to(images)
     example = by_the_example(DOCS.read_text())
     files = tuple(map(str, example["paths"]))
     split = Split(files, (0,) * len(files), lambda file: Image.open(file).convert("RGB"))
@@ -332,7 +331,7 @@ def test_the_example_prepares_pictures_as_the_run_does(tmp_path, pictures, monke
     assert np.abs(found - expected.numpy()).max() < 1e-5
 
 
-def test_the_official_protocol_is_one_picture_of_both_sides(run, capsys):
+def test_the_official_protocol_is_one_image_of_both_sides(run, capsys):
     config = TrainConfig(data="skimage/patches", preset="official", method="delta")
     (run / "config.yaml").write_text(config.to_yaml())
     assert main(["export", str(run / "model"), "--format=safetensors"]) == 0

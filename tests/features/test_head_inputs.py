@@ -12,8 +12,8 @@ from tests.networks import conv_net, hooks_of
 def test_what_the_head_is_given_is_what_it_makes_its_output_of():
     net, inputs = conv_net(), torch.randn(4, 3, 8, 8)
     with HeadInputs(net, ["fc"]) as heads:
-        for pictures in (torch.zeros_like(inputs), inputs):  # the last pass counts
-            logits = net(pictures)
+        for images in (torch.zeros_like(inputs), inputs):  # the last pass counts
+            logits = net(images)
         (found,) = heads.inputs().values()
     assert found.shape == (4, 6)
     assert torch.equal(net.fc(found), logits)

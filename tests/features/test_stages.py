@@ -17,9 +17,9 @@ from tests.networks import hooks_of
 
 @dataclass(frozen=True)
 class Expected:
-    """Taps -> channels x height x width (maps), or tokens x channels, of a picture of this size."""
+    """Taps -> channels x height x width (maps), or tokens x channels, of an image of this size."""
 
-    picture: tuple[int, int]
+    image: tuple[int, int]
     taps: dict[str, tuple[int, ...]]
     channels_last: bool = False
 
@@ -149,7 +149,7 @@ def test_auto_taps(name):
     assert hooks_of(net) == 0
 
     net.eval()
-    x = torch.randn(1, 3, *expected.picture)
+    x = torch.randn(1, 3, *expected.image)
     with torch.no_grad():
         logits, outputs = reference.hooked(net, tuple(expected.taps), x)
         with Taps(net) as taps:
@@ -179,7 +179,7 @@ def test_equal_blocks_are_taken_evenly_and_the_last_is_among_them():
 
 def test_an_example_of_another_shape():
     net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.Conv2d(4, 4, 3, stride=2))
-    with pytest.raises(UserError, match=r"does not take a picture.*channels.*name the taps"):
+    with pytest.raises(UserError, match=r"does not take an image.*channels.*name the taps"):
         auto_taps(net)
     assert hooks_of(net) == 0
     assert auto_taps(net, example=torch.zeros(1, 1, 20, 20)) == ("0", "1")

@@ -17,7 +17,7 @@ TAPS = ("conv1", "norm1", "pool", "norm2", "conv3", "fc")
 CHANGED_IN_PLACE = {"norm1", "norm2"}
 
 
-def pictures(count=2, height=8, width=8, seed=0):
+def images(count=2, height=8, width=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, height, width, generator=generator)
 
@@ -69,7 +69,7 @@ def test_outputs_are_what_a_plain_hook_copies_in_the_first_and_later_passes(trai
     net.train(training)
     with Taps(net, TAPS) as taps:
         for seed in range(3):
-            x = pictures(seed=seed)
+            x = images(seed=seed)
             expected, copies = reference.hooked(copy.deepcopy(net), TAPS, x)
             assert torch.equal(net(x), expected)
             assert equal(taps.outputs(), copies)
@@ -83,7 +83,7 @@ def test_gradients_through_taps_are_those_without_them():
     plain, tapped = conv_net(), conv_net()
     with Taps(tapped, TAPS) as taps:
         for seed in range(3):
-            x = pictures(seed=seed)
+            x = images(seed=seed)
             result, copies = reference.hooked(plain, TAPS, x)
             loss = result.square().sum() + sum(copy.square().sum() for copy in copies.values())
             loss.backward()
@@ -99,7 +99,7 @@ def test_gradients_through_taps_are_those_without_them():
 @pytest.mark.parametrize("size", [(8, 8), (6, 10), (5, 9), (9, 5), (1, 1)])
 def test_layouts_and_their_channels_are_found(layout, size):
     net = nn.Sequential(Arrange(layout, channels=5))
-    x = pictures(2, *size)
+    x = images(2, *size)
     with Taps(net, "0") as taps:
         expected = net(x)
         assert equal(taps.outputs(), {"0": expected})
@@ -108,19 +108,19 @@ def test_layouts_and_their_channels_are_found(layout, size):
 
 @pytest.mark.parametrize("size", [(64, 96), (96, 64), (64, 64)])
 def test_channels_are_found_where_there_are_as_many_as_rows_or_columns(size):
-    """ResNet-18's first stage on a 256 x 384 picture is [B, 64, 64, 96]."""
+    """ResNet-18's first stage on a 256 x 384 image is [B, 64, 64, 96]."""
     net = nn.Sequential(nn.Conv2d(3, 64, 3, stride=2, padding=1), nn.ReLU())
     with Taps(net, ["0", "1"]) as taps, torch.no_grad():
-        net(pictures(1, 2 * size[0], 2 * size[1]))
+        net(images(1, 2 * size[0], 2 * size[1]))
     assert taps.channel_dims["0"] == 1
     assert taps.channel_dims["1"] == 1
 
 
-def test_channels_are_found_in_what_a_pre_hook_makes_of_the_picture():
+def test_channels_are_found_in_what_a_pre_hook_makes_of_the_image():
     net = nn.Sequential(nn.Conv2d(3, 64, 3, stride=2, padding=1))
     net.register_forward_pre_hook(lambda module, inputs: inputs[0].transpose(2, 3))
     with Taps(net, ["0"]) as taps, torch.no_grad():
-        net(pictures(1, 128, 192))
+        net(images(1, 128, 192))
     assert taps.outputs()["0"].shape == (1, 64, 96, 64)
     assert taps.channel_dims == {"0": 1}
 
@@ -132,22 +132,22 @@ def test_channels_are_found_in_what_holds_narrower_layers():
     assert find_channel_dim(block, torch.zeros(1, 11, 12, 8), image_size=(24, 16)) == 1
 
 
-def test_pictures_of_other_sizes_follow_one_another():
+def test_images_of_other_sizes_follow_one_another():
     net = conv_net()
     with Taps(net, TAPS) as taps, torch.no_grad():
         for height, width in ((8, 8), (10, 14), (16, 6)):
-            x = pictures(1, height, width)
+            x = images(1, height, width)
             net(x)
             assert equal(taps.outputs(), reference.hooked(conv_net(), TAPS, x)[1])
 
 
 def test_inference_mode_and_no_grad_are_recorded_too():
     net = conv_net()
-    expected = reference.hooked(conv_net(), TAPS, pictures())[1]
+    expected = reference.hooked(conv_net(), TAPS, images())[1]
     for context in (torch.inference_mode, torch.no_grad):
         with Taps(net, TAPS) as taps, context():
             for _ in range(2):
-                net(pictures())
+                net(images())
                 assert equal(taps.outputs(), expected)
 
 
@@ -162,7 +162,7 @@ def test_only_what_is_changed_in_place_is_copied_once_that_is_known(how):
         user.register_forward_pre_hook(lambda _, x, name=name: given.update({name: x[0]}))
     with Taps(net, ["0", "1", "3"]) as taps:
         for _ in range(2):
-            found = taps.record(pictures()) if how == "record" else net(pictures())
+            found = taps.record(images()) if how == "record" else net(images())
         outputs = taps.outputs()
     assert given["0"] is outputs["0"]
     assert given["1"] is not outputs["1"]
@@ -180,24 +180,24 @@ def test_a_pass_that_failed_has_not_shown_what_is_changed_in_place():
     net.b.broken = True
     with Taps(net, "a") as taps:
         with pytest.raises(ZeroDivisionError):
-            net(pictures())
+            net(images())
         net.b.broken = False
-        net(pictures())
-        assert equal(taps.outputs(), {"a": net.a(pictures())})
+        net(images())
+        assert equal(taps.outputs(), {"a": net.a(images())})
 
 
 def test_a_change_in_place_that_comes_later_is_noticed():
     net = Net(lambda self, x: self.conv(x).relu_() if self.late else self.conv(x))
     net.conv, net.late = nn.Conv2d(3, 4, 1), False
     with Taps(net, "conv") as taps:
-        net(pictures())
+        net(images())
         taps.outputs()
         net.late = True
-        net(pictures())
+        net(images())
         with pytest.raises(RuntimeError, match=r"'conv' was changed in place.*forward pass again"):
             taps.outputs()
-        net(pictures())
-        assert equal(taps.outputs(), {"conv": net.conv(pictures())})
+        net(images())
+        assert equal(taps.outputs(), {"conv": net.conv(images())})
 
 
 def test_a_change_in_place_by_another_name_is_noticed_in_the_first_pass():
@@ -210,7 +210,7 @@ def test_a_change_in_place_by_another_name_is_noticed_in_the_first_pass():
     net = Net(forward, conv=nn.Conv2d(3, 4, 1), drop=nn.Dropout()).eval()
     with Taps(net, "drop") as taps:
         for _ in range(2):
-            net(pictures())
+            net(images())
             with pytest.raises(RuntimeError, match="'drop' was changed in place"):
                 taps.outputs()
 
@@ -224,7 +224,7 @@ def test_an_edit_is_recorded_and_handed_on():
 
     with Taps(net, "conv3", edit=edit) as taps:
         for _ in range(2):
-            assert torch.equal(net(pictures()), net.fc.bias.expand(2, 3))
+            assert torch.equal(net(images()), net.fc.bias.expand(2, 3))
             assert not taps.outputs()["conv3"].any()
     assert seen == ["conv3"] * 2
 
@@ -260,18 +260,18 @@ def test_outputs_before_a_forward_pass_are_an_error():
 def test_what_is_called_outside_a_forward_pass_of_the_network_is_not_recorded():
     net = conv_net()
     with Taps(net, "conv1") as taps:
-        net.conv1(pictures())
+        net.conv1(images())
         with pytest.raises(RuntimeError, match="no forward pass was recorded"):
             taps.outputs()
-        net(pictures())
-        net.conv1(pictures(seed=1))
-        assert equal(taps.outputs(), reference.hooked(conv_net(), ["conv1"], pictures())[1])
+        net(images())
+        net.conv1(images(seed=1))
+        assert equal(taps.outputs(), reference.hooked(conv_net(), ["conv1"], images())[1])
 
 
 def test_a_module_called_twice_is_an_error():
     net = conv_net()
     with Taps(net, ["conv1", "relu"]), pytest.raises(UserError, match="'relu' is called twice"):
-        net(pictures())
+        net(images())
     assert hooks_of(net) == 0
 
 
@@ -284,10 +284,10 @@ def test_a_module_not_called_is_an_error_also_after_a_pass_that_called_it():
     )
     net.use = True
     with Taps(net, ["a", "b", "c"]) as taps:
-        net(pictures())
+        net(images())
         taps.outputs()
         net.use = False
-        net(pictures())
+        net(images())
         with pytest.raises(RuntimeError, match="not called in the last forward pass: b, c;"):
             taps.outputs()
 
@@ -300,7 +300,7 @@ def test_a_module_not_called_is_an_error_also_after_a_pass_that_called_it():
 def test_an_output_that_is_no_feature_map_is_an_error(output, message):
     net = nn.Sequential(Net(lambda self, x: output))
     with Taps(net, "0"), pytest.raises(UserError, match=message):
-        net(pictures())
+        net(images())
 
 
 # -------------------------------------------------------------------------- borrow and return
@@ -330,8 +330,8 @@ def test_taps_can_be_entered_again_and_after_a_pass_that_failed():
         net(torch.zeros(2, 3, 1, 1))  # too small for conv3
     for _ in range(2):
         with taps:
-            net(pictures())
-            assert equal(taps.outputs(), reference.hooked(conv_net(), TAPS, pictures())[1])
+            net(images())
+            assert equal(taps.outputs(), reference.hooked(conv_net(), TAPS, images())[1])
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
@@ -345,24 +345,24 @@ def test_a_pass_that_failed_is_over(error):
     taps = Taps(net, "a")
 
     def use():
-        net.a(pictures())
+        net.a(images())
         try:
-            net(pictures())
+            net(images())
         except ZeroDivisionError:
-            net.a(pictures())
+            net.a(images())
             raise
 
     for _ in range(2):
         with pytest.raises(error), taps:
             use()
-        assert equal(taps.outputs(), {"a": net.a(pictures())})
+        assert equal(taps.outputs(), {"a": net.a(images())})
 
 
 def test_outputs_stay_after_the_context_until_they_are_cleared():
     net = conv_net()
     with Taps(net, "fc") as taps:
-        logits = net(pictures())
-    net(pictures(seed=5))
+        logits = net(images())
+    net(images(seed=5))
     assert torch.equal(taps.outputs()["fc"], logits)
     taps.clear()
     with pytest.raises(RuntimeError, match="no forward pass"):
@@ -372,10 +372,10 @@ def test_outputs_stay_after_the_context_until_they_are_cleared():
 def test_a_copy_made_in_the_context_records_nothing():
     net = conv_net()
     with Taps(net, TAPS) as taps:
-        net(pictures())
+        net(images())
         average = copy.deepcopy(net)
-        average(pictures(seed=1))
-        assert equal(taps.outputs(), reference.hooked(conv_net(), TAPS, pictures())[1])
+        average(images(seed=1))
+        assert equal(taps.outputs(), reference.hooked(conv_net(), TAPS, images())[1])
 
 
 # ------------------------------------------------------------------------------------- record
@@ -389,11 +389,11 @@ def test_record_stops_at_the_last_tap():
     with Taps(net, ["conv2", "conv1"]) as taps:
         for _ in range(3):
             calls.clear()
-            found = taps.record(pictures())
+            found = taps.record(images())
             assert calls == ["conv1", "norm1", "relu", "pool", "conv2"]
-        net(pictures())  # a plain call runs to the end
+        net(images())  # a plain call runs to the end
         assert calls[-1] == "fc"
-    assert equal(found, reference.hooked(conv_net(), ["conv2", "conv1"], pictures())[1])
+    assert equal(found, reference.hooked(conv_net(), ["conv2", "conv1"], images())[1])
 
 
 # ------------------------------------------------------------------ activation checkpointing
@@ -424,7 +424,7 @@ def run_checkpointed(reentrant, names):
     with Taps(net, names) as taps:
         for _ in range(2):
             net.zero_grad()
-            loss = net(pictures()).sum()
+            loss = net(images()).sum()
             outputs = taps.outputs()
             loss = loss + sum(output.square().sum() for output in outputs.values())
             loss.backward()
@@ -462,8 +462,8 @@ def test_without_the_compiler_hooks_record_just_the_same(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
     net = conv_net()
     with Taps(net, TAPS) as taps:
-        net(pictures())
-    assert equal(taps.outputs(), reference.hooked(conv_net(), TAPS, pictures())[1])
+        net(images())
+    assert equal(taps.outputs(), reference.hooked(conv_net(), TAPS, images())[1])
 
 
 def test_the_compiler_is_not_loaded_for_those_who_compile_nothing():

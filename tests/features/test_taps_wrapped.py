@@ -18,7 +18,7 @@ from tests.networks import conv_net, hooks_of
 TAPS = ("conv1", "norm1", "norm2", "conv3")
 
 
-def pictures(count=2, seed=0):
+def images(count=2, seed=0):
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
@@ -44,9 +44,9 @@ def check(model: nn.Module) -> None:
         for seed in range(3):
             plain.zero_grad()
             model.zero_grad()
-            result, copies = reference.hooked(plain, TAPS, pictures(seed=seed))
+            result, copies = reference.hooked(plain, TAPS, images(seed=seed))
             (result.sum() + sum(copy.square().sum() for copy in copies.values())).backward()
-            found = model(pictures(seed=seed))
+            found = model(images(seed=seed))
             outputs = taps.outputs()
             (found.sum() + sum(o.square().sum() for o in outputs.values())).backward()
             assert torch.allclose(found, result, atol=1e-6)
@@ -107,8 +107,8 @@ def test_compiled_in_place(compiler):
     net.compile(backend="eager")
     check(net)
     with Taps(net, TAPS[:2]) as taps:
-        found = taps.record(pictures())
-    expected = reference.hooked(conv_net(), TAPS[:2], pictures())[1]
+        found = taps.record(images())
+    expected = reference.hooked(conv_net(), TAPS[:2], images())[1]
     assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in TAPS[:2])
 
 
@@ -121,7 +121,7 @@ def test_hooks_are_left_out_of_compiled_graphs(compiler):
 
     model = compiler(conv_net(), backend)
     with Taps(model, TAPS) as taps:
-        model(pictures())
+        model(images())
         taps.outputs()
     assert any("conv" in operation for operation in compiled)
     assert not any("clone" in operation for operation in compiled)
@@ -136,8 +136,8 @@ def test_a_compiled_step_that_reads_the_taps(compiler):
 
         compiled = compiler(step)
         for seed in range(2):
-            result, found = compiled(pictures(seed=seed))
-            expected, copies = reference.hooked(conv_net(), TAPS, pictures(seed=seed))
+            result, found = compiled(images(seed=seed))
+            expected, copies = reference.hooked(conv_net(), TAPS, images(seed=seed))
             assert torch.allclose(result, expected, atol=1e-6)
             assert all(torch.allclose(found[n], copies[n], atol=1e-6) for n in TAPS)
 
@@ -145,12 +145,12 @@ def test_a_compiled_step_that_reads_the_taps(compiler):
 def test_hooks_set_after_the_first_compiled_call_are_not_silently_missed(compiler):
     net = conv_net()
     model = compiler(net)
-    model(pictures())
+    model(images())
     with Taps(model, TAPS) as taps:
-        model(pictures())
+        model(images())
         with pytest.raises(RuntimeError, match="compiled network must be called for the first"):
             taps.outputs()
-        net(pictures())  # the network itself is not compiled
+        net(images())  # the network itself is not compiled
         taps.outputs()
 
 
@@ -159,12 +159,12 @@ def test_a_second_context_on_a_compiled_network_is_right_or_an_error(compiler):
     net = conv_net()
     model = compiler(net)
     with Taps(model, TAPS) as first:
-        model(pictures())
+        model(images())
     first.clear()
     with Taps(model, TAPS) as second:
         for seed in range(2):
-            result = model(pictures(seed=seed))
-            expected, copies = reference.hooked(conv_net(), TAPS, pictures(seed=seed))
+            result = model(images(seed=seed))
+            expected, copies = reference.hooked(conv_net(), TAPS, images(seed=seed))
             assert torch.allclose(result, expected, atol=1e-6)
             with contextlib.suppress(RuntimeError):
                 found = second.outputs()

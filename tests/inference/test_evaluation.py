@@ -13,7 +13,7 @@ CLASSES = ("cat", "path", 'a "big", dog', "owl")
 
 
 def split(labels: list[int]) -> Split:
-    paths = tuple(f"pictures/{number}.png" for number in range(len(labels)))
+    paths = tuple(f"images/{number}.png" for number in range(len(labels)))
     return Split(paths, tuple(labels), lambda path: Image.new("RGB", (2, 2)))
 
 
@@ -38,7 +38,7 @@ def drawn(count: int, *, seed: int = 0, sharpness: float = 2.0) -> tuple[list[in
 
 
 def slow_calibration_error(probabilities: np.ndarray, labels: list[int]) -> float:
-    """Bin by bin, picture by picture; the last bin holds whole certainty too."""
+    """Bin by bin, image by image; the last bin holds whole certainty too."""
     total = 0.0
     for number in range(15):
         low, high = number / 15, (number + 1) / 15
@@ -111,13 +111,13 @@ def test_figures_are_those_of_a_slow_reference():
 
 
 class TestFiles:
-    def test_json_is_all_but_the_pictures(self):
+    def test_json_is_all_but_the_images(self):
         labels, probabilities = drawn(20)
         found = evaluation(labels, probabilities)
         values = json.loads(found.to_json())
         assert set(values) == {
             "data",
-            "pictures",
+            "images",
             "left_out",
             "accuracy",
             "mean_class_accuracy",
@@ -130,7 +130,7 @@ class TestFiles:
         }
         assert values["accuracy"] == found.accuracy
         assert values["confusion"] == [list(row) for row in found.confusion]
-        assert values["classes"][3] == {"name": "owl", "pictures": 0, "accuracy": None}
+        assert values["classes"][3] == {"name": "owl", "images": 0, "accuracy": None}
         assert len(found.to_json().splitlines()) == 9 + 2 * (len(CLASSES) + 2) + 2
 
     def test_tables_have_unambiguous_columns(self, tmp_path):

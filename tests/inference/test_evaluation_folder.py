@@ -91,7 +91,7 @@ class TestCheckFolder:
         with pytest.raises(UserError, match=r"cannot be written, because of .*out"):
             check_folder(tmp_path / "out" / "below", data="data")
 
-    def test_a_folder_among_the_pictures_is_refused(self, tmp_path):
+    def test_a_folder_among_the_images_is_refused(self, tmp_path):
         with pytest.raises(UserError, match="lies in the data folder"):
             check_folder(tmp_path / "data" / ".." / "out", data=str(tmp_path))
 

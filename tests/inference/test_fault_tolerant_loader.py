@@ -2,9 +2,9 @@ import pytest
 import torch
 from PIL import Image
 
-from delta_transfer.data.images.decode import PictureError
+from delta_transfer.data.images.decode import ImageError
 from delta_transfer.data.images.loader import DeviceDataLoader
-from delta_transfer.data.task import PictureDataset, Split
+from delta_transfer.data.task import ImageDataset, Split
 from delta_transfer.errors import UserError
 from delta_transfer.inference.fault_tolerant_loader import (
     ReadResult,
@@ -14,11 +14,11 @@ from delta_transfer.inference.fault_tolerant_loader import (
 
 
 def read(path: str) -> Image.Image:
-    """A picture of one colour; negative ones are damaged, and -3 in a way of its own."""
+    """An image of one colour; negative ones are damaged, and -3 in a way of its own."""
     if path == "-3":
         raise UserError("the disk is on fire")
     if path.startswith("-"):
-        raise PictureError(f"cannot read '{path}': it is torn; mend it", reason="it is torn")
+        raise ImageError(f"cannot read '{path}': it is torn; mend it", reason="it is torn")
     return Image.new("RGB", (2, 2), (int(path), 0, 0))
 
 
@@ -27,7 +27,7 @@ def fill(image: Image.Image) -> torch.Tensor:
 
 
 def load(split: Split, **options: int) -> DeviceDataLoader:
-    dataset = PictureDataset(split, fill)
+    dataset = ImageDataset(split, fill)
     return DeviceDataLoader(dataset, normalise=lambda x: x, device=torch.device("cpu"), **options)
 
 
@@ -66,7 +66,7 @@ class TestTally:
         assert tally.num_samples == 2
         tally.report_unreadable()
         assert caplog.messages == [
-            "1 of 3 pictures cannot be read and are left out; replace or remove them: "
+            "1 of 3 images cannot be read and are left out; replace or remove them: "
             "'b' (it is torn)"
         ]
 
@@ -83,16 +83,16 @@ class TestTally:
             tally.report_unreadable()
 
     @pytest.mark.parametrize(
-        ("pictures", "seconds", "text"),
+        ("images", "seconds", "text"),
         [
-            (1000, 4.1, "1000 pictures, 244 pictures/s"),
-            (12000, 4, "12000 pictures, 3000 pictures/s"),
-            (10, 3, "10 pictures, 3.3 pictures/s"),
-            (1, 0.5, "1 picture, 2.0 pictures/s"),
-            (0, 0, "0 pictures, 0.0 pictures/s"),
+            (1000, 4.1, "1000 images, 244 images/s"),
+            (12000, 4, "12000 images, 3000 images/s"),
+            (10, 3, "10 images, 3.3 images/s"),
+            (1, 0.5, "1 image, 2.0 images/s"),
+            (0, 0, "0 images, 0.0 images/s"),
         ],
     )
-    def test_it_says_how_fast(self, pictures, seconds, text):
+    def test_it_says_how_fast(self, images, seconds, text):
         tally = ReadStats([])
-        tally.num_samples, tally.elapsed_s = pictures, seconds
+        tally.num_samples, tally.elapsed_s = images, seconds
         assert str(tally) == text

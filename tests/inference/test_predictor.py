@@ -43,7 +43,7 @@ def change(run: Path, **options: object) -> Predictor:
 
 
 def accuracies(predictor: Predictor, folder: Path) -> tuple[float, float]:
-    """Of all pictures, and the mean over the class folders, from predictions one by one."""
+    """Of all images, and the mean over the class folders, from predictions one by one."""
     by_class = []
     for name in CLASSES:
         if (folder / name).is_dir():
@@ -54,14 +54,14 @@ def accuracies(predictor: Predictor, folder: Path) -> tuple[float, float]:
     return sum(every) / len(every), sum(means) / len(means)
 
 
-def by_hand(model: Path, picture: Path) -> dict[str, float]:
-    """Probabilities from the model folder alone: timm for the network, Pillow for the picture."""
+def by_hand(model: Path, sample: Path) -> dict[str, float]:
+    """Probabilities from the model folder alone: timm for the network, Pillow for the sample."""
     network = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
     config = json.loads((model / "config.json").read_text())
     spec = config["pretrained_cfg"]
     (_, _, size), mean, std = spec["input_size"], spec["mean"], spec["std"]
     assert spec["interpolation"] == "bicubic"
-    image = Image.open(picture).convert("RGB")
+    image = Image.open(sample).convert("RGB")
     short = int(size / spec["crop_pct"])
     width, height = (int(short * side / min(image.size)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -75,7 +75,7 @@ def by_hand(model: Path, picture: Path) -> dict[str, float]:
 
 
 class TestPredict:
-    def test_it_says_what_network_and_picture_say_by_hand(self, predictor, finished, tmp_path):
+    def test_it_says_what_network_and_image_say_by_hand(self, predictor, finished, tmp_path):
         generator = np.random.default_rng(0)
         for name, shape in (("wide.png", (50, 83, 3)), ("high.png", (97, 61, 3))):
             noise = generator.integers(0, 256, shape, dtype=np.uint8)
@@ -85,22 +85,22 @@ class TestPredict:
             assert prediction.probabilities == pytest.approx(expected, abs=1e-5)
             assert prediction.top_class == max(expected, key=expected.__getitem__)
 
-    def test_it_says_what_the_run_wrote_of_its_test_split(self, predictor, finished, pictures):
+    def test_it_says_what_the_run_wrote_of_its_test_split(self, predictor, finished, images):
         with (finished.folder / "predictions.csv").open() as file:
             rows = list(csv.DictReader(file))
-        found = predictor.predict([pictures / row["path"] for row in rows])
+        found = predictor.predict([images / row["path"] for row in rows])
         for row, prediction in zip(rows, found, strict=True):
             assert prediction.top_class == row["prediction"]
             for name in CLASSES:
                 assert prediction.probabilities[name] == pytest.approx(float(row[name]), abs=1e-4)
 
-    def test_a_run_of_the_official_protocol_looks_at_ten_crops(self, run, pictures):
-        picture = pictures / "test" / "rings" / "0.png"
-        (found,) = change(run, preset="official").predict([picture])
+    def test_a_run_of_the_official_protocol_looks_at_ten_crops(self, run, images):
+        sample = images / "test" / "rings" / "0.png"
+        (found,) = change(run, preset="official").predict([sample])
         network = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()
         spec = json.loads((run / "model" / "config.json").read_text())["pretrained_cfg"]
         side, size = round(32 * 256 / 224), 32
-        image = Image.open(picture).resize((side * 40 // 36, side), Image.Resampling.BICUBIC)
+        image = Image.open(sample).resize((side * 40 // 36, side), Image.Resampling.BICUBIC)
         crops = [
             F.normalize(F.to_tensor(c), spec["mean"], spec["std"])
             for c in F.ten_crop(image, [size, size])
@@ -111,30 +111,30 @@ class TestPredict:
             expected.tolist(), abs=1e-4
         )
 
-    def test_the_most_probable_class_comes_first_and_they_sum_to_one(self, predictor, pictures):
-        for prediction in predictor.predict([pictures / "test"]):
+    def test_the_most_probable_class_comes_first_and_they_sum_to_one(self, predictor, images):
+        for prediction in predictor.predict([images / "test"]):
             values = list(prediction.probabilities.values())
             assert values == sorted(values, reverse=True)
             assert sum(values) == pytest.approx(1, abs=1e-5)
             assert set(prediction.probabilities) == set(CLASSES)
 
-    def test_files_and_folders_come_in_the_order_given(self, predictor, pictures):
-        first, folder = pictures / "val" / "rings" / "3.png", pictures / "test" / "checks"
+    def test_files_and_folders_come_in_the_order_given(self, predictor, images):
+        first, folder = images / "val" / "rings" / "3.png", images / "test" / "checks"
         found = predictor.predict([first, folder, first])
         expected = [first, *sorted(folder.iterdir()), first]  # again, as it is named again
         assert [p.path for p in found] == [str(path) for path in expected]
 
-    def test_links_lead_to_pictures_and_folders(self, predictor, pictures, tmp_path):
-        (tmp_path / "linked.png").symlink_to(pictures / "val" / "rings" / "3.png")
-        (tmp_path / "below").symlink_to(pictures / "test" / "checks")
+    def test_links_lead_to_images_and_folders(self, predictor, images, tmp_path):
+        (tmp_path / "linked.png").symlink_to(images / "val" / "rings" / "3.png")
+        (tmp_path / "below").symlink_to(images / "test" / "checks")
         found = [prediction.path for prediction in predictor.predict([tmp_path])]
         assert found == [
             *(str(tmp_path / "below" / f"{number}.png") for number in range(3)),
             str(tmp_path / "linked.png"),
         ]
 
-    def test_a_csv_file_lists_pictures_relative_to_itself(self, predictor, pictures, tmp_path):
-        data = shutil.copytree(pictures / "test", tmp_path / "data")
+    def test_a_csv_file_lists_images_relative_to_itself(self, predictor, images, tmp_path):
+        data = shutil.copytree(images / "test", tmp_path / "data")
         listed = ["rings/2.png", "checks/0.png", "rings/2.png"]
         (data / "new.csv").write_text("id,path\n" + "".join(f"7,{path}\n" for path in listed))
         found = predictor.predict([data / "new.csv", data / "checks"])
@@ -142,41 +142,41 @@ class TestPredict:
         assert [p.path for p in found] == [str(path) for path in expected]
         assert found[0].probabilities == pytest.approx(found[2].probabilities)
 
-    def test_batches_and_workers_change_nothing(self, predictor, finished, pictures):
+    def test_batches_and_workers_change_nothing(self, predictor, finished, images):
         other = Predictor(finished.folder, device="cpu", batch_size=5, num_workers=2)
-        paths = [pictures / "val"]
+        paths = [images / "val"]
         expected = predictor.predict(paths)
         for mine, its in zip(other.predict(paths), expected, strict=True):
             assert mine.path == its.path
             assert mine.probabilities == pytest.approx(its.probabilities, abs=1e-5)
 
-    def test_it_answers_while_it_reads(self, finished, pictures, monkeypatch):
+    def test_it_answers_while_it_reads(self, finished, images, monkeypatch):
         read = []
         monkeypatch.setattr(
             "delta_transfer.inference.input_files.read_image",
             lambda path: read.append(path) or Image.new("RGB", (40, 40)),
         )
         few = Predictor(finished.folder, device="cpu", batch_size=2, num_workers=0)
-        answers = few.stream([pictures / "val"])
+        answers = few.stream([images / "val"])
         next(answers)
         assert len(read) == 2
         answers.close()
         assert len(read) == 2
 
-    def test_every_picture_is_read_once(self, predictor, pictures, monkeypatch):
+    def test_every_image_is_read_once(self, predictor, images, monkeypatch):
         read = []
         monkeypatch.setattr(
             "delta_transfer.inference.input_files.read_image",
             lambda path: read.append(str(path)) or Image.new("RGB", (40, 40)),
         )
-        found = predictor.predict([pictures / "val"])
+        found = predictor.predict([images / "val"])
         assert read == [prediction.path for prediction in found]
 
-    def test_it_says_how_many_and_how_fast(self, predictor, pictures, caplog):
+    def test_it_says_how_many_and_how_fast(self, predictor, images, caplog):
         caplog.set_level(logging.INFO, "delta_transfer")
-        predictor.predict([pictures / "test"])
+        predictor.predict([images / "test"])
         (message,) = caplog.messages
-        assert re.fullmatch(r"12 pictures, \d+(\.\d)? pictures/s", message)
+        assert re.fullmatch(r"12 images, \d+(\.\d)? images/s", message)
 
     def test_nothing_gives_nothing(self, predictor, caplog):
         assert predictor.predict([]) == []
@@ -187,7 +187,7 @@ class TestPredict:
             predictor.predict([tmp_path / "nothing.png"])
         with pytest.raises(UserError, match="there is no file or folder"):
             predictor.predict([tmp_path / ("long" * 1000)])
-        with pytest.raises(UserError, match=r"no pictures in .*\.jpeg, \.jpg"):
+        with pytest.raises(UserError, match=r"no images in .*\.jpeg, \.jpg"):
             predictor.predict([tmp_path])
 
     @pytest.mark.parametrize(
@@ -206,9 +206,9 @@ class TestPredict:
 
 class TestUnreadable:
     @pytest.fixture
-    def data(self, pictures: Path, tmp_path: Path) -> Path:
+    def data(self, images: Path, tmp_path: Path) -> Path:
         """The test split, with a letter, a link to nowhere and an empty file in it."""
-        data = shutil.copytree(pictures / "test", tmp_path / "data")
+        data = shutil.copytree(images / "test", tmp_path / "data")
         (data / "checks" / "0.png").write_text("Dear Sir")
         (data / "rings" / "gone.png").symlink_to(data / "nowhere.png")
         (data / "stripes" / "4.png").write_bytes(b"")
@@ -232,13 +232,13 @@ class TestUnreadable:
             assert prediction.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
         (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
         text = warning.getMessage()
-        assert text.startswith("3 of 13 pictures cannot be read and are left out; replace or")
+        assert text.startswith("3 of 13 images cannot be read and are left out; replace or")
         assert all(f"'{data / path}' (" in text for path in self.BAD)
         assert "Traceback" not in text
 
     def test_the_figures_are_those_of_the_others(self, predictor, data, caplog):
         found = predictor.evaluate(str(data))
-        assert "3 of 13 pictures cannot be read" in caplog.text
+        assert "3 of 13 images cannot be read" in caplog.text
         assert (found.num_samples, found.num_unreadable) == (10, 3)
         for path in self.BAD:
             (data / path).unlink()
@@ -256,12 +256,12 @@ class TestUnreadable:
             predictor.predict([tmp_path])
         with pytest.raises(UserError, match=r"none of the 3 .* can be read; .*checks/letter.png"):
             predictor.evaluate(str(tmp_path))
-        with pytest.raises(UserError, match=r"cannot read the picture '.*rings/letter.png' \("):
+        with pytest.raises(UserError, match=r"cannot read the image '.*rings/letter.png' \("):
             predictor.predict([tmp_path / "rings" / "letter.png"])
         assert not caplog.records
 
-    def test_only_the_first_are_named(self, predictor, pictures, tmp_path, caplog):
-        shutil.copy(pictures / "test" / "rings" / "0.png", tmp_path)
+    def test_only_the_first_are_named(self, predictor, images, tmp_path, caplog):
+        shutil.copy(images / "test" / "rings" / "0.png", tmp_path)
         for number in range(25):
             (tmp_path / f"bad{number:02d}.png").write_text("Dear Sir")
         assert len(predictor.predict([tmp_path])) == 1
@@ -271,17 +271,17 @@ class TestUnreadable:
 
 
 class TestEvaluate:
-    def test_a_folder_with_a_test_split_is_measured_on_it(self, predictor, finished, pictures):
-        found = predictor.evaluate(str(pictures))
-        accuracy, mean = accuracies(predictor, pictures / "test")
+    def test_a_folder_with_a_test_split_is_measured_on_it(self, predictor, finished, images):
+        found = predictor.evaluate(str(images))
+        accuracy, mean = accuracies(predictor, images / "test")
         assert found.accuracy == pytest.approx(accuracy)
         assert found.accuracy == pytest.approx(finished.test_accuracy)
         assert found.mean_class_accuracy == pytest.approx(mean)
         assert (found.num_samples, found.overlaps_training_data) == (sum(SPLITS["test"]), False)
 
-    def test_every_figure_follows_from_the_predictions(self, predictor, pictures):
-        found = predictor.evaluate(str(pictures))
-        answers = predictor.predict([pictures / "test"])
+    def test_every_figure_follows_from_the_predictions(self, predictor, images):
+        found = predictor.evaluate(str(images))
+        answers = predictor.predict([images / "test"])
         pairs = [(Path(p.path).parent.name, p.top_class) for p in answers]
         assert found.confusion == tuple(
             tuple(pairs.count((label, said)) for said in CLASSES) for label in CLASSES
@@ -290,7 +290,7 @@ class TestEvaluate:
             assert (figures.name, figures.num_samples) == (name, count)
             assert figures.accuracy == pytest.approx(pairs.count((name, name)) / count)
         assert found.metric_name == "accuracy"
-        assert found.data == str(pictures)
+        assert found.data == str(images)
         assert found.samples_per_second > 0
         sure = [max(p.probabilities.values()) for p in answers]
         right = [label == said for label, said in pairs]
@@ -302,17 +302,17 @@ class TestEvaluate:
                 error += len(inside) / len(sure) * abs(gap)
         assert found.calibration_error == pytest.approx(error, abs=1e-4)
 
-    def test_of_a_flat_folder_all_pictures_count(self, predictor, pictures, tmp_path):
-        flat = shutil.copytree(pictures / "val", tmp_path / "flat")
+    def test_of_a_flat_folder_all_images_count(self, predictor, images, tmp_path):
+        flat = shutil.copytree(images / "val", tmp_path / "flat")
         found = predictor.evaluate(str(flat))
         expected = accuracies(predictor, flat)
         assert (found.accuracy, found.mean_class_accuracy) == pytest.approx(expected)
         assert (found.num_samples, found.overlaps_training_data) == (sum(SPLITS["val"]), False)
 
     def test_a_csv_file_is_measured_on_its_test_split_or_as_a_whole(
-        self, predictor, pictures, tmp_path
+        self, predictor, images, tmp_path
     ):
-        data = shutil.copytree(pictures, tmp_path / "data")
+        data = shutil.copytree(images, tmp_path / "data")
         paths = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))
         rows = [(path, path.split("/")[1], path.split("/")[0]) for path in paths]
         with_splits = ["path,label,split", *map(",".join, rows)]
@@ -327,19 +327,19 @@ class TestEvaluate:
         found = predictor.evaluate(str(data / "val.csv"))
         assert found.accuracy == pytest.approx(accuracies(predictor, data / "val")[0])
 
-    def test_a_test_split_that_the_seed_drew_is_drawn_again(self, compared, pictures):
+    def test_a_test_split_that_the_seed_drew_is_drawn_again(self, compared, images):
         run = next(r for r in compared if (r.method, r.seed) == ("l2", 1))
         other = Predictor(run.folder, device="cpu", num_workers=0)
         with (run.folder / "predictions.csv").open() as file:
             paths = [row["path"] for row in csv.DictReader(file)]
-        for data in (str(pictures / "train"), f"{pictures}/val/../train/"):
+        for data in (str(images / "train"), f"{images}/val/../train/"):
             found = other.evaluate(data)
             assert (list(found.split.paths), found.overlaps_training_data) == (paths, False)
             assert found.accuracy == pytest.approx(run.test_accuracy)
 
-    def test_the_classes_may_be_a_part_of_those_known(self, predictor, pictures, tmp_path):
+    def test_the_classes_may_be_a_part_of_those_known(self, predictor, images, tmp_path):
         for name in CLASSES[1:]:
-            shutil.copytree(pictures / "train" / name, tmp_path / name)
+            shutil.copytree(images / "train" / name, tmp_path / name)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             found = predictor.evaluate(str(tmp_path))
@@ -351,49 +351,47 @@ class TestEvaluate:
         one = predictor.evaluate(str(tmp_path))
         assert one.accuracy == one.mean_class_accuracy
 
-    def test_a_class_that_was_never_learnt_is_refused(self, predictor, pictures, tmp_path):
-        shutil.copytree(pictures / "train" / "rings", tmp_path / "circles")
-        shutil.copytree(pictures / "train" / "rings", tmp_path / "rings")
+    def test_a_class_that_was_never_learnt_is_refused(self, predictor, images, tmp_path):
+        shutil.copytree(images / "train" / "rings", tmp_path / "circles")
+        shutil.copytree(images / "train" / "rings", tmp_path / "rings")
         with pytest.raises(UserError, match="does not know: circles; it knows checks, rings"):
             predictor.evaluate(str(tmp_path))
 
-    def test_pictures_that_were_learnt_from_are_marked(self, predictor, run, pictures, tmp_path):
+    def test_images_that_were_learnt_from_are_marked(self, predictor, run, images, tmp_path):
         assert predictor.evaluate(
-            str(pictures / "train")
+            str(images / "train")
         ).overlaps_training_data  # inside of the run's data
-        assert predictor.evaluate(f"{pictures}/val/").overlaps_training_data
-        assert not predictor.evaluate(str(pictures / "test")).overlaps_training_data
-        assert not predictor.evaluate(
-            str(pictures)
-        ).overlaps_training_data  # this is its test split
-        other = shutil.copytree(pictures / "train", tmp_path / "other")
+        assert predictor.evaluate(f"{images}/val/").overlaps_training_data
+        assert not predictor.evaluate(str(images / "test")).overlaps_training_data
+        assert not predictor.evaluate(str(images)).overlaps_training_data  # this is its test split
+        other = shutil.copytree(images / "train", tmp_path / "other")
         assert not predictor.evaluate(str(other)).overlaps_training_data
         # A run of a flat folder, without a test split.
         of_flat = change(run, data=str(other))
         assert of_flat.evaluate(str(other)).overlaps_training_data
-        assert not of_flat.evaluate(str(pictures / "train")).overlaps_training_data
+        assert not of_flat.evaluate(str(images / "train")).overlaps_training_data
 
-    def test_of_a_folder_that_has_changed_nobody_knows(self, run, pictures, tmp_path):
-        data = shutil.copytree(pictures, tmp_path / "data")
+    def test_of_a_folder_that_has_changed_nobody_knows(self, run, images, tmp_path):
+        data = shutil.copytree(images, tmp_path / "data")
         predictor = change(run, data=str(data))
         assert not predictor.evaluate(str(data / "test")).overlaps_training_data
         shutil.rmtree(data / "train")
         assert predictor.evaluate(str(data / "test")).overlaps_training_data
 
-    def test_the_test_split_may_have_another_name(self, run, finished, pictures, tmp_path):
-        data = shutil.copytree(pictures, tmp_path / "data")
+    def test_the_test_split_may_have_another_name(self, run, finished, images, tmp_path):
+        data = shutil.copytree(images, tmp_path / "data")
         (data / "test").rename(data / "exam")
         found = change(run, test_split="exam").evaluate(str(data))
         assert found.accuracy == pytest.approx(finished.test_accuracy)
 
     def test_a_named_data_set_is_measured_on_the_test_split_of_the_runs_seed(
-        self, predictor, finished, pictures, monkeypatch
+        self, predictor, finished, images, monkeypatch
     ):
         seeds = []
 
         def load(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
             seeds.append(seed)
-            task = load_data(str(pictures), seed=seed)
+            task = load_data(str(images), seed=seed)
             return dataclasses.replace(task, metric="mean_class_accuracy")
 
         monkeypatch.setitem(BUILTIN_DATASETS, "patterns/tiny", load)
@@ -404,7 +402,7 @@ class TestEvaluate:
         assert seeds == [finished.seed]
 
     def test_a_data_set_of_a_collection_lies_in_the_data_root(
-        self, run, finished, pictures, monkeypatch
+        self, run, finished, images, monkeypatch
     ):
         asked = []
 
@@ -412,7 +410,7 @@ class TestEvaluate:
             name: str, *, seed: int, val_fraction: float, test_split: str, data_root: str | None
         ) -> TaskData:
             asked.append((name, test_split, data_root))
-            return load_data(str(pictures), seed=seed)
+            return load_data(str(images), seed=seed)
 
         monkeypatch.setitem(PROVIDERS, "made/", load)
         predictor = change(run, data_root="/runs/own", test_split="0.25")
@@ -422,11 +420,9 @@ class TestEvaluate:
             assert (found.data, found.overlaps_training_data) == ("made/pets", False)
         assert asked == [("pets", "test", "/runs/own"), ("pets", "test", "/other")]
 
-    def test_a_named_data_set_without_a_test_split_was_learnt_from(
-        self, run, pictures, monkeypatch
-    ):
+    def test_a_named_data_set_without_a_test_split_was_learnt_from(self, run, images, monkeypatch):
         def load(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
-            return dataclasses.replace(load_data(str(pictures), seed=seed), test=None)
+            return dataclasses.replace(load_data(str(images), seed=seed), test=None)
 
         monkeypatch.setitem(BUILTIN_DATASETS, "patterns/tiny", load)
         found = change(run, data="patterns/tiny").evaluate("patterns/tiny")
@@ -439,8 +435,8 @@ class TestEvaluate:
         with pytest.raises(UserError, match=r"sklearn/digits has classes .* not know: 0, 1, 2"):
             predictor.evaluate("sklearn/digits")
 
-    def test_a_data_root_without_effect_is_told_of(self, predictor, pictures, tmp_path, caplog):
-        predictor.evaluate(str(pictures), data_root=str(tmp_path))
+    def test_a_data_root_without_effect_is_told_of(self, predictor, images, tmp_path, caplog):
+        predictor.evaluate(str(images), data_root=str(tmp_path))
         assert "--data-root is ignored" in caplog.text
 
     def test_data_that_is_not_there_is_refused(self, predictor, tmp_path):
@@ -448,11 +444,11 @@ class TestEvaluate:
             predictor.evaluate(str(tmp_path / "nothing"))
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path, pictures):
+def test_a_folder_that_is_no_run_is_refused(tmp_path, images):
     with pytest.raises(UserError, match=r"there is no run .*nowhere"):
         Predictor(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no model in .*model\.safetensors"):
-        Predictor(pictures)
+        Predictor(images)
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_the_temperature_is_that_at_which_other_samples_tell_most():
     )
 
 
-def test_a_class_with_one_picture_does_not_upset_the_temperature():
+def test_a_class_with_one_image_does_not_upset_the_temperature():
     labels = [0, 0, 0, 1, 1, 1, 2]
     logits = draw(7, 6) + 2 * torch.eye(6, dtype=torch.float64)[labels]
     assert math.isfinite(source_temperature(logits, torch.tensor(labels)))

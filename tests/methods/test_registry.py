@@ -82,8 +82,8 @@ def test_the_table_is_that_of_the_design():
     compared = ["delta_no_attention", "delta", "lwf", "ldifs", "gtot"]
     assert [name for name, m in METHODS.items() if m.compares_features] == compared
     kinds = {name: m.kinds for name, m in METHODS.items() if len(m.kinds) == 1}
-    pictures = ("pictures",)
-    assert kinds == {"lwf": pictures, "co_tuning": pictures, "gtot": ("graphs",)}
+    images = ("images",)
+    assert kinds == {"lwf": images, "co_tuning": images, "gtot": ("graphs",)}
     assert [name for name, method in METHODS.items() if method.needs_attention] == ["delta"]
     assert all(method.name == name for name, method in METHODS.items())
     assert all(method.summary and method.paper.startswith("https") for method in METHODS.values())
@@ -123,7 +123,7 @@ def test_what_holds_the_network_carries_the_head_term_and_what_adds_to_plain_doe
     assert penalties("co_tuning") == [("co_tuning", 0.5, ())]
 
 
-def test_co_tunings_relationship_is_of_the_classifier_on_the_training_pictures():
+def test_co_tunings_relationship_is_of_the_classifier_on_the_training_images():
     (penalty,) = METHODS["co_tuning"].build_penalties(PARTS)
     logits = PARTS.classifier(PARTS.features).detach()
     temperatures = [0.05 * 400 ** (i / 200) for i in range(201)]
@@ -141,9 +141,9 @@ def test_a_method_for_other_samples_is_refused_with_those_that_do():
     for method in METHODS.values():
         for kind in method.kinds:
             check_kind(method, kind, "data")
-    with pytest.raises(UserError, match=r"'gtot' is for graphs alone, pets has pictures: .* probe"):
-        check_kind(METHODS["gtot"], "pictures", "pets")
-    with pytest.raises(UserError, match=r"'lwf' is for pictures alone, tu/X has graphs: .*, gtot"):
+    with pytest.raises(UserError, match=r"'gtot' is for graphs alone, pets has images: .* probe"):
+        check_kind(METHODS["gtot"], "images", "pets")
+    with pytest.raises(UserError, match=r"'lwf' is for images alone, tu/X has graphs: .*, gtot"):
         check_kind(METHODS["lwf"], "graphs", "tu/X")
 
 

@@ -65,7 +65,7 @@ def test_json_has_the_figures_and_no_paths():
         "refitted",
         "seconds",
         "memory",
-        "pictures",
+        "images",
         "sample",
         "classes",
         "strength",
@@ -75,11 +75,11 @@ def test_json_has_the_figures_and_no_paths():
     ]
 
 
-def test_a_result_of_before_is_of_pictures(tmp_path):
+def test_a_result_of_before_is_of_images(tmp_path):
     values = json.loads(dataclasses.replace(RESULT, sample_type="graph").to_json())
     del values["sample"]
     (tmp_path / "result.json").write_text(json.dumps(values))
-    assert RunResult.load(tmp_path).sample_type == "picture"
+    assert RunResult.load(tmp_path).sample_type == "image"
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def _figures(method: str, seed: int, size: int | None) -> dict[str, object]:
         "memory": 900.0 + 700 * (method.startswith("delta")),
         "taps": list(TAPS),
         "classes": len(CLASSES),
-        "pictures": 1880,
+        "images": 1880,
     }
 
 

@@ -109,7 +109,7 @@ RESULT: Mapping[str, Any] = {
     "epochs": 3,
     "refitted": False,
     "seconds": 133.4,
-    "pictures": 85,
+    "images": 85,
     "classes": 3,
     "strength": 3.0,
     "strength_search": None,
@@ -125,7 +125,7 @@ CONFIG: Mapping[str, Any] = {
     "lr": 0.0003,
     "overwrite": False,
 }
-# label and prediction of eight pictures: cat 3 of 4, dog 2 of 3, owl 1 of 1
+# label and prediction of eight images: cat 3 of 4, dog 2 of 3, owl 1 of 1
 ANSWERS = (
     ("cat", "cat", 0.9),
     ("cat", "cat", 0.8),

@@ -25,14 +25,14 @@ LONG = "stages.3.blocks.17.a_module.with_quite.a_long_name.conv3"
 
 
 def drivers(
-    channels: Sequence[int], pictures: int = 4, label: str = "rings"
+    channels: Sequence[int], images: int = 4, label: str = "rings"
 ) -> list[InfluentialSamples]:
     return [
         InfluentialSamples(
             channel=channel,
-            pictures=[
+            images=[
                 (Image.new("RGB", (30, 20 + 40 * n), (80 * row, 60 * n, 9)), f"{label} {n}")
-                for n in range(pictures)
+                for n in range(images)
             ],
         )
         for row, channel in enumerate(channels)
@@ -68,7 +68,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, taps: Sequence[TapFigure]) -> Figure:
 
     monkeypatch.setattr(module, "render", render)
     draw_attention_figure(
-        taps, title="Channel attention of resnet50 on pets", note="exact, 9 pictures"
+        taps, title="Channel attention of resnet50 on pets", note="exact, 9 images"
     )
     return made[0]
 
@@ -79,14 +79,12 @@ def plots(figure: Figure) -> list[Any]:
 
 
 class TestFile:
-    def test_it_is_a_picture_on_white(self) -> None:
-        content = draw_attention_figure(
-            [tap(), tap("layer2")], title="Attention", note="9 pictures"
-        )
+    def test_it_is_a_image_on_white(self) -> None:
+        content = draw_attention_figure([tap(), tap("layer2")], title="Attention", note="9 images")
         with Image.open(io.BytesIO(content)) as image:
             assert image.width == WIDTH * DOTS / 72
             assert image.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
-            assert image.info["Title"] == "Attention: 9 pictures"
+            assert image.info["Title"] == "Attention: 9 images"
             assert len(image.convert("L").getcolors()) > 50
 
     def test_each_tap_has_a_row(self) -> None:
@@ -155,16 +153,16 @@ class TestDrawing:
         low, high = weights.get_ylim()
         assert low < 0.96 < 1.04 < high  # rounding does not fill the plot
 
-    def test_top_channels_are_dots_in_the_colour_of_their_pictures(
+    def test_top_channels_are_dots_in_the_colour_of_their_images(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         one = tap()
         figure = drawn(monkeypatch, [one])
         scores, weights = plots(figure)
-        pictures = [axes for axes in figure.axes if axes.images]
-        assert len(pictures) == 12
+        images = [axes for axes in figure.axes if axes.images]
+        assert len(images) == 12
         for number, driver in enumerate(one.influential_samples):
-            own = pictures[4 * number : 4 * number + 4]
+            own = images[4 * number : 4 * number + 4]
             colours = {axes.spines.left.get_edgecolor() for axes in own}
             assert len(colours) == 1
             for axes, values in ((scores, one.scores), (weights, 24 * np.array(one.attention))):
@@ -173,10 +171,10 @@ class TestDrawing:
                 assert dot.get_xdata()[0] == number + 1
             words = {text.get_text() for text in figure.texts}
             assert {str(driver.channel), "rings 0", "rings 3"} <= words
-            for axes, (picture, _) in zip(own, driver.pictures, strict=True):
+            for axes, (image, _) in zip(own, driver.images, strict=True):
                 shown = axes.images[0].get_array()
                 assert shown.shape[0] == shown.shape[1]
-                assert tuple(shown[0, 0]) == picture.getpixel((0, 0))
+                assert tuple(shown[0, 0]) == image.getpixel((0, 0))
 
 
 STRANGE = {
@@ -187,13 +185,13 @@ STRANGE = {
     ),
     "large scores": tap(channels=320, scale=2e7),
     "negative scores": tap(scores=[-1e-6 * n for n in range(24)]),
-    "few pictures": tap(influential_samples=drivers([3, 4], 1, "strange \x00 $x$ <b> 猫")),
+    "few images": tap(influential_samples=drivers([3, 4], 1, "strange \x00 $x$ <b> 猫")),
     "nothing to see": tap(scores=[0.0] * 24, attention=[1 / 24] * 24, influential_samples=[]),
 }
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_no_words_overlap_or_leave_the_picture(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_no_words_overlap_or_leave_the_image(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     figure = drawn(monkeypatch, [STRANGE[name], tap()])
     words = [text for text in figure.texts if text.get_text()]
     for axes in plots(figure):
@@ -205,13 +203,13 @@ def test_no_words_overlap_or_leave_the_picture(monkeypatch: pytest.MonkeyPatch, 
                 if low <= tick.get_loc() <= high and tick.label1.get_text()
             ]
     boxes = [(text.get_text(), text.get_window_extent()) for text in words]
-    pictures = [axes.get_window_extent() for axes in figure.axes if axes.images]
+    images = [axes.get_window_extent() for axes in figure.axes if axes.images]
     assert len(boxes) > 30
     for text, box in boxes:
         assert box.x0 >= 0, text
         assert box.y0 >= 0, text
         assert box.x1 <= figure.bbox.x1, text
         assert box.y1 <= figure.bbox.y1, text
-        assert not any(box.overlaps(picture) for picture in pictures), text
+        assert not any(box.overlaps(image) for image in images), text
     for (first, box), (second, other) in itertools.combinations(boxes, 2):
         assert not box.overlaps(other), (first, second)

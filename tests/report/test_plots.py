@@ -26,7 +26,7 @@ def comparison(tmp_path: Path) -> Path:
             for seed in range(3)
         },
     )
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     return folder
 
 
@@ -38,7 +38,7 @@ def draw_line(figure: Figure) -> None:
 
 class TestPlotAccuracies:
     def test_png(self, comparison: Path, tmp_path: Path) -> None:
-        path = tmp_path / "pictures" / "a.png"
+        path = tmp_path / "images" / "a.png"
         save_ranking_plot(comparison, path)
         with Image.open(path) as image:
             assert image.mode == "RGBA"
@@ -47,7 +47,7 @@ class TestPlotAccuracies:
             assert image.info["Title"].startswith("Test accuracy per method. Plain fine-tuning: ")
 
     def test_svg(self, comparison: Path, tmp_path: Path) -> None:
-        path = tmp_path / "pictures" / "a.svg"
+        path = tmp_path / "images" / "a.svg"
         save_ranking_plot(comparison, path)
         root = ET.parse(path).getroot()
         assert root.tag == f"{SVG}svg"

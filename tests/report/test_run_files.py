@@ -49,7 +49,7 @@ class TestDamage:
             ("examples.csv", "file,path,label,prediction\n00.jpg,a,cat,cat\n"),
             ("examples.csv", "file,path,label,prediction,probability\n../a.jpg,a,cat,cat,1\n"),
             ("examples.csv", "file,path,label,prediction,probability\n,a,cat,cat,1\n"),
-            ("examples/00.jpg", "no picture"),
+            ("examples/00.jpg", "no image"),
         ],
     )
     def test_damaged(self, run: Path, name: str, content: str | bytes) -> None:
@@ -76,12 +76,12 @@ class TestDamage:
         ):
             write_run_report(run)
 
-    def test_picture_missing_or_cut_off(self, run: Path) -> None:
-        picture = run / "examples" / "00.jpg"
-        picture.write_bytes(picture.read_bytes()[:-100])
-        with pytest.raises(UserError, match=r"00\.jpg is no picture, or is damaged"):
+    def test_image_missing_or_cut_off(self, run: Path) -> None:
+        image = run / "examples" / "00.jpg"
+        image.write_bytes(image.read_bytes()[:-100])
+        with pytest.raises(UserError, match=r"00\.jpg is no image, or is damaged"):
             write_run_report(run)
-        picture.unlink()
+        image.unlink()
         with pytest.raises(UserError, match=r"00\.jpg is missing"):
             write_run_report(run)
 

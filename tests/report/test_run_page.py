@@ -39,7 +39,7 @@ class TestHeadline:
     def test_figures(self, run: Path) -> None:
         page = page_of(run)
         assert page.all("h1")[0].text == "DELTA on pets"
-        assert "pypi/efficientnet_lite0, trained on 85 pictures of 3 classes." in page.text
+        assert "pypi/efficientnet_lite0, trained on 85 images of 3 classes." in page.text
         figures = dict(
             zip(
                 [term.text for term in page.all("dt")],
@@ -54,7 +54,7 @@ class TestHeadline:
             "Epoch kept": "2 of 3",
             "Time": "2 min 13 s",
         }
-        assert "the same 8 test pictures" in page.text
+        assert "the same 8 test images" in page.text
         assert "they are 80.0% and 70.0%" in page.text
 
     def test_one_run_claims_nothing(self, run: Path) -> None:
@@ -70,7 +70,7 @@ class TestHeadline:
         assert [value.text for value in page.all("dd")][:3] == ["80.0%", "70.0%", "+10.0"]
         assert page.all("dt")[0].text == "Validation accuracy"
         assert "There is no test split." in page.text
-        assert "the same 8 validation pictures" in page.text
+        assert "the same 8 validation images" in page.text
 
     def test_the_start_was_kept(self, run: Path) -> None:
         change(run, best_epoch=0)
@@ -165,7 +165,7 @@ class TestClasses:
         write_csv(run / "predictions.csv", predictions(answers))
         page = page_of(run)
         assert page.row("cat 0.0%") == "cat 0.0% 0 of 2 dog (1)"
-        assert "of 0" not in page.text  # no picture is an owl
+        assert "of 0" not in page.text  # no image is an owl
 
     @pytest.mark.parametrize(("count", "drawn"), [(100, True), (101, False)])
     def test_too_many_classes_for_a_matrix(self, run: Path, count: int, drawn: bool) -> None:
@@ -182,17 +182,17 @@ class TestClasses:
 
 
 class TestExamples:
-    def test_mistakes_first_with_their_pictures(self, run: Path) -> None:
-        pictures = page_of(run).all("img")
-        assert [picture.attributes["alt"] for picture in pictures][:3] == [
+    def test_mistakes_first_with_their_images(self, run: Path) -> None:
+        images = page_of(run).all("img")
+        assert [image.attributes["alt"] for image in images][:3] == [
             "cat, taken for dog with probability 60.0%",
             "dog, taken for owl with probability 85.0%",
             "cat, recognised with probability 90.0%",
         ]
-        kind, _, content = pictures[0].attributes["src"].partition(",")
+        kind, _, content = images[0].attributes["src"].partition(",")
         assert kind == "data:image/jpeg;base64"
         assert base64.b64decode(content) == (run / "examples/00.jpg").read_bytes()
-        assert len(pictures) == len(ANSWERS)
+        assert len(images) == len(ANSWERS)
 
 
 class TestMolecules:
@@ -204,12 +204,12 @@ class TestMolecules:
             Image.new("RGB", (4, 4)).save(run / "examples" / name)
         page = page_of(run)
         assert "Molecules that moved" in page.headings
-        pictures = [one for one in page.all("img") if "molecule" in one.attributes["alt"]]
-        assert [smiles[i] in one.attributes["alt"] for i, one in enumerate(pictures)] == [True] * 2
+        images = [one for one in page.all("img") if "molecule" in one.attributes["alt"]]
+        assert [smiles[i] in one.attributes["alt"] for i, one in enumerate(images)] == [True] * 2
         assert "0.0125 c1ccccc1" in page.text
         assert not page.all("b")
 
-    def test_a_picture_that_is_missing_is_named(self, run: Path) -> None:
+    def test_a_image_that_is_missing_is_named(self, run: Path) -> None:
         write_csv(run / "molecules.csv", [["file", "path", "distance"], ["07.png", "C", 1.0]])
         with pytest.raises(UserError, match=r"07\.png is missing, though molecules\.csv names it"):
             write_run_report(run)
@@ -285,7 +285,7 @@ class TestPage:
         assert not tags & {"b", "script", "i", "u", "s", "em", "q"}
         assert page.row(nasty).endswith("0 of 1 </script><script>alert(1)</script> (1)")
         assert page.all("h1")[0].text == "DELTA on <i>"
-        assert any(nasty in picture.attributes["alt"] for picture in page.all("img"))
+        assert any(nasty in image.attributes["alt"] for image in page.all("img"))
         assert "{{ 7 * 7 }}" in "".join(element.text for element in page.all("text"))
 
     def test_names_in_other_scripts(self, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ class TestPage:
         assert "prefers-color-scheme: dark" in page.content
         assert all(svg.attributes["role"] == "img" for svg in page.all("svg"))
         assert all(svg.attributes["aria-label"] for svg in page.all("svg"))
-        assert all(picture.attributes["alt"] for picture in page.all("img"))
+        assert all(image.attributes["alt"] for image in page.all("img"))
         levels = [int(e.tag[1]) for e in page.elements if re.fullmatch("h[1-6]", e.tag)]
         assert levels.count(1) == 1
         assert all(after <= before + 1 for before, after in itertools.pairwise(levels))

@@ -36,13 +36,13 @@ from tests.run_folders import tiny
 TAPS = ("norm1", "conv3")
 
 
-def config(pictures: Path, **options: Any) -> TrainConfig:
-    return tiny(pictures, pictures, **{"taps": ",".join(TAPS), "attention": "gradient", **options})
+def config(images: Path, **options: Any) -> TrainConfig:
+    return tiny(images, images, **{"taps": ",".join(TAPS), "attention": "gradient", **options})
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures) -> RunSetup:
-    return prepare(config(pictures), network=conv_net())
+def prepared(images) -> RunSetup:
+    return prepare(config(images), network=conv_net())
 
 
 @pytest.fixture(autouse=True)
@@ -72,14 +72,14 @@ def with_head(prepared: RunSetup, probe: LinearProbe) -> nn.Module:
     return reference.with_head(prepared.source, prepared.backbone.head, head)
 
 
-def training_pictures(prepared: RunSetup, options: TrainConfig) -> tuple[Tensor, Tensor]:
+def training_images(prepared: RunSetup, options: TrainConfig) -> tuple[Tensor, Tensor]:
     """All of them, in their own order."""
     loader = eval_dataloader(prepared.task.train, prepared.backbone.input_spec, options)
     return tuple(torch.cat(parts) for parts in zip(*loader, strict=True))
 
 
 class TestOrder:
-    def test_it_has_every_picture_once_and_the_first_are_the_same_whatever_their_number(self):
+    def test_it_has_every_image_once_and_the_first_are_the_same_whatever_their_number(self):
         order = attention_sample_order(TrainConfig(data="x"), 50)
         assert sorted(order) == list(range(50))
         assert order != sorted(order)
@@ -101,12 +101,12 @@ class TestOrder:
 class TestEstimate:
     @pytest.mark.parametrize("samples", [None, 5])
     @pytest.mark.parametrize("method", ["gradient", "exact"])
-    def test_it_is_that_of_the_training_pictures_with_the_probe(
-        self, prepared, pictures, method, samples
+    def test_it_is_that_of_the_training_images_with_the_probe(
+        self, prepared, images, method, samples
     ):
-        options = config(pictures, attention=method, attention_samples=samples)
+        options = config(images, attention=method, attention_samples=samples)
         found = estimate(prepared, options)
-        inputs, targets = training_pictures(prepared, options)
+        inputs, targets = training_images(prepared, options)
         some = attention_sample_order(options, len(inputs))
         slow = {"exact": reference.exact_scores, "gradient": reference.gradient_scores}[method]
         network = with_head(prepared, prepared.probe)
@@ -121,11 +121,11 @@ class TestEstimate:
             prepared.preprocessing,
         )
 
-    def test_the_pictures_that_drive_a_channel_are_found_by_the_order(self, prepared, pictures):
-        options = config(pictures, attention="exact", attention_samples=9)
+    def test_the_images_that_drive_a_channel_are_found_by_the_order(self, prepared, images):
+        options = config(images, attention="exact", attention_samples=9)
         found = estimate(prepared, options)
         order = attention_sample_order(options, 24)
-        inputs, targets = training_pictures(prepared, options)
+        inputs, targets = training_images(prepared, options)
         network = with_head(prepared, prepared.probe)
         growth = torch.tensor(
             [
@@ -139,8 +139,8 @@ class TestEstimate:
             expected = growth[:, channel].topk(len(drivers)).indices
             assert [order[i] for i in drivers] == [order[i] for i in expected.tolist()]
 
-    def test_the_preset_official_has_the_head_of_the_authors(self, pictures):
-        options = config(pictures, preset="official", lr=0.02)
+    def test_the_preset_official_has_the_head_of_the_authors(self, images):
+        options = config(images, preset="official", lr=0.02)
         prepared = prepare(options, network=conv_net())
         views, labels = prepared.features["train"]
         expected = official_head(views[:, 0], labels, num_outputs=3, seed=0)
@@ -148,9 +148,9 @@ class TestEstimate:
         assert torch.equal(found.head_weight, expected.weight)
         assert torch.equal(found.head_bias, expected.bias)
 
-    def test_options_reach_the_estimator(self, prepared, pictures, measured, empty_cache):
+    def test_options_reach_the_estimator(self, prepared, images, measured, empty_cache):
         options = config(
-            pictures,
+            images,
             attention="exact",
             attention_temperature=2.0,
             score_clip=1.5,
@@ -173,10 +173,10 @@ class TestEstimate:
         assert asked["partial"] == file.with_suffix(".partial")
 
     def test_an_exact_one_that_is_broken_off_goes_on_where_it_stopped(
-        self, prepared, pictures, measured, empty_cache, monkeypatch
+        self, prepared, images, measured, empty_cache, monkeypatch
     ):
         monkeypatch.setattr(checkpoint, "WRITE_INTERVAL_S", 0.0)
-        options = config(pictures, attention="exact")
+        options = config(images, attention="exact")
         told = []
 
         def stop(done: int, total: int) -> None:
@@ -222,8 +222,8 @@ class TestEstimate:
             tell(done, 0)
         assert not caplog.records
 
-    def test_its_description_counts_the_channels_that_are_left(self, prepared, pictures):
-        found = estimate(prepared, config(pictures))
+    def test_its_description_counts_the_channels_that_are_left(self, prepared, images):
+        found = estimate(prepared, config(images))
         peaks = {"norm1": torch.zeros(4), "conv3": torch.tensor([1.0, 0, 0, 0, 0, 0])}
         sharp = dataclasses.replace(found, scores=peaks, temperature=0.01)
         assert (
@@ -251,9 +251,9 @@ class TestCache:
         ids=str,
     )
     def test_scores_are_measured_once_whatever_is_made_of_them(
-        self, prepared, pictures, measured, options
+        self, prepared, images, measured, options
     ):
-        plain, other = config(pictures), config(pictures, **options)
+        plain, other = config(images), config(images, **options)
         first, second = estimate(prepared, plain), estimate(prepared, other)
         assert len(measured) == 1
         for tap in TAPS:
@@ -289,26 +289,26 @@ class TestCache:
         ],
         ids=str,
     )
-    def test_other_scores_are_measured_anew(self, prepared, pictures, measured, options):
-        plain, other = config(pictures), config(pictures, **options)
+    def test_other_scores_are_measured_anew(self, prepared, images, measured, options):
+        plain, other = config(images), config(images, **options)
         for asked in (plain, other, plain, other):
             estimate(prepared, asked)
         assert len(measured) == 2
 
-    def test_where_it_stops_depends_on_what_is_made_of_them(self, prepared, pictures, measured):
-        tolerant = config(pictures, attention_tolerance=0.3)
+    def test_where_it_stops_depends_on_what_is_made_of_them(self, prepared, images, measured):
+        tolerant = config(images, attention_tolerance=0.3)
         for temperature in (1.0, 2.0, 1.0):
             estimate(prepared, dataclasses.replace(tolerant, attention_temperature=temperature))
         assert len(measured) == 2
 
-    def test_the_name_of_a_folder_does_not_matter_and_its_pictures_do(
-        self, prepared, pictures, measured, tmp_path
+    def test_the_name_of_a_folder_does_not_matter_and_its_images_do(
+        self, prepared, images, measured, tmp_path
     ):
-        estimate(prepared, config(pictures))
-        copied = shutil.copytree(pictures, tmp_path / "elsewhere")
+        estimate(prepared, config(images))
+        copied = shutil.copytree(images, tmp_path / "elsewhere")
         estimate(prepare(config(copied), network=conv_net()), config(copied))
         assert len(measured) == 1
-        other = shutil.copytree(pictures, tmp_path / "other" / pictures.name)
+        other = shutil.copytree(images, tmp_path / "other" / images.name)
         shutil.copy(other / "test" / "rings" / "0.png", other / "train" / "rings" / "0.png")
         estimate(prepare(config(other), network=conv_net()), config(other))
         assert len(measured) == 2
@@ -330,18 +330,18 @@ class TestCache:
         ids=["weights", "taps", "head", "preprocessing", "fold"],
     )
     def test_nor_is_it_that_of_anything_else(
-        self, prepared, pictures, measured, change: Callable[[RunSetup], RunSetup]
+        self, prepared, images, measured, change: Callable[[RunSetup], RunSetup]
     ):
         for found in (prepared, change(prepared), prepared, change(prepared)):
-            estimate(found, config(pictures))
+            estimate(found, config(images))
         assert len(measured) == 2
 
-    def test_other_networks_of_the_same_weights_have_their_own(self, pictures, measured):
-        """Which are told apart by what they make of the pictures."""
+    def test_other_networks_of_the_same_weights_have_their_own(self, images, measured):
+        """Which are told apart by what they make of the images."""
         smooth = conv_net()
         smooth.relu = nn.GELU()
         for network in (conv_net(), smooth):
-            options = config(pictures)
+            options = config(images)
             found = estimate(prepare(options, network=network), options)
         assert found.source == weights_fingerprint(conv_net(), head="fc")
         assert len(measured) == 2
@@ -349,13 +349,13 @@ class TestCache:
 
 class TestGiven:
     @pytest.fixture
-    def file(self, prepared, pictures, tmp_path) -> Path:
+    def file(self, prepared, images, tmp_path) -> Path:
         asked = {"attention_temperature": 2.0, "score_clip": 1.0, "clamp_negative_scores": True}
-        estimate(prepared, config(pictures, **asked)).save(tmp_path / "file")
+        estimate(prepared, config(images, **asked)).save(tmp_path / "file")
         return tmp_path / "file"
 
-    def test_a_file_is_as_it_was_made(self, prepared, pictures, file):
-        found = load_given_attention(prepared, config(pictures, attention=str(file)))
+    def test_a_file_is_as_it_was_made(self, prepared, images, file):
+        found = load_given_attention(prepared, config(images, attention=str(file)))
         assert (found.temperature, found.score_clip, found.clamp_negative_scores) == (
             2.0,
             1.0,
@@ -371,18 +371,18 @@ class TestGiven:
             ({"clamp_negative_scores": True}, (2.0, 1.0, True)),
         ],
     )
-    def test_what_is_asked_for_is_applied_to_it(self, prepared, pictures, file, options, expected):
-        found = load_given_attention(prepared, config(pictures, attention=str(file), **options))
+    def test_what_is_asked_for_is_applied_to_it(self, prepared, images, file, options, expected):
+        found = load_given_attention(prepared, config(images, attention=str(file), **options))
         assert (found.temperature, found.score_clip, found.clamp_negative_scores) == expected
 
-    def test_nothing_is_given_where_it_is_estimated_or_not_needed(self, prepared, pictures, file):
-        assert load_given_attention(prepared, config(pictures)) is None
-        without = config(pictures, attention=str(file), method="delta_no_attention")
+    def test_nothing_is_given_where_it_is_estimated_or_not_needed(self, prepared, images, file):
+        assert load_given_attention(prepared, config(images)) is None
+        without = config(images, attention=str(file), method="delta_no_attention")
         assert load_given_attention(prepared, without) is None
 
-    def test_its_taps_are_taken_and_may_be_named(self, prepared, pictures, file):
+    def test_its_taps_are_taken_and_may_be_named(self, prepared, images, file):
         for taps in ("auto", "conv3,norm1"):
-            options = config(pictures, attention=str(file), taps=taps)
+            options = config(images, attention=str(file), taps=taps)
             assert load_given_attention(prepared, options).taps == TAPS
 
     @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ class TestGiven:
                 {},
                 r"was made with other weights than pypi/efficientnet_lite0 has\. Give the model",
             ),
-            ({"data": "0" * 64}, {}, r"was made on other pictures than those of patterns\. Give"),
+            ({"data": "0" * 64}, {}, r"was made on other images than those of patterns\. Give"),
             ({"image_size": 96}, {}, r"was made at image_size 96, this run has 32\. Give"),
             (
                 {"mean": [0.0, 0.0, 0.0], "preset": "official"},
@@ -415,12 +415,12 @@ class TestGiven:
             (
                 {"source": "0" * 64, "data": "0" * 64, "interpolation": "nearest"},
                 {},
-                r"other weights than .*; on other pictures than .*; at interpolation nearest, this",
+                r"other weights than .*; on other images than .*; at interpolation nearest, this",
             ),
         ],
     )
     def test_every_difference_is_named(
-        self, prepared, pictures, file, tmp_path, change, options, message
+        self, prepared, images, file, tmp_path, change, options, message
     ):
         attention = ChannelAttention.load(file)
         own = {field.name for field in dataclasses.fields(ChannelAttention)} & set(change)
@@ -434,7 +434,7 @@ class TestGiven:
                 values = getattr(attention, name)
                 changed[name] = {names[tap]: value for tap, value in values.items()}
         dataclasses.replace(attention, **changed).save(tmp_path / "other")
-        asked = config(pictures, attention=str(tmp_path / "other"), **options)
+        asked = config(images, attention=str(tmp_path / "other"), **options)
         if options.get("taps", "auto") != "auto":
             prepared = dataclasses.replace(prepared, taps=tuple(options["taps"].split(",")))
         with pytest.raises(UserError, match=message) as caught:
@@ -442,10 +442,10 @@ class TestGiven:
         assert str(caught.value).startswith(f"--attention {tmp_path / 'other'} was made ")
         assert "or let attention be estimated (--attention refined)" in str(caught.value)
 
-    def test_a_file_of_the_library_says_nothing_of_pictures_and_is_taken(
-        self, prepared, pictures, file, tmp_path
+    def test_a_file_of_the_library_says_nothing_of_images_and_is_taken(
+        self, prepared, images, file, tmp_path
     ):
         attention = ChannelAttention.load(file)
         dataclasses.replace(attention, data=None, preprocessing=None).save(tmp_path / "own")
-        options = config(pictures, attention=str(tmp_path / "own"))
+        options = config(images, attention=str(tmp_path / "own"))
         assert load_given_attention(prepared, options).data is None

@@ -23,11 +23,11 @@ SMALL = ["--image-size=32", "--batch-size=8", "--device=cpu", "--workers=0"]
 
 
 @pytest.fixture
-def command(pictures: Path, tmp_path: Path) -> list[str]:
+def command(images: Path, tmp_path: Path) -> list[str]:
     """To first order and at one tap, which is fast."""
     out = tmp_path / "pets.safetensors"
     fast = ["--estimator=gradient", "--taps=blocks.6"]
-    return ["attention", str(pictures), f"--out={out}", *fast, *SMALL]
+    return ["attention", str(images), f"--out={out}", *fast, *SMALL]
 
 
 def test_it_prints_a_line_for_each_tap_and_leaves_two_files(capsys, command, tmp_path):
@@ -35,9 +35,9 @@ def test_it_prints_a_line_for_each_tap_and_leaves_two_files(capsys, command, tmp
     said = capsys.readouterr()
     assert "3 classes, 24 training, 15 validation, 12 test" in said.err
     lines = said.out.splitlines()
-    assert lines[0].strip() == "Channel attention: gradient on 24 pictures, temperature 5"
+    assert lines[0].strip() == "Channel attention: gradient on 24 images, temperature 5"
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("blocks")}
-    file, picture = tmp_path / "pets.safetensors", tmp_path / "pets.png"
+    file, sample = tmp_path / "pets.safetensors", tmp_path / "pets.png"
     attention = ChannelAttention.load(file)
     assert list(rows) == LITE0_TAPS == list(attention.taps)
     for tap, (channels, effective, _, error, least, most, *top) in rows.items():
@@ -48,10 +48,10 @@ def test_it_prints_a_line_for_each_tap_and_leaves_two_files(capsys, command, tmp
         assert float(least) == pytest.approx(len(scores) * weights.min().item(), abs=0.006)
         assert float(most) == pytest.approx(len(scores) * weights.max().item(), abs=0.006)
         assert [scores[int(c)].item() for c in top] == scores.topk(3).values.tolist()
-    assert lines[-2:] == [f"attention  {file}", f"picture    {picture}"]
-    with Image.open(picture) as image:
+    assert lines[-2:] == [f"attention  {file}", f"figure     {sample}"]
+    with Image.open(sample) as image:
         assert image.info["Title"].startswith("Channel attention of pypi/efficientnet_lite0 on")
-    assert sorted(tmp_path.iterdir()) == [picture, file]
+    assert sorted(tmp_path.iterdir()) == [sample, file]
 
 
 def test_json_is_of_the_file(capsys, command, tmp_path):
@@ -60,7 +60,7 @@ def test_json_is_of_the_file(capsys, command, tmp_path):
     taps = values.pop("taps")
     assert values == {
         "file": str(tmp_path / "pets.safetensors"),
-        "picture": str(tmp_path / "pets.png"),
+        "image": str(tmp_path / "pets.png"),
         "estimator": "gradient",
         "samples": 24,
         "temperature": 1.0,
@@ -77,16 +77,16 @@ def test_json_is_of_the_file(capsys, command, tmp_path):
     assert {tap["tap"]: tap["entropy"] for tap in taps} == attention.entropy
 
 
-def test_it_is_what_train_measures(finished, pictures, tmp_path):
+def test_it_is_what_train_measures(finished, images, tmp_path):
     out = tmp_path / "a.safetensors"
-    assert main(["attention", str(pictures), f"--out={out}", *SMALL]) == 0
+    assert main(["attention", str(images), f"--out={out}", *SMALL]) == 0
     assert out.read_bytes() == (finished.folder / "attention.safetensors").read_bytes()
 
 
-def test_train_takes_its_file(finished, pictures, command, tmp_path):
+def test_train_takes_its_file(finished, images, command, tmp_path):
     assert main([*command, "--samples=9", "--taps=blocks.1,blocks.3"]) == 0
     out, file = tmp_path / "run", tmp_path / "pets.safetensors"
-    given = ["train", str(pictures), f"--out={out}", f"--attention={file}", *flags(epochs=1)]
+    given = ["train", str(images), f"--out={out}", f"--attention={file}", *flags(epochs=1)]
     assert main(given) == 0
     assert (out / "attention.safetensors").read_bytes() == file.read_bytes()
     assert ChannelAttention.load(file).samples == 9
@@ -125,12 +125,12 @@ def test_without_a_name_it_goes_to_runs(capsys, command, tmp_path, monkeypatch):
         said = capsys.readouterr().out.splitlines()
         assert said[-2:] == [
             f"attention  runs/{name}.safetensors",
-            f"picture    runs/{name}.png",
+            f"image    runs/{name}.png",
         ]
     assert len(list((tmp_path / "runs").iterdir())) == 4
 
 
-def test_official_is_with_the_taps_and_the_head_of_the_authors(pictures, tmp_path, monkeypatch):
+def test_official_is_with_the_taps_and_the_head_of_the_authors(images, tmp_path, monkeypatch):
     seen = []
 
     def estimate(prepared: Any, config: Any, *, progress: Any) -> NoReturn:
@@ -138,12 +138,12 @@ def test_official_is_with_the_taps_and_the_head_of_the_authors(pictures, tmp_pat
         raise UserError("enough")
 
     monkeypatch.setattr("delta_transfer.runs.attention_report.estimate", estimate)
-    command = ["attention", str(pictures), f"--out={tmp_path / 'a.safetensors'}", *SMALL[:1]]
+    command = ["attention", str(images), f"--out={tmp_path / 'a.safetensors'}", *SMALL[:1]]
     assert main([*command, "--preset=official", "--taps=blocks.1"]) == 2
     assert seen == [(True, "exact", 64, "blocks.1")]
 
 
-def test_a_full_disk_leaves_no_picture_of_another_file(capsys, command, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_image_of_another_file(capsys, command, tmp_path, monkeypatch):
     assert main(command) == 0
     capsys.readouterr()
 
@@ -185,7 +185,7 @@ def test_one_that_was_broken_off_goes_on(capsys, command, tmp_path, monkeypatch)
     assert file.read_bytes() == first
 
 
-def test_its_pictures_are_those_that_were_measured_on(command, pictures, monkeypatch):
+def test_its_images_are_those_that_were_measured_on(command, images, monkeypatch):
     shown = []
 
     def figure(taps: Any, **options: Any) -> bytes:
@@ -199,10 +199,10 @@ def test_its_pictures_are_those_that_were_measured_on(command, pictures, monkeyp
         TrainConfig(data="x", seed=3, attention_samples=1), sum(SPLITS["train"])
     )
     label, number = CLASSES[position // SPLITS["train"][0]], position % SPLITS["train"][0]
-    with Image.open(pictures / "train" / label / f"{number}.png") as image:
+    with Image.open(images / "train" / label / f"{number}.png") as image:
         expected = ImageOps.fit(image, (112, 112))
     assert len(tap.drivers) == 3
     for driver in tap.drivers:
-        ((picture, name),) = driver.pictures
+        ((sample, name),) = driver.images
         assert name == label
-        assert picture.tobytes() == expected.tobytes()
+        assert sample.tobytes() == expected.tobytes()

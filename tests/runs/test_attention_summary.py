@@ -13,7 +13,7 @@ SCORES = {"a": [0.1, -0.2, 0.7, 0.3, 0.6], "b": [1.0, 1.0]}
 
 
 def attention(**changes: object) -> ChannelAttention:
-    """Of two taps; the pictures that drive channel c of the first are c and c + 1."""
+    """Of two taps; the images that drive channel c of the first are c and c + 1."""
     values = {
         "scores": {tap: torch.tensor(scores) for tap, scores in SCORES.items()},
         "standard_errors": {tap: torch.full((len(scores),), 0.5) for tap, scores in SCORES.items()},
@@ -51,12 +51,12 @@ def test_figures_of_a_tap_are_those_of_the_definitions():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "refined on 6 pictures, temperature 0.5"),
-        ({"samples": 1, "method": "exact"}, "exact on 1 picture, temperature 0.5"),
-        ({"samples": 1200}, "refined on 1,200 pictures, temperature 0.5"),
+        ({}, "refined on 6 images, temperature 0.5"),
+        ({"samples": 1, "method": "exact"}, "exact on 1 image, temperature 0.5"),
+        ({"samples": 1200}, "refined on 1,200 images, temperature 0.5"),
         (
             {"clip": 2.5, "floor": True, "temperature": 5.0},
-            "refined on 6 pictures, temperature 5, clipped at 2.5 standard deviations, "
+            "refined on 6 images, temperature 5, clipped at 2.5 standard deviations, "
             "scores below zero count as zero",
         ),
     ],
@@ -68,7 +68,7 @@ def test_its_origin_is_told(changes, words):
 class TestFigures:
     @pytest.fixture
     def task(self) -> TaskData:
-        """Ten pictures, wide ones, each of a grey of its own."""
+        """Ten images, wide ones, each of a grey of its own."""
 
         def read(path: str) -> Image.Image:
             number = int(path)
@@ -77,19 +77,19 @@ class TestFigures:
         split = Split(tuple(map(str, range(10))), (0, 1) * 5, read)
         return TaskData("greys", ("even", "odd"), split, split, None)
 
-    def test_pictures_are_those_that_the_estimator_saw(self, task):
+    def test_images_are_those_that_the_estimator_saw(self, task):
         order = [9, 0, 7, 2, 5, 4]
         first, second = tap_figures(attention(), task, order)
         assert [driver.channel for driver in first.influential_samples] == [2, 4, 3]
         for driver in first.influential_samples:
             expected = [order[driver.channel], order[driver.channel + 1]]
-            pictures = [picture for picture, _ in driver.pictures]
-            assert [picture.getpixel((0, 0))[0] // 20 for picture in pictures] == expected
-            assert [label for _, label in driver.pictures] == [
+            images = [image for image, _ in driver.images]
+            assert [image.getpixel((0, 0))[0] // 20 for image in images] == expected
+            assert [label for _, label in driver.images] == [
                 ("even", "odd")[number % 2] for number in expected
             ]
-            assert all(picture.width == picture.height for picture in pictures)
-        assert [len(driver.pictures) for driver in second.influential_samples] == [1, 1]
+            assert all(image.width == image.height for image in images)
+        assert [len(driver.images) for driver in second.influential_samples] == [1, 1]
 
     def test_numbers_are_those_of_the_file(self, task):
         made = attention()
@@ -103,7 +103,7 @@ class TestFigures:
         assert first.note == words
         assert second.note == "2 channels · effective 2.0 · entropy 1.000"
 
-    def test_a_file_of_others_has_neither_errors_nor_pictures(self, task):
+    def test_a_file_of_others_has_neither_errors_nor_images(self, task):
         first, _ = tap_figures(
             attention(standard_errors={}, influential_samples={}, uncertainty={}), task, range(10)
         )
@@ -122,11 +122,11 @@ def test_of_graphs_molecules_are_drawn():
         )
 
     drawn, _ = tap_figures(attention(), task(smiles.read_molecule), range(6))
-    (channel, pictures), *_ = [
-        (driver.channel, driver.pictures) for driver in drawn.influential_samples
+    (channel, images), *_ = [
+        (driver.channel, driver.images) for driver in drawn.influential_samples
     ]
-    assert (channel, [name for _, name in pictures]) == (2, ["no", "yes"])
-    first, second = (np.asarray(picture) for picture, _ in pictures)
+    assert (channel, [name for _, name in images]) == (2, ["no", "yes"])
+    first, second = (np.asarray(image) for image, _ in images)
     assert first.shape == second.shape
     assert (first != second).any()
 

@@ -39,14 +39,14 @@ def test_what_cannot_be_read_counts_nothing(tmp_path, text):
     assert spent(tmp_path, mib=5).usage.peak_memory_mib == 5
 
 
-def test_a_run_that_goes_on_counts_what_was_before(pictures, tmp_path, monkeypatch):
+def test_a_run_that_goes_on_counts_what_was_before(images, tmp_path, monkeypatch):
     class Broken(Exception):
         pass
 
     def broken(*args: object, **options: object) -> None:
         raise Broken
 
-    config = tiny(pictures, tmp_path / "run", method="lp_ft", epochs=1, resume=True)
+    config = tiny(images, tmp_path / "run", method="lp_ft", epochs=1, resume=True)
     with monkeypatch.context() as patched:
         patched.setattr("delta_transfer.runs.run._finalize", broken)
         with pytest.raises(Broken):

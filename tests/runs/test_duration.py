@@ -16,24 +16,22 @@ from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
 from tests.run_folders import tiny
 
-TRAIN, VAL = 18, 6  # of 24 pictures a quarter is held out
-FORWARD = 0.5  # seconds a picture
+TRAIN, VAL = 18, 6  # of 24 images a quarter is held out
+FORWARD = 0.5  # seconds an image
 STEP = 3 * FORWARD
 PROBE = 7.0  # seconds to fit one
 CHANNELS = 24 + 40 + 112 + 320  # of EfficientNet-Lite0 at its auto taps
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures, tmp_path_factory) -> RunSetup:
-    found = prepare(
-        tiny(pictures / "train", tmp_path_factory.mktemp("prepared"), val_fraction=0.25)
-    )
+def prepared(images, tmp_path_factory) -> RunSetup:
+    found = prepare(tiny(images / "train", tmp_path_factory.mktemp("prepared"), val_fraction=0.25))
     return dataclasses.replace(found, probe_wall_time_s=PROBE)
 
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No time passes; a step takes three seconds a picture, or four where the source runs too."""
+    """No time passes; a step takes three seconds an image, or four where the source runs too."""
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: 0.0))
     monkeypatch.setattr(
         module,
@@ -84,7 +82,7 @@ def test_the_test_is_counted_by_its_crops(prepared, preset, crops):
         ({"attention": "gradient", "attention_samples": 5}, 3 * 5),
         ({"attention": "exact"}, TRAIN * CHANNELS / 10),
         ({"attention": "exact", "attention_samples": 2}, 2 * CHANNELS / 10),
-        # Eight pictures are exact, where there are so many.
+        # Eight images are exact, where there are so many.
         ({"attention": "refined"}, 3 * TRAIN + 8 * CHANNELS / 10),
         ({}, 3 * TRAIN + 8 * CHANNELS / 10),
         ({"attention_samples": 5}, 3 * 5 + 5 * CHANNELS / 10),
@@ -97,7 +95,7 @@ def test_attention_is_counted_by_its_forward_passes(prepared, options, passes):
 
 
 def test_workers_read_while_the_network_computes(prepared, monkeypatch):
-    ticks = iter([0.0, 8.0 * TRAIN, 0.0, 0.0])  # eight seconds to read a picture
+    ticks = iter([0.0, 8.0 * TRAIN, 0.0, 0.0])  # eight seconds to read an image
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
     batch = {"batch_size": TRAIN, "num_workers": 2}
     assert seconds(prepared, **batch) == pytest.approx(
@@ -110,7 +108,7 @@ def test_a_trial_of_rates_is_counted(prepared):
     assert longer == pytest.approx(72 * 4 * STEP)
 
 
-def test_no_more_pictures_are_measured_at_once_than_train_or_fit_into_memory(prepared, monkeypatch):
+def test_no_more_images_are_measured_at_once_than_train_or_fit_into_memory(prepared, monkeypatch):
     asked = []
 
     def measure(prepared, inputs, labels, compares, precision):

@@ -15,8 +15,8 @@ from delta_transfer.runs.folder import (
 )
 from delta_transfer.utils.logging import log_to
 
-DATA = "some-pictures"
-OPTIONS = "data: pictures\nmethods: l2\n"  # the start of those of a comparison
+DATA = "some-images"
+OPTIONS = "data: images\nmethods: l2\n"  # the start of those of a comparison
 
 
 def names(folder: Path) -> set[str]:
@@ -61,8 +61,8 @@ def test_a_new_or_empty_folder_is_free(tmp_path, overwrite):
 @pytest.mark.parametrize(
     "content",
     [
-        {"config.yaml": "data: pictures\n", "train.log": ""},  # cut off
-        {"config.yaml": "data: pictures\n", "train.log": "", "result.json": "{}"},
+        {"config.yaml": "data: images\n", "train.log": ""},  # cut off
+        {"config.yaml": "data: images\n", "train.log": "", "result.json": "{}"},
         {"compare.yaml": OPTIONS},
         {".compare.yaml.a1b2c3d4": "data: "},  # cut off
         {
@@ -89,7 +89,7 @@ def test_a_run_or_comparison_is_replaced_only_if_asked(tmp_path, content):
         {"config.yaml": "\tno: yaml: ["},
         {"compare.yaml": "name: score\n"},
         {"compare.yaml": OPTIONS, "thesis.txt": ""},
-        {"run/config.yaml": "data: pictures\n"},  # a folder of runs is no run
+        {"run/config.yaml": "data: images\n"},  # a folder of runs is no run
     ],
 )
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -124,7 +124,7 @@ def test_what_another_run_has_written_meanwhile_is_not_emptied(tmp_path):
 
 
 @pytest.mark.parametrize("place", [".", "run", "train/run"])
-def test_a_place_among_the_pictures_is_refused(tmp_path, monkeypatch, place):
+def test_a_place_among_the_images_is_refused(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos" / "train").mkdir(parents=True)
     with pytest.raises(UserError, match="lies in the data folder"):

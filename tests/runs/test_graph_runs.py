@@ -1,4 +1,4 @@
-"""Runs on molecules from a CSV file of SMILES to the report, by the commands of pictures."""
+"""Runs on molecules from a CSV file of SMILES to the report, by the commands of images."""
 
 import csv
 import json
@@ -108,7 +108,7 @@ def test_what_is_said_of_a_run_is_of_molecules(run, folder):
     assert said[0].split() == ["molecules", "20"]
     assert said[2].startswith("molecules/s ")
     for text in (log, page, *said):
-        assert "pictures" not in text.replace('class="pictures"', "").replace(".pictures", "")
+        assert "images" not in text.replace('class="images"', "").replace(".images", "")
 
 
 def test_strength_auto_takes_the_better_of_two_that_began_with_heads_of_their_own(folder, tmp_path):
@@ -166,10 +166,10 @@ def test_folds_of_a_set_with_splits_of_its_own(folder, tmp_path):
 
 
 def test_what_molecules_cannot_be_read_from_is_said_without_options_of_train(run, tmp_path, capsys):
-    (tmp_path / "pictures").mkdir()
-    assert main(["evaluate", str(run), str(tmp_path / "pictures"), "--device=cpu"]) == 2
+    (tmp_path / "images").mkdir()
+    assert main(["evaluate", str(run), str(tmp_path / "images"), "--device=cpu"]) == 2
     said = capsys.readouterr().err
-    assert "pictures' is no CSV file" in said
+    assert "images' is no CSV file" in said
     assert "--smiles-column" not in said
 
 
@@ -299,7 +299,7 @@ def test_equal_graphs_in_a_file_are_warned_of(folder, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])
-def test_a_method_of_pictures_is_refused_before_a_graph_is_seen(
+def test_a_method_of_images_is_refused_before_a_graph_is_seen(
     folder, tmp_path, capsys, monkeypatch, command
 ):
     monkeypatch.setattr("delta_transfer.runs.preparation.prepare.collect_features", None)
@@ -315,14 +315,12 @@ def test_a_method_of_pictures_is_refused_before_a_graph_is_seen(
     ("wrong", "said"),
     [
         ({"model": "pypi/efficientnet_lite0", "weights": None}, "pretrain-gnns/gin"),
-        ({"image_size": 64}, "--image-size is for pictures"),
+        ({"image_size": 64}, "--image-size is for images"),
         ({"mixup": 0.2}, "--mixup"),
-        ({"augment": "randaugment"}, "--augment is for pictures"),
+        ({"augment": "randaugment"}, "--augment is for images"),
     ],
 )
-def test_what_only_pictures_have_is_refused_before_anything_is_written(
-    folder, tmp_path, wrong, said
-):
+def test_what_only_images_have_is_refused_before_anything_is_written(folder, tmp_path, wrong, said):
     config = options(folder, tmp_path / "run", **wrong)
     with pytest.raises(UserError, match=said):
         train(config)
@@ -364,8 +362,8 @@ class TestEvaluationOfOtherData:
         with pytest.raises(UserError, match=r"none of the columns .*nitrogen, chlorine"):
             Predictor(run, device="cpu").evaluate(str(tmp_path / "other.csv"))
 
-    def test_pictures_are_refused(self, run):
-        with pytest.raises(UserError, match=r"(?i)classes|pictures"):
+    def test_images_are_refused(self, run):
+        with pytest.raises(UserError, match=r"(?i)classes|images"):
             Predictor(run, device="cpu").evaluate("sklearn/digits")
 
 

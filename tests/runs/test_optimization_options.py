@@ -27,9 +27,9 @@ ALL = {
 
 
 @pytest.mark.slow
-def test_averages_of_both_trainings_and_of_their_refits_are_what_is_kept(pictures, tmp_path):
+def test_averages_of_both_trainings_and_of_their_refits_are_what_is_kept(images, tmp_path):
     options = {"method": "delta_no_attention", "strength": "auto", "refit": "always", **ALL}
-    config = tiny(pictures / "train", tmp_path / "run", val_fraction=0.25, **options)
+    config = tiny(images / "train", tmp_path / "run", val_fraction=0.25, **options)
     found = train(config)
     search = found.strength_search
     assert found.refitted
@@ -51,10 +51,10 @@ def test_averages_of_both_trainings_and_of_their_refits_are_what_is_kept(picture
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lr", ["find", 1e-3])
-def test_a_run_with_every_option_goes_on_to_the_same_bytes(pictures, tmp_path, monkeypatch, lr):
+def test_a_run_with_every_option_goes_on_to_the_same_bytes(images, tmp_path, monkeypatch, lr):
     options = {"method": "delta_no_attention", "lr": lr, "checkpoint_steps": 1, **ALL}
-    whole = train(tiny(pictures, tmp_path / "whole", **options))
-    broken, steps = tiny(pictures, tmp_path / "broken", **options), []
+    whole = train(tiny(images, tmp_path / "whole", **options))
+    broken, steps = tiny(images, tmp_path / "broken", **options), []
     step = FineTuneModule.training_step
 
     def limited(self, batch, index):
@@ -77,7 +77,7 @@ def test_a_run_with_every_option_goes_on_to_the_same_bytes(pictures, tmp_path, m
 
 
 @pytest.mark.slow
-def test_rates_of_a_run_go_by_head_and_layers(pictures, tmp_path, monkeypatch):
+def test_rates_of_a_run_go_by_head_and_layers(images, tmp_path, monkeypatch):
     rates = {}
     configure = FineTuneModule.configure_optimizers
 
@@ -89,7 +89,7 @@ def test_rates_of_a_run_go_by_head_and_layers(pictures, tmp_path, monkeypatch):
         return made
 
     monkeypatch.setattr(FineTuneModule, "configure_optimizers", note)
-    train(tiny(pictures, tmp_path / "run", method="l2", layer_decay=0.5, epochs=1))
+    train(tiny(images, tmp_path / "run", method="l2", layer_decay=0.5, epochs=1))
     assert rates["classifier.weight"] == pytest.approx(RANDOM_HEAD_LR_FACTOR * 1e-4)
     network = timm.create_model("tf_efficientnet_lite0", num_classes=3)
     names = {id(p): name for name, p in network.named_parameters()}

@@ -35,11 +35,11 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
-def options(pictures: Path, out: Path, weights: Path, **others: object) -> TrainConfig:
-    """One step of all training pictures at the preset's learning rate."""
+def options(images: Path, out: Path, weights: Path, **others: object) -> TrainConfig:
+    """One step of all training images at the preset's learning rate."""
     given = {"lr": 0.01, "batch_size": 24, "epochs": None, "steps": 1, "image_size": SIZE}
     return tiny(
-        pictures,
+        images,
         out,
         model="resnet50",
         weights=str(weights),
@@ -50,11 +50,11 @@ def options(pictures: Path, out: Path, weights: Path, **others: object) -> Train
 
 
 @pytest.fixture(scope="module")
-def official(pictures, weights, tmp_path_factory) -> RunResult:
-    return train(options(pictures, tmp_path_factory.mktemp("official") / "run", weights))
+def official(images, weights, tmp_path_factory) -> RunResult:
+    return train(options(images, tmp_path_factory.mktemp("official") / "run", weights))
 
 
-def batch(pictures: Path, config: TrainConfig) -> tuple[Tensor, Tensor]:
+def batch(images: Path, config: TrainConfig) -> tuple[Tensor, Tensor]:
     prepared = prepare(config)
     loader = train_dataloader(prepared.task.train, prepared.backbone.input_spec, config)
     loader.sampler.set_epoch(0)
@@ -81,10 +81,10 @@ def test_the_options_are_those_of_the_protocol():
     assert config.count_epochs(6401) == math.ceil(9000 / 101)
 
 
-def test_the_first_step_is_the_authors_formula_and_plain_sgd(official, pictures, weights, tmp_path):
-    config = options(pictures, tmp_path, weights)
+def test_the_first_step_is_the_authors_formula_and_plain_sgd(official, images, weights, tmp_path):
+    config = options(images, tmp_path, weights)
     prepared = prepare(config)
-    inputs, targets = batch(pictures, config)
+    inputs, targets = batch(images, config)
     network = prepared.backbone.module.cpu().train()
     source = timm.create_model("resnet50")
     source.load_state_dict(torch.load(weights))
@@ -118,18 +118,18 @@ def test_the_run_says_what_it_did(official):
     assert (official.strength, official.epochs, official.refitted) == (0.01, 1, False)
 
 
-def test_the_test_is_the_mean_of_ten_crops(official, pictures):
+def test_the_test_is_the_mean_of_ten_crops(official, images):
     folder = official.folder / "model"
     network = timm.create_model("resnet50", num_classes=3)
     network.load_state_dict(load_file(folder / "model.safetensors"))
     side = round(SIZE * 256 / 224)  # of the shorter side, 36 of 40 pixels
     wide = int(side * 40 / 36)
-    task = load_data(str(pictures), seed=0)
+    task = load_data(str(images), seed=0)
     with (official.folder / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row, path in zip(rows, task.test.paths, strict=True):
-        picture = Image.open(pictures / path).convert("RGB").resize((wide, side), Image.BILINEAR)
-        tensor = v2.functional.to_dtype(v2.functional.to_image(picture), torch.float32, scale=True)
+        sample = Image.open(images / path).convert("RGB").resize((wide, side), Image.BILINEAR)
+        tensor = v2.functional.to_dtype(v2.functional.to_image(sample), torch.float32, scale=True)
         down, right = side - SIZE, wide - SIZE
         centre = (round(down / 2), round(right / 2))
         corners = [(0, 0), (0, right), (down, 0), (down, right), centre]
@@ -147,9 +147,9 @@ def test_the_test_is_the_mean_of_ten_crops(official, pictures):
         assert torch.allclose(found, expected, atol=0.02)
 
 
-def test_the_last_epoch_is_kept(official, pictures, weights, tmp_path):
+def test_the_last_epoch_is_kept(official, images, weights, tmp_path):
     assert official.best_epoch == 1
-    given = options(pictures, tmp_path / "run", weights, method="l2", epochs=2, steps=None)
+    given = options(images, tmp_path / "run", weights, method="l2", epochs=2, steps=None)
     result = train(given)
     last = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     kept = load_file(result.folder / "model" / "model.safetensors")
@@ -160,15 +160,15 @@ def test_the_last_epoch_is_kept(official, pictures, weights, tmp_path):
 @pytest.mark.parametrize(
     "method", ["l2sp", "probe", pytest.param("delta_no_attention", marks=pytest.mark.slow)]
 )
-def test_the_other_methods_run_too(pictures, weights, tmp_path, method):
-    result = train(options(pictures, tmp_path / "run", weights, method=method))
+def test_the_other_methods_run_too(images, weights, tmp_path, method):
+    result = train(options(images, tmp_path / "run", weights, method=method))
     assert result.strength == {"l2": 1e-4, "l2sp": 0.01, "delta_no_attention": 0.01}.get(
         method, result.strength
     )
 
 
-def test_an_architecture_that_the_authors_did_not_have_is_refused(pictures, tmp_path):
-    config = tiny(pictures, tmp_path / "run", preset="official")
+def test_an_architecture_that_the_authors_did_not_have_is_refused(images, tmp_path):
+    config = tiny(images, tmp_path / "run", preset="official")
     with pytest.raises(UserError, match=r"no taps for 'tf_efficientnet_lite0'.*resnet50"):
         train(config)
     assert not (tmp_path / "run").exists()

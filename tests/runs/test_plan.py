@@ -1,4 +1,4 @@
-"""Each method from the prepared network to the one that is saved, on tiny pictures."""
+"""Each method from the prepared network to the one that is saved, on tiny images."""
 
 import copy
 import csv
@@ -29,8 +29,8 @@ OPTIONS = {"epochs": 3, "lr": 3e-3}
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures, tmp_path_factory) -> RunSetup:
-    config = tiny(pictures, tmp_path_factory.mktemp("prepared"), **OPTIONS)
+def prepared(images, tmp_path_factory) -> RunSetup:
+    config = tiny(images, tmp_path_factory.mktemp("prepared"), **OPTIONS)
     found = prepare(config, network=conv_net(), spec=SPEC)
     torch.manual_seed(0)
     backbone = dataclasses.replace(found.backbone, classifier=nn.Linear(6, 8))
@@ -38,7 +38,7 @@ def prepared(pictures, tmp_path_factory) -> RunSetup:
 
 
 def tuned(prepared: RunSetup, folder, method: str, *, stop_after=None, **options) -> FineTuneResult:
-    config = tiny("pictures", folder, method=method, **{**OPTIONS, **options})
+    config = tiny("images", folder, method=method, **{**OPTIONS, **options})
     tuning = FineTunePlan(
         config=config, method=METHODS[method], epochs=config.epochs, attention=None
     )
@@ -149,7 +149,7 @@ def test_a_network_without_a_classifier_is_refused_before_anything_is_written(
 @pytest.mark.parametrize("strength", [1.5, -0.5])
 def test_a_strength_of_stochnorm_that_is_no_probability_is_refused(prepared, tmp_path, strength):
     tuning = FineTunePlan(
-        config=tiny("pictures", tmp_path, method="stochnorm"),
+        config=tiny("images", tmp_path, method="stochnorm"),
         method=dataclasses.replace(METHODS["stochnorm"], strength=strength),
         epochs=1,
         attention=None,
@@ -158,10 +158,10 @@ def test_a_strength_of_stochnorm_that_is_no_probability_is_refused(prepared, tmp
         fine_tune(prepared, tuning, tmp_path)
 
 
-def test_what_stochnorm_leaves_is_loaded_by_plain_timm(pictures, tmp_path):
+def test_what_stochnorm_leaves_is_loaded_by_plain_timm(images, tmp_path):
     import timm
 
-    config = tiny(pictures, tmp_path, method="stochnorm", epochs=1)
+    config = tiny(images, tmp_path, method="stochnorm", epochs=1)
     found = prepare(config)
     result = tuned(found, tmp_path / "run", "stochnorm", epochs=1)
     (tmp_path / "model").mkdir()

@@ -29,7 +29,7 @@ def probabilities(of_first: list[float]) -> torch.Tensor:
     return torch.tensor([[p, 1 - p] for p in of_first], dtype=torch.float64)
 
 
-def test_predictions_are_a_row_for_each_picture_with_all_probabilities(tmp_path):
+def test_predictions_are_a_row_for_each_image_with_all_probabilities(tmp_path):
     write_predictions(
         tmp_path / "predictions.csv",
         split([0, 1]),
@@ -136,7 +136,7 @@ def test_examples_show_where_network_and_probe_disagree(tmp_path):
     assert [row["path"] for row in found] == [*map(str, range(8)), "30", "35"]
 
 
-def test_no_picture_is_shown_twice(tmp_path):
+def test_no_image_is_shown_twice(tmp_path):
     found = examples(tmp_path, [0, 1], [0.9, 0.8], [0.1, 0.1])
     assert [row["path"] for row in found] == ["1", "0"]
 

@@ -74,10 +74,10 @@ def left_in(folder: Path) -> set[str]:
         pytest.param("folds", OF_FOLDS, marks=pytest.mark.slow),
     ],
 )
-def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(pictures, tmp_path, kind, moments):
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(images, tmp_path, kind, moments):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    kill_again_and_again(kind, pictures, killed, moments)
-    make(kind, pictures, whole)
+    kill_again_and_again(kind, images, killed, moments)
+    make(kind, images, whole)
     assert traces(killed) == traces(whole)
     assert figures(killed) == figures(whole)
     assert left_in(killed) == left_in(whole)
@@ -93,17 +93,17 @@ def test_a_finished_run_is_left_alone(finished, capsys):
     assert f"report   {finished.folder / 'report.html'}" in said.out
 
 
-def test_with_nothing_there_it_begins(finished, pictures, tmp_path):
+def test_with_nothing_there_it_begins(finished, images, tmp_path):
     out = tmp_path / "new"
-    command = ["train", str(pictures), f"--out={out}", *flags(epochs=3), "--resume"]
+    command = ["train", str(images), f"--out={out}", *flags(epochs=3), "--resume"]
     assert main(command) == 0
     for name in ("model/model.safetensors", "predictions.csv", "metrics.csv"):
         assert (out / name).read_bytes() == (finished.folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("change", ["picture", "weights"])
-def test_of_other_pictures_or_weights_it_starts_anew(pictures, tmp_path, caplog, change):
-    data = shutil.copytree(pictures, tmp_path / "data")
+@pytest.mark.parametrize("change", ["image", "weights"])
+def test_of_other_images_or_weights_it_starts_anew(images, tmp_path, caplog, change):
+    data = shutil.copytree(images, tmp_path / "data")
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 8, stride=8),
         torch.nn.AdaptiveAvgPool2d(1),
@@ -124,7 +124,7 @@ def test_of_other_pictures_or_weights_it_starts_anew(pictures, tmp_path, caplog,
             with pytest.raises(Broken):
                 train(tiny(data, tmp_path / "run", **options), network=network)
     assert "starting anew" not in caplog.text
-    if change == "picture":
+    if change == "image":
         next((data / "train").glob("*/*.png")).unlink()
     else:
         torch.nn.init.zeros_(network[0].bias)
@@ -135,13 +135,13 @@ def test_of_other_pictures_or_weights_it_starts_anew(pictures, tmp_path, caplog,
         assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
-def command_of(pictures: Path, out: Path) -> list[str]:
+def command_of(images: Path, out: Path) -> list[str]:
     command = [
         sys.executable,
         "-m",
         "delta_transfer.cli.main",
         "train",
-        str(pictures),
+        str(images),
         f"--out={out}",
     ]
     return [*command, *flags(epochs=40, lr=1e-5, workers=2), "--checkpoint-minutes=60"]
@@ -150,10 +150,10 @@ def command_of(pictures: Path, out: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_command_says_how_to_go_on_and_does(pictures, tmp_path, number):
+def test_a_stopped_command_says_how_to_go_on_and_does(images, tmp_path, number):
     out = tmp_path / "out"
-    command = command_of(pictures, out)
-    started = subprocess.Popen(  # with processes that load pictures, which are signalled too
+    command = command_of(images, out)
+    started = subprocess.Popen(  # with processes that load images, which are signalled too
         command, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     end = time.monotonic() + 200
@@ -173,7 +173,7 @@ def test_a_stopped_command_says_how_to_go_on_and_does(pictures, tmp_path, number
     assert done.returncode == 0, done.stderr
     assert "going on in epoch" in done.stderr
     whole = tmp_path / "whole"
-    assert main(command_of(pictures, whole)[3:]) == 0
+    assert main(command_of(images, whole)[3:]) == 0
     assert traces(out) == traces(whole)
 
 

@@ -46,8 +46,8 @@ ALWAYS = {
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures, tmp_path_factory) -> RunSetup:
-    return prepare(tiny(pictures, tmp_path_factory.mktemp("prepared")))
+def prepared(images, tmp_path_factory) -> RunSetup:
+    return prepare(tiny(images, tmp_path_factory.mktemp("prepared")))
 
 
 def files(run: Path) -> set[str]:
@@ -97,12 +97,12 @@ class TestFiles:
             expected |= {f"weaker/{name}" for name in trained}
         assert files(of(compared, method).folder) == expected
 
-    def test_config_yaml_is_what_was_asked_for(self, finished, pictures):
+    def test_config_yaml_is_what_was_asked_for(self, finished, images):
         config = TrainConfig.load(finished.folder / "config.yaml")
-        assert config == tiny(pictures, finished.folder, epochs=3)
+        assert config == tiny(images, finished.folder, epochs=3)
 
-    def test_predictions_are_of_the_test_split_in_order(self, finished, pictures):
-        task = load_data(str(pictures), seed=0)
+    def test_predictions_are_of_the_test_split_in_order(self, finished, images):
+        task = load_data(str(images), seed=0)
         found = rows(finished.folder / "predictions.csv")
         assert [row["path"] for row in found] == list(task.test.paths)
         assert [CLASSES.index(row["label"]) for row in found] == list(task.test.labels)
@@ -131,8 +131,8 @@ class TestFiles:
     def test_the_log_says_what_was_learnt_from_and_with_what(self, compared):
         log = (of(compared, "delta").folder / "train.log").read_text()
         for part in (
-            "3 classes, 12 training, 6 validation, 6 test pictures",
-            "25% of train (6 pictures), stratified, seed 0, is held out",
+            "3 classes, 12 training, 6 validation, 6 test images",
+            "25% of train (6 images), stratified, seed 0, is held out",
             "model    pypi/efficientnet_lite0, on cpu",
             "method   delta, strength 1 and 0.1",
             "probe    ",
@@ -162,7 +162,7 @@ class TestFigures:
             "refitted",
             "seconds",
             "memory",
-            "pictures",
+            "images",
             "sample",
             "classes",
             "strength",
@@ -170,7 +170,7 @@ class TestFigures:
             "taps",
             "versions",
         }
-        assert (values["pictures"], values["classes"], values["epochs"]) == (24, 3, 3)
+        assert (values["images"], values["classes"], values["epochs"]) == (24, 3, 3)
         assert values["taps"] == ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
         assert values["strength"] == METHODS["delta"].strength
 
@@ -200,7 +200,7 @@ class TestFigures:
             # result.json has it from the kept weights, metrics.csv from the training.
             assert result.val_accuracy == pytest.approx(by_epoch[best][1])
 
-    def test_the_probe_is_the_linear_probe_and_nothing_is_trained(self, compared, pictures):
+    def test_the_probe_is_the_linear_probe_and_nothing_is_trained(self, compared, images):
         for seed in (0, 1):
             result = of(compared, "probe", seed)
             assert result.test_accuracy == result.linear_probe_test_accuracy
@@ -217,9 +217,9 @@ class TestFigures:
             }
             assert len(figures) == 1
 
-    def test_without_a_test_split_its_accuracies_are_null(self, pictures, tmp_path, caplog):
+    def test_without_a_test_split_its_accuracies_are_null(self, images, tmp_path, caplog):
         caplog.set_level(logging.INFO, "delta_transfer")
-        flat = pictures / "train"
+        flat = images / "train"
         config = tiny(flat, tmp_path / "run", method="probe", val_fraction=0.5)
         result = train(config)
         values = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -248,12 +248,12 @@ class TestStart:
         monkeypatch.setattr(fine_tune, "fit", fit)
         return found
 
-    @pytest.mark.parametrize("method", [n for n, m in METHODS.items() if "pictures" in m.kinds])
+    @pytest.mark.parametrize("method", [n for n, m in METHODS.items() if "images" in m.kinds])
     def test_the_head_starts_as_the_probe_or_at_random(
-        self, prepared, pictures, tmp_path, asked, method
+        self, prepared, images, tmp_path, asked, method
     ):
         run = tmp_path / "run"
-        module.train_prepared(prepared, tiny(pictures, run, method=method), run, started=0)
+        module.train_prepared(prepared, tiny(images, run, method=method), run, started=0)
         head = load_file(run / "model" / "model.safetensors")["classifier.weight"]
         rows, labels = prepared.features["train"]
         expected = {
@@ -278,10 +278,10 @@ class TestStart:
         ],
     )
     def test_head_rate_and_weight_decay_go_by_the_method(
-        self, prepared, pictures, tmp_path, asked, options, head_lr, weight_decay
+        self, prepared, images, tmp_path, asked, options, head_lr, weight_decay
     ):
         run = tmp_path / "run"
-        module.train_prepared(prepared, tiny(pictures, run, **options), run, started=0)
+        module.train_prepared(prepared, tiny(images, run, **options), run, started=0)
         (found,) = asked
         assert found.lr == 1e-4
         assert found.head_lr == pytest.approx(head_lr)
@@ -289,26 +289,26 @@ class TestStart:
 
 
 class TestNetworksOfOnesOwn:
-    def test_one_is_trained_and_predicts_when_it_is_given_again(self, pictures, tmp_path):
+    def test_one_is_trained_and_predicts_when_it_is_given_again(self, images, tmp_path):
         torch.manual_seed(0)
         network = timm.create_model("resnet10t")
         start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        config = tiny(pictures, tmp_path / "run", method="lp_ft")
+        config = tiny(images, tmp_path / "run", method="lp_ft")
         result = train(config, network=network)
         assert same(network.state_dict(), start)
         assert TrainConfig.load(result.folder / "config.yaml").model == "ResNet"
         with pytest.raises(UserError, match="given in Python"):
             Predictor(result.folder)
         predictor = Predictor(result.folder, network=network, device="cpu", num_workers=0)
-        evaluation = predictor.evaluate(str(pictures))
+        evaluation = predictor.evaluate(str(images))
         assert evaluation.accuracy == pytest.approx(result.test_accuracy)
 
-    def test_a_spec_without_its_network_is_refused(self, pictures, tmp_path):
+    def test_a_spec_without_its_network_is_refused(self, images, tmp_path):
         spec = InputSpec(
             size=32, crop_pct=1.0, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear"
         )
         with pytest.raises(UserError, match="spec goes with a network of your own"):
-            train(tiny(pictures, tmp_path / "run"), spec=spec)
+            train(tiny(images, tmp_path / "run"), spec=spec)
 
 
 class TestEqualRuns:
@@ -318,14 +318,14 @@ class TestEqualRuns:
     def own_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
 
-    def test_python_does_what_the_command_does_to_the_byte(self, finished, pictures, tmp_path):
-        result = train(tiny(pictures, tmp_path / "again", epochs=3))
+    def test_python_does_what_the_command_does_to_the_byte(self, finished, images, tmp_path):
+        result = train(tiny(images, tmp_path / "again", epochs=3))
         assert model_bytes(result.folder) == model_bytes(finished.folder)
         assert same(last_weights(result.folder), last_weights(finished.folder))
         for name in ("predictions.csv", "drift.csv", "metrics.csv", "attention.safetensors"):
             assert (result.folder / name).read_bytes() == (finished.folder / name).read_bytes()
 
-    def test_what_is_drawn_in_training_hangs_on_the_seed_alone(self, pictures, tmp_path):
+    def test_what_is_drawn_in_training_hangs_on_the_seed_alone(self, images, tmp_path):
         """Dropout draws from torch's own generator, whose state is nobody's business."""
         torch.manual_seed(0)
         network = timm.create_model("resnet10t", drop_rate=0.5)
@@ -334,38 +334,36 @@ class TestEqualRuns:
             torch.manual_seed(len(found))
             before = torch.get_rng_state()
             options = {"method": "lp_ft", "seed": seed, "refit": "never"}
-            found.append(train(tiny(pictures, tmp_path / name, **options), network=network))
+            found.append(train(tiny(images, tmp_path / name, **options), network=network))
             assert torch.equal(torch.get_rng_state(), before)
         first, again, other = (last_weights(result.folder) for result in found)
         assert same(first, again)
         assert not same(first, other)
 
-    def test_neither_workers_nor_pictures_that_are_not_kept_change_anything(
-        self, finished, pictures, tmp_path
+    def test_neither_workers_nor_images_that_are_not_kept_change_anything(
+        self, finished, images, tmp_path
     ):
         options = {"epochs": 3, "num_workers": 2, "image_cache_gb": 0}
-        result = train(tiny(pictures, tmp_path / "workers", **options))
-        assert not (tmp_path / "cache" / "pictures").exists()
+        result = train(tiny(images, tmp_path / "workers", **options))
+        assert not (tmp_path / "cache" / "images").exists()
         assert model_bytes(result.folder) == model_bytes(finished.folder)
         assert same(last_weights(result.folder), last_weights(finished.folder))
 
-    def test_mixed_pictures_give_another_model_and_again_the_same(self, pictures, tmp_path):
+    def test_mixed_images_give_another_model_and_again_the_same(self, images, tmp_path):
         mixed = {"mixup": 0.2, "cutmix": 1.0, "augment": "trivialaugment"}
         found = [
-            last_weights(
-                train(tiny(pictures, tmp_path / name, method="co_tuning", **options)).folder
-            )
+            last_weights(train(tiny(images, tmp_path / name, method="co_tuning", **options)).folder)
             for name, options in (("a", mixed), ("b", mixed), ("c", {}))
         ]
         assert same(found[0], found[1])
         assert not same(found[0], found[2])
 
-    def test_another_seed_gives_another_model(self, finished, pictures, tmp_path):
-        result = train(tiny(pictures, tmp_path / "seed", epochs=3, seed=1))
+    def test_another_seed_gives_another_model(self, finished, images, tmp_path):
+        result = train(tiny(images, tmp_path / "seed", epochs=3, seed=1))
         assert not same(last_weights(result.folder), last_weights(finished.folder))
 
-    def test_nothing_is_chosen_on_the_test_split(self, finished, pictures, tmp_path):
-        shuffled = shutil.copytree(pictures, tmp_path / "shuffled")
+    def test_nothing_is_chosen_on_the_test_split(self, finished, images, tmp_path):
+        shuffled = shutil.copytree(images, tmp_path / "shuffled")
         for old, new in zip(CLASSES, (*CLASSES[1:], CLASSES[0]), strict=True):
             (shuffled / "test" / old).rename(shuffled / "test" / f"now-{new}")
         for name in CLASSES:
@@ -375,15 +373,15 @@ class TestEqualRuns:
         assert result.best_epoch == finished.best_epoch
         assert model_bytes(result.folder) == model_bytes(finished.folder)
 
-    def test_the_model_folder_names_no_time_and_no_place(self, finished, pictures):
+    def test_the_model_folder_names_no_time_and_no_place(self, finished, images):
         for content in model_bytes(finished.folder).values():
-            assert str(pictures.parent).encode() not in content
+            assert str(images.parent).encode() not in content
             assert str(finished.folder.parent).encode() not in content
 
 
 class TestTraining:
-    def test_the_start_is_kept_where_training_destroys(self, prepared, pictures, tmp_path):
-        result = train(tiny(pictures, tmp_path / "run", method="lp_ft", lr=0.1))
+    def test_the_start_is_kept_where_training_destroys(self, prepared, images, tmp_path):
+        result = train(tiny(images, tmp_path / "run", method="lp_ft", lr=0.1))
         assert result.best_epoch == 0
         assert result.val_accuracy == result.linear_probe_val_accuracy
         assert result.test_accuracy == result.linear_probe_test_accuracy
@@ -393,11 +391,9 @@ class TestTraining:
             assert torch.equal(kept[name], tensor)
 
     @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
-    def test_batch_norm_statistics_move_only_if_asked(
-        self, prepared, pictures, tmp_path, batch_norm
-    ):
+    def test_batch_norm_statistics_move_only_if_asked(self, prepared, images, tmp_path, batch_norm):
         options = {"method": "l2", "epochs": 1, "batch_norm": batch_norm}
-        result = train(tiny(pictures, tmp_path / "run", **options))
+        result = train(tiny(images, tmp_path / "run", **options))
         start = prepared.source.state_dict()
         trained = last_weights(result.folder)
         statistics = [name for name in start if "running" in name or "num_batches" in name]
@@ -410,32 +406,32 @@ class TestTraining:
 
 
 class TestAttention:
-    def test_the_file_of_another_run_stands_for_estimating(self, finished, pictures, tmp_path):
+    def test_the_file_of_another_run_stands_for_estimating(self, finished, images, tmp_path):
         file = finished.folder / "attention.safetensors"
-        result = train(tiny(pictures, tmp_path / "run", epochs=3, attention=str(file)))
+        result = train(tiny(images, tmp_path / "run", epochs=3, attention=str(file)))
         assert model_bytes(result.folder) == model_bytes(finished.folder)
         assert same(last_weights(result.folder), last_weights(finished.folder))
 
-    def test_the_estimator_taps_and_samples_are_as_asked(self, pictures, tmp_path):
+    def test_the_estimator_taps_and_samples_are_as_asked(self, images, tmp_path):
         options = {"attention": "exact", "attention_samples": 3, "taps": "blocks.0"}
-        result = train(tiny(pictures, tmp_path / "run", epochs=1, **options))
+        result = train(tiny(images, tmp_path / "run", epochs=1, **options))
         found = ChannelAttention.load(result.folder / "attention.safetensors")
         assert (found.estimator, found.samples, found.taps) == ("exact", 3, ("blocks.0",))
         assert result.taps == ("blocks.0",)
         assert {row["tap"] for row in rows(result.folder / "drift.csv")} == {"blocks.0"}
 
-    def test_a_file_made_with_other_weights_is_refused(self, finished, pictures, tmp_path):
+    def test_a_file_made_with_other_weights_is_refused(self, finished, images, tmp_path):
         attention = ChannelAttention.load(finished.folder / "attention.safetensors")
         other = tmp_path / "other.safetensors"
         dataclasses.replace(attention, source="0" * 64).save(other)
         with pytest.raises(UserError, match="made with other weights than pypi/efficientnet_lite0"):
-            train(tiny(pictures, tmp_path / "run", attention=str(other)))
+            train(tiny(images, tmp_path / "run", attention=str(other)))
         assert not (tmp_path / "run").exists()
 
-    def test_other_taps_than_those_of_the_file_are_refused(self, finished, pictures, tmp_path):
+    def test_other_taps_than_those_of_the_file_are_refused(self, finished, images, tmp_path):
         file = str(finished.folder / "attention.safetensors")
         with pytest.raises(UserError, match=r"at the taps blocks\.1, .*this run has blocks\.1 "):
-            train(tiny(pictures, tmp_path / "run", attention=file, taps="blocks.1"))
+            train(tiny(images, tmp_path / "run", attention=file, taps="blocks.1"))
         assert not (tmp_path / "run").exists()
 
     def test_the_log_says_how_many_channels_are_left(self, finished):
@@ -499,11 +495,11 @@ class TestCheck:
 
 class TestFolder:
     def test_one_in_use_needs_overwrite_and_then_holds_only_the_new_run(
-        self, finished, pictures, tmp_path
+        self, finished, images, tmp_path
     ):
         out = shutil.copytree(finished.folder, tmp_path / "run")
         before = files(out)
-        config = tiny(pictures, out, method="probe")
+        config = tiny(images, out, method="probe")
         with pytest.raises(UserError, match=r"is not empty.*--overwrite"):
             train(config)
         assert files(out) == before
@@ -512,53 +508,53 @@ class TestFolder:
         # Repeating the run by its config.yaml does not replace it.
         assert not TrainConfig.load(out / "config.yaml").overwrite
 
-    def test_it_may_not_lie_among_the_pictures(self, pictures):
+    def test_it_may_not_lie_among_the_images(self, images):
         with pytest.raises(UserError, match="lies in the data folder"):
-            train(tiny(pictures, pictures / "run"))
-        assert not (pictures / "run").exists()
+            train(tiny(images, images / "run"))
+        assert not (images / "run").exists()
 
-    def test_what_is_no_run_is_not_deleted(self, pictures, tmp_path):
+    def test_what_is_no_run_is_not_deleted(self, images, tmp_path):
         (tmp_path / "thesis.txt").touch()
         with pytest.raises(UserError, match="holds something that is no run"):
-            train(tiny(pictures, tmp_path, overwrite=True))
+            train(tiny(images, tmp_path, overwrite=True))
         assert files(tmp_path) == {"thesis.txt"}
 
-    def test_a_damaged_picture_is_left_out_and_told_of(self, pictures, tmp_path, caplog):
-        data = shutil.copytree(pictures, tmp_path / "data")
-        (data / "train" / "checks" / "0.png").write_text("no picture")
+    def test_a_damaged_image_is_left_out_and_told_of(self, images, tmp_path, caplog):
+        data = shutil.copytree(images, tmp_path / "data")
+        (data / "train" / "checks" / "0.png").write_text("no image")
         result = train(tiny(data, tmp_path / "run", method="probe"))
         assert result.num_train_samples == 23
-        warning = "1 of 51 pictures cannot be read and are left out"
+        warning = "1 of 51 images cannot be read and are left out"
         assert warning in caplog.text
         assert f"warning: {warning}" in (result.folder / "train.log").read_text()
 
     def test_a_run_that_fails_before_its_first_checkpoint_leaves_no_folder(
-        self, prepared, pictures, tmp_path, monkeypatch
+        self, prepared, images, tmp_path, monkeypatch
     ):
         def fail(*arguments: object, **options: object) -> None:
-            raise UserError("a picture is gone")
+            raise UserError("an image is gone")
 
         monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(run_attention, "estimate_attention", fail)
-        config = tiny(pictures, tmp_path / "run")
-        with pytest.raises(UserError, match="a picture is gone"):
+        config = tiny(images, tmp_path / "run")
+        with pytest.raises(UserError, match="an image is gone"):
             module.train_prepared(prepared, config, tmp_path / "run", started=0)
         assert not (tmp_path / "run").exists()
 
     def test_a_report_that_cannot_be_written_does_not_cost_the_model(
-        self, prepared, pictures, tmp_path, monkeypatch
+        self, prepared, images, tmp_path, monkeypatch
     ):
         def fail(folder: Path) -> None:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(module, "write_run_report", fail)
-        config = tiny(pictures, tmp_path / "run", method="probe")
+        config = tiny(images, tmp_path / "run", method="probe")
         with pytest.raises(OSError, match="No space left"):
             module.train_prepared(prepared, config, tmp_path / "run", started=0)
         assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
-    def test_a_run_that_diverges_keeps_its_best_checkpoint(self, prepared, pictures, tmp_path):
-        config = tiny(pictures, tmp_path / "run", method="lp_ft", lr=1e6)
+    def test_a_run_that_diverges_keeps_its_best_checkpoint(self, prepared, images, tmp_path):
+        config = tiny(images, tmp_path / "run", method="lp_ft", lr=1e6)
         with pytest.raises(UserError, match=r"training diverged.*best\.ckpt"):
             module.train_prepared(prepared, config, tmp_path / "run", started=0)
         best = tmp_path / "run" / "checkpoints" / "best.ckpt"

@@ -27,25 +27,25 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def flat(pictures: Path, out: Path, **options: Any) -> TrainConfig:
-    """24 pictures without splits; a quarter is held out for the test."""
-    return tiny(pictures / "train", out, test_split="0.25", val_fraction=0.25, **options)
+def flat(images: Path, out: Path, **options: Any) -> TrainConfig:
+    """24 images without splits; a quarter is held out for the test."""
+    return tiny(images / "train", out, test_split="0.25", val_fraction=0.25, **options)
 
 
 @pytest.fixture(scope="module")
-def refitted(pictures, tmp_path_factory) -> RunResult:
+def refitted(images, tmp_path_factory) -> RunResult:
     out = tmp_path_factory.mktemp("refitted") / "run"
-    return train(flat(pictures, out, method="delta", lr=1e-3))
+    return train(flat(images, out, method="delta", lr=1e-3))
 
 
 @pytest.fixture(scope="module")
-def never(pictures, tmp_path_factory) -> RunResult:
+def never(images, tmp_path_factory) -> RunResult:
     out = tmp_path_factory.mktemp("never") / "run"
-    return train(flat(pictures, out, method="delta", lr=1e-3, refit="never"))
+    return train(flat(images, out, method="delta", lr=1e-3, refit="never"))
 
 
 @pytest.fixture(scope="module")
-def folded(pictures, tmp_path_factory) -> tuple[RunResult, list[Any]]:
+def folded(images, tmp_path_factory) -> tuple[RunResult, list[Any]]:
     """A run with three folds, and what was fine-tuned for it: folder and network of each."""
     out, tuned = tmp_path_factory.mktemp("folded") / "run", []
 
@@ -57,7 +57,7 @@ def folded(pictures, tmp_path_factory) -> tuple[RunResult, list[Any]]:
     original = module.fine_tune
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "fine_tune", remember)
-        result = train(flat(pictures, out, method="delta", folds=3, lr=1e-3))
+        result = train(flat(images, out, method="delta", folds=3, lr=1e-3))
     return result, tuned
 
 
@@ -89,7 +89,7 @@ class TestWhether:
 
 
 class TestRefit:
-    def test_the_final_model_learns_from_training_and_validation_pictures(self, refitted, never):
+    def test_the_final_model_learns_from_training_and_validation_images(self, refitted, never):
         assert (refitted.refitted, never.refitted) == (True, False)
         assert (refitted.num_train_samples, never.num_train_samples) == (18, 12)
         models = [
@@ -98,7 +98,7 @@ class TestRefit:
         assert models[0] != models[1]
         log = (refitted.folder / "train.log").read_text()
         if refitted.best_epoch:
-            assert "on all 18 training and validation pictures" in log
+            assert "on all 18 training and validation images" in log
 
     def test_the_epoch_and_the_validation_figures_are_those_of_before(self, refitted, never):
         for name in ("best_epoch", "val_accuracy", "linear_probe_val_accuracy", "epochs"):
@@ -106,8 +106,8 @@ class TestRefit:
         for name in ("metrics.csv", "drift.csv"):
             assert (refitted.folder / name).read_text() == (never.folder / name).read_text()
 
-    def test_the_probe_beside_it_learns_from_the_same_pictures(self, refitted, never, pictures):
-        config = flat(pictures, refitted.folder)
+    def test_the_probe_beside_it_learns_from_the_same_images(self, refitted, never, images):
+        config = flat(images, refitted.folder)
         prepared = prepare(config)
         parts = [prepared.features[name] for name in ("train", "val")]
         features, labels = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -117,24 +117,22 @@ class TestRefit:
         assert refitted.linear_probe_test_accuracy == right
         assert never.linear_probe_test_accuracy == prepared.probe_scores["test"]
 
-    def test_without_a_test_split_predictions_are_of_pictures_not_learnt_from(
-        self, pictures, tmp_path
-    ):
+    def test_without_a_test_split_predictions_are_of_images_not_learnt_from(self, images, tmp_path):
         found = []
         for refit in ("auto", "never"):
-            config = tiny(pictures / "train", tmp_path / refit, refit=refit, lr=1e-3, method="l2")
+            config = tiny(images / "train", tmp_path / refit, refit=refit, lr=1e-3, method="l2")
             assert train(config).refitted is (refit == "auto")
             found.append((tmp_path / refit / "predictions.csv").read_text())
         assert found[0] == found[1]
 
-    def test_a_split_that_the_data_brings_is_never_learnt_from(self, pictures, tmp_path, caplog):
-        result = train(tiny(pictures, tmp_path / "run", refit="always", method="probe"))
+    def test_a_split_that_the_data_brings_is_never_learnt_from(self, images, tmp_path, caplog):
+        result = train(tiny(images, tmp_path / "run", refit="always", method="probe"))
         assert (result.refitted, result.num_train_samples) == (False, 24)
         assert "--refit always is ignored" in caplog.text
 
 
 class TestFolds:
-    def test_every_picture_is_held_out_once_and_never_learnt_from_then(self, folded):
+    def test_every_image_is_held_out_once_and_never_learnt_from_then(self, folded):
         _, tuned = folded
         folds = [prepared.task for name, prepared, _, _ in tuned if name.startswith("folds/")]
         assert [name for name, *_ in tuned] == ["folds/1", "folds/2", "folds/3", "refit"]
@@ -145,7 +143,7 @@ class TestFolds:
             assert sorted([*task.train.paths, *task.val.paths]) == sorted(held_out)
             assert sorted(task.val.labels) == [0, 0, 1, 1, 2, 2]
 
-    def test_the_epoch_has_the_lowest_loss_over_all_pictures_held_out(self, folded):
+    def test_the_epoch_has_the_lowest_loss_over_all_images_held_out(self, folded):
         result, tuned = folded
         fits = [found.fit_result.validations for name, _, found, _ in tuned if name != "refit"]
         losses, right = [], []
@@ -197,8 +195,8 @@ class TestFolds:
             assert (result.folder / "attention.safetensors").is_file()
             assert not list((result.folder / "refit").glob("*.safetensors"))
 
-    def test_a_probe_has_folds_too(self, pictures, tmp_path):
-        result = train(flat(pictures, tmp_path / "run", method="probe", folds=3))
+    def test_a_probe_has_folds_too(self, images, tmp_path):
+        result = train(flat(images, tmp_path / "run", method="probe", folds=3))
         assert result.val_accuracy == result.linear_probe_val_accuracy
         assert result.test_accuracy == result.linear_probe_test_accuracy
         assert (result.num_train_samples, result.best_epoch) == (18, 0)
@@ -207,23 +205,23 @@ class TestFolds:
         ("own", "folds", "message"),
         [(True, 3, "has its own validation split"), (False, 7, "the largest class has only 6")],
     )
-    def test_what_cannot_be_is_said(self, pictures, tmp_path, own, folds, message):
-        config = tiny(pictures, tmp_path / "run", folds=folds)
+    def test_what_cannot_be_is_said(self, images, tmp_path, own, folds, message):
+        config = tiny(images, tmp_path / "run", folds=folds)
         if not own:
-            config = flat(pictures, tmp_path / "run", folds=folds)
+            config = flat(images, tmp_path / "run", folds=folds)
         with pytest.raises(UserError, match=message):
             train(config)
         assert not (tmp_path / "run").exists()
 
-    def test_pictures_that_cannot_be_read_count_for_nothing(self, pictures, tmp_path):
-        data = shutil.copytree(pictures / "train", tmp_path / "data")
+    def test_images_that_cannot_be_read_count_for_nothing(self, images, tmp_path):
+        data = shutil.copytree(images / "train", tmp_path / "data")
         for name in CLASSES:
-            (data / name / "0.png").write_text("no picture")
-        with pytest.raises(UserError, match="the largest class has only 7 pictures"):
+            (data / name / "0.png").write_text("no image")
+        with pytest.raises(UserError, match="the largest class has only 7 images"):
             train(tiny(data, tmp_path / "run", folds=8))
 
     def test_the_folds_checkpoints_are_kept_until_the_refit_is_over(
-        self, pictures, tmp_path, monkeypatch, folded
+        self, images, tmp_path, monkeypatch, folded
     ):
         assert not list(folded[0].folder.glob("folds/*/checkpoints"))
 
@@ -234,13 +232,13 @@ class TestFolds:
 
         original = module.fine_tune
         monkeypatch.setattr(module, "fine_tune", fail)
-        config = flat(pictures, tmp_path / "run", method="l2", folds=2, epochs=1)
+        config = flat(images, tmp_path / "run", method="l2", folds=2, epochs=1)
         with pytest.raises(UserError, match="training diverged"):
             train(config)
         assert len(list(tmp_path.glob("run/folds/*/checkpoints/best.ckpt"))) == 2
 
-    def test_a_class_with_fewer_pictures_than_folds_is_no_warning(self, pictures):
-        task = load_data(str(pictures / "train"), seed=0)
+    def test_a_class_with_fewer_images_than_folds_is_no_warning(self, images):
+        task = load_data(str(images / "train"), seed=0)
         labels = pool_train_and_val(task).labels
         few = [i for i, label in enumerate(labels) if label or i < 2]
         assert len(CLASSES) == 3

@@ -78,7 +78,7 @@ def test_of_trainings_that_are_not_averaged_the_lowest_loss_is_taken(best):
     assert SINGLE_MODELS[best] in CANDIDATE_COEFFICIENTS
 
 
-def test_equal_losses_and_single_pictures_leave_the_default():
+def test_equal_losses_and_single_images_leave_the_default():
     assert choose_coefficients(losses()) == CANDIDATE_COEFFICIENTS[0]
     assert choose_coefficients(losses(0.5, count=1)) == CANDIDATE_COEFFICIENTS[0]
 

@@ -30,9 +30,9 @@ STRONG, WEAK = METHODS[METHOD].candidates
 
 
 @pytest.fixture(scope="module")
-def found(pictures, tmp_path_factory) -> RunResult:
+def found(images, tmp_path_factory) -> RunResult:
     out = tmp_path_factory.mktemp("auto") / "run"
-    return train(tiny(pictures, out, method=METHOD, strength="auto"))
+    return train(tiny(images, out, method=METHOD, strength="auto"))
 
 
 def weights(checkpoint: Path) -> dict[str, Tensor]:
@@ -49,8 +49,8 @@ def column(path: Path, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) if row[name]]
 
 
-def test_the_network_is_the_average_of_the_start_and_both_trainings(found, pictures):
-    prepared = prepare(tiny(pictures, found.folder))
+def test_the_network_is_the_average_of_the_start_and_both_trainings(found, images):
+    prepared = prepare(tiny(images, found.folder))
     start = dict(prepared.backbone.module.state_dict())
     rows, labels = prepared.features["train"]
     probe = fit_probe(rows, labels, num_outputs=3, standardize=False)
@@ -101,8 +101,8 @@ def test_the_weaker_training_is_faster(found):
     assert ratio == pytest.approx([WEAK.lr_scale / STRONG.lr_scale] * len(ratio), rel=1e-5)
 
 
-def test_the_second_training_sees_the_pictures_in_another_order(found, pictures, monkeypatch):
-    config = tiny(pictures, found.folder, method=METHOD, strength="auto", head_lr=0.5)
+def test_the_second_training_sees_the_images_in_another_order(found, images, monkeypatch):
+    config = tiny(images, found.folder, method=METHOD, strength="auto", head_lr=0.5)
     seeds = []
 
     def remember(split, spec, config):
@@ -121,8 +121,8 @@ def test_the_second_training_sees_the_pictures_in_another_order(found, pictures,
     assert seeds[0] == config.seed != seeds[1]
 
 
-def test_a_training_may_begin_with_a_head_of_its_own(pictures, tmp_path):
-    config = tiny(pictures, tmp_path, method=METHOD, strength="auto")
+def test_a_training_may_begin_with_a_head_of_its_own(images, tmp_path):
+    config = tiny(images, tmp_path, method=METHOD, strength="auto")
     prepared, method = prepare(config), find_method(METHOD, preset="graphs")
     both = plan.FineTunePlan(config=config, method=method, epochs=1, attention=None).candidates
     probed, drawn = (fine_tune.initialize_model(prepared, branch)[0] for branch in both)
@@ -132,20 +132,20 @@ def test_a_training_may_begin_with_a_head_of_its_own(pictures, tmp_path):
     assert torch.equal(drawn.get_submodule(head).weight, random)
 
 
-def test_batch_norm_that_moves_is_trained_once(pictures, tmp_path):
-    config = tiny(pictures, tmp_path, method=METHOD, strength="auto", batch_norm="train")
+def test_batch_norm_that_moves_is_trained_once(images, tmp_path):
+    config = tiny(images, tmp_path, method=METHOD, strength="auto", batch_norm="train")
     once = plan.FineTunePlan(config=config, method=METHODS[METHOD], epochs=1, attention=None)
     assert once.candidates == (once,)
     assert once.strength == STRONG.strength
 
 
-def test_a_training_that_diverges_is_named(pictures, tmp_path, monkeypatch):
+def test_a_training_that_diverges_is_named(images, tmp_path, monkeypatch):
     def fail(prepared, tuning, folder):
         raise UserError("training diverged")
 
     monkeypatch.setattr(model_soup, "select_epoch", fail)
     with pytest.raises(UserError, match=r"diverged .*strength 1; --strength 1 trains once"):
-        train(tiny(pictures, tmp_path / "run", method=METHOD, strength="auto"))
+        train(tiny(images, tmp_path / "run", method=METHOD, strength="auto"))
 
 
 def test_its_folder_is_known_for_one_of_a_run(found):
@@ -165,7 +165,7 @@ def test_a_strength_that_is_given_is_trained_with_once(finished):
         pytest.param("graphs", SINGLE_MODELS, marks=pytest.mark.slow),
     ],
 )
-def test_folds_and_the_refit_go_with_it(pictures, tmp_path, monkeypatch, preset, candidates):
+def test_folds_and_the_refit_go_with_it(images, tmp_path, monkeypatch, preset, candidates):
     refitted = []
 
     def remember(*arguments, **options):
@@ -175,7 +175,7 @@ def test_folds_and_the_refit_go_with_it(pictures, tmp_path, monkeypatch, preset,
     refit = model_soup.refit
     monkeypatch.setattr(model_soup, "refit", remember)
     options = {"test_split": "0.25", "folds": 2, "epochs": 1, "strength": "auto", "preset": preset}
-    result = train(tiny(pictures / "train", tmp_path / "run", method=METHOD, **options))
+    result = train(tiny(images / "train", tmp_path / "run", method=METHOD, **options))
     strong, weak = refitted
     states = [strong.start, strong.network.state_dict(), weak.network.state_dict()]
     expected = average_states(states, result.strength_search.mixing_coefficients)

@@ -61,7 +61,7 @@ def said(
             train=Split(("x",) * len(taught), taught, Image.open),
             val=SimpleNamespace(class_indices=labels),
             objective=Multiclass(),
-            kind="pictures",
+            kind="images",
             val_drawn=False,
         ),
         probe_scores={"val": accuracy, "test": None},
@@ -104,15 +104,15 @@ def test_the_probe_trains_nothing_that_takes_time(caplog):
 @pytest.mark.parametrize(
     ("accuracy", "hint"),
     [
-        (0.2, "(guessing: 20.0%): the pictures are unlike"),
+        (0.2, "(guessing: 20.0%): the images are unlike"),
         (0.43, "unlike"),  # 0.2 + 0.3 * 0.8 = 0.44
         (0.45, None),
         (0.91, None),
-        (0.93, "the network knows such pictures"),  # 0.2 + 0.9 * 0.8 = 0.92
-        (1.0, "the network knows such pictures"),
+        (0.93, "the network knows such images"),  # 0.2 + 0.9 * 0.8 = 0.92
+        (1.0, "the network knows such images"),
     ],
 )
-def test_a_hint_how_like_the_pictures_are_to_what_was_pretrained_on(caplog, accuracy, hint):
+def test_a_hint_how_like_the_images_are_to_what_was_pretrained_on(caplog, accuracy, hint):
     line = said(caplog, "delta", accuracy=accuracy)[1]
     said_alone = f"probe    accuracy {100 * accuracy:.1f}% on validation"
     assert hint in line if hint else line == said_alone

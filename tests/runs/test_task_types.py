@@ -36,9 +36,9 @@ from tests.questions import (
     SIZES,
     VALUES,
     answers,
+    image,
     load_questions,
     load_values,
-    picture,
     values,
 )
 from tests.run_folders import OPTIONS, model_bytes, tiny
@@ -199,17 +199,17 @@ def test_each_question_has_its_own_figures(asked):
     ]
 
 
-def test_labels_of_another_kind_are_refused(asked, pictures):
+def test_labels_of_another_kind_are_refused(asked, images):
     predictor = Predictor(asked.folder, device="cpu", num_workers=0)
     with pytest.raises(UserError, match="has classes, and the run was trained on yes-or-no"):
-        predictor.evaluate(str(pictures))
+        predictor.evaluate(str(images))
     with pytest.raises(UserError, match=r"none of the columns .*: bright, red, striped"):
         predictor.evaluate("tests/values")
 
 
-def test_pictures_are_answered_column_by_column(asked, valued, tmp_path, capsys):
+def test_images_are_answered_column_by_column(asked, valued, tmp_path, capsys):
     file = tmp_path / "one.png"
-    picture("test/5").save(file)
+    image("test/5").save(file)
     given = {}
     for run in (asked, valued):
         assert main(["predict", str(run.folder), str(file), "--device=cpu", "--workers=0"]) == 0
@@ -347,14 +347,14 @@ def test_methods_are_compared_on_questions(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"class_weights": "balanced"}, "--class-weights balanced: only for pictures of classes"),
+        ({"class_weights": "balanced"}, "--class-weights balanced: only for images of classes"),
         (
             {"label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0},
             "--label-smoothing 0.1, --mixup 0.2, --cutmix 1.0: only .* leave them out",
         ),
         ({"samples_per_class": 3}, "--samples-per-class 3: tests/questions has no classes"),
         ({"method": "co_tuning"}, "--method co_tuning learns classes, .* take one of probe, l2"),
-        ({"preset": "official"}, "--preset official: only for pictures of classes"),
+        ({"preset": "official"}, "--preset official: only for images of classes"),
     ],
 )
 def test_what_means_something_for_classes_alone_is_refused(options, said, tmp_path):

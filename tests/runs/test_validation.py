@@ -20,21 +20,21 @@ ALONE = [
 
 @pytest.mark.parametrize("options", ALONE, ids=lambda options: next(iter(options)))
 def test_what_only_training_looks_at_is_in_nobody_s_way_without_it(
-    pictures, tmp_path, monkeypatch, options
+    images, tmp_path, monkeypatch, options
 ):
     monkeypatch.setattr(validation, "world_size", lambda: 2)
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
-    trained = tiny(pictures, tmp_path, method="l2", **options)
+    trained = tiny(images, tmp_path, method="l2", **options)
     name = next(iter(options)).replace("_", "-")
     with pytest.raises(UserError, match=f"--{name} {options[name.replace('-', '_')]}"):
         validation.adapt_to_processes(trained)
-    probed = tiny(pictures, tmp_path, method="probe", **options)
+    probed = tiny(images, tmp_path, method="probe", **options)
     assert validation.adapt_to_processes(probed) == probed
 
 
-def test_parts_of_a_step_mean_nothing_without_steps(pictures, tmp_path, caplog):
+def test_parts_of_a_step_mean_nothing_without_steps(images, tmp_path, caplog):
     validation.check_run_config(
-        tiny(pictures, tmp_path, method="probe", gradient_accumulation_steps=2)
+        tiny(images, tmp_path, method="probe", gradient_accumulation_steps=2)
     )
     assert "--accumulate is ignored: it means nothing for method probe" in caplog.text
 
@@ -53,19 +53,19 @@ def test_parts_of_a_step_mean_nothing_without_steps(pictures, tmp_path, caplog):
     ],
 )
 def test_what_needs_whole_weights_is_refused_where_they_are_sharded(
-    pictures, tmp_path, monkeypatch, options, says
+    images, tmp_path, monkeypatch, options, says
 ):
     monkeypatch.setattr(validation, "world_size", lambda: 2)
     monkeypatch.setattr(validation, "find_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    config = tiny(pictures, tmp_path, strategy="fsdp", **{"method": "l2"} | options)
+    config = tiny(images, tmp_path, strategy="fsdp", **{"method": "l2"} | options)
     with pytest.raises(UserError, match=says):
         validation.check_run_config(config)
     validation.check_run_config(dataclasses.replace(config, strategy="ddp"))
 
 
-def test_weights_of_one_process_are_not_sharded(pictures, tmp_path, caplog):
+def test_weights_of_one_process_are_not_sharded(images, tmp_path, caplog):
     with pytest.raises(UserError, match="--strategy fsdp shards weights over several processes"):
-        validation.check_run_config(tiny(pictures, tmp_path, method="l2", strategy="fsdp"))
-    validation.check_run_config(tiny(pictures, tmp_path, method="probe", strategy="fsdp"))
+        validation.check_run_config(tiny(images, tmp_path, method="l2", strategy="fsdp"))
+    validation.check_run_config(tiny(images, tmp_path, method="probe", strategy="fsdp"))
     assert "--strategy is ignored: it means nothing for method probe" in caplog.text

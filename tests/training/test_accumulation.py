@@ -30,7 +30,7 @@ DIVISIBLE = [
     if method.trains_network
     and not method.needs_whole_batch
     and method.batch_norm is None
-    and "pictures" in method.kinds
+    and "images" in method.kinds
 ]
 
 
@@ -123,8 +123,8 @@ def test_where_memory_runs_out_the_step_is_taken_again_in_more_parts(tmp_path, c
     found = trained(tmp_path / "scarce", scarce(conv_net(), 2, where=where))
     again = [text for text in caplog.messages if "too little memory" in text]
     assert [text[:47] for text in again] == [
-        "too little memory for 5 pictures at once: each ",
-        "too little memory for 3 pictures at once: each ",
+        "too little memory for 5 images at once: each ",
+        "too little memory for 3 images at once: each ",
     ]
     assert "4 parts" in again[1]
     expected = trained(tmp_path / "four", conv_net(), gradient_accumulation_steps=4)
@@ -138,9 +138,9 @@ def test_where_memory_runs_out_the_step_is_taken_again_in_more_parts(tmp_path, c
 
 
 def test_what_cannot_be_divided_further_is_one_clear_error(tmp_path):
-    with pytest.raises(UserError, match="train on a single picture: lower --image-size"):
+    with pytest.raises(UserError, match="train on a single image: lower --image-size"):
         trained(tmp_path / "none", scarce(conv_net(), 0, where="forward"))
-    with pytest.raises(UserError, match=r"5 pictures, and it cannot .* lower --batch-size"):
+    with pytest.raises(UserError, match=r"5 images, and it cannot .* lower --batch-size"):
         trained(tmp_path / "one", scarce(conv_net(), 2, where="forward"), can_split=False)
     with pytest.raises(UserError, match="train on a single graph: choose a smaller --model"):
         trained(tmp_path / "graph", scarce(conv_net(), 0, where="forward"), sample_type="graph")

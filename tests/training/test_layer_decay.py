@@ -8,12 +8,12 @@ from delta_transfer.errors import UserError
 from delta_transfer.training.optimizers import layer_lr_scales
 from tests.training.test_module import expected_factor, fine_tuning
 
-PICTURE = torch.zeros(1, 3, 32, 32)
+IMAGE = torch.zeros(1, 3, 32, 32)
 
 
 def test_the_layers_of_resnet18_are_its_blocks():
     network = timm.create_model("resnet18", num_classes=3)
-    scales = layer_lr_scales(network, head="fc", factor=0.5, example=PICTURE)
+    scales = layer_lr_scales(network, head="fc", factor=0.5, example=IMAGE)
     above = {"layer4.1": 1, "layer4.0": 2, "layer3.1": 3, "layer3.0": 4, "layer2.1": 5}
     above |= {"layer2.0": 6, "layer1.1": 7, "layer1.0": 8, "conv1": 9, "bn1": 9}
     for name, _ in network.named_parameters():
@@ -25,7 +25,7 @@ def test_the_layers_of_resnet18_are_its_blocks():
 
 def test_the_layers_of_a_vision_transformer_are_its_blocks():
     network = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3)
-    scales = layer_lr_scales(network, head="head", factor=0.75, example=PICTURE)
+    scales = layer_lr_scales(network, head="head", factor=0.75, example=IMAGE)
     for name, scale in scales.items():
         first, _, rest = name.partition(".")
         if first == "blocks":
@@ -38,8 +38,8 @@ def test_the_layers_of_a_vision_transformer_are_its_blocks():
 
 def test_the_layers_of_others_are_their_stages():
     network = torchvision.models.resnet18(num_classes=3)
-    picture = torch.zeros(1, 3, 64, 64)
-    scales = layer_lr_scales(network, head="fc", factor=0.5, example=picture)
+    image = torch.zeros(1, 3, 64, 64)
+    scales = layer_lr_scales(network, head="fc", factor=0.5, example=image)
     above = {"layer4": 1, "layer3": 2, "layer2": 3, "layer1": 4, "bn1": 4, "conv1": 4}
     for name, _ in network.named_parameters():
         if not name.startswith("fc."):
@@ -63,7 +63,7 @@ class Staged(nn.Module):
 
 
 def test_what_comes_after_the_last_stage_learns_as_it_does():
-    scales = layer_lr_scales(Staged(in_order=True), head="head", factor=0.5, example=PICTURE)
+    scales = layer_lr_scales(Staged(in_order=True), head="head", factor=0.5, example=IMAGE)
     assert {name.split(".")[0]: scale for name, scale in scales.items()} == {
         "early": 0.25,
         "late": 0.5,
@@ -74,9 +74,9 @@ def test_what_comes_after_the_last_stage_learns_as_it_does():
 def test_a_network_whose_layers_are_not_known_is_refused():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
     with pytest.raises(UserError, match="--layer-decay: what the layers of Sequential are is not"):
-        layer_lr_scales(flat, head="1", factor=0.5, example=PICTURE)
+        layer_lr_scales(flat, head="1", factor=0.5, example=IMAGE)
     with pytest.raises(UserError, match="what the layers of Staged are"):
-        layer_lr_scales(Staged(in_order=False), head="head", factor=0.5, example=PICTURE)
+        layer_lr_scales(Staged(in_order=False), head="head", factor=0.5, example=IMAGE)
 
 
 def test_the_optimiser_and_the_schedule_go_by_them():

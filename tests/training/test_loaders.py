@@ -33,8 +33,8 @@ def kept(task: TaskData, config: TrainConfig) -> TaskData:
         return inspect_images(task, num_threads=1, cache_writer=keeper).task
 
 
-def test_plain_pictures_come_in_order_and_without_chance(pictures, tmp_path):
-    task, config = load_data(str(pictures), seed=0), tiny(pictures, tmp_path, batch_size=5)
+def test_plain_images_come_in_order_and_without_chance(images, tmp_path):
+    task, config = load_data(str(images), seed=0), tiny(images, tmp_path, batch_size=5)
     first, second = (list(eval_dataloader(task.train, SPEC, config)) for _ in range(2))
     assert [len(labels) for _, labels in first] == [5, 5, 5, 5, 4]
     assert torch.cat([labels for _, labels in first]).tolist() == list(task.train.labels)
@@ -45,11 +45,11 @@ def test_plain_pictures_come_in_order_and_without_chance(pictures, tmp_path):
     ("workers", "augment"),
     [(0, "default"), (2, "default"), (2, "randaugment"), (0, "trivialaugment")],
 )
-def test_training_pictures_are_a_function_of_seed_and_epoch(pictures, tmp_path, workers, augment):
-    task = load_data(str(pictures), seed=0)
+def test_training_images_are_a_function_of_seed_and_epoch(images, tmp_path, workers, augment):
+    task = load_data(str(images), seed=0)
 
     def epoch(number: int, **options: int) -> torch.Tensor:
-        config = tiny(pictures, tmp_path, augment=augment, **options)
+        config = tiny(images, tmp_path, augment=augment, **options)
         loader = train_dataloader(task.train, SPEC, config)
         loader.sampler.set_epoch(number)
         return torch.cat([inputs for inputs, _ in loader])
@@ -62,9 +62,9 @@ def test_training_pictures_are_a_function_of_seed_and_epoch(pictures, tmp_path, 
 
 
 @pytest.mark.parametrize("preset", ["default", "official"])
-def test_without_augmentation_they_are_the_plain_ones_in_another_order(pictures, tmp_path, preset):
-    task = load_data(str(pictures), seed=0)
-    config = tiny(pictures, tmp_path, augment="none", preset=preset)
+def test_without_augmentation_they_are_the_plain_ones_in_another_order(images, tmp_path, preset):
+    task = load_data(str(images), seed=0)
+    config = tiny(images, tmp_path, augment="none", preset=preset)
     plain = torch.cat([inputs for inputs, _ in eval_dataloader(task.train, SPEC, config)])
     loader = train_dataloader(task.train, SPEC, config)
     loader.sampler.set_epoch(2)
@@ -74,50 +74,50 @@ def test_without_augmentation_they_are_the_plain_ones_in_another_order(pictures,
 
 @pytest.mark.parametrize("preset", ["default", "official"])
 @pytest.mark.parametrize("augment", ["randaugment", "trivialaugment"])
-def test_policies_change_what_is_cropped_and_mirrored(pictures, tmp_path, preset, augment):
-    task = load_data(str(pictures), seed=0)
+def test_policies_change_what_is_cropped_and_mirrored(images, tmp_path, preset, augment):
+    task = load_data(str(images), seed=0)
     first, second = (
-        train_dataloader(task.train, SPEC, tiny(pictures, tmp_path, augment=name, preset=preset))
+        train_dataloader(task.train, SPEC, tiny(images, tmp_path, augment=name, preset=preset))
         for name in ("default", augment)
     )
     policy = {"randaugment": v2.RandAugment(), "trivialaugment": v2.TrivialAugmentWide()}[augment]
     for index in range(10):
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(0, "augmentation", 3, index))
-            picture = task.train.read(task.train.paths[index])
-            cropped = first.dataset.cut(first.dataset.transform(picture))
+            image = task.train.read(task.train.paths[index])
+            cropped = first.dataset.cut(first.dataset.transform(image))
             expected = policy(cropped)
         assert torch.equal(second.dataset[3, index][0], expected)
         assert torch.equal(first.dataset[3, index][0], cropped)
 
 
-def test_order_and_augmentation_are_drawn_apart(pictures, tmp_path):
-    task = load_data(str(pictures), seed=0)
+def test_order_and_augmentation_are_drawn_apart(images, tmp_path):
+    task = load_data(str(images), seed=0)
     both = [
-        train_dataloader(task.train, SPEC, tiny(pictures, tmp_path, seed=seed)) for seed in (0, 1)
+        train_dataloader(task.train, SPEC, tiny(images, tmp_path, seed=seed)) for seed in (0, 1)
     ]
     assert list(both[0].sampler) != list(both[1].sampler)
-    pictures_of = [torch.stack([loader.dataset[2, i][0] for i in range(8)]) for loader in both]
-    assert not torch.equal(*pictures_of)
-    plain = next(iter(eval_dataloader(task.train, SPEC, tiny(pictures, tmp_path))))[0]
-    assert not torch.equal(pictures_of[0], plain)
+    images_of = [torch.stack([loader.dataset[2, i][0] for i in range(8)]) for loader in both]
+    assert not torch.equal(*images_of)
+    plain = next(iter(eval_dataloader(task.train, SPEC, tiny(images, tmp_path))))[0]
+    assert not torch.equal(images_of[0], plain)
 
 
-def test_no_worker_is_started_that_has_no_batch_to_load(pictures, tmp_path):
-    task = load_data(str(pictures), seed=0)
+def test_no_worker_is_started_that_has_no_batch_to_load(images, tmp_path):
+    task = load_data(str(images), seed=0)
     for workers, batch_size, expected in ((2, 8, 2), (2, 16, 1), (2, 32, 0)):
-        config = tiny(pictures, tmp_path, num_workers=workers, batch_size=batch_size)
+        config = tiny(images, tmp_path, num_workers=workers, batch_size=batch_size)
         assert eval_dataloader(task.train, SPEC, config).num_workers == expected
 
 
-def test_a_damaged_picture_is_named(pictures, tmp_path):
-    task = load_data(str(pictures), seed=0)
-    (tmp_path / "bad.png").write_text("no picture")
+def test_a_damaged_image_is_named(images, tmp_path):
+    task = load_data(str(images), seed=0)
+    (tmp_path / "bad.png").write_text("no image")
     split = dataclasses.replace(
         task.train, paths=(str(tmp_path / "bad.png"), *task.train.paths[1:])
     )
-    loader = eval_dataloader(split, SPEC, tiny(pictures, tmp_path))
-    with pytest.raises(UserError, match=r"cannot read the picture '.*bad\.png'"):
+    loader = eval_dataloader(split, SPEC, tiny(images, tmp_path))
+    with pytest.raises(UserError, match=r"cannot read the image '.*bad\.png'"):
         list(loader)
 
 
@@ -136,10 +136,10 @@ def test_workers_are_as_asked_or_by_the_number_of_cores(monkeypatch, cores, aske
     [(64, "cpu", None, 0), (64, "cuda", None, 2), (2, "cuda", None, 0), (64, "cpu", 5, 5)],
 )
 def test_few_processes_load_what_is_kept(
-    pictures, tmp_path, monkeypatch, cores, device, asked, expected
+    images, tmp_path, monkeypatch, cores, device, asked, expected
 ):
-    config = tiny(pictures, tmp_path, num_workers=asked)
-    task = kept(load_data(str(pictures), seed=0), config)
+    config = tiny(images, tmp_path, num_workers=asked)
+    task = kept(load_data(str(images), seed=0), config)
     monkeypatch.setattr(scanning.joblib, "cpu_count", lambda: cores)
     monkeypatch.setattr(loaders, "find_device", lambda name: torch.device(device))
     assert train_dataloader(task.train, SPEC, config).num_workers == expected
@@ -147,16 +147,16 @@ def test_few_processes_load_what_is_kept(
     assert train_dataloader(half, SPEC, config).num_workers == count_workers(asked)
 
 
-def test_processes_load_what_is_kept_to_the_same_batches(pictures, tmp_path):
-    task = load_data(str(pictures), seed=0)
+def test_processes_load_what_is_kept_to_the_same_batches(images, tmp_path):
+    task = load_data(str(images), seed=0)
     expected, found = (
         [
             inputs
             for inputs, _ in train_dataloader(
-                each.train, SPEC, tiny(pictures, tmp_path, num_workers=workers)
+                each.train, SPEC, tiny(images, tmp_path, num_workers=workers)
             )
         ]
-        for each, workers in ((task, 0), (kept(task, tiny(pictures, tmp_path)), 2))
+        for each, workers in ((task, 0), (kept(task, tiny(images, tmp_path)), 2))
     )
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
@@ -170,11 +170,11 @@ def test_processes_load_what_is_kept_to_the_same_batches(pictures, tmp_path):
         ("train", 1, [1] * 24),
     ],
 )
-def test_batch_norm_that_trains_is_given_no_picture_alone(
-    pictures, tmp_path, batch_norm, batch_size, sizes
+def test_batch_norm_that_trains_is_given_no_image_alone(
+    images, tmp_path, batch_norm, batch_size, sizes
 ):
-    task = load_data(str(pictures), seed=0)
-    config = tiny(pictures, tmp_path, batch_norm=batch_norm, batch_size=batch_size)
+    task = load_data(str(images), seed=0)
+    config = tiny(images, tmp_path, batch_norm=batch_norm, batch_size=batch_size)
     found = [len(labels) for _, labels in train_dataloader(task.train, SPEC, config)]
     assert found == sizes
 
@@ -182,27 +182,27 @@ def test_batch_norm_that_trains_is_given_no_picture_alone(
 class TestOfficial:
     """The preset's own transforms; what they do is tested beside them."""
 
-    def test_plain_pictures_are_squares_of_the_whole(self, pictures, tmp_path):
-        task, config = load_data(str(pictures), seed=0), tiny(pictures, tmp_path, preset="official")
+    def test_plain_images_are_squares_of_the_whole(self, images, tmp_path):
+        task, config = load_data(str(images), seed=0), tiny(images, tmp_path, preset="official")
         (inputs, _), *_ = eval_dataloader(task.train, SPEC, config)
         transform = official_eval_transform(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-        picture = task.train.read(task.train.paths[2])
-        assert torch.equal(inputs[2], transform(picture))
+        image = task.train.read(task.train.paths[2])
+        assert torch.equal(inputs[2], transform(image))
 
-    def test_the_test_sees_ten_crops_in_batches_a_tenth_as_large(self, pictures, tmp_path):
-        task = load_data(str(pictures), seed=0)
-        config = tiny(pictures, tmp_path, preset="official", batch_size=30)
+    def test_the_test_sees_ten_crops_in_batches_a_tenth_as_large(self, images, tmp_path):
+        task = load_data(str(images), seed=0)
+        config = tiny(images, tmp_path, preset="official", batch_size=30)
         (inputs, _), *_ = test_dataloader(task.test, SPEC, config)
         transform = ten_crop_transform(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
         assert inputs.shape == (3, 10, 3, 32, 32)
         assert torch.equal(inputs[1], transform(task.test.read(task.test.paths[1])))
-        plain, *_ = test_dataloader(task.test, SPEC, tiny(pictures, tmp_path))
+        plain, *_ = test_dataloader(task.test, SPEC, tiny(images, tmp_path))
         assert plain[0].shape == (8, 3, 32, 32)
 
-    def test_training_pictures_change_their_proportions(self, pictures, tmp_path):
-        task = load_data(str(pictures), seed=0)
+    def test_training_images_change_their_proportions(self, images, tmp_path):
+        task = load_data(str(images), seed=0)
         found = {
-            preset: train_dataloader(task.train, SPEC, tiny(pictures, tmp_path, preset=preset))
+            preset: train_dataloader(task.train, SPEC, tiny(images, tmp_path, preset=preset))
             for preset in ("default", "official")
         }
         resized = {preset: loader.dataset.transform for preset, loader in found.items()}

@@ -19,13 +19,13 @@ from tests.runs.test_plan import SPEC
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures, tmp_path_factory) -> RunSetup:
-    config = tiny(pictures, tmp_path_factory.mktemp("prepared"))
+def prepared(images, tmp_path_factory) -> RunSetup:
+    config = tiny(images, tmp_path_factory.mktemp("prepared"))
     return prepare(config, network=conv_net(), spec=SPEC)
 
 
 def tuning(folder, method: str, **options) -> FineTunePlan:
-    config = tiny("pictures", folder, method=method, lr="find", **options)
+    config = tiny("images", folder, method=method, lr="find", **options)
     return FineTunePlan(config=config, method=METHODS[method], epochs=2, attention=None)
 
 
@@ -71,9 +71,7 @@ def test_a_rate_is_found_once_and_leaves_no_trace(prepared, tmp_path, method, ca
     assert (tmp_path / "again" / "lr.csv").read_bytes() == kept
 
 
-def test_a_trial_is_taken_up_if_it_was_of_the_same_pictures(
-    prepared, tmp_path, monkeypatch, caplog
-):
+def test_a_trial_is_taken_up_if_it_was_of_the_same_images(prepared, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(
         lr_search, "_run_range_test", lambda *args: [(1e-3, 1.0), (0.02, 1.0), (0.3, 7.0)]
     )
@@ -82,9 +80,9 @@ def test_a_trial_is_taken_up_if_it_was_of_the_same_pictures(
     assert "anew" not in caplog.text
     monkeypatch.setattr(lr_search, "_run_range_test", lambda *args: [(0.05, 1.0)])
     assert resolve_lr(prepared, asked, tmp_path).lr == 0.002
-    other = dataclasses.replace(prepared, data_fingerprint="of other pictures")
+    other = dataclasses.replace(prepared, data_fingerprint="of other images")
     assert resolve_lr(other, asked, tmp_path).lr == 0.005
-    assert "lr.csv is of other pictures or pretrained weights: trying rates anew" in caplog.text
+    assert "lr.csv is of other images or pretrained weights: trying rates anew" in caplog.text
 
 
 def test_what_does_not_train_or_has_a_rate_needs_no_trial(prepared, tmp_path):

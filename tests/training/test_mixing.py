@@ -5,16 +5,16 @@ from torch import Tensor
 
 from delta_transfer.training.mixing import Mixing
 
-PICTURES = torch.rand(4, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(4, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(4)
 
 
 def mixed(step: int, *, seed: int = 0, **alphas: float) -> tuple[Tensor, Tensor]:
-    return Mixing(num_classes=4, seed=seed, **alphas)(PICTURES, LABELS, step=step)
+    return Mixing(num_classes=4, seed=seed, **alphas)(IMAGES, LABELS, step=step)
 
 
 def own_share(targets: Tensor) -> float:
-    """Of each picture's own label; the rest is that of the picture before it."""
+    """Of each image's own label; the rest is that of the image before it."""
     shares = targets.diagonal()
     assert torch.allclose(targets, torch.diag(shares) + torch.diag(1 - shares).roll(-1, 1))
     assert shares.unique().numel() == 1
@@ -28,21 +28,21 @@ def is_rectangle(mask: Tensor) -> bool:
     )
 
 
-def test_mixup_averages_each_picture_with_the_one_before():
+def test_mixup_averages_each_image_with_the_one_before():
     for step in range(20):
         inputs, targets = mixed(step, mixup=0.8)
         share = own_share(targets)
-        before = PICTURES[[3, 0, 1, 2]]
-        torch.testing.assert_close(inputs, share * PICTURES + (1 - share) * before)
+        before = IMAGES[[3, 0, 1, 2]]
+        torch.testing.assert_close(inputs, share * IMAGES + (1 - share) * before)
 
 
 def test_cutmix_cuts_a_rectangle_out_of_the_one_before():
     found = set()
     for step in range(20):
         inputs, targets = mixed(step, cutmix=1.0)
-        foreign = (inputs != PICTURES)[0, 0]
+        foreign = (inputs != IMAGES)[0, 0]
         assert is_rectangle(foreign)
-        assert torch.equal(inputs, torch.where(foreign, PICTURES[[3, 0, 1, 2]], PICTURES))
+        assert torch.equal(inputs, torch.where(foreign, IMAGES[[3, 0, 1, 2]], IMAGES))
         assert own_share(targets) == pytest.approx(1 - float(foreign.float().mean()))
         found.add(foreign.numpy().tobytes())
     assert len(found) > 10
@@ -56,7 +56,7 @@ def test_shares_are_drawn_from_the_beta_distribution(alpha):
 
 def test_with_both_each_step_is_one_of_them():
     def is_cut(inputs: Tensor) -> bool:
-        return bool(((inputs == PICTURES) | (inputs == PICTURES.roll(1, 0))).all())
+        return bool(((inputs == IMAGES) | (inputs == IMAGES.roll(1, 0))).all())
 
     cut = sum(is_cut(mixed(step, mixup=1.0, cutmix=1.0)[0]) for step in range(100))
     assert 30 < cut < 70
@@ -75,5 +75,5 @@ def test_numbers_depend_on_seed_and_step_alone():
 
 def test_without_either_nothing_is_mixed():
     inputs, targets = mixed(0)
-    assert inputs is PICTURES
+    assert inputs is IMAGES
     assert targets is LABELS

@@ -30,7 +30,7 @@ def wide(values):
         *(
             (name, "default")
             for name, method in METHODS.items()
-            if "pictures" in method.kinds and method.build_penalties(copy.deepcopy(PARTS))
+            if "images" in method.kinds and method.build_penalties(copy.deepcopy(PARTS))
         ),
         ("delta", "official"),
         ("delta_no_attention", "official"),

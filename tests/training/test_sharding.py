@@ -83,10 +83,10 @@ def check_same_states(run: Path, other: Path) -> None:
                 torch.testing.assert_close(found[part], wanted[part], rtol=1e-3, atol=atol)
 
 
-def test_sharded_weights_are_trained_to_those_of_one_process(pictures, tmp_path):
+def test_sharded_weights_are_trained_to_those_of_one_process(images, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    run("train_sharded", pictures, two, "small", module="tests.sharded_runs")
-    train(tiny(pictures, one, method="l2", lr=1e-3), network=conv_net(), spec=SPEC)
+    run("train_sharded", images, two, "small", module="tests.sharded_runs")
+    train(tiny(images, one, method="l2", lr=1e-3), network=conv_net(), spec=SPEC)
     check_same_figures(two, one)
     check_same_states(two, one)
     assert left_in(two) == left_in(one)
@@ -94,17 +94,17 @@ def test_sharded_weights_are_trained_to_those_of_one_process(pictures, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["l2", "l2sp", "delta"])
-def test_so_are_those_of_a_network_with_blocks(pictures, tmp_path, method):
+def test_so_are_those_of_a_network_with_blocks(images, tmp_path, method):
     one, two = tmp_path / "one", tmp_path / "two"
-    run("train_sharded", pictures, two, method, module="tests.sharded_runs")
-    train(tiny(pictures, one, method=method))
+    run("train_sharded", images, two, method, module="tests.sharded_runs")
+    train(tiny(images, one, method=method))
     check_same_figures(two, one)
     check_same_states(two, one)
     assert left_in(two) == left_in(one)
 
 
-def start(pictures: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [*COMMAND, str(pictures), f"--out={out}", *flags(epochs=6, method="l2sp"), *more]
+def start(images: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [*COMMAND, str(images), f"--out={out}", *flags(epochs=6, method="l2sp"), *more]
     environment = {**os.environ, "DELTA_TRANSFER_CACHE": os.devnull}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -117,18 +117,18 @@ def finish(started: subprocess.Popen[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ctrl_c")
-def test_stopped_it_goes_on_in_shards_or_whole(pictures, tmp_path):
+def test_stopped_it_goes_on_in_shards_or_whole(images, tmp_path):
     sharded = ["--devices=2", "--strategy=fsdp"]
     whole, out, alone = tmp_path / "whole", tmp_path / "out", tmp_path / "alone"
-    finish(start(pictures, whole, *sharded))
-    started = start(pictures, out, *sharded)
+    finish(start(images, whole, *sharded))
+    started = start(images, out, *sharded)
     wait_for_epoch(out, started, 3)
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=60)
     assert started.returncode == 1
     assert "goes on" in said
     shutil.copytree(out, alone)
-    assert "going on in epoch" in finish(start(pictures, out, *sharded, "--resume"))
+    assert "going on in epoch" in finish(start(images, out, *sharded, "--resume"))
     assert traces(out) == traces(whole)
-    assert "going on in epoch" in finish(start(pictures, alone, "--resume"))
+    assert "going on in epoch" in finish(start(images, alone, "--resume"))
     check_same_figures(alone, whole)

@@ -29,7 +29,7 @@ def figures(file: Path, *, but: tuple[str, ...] = ()) -> list[list[float]]:
 
 
 def check_same_figures(run: Path, other: Path) -> None:
-    """The same losses, and the same pictures named."""
+    """The same losses, and the same images named."""
     for name, but in (("metrics.csv", ()), ("drift.csv", ("tap",))):
         found, wanted = figures(run / name, but=but), figures(other / name, but=but)
         torch.testing.assert_close(
@@ -46,9 +46,9 @@ def check_same_figures(run: Path, other: Path) -> None:
         torch.testing.assert_close(tensor, weights[1][key], rtol=1e-3, atol=1e-5)
 
 
-def test_two_processes_have_the_figures_and_the_files_of_one(pictures, finished, tmp_path):
+def test_two_processes_have_the_figures_and_the_files_of_one(images, finished, tmp_path):
     out = tmp_path / "two"
-    run("train_tiny", pictures, out, 3, module="tests.sharded_runs")
+    run("train_tiny", images, out, 3, module="tests.sharded_runs")
     check_same_figures(out, finished.folder)
     assert left_in(out) == left_in(finished.folder)
     logs = [len(list((one / "tensorboard").iterdir())) for one in (out, finished.folder)]
@@ -56,9 +56,9 @@ def test_two_processes_have_the_figures_and_the_files_of_one(pictures, finished,
 
 
 def start(
-    pictures: Path, out: Path, *more: str, variables: dict[str, str] | None = None
+    images: Path, out: Path, *more: str, variables: dict[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    command = [*COMMAND, str(pictures), f"--out={out}", *flags(epochs=10, lr=1e-5), "--devices=2"]
+    command = [*COMMAND, str(images), f"--out={out}", *flags(epochs=10, lr=1e-5), "--devices=2"]
     environment = {**os.environ, "DELTA_TRANSFER_CACHE": os.devnull, **(variables or {})}
     return subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -78,9 +78,9 @@ def worker(started: subprocess.Popen[str], rank: int) -> psutil.Process:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(pictures, tmp_path_factory) -> Path:
+def undisturbed(images, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    started = start(pictures, out)
+    started = start(images, out)
     _, said = started.communicate(timeout=200)
     assert started.returncode == 0, said
     return out
@@ -88,9 +88,7 @@ def undisturbed(pictures, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_where_a_process_is_killed_all_go_on_to_the_same_bytes(
-    pictures, tmp_path, undisturbed, rank
-):
+def test_where_a_process_is_killed_all_go_on_to_the_same_bytes(images, tmp_path, undisturbed, rank):
     out = tmp_path / "killed"
     # Started again it comes late, so that the other one would find its address of before.
     (tmp_path / "sitecustomize.py").write_text(
@@ -99,7 +97,7 @@ def test_where_a_process_is_killed_all_go_on_to_the_same_bytes(
         f"time.sleep(3 * (again and os.environ['RANK'] == '{rank}'))\n"
     )
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
-    started = start(pictures, out, "--checkpoint-steps=2", variables={"PYTHONPATH": path})
+    started = start(images, out, "--checkpoint-steps=2", variables={"PYTHONPATH": path})
     wait_for_epoch(out, started, 3)
     worker(started, rank).send_signal(signal.SIGKILL)
     _, said = started.communicate(timeout=200)
@@ -113,9 +111,9 @@ def test_where_a_process_is_killed_all_go_on_to_the_same_bytes(
 @pytest.mark.slow
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_processes_save_together_and_go_on(pictures, tmp_path, undisturbed, number):
+def test_stopped_processes_save_together_and_go_on(images, tmp_path, undisturbed, number):
     out = tmp_path / "stopped"
-    started = start(pictures, out, "--checkpoint-minutes=60")
+    started = start(images, out, "--checkpoint-minutes=60")
     wait_for_epoch(out, started, 3)
     started.send_signal(number)
     _, said = started.communicate(timeout=60)
@@ -124,7 +122,7 @@ def test_stopped_processes_save_together_and_go_on(pictures, tmp_path, undisturb
     assert said.count("stopping after this step, and saving; once more to stop at once") == 1
     assert said.count("goes on") == 1
     assert not (out / "result.json").exists()
-    started = start(pictures, out, "--checkpoint-minutes=60", "--resume")
+    started = start(images, out, "--checkpoint-minutes=60", "--resume")
     _, said = started.communicate(timeout=200)
     assert started.returncode == 0, said
     assert "going on in epoch" in said
@@ -132,8 +130,8 @@ def test_stopped_processes_save_together_and_go_on(pictures, tmp_path, undisturb
 
 
 @pytest.mark.slow
-def test_what_is_ended_before_it_trains_says_so_once(pictures, tmp_path):
-    started = start(pictures, tmp_path / "out")
+def test_what_is_ended_before_it_trains_says_so_once(images, tmp_path):
+    started = start(images, tmp_path / "out")
     children: list[psutil.Process] = []
     while len(children) < 2:
         assert started.poll() is None
@@ -148,7 +146,7 @@ def test_what_is_ended_before_it_trains_says_so_once(pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_started_by_slurm_it_is_the_same(pictures, tmp_path, undisturbed):
+def test_started_by_slurm_it_is_the_same(images, tmp_path, undisturbed):
     out, port = tmp_path / "slurm", free_port()
     started = []
     for rank in range(2):
@@ -164,7 +162,7 @@ def test_started_by_slurm_it_is_the_same(pictures, tmp_path, undisturbed):
             "MASTER_PORT": str(port),
             "DELTA_TRANSFER_CACHE": os.devnull,
         }
-        command = [*COMMAND, str(pictures), f"--out={out}", *flags(epochs=10, lr=1e-5)]
+        command = [*COMMAND, str(images), f"--out={out}", *flags(epochs=10, lr=1e-5)]
         started.append(
             subprocess.Popen(
                 command,
@@ -191,12 +189,12 @@ def test_started_by_slurm_it_is_the_same(pictures, tmp_path, undisturbed):
         ("--mixup=0.2", "--mixup 0.2: 2 processes share each batch"),
         ("--batch-size=7", "--batch-size 7 is that of all processes together"),
         ("--overwrite", "--overwrite: processes that may be started again need a folder"),
-        ("--attention-samples=1", "channel attention of 1 pictures cannot be shared by 2"),
+        ("--attention-samples=1", "channel attention of 1 images cannot be shared by 2"),
         ("--lr=1e9 --optimizer=sgd", "training diverged in epoch"),
     ],
 )
-def test_a_mistake_ends_all_with_one_message(pictures, tmp_path, options, says):
-    started = start(pictures, tmp_path / "out", *options.split())
+def test_a_mistake_ends_all_with_one_message(images, tmp_path, options, says):
+    started = start(images, tmp_path / "out", *options.split())
     _, said = started.communicate(timeout=200)
     assert started.returncode == 2
     assert says in said
@@ -205,8 +203,8 @@ def test_a_mistake_ends_all_with_one_message(pictures, tmp_path, options, says):
 
 
 @pytest.mark.slow
-def test_started_by_torchrun_devices_may_not_be_others(pictures, tmp_path):
-    command = [*COMMAND, str(pictures), f"--out={tmp_path / 'out'}", *flags(devices=4)]
+def test_started_by_torchrun_devices_may_not_be_others(images, tmp_path):
+    command = [*COMMAND, str(images), f"--out={tmp_path / 'out'}", *flags(devices=4)]
     variables = {**os.environ, **environment(0, 2, free_port())}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     assert done.returncode == 2

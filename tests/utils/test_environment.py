@@ -16,11 +16,9 @@ def test_versions_are_those_that_are_installed():
 
 
 def test_the_command_is_as_a_shell_takes_it(monkeypatch):
-    monkeypatch.setattr(
-        sys, "argv", ["/usr/bin/delta-transfer", "train", "my pictures", "--seed=1"]
-    )
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/delta-transfer", "train", "my images", "--seed=1"])
     command, told, machine = describe()
-    assert command == "command  delta-transfer train 'my pictures' --seed=1"
+    assert command == "command  delta-transfer train 'my images' --seed=1"
     assert told.startswith("versions python 3.")
     assert f"timm {importlib.metadata.version('timm')}" in told
     assert f"{psutil.cpu_count()} cores, " in machine

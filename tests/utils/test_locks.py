@@ -61,17 +61,17 @@ def test_it_is_another_process_s_until_that_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["train", "train --resume", "train --overwrite", "compare"])
-def test_a_second_command_is_refused_and_changes_nothing(pictures, tmp_path, capsys, command):
+def test_a_second_command_is_refused_and_changes_nothing(images, tmp_path, capsys, command):
     folder = tmp_path / "run"
     name, *flags = command.split()
     with held(folder) as other:
-        assert main.main([name, str(pictures), f"--out={folder}", *flags]) == 2
+        assert main.main([name, str(images), f"--out={folder}", *flags]) == 2
         said = capsys.readouterr().err
         assert f"error: process {other.pid} on {socket.gethostname()} writes into {folder}" in said
         assert [path.name for path in folder.iterdir()] == [LOCK]
 
 
-def test_one_that_comes_while_another_prepares_is_refused(pictures, tmp_path, monkeypatch):
+def test_one_that_comes_while_another_prepares_is_refused(images, tmp_path, monkeypatch):
     folder, own = tmp_path / "run", FileLock(tmp_path / "run" / LOCK)
 
     def prepared(*args: object, **options: object) -> object:
@@ -83,22 +83,22 @@ def test_one_that_comes_while_another_prepares_is_refused(pictures, tmp_path, mo
 
     monkeypatch.setattr("delta_transfer.runs.run.prepare", prepared)
     with pytest.raises(UserError, match=f"writes into {folder}: wait until"):
-        train(tiny(pictures, folder, method="probe"))
+        train(tiny(images, folder, method="probe"))
     assert [path.name for path in folder.iterdir()] == [LOCK]
     own.release()
 
 
-def test_what_a_killed_process_left_is_in_nobody_s_way(pictures, tmp_path):
+def test_what_a_killed_process_left_is_in_nobody_s_way(images, tmp_path):
     run, several = tmp_path / "run", tmp_path / "several"
     for folder in (run, several):
         folder.mkdir()
         (folder / LOCK).write_text("process 7 on elsewhere")
-    config = tiny(pictures, run, method="probe")
+    config = tiny(images, run, method="probe")
     train(config)
     compare(config, several, methods=["probe"], seeds=[0], n_jobs=1)
     assert not list(tmp_path.rglob(LOCK))
     (several / LOCK).touch()
-    train(tiny(pictures, several, method="probe", overwrite=True))
+    train(tiny(images, several, method="probe", overwrite=True))
     assert not list(tmp_path.rglob(LOCK))
 
 

@@ -18,7 +18,7 @@ from delta_transfer.utils.module_state import eval_mode, without_parameter_gradi
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ClassMap:
-    """How much each place of a picture speaks for a class.
+    """How much each place of an image speaks for a class.
 
     Args:
         tap: where in the network.
@@ -31,7 +31,7 @@ class ClassMap:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ForwardResult:
-    """What a network shows of itself while it looks at one picture.
+    """What a network shows of itself while it looks at one image.
 
     Args:
         outputs: tap -> its output, `[1, ...]`.
@@ -52,7 +52,7 @@ def run_with_class_map(
     head: str,
     class_index: int,
 ) -> ForwardResult:
-    """Runs a network on a picture, in eval mode; it is given back as it was.
+    """Runs a network on an image, in eval mode; it is given back as it was.
 
     The class map is Grad-CAM (Selvaraju et al., ICCV 2017, https://arxiv.org/abs/1610.02391). In
     networks that answer by a class token no gradient reaches the other tokens of the last block:

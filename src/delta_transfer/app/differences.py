@@ -15,7 +15,7 @@ from delta_transfer.utils.module_state import eval_mode
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureDifference:
-    """How far the features of a picture are from those of the pretrained network at a tap.
+    """How far the features of an image are from those of the pretrained network at a tap.
 
     Args:
         tap: its name.
@@ -35,7 +35,7 @@ class Source:
     Args:
         network: without its head.
         variance: tap -> `v`, the mean over channels of the variance of its features on training
-            pictures. Where a tap is not there, that of the picture itself takes its place.
+            images. Where a tap is not there, that of the image itself takes its place.
     """
 
     network: nn.Module
@@ -55,7 +55,7 @@ def measure_variance(
 
     Args:
         network: the pretrained one.
-        batches: training pictures `[B, 3, S, S]` without augmentation, at least one.
+        batches: training images `[B, 3, S, S]` without augmentation, at least one.
         taps: name -> where the channels of its output are.
     """
     found = {tap: FeatureVariance() for tap in taps}
@@ -68,11 +68,11 @@ def measure_variance(
 def differences(
     source: Source, inputs: Tensor, *, target: Mapping[str, Tensor], taps: Mapping[str, int]
 ) -> list[FeatureDifference]:
-    """What fine-tuning has changed of the features of one picture, tap by tap.
+    """What fine-tuning has changed of the features of one image, tap by tap.
 
     Args:
         source: the pretrained network.
-        inputs: the picture, `[1, 3, S, S]`.
+        inputs: the image, `[1, 3, S, S]`.
         target: tap -> the fine-tuned network's output.
         taps: name -> where the channels of its output are.
     """

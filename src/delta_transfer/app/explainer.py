@@ -1,4 +1,4 @@
-"""What a run makes of a picture: answers, class map, nearest training pictures, differences."""
+"""What a run makes of an image: answers, class map, nearest training images, differences."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ NUM_NEIGHBOURS = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """What a run makes of a picture.
+    """What a run makes of an image.
 
     Args:
-        name: of the picture.
+        name: of the image.
         pixels: what the network sees of it, bytes `[3, S, S]`.
         probabilities: class -> probability, the most probable first.
         class_name: of which class the map is.
@@ -51,9 +51,9 @@ class Explainer:
     Args:
         predictor: the run.
         result: its figures.
-        loader_config: options by which single pictures are prepared.
+        loader_config: options by which single images are prepared.
         taps: where features are compared -> where their channels are.
-        neighbours: training pictures, or why there are none.
+        neighbours: training images, or why there are none.
         source: the pretrained network, or why there is none.
     """
 
@@ -65,19 +65,19 @@ class Explainer:
     source: Source | str
 
     def explain(
-        self, picture: Image.Image, *, name: str, class_index: int | None = None
+        self, image: Image.Image, *, name: str, class_index: int | None = None
     ) -> Explanation:
-        """What the run makes of a picture.
+        """What the run makes of an image.
 
         Args:
-            picture: in RGB.
+            image: in RGB.
             name: what it is called.
             class_index: of which class there is to be a map; the most probable if None.
         """
         predictor, backbone = self.predictor, self.predictor.backbone
-        answers = predictor.predict_sample(picture, name=name).values
+        answers = predictor.predict_sample(image, name=name).values
         index = predictor.classes.index(next(iter(answers))) if class_index is None else class_index
-        split = Split((name,), (0,), lambda path: picture)
+        split = Split((name,), (0,), lambda path: image)
         loader = eval_dataloader(split, backbone.input_spec, self.loader_config)
         pixels: Tensor = loader.dataset[0][0]
         inputs = loader.preprocess(pixels[None])

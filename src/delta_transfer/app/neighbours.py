@@ -1,4 +1,4 @@
-"""The training pictures that look most alike to a network: nearest in its feature space."""
+"""The training images that look most alike to a network: nearest in its feature space."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,26 +19,26 @@ from delta_transfer.utils.module_state import eval_mode
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Neighbour:
-    """A training picture near to another one.
+    """A training image near to another one.
 
     Args:
         path: what it is called.
         label: its class.
         cosine: of the angle between the features of both.
-        picture: None if it cannot be read any more.
+        image: None if it cannot be read any more.
     """
 
     path: str
     label: str
     cosine: float
-    picture: Image.Image | None
+    image: Image.Image | None
 
 
 class NeighbourIndex:
-    """Training pictures and what the head of a network is given of each.
+    """Training images and what the head of a network is given of each.
 
     Args:
-        split: the pictures.
+        split: the images.
         features: their features, `[N, F]`.
         classes: the names of the classes.
     """
@@ -52,10 +52,10 @@ class NeighbourIndex:
         return len(self._split)
 
     def nearest(self, features: Tensor, count: int) -> list[Neighbour]:
-        """The nearest pictures, nearest first; those as near as others in their order.
+        """The nearest images, nearest first; those as near as others in their order.
 
         Args:
-            features: what the head is given of a picture, `[F]`.
+            features: what the head is given of an image, `[F]`.
             count: how many, if there are so many.
         """
         cosines = self._features @ F.normalize(features.float().cpu(), dim=0)
@@ -65,17 +65,17 @@ class NeighbourIndex:
                 path=self._split.paths[i],
                 label=self._classes[self._split.class_indices[i]],
                 cosine=float(cosines[i]),
-                picture=self._read(self._split.paths[i]),
+                image=self._read(self._split.paths[i]),
             )
             for i in order
         ]
 
     def _read(self, path: str) -> Image.Image | None:
         try:
-            picture: Image.Image = self._split.read(path)
+            image: Image.Image = self._split.read(path)
         except UserError:  # it was there when its features were taken
             return None
-        return picture
+        return image
 
 
 def build_neighbour_index(
@@ -87,12 +87,12 @@ def build_neighbour_index(
     classes: tuple[str, ...],
     progress: Callable[[int, int], None] | None,
 ) -> NeighbourIndex:
-    """Runs a network on training pictures; those that cannot be read are left out.
+    """Runs a network on training images; those that cannot be read are left out.
 
     Args:
         network: the fine-tuned one.
         head: the name of its head.
-        split: the pictures.
+        split: the images.
         load: batches of them, in their order and without augmentation.
         classes: the names of the classes.
         progress: is told how many of how many are done.

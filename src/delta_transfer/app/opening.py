@@ -32,7 +32,7 @@ from delta_transfer.utils.paths import user_path
 logger = logging.getLogger(__name__)
 
 MAX_VARIANCE_SAMPLES = (
-    64  # training pictures that the unit of differences is measured on, if it is not known
+    64  # training images that the unit of differences is measured on, if it is not known
 )
 
 ProgressCallback = Callable[[int, int], None]
@@ -47,17 +47,17 @@ def load_run(
     data_root: str | None = None,
     device: str = "auto",
 ) -> Explainer:
-    """Loads a run and, if they are there, its training pictures and the pretrained network.
+    """Loads a run and, if they are there, its training images and the pretrained network.
 
     Args:
         run: its folder.
-        examples: training pictures to look for the nearest among, at most.
+        examples: training images to look for the nearest among, at most.
         progress: shows how much is done, as `console.progress_bar` does.
         data_root: where a named data set lies; that of the run if None.
         device: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
 
     Raises:
-        UserError: if there is no finished run, it is not on pictures with classes, or the data root
+        UserError: if there is no finished run, it is not on images with classes, or the data root
             is no folder.
     """
     if data_root is not None and not user_path(data_root).is_dir():
@@ -69,7 +69,7 @@ def load_run(
     spec = predictor.backbone.input_spec
     if not isinstance(spec, InputSpec) or not isinstance(predictor.objective, Multiclass):
         raise UserError(
-            f"{run} is no run on pictures with classes, and app shows these alone: for molecules "
+            f"{run} is no run on images with classes, and app shows these alone: for molecules "
             "there are delta-transfer predict and the run's report.html"
         )
     if data_root is not None and not is_dataset_name(predictor.config.data):
@@ -107,13 +107,13 @@ def _taps(predictor: Predictor, result: RunResult) -> dict[str, int]:
 def _training(
     predictor: Predictor, loader_config: TrainConfig, *, most: int, refitted: bool
 ) -> Split | str:
-    """Training pictures from all over them, or why there are none."""
+    """Training images from all over them, or why there are none."""
     if most == 0:
         return "none were asked for (--examples 0)"
     try:
         found = own_data.find_training(loader_config, refitted=refitted, classes=predictor.classes)
     except (UserError, OSError) as error:
-        return _missing("the nearest training pictures", error)
+        return _missing("the nearest training images", error)
     return _some(found, most)
 
 
@@ -133,7 +133,7 @@ def _neighbours(
         return training
     backbone = predictor.backbone
     try:
-        with progress("training pictures", "pictures") as told:
+        with progress("training images", "images") as told:
             return build_neighbour_index(
                 backbone.module,
                 backbone.head,
@@ -143,7 +143,7 @@ def _neighbours(
                 progress=told,
             )
     except UserError as error:
-        return _missing("the nearest training pictures", error)
+        return _missing("the nearest training images", error)
 
 
 def _source(

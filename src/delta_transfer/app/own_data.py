@@ -1,4 +1,4 @@
-"""What a run was made from, where it still is on this machine: pictures and pretrained weights."""
+"""What a run was made from, where it still is on this machine: images and pretrained weights."""
 
 from pathlib import Path
 
@@ -19,11 +19,11 @@ ATTENTION = "attention.safetensors"
 
 
 def find_training(config: TrainConfig, *, refitted: bool, classes: tuple[str, ...]) -> Split:
-    """The pictures that a run has learnt from; nothing is downloaded.
+    """The images that a run has learnt from; nothing is downloaded.
 
     Args:
         config: of the run.
-        refitted: whether it has learnt from the validation pictures, too.
+        refitted: whether it has learnt from the validation images, too.
         classes: its classes, by which labels are understood.
 
     Raises:

@@ -1,8 +1,8 @@
 "use strict";
-// Each picture is asked about by itself, so that one that is refused does not cost the others.
+// Each image is asked about by itself, so that one that is refused does not cost the others.
 
 const form = document.getElementById("ask");
-const input = document.getElementById("pictures");
+const input = document.getElementById("images");
 const drop = document.getElementById("drop");
 const told = document.getElementById("status");
 const answers = document.getElementById("answers");
@@ -28,7 +28,7 @@ function refuse(name, reason) {
 async function askAbout(file, signal) {
   const body = new FormData();
   body.append("class", form.elements.class.value);
-  body.append("pictures", file);
+  body.append("images", file);
   const response = await fetch("/look", { method: "POST", body, signal });
   const text = await response.text();
   if (!response.ok) {
@@ -81,7 +81,7 @@ form.addEventListener("submit", (event) => {
   choose(input.files);
 });
 for (const kind of ["dragover", "dragleave", "drop"]) {
-  // Anywhere on the page: beside the field the browser would leave it for the picture.
+  // Anywhere on the page: beside the field the browser would leave it for the image.
   document.addEventListener(kind, (event) => {
     event.preventDefault();
     drop.classList.toggle("over", kind === "dragover");

@@ -1,4 +1,4 @@
-"""The page's HTML: values escaped, pictures in it, nothing loaded from elsewhere."""
+"""The page's HTML: values escaped, images in it, nothing loaded from elsewhere."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from importlib.resources import files
 
-from delta_transfer.app.drawing import as_picture, as_uri, overlay, thumbnail
+from delta_transfer.app.drawing import as_image, as_uri, overlay, thumbnail
 from delta_transfer.app.explainer import Explainer, Explanation
 from delta_transfer.report import formatting, templates
 from delta_transfer.report.templates import data_name
@@ -60,28 +60,28 @@ def render_explanation(explainer: Explainer, result: Explanation | Refusal) -> s
     name = formatting.shorten(result.name, _NAME)
     if isinstance(result, Refusal):
         return _render("refusal.html.j2", {"name": name, "reason": result.reason})
-    picture = as_picture(result.pixels)
+    image = as_image(result.pixels)
     found, near, source = result.class_map, explainer.neighbours, explainer.source
     return _render(
         "look.html.j2",
         {
             "name": name,
             "size": result.pixels.shape[-1],
-            "picture": as_uri(picture),
+            "image": as_uri(image),
             "top": list(itertools.islice(result.probabilities.items(), SHOWN)),
             "rest": max(0, len(result.probabilities) - SHOWN),
             "class_name": result.class_name,
-            "class_map": None if found is None else as_uri(overlay(picture, found.values)),
+            "class_map": None if found is None else as_uri(overlay(image, found.values)),
             "class_tap": "" if found is None else found.tap,
             "class_shape": () if found is None else tuple(found.values.shape),
             "neighbours": [
-                (one, None if one.picture is None else as_uri(thumbnail(one.picture)))
+                (one, None if one.image is None else as_uri(thumbnail(one.image)))
                 for one in result.neighbours
             ],
             "examples": 0 if isinstance(near, str) else len(near),
             "without_neighbours": near if isinstance(near, str) else "",
             "differences": [
-                (one, None if one.values is None else as_uri(overlay(picture, one.values)))
+                (one, None if one.values is None else as_uri(overlay(image, one.values)))
                 for one in result.differences
             ],
             "same": bool(result.differences) and not any(one.mean for one in result.differences),

@@ -1,4 +1,4 @@
-"""The web application: one page, its style and script, and answers to pictures."""
+"""The web application: one page, its style and script, and answers to images."""
 
 import io
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from delta_transfer.app.explainer import Explainer, Explanation
 from delta_transfer.app.pages import Refusal, asset, render_explanation, render_page
 from delta_transfer.app.uploads import Form, Upload, read_form
-from delta_transfer.data.images.decode import PictureError, decode_image
+from delta_transfer.data.images.decode import ImageError, decode_image
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -35,7 +35,7 @@ HEADERS = {
 
 
 class WebApp:
-    """Answers requests, one picture at a time.
+    """Answers requests, one image at a time.
 
     Args:
         explainer: the run.
@@ -52,13 +52,13 @@ class WebApp:
         return self._page([])
 
     async def post_page(self, request: Request) -> Response:
-        """The page with answers to all pictures of a form: where no script runs."""
+        """The page with answers to all images of a form: where no script runs."""
         try:
             form = await self._form(request)
             parts = [await self._explain_in_thread(upload, form) for upload in form.files]
         except HTTPException as error:
             return self._page([], message=error.detail, status=error.status_code)
-        return self._page(parts, message="" if parts else "Choose a picture first.")
+        return self._page(parts, message="" if parts else "Choose an image first.")
 
     async def post_explanation(self, request: Request) -> Response:
         """Answers alone, for the page's script."""
@@ -85,12 +85,12 @@ class WebApp:
 
     def _explain(self, upload: Upload, form: Form) -> Explanation | Refusal:
         try:
-            picture = decode_image(io.BytesIO(upload.content), name=upload.name)
-        except PictureError as error:
-            reason = f"is no picture that can be read: {error.reason}."
+            image = decode_image(io.BytesIO(upload.content), name=upload.name)
+        except ImageError as error:
+            reason = f"is no image that can be read: {error.reason}."
             return Refusal(name=upload.name, reason=reason)
         index = _class_index(form, self.explainer.predictor.classes)
-        return self.explainer.explain(picture, name=upload.name, class_index=index)
+        return self.explainer.explain(image, name=upload.name, class_index=index)
 
     def _page(
         self, parts: Sequence[Explanation | Refusal], *, message: str = "", status: int = 200
@@ -140,7 +140,7 @@ def _check_origin(request: Request) -> None:
     """
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise HTTPException(403, "pictures are taken from this page alone")
+        raise HTTPException(403, "images are taken from this page alone")
 
 
 def _class_index(form: Form, classes: Sequence[str]) -> int | None:

@@ -46,7 +46,7 @@ async def read_form(request: Request, *, limit: int) -> Form:
         HTTPException: if it is more (413), or no upload of files (400).
     """
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise HTTPException(400, "send pictures as a form with files (multipart/form-data)")
+        raise HTTPException(400, "send images as a form with files (multipart/form-data)")
     try:
         parser = MultiPartParser(
             request.headers, _limited(request, limit), max_files=MAX_FILES, max_fields=10
@@ -62,7 +62,7 @@ async def read_form(request: Request, *, limit: int) -> Form:
         if isinstance(value, UploadFile) and (value.filename or value.size)
     ]
     files = [
-        Upload(name=value.filename or "a picture", content=await value.read()) for value in chosen
+        Upload(name=value.filename or "an image", content=await value.read()) for value in chosen
     ]
     fields = {name: value for name, value in form.items() if isinstance(value, str)}
     await form.close()
@@ -83,5 +83,5 @@ async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
         raise HTTPException(
             413,
             f"more than {limit // MEBIBYTE} MiB were sent, and no more are taken at once: choose "
-            "fewer or smaller pictures, or start the page with a larger --max-mb",
+            "fewer or smaller images, or start the page with a larger --max-mb",
         )

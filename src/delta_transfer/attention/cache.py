@@ -25,19 +25,19 @@ class EstimationSettings:
     Args:
         weights_fingerprint: fingerprint of the network's weights.
         head_fingerprint: fingerprint of the head's. It was trained on what the network makes of the
-            pictures, so that it tells networks apart that have the same weights and compute
+            images, so that it tells networks apart that have the same weights and compute
             something else.
         taps: the modules that are tapped.
-        data_fingerprint: fingerprint of the pictures and their classes, in the order in which they
+        data_fingerprint: fingerprint of the images and their classes, in the order in which they
             come.
         objective: what is to be told of them, as text.
         preprocessing: how they are prepared, as JSON.
         estimator: what measures.
         tolerance: where it stops.
         normalization: what attention, which is to converge, is made of scores by: temperature, clip
-            and floor; None where it measures on all pictures, and these decide nothing.
+            and floor; None where it measures on all images, and these decide nothing.
         seed: of what the estimator draws.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         device: what it runs on, by its kind; and how many of them, if several.
     """
 

@@ -32,9 +32,9 @@ class ChannelAttention:
         score_clip: standardised scores are limited to plus and minus this; not at all if None.
         clamp_negative_scores: whether scores below zero count as zero.
         estimator: the estimator, such as `"refined"`.
-        samples: how many pictures the scores are averaged over.
+        samples: how many images the scores are averaged over.
         source: fingerprint of the source network's weights (`weights_fingerprint`).
-        standard_errors: tap -> `[C]`, standard errors of the scores, as estimates for all pictures
+        standard_errors: tap -> `[C]`, standard errors of the scores, as estimates for all images
             of the kind; no entry where they are not known.
         influential_samples: tap -> `[C, k]`, int64, where in the data the samples are whose loss
             grows most without the channel, most first; no entry where it is not known.
@@ -42,8 +42,8 @@ class ChannelAttention:
             uniform attention; NaN or no entry where it is not known.
         head_weight: `[K, F]`, of the head that the task loss was measured with.
         head_bias: `[K]`, of the same.
-        data: fingerprint of the pictures and their classes, None where it is not known.
-        preprocessing: what was done to the pictures, as JSON can hold it.
+        data: fingerprint of the images and their classes, None where it is not known.
+        preprocessing: what was done to the images, as JSON can hold it.
 
     Raises:
         ValueError: if something does not fit the scores.

@@ -61,7 +61,7 @@ def official_taps(architecture: str) -> tuple[str, ...]:
 
 
 def official_image_size(architecture: str) -> int:
-    """The side of the authors' pictures in pixels: 299 for Inception-V3, else 224."""
+    """The side of the authors' images in pixels: 299 for Inception-V3, else 224."""
     return 299 if _architecture(architecture) == "inception_v3" else 224
 
 

@@ -31,12 +31,12 @@ _DROPOUT_ATTRIBUTE_BY_CLASS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """How pictures are prepared for a network.
+    """How images are prepared for a network.
 
     Args:
         size: side of the square crop, in pixels.
-        crop_pct: the crop's share of the resized picture's shorter side.
-        mean: per channel, of pictures in [0, 1].
+        crop_pct: the crop's share of the resized image's shorter side.
+        mean: per channel, of images in [0, 1].
         std: per channel.
         interpolation: `"bilinear"` or `"bicubic"`.
     """
@@ -159,7 +159,7 @@ class Backbone:
     Args:
         module: the network; its head is a new `nn.Linear` with the task's outputs.
         head: the name of the head.
-        input_spec: how pictures are prepared, or what the graphs are.
+        input_spec: how images are prepared, or what the graphs are.
         architecture: the name by which `timm.create_model` makes it, `torchvision/NAME`, the name
             of a network for graphs, or None for a module that was given in Python.
         model_args: what else `timm.create_model` needs; of networks for graphs the power of their
@@ -211,14 +211,14 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def blank_pictures(model: nn.Module, size: int, *, count: int = 1) -> Tensor:
-    """Pictures `[count, 3, size, size]` of zeros, on the device and of the dtype of a network."""
+def blank_images(model: nn.Module, size: int, *, count: int = 1) -> Tensor:
+    """Images `[count, 3, size, size]` of zeros, on the device and of the dtype of a network."""
     like = next(model.parameters(), torch.zeros(()))
     return torch.zeros(count, 3, size, size, device=like.device, dtype=like.dtype)
 
 
 def check_image_size(module: nn.Module, name: str, size: int) -> None:
-    """Leaves a network in train mode, once it has shown that it takes pictures of a size.
+    """Leaves a network in train mode, once it has shown that it takes images of a size.
 
     Raises:
         UserError: if it does not.
@@ -226,10 +226,10 @@ def check_image_size(module: nn.Module, name: str, size: int) -> None:
     module.eval()
     try:
         with torch.no_grad():
-            module(blank_pictures(module, size))
+            module(blank_images(module, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"model {name!r} cannot take pictures of {size} pixels "
+            f"model {name!r} cannot take images of {size} pixels "
             f"({short_error_message(error)}): give another "
             "--image-size, or leave it out for the network's own"
         ) from error

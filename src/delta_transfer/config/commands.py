@@ -19,15 +19,15 @@ class EvaluateOptions:
 
     Args:
         run: folder of a finished run.
-        data: labelled pictures or molecules: a folder or a CSV file as for train, or a named data
+        data: labelled images or molecules: a folder or a CSV file as for train, or a named data
             set. Its test split counts, or all of it if it has none.
         out: folder for the figures, predictions and confusion matrix; RUN/evaluation/DATA if not
             given. An older evaluation in it is replaced.
         json: print JSON.
         data_root: where named data sets lie or are downloaded to; that of the run if not given.
         device: auto, cpu, cuda or mps.
-        batch_size: pictures at a time.
-        num_workers: processes that load pictures; chosen by the number of cores if not given.
+        batch_size: images at a time.
+        num_workers: processes that load images; chosen by the number of cores if not given.
     """
 
     run: str
@@ -50,15 +50,15 @@ class PredictOptions:
 
     Args:
         run: folder of a finished run.
-        paths: pictures, folders of pictures, and CSV files with a column path; or, of a run on
+        paths: images, folders of images, and CSV files with a column path; or, of a run on
             molecules, SMILES and files of them (.csv, .smi, .txt).
-        top: how many classes to print for each picture; 1 if not given, in JSON all.
+        top: how many classes to print for each image; 1 if not given, in JSON all.
         csv: write the predictions, with all probabilities, to this file instead of printing them.
         overwrite: replace that file.
         json: print JSON.
         device: auto, cpu, cuda or mps.
-        batch_size: pictures at a time.
-        num_workers: processes that load pictures; chosen by the number of cores if not given.
+        batch_size: images at a time.
+        num_workers: processes that load images; chosen by the number of cores if not given.
     """
 
     run: str
@@ -102,7 +102,7 @@ class TapsOptions:
     Args:
         model: a timm name such as resnet50, pypi/efficientnet_lite0|1|2, or a network for graphs
             such as pretrain-gnns/gin; weights are not loaded.
-        image_size: side of the pictures in pixels; the network's own if not given.
+        image_size: side of the images in pixels; the network's own if not given.
         json: print JSON.
     """
 
@@ -127,8 +127,8 @@ class CompareOptions:
         methods: names with commas between (see: delta-transfer methods).
         seeds: with commas between; each draws splits, subsets, batch order, augmentation and the
             head's start, the same for all methods.
-        samples_per_class: training pictures of each class, drawn at random: numbers with commas
-            between, a comparison each; "all" stands for all pictures, which are taken if not given.
+        samples_per_class: training images of each class, drawn at random: numbers with commas
+            between, a comparison each; "all" stands for all images, which are taken if not given.
         out: folder of the comparison; runs/compare-DATA-TIME if not given. One that was broken off
             goes on in its folder, and one that is there may be given more methods and seeds.
         overwrite: start anew, in the place of what is in that folder.
@@ -161,8 +161,8 @@ class DemoOptions:
     Args:
         out: folder of the runs; runs/demo-TIME if not given.
         overwrite: replace what is in that folder.
-        seeds: comma between; each draws other pictures.
-        epochs: passes over the training pictures.
+        seeds: comma between; each draws other images.
+        epochs: passes over the training images.
         device: auto, cpu, cuda or mps.
     """
 
@@ -232,16 +232,16 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def parse_samples_per_class(text: str | None) -> tuple[int | None, ...]:
-    """The pictures of each class that `--samples-per-class` names; None stands for all.
+    """The images of each class that `--samples-per-class` names; None stands for all.
 
     Raises:
-        UserError: if something is no number of pictures, or there twice.
+        UserError: if something is no number of images, or there twice.
     """
     parts = ["all"] if text is None else [part.strip() for part in text.split(",")]
     if not all(part == "all" or (part.isdecimal() and int(part) > 0) for part in parts):
         raise UserError(
             f'--samples-per-class {text}: give numbers above 0 with commas between, 5,10,20; "all" '
-            "stands for all pictures"
+            "stands for all images"
         )
     if len(set(parts)) < len(parts):
         raise UserError(f"--samples-per-class {text}: give each once")
@@ -259,12 +259,12 @@ class AppOptions:
     """Options of app.
 
     Args:
-        run: folder of a finished run on pictures.
+        run: folder of a finished run on images.
         host: address to listen at. Any other than this machine's own lets others in, and nobody is
             asked for a password.
         port: to listen at; 0 for one that is free.
         max_mb: MiB that may be uploaded at once.
-        examples: training pictures that the nearest ones are looked for among, at most; 0 for none,
+        examples: training images that the nearest ones are looked for among, at most; 0 for none,
             which starts faster.
         data_root: where the run's named data set lies; that of the run if not given. Nothing is
             downloaded.
@@ -297,7 +297,7 @@ class BenchOptions:
             is trained.
         methods: names with commas between, in the place of the recipe's.
         seeds: with commas between, in the place of the recipe's.
-        samples_per_class: so many training pictures of each class, drawn at random; all if not
+        samples_per_class: so many training images of each class, drawn at random; all if not
             given.
         data_root: where data sets, and weights that no library brings, lie or are downloaded to; a
             cache folder if not given.
@@ -306,7 +306,7 @@ class BenchOptions:
         overwrite: start anew, in the place of what is in that folder.
         jobs: runs at the same time, as for compare.
         device: auto, cpu, cuda or mps.
-        num_workers: processes that load pictures; chosen by the machine if not given.
+        num_workers: processes that load images; chosen by the machine if not given.
     """
 
     name: str | None = None
@@ -434,20 +434,20 @@ class AttentionOptions:
     """Options of attention.
 
     Args:
-        data: folder of pictures, CSV file or named data set, as for train.
+        data: folder of images, CSV file or named data set, as for train.
         model: pretrained network, as for train.
         weights: the network's weights, from this file in place of the model's own.
-        estimator: refined (a forward and backward pass, corrected by a few exact pictures; the
+        estimator: refined (a forward and backward pass, corrected by a few exact images; the
             default), gradient (the pass alone) or exact (each channel switched off, slow;
             official).
-        out: file for train --attention, with a picture beside it;
+        out: file for train --attention, with an image beside it;
             runs/attention-DATA-TIME.safetensors if not given.
-        overwrite: replace that file and its picture.
+        overwrite: replace that file and its image.
         preset: default, or official, the protocol of DELTA's authors.
         taps: modules whose channels are measured: auto, or names and glob patterns with commas
             between (see: delta-transfer layers MODEL).
-        samples: training pictures that scores are averaged over, drawn at random; all if not given.
-        tolerance: measure no more pictures once attention has converged: once its relative
+        samples: training images that scores are averaged over, drawn at random; all if not given.
+        tolerance: measure no more images once attention has converged: once its relative
             standard error is so small at every tap, for example 0.1. Refined measures all and says
             whether it has.
         temperature: of the softmax that makes attention of scores; larger is closer to uniform. 5
@@ -456,20 +456,20 @@ class AttentionOptions:
             tap.
         clamp_negative_scores: a score below zero, of a channel without which the loss is lower,
             counts as zero.
-        image_size: side of the pictures in pixels; the network's own if not given.
-        samples_per_class: training pictures of each class, drawn at random; all if not given.
-        seed: draws splits and pictures.
-        val_fraction: share of the training pictures held out where there is no validation split.
-        test_split: name of the test split's folder, or a fraction of the training pictures to
+        image_size: side of the images in pixels; the network's own if not given.
+        samples_per_class: training images of each class, drawn at random; all if not given.
+        seed: draws splits and images.
+        val_fraction: share of the training images held out where there is no validation split.
+        test_split: name of the test split's folder, or a fraction of the training images to
             hold out for a test.
         data_root: where named data sets lie or are downloaded to; a cache folder if not given.
         smiles_column: of a CSV file of molecules, the column of their SMILES.
         label_columns: of such a file, the columns to learn, with commas between; all others that
             hold numbers if not given.
         split: how molecules are split: auto, scaffold or random, as for train.
-        batch_size: pictures at a time; 32 (official: 64) if not given.
+        batch_size: images at a time; 32 (official: 64) if not given.
         device: auto, cpu, cuda or mps.
-        num_workers: processes that load pictures; chosen by the number of cores if not given.
+        num_workers: processes that load images; chosen by the number of cores if not given.
         json: print JSON.
     """
 

@@ -11,9 +11,9 @@ class Preset:
     """What a preset decides. The first block are defaults of options; no option changes the rest.
 
     Args:
-        epochs: passes over the training pictures, None if `steps` are set.
+        epochs: passes over the training images, None if `steps` are set.
         steps: training steps, in place of epochs.
-        batch_size: pictures a step.
+        batch_size: images a step.
         lr: peak learning rate.
         optimizer: `"adamw"`, or `"sgd"` with momentum 0.9.
         schedule: what follows the warm-up.

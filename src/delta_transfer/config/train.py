@@ -26,7 +26,7 @@ class TrainConfig:
     """The options of a training run. The defaults are the recipe for small data sets.
 
     Args:
-        data: folder of pictures (root/{train,val,test}/CLASS/* or root/CLASS/*); CSV file with the
+        data: folder of images (root/{train,val,test}/CLASS/* or root/CLASS/*); CSV file with the
             columns path, label and, if wanted, split, or of molecules (smiles_column); or a named
             data set: torchvision/NAME, hf/NAME, skimage/patches, sklearn/digits, moleculenet/NAME,
             tu/NAME; cub200, stanford_dogs, mit67, caltech256/30 or caltech256/60, which nothing
@@ -50,10 +50,10 @@ class TrainConfig:
         taps: modules whose features are compared: auto, or names and glob patterns with commas
             between (see: delta-transfer layers MODEL).
         attention: channel attention of delta: refined (a forward and backward pass, corrected by a
-            few exact pictures; the default), gradient (the pass alone), exact (each channel
+            few exact images; the default), gradient (the pass alone), exact (each channel
             switched off, slow; official), none, or the attention.safetensors of another run, which
             names its taps.
-        attention_samples: training pictures that attention is averaged over, drawn at random; all
+        attention_samples: training images that attention is averaged over, drawn at random; all
             if not given.
         attention_temperature: of the softmax that makes attention of scores; larger is closer to
             uniform. 5 if not given, and with a file that of the file.
@@ -61,21 +61,21 @@ class TrainConfig:
             its tap; no limit, or that of the file, if not given.
         clamp_negative_scores: a score below zero, of a channel without which the loss is lower,
             counts as zero.
-        attention_tolerance: gradient and exact attention take no more pictures once its relative
+        attention_tolerance: gradient and exact attention take no more images once its relative
             standard error is so small at every tap, for example 0.2; refined takes all, and says.
         batch_norm: frozen keeps the pretrained batch-norm statistics (the default); train updates
             them (official; stochnorm always does).
         class_weights: for classes of very different sizes: balanced weighs each by how rare it is
-            in the loss; sampler shows pictures of each equally often; auto is balanced if the
-            largest has at least 3 times as many training pictures as the smallest; none, the
+            in the loss; sampler shows images of each equally often; auto is balanced if the
+            largest has at least 3 times as many training images as the smallest; none, the
             default, leaves them as they are.
         label_smoothing: share of each label that is spread over all classes, for example 0.1.
-        epochs: passes over the training pictures; 10 (graphs: 15) if not given.
+        epochs: passes over the training images; 10 (graphs: 15) if not given.
         steps: training steps in place of epochs, rounded up to whole epochs; official has 9000.
         patience: stop after so many epochs without a lower calibrated validation loss; the learning
             rates stay those of all epochs.
-        batch_size: pictures a step; 32 (official: 64) if not given.
-        gradient_accumulation_steps: work through the pictures of a step in so many parts, which
+        batch_size: images a step; 32 (official: 64) if not given.
+        gradient_accumulation_steps: work through the images of a step in so many parts, which
             takes less memory and changes nothing else (see docs/training.md); doubled where memory
             runs out.
         precision: 32 (the default); bf16 or 16, faster on GPUs, with weights and penalties in 32
@@ -88,27 +88,27 @@ class TrainConfig:
         optimizer: adamw (the default), or sgd with momentum 0.9 (official).
         schedule: after a warm-up over 15% of the steps (official: none), cosine to zero (the
             default), step (times 0.1 at 67%, official) or constant.
-        augment: what is done to training pictures: default (crop and mirror), none, or randaugment
+        augment: what is done to training images: default (crop and mirror), none, or randaugment
             or trivialaugment beside these.
-        mixup: pictures and labels of a batch are mixed in shares drawn from Beta(ALPHA, ALPHA); 0
+        mixup: images and labels of a batch are mixed in shares drawn from Beta(ALPHA, ALPHA); 0
             for not at all. With cutmix too, each step is one of them at random.
-        cutmix: likewise, a rectangle of a picture is cut out of another.
+        cutmix: likewise, a rectangle of an image is cut out of another.
         grad_clip: norm to which gradients are clipped; 1 (official: 0, no limit) if not given.
         ema: validate and keep a moving average of the weights with this decay, for example 0.99;
             none if not given.
         layer_decay: each layer learns so many times as fast as the one above it, for example 0.75;
             1, the default, is for all alike.
-        image_size: side of the pictures in pixels; the network's own if not given.
-        samples_per_class: training pictures of each class, drawn at random; all if not given.
+        image_size: side of the images in pixels; the network's own if not given.
+        samples_per_class: training images of each class, drawn at random; all if not given.
         seed: draws splits, subsets, batch order, augmentation and the head's start.
-        val_fraction: share of the training pictures held out where there is no validation split.
-        test_split: name of the test split's folder, or a fraction of the training pictures to
+        val_fraction: share of the training images held out where there is no validation split.
+        test_split: name of the test split's folder, or a fraction of the training images to
             hold out for a test.
         folds: choose the epoch by cross-validation in so many folds, in place of one validation
-            split, then train on all pictures for so many epochs; 0 for none. Molecules split by
+            split, then train on all images for so many epochs; 0 for none. Molecules split by
             scaffold are kept together by it.
-        refit: once the epoch is chosen, train again on training and validation pictures together:
-            always, never, or auto, which does so below 300 pictures (not with --samples-per-class,
+        refit: once the epoch is chosen, train again on training and validation images together:
+            always, never, or auto, which does so below 300 images (not with --samples-per-class,
             nor in the official preset). A validation split that the data brings is never trained
             on.
         data_root: where named data sets lie or are downloaded to; a cache folder if not given.
@@ -118,8 +118,8 @@ class TrainConfig:
         split: how molecules are split: scaffold (no two splits share a ring system), random, or
             auto, as the field does with the data set, and by scaffold with a file.
         device: auto, cpu, cuda or mps.
-        num_workers: processes that load pictures; chosen by the machine if not given.
-        image_cache_gb: GiB that resized pictures may take in the user's cache, where other runs
+        num_workers: processes that load images; chosen by the machine if not given.
+        image_cache_gb: GiB that resized images may take in the user's cache, where other runs
             find them; 0 for none, at most 20 and a fifth of the disk's free space if not given.
         deterministic: on a GPU too, equal runs give equal bytes, which takes longer; on the CPU
             they do anyway.
@@ -231,11 +231,11 @@ class TrainConfig:
 
     @property
     def micro_batch_size(self) -> int:
-        """How many pictures go through the network at the same time."""
+        """How many images go through the network at the same time."""
         return math.ceil(self.batch_size / self.gradient_accumulation_steps)
 
     def count_epochs(self, num_samples: int) -> int:
-        """Passes over so many training pictures."""
+        """Passes over so many training images."""
         if self.epochs is not None:
             return self.epochs
         assert self.steps is not None
@@ -357,7 +357,7 @@ def _check_ranges(config: "TrainConfig") -> None:
     if config.gradient_accumulation_steps > config.batch_size:
         raise UserError(
             f"--accumulate {config.gradient_accumulation_steps}: must be at most "
-            f"{config.batch_size}, the pictures "
+            f"{config.batch_size}, the images "
             "of a step (--batch-size)"
         )
     if config.folds == 1:
@@ -373,7 +373,7 @@ def _check_exclusions(config: "TrainConfig") -> None:
     if config.folds and config.refit == "never":
         raise UserError(
             "--folds and --refit never exclude each other: folds choose the epoch count that "
-            "the model is then trained for on all pictures; leave one of them out"
+            "the model is then trained for on all images; leave one of them out"
         )
     if config.epochs is not None and config.steps is not None:
         raise UserError("--epochs and --steps exclude each other: give one of them")
@@ -381,7 +381,7 @@ def _check_exclusions(config: "TrainConfig") -> None:
         option = f"--folds {config.folds}" if config.folds else "--refit always"
         raise UserError(
             f"--samples-per-class and {option} exclude each other: the latter learns from "
-            "validation pictures too, so that there would be more of a class; leave one out"
+            "validation images too, so that there would be more of a class; leave one out"
         )
     if config.patience is not None and (config.folds or config.paper_protocol):
         option, why = (

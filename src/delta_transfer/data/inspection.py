@@ -1,4 +1,4 @@
-"""Look at every picture once: unreadable ones are left out, identical and rare ones are told of."""
+"""Look at every image once: unreadable ones are left out, identical and rare ones are told of."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from delta_transfer.errors import UserError, first_few
 from delta_transfer.utils.devices import cpu_count
 
 IMBALANCE_THRESHOLD = 3
-"""A note is given when the largest class has so many times the pictures of the smallest."""
+"""A note is given when the largest class has so many times the images of the smallest."""
 
 _SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
@@ -21,18 +21,18 @@ _LEAKAGE_EFFECTS = {
     ("train", "test"): "accuracy on test is flattered",
     ("val", "test"): "accuracy on test is flattered, as the epoch is chosen on them",
 }
-"""What is wrong with pictures that lie in both of two splits."""
+"""What is wrong with images that lie in both of two splits."""
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What a look at every picture of a task has shown.
+    """What a look at every image of a task has shown.
 
     Attributes:
-        task: without the pictures that cannot be read; its notes tell of copies and rare classes.
+        task: without the images that cannot be read; its notes tell of copies and rare classes.
         warnings: sentences that the user must see: what is left out, what lies in two splits,
-            which pictures have two labels.
-        content_hashes: a hash of size and pixels of each picture of `task`, by its path.
+            which images have two labels.
+        content_hashes: a hash of size and pixels of each image of `task`, by its path.
     """
 
     task: TaskData
@@ -43,32 +43,32 @@ class DatasetReport:
 def inspect_images(
     task: TaskData, *, num_threads: int | None = None, cache_writer: ImageCacheWriter | None = None
 ) -> DatasetReport:
-    """Read every picture of every split once.
+    """Read every image of every split once.
 
-    Pictures are identical if they have the same size and, decoded, the same pixels. What is found
+    Images are identical if they have the same size and, decoded, the same pixels. What is found
     does not depend on the number of threads.
 
     Args:
-        task: its pictures are read; nothing else of it is needed.
+        task: its images are read; nothing else of it is needed.
         num_threads: how many read at the same time, as in `scan_images`; None for one per core that
             this process may use, at most 8.
-        cache_writer: keeps the pictures of `train`, `val` and `test`, so that none is decoded
+        cache_writer: keeps the images of `train`, `val` and `test`, so that none is decoded
             again.
 
     Returns:
-        The task without unreadable pictures, with warnings that are still to be shown.
+        The task without unreadable images, with warnings that are still to be shown.
 
     Raises:
-        UserError: if no picture of a split, or no training picture of a class, can be read.
+        UserError: if no image of a split, or no training image of a class, can be read.
         ValueError: if `num_threads` is below 1.
 
     Example:
         >>> from PIL import Image
-        >>> pictures = {name: Image.new("RGB", (4, 4), name) for name in ("red", "blue")}
-        >>> train = Split(("red", "blue"), (0, 1), pictures.__getitem__)
+        >>> images = {name: Image.new("RGB", (4, 4), name) for name in ("red", "blue")}
+        >>> train = Split(("red", "blue"), (0, 1), images.__getitem__)
         >>> task = TaskData(name="two", classes=("r", "b"), train=train, val=train, test=None)
         >>> inspect_images(task).warnings[0].split(":")[0]
-        '2 of 2 validation pictures are among the training pictures, too'
+        '2 of 2 validation images are among the training images, too'
     """
     if num_threads is None:
         num_threads = min(8, cpu_count())
@@ -77,9 +77,9 @@ def inspect_images(
     named = [("train", task.train), ("val", task.val), ("test", task.test)]
     splits = {name: split for name, split in named if split is not None}
     keep = None if cache_writer is None else cache_writer.add
-    pictures = scan_images(splits, num_threads=num_threads, on_image=keep)
-    bad = [picture for picture in pictures if not picture.content_hash]
-    good = [picture for picture in pictures if picture.content_hash]
+    images = scan_images(splits, num_threads=num_threads, on_image=keep)
+    bad = [image for image in images if not image.content_hash]
+    good = [image for image in images if image.content_hash]
     if bad:
         _check_enough_left(task, good, bad)
         task = _without(task, splits, bad)
@@ -94,36 +94,36 @@ def inspect_images(
     return DatasetReport(
         task=replace(task, notes=(*task.notes, *notes)),
         warnings=warnings,
-        content_hashes={picture.path: picture.content_hash for picture in good},
+        content_hashes={image.path: image.content_hash for image in good},
     )
 
 
 def _check_enough_left(task: TaskData, good: Sequence[ImageScan], bad: Sequence[ImageScan]) -> None:
-    """A split without pictures, or a class without training pictures, cannot be worked with."""
+    """A split without images, or a class without training images, cannot be worked with."""
     if not good:
         raise UserError(
-            f"none of the {len(bad)} pictures of {task.name} can be read; replace them: "
+            f"none of the {len(bad)} images of {task.name} can be read; replace them: "
             f"{_reasons(bad)}"
         )
     for split in _SPLIT_NAMES:
-        lost = [picture for picture in bad if picture.split == split]
-        if lost and not any(picture.split == split for picture in good):
+        lost = [image for image in bad if image.split == split]
+        if lost and not any(image.split == split for image in good):
             raise UserError(
-                f"none of the {len(lost)} {_SPLIT_NAMES[split]} pictures of {task.name} can be "
+                f"none of the {len(lost)} {_SPLIT_NAMES[split]} images of {task.name} can be "
                 "read; "
                 f"replace them, or remove this split: {_reasons(lost)}"
             )
     gone = _classes_gone("train", good, bad)
     if gone:
-        lost = [picture for picture in bad if picture.split == "train" and picture.label in gone]
+        lost = [image for image in bad if image.split == "train" and image.label in gone]
         raise UserError(
-            f"no training picture of class {_class_names(task, gone)} can be read; replace them, "
+            f"no training image of class {_class_names(task, gone)} can be read; replace them, "
             f"or leave the class out: {_reasons(lost)}"
         )
 
 
 def _without(task: TaskData, splits: Mapping[str, Split], bad: Sequence[ImageScan]) -> TaskData:
-    lost = {(picture.split, picture.path) for picture in bad}
+    lost = {(image.split, image.path) for image in bad}
     kept = {
         name: split.subset(
             index for index, path in enumerate(split.paths) if (name, path) not in lost
@@ -148,14 +148,14 @@ def _unreadable_warnings(
     if not bad:
         return []
     warnings = [
-        f"{len(bad)} of {len(good) + len(bad)} pictures cannot be read and are left out; replace "
+        f"{len(bad)} of {len(good) + len(bad)} images cannot be read and are left out; replace "
         f"or remove them: {_reasons(bad)}"
     ]
     for split in ("val", "test"):
         gone = _classes_gone(split, good, bad)
         if gone:
             warnings.append(
-                f"no {_SPLIT_NAMES[split]} picture of class {_class_names(task, gone)} is left, "
+                f"no {_SPLIT_NAMES[split]} image of class {_class_names(task, gone)} is left, "
                 "so that "
                 f"nothing is known of how well {'it is' if len(gone) == 1 else 'they are'} told"
             )
@@ -163,30 +163,30 @@ def _unreadable_warnings(
 
 
 def _leakage_warnings(task: TaskData, good: Sequence[ImageScan]) -> list[str]:
-    """Warnings of pictures that lie in two splits."""
+    """Warnings of images that lie in two splits."""
     first: dict[str, dict[str, ImageScan]] = {split: {} for split in _SPLIT_NAMES}
-    for picture in good:
-        first[picture.split].setdefault(picture.content_hash, picture)
+    for image in good:
+        first[image.split].setdefault(image.content_hash, image)
     warnings = []
     for (one, other), harm in _LEAKAGE_EFFECTS.items():
         pairs = [
-            (first[one][picture.content_hash], picture)
-            for picture in good
-            if picture.split == other and picture.content_hash in first[one]
+            (first[one][image.content_hash], image)
+            for image in good
+            if image.split == other and image.content_hash in first[one]
         ]
         if pairs:
-            total = sum(picture.split == other for picture in good)
+            total = sum(image.split == other for image in good)
             shown = first_few([_equal(task, pair) for pair in pairs])
             warnings.append(
-                f"{len(pairs)} of {total} {_SPLIT_NAMES[other]} pictures are among the "
+                f"{len(pairs)} of {total} {_SPLIT_NAMES[other]} images are among the "
                 f"{_SPLIT_NAMES[one]} "
-                f"pictures, too: {shown}; {harm}: remove one of each"
+                f"images, too: {shown}; {harm}: remove one of each"
             )
     return warnings
 
 
 def _conflicting_label_warnings(task: TaskData, good: Sequence[ImageScan]) -> list[str]:
-    """A warning of identical training pictures of different classes."""
+    """A warning of identical training images of different classes."""
     groups = [group for group in _identical(good) if len({each.label for each in group}) > 1]
     if not groups:
         return []
@@ -195,19 +195,19 @@ def _conflicting_label_warnings(task: TaskData, good: Sequence[ImageScan]) -> li
     ]
     shown = first_few([_equal(task, pair) for pair in pairs])
     return [
-        f"identical training pictures of different classes: {len(groups)}, such as {shown}; "
+        f"identical training images of different classes: {len(groups)}, such as {shown}; "
         "remove all but the right one"
     ]
 
 
 def _copies(task: TaskData, good: Sequence[ImageScan]) -> list[str]:
-    """A note on identical training pictures of the same class."""
+    """A note on identical training images of the same class."""
     groups = [group for group in _identical(good) if len({each.label for each in group}) == 1]
     count = sum(len(group) - 1 for group in groups)
     if not count:
         return []
     shown = first_few([_equal(task, (group[0], group[1])) for group in groups])
-    return [f"training pictures that are copies of others of their class: {count}, such as {shown}"]
+    return [f"training images that are copies of others of their class: {count}, such as {shown}"]
 
 
 def _imbalance(task: TaskData) -> list[str]:
@@ -216,24 +216,24 @@ def _imbalance(task: TaskData) -> list[str]:
     if largest < IMBALANCE_THRESHOLD * smallest:
         return []
     return [
-        f"classes differ in size: '{task.classes[most]}' has {largest} training pictures, "
+        f"classes differ in size: '{task.classes[most]}' has {largest} training images, "
         f"'{task.classes[least]}' has {smallest}; look at the mean class accuracy, in which all "
         "classes count the same"
     ]
 
 
 def _identical(good: Sequence[ImageScan]) -> list[list[ImageScan]]:
-    """The training pictures that there are more than one of, in groups."""
+    """The training images that there are more than one of, in groups."""
     groups: dict[str, list[ImageScan]] = defaultdict(list)
-    for picture in good:
-        if picture.split == "train":
-            groups[picture.content_hash].append(picture)
+    for image in good:
+        if image.split == "train":
+            groups[image.content_hash].append(image)
     return [group for group in groups.values() if len(group) > 1]
 
 
 def _classes_gone(split: str, good: Sequence[ImageScan], bad: Sequence[ImageScan]) -> list[int]:
-    left = {picture.label for picture in good if picture.split == split}
-    return sorted({picture.label for picture in bad if picture.split == split} - left)
+    left = {image.label for image in good if image.split == split}
+    return sorted({image.label for image in bad if image.split == split} - left)
 
 
 def _class_names(task: TaskData, labels: Sequence[int]) -> str:
@@ -241,11 +241,11 @@ def _class_names(task: TaskData, labels: Sequence[int]) -> str:
 
 
 def _equal(task: TaskData, pair: tuple[ImageScan, ImageScan]) -> str:
-    """Two identical pictures, with their classes where these differ."""
-    if len({picture.label for picture in pair}) == 1:
-        return " = ".join(f"'{picture.path}'" for picture in pair)
-    return " = ".join(f"'{picture.path}' ({task.classes[picture.label]})" for picture in pair)
+    """Two identical images, with their classes where these differ."""
+    if len({image.label for image in pair}) == 1:
+        return " = ".join(f"'{image.path}'" for image in pair)
+    return " = ".join(f"'{image.path}' ({task.classes[image.label]})" for image in pair)
 
 
 def _reasons(bad: Sequence[ImageScan]) -> str:
-    return first_few([f"'{picture.path}' ({picture.reason[:120]})" for picture in bad])
+    return first_few([f"'{image.path}' ({image.reason[:120]})" for image in bad])

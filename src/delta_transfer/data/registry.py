@@ -163,11 +163,11 @@ def load_data(
             `{train,val,test}/<class>/*` or `<class>/*`; a CSV file `path,label[,split]`, or one of
             SMILES.
         seed: draws the splits that are not given, and the subset.
-        val_fraction: the part of the training pictures held out for validation, class by class,
+        val_fraction: the part of the training images held out for validation, class by class,
             where there is no validation split.
         test_split: the name of the test split, or a fraction such as "0.2" of the training
-            pictures to draw one where there is none.
-        samples_per_class: so many training pictures of every class are drawn, after the
+            images to draw one where there is none.
+        samples_per_class: so many training images of every class are drawn, after the
             validation split is held out; None for all.
         data_root: where the data sets of `COLLECTIONS` lie or are downloaded to, and those of
             `ARCHIVES` lie; None for a folder in the user's cache.
@@ -230,7 +230,7 @@ def load_labelled_data(
     data_root: str | None = None,
     molecule_options: MoleculeOptions = DEFAULT_MOLECULE_OPTIONS,
 ) -> tuple[tuple[str, ...], Split, bool]:
-    """The pictures to measure a network on: of a test split, or all where there is none.
+    """The images to measure a network on: of a test split, or all where there is none.
 
     Args:
         data: as for `load_data`; one class is enough of a folder or a CSV file.
@@ -241,7 +241,7 @@ def load_labelled_data(
         molecule_options: likewise.
 
     Returns:
-        The class names; the pictures; whether they are a test split.
+        The class names; the images; whether they are a test split.
 
     Raises:
         UserError: as `load_data` does.
@@ -332,7 +332,7 @@ def _check_options(*, seed: int, val_fraction: float, samples_per_class: int | N
 
 
 def _subset(task: TaskData, count: int, *, seed: int) -> TaskData:
-    """The task with `count` training pictures of every class.
+    """The task with `count` training images of every class.
 
     Raises:
         UserError: if a class has fewer, or the task has no classes.
@@ -346,7 +346,7 @@ def _subset(task: TaskData, count: int, *, seed: int) -> TaskData:
         task.train, count, classes=task.classes, seed=derive_seed(seed, "samples")
     )
     note = (
-        f"{count} training pictures of every class, drawn by seed {seed}: "
+        f"{count} training images of every class, drawn by seed {seed}: "
         f"{len(train)} of {len(task.train)}"
     )
     return replace(task, train=train, notes=(*task.notes, note))

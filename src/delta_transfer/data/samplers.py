@@ -11,7 +11,7 @@ from delta_transfer.utils.seeds import derive_seed
 
 
 def imbalance_ratio(labels: Sequence[int]) -> float:
-    """How many times as many pictures the largest class has as the smallest.
+    """How many times as many images the largest class has as the smallest.
 
     Example:
         >>> imbalance_ratio([0, 0, 0, 1])

@@ -1,4 +1,4 @@
-"""Read every picture once, in threads: the digest of its pixels, or why there is none."""
+"""Read every image once, in threads: the digest of its pixels, or why there is none."""
 
 import hashlib
 import logging
@@ -9,14 +9,14 @@ from threading import Event
 
 from PIL import Image
 
-from delta_transfer.data.images.decode import PictureError
+from delta_transfer.data.images.decode import ImageError
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 LOG_PROGRESS_ABOVE = 2000
-"""With more pictures than this, the log says how far the look at them is."""
+"""With more images than this, the log says how far the look at them is."""
 
 _HASH_STRIP_PIXELS = 1_000_000  # pixels that are hashed at a time
 _PROGRESS_INTERVAL = 1.0  # seconds between two looks at how far the threads are
@@ -24,11 +24,11 @@ _PROGRESS_INTERVAL = 1.0  # seconds between two looks at how far the threads are
 
 @dataclass(frozen=True, slots=True)
 class ImageScan:
-    """What a look at a picture has shown.
+    """What a look at an image has shown.
 
     Attributes:
-        split: of the picture, by name.
-        path: of the picture in the split.
+        split: of the image, by name.
+        path: of the image in the split.
         label: its class, 0 where its labels are values.
         content_hash: a hash of size and pixels; empty if it cannot be read.
         reason: why it cannot be read; empty if it can.
@@ -42,22 +42,22 @@ class ImageScan:
 
 
 ImageCallback = Callable[[str, str, str, Image.Image], None]
-"""What is done with each picture that can be read: its split, path and digest, and the picture."""
+"""What is done with each image that can be read: its split, path and digest, and the image."""
 
 
 def scan_images(
     splits: Mapping[str, Split], *, num_threads: int, on_image: ImageCallback | None = None
 ) -> list[ImageScan]:
-    """Read every picture of some splits once; with more than `MANY` the log says how far it is.
+    """Read every image of some splits once; with more than `MANY` the log says how far it is.
 
     Args:
         splits: the splits by their names.
-        num_threads: how many read at the same time, each one picture, of which a few copies may be
+        num_threads: how many read at the same time, each one image, of which a few copies may be
             in memory while it is decoded.
-        on_image: what is done with each picture beside, in these threads; None for nothing.
+        on_image: what is done with each image beside, in these threads; None for nothing.
 
     Returns:
-        The pictures in the order of the splits, whatever the number of threads.
+        The images in the order of the splits, whatever the number of threads.
     """
     entries = [
         (name, split.read, path, label)
@@ -77,7 +77,7 @@ def scan_images(
         try:
             futures = [pool.submit(look_at_some, first) for first in range(num_threads)]
             _wait(futures, found, len(entries))
-        finally:  # also when the user interrupts: no thread begins another picture
+        finally:  # also when the user interrupts: no thread begins another image
             stop.set()
         for future in futures:
             if future.done():
@@ -86,11 +86,11 @@ def scan_images(
 
 
 def _wait(futures: Sequence[Future[None]], found: Mapping[int, ImageScan], total: int) -> None:
-    """Wait for all, or for the first error; say how far they are, if there are many pictures."""
+    """Wait for all, or for the first error; say how far they are, if there are many images."""
     if total <= LOG_PROGRESS_ABOVE:
         wait(futures, return_when=FIRST_EXCEPTION)
         return
-    logger.info("looking at %s pictures", f"{total:,}")
+    logger.info("looking at %s images", f"{total:,}")
     said, open_ones = 0, set(futures)
     while open_ones:
         done, open_ones = wait(open_ones, timeout=_PROGRESS_INTERVAL, return_when=FIRST_EXCEPTION)
@@ -111,7 +111,7 @@ def _scan_image(
 ) -> ImageScan:
     try:
         image = read(path)
-    except PictureError as error:
+    except ImageError as error:
         return ImageScan(split, path, label, "", error.reason)
     except UserError as error:
         return ImageScan(split, path, label, "", str(error))

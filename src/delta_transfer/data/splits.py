@@ -1,4 +1,4 @@
-"""Stratified draws by seed: splits that are missing, and a number of pictures per class."""
+"""Stratified draws by seed: splits that are missing, and a number of images per class."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ class PartialTaskData:
 
     Attributes:
         name: as of the task.
-        display_name: what messages call the data, such as `'pictures/birds'`.
+        display_name: what messages call the data, such as `'images/birds'`.
         classes: as of the task.
         train: what is learnt from, and what missing splits are drawn from.
         val: None where there is none.
@@ -49,22 +49,22 @@ def draw_missing_splits(
     seed: int,
     val_fraction: float,
     test_fraction: float | None,
-    hint: str = "add pictures, or leave the class out",
+    hint: str = "add images, or leave the class out",
 ) -> TaskData:
     """A task whose missing splits are drawn from train, class by class if it has classes.
 
     Args:
         given: the splits that there are.
         seed: the user's seed; it draws the test and the validation split apart.
-        val_fraction: the part of the training pictures held out, if there is no validation split.
-        test_fraction: the part of the training pictures to draw a test split of; None for none.
-        hint: what to do about a class with too few pictures, for the message.
+        val_fraction: the part of the training images held out, if there is no validation split.
+        test_fraction: the part of the training images to draw a test split of; None for none.
+        hint: what to do about a class with too few images, for the message.
 
     Returns:
         The task, with notes on what was drawn and what is missing.
 
     Raises:
-        UserError: if a class has too few pictures for the splits that are to be drawn.
+        UserError: if a class has too few images for the splits that are to be drawn.
     """
     notes = list(given.notes)
     train, val, test = given.train, given.val, given.test
@@ -98,13 +98,13 @@ def draw_missing_splits(
 
 
 def hold_out(split: Split, fraction: float, *, seed: int, min_left: int = 1) -> tuple[Split, Split]:
-    """Draw a fraction of every class: at least one picture, leaving at least `min_left`.
+    """Draw a fraction of every class: at least one image, leaving at least `min_left`.
 
     Args:
-        split: what to draw from; every class has more than `min_left` pictures.
+        split: what to draw from; every class has more than `min_left` images.
         fraction: the part of each class to draw, between 0 and 1.
         seed: the seed of this one draw (see `derive_seed`).
-        min_left: how many pictures of each class stay at least.
+        min_left: how many images of each class stay at least.
 
     Returns:
         The rest and what was drawn, both in the order of `split`.
@@ -113,11 +113,11 @@ def hold_out(split: Split, fraction: float, *, seed: int, min_left: int = 1) -> 
 
 
 def split_per_class(split: Split, count: int, *, seed: int) -> tuple[Split, Split]:
-    """Draw `count` pictures of every class.
+    """Draw `count` images of every class.
 
     Args:
-        split: what to draw from; every class has at least `count` pictures.
-        count: how many pictures of each class.
+        split: what to draw from; every class has at least `count` images.
+        count: how many images of each class.
         seed: the seed of this one draw (see `derive_seed`).
 
     Returns:
@@ -127,19 +127,19 @@ def split_per_class(split: Split, count: int, *, seed: int) -> tuple[Split, Spli
 
 
 def sample_per_class(split: Split, count: int, *, classes: Sequence[str], seed: int) -> Split:
-    """Draw `count` pictures of every class.
+    """Draw `count` images of every class.
 
     Args:
         split: what to draw from.
-        count: how many pictures of each class.
+        count: how many images of each class.
         classes: the class names, for the message.
         seed: the seed of this one draw.
 
     Returns:
-        The pictures drawn, in the order of `split`.
+        The images drawn, in the order of `split`.
 
     Raises:
-        UserError: if a class has fewer pictures.
+        UserError: if a class has fewer images.
     """
     check_min_per_class(
         split,
@@ -154,11 +154,11 @@ def sample_per_class(split: Split, count: int, *, classes: Sequence[str], seed: 
 def check_min_per_class(
     split: Split, count: int, *, classes: Sequence[str], purpose: str, hint: str
 ) -> None:
-    """Check that every class has at least `count` pictures to draw from.
+    """Check that every class has at least `count` images to draw from.
 
     Args:
         split: what is drawn from.
-        count: how many pictures of each class are needed.
+        count: how many images of each class are needed.
         classes: the class names.
         purpose: what needs them, for the message.
         hint: what to do about it, for the message.
@@ -216,7 +216,7 @@ def parse_test_fraction(test_split: str, *, display_name: str, has_test: bool) -
         raise UserError(
             f"--test-split {test_split}: {display_name} has no split of this name; give a "
             "fraction such "
-            "as 0.2 of the training pictures, or leave the option out"
+            "as 0.2 of the training images, or leave the option out"
         )
     return fraction
 
@@ -241,7 +241,7 @@ def unused_val_fraction(name: str, val_fraction: float) -> list[str]:
 
 
 def _check_enough(given: PartialTaskData, *, test_fraction: float | None, hint: str) -> None:
-    """Every class must have a picture for each split that is drawn, and one left to learn from."""
+    """Every class must have an image for each split that is drawn, and one left to learn from."""
     drawn = ["validation"] if given.val is None else []
     if test_fraction is not None:
         drawn.append("test")
@@ -288,7 +288,7 @@ def check_split_classes(
     """Check that every class of the other splits is in the training split, too.
 
     Args:
-        found: the classes of each split's pictures, by what messages call the split; the first is
+        found: the classes of each split's images, by what messages call the split; the first is
             the training split.
         display_name: what messages call the data; it begins the message.
         hint: what to do about it, for the message.
@@ -303,7 +303,7 @@ def check_split_classes(
     Example:
         >>> found = {"train": ["cat", "dog"], "val": ["cat"]}
         >>> check_split_classes(found, display_name="pets", hint="add some", locations={})
-        ["no picture of class 'dog' in val: nothing is known there of how well it is told"]
+        ["no image of class 'dog' in val: nothing is known there of how well it is told"]
     """
     present = {split: set(classes) for split, classes in found.items()}
     everything = set().union(*present.values())
@@ -320,7 +320,7 @@ def check_split_classes(
             f"{hint}"
         )
     return [
-        f"no picture of class {first_few(names)} in {split}: nothing is known there of how well "
+        f"no image of class {first_few(names)} in {split}: nothing is known there of how well "
         f"{'it is' if len(names) == 1 else 'they are'} told"
         for split, names in lacking.items()
     ]

@@ -17,22 +17,22 @@ from delta_transfer.utils.seeds import derive_seed
 Label = int | tuple[float, ...]
 """The class of a sample, or its values."""
 
-SampleType = Literal["picture", "molecule", "graph"]
+SampleType = Literal["image", "molecule", "graph"]
 """What one of the samples is called."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled pictures, molecules or other graphs, not yet read.
+    """Labelled images, molecules or other graphs, not yet read.
 
     Attributes:
         paths: a readable identity of each sample: its path below the data folder, its SMILES, or a
             name such as `astronaut/r03c05`.
         labels: the class of each sample, as an index into `TaskData.classes`; or its values for
             each of them, NaN where they are not known.
-        read: gives what an entry of `paths` names, an RGB picture, or a graph as PyTorch Geometric
+        read: gives what an entry of `paths` names, an RGB image, or a graph as PyTorch Geometric
             has it (`Data`); it can be pickled.
-        image_cache: pictures that need not be read again; None where none are kept.
+        image_cache: images that need not be read again; None where none are kept.
         sample_type: what a sample is called in messages.
     """
 
@@ -40,7 +40,7 @@ class Split:
     labels: tuple[Label, ...]
     read: Callable[[str], Any]
     image_cache: ImageCacheReader | None = field(default=None, compare=False, repr=False)
-    sample_type: SampleType = "picture"
+    sample_type: SampleType = "image"
 
     def __post_init__(self) -> None:
         if len(self.paths) != len(self.labels):
@@ -107,7 +107,7 @@ class TaskData:
     metric: MetricName = "accuracy"
     val_drawn: bool = False
     objective: Objective = field(default_factory=Multiclass)
-    kind: Literal["pictures", "graphs"] = "pictures"
+    kind: Literal["images", "graphs"] = "images"
     group: Callable[[str], str] | None = None
 
     @property
@@ -130,8 +130,8 @@ class TaskData:
         return ", ".join(f"{name} {value:.6g}" for name, value in named if value == value)
 
 
-class PictureDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
-    """The transformed pictures of a split, for a DataLoader.
+class ImageDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
+    """The transformed images of a split, for a DataLoader.
 
     What the split keeps of the transform is not made again.
 
@@ -140,14 +140,14 @@ class PictureDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
     state is left as it was, that of the accelerators included.
 
     Args:
-        split: the pictures.
-        transform: makes a tensor `[C, H, W]` of an RGB picture.
+        split: the images.
+        transform: makes a tensor `[C, H, W]` of an RGB image.
         crop: what then becomes of that tensor, which is not to be written to; None for nothing.
         seed: the user's seed for random augmentation; None for no randomness.
 
     Example:
         >>> split = Split(("a",), (1,), lambda path: Image.new("RGB", (2, 2)))
-        >>> picture, label = PictureDataset(split, lambda image: torch.rand(3, 2, 2), seed=0)[0, 0]
+        >>> image, label = ImageDataset(split, lambda image: torch.rand(3, 2, 2), seed=0)[0, 0]
         >>> label
         1
     """
@@ -169,7 +169,7 @@ class PictureDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
         return len(self.split)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, int | torch.Tensor]:
-        """The picture and its label: a class, or values `[K]`.
+        """The image and its label: a class, or values `[K]`.
 
         Args:
             key: an index, or (epoch, index) as `EpochSampler` gives it; an index alone is epoch 0.
@@ -193,7 +193,7 @@ class PictureDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
 
 
 def pool_train_and_val(task: TaskData) -> Split:
-    """The training pictures followed by the validation pictures that were drawn from them."""
+    """The training images followed by the validation images that were drawn from them."""
     return dataclasses.replace(
         task.train,
         paths=(*task.train.paths, *task.val.paths),

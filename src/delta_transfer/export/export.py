@@ -33,7 +33,7 @@ PREPROCESSING = "preprocessing.json"
 _FILES = (PREPROCESSING, CONFIG, "model.onnx.data", *(way.file for way in FORMATS.values()))
 
 _INPUTS = (
-    "float32 [batch, 3, size, size]: RGB pictures, upright, resized with antialiasing, the centre "
+    "float32 [batch, 3, size, size]: RGB images, upright, resized with antialiasing, the centre "
     "cut out, divided by 255, less mean, divided by std"
 )
 _PREDICTIONS = {
@@ -178,13 +178,13 @@ def check_folder(
 
     Args:
         folder: where it is to lie.
-        data: the pictures that it must not lie among.
+        data: the images that it must not lie among.
         overwrite: whether an older one may be replaced.
         mark: the file by which an export is known.
         files: all that one may have.
 
     Raises:
-        UserError: if it is in use, lies among the pictures or cannot be written.
+        UserError: if it is in use, lies among the images or cannot be written.
     """
     check_output_location(folder, data=data)
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()

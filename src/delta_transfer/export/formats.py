@@ -15,11 +15,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.backbones.base import Backbone, blank_pictures, short_error_message
+from delta_transfer.backbones.base import Backbone, blank_images, short_error_message
 from delta_transfer.backbones.saved import CONFIG, WEIGHTS, load_model
 from delta_transfer.errors import UserError
 
-INPUT, OUTPUT = "pictures", "logits"
+INPUT, OUTPUT = "images", "logits"
 """What ONNX calls the inputs and the outputs."""
 
 
@@ -97,7 +97,7 @@ def _read_onnx(network: Exportable, folder: Path) -> Callable[[Any], Tensor]:
     session = onnxruntime.InferenceSession(
         folder / "model.onnx", providers=["CPUExecutionProvider"]
     )
-    return lambda pictures: torch.from_numpy(session.run([OUTPUT], {INPUT: pictures.numpy()})[0])
+    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
 def _write_torch(network: Exportable, folder: Path) -> None:
@@ -156,9 +156,9 @@ def _exporting(name: str) -> Iterator[None]:
 
 
 def _example(network: Exportable) -> Tensor:
-    """Several pictures, for of a single one an exporter takes the size of the batch as fixed."""
+    """Several images, for of a single one an exporter takes the size of the batch as fixed."""
     size = network.metadata["size"]
-    return blank_pictures(network.backbone.module, size, count=2)
+    return blank_images(network.backbone.module, size, count=2)
 
 
 def _need_onnx() -> None:

@@ -58,7 +58,7 @@ def find_samples(config: TrainConfig, spec: InputSpec | GraphSpec) -> Verificati
         )
     patches = load_data("skimage/patches", seed=0)
     batches = _read(patches.train, spec, config)
-    what = f"{sum(map(len, batches))} pictures of skimage/patches, {instead}"
+    what = f"{sum(map(len, batches))} images of skimage/patches, {instead}"
     return VerificationSamples(batches=_alone_first(batches), description=what)
 
 

@@ -101,7 +101,7 @@ def collect_features(
         model: the network; left as it was.
         loader: batches (inputs, targets).
         head: the name of the head.
-        horizontal_flip: also the features of the mirror images of pictures `[B, C, H, W]`; other
+        horizontal_flip: also the features of the mirror images of images `[B, C, H, W]`; other
             inputs have none.
 
     Returns:

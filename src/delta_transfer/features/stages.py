@@ -47,7 +47,7 @@ def find_channel_dim(
 ) -> int:
     """Where the channels of a module's output are: dimension 1, or the last.
 
-    Of a map's three sizes the two that are not the channels have the picture's height to width.
+    Of a map's three sizes the two that are not the channels have the image's height to width.
     Where that does not decide, the channels are as many as the module's last layer with a width
     that fits says; else they are where PyTorch's layers have them (second for maps, last for tokens
     and rows).
@@ -84,7 +84,7 @@ def _width(layer: nn.Module) -> int | None:
 
 
 def input_image_size(inputs: Any) -> tuple[int, int]:
-    """Height and width of pictures `[B, C, H, W]`; a square for anything else."""
+    """Height and width of images `[B, C, H, W]`; a square for anything else."""
     first = inputs[0] if inputs else None
     if isinstance(first, Tensor) and first.ndim == 4:
         return first.shape[2], first.shape[3]
@@ -102,7 +102,7 @@ def auto_taps(model: nn.Module, *, example: Any = None) -> tuple[str, ...]:
 
     Args:
         model: any network.
-        example: inputs for the pass, such as `[B, 3, H, W]`; a 224-pixel picture if None.
+        example: inputs for the pass, such as `[B, 3, H, W]`; a 224-pixel image if None.
 
     Returns:
         Module names, in the order in which they are called.
@@ -233,7 +233,7 @@ def _observe(model: nn.Module, example: Any) -> list[ModuleOutput]:
         with eval_mode(model), torch.no_grad():
             model(example)
     except Exception as error:  # a network for other inputs may fail in any way
-        what = f"a picture {list(example.shape)}" if groups is None else "the example"
+        what = f"an image {list(example.shape)}" if groups is None else "the example"
         raise UserError(
             f"taps could not be chosen for {type(model).__name__}: it does not take {what} "
             f"({error}); name the taps"

@@ -1,4 +1,4 @@
-"""How good predictions are: figures of labelled pictures, class by class, and their files."""
+"""How good predictions are: figures of labelled images, class by class, and their files."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ class ClassMetrics:
     Args:
         name: of the class.
         num_samples: how many it has.
-        accuracy: the fraction that is recognised; None without pictures.
+        accuracy: the fraction that is recognised; None without images.
     """
 
     name: str
@@ -37,22 +37,22 @@ class ClassMetrics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """How good a network is on labelled pictures. Accuracies are fractions.
+    """How good a network is on labelled images. Accuracies are fractions.
 
     Args:
-        data: the folder or file that the pictures are from, or the data set's name.
+        data: the folder or file that the images are from, or the data set's name.
         num_samples: how many were measured.
         num_unreadable: how many could not be read.
-        accuracy: of all pictures.
-        mean_class_accuracy: the mean of the accuracies of the classes that have pictures.
+        accuracy: of all images.
+        mean_class_accuracy: the mean of the accuracies of the classes that have images.
         calibration_error: how far confidence is from accuracy (see `calibration_error`).
         metric_name: which of the two accuracies is the figure of this data set.
-        overlaps_training_data: some of the pictures have been trained on.
+        overlaps_training_data: some of the images have been trained on.
         samples_per_second: from the reading to the answer.
         classes: that the network knows, in the order of its outputs.
         confusion: how often each label, a row each, got each prediction, a column each.
-        split: the pictures, labelled by position in `classes`.
-        probabilities: of each picture, `[N, K]`.
+        split: the images, labelled by position in `classes`.
+        probabilities: of each image, `[N, K]`.
     """
 
     data: str
@@ -70,7 +70,7 @@ class Evaluation:
     probabilities: Tensor = dataclasses.field(repr=False)
 
     def to_json(self) -> str:
-        """All but the pictures and their probabilities."""
+        """All but the images and their probabilities."""
         values: dict[str, Any] = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -115,8 +115,8 @@ def evaluate_multiclass(
     """The figures of predictions.
 
     Args:
-        split: the pictures, at least one, labelled by position in `classes`.
-        probabilities: of each picture, `[N, K]`.
+        split: the images, at least one, labelled by position in `classes`.
+        probabilities: of each image, `[N, K]`.
         classes: the names of the K classes.
         data: as in `Evaluation`, like the rest.
         metric_name: likewise.
@@ -154,11 +154,11 @@ def mean_class_accuracy(labels: Sequence[int], predicted: Sequence[int]) -> floa
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     """The expected calibration error: how far confidence is from accuracy, on average.
 
-    Pictures are put into 15 equal bins by the probability of their prediction, and
+    Images are put into 15 equal bins by the probability of their prediction, and
 
         ECE = sum_b  n_b / N  |accuracy_b - confidence_b|
 
-    over the bins b with their n_b of N pictures (Naeini et al. 2015; Guo et al.,
+    over the bins b with their n_b of N images (Naeini et al. 2015; Guo et al.,
     https://arxiv.org/abs/1706.04599).
 
     Args:

@@ -41,7 +41,7 @@ def check_folder(folder: Path, *, data: str) -> None:
         data: what is evaluated, as the user named it.
 
     Raises:
-        UserError: if the folder lies among the pictures, cannot be written, or holds something
+        UserError: if the folder lies among the images, cannot be written, or holds something
             that is no evaluation.
     """
     check_output_location(folder, data=data)

@@ -26,17 +26,17 @@ class PerTargetEvaluation:
     """How good a network is at questions, or at values.
 
     Args:
-        data: the folder or file that the pictures are from, or the data set's name.
+        data: the folder or file that the images are from, or the data set's name.
         num_samples: how many were measured.
         num_unreadable: how many could not be read.
         metric_name: what the score is.
         score: over all columns; None where it is undefined.
-        overlaps_training_data: some of the pictures have been trained on.
+        overlaps_training_data: some of the images have been trained on.
         samples_per_second: from the reading to the answer.
         targets: the figures of each question or value, in the order of the outputs.
         objective: what the outputs mean.
-        split: the pictures, labelled in this order.
-        predictions: to each picture, `[N, K]`.
+        split: the images, labelled in this order.
+        predictions: to each image, `[N, K]`.
     """
 
     data: str
@@ -57,7 +57,7 @@ class PerTargetEvaluation:
         return METRICS[self.metric_name]
 
     def to_json(self) -> str:
-        """All but the pictures and the answers."""
+        """All but the images and the answers."""
         names = [field.name for field in dataclasses.fields(self)]
         values = {name: getattr(self, name) for name in names[: names.index("objective")]}
         values["columns"] = [dataclasses.asdict(figures) for figures in self.targets]
@@ -85,8 +85,8 @@ def evaluate_per_target(
     """The figures of answers.
 
     Args:
-        split: the pictures, at least one, with a label for each name.
-        predictions: to each picture, `[N, K]`.
+        split: the images, at least one, with a label for each name.
+        predictions: to each image, `[N, K]`.
         target_names: of the K questions or values.
         objective: what the answers mean.
         data: as in `PerTargetEvaluation`, like the rest.

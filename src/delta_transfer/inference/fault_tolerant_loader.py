@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 20  # unreadable samples that are named
 
-_NONE = torch.empty(0, 3, 1, 1)  # which can be normalised as pictures are
+_NONE = torch.empty(0, 3, 1, 1)  # which can be normalised as images are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ReadResult:
 
     Args:
         positions: of its inputs in the data set.
-        errors: the position of each other picture, and why it cannot be read.
+        errors: the position of each other image, and why it cannot be read.
     """
 
     positions: list[int]
@@ -34,11 +34,11 @@ class ReadResult:
 
 
 def fault_tolerant_loader(loader: DeviceDataLoader) -> DeviceDataLoader:
-    """A loader that leaves unreadable pictures out instead of failing.
+    """A loader that leaves unreadable images out instead of failing.
 
     Args:
-        loader: gives pictures and labels in their order; its data set raises UserError for a
-            picture that cannot be read.
+        loader: gives images and labels in their order; its data set raises UserError for a
+            image that cannot be read.
 
     Returns:
         A loader of the same batches: the inputs that could be read, and `Read`, what is known of
@@ -55,14 +55,14 @@ def fault_tolerant_loader(loader: DeviceDataLoader) -> DeviceDataLoader:
 
 
 class ReadStats:
-    """How many pictures were read, how fast they were answered, and which could not be read.
+    """How many images were read, how fast they were answered, and which could not be read.
 
     Args:
         paths: what each sample of the data set is called.
         sample_type: what it is, one of them.
     """
 
-    def __init__(self, paths: Sequence[str], sample_type: str = "picture") -> None:
+    def __init__(self, paths: Sequence[str], sample_type: str = "image") -> None:
         self.paths = paths
         self.sample_type = sample_type
         self.num_samples = 0
@@ -71,11 +71,11 @@ class ReadStats:
 
     @property
     def samples_per_second(self) -> float:
-        """Pictures a second, from the reading to the answer."""
+        """Images a second, from the reading to the answer."""
         return self.num_samples / self.elapsed_s if self.elapsed_s else 0.0
 
     def __str__(self) -> str:
-        """Such as `1000 pictures, 243 pictures/s`."""
+        """Such as `1000 images, 243 images/s`."""
         digits = 0 if self.samples_per_second >= 10 else 1
         plural = "" if self.num_samples == 1 else "s"
         return f"{self.num_samples} {self.sample_type}{plural}, {self.samples_per_second:.{digits}f} {self.sample_type}s/s"
@@ -90,7 +90,7 @@ class ReadStats:
             yield inputs, read.positions
 
     def report_unreadable(self) -> None:
-        """Logs a warning if pictures are left out.
+        """Logs a warning if images are left out.
 
         Raises:
             UserError: if all are.

@@ -1,4 +1,4 @@
-"""What a person asks about: the pictures or molecules that the arguments of predict stand for."""
+"""What a person asks about: the images or molecules that the arguments of predict stand for."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.data.images.decode import IMAGE_SUFFIXES, read_image
 from delta_transfer.data.molecules.smiles_files import list_smiles
 from delta_transfer.data.sources.csv import list_csv
-from delta_transfer.data.sources.listing import find_pictures
+from delta_transfer.data.sources.listing import find_images
 from delta_transfer.errors import UserError
 from delta_transfer.utils.optional import require_graph_libraries
 
@@ -25,7 +25,7 @@ def find_inputs(
     """The samples that arguments stand for, and what reads one of them.
 
     Args:
-        arguments: for a network on pictures: pictures, folders of them, CSV files that list them.
+        arguments: for a network on images: images, folders of them, CSV files that list them.
             For one on molecules: SMILES, and files of them.
         spec: what the network takes.
         smiles_column: of a CSV file of molecules.
@@ -35,10 +35,10 @@ def find_inputs(
             are no molecules.
     """
     if isinstance(spec, InputSpec):
-        return [file for path in arguments for file in _pictures(Path(path))], _read_picture
+        return [file for path in arguments for file in _images(Path(path))], _read_image
     if spec.node_features != "atoms":
         raise UserError(
-            "predict is for pictures and molecules, and the graphs of this run are neither: use "
+            "predict is for images and molecules, and the graphs of this run are neither: use "
             "evaluate, whose predictions.csv has what the network says of each"
         )
     require_graph_libraries("predict")
@@ -48,21 +48,21 @@ def find_inputs(
     return names, read_molecule
 
 
-def _read_picture(path: str) -> Image.Image:
+def _read_image(path: str) -> Image.Image:
     return read_image(Path(path))
 
 
-def _pictures(path: Path) -> list[str]:
+def _images(path: Path) -> list[str]:
     if os.path.isdir(path):
-        found = [str(path / name) for name in find_pictures(path, root=path)]
+        found = [str(path / name) for name in find_images(path, root=path)]
         if not found:
             raise UserError(
-                f"no pictures in {path}: the files must end in {', '.join(sorted(IMAGE_SUFFIXES))}"
+                f"no images in {path}: the files must end in {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         return found
     if not os.path.isfile(path):
         raise UserError(
-            f"there is no file or folder {path}: give pictures, folders of pictures, or CSV files "
+            f"there is no file or folder {path}: give images, folders of images, or CSV files "
             "with a column path"
         )
     return list_csv(path) if path.suffix.lower() == ".csv" else [str(path)]

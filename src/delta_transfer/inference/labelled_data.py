@@ -90,7 +90,7 @@ def check_samples(data: str, split: Split, spec: Any) -> None:
     first = _first(split)
     graphs = hasattr(first, "edge_index")
     if graphs != isinstance(spec, GraphSpec):
-        there, taken = ("graphs", "pictures") if graphs else ("pictures", "graphs")
+        there, taken = ("graphs", "images") if graphs else ("images", "graphs")
         raise UserError(f"{data} is of {there}, and the network of this run takes {taken}")
     if isinstance(spec, GraphSpec) and GraphSpec.from_node_features(first.x) != spec:
         raise UserError(
@@ -153,7 +153,7 @@ def _targets_by_name(theirs: Sequence[str], split: Split, classes: Sequence[str]
 
 
 def _overlaps_training_data(config: TrainConfig, data: str, split: Split) -> bool:
-    """Whether some pictures are from the run's folder, but not from its test split."""
+    """Whether some images are from the run's folder, but not from its test split."""
     if not real_path(data).is_relative_to(real_path(config.data)):
         return False
     try:
@@ -215,7 +215,7 @@ def _canonical(data: str) -> str:
 
 
 def _first(split: Split) -> Any:
-    """One of the samples; None where it is a picture that cannot be read."""
+    """One of the samples; None where it is an image that cannot be read."""
     try:
         return split.read(split.paths[0])
     except UserError:

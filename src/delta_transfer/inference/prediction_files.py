@@ -1,4 +1,4 @@
-"""Predictions of pictures without labels as a line, as JSON and as a CSV file."""
+"""Predictions of images without labels as a line, as JSON and as a CSV file."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ def to_json(
     Of questions `path` and `probabilities`, and of values `path` and `predictions`.
 
     Args:
-        predictions: of the pictures.
+        predictions: of the images.
         top: how many of the most probable classes to name; all if None.
         objective: what is predicted.
     """
@@ -77,7 +77,7 @@ def write_csv(
 
     Args:
         path: the CSV file.
-        predictions: of the pictures, a row each.
+        predictions: of the images, a row each.
         classes: the names of the columns, in their order; see `column_names`.
         objective: what is predicted.
 

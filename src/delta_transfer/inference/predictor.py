@@ -39,10 +39,10 @@ CONFIG_FILE = "config.yaml"  # of a run
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a network says of one picture.
+    """What a network says of one image.
 
     Args:
-        path: the picture.
+        path: the image.
         values: class name -> probability, the most probable first; of questions, the probability
             of yes to each, and of values, each of them, in their order.
     """
@@ -62,13 +62,13 @@ class Prediction:
 
 
 class Predictor:
-    """The network of a finished run. Pictures are prepared as for the run's own test.
+    """The network of a finished run. Images are prepared as for the run's own test.
 
     Args:
         run: the folder of the run, or one that push has made of it, downloaded from the hub.
         device: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
-        batch_size: pictures at a time.
-        num_workers: processes that load pictures; chosen by the number of cores if None.
+        batch_size: images at a time.
+        num_workers: processes that load images; chosen by the number of cores if None.
         network: for a run of a network of your own: one of the same architecture, which is copied.
 
     Raises:
@@ -108,22 +108,22 @@ class Predictor:
         spec = self.backbone.input_spec
         if isinstance(spec, GraphSpec):
             return "molecule" if spec.node_features == "atoms" else "graph"
-        return "picture"
+        return "image"
 
     def predict(self, paths: Sequence[str | Path]) -> list[Prediction]:
         """`stream`, as a list."""
         return list(self.stream(paths))
 
     def stream(self, paths: Sequence[str | Path]) -> Iterator[Prediction]:
-        """Predictions for files, all pictures in folders and those that CSV files list.
+        """Predictions for files, all images in folders and those that CSV files list.
 
         Of a run on molecules: for SMILES, and those that files of SMILES list. They come in the
         order given, while the next ones are being read. What cannot be read is left out, with a
         warning at the end.
 
         Raises:
-            UserError: if a path does not exist, a folder has no pictures, a CSV file is not as it
-                must be, or no picture can be read.
+            UserError: if a path does not exist, a folder has no images, a CSV file is not as it
+                must be, or no image can be read.
         """
         files, read = find_inputs(
             paths, self.backbone.input_spec, smiles_column=self.config.smiles_column
@@ -138,7 +138,7 @@ class Predictor:
         """The prediction for one sample that has been read.
 
         Args:
-            sample: such as an RGB picture.
+            sample: such as an RGB image.
             name: what it is called.
         """
         split = Split((name,), (0,), lambda path: sample)
@@ -156,9 +156,9 @@ class Predictor:
     def evaluate(
         self, data: str, *, data_root: str | None = None
     ) -> Evaluation | PerTargetEvaluation:
-        """Measures the network on a test split, or on all pictures where there is none.
+        """Measures the network on a test split, or on all images where there is none.
 
-        Pictures that cannot be read are left out, with a warning.
+        Images that cannot be read are left out, with a warning.
 
         Args:
             data: a folder, a CSV file or a named data set, as for training. Of the run's own data,
@@ -167,7 +167,7 @@ class Predictor:
 
         Raises:
             UserError: if it has classes that the network does not know, or another kind of labels,
-                or no picture can be read.
+                or no image can be read.
         """
         if data_root is not None and not is_dataset_name(data):
             logger.warning("--data-root is ignored: %s is no named data set", data)

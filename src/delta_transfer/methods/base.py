@@ -28,8 +28,8 @@ class PenaltyContext:
         taps: the modules whose features are compared.
         attention: channel attention, for methods that need it.
         classifier: the pretrained classifier, for methods that need it.
-        features: what the head sees of each training picture `[N, F]`, before training.
-        labels: class indices `[N]` of these pictures.
+        features: what the head sees of each training image `[N, F]`, before training.
+        labels: class indices `[N]` of these images.
         num_outputs: how many classes there are.
         official: the penalties as the authors of DELTA published them, which take other strengths;
             `find_method(name, preset="official")` gives a method that sets it.
@@ -46,7 +46,7 @@ class PenaltyContext:
     official: bool = False
 
 
-DataKind = Literal["pictures", "graphs"]
+DataKind = Literal["images", "graphs"]
 HeadInit = Literal["probe", "unstandardized_probe", "random"]
 
 
@@ -120,4 +120,4 @@ class Method:
         Callable[[Optimizer, nn.Module, nn.Module, float], TrainingContext] | None
     ) = None
     trains_network: bool = True
-    kinds: tuple[DataKind, ...] = ("pictures", "graphs")
+    kinds: tuple[DataKind, ...] = ("images", "graphs")

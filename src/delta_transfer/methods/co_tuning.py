@@ -75,7 +75,7 @@ def source_temperature(logits: Tensor, targets: Tensor) -> float:
     than i, the source's classes tell the class y of sample i with probability
     `sum_s P_is n_ys / sum_y' n_y's`. The temperature, between 1/20 and 20, has the lowest mean
     negative logarithm of this.
-    Co-Tuning calibrates on pictures of the source's task, which are not at hand here.
+    Co-Tuning calibrates on images of the source's task, which are not at hand here.
 
     Args:
         logits: `[N, S]` over the source's classes.
@@ -129,7 +129,7 @@ def category_relationship(
 
 
 def _penalties(parts: PenaltyContext) -> list[Penalty]:
-    """Co-Tuning, with the relationship of the classes on the training pictures."""
+    """Co-Tuning, with the relationship of the classes on the training images."""
     assert parts.classifier is not None
     assert parts.features is not None
     assert parts.labels is not None
@@ -156,7 +156,7 @@ METHOD = Method(
     build_penalties=_penalties,
     needs_classifier=True,
     multiclass_only=True,
-    kinds=("pictures",),
+    kinds=("images",),
     strength=2.3,  # the authors' code
     weight_decay=WEIGHT_DECAY,
 )

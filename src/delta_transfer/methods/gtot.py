@@ -160,7 +160,7 @@ class GTOT(Penalty):
         edges = getattr(step.inputs, "edge_index", None)
         if edges is None:
             raise UserError(
-                "gtot needs graphs, whose inputs have edge_index: for pictures choose another "
+                "gtot needs graphs, whose inputs have edge_index: for images choose another "
                 f"penalty; these inputs are a {type(step.inputs).__name__}"
             )
         terms = [self._at(step, tap, edges) for tap in self.taps]

@@ -54,7 +54,7 @@ class L2(Penalty):
 
 
 # The authors' beta: strength of 1/2 ||head||^2 beside every penalty that holds the backbone, where
-# what the head sees varies by about 1, as in networks for pictures.
+# what the head sees varies by about 1, as in networks for images.
 HEAD_STRENGTH = 0.01
 
 

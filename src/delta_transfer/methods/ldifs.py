@@ -49,11 +49,11 @@ def _pooled(features: Tensor, groups: Tensor | None) -> Tensor:
 
 @final
 class LDIFS(Penalty):
-    """LDIFS, the l2 distance in feature space: what layers say of a picture as a whole is held.
+    """LDIFS, the l2 distance in feature space: what layers say of an image as a whole is held.
 
     `strength * sum_l mean_b ||p_lb(w) - p_lb(w0)||^2` over the taps l, with features p that are
     pooled over positions and of length 1 (Mukhoti et al., TMLR 2024,
-    https://arxiv.org/abs/2308.13320). Where a feature is in the picture is free to change.
+    https://arxiv.org/abs/2308.13320). Where a feature is in the image is free to change.
 
     Args:
         taps: the modules whose outputs are compared: names, glob patterns or `"auto"`.
@@ -85,7 +85,7 @@ def _penalties(parts: PenaltyContext) -> list[Penalty]:
 
 METHOD = Method(
     name="ldifs",
-    summary="LDIFS: features are held close, pooled over the picture",
+    summary="LDIFS: features are held close, pooled over the image",
     paper="https://arxiv.org/abs/2308.13320",
     build_penalties=_penalties,
     compares_features=True,

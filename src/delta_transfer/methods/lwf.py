@@ -43,7 +43,7 @@ class LwF(Penalty):
     """Learning without Forgetting: the pretrained classifier goes on saying what it said.
 
     `strength * mean_b KL(softmax(S_b / t) || softmax(T_b / t))` with the logits S of the source
-    network and T of the target on the same pictures, T through a copy of the classifier that is
+    network and T of the target on the same images, T through a copy of the classifier that is
     trained too (Li and Hoiem, ECCV 2016, https://arxiv.org/abs/1606.09282). The copy's parameters
     are the penalty's: give `regularizer.parameters()` to the optimiser.
 
@@ -89,6 +89,6 @@ METHOD = Method(
     build_penalties=_penalties,
     compares_features=True,
     needs_classifier=True,
-    kinds=("pictures",),  # no graph network brings a classifier of classes
+    kinds=("images",),  # no graph network brings a classifier of classes
     strength=1.0,  # lambda_o in section 3
 )

@@ -69,13 +69,13 @@ class RunResult:
         folder: where the run lies (not in the file).
         method: its method.
         seed: its seed.
-        samples_per_class: training pictures of each class; None if all were taken.
+        samples_per_class: training images of each class; None if all were taken.
         metric_name: the data set's main figure, see `Metric`.
         test_accuracy: of the final model on the test split, on which nothing was chosen.
         test_mean_class_accuracy: likewise, the mean of the classes' own accuracies.
-        val_accuracy: on the pictures held out, on which the epoch was chosen: of the final model,
+        val_accuracy: on the images held out, on which the epoch was chosen: of the final model,
             or, if it was refitted, of those that had not seen them.
-        linear_probe_test_accuracy: of the linear probe on the same pictures.
+        linear_probe_test_accuracy: of the linear probe on the same images.
         linear_probe_val_accuracy: likewise.
         test_roc_auc: the same of questions: the mean of their areas under the receiver operating
             characteristic.
@@ -88,13 +88,13 @@ class RunResult:
         linear_probe_val_rmse: likewise.
         best_epoch: the epoch that was kept; 0 is the start, before any training.
         epochs: how many were trained to choose from.
-        refitted: whether the final model learnt from training and validation pictures.
+        refitted: whether the final model learnt from training and validation images.
         wall_time_s: from the start of the run to its end; if it was broken off, of all processes
             that worked on it, of each until it last saved.
         peak_memory_mib: the most in use while the method was at work, in MiB (see `PeakMemory`), in
             any of these processes.
         num_train_samples: how many samples the final model learnt from.
-        sample_type: what one of them is called: picture, molecule or graph.
+        sample_type: what one of them is called: image, molecule or graph.
         num_classes: how many, or questions, or values.
         strength: of the method's penalty, None where it has none; if it was found, the geometric
             mean of the two that were trained with, by their shares.
@@ -127,7 +127,7 @@ class RunResult:
     wall_time_s: float
     peak_memory_mib: float
     num_train_samples: int
-    sample_type: str = "picture"
+    sample_type: str = "image"
     num_classes: int
     strength: float | None
     strength_search: StrengthSearch | None

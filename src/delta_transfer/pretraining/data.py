@@ -43,7 +43,7 @@ def read_unlabelled(options: PretrainOptions) -> UnlabelledGraphs:
     """The graphs that the options name.
 
     Raises:
-        UserError: if there is no such data, it is of pictures, or there are too few graphs in it.
+        UserError: if there is no such data, it is of images, or there are too few graphs in it.
     """
     _check(options)
     require_graph_libraries("pretrain")

@@ -1,4 +1,4 @@
-"""The figure of channel attention: scores, weights and the pictures behind them, a row per tap."""
+"""The figure of channel attention: scores, weights and the images behind them, a row per tap."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from delta_transfer.metrics.metrics import MINUS
 from delta_transfer.report.figures import INK, LINE, SERIES, STRONG, printable, render
 from delta_transfer.report.formatting import pluralize, shorten
 
-MAX_TAPS = 24  # rows; a picture of more is too tall to be looked at
+MAX_TAPS = 24  # rows; an image of more is too tall to be looked at
 HEAD, ROW, FOOT = 112, 262, 14  # heights in CSS pixels
 PLOT, PLOT_TOP = 186, 34  # height of a plot, and of what stands above it in its row
 LEFT = 70  # of the first plot, in CSS pixels, as all that follows
 SCORES, WEIGHTS = (LEFT, 330), (LEFT + 400, 330)  # start and width
-NAMES, PICTURES = 846, 916  # starts of what names a channel, and of its pictures
-THUMBNAIL, STEP, LINE_STEP = 56, 64, 72  # side of a picture, and from one to the next
-WIDTH = PICTURES + 4 * STEP + 10
-PIXELS = 2 * THUMBNAIL  # side of a picture in the file
+NAMES, IMAGES = 846, 916  # starts of what names a channel, and of its images
+THUMBNAIL, STEP, LINE_STEP = 56, 64, 72  # side of an image, and from one to the next
+WIDTH = IMAGES + 4 * STEP + 10
+PIXELS = 2 * THUMBNAIL  # side of an image in the file
 DOTS = 72 * PIXELS // THUMBNAIL
 BLACK = "#24292e"
 FEW = 60  # channels up to which each has a dot
@@ -28,15 +28,15 @@ FEW = 60  # channels up to which each has a dot
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfluentialSamples:
-    """A channel, and the pictures whose loss grows most when it is switched off.
+    """A channel, and the images whose loss grows most when it is switched off.
 
     Args:
         channel: its number.
-        pictures: up to four, with what is written below them.
+        images: up to four, with what is written below them.
     """
 
     channel: int
-    pictures: Sequence[tuple[Image.Image, str]]
+    images: Sequence[tuple[Image.Image, str]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class TapFigure:
 
 
 def draw_attention_figure(taps: Sequence[TapFigure], *, title: str, note: str) -> bytes:
-    """Draws channel attention: scores sorted, weights against uniform ones, telling pictures.
+    """Draws channel attention: scores sorted, weights against uniform ones, telling images.
 
     Args:
         taps: at least one; of more than 24 the last ones are left out, and counted.
@@ -135,7 +135,7 @@ def _draw_head(canvas: _Canvas, title: str, note: str) -> None:
     heads = (
         (SCORES[0], "Scores", "growth of the loss without the channel; band: standard error"),
         (WEIGHTS[0], "Attention", "weight times number of channels; 1 is uniform"),
-        (NAMES, "Pictures behind the top channels", "whose loss grows most without the channel"),
+        (NAMES, "Images behind the top channels", "whose loss grows most without the channel"),
     )
     for left, head, below in heads:
         canvas.write(left, 72, head, size=12, bold=True, colour=BLACK)
@@ -191,7 +191,7 @@ def _draw_curve(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _draw_top(axes: Axes, tap: TapFigure, order: Sequence[int], values: Sequence[float]) -> None:
-    """Dots in the colours of the channels whose pictures are shown."""
+    """Dots in the colours of the channels whose images are shown."""
     for number, driver in enumerate(tap.influential_samples):
         rank = order.index(driver.channel)
         axes.plot(
@@ -205,10 +205,10 @@ def _draw_influential_samples(
     colour = _COLOURS[number]
     canvas.write(NAMES, top + 18, "channel", size=10, colour=colour)
     canvas.write(NAMES, top + 30, str(influential.channel), size=12, bold=True, colour=colour)
-    for column, (picture, label) in enumerate(influential.pictures):
-        left = PICTURES + STEP * column
+    for column, (image, label) in enumerate(influential.images):
+        left = IMAGES + STEP * column
         axes = canvas.axes(left, top, THUMBNAIL, THUMBNAIL)
-        axes.imshow(ImageOps.fit(picture, (PIXELS, PIXELS)))
+        axes.imshow(ImageOps.fit(image, (PIXELS, PIXELS)))
         axes.set(xticks=[], yticks=[])
         axes.grid(visible=False)
         for spine in axes.spines.values():

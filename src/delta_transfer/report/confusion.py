@@ -84,7 +84,7 @@ def confusion_plot(
     name: str = "confusion",
     *,
     title: str = "Confusion matrix",
-    sample_type: str = "picture",
+    sample_type: str = "image",
 ) -> Plot | None:
     """The confusion matrix, a row per label; None if there are too many classes to read it.
 

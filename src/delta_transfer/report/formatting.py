@@ -37,8 +37,8 @@ def format_training_size(size: int | None, sample_type: str) -> str:
     """How many samples were trained on, by the number per class; None is all of them.
 
     Example:
-        >>> format_training_size(5, "picture"), format_training_size(None, "graph")
-        ('5 pictures per class', 'all training graphs')
+        >>> format_training_size(5, "image"), format_training_size(None, "graph")
+        ('5 images per class', 'all training graphs')
     """
     return (
         f"all training {sample_type}s"

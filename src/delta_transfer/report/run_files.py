@@ -19,7 +19,7 @@ from delta_transfer.utils.files import read_yaml
 
 @dataclasses.dataclass(frozen=True)
 class PredictionRow:
-    """What the network says of one picture, and how sure it is of it."""
+    """What the network says of one image, and how sure it is of it."""
 
     path: str
     label: str
@@ -34,10 +34,10 @@ class PredictionRow:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A prediction with its picture, as a data: URI."""
+    """A prediction with its image, as a data: URI."""
 
     prediction: PredictionRow
-    picture: str
+    image: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Molecule:
 
     smiles: str
     distance: float
-    picture: str
+    image: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,8 +187,8 @@ def read_predictions(folder: Path) -> Predictions:
             if name not in index:
                 raise values.error(f"{name!r} is no class of the first line")
         values.cells["probability"] = cells[3 + index[cells[2]]]
-        picture, label, prediction = cells[:3]
-        rows.append(PredictionRow(picture, label, prediction, values.fraction("probability")))
+        image, label, prediction = cells[:3]
+        rows.append(PredictionRow(image, label, prediction, values.fraction("probability")))
     if not rows:
         raise UserError(f"{path} holds no predictions")
     return Predictions(tuple(classes), tuple(rows))
@@ -204,21 +204,21 @@ def count_predictions(folder: Path) -> int:
 
 
 def read_examples(folder: Path) -> tuple[Example, ...] | None:
-    """Some predictions with their pictures, in the order of the file; None if there are none.
+    """Some predictions with their images, in the order of the file; None if there are none.
 
     Raises:
-        UserError: if the file is damaged, or a picture of it is missing or damaged.
+        UserError: if the file is damaged, or an image of it is missing or damaged.
     """
     path = folder / "examples.csv"
     if not path.exists():
         return None
     examples = []
     for row in read_table(path, ["file", "path", "label", "prediction", "probability"]):
-        cells, picture = row.cells, _drawn(folder, row)
+        cells, image = row.cells, _drawn(folder, row)
         prediction = PredictionRow(
             cells["path"], cells["label"], cells["prediction"], row.fraction("probability")
         )
-        examples.append(Example(prediction, picture))
+        examples.append(Example(prediction, image))
     return tuple(examples) or None
 
 
@@ -226,7 +226,7 @@ def read_molecules(folder: Path) -> tuple[Molecule, ...]:
     """The molecules that were drawn for the report, the one that moved most first.
 
     Raises:
-        UserError: if the file is damaged, or a picture of it is missing or damaged.
+        UserError: if the file is damaged, or an image of it is missing or damaged.
     """
     path = folder / "molecules.csv"
     if not path.exists():
@@ -238,10 +238,10 @@ def read_molecules(folder: Path) -> tuple[Molecule, ...]:
 
 
 def _drawn(folder: Path, row: Row) -> str:
-    """The picture that a row of a table names."""
+    """The image that a row of a table names."""
     name = row.cells["file"]
     if not name or Path(name).name != name:
-        raise row.error(f"file must be the name of a picture in examples, got {name!r}")
+        raise row.error(f"file must be the name of an image in examples, got {name!r}")
     return _data_uri(folder / "examples" / name, table=row.path.name)
 
 
@@ -254,7 +254,7 @@ def _data_uri(path: Path, *, table: str) -> str:
     except FileNotFoundError:
         raise UserError(f"{path} is missing, though {table} names it") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is no picture, or is damaged: {error}") from error
+        raise UserError(f"{path} is no image, or is damaged: {error}") from error
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 

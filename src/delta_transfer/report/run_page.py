@@ -69,7 +69,7 @@ def write_run_report(folder: Path) -> Path:
             "difference": None if score is None or probe is None else score - probe,
             "plots": _plots(result, metrics, folder),
             "epochs": _epoch_table(metrics) if metrics else None,
-            "pictures": count_predictions(folder),
+            "images": count_predictions(folder),
             "classes": predictions and class_accuracies(predictions),
             "confusion": predictions
             and confusion_plot(predictions, sample_type=result.sample_type),

@@ -1,4 +1,4 @@
-"""The channel attention of a run: from a file, or measured on its training pictures, once."""
+"""The channel attention of a run: from a file, or measured on its training images, once."""
 
 import dataclasses
 import logging
@@ -35,7 +35,7 @@ Normalization = tuple[float, float | None, bool]  # temperature, clip, floor
 
 
 def attention_sample_order(config: TrainConfig, num_train_samples: int) -> list[int]:
-    """Which of so many training pictures attention is measured on, in the order in which they come.
+    """Which of so many training images attention is measured on, in the order in which they come.
 
     The seed draws the order, so that the first few tell of all, and when it is time to stop.
     `ChannelAttention.influential_samples` are positions in it.
@@ -52,17 +52,17 @@ def attention_sample_order(config: TrainConfig, num_train_samples: int) -> list[
 def estimate(
     prepared: RunSetup, config: TrainConfig, *, progress: ProgressCallback | None = None
 ) -> ChannelAttention:
-    """Channel attention on the training pictures, with the head that the preset has.
+    """Channel attention on the training images, with the head that the preset has.
 
     Scores that were measured before are taken from the user's cache, see `attention_cache`.
 
     Args:
-        prepared: the pictures, the network and its probe.
+        prepared: the images, the network and its probe.
         config: the options, of which `attention` names an estimator.
         progress: is told how much is done, and of how much; by default the log is.
     """
     train = prepared.task.train
-    pictures = train.subset(attention_sample_order(config, len(train)))
+    images = train.subset(attention_sample_order(config, len(train)))
     head, weighing = _estimation_head(prepared, config), _normalization(config)
     temperature, clip, floor = weighing
     method: Literal["gradient", "refined", "exact"] = config.attention  # type: ignore[assignment]
@@ -70,7 +70,7 @@ def estimate(
     def measure(partial: Path | None) -> ChannelAttention:
         return estimate_attention(
             prepared.source,
-            eval_dataloader(pictures, prepared.backbone.input_spec, config),
+            eval_dataloader(images, prepared.backbone.input_spec, config),
             probe=head,
             head=prepared.backbone.head,
             taps=prepared.taps,
@@ -87,7 +87,7 @@ def estimate(
         )
 
     found = _with_normalization(
-        load_or_estimate(_estimation_settings(prepared, config, pictures, head), measure), weighing
+        load_or_estimate(_estimation_settings(prepared, config, images, head), measure), weighing
     )
     return dataclasses.replace(
         found, data=prepared.data_fingerprint, preprocessing=prepared.preprocessing
@@ -109,7 +109,7 @@ def load_given_attention(prepared: RunSetup, config: TrainConfig) -> ChannelAtte
     if differences:
         raise UserError(
             f"--attention {config.attention} was made {'; '.join(differences)}. Give the model, "
-            "pictures and options that it was made with, or let attention be estimated "
+            "images and options that it was made with, or let attention be estimated "
             "(--attention refined)"
         )
     return _with_normalization(attention, _normalization(config, attention))
@@ -209,7 +209,7 @@ def _differences(attention: ChannelAttention, prepared: RunSetup, config: TrainC
     elif not there.issuperset(attention.taps):
         found.append(f"at the taps {', '.join(attention.taps)}, not all of which the model has")
     if attention.data not in (None, prepared.data_fingerprint):
-        found.append(f"on other pictures than those of {prepared.task.name}")
+        found.append(f"on other images than those of {prepared.task.name}")
     own = prepared.preprocessing
     known = own if attention.preprocessing is None else attention.preprocessing
     for name in {**own, **known}:

@@ -1,4 +1,4 @@
-"""The command `attention`: from its options to a file, figures per tap and a picture."""
+"""The command `attention`: from its options to a file, figures per tap and an image."""
 
 import dataclasses
 import itertools
@@ -59,7 +59,7 @@ class TapSummary:
     top: tuple[int, ...]
 
 
-def describe_estimation(attention: ChannelAttention, sample_type: SampleType = "picture") -> str:
+def describe_estimation(attention: ChannelAttention, sample_type: SampleType = "image") -> str:
     """How it was measured, and how scores became attention."""
     parts = [
         f"{attention.estimator} on {pluralize(attention.samples, sample_type)}",
@@ -102,9 +102,9 @@ def tap_figures(
     """What is drawn of each tap.
 
     Args:
-        attention: measured on training pictures of a task.
+        attention: measured on training images of a task.
         task: the task.
-        order: positions of these pictures among its training pictures, as they were measured on.
+        order: positions of these images among its training images, as they were measured on.
     """
     weights = attention.attention
     found = []
@@ -137,24 +137,24 @@ def _note(row: TapSummary) -> str:
 def _influential_samples(
     attention: ChannelAttention, row: TapSummary, task: TaskData, order: Sequence[int]
 ) -> list[InfluentialSamples]:
-    """The pictures that drive the top channels, with the names of their classes."""
+    """The images that drive the top channels, with the names of their classes."""
     found = attention.influential_samples.get(row.tap)
     if found is None or not _has_images(task):
         return []
     drivers = []
     for channel in row.top:
         drawn = task.train.subset(order[position] for position in found[channel].tolist())
-        pictures = []
+        images = []
         for path, label in zip(drawn.paths, drawn.labels, strict=True):
             small = ImageOps.fit(_load_image(task, path), (PIXELS, PIXELS))
-            pictures.append((small, task.describe(label)))
-        drivers.append(InfluentialSamples(channel=channel, pictures=pictures))
+            images.append((small, task.describe(label)))
+        drivers.append(InfluentialSamples(channel=channel, images=images))
     return drivers
 
 
 def _has_images(task: TaskData) -> bool:
-    """Whether there are pictures of what is learnt from: of graphs, of molecules alone."""
-    if task.kind == "pictures":
+    """Whether there are images of what is learnt from: of graphs, of molecules alone."""
+    if task.kind == "images":
         return True
     return (
         GraphSpec.from_node_features(task.train.read(task.train.paths[0]).x).node_features
@@ -204,7 +204,7 @@ class AttentionResult:
         """All of it but the scores, which are in the file."""
         values = {
             "file": str(self.file),
-            "picture": str(self.figure_file),
+            "image": str(self.figure_file),
             "estimator": self.attention.estimator,
             "samples": self.attention.samples,
             "temperature": self.attention.temperature,
@@ -216,7 +216,7 @@ class AttentionResult:
 
 
 def measure_attention(options: AttentionOptions) -> AttentionResult:
-    """Measures channel attention and writes it, with a picture beside it.
+    """Measures channel attention and writes it, with an image beside it.
 
     Raises:
         UserError: if an option, the data or the network is not as it must be, or the file may not
@@ -238,9 +238,9 @@ def measure_attention(options: AttentionOptions) -> AttentionResult:
         title=f"Channel attention of {options.model} on {prepared.task.name}",
         note=describe_estimation(attention, noun),
     )
-    picture = file.with_suffix(".png")
-    _write(file, attention, picture, figure)
-    return AttentionResult(attention=attention, file=file, figure_file=picture, sample_type=noun)
+    image = file.with_suffix(".png")
+    _write(file, attention, image, figure)
+    return AttentionResult(attention=attention, file=file, figure_file=image, sample_type=noun)
 
 
 def _config(options: AttentionOptions) -> TrainConfig:
@@ -311,7 +311,7 @@ def _check_output_file(file: Path, options: AttentionOptions) -> None:
     data = Path(options.data)
     if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
         raise UserError(
-            f"--out {file} lies in the data folder {data}, where the picture beside it would count "
+            f"--out {file} lies in the data folder {data}, where the image beside it would count "
             "as one of the data: give a file outside of it"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -319,7 +319,7 @@ def _check_output_file(file: Path, options: AttentionOptions) -> None:
 
 
 def _write(file: Path, attention: ChannelAttention, figure_file: Path, png: bytes) -> None:
-    """Writes both files; a picture that lies beside a file is always of that file."""
+    """Writes both files; an image that lies beside a file is always of that file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure_file.unlink(missing_ok=True)
     attention.save(file)

@@ -30,7 +30,7 @@ ABLATIONS_PER_FORWARD = 10
 def estimate_minutes(prepared: RunSetup, plan: FineTunePlan) -> float:
     """The minutes that a run will take, by the second of two measured training steps.
 
-    Reading and augmenting pictures, validation, drift, keeping the weights, channel attention,
+    Reading and augmenting images, validation, drift, keeping the weights, channel attention,
     folds, the refit, a second strength, a trial of rates, probes and the test are counted; what
     else a run does is not.
     """
@@ -55,7 +55,7 @@ def estimate_minutes(prepared: RunSetup, plan: FineTunePlan) -> float:
     computing = step / (4 if compares else 3)  # a forward pass; backward is as long as two
     forward = max(computing, reading / workers) if workers else computing + reading
 
-    taught, held_out, pictures = len(task.train), len(task.val), len(task.train) + len(task.val)
+    taught, held_out, images = len(task.train), len(task.val), len(task.train) + len(task.val)
     kept = DRIFT_SAMPLES * computing + _seconds_to_save(prepared)
     refitted, folds = should_refit(config, task), config.folds
     raw, branches = plan.method.head_init == "unstandardized_probe", len(plan.candidates)
@@ -63,19 +63,19 @@ def estimate_minutes(prepared: RunSetup, plan: FineTunePlan) -> float:
     probes = fits * prepared.probe_wall_time_s
     attention = _attention_passes(prepared, plan) * computing
     if folds:
-        epoch = (folds - 1) * pictures * training + pictures * forward + folds * kept
+        epoch = (folds - 1) * images * training + images * forward + folds * kept
         attention *= folds + 1
     else:
         epoch = taught * training + held_out * forward + kept
         attention *= 2 if refitted else 1
     if refitted:
-        epoch += pictures * training  # at most: it ends with the epoch that was chosen
+        epoch += images * training  # at most: it ends with the epoch that was chosen
     crops = 10 if config.paper_protocol else 1
     test = 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
     trainings = branches * plan.epochs * epoch
     if config.lr == "find":
         trainings += LR_RANGE_TEST_STEPS * min(config.batch_size, taught) * training
-    asked = pictures if folds else held_out
+    asked = images if folds else held_out
     same_head = len({branch.method.head_init for branch in plan.candidates}) <= 1
     candidates = len(CANDIDATE_COEFFICIENTS if same_head else SINGLE_MODELS)
     mixtures = candidates * asked * forward if branches > 1 else 0.0
@@ -90,7 +90,7 @@ def _seconds_per_sample(
     compares: bool,
     precision: Precision,
 ) -> float:
-    """Of a training step, of half the pictures where there is no memory for all."""
+    """Of a training step, of half the images where there is no memory for all."""
     count = len(labels)
     try:
         return _seconds_per_step(prepared, inputs, labels, compares, precision) / count
@@ -141,9 +141,9 @@ def _wait(device: torch.device) -> None:
 
 
 def _attention_passes(prepared: RunSetup, plan: FineTunePlan) -> float:
-    """Forward passes of one picture that channel attention takes; a backward pass counts as two.
+    """Forward passes of one image that channel attention takes; a backward pass counts as two.
 
-    At most: it may be known from an earlier run, or converge on fewer pictures.
+    At most: it may be known from an earlier run, or converge on fewer images.
     """
     config = plan.config
     if not plan.method.needs_attention or plan.attention is not None:

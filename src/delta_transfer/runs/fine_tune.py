@@ -67,10 +67,10 @@ def fine_tune(
     """Fine-tunes a copy of the prepared network.
 
     Args:
-        prepared: the pictures, the network and its probe.
+        prepared: the images, the network and its probe.
         plan: options and method.
         folder: for metrics, drift, attention and checkpoints.
-        stop_after: train for so many epochs, looking at no validation pictures; None for all
+        stop_after: train for so many epochs, looking at no validation images; None for all
             epochs, of which the best on validation is kept.
 
     Raises:
@@ -183,7 +183,7 @@ def _penalty_context(
         taps=taps,
         attention=attention,
         classifier=prepared.backbone.classifier,
-        features=views[:, 0],  # of the pictures themselves, not their mirror images
+        features=views[:, 0],  # of the images themselves, not their mirror images
         labels=labels,
         num_outputs=len(prepared.task.classes),
     )
@@ -278,7 +278,7 @@ def _callbacks(
 
 
 def _some_inputs(prepared: RunSetup, config: TrainConfig) -> Inputs:
-    """A few training pictures, evenly spaced, to measure drift on."""
+    """A few training images, evenly spaced, to measure drift on."""
     train = prepared.task.train
     count = min(DRIFT_SAMPLES, len(train))
     some = train.subset(i * len(train) // count for i in range(count))

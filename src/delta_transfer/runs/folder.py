@@ -91,7 +91,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
         config: what the run reads, and whether an old one may be replaced.
 
     Raises:
-        UserError: if the folder is in use, lies among the pictures, or holds something that is no
+        UserError: if the folder is in use, lies among the images, or holds something that is no
             run of ours or that the new run reads.
     """
     data = config.data
@@ -127,7 +127,7 @@ def check_output_location(folder: Path, *, data: str) -> None:
 
     Args:
         folder: where it is to lie.
-        data: the pictures that it must not lie among.
+        data: the images that it must not lie among.
 
     Raises:
         UserError: if it would, a file is there, or it cannot be written.

@@ -36,7 +36,7 @@ def resolve_lr(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> FineTune
     """With a learning rate that is a number; all trainings of a run have the same.
 
     Args:
-        prepared: the pictures, the network and its probe.
+        prepared: the images, the network and its probe.
         plan: options and method.
         folder: of the run, which keeps the trial in `lr.csv`.
 

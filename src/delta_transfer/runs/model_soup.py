@@ -72,7 +72,7 @@ def choose_coefficients(
 ) -> MixingCoefficients:
     """The shares with the lowest held-out loss; of `SHARES` if it is clearly below the default's.
 
-    Clearly: by more than one standard error of the paired difference. Few pictures tell little, and
+    Clearly: by more than one standard error of the paired difference. Few images tell little, and
     the default is seldom far from the best.
 
     Args:
@@ -107,7 +107,7 @@ def select_model(
     """Fine-tunes, chooses epoch and average, and fine-tunes again where that is asked for.
 
     Args:
-        prepared: the pictures, the network and its probe.
+        prepared: the images, the network and its probe.
         plan: options and method.
         folder: of the run. What a second branch leaves goes to `weaker/`.
         keep_network: whether the network is wanted; if not, there is no refit.

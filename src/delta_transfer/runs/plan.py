@@ -38,7 +38,7 @@ class FineTunePlan:
         method: the method.
         epochs: how many, by which the schedule goes.
         attention: channel attention that was given; None to estimate it, if the method needs it.
-        data_order: which of several orders and augmentations of the pictures that the seed gives.
+        data_order: which of several orders and augmentations of the images that the seed gives.
         on_checkpoint: called whenever a fit has saved its state.
         on_epoch_end: hears of each epoch of a training that is validated: in which folder it is,
             which of how many, and its calibrated validation loss; what it raises ends the training.
@@ -151,7 +151,7 @@ def make_task_loss(prepared: RunSetup, plan: FineTunePlan) -> Callable[[Tensor, 
 
 
 def run_fingerprint(prepared: RunSetup) -> str:
-    """Of the pictures, their splits and the pretrained weights."""
+    """Of the images, their splits and the pretrained weights."""
     task = prepared.task
     rows = [
         f"{split} {label} {path}\n"
@@ -163,7 +163,7 @@ def run_fingerprint(prepared: RunSetup) -> str:
 
 
 def _config_with_data_order(plan: FineTunePlan) -> TrainConfig:
-    """With the seed of the order of pictures."""
+    """With the seed of the order of images."""
     if not plan.data_order:
         return plan.config
     seed = derive_seed(plan.config.seed, "order", str(plan.data_order))

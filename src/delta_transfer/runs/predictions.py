@@ -1,4 +1,4 @@
-"""Predictions as files: CSV tables, and a few pictures worth looking at."""
+"""Predictions as files: CSV tables, and a few images worth looking at."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from delta_transfer.metrics.objectives import MULTICLASS, Multiclass, Objective
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.module_state import device_of, eval_mode
 
-MAX_MISTAKES, MAX_CORRECT, MAX_DISAGREEMENTS = 12, 8, 6  # most pictures of each kind
+MAX_MISTAKES, MAX_CORRECT, MAX_DISAGREEMENTS = 12, 8, 6  # most images of each kind
 THUMBNAIL = 160
 
 
@@ -31,7 +31,7 @@ def write_predictions(
     classes: Sequence[str],
     objective: Objective = MULTICLASS,
 ) -> None:
-    """Writes a row for each picture.
+    """Writes a row for each image.
 
     Of classes, `path,label,prediction` and a column of probabilities per class; of questions
     `path`, then `label NAME` and `probability NAME` of each, and of values `label NAME` and
@@ -39,7 +39,7 @@ def write_predictions(
 
     Args:
         path: the CSV file.
-        split: the pictures.
+        split: the images.
         predictions: `[N, K]`.
         classes: the K names; see `column_names`.
         objective: what the answers mean.
@@ -92,14 +92,14 @@ _COLUMN = re.compile(r"(path|label|prediction|probability)( \(class\))*")
 def write_examples(
     folder: Path, split: Split, probabilities: Tensor, probe: Tensor, classes: Sequence[str]
 ) -> None:
-    """Writes small copies of telling pictures, and `examples.csv`.
+    """Writes small copies of telling images, and `examples.csv`.
 
-    These are the most confident mistakes and right answers, and pictures on which network and
+    These are the most confident mistakes and right answers, and images on which network and
     linear probe disagree about right and wrong.
 
     Args:
         folder: of the run.
-        split: the pictures.
+        split: the images.
         probabilities: `[N, K]`.
         probe: `[N, K]`, of the linear probe.
         classes: the names of the K classes.
@@ -121,9 +121,9 @@ def write_examples(
     rows = [["file", "path", "label", "prediction", "probability"]]
     for number, i in enumerate(chosen):
         name = f"{number:02d}.jpg"
-        picture = split.read(split.paths[i])
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        picture.save(folder / "examples" / name, quality=85)
+        image = split.read(split.paths[i])
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        image.save(folder / "examples" / name, quality=85)
         label, prediction = classes[split.class_indices[i]], classes[int(predicted[i])]
         rows.append([name, split.paths[i], label, prediction, f"{confidence[i].item():.4f}"])
     write_atomically(folder / "examples.csv", to_csv(rows))

@@ -64,13 +64,13 @@ logger = logging.getLogger(__name__)
 def train(
     config: TrainConfig, *, network: nn.Module | None = None, spec: InputSpec | None = None
 ) -> RunResult:
-    """Fine-tunes a network on pictures, molecules or graphs and leaves a run folder.
+    """Fine-tunes a network on images, molecules or graphs and leaves a run folder.
 
     Args:
         config: the options.
         network: a pretrained network of your own with a linear head, in place of the one that
             `config.model` names; it is copied.
-        spec: how pictures are prepared for that network.
+        spec: how images are prepared for that network.
 
     Returns:
         The run's figures; `folder` says where it lies.
@@ -81,7 +81,7 @@ def train(
 
     Example:
         >>> from delta_transfer import TrainConfig, train
-        >>> result = train(TrainConfig(data="pictures"))  # doctest: +SKIP
+        >>> result = train(TrainConfig(data="images"))  # doctest: +SKIP
     """
     started = time.perf_counter()
     if network is None and spec is not None:
@@ -228,7 +228,7 @@ def _finalize(
 
         taps = selected.fine_tune_result.taps
         write_molecules(folder, shown, network=network, source=prepared.source, taps=taps)
-    elif task.kind == "pictures" and isinstance(objective, Multiclass):
+    elif task.kind == "images" and isinstance(objective, Multiclass):
         write_examples(folder, shown, answers, beside, task.classes)
     (folder / "model").mkdir(exist_ok=True)
     save_model(

@@ -1,4 +1,4 @@
-"""Which epoch is kept, by one validation split or by folds, and the refit on all pictures."""
+"""Which epoch is kept, by one validation split or by folds, and the refit on all images."""
 
 import csv
 import dataclasses
@@ -28,22 +28,22 @@ from delta_transfer.utils.seeds import derive_seed
 logger = logging.getLogger(__name__)
 
 REFIT_THRESHOLD = 300
-"""Below so many training and validation pictures, the model learns from both in the end."""
+"""Below so many training and validation images, the model learns from both in the end."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SelectionResult:
-    """The final network of a run, and how good it was on pictures that it had not seen.
+    """The final network of a run, and how good it was on images that it had not seen.
 
     Args:
-        prepared: what it learnt from, and the probe on the same pictures.
+        prepared: what it learnt from, and the probe on the same images.
         fine_tune_result: the network.
-        epoch: how long it was trained, chosen on the pictures held out.
-        held_out: the validation split; with folds, all pictures, each held out once.
-        predictions: to the held-out pictures `[N, K]`, by networks that had not seen them.
+        epoch: how long it was trained, chosen on the images held out.
+        held_out: the validation split; with folds, all images, each held out once.
+        predictions: to the held-out images `[N, K]`, by networks that had not seen them.
         probe_predictions: likewise of the linear probe.
-        refitted: whether it was trained again on all pictures.
-        validation_results: each training with pictures held out: what it learnt from, and what came
+        refitted: whether it was trained again on all images.
+        validation_results: each training with images held out: what it learnt from, and what came
             of it.
         strength_search: how its strength was found; None where it was given.
     """
@@ -60,21 +60,21 @@ class SelectionResult:
 
 
 def should_refit(config: TrainConfig, task: TaskData) -> bool:
-    """Whether the final network learns from training and validation pictures together."""
+    """Whether the final network learns from training and validation images together."""
     if not task.val_drawn or config.refit == "never":
         return False
     if config.folds or config.refit == "always":
         return True
-    # A number of pictures a class that was asked for is to be just that.
+    # A number of images a class that was asked for is to be just that.
     asked = config.samples_per_class is not None or config.paper_protocol
     return len(task.train) + len(task.val) < REFIT_THRESHOLD and not asked
 
 
 def select_epoch(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> SelectionResult:
-    """Fine-tunes with pictures held out, and chooses the epoch on them.
+    """Fine-tunes with images held out, and chooses the epoch on them.
 
     Args:
-        prepared: the pictures, the network and its probe.
+        prepared: the images, the network and its probe.
         plan: options and method.
         folder: of the run. The folds are left in `folds/`.
     """
@@ -84,14 +84,14 @@ def select_epoch(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> Select
 
 
 def merge_train_and_val(prepared: RunSetup) -> RunSetup:
-    """The same with all pictures to learn from, those of the validation split too."""
+    """The same with all images to learn from, those of the validation split too."""
     train = len(prepared.task.train)
     count = train + len(prepared.task.val)
     return resplit(prepared, train=range(count), val=range(train, count))
 
 
 def refit(merged: RunSetup, plan: FineTunePlan, folder: Path, *, epoch: int) -> FineTuneResult:
-    """Fine-tunes on all pictures, for as long as was chosen.
+    """Fine-tunes on all images, for as long as was chosen.
 
     Args:
         merged: from `join`.
@@ -134,7 +134,7 @@ def _validate(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> Selection
 
 
 def _cross_validate(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> SelectionResult:
-    """Every picture is held out once; the epoch is that with the lowest loss over all of them."""
+    """Every image is held out once; the epoch is that with the lowest loss over all of them."""
     probes, logits, trained = [], [], []
     objective = prepared.task.objective
     folds = _folds(prepared.task, plan.config.folds, seed=plan.config.seed)
@@ -187,7 +187,7 @@ def _folds(task: TaskData, folds: int, *, seed: int) -> list[tuple[list[int], li
     draw = derive_seed(seed, "folds") % 2**32  # scikit-learn takes no larger one
     splitter = StratifiedKFold(folds, shuffle=True, random_state=draw)
     with warnings.catch_warnings():
-        # A class with fewer pictures than folds is held out in as many folds as it has pictures.
+        # A class with fewer images than folds is held out in as many folds as it has images.
         warnings.filterwarnings("ignore", "The least populated class")
         found = list(splitter.split(labels, labels))
     return [(train.tolist(), val.tolist()) for train, val in found]

@@ -67,15 +67,15 @@ def _log_class_balance(prepared: RunSetup, plan: FineTunePlan) -> None:
 
 
 def _hint(task: TaskData, accuracy: float) -> str:
-    """What the linear probe's accuracy says of pictures of classes."""
-    if not isinstance(task.objective, Multiclass) or task.kind != "pictures":
+    """What the linear probe's accuracy says of images of classes."""
+    if not isinstance(task.objective, Multiclass) or task.kind != "images":
         return ""
     labels = task.val.class_indices
     return similarity_hint(accuracy, max(Counter(labels).values()) / len(labels))
 
 
 def similarity_hint(accuracy: float, chance: float) -> str:
-    """A hint, where one can be given, how like the pictures are to what was pretrained on.
+    """A hint, where one can be given, how like the images are to what was pretrained on.
 
     Args:
         accuracy: of the linear probe, which can only use what the network knows already.
@@ -87,10 +87,10 @@ def similarity_hint(accuracy: float, chance: float) -> str:
     """
     share = (accuracy - chance) / (1 - chance) if chance < 1 else 1.0
     if share >= SIMILAR_THRESHOLD:
-        return ": the network knows such pictures already, and there is little to gain"
+        return ": the network knows such images already, and there is little to gain"
     if share <= DISSIMILAR_THRESHOLD:
         return (
-            f" (guessing: {100 * chance:.1f}%): the pictures are unlike those that the network "
+            f" (guessing: {100 * chance:.1f}%): the images are unlike those that the network "
             "knows; more --epochs, a larger --image-size or a smaller --strength may help"
         )
     return ""

@@ -32,7 +32,7 @@ class GradientAccumulation:
     """
 
     def __init__(
-        self, num_micro_batches: int = 1, *, can_split: bool = True, sample_type: str = "picture"
+        self, num_micro_batches: int = 1, *, can_split: bool = True, sample_type: str = "image"
     ) -> None:
         self.num_micro_batches = num_micro_batches
         self._can_split = can_split
@@ -73,7 +73,7 @@ class GradientAccumulation:
 
     def _divide(self, error: torch.OutOfMemoryError) -> None:
         size, noun = self._micro_batch_size, self._sample_type
-        sized = noun == "picture"  # others have no size that could be lowered
+        sized = noun == "image"  # others have no size that could be lowered
         if size == 1:
             lower = "lower --image-size, or " if sized else ""
             raise UserError(

@@ -83,7 +83,7 @@ class ReinitializeHead(lightning.Callback):
 
 
 class MeasureDrift(lightning.Callback):
-    """Measures after each epoch how far each tap has moved from the source, on the same pictures.
+    """Measures after each epoch how far each tap has moved from the source, on the same images.
 
     In the unit of DELTA without attention, `1/2 mean (F(w) - F(w0))^2 / v`, in eval mode; of rows
     (graph nodes) the mean is over those of each sample, then over samples.
@@ -92,7 +92,7 @@ class MeasureDrift(lightning.Callback):
         network: the target.
         source: the network that it started from.
         taps: the modules to look at.
-        inputs: some training pictures, not augmented.
+        inputs: some training images, not augmented.
         path: the CSV file, `epoch,tap,distance`.
     """
 

@@ -31,7 +31,7 @@ GROWING_FILES = ("metrics.csv", "drift.csv")  # which grow with each epoch
 class SaveBest(lightning.Callback):
     """Keeps the epoch with the lowest calibrated validation loss.
 
-    The loss at its best temperature: on few pictures it is far less noisy than accuracy, and other
+    The loss at its best temperature: on few images it is far less noisy than accuracy, and other
     than the plain loss it does not mistake overconfidence for a worse network. Epoch 0, the start,
     takes part.
 
@@ -102,7 +102,7 @@ class SaveLast(lightning.Callback):
     Args:
         folder: of the run, in whose `checkpoints` they lie.
         interval: how often.
-        fingerprint: of what is trained on which pictures.
+        fingerprint: of what is trained on which images.
         generators: more of them.
         request: whether a stop is asked for.
         on_checkpoint: called whenever it has saved.

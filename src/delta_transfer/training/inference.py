@@ -55,10 +55,10 @@ def predict_dataloader(
 
 
 class CropAverage(nn.Module):
-    """A network that is shown several crops of each picture and averages its logits.
+    """A network that is shown several crops of each image and averages its logits.
 
     Args:
-        network: takes pictures `[B, 3, H, W]` and gives logits `[B, K]`.
+        network: takes images `[B, 3, H, W]` and gives logits `[B, K]`.
     """
 
     def __init__(self, network: nn.Module) -> None:

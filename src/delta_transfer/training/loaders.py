@@ -19,7 +19,7 @@ from delta_transfer.data.images.augment import (
 from delta_transfer.data.images.loader import DeviceDataLoader, ignore_stops
 from delta_transfer.data.images.resize import Resize
 from delta_transfer.data.samplers import DistributedEpochSampler, EpochSampler
-from delta_transfer.data.task import PictureDataset, Split
+from delta_transfer.data.task import ImageDataset, Split
 from delta_transfer.utils.devices import cpu_count, find_device
 from delta_transfer.utils.distributed import local_world_size, rank, world_size
 
@@ -40,9 +40,9 @@ def eval_dataloader(
 def test_dataloader(
     split: Split, spec: InputSpec | GraphSpec, config: TrainConfig
 ) -> DeviceDataLoader:
-    """Samples in their order as the final model is tested on them: the preset's crops of pictures.
+    """Samples in their order as the final model is tested on them: the preset's crops of images.
 
-    Batches of pictures are `[B, 3, S, S]`, or `[B, 10, 3, S, S]` with ten crops (see
+    Batches of images are `[B, 3, S, S]`, or `[B, 10, 3, S, S]` with ten crops (see
     `CropAverage`).
     """
     if isinstance(spec, GraphSpec):
@@ -57,7 +57,7 @@ def test_dataloader(
 def train_dataloader(
     split: Split, spec: InputSpec | GraphSpec, config: TrainConfig
 ) -> DeviceDataLoader:
-    """Samples in an order that seed and epoch determine, pictures augmented."""
+    """Samples in an order that seed and epoch determine, images augmented."""
     labels = split.class_indices if config.class_weights == "sampler" else None
     sampler = EpochSampler(len(split), seed=config.seed, labels=labels)
     alone = len(split) > config.batch_size > 1 and len(split) % config.batch_size == 1
@@ -72,7 +72,7 @@ def train_dataloader(
     transform, device = _train_transform(spec, config), find_device(config.device)
     workers = _count_workers(split, transform, config, device)
     return DeviceDataLoader(
-        PictureDataset(split, transform.resize, transform.crop, seed=config.seed),
+        ImageDataset(split, transform.resize, transform.crop, seed=config.seed),
         normalise=transform.normalise,
         device=device,
         batch_size=own_size,
@@ -108,12 +108,12 @@ def _graph_dataloader(
 def resizes_by_split(
     spec: InputSpec, config: TrainConfig, *, val_drawn: bool
 ) -> Mapping[str, tuple[Resize, ...]]:
-    """How the pictures of each split are resized for these loaders, by its name.
+    """How the images of each split are resized for these loaders, by its name.
 
     Args:
         spec: what the network takes.
         config: the options.
-        val_drawn: whether validation pictures are learnt from, too, in other folds or a refit.
+        val_drawn: whether validation images are learnt from, too, in other folds or a refit.
     """
     plain, augmented = _eval_transform(spec, config).resize, _train_transform(spec, config).resize
     learnt_from = tuple(dict.fromkeys([plain, augmented]))
@@ -158,7 +158,7 @@ def _sequential_dataloader(
     device = find_device(config.device)
     workers = _count_workers(split, transform, config, device)
     return DeviceDataLoader(
-        PictureDataset(split, transform.resize, transform.crop),
+        ImageDataset(split, transform.resize, transform.crop),
         normalise=transform.normalise,
         device=device,
         batch_size=batch_size,
@@ -170,7 +170,7 @@ def _sequential_dataloader(
 def _count_workers(
     split: Split, transform: Transform, config: TrainConfig, device: torch.device
 ) -> int:
-    """Processes that load these pictures: few, or none, where all of them are kept."""
+    """Processes that load these images: few, or none, where all of them are kept."""
     kept = split.image_cache
     if config.num_workers is not None or kept is None:
         return count_workers(config.num_workers)
@@ -188,7 +188,7 @@ def _official_transform_args(spec: InputSpec) -> dict[str, Any]:
 
 
 def count_workers(num_workers: int | None) -> int:
-    """Processes that load pictures: as asked, else one core fewer than there are, at most 8.
+    """Processes that load images: as asked, else one core fewer than there are, at most 8.
 
     Of several processes that train each has its part of the cores.
 
@@ -201,7 +201,7 @@ def count_workers(num_workers: int | None) -> int:
 
 
 def loaders_of(run: TrainConfig, at_once: int, share: int) -> int | None:
-    """Processes that load pictures for a run, where several share the cores (as in `loaders`)."""
+    """Processes that load images for a run, where several share the cores (as in `loaders`)."""
     if run.num_workers is not None or at_once == 1:
         return run.num_workers
     return 0 if share <= 2 else min(8, share - 1)

@@ -1,4 +1,4 @@
-"""MixUp and CutMix: the pictures and labels of a batch are mixed, by numbers drawn for its step."""
+"""MixUp and CutMix: the images and labels of a batch are mixed, by numbers drawn for its step."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from delta_transfer.utils.seeds import derive_seed
 
 
 class Mixing:
-    """Mixes each picture of a batch, and its label, with the one before it.
+    """Mixes each image of a batch, and its label, with the one before it.
 
     Random numbers depend on (seed, step) alone; the global random state is left as it was.
 
     Args:
         mixup: alpha of MixUp (https://arxiv.org/abs/1710.09412): shares are drawn from
-            Beta(alpha, alpha), and pictures are averages; 0 for none.
+            Beta(alpha, alpha), and images are averages; 0 for none.
         cutmix: alpha of CutMix (https://arxiv.org/abs/1905.04899): a rectangle of that share is
-            another picture's; 0 for none. With both, each step is one of them at random.
+            another image's; 0 for none. With both, each step is one of them at random.
         num_classes: how many labels there are.
         seed: the user's seed.
 
@@ -38,10 +38,10 @@ class Mixing:
         self._seed = seed
 
     def __call__(self, inputs: Tensor, targets: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
-        """The mixed pictures, and a row of shares of all classes for each.
+        """The mixed images, and a row of shares of all classes for each.
 
         Args:
-            inputs: pictures `[B, C, H, W]`.
+            inputs: images `[B, C, H, W]`.
             targets: labels `[B]`.
             step: of the training, from 0.
         """

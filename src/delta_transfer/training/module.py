@@ -43,7 +43,7 @@ class FineTuneModule(lightning.LightningModule):
         exit_stack: gives the network back (hooks, train flags) when the fit is over.
         accumulation: into how many parts a step is divided.
         store_val_outputs: see the attribute.
-        mixing: what becomes of each batch of training pictures; None for nothing.
+        mixing: what becomes of each batch of training images; None for nothing.
 
     Attributes:
         ema_network: the moving average of the network's weights, if there is to be one.
@@ -113,9 +113,9 @@ class FineTuneModule(lightning.LightningModule):
         """The loss of a batch; of its last part, if those before are back-propagated already."""
         self.trainer.optimizers[0].zero_grad()
         if self.mixing is not None:
-            pictures, labels = batch
-            assert isinstance(pictures, Tensor)
-            batch = self.mixing(pictures, labels, step=self.global_step)
+            images, labels = batch
+            assert isinstance(images, Tensor)
+            batch = self.mixing(images, labels, step=self.global_step)
         parts = self._accumulation.split(batch)
         samples, found = len(batch[1]), dict[str, float]()
         for number, ((inputs, targets), share) in enumerate(parts, start=1):

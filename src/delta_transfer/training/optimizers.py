@@ -109,7 +109,7 @@ def layer_lr_scales(
         network: the target.
         head: the name of its head, which is the first layer and has a rate of its own.
         factor: above 0, at most 1.
-        example: what the network takes, such as a picture `[1, 3, H, W]`, on its device.
+        example: what the network takes, such as an image `[1, 3, H, W]`, on its device.
 
     Returns:
         Parameter name -> share; the head's are left out.

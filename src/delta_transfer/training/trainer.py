@@ -67,7 +67,7 @@ class FitConfig:
         val_dataloader: batches of validation samples; None to keep the last epoch.
         epochs: how many, by which the schedule goes.
         stop_after: ends after so many of them; None for all.
-        mixing: what becomes of each batch of training pictures; None for nothing.
+        mixing: what becomes of each batch of training images; None for nothing.
         grad_clip: norm to which gradients are clipped; 0 for no limit.
         sample_type: what a sample is called in messages.
         gradient_accumulation_steps: into how many each step is divided.
@@ -92,7 +92,7 @@ class FitConfig:
     stop_after: int | None = None
     mixing: Mixing | None = None
     grad_clip: float = 1.0
-    sample_type: str = "picture"
+    sample_type: str = "image"
     gradient_accumulation_steps: int = 1
     can_split: bool = True
     precision: Precision = "32-true"
@@ -114,7 +114,7 @@ _HIDDEN = (
     "Found .* module.s. in eval mode",  # batch norm is frozen on purpose
     "Experiment logs directory",  # the run's folder, whose metrics.csv is new, or given back
     "You're resuming from a checkpoint that ended before",  # the sampler goes on, see `_go_on`
-    "You defined a `validation_step` but have no",  # the refit has no pictures to validate on
+    "You defined a `validation_step` but have no",  # the refit has no images to validate on
     ".*isinstance.treespec, LeafSpec",  # Lightning calls what torch deprecates
     "It is recommended to use .self.log",  # what is logged is the same in all processes
 )

@@ -15,7 +15,7 @@ def explain(error: BaseException) -> str | None:
     """What to do about an error that is neither a mistake of ours nor one in the input.
 
     These are a full disk, files that may not be written or read, too little memory, and processes
-    that load pictures and died.
+    that load images and died.
 
     Args:
         error: as it was raised; the errors that it was raised from count as well.
@@ -59,7 +59,7 @@ def _explain_machine(error: BaseException) -> str | None:
     text = str(error) if isinstance(error, RuntimeError) else ""
     if any(part in text for part in _WORKER_FAILURES):
         return (
-            "a process that loads pictures died, as it does when memory or shared memory runs out: "
+            "a process that loads images died, as it does when memory or shared memory runs out: "
             "load them without such processes, --workers 0"
         )
     # By its name, so that torch need not be loaded.

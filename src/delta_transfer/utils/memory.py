@@ -15,7 +15,7 @@ class PeakMemory:
 
     On CUDA it is what tensors take up on the GPU. Elsewhere it is the resident memory of this
     process: with Python, the libraries and all that was there before, without the processes that
-    load pictures. Linux forgets the peaks of before; other systems give that since the process
+    load images. Linux forgets the peaks of before; other systems give that since the process
     began.
 
     Args:

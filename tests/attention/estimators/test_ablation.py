@@ -37,7 +37,7 @@ def moved(net: nn.Module) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def pictures(count=3, size=8, channels=3, seed=0) -> tuple[Tensor, Tensor]:
+def images(count=3, size=8, channels=3, seed=0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, channels, size, size, generator=generator, dtype=torch.float64)
     return x, torch.arange(count) % 3
@@ -46,8 +46,8 @@ def pictures(count=3, size=8, channels=3, seed=0) -> tuple[Tensor, Tensor]:
 def loop(net, x, y, tap, dim, channels, loss=F.cross_entropy) -> Tensor:
     """Sample by sample and channel by channel, with a plain hook: `[B, len(channels)]`."""
     rows = []
-    for picture, label in zip(x.split(1), y.split(1), strict=True):
-        plain = loss(net(picture), label)
+    for image, label in zip(x.split(1), y.split(1), strict=True):
+        plain = loss(net(image), label)
         grown = []
         for channel in channels:
 
@@ -56,7 +56,7 @@ def loop(net, x, y, tap, dim, channels, loss=F.cross_entropy) -> Tensor:
                 return output * kept.view([-1 if d == dim else 1 for d in range(output.ndim)])
 
             handle = net.get_submodule(tap).register_forward_hook(off)
-            grown.append(loss(net(picture), label) - plain)
+            grown.append(loss(net(image), label) - plain)
             handle.remove()
         rows.append(torch.stack(grown))
     return torch.stack(rows)
@@ -108,7 +108,7 @@ def ends_and_middle(width: int) -> list[int]:
 def test_real_networks_tap_by_tap(name):
     net = moved(build(name)).double()
     size = NAMED.get(name) or SIZES.get(name, 64)
-    x, y = pictures(count=2 if "lite" in name else 1, size=size)
+    x, y = images(count=2 if "lite" in name else 1, size=size)
     taps = auto_taps(net, example=x[:1])
     dims = {tap: channel_dim(net, tap, x) for tap in taps}
     check(net, x, y, taps, ends_and_middle, dims.__getitem__)
@@ -124,7 +124,7 @@ def channel_dim(net: nn.Module, tap: str, x: Tensor) -> int:
 
 def test_the_authors_taps_inside_blocks():
     net = moved(timm.create_model("resnet10t", num_classes=3)).double()
-    x, y = pictures(size=32)
+    x, y = images(size=32)
     taps = ("layer1.0.conv1", "layer2.0.conv2", "layer3.0.downsample.1", "layer4.0.conv2")
     check(net, x, y, taps, ends_and_middle, lambda tap: 1)
 
@@ -238,7 +238,7 @@ class Strided(nn.Module):
 def test_kinds_of_networks(make, tap, dim):
     torch.manual_seed(0)
     net = moved(make()).double()
-    x, y = pictures()
+    x, y = images()
     check(net, x, y, [tap], lambda width: list(range(width)), lambda tap: dim, 1e-10)
 
 
@@ -255,7 +255,7 @@ def test_taps_that_lead_nowhere_or_are_the_logits_but_for_a_scale():
 
     torch.manual_seed(0)
     net = moved(Ends()).double()
-    x, y = pictures()
+    x, y = images()
     check(net, x, y, ["fc"], lambda width: list(range(width)), lambda tap: 1, 1e-10)
     found = ExactScorer(net, taps=["aside", "body"], loss=F.cross_entropy)(x, y)
     assert torch.equal(found.scores["aside"], torch.zeros(3, 4, dtype=torch.float64))
@@ -266,13 +266,13 @@ def test_taps_that_lead_nowhere_or_are_the_logits_but_for_a_scale():
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_any_number_of_samples(count):
     net = moved(conv_net()).double()
-    x, y = pictures(count)
+    x, y = images(count)
     check(net, x, y, TAPS, lambda width: list(range(width)), lambda tap: 1, 1e-10)
 
 
 def test_one_instance_scores_batches_of_different_sizes():
     net = moved(conv_net()).double()
-    x, y = pictures(7)
+    x, y = images(7)
     exact = ExactScorer(net, taps=TAPS, loss=F.cross_entropy)
     whole = ExactScorer(net, taps=TAPS, loss=F.cross_entropy)(x, y)
     for part in (slice(0, 2), slice(2, 7), slice(0, 1)):
@@ -284,7 +284,7 @@ def test_one_instance_scores_batches_of_different_sizes():
 
 def test_other_losses_and_one_logit():
     net = moved(conv_net(outputs=1)).double()
-    x, _ = pictures()
+    x, _ = images()
     y = torch.tensor([[0.0], [1.0], [1.0]], dtype=torch.float64)
     loss = F.binary_cross_entropy_with_logits
     found = ExactScorer(net, taps=["conv1"], loss=loss)(x, y)
@@ -294,7 +294,7 @@ def test_other_losses_and_one_logit():
 
 def test_the_slow_loop_is_the_reference():
     net = moved(conv_net()).double()
-    x, y = pictures()
+    x, y = images()
     found = naive_scores(net, x, y, taps=TAPS, loss=F.cross_entropy)
     some = naive_scores(
         net, x, y, taps=TAPS, loss=F.cross_entropy, channels={t: torch.tensor([2, 0]) for t in TAPS}
@@ -323,7 +323,7 @@ class Counted(TorchDispatchMode):
 
 def test_what_lies_before_the_tap_is_computed_once_and_a_channelwise_end_in_closed_form():
     net = moved(conv_net()).double()
-    x, y = pictures(4)
+    x, y = images(4)
     exact = ExactScorer(net, taps=["conv3"], loss=F.cross_entropy)
     exact(x, y)
     with Counted() as counted:
@@ -352,7 +352,7 @@ def test_depthwise_layers_and_their_norms_are_left_behind():
         nn.Linear(6, 3),
     )
     net = moved(net).double()
-    x, y = pictures()
+    x, y = images()
     exact = check(net, x, y, ["0"], lambda width: list(range(width)), lambda tap: 1, 1e-10)
     with Counted() as counted:
         exact(x, y)
@@ -376,7 +376,7 @@ def test_a_network_that_mixes_samples_is_left_to_the_slow_loop(caplog):
 
     torch.manual_seed(0)
     net = moved(Mixing()).double()
-    x, y = pictures(4)
+    x, y = images(4)
     exact = ExactScorer(net, taps=["body"], loss=F.cross_entropy)
     found = exact(x, y)
     assert "does not compute the same" in exact.notes[0]
@@ -398,7 +398,7 @@ def test_a_network_that_decides_by_its_data_is_left_to_the_slow_loop():
 
     torch.manual_seed(0)
     net = moved(Deciding()).double()
-    x, y = pictures(1)
+    x, y = images(1)
     exact = ExactScorer(net, taps=["body"], loss=F.cross_entropy)
     found = exact(x, y)
     assert "cannot be cut at its taps" in exact.notes[0]
@@ -417,7 +417,7 @@ def test_a_few_channels_are_compared_with_the_slow_loop(monkeypatch):
         lambda graph, node, output, delta, *rest: right(graph, node, output, -delta, *rest),
     )
     net = moved(conv_net()).double()
-    x, y = pictures()
+    x, y = images()
     exact = ExactScorer(net, taps=["conv3"], loss=F.cross_entropy)
     found = exact(x, y)
     assert "does not compute the same" in exact.notes[0]
@@ -467,7 +467,7 @@ class Allocated(TorchDispatchMode):
 def test_memory_stays_within_what_is_given(name, options):
     net = moved(timm.create_model(name, num_classes=5, **options))
     taps = resolve_taps(net, "auto")
-    x, y = (part.float() if part.is_floating_point() else part for part in pictures(8, 32))
+    x, y = (part.float() if part.is_floating_point() else part for part in images(8, 32))
     whole = ExactScorer(net, taps=taps, loss=F.cross_entropy)(x, y)
     for memory in (2**20, 4 * 2**20):
         exact = ExactScorer(net, taps=taps, loss=F.cross_entropy, memory=memory)
@@ -483,7 +483,7 @@ def test_memory_stays_within_what_is_given(name, options):
 
 def test_too_little_memory_says_how_much_it_takes():
     net = moved(conv_net())
-    x, y = pictures(4)
+    x, y = images(4)
     with pytest.raises(UserError, match=r"memory of 0\.0 MiB is too little for one sample, which"):
         ExactScorer(net, taps=TAPS, loss=F.cross_entropy, memory=100)(x.float(), y)
 
@@ -493,7 +493,7 @@ def test_too_little_memory_says_how_much_it_takes():
 
 def test_bfloat16_reports_the_error_that_it_causes():
     net = moved(conv_net())
-    x, y = pictures(4)
+    x, y = images(4)
     fine = ExactScorer(net, taps=TAPS, loss=F.cross_entropy)(x.float(), y)
     exact = ExactScorer(net, taps=TAPS, loss=F.cross_entropy, precision="bfloat16")
     rough = exact(x.float(), y)
@@ -507,7 +507,7 @@ def test_bfloat16_reports_the_error_that_it_causes():
 
 def test_progress_counts_pairs_of_samples_and_channels():
     net = moved(conv_net()).double()
-    x, y = pictures(5)
+    x, y = images(5)
     steps: list[int] = []
     ExactScorer(net, taps=TAPS, loss=F.cross_entropy)(x, y, progress=steps.append)
     assert sum(steps) == 5 * (4 + 4 + 6)
@@ -520,7 +520,7 @@ def test_the_network_is_left_as_it_was():
     net = moved(conv_net())
     net.conv1.weight.requires_grad_(True)
     before = {name: (p, p.clone(), p.stride()) for name, p in net.named_parameters()}
-    x, y = pictures()
+    x, y = images()
     ExactScorer(net, taps=TAPS, loss=F.cross_entropy)(x.float(), y)
     assert hooks_of(net) == 0
     for name, parameter in net.named_parameters():

@@ -194,7 +194,7 @@ def changed_weights():
 
 def other_data(change):
     x, y = patterns(COUNT)
-    if change == "picture":
+    if change == "image":
         x[3, 0, 0, 0] += 1e-3
     elif change == "label":
         y[3] = (y[3] + 1) % 4
@@ -217,7 +217,7 @@ CHANGES = {
     "samples": lambda: {"samples": 40},
     "loss": lambda: {"loss": halved},
     "precision": lambda: {"precision": "bfloat16"},
-    "picture": lambda: {"data": other_data("picture")},
+    "image": lambda: {"data": other_data("image")},
     "label": lambda: {"data": other_data("label")},
     "order": lambda: {"data": other_data("order")},
     "fewer": lambda: {"data": tuple(part[:20] for part in patterns(COUNT))},

@@ -51,7 +51,7 @@ def test_one_scorer_takes_batch_after_batch_and_keeps_no_graph():
 
 
 class Windows(nn.Module):
-    """A network that cuts each picture into four windows, the rows of its first tap."""
+    """A network that cuts each image into four windows, the rows of its first tap."""
 
     def __init__(self):
         super().__init__()

@@ -56,7 +56,7 @@ def test_each_share_has_a_thread_once_all_have_started():
     assert first not in threads[3:]
 
 
-def test_pictures_are_laid_out_for_the_device():
+def test_images_are_laid_out_for_the_device():
     seen = []
 
     def make(network):

@@ -318,13 +318,13 @@ def test_the_loader_is_run_through_once_and_a_few_samples_once_more(monkeypatch)
     estimate_attention(net, Loader(), probe=probe, taps=TAPS, estimator="refined")
     assert len(runs) == 1
     assert len(seen) == 15
-    pictures = {picture.numpy().tobytes() for picture in data[0]}
-    drawn = {picture.contiguous().numpy().tobytes() for picture in seen}
+    images = {image.numpy().tobytes() for image in data[0]}
+    drawn = {image.contiguous().numpy().tobytes() for image in seen}
     assert len(drawn) == 15
-    assert drawn <= pictures
+    assert drawn <= images
 
 
-def test_pictures_of_several_sizes():
+def test_images_of_several_sizes():
     net, (x, y) = curved(), patterns(60)
     loader = batches(x[:30], y[:30], 10) + batches(x[30:, :, :7, :6], y[30:], 10)
     found = estimate_attention(net, loader, probe=probe_of(net, (x, y)), taps=TAPS)

@@ -82,16 +82,16 @@ def test_errors_of_a_loss_come_through_and_a_loss_that_is_no_scalar_is_one():
         per_sample_losses(nn.CrossEntropyLoss(reduction="none"), *data())
 
 
-def test_pictures_are_laid_out_channels_last_and_other_inputs_are_left_alone():
-    pictures = torch.randn(2, 3, 4, 5)
-    found = to_fast_memory_format(pictures)
+def test_images_are_laid_out_channels_last_and_other_inputs_are_left_alone():
+    images = torch.randn(2, 3, 4, 5)
+    found = to_fast_memory_format(images)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(found, pictures)
+    assert torch.equal(found, images)
     assert to_fast_memory_format(found) is found
     rows = torch.randn(2, 3)
     assert to_fast_memory_format(rows) is rows
     assert to_fast_memory_format(rows, torch.device("meta")).device.type == "meta"
-    moved = to_fast_memory_format(pictures, torch.device("meta"))
+    moved = to_fast_memory_format(images, torch.device("meta"))
     assert moved.device.type == "meta"
     assert moved.is_contiguous(memory_format=torch.channels_last)
 

@@ -39,13 +39,13 @@ FEW = evaluation(["cat", "a long name", "owl"], [[3, 1, 0], [1200, 5, 0], [0, 0,
 
 def test_few_classes_come_with_the_matrix():
     assert format_evaluation(FEW) == [
-        "pictures             1209",
+        "images             1209",
         "accuracy             50.0%",
         "mean class accuracy  41.2%",
         "calibration error    5.7%",
-        "pictures/s           123.5",
+        "images/s           123.5",
         "",
-        "    class        pictures  accuracy      1    2    3",
+        "    class        images  accuracy      1    2    3",
         "  1 cat                 4     75.0%      3    1    .",
         "  2 a long name      1205      0.4%   1200    5    .",
         "  3 owl                 0         -      .    .    .",

@@ -42,14 +42,14 @@ def noise(*shape: int, dtype: type = np.uint8) -> Image.Image:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of kept pictures, which only the test knows."""
+    """Of kept images, which only the test knows."""
     monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "pictures"
+    return tmp_path / "cache" / "images"
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of many kinds, shapes and depths."""
+    """Images of many kinds, shapes and depths."""
     root = tmp_path_factory.mktemp("odd")
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -66,7 +66,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def some(tmp_path: Path) -> Path:
-    """A folder of eight small pictures that may be written to."""
+    """A folder of eight small images that may be written to."""
     root = tmp_path / "some"
     root.mkdir()
     for number in range(8):
@@ -92,7 +92,7 @@ def packs(folder: Path) -> list[Path]:
 
 
 def resized(split: Split) -> dict[str, torch.Tensor]:
-    """The independent way: each picture decoded and resized here and now."""
+    """The independent way: each image decoded and resized here and now."""
     found = {}
     for path in split.paths:
         image = split.read(path)
@@ -135,7 +135,7 @@ def test_batches_are_the_same_to_the_bit_and_nothing_is_decoded_for_them(odd, pr
     assert all(one.stride() == other.stride() for one, other in zip(found, expected, strict=True))
 
 
-def test_what_is_kept_is_the_resized_picture(some, folder):
+def test_what_is_kept_is_the_resized_image(some, folder):
     assert_kept(keep(some))
     (pack,) = packs(folder)
     before = pack.stat().st_ino
@@ -163,7 +163,7 @@ def test_a_subset_and_copies_need_nothing_new(some, folder):
     assert [path.stat().st_size for path in packs(folder)] == [each.st_size for each in before]
 
 
-def test_a_picture_that_changes_under_its_name_is_seen(some):
+def test_a_image_that_changes_under_its_name_is_seen(some):
     keep(some)
     noise(12, 10, 3).save(some / "3.png")
     assert_kept(keep(some))
@@ -204,14 +204,12 @@ def both(root: Path, barrier, results) -> None:
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_pack_of_another_machine_is_told_from_that_of_this_one(folder):
-    pictures = {
-        name: torch.full((3, 4, 4 + i), i, dtype=torch.uint8) for i, name in enumerate("ab")
-    }
+    images = {name: torch.full((3, 4, 4 + i), i, dtype=torch.uint8) for i, name in enumerate("ab")}
     packs = []
     for order in ("ab", "ba"):  # which are files of the same name
         writer = CacheShardWriter(folder / "x")
         for name in order:
-            writer.add(name, pictures[name])
+            writer.add(name, images[name])
         packs.append(writer.finish())
         kept = ImageCacheReader({"r": {n: (packs[-1], packs[-1].places[n]) for n in "ab"}})
         assert kept.on_this_machine().has("a", "r")

@@ -1,4 +1,4 @@
-"""Encoders for pictures that Pillow reads and does not write."""
+"""Encoders for images that Pillow reads and does not write."""
 
 import struct
 import zlib

@@ -25,7 +25,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def squared(image: Image.Image, side: int) -> np.ndarray:
-    """`[side, side, 3]` in 0..1: the picture resized without regard for its proportions."""
+    """`[side, side, 3]` in 0..1: the image resized without regard for its proportions."""
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
 
 
@@ -37,7 +37,7 @@ def as_tensor(pixels: np.ndarray) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(50, 30), (30, 50), (8, 8), (300, 7)])
 @pytest.mark.parametrize("crop_pct", [0.875, 0.3, 1.0])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_every_picture_becomes_the_same_shape(make, size, crop_pct, interpolation) -> None:
+def test_every_image_becomes_the_same_shape(make, size, crop_pct, interpolation) -> None:
     options = ZERO_ONE | {"interpolation": interpolation}
     result = make(size=16, crop_pct=crop_pct, **options)(noise(*size))
     assert (result.shape, result.dtype) == ((3, 16, 16), torch.float32)
@@ -48,7 +48,7 @@ def test_every_picture_becomes_the_same_shape(make, size, crop_pct, interpolatio
 @pytest.mark.parametrize("size", [(50, 30), (31, 77), (9, 9), (900, 7)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("official", [False, True])
-def test_its_parts_are_torchvisions_on_the_picture_itself_to_the_bit(size, interpolation, official):
+def test_its_parts_are_torchvisions_on_the_image_itself_to_the_bit(size, interpolation, official):
     """With the same numbers drawn."""
     image, side = noise(*size), (16 if official else 20)
     ending = [
@@ -77,14 +77,14 @@ def test_its_parts_are_torchvisions_on_the_picture_itself_to_the_bit(size, inter
     short = image.crop((380, 0, 520, 7)) if size == (900, 7) and not official else image
     for seed in range(10):
         found, expected = (
-            transform(picture)
-            for transform, picture in ((made, image), (reference, short))
+            transform(sample)
+            for transform, sample in ((made, image), (reference, short))
             if torch.manual_seed(seed)
         )
         assert torch.equal(found, expected)
 
 
-def test_evaluation_cuts_out_the_centre_of_the_resized_picture() -> None:
+def test_evaluation_cuts_out_the_centre_of_the_resized_image() -> None:
     image = noise(30, 20)
     result = eval_transform(size=10, crop_pct=0.5, **ZERO_ONE)(image)
     centre = np.asarray(image, dtype=np.float32)[5:15, 10:20] / 255
@@ -99,7 +99,7 @@ def test_normalisation_is_per_channel() -> None:
         torch.testing.assert_close(pixel, torch.tensor([1.0, -2.0, 0.0]))
 
 
-def test_training_crops_somewhere_in_the_resized_picture_and_mirrors() -> None:
+def test_training_crops_somewhere_in_the_resized_image_and_mirrors() -> None:
     image = noise(12, 12)
     whole = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
     crops = {
@@ -151,7 +151,7 @@ def test_bad_arguments_are_named(change, message) -> None:
 
 @pytest.mark.parametrize(("size", "side"), [(224, 256), (299, 320), (7, 8), (1, 1)])
 @pytest.mark.parametrize("shape", [(50, 30), (30, 50), (400, 300)])
-def test_the_official_picture_is_a_square_crop_of_a_square(size, side, shape) -> None:
+def test_the_official_image_is_a_square_crop_of_a_square(size, side, shape) -> None:
     image = noise(*shape)
     whole = squared(image, side)
     found = official_train_transform(size=size, **PLAIN)(image)
@@ -188,7 +188,7 @@ def test_every_official_crop_is_drawn_and_half_are_mirrored() -> None:
 
 
 @pytest.mark.parametrize("shape", [(50, 30), (9, 14), (300, 400)])
-def test_the_official_plain_test_picture_is_the_whole_one(shape) -> None:
+def test_the_official_plain_test_image_is_the_whole_one(shape) -> None:
     image = noise(*shape)
     found = official_eval_transform(size=16, **PLAIN)(image)
     assert type(found) is torch.Tensor
@@ -203,8 +203,8 @@ def test_ten_crops_are_corners_and_centre_and_their_mirror_images(size, side) ->
     centre = (round(down / 2), round(right / 2))
     corners = [(0, 0), (0, right), (down, 0), (down, right), centre]
     views = [
-        as_tensor(picture[top : top + size, left : left + size])
-        for picture in (whole, whole[:, ::-1])
+        as_tensor(sample[top : top + size, left : left + size])
+        for sample in (whole, whole[:, ::-1])
         for top, left in corners
     ]
     found = ten_crop_transform(size=size, **PLAIN)(image)
@@ -217,7 +217,7 @@ def test_ten_crops_are_corners_and_centre_and_their_mirror_images(size, side) ->
 
 
 @pytest.mark.parametrize("make", OFFICIAL)
-def test_official_pictures_are_normalised_per_channel(make) -> None:
+def test_official_images_are_normalised_per_channel(make) -> None:
     image = Image.new("RGB", (9, 5), (255, 0, 51))
     found = make(size=4, mean=(0.5, 0.2, 0.2), std=(0.5, 0.1, 1.0))(image)
     expected = torch.tensor([1.0, -2.0, 0.0]).view(3, 1, 1).expand_as(found)
@@ -255,14 +255,14 @@ def test_bad_arguments_of_official_transforms_are_named(make) -> None:
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (2, 90_000)])
 @pytest.mark.parametrize("make", [train_transform, eval_transform])
-def test_a_very_long_picture_costs_no_gigabytes_and_shows_its_middle(make, size):
-    picture = Image.new("RGB", size)
+def test_a_very_long_image_costs_no_gigabytes_and_shows_its_middle(make, size):
+    image = Image.new("RGB", size)
     for offset in range(-8, 8):
         x = 0 if size[0] <= 2 else size[0] // 2 + offset
         y = 0 if size[1] <= 2 else size[1] // 2 + offset
-        picture.putpixel((x, y), (255, 255, 255))
+        image.putpixel((x, y), (255, 255, 255))
     options = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bilinear"}
-    found = make(size=16, crop_pct=1.0, **options)(picture)
+    found = make(size=16, crop_pct=1.0, **options)(image)
     assert found.shape == (3, 16, 16)
     if make is eval_transform:
         assert found.max() > 0.4

@@ -1,4 +1,4 @@
-"""Files that are no good picture: each is named and refused, and nothing else ever happens."""
+"""Files that are no good image: each is named and refused, and nothing else ever happens."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from PIL import Image
 from delta_transfer.data.images.decode import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
-    PictureError,
+    ImageError,
     decode_image,
     read_image,
 )
@@ -36,8 +36,8 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return stream.getvalue()
 
 
-def refusal(source: bytes) -> PictureError:
-    with pytest.raises(PictureError) as caught:
+def refusal(source: bytes) -> ImageError:
+    with pytest.raises(ImageError) as caught:
         decode_image(io.BytesIO(source), name="this.jpg")
     return caught.value
 
@@ -78,12 +78,12 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "the file is empty"), (b"<html>not found</html>", "no picture of a kind that is read")],
+    [(b"", "the file is empty"), (b"<html>not found</html>", "no image of a kind that is read")],
 )
-def test_a_file_that_is_no_picture_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "page.jpg"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"picture '.*page\.jpg': .*{reason}; replace"):
+    with pytest.raises(UserError, match=rf"image '.*page\.jpg': .*{reason}; replace"):
         read_image(path)
 
 
@@ -92,7 +92,7 @@ def test_a_kind_for_which_pillow_would_run_a_program_is_not_read() -> None:
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     )
     error = refusal(postscript)
-    assert "no picture of a kind that is read" in error.reason
+    assert "no image of a kind that is read" in error.reason
     assert "BMP, GIF, JPEG, PNG" in str(error)
 
 
@@ -170,7 +170,7 @@ HUGE = {
 
 
 @pytest.mark.parametrize("kind", HUGE)
-def test_a_picture_of_absurd_size_is_refused_before_it_is_decoded(kind: str) -> None:
+def test_a_image_of_absurd_size_is_refused_before_it_is_decoded(kind: str) -> None:
     data = HUGE[kind]
     if kind == "png":
         start = data.index(b"IHDR")
@@ -217,7 +217,7 @@ def test_a_refusal_can_be_pickled_and_made_of_its_message_alone() -> None:
     error = refusal(b"")
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.reason) == (str(error), error.reason)
-    assert str(PictureError("a text")) == "a text"
+    assert str(ImageError("a text")) == "a text"
 
 
 EXIF = b"Exif\0\0"
@@ -241,12 +241,12 @@ def test_corrupt_metadata_are_passed_over(kind: str, damage: str) -> None:
     assert result == decode_image(io.BytesIO(clean), name="a")
 
 
-def test_pictures_of_which_pillow_warns_are_read_silently() -> None:
+def test_images_of_which_pillow_warns_are_read_silently() -> None:
     palette = noise(4, 5).convert("P")
     strange = {
         "a palette with degrees of transparency": encoded(palette, "png", transparency=b"\x80"),
         "an animation without frames": png(b"\7", (1, 1), (b"acTL", bytes(8)), depth=8, kind=0),
-        "two pictures, one gone": encoded(noise(9, 9, 3), "jpg").replace(
+        "two images, one gone": encoded(noise(9, 9, 3), "jpg").replace(
             b"\xff\xdb", b"\xff\xe2\x00\x10MPF\0II*\0\x08\0\0\0\0\0\xff\xdb", 1
         ),
     }
@@ -303,14 +303,14 @@ def mutation(files: list[bytes], generator: random.Random) -> bytes:
     return bytes(data)
 
 
-def test_whatever_a_file_contains_it_is_a_picture_or_a_refusal() -> None:
+def test_whatever_a_file_contains_it_is_a_image_or_a_refusal() -> None:
     generator, files = random.Random(0), sources()
     outcomes: list[str] = []
     for _ in range(200):
         data = mutation(files, generator)
         try:
             image = decode_image(io.BytesIO(data), name="a")
-        except PictureError as error:
+        except ImageError as error:
             outcomes.append(error.reason)
         else:
             outcomes.append(image.mode)

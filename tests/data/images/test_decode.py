@@ -1,4 +1,4 @@
-"""Pictures of every kind: what is read is compared with what numpy makes of the stored numbers."""
+"""Images of every kind: what is read is compared with what numpy makes of the stored numbers."""
 
 import io
 import struct
@@ -40,12 +40,12 @@ def noise(*shape: int, dtype: type = np.uint8) -> NDArray[np.generic]:
 
 
 def decoded(source: bytes | Image.Image, kind: str = "PNG", **options: object) -> Pixels:
-    """The pixels of an encoded picture, or of a picture encoded first."""
+    """The pixels of an encoded image, or of an image encoded first."""
     if isinstance(source, Image.Image):
         stream = io.BytesIO()
         source.save(stream, kind, **options)
         source = stream.getvalue()
-    image = decode_image(io.BytesIO(source), name="a picture")
+    image = decode_image(io.BytesIO(source), name="an image")
     assert type(image) is Image.Image
     assert image.mode == "RGB"
     return np.asarray(image)
@@ -219,7 +219,7 @@ def in_ink(pixels: Pixels) -> Image.Image:
 
 
 def smooth(channels: int) -> Pixels:
-    """A picture that a JPEG changes little: each quarter of another colour."""
+    """An image that a JPEG changes little: each quarter of another colour."""
     return np.kron(noise(2, 2, channels), np.ones((16, 32, 1), dtype=np.uint8))
 
 
@@ -318,7 +318,7 @@ def test_the_orientation_of_exif_is_applied(kind: str, orientation: int) -> None
     assert far(result, expected) <= 3
 
 
-def test_a_deep_picture_is_turned_too() -> None:
+def test_a_deep_image_is_turned_too() -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
     pixels = noise(3, 5, dtype=np.uint16)

@@ -12,9 +12,9 @@ from delta_transfer.data.molecules.smiles import SmilesError
 
 def coloured(shades):
     """How many pixels are neither white nor grey, left and right of the middle."""
-    picture = np.asarray(draw_molecule("CCCCCC CAS 110-54-3", shades)).astype(int)
-    assert picture.shape == (SIDE, SIDE, 3)
-    found = picture.max(axis=2) - picture.min(axis=2) > 30
+    image = np.asarray(draw_molecule("CCCCCC CAS 110-54-3", shades)).astype(int)
+    assert image.shape == (SIDE, SIDE, 3)
+    found = image.max(axis=2) - image.min(axis=2) > 30
     return found[:, : SIDE // 2].sum(), found[:, SIDE // 2 :].sum()
 
 

@@ -15,9 +15,9 @@ from tests.data.miniatures import (
     MAKERS,
     caltech256_whole,
     cub200,
+    image,
     lines,
     mit67,
-    picture,
     stanford_dogs,
 )
 
@@ -113,13 +113,13 @@ def test_without_the_files_it_says_where_they_are(tmp_path, name):
 def test_half_an_archive_is_named(tmp_path):
     mit67(tmp_path)
     (tmp_path / "mit67/Images/winecellar/winecellar_2.jpg").unlink()
-    with pytest.raises(UserError, match=r"lacks 1 of 8 pictures .*winecellar_2\.jpg; get indoor"):
+    with pytest.raises(UserError, match=r"lacks 1 of 8 images .*winecellar_2\.jpg; get indoor"):
         load("mit67", tmp_path)
 
 
 def test_a_list_that_leads_elsewhere_is_refused(tmp_path):
     mit67(tmp_path)
-    picture(tmp_path / "elsewhere" / "a.jpg")
+    image(tmp_path / "elsewhere" / "a.jpg")
     lines(tmp_path / "mit67/TrainImages.txt", ["../../elsewhere/a.jpg"])
     with pytest.raises(UserError, match="mit67"):
         load("mit67", tmp_path)
@@ -140,8 +140,8 @@ def test_damaged_lists_are_named(tmp_path):
         load("stanford_dogs", tmp_path)
 
 
-def test_a_class_with_too_few_pictures_is_named(tmp_path):
-    MAKERS["caltech256"](tmp_path)  # with 62 pictures of the first class
+def test_a_class_with_too_few_images_is_named(tmp_path):
+    MAKERS["caltech256"](tmp_path)  # with 62 images of the first class
     with pytest.raises(UserError, match=r"needs at least 80 .*'001\.ak47' has 62"):
         load("caltech256/60", tmp_path)
     assert sizes(load("caltech256/30", tmp_path)) == (52, 8, 40)

@@ -14,11 +14,11 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def write(make_pictures, tmp_path: Path) -> Write:
-    """Makes the pictures and writes lines into a CSV file beside them."""
+def write(make_images, tmp_path: Path) -> Write:
+    """Makes the images and writes lines into a CSV file beside them."""
 
-    def make(*lines: str, pictures: Sequence[str] = (), encoding: str = "utf-8") -> Path:
-        root = make_pictures(pictures) if pictures else tmp_path / "pets"
+    def make(*lines: str, images: Sequence[str] = (), encoding: str = "utf-8") -> Path:
+        root = make_images(images) if images else tmp_path / "pets"
         root.mkdir(exist_ok=True)
         file = root / "pets.csv"
         file.write_bytes("\n".join([*lines, ""]).encode(encoding))
@@ -31,7 +31,7 @@ NAMES = {split: [f"{split}{i}.png" for i in range(8)] for split in ("train", "va
 
 
 def rows(*splits: str, column: bool = True) -> list[str]:
-    """A row for each of eight pictures of every split, cats and dogs in turn."""
+    """A row for each of eight images of every split, cats and dogs in turn."""
     return [
         f"{name},{('cat', 'dog')[i % 2]}" + (f",{split}" if column else "")
         for split in splits
@@ -56,7 +56,7 @@ class TestSplits:
     def test_they_are_taken_as_they_are(self, write: Write, name: str) -> None:
         lines = [row.replace(",val", f",{name}") for row in rows("train", "val", "test")]
         lines = ["path,label,split", *lines]
-        task = load(write(*lines, pictures=everything("train", "val", "test")))
+        task = load(write(*lines, images=everything("train", "val", "test")))
         assert (task.name, task.classes, task.notes) == ("pets", ("cat", "dog"), ())
         assert sizes(task) == (8, 8, 8)
         assert not task.val_drawn
@@ -65,7 +65,7 @@ class TestSplits:
         assert task.train.labels == (0, 1) * 4
 
     def test_missing_ones_are_drawn_from_train(self, write: Write) -> None:
-        file = write("path,label", *rows("train", column=False), pictures=everything("train"))
+        file = write("path,label", *rows("train", column=False), images=everything("train"))
         task = load(file, test_split="0.25", val_fraction=0.25)
         assert (sizes(task), task.val_drawn) == ((4, 2, 2), True)
         assert task.test is not None
@@ -79,12 +79,12 @@ class TestSplits:
         ]
 
     def test_a_test_split_is_not_drawn_unasked(self, write: Write) -> None:
-        file = write("path,label,split", *rows("train"), pictures=everything("train"))
+        file = write("path,label,split", *rows("train"), images=everything("train"))
         assert sizes(load(file)) == (6, 2, None)
 
-    def test_the_same_rows_as_a_folder_give_the_same_draw(self, make_pictures) -> None:
+    def test_the_same_rows_as_a_folder_give_the_same_draw(self, make_images) -> None:
         names = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(9)]
-        root = make_pictures(names)
+        root = make_images(names)
         file = root / "pets.csv"
         file.write_text("path,label\n" + "".join(f"{name},{name[:3]}\n" for name in names))
         for split in ("test", "0.3"):
@@ -93,47 +93,47 @@ class TestSplits:
 
     def test_a_fraction_beside_a_test_split(self, write: Write) -> None:
         lines = ["path,label,split", *rows("train", "test")]
-        file = write(*lines, pictures=everything("train", "test"))
+        file = write(*lines, images=everything("train", "test"))
         with pytest.raises(UserError, match=r"--test-split 0.2: .*pets.csv' has its own test spl"):
             load(file, test_split="0.2")
 
     def test_a_name_for_the_test_split(self, write: Write) -> None:
-        file = write("path,label", *rows("train", column=False), pictures=everything("train"))
+        file = write("path,label", *rows("train", column=False), images=everything("train"))
         with pytest.raises(UserError, match=r"--test-split holdout: .*a fraction such as 0.2"):
             load(file, test_split="holdout")
 
     def test_an_unused_fraction_is_mentioned(self, write: Write) -> None:
         lines = ["path,label,split", *rows("train", "val", "test")]
-        file = write(*lines, pictures=everything("train", "val", "test"))
+        file = write(*lines, images=everything("train", "val", "test"))
         (note,) = load(file, val_fraction=0.3).notes
         assert note.startswith("--val-fraction 0.3 is ignored")
 
     def test_val_and_test_may_lack_a_class(self, write: Write) -> None:
         lines = [*rows("train", "val"), "test0.png,cat,test"]
-        task = load(write("path,label,split", *lines, pictures=everything("train", "val", "test")))
+        task = load(write("path,label,split", *lines, images=everything("train", "val", "test")))
         assert (task.classes, sizes(task)) == (("cat", "dog"), (8, 8, 1))
         assert task.notes == (
-            "no picture of class 'dog' (line 3) in test: nothing is known there of how well it is "
+            "no image of class 'dog' (line 3) in test: nothing is known there of how well it is "
             "told",
         )
 
     def test_nothing_to_learn_from(self, write: Write) -> None:
-        file = write("path,label,split", *rows("val"), pictures=everything("val"))
+        file = write("path,label,split", *rows("val"), images=everything("val"))
         with pytest.raises(UserError, match="no row has the split 'train'"):
             load(file)
 
     def test_too_few_to_draw_from(self, write: Write) -> None:
-        file = write("path,label", "a.png,cat", "b.png,dog", pictures=["a.png", "b.png"])
+        file = write("path,label", "a.png,cat", "b.png,dog", images=["a.png", "b.png"])
         message = "drawing a validation split needs at least 2 .*'cat' has 1.*column split"
         with pytest.raises(UserError, match=message):
             load(file)
 
 
 class TestRows:
-    def test_pictures_are_read_by_their_path(self, write: Write) -> None:
+    def test_images_are_read_by_their_path(self, write: Write) -> None:
         names = ["deep/er/a.png", "b.png", "c.png", "d.png"]
         file = write(
-            "path,label", "./deep//er/a.png,x", "b.png,x", "c.png,y", "d.png,y", pictures=names
+            "path,label", "./deep//er/a.png,x", "b.png,x", "c.png,y", "d.png,y", images=names
         )
         split = pickle.loads(pickle.dumps(load_labelled_csv(file)[1]))
         assert split.paths == tuple(names)
@@ -142,7 +142,7 @@ class TestRows:
     def test_relative_to_the_file_and_not_to_the_current_folder(
         self, write: Write, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        file = write("path,label", *rows("train", column=False), pictures=everything("train"))
+        file = write("path,label", *rows("train", column=False), images=everything("train"))
         monkeypatch.chdir(file.parent.parent)
         task = load(Path("pets/pets.csv"))
         assert task.train.read(task.train.paths[0]).size == (6, 5)
@@ -157,7 +157,7 @@ class TestRows:
             '"the ""third"".png",2 legs',
             "vier ü.png,Äffchen",
             "五.png, 猫 ",
-            pictures=names,
+            images=names,
         )
         classes, split, test = load_labelled_csv(file)
         assert (classes, split.paths, test) == (
@@ -175,7 +175,7 @@ class TestRows:
     @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
     @pytest.mark.parametrize("mark", ["", "\ufeff"])
     def test_line_ends_and_byte_order_marks(self, write: Write, end: str, mark: str) -> None:
-        file = write(pictures=["a.png", "b.png"])
+        file = write(images=["a.png", "b.png"])
         lines = [f"{mark}Path , LABEL,note", "a.png, cat,x", "b.png,dog ,y", "", ",,", ""]
         file.write_bytes(end.join(lines).encode())
         classes, split, _ = load_labelled_csv(file)
@@ -183,11 +183,11 @@ class TestRows:
 
     def test_unused_columns_are_mentioned(self, write: Write) -> None:
         lines = [f"{row},7,x" for row in rows("train", column=False)]
-        file = write("path,label,age,Owner", *lines, pictures=everything("train"))
+        file = write("path,label,age,Owner", *lines, images=everything("train"))
         assert load(file).notes[0] == "columns that are not used: age, Owner"
 
     def test_labels_are_text(self, write: Write) -> None:
-        file = write("label,path", "10,a.png", "9,b.png", "010,c.png", pictures=["a.png", "b.png"])
+        file = write("label,path", "10,a.png", "9,b.png", "010,c.png", images=["a.png", "b.png"])
         (file.parent / "c.png").write_bytes((file.parent / "a.png").read_bytes())
         assert load_labelled_csv(file)[0] == ("010", "10", "9")
 
@@ -222,7 +222,7 @@ class TestBadRows:
             (["path,label", "a.png,cat", ".,dog"], r"line 3 \('.'\): there is no such file"),
             (
                 ["path,label", "a.png,cat", "b.png,dog", "./a.png,dog"],
-                r"line 4 \('a.png', also in line 2\): a picture is listed twice",
+                r"line 4 \('a.png', also in line 2\): an image is listed twice",
             ),
             (
                 ["path,label,split", "a.png,cat,train", "b.png,dog,val"],
@@ -231,7 +231,7 @@ class TestBadRows:
         ],
     )
     def test_they_are_named(self, write: Write, lines: list[str], message: str) -> None:
-        file = write(*lines, pictures=["a.png", "b.png"])
+        file = write(*lines, images=["a.png", "b.png"])
         if not lines:
             file.write_bytes(b"")
         with pytest.raises(UserError, match=message) as caught:
@@ -239,7 +239,7 @@ class TestBadRows:
         assert str(file) in str(caught.value)
 
     def test_the_first_few_are_named_and_the_rest_counted(self, write: Write) -> None:
-        file = write("path,label", *[f"{i}.png,cat" for i in range(9)], pictures=["a.png"])
+        file = write("path,label", *[f"{i}.png,cat" for i in range(9)], images=["a.png"])
         with pytest.raises(UserError, match=r"line 2 \('0.png'\), .*line 6 \('4.png'\) and 4 more"):
             load(file)
 
@@ -263,7 +263,7 @@ class TestLeavingTheFolder:
             load(file)
 
     def test_by_a_link(self, write: Write, tmp_path: Path) -> None:
-        file = write("path,label", "a.png,cat", "l/a.png,dog", "m.png,dog", pictures=["a.png"])
+        file = write("path,label", "a.png,cat", "l/a.png,dog", "m.png,dog", images=["a.png"])
         outside = tmp_path / "outside"
         outside.mkdir()
         (outside / "a.png").write_bytes((file.parent / "a.png").read_bytes())
@@ -281,7 +281,7 @@ class TestLeavingTheFolder:
 
     def test_paths_and_links_that_stay_inside_are_fine(self, write: Write) -> None:
         names = ["in/a.png", "b.png", "c.png"]
-        file = write(pictures=names)
+        file = write(images=names)
         root = file.parent
         (root / "l.png").symlink_to("in/a.png")
         lines = ["path,label", "l.png,cat", "in/../b.png,dog", f"{root}/c.png,dog"]
@@ -290,8 +290,8 @@ class TestLeavingTheFolder:
         assert split.paths == ("l.png", "b.png", "c.png")
         assert [split.read(path).getpixel((0, 0))[0] for path in split.paths] == [0, 7, 14]
 
-    def test_a_link_to_a_listed_picture_is_the_same_picture(self, write: Write) -> None:
-        file = write("path,label", "a.png,cat", "l.png,dog", pictures=["a.png"])
+    def test_a_link_to_a_listed_image_is_the_same_image(self, write: Write) -> None:
+        file = write("path,label", "a.png,cat", "l.png,dog", images=["a.png"])
         (file.parent / "l.png").symlink_to("a.png")
         with pytest.raises(UserError, match=r"line 3 \('l.png', also in line 2\): .*twice"):
             load(file)
@@ -304,7 +304,7 @@ class TestLeavingTheFolder:
             load(file)
 
     def test_a_folder_that_is_a_link_itself(self, write: Write, tmp_path: Path) -> None:
-        file = write("path,label", *rows("train", column=False), pictures=everything("train"))
+        file = write("path,label", *rows("train", column=False), images=everything("train"))
         (tmp_path / "link").symlink_to(file.parent, target_is_directory=True)
         assert len(load(tmp_path / "link" / "pets.csv").train) == 6
 
@@ -312,7 +312,7 @@ class TestLeavingTheFolder:
 class TestUses:
     def test_evaluate_takes_the_test_split_or_everything(self, write: Write) -> None:
         lines = [*rows("train"), "test0.png,dog,test"]
-        file = write("path,label,split", *lines, pictures=everything("train", "test"))
+        file = write("path,label,split", *lines, images=everything("train", "test"))
         classes, split, test = load_labelled_data(str(file), seed=0)
         assert (classes, split.paths, split.labels, test) == (("dog",), ("test0.png",), (0,), True)
         file.write_text("\n".join(["path,label,split", *rows("train")]))
@@ -320,12 +320,12 @@ class TestUses:
         assert (classes, len(split), test) == (("cat", "dog"), 8, False)
 
     def test_predict_needs_the_paths_alone(self, write: Write) -> None:
-        file = write("label,path", ",b.png", ",a.png", ",b.png", pictures=["a.png", "b.png"])
+        file = write("label,path", ",b.png", ",a.png", ",b.png", images=["a.png", "b.png"])
         assert list_csv(file) == [str(file.parent / name) for name in ("b.png", "a.png", "b.png")]
         file.write_text("path\n../c.png\n")
         with pytest.raises(UserError, match=r"line 2 \('../c.png'\): the path leads out"):
             list_csv(file)
 
     def test_capital_letters_in_the_ending(self, write: Write) -> None:
-        file = write("path,label", *rows("train", column=False), pictures=everything("train"))
+        file = write("path,label", *rows("train", column=False), images=everything("train"))
         assert load(file.rename(file.with_name("PETS.CSV"))).name == "PETS"

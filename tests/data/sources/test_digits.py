@@ -43,7 +43,7 @@ def test_a_seed_draws_and_a_fraction_counts(task: TaskData) -> None:
     assert splits(larger)[2] == splits(task)[2]
 
 
-def test_pictures_are_rgb_and_use_the_whole_range(task: TaskData) -> None:
+def test_images_are_rgb_and_use_the_whole_range(task: TaskData) -> None:
     data = load_digits()
     for path, label in zip(task.train.paths[:5], task.train.labels[:5], strict=True):
         image = task.train.read(path)

@@ -28,8 +28,8 @@ def paths(split: str, *, cats: int = 4, dogs: int = 4) -> list[str]:
 
 class TestSplits:
     @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
-    def test_folders_are_taken_as_they_are(self, make_pictures, name: str) -> None:
-        root = make_pictures(paths("train") + paths(name, cats=2) + paths("test", dogs=3))
+    def test_folders_are_taken_as_they_are(self, make_images, name: str) -> None:
+        root = make_images(paths("train") + paths(name, cats=2) + paths("test", dogs=3))
         task = load(root)
         assert (task.name, task.classes, task.notes) == ("pets", ("cat", "dog"), ())
         assert [counts(split) for split in (task.train, task.val, task.test)] == [
@@ -40,14 +40,14 @@ class TestSplits:
         assert task.train.paths[0] == "train/cat/0.png"
         assert task.val.paths[0] == f"{name}/cat/0.png"
 
-    def test_pictures_are_read_by_their_path(self, make_pictures) -> None:
-        root = make_pictures(["cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png"])
+    def test_images_are_read_by_their_path(self, make_images) -> None:
+        root = make_images(["cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png"])
         split = pickle.loads(pickle.dumps(load(root).train))
         image = split.read("dog/d.png")
         assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (6, 5), (21, 93, 0))
 
-    def test_validation_is_drawn_from_train_and_it_says_so(self, make_pictures) -> None:
-        root = make_pictures(paths("train", cats=20, dogs=40) + paths("test"))
+    def test_validation_is_drawn_from_train_and_it_says_so(self, make_images) -> None:
+        root = make_images(paths("train", cats=20, dogs=40) + paths("test"))
         task = load(root)
         assert (counts(task.train), counts(task.val), counts(task.test)) == (
             [17, 34],
@@ -55,7 +55,7 @@ class TestSplits:
             [4, 4],
         )
         assert task.notes == (
-            "no validation split: 15% of train (9 pictures), stratified, seed 0, is held out",
+            "no validation split: 15% of train (9 images), stratified, seed 0, is held out",
         )
 
     def test_a_flat_folder_has_no_test_split_and_it_says_so(self, flat: Path) -> None:
@@ -76,13 +76,11 @@ class TestSplits:
         everything = task.train.paths + task.val.paths + task.test.paths
         assert len(set(everything)) == len(everything) == 30
         assert task.notes[0] == (
-            "no test split: 20% of train (6 pictures), stratified, seed 0, is held out"
+            "no test split: 20% of train (6 images), stratified, seed 0, is held out"
         )
 
-    def test_a_test_split_is_drawn_from_train_beside_a_validation_folder(
-        self, make_pictures
-    ) -> None:
-        root = make_pictures(paths("train", cats=10, dogs=10) + paths("val"))
+    def test_a_test_split_is_drawn_from_train_beside_a_validation_folder(self, make_images) -> None:
+        root = make_images(paths("train", cats=10, dogs=10) + paths("val"))
         task = load(root, test_split="0.3")
         assert (counts(task.train), counts(task.val), counts(task.test)) == (
             [7, 7],
@@ -90,8 +88,8 @@ class TestSplits:
             [3, 3],
         )
 
-    def test_the_test_split_may_have_another_name(self, make_pictures) -> None:
-        root = make_pictures(paths("train") + paths("val") + paths("test") + paths("holdout"))
+    def test_the_test_split_may_have_another_name(self, make_images) -> None:
+        root = make_images(paths("train") + paths("val") + paths("test") + paths("holdout"))
         task = load(root, test_split="holdout")
         assert task.test is not None
         assert task.test.paths[0] == "holdout/cat/0.png"
@@ -108,26 +106,26 @@ class TestSplits:
         assert few.test.paths == many.test.paths
 
     @pytest.mark.parametrize("split", ["0.5", "test"])
-    def test_the_smallest_folders_leave_one_of_each_class(self, make_pictures, split: str) -> None:
+    def test_the_smallest_folders_leave_one_of_each_class(self, make_images, split: str) -> None:
         size = 3 if split == "0.5" else 2
-        root = make_pictures([f"{name}/{i}.png" for name in "ab" for i in range(size)])
+        root = make_images([f"{name}/{i}.png" for name in "ab" for i in range(size)])
         assert counts(load(root, test_split=split, val_fraction=0.9).train) == [1, 1]
 
-    def test_what_is_not_used_is_mentioned(self, make_pictures) -> None:
-        root = make_pictures(
+    def test_what_is_not_used_is_mentioned(self, make_images) -> None:
+        root = make_images(
             [*paths("train"), *paths("val"), *paths("test"), "extra/a.png", "train/b.png"]
         )
         notes = load(root, val_fraction=0.3).notes
         assert "folders that are no split and are not used: extra" in notes
         assert (
-            f"pictures directly in '{root / 'train'}', in no class folder, are not used: 1" in notes
+            f"images directly in '{root / 'train'}', in no class folder, are not used: 1" in notes
         )
         assert any(note.startswith("--val-fraction 0.3 is ignored") for note in notes)
 
-    def test_files_that_are_no_pictures_are_counted(
-        self, make_pictures, caplog: pytest.LogCaptureFixture
+    def test_files_that_are_no_images_are_counted(
+        self, make_images, caplog: pytest.LogCaptureFixture
     ) -> None:
-        root = make_pictures(paths("train") + paths("val"))
+        root = make_images(paths("train") + paths("val"))
         for name in ("train/cat/x.HEIC", "train/dog/y.heic", "val/cat/z.txt", "train/cat/.hidden"):
             (root / name).touch()
         assert load(root).notes[0] == "files that are not read: 2 .heic, 1 .txt"
@@ -137,8 +135,8 @@ class TestSplits:
 
     @pytest.mark.parametrize("name", ["val", "test"])
     @pytest.mark.parametrize("empty", [False, True])
-    def test_val_and_test_may_lack_a_class(self, make_pictures, name: str, empty: bool) -> None:
-        root = make_pictures(paths("train") + paths(name, dogs=0))
+    def test_val_and_test_may_lack_a_class(self, make_images, name: str, empty: bool) -> None:
+        root = make_images(paths("train") + paths(name, dogs=0))
         if empty:
             (root / name / "dog").mkdir()
         task = load(root)
@@ -146,7 +144,7 @@ class TestSplits:
         assert split is not None
         assert (task.classes, counts(split)) == (("cat", "dog"), [4])
         assert task.notes[0] == (
-            f"no picture of class 'dog' in '{root / name}': nothing is known there of how well it "
+            f"no image of class 'dog' in '{root / name}': nothing is known there of how well it "
             "is told"
         )
 
@@ -159,9 +157,9 @@ class TestSplits:
         assert task.train.read(task.train.paths[0]).size == (6, 5)
 
     def test_links_to_split_and_class_folders_are_followed(
-        self, make_pictures, tmp_path: Path
+        self, make_images, tmp_path: Path
     ) -> None:
-        root = make_pictures(paths("train") + paths("other/deep"))
+        root = make_images(paths("train") + paths("other/deep"))
         root.rename(tmp_path / "store")
         root.mkdir()
         (root / "train").symlink_to(tmp_path / "store" / "train", target_is_directory=True)
@@ -181,30 +179,30 @@ class TestErrors:
         with pytest.raises(UserError, match=r"data\.zip' is a file, not a folder: give a folder"):
             load(file)
 
-    def test_no_pictures(self, tmp_path: Path) -> None:
+    def test_no_images(self, tmp_path: Path) -> None:
         (tmp_path / "cat").mkdir()
         (tmp_path / "cat" / "a.txt").touch()
-        with pytest.raises(UserError, match=r"no pictures in class folders.*<class>.*\.jpg"):
+        with pytest.raises(UserError, match=r"no images in class folders.*<class>.*\.jpg"):
             load(tmp_path)
 
-    def test_pictures_without_class_folders(self, make_pictures) -> None:
-        root = make_pictures(["a.png", "b.png"])
-        with pytest.raises(UserError, match=r"pets' has no pictures in class folders"):
+    def test_images_without_class_folders(self, make_images) -> None:
+        root = make_images(["a.png", "b.png"])
+        with pytest.raises(UserError, match=r"pets' has no images in class folders"):
             load(root)
 
-    def test_one_class(self, make_pictures) -> None:
-        root = make_pictures(["images/cat/a.png", "images/dog/b.png"])
+    def test_one_class(self, make_images) -> None:
+        root = make_images(["images/cat/a.png", "images/dog/b.png"])
         with pytest.raises(UserError, match=r"only one class, 'images'.*one level deeper"):
             load(root)
 
-    def test_a_class_folder_without_pictures(self, make_pictures) -> None:
-        root = make_pictures(["cat/a.png", "dog/b.png"])
+    def test_a_class_folder_without_images(self, make_images) -> None:
+        root = make_images(["cat/a.png", "dog/b.png"])
         (root / "bird").mkdir()
-        with pytest.raises(UserError, match=r"without pictures: 'bird'; remove.*\.png"):
+        with pytest.raises(UserError, match=r"without images: 'bird'; remove.*\.png"):
             load(root)
 
-    def test_a_class_folder_of_files_that_are_not_read(self, make_pictures) -> None:
-        root = make_pictures(["cat/a.png", "dog/b.png"])
+    def test_a_class_folder_of_files_that_are_not_read(self, make_images) -> None:
+        root = make_images(["cat/a.png", "dog/b.png"])
         (root / "bird").mkdir()
         (root / "bird" / "c.heic").touch()
         with pytest.raises(
@@ -213,20 +211,20 @@ class TestErrors:
             load(root)
 
     @pytest.mark.parametrize("name", ["train", "Train"])
-    def test_a_class_called_train(self, make_pictures, name: str) -> None:
-        root = make_pictures(["bus/a.png", "car/b.png", f"{name}/c.png", f"{name}/d.png"])
+    def test_a_class_called_train(self, make_images, name: str) -> None:
+        root = make_images(["bus/a.png", "car/b.png", f"{name}/c.png", f"{name}/d.png"])
         with pytest.raises(
             UserError, match=f"the folder '{name}' is taken for a split, .*'bus', 'car' .*rename"
         ):
             load(root)
 
-    def test_a_class_that_only_some_splits_have(self, make_pictures) -> None:
-        root = make_pictures([*paths("train"), *paths("val"), "test/cow/a.png"])
+    def test_a_class_that_only_some_splits_have(self, make_images) -> None:
+        root = make_images([*paths("train"), *paths("val"), "test/cow/a.png"])
         with pytest.raises(UserError, match=r"must have the same classes.*train' lacks 'cow'"):
             load(root)
 
-    def test_classes_that_differ_between_splits(self, make_pictures) -> None:
-        root = make_pictures([*paths("train"), *paths("val", dogs=0), "test/bird/a.png"])
+    def test_classes_that_differ_between_splits(self, make_images) -> None:
+        root = make_images([*paths("train"), *paths("val", dogs=0), "test/bird/a.png"])
         with pytest.raises(UserError, match="same classes") as caught:
             load(root)
         for part in (
@@ -237,39 +235,39 @@ class TestErrors:
         ):
             assert part in str(caught.value)
 
-    def test_a_single_picture_cannot_be_split(self, make_pictures) -> None:
-        root = make_pictures(paths("train", dogs=1))
-        message = "drawing a validation split needs at least 2 .* class 'dog' has 1: add pictures"
+    def test_a_single_image_cannot_be_split(self, make_images) -> None:
+        root = make_images(paths("train", dogs=1))
+        message = "drawing a validation split needs at least 2 .* class 'dog' has 1: add images"
         with pytest.raises(UserError, match=message):
             load(root)
 
-    def test_two_pictures_cannot_be_split_into_three(self, make_pictures) -> None:
-        root = make_pictures(paths("train", dogs=2))
+    def test_two_images_cannot_be_split_into_three(self, make_images) -> None:
+        root = make_images(paths("train", dogs=2))
         message = "drawing a validation and a test split needs at least 3 .*'dog' has 2"
         with pytest.raises(UserError, match=message):
             load(root, test_split="0.2")
 
-    def test_a_single_picture_is_enough_where_nothing_is_drawn(self, make_pictures) -> None:
-        assert counts(load(make_pictures(paths("train", dogs=1) + paths("val"))).train) == [4, 1]
+    def test_a_single_image_is_enough_where_nothing_is_drawn(self, make_images) -> None:
+        assert counts(load(make_images(paths("train", dogs=1) + paths("val"))).train) == [4, 1]
 
-    def test_two_validation_folders(self, make_pictures) -> None:
-        root = make_pictures(paths("train") + paths("val") + paths("valid"))
+    def test_two_validation_folders(self, make_images) -> None:
+        root = make_images(paths("train") + paths("val") + paths("valid"))
         with pytest.raises(UserError, match="has 'val', 'valid', which mean the same split; keep"):
             load(root)
 
     @pytest.mark.parametrize("name", ["val", "test", "Testing"])
-    def test_splits_without_train(self, make_pictures, name: str) -> None:
-        root = make_pictures(paths("learn") + paths(name))
+    def test_splits_without_train(self, make_images, name: str) -> None:
+        root = make_images(paths("learn") + paths(name))
         with pytest.raises(UserError, match=f"has the folder '{name}' but no 'train'"):
             load(root)
 
-    def test_a_fraction_beside_a_test_folder(self, make_pictures) -> None:
-        root = make_pictures(paths("train") + paths("test"))
+    def test_a_fraction_beside_a_test_folder(self, make_images) -> None:
+        root = make_images(paths("train") + paths("test"))
         with pytest.raises(UserError, match=r"--test-split 0.2: .* already has a test split"):
             load(root, test_split="0.2")
 
-    def test_an_unknown_test_split(self, make_pictures) -> None:
-        root = make_pictures(paths("train") + paths("val") + paths("test1"))
+    def test_an_unknown_test_split(self, make_images) -> None:
+        root = make_images(paths("train") + paths("val") + paths("test1"))
         with pytest.raises(UserError, match=r"--test-split tset: .* has test1, train, val; name"):
             load(root, test_split="tset")
 
@@ -278,8 +276,8 @@ class TestErrors:
             load(flat, test_split="holdout")
 
     @pytest.mark.parametrize("name", ["train", "val"])
-    def test_testing_on_what_is_learnt_or_chosen_on(self, make_pictures, name: str) -> None:
-        root = make_pictures(paths("train") + paths("val"))
+    def test_testing_on_what_is_learnt_or_chosen_on(self, make_images, name: str) -> None:
+        root = make_images(paths("train") + paths("val"))
         with pytest.raises(UserError, match=f"--test-split {name}: .*chosen on"):
             load(root, test_split=name)
 
@@ -294,7 +292,7 @@ class TestErrors:
 )
 def test_real_folders(name: str, sizes: tuple[int, int, int], notes: int) -> None:
     if not (IMAGES / name).is_dir():
-        pytest.skip(f"the pictures of {name} are not beside this checkout")
+        pytest.skip(f"the images of {name} are not beside this checkout")
     task = load(IMAGES / name)
     assert task.test is not None
     assert (len(task.train), len(task.val), len(task.test)) == sizes

@@ -12,9 +12,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from delta_transfer.data.images.decode import PictureError
+from delta_transfer.data.images.decode import ImageError
 from delta_transfer.data.registry import load_data, load_labelled_data
-from delta_transfer.data.task import PictureDataset, TaskData
+from delta_transfer.data.task import ImageDataset, TaskData
 from delta_transfer.errors import UserError
 
 NAMES = ("dog", "cat")  # not sorted, as the labels of a hub set need not be
@@ -25,7 +25,7 @@ def no_progress_bars() -> None:
     datasets.disable_progress_bars()
 
 
-def picture(number: int) -> Image.Image:
+def sample(number: int) -> Image.Image:
     return Image.new("RGB", (6, 5), (number % 256, 0, 0))
 
 
@@ -37,12 +37,12 @@ def part(
     image: str = "image",
     **more: Sequence[Any],
 ) -> datasets.Dataset:
-    """Rows with these labels; each picture is red by its number."""
+    """Rows with these labels; each sample is red by its number."""
     kinds: dict[str, Any] = {
         image: datasets.Image(),
         label: kind or datasets.ClassLabel(names=NAMES),
     }
-    content: dict[str, Any] = {image: [picture(i) for i in range(len(labels))], label: labels}
+    content: dict[str, Any] = {image: [sample(i) for i in range(len(labels))], label: labels}
     for name, values in more.items():
         kinds[name] = datasets.Value("string")
         content[name] = values
@@ -152,7 +152,7 @@ class TestRows:
         kind = datasets.ClassLabel(names=["cow", "dog", "eel", "cat"])
         assert load(save(train=part([3, 1] * 4, kind=kind))).classes == ("dog", "cat")
 
-    def test_pictures_are_read_by_their_path(self, save) -> None:
+    def test_images_are_read_by_their_path(self, save) -> None:
         split = pickle.loads(pickle.dumps(load(save(train=part(BALANCED))).train))
         for path in split.paths:
             image = split.read(path)
@@ -173,7 +173,7 @@ class TestRows:
         assert (task.classes, sizes(task)) == (NAMES, (14, 2, 16))
         assert task.train.read("train/000000").size == (6, 5)
 
-    def test_pictures_are_decoded_as_those_of_files(self, save, tmp_path: Path) -> None:
+    def test_images_are_decoded_as_those_of_files(self, save, tmp_path: Path) -> None:
         turned = Image.Exif()
         turned[0x0112] = 6
         file = io.BytesIO()
@@ -201,9 +201,7 @@ class TestRows:
     def test_workers_read(self, save) -> None:
         task = load(save(train=part(BALANCED), test=part([0, 1] * 3)))
         assert task.test is not None
-        loader = DataLoader(
-            PictureDataset(task.test, v2.PILToTensor()), batch_size=3, num_workers=2
-        )
+        loader = DataLoader(ImageDataset(task.test, v2.PILToTensor()), batch_size=3, num_workers=2)
         assert [int(red) for batch, _ in loader for red in batch[:, 0, 0, 0]] == list(range(6))
 
     @pytest.mark.slow
@@ -211,20 +209,20 @@ class TestRows:
         split = load(save(train=part(BALANCED), test=part([0, 1] * 3))).test
         assert split is not None
         loader = DataLoader(
-            PictureDataset(split, v2.PILToTensor()),
+            ImageDataset(split, v2.PILToTensor()),
             batch_size=3,
             num_workers=1,
             multiprocessing_context="spawn",
         )
         assert [int(red) for batch, _ in loader for red in batch[:, 0, 0, 0]] == list(range(6))
 
-    @pytest.mark.parametrize("content", [b"no picture", None])
-    def test_a_broken_picture_is_named(self, save, content: bytes | None) -> None:
+    @pytest.mark.parametrize("content", [b"no image", None])
+    def test_a_broken_image_is_named(self, save, content: bytes | None) -> None:
         rows = [None if content is None else {"bytes": content, "path": None}] * 4
         kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(2)})
         saved = datasets.Dataset.from_dict({"image": rows, "label": [0, 1] * 2}, features=kinds)
         read = load(save(saved)).train.read
-        with pytest.raises(PictureError, match=r"train/000001 of 'hf/.*pets'"):
+        with pytest.raises(ImageError, match=r"train/000001 of 'hf/.*pets'"):
             read("train/000001")
 
 
@@ -252,14 +250,14 @@ class TestColumns:
                 r"image \(Image\), fine \(Value\), coarse \(Value\)",
             ),
             (lambda d: d.remove_columns(["label", "owner"]), "no column of class labels or text"),
-            (lambda d: d.remove_columns("image"), "no column of pictures; its columns are label"),
+            (lambda d: d.remove_columns("image"), "no column of images; its columns are label"),
             (
                 lambda d: (
                     d.rename_column("image", "a")
                     .add_column("b", [None] * 16)
                     .cast_column("b", datasets.Image())
                 ),
-                "more than one column of pictures, a, b",
+                "more than one column of images, a, b",
             ),
         ],
     )
@@ -294,7 +292,7 @@ class TestColumns:
             ),
             (
                 datasets.Sequence(datasets.ClassLabel(names=NAMES)),
-                r"holds neither .* but \w+: make it a column with the one class of each picture",
+                r"holds neither .* but \w+: make it a column with the one class of each image",
             ),
         ],
     )
@@ -319,11 +317,11 @@ class TestColumns:
         assert task.notes[0] == "splits without labels are not used: test, val, extra"
         assert sizes(load(name, test_split="0.25")) == (10, 2, 4)
 
-    def test_leftover_splits_may_have_their_pictures_elsewhere(self, save) -> None:
+    def test_leftover_splits_may_have_their_images_elsewhere(self, save) -> None:
         name = save(train=part(BALANCED), extra=part([0, 1], image="photo"))
         assert load(name).notes[0] == "splits that are not used: extra"
 
-    def test_a_used_split_with_its_pictures_elsewhere(self, save) -> None:
+    def test_a_used_split_with_its_images_elsewhere(self, save) -> None:
         name = save(train=part(BALANCED), test=part([0, 1], image="photo"))
         message = (
             r"in the column 'image' of the split train, but the split test has no .*photo, label\)"
@@ -355,10 +353,10 @@ class TestLabels:
         task = load(save(train=part(BALANCED), test=part([0])))
         assert (sizes(task), task.notes[0]) == (
             (14, 2, 1),
-            "no picture of class 'cat' in test: nothing is known there of how well it is told",
+            "no image of class 'cat' in test: nothing is known there of how well it is told",
         )
 
-    def test_training_pictures_without_labels(self, save) -> None:
+    def test_training_images_without_labels(self, save) -> None:
         with pytest.raises(
             UserError, match=r"no split 'train' .* but test, train \(without labels"
         ):

@@ -10,7 +10,7 @@ from PIL import Image
 from delta_transfer.data.images.augment import eval_transform
 from delta_transfer.data.registry import load_data
 from delta_transfer.data.sources import skimage_patches
-from delta_transfer.data.task import PictureDataset, TaskData
+from delta_transfer.data.task import ImageDataset, TaskData
 from delta_transfer.errors import UserError
 
 
@@ -26,7 +26,7 @@ def splits(task: TaskData) -> dict[str, tuple[str, ...]]:
 
 def test_five_ten_and_up_to_forty_of_seventeen_classes(task: TaskData) -> None:
     assert task.test is not None
-    assert task.classes == tuple(sorted(skimage_patches.PICTURES))
+    assert task.classes == tuple(sorted(skimage_patches.IMAGES))
     assert len(task.classes) == 17
     assert set(Counter(task.train.labels).values()) == {5}
     assert set(Counter(task.val.labels).values()) == {10}
@@ -42,7 +42,7 @@ def test_cells_are_disjoint(task: TaskData) -> None:
     assert len(set(every)) == len(every)
     for path in every:
         row, column = (int(number) for number in path.split("/r")[1].split("c"))
-        size = skimage_patches._picture(path.split("/")[0]).size
+        size = skimage_patches._image(path.split("/")[0]).size
         assert (column + 1) * 40 <= size[0]
         assert (row + 1) * 40 <= size[1]
 
@@ -52,7 +52,7 @@ def test_no_two_cells_look_the_same(task: TaskData) -> None:
     assert len({skimage_patches.read_cell(path).tobytes() for path in every}) == len(every)
 
 
-def test_a_label_names_the_picture(task: TaskData) -> None:
+def test_a_label_names_the_image(task: TaskData) -> None:
     for split in (task.train, task.val):
         assert all(
             path.split("/")[0] == task.classes[label]
@@ -66,7 +66,7 @@ def test_a_seed_draws_the_cells(task: TaskData) -> None:
     assert all(splits(other)[name] != paths for name, paths in splits(task).items())
 
 
-def test_a_cell_is_the_part_of_its_picture() -> None:
+def test_a_cell_is_the_part_of_its_image() -> None:
     cell = skimage_patches.read_cell("astronaut/r03c05")
     file = Path(skimage.__file__).parent / "data" / "astronaut.png"
     with Image.open(file) as image:
@@ -80,11 +80,11 @@ def test_every_cell_shows_something(task: TaskData) -> None:
         assert len(skimage_patches.read_cell(path).getcolors(40 * 40) or []) > 1
 
 
-def test_grey_pictures_are_rgb_and_become_tensors(task: TaskData) -> None:
+def test_grey_images_are_rgb_and_become_tensors(task: TaskData) -> None:
     transform = eval_transform(
         size=32, crop_pct=0.9, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic"
     )
-    dataset = PictureDataset(task.val, transform)
+    dataset = ImageDataset(task.val, transform)
     first = task.val.labels.index(task.classes.index("camera"))
     assert dataset[first][0].shape == (3, 32, 32)
 
@@ -111,10 +111,10 @@ def test_there_are_five_of_a_class() -> None:
 def test_without_scikit_image_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)
     with pytest.raises(UserError, match="pip install scikit-image"):
-        skimage_patches._picture.__wrapped__("astronaut")
+        skimage_patches._image.__wrapped__("astronaut")
 
 
-def test_a_picture_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(skimage_patches.PICTURES, "gone", "gone.png")
-    with pytest.raises(UserError, match=r"does not bring the picture 'gone\.png'"):
-        skimage_patches._picture.__wrapped__("gone")
+def test_a_image_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(skimage_patches.IMAGES, "gone", "gone.png")
+    with pytest.raises(UserError, match=r"does not bring the image 'gone\.png'"):
+        skimage_patches._image.__wrapped__("gone")

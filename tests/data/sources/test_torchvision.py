@@ -16,9 +16,9 @@ from torchvision.transforms import v2
 
 from delta_transfer.data.registry import load_data, load_labelled_data
 from delta_transfer.data.sources.torchvision import SETS
-from delta_transfer.data.task import PictureDataset, Split, TaskData
+from delta_transfer.data.task import ImageDataset, Split, TaskData
 from delta_transfer.errors import UserError
-from tests.data.miniatures import MAKERS, picture, trust_checksums
+from tests.data.miniatures import MAKERS, image, trust_checksums
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +168,7 @@ class TestMiniatures:
         pairs = zip(task.test.paths, task.test.labels, strict=True)
         assert {path: task.classes[label] for path, label in pairs} == classes
 
-    def test_cifar_pictures_are_the_rows_of_its_files(self, tmp_path: Path) -> None:
+    def test_cifar_images_are_the_rows_of_its_files(self, tmp_path: Path) -> None:
         MAKERS["cifar10"](tmp_path)
         task = load("cifar10", tmp_path)
         assert task.test is not None
@@ -187,7 +187,7 @@ class TestMiniatures:
         transform = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32)])
         assert task.test is not None
         loader = DataLoader(
-            PictureDataset(task.test, transform),
+            ImageDataset(task.test, transform),
             batch_size=5,
             num_workers=2,
             multiprocessing_context="fork",  # who knows that the checksums are those of miniatures
@@ -201,7 +201,7 @@ class TestMiniatures:
         split = load("cifar10", tmp_path).test
         assert split is not None
         loader = DataLoader(
-            PictureDataset(split, v2.PILToTensor()),
+            ImageDataset(split, v2.PILToTensor()),
             batch_size=5,
             num_workers=1,
             multiprocessing_context="spawn",
@@ -224,8 +224,7 @@ class TestMiniatures:
         counts = Counter(tasks[0].train.labels + tasks[0].val.labels)
         assert counts == {0: 30, 1: 30}
         assert any(
-            "30 training pictures of every class, drawn by seed 0" in note
-            for note in tasks[0].notes
+            "30 training images of every class, drawn by seed 0" in note for note in tasks[0].notes
         )
 
     def test_eurosat_gets_a_test_split_if_asked(self, tmp_path: Path) -> None:
@@ -360,7 +359,7 @@ class TestDownload:
     @staticmethod
     def _half(error: BaseException) -> object:
         def download(self: VisionDataset) -> None:
-            picture(Path(self.root) / "dtd" / "dtd" / "images" / "banded" / "a.jpg")
+            image(Path(self.root) / "dtd" / "dtd" / "images" / "banded" / "a.jpg")
             raise error
 
         return download
@@ -442,7 +441,7 @@ class TestDownload:
 
 class TestDamage:
     def test_a_part_that_is_missing(self, tmp_path: Path) -> None:
-        picture(tmp_path / "food-101" / "images" / "waffles" / "1.jpg")
+        image(tmp_path / "food-101" / "images" / "waffles" / "1.jpg")
         with pytest.raises(
             UserError, match=r"food-101' is there, but not whole, it lacks meta: unp"
         ):
@@ -456,12 +455,10 @@ class TestDamage:
         with pytest.raises(UserError, match=r"dtd' is there.*it lacks dtd/images, dtd/labels"):
             load("dtd", tmp_path)
 
-    def test_pictures_that_are_missing(self, tmp_path: Path) -> None:
+    def test_images_that_are_missing(self, tmp_path: Path) -> None:
         MAKERS["food101"](tmp_path)
         (tmp_path / "food-101" / "images" / "waffles" / "201.jpg").unlink()
-        with pytest.raises(
-            UserError, match=r"lacks 1 of 4 pictures .*: images/waffles/201.jpg; unp"
-        ):
+        with pytest.raises(UserError, match=r"lacks 1 of 4 images .*: images/waffles/201.jpg; unp"):
             load("food101", tmp_path)
 
     def test_a_damaged_list(self, tmp_path: Path) -> None:
@@ -486,7 +483,7 @@ class TestDamage:
         with pytest.raises(UserError, match=r"cannot be used \(RuntimeError: .*corrupted"):
             load("cifar10", tmp_path)
 
-    def test_too_few_pictures_for_the_protocol(self, tmp_path: Path) -> None:
+    def test_too_few_images_for_the_protocol(self, tmp_path: Path) -> None:
         MAKERS["caltech101"](tmp_path)
         for number in range(1, 4):
             folder = tmp_path / "caltech101" / "101_ObjectCategories" / "ant"

@@ -18,7 +18,7 @@ from tests.data import miniatures
 MODEL = "torchvision/resnet18"
 SMALL = {"image_size": 32, "batch_size": 8}  # and one epoch or step, so that a run takes seconds
 
-PICTURES: dict[str, Callable[[Path], None]] = {
+IMAGES: dict[str, Callable[[Path], None]] = {
     **{name: miniatures.MAKERS[name] for name in ("cifar10", "cifar100", "dtd", "fgvc_aircraft")},
     **{name: miniatures.MAKERS[name] for name in ("oxford_iiit_pet", "caltech101", "flowers102")},
     **{name: miniatures.MAKERS[name] for name in ("stanford_cars", "food101")},
@@ -81,16 +81,16 @@ def cells(text: str, method: str) -> list[str]:
 
 def test_every_recipe_has_a_miniature() -> None:
     graphs = {"proteins", "bbbp", "sider"}
-    assert {recipe.name for recipe in list_benchmarks()} == set(PICTURES) | graphs
+    assert {recipe.name for recipe in list_benchmarks()} == set(IMAGES) | graphs
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in PICTURES],
+    [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in IMAGES],
 )
-def test_pictures_from_the_archives_layout_to_the_table(name, tmp_path, monkeypatch, capsys, moco):
+def test_images_from_the_archives_layout_to_the_table(name, tmp_path, monkeypatch, capsys, moco):
     monkeypatch.chdir(tmp_path)
-    PICTURES[name](tmp_path / "data")
+    IMAGES[name](tmp_path / "data")
     official = yaml.safe_load((definitions_folder() / f"{name}.yaml").read_text())["options"]
     authors = {"steps": 1, "taps": "layer4"}  # their taps are of larger networks
     length = authors if official.get("preset") == "official" else {"epochs": 1}
@@ -115,7 +115,7 @@ def test_a_limit_is_a_size_of_the_training_set(tmp_path, monkeypatch, capsys, mo
     more = ("--limit=2", "--method=probe", "--seeds=0", f"--weights={moco}")
     assert bench(file, tmp_path / "data", *more) == 0
     said = capsys.readouterr().out
-    assert "1 seed, 2 training pictures a class" in said
+    assert "1 seed, 2 training images a class" in said
     assert RunResult.load("runs/bench-mit67/2-per-class/probe-seed0").samples_per_class == 2
 
 
@@ -123,8 +123,8 @@ REAL = Path(__file__).parents[4] / "shared" / "data" / "images" / "dtd10"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="the pictures of ten DTD classes are not here")
-def test_dtd_on_real_pictures(tmp_path, monkeypatch, capsys):
+@pytest.mark.skipif(not REAL.is_dir(), reason="the images of ten DTD classes are not here")
+def test_dtd_on_real_images(tmp_path, monkeypatch, capsys):
     """Ten classes, in the layout of the archive; chance is 10."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "data" / "dtd" / "dtd"

@@ -193,7 +193,7 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(capsys, tmp_path, mo
     file = made(
         options=options,
         download=[
-            {"what": "pictures", "url": "https://a.b", "megabytes": 2400, "by_hand": True},
+            {"what": "images", "url": "https://a.b", "megabytes": 2400, "by_hand": True},
             {"what": "more", "url": "https://c.d", "megabytes": 5, "file": "not-there.pth"},
         ],
     )
@@ -201,7 +201,7 @@ def test_a_dry_run_says_what_it_would_take_and_does_nothing(capsys, tmp_path, mo
     assert main.main(["bench", str(file), "--dry-run", "--data-root=here", "--device=cpu"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "runs 9: l2, l2sp, delta; seeds 0, 1, 2; runs/bench-dtd" in said
-    assert "pictures not in here, to be got by hand, 2.4 GB: https://a.b" in said
+    assert "images not in here, to be got by hand, 2.4 GB: https://a.b" in said
     assert "'here/moco_v2_800ep_pretrain.pth.tar' is not there: get it from https://dl." in said
     assert re.search(r"time about [\d.]+ (minutes|hours|days) of training steps", said)
     assert "https://c.d" not in said  # the recipe's weights take the place of the library's
@@ -217,7 +217,7 @@ def test_weights_of_a_library_are_looked_for_in_its_cache(tmp_path, monkeypatch)
     (tmp_path / "checkpoints" / "resnet50-0676ba61.pth").touch()
     assert [need.is_available for need in list_downloads(asked)] == [False, True]
     other = make_plan(RECIPES["cub200"], BenchOptions(name="cub200", weights="mine.pth"))
-    assert [need.download.name for need in list_downloads(other)] == ["pictures"]
+    assert [need.download.name for need in list_downloads(other)] == ["images"]
 
 
 def test_hours_grow_with_seeds_and_epochs(monkeypatch, made):

@@ -61,7 +61,7 @@ class TestCompare:
     def test_memory_is_that_of_a_process_with_torch_in_it(self, compared):
         assert all(100 < run.peak_memory_mib < 100_000 for run in compared)
 
-    def test_all_methods_of_a_seed_see_the_same_pictures_and_seeds_differ(self, compared):
+    def test_all_methods_of_a_seed_see_the_same_images_and_seeds_differ(self, compared):
         paths = {
             seed: {
                 tuple(row["path"] for row in rows(run.folder / "predictions.csv"))
@@ -73,7 +73,7 @@ class TestCompare:
         assert len(paths[0]) == len(paths[1]) == 1
         assert paths[0] != paths[1]
 
-    def test_a_run_is_the_same_as_one_made_alone(self, compared, pictures, tmp_path):
+    def test_a_run_is_the_same_as_one_made_alone(self, compared, images, tmp_path):
         from delta_transfer import train
 
         run = next(r for r in compared if (r.method, r.seed) == ("lp_ft", 1))
@@ -96,25 +96,25 @@ class TestCompare:
         ],
     )
     def test_what_is_wrong_is_said_before_anything_is_written(
-        self, pictures, tmp_path, methods, seeds, options, message
+        self, images, tmp_path, methods, seeds, options, message
     ):
         out = tmp_path / "out"
         with pytest.raises(UserError, match=message):
-            compare(tiny(pictures, out, **options), out, methods=methods, seeds=seeds, n_jobs=1)
+            compare(tiny(images, out, **options), out, methods=methods, seeds=seeds, n_jobs=1)
         assert not out.exists()
 
     def test_a_size_that_the_data_does_not_have_is_said_before_anything_is_written(
-        self, pictures, tmp_path
+        self, images, tmp_path
     ):
         out = tmp_path / "out"
         with pytest.raises(UserError, match=r"--samples-per-class 20 .* 'rings' has 8"):
             compare(
-                tiny(pictures, out), out, methods=["l2"], seeds=[0], sizes=[5, 20, None], n_jobs=1
+                tiny(images, out), out, methods=["l2"], seeds=[0], sizes=[5, 20, None], n_jobs=1
             )
         assert not out.exists()
 
     def test_an_attention_of_other_weights_is_refused_before_the_first_run(
-        self, finished, pictures, tmp_path
+        self, finished, images, tmp_path
     ):
         from delta_transfer.attention.channel_attention import ChannelAttention
 
@@ -122,18 +122,18 @@ class TestCompare:
         file = tmp_path / "other.safetensors"
         dataclasses.replace(attention, source="0" * 64).save(file)
         out = tmp_path / "out"
-        config = tiny(pictures, out, attention=str(file))
+        config = tiny(images, out, attention=str(file))
         with pytest.raises(UserError, match="made with other weights"):
             compare(config, out, methods=["probe", "delta"], seeds=[0], n_jobs=1)
         assert not out.exists()
 
     @pytest.mark.parametrize(("seeds", "sizes"), [([0, 1], [None]), ([0], [5, None])])
-    def test_an_attention_file_is_of_one_seeds_pictures(
-        self, finished, pictures, tmp_path, seeds, sizes
+    def test_an_attention_file_is_of_one_seeds_images(
+        self, finished, images, tmp_path, seeds, sizes
     ):
         file = str(finished.folder / "attention.safetensors")
-        config = tiny(pictures, tmp_path / "out", attention=file)
-        with pytest.raises(UserError, match="made on the pictures of one seed"):
+        config = tiny(images, tmp_path / "out", attention=file)
+        with pytest.raises(UserError, match="made on the images of one seed"):
             compare(config, tmp_path / "out", methods=["delta"], seeds=seeds, sizes=sizes)
         assert not (tmp_path / "out").exists()
 
@@ -162,7 +162,7 @@ class Fakes:
 
     @property
     def description(self) -> tuple[str, ...]:
-        return ("data     fake", "warning: two pictures are alike")
+        return ("data     fake", "warning: two images are alike")
 
     def train(self, prepared: object, config: TrainConfig, folder: Path, *, started: float):
         folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,7 @@ def made(
     **options: object,
 ) -> ComparisonResult:
     """A comparison of what is there already and what is asked for."""
-    config = tiny(Path("pictures"), out, **options)
+    config = tiny(Path("images"), out, **options)
     return compare(
         config, out, methods=methods, seeds=seeds, sizes=sizes, n_jobs=jobs, num_threads=threads
     )
@@ -314,7 +314,7 @@ class TestGoingOn:
             "results.csv",
         ]
 
-    def test_where_pictures_are_loaded_changes_no_figure(self, fakes, tmp_path):
+    def test_where_images_are_loaded_changes_no_figure(self, fakes, tmp_path):
         made(tmp_path / "out", ["probe"])
         made(tmp_path / "out", num_workers=1)
         assert len(fakes.trained) == 4
@@ -361,7 +361,7 @@ class TestGoingOn:
         assert len(names(tmp_path)) == 4
         assert not list(tmp_path.glob(".*"))
 
-    @pytest.mark.parametrize("content", ["", "[1, 2]", "data: [", "data: pictures\n"])
+    @pytest.mark.parametrize("content", ["", "[1, 2]", "data: [", "data: images\n"])
     def test_options_that_are_damaged_are_named(self, fakes, tmp_path, content):
         (tmp_path / "compare.yaml").write_text(content)
         with pytest.raises(UserError, match=r"compare\.yaml does not hold the options"):
@@ -433,12 +433,12 @@ class TestFailures:
         self, fakes, tmp_path, monkeypatch
     ):
         def fail(config: TrainConfig, *, check: object) -> None:
-            raise UserError("no pictures")
+            raise UserError("no images")
 
         made(tmp_path / "out")
         before = json.dumps([str(p) for p in sorted(tmp_path.glob("**/*"))])
         monkeypatch.setattr(worker, "prepare", fail)
-        with pytest.raises(UserError, match="no pictures"):
+        with pytest.raises(UserError, match="no images"):
             made(tmp_path / "out", overwrite=True)
         assert json.dumps([str(p) for p in sorted(tmp_path.glob("**/*"))]) == before
 
@@ -449,7 +449,7 @@ def test_it_says_what_is_done_and_what_remains(fakes, tmp_path, caplog):
     said = [record.getMessage() for record in caplog.records if "ignored" not in record.message]
     assert said == [
         "data     fake",
-        "warning: two pictures are alike",  # once
+        "warning: two images are alike",  # once
         f"folder   {tmp_path / 'out'}",
         "runs     4 to make; 1 at a time, threads of each: 1",
         "1/4 l2, seed 0: 2.0%, 20 s; about 60 s left",

@@ -36,10 +36,10 @@ def figures(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "memory")} for row in rows]
 
 
-def test_killed_at_any_moment_it_gives_the_same_table(pictures, tmp_path):
+def test_killed_at_any_moment_it_gives_the_same_table(images, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    kill_again_and_again("compare", pictures, killed, MOMENTS)
-    config = tiny(pictures, whole, epochs=1, strength="auto")
+    kill_again_and_again("compare", images, killed, MOMENTS)
+    config = tiny(images, whole, epochs=1, strength="auto")
     compare(config, whole, methods=["probe", "delta_no_attention"], seeds=[0], n_jobs=1)
     assert figures(killed) == figures(whole)
     assert len(figures(whole)) == 2
@@ -55,9 +55,9 @@ def test_killed_at_any_moment_it_gives_the_same_table(pictures, tmp_path):
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc")
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_the_command_and_it_goes_on(pictures, tmp_path, stop):
+def test_workers_end_with_the_command_and_it_goes_on(images, tmp_path, stop):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "delta_transfer", "compare", str(pictures)]
+    command = [sys.executable, "-m", "delta_transfer", "compare", str(images)]
     command += [
         *flags(epochs=LONG, strength="auto"),
         "--checkpoint-minutes=60",
@@ -90,7 +90,7 @@ def test_workers_end_with_the_command_and_it_goes_on(pictures, tmp_path, stop):
     assert again.returncode == 0, again.stderr
     assert ("going on in epoch" in logs(out)) == (stop == signal.SIGINT)
     whole = tmp_path / "whole"
-    config = tiny(pictures, whole, epochs=LONG, strength="auto")
+    config = tiny(images, whole, epochs=LONG, strength="auto")
     compare(config, whole, methods=["probe", "l2"], seeds=[0, 1], n_jobs=1)
     assert figures(out) == figures(whole)
 

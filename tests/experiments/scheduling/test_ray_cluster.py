@@ -25,15 +25,15 @@ METHODS = "probe,l2"
 LONG = {"strength": "auto", "epochs": 12, "checkpoint_steps": 1}
 
 
-def command(pictures: Path, out: Path, *more: str) -> list[str]:
+def command(images: Path, out: Path, *more: str) -> list[str]:
     options = ["--methods=" + METHODS, "--seeds=0,1", f"--out={out}", "--threads=1", *more]
-    start = [sys.executable, "-m", "delta_transfer", "compare", str(pictures)]
+    start = [sys.executable, "-m", "delta_transfer", "compare", str(images)]
     return [*start, *flags(**LONG), *options]
 
 
-def whole(pictures: Path, out: Path) -> None:
+def whole(images: Path, out: Path) -> None:
     """The same in this process."""
-    config = tiny(pictures, out, **LONG)
+    config = tiny(images, out, **LONG)
     compare(config, out, methods=METHODS.split(","), seeds=[0, 1], n_jobs=1, num_threads=1)
 
 
@@ -81,7 +81,7 @@ def at_work(pid: int) -> list[psutil.Process]:
 
 
 def cluster(*nodes: Node, memory: int = 0, device: Any = "cpu") -> Cluster:
-    found = Cluster("auto", TrainConfig(data="pictures", device=device), memory=memory)
+    found = Cluster("auto", TrainConfig(data="images", device=device), memory=memory)
     found._nodes = found._usable(nodes)
     return found
 
@@ -144,9 +144,9 @@ def test_files_that_a_node_does_not_see_are_named(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ctrl_c")
-def test_a_killed_process_and_a_stop_change_nothing(pictures, tmp_path):
+def test_a_killed_process_and_a_stop_change_nothing(images, tmp_path):
     out = tmp_path / "out"
-    typed = command(pictures, out, "--ray=local", "--jobs=2")
+    typed = command(images, out, "--ray=local", "--jobs=2")
     started = subprocess.Popen(
         typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -178,5 +178,5 @@ def test_a_killed_process_and_a_stop_change_nothing(pictures, tmp_path):
         time.sleep(0.1)
     done = subprocess.run(typed, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    whole(pictures, tmp_path / "whole")
+    whole(images, tmp_path / "whole")
     same(out, tmp_path / "whole")

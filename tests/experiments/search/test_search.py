@@ -42,9 +42,9 @@ TINY = ("--image-size=32", "--batch-size=8", "--workers=0", "--device=cpu", f"--
 OF_RUNS = ("seconds", "failure")  # what differs from time to time
 
 
-def typed(pictures: Path, out: Path, *more: str) -> list[str]:
+def typed(images: Path, out: Path, *more: str) -> list[str]:
     own = ["--strength=1", "--epochs=1,2", "--jobs=1", "--threads=1", f"--out={out}"]
-    return ["search", str(pictures), *TINY, *own, *more]
+    return ["search", str(images), *TINY, *own, *more]
 
 
 def rows(out: Path) -> list[dict[str, str]]:
@@ -54,7 +54,7 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 def space_of(asked: SearchOptions, **options: Any) -> Space:
-    config = TrainConfig(data="pictures", **{"method": METHOD, **train_options(asked), **options})
+    config = TrainConfig(data="images", **{"method": METHOD, **train_options(asked), **options})
     return find_space(config, asked).with_taps(("a", "b", "c", "d"))
 
 
@@ -70,7 +70,7 @@ def test_by_default_everything_is_searched_around_the_default():
     assert space.epochs == (5, 10, 20)
     assert space.taps == ("auto", "b,c,d", "c,d", "d")
     own = space.configure(space.default)
-    assert own == TrainConfig(data="pictures", method=METHOD)
+    assert own == TrainConfig(data="images", method=METHOD)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_each_method_has_what_means_something_for_it(method, names, strength):
     space = space_of(SearchOptions(), method=method)
     assert (space.names, space.strength, space.auto) == (names, strength, False)
     default = space.configure(space.default)
-    plain = TrainConfig(data="pictures", method=method)
+    plain = TrainConfig(data="images", method=method)
     assert default == dataclasses.replace(plain, strength=default.strength)
 
 
 def test_what_is_given_is_not_searched():
     asked = SearchOptions(strength="0.5", lr="find", epochs="3", taps="b,c")
-    config = TrainConfig(data="pictures", **train_options(asked))
+    config = TrainConfig(data="images", **train_options(asked))
     assert (config.strength, config.lr, config.epochs, config.taps) == (0.5, "find", 3, "b,c")
     with pytest.raises(UserError, match=r"nothing left to search.* leave one out"):
         find_space(config, asked)
@@ -177,11 +177,9 @@ def test_a_trial_that_was_broken_off_while_it_was_drawn_is_drawn_to_its_end(tmp_
     assert first == space_of(SearchOptions()).default
 
 
-def test_trials_on_other_pictures_are_refused(tmp_path):
+def test_trials_on_other_images_are_refused(tmp_path):
     study(tmp_path).ask()
-    with pytest.raises(
-        UserError, match=r"other pictures, splits or pretrained weights.* --overwri"
-    ):
+    with pytest.raises(UserError, match=r"other images, splits or pretrained weights.* --overwri"):
         study(tmp_path, identity="y")
 
 
@@ -246,17 +244,17 @@ def test_losses_of_other_trainings_and_no_numbers_count_for_nothing(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def prepared(pictures: Path) -> RunSetup:
-    return prepare(tiny(pictures, Path("nowhere"), method="l2sp"))
+def prepared(images: Path) -> RunSetup:
+    return prepare(tiny(images, Path("nowhere"), method="l2sp"))
 
 
 @pytest.mark.parametrize(
     ("lr", "state"), [(1e-9, "pruned"), (1e6, "failed")], ids=["pruned", "failed"]
 )
-def test_a_bad_trial_leaves_little(pictures, prepared, tmp_path, lr, state):
+def test_a_bad_trial_leaves_little(images, prepared, tmp_path, lr, state):
     wrote(tmp_path, {50: 0.01, 100: 0.01})
     own = trial_folder(tmp_path, 9)
-    config = tiny(pictures, own, method="l2sp", lr=lr, epochs=4, resume=True)
+    config = tiny(images, own, method="l2sp", lr=lr, epochs=4, resume=True)
     try_out(prepared, config, time.perf_counter())
     outcome = outcomes(tmp_path)[9]
     assert outcome.state == state
@@ -334,11 +332,11 @@ def test_a_default_that_nothing_beats_is_said_to_be_so(finished, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def out(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search of two trials, and then of three."""
     folder = tmp_path_factory.mktemp("search") / "out"
     for count in (2, 3):
-        assert main.main(typed(pictures, folder, f"--trials={count}")) == 0
+        assert main.main(typed(images, folder, f"--trials={count}")) == 0
     return folder
 
 
@@ -369,9 +367,9 @@ def test_the_options_of_the_best_give_the_same_run(out, tmp_path):
     assert model_bytes(tmp_path / "again") == model_bytes(out / "best")
 
 
-def test_the_same_command_makes_nothing_again_and_its_table_is_shown(capsys, pictures, out):
+def test_the_same_command_makes_nothing_again_and_its_table_is_shown(capsys, images, out):
     before = {p: p.stat().st_mtime_ns for p in out.glob("**/*.json")}
-    assert main.main(typed(pictures, out, "--trials=3")) == 0
+    assert main.main(typed(images, out, "--trials=3")) == 0
     said = capsys.readouterr()
     assert {p: p.stat().st_mtime_ns for p in out.glob("**/*.json")} == before
     assert "trials: 3, 3 of which are there" in said.err
@@ -379,7 +377,7 @@ def test_the_same_command_makes_nothing_again_and_its_table_is_shown(capsys, pic
         assert part in said.out
 
 
-def test_its_options_are_a_file_that_it_takes(pictures, out, capsys):
+def test_its_options_are_a_file_that_it_takes(images, out, capsys):
     shared = yaml.safe_load((out / "search.yaml").read_text())
     assert (shared["epochs"], shared["lr"], shared["threads"]) == ("1,2", "search", 1)
     command = ["search", "-c", str(out / "search.yaml"), "--trials=3", "--jobs=1", f"--out={out}"]
@@ -389,15 +387,15 @@ def test_its_options_are_a_file_that_it_takes(pictures, out, capsys):
     assert "holds a search with other options: --epochs was 1,2 and is 3,4" in said
 
 
-def test_it_may_be_replaced_but_not_with_something_of_the_users(capsys, pictures, out, tmp_path):
+def test_it_may_be_replaced_but_not_with_something_of_the_users(capsys, images, out, tmp_path):
     copy = shutil.copytree(out, tmp_path / "copy")
     (copy / "trials" / "1" / "thesis.tex").touch()
-    train = ["train", str(pictures), "--overwrite", f"--out={copy}", "--method=probe", *TINY[:4]]
+    train = ["train", str(images), "--overwrite", f"--out={copy}", "--method=probe", *TINY[:4]]
     assert main.main(train) == 2
     assert "holds something that is no run (trials/1/thesis.tex)" in capsys.readouterr().err
     (copy / "trials" / "1" / "thesis.tex").unlink()
     (copy / "search.db").unlink()
-    assert main.main(typed(pictures, copy)) == 2
+    assert main.main(typed(images, copy)) == 2
     assert "its search.db is not there any more" in capsys.readouterr().err
 
 
@@ -433,8 +431,8 @@ def start(command: list[str]) -> subprocess.Popen[str]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_broken_off_it_goes_on_to_the_same_trials(pictures, tmp_path, stop):
-    command = typed(pictures, tmp_path / "out", *LONG)
+def test_broken_off_it_goes_on_to_the_same_trials(images, tmp_path, stop):
+    command = typed(images, tmp_path / "out", *LONG)
     started = start(command)
     wait_for(lambda: epochs_of(tmp_path / "out", 1) > 4, started)
     os.kill(started.pid, stop)
@@ -445,16 +443,16 @@ def test_broken_off_it_goes_on_to_the_same_trials(pictures, tmp_path, stop):
     assert main.main(command) == 0
     log = (trial_folder(tmp_path / "out", 1) / "train.log").read_text()
     assert "going on in epoch" in log
-    assert main.main(typed(pictures, tmp_path / "whole", *LONG)) == 0
+    assert main.main(typed(images, tmp_path / "whole", *LONG)) == 0
     assert rows(tmp_path / "out") == rows(tmp_path / "whole")
     assert model_bytes(tmp_path / "out" / "best") == model_bytes(tmp_path / "whole" / "best")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [["--jobs=2"], ["--jobs=2", "--ray=local"]], ids=["jobs", "ray"])
-def test_several_trials_at_a_time(pictures, tmp_path, how):
+def test_several_trials_at_a_time(images, tmp_path, how):
     out = tmp_path / "out"
-    command = [*typed(pictures, out, "--trials=4", "--strength=search"), *how]
+    command = [*typed(images, out, "--trials=4", "--strength=search"), *how]
     done = subprocess.run(
         [sys.executable, "-m", "delta_transfer", *command],
         capture_output=True,
@@ -477,15 +475,15 @@ def test_several_trials_at_a_time(pictures, tmp_path, how):
 
 
 @pytest.mark.slow
-def test_minutes_begin_no_trial_after_them_but_the_first(pictures, tmp_path, capsys):
-    command = typed(pictures, tmp_path / "out", "--minutes=1e-9", "--method=l2sp", "--epochs=1")
+def test_minutes_begin_no_trial_after_them_but_the_first(images, tmp_path, capsys):
+    command = typed(images, tmp_path / "out", "--minutes=1e-9", "--method=l2sp", "--epochs=1")
     assert main.main(command) == 0
     assert [row["trial"] for row in rows(tmp_path / "out")] == ["0"]
     assert "trials: as many as there is time for" in capsys.readouterr().err
 
 
-def test_a_default_that_fails_ends_it_and_is_tried_again(pictures, tmp_path, capsys):
-    command = typed(pictures, tmp_path / "out", "--method=l2sp", "--lr=1e6")
+def test_a_default_that_fails_ends_it_and_is_tried_again(images, tmp_path, capsys):
+    command = typed(images, tmp_path / "out", "--method=l2sp", "--lr=1e6")
     assert main.main(command) == 2
     said = capsys.readouterr().err
     assert "the first trial, the default, failed: training diverged" in said

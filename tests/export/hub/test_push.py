@@ -127,15 +127,15 @@ def test_timm_loads_what_was_pushed_and_says_what_the_run_says(
 
     # The card's own example, and the folder by this package.
     monkeypatch.chdir(tmp_path)
-    Image.open(photographs[3]).convert("RGB").save("picture.jpg", quality=95)
+    Image.open(photographs[3]).convert("RGB").save("image.jpg", quality=95)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(python_of(repo.files["README.md"].decode()), {})
-    (own,) = predictor.predict(["picture.jpg"])
+    (own,) = predictor.predict(["image.jpg"])
     best, probability = printed.getvalue().splitlines()[0].split()
     assert best == own.top_class
     assert float(probability) == pytest.approx(own.probabilities[best], abs=1e-3)
     snapshot_download("ada/patterns", local_dir="patterns")
-    (again,) = Predictor("patterns", device="cpu").predict(["picture.jpg"])
+    (again,) = Predictor("patterns", device="cpu").predict(["image.jpg"])
     assert again == own
     # Its folder may be called as the data was, and is not taken for it.
     assert main(["export", "patterns", "--format=safetensors"]) == 0
@@ -145,7 +145,7 @@ def test_timm_loads_what_was_pushed_and_says_what_the_run_says(
 @pytest.mark.slow
 def test_the_command_and_timm_in_processes_of_their_own(run, tmp_path, photographs):
     """With nothing but the environment, as people have it."""
-    Image.open(photographs[3]).convert("RGB").save(tmp_path / "picture.jpg", quality=95)
+    Image.open(photographs[3]).convert("RGB").save(tmp_path / "image.jpg", quality=95)
     with serve() as found:
         own = {**os.environ, **environment(found, tmp_path / "home")}
         started = {"env": own, "cwd": tmp_path, "check": True, "capture_output": True, "text": True}
@@ -154,7 +154,7 @@ def test_the_command_and_timm_in_processes_of_their_own(run, tmp_path, photograp
         assert f"{found.url}/ada/patterns (private)" in pushed.stdout
         card = found.repos["ada/patterns"].files["README.md"].decode()
         answered = subprocess.run([sys.executable, "-c", python_of(card)], **started)
-    (expected,) = Predictor(run, device="cpu").predict([tmp_path / "picture.jpg"])
+    (expected,) = Predictor(run, device="cpu").predict([tmp_path / "image.jpg"])
     best, probability = answered.stdout.splitlines()[0].split()
     assert best == expected.top_class
     assert float(probability) == pytest.approx(expected.probabilities[best], abs=1e-3)
@@ -356,7 +356,7 @@ def test_the_figures_are_those_of_the_run(run):
         r"(\d+) training, (\d+) validation, (\d+) test", (run / "train.log").read_text()
     )
     for name, count in zip(("training", "validation", "test"), counts.groups(), strict=True):
-        assert f"| {name} pictures | {count} |" in card
+        assert f"| {name} images | {count} |" in card
 
 
 def test_the_metadata_is_what_the_hub_reads(run):
@@ -449,9 +449,9 @@ def test_a_comparison_that_is_damaged_is_left_out(run, tmp_path, caplog):
 # -------------------------------------------------------------------------------- what is not told
 
 
-def test_nothing_of_the_machine_goes_to_the_hub(run, tmp_path, pictures):
+def test_nothing_of_the_machine_goes_to_the_hub(run, tmp_path, images):
     config = TrainConfig.load(run / "config.yaml")
-    assert str(pictures) == config.data
+    assert str(images) == config.data
     values = yaml.safe_load(config.to_yaml())
     values |= {
         "weights": str(tmp_path / "secret" / "ours.pth"),
@@ -462,10 +462,10 @@ def test_nothing_of_the_machine_goes_to_the_hub(run, tmp_path, pictures):
     }
     (run / "config.yaml").write_text(yaml.safe_dump(values))
     (run / "evaluation" / "new").mkdir(parents=True)
-    (run / "evaluation" / "new" / "evaluation.json").write_text(json.dumps({"data": str(pictures)}))
+    (run / "evaluation" / "new" / "evaluation.json").write_text(json.dumps({"data": str(images)}))
     folder = tmp_path / "folder"
     write_folder(Predictor(run, device="cpu"), folder, repo="ada/patterns")
-    private = [str(tmp_path), str(pictures), str(pictures.parent), str(Path.home()), "secret"]
+    private = [str(tmp_path), str(images), str(images.parent), str(Path.home()), "secret"]
     private += [str(run), f"/{getpass.getuser()}/", "ours.pth", ".png"]
     for name in FILES:
         content = (folder / name).read_bytes()
@@ -487,17 +487,17 @@ def test_nothing_of_the_machine_goes_to_the_hub(run, tmp_path, pictures):
         ("hf//srv/ada/birds", "birds"),
         ("../birds/", "birds"),
         ("birds.csv", "birds"),
-        ("~", "own pictures"),
-        (".", "own pictures"),
-        ("/Users/ada", "own pictures"),
+        ("~", "own images"),
+        (".", "own images"),
+        ("/Users/ada", "own images"),
         (r"C:\Users\ada\birds", "birds"),
-        (r"C:\Users\ada", "own pictures"),
-        (f"/data/{getpass.getuser()}", "own pictures"),
-        (str(Path.home()), "own pictures"),
+        (r"C:\Users\ada", "own images"),
+        (f"/data/{getpass.getuser()}", "own images"),
+        (str(Path.home()), "own images"),
     ],
 )
 def test_data_goes_by_its_name_alone(data, name):
-    assert public_name(data, noun="picture") == name
+    assert public_name(data, noun="image") == name
 
 
 def test_options_of_a_named_set_stay():
@@ -546,7 +546,7 @@ def test_a_network_of_torchvision_comes_back_by_this_package(run, tmp_path, phot
     card = ModelCard.load(out / "README.md")
     assert card.data.library_name == "delta-transfer"
     assert "import timm" not in card.text
-    assert "delta-transfer predict shuffle new_pictures/" in card.text
+    assert "delta-transfer predict shuffle new_images/" in card.text
     assert "hf-hub:" not in card.text
     assert "Class by class" not in card.text  # without predictions
     again, before = (Predictor(folder, device="cpu").predict(photographs) for folder in (out, run))
@@ -584,7 +584,7 @@ def test_a_run_on_molecules(tmp_path, capsys):
     assert card.data.metrics == ["roc_auc"]
     assert "molecules" in card.data.tags
     assert "timm" not in card.text.replace("timm 1", "")
-    assert "picture" not in card.text
+    assert "image" not in card.text
     assert "of **alcohols** for 1 yes-or-no question." in card.text
     assert "The split was random" in card.text
     assert "delta-transfer predict alcohols 'CC(=O)Oc1ccccc1C(O)=O' more.smi" in card.text
@@ -621,7 +621,7 @@ def test_what_is_said_of_the_epoch_is_so(run):
         assert "the epoch was chosen" not in model_card(other)
     assert "epoch kept" not in model_card(probe)
     tested = model_card(dataclasses.replace(probe, split="validation"))
-    assert "There was no test split. The figures are of the validation pictures.\n" in tested
+    assert "There was no test split. The figures are of the validation images.\n" in tested
     assert "test accuracy |" not in tested
 
 

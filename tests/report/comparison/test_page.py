@@ -115,7 +115,7 @@ class TestRanking:
 
 @pytest.fixture(scope="module")
 def sizes(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    """The last seed of DELTA with 20 pictures is not there yet."""
+    """The last seed of DELTA with 20 images is not there yet."""
     made: dict[Any, Any] = {
         (method, seed, *size): {"test_accuracy": 0.5 + 0.1 * len(size) * delta + 0.01 * seed}
         for seed in (0, 1)
@@ -130,17 +130,15 @@ def sizes(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 class TestSizes:
     def test_accuracy_of_each_method_and_size(self, sizes: Page) -> None:
-        assert sizes.figure("Test accuracy by training pictures per class") == (
-            "Test accuracy by training pictures per class. "
-            "Plain fine-tuning: 5 pictures per class 50.5%, 20 pictures per class 50.5%, "
-            "all training pictures 50.5%; "
-            "DELTA: 5 pictures per class 55.5%, 20 pictures per class 65.0%, "
-            "all training pictures 50.5%."
+        assert sizes.figure("Test accuracy by training images per class") == (
+            "Test accuracy by training images per class. "
+            "Plain fine-tuning: 5 images per class 50.5%, 20 images per class 50.5%, "
+            "all training images 50.5%; "
+            "DELTA: 5 images per class 55.5%, 20 images per class 65.0%, "
+            "all training images 50.5%."
         )
         rows = [row.text for row in sizes.all("tr")]
-        start = rows.index(
-            "Method 5 pictures per class 20 pictures per class All training pictures"
-        )
+        start = rows.index("Method 5 images per class 20 images per class All training images")
         half = 12.706204736432095 * math.sqrt(0.5) * 11 / math.sqrt(2)  # 50 and 61 per cent
         cells = rows[start + 2].split()
         assert cells[:2] == ["DELTA", "55.5%"]
@@ -153,30 +151,30 @@ class TestSizes:
     def test_the_best_of_each_size(self, sizes: Page) -> None:
         said = [item.text for item in sizes.all("li")]
         assert said[1] == (
-            "20 pictures per class: DELTA, 65.0%; +15.0 points to plain fine-tuning "
+            "20 images per class: DELTA, 65.0%; +15.0 points to plain fine-tuning "
             "(one seed, no interval)."
         )
-        assert said[2].startswith("All training pictures: Plain fine-tuning and DELTA, 50.5%")
+        assert said[2].startswith("All training images: Plain fine-tuning and DELTA, 50.5%")
 
     def test_every_size_has_its_ranking(self, sizes: Page) -> None:
         opened = [element.text for element in sizes.all("summary")]
         assert opened[:2] == [
-            "The same with 5 pictures per class",
-            "The same with 20 pictures per class",
+            "The same with 5 images per class",
+            "The same with 20 images per class",
         ]
         told = [svg.attributes["aria-label"] for svg in sizes.all("svg")]
         assert sum(text.startswith("Test accuracy per method.") for text in told) == 3
 
-    def test_of_graphs_nothing_is_said_of_pictures(self, tmp_path: Path) -> None:
+    def test_of_graphs_nothing_is_said_of_images(self, tmp_path: Path) -> None:
         made = {("l2", 0, 5): {"sample": "graph"}, ("l2", 1): {"sample": "graph"}}
         page = page_of(make_comparison(tmp_path / "runs", made))
         assert "Accuracy against training graphs" in page.headings
         assert "Plain fine-tuning with seed 0 on all training graphs" in page.text
         assert "Numbers are graphs;" in page.text
-        assert "picture" not in page.text.lower()
+        assert "image" not in page.text.lower()
 
     def test_runs_that_are_missing_are_named(self, sizes: Page) -> None:
-        assert "Of 12 runs, 1 is missing: DELTA with seed 1 on 20 pictures per class." in sizes.text
+        assert "Of 12 runs, 1 is missing: DELTA with seed 1 on 20 images per class." in sizes.text
 
     def test_runs_are_listed(self, sizes: Page) -> None:
         assert sizes.row("20-per-class/l2-seed1") == (
@@ -209,12 +207,12 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 class TestAnswers:
-    def test_pictures_that_only_one_gets_right(self, answers: Page) -> None:
+    def test_images_that_only_one_gets_right(self, answers: Page) -> None:
         assert (
-            "Of 5 pictures with seed 0, DELTA has 1 right that the probe gets wrong, "
+            "Of 5 images with seed 0, DELTA has 1 right that the probe gets wrong, "
             "and 1 wrong that the probe gets right." in answers.text
         )
-        assert [picture.attributes["alt"] for picture in answers.all("img")][:2] == [
+        assert [image.attributes["alt"] for image in answers.all("img")][:2] == [
             "cat; the probe says dog with 70.0%, DELTA says cat with 90.0%",
             "cat; the probe says cat with 90.0%, DELTA says dog with 70.0%",
         ]
@@ -284,7 +282,7 @@ class TestPage:
         assert len(ids) == len(set(ids))
         assert set(re.findall(r'(?:href="#|url\(#)([\w-]+)', page.content)) == set(ids)
         assert all(svg.attributes["aria-label"] for svg in page.all("svg"))
-        assert all(picture.attributes["alt"] for picture in page.all("img"))
+        assert all(image.attributes["alt"] for image in page.all("img"))
 
     def test_several_data_sets_are_named(self, tmp_path: Path) -> None:
         made = {

@@ -46,7 +46,7 @@ def comparison(tmp_path: Path) -> Path:
 
 
 class TestRuns:
-    def test_sizes_ascend_and_all_pictures_come_last(self, tmp_path: Path) -> None:
+    def test_sizes_ascend_and_all_images_come_last(self, tmp_path: Path) -> None:
         changes = [
             {"samples_per_class": size, "seed": seed} for size in (20, "", 5) for seed in (1, 0)
         ]

@@ -123,7 +123,7 @@ def check_shards_nonempty(batch_size: int) -> None:
     """
     if batch_size < world_size():
         raise UserError(
-            f"channel attention of {batch_size} pictures cannot be shared by {world_size()} "
+            f"channel attention of {batch_size} images cannot be shared by {world_size()} "
             "processes: "
             "give fewer --devices, or more --attention-samples"
         )

@@ -82,7 +82,7 @@ def per_sample_losses(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def to_fast_memory_format(inputs: InputsT, device: torch.device | None = None) -> InputsT:
-    """Inputs on a device, pictures in the memory layout in which convolutions are fastest."""
+    """Inputs on a device, images in the memory layout in which convolutions are fastest."""
     if isinstance(inputs, Tensor) and inputs.ndim == 4:
         there = device or inputs.device
         return cast(InputsT, inputs.to(there, memory_format=torch.channels_last))

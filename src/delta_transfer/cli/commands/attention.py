@@ -20,4 +20,4 @@ def attention(args: Sequence[str]) -> None:
         return
     print_attention(measured.tap_summaries, title=measured.title)
     print(f"attention  {measured.file}")
-    print(f"picture    {measured.figure_file}")
+    print(f"figure     {measured.figure_file}")

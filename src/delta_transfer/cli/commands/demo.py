@@ -39,5 +39,5 @@ def run(options: DemoOptions) -> "ComparisonResult":
         device=options.device,
     )
     seeds, folder = parse_seeds(options.seeds), comparison_folder(options.out, otherwise="demo")
-    logger.info("17 photographs and textures cut into cells; 5 training pictures a class")
+    logger.info("17 photographs and textures cut into cells; 5 training images a class")
     return compare(config, folder, methods=DEMO_METHODS, seeds=seeds)

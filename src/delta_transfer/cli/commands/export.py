@@ -22,9 +22,7 @@ def export(args: Sequence[str]) -> None:
         predictor, format=options.format, out=options.out, overwrite=options.overwrite
     )
     if predictor.config.paper_protocol:
-        _log.info(
-            "the test of this run averages ten crops; what is exported takes one picture each"
-        )
+        _log.info("the test of this run averages ten crops; what is exported takes one image each")
     print(f"file        {found.file}")
     if found.opset is not None:
         print(f"opset       {found.opset}")

@@ -30,5 +30,5 @@ def taps(args: Sequence[str]) -> None:
         shape = "x".join(map(str, row.shape))
         print(f"{mark} {row.name:{width}}  {shape:>16}  channels in dim {row.channel_dim}")
     shown = backbone.input_spec
-    of = f"picture of {shown.size} pixels" if isinstance(shown, InputSpec) else "graph of 2 nodes"
+    of = f"image of {shown.size} pixels" if isinstance(shown, InputSpec) else "graph of 2 nodes"
     print(f"* taken by --taps auto; shapes are those of one {of}")

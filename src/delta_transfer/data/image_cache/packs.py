@@ -1,6 +1,6 @@
-"""Packs: files of resized pictures, written once and then mapped to memory.
+"""Packs: files of resized images, written once and then mapped to memory.
 
-The pixels of one picture after the other, an index of them as JSON, its SHA-256 and its length.
+The pixels of one image after the other, an index of them as JSON, its SHA-256 and its length.
 """
 
 import json
@@ -28,12 +28,12 @@ _FOOTER = struct.Struct("<64sQ")
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """Where a picture lies in a pack.
+    """Where an image lies in a pack.
 
     Attributes:
         offset: its first byte.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
         checksum: CRC-32 of its bytes.
     """
 
@@ -50,7 +50,7 @@ class CacheShard:
         path: the file.
 
     Attributes:
-        entries: where each picture is, by its digest.
+        entries: where each image is, by its digest.
 
     Raises:
         OSError: if the file cannot be read.
@@ -76,13 +76,13 @@ class CacheShard:
         }
 
     def read(self, entry: ShardEntry) -> Tensor:
-        """The bytes `[3, H, W]` of a picture.
+        """The bytes `[3, H, W]` of an image.
 
         Raises:
             OSError: if the file is gone, or cannot be mapped.
         """
         if self._pixels is None:
-            # "c": the file stays as it is even if somebody writes to a picture.
+            # "c": the file stays as it is even if somebody writes to an image.
             mapped = np.memmap(self.path, dtype=np.uint8, mode="c")
             self._pixels = torch.from_numpy(mapped.view(np.ndarray))
         shape = (3, entry.height, entry.width)
@@ -90,14 +90,14 @@ class CacheShard:
         return self._pixels[entry.offset : entry.offset + size].view(shape)
 
     def is_on_this_machine(self) -> bool:
-        """Whether this machine has the file, and not one of the same pictures in another order."""
+        """Whether this machine has the file, and not one of the same images in another order."""
         try:
             return CacheShard(self.path).entries == self.entries
         except (OSError, ValueError):
             return False
 
     def is_intact(self, entry: ShardEntry) -> bool:
-        """Whether the bytes of a picture are those that were written."""
+        """Whether the bytes of an image are those that were written."""
         return zlib.crc32(self.read(entry).numpy().data) == entry.checksum
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class CacheShardWriter:
         folder: where it is to be.
 
     Attributes:
-        size: bytes of the pictures so far.
+        size: bytes of the images so far.
 
     Raises:
         OSError: if it cannot be written, as `add` and `finish` do.
@@ -126,7 +126,7 @@ class CacheShardWriter:
         self.size = 0
 
     def add(self, content_hash: str, pixels: Tensor) -> None:
-        """Writes the bytes `[3, H, W]` of a picture, unless it is there already."""
+        """Writes the bytes `[3, H, W]` of an image, unless it is there already."""
         if content_hash in self._entries:
             return
         content = pixels.contiguous().numpy().data
@@ -136,7 +136,7 @@ class CacheShardWriter:
         self.size += content.nbytes
 
     def finish(self) -> CacheShard:
-        """Puts the pack in its place. Whoever writes the same pictures writes the same file."""
+        """Puts the pack in its place. Whoever writes the same images writes the same file."""
         index = json.dumps(self._entries).encode()
         self._file.write(index + _FOOTER.pack(fingerprint([index]).encode(), len(index)))
         self._file.close()

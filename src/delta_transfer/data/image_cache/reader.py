@@ -1,4 +1,4 @@
-"""Pictures that were resized before, found by their paths."""
+"""Images that were resized before, found by their paths."""
 
 import logging
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ logger = logging.getLogger(__name__)
 
 
 class ImageCacheReader:
-    """What was kept of some pictures; it can be pickled.
+    """What was kept of some images; it can be pickled.
 
     Args:
-        entries: the resize that was done -> path of the picture -> where its bytes are.
+        entries: the resize that was done -> path of the image -> where its bytes are.
     """
 
     def __init__(self, entries: Mapping[Any, Mapping[str, tuple[CacheShard, ShardEntry]]]) -> None:
         self._entries = entries
 
     def find(self, path: str, resize: object) -> Tensor | None:
-        """The bytes `[3, H, W]` of a picture, not to be written to; None if they are not kept."""
+        """The bytes `[3, H, W]` of an image, not to be written to; None if they are not kept."""
         found = self._entries.get(resize, {}).get(path)
         if found is None:
             return None
@@ -45,5 +45,5 @@ class ImageCacheReader:
         )
 
     def has(self, path: str, resize: object) -> bool:
-        """Whether a picture is kept so."""
+        """Whether an image is kept so."""
         return path in self._entries.get(resize, {})

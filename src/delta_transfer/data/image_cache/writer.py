@@ -1,4 +1,4 @@
-"""Resized pictures are kept in the user's cache, for this run and others, while there is room."""
+"""Resized images are kept in the user's cache, for this run and others, while there is room."""
 
 import importlib.metadata
 import logging
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 GIB = 1024**3
 DEFAULT_MAX_BYTES = 20 * GIB
-"""What the pictures may take where no limit is given: so much, or a fifth of the disk's rest."""
+"""What the images may take where no limit is given: so much, or a fifth of the disk's rest."""
 
-_FORMAT = 1  # to be raised where the same picture would be kept otherwise
+_FORMAT = 1  # to be raised where the same image would be kept otherwise
 _MAX_SHARD_BYTES = (
     GIB  # bytes after which another pack is begun: a system may not map more than it has
 )
@@ -39,13 +39,13 @@ _STALE_AFTER = 24 * 60 * 60.0  # seconds after which an unfinished pack is taken
 
 
 class ImageCacheWriter(ExitStack):
-    """Keeps pictures while they are looked at; a context manager. Threads may share it.
+    """Keeps images while they are looked at; a context manager. Threads may share it.
 
-    What cannot be read or written is no error: the pictures are then decoded each time.
+    What cannot be read or written is no error: the images are then decoded each time.
 
     Args:
-        resizes_by_split: how the pictures of each split are to be resized, by its name.
-        max_bytes: bytes that all pictures in the cache may take; None for `MOST` or less. The packs
+        resizes_by_split: how the images of each split are to be resized, by its name.
+        max_bytes: bytes that all images in the cache may take; None for `MOST` or less. The packs
             that were not used for the longest time are removed to make room.
     """
 
@@ -53,7 +53,7 @@ class ImageCacheWriter(ExitStack):
         self, resizes_by_split: Mapping[str, Sequence[Resize]], *, max_bytes: int | None = None
     ) -> None:
         super().__init__()
-        folder = cache_root() / "pictures"
+        folder = cache_root() / "images"
         self._resizes_by_split = resizes_by_split
         self._quota = _Quota(folder, max_bytes)
         resizes = {resize for some in resizes_by_split.values() for resize in some}
@@ -62,19 +62,19 @@ class ImageCacheWriter(ExitStack):
             self.callback(shelf.close)
 
     def add(self, split: str, path: str, content_hash: str, image: Image.Image) -> None:
-        """Keeps a picture as it is needed, unless that was done before.
+        """Keeps an image as it is needed, unless that was done before.
 
         Args:
-            split: where the picture is from, by name.
-            path: of the picture in the split.
+            split: where the image is from, by name.
+            path: of the image in the split.
             content_hash: of its pixels.
-            image: the picture in RGB.
+            image: the image in RGB.
         """
         for resize in self._resizes_by_split.get(split, ()):
             self._buckets[resize].add(path, content_hash, image)
 
     def finish(self) -> ImageCacheReader:
-        """What is kept of the pictures seen so far."""
+        """What is kept of the images seen so far."""
         return ImageCacheReader({resize: shelf.finish() for resize, shelf in self._buckets.items()})
 
 
@@ -113,7 +113,7 @@ class _Quota:
         """No more is written; it is said once."""
         if self.is_open:
             self.is_open = False
-            logger.info("pictures that are not kept in the cache are decoded each time: %s", reason)
+            logger.info("images that are not kept in the cache are decoded each time: %s", reason)
 
     def _scan(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ class _Quota:
 
 
 class _Bucket:
-    """The pictures that were resized in one way."""
+    """The images that were resized in one way."""
 
     def __init__(self, folder: Path, resize: Resize, quota: _Quota) -> None:
         versions = [f"{name} {importlib.metadata.version(name)}" for name in _RESIZED_BY]
@@ -166,7 +166,7 @@ class _Bucket:
                 self._give_up(error)
 
     def finish(self) -> dict[str, tuple[CacheShard, ShardEntry]]:
-        """Where the picture of each path is, as far as it is kept."""
+        """Where the image of each path is, as far as it is kept."""
         try:
             self._finish_shard()
         except OSError as error:
@@ -207,7 +207,7 @@ class _Bucket:
         try:
             pack = CacheShard(path)
         except ValueError as error:
-            logger.debug("%s: its pictures are kept anew", error)
+            logger.debug("%s: its images are kept anew", error)
             _remove(path)
         except OSError as error:  # removed by another run meanwhile
             logger.debug("%s is not used: %s", path, error)
@@ -228,7 +228,7 @@ class _Bucket:
             whole = False
         else:
             if not whole:
-                logger.debug("%s is damaged: its pictures are kept anew", pack.path)
+                logger.debug("%s is damaged: its images are kept anew", pack.path)
                 _remove(pack.path)
         with self._quota.lock:
             if not whole:

@@ -1,4 +1,4 @@
-"""The transforms of training and evaluation: an RGB picture becomes a normalised tensor."""
+"""The transforms of training and evaluation: an RGB image becomes a normalised tensor."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ POLICIES: dict[str, list[Callable[[Tensor], Tensor]]] = {
     "randaugment": [v2.RandAugment()],
     "trivialaugment": [v2.TrivialAugmentWide()],
 }
-"""What is done to a training picture once it is cropped and mirrored, by its name."""
+"""What is done to a training image once it is cropped and mirrored, by its name."""
 
 # The authors' resized side for their two crops; for another crop, in the proportion of the first.
 _OFFICIAL_SIDES = {224: 256, 299: 320}
@@ -24,10 +24,10 @@ _OFFICIAL_SIDES = {224: 256, 299: 320}
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """A function from an RGB picture to a float32 tensor, in three steps that can be taken apart.
+    """A function from an RGB image to a float32 tensor, in three steps that can be taken apart.
 
     Attributes:
-        resize: gives the picture as bytes `[3, H, W]`, always the same, so that it can be kept.
+        resize: gives the image as bytes `[3, H, W]`, always the same, so that it can be kept.
         crop: what the network sees of these bytes; random numbers are torch's.
         normalise: bytes `[..., 3, S, S]`, of whole batches too, to numbers of mean 0.
     """
@@ -52,8 +52,8 @@ def train_transform(
 ) -> Transform:
     """Resize the shorter side to `size / crop_pct`, crop at random, mirror half of the time.
 
-    With `crop_pct=1` the shorter side has no room to crop: of a square picture the crop is then
-    the whole picture, and only the mirror image is left as augmentation.
+    With `crop_pct=1` the shorter side has no room to crop: of a square image the crop is then
+    the whole image, and only the mirror image is left as augmentation.
 
     Args:
         size: height and width of the result, in pixels.
@@ -64,7 +64,7 @@ def train_transform(
         augment: a name in `POLICIES`, of what is done beside.
 
     Returns:
-        A function from an RGB picture to a float32 tensor `[3, size, size]`; its random numbers
+        A function from an RGB image to a float32 tensor `[3, size, size]`; its random numbers
         are torch's.
 
     Raises:
@@ -94,7 +94,7 @@ def eval_transform(
         interpolation: "bilinear" or "bicubic", always with antialiasing.
 
     Returns:
-        A function from an RGB picture to a float32 tensor `[3, size, size]`.
+        A function from an RGB image to a float32 tensor `[3, size, size]`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -114,7 +114,7 @@ def official_train_transform(
     """The DELTA authors' augmentation: resize to a square, crop at random, mirror half of the time.
 
     The square's side is 256 for 224 pixels, 320 for 299; height and width are resized apart, so
-    that the whole picture takes part and its proportions change
+    that the whole image takes part and its proportions change
     (https://github.com/lixingjian/DELTA, `--data_aug default`).
 
     Args:
@@ -125,7 +125,7 @@ def official_train_transform(
         augment: a name in `POLICIES`, of what is done beside.
 
     Returns:
-        A function from an RGB picture to a float32 tensor `[3, size, size]`; its random numbers
+        A function from an RGB image to a float32 tensor `[3, size, size]`; its random numbers
         are torch's.
 
     Raises:
@@ -144,7 +144,7 @@ def official_eval_transform(
     std: Sequence[float],
     interpolation: str = "bilinear",
 ) -> Transform:
-    """The DELTA authors' plain test picture: the whole of it, resized to a square.
+    """The DELTA authors' plain test image: the whole of it, resized to a square.
 
     Args:
         size: height and width of the result, in pixels.
@@ -153,7 +153,7 @@ def official_eval_transform(
         interpolation: "bilinear" or "bicubic", always with antialiasing.
 
     Returns:
-        A function from an RGB picture to a float32 tensor `[3, size, size]`.
+        A function from an RGB image to a float32 tensor `[3, size, size]`.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -169,7 +169,7 @@ def ten_crop_transform(
     std: Sequence[float],
     interpolation: str = "bilinear",
 ) -> Transform:
-    """Ten views of a picture: the DELTA authors' test under `--data_aug improved`.
+    """Ten views of an image: the DELTA authors' test under `--data_aug improved`.
 
     The shorter side is resized to 256 for 224 pixels, 320 for 299. Then the crops in the four
     corners (top left, top right, bottom left, bottom right) and in the centre, and the same five of
@@ -182,7 +182,7 @@ def ten_crop_transform(
         interpolation: "bilinear" or "bicubic", always with antialiasing.
 
     Returns:
-        A function from an RGB picture to a float32 tensor `[10, 3, size, size]`.
+        A function from an RGB image to a float32 tensor `[10, 3, size, size]`.
 
     Raises:
         ValueError: if an argument is out of its range.

@@ -1,4 +1,4 @@
-"""A picture file becomes an RGB picture of 8 bits a channel, upright and fully loaded."""
+"""An image file becomes an RGB image of 8 bits a channel, upright and fully loaded."""
 
 import re
 import stat
@@ -17,10 +17,10 @@ from delta_transfer.errors import UserError
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
-"""The endings, in lower case, by which a file counts as a picture."""
+"""The endings, in lower case, by which a file counts as an image."""
 
 MAX_PIXELS = 178_956_970
-"""A picture with more is refused before it is decoded; it is where Pillow raises an error, too.
+"""An image with more is refused before it is decoded; it is where Pillow raises an error, too.
 
 Where `PIL.Image.MAX_IMAGE_PIXELS` has been lowered, twice that number is the limit, as in Pillow.
 """
@@ -36,16 +36,16 @@ _EXIF_TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What puts a picture upright, by its EXIF orientation."""
+"""What puts an image upright, by its EXIF orientation."""
 
 _PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
-class PictureError(UserError):
-    """A picture cannot be used.
+class ImageError(UserError):
+    """An image cannot be used.
 
     Attributes:
-        reason: why, in a few words and without the picture's name.
+        reason: why, in a few words and without the image's name.
     """
 
     def __init__(self, message: str, *, reason: str = "it cannot be read") -> None:
@@ -54,7 +54,7 @@ class PictureError(UserError):
 
 
 class _UnusableImage(Exception):
-    """Why a picture is refused, and what to do about it; `decode_image` adds its name."""
+    """Why an image is refused, and what to do about it; `decode_image` adds its name."""
 
     def __init__(self, reason: str, hint: str = "replace the file or remove it") -> None:
         super().__init__(reason)
@@ -63,22 +63,22 @@ class _UnusableImage(Exception):
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read a picture file, as `decode_image` decodes it.
+    """Read an image file, as `decode_image` decodes it.
 
     Args:
-        path: the file; its content decides what kind of picture it is, not its ending.
+        path: the file; its content decides what kind of image it is, not its ending.
 
     Returns:
-        An RGB picture whose pixels are in memory; the file is closed.
+        An RGB image whose pixels are in memory; the file is closed.
 
     Raises:
-        PictureError: naming the path, if the file cannot be read or its picture cannot be used.
+        ImageError: naming the path, if the file cannot be read or its image cannot be used.
     """
     return decode_image(path, name=str(path))
 
 
 def decode_image(file: Path | BinaryIO, *, name: str) -> Image.Image:
-    """Decode a picture: turned as its EXIF orientation says, transparency on white, in RGB.
+    """Decode an image: turned as its EXIF orientation says, transparency on white, in RGB.
 
     Of an animation or of several pages the first counts. Grey of up to 16 bits is scaled to 8,
     so that the largest number the file can hold is white. Colour profiles are not applied, as in
@@ -87,13 +87,13 @@ def decode_image(file: Path | BinaryIO, *, name: str) -> Image.Image:
 
     Args:
         file: a file, or a binary stream, which is read from its start and stays open.
-        name: what messages call the picture.
+        name: what messages call the image.
 
     Returns:
-        An RGB picture whose pixels are in memory.
+        An RGB image whose pixels are in memory.
 
     Raises:
-        PictureError: if the picture is missing or damaged, of a kind that is not read, larger
+        ImageError: if the image is missing or damaged, of a kind that is not read, larger
             than `MAX_PIXELS`, or if its pixels are numbers of an unknown range.
 
     Example:
@@ -111,8 +111,8 @@ def decode_image(file: Path | BinaryIO, *, name: str) -> Image.Image:
                 return _decode(stream)
     except Exception as error:  # on garbled bytes, decoders raise nearly anything
         why = _explain(error)
-        raise PictureError(
-            f"cannot read the picture '{name}': {why.reason}; {why.hint}", reason=why.reason
+        raise ImageError(
+            f"cannot read the image '{name}': {why.reason}; {why.hint}", reason=why.reason
         ) from error
 
 
@@ -165,7 +165,7 @@ def _scale_transparent_colour(file: ImageFile.ImageFile) -> None:
 
 
 def _eight_bits(file: ImageFile.ImageFile) -> Image.Image:
-    """A grey picture of up to 16 bits, scaled to 0..255."""
+    """A grey image of up to 16 bits, scaled to 0..255."""
     inverted, most = _range(file)
     grey = (np.arange(most + 1) * 255 + most // 2) // most
     if inverted:
@@ -211,7 +211,7 @@ def _explain(error: Exception) -> _UnusableImage:
     if isinstance(error, UnidentifiedImageError):
         kinds = ", ".join(sorted(_formats()))
         return _UnusableImage(
-            "it is damaged at its start, or no picture of a kind that is read",
+            "it is damaged at its start, or no image of a kind that is read",
             f"replace it ({kinds}) or remove it",
         )
     if isinstance(error, Image.DecompressionBombError):
@@ -240,7 +240,7 @@ def _ignore_pillow_warnings() -> Iterator[None]:
 
     `warnings.catch_warnings` is not for threads: whoever leaves last restores the filters of
     another. It also makes Python forget what it has warned of before, so that a warning of the
-    caller's loop would be shown again after every picture.
+    caller's loop would be shown again after every image.
     """
     filters = cast("list[object]", warnings.filters)
     filters.insert(0, _PILLOW_FILTER)

@@ -1,4 +1,4 @@
-"""Batches: pictures are loaded as bytes, made numbers on the device where they are used."""
+"""Batches: images are loaded as bytes, made numbers on the device where they are used."""
 
 import signal
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 class DeviceDataLoader(DataLoader[Any]):
     """A DataLoader whose batches are normalised at once, on their device.
 
-    Of pictures, which are bytes until then, a quarter of the data is moved, and processes that load
+    Of images, which are bytes until then, a quarter of the data is moved, and processes that load
     have less to do. Graphs need no more than to be moved.
 
     Args:

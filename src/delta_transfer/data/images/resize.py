@@ -1,4 +1,4 @@
-"""A picture of any size becomes bytes of the size that crops are cut from."""
+"""An image of any size becomes bytes of the size that crops are cut from."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ _MAX_ASPECT_RATIO = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """What is done to a picture before anything is drawn at random, always with antialiasing.
+    """What is done to an image before anything is drawn at random, always with antialiasing.
 
     Args:
         side: what the shorter side becomes, in pixels; the longer one stays in proportion, but is
@@ -45,7 +45,7 @@ class Resize:
             raise ValueError(f"interpolation must be one of {choices}, got {self.interpolation!r}")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """The bytes `[3, H, W]` of an RGB picture."""
+        """The bytes `[3, H, W]` of an RGB image."""
         resized = v2.functional.resize(
             image if self.square else _shorten(image),
             [self.side, self.side] if self.square else [self.side],
@@ -57,7 +57,7 @@ class Resize:
 
 
 def _shorten(image: Image.Image) -> Image.Image:
-    """The middle of a picture that is more than twenty times as long as it is wide."""
+    """The middle of an image that is more than twenty times as long as it is wide."""
     width, height = image.size
     most = _MAX_ASPECT_RATIO * min(width, height)
     if max(width, height) <= most:

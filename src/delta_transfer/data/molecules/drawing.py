@@ -13,7 +13,7 @@ COLOUR = (0.86, 0.36, 0.13)  # of the darkest atom
 
 
 def draw_molecule(name: str, shades: Sequence[float]) -> Image.Image:
-    """A picture of a molecule, square, on white.
+    """An image of a molecule, square, on white.
 
     Args:
         name: its SMILES, and whatever stands behind it.

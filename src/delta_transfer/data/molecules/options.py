@@ -11,7 +11,7 @@ class MoleculeOptions:
     """What the user says of molecules.
 
     Attributes:
-        smiles_column: of a CSV file of molecules; None for one of pictures.
+        smiles_column: of a CSV file of molecules; None for one of images.
         label_columns: their names with commas between; None for all others that hold numbers.
         split: how splits are drawn; auto is random for a data set of MoleculeNet that is published
             so, and scaffold for everything else.

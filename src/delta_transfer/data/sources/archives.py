@@ -23,7 +23,7 @@ from delta_transfer.utils.paths import user_path
 from delta_transfer.utils.seeds import derive_seed
 
 LabelledPaths = list[tuple[Path, str]]
-"""Pictures with the names of their classes."""
+"""Images with the names of their classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,12 @@ class Archive:
     """A data set in its official archive.
 
     Attributes:
-        list_splits: the pictures for training and those for testing, none where they are drawn.
+        list_splits: the images for training and those for testing, none where they are drawn.
         num_images: how many there are.
         folder: what its folder below the data root is called.
         contents: what must lie in that folder, or in a folder `lists` in it.
         instructions: where it is to be had, and what to do with it.
-        per_class: pictures of each class that are drawn for training and for testing; None for
+        per_class: images of each class that are drawn for training and for testing; None for
             the official splits.
     """
 
@@ -56,7 +56,7 @@ def load_archive(
     Args:
         name: in `ARCHIVES`.
         seed: draws the validation split, and the others where there are no official ones.
-        val_fraction: the part of the training pictures held out for validation.
+        val_fraction: the part of the training images held out for validation.
         test_split: must be the default.
         data_root: where the folder of the set lies, or the folder itself; None for
             `default_data_root()`.
@@ -93,11 +93,11 @@ def load_archive(
     notes = []
     if len(train) + len(test) != data.num_images:
         count = len(train) + len(test)
-        notes.append(f"{name} should have {data.num_images} pictures, but there are {count}")
+        notes.append(f"{name} should have {data.num_images} images, but there are {count}")
     if data.per_class is not None:
         train, test = _draw(name, data.per_class, train, classes=classes, seed=seed)
         notes.append(
-            f"no official splits: of every class {data.per_class[0]} pictures for training and "
+            f"no official splits: of every class {data.per_class[0]} images for training and "
             f"{data.per_class[1]} for testing are drawn by seed {seed}"
         )
     given = PartialTaskData(
@@ -148,7 +148,7 @@ def _draw(
         everything,
         for_training + for_testing,
         classes=classes,
-        purpose=f"{name}, {for_training} pictures a class for training and {for_testing} for testing,",
+        purpose=f"{name}, {for_training} images a class for training and {for_testing} for testing,",
         hint="these files are not whole; unpack the archive again",
     )
     rest, test = split_per_class(everything, for_testing, seed=derive_seed(seed, name, "test"))
@@ -157,7 +157,7 @@ def _draw(
 
 
 def _cub(folder: Path) -> tuple[LabelledPaths, LabelledPaths]:
-    """CUB-200-2011: three lists, a picture a line, by the pictures' numbers."""
+    """CUB-200-2011: three lists, an image a line, by the images' numbers."""
     images, labels, taught = (
         dict(line.split() for line in (folder / name).read_text(encoding="utf-8").splitlines())
         for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt")
@@ -189,7 +189,7 @@ def _find_list_file(folder: Path, name: str) -> Path:
 
 
 def _indoor(folder: Path) -> tuple[LabelledPaths, LabelledPaths]:
-    """MIT Indoor 67: two lists, a picture a line."""
+    """MIT Indoor 67: two lists, an image a line."""
     train, test = (
         (folder / name).read_text(encoding="utf-8").split("\n")
         for name in ("TrainImages.txt", "TestImages.txt")
@@ -214,7 +214,7 @@ def _caltech256(folder: Path) -> tuple[LabelledPaths, LabelledPaths]:
 
 
 def _of_caltech256(count: int) -> Archive:
-    """With so many training pictures of each class and 20 for testing, as the field has it."""
+    """With so many training images of each class and 20 for testing, as the field has it."""
     return Archive(
         list_splits=_caltech256,
         num_images=29_780,

@@ -1,4 +1,4 @@
-"""A CSV file that lists pictures and their classes becomes a Task."""
+"""A CSV file that lists images and their classes becomes a Task."""
 
 import os
 from collections.abc import Sequence
@@ -41,15 +41,15 @@ def load_csv(file: Path, *, seed: int, val_fraction: float, test_split: str) -> 
     """A task from a CSV file with the columns `path`, `label` and, if wanted, `split`.
 
     Paths are relative to the file's folder and may not lead out of it. Without the column `split`
-    all rows are training pictures. A missing validation split is drawn, class by class; a test
+    all rows are training images. A missing validation split is drawn, class by class; a test
     split only if a fraction is asked for.
 
     Args:
         file: the CSV file.
         seed: draws the splits that are not there.
-        val_fraction: the part of the training pictures held out for validation, if no row has the
+        val_fraction: the part of the training images held out for validation, if no row has the
             split `val`.
-        test_split: the default, or a fraction such as "0.2" of the training pictures to draw a
+        test_split: the default, or a fraction such as "0.2" of the training images to draw a
             test split.
 
     Returns:
@@ -58,9 +58,9 @@ def load_csv(file: Path, *, seed: int, val_fraction: float, test_split: str) -> 
     Raises:
         UserError: if the file is not as it must be; naming the lines.
     """
-    pictures, unused = _labelled(file)
-    by_split = {name: [p for p in pictures if p.split == name] for name in ("val", "test")}
-    train = [picture for picture in pictures if picture.split in ("", "train")]
+    images, unused = _labelled(file)
+    by_split = {name: [p for p in images if p.split == name] for name in ("val", "test")}
+    train = [image for image in images if image.split in ("", "train")]
     if not train:
         raise UserError(
             f"'{file}': no row has the split 'train', and there is nothing to learn from: write "
@@ -84,27 +84,27 @@ def load_csv(file: Path, *, seed: int, val_fraction: float, test_split: str) -> 
         test_fraction=parse_test_fraction(
             test_split, display_name=given.display_name, has_test=len(test) > 0
         ),
-        hint="add pictures, leave the class out, or give these splits in the column split",
+        hint="add images, leave the class out, or give these splits in the column split",
     )
 
 
 def load_labelled_csv(file: Path) -> tuple[tuple[str, ...], Split, bool]:
-    """The pictures of a CSV file to measure a network on: of its test split, or all without one.
+    """The images of a CSV file to measure a network on: of its test split, or all without one.
 
     Args:
         file: as for `load_csv`; one class is enough.
 
     Returns:
-        The class names; the pictures, whose paths are relative to the file's folder; whether they
+        The class names; the images, whose paths are relative to the file's folder; whether they
         are a test split.
 
     Raises:
         UserError: if the file is not as it must be; naming the lines.
     """
-    pictures, _ = _labelled(file)
-    test = [picture for picture in pictures if picture.split == "test"]
-    chosen = test or pictures
-    classes = tuple(sorted({picture.label for picture in chosen}))
+    images, _ = _labelled(file)
+    test = [image for image in images if image.split == "test"]
+    chosen = test or images
+    classes = tuple(sorted({image.label for image in chosen}))
     return classes, _split(chosen, classes, file.parent), bool(test)
 
 
@@ -115,11 +115,11 @@ def list_csv(file: Path) -> list[str]:
         UserError: if the file is not as it must be, or a path leads out of its folder or nowhere.
     """
     rows, _ = read_rows(file, required=("path",))
-    return [str(file.parent / picture.path) for picture in _existing_images(file, rows)]
+    return [str(file.parent / image.path) for image in _existing_images(file, rows)]
 
 
 def _labelled(file: Path) -> tuple[list[_ImageRow], tuple[str, ...]]:
-    """The pictures, each listed once, and the columns that are not used."""
+    """The images, each listed once, and the columns that are not used."""
     rows, unused = read_rows(file, required=("path", "label"), optional=("split",))
     strange = [
         (row.line, f"'{row.fields['split']}'")
@@ -128,21 +128,21 @@ def _labelled(file: Path) -> tuple[list[_ImageRow], tuple[str, ...]]:
     ]
     allowed = ", ".join(SPLIT_ALIASES)
     refuse_lines(file, "the split is unknown", strange, hint=f"write one of {allowed}")
-    pictures = _existing_images(file, rows)
+    images = _existing_images(file, rows)
     first: dict[str, int] = {}
     again = [
-        (picture.line, f"'{picture.path}', also in line {first[picture.real_path]}")
-        for picture in pictures
-        if first.setdefault(picture.real_path, picture.line) != picture.line
+        (image.line, f"'{image.path}', also in line {first[image.real_path]}")
+        for image in images
+        if first.setdefault(image.real_path, image.line) != image.line
     ]
-    refuse_lines(file, "a picture is listed twice", again, hint="keep one of the rows")
-    return pictures, unused
+    refuse_lines(file, "an image is listed twice", again, hint="keep one of the rows")
+    return images, unused
 
 
 def _existing_images(file: Path, rows: Sequence[Row]) -> list[_ImageRow]:
     """The rows whose files are there, in the CSV file's folder."""
     folder = _PathResolver(file.parent)
-    outside, missing, pictures = [], [], []
+    outside, missing, images = [], [], []
     for row in rows:
         entry = row.fields["path"]
         real = folder.resolve(entry)
@@ -153,12 +153,12 @@ def _existing_images(file: Path, rows: Sequence[Row]) -> list[_ImageRow]:
         else:
             path = folder.relative_path(entry, real)
             split = SPLIT_ALIASES.get(row.fields.get("split", "").lower(), "")
-            pictures.append(_ImageRow(row.line, path, real, row.fields.get("label", ""), split))
+            images.append(_ImageRow(row.line, path, real, row.fields.get("label", ""), split))
     refuse_lines(
         file,
         f"the path leads out of '{file.parent}'",
         outside,
-        hint="move the picture into this folder, and give its path relative to the CSV file",
+        hint="move the image into this folder, and give its path relative to the CSV file",
     )
     refuse_lines(
         file,
@@ -166,7 +166,7 @@ def _existing_images(file: Path, rows: Sequence[Row]) -> list[_ImageRow]:
         missing,
         hint=f"paths are relative to '{file.parent}', with forward slashes",
     )
-    return pictures
+    return images
 
 
 class _PathResolver:
@@ -201,10 +201,10 @@ class _PathResolver:
 def _classes(file: Path, splits: dict[str, list[_ImageRow]]) -> tuple[tuple[str, ...], list[str]]:
     """The classes, at least two, and a note for each split that lacks one."""
     first: dict[str, int] = {}
-    for picture in sorted((p for part in splits.values() for p in part), key=lambda p: p.line):
-        first.setdefault(picture.label, picture.line)
+    for image in sorted((p for part in splits.values() for p in part), key=lambda p: p.line):
+        first.setdefault(image.label, image.line)
     notes = check_split_classes(
-        {name: {picture.label for picture in part} for name, part in splits.items()},
+        {name: {image.label for image in part} for name, part in splits.items()},
         display_name=f"'{file}'",
         hint="add rows with these labels, or remove them from the other splits",
         locations={label: f" (line {line})" for label, line in first.items()},
@@ -218,10 +218,10 @@ def _classes(file: Path, splits: dict[str, list[_ImageRow]]) -> tuple[tuple[str,
     return classes, notes
 
 
-def _split(pictures: Sequence[_ImageRow], classes: Sequence[str], folder: Path) -> Split:
+def _split(images: Sequence[_ImageRow], classes: Sequence[str], folder: Path) -> Split:
     labels = {name: label for label, name in enumerate(classes)}
     return Split(
-        paths=tuple(picture.path for picture in pictures),
-        labels=tuple(labels[picture.label] for picture in pictures),
+        paths=tuple(image.path for image in images),
+        labels=tuple(labels[image.label] for image in images),
         read=FolderReader(folder),
     )

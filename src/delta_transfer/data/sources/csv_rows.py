@@ -45,7 +45,7 @@ def read_rows(
         file: the CSV file; one that ends in .gz is unpacked.
         required: the columns that there must be; no row may have one of them empty.
         optional: columns that are read if they are there.
-        layout: what the file must look like, in words; that of a list of pictures if not given.
+        layout: what the file must look like, in words; that of a list of images if not given.
 
     Returns:
         The rows, of which there is at least one, and the names of the other columns.
@@ -61,7 +61,7 @@ def read_rows(
     columns = _columns(file, header, layout, line=line, required=required, optional=optional)
     if not body:
         raise UserError(
-            f"'{file}' has no rows below its header: add a row for each picture or molecule"
+            f"'{file}' has no rows below its header: add a row for each image or molecule"
         )
     _check_shape(file, body, len(header))
     rows = [

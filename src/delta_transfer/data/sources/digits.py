@@ -39,14 +39,14 @@ def load_sklearn_digits(*, seed: int, val_fraction: float, test_split: str) -> T
 
 
 def read_digit(path: str) -> Image.Image:
-    """The RGB picture of 8 x 8 pixels that a path such as `7/0123` names."""
+    """The RGB image of 8 x 8 pixels that a path such as `7/0123` names."""
     pixels, _ = _digits()
     return Image.fromarray(pixels[int(path.split("/")[1])]).convert("RGB")
 
 
 @cache
 def _digits() -> tuple[NDArray[np.uint8], tuple[int, ...]]:
-    """All pictures `[N, 8, 8]`, scaled from 0..16 to 0..255, and their labels."""
+    """All images `[N, 8, 8]`, scaled from 0..16 to 0..255, and their labels."""
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""A folder of pictures in class folders becomes a Task."""
+"""A folder of images in class folders becomes a Task."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ from delta_transfer.errors import UserError
 logger = logging.getLogger(__name__)
 
 LAYOUT = (
-    "a folder with a folder of pictures for each class, <class>/*, "
+    "a folder with a folder of images for each class, <class>/*, "
     "or with such folders for each split, {train,val,test}/<class>/* (val and test may be missing)"
 )
 """What a data folder must look like, in words."""
@@ -44,12 +44,12 @@ _ENDINGS = ", ".join(sorted(IMAGE_SUFFIXES))
 
 @dataclass(frozen=True)
 class FolderReader:
-    """Reads a picture by its path below the data folder."""
+    """Reads an image by its path below the data folder."""
 
     root: Path
 
     def __call__(self, path: str) -> Image.Image:
-        """The RGB picture."""
+        """The RGB image."""
         return read_image(self.root / path)
 
 
@@ -69,12 +69,12 @@ class _FolderScan:
     """What lies in the class folders of a split.
 
     Attributes:
-        pictures: of each class; no class is without.
-        empty: the class folders without pictures.
-        ignored_suffixes: how many files are no pictures, by their ending.
+        images: of each class; no class is without.
+        empty: the class folders without images.
+        ignored_suffixes: how many files are no images, by their ending.
     """
 
-    pictures: dict[str, list[str]]
+    images: dict[str, list[str]]
     empty: tuple[str, ...]
     ignored_suffixes: Counter[str]
 
@@ -82,23 +82,23 @@ class _FolderScan:
 def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) -> TaskData:
     """A task from `root/{train,val|valid|validation,test}/<class>/*` or from `root/<class>/*`.
 
-    Pictures may lie in folders below the class folder; links to folders are followed; hidden
-    files are skipped, and so are files that are no pictures, which a note counts. A missing
+    Images may lie in folders below the class folder; links to folders are followed; hidden
+    files are skipped, and so are files that are no images, which a note counts. A missing
     validation split is drawn, class by class; a test split only if a fraction is asked for.
 
     Args:
         root: the folder.
         seed: draws the splits that are not there.
-        val_fraction: the part of the training pictures held out for validation, if there is no
+        val_fraction: the part of the training images held out for validation, if there is no
             validation folder.
         test_split: the name of the folder of the test split, or a fraction such as "0.2" of the
-            training pictures to draw one.
+            training images to draw one.
 
     Returns:
         The task; its paths are relative to `root`, with forward slashes.
 
     Raises:
-        UserError: if the folder does not look like this, or a class has too few pictures.
+        UserError: if the folder does not look like this, or a class has too few images.
     """
     _check_is_folder(root)
     layout = _find_layout(root, test_split)
@@ -106,7 +106,7 @@ def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) 
     found = {path: _scan(path, root) for path in folders}
     _refuse_empty(layout.train, found[layout.train])
     classes, lacking = _classes(found, root)
-    splits = {path: _split(found[path].pictures, classes, root) for path in folders}
+    splits = {path: _split(found[path].images, classes, root) for path in folders}
     given = PartialTaskData(
         name=os.path.basename(os.path.abspath(root)) or "data",
         display_name=f"'{root}'",
@@ -121,19 +121,19 @@ def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) 
         seed=seed,
         val_fraction=val_fraction,
         test_fraction=layout.test_fraction,
-        hint="add pictures, leave the class out, or bring these splits as folders",
+        hint="add images, leave the class out, or bring these splits as folders",
     )
 
 
 def load_labelled_folder(root: Path, *, test_split: str) -> tuple[tuple[str, ...], Split, bool]:
-    """The pictures of a folder to measure a network on: of its test split, or all if it has none.
+    """The images of a folder to measure a network on: of its test split, or all if it has none.
 
     Args:
         root: `root/{train,val,test}/<class>/*` or `root/<class>/*`; one class is enough.
         test_split: the name of the test split's folder.
 
     Returns:
-        The class names; the pictures, whose paths are relative to `root`; whether they are a test
+        The class names; the images, whose paths are relative to `root`; whether they are a test
         split.
 
     Raises:
@@ -151,7 +151,7 @@ def load_labelled_folder(root: Path, *, test_split: str) -> tuple[tuple[str, ...
     unread = _format_ignored(scanned)
     if unread:
         logger.info("%s", unread)
-    found = [each.pictures for each in scanned]
+    found = [each.images for each in scanned]
     classes = tuple(sorted({name for by_class in found for name in by_class}))
     merged = {name: [path for f in found for path in f.get(name, [])] for name in classes}
     return classes, _split(merged, classes, root), layout.test is not None
@@ -165,14 +165,14 @@ def _unused_notes(layout: _Layout, found: Mapping[Path, _FolderScan]) -> list[st
         loose = len(list_images(folder))
         if loose:
             notes.append(
-                f"pictures directly in '{folder}', in no class folder, are not used: {loose}"
+                f"images directly in '{folder}', in no class folder, are not used: {loose}"
             )
     unread = _format_ignored(found.values())
     return [*notes, unread] if unread else notes
 
 
 def _format_ignored(found: Iterable[_FolderScan]) -> str:
-    """What is skipped as no picture, in words; "" if nothing is."""
+    """What is skipped as no image, in words; "" if nothing is."""
     counts = sum((scanned.ignored_suffixes for scanned in found), Counter[str]())
     return f"files that are not read: {format_suffix_counts(counts)}" if counts else ""
 
@@ -223,23 +223,23 @@ def _refuse_class_called_train(root: Path, chosen: SplitNames) -> None:
     classes = [name for name in chosen.unused if list_images(root / name)]
     if classes:
         raise UserError(
-            f"'{root}': the folder '{chosen.train}' is taken for a split, but it has pictures and "
+            f"'{root}': the folder '{chosen.train}' is taken for a split, but it has images and "
             f"no class folders, as {_quoted(classes)} beside it: if it is a class, rename this "
             "class; if it is the training split, it must have class folders"
         )
 
 
 def _scan(folder: Path, root: Path) -> _FolderScan:
-    """The pictures of each class folder; there are some."""
+    """The images of each class folder; there are some."""
     found = {path.name: find_files(path, root=root) for path in subfolders(folder)}
     scanned = _FolderScan(
-        pictures={name: files.pictures for name, files in found.items() if files.pictures},
-        empty=tuple(name for name, files in found.items() if not files.pictures),
+        images={name: files.images for name, files in found.items() if files.images},
+        empty=tuple(name for name, files in found.items() if not files.images),
         ignored_suffixes=sum((files.ignored_suffixes for files in found.values()), Counter[str]()),
     )
-    if not scanned.pictures:
+    if not scanned.images:
         raise UserError(
-            f"'{folder}' has no pictures in class folders{_ignored_in_parentheses(scanned)}: "
+            f"'{folder}' has no images in class folders{_ignored_in_parentheses(scanned)}: "
             f"needed is {LAYOUT}; "
             f"the files must end in {_ENDINGS}"
         )
@@ -247,11 +247,11 @@ def _scan(folder: Path, root: Path) -> _FolderScan:
 
 
 def _refuse_empty(folder: Path, scanned: _FolderScan) -> None:
-    """Nothing can be learnt of a class without pictures."""
+    """Nothing can be learnt of a class without images."""
     if scanned.empty:
         raise UserError(
-            f"'{folder}' has class folders without pictures: {_quoted(scanned.empty)}"
-            f"{_ignored_in_parentheses(scanned)}; remove them, or add pictures ({_ENDINGS})"
+            f"'{folder}' has class folders without images: {_quoted(scanned.empty)}"
+            f"{_ignored_in_parentheses(scanned)}; remove them, or add images ({_ENDINGS})"
         )
 
 
@@ -264,12 +264,12 @@ def _classes(found: Mapping[Path, _FolderScan], root: Path) -> tuple[tuple[str, 
     """The classes, at least two, and a note for each split that lacks one."""
     train = next(iter(found))
     notes = check_split_classes(
-        {f"'{folder}'": scanned.pictures for folder, scanned in found.items()},
+        {f"'{folder}'": scanned.images for folder, scanned in found.items()},
         display_name=f"'{root}'",
         hint="add these class folders, or remove them from the other splits",
         locations={},
     )
-    classes = tuple(sorted(found[train].pictures))
+    classes = tuple(sorted(found[train].images))
     if len(classes) < 2:
         raise UserError(
             f"'{train}' has only one class, '{classes[0]}', and at least two are needed: give "

@@ -11,13 +11,13 @@ from typing import Any
 from PIL import Image
 
 from delta_transfer.data.download import format_error
-from delta_transfer.data.images.decode import PictureError, decode_image
+from delta_transfer.data.images.decode import ImageError, decode_image
 from delta_transfer.data.sources.huggingface_columns import (
     class_names,
     class_order,
+    image_column,
     is_class_column,
     label_column,
-    picture_column,
 )
 from delta_transfer.data.splits import (
     PartialTaskData,
@@ -37,13 +37,13 @@ FORMS = "hf/ORG/NAME, hf/ORG/NAME:CONFIG or hf/FOLDER, a folder written by save_
 
 @dataclass(frozen=True, eq=False)
 class HubReader:
-    """Reads a picture by a path such as `train/000123`.
+    """Reads an image by a path such as `train/000123`.
 
     Args:
         display_name: what messages call the data.
-        rows: the `datasets.Dataset` of each split, with pictures as they are stored.
-        column: of the pictures.
-        folder: which the files of pictures that are stored by their path may not leave; None for
+        rows: the `datasets.Dataset` of each split, with images as they are stored.
+        column: of the images.
+        folder: which the files of images that are stored by their path may not leave; None for
             the library's own folders.
     """
 
@@ -53,22 +53,22 @@ class HubReader:
     folder: Path | None
 
     def __call__(self, path: str) -> Image.Image:
-        """The RGB picture."""
+        """The RGB image."""
         split, _, index = path.rpartition("/")
         stored = self.rows[split][int(index)][self.column] or {}
         name = f"{path} of {self.display_name}"
         if stored.get("bytes") is not None:
             return decode_image(io.BytesIO(stored["bytes"]), name=name)
         if not stored.get("path"):
-            raise PictureError(
-                f"there is no picture in {name}: remove this row from the data",
-                reason="there is no picture in this row",
+            raise ImageError(
+                f"there is no image in {name}: remove this row from the data",
+                reason="there is no image in this row",
             )
         file = Path(stored["path"])
         if self.folder is not None and not file.resolve().is_relative_to(self.folder):
-            raise PictureError(
-                f"{name} is no picture but the path of a file outside of its folder "
-                f"('{file}'): write the data again with save_to_disk, which stores pictures",
+            raise ImageError(
+                f"{name} is no image but the path of a file outside of its folder "
+                f"('{file}'): write the data again with save_to_disk, which stores images",
                 reason="it is the path of a file outside of the folder",
             )
         return decode_image(file, name=f"{file}, {name}")
@@ -87,10 +87,10 @@ def load_hub(
     Args:
         name: `org/name`, `org/name:config`, or a folder written by `save_to_disk`.
         seed: draws the splits that are not there.
-        val_fraction: the part of the training pictures held out for validation, if there is no
+        val_fraction: the part of the training images held out for validation, if there is no
             validation split.
         test_split: the name of the test split, or a fraction such as "0.2" of the training
-            pictures to draw one.
+            images to draw one.
         data_root: what is downloaded is unpacked into its folder `huggingface`; None for the
             library's own cache.
 
@@ -117,7 +117,7 @@ def load_hub(
     if folder is not None and data_root is not None:
         notes.append(f"--data-root {data_root} is ignored: {source} is a folder")
     used = [split for split in (chosen.train, chosen.val, chosen.test) if split is not None]
-    _check_pictures({split: parts[split] for split in used}, column, source)
+    _check_images({split: parts[split] for split in used}, column, source)
     classes = class_order(parts[used[0]], labels, names[used[0]])
     notes += _check_labels({split: names[split] for split in used}, classes, source)
     stored = library.Image(decode=False)
@@ -183,7 +183,7 @@ def _load_folder(library: Any, folder: Path) -> Any:
     if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         raise UserError(
             f"the folder '{folder}' was not written by save_to_disk of the library datasets (it "
-            f"has neither dataset_dict.json nor state.json): give {FORMS}; a folder of pictures "
+            f"has neither dataset_dict.json nor state.json): give {FORMS}; a folder of images "
             f"is given without {PREFIX}"
         )
     try:
@@ -197,13 +197,13 @@ def _load_folder(library: Any, folder: Path) -> Any:
 
 
 def _columns(parts: dict[str, Any], display_name: str) -> tuple[str, str]:
-    """The columns of the picture and of the class in the split that is learnt from."""
+    """The columns of the image and of the class in the split that is learnt from."""
     train = find_name(list(parts), ("train",), display_name=display_name)
     if train is None:
         raise _no_train(display_name, parts)
     display_name = display_name if len(parts) == 1 else f"the split {train} of {display_name}"
     features = parts[train].features
-    return picture_column(features, display_name=display_name), label_column(
+    return image_column(features, display_name=display_name), label_column(
         features, display_name=display_name
     )
 
@@ -214,17 +214,17 @@ def _names(rows: Any, labels: str) -> list[str]:
     return class_names(rows, labels) if there else [""] * len(rows)
 
 
-def _check_pictures(used: dict[str, Any], column: str, display_name: str) -> None:
-    """The splits that are used have their pictures in the same column."""
+def _check_images(used: dict[str, Any], column: str, display_name: str) -> None:
+    """The splits that are used have their images in the same column."""
     import datasets
 
     train = next(iter(used))
     for split, rows in used.items():
         if not isinstance(rows.features.get(column), datasets.Image):
             raise UserError(
-                f"{display_name}: the pictures are in the column '{column}' of the split {train}, "
+                f"{display_name}: the images are in the column '{column}' of the split {train}, "
                 "but "
-                f"the split {split} has no such column of pictures (it has "
+                f"the split {split} has no such column of images (it has "
                 f"{', '.join(rows.features)}): give these columns the same names (rename_column, "
                 "cast_column), then save_to_disk"
             )
@@ -252,7 +252,7 @@ def _no_train(display_name: str, labelled: Iterable[str], blank: Iterable[str] =
     return UserError(
         f"{display_name} has no split 'train' to learn from, but {', '.join(there)}: call the "
         "split with "
-        "the training pictures 'train', then save_to_disk"
+        "the training images 'train', then save_to_disk"
     )
 
 

@@ -1,4 +1,4 @@
-"""The columns of a Hugging Face data set that are picture and class, and the classes' names."""
+"""The columns of a Hugging Face data set that are image and class, and the classes' names."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,8 @@ _TEXT = ("string", "large_string", "string_view")
 _USUAL = ("label", "labels")
 
 
-def picture_column(features: Any, *, display_name: str) -> str:
-    """The column of pictures: the only one, or the one called `image`.
+def image_column(features: Any, *, display_name: str) -> str:
+    """The column of images: the only one, or the one called `image`.
 
     Args:
         features: of the data set, by column.
@@ -23,7 +23,7 @@ def picture_column(features: Any, *, display_name: str) -> str:
 
     found = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     return _choose_column(
-        found, "image", what="column of pictures", features=features, display_name=display_name
+        found, "image", what="column of images", features=features, display_name=display_name
     )
 
 
@@ -113,7 +113,7 @@ def _choose_column(
 
 
 def _no_classes(column: str, kind: Any, display_name: str) -> UserError:
-    """The error for a column called `label` of numbers, of several classes for each picture, ..."""
+    """The error for a column called `label` of numbers, of several classes for each image, ..."""
     import datasets
 
     other = "if another column has the classes, rename this one and call that one 'label'"
@@ -122,7 +122,7 @@ def _no_classes(column: str, kind: Any, display_name: str) -> UserError:
         mend = f"name the classes with cast_column('{column}', ClassLabel(names=[...]))"
     else:
         holds = type(kind).__name__
-        mend = "make it a column with the one class of each picture, as text or as a ClassLabel"
+        mend = "make it a column with the one class of each image, as text or as a ClassLabel"
     return UserError(
         f"{display_name}: the column '{column}' holds neither class labels nor text, but {holds}: "
         f"{mend} "

@@ -1,4 +1,4 @@
-"""The pictures below a class folder: sorted, through symbolic links, without going in circles."""
+"""The images below a class folder: sorted, through symbolic links, without going in circles."""
 
 import os
 from collections import Counter
@@ -16,7 +16,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The pictures that lie directly in a folder, sorted by name."""
+    """The images that lie directly in a folder, sorted by name."""
     return [
         entry
         for entry in _entries(folder)
@@ -29,17 +29,17 @@ class FolderContents:
     """What lies in a folder and in the folders below it.
 
     Attributes:
-        pictures: sorted paths, with forward slashes.
-        ignored_suffixes: how many files there are whose ending is not that of a picture, by their
+        images: sorted paths, with forward slashes.
+        ignored_suffixes: how many files there are whose ending is not that of an image, by their
             ending in small letters; hidden files do not count.
     """
 
-    pictures: list[str]
+    images: list[str]
     ignored_suffixes: Counter[str]
 
 
 def find_files(folder: Path, *, root: Path) -> FolderContents:
-    """The pictures in a folder and in the folders below it, and what else there is.
+    """The images in a folder and in the folders below it, and what else there is.
 
     Args:
         folder: where to look; each real folder is visited once, however many links lead to it.
@@ -47,27 +47,27 @@ def find_files(folder: Path, *, root: Path) -> FolderContents:
             are not followed.
 
     Returns:
-        The pictures with paths relative to `root`.
+        The images with paths relative to `root`.
 
     Raises:
         UserError: if a folder cannot be listed.
     """
     between = [parent for parent in folder.parents if parent.is_relative_to(root)]
     seen = {os.path.realpath(parent) for parent in between}
-    pictures, unread = [], Counter[str]()
+    images, unread = [], Counter[str]()
     for path in _walk(folder, seen):
         ending = path.suffix.lower()
-        # A broken link to a picture counts, so that it is not lost silently.
+        # A broken link to an image counts, so that it is not lost silently.
         if ending in IMAGE_SUFFIXES:
-            pictures.append(path.relative_to(root).as_posix())
+            images.append(path.relative_to(root).as_posix())
         else:
             unread[ending] += 1
-    return FolderContents(pictures=sorted(pictures), ignored_suffixes=unread)
+    return FolderContents(images=sorted(images), ignored_suffixes=unread)
 
 
-def find_pictures(folder: Path, *, root: Path) -> list[str]:
-    """The pictures that `find_files` finds."""
-    return find_files(folder, root=root).pictures
+def find_images(folder: Path, *, root: Path) -> list[str]:
+    """The images that `find_files` finds."""
+    return find_files(folder, root=root).images
 
 
 def format_suffix_counts(counts: Counter[str]) -> str:

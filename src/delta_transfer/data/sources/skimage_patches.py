@@ -1,4 +1,4 @@
-"""`skimage/patches`: which photograph is this cell of? From pictures that scikit-image installs."""
+"""`skimage/patches`: which photograph is this cell of? From images that scikit-image installs."""
 
 from functools import cache
 from importlib import resources
@@ -15,7 +15,7 @@ from delta_transfer.utils.seeds import derive_seed
 
 NAME = "skimage/patches"
 
-PICTURES = {
+IMAGES = {
     "astronaut": "astronaut.png",
     "brick": "brick.png",
     "camera": "camera.png",
@@ -36,9 +36,9 @@ PICTURES = {
 }
 """Each class and the file that its cells are cut from, of those that lie in the wheel itself.
 
-Left out: the right-hand picture of the motorcycle (the same scene), the second chessboard and all
+Left out: the right-hand image of the motorcycle (the same scene), the second chessboard and all
 drawings (chessboard, colour wheel, horse, logo, phantom), the clock (blurred to flat grey all
-over), and pictures with too few cells (microaneurysms, the animation).
+over), and images with too few cells (microaneurysms, the animation).
 """
 
 CELL = 40
@@ -48,7 +48,7 @@ TRAIN, VAL, TEST = 5, 10, 40
 """Cells of each class: exactly the first two, then for testing what is left, up to the last."""
 
 # A cell whose channels all vary less than this (standard deviation, of 255) shows nothing. Only
-# `retina` has such cells: the black around the round picture of the eye, one in six of its grid.
+# `retina` has such cells: the black around the round image of the eye, one in six of its grid.
 _FLAT = 1.0
 
 
@@ -61,10 +61,10 @@ def load_skimage_patches(*, seed: int, val_fraction: float, test_split: str) -> 
         test_split: must be the default.
 
     Raises:
-        UserError: if scikit-image or one of its pictures is missing, or a test split is asked for.
+        UserError: if scikit-image or one of its images is missing, or a test split is asked for.
     """
     refuse_test_split(NAME, test_split)
-    classes = tuple(sorted(PICTURES))
+    classes = tuple(sorted(IMAGES))
     cells: dict[str, list[tuple[str, int]]] = {"train": [], "val": [], "test": []}
     for label, name in enumerate(classes):
         order = np.random.default_rng(derive_seed(seed, NAME, name)).permutation(_cells(name))
@@ -86,7 +86,7 @@ def read_cell(path: str) -> Image.Image:
     name, position = path.split("/")
     row, column = (int(number) for number in position[1:].split("c"))
     left, top = column * CELL, row * CELL
-    return _picture(name).crop((left, top, left + CELL, top + CELL))
+    return _image(name).crop((left, top, left + CELL, top + CELL))
 
 
 def _split(cells: list[tuple[str, int]]) -> Split:
@@ -99,8 +99,8 @@ def _split(cells: list[tuple[str, int]]) -> Split:
 
 @cache
 def _cells(name: str) -> tuple[str, ...]:
-    """The paths of all cells of a picture that show something."""
-    image = _picture(name)
+    """The paths of all cells of an image that show something."""
+    image = _image(name)
     paths = [
         f"{name}/r{row:02d}c{column:02d}"
         for row in range(image.height // CELL)
@@ -112,18 +112,18 @@ def _cells(name: str) -> tuple[str, ...]:
 
 
 @cache
-def _picture(name: str) -> Image.Image:
-    """The whole picture, from the installed package and not through its downloading functions."""
+def _image(name: str) -> Image.Image:
+    """The whole image, from the installed package and not through its downloading functions."""
     try:
         package = resources.files("skimage")
     except ModuleNotFoundError as error:
         raise UserError(
             f"{NAME} needs scikit-image, which is not installed: pip install scikit-image"
         ) from error
-    file = Path(str(package)) / "data" / PICTURES[name]
+    file = Path(str(package)) / "data" / IMAGES[name]
     if not file.is_file():
         raise UserError(
-            f"{NAME}: the installed scikit-image does not bring the picture '{file.name}'; "
+            f"{NAME}: the installed scikit-image does not bring the image '{file.name}'; "
             "install a release that does, such as 0.26: pip install scikit-image==0.26.0"
         )
     return read_image(file)

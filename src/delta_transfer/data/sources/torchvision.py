@@ -167,7 +167,7 @@ def load_torchvision(
     Args:
         name: in `SETS`, or torchvision's class name; capitals, dashes and underscores do not count.
         seed: draws the splits that are not there.
-        val_fraction: the part of the training pictures held out for validation, if the set has no
+        val_fraction: the part of the training images held out for validation, if the set has no
             validation split.
         test_split: the default; a fraction such as "0.2" for a set without a test split.
         data_root: where sets lie, as torchvision lays them out or in a folder of the set's name,
@@ -188,11 +188,11 @@ def load_torchvision(
     notes = []
     count = sum(len(split) for split in splits.values())
     if count != data.num_images:
-        notes.append(f"{title} should have {data.num_images} pictures, but there are {count}")
+        notes.append(f"{title} should have {data.num_images} images, but there are {count}")
     if data.per_class is not None:
         splits = _draw_test(title, data.per_class, splits["train"], classes=classes, seed=seed)
         notes.append(
-            f"no official splits: {data.per_class} training pictures of every class, drawn by seed "
+            f"no official splits: {data.per_class} training images of every class, drawn by seed "
             f"{seed}; the other {len(splits['test'])} are for testing"
         )
     given = PartialTaskData(
@@ -298,7 +298,7 @@ def _draw_test(
         everything,
         per_class + 1,
         classes=classes,
-        purpose=f"{title}, {per_class} pictures a class for training and the rest for testing,",
+        purpose=f"{title}, {per_class} images a class for training and the rest for testing,",
         hint="these files are not whole; unpack the archive again",
     )
     test, train = split_per_class(everything, per_class, seed=derive_seed(seed, title, "train"))

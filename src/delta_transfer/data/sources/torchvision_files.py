@@ -1,4 +1,4 @@
-"""The pictures of torchvision's data sets: which files, of which class, in which official split."""
+"""The images of torchvision's data sets: which files, of which class, in which official split."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from delta_transfer.errors import UserError, first_few
 from delta_transfer.metrics.metrics import MetricName
 
 Listing = tuple[tuple[str, ...], dict[str, Split]]
-"""The classes, and the pictures of each official split; all are "train" where there is none."""
+"""The classes, and the images of each official split; all are "train" where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +25,14 @@ class TorchvisionSet:
 
     Attributes:
         class_name: of its class in `torchvision.datasets`.
-        list_splits: lists its pictures, given the data root.
+        list_splits: lists its images, given the data root.
         num_images: how many there are, those of `excluded_folder` left out.
         folder: what torchvision calls its folder below the data root.
         contents: what must lie in that folder.
         url: where it can be had.
         download_mb: of the archives.
         splits: what torchvision calls the splits "train", "val" and "test" that there are.
-        per_class: of a set without splits, the training pictures of each class that the field
+        per_class: of a set without splits, the training images of each class that the field
             draws, with the rest for testing; None for none of this.
         excluded_folder: a class folder that is no class.
         metric: what the field reports.
@@ -70,7 +70,7 @@ class TorchvisionSet:
 
 @dataclass(frozen=True)
 class CifarReader:
-    """Reads a picture of CIFAR by a path such as `test/00123`; each process opens the files once.
+    """Reads an image of CIFAR by a path such as `test/00123`; each process opens the files once.
 
     Args:
         class_name: `"CIFAR10"` or `"CIFAR100"`.
@@ -81,7 +81,7 @@ class CifarReader:
     root: str
 
     def __call__(self, path: str) -> Image.Image:
-        """The RGB picture of 32 x 32 pixels."""
+        """The RGB image of 32 x 32 pixels."""
         split, index = path.split("/")
         return Image.fromarray(
             _cifar(self.class_name, self.root, split == "train").data[int(index)]
@@ -108,7 +108,7 @@ def listed_splits(data: TorchvisionSet, root: Path) -> Listing:
 
 
 def pet_splits(data: TorchvisionSet, root: Path) -> Listing:
-    """Oxford-IIIT Pet, whose class opens every picture that it is asked for."""
+    """Oxford-IIIT Pet, whose class opens every image that it is asked for."""
 
     def rows(split: str) -> tuple[Any, list[tuple[str, int]]]:
         dataset = _open(data, root, split=split)
@@ -118,7 +118,7 @@ def pet_splits(data: TorchvisionSet, root: Path) -> Listing:
 
 
 def class_folders(data: TorchvisionSet, root: Path) -> Listing:
-    """A folder per class and no splits; what is no picture, or lies deeper, does not count."""
+    """A folder per class and no splits; what is no image, or lies deeper, does not count."""
     base = root / data.folder
     folders = [f for f in subfolders(base / data.contents[0]) if f.name != data.excluded_folder]
     found = [(file, label) for label, f in enumerate(folders) for file in list_images(f)]
@@ -141,7 +141,7 @@ def _open(data: TorchvisionSet, root: Path, **options: object) -> Any:
 
 
 def _rows(data: TorchvisionSet, root: Path, split: str) -> tuple[Any, list[tuple[str, int]]]:
-    """The data set of a split, with the files in the place of the pictures."""
+    """The data set of a split, with the files in the place of the images."""
     dataset = _open(data, root, split=split, loader=os.fspath)
     return dataset, [dataset[index] for index in range(len(dataset))]
 
@@ -172,13 +172,13 @@ def make_split(base: Path, found: Sequence[tuple[str | Path, int]], hint: str) -
     outside = [path for path in paths if ".." in path.split("/")]
     if outside:
         raise UserError(
-            f"'{base}' has lists with pictures outside of it: {first_few(outside)}; these are not "
+            f"'{base}' has lists with images outside of it: {first_few(outside)}; these are not "
             f"the files of this data set: {hint}"
         )
     missing = [path for path in paths if not (base / path).is_file()]
     if missing:
         raise UserError(
-            f"'{base}' lacks {len(missing)} of {len(paths)} pictures that its lists name: "
+            f"'{base}' lacks {len(missing)} of {len(paths)} images that its lists name: "
             f"{first_few(missing)}; {hint}"
         )
     labels = tuple(int(label) for _, label in found)

@@ -25,7 +25,7 @@ class BenchmarkPlan:
         folder: of the runs.
         methods: that are compared.
         seeds: of each of them.
-        samples_per_class: training pictures of each class; None for all.
+        samples_per_class: training images of each class; None for all.
         weights: where the recipe's own weights are looked for; None if it has none, or others are
             given.
     """

@@ -54,7 +54,7 @@ def list_downloads(plan: BenchmarkPlan) -> list[DownloadStatus]:
 def estimate_hours(plan: BenchmarkPlan) -> float | None:
     """How long the training steps of all runs would take here one after another, in hours.
 
-    A step of the network with random weights is measured, of a few samples at a time: of pictures
+    A step of the network with random weights is measured, of a few samples at a time: of images
     without content, or of graphs of the data set.
 
     Returns:

@@ -68,7 +68,7 @@ def compare(
             options; `results.csv`, a row a run; and `report.html`.
         methods: names of methods.
         seeds: each draws splits, subsets, batch order, augmentation and head start.
-        sizes: training pictures of each class; None for all.
+        sizes: training images of each class; None for all.
         n_jobs: runs at a time; if None as many as there are GPUs, or as there are cores for their
             threads and `compare_places.MEMORY` for each.
         num_threads: of each run; if None those of before, or a fair share of the cores.
@@ -108,7 +108,7 @@ def compare(
                 dataclasses.replace(run, num_workers=loaders_of(run, at_once, share))
                 for run in left
             ]
-            # The largest size first: data that has too few pictures is found at once.
+            # The largest size first: data that has too few images is found at once.
             largest = max(left, key=lambda run: run.samples_per_class or 0)
             if at_once > 1:
                 find_data(largest)  # before processes are started, which takes a while
@@ -188,7 +188,7 @@ class _Progress:
         )
 
     def log_new_lines(self, lines: Sequence[str]) -> None:
-        """Says of pictures and network what was not said before."""
+        """Says of images and network what was not said before."""
         for line in lines:
             if line not in self._said:
                 logger.info("%s", line)
@@ -261,6 +261,6 @@ def _check(plan: ComparisonPlan, folder: Path) -> None:
     several = len(plan.seeds) > 1 or len(plan.sizes) > 1
     if Path(plan.config.attention).is_file() and several:
         raise UserError(
-            f"--attention {plan.config.attention}: the file was made on the pictures of one seed; "
+            f"--attention {plan.config.attention}: the file was made on the images of one seed; "
             "give one seed and one size, or let it be estimated (--attention refined)"
         )

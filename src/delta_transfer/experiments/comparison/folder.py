@@ -48,7 +48,7 @@ class ComparisonPlan:
         config: the options that all runs share.
         methods: their names.
         seeds: of the runs of each.
-        sizes: training pictures of each class; None for all.
+        sizes: training images of each class; None for all.
         num_threads: of each run; None for as many as suit the machine.
     """
 

@@ -95,7 +95,7 @@ class Cluster:
         )
 
     def cores_of_a_run(self, at_once: int, threads: int) -> int:
-        """Cores that a run has, of which some may load pictures."""
+        """Cores that a run has, of which some may load images."""
         return sum(node.cores for node in self._nodes) // at_once if self._gpus else threads
 
     def jobs(self, methods: Sequence[str], mark: Path, *, workers: int, threads: int) -> "RayJobs":

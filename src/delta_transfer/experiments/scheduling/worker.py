@@ -36,7 +36,7 @@ PATIENCE = 120
 
 STOPPING = "stopping the runs{} after their step, and saving; once more to stop at once"
 
-Group = tuple[int, int | None]  # seed and size: the runs of a group see the same pictures
+Group = tuple[int, int | None]  # seed and size: the runs of a group see the same images
 
 Work = Callable[[RunSetup, TrainConfig, float], RunResult | None]
 """What is made of data that is prepared and options, from when on `time.perf_counter()` counts."""
@@ -47,9 +47,9 @@ class Reply:
     """What came of a request.
 
     Args:
-        description: of the pictures and the network, line by line.
+        description: of the images and the network, line by line.
         taps: that were prepared.
-        identity: of the pictures, their splits and the pretrained weights.
+        identity: of the images, their splits and the pretrained weights.
         result: of the run; None if it failed, was only prepared, or is none that ends with one.
         failure: why it failed.
     """
@@ -157,7 +157,7 @@ class Separate:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         hears, self._stopper = context.Pipe(duplex=False)
-        # Not a daemon: those may not start the processes that load pictures.
+        # Not a daemon: those may not start the processes that load images.
         self.process = context.Process(target=_work, args=(theirs, hears, tuple(methods), threads))
         with _inherited(threads, gpu):
             self.process.start()

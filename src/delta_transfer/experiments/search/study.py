@@ -44,11 +44,11 @@ class Study:
         folder: of the search.
         space: what is searched.
         seed: draws what is tried.
-        identity: of the pictures, their splits and the pretrained weights.
+        identity: of the images, their splits and the pretrained weights.
         new: forget a search of before in that database.
 
     Raises:
-        UserError: if there is no such database, or its trials are of other pictures.
+        UserError: if there is no such database, or its trials are of other images.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Study:
                 self._study.set_user_attr(_IDENTITY, identity)
         if known not in (None, identity):
             raise UserError(
-                f"--out {folder} holds a search on other pictures, splits or pretrained weights, "
+                f"--out {folder} holds a search on other images, splits or pretrained weights, "
                 "though their names are the same: give another --out, or --overwrite to start anew"
             )
 

@@ -54,7 +54,7 @@ def try_out(prepared: RunSetup, config: TrainConfig, started: float) -> None:
     """Makes a trial in `config.out`, and prunes it by those beside it that have ended.
 
     Args:
-        prepared: the pictures, the network and its probe, at whatever taps.
+        prepared: the images, the network and its probe, at whatever taps.
         config: the options of the trial.
         started: `time.perf_counter()` at its start.
     """

@@ -154,10 +154,10 @@ def public_name(data: str, *, noun: str) -> str:
         noun: what it is of, one of them.
 
     Example:
-        >>> [public_name(data, noun="picture") for data in ("torchvision/dtd", "/data/a/pets")]
+        >>> [public_name(data, noun="image") for data in ("torchvision/dtd", "/data/a/pets")]
         ['torchvision/dtd', 'pets']
-        >>> [public_name(data, noun="picture") for data in ("/home/ada", "C:\\my\\birds.csv")]
-        ['own pictures', 'birds']
+        >>> [public_name(data, noun="image") for data in ("/home/ada", "C:\\my\\birds.csv")]
+        ['own images', 'birds']
     """
     path = data.removeprefix("hf/")
     if is_dataset_name(data) and (path == data or not _is_path(path)):

@@ -22,9 +22,9 @@ model = timm.create_model("hf-hub:{repo}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 labels = model.pretrained_cfg["label_names"]
 
-picture = Image.open("picture.jpg").convert("RGB")
+image = Image.open("image.jpg").convert("RGB")
 with torch.inference_mode():
-    probabilities = model(transform(picture)[None]).softmax(dim=1)[0]
+    probabilities = model(transform(image)[None]).softmax(dim=1)[0]
 for probability, index in zip(*probabilities.topk(min(3, len(labels)))):
     print(f"{{labels[index]}} {{probability:.3f}}")
 ```"""
@@ -65,7 +65,7 @@ def use(facts: CardFacts) -> str:
         parts += ["With timm alone:", _TIMM.format(repo=facts.repo)]
         if facts.config.paper_protocol:
             parts.append(
-                "The test of this run resized both sides of a picture and averaged the logits of "
+                "The test of this run resized both sides of an image and averaged the logits of "
                 "ten crops, which this leaves out."
             )
     graphs = isinstance(facts.input, GraphSpec)
@@ -82,10 +82,10 @@ def use(facts: CardFacts) -> str:
 def _commands(facts: CardFacts) -> Iterator[str]:
     """What delta-transfer does with it, a line each."""
     if not isinstance(facts.input, GraphSpec):
-        yield f"delta-transfer predict {facts.name} new_pictures/"
-        yield f"delta-transfer evaluate {facts.name} labelled_pictures/"
+        yield f"delta-transfer predict {facts.name} new_images/"
+        yield f"delta-transfer evaluate {facts.name} labelled_images/"
         if facts.timm:
-            yield f"delta-transfer train other_pictures --model hf-hub:{facts.repo}"
+            yield f"delta-transfer train other_images --model hf-hub:{facts.repo}"
     elif facts.input.node_features == "atoms":
         yield f"delta-transfer predict {facts.name} 'CC(=O)Oc1ccccc1C(O)=O' more.smi"
         yield f"delta-transfer evaluate {facts.name} labelled.csv"
@@ -149,7 +149,7 @@ def method(facts: CardFacts) -> str:
         by = "by validation loss" if facts.chooses_epoch else "the last"
         rows.append(["epoch kept", f"{result.best_epoch} of {result.epochs}, {by}"])
     if isinstance(facts.input, InputSpec):
-        rows.append(["size of pictures", f"{facts.input.size} x {facts.input.size} pixels"])
+        rows.append(["size of images", f"{facts.input.size} x {facts.input.size} pixels"])
     rows.append(["seed", f"{result.seed}"])
     rows.append(
         ["took", f"{duration(result.wall_time_s)}, {mebibytes(result.peak_memory_mib)} of memory"]
@@ -211,9 +211,9 @@ def _limits(facts: CardFacts) -> Iterator[str]:
             "Where they are split by scaffold, figures are lower as a rule."
         )
     yield "The figures come from the run itself; nobody else has checked them."
-    if noun == "picture":
+    if noun == "image":
         yield (
-            "They say nothing of how answers differ between people or places, which the pictures "
+            "They say nothing of how answers differ between people or places, which the images "
             "may show unequally."
         )
     if facts.license is None:
@@ -248,6 +248,6 @@ def _about_figures(facts: CardFacts) -> Iterator[str]:
 
 def _strange(noun: str) -> str:
     return {
-        "picture": "other cameras, places, light or times",
+        "image": "other cameras, places, light or times",
         "molecule": "molecules with other ring systems or elements",
     }.get(noun, "graphs of other sizes or from other sources")

@@ -38,10 +38,10 @@ def save_ranking_plot(folder: Path, path: Path) -> None:
 
     Args:
         folder: of the comparison.
-        path: the picture, `.png` or `.svg`.
+        path: the image, `.png` or `.svg`.
 
     Raises:
-        UserError: if the comparison is missing or damaged, or the picture is of another kind.
+        UserError: if the comparison is missing or damaged, or the image is of another kind.
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg"):

@@ -22,9 +22,9 @@ MAX_MISTAKES = 12
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """A picture, as a data: URI, the surest wrong answer to it, and how many runs are wrong."""
+    """An image, as a data: URI, the surest wrong answer to it, and how many runs are wrong."""
 
-    picture: str
+    image: str
     prediction: PredictionRow
     num_wrong_runs: int
     num_runs: int
@@ -79,7 +79,7 @@ def per_class_results(
 
 
 def _mistakes(folders: Sequence[Path], runs: Sequence[Predictions]) -> list[Mistake]:
-    """Those with the highest probability of all seeds, each picture once."""
+    """Those with the highest probability of all seeds, each image once."""
     seen = Counter(row.path for run in runs for row in run.rows)
     wrong = Counter(row.path for run in runs for row in run.rows if not row.is_correct)
     examples = [example for folder in folders for example in read_examples(folder) or ()]
@@ -91,7 +91,7 @@ def _mistakes(folders: Sequence[Path], runs: Sequence[Predictions]) -> list[Mist
     found = sorted(surest.values(), key=lambda example: -example.prediction.probability)
     return [
         Mistake(
-            example.picture,
+            example.image,
             example.prediction,
             wrong[example.prediction.path],
             seen[example.prediction.path],
@@ -101,7 +101,7 @@ def _mistakes(folders: Sequence[Path], runs: Sequence[Predictions]) -> list[Mist
 
 
 def _classes(together: Mapping[str, Predictions]) -> PerClassAccuracy:
-    """The classes that have pictures, those first that the first method has most trouble with."""
+    """The classes that have images, those first that the first method has most trouble with."""
     tables = {
         method: {entry.name: entry for entry in class_accuracies(predictions)}
         for method, predictions in together.items()

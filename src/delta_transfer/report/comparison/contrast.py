@@ -1,4 +1,4 @@
-"""Pictures on which a method and the linear probe do not agree about right and wrong."""
+"""Images on which a method and the linear probe do not agree about right and wrong."""
 
 import dataclasses
 
@@ -8,24 +8,24 @@ from delta_transfer.report.run_files import PredictionRow, read_examples, read_p
 
 @dataclasses.dataclass(frozen=True)
 class Disagreement:
-    """A picture, as a data: URI, with what the probe and the method say of it."""
+    """An image, as a data: URI, with what the probe and the method say of it."""
 
-    picture: str
+    image: str
     probe: PredictionRow
     method: PredictionRow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeDisagreements:
-    """A method beside the probe on the same pictures.
+    """A method beside the probe on the same images.
 
     Args:
         seed: of both runs.
         num_samples: how many both have seen.
         num_gained: how many the method has right and the probe wrong.
         num_lost: how many the probe has right and the method wrong.
-        gained_examples: some of the gained, with pictures.
-        lost_examples: some of the lost, with pictures.
+        gained_examples: some of the gained, with images.
+        lost_examples: some of the lost, with images.
     """
 
     seed: int
@@ -41,15 +41,15 @@ def find_probe_disagreements(
 ) -> ProbeDisagreements | None:
     """The first seed of a method beside the probe with the same seed.
 
-    Pictures are those that one of the two runs left as examples.
+    Images are those that one of the two runs left as examples.
 
     Args:
         comparison: the runs.
         method: not the probe.
-        limit: most pictures of a kind.
+        limit: most images of a kind.
 
     Returns:
-        The contrast, or None if there is no such run of the probe or it saw other pictures.
+        The contrast, or None if there is no such run of the probe or it saw other images.
 
     Raises:
         UserError: if a file of the two runs is damaged.
@@ -64,15 +64,15 @@ def find_probe_disagreements(
         return None
     gained = {path for path in own if own[path].is_correct and not probe[path].is_correct}
     lost = {path for path in own if probe[path].is_correct and not own[path].is_correct}
-    pictures = {
-        example.prediction.path: example.picture
+    images = {
+        example.prediction.path: example.image
         for folder in folders
         for example in read_examples(folder) or ()
     }
 
     def pairs(paths: set[str]) -> tuple[Disagreement, ...]:
-        found = [path for path in pictures if path in paths][:limit]
-        return tuple(Disagreement(pictures[path], probe[path], own[path]) for path in found)
+        found = [path for path in images if path in paths][:limit]
+        return tuple(Disagreement(images[path], probe[path], own[path]) for path in found)
 
     return ProbeDisagreements(
         seed=entry.seed,

@@ -185,7 +185,7 @@ def _overfitting(losses: Mapping[str, Series]) -> str:
     if rise <= 0.01 * values[lowest]:
         return "The validation loss of no method ends more than 1% above its lowest."
     return (
-        "Where the validation loss rises while the training loss falls, pictures are learnt by "
+        "Where the validation loss rises while the training loss falls, images are learnt by "
         f"heart: most so by {method_label(worst)}, from {values[lowest]:.3g} at epoch {lowest} to "
         f"{values[max(values)]:.3g} at the end."
     )

@@ -25,9 +25,9 @@ class Entry:
     Args:
         method: its method.
         seed: its seed.
-        samples_per_class: training pictures of each class, None for all of them.
+        samples_per_class: training images of each class, None for all of them.
         score: by the comparison's measure, on the split that it is made on.
-        probe: of the linear probe on the same pictures.
+        probe: of the linear probe on the same images.
         best_epoch: the epoch that was kept.
         strength: of the method's penalty, None where it has none.
         wall_time_s: that it took.
@@ -72,12 +72,12 @@ class Comparison:
 
     @property
     def sizes(self) -> tuple[int | None, ...]:
-        """The training pictures per class, the fewest first; None, all of them, is last."""
+        """The training images per class, the fewest first; None, all of them, is last."""
         sizes = {entry.samples_per_class for entry in self.entries}
         return tuple(sorted(sizes, key=lambda size: math.inf if size is None else size))
 
     def with_size(self, size: int | None) -> "Comparison":
-        """The runs with so many training pictures per class, as a comparison of their own."""
+        """The runs with so many training images per class, as a comparison of their own."""
         entries = [entry for entry in self.entries if entry.samples_per_class == size]
         return dataclasses.replace(self, entries=tuple(entries))
 

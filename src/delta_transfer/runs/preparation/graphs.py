@@ -16,7 +16,7 @@ from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.utils.files import fingerprint
 
-# Options that only pictures have.
+# Options that only images have.
 _IMAGE_ONLY_OPTIONS = ("augment", "image_size", "mixup", "cutmix", "image_cache_gb")
 
 _DEFAULTS = TrainConfig(data="graphs")
@@ -30,21 +30,21 @@ def load_network(
     """The pretrained network with a new head, drawn from the random state of torch.
 
     Raises:
-        UserError: if an option is given that only pictures have, or the network takes no graphs.
+        UserError: if an option is given that only images have, or the network takes no graphs.
     """
     if config.paper_protocol:
         raise UserError(
-            f"--preset official is for pictures, and {task.name} is made of graphs: leave it out"
+            f"--preset official is for images, and {task.name} is made of graphs: leave it out"
         )
     for name in _IMAGE_ONLY_OPTIONS:
         if getattr(config, name) != getattr(_DEFAULTS, name):
             raise UserError(
-                f"--{name.replace('_', '-')} is for pictures, and {task.name} is made of graphs: "
+                f"--{name.replace('_', '-')} is for images, and {task.name} is made of graphs: "
                 "leave it out"
             )
     if network is not None:
         raise UserError(
-            f"{task.name} is made of graphs, and a network of your own takes pictures here: give "
+            f"{task.name} is made of graphs, and a network of your own takes images here: give "
             "the name of one, or train it in your own loop with Regularizer"
         )
     return load_graph_backbone(

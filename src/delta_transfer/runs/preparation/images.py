@@ -1,4 +1,4 @@
-"""Pictures and the networks that take them, as a run prepares them."""
+"""Images and the networks that take them, as a run prepares them."""
 
 import dataclasses
 from typing import Any
@@ -41,7 +41,7 @@ def load_network(
 
 
 def inspect_data(config: TrainConfig, task: TaskData, spec: InputSpec) -> DatasetReport:
-    """Looks at every picture, and keeps it resized unless it is not to be."""
+    """Looks at every image, and keeps it resized unless it is not to be."""
     threads = count_workers(config.num_workers) or None
     if config.image_cache_gb == 0:
         return inspect_images(task, num_threads=threads)

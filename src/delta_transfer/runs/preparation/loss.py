@@ -38,7 +38,7 @@ def check_classification_options(config: TrainConfig, objective: Objective, *, n
     given += ["--preset official"] if config.paper_protocol else []
     if given and not isinstance(objective, Multiclass):
         raise UserError(
-            f"{', '.join(given)}: only for pictures of classes, which {name} does not have: leave "
+            f"{', '.join(given)}: only for images of classes, which {name} does not have: leave "
             f"{'it' if len(given) == 1 else 'them'} out"
         )
 
@@ -48,12 +48,12 @@ def task_loss(
 ) -> TaskLoss:
     """What is minimised: a mean over samples, by logits and targets.
 
-    Targets are those of the objective or, of mixed pictures, class probabilities `[N, K]`.
+    Targets are those of the objective or, of mixed images, class probabilities `[N, K]`.
 
     Args:
         config: the options.
         objective: of the task.
-        labels: the classes of the training pictures.
+        labels: the classes of the training images.
         num_classes: outputs of the network.
     """
     weighs = resolve_class_weights(config, labels) == "balanced"
@@ -66,7 +66,7 @@ def task_loss(
 def resolve_class_weights(
     config: TrainConfig, labels: Sequence[int]
 ) -> Literal["none", "balanced", "sampler"]:
-    """How classes of different sizes are evened out, with auto decided by the training pictures."""
+    """How classes of different sizes are evened out, with auto decided by the training images."""
     if config.class_weights != "auto":
         return config.class_weights
     return "balanced" if imbalance_ratio(labels) >= IMBALANCE_THRESHOLD else "none"

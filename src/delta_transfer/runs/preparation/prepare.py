@@ -1,4 +1,4 @@
-"""What every method starts from: pictures, network, cached features and the linear probe."""
+"""What every method starts from: images, network, cached features and the linear probe."""
 
 import copy
 import dataclasses
@@ -54,7 +54,7 @@ class DataHandler:
 
 
 DATA_HANDLERS = {
-    "pictures": DataHandler(
+    "images": DataHandler(
         load_network=images.load_network,
         inspect_data=images.inspect_data,
         preprocessing=images.preprocessing,
@@ -84,7 +84,7 @@ def prepare(
     Args:
         config: the options.
         network: a pretrained network, in place of the one that the options name.
-        spec: how pictures are prepared for it.
+        spec: how images are prepared for it.
         check: raises UserError if the task does not suit what comes after, before much is read.
 
     Raises:
@@ -114,7 +114,7 @@ def prepare(
         lambda: kind.inspect_data(config, found, backbone.input_spec)
     )
     task = use_local_files(checked.task, found)
-    check_splits(config, task)  # again, now that unreadable pictures are left out
+    check_splits(config, task)  # again, now that unreadable images are left out
     description = (*_describe(config, task, backbone, device), *kind.suggest_models(config, device))
     for line in description:
         logger.info("%s", line)
@@ -154,14 +154,14 @@ def prepare(
 
 
 def _fingerprint(task: TaskData, content_hashes: Mapping[str, str]) -> str:
-    """Of the pictures that attention may be measured on, with their labels, in any order."""
+    """Of the images that attention may be measured on, with their labels, in any order."""
     splits = [task.train, task.val] if task.val_drawn else [task.train]
-    pictures = sorted(
+    images = sorted(
         f"{content_hashes[path]} {task.describe(label)}\n"
         for split in splits
         for path, label in zip(split.paths, split.labels, strict=True)
     )
-    return fingerprint(picture.encode() for picture in pictures)
+    return fingerprint(image.encode() for image in images)
 
 
 def _features(

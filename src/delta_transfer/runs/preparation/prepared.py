@@ -20,22 +20,22 @@ class RunSetup:
     """Everything that is the same for all methods of one data set, network and seed.
 
     Args:
-        task: the pictures.
+        task: the images.
         backbone: the pretrained network with a random head; not trained, copied.
         source: the pretrained network without a head.
         taps: the modules that are tapped, by `--taps`.
         device: where it all runs.
-        features: split -> what the head sees of each picture `[N, V, F]`, the first of V views
-            being the picture itself and the second its mirror image; and targets.
+        features: split -> what the head sees of each image `[N, V, F]`, the first of V views
+            being the image itself and the second its mirror image; and targets.
         probe_seed: draws the folds by which strengths of probes are chosen.
         probe: the linear probe.
         probe_predictions: to the validation and the test split (None without one), `[N, K]`.
         probe_wall_time_s: how long the probe took to fit.
-        description: what was logged of the pictures and the network, line by line.
-        content_hashes: a hash of each picture, by its path.
-        data_fingerprint: fingerprint of what can be learnt from: training pictures, the drawn
-            validation pictures among them, and their classes.
-        preprocessing: how pictures are prepared where nothing is augmented, as JSON.
+        description: what was logged of the images and the network, line by line.
+        content_hashes: a hash of each image, by its path.
+        data_fingerprint: fingerprint of what can be learnt from: training images, the drawn
+            validation images among them, and their classes.
+        preprocessing: how images are prepared where nothing is augmented, as JSON.
     """
 
     task: TaskData
@@ -76,11 +76,11 @@ class RunSetup:
 
 
 def resplit(prepared: RunSetup, *, train: Sequence[int], val: Sequence[int]) -> RunSetup:
-    """The same with training and validation pictures split otherwise, and a probe of its own.
+    """The same with training and validation images split otherwise, and a probe of its own.
 
     Args:
-        prepared: of a task whose validation split was drawn from its training pictures.
-        train: positions among its training pictures followed by its validation pictures.
+        prepared: of a task whose validation split was drawn from its training images.
+        train: positions among its training images followed by its validation images.
         val: likewise; may overlap with `train`.
     """
     task, everything = prepared.task, pool_train_and_val(prepared.task)

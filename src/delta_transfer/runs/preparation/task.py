@@ -15,7 +15,7 @@ from delta_transfer.utils.distributed import all_gather, world_size
 
 
 def find_data(config: TrainConfig) -> TaskData:
-    """The pictures that the options name, in their splits; none is read.
+    """The images that the options name, in their splits; none is read.
 
     Raises:
         UserError: if the data is not as it must be.
@@ -76,14 +76,14 @@ def check_splits(config: TrainConfig, task: TaskData) -> None:
 
 
 def use_local_files(task: TaskData, local: TaskData) -> TaskData:
-    """The main process's task with the pictures of this one's machine.
+    """The main process's task with the images of this one's machine.
 
     Args:
         task: with what the main process reads and has kept.
         local: as this process has found it.
 
     Raises:
-        UserError: in all processes, if one of them does not find a picture.
+        UserError: in all processes, if one of them does not find an image.
     """
     if world_size() == 1:
         return task
@@ -96,7 +96,7 @@ def use_local_files(task: TaskData, local: TaskData) -> TaskData:
         if paths:
             raise UserError(
                 f"{task.name}: a process on {host} does not find {paths}, which the main "
-                "process does: all machines need the same pictures"
+                "process does: all machines need the same images"
             )
     train, val, test = (None if t is None or o is None else _local(t, o) for t, o in pairs)
     assert train is not None
