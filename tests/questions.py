@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from delta_transfer.data.task import Split, TaskData
-from delta_transfer.metrics.objectives import MultilabelBinary, Objective, Regression
+from delta_transfer.metrics.task_types import MultilabelBinary, Regression, TaskType
 
 QUESTIONS = ("bright", "red", "striped")
 VALUES = ("brightness", "stripes")
@@ -49,16 +49,16 @@ def load_questions(*, seed: int, val_fraction: float, test_split: str) -> TaskDa
     """A source of data, as those of `SOURCES`."""
     train = split("train", answers)
     known = [not math.isnan(answer) for label in train.labels for answer in label]
-    objective = MultilabelBinary(labelled_fraction=sum(known) / len(known))
-    return _task("tests/questions", QUESTIONS, answers, objective, "roc_auc")
+    task_type = MultilabelBinary(labelled_fraction=sum(known) / len(known))
+    return _task("tests/questions", QUESTIONS, answers, task_type, "roc_auc")
 
 
 def load_values(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
     """A source of data, as those of `SOURCES`."""
     found = np.array(split("train", values).labels)
     mean, std = np.nanmean(found, axis=0), np.nanstd(found, axis=0)
-    objective = Regression(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
-    return _task("tests/values", VALUES, values, objective, "rmse")
+    task_type = Regression(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    return _task("tests/values", VALUES, values, task_type, "rmse")
 
 
 def split(name: str, label) -> Split:
@@ -67,9 +67,9 @@ def split(name: str, label) -> Split:
     return Split(paths=paths, labels=tuple(map(label, paths)), read=image)
 
 
-def _task(name: str, columns, label, objective: Objective, metric) -> TaskData:
+def _task(name: str, columns, label, task_type: TaskType, metric) -> TaskData:
     parts = {part: split(part, label) for part in SIZES}
-    return TaskData(name=name, classes=columns, objective=objective, metric=metric, **parts)
+    return TaskData(name=name, classes=columns, task_type=task_type, metric=metric, **parts)
 
 
 def _generator(path: str, purpose: int) -> np.random.Generator:

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from delta_transfer import train
 from delta_transfer.data.images.decode import ImageError
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.run import train_prepared
 from delta_transfer.training.distributed import shard
@@ -80,7 +80,7 @@ def refused(folder: str) -> None:
     """Each process is told why nothing can be written into a folder that is locked meanwhile."""
     prepared: Any = SimpleNamespace(
         device=torch.device("cpu"),
-        task=SimpleNamespace(train=[None], kind="images", objective=Multiclass(), name="images"),
+        task=SimpleNamespace(train=[None], kind="images", task_type=Multiclass(), name="images"),
         backbone=SimpleNamespace(classifier=None),
     )
     config = tiny(Path("images"), Path(folder), method="probe")

@@ -34,7 +34,7 @@ from delta_transfer.export.export import TOLERANCE, export_run
 from delta_transfer.export.formats import FORMATS
 from delta_transfer.export.verification import compare_outputs, find_samples
 from delta_transfer.inference.predictor import Predictor
-from delta_transfer.metrics.objectives import MULTICLASS, MultilabelBinary, Objective, Regression
+from delta_transfer.metrics.task_types import MULTICLASS, MultilabelBinary, Regression, TaskType
 from delta_transfer.training.loaders import eval_dataloader
 from tests.networks import conv_net
 
@@ -47,14 +47,14 @@ def saved_run(
     backbone: Backbone,
     *,
     data: str = "skimage/patches",
-    objective: Objective = MULTICLASS,
+    task_type: TaskType = MULTICLASS,
     **options: object,
 ) -> Path:
     """The folder of a run that has ended at once."""
     (folder / "model").mkdir(parents=True)
     outputs = backbone.module.get_submodule(backbone.head).out_features
     names = [*PATCHES.classes, *map(str, range(outputs))][:outputs]
-    save_model(folder / "model", backbone, backbone.module, classes=names, objective=objective)
+    save_model(folder / "model", backbone, backbone.module, classes=names, task_type=task_type)
     (folder / "config.yaml").write_text(TrainConfig(data=data, **options).to_yaml())
     return folder
 
@@ -285,21 +285,21 @@ def test_other_images_take_the_place_of_those_that_are_not_there(monkeypatch, da
 
 
 @pytest.mark.parametrize(
-    ("objective", "says"),
+    ("task_type", "says"),
     [
         (MultilabelBinary(labelled_fraction=0.5), "sigmoid"),
         (Regression(mean=(1.0, 2.0), std=(3.0, 4.0)), "std plus mean"),
     ],
 )
-def test_questions_and_values_say_what_they_mean(tmp_path, objective, says):
+def test_questions_and_values_say_what_they_mean(tmp_path, task_type, says):
     backbone = wrap_network(conv_net(), num_outputs=2, image_size=24)
-    run = saved_run(tmp_path / "run", backbone, objective=objective)
+    run = saved_run(tmp_path / "run", backbone, task_type=task_type)
     predictor = Predictor(run, device="cpu", network=conv_net())
     export_run(predictor, format="safetensors")
     facts = json.loads((run / "export" / "safetensors" / "preprocessing.json").read_text())
     assert says in facts["answers"]
-    assert facts["objective"]["name"] == objective.name
-    assert facts["objective"].get("std", [3, 4]) == [3, 4]
+    assert facts["task_type"]["name"] == task_type.name
+    assert facts["task_type"].get("std", [3, 4]) == [3, 4]
 
 
 @pytest.mark.parametrize("preset", ["default", "official"])

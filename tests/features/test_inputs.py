@@ -10,7 +10,7 @@ from delta_transfer.features.probe import collect_features
 from delta_transfer.features.stages import auto_taps
 from delta_transfer.features.taps import Taps
 from delta_transfer.methods import Step
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.training.accumulation import GradientAccumulation
 from delta_transfer.training.inference import predict_dataloader
 from tests.networks import moved

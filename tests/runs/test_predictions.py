@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from delta_transfer.data.task import Split
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.report.run_files import read_predictions
 from delta_transfer.runs.predictions import column_names, write_examples, write_predictions
 

@@ -11,8 +11,8 @@ from PIL import Image
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs import summary as module
 from delta_transfer.runs.plan import FineTunePlan
 from delta_transfer.runs.summary import log_start, log_summary, similarity_hint
@@ -60,7 +60,7 @@ def said(
         task=SimpleNamespace(
             train=Split(("x",) * len(taught), taught, Image.open),
             val=SimpleNamespace(class_indices=labels),
-            objective=Multiclass(),
+            task_type=Multiclass(),
             kind="images",
             val_drawn=False,
         ),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from delta_transfer.errors import UserError
 from delta_transfer.methods.registry import METHODS, find_method
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import GradientAccumulation
 from delta_transfer.training.module import FineTuneModule, OptimizerConfig
@@ -49,7 +49,7 @@ def step(method: str, parts: int, *, preset: str = "default") -> tuple[dict[str,
         regularizer,
         loss=F.cross_entropy,
         head="fc",
-        objective=Multiclass(),
+        task_type=Multiclass(),
         optimizer_config=OptimizerConfig(**OPTIONS),
         exit_stack=ExitStack(),
         accumulation=GradientAccumulation(parts),

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from delta_transfer.metrics.objectives import MULTICLASS
+from delta_transfer.metrics.task_types import MULTICLASS
 from delta_transfer.training.checkpoint_callbacks import SaveBest
 from delta_transfer.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 
@@ -36,7 +36,7 @@ def kept(losses: list[float], folder: Path, *, again: bool = False) -> tuple[int
     If asked, each epoch is seen by another process, which goes on.
     """
     keep, network = SaveBest(folder), torch.nn.Linear(1, 1)
-    network.objective = MULTICLASS
+    network.task_type = MULTICLASS
     written: list[int] = []
     for epoch, loss in enumerate(losses):
         if again and epoch:

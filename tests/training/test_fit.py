@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from delta_transfer.data.samplers import EpochSampler
 from delta_transfer.errors import UserError
 from delta_transfer.methods import Delta
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.fit import fit
 from delta_transfer.training.optimizers import OptimizerConfig
@@ -85,7 +85,7 @@ def run(
         what,
         loss=loss,
         head="fc",
-        objective=Multiclass(),
+        task_type=Multiclass(),
         optimizer_config=OptimizerConfig(**{**OPTIONS, **options}),
         callbacks=callbacks or [],
     )
@@ -297,7 +297,7 @@ def test_what_was_said_of_the_validation_split_is_kept_for_each_epoch(tmp_path):
         plan(tmp_path, epochs=3),
         loss=F.cross_entropy,
         head="fc",
-        objective=Multiclass(),
+        task_type=Multiclass(),
         optimizer_config=OptimizerConfig(**OPTIONS),
     )
     found = figures(tmp_path)

@@ -1,6 +1,6 @@
 import torch
 
-from delta_transfer.metrics.objectives import Multiclass, MultilabelBinary
+from delta_transfer.metrics.task_types import Multiclass, MultilabelBinary
 from delta_transfer.training.inference import iterate_predictions, predict_dataloader
 from tests.networks import conv_net
 

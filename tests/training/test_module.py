@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from delta_transfer.methods import L2, L2SP, LwF
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.module import FineTuneModule
 from delta_transfer.training.optimizers import OptimizerConfig, cycle_starts, schedule_factor
@@ -56,7 +56,7 @@ def fine_tuning(**options: object) -> FineTuneModule:
         Regularizer(target, source, penalties),
         loss=F.cross_entropy,
         head="fc",
-        objective=Multiclass(),
+        task_type=Multiclass(),
         optimizer_config=OptimizerConfig(**{**values, **options}),
         exit_stack=ExitStack(),
     )

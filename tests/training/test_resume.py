@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from delta_transfer.data.samplers import EpochSampler
 from delta_transfer.methods import Delta
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.callbacks import MeasureDrift, ReinitializeHead
 from delta_transfer.training.checkpoint_callbacks import CheckpointInterval
@@ -119,7 +119,7 @@ def trained(
         what,
         loss=torch.nn.functional.cross_entropy,
         head="fc",
-        objective=Multiclass(),
+        task_type=Multiclass(),
         optimizer_config=OptimizerConfig(
             optimizer="adamw",
             lr=0.01,

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from delta_transfer.data.samplers import EpochSampler
 from delta_transfer.features.taps import Taps
 from delta_transfer.methods import L2, Delta
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.callbacks import MeasureDrift
 from delta_transfer.training.fit import fit
@@ -65,7 +65,7 @@ def trained(folder, *, parts: int = 1):
         ),
         loss=F.cross_entropy,
         head="head",
-        objective=Multiclass(),
+        task_type=Multiclass(),
         optimizer_config=OptimizerConfig(
             optimizer="sgd",
             lr=0.01,

@@ -21,8 +21,8 @@ from delta_transfer.errors import UserError
 from delta_transfer.features.taps import Taps
 from delta_transfer.inference.fault_tolerant_loader import fault_tolerant_loader
 from delta_transfer.inference.predictor import Predictor
-from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs.preparation.taps import choose_taps
 from delta_transfer.training.loaders import eval_dataloader
 from delta_transfer.utils.devices import move_to_device
@@ -67,7 +67,7 @@ def load_run(
         )
     predictor = Predictor(run, device=device, num_workers=0)
     spec = predictor.backbone.input_spec
-    if not isinstance(spec, InputSpec) or not isinstance(predictor.objective, Multiclass):
+    if not isinstance(spec, InputSpec) or not isinstance(predictor.task_type, Multiclass):
         raise UserError(
             f"{run} is no run on images with classes, and app shows these alone: for molecules "
             "there are delta-transfer predict and the run's report.html"

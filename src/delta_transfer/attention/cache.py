@@ -30,7 +30,7 @@ class EstimationSettings:
         taps: the modules that are tapped.
         data_fingerprint: fingerprint of the images and their classes, in the order in which they
             come.
-        objective: what is to be told of them, as text.
+        task_type: what is to be told of them, as text.
         preprocessing: how they are prepared, as JSON.
         estimator: what measures.
         tolerance: where it stops.
@@ -45,7 +45,7 @@ class EstimationSettings:
     head_fingerprint: str
     taps: tuple[str, ...]
     data_fingerprint: str
-    objective: str
+    task_type: str
     preprocessing: Mapping[str, Any]
     estimator: str
     tolerance: float | None

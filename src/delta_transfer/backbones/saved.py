@@ -25,11 +25,11 @@ from delta_transfer.backbones.timm_models import build_timm
 from delta_transfer.backbones.torchvision_models import load_torchvision
 from delta_transfer.backbones.weights import copy_tensors
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.objectives import (
+from delta_transfer.metrics.task_types import (
     MULTICLASS,
-    Objective,
-    objective_from_dict,
-    objective_to_dict,
+    TaskType,
+    task_type_from_dict,
+    task_type_to_dict,
 )
 from delta_transfer.utils.files import write_atomically
 
@@ -43,7 +43,7 @@ def save_model(
     network: nn.Module,
     *,
     classes: Sequence[str],
-    objective: Objective = MULTICLASS,
+    task_type: TaskType = MULTICLASS,
 ) -> None:
     """Writes `model.safetensors` and `config.json`, for timm's networks as its `local-dir:`.
 
@@ -54,7 +54,7 @@ def save_model(
         backbone: what the network is.
         network: its trained weights.
         classes: the names of the outputs.
-        objective: what they mean.
+        task_type: what they mean.
     """
     # Copies, for tensors that share memory cannot be saved.
     state = {name: t.cpu().contiguous().clone() for name, t in state_tensors(network).items()}
@@ -63,7 +63,7 @@ def save_model(
         "architecture": backbone.architecture,
         "num_classes": len(classes),
         "label_names": list(classes),
-        "objective": objective_to_dict(objective),
+        "task_type": task_type_to_dict(task_type),
         "model_args": dict(backbone.model_args),
         "pretrained_cfg": {
             **_describe(backbone.input_spec),
@@ -119,7 +119,7 @@ def load_model(
     return dataclasses.replace(backbone, input_spec=spec), classes
 
 
-def load_objective(folder: Path) -> Objective:
+def load_task_type(folder: Path) -> TaskType:
     """What the outputs of the network mean that `save_model` wrote; classes if it does not say.
 
     Raises:
@@ -127,7 +127,7 @@ def load_objective(folder: Path) -> Objective:
     """
     try:
         config = json.loads((folder / CONFIG).read_text())
-        return objective_from_dict(config.get("objective", objective_to_dict(MULTICLASS)))
+        return task_type_from_dict(config.get("task_type", task_type_to_dict(MULTICLASS)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, error) from error
 

@@ -27,7 +27,7 @@ from delta_transfer.data.splits import (
 )
 from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError, unknown
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.utils.optional import require_graph_libraries
 from delta_transfer.utils.paths import user_path
 from delta_transfer.utils.seeds import derive_seed
@@ -337,7 +337,7 @@ def _subset(task: TaskData, count: int, *, seed: int) -> TaskData:
     Raises:
         UserError: if a class has fewer, or the task has no classes.
     """
-    if not isinstance(task.objective, Multiclass):
+    if not isinstance(task.task_type, Multiclass):
         raise UserError(
             f"--samples-per-class {count}: {task.name} has no classes, of which so many could be "
             "drawn: leave it out"

@@ -9,7 +9,7 @@ import numpy as np
 from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError, first_few
 from delta_transfer.metrics.metrics import MetricName
-from delta_transfer.metrics.objectives import Multiclass, Objective
+from delta_transfer.metrics.task_types import Multiclass, TaskType
 from delta_transfer.utils.seeds import derive_seed
 
 DEFAULT_VAL_FRACTION = 0.15
@@ -29,7 +29,7 @@ class PartialTaskData:
         test: None where there is none.
         notes: what a user should know so far.
         metric: as of the task.
-        objective: as of the task.
+        task_type: as of the task.
     """
 
     name: str
@@ -40,7 +40,7 @@ class PartialTaskData:
     test: Split | None
     notes: tuple[str, ...] = ()
     metric: MetricName = "accuracy"
-    objective: Objective = field(default_factory=Multiclass)
+    task_type: TaskType = field(default_factory=Multiclass)
 
 
 def draw_missing_splits(
@@ -75,7 +75,7 @@ def draw_missing_splits(
         train, test = hold_out(train, test_fraction, seed=draw, min_left=keep)
         notes.append(_drawn_split_note(given, "test", test_fraction, len(test), seed))
     elif test is None:
-        figure = given.objective.metric.display_name
+        figure = given.task_type.metric.display_name
         notes.append(
             f"no test split: test {figure} will be null; ask for one with --test-split 0.2"
         )
@@ -92,7 +92,7 @@ def draw_missing_splits(
         test=test,
         notes=tuple(notes),
         metric=given.metric,
-        objective=given.objective,
+        task_type=given.task_type,
         val_drawn=given.val is None,
     )
 
@@ -245,7 +245,7 @@ def _check_enough(given: PartialTaskData, *, test_fraction: float | None, hint: 
     drawn = ["validation"] if given.val is None else []
     if test_fraction is not None:
         drawn.append("test")
-    if drawn and isinstance(given.objective, Multiclass):
+    if drawn and isinstance(given.task_type, Multiclass):
         check_min_per_class(
             given.train,
             1 + len(drawn),
@@ -258,7 +258,7 @@ def _check_enough(given: PartialTaskData, *, test_fraction: float | None, hint: 
 def _drawn_split_note(
     given: PartialTaskData, what: str, fraction: float, count: int, seed: int
 ) -> str:
-    stratified = "stratified, " if isinstance(given.objective, Multiclass) else ""
+    stratified = "stratified, " if isinstance(given.task_type, Multiclass) else ""
     return (
         f"no {what} split: {100 * fraction:g}% of train ({count} {given.train.sample_type}s), "
         f"{stratified}seed {seed}, is held out"

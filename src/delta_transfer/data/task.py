@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from delta_transfer.data.image_cache.reader import ImageCacheReader
 from delta_transfer.metrics.metrics import MetricName
-from delta_transfer.metrics.objectives import Multiclass, Objective
+from delta_transfer.metrics.task_types import Multiclass, TaskType
 from delta_transfer.utils.seeds import derive_seed
 
 Label = int | tuple[float, ...]
@@ -92,7 +92,7 @@ class TaskData:
         metric: what the field reports of this data.
         val_drawn: whether the validation split was drawn from train; False where the data brings
             one.
-        objective: how a network's outputs, one for each class, are understood.
+        task_type: how a network's outputs, one for each class, are understood.
         kind: what the samples are, for which a network has to be made.
         group: tells by its path what a sample is to be held out with, as a validation split was
             drawn: the scaffold of a molecule. None where each is drawn on its own.
@@ -106,7 +106,7 @@ class TaskData:
     notes: tuple[str, ...] = ()
     metric: MetricName = "accuracy"
     val_drawn: bool = False
-    objective: Objective = field(default_factory=Multiclass)
+    task_type: TaskType = field(default_factory=Multiclass)
     kind: Literal["images", "graphs"] = "images"
     group: Callable[[str], str] | None = None
 

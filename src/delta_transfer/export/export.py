@@ -18,7 +18,7 @@ from delta_transfer.errors import UserError, unknown
 from delta_transfer.export.formats import FORMATS, Exportable, Format, silence_warnings
 from delta_transfer.export.verification import compare_outputs, find_samples
 from delta_transfer.inference.predictor import Predictor, model_folder
-from delta_transfer.metrics.objectives import objective_to_dict
+from delta_transfer.metrics.task_types import task_type_to_dict
 from delta_transfer.runs.folder import check_output_location
 from delta_transfer.training.loaders import resizes_by_split
 from delta_transfer.utils.files import write_atomically
@@ -39,7 +39,7 @@ _INPUTS = (
 _PREDICTIONS = {
     "classes": "softmax of the logits: the probability of each class",
     "binary_tasks": "sigmoid of each logit: the probability of yes",
-    "regression": "logit times std plus mean of each value, which objective has",
+    "regression": "logit times std plus mean of each value, which task type has",
 }
 
 
@@ -151,9 +151,9 @@ def _preprocessing_metadata(predictor: Predictor) -> dict[str, Any]:
     spec = predictor.backbone.input_spec
     outputs = {
         "outputs": "logits, float32 [batch, classes]",
-        "answers": _PREDICTIONS[predictor.objective.name],
+        "answers": _PREDICTIONS[predictor.task_type.name],
         "classes": list(predictor.classes),
-        "objective": objective_to_dict(predictor.objective),
+        "task_type": task_type_to_dict(predictor.task_type),
     }
     if isinstance(spec, GraphSpec):
         return {**dataclasses.asdict(spec), **outputs}

@@ -10,13 +10,13 @@ from torch import Tensor
 from delta_transfer.data.task import Split
 from delta_transfer.inference.evaluation import EVALUATION_FILE, dump_json_by_line
 from delta_transfer.metrics.metrics import METRICS, RMSE, ROC_AUC, Metric, MetricName
-from delta_transfer.metrics.objectives import Objective, Regression
 from delta_transfer.metrics.per_target import (
     RegressionTargetMetrics,
     TargetMetrics,
     binary_target_metrics,
     regression_target_metrics,
 )
+from delta_transfer.metrics.task_types import Regression, TaskType
 from delta_transfer.runs.predictions import write_predictions
 from delta_transfer.utils.files import write_atomically
 
@@ -34,7 +34,7 @@ class PerTargetEvaluation:
         overlaps_training_data: some of the images have been trained on.
         samples_per_second: from the reading to the answer.
         targets: the figures of each question or value, in the order of the outputs.
-        objective: what the outputs mean.
+        task_type: what the outputs mean.
         split: the images, labelled in this order.
         predictions: to each image, `[N, K]`.
     """
@@ -47,7 +47,7 @@ class PerTargetEvaluation:
     overlaps_training_data: bool
     samples_per_second: float
     targets: tuple[TargetMetrics, ...]
-    objective: Objective = dataclasses.field(repr=False)
+    task_type: TaskType = dataclasses.field(repr=False)
     split: Split = dataclasses.field(repr=False)
     predictions: Tensor = dataclasses.field(repr=False)
 
@@ -59,7 +59,7 @@ class PerTargetEvaluation:
     def to_json(self) -> str:
         """All but the images and the answers."""
         names = [field.name for field in dataclasses.fields(self)]
-        values = {name: getattr(self, name) for name in names[: names.index("objective")]}
+        values = {name: getattr(self, name) for name in names[: names.index("task_type")]}
         values["columns"] = [dataclasses.asdict(figures) for figures in self.targets]
         return dump_json_by_line(values, by_row=["columns"])
 
@@ -67,7 +67,7 @@ class PerTargetEvaluation:
         """Writes `evaluation.json`, and `predictions.csv` as a run does."""
         names = [figures.name for figures in self.targets]
         path = folder / "predictions.csv"
-        write_predictions(path, self.split, self.predictions, names, self.objective)
+        write_predictions(path, self.split, self.predictions, names, self.task_type)
         write_atomically(folder / EVALUATION_FILE, self.to_json())
 
 
@@ -76,7 +76,7 @@ def evaluate_per_target(
     predictions: Tensor,
     target_names: Sequence[str],
     *,
-    objective: Objective,
+    task_type: TaskType,
     data: str,
     overlaps_training_data: bool,
     num_unreadable: int,
@@ -88,17 +88,17 @@ def evaluate_per_target(
         split: the images, at least one, with a label for each name.
         predictions: to each image, `[N, K]`.
         target_names: of the K questions or values.
-        objective: what the answers mean.
+        task_type: what the answers mean.
         data: as in `PerTargetEvaluation`, like the rest.
         overlaps_training_data: likewise.
         num_unreadable: likewise.
         samples_per_second: likewise.
     """
     figures = (
-        regression_target_metrics if isinstance(objective, Regression) else binary_target_metrics
+        regression_target_metrics if isinstance(task_type, Regression) else binary_target_metrics
     )
-    metric = objective.metric.name
-    score = objective.score(predictions, split.targets, metric)
+    metric = task_type.metric.name
+    score = task_type.score(predictions, split.targets, metric)
     columns = zip(target_names, split.targets.T.tolist(), predictions.T.tolist(), strict=True)
     return PerTargetEvaluation(
         data=data,
@@ -109,7 +109,7 @@ def evaluate_per_target(
         overlaps_training_data=overlaps_training_data,
         samples_per_second=samples_per_second,
         targets=tuple(figures(*column) for column in columns),
-        objective=objective,
+        task_type=task_type,
         split=split,
         predictions=predictions,
     )

@@ -19,7 +19,7 @@ from delta_transfer.data.splits import DEFAULT_TEST_SPLIT
 from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.metrics import MetricName
-from delta_transfer.metrics.objectives import Multiclass, MultilabelBinary, Objective
+from delta_transfer.metrics.task_types import Multiclass, MultilabelBinary, TaskType
 from delta_transfer.runs.preparation.task import molecule_options
 
 
@@ -100,7 +100,7 @@ def check_samples(data: str, split: Split, spec: Any) -> None:
 
 
 def map_to_run_labels(
-    data: str, labelled: LabelledData, classes: Sequence[str], objective: Objective
+    data: str, labelled: LabelledData, classes: Sequence[str], task_type: TaskType
 ) -> Split:
     """The samples with labels by a network's own classes, or in the order of its outputs.
 
@@ -108,21 +108,21 @@ def map_to_run_labels(
         data: what they are called.
         labelled: the samples, with labels in their own terms.
         classes: what the network's outputs are called.
-        objective: what the network was trained on.
+        task_type: what the network was trained on.
 
     Raises:
         UserError: if the network cannot answer what the labels say.
     """
     split, theirs = labelled.split, labelled.target_names
-    if isinstance(split.labels[0], int) != isinstance(objective, Multiclass):
+    if isinstance(split.labels[0], int) != isinstance(task_type, Multiclass):
         kind = "classes" if isinstance(split.labels[0], int) else "questions or values"
         raise UserError(
-            f"{data} has {kind}, and the run was trained on {objective.target_kind}: "
+            f"{data} has {kind}, and the run was trained on {task_type.target_kind}: "
             "give data of the same kind"
         )
     strange = sorted(set(theirs) - set(classes))
     known = ", ".join(classes)
-    if isinstance(objective, Multiclass):
+    if isinstance(task_type, Multiclass):
         if strange:
             raise UserError(
                 f"{data} has classes that the run does not know: {', '.join(strange)}; "
@@ -134,7 +134,7 @@ def map_to_run_labels(
         raise UserError(f"{data} has none of the columns that the run answers: {known}")
     answers = _targets_by_name(theirs, split, classes)
     yes_or_no = (answers == 0) | (answers == 1) | torch.isnan(answers)
-    if isinstance(objective, MultilabelBinary) and not bool(yes_or_no.all()):
+    if isinstance(task_type, MultilabelBinary) and not bool(yes_or_no.all()):
         raise UserError(
             f"{data} has values, and the run answers with no or yes ({known}): give 0 or 1"
         )

@@ -8,24 +8,24 @@ from pathlib import Path
 
 from delta_transfer.errors import UserError
 from delta_transfer.inference.predictor import Prediction
-from delta_transfer.metrics.objectives import MULTICLASS, Multiclass, Objective
+from delta_transfer.metrics.task_types import MULTICLASS, Multiclass, TaskType
 from delta_transfer.runs.predictions import as_number, column_names, to_csv
 from delta_transfer.utils.files import write_atomically
 
 
-def to_line(prediction: Prediction, *, top: int, objective: Objective = MULTICLASS) -> str:
+def to_line(prediction: Prediction, *, top: int, task_type: TaskType = MULTICLASS) -> str:
     """The path and the `top` most probable classes with their probabilities, tabs between.
 
     Of questions and values the answers to all of them.
     """
-    most = top if isinstance(objective, Multiclass) else None
+    most = top if isinstance(task_type, Multiclass) else None
     best = itertools.islice(prediction.values.items(), most)
-    form = ".4f" if objective.metric.percent else ".6g"
+    form = ".4f" if task_type.metric.percent else ".6g"
     return "\t".join([prediction.path, *(f"{name}\t{value:{form}}" for name, value in best)])
 
 
 def to_json(
-    predictions: Sequence[Prediction], *, top: int | None, objective: Objective = MULTICLASS
+    predictions: Sequence[Prediction], *, top: int | None, task_type: TaskType = MULTICLASS
 ) -> str:
     """A list of `path`, `prediction` and `probabilities`.
 
@@ -34,10 +34,10 @@ def to_json(
     Args:
         predictions: of the images.
         top: how many of the most probable classes to name; all if None.
-        objective: what is predicted.
+        task_type: what is predicted.
     """
-    classes = isinstance(objective, Multiclass)
-    answers = "predictions" if objective.prediction_name == "prediction" else "probabilities"
+    classes = isinstance(task_type, Multiclass)
+    answers = "predictions" if task_type.prediction_name == "prediction" else "probabilities"
     rows = [
         {
             "path": prediction.path,
@@ -69,7 +69,7 @@ def write_csv(
     path: Path,
     predictions: Sequence[Prediction],
     classes: Sequence[str],
-    objective: Objective = MULTICLASS,
+    task_type: TaskType = MULTICLASS,
 ) -> None:
     """Writes `path,prediction,probability` and a column of probabilities per class.
 
@@ -79,15 +79,15 @@ def write_csv(
         path: the CSV file.
         predictions: of the images, a row each.
         classes: the names of the columns, in their order; see `column_names`.
-        objective: what is predicted.
+        task_type: what is predicted.
 
     Raises:
         UserError: if it cannot be written; there is no file then, or the old one.
     """
-    if isinstance(objective, Multiclass):
+    if isinstance(task_type, Multiclass):
         rows = _classes(predictions, classes)
     else:
-        rows = [["path", *(f"{objective.prediction_name} {name}" for name in classes)]]
+        rows = [["path", *(f"{task_type.prediction_name} {name}" for name in classes)]]
         for prediction in predictions:
             cells = (f"{prediction.values[name]:.7g}" for name in classes)
             rows.append([prediction.path, *cells])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.backbones.base import GraphSpec
-from delta_transfer.backbones.saved import CONFIG, load_model, load_objective
+from delta_transfer.backbones.saved import CONFIG, load_model, load_task_type
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import is_dataset_name
 from delta_transfer.data.task import SampleType, Split
@@ -27,7 +27,7 @@ from delta_transfer.inference.labelled_data import (
     map_to_run_labels,
     real_path,
 )
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.training.inference import CropAverage, iterate_predictions
 from delta_transfer.training.loaders import test_dataloader
 from delta_transfer.utils.devices import find_device, move_to_device
@@ -89,7 +89,7 @@ class Predictor:
             raise UserError(f"there is no run {run}: give the folder that train wrote")
         model = model_folder(self.run)
         self.backbone, self.classes = load_model(model, network=network)
-        self.objective = load_objective(model)
+        self.task_type = load_task_type(model)
         self.config = TrainConfig.load(self.run / CONFIG_FILE)
         self.device = find_device(device)
         move_to_device(self.backbone.module, self.device)
@@ -149,7 +149,7 @@ class Predictor:
         for positions, rows in self._predict_batches(split, tally):
             for position, row in zip(positions, rows.tolist(), strict=True):
                 answers = dict(zip(self.classes, row, strict=True))
-                if isinstance(self.objective, Multiclass):
+                if isinstance(self.task_type, Multiclass):
                     answers = dict(sorted(answers.items(), key=lambda pair: -pair[1]))
                 yield Prediction(split.paths[position], answers)
 
@@ -175,13 +175,13 @@ class Predictor:
             self.config, data, data_root, of_molecules=self._sample_type == "molecule"
         )
         check_samples(data, found.split, self.backbone.input_spec)
-        labelled = map_to_run_labels(data, found, self.classes, self.objective)
+        labelled = map_to_run_labels(data, found, self.classes, self.task_type)
         tally = ReadStats(labelled.paths, self._sample_type)
         answers = list(self._predict_batches(labelled, tally))
         judge = (
             functools.partial(evaluate_multiclass, metric_name=found.metric_name)
-            if isinstance(self.objective, Multiclass)
-            else functools.partial(evaluate_per_target, objective=self.objective)
+            if isinstance(self.task_type, Multiclass)
+            else functools.partial(evaluate_per_target, task_type=self.task_type)
         )
         return judge(
             labelled.subset(position for positions, _ in answers for position in positions),
@@ -202,7 +202,7 @@ class Predictor:
         )
         started = time.perf_counter()
         for rows, positions in iterate_predictions(
-            self._network, tally.track(loader), self.objective
+            self._network, tally.track(loader), self.task_type
         ):
             tally.elapsed_s += time.perf_counter() - started
             yield positions, rows

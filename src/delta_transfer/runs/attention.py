@@ -74,7 +74,7 @@ def estimate(
             probe=head,
             head=prepared.backbone.head,
             taps=prepared.taps,
-            loss=prepared.task.objective.loss,
+            loss=prepared.task.task_type.loss,
             estimator=method,
             tolerance=config.attention_tolerance,
             temperature=temperature,
@@ -184,7 +184,7 @@ def _estimation_settings(
             f"{prepared.content_hashes[path]} {label}\n".encode()
             for path, label in zip(split.paths, split.labels, strict=True)
         ),
-        objective=repr(prepared.task.objective),
+        task_type=repr(prepared.task.task_type),
         preprocessing=prepared.preprocessing,
         estimator=config.attention,
         tolerance=config.attention_tolerance,

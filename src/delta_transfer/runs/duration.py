@@ -118,7 +118,7 @@ def _seconds_per_step(
         for _ in range(2):
             started = time.perf_counter()
             with autocast(precision, prepared.device):
-                loss = prepared.task.objective.loss(network(inputs), labels)
+                loss = prepared.task.task_type.loss(network(inputs), labels)
                 if compares:
                     with eval_mode(prepared.source), torch.no_grad():
                         prepared.source(inputs)

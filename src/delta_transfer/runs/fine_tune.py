@@ -234,7 +234,7 @@ def _fit(
         make_fit_config(prepared, plan, folder, stop_after),
         loss=make_task_loss(prepared, plan),
         head=prepared.backbone.head,
-        objective=prepared.task.objective,
+        task_type=prepared.task.task_type,
         optimizer_config=make_optimizer_config(prepared, plan, network),
         callbacks=callbacks,
         generators=[generator],

@@ -99,7 +99,7 @@ def _run_range_test(
             make_fit_config(prepared, plan, folder, 1),
             loss=make_task_loss(prepared, plan),
             head=prepared.backbone.head,
-            objective=prepared.task.objective,
+            task_type=prepared.task.task_type,
             optimizer_config=dataclasses.replace(
                 steps, schedule="rising", warmup_ratio=0.0, num_head_restarts=1, ema=None
             ),

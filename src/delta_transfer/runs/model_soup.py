@@ -187,7 +187,7 @@ def _evaluate_coefficients(
     candidates: tuple[MixingCoefficients, ...],
 ) -> tuple[MixingCoefficients, dict[str, float], Tensor]:
     """The shares to take, the held-out loss of all, and the answers of those taken."""
-    objective, targets = strong.prepared.task.objective, strong.held_out.targets
+    task_type, targets = strong.prepared.task.task_type, strong.held_out.targets
     parts: dict[MixingCoefficients, list[Tensor]] = {shares: [] for shares in candidates}
     for (prepared, one), (_, other) in zip(
         strong.validation_results, weak.validation_results, strict=True
@@ -195,10 +195,10 @@ def _evaluate_coefficients(
         loader = eval_dataloader(prepared.task.val, prepared.backbone.input_spec, plan.config)
         for shares, found in parts.items():
             network = _average_networks([one, other], shares, prepared.device).network
-            found.append(predict_dataloader(network, loader, objective))
+            found.append(predict_dataloader(network, loader, task_type))
     pooled = {shares: torch.cat(found) for shares, found in parts.items()}
     losses = {
-        shares: objective.held_out_losses(objective.logits(found), targets)
+        shares: task_type.held_out_losses(task_type.logits(found), targets)
         for shares, found in pooled.items()
     }
     shares = choose_coefficients(list(losses.values()), candidates)

@@ -147,7 +147,7 @@ def make_task_loss(prepared: RunSetup, plan: FineTunePlan) -> Callable[[Tensor, 
     """The task loss."""
     task = prepared.task
     labels, classes = task.train.class_indices, len(task.classes)
-    return task_loss(plan.config, task.objective, labels, num_classes=classes)
+    return task_loss(plan.config, task.task_type, labels, num_classes=classes)
 
 
 def run_fingerprint(prepared: RunSetup) -> str:

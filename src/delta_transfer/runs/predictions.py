@@ -16,7 +16,7 @@ from delta_transfer.data.molecules.drawing import draw_molecule
 from delta_transfer.data.task import Split
 from delta_transfer.features.taps import Taps
 from delta_transfer.features.variance import FeatureVariance
-from delta_transfer.metrics.objectives import MULTICLASS, Multiclass, Objective
+from delta_transfer.metrics.task_types import MULTICLASS, Multiclass, TaskType
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.module_state import device_of, eval_mode
 
@@ -29,7 +29,7 @@ def write_predictions(
     split: Split,
     predictions: Tensor,
     classes: Sequence[str],
-    objective: Objective = MULTICLASS,
+    task_type: TaskType = MULTICLASS,
 ) -> None:
     """Writes a row for each image.
 
@@ -42,14 +42,14 @@ def write_predictions(
         split: the images.
         predictions: `[N, K]`.
         classes: the K names; see `column_names`.
-        objective: what the answers mean.
+        task_type: what the answers mean.
     """
-    told = _class_rows if isinstance(objective, Multiclass) else _target_rows
-    write_atomically(path, to_csv(told(split, predictions, classes, objective)))
+    told = _class_rows if isinstance(task_type, Multiclass) else _target_rows
+    write_atomically(path, to_csv(told(split, predictions, classes, task_type)))
 
 
 def _class_rows(
-    split: Split, predictions: Tensor, classes: Sequence[str], objective: Objective
+    split: Split, predictions: Tensor, classes: Sequence[str], task_type: TaskType
 ) -> list[list[str]]:
     names = column_names(classes)
     rows = [["path", "label", "prediction", *names]]
@@ -61,9 +61,9 @@ def _class_rows(
 
 
 def _target_rows(
-    split: Split, predictions: Tensor, names: Sequence[str], objective: Objective
+    split: Split, predictions: Tensor, names: Sequence[str], task_type: TaskType
 ) -> list[list[str]]:
-    columns = [[f"label {name}", f"{objective.prediction_name} {name}"] for name in names]
+    columns = [[f"label {name}", f"{task_type.prediction_name} {name}"] for name in names]
     rows = [["path", *itertools.chain.from_iterable(columns)]]
     told = zip(split.paths, split.targets.tolist(), predictions.tolist(), strict=True)
     for path, *pair in told:

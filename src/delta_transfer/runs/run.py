@@ -20,8 +20,8 @@ from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.methods.registry import check_classifier, method_of
 from delta_transfer.metrics.metrics import MetricName
-from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.metrics.run_result import MetricPrefix, RunResult
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.report.run_page import write_run_report
 from delta_transfer.runs.attention import load_given_attention
 from delta_transfer.runs.cost import USAGE_FILE, ResourceTracker
@@ -220,19 +220,19 @@ def _finalize(
         shown, answers, beside = task.test, test, probe
     else:
         shown, answers, beside = selected.held_out, selected.predictions, selected.probe_predictions
-    path, objective = folder / "predictions.csv", task.objective
-    write_predictions(path, shown, answers, task.classes, objective)
+    path, task_type = folder / "predictions.csv", task.task_type
+    write_predictions(path, shown, answers, task.classes, task_type)
     spec = prepared.backbone.input_spec
     if isinstance(spec, GraphSpec) and spec.node_features == "atoms":
         from delta_transfer.runs.predictions import write_molecules  # which needs an extra
 
         taps = selected.fine_tune_result.taps
         write_molecules(folder, shown, network=network, source=prepared.source, taps=taps)
-    elif task.kind == "images" and isinstance(objective, Multiclass):
+    elif task.kind == "images" and isinstance(task_type, Multiclass):
         write_examples(folder, shown, answers, beside, task.classes)
     (folder / "model").mkdir(exist_ok=True)
     save_model(
-        folder / "model", prepared.backbone, network, classes=task.classes, objective=objective
+        folder / "model", prepared.backbone, network, classes=task.classes, task_type=task_type
     )
     cost = resources.usage
     result = RunResult(
@@ -295,7 +295,7 @@ def _test(prepared: RunSetup, config: TrainConfig, network: nn.Module) -> Tensor
 
     def ask(positions: Sequence[int]) -> tuple[Tensor]:
         loader = test_dataloader(split.subset(positions), spec, config)
-        return (predict_dataloader(asked, loader, prepared.task.objective),)
+        return (predict_dataloader(asked, loader, prepared.task.task_type),)
 
     return shard_and_gather(len(split), config.batch_size, ask)[0]
 
@@ -306,8 +306,8 @@ def _metric_fields(
     """What there is to say of answers, by the names of `RunResult`."""
     if predictions is None or split is None:
         return {}
-    metrics: list[MetricName] = [task.objective.metric.name]
-    if where == "test" and isinstance(task.objective, Multiclass):
+    metrics: list[MetricName] = [task.task_type.metric.name]
+    if where == "test" and isinstance(task.task_type, Multiclass):
         metrics.append("mean_class_accuracy")
-    found = {f"{where}_{m}": task.objective.score(predictions, split.targets, m) for m in metrics}
+    found = {f"{where}_{m}": task.task_type.score(predictions, split.targets, m) for m in metrics}
     return {name: None if math.isnan(score) else score for name, score in found.items()}

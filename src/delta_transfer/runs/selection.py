@@ -112,11 +112,11 @@ def refit(merged: RunSetup, plan: FineTunePlan, folder: Path, *, epoch: int) -> 
 
 def _validate(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> SelectionResult:
     tuned = fine_tune(prepared, plan, folder)
-    val, config, objective = prepared.task.val, plan.config, prepared.task.objective
+    val, config, task_type = prepared.task.val, plan.config, prepared.task.task_type
 
     def ask(positions: Sequence[int]) -> tuple[Tensor]:
         loader = eval_dataloader(val.subset(positions), prepared.backbone.input_spec, config)
-        return (predict_dataloader(tuned.network, loader, objective),)
+        return (predict_dataloader(tuned.network, loader, task_type),)
 
     (answers,) = shard_and_gather(len(val), config.batch_size, ask)
     probe = prepared.probe_predictions["val"]
@@ -136,7 +136,7 @@ def _validate(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> Selection
 def _cross_validate(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> SelectionResult:
     """Every image is held out once; the epoch is that with the lowest loss over all of them."""
     probes, logits, trained = [], [], []
-    objective = prepared.task.objective
+    task_type = prepared.task.task_type
     folds = _folds(prepared.task, plan.config.folds, seed=plan.config.seed)
     for number, (train, val) in enumerate(folds, start=1):
         own = folder / "folds" / str(number)
@@ -150,12 +150,12 @@ def _cross_validate(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> Sel
         tuned.network.cpu()  # there may be many
         trained.append((fold, tuned))
         validations = tuned.fit_result.val_outputs
-        logits.append([found for found, _ in validations] or [objective.logits(probe)])
+        logits.append([found for found, _ in validations] or [task_type.logits(probe)])
     order = [index for _, val in folds for index in val]
     held_out = pool_train_and_val(prepared.task).subset(order)
     targets = held_out.targets
     epochs = [torch.cat(parts) for parts in zip(*logits, strict=True)]
-    losses = [float(objective.held_out_losses(found, targets).mean()) for found in epochs]
+    losses = [float(task_type.held_out_losses(found, targets).mean()) for found in epochs]
     last = plan.config.paper_protocol
     epoch = len(epochs) - 1 if last else int(np.nanargmin(losses))
     if plan.method.trains_network and is_rank_zero():
@@ -167,7 +167,7 @@ def _cross_validate(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> Sel
         fine_tune_result=tuned,
         epoch=epoch,
         held_out=held_out,
-        predictions=objective.predictions(epochs[epoch]),
+        predictions=task_type.predictions(epochs[epoch]),
         probe_predictions=torch.cat(probes),
         refitted=False,
         validation_results=tuple(trained),

@@ -6,8 +6,8 @@ from collections import Counter
 from delta_transfer.data.inspection import IMBALANCE_THRESHOLD
 from delta_transfer.data.samplers import imbalance_ratio
 from delta_transfer.data.task import TaskData
-from delta_transfer.metrics.objectives import Multiclass
 from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs.duration import estimate_minutes
 from delta_transfer.runs.plan import FineTunePlan
 from delta_transfer.runs.preparation.loss import resolve_class_weights
@@ -26,7 +26,7 @@ def log_start(prepared: RunSetup, plan: FineTunePlan) -> None:
     strengths = [f"{one.strength:g}" for one in plan.candidates if one.strength is not None]
     detail = f", strength {' and '.join(strengths)}" if strengths else ""
     logger.info("method   %s%s: %s", method.name, detail, method.summary)
-    score, measure = prepared.probe_scores["val"], prepared.task.objective.metric
+    score, measure = prepared.probe_scores["val"], prepared.task.task_type.metric
     hint = _hint(prepared.task, score or 0.0)
     logger.info("probe    %s %s on validation%s", measure.display_name, measure.format(score), hint)
     if method.trains_network:
@@ -68,7 +68,7 @@ def _log_class_balance(prepared: RunSetup, plan: FineTunePlan) -> None:
 
 def _hint(task: TaskData, accuracy: float) -> str:
     """What the linear probe's accuracy says of images of classes."""
-    if not isinstance(task.objective, Multiclass) or task.kind != "images":
+    if not isinstance(task.task_type, Multiclass) or task.kind != "images":
         return ""
     labels = task.val.class_indices
     return similarity_hint(accuracy, max(Counter(labels).values()) / len(labels))

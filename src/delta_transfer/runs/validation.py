@@ -15,7 +15,7 @@ from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.methods.base import Method
 from delta_transfer.methods.registry import METHODS, check_kind, method_of
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.training.loggers import check_loggers
 from delta_transfer.training.trainer import find_precision
 from delta_transfer.utils.devices import find_device
@@ -161,12 +161,12 @@ def check_data(config: TrainConfig, task: TaskData) -> None:
     """
     method = method_of(config)
     check_kind(method, task.kind, task.name)
-    if method.multiclass_only and not isinstance(task.objective, Multiclass):
+    if method.multiclass_only and not isinstance(task.task_type, Multiclass):
         fit = [other for other in METHODS.values() if task.kind in other.kinds]
         others = [other.name for other in fit if not other.multiclass_only]
         raise UserError(
             f"--method {method.name} learns classes, and {task.name} has "
-            f"{task.objective.target_kind}: take one of {', '.join(others)}"
+            f"{task.task_type.target_kind}: take one of {', '.join(others)}"
         )
 
 

@@ -54,7 +54,7 @@ class SaveBest(lightning.Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Compares, saves and reports."""
-        metrics, measure = trainer.callback_metrics, module.objective.measure
+        metrics, measure = trainer.callback_metrics, module.task_type.measure
         epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
         loss = float(metrics["val_calibrated_loss"])
         # The start is saved whatever it is like, so that there always is something to keep.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from delta_transfer.data.samplers import DistributedEpochSampler, EpochSampler
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.objectives import Objective
+from delta_transfer.metrics.task_types import TaskType
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import GradientAccumulation
 from delta_transfer.training.callbacks import StopAfter
@@ -53,7 +53,7 @@ def fit(
     *,
     loss: Any,
     head: str,
-    objective: Objective,
+    task_type: TaskType,
     optimizer_config: OptimizerConfig,
     callbacks: Sequence[lightning.Callback] = (),
     generators: Sequence[torch.Generator] = (),
@@ -67,7 +67,7 @@ def fit(
         fit_config: data, epochs and folder.
         loss: the task loss.
         head: the name of the network's head.
-        objective: by which the validation split is judged.
+        task_type: by which the validation split is judged.
         optimizer_config: how the weights are moved.
         callbacks: more of Lightning's callbacks.
         generators: what draws random numbers beside torch's own.
@@ -91,7 +91,7 @@ def fit(
             regularizer,
             loss=loss,
             head=head,
-            objective=objective,
+            task_type=task_type,
             optimizer_config=optimizer_config,
             exit_stack=borrowed,
             accumulation=GradientAccumulation(

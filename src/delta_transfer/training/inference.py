@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.features.inputs import Inputs
-from delta_transfer.metrics.objectives import Objective
+from delta_transfer.metrics.task_types import TaskType
 from delta_transfer.utils.module_state import device_of, eval_mode
 
 Extra = TypeVar("Extra")
 
 
 def iterate_predictions(
-    network: nn.Module, batches: Iterable[tuple[Inputs, Extra]], objective: Objective
+    network: nn.Module, batches: Iterable[tuple[Inputs, Extra]], task_type: TaskType
 ) -> Iterator[tuple[Tensor, Extra]]:
     """The answers to one batch after the other, in eval mode.
 
@@ -22,7 +22,7 @@ def iterate_predictions(
         network: gives logits `[B, K]`; once the last batch is taken, or the iterator closed, it is
             as it was.
         batches: inputs, and whatever stands beside them. A batch without inputs is left out.
-        objective: what the logits mean.
+        task_type: what the logits mean.
 
     Yields:
         Answers `[B, K]` on the CPU, and what stood beside the inputs.
@@ -34,24 +34,24 @@ def iterate_predictions(
                 continue
             with torch.no_grad():  # not around yield: the caller's grad mode is its own
                 logits = network(inputs.to(device))
-                answers = objective.predictions(logits.float()).cpu()
+                answers = task_type.predictions(logits.float()).cpu()
             yield answers, beside
 
 
 def predict_dataloader(
-    network: nn.Module, loader: Iterable[tuple[Inputs, Tensor]], objective: Objective
+    network: nn.Module, loader: Iterable[tuple[Inputs, Tensor]], task_type: TaskType
 ) -> Tensor:
     """The answers to everything in a loader, in eval mode.
 
     Args:
         network: gives logits `[B, K]`; left as it was.
         loader: batches (inputs, labels).
-        objective: what the logits mean.
+        task_type: what the logits mean.
 
     Returns:
         Answers `[N, K]`, on the CPU.
     """
-    return torch.cat([answers for answers, _ in iterate_predictions(network, loader, objective)])
+    return torch.cat([answers for answers, _ in iterate_predictions(network, loader, task_type)])
 
 
 class CropAverage(nn.Module):

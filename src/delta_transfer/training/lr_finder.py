@@ -8,7 +8,7 @@ import lightning
 from torch import nn
 
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.objectives import Objective
+from delta_transfer.metrics.task_types import TaskType
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import GradientAccumulation
 from delta_transfer.training.module import FineTuneModule
@@ -46,7 +46,7 @@ def run_lr_range_test(
     *,
     loss: Any,
     head: str,
-    objective: Objective,
+    task_type: TaskType,
     optimizer_config: OptimizerConfig,
 ) -> list[tuple[float, float]]:
     """Trains the network while the learning rate rises, a step each, until the loss explodes.
@@ -57,7 +57,7 @@ def run_lr_range_test(
         fit_config: data and how to compute; nothing is written to its folder.
         loss: the task loss.
         head: the name of the network's head.
-        objective: of the task.
+        task_type: of the task.
         optimizer_config: with the schedule `"rising"`.
 
     Returns:
@@ -70,7 +70,7 @@ def run_lr_range_test(
             regularizer,
             loss=loss,
             head=head,
-            objective=objective,
+            task_type=task_type,
             optimizer_config=optimizer_config,
             exit_stack=borrowed,
             mixing=fit_config.mixing,

@@ -15,7 +15,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.functional import without_autocast
 from delta_transfer.methods.penalty import Penalty, Reduction
-from delta_transfer.metrics.objectives import Objective
+from delta_transfer.metrics.task_types import TaskType
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import GradientAccumulation
 from delta_transfer.training.distributed import all_reduce_loss
@@ -38,7 +38,7 @@ class FineTuneModule(lightning.LightningModule):
             backbone is; entered when the fit starts.
         loss: the task loss, a mean over the batch.
         head: the name of the network's head.
-        objective: by which the validation split is judged.
+        task_type: by which the validation split is judged.
         optimizer_config: how the weights are moved.
         exit_stack: gives the network back (hooks, train flags) when the fit is over.
         accumulation: into how many parts a step is divided.
@@ -58,7 +58,7 @@ class FineTuneModule(lightning.LightningModule):
         *,
         loss: Callable[[Tensor, Tensor], Tensor],
         head: str,
-        objective: Objective,
+        task_type: TaskType,
         optimizer_config: OptimizerConfig,
         exit_stack: ExitStack,
         accumulation: GradientAccumulation | None = None,
@@ -73,7 +73,7 @@ class FineTuneModule(lightning.LightningModule):
         self.optimizer_config = optimizer_config
         ema = optimizer_config.ema
         self.ema_network = None if ema is None else moving_average(network, decay=ema)
-        self.objective = objective
+        self.task_type = task_type
         self.val_loss = MeanMetric()
         self.store_val_outputs = store_val_outputs
         self.mixing = mixing
@@ -229,10 +229,10 @@ class FineTuneModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """How good the network is, and the loss by which the epoch is chosen."""
         logits, targets = torch.cat(self._val_logits), torch.cat(self._val_targets)
-        measure = self.objective.metric.name
-        score = self.objective.score(self.objective.predictions(logits), targets, measure)
+        measure = self.task_type.metric.name
+        score = self.task_type.score(self.task_type.predictions(logits), targets, measure)
         self.log(f"val_{measure}", score, prog_bar=True)
-        losses = self.objective.held_out_losses(logits, targets)
+        losses = self.task_type.held_out_losses(logits, targets)
         self.log("val_calibrated_loss", losses.mean().item())
         self._log_step()
         if self.store_val_outputs:

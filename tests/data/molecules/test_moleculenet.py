@@ -17,7 +17,7 @@ from delta_transfer.data.molecules.scaffold_split import scaffold
 from delta_transfer.data.registry import load_data, load_labelled_data
 from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.objectives import MultilabelBinary, Regression
+from delta_transfer.metrics.task_types import MultilabelBinary, Regression
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "graphs" / "moleculenet"
 
@@ -70,7 +70,7 @@ class TestMoleculeNet:
         )
         task = load_data("moleculenet/BBBP", seed=0, data_root=str(tmp_path))
         assert (task.kind, task.metric, task.classes) == ("graphs", "roc_auc", ("p_np",))
-        assert task.objective == MultilabelBinary(labelled_fraction=1.0)
+        assert task.task_type == MultilabelBinary(labelled_fraction=1.0)
         assert not task.val_drawn
         assert_no_shared_scaffold(task)
         position = SMILES.index(task.train.paths[3])
@@ -84,7 +84,7 @@ class TestMoleculeNet:
         where = task.train.paths.index("Cc1ccncc1")
         assert math.isnan(task.train.labels[where][0])
         assert task.train.labels[where][1] == 1
-        assert task.objective == MultilabelBinary(labelled_fraction=1 - 1 / 80)
+        assert task.task_type == MultilabelBinary(labelled_fraction=1 - 1 / 80)
 
     def test_values(self, tmp_path: Path) -> None:
         lines = ["mol,expt,iupac,smiles,calc"]
@@ -92,9 +92,9 @@ class TestMoleculeNet:
         write(tmp_path / "freesolv/raw/SAMPL.csv", "\n".join(lines))
         task = load_data("moleculenet/FreeSolv", seed=0, data_root=str(tmp_path))
         values = torch.tensor(task.train.labels)
-        assert isinstance(task.objective, Regression)
-        assert task.objective.mean == pytest.approx((float(values.mean()),))
-        assert task.objective.std == pytest.approx((float(values.std(correction=0)),))
+        assert isinstance(task.task_type, Regression)
+        assert task.task_type.mean == pytest.approx((float(values.mean()),))
+        assert task.task_type.std == pytest.approx((float(values.std(correction=0)),))
         assert (task.metric, task.classes) == ("rmse", ("expt",))
         assert "80/10/10 split, drawn at random, seed 0" in task.notes
         other = load_data("moleculenet/FreeSolv", seed=1, data_root=str(tmp_path))
@@ -249,7 +249,7 @@ class TestCsv:
         task = load_data(str(file), seed=0, molecule_options=OPTIONS)
         assert [len(s) for s in (task.train, task.val, task.test)] == [30, 15, 5]
         assert task.train.paths == tuple(SMILES[:30])
-        assert isinstance(task.objective, Regression)
+        assert isinstance(task.task_type, Regression)
         assert (task.metric, task.val_drawn) == ("rmse", False)
         assert "columns that are not used: note" in task.notes
         names, split, apart = load_labelled_data(str(file), seed=0, molecule_options=OPTIONS)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_sample_weight
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs.preparation.loss import resolve_class_weights, task_loss
 
 LABELS = [0] * 9 + [1] * 2 + [2]

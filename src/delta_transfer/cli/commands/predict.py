@@ -17,7 +17,7 @@ def predict(args: Sequence[str]) -> None:
     options = parse_command("predict", PredictOptions, args, positional=["run", "paths"])
     from delta_transfer.inference import prediction_files
     from delta_transfer.inference.predictor import Predictor
-    from delta_transfer.metrics.objectives import Multiclass
+    from delta_transfer.metrics.task_types import Multiclass
 
     table = None if options.csv is None else Path(options.csv)
     if table is not None:
@@ -32,19 +32,19 @@ def predict(args: Sequence[str]) -> None:
         batch_size=options.batch_size,
         num_workers=options.num_workers,
     )
-    if options.top is not None and not isinstance(predictor.objective, Multiclass):
-        _log.warning("--top is ignored: all %s are answered", predictor.objective.target_kind)
+    if options.top is not None and not isinstance(predictor.task_type, Multiclass):
+        _log.warning("--top is ignored: all %s are answered", predictor.task_type.target_kind)
     if table is None and not options.json:
         for prediction in predictor.stream(options.paths):
             line = prediction_files.to_line(
-                prediction, top=options.top or 1, objective=predictor.objective
+                prediction, top=options.top or 1, task_type=predictor.task_type
             )
             print(line)
         return
     predictions = predictor.predict(options.paths)
     if table is not None:
-        prediction_files.write_csv(table, predictions, predictor.classes, predictor.objective)
+        prediction_files.write_csv(table, predictions, predictor.classes, predictor.task_type)
     if not options.json:
         print(f"csv      {table}")
         return
-    print(prediction_files.to_json(predictions, top=options.top, objective=predictor.objective))
+    print(prediction_files.to_json(predictions, top=options.top, task_type=predictor.task_type))

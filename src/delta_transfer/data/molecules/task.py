@@ -16,7 +16,7 @@ from delta_transfer.data.molecules.smiles import read_molecule
 from delta_transfer.data.molecules.table import MoleculeTable
 from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.objectives import MultilabelBinary, Objective, Regression
+from delta_transfer.metrics.task_types import MultilabelBinary, Regression, TaskType
 
 
 def molecule_split(molecules: MoleculeTable, positions: Sequence[int]) -> Split:
@@ -107,13 +107,13 @@ def make_task_data(
         notes=(*molecules.notes, *notes),
         metric="roc_auc" if binary else "rmse",
         val_drawn=val_drawn,
-        objective=_make_objective(name, train, binary=binary),
+        task_type=_make_task_type(name, train, binary=binary),
         kind="graphs",
         group=None if split_method == "random" else scaffold,
     )
 
 
-def _make_objective(name: str, train: Split, *, binary: bool) -> Objective:
+def _make_task_type(name: str, train: Split, *, binary: bool) -> TaskType:
     """What is learnt of training molecules."""
     table = np.array(train.labels, dtype=float)
     known = [column[~np.isnan(column)] for column in table.T]

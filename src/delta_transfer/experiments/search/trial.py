@@ -111,7 +111,7 @@ def _make(prepared: RunSetup, config: TrainConfig, started: float, *, prune: boo
 
 def _train(prepared: RunSetup, tuning: FineTunePlan, folder: Path) -> Outcome:
     """What comes of it, whatever that is."""
-    metric = prepared.task.objective.metric.name
+    metric = prepared.task.task_type.metric.name
     try:
         log_start(prepared, tuning)
         selected = select_model(
@@ -131,16 +131,16 @@ def _train(prepared: RunSetup, tuning: FineTunePlan, folder: Path) -> Outcome:
 
 def _judge(selected: SelectionResult) -> Outcome:
     """By what was held out; the test split is not looked at."""
-    objective, targets = selected.prepared.task.objective, selected.held_out.targets
-    losses = objective.held_out_losses(objective.logits(selected.predictions), targets)
-    loss, metric = float(losses.mean()), objective.metric.name
+    task_type, targets = selected.prepared.task.task_type, selected.held_out.targets
+    losses = task_type.held_out_losses(task_type.logits(selected.predictions), targets)
+    loss, metric = float(losses.mean()), task_type.metric.name
     if not math.isfinite(loss):
         return Outcome(state="failed", metric=metric, failure="its loss is no number")
     return Outcome(
         state="complete",
         loss=loss,
         metric=metric,
-        score=objective.score(selected.predictions, targets, metric),
+        score=task_type.score(selected.predictions, targets, metric),
         best_epoch=selected.epoch,
     )
 

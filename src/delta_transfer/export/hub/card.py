@@ -10,7 +10,7 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.export.hub import sections
 from delta_transfer.export.hub.facts import CardFacts
 from delta_transfer.export.hub.results import results
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 
 _HUB_NAME = r"[\w.-]+/[\w.-]+"
 
@@ -64,7 +64,7 @@ def base_model(config: TrainConfig) -> str | None:
 def _pipeline(facts: CardFacts) -> str | None:
     if isinstance(facts.input, GraphSpec):
         return "graph-ml"
-    return "image-classification" if isinstance(facts.objective, Multiclass) else None
+    return "image-classification" if isinstance(facts.task_type, Multiclass) else None
 
 
 def _hub_data(data: str) -> str | None:

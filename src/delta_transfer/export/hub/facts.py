@@ -14,9 +14,9 @@ from delta_transfer.errors import UserError
 from delta_transfer.export.formats import is_timm
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.metrics.objectives import Multiclass, Objective
 from delta_transfer.metrics.per_target import TargetMetrics
 from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.metrics.task_types import Multiclass, TaskType
 from delta_transfer.report.comparison.columns import read_target_metrics
 from delta_transfer.report.comparison.runs import Comparison, read_comparison
 from delta_transfer.report.run_files import Predictions, read_predictions, read_result
@@ -39,7 +39,7 @@ class CardFacts:
         config: the options, as `public_config` has them.
         result: the figures.
         classes: the names of the outputs.
-        objective: what they mean.
+        task_type: what they mean.
         input: what the network takes.
         base: the name of what was fine-tuned; None where it was given in Python.
         timm: whether timm makes the network.
@@ -56,7 +56,7 @@ class CardFacts:
     config: TrainConfig
     result: RunResult
     classes: tuple[str, ...]
-    objective: Objective
+    task_type: TaskType
     input: InputSpec | GraphSpec
     base: str | None
     timm: bool
@@ -92,7 +92,7 @@ def collect_facts(
         UserError: if the run is not finished, or a file of it is damaged.
     """
     run, result = predictor.run, read_result(predictor.run)
-    of_classes = isinstance(predictor.objective, Multiclass)
+    of_classes = isinstance(predictor.task_type, Multiclass)
     there = (run / "predictions.csv").is_file()  # which may have been deleted for what it tells
     name = (
         public_name(predictor.config.data, noun=result.sample_type)
@@ -107,7 +107,7 @@ def collect_facts(
         config=config,
         result=result,
         classes=predictor.classes,
-        objective=predictor.objective,
+        task_type=predictor.task_type,
         input=predictor.backbone.input_spec,
         base=None if predictor.backbone.architecture is None else config.model,
         timm=is_timm(predictor.backbone),

@@ -7,7 +7,7 @@ from delta_transfer.export.hub.facts import CardFacts
 from delta_transfer.export.hub.markdown import code, plain, table
 from delta_transfer.export.hub.results import chance, miscalibration
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.report.formatting import duration, mebibytes, percent, pluralize
 
 MOST_NAMES = 100  # classes that are named
@@ -41,8 +41,8 @@ def summary(facts: CardFacts) -> str:
     """What the model is, in a few sentences."""
     result, measure = facts.result, facts.result.metric
     what = f"{pluralize(len(facts.classes), 'class')}"
-    if not isinstance(facts.objective, Multiclass):
-        what = pluralize(len(facts.classes), facts.objective.target_kind.removesuffix("s"))
+    if not isinstance(facts.task_type, Multiclass):
+        what = pluralize(len(facts.classes), facts.task_type.target_kind.removesuffix("s"))
     said = (
         f"{_network(facts)}, fine-tuned by delta-transfer (method "
         f"{code(result.method)}) on {pluralize(result.num_train_samples, facts.noun)} of "
@@ -61,7 +61,7 @@ def summary(facts: CardFacts) -> str:
 def use(facts: CardFacts) -> str:
     """The section on how the model is used."""
     parts = ["## Use"]
-    if facts.timm and isinstance(facts.objective, Multiclass):
+    if facts.timm and isinstance(facts.task_type, Multiclass):
         parts += ["With timm alone:", _TIMM.format(repo=facts.repo)]
         if facts.config.paper_protocol:
             parts.append(
@@ -99,7 +99,7 @@ def data(facts: CardFacts) -> str:
     names = ", ".join(map(plain, facts.classes[:MOST_NAMES]))
     more = len(facts.classes) - MOST_NAMES
     named = f"{names} and {more} more (`config.json` has all)" if more > 0 else names
-    rows.append([facts.objective.target_kind, f"{len(facts.classes)}: {named}"])
+    rows.append([facts.task_type.target_kind, f"{len(facts.classes)}: {named}"])
     if facts.counts is not None:
         training, validation, test = (f"{number:,}" for number in facts.counts)
         rows += [
@@ -186,7 +186,7 @@ def _limits(facts: CardFacts) -> Iterator[str]:
     result, noun = facts.result, facts.noun
     learnt = pluralize(result.num_train_samples, noun)
     each = ""
-    if isinstance(facts.objective, Multiclass):
+    if isinstance(facts.task_type, Multiclass):
         each = f", {result.num_train_samples / len(facts.classes):.0f} a class on average"
     yield (
         f"It learnt from {learnt}{each}. What differs from these, such as {_strange(noun)}, it may "
@@ -200,7 +200,7 @@ def _limits(facts: CardFacts) -> Iterator[str]:
             f"{facts.split} split they are off by {100 * error:.1f} points on average (expected "
             "calibration error, 15 bins), and on other data perhaps by more."
         )
-    if isinstance(facts.objective, Multiclass):
+    if isinstance(facts.task_type, Multiclass):
         yield (
             f"Whatever a {noun} is of, it is given one of these {len(facts.classes)} classes; "
             "there is no answer for none of them."

@@ -1,4 +1,4 @@
-"""The task loss of a run: the objective's, with classes weighed and labels smoothed if asked."""
+"""The task loss of a run: the task_type's, with classes weighed and labels smoothed if asked."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.inspection import IMBALANCE_THRESHOLD
 from delta_transfer.data.samplers import balanced_weights, imbalance_ratio
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.objectives import Multiclass, Objective
+from delta_transfer.metrics.task_types import Multiclass, TaskType
 
 TaskLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -19,12 +19,12 @@ TaskLoss = Callable[[Tensor, Tensor], Tensor]
 _CLASSIFICATION_ONLY = {"class_weights": "none", "label_smoothing": 0, "mixup": 0, "cutmix": 0}
 
 
-def check_classification_options(config: TrainConfig, objective: Objective, *, name: str) -> None:
+def check_classification_options(config: TrainConfig, task_type: TaskType, *, name: str) -> None:
     """Checks that the options suit what is to be learnt.
 
     Args:
         config: the options.
-        objective: of the task.
+        task_type: of the task.
         name: of the task.
 
     Raises:
@@ -36,7 +36,7 @@ def check_classification_options(config: TrainConfig, objective: Objective, *, n
         if getattr(config, option) != without
     ]
     given += ["--preset official"] if config.paper_protocol else []
-    if given and not isinstance(objective, Multiclass):
+    if given and not isinstance(task_type, Multiclass):
         raise UserError(
             f"{', '.join(given)}: only for images of classes, which {name} does not have: leave "
             f"{'it' if len(given) == 1 else 'them'} out"
@@ -44,21 +44,21 @@ def check_classification_options(config: TrainConfig, objective: Objective, *, n
 
 
 def task_loss(
-    config: TrainConfig, objective: Objective, labels: Sequence[int], *, num_classes: int
+    config: TrainConfig, task_type: TaskType, labels: Sequence[int], *, num_classes: int
 ) -> TaskLoss:
     """What is minimised: a mean over samples, by logits and targets.
 
-    Targets are those of the objective or, of mixed images, class probabilities `[N, K]`.
+    Targets are those of the task type or, of mixed images, class probabilities `[N, K]`.
 
     Args:
         config: the options.
-        objective: of the task.
+        task_type: of the task.
         labels: the classes of the training images.
         num_classes: outputs of the network.
     """
     weighs = resolve_class_weights(config, labels) == "balanced"
     if not weighs and not config.label_smoothing:
-        return objective.loss
+        return task_type.loss
     weights = balanced_weights(labels, num_classes=num_classes) if weighs else None
     return functools.partial(_cross_entropy, weights=weights, smoothing=config.label_smoothing)
 

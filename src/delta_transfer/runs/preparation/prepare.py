@@ -184,7 +184,7 @@ def _describe(
     config: TrainConfig, task: TaskData, backbone: Backbone, device: torch.device
 ) -> tuple[str, ...]:
     test = "no" if task.test is None else len(task.test)
-    outputs = f"{len(task.classes)} {task.objective.target_kind}"
+    outputs = f"{len(task.classes)} {task.task_type.target_kind}"
     return (
         f"data     {task.name}: {outputs}, {len(task.train)} training, "
         f"{len(task.val)} validation, {test} test {task.sample_type}s",

@@ -55,13 +55,13 @@ class RunSetup:
 
     @property
     def probe_scores(self) -> dict[str, float | None]:
-        """By the objective's measure, of the validation and the test split (None without one)."""
+        """By the task_type's measure, of the validation and the test split (None without one)."""
         found: dict[str, float | None] = {"test": None}
-        objective = self.task.objective
+        task_type = self.task.task_type
         for name, split in (("val", self.task.val), ("test", self.task.test)):
             answers = self.probe_predictions[name]
             if split is not None and answers is not None:
-                found[name] = objective.score(answers, split.targets, objective.metric.name)
+                found[name] = task_type.score(answers, split.targets, task_type.metric.name)
         return found
 
     @functools.cached_property
@@ -105,7 +105,7 @@ def fit_probe_and_predict(
     """The probe, and its answers to the validation and the test split."""
     probe = fit_task_probe(task, features, seed=seed, standardize=True)
     return probe, {
-        name: task.objective.predictions(probe(features[name][0][:, 0]))
+        name: task.task_type.predictions(probe(features[name][0][:, 0]))
         if name in features
         else None
         for name in ("val", "test")
@@ -122,7 +122,7 @@ def fit_task_probe(
             rows,
             targets,
             num_outputs=len(task.classes),
-            loss=task.objective.loss,
+            loss=task.task_type.loss,
             seed=seed,
             standardize=standardize,
         )

@@ -9,7 +9,7 @@ from delta_transfer.data.molecules.options import MoleculeOptions
 from delta_transfer.data.registry import is_dataset_name, load_data
 from delta_transfer.data.task import Split, TaskData, pool_train_and_val
 from delta_transfer.errors import UserError, first_few
-from delta_transfer.metrics.objectives import Multiclass
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs.preparation.loss import check_classification_options
 from delta_transfer.utils.distributed import all_gather, world_size
 
@@ -29,7 +29,7 @@ def find_data(config: TrainConfig) -> TaskData:
         data_root=config.data_root,
         molecule_options=molecule_options(config),
     )
-    check_classification_options(config, task.objective, name=task.name)
+    check_classification_options(config, task.task_type, name=task.name)
     return task
 
 
@@ -68,7 +68,7 @@ def check_splits(config: TrainConfig, task: TaskData) -> None:
             )
     most = max(Counter(pool_train_and_val(task).class_indices).values()) if config.folds else 0
     if config.folds > most:
-        whose = "the largest class has" if isinstance(task.objective, Multiclass) else "there are"
+        whose = "the largest class has" if isinstance(task.task_type, Multiclass) else "there are"
         raise UserError(
             f"--folds {config.folds}: {whose} only {most} {task.sample_type}s to learn from; "
             f"give {most} or fewer"

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from delta_transfer.attention.estimators.scorer import per_sample_losses
-from delta_transfer.metrics.objectives import (
+from delta_transfer.metrics.task_types import (
     Multiclass,
     MultilabelBinary,
-    Objective,
     Regression,
-    objective_from_dict,
-    objective_to_dict,
+    TaskType,
+    task_type_from_dict,
+    task_type_to_dict,
 )
 
 NAN = math.nan
@@ -55,19 +55,19 @@ def test_roc_auc_of_one_answer_alone_is_no_number() -> None:
 
 
 def test_regression_is_in_units_of_the_training_targets() -> None:
-    objective = Regression(mean=(10.0, 0.0), std=(2.0, 0.5))
+    task_type = Regression(mean=(10.0, 0.0), std=(2.0, 0.5))
     logits = torch.tensor([[1.0, 1.0], [0.0, -1.0]])
-    answers = objective.predictions(logits)
+    answers = task_type.predictions(logits)
     assert torch.equal(answers, torch.tensor([[12.0, 0.5], [10.0, -0.5]]))
     targets = torch.tensor([[10.0, 0.5], [8.0, NAN]])
-    assert objective.loss(logits, targets).item() == pytest.approx((1 + 0 + 1 + 0) / 4)
-    assert objective.score(answers, targets, "rmse") == pytest.approx((2 + 0) / 2)
+    assert task_type.loss(logits, targets).item() == pytest.approx((1 + 0 + 1 + 0) / 4)
+    assert task_type.score(answers, targets, "rmse") == pytest.approx((2 + 0) / 2)
 
 
-@pytest.mark.parametrize("objective", EVERY)
-def test_logits_of_answers_say_the_same(objective: Objective) -> None:
-    answers = objective.predictions(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
-    assert torch.allclose(objective.predictions(objective.logits(answers)), answers, atol=1e-6)
+@pytest.mark.parametrize("task_type", EVERY)
+def test_logits_of_answers_say_the_same(task_type: TaskType) -> None:
+    answers = task_type.predictions(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(task_type.predictions(task_type.logits(answers)), answers, atol=1e-6)
 
 
 def test_held_out_losses_do_not_depend_on_how_sure_the_network_is() -> None:
@@ -75,10 +75,10 @@ def test_held_out_losses_do_not_depend_on_how_sure_the_network_is() -> None:
     logits = torch.randn(40, 2, generator=generator)
     targets = (logits + torch.randn(40, 2, generator=generator) > 0).float()
     targets[3, 1] = NAN
-    objective = MultilabelBinary()
-    losses = objective.held_out_losses(logits, targets)
+    task_type = MultilabelBinary()
+    losses = task_type.held_out_losses(logits, targets)
     assert losses.shape == (40,)
-    assert torch.allclose(losses, objective.held_out_losses(5 * logits, targets), atol=1e-4)
+    assert torch.allclose(losses, task_type.held_out_losses(5 * logits, targets), atol=1e-4)
     known = ~torch.isnan(targets)
     plain = F.binary_cross_entropy_with_logits(logits[known], targets[known], reduction="sum") / 80
     assert float(losses.mean()) < float(plain)
@@ -98,28 +98,28 @@ def test_a_missing_value_has_no_gradient_and_spoils_no_other() -> None:
     assert logits.grad.tolist() == [[-2.0, 0.0]]  # of (1 - 3)^2 / 2
 
 
-@pytest.mark.parametrize("objective", EVERY)
-def test_an_objective_comes_back_from_json(objective: Objective) -> None:
-    assert objective_from_dict(json.loads(json.dumps(objective_to_dict(objective)))) == objective
+@pytest.mark.parametrize("task_type", EVERY)
+def test_an_task_type_comes_back_from_json(task_type: TaskType) -> None:
+    assert task_type_from_dict(json.loads(json.dumps(task_type_to_dict(task_type)))) == task_type
 
 
-@pytest.mark.parametrize("objective", EVERY[1:])
+@pytest.mark.parametrize("task_type", EVERY[1:])
 def test_losses_of_samples_are_those_of_batches_of_one(
-    objective: Objective,
+    task_type: TaskType,
 ) -> None:
     """At once: what estimates attention calls them for each channel of each sample."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 3, generator=generator)
     targets = torch.randint(2, (6, 3), generator=generator).float()
     targets[1, 2] = targets[4, 0] = NAN
-    expected = [objective.loss(logits[i : i + 1], targets[i : i + 1]) for i in range(6)]
+    expected = [task_type.loss(logits[i : i + 1], targets[i : i + 1]) for i in range(6)]
     calls = []
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         calls.append(0)
-        return objective.loss(logits, targets)
+        return task_type.loss(logits, targets)
 
     found = per_sample_losses(loss, logits, targets)
     assert torch.allclose(found, torch.stack(expected))
     assert len(calls) == 1
-    assert torch.allclose(found.mean(), objective.loss(logits, targets))
+    assert torch.allclose(found.mean(), task_type.loss(logits, targets))

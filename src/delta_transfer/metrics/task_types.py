@@ -15,7 +15,7 @@ from delta_transfer.metrics.metrics import ACCURACY, RMSE, ROC_AUC, Metric
 from delta_transfer.metrics.metrics import MetricName as MetricName
 
 
-class Objective(abc.ABC):
+class TaskType(abc.ABC):
     """How outputs `[N, K]` of a network are understood.
 
     Targets are class indices `[N]`, or a value for each output, `[N, K]`.
@@ -50,12 +50,12 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def score(self, predictions: Tensor, targets: Tensor, metric_name: MetricName) -> float:
-        """How good answers are by a metric that suits the objective; NaN where it says nothing."""
+        """How good answers are by a metric that suits the task type; NaN where it says nothing."""
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Multiclass(Objective):
+class Multiclass(TaskType):
     """One class of K: cross entropy on class indices `[N]`."""
 
     name = "classes"
@@ -94,7 +94,7 @@ MULTICLASS = Multiclass()
 
 @final
 @dataclasses.dataclass(frozen=True)
-class MultilabelBinary(Objective):
+class MultilabelBinary(TaskType):
     """K questions with yes and no for an answer, some of them missing.
 
     Targets `[N, K]` are 0, 1 or NaN where the answer is not known.
@@ -147,7 +147,7 @@ class MultilabelBinary(Objective):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Regression(Objective):
+class Regression(TaskType):
     """K values: squared errors in units of the training targets' standard deviations.
 
     Targets `[N, K]` are in their own unit, NaN where the value is not known.
@@ -193,24 +193,24 @@ class Regression(Objective):
         return torch.where(known, (logits - truth).square(), 0.0).mean(dim=1)
 
 
-def objective_to_dict(objective: Objective) -> dict[str, Any]:
-    """What JSON can hold of an objective.
+def task_type_to_dict(task_type: TaskType) -> dict[str, Any]:
+    """What JSON can hold of an task type.
 
     Example:
         >>> objective_to_dict(Regression(mean=(1.0,), std=(2.0,)))
         {'name': 'regression', 'mean': (1.0,), 'std': (2.0,)}
     """
-    assert dataclasses.is_dataclass(objective)
-    return {"name": objective.name, **dataclasses.asdict(objective)}
+    assert dataclasses.is_dataclass(task_type)
+    return {"name": task_type.name, **dataclasses.asdict(task_type)}
 
 
-def objective_from_dict(values: Mapping[str, Any]) -> Objective:
-    """The objective that `objective_to_dict` has made this of.
+def task_type_from_dict(values: Mapping[str, Any]) -> TaskType:
+    """The task type that `objective_to_dict` has made this of.
 
     Raises:
         KeyError, TypeError: if it is none.
     """
-    kinds: dict[str, type[Objective]] = {
+    kinds: dict[str, type[TaskType]] = {
         k.name: k for k in (Multiclass, MultilabelBinary, Regression)
     }
     options: dict[str, Any] = {
