@@ -6,6 +6,10 @@ from .backbones.base import Backbone as Backbone
 from .backbones.base import InputSpec as InputSpec
 from .backbones.registry import load_backbone as load_backbone
 from .config.train import TrainConfig as TrainConfig
+from .errors import ConfigError as ConfigError
+from .errors import DataError as DataError
+from .errors import EnvironmentError as EnvironmentError
+from .errors import ModelError as ModelError
 from .errors import UserError as UserError
 from .export.export import export_run as export_run
 from .features.probe import LinearProbe as LinearProbe

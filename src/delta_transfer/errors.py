@@ -1,4 +1,4 @@
-"""What a person did wrong, and how to mend it."""
+"""User-facing errors, with suggestions for fixing them."""
 
 import difflib
 import fnmatch
@@ -6,10 +6,27 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-    """The user's input is wrong; the message names it, says what is allowed and how to mend it.
+    """The user's input is wrong: base class of all errors that a user can fix.
 
-    The command line turns it into exit code 2 without a traceback.
+    The message names the offending value, what is allowed and the fix. The command line ends with
+    exit code 2 and no traceback.
     """
+
+
+class ConfigError(UserError):
+    """An option or argument is wrong, or does not go with another one."""
+
+
+class DataError(UserError):
+    """The data is missing, unreadable or not in a shape that can be trained on."""
+
+
+class ModelError(UserError):
+    """A network, its weights or the files of a saved run are missing or do not fit."""
+
+
+class EnvironmentError(UserError):
+    """The machine is in the way: a missing package, device, disk space or network connection."""
 
 
 def first_few(items: Sequence[str], limit: int = 5) -> str:
@@ -44,7 +61,7 @@ def unknown(kind: str, name: str, choices: Sequence[str]) -> UserError:
         hint = f"choose from {', '.join(similar)}"
     else:
         hint = f"did you mean {', '.join(similar)}?"
-    return UserError(f"unknown {kind} {name!r}: {hint}")
+    return ConfigError(f"unknown {kind} {name!r}: {hint}")
 
 
 def match_names(kind: str, patterns: Sequence[str], choices: Sequence[str]) -> list[str]:
