@@ -175,7 +175,8 @@ def normalize_scores(
     Example:
         >>> normalize_scores(torch.zeros(4), temperature=5.0)
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
-        >>> normalize_scores(torch.tensor([-5.0, 0.0, 3.0]), temperature=1.0, clamp_negative_scores=True)
+        >>> scores = torch.tensor([-5.0, 0.0, 3.0])
+        >>> normalize_scores(scores, temperature=1.0, clamp_negative_scores=True)
         tensor([0.0967, 0.0967, 0.8066])
     """
     if not temperature > 0:

@@ -205,7 +205,7 @@ def merge_with_train_options(command_options: type[Any], *, without: Sequence[st
 def split_options(
     parsed: Any, command_options: type[CommandOptions]
 ) -> tuple[CommandOptions, dict[str, Any]]:
-    """What `merge_with_train_options` put together: a command's own options, and what is left, which is train's.
+    """Split what `merge_with_train_options` merged: a command's own options, and those of train.
 
     Args:
         parsed: options of that class.

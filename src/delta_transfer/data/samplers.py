@@ -134,7 +134,8 @@ class DistributedEpochSampler(Sampler[tuple[int, int]]):
         world_size: how many there are.
 
     Example:
-        >>> shares = [DistributedEpochSampler(EpochSampler(5, seed=0), batch_size=4, rank=rank, world_size=2)
+        >>> order = EpochSampler(5, seed=0)
+        >>> shares = [DistributedEpochSampler(order, batch_size=4, rank=rank, world_size=2)
         ...           for rank in range(2)]
         >>> [[index for _, index in share] for share in shares], shares[1].sizes(1)
         ([[4, 2, 3], [0, 1, 3]], (0, 1))

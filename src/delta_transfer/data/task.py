@@ -120,7 +120,8 @@ class TaskData:
 
         Example:
             >>> split = Split((), (), Image.open)
-            >>> task = TaskData(name="", classes=("heavy", "toxic"), train=split, val=split, test=None)
+            >>> names = ("heavy", "toxic")
+            >>> task = TaskData(name="", classes=names, train=split, val=split, test=None)
             >>> task.describe(1), task.describe((3.25, float("nan")))
             ('toxic', 'heavy 3.25')
         """

@@ -78,7 +78,8 @@ class ReadStats:
         """Such as `1000 images, 243 images/s`."""
         digits = 0 if self.samples_per_second >= 10 else 1
         plural = "" if self.num_samples == 1 else "s"
-        return f"{self.num_samples} {self.sample_type}{plural}, {self.samples_per_second:.{digits}f} {self.sample_type}s/s"
+        rate = f"{self.samples_per_second:.{digits}f} {self.sample_type}s/s"
+        return f"{self.num_samples} {self.sample_type}{plural}, {rate}"
 
     def track(
         self, batches: Iterable[tuple[Tensor, ReadResult]]

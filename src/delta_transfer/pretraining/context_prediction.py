@@ -93,7 +93,7 @@ def node_subgraph(graphs: "GraphBatch", chosen: Tensor) -> "GraphBatch":
 
 
 def count_hops(graphs: "GraphBatch", centers: Tensor, max_hops: int) -> Tensor:
-    """How many edges each node is away from the center of its graph; `max_hops` + 1 for more, `[R]`."""
+    """Count the edges from each node to its graph's center `[R]`; `max_hops` + 1 for more."""
     source, target = graphs.edge_index
     hops = torch.full((len(graphs.x),), max_hops + 1, device=source.device)
     hops[centers] = 0

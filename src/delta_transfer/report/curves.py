@@ -246,9 +246,9 @@ def _score_caption(curves: Mapping[str, Series], limit: float | None, metric: Me
         pick = min if metric.higher_is_better else max
         worst = {method: pick(values, key=values.__getitem__) for method, values in curves.items()}
         outside = [
-            f"{method_label(method)} {metric.format(curves[method][epoch])} at epoch {epoch}".strip()
+            f"{method_label(method)} {metric.format(value)} at epoch {epoch}".strip()
             for method, epoch in worst.items()
-            if metric.gain(limit, curves[method][epoch]) > 0
+            if metric.gain(limit, value := curves[method][epoch]) > 0
         ]
         caption += (
             f" {'Below' if metric.higher_is_better else 'Above'} the axis: {', '.join(outside)}."

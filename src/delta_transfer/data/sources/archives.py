@@ -148,7 +148,7 @@ def _draw(
         everything,
         for_training + for_testing,
         classes=classes,
-        purpose=f"{name}, {for_training} images a class for training and {for_testing} for testing,",
+        purpose=f"{name}, {for_training} images a class for train and {for_testing} for test,",
         hint="these files are not whole; unpack the archive again",
     )
     rest, test = split_per_class(everything, for_testing, seed=derive_seed(seed, name, "test"))
@@ -220,7 +220,8 @@ def _of_caltech256(count: int) -> Archive:
         num_images=29_780,
         folder="caltech256",
         contents=("256_ObjectCategories",),
-        instructions="get 256_ObjectCategories.tar from https://data.caltech.edu/records/nyy15-4j048 "
+        instructions="get 256_ObjectCategories.tar from "
+        "https://data.caltech.edu/records/nyy15-4j048 "
         "and unpack it",
         per_class=(count, 20),
     )
@@ -232,7 +233,8 @@ ARCHIVES: dict[str, Archive] = {
         num_images=11_788,
         folder="CUB_200_2011",
         contents=("images", "images.txt", "image_class_labels.txt", "train_test_split.txt"),
-        instructions="get CUB_200_2011.tgz from https://data.caltech.edu/records/65de6-vp158 and unpack "
+        instructions="get CUB_200_2011.tgz from "
+        "https://data.caltech.edu/records/65de6-vp158 and unpack "
         "it",
     ),
     "stanford_dogs": Archive(

@@ -198,4 +198,5 @@ def _furthest(distances: Mapping[str, float]) -> str:
     )
     if len(distances) == 1:
         return f"{said} on average over the taps."
-    return f"{said} on average over the taps; {method_label(least)} is nearest, {distances[least]:.3g}."
+    nearest = f"{method_label(least)} is nearest, {distances[least]:.3g}"
+    return f"{said} on average over the taps; {nearest}."
