@@ -26,7 +26,7 @@ from delta_transfer.training.loaders import train_dataloader
 from delta_transfer.training.module import FineTuneModule
 
 WAYS = {
-    "decoded, 2 processes": {"image_cache_gb": 0.0, "workers": 2},
+    "decoded, 2 processes": {"image_cache_gb": 0.0, "num_workers": 2},
     "kept": {},
 }
 PIXELS = 400_000  # of the training images of all classes together, at least 32 images

@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, help="likewise")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--workers", type=int)
+    parser.add_argument("--num-workers", type=int)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()

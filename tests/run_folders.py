@@ -44,7 +44,7 @@ OPTIONS: dict[str, Any] = {
     "epochs": 2,
     "lr": 1e-4,
     "batch_size": 8,
-    "workers": 0,
+    "num_workers": 0,
     "device": "cpu",
 }
 

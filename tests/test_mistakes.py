@@ -49,8 +49,8 @@ from delta_transfer.metrics.run_result import RunResult
 from tests.run_folders import OPTIONS, flags
 
 TINY = " ".join(flags())  # small images on the CPU, where a network is loaded
-SMALL = "--image-size=32 --device=cpu --workers=0"  # the same of attention
-HERE = "--device=cpu --workers=0"
+SMALL = "--image-size=32 --device=cpu --num-workers=0"  # the same of attention
+HERE = "--device=cpu --num-workers=0"
 
 Step = Callable[[pytest.MonkeyPatch], object]
 
@@ -326,7 +326,7 @@ OF_TRAINING = """
         --mixup=yes | give a number
         --cutmix=inf | give a number
         --cutmix=-0.1 | must be at least 0
-        --workers=-1 | must be at least 0
+        --num-workers=-1 | must be at least 0
         --image-cache-gb=-1 | must be at least 0
         --image-cache-gb=10GB | give a number
         --folds=-1 | must be at least 0
@@ -343,13 +343,13 @@ OF_TRAINING = """
         --test-split=2 | must be above 0 and below 1, for example 0.2
         --overwrite=yes | give it alone
         --lr=search | give a number or find
-        --accumulate=0 | must be at least 1
-        --accumulate=2.5 | give a whole number
-        --accumulate=33 | must be at most 32, the images of a step
+        --gradient-accumulation-steps=0 | must be at least 1
+        --gradient-accumulation-steps=2.5 | give a whole number
+        --gradient-accumulation-steps=33 | must be at most 32, the images of a step
         --precision=64 | give one of 32, bf16, 16, auto
         --precision=16 --device=cpu | needs a GPU, float16 is not for training on a CPU: give bf16
-        --clip=-1 | must be at least 0
-        --clip=nan | give a number
+        --grad-clip=-1 | must be at least 0
+        --grad-clip=nan | give a number
         --ema=1 | must be above 0 and below 1, for example 0.99
         --ema=0 | must be above 0 and below 1, for example 0.99
         --layer-decay=0 | must be above 0 and at most 1, for example 0.75
@@ -394,7 +394,7 @@ VALUES = [
         --samples-per-class=5,5 | give each once
         --jobs=0 | must be at least 1
         --jobs=all | give a whole number
-        --threads=0 | must be at least 1
+        --num-threads=0 | must be at least 1
         """,
     ),
     *wrong_values(
@@ -429,7 +429,7 @@ VALUES = [
         --seed=-1 | must be at least 0
         --jobs=0 | must be at least 1
         --jobs=all | give a whole number
-        --threads=0 | must be at least 1
+        --num-threads=0 | must be at least 1
         --storage=nothing | Optuna has no access to such a database
         """,
     ),
@@ -437,7 +437,7 @@ VALUES = [
         "evaluate run images",
         """
         --batch-size=0 | must be at least 1
-        --workers=-1 | must be at least 0
+        --num-workers=-1 | must be at least 0
         --json=yes | give it alone
         --device=gpu | give one of auto, cpu, cuda, mps
         """,
@@ -448,7 +448,7 @@ VALUES = [
         --top=0 | must be at least 1
         --top=all | give a whole number
         --batch-size=0 | must be at least 1
-        --workers=-1 | must be at least 0
+        --num-workers=-1 | must be at least 0
         --overwrite=yes | give it alone
         --json=yes | give it alone
         --device=gpu | give one of auto, cpu, cuda, mps
@@ -490,8 +490,8 @@ VALUES = [
         --tolerance=5% | give a number
         --temperature=-5 | must be above 0
         --temperature=inf | give a number
-        --clip=0 | must be above 0
-        --floor=0 | give it alone
+        --score-clip=0 | must be above 0
+        --clamp-negative-scores=0 | give it alone
         --image-size=4 | must be at least 16
         --samples-per-class=0 | must be at least 1
         --seed=-1 | must be at least 0
@@ -502,7 +502,7 @@ VALUES = [
         --split=random | this is for molecules, and 'images' has none; leave the option out
         --test-split=2 | must be above 0 and below 1, for example 0.2
         --batch-size=0 | must be at least 1
-        --workers=-1 | must be at least 0
+        --num-workers=-1 | must be at least 0
         --overwrite=yes | give it alone
         --json=yes | give it alone
         --device=gpu | give one of auto, cpu, cuda, mps
@@ -686,18 +686,18 @@ TOGETHER = [
     ),
     row(
         "parts of what batch norm looks at",
-        "train images --accumulate=2 --batch-norm=train",
-        "--accumulate 2: batch norm in train mode | give --batch-norm frozen | leave --accumulate",
+        "train images --gradient-accumulation-steps=2 --batch-norm=train",
+        "--gradient-accumulation-steps 2: batch norm in train mode | give --batch-norm frozen | leave --gradient-accumulation-steps",
     ),
     row(
         "parts of what a penalty looks at",
-        "train images --accumulate=2 --method=bss",
-        "--accumulate 2: method bss looks at the whole batch | give a smaller --batch-size",
+        "train images --gradient-accumulation-steps=2 --method=bss",
+        "--gradient-accumulation-steps 2: method bss looks at the whole batch | give a smaller --batch-size",
     ),
     row(
         "compare: parts of what a method looks at",
-        "compare images --accumulate=2 --methods=l2,stochnorm",
-        "--accumulate 2: batch norm in train mode | give a smaller --batch-size",
+        "compare images --gradient-accumulation-steps=2 --methods=l2,stochnorm",
+        "--gradient-accumulation-steps 2: batch norm in train mode | give a smaller --batch-size",
     ),
     row(
         "folds and no refit",
@@ -1875,7 +1875,7 @@ RECIPES = [
         --method=l2,l2 | each method once
         --limit=0 | must be at least 1
         --jobs=0 | must be at least 1
-        --workers=-1 | must be at least 0
+        --num-workers=-1 | must be at least 0
         --device=gpu | give one of auto, cpu, cuda, mps
         """,
     ),

@@ -17,7 +17,7 @@ from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
 from tests.networks import conv_net
 
-KINDS = ("scores", "errors", "attention", "variance", "drivers")
+KINDS = ("scores", "standard_errors", "attention", "variance", "influential_samples")
 
 
 def some_attention(**changes) -> ChannelAttention:
@@ -68,7 +68,9 @@ def test_a_low_temperature_concentrates_and_a_high_one_spreads():
     assert largest(1e-3) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("form", [{}, {"clip": 0.5, "floor": True}], ids=["plain", "limited"])
+@pytest.mark.parametrize(
+    "form", [{}, {"score_clip": 0.5, "clamp_negative_scores": True}], ids=["plain", "limited"]
+)
 def test_attention_is_limited_as_it_says(form):
     attention = some_attention(**form)
     for tap in attention.taps:
@@ -102,10 +104,22 @@ def test_an_attention_made_by_hand_needs_scores_and_variance_alone():
     [
         ({"scores": {"layer2": torch.zeros(4)}}, "scores and variance must be of the same taps"),
         ({"variance": {"layer2": torch.ones(())}}, "scores and variance must be of the same taps"),
-        ({"errors": {"layer2": torch.zeros(5)}}, "errors/layer2 do not fit the scores"),
-        ({"drivers": {"layer2": torch.zeros(4, 2)}}, "drivers/layer2 must be int64"),
-        ({"drivers": {"layer2": torch.zeros(3, 2).long()}}, "drivers/layer2 must be int64"),
-        ({"drivers": {"layer2": torch.zeros(4).long()}}, "drivers/layer2 must be int64"),
+        (
+            {"standard_errors": {"layer2": torch.zeros(5)}},
+            "standard_errors/layer2 do not fit the scores",
+        ),
+        (
+            {"influential_samples": {"layer2": torch.zeros(4, 2)}},
+            "influential_samples/layer2 must be int64",
+        ),
+        (
+            {"influential_samples": {"layer2": torch.zeros(3, 2).long()}},
+            "influential_samples/layer2 must be int64",
+        ),
+        (
+            {"influential_samples": {"layer2": torch.zeros(4).long()}},
+            "influential_samples/layer2 must be int64",
+        ),
         ({"head_weight": None}, "head.weight and head.bias must be"),
         ({"head_bias": None}, "head.weight and head.bias must be"),
         ({"head_bias": torch.zeros(4)}, "head.weight and head.bias must be"),
@@ -128,7 +142,9 @@ def test_scores_are_floats_of_channels(scores):
 # --------------------------------------------------------------------------------------- file
 
 
-@pytest.mark.parametrize("limits", [{}, {"clip": 0.5, "floor": True}], ids=["plain", "limited"])
+@pytest.mark.parametrize(
+    "limits", [{}, {"score_clip": 0.5, "clamp_negative_scores": True}], ids=["plain", "limited"]
+)
 def test_a_file_keeps_everything(tmp_path, limits):
     attention = some_attention(**limits)
     path = tmp_path / "attention.safetensors"
@@ -153,7 +169,7 @@ def test_a_file_keeps_everything(tmp_path, limits):
 
 
 def test_a_file_of_what_is_known_alone(tmp_path):
-    nothing = {name: {} for name in ("errors", "drivers", "uncertainty")}
+    nothing = {name: {} for name in ("standard_errors", "influential_samples", "uncertainty")}
     nothing |= dict.fromkeys(("head_weight", "head_bias", "data", "preprocessing"))
     some_attention(**nothing).save(tmp_path / "a")
     loaded = ChannelAttention.load(tmp_path / "a")
@@ -193,8 +209,8 @@ def test_the_file_says_what_it_is_to_readers_without_this_package(tmp_path):
         "estimator": "gradient",
         "samples": 12,
         "temperature": 2.5,
-        "clip": 3.0,
-        "floor": False,
+        "score_clip": 3.0,
+        "clamp_negative_scores": False,
         "uncertainty": {"layer4.1": 0.25, "layer2": None},
         "preprocessing": {"image_size": 64, "mean": [0.5, 0.5, 0.5], "interpolation": None},
         "source": "abc",
@@ -284,14 +300,14 @@ CHANGES = {
     "whole scores": put("scores/layer2", torch.arange(4)),
     "no scores": put("scores/layer2", torch.zeros(0)),
     "infinite scores": put("scores/layer2", torch.full((4,), math.inf)),
-    "errors of another shape": put("errors/layer2", torch.zeros(3)),
+    "errors of another shape": put("standard_errors/layer2", torch.zeros(3)),
     "variance of another shape": put("variance/layer2", torch.zeros(4)),
     "variance that is no number": put("variance/layer2", torch.tensor(math.nan)),
     "attention of another shape": put("attention/layer2", torch.full((3,), 1 / 3)),
     "attention that is not the scores'": put("attention/layer2", torch.full((4,), 1 / 4)),
     "attention that is no number": put("attention/layer2", torch.full((4,), math.nan)),
-    "drivers of another shape": put("drivers/layer2", torch.zeros(3, 2).long()),
-    "drivers of another kind": put("drivers/layer2", torch.zeros(4, 2)),
+    "drivers of another shape": put("influential_samples/layer2", torch.zeros(3, 2).long()),
+    "drivers of another kind": put("influential_samples/layer2", torch.zeros(4, 2)),
     "head weight of another shape": put("head.weight", torch.zeros(3)),
     "head bias of another shape": put("head.bias", torch.zeros(2)),
     "head that is no number": put("head.bias", torch.full((3,), math.nan)),

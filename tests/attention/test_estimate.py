@@ -287,7 +287,7 @@ def test_refined_is_what_is_taken_by_default():
 
 def test_errors_drivers_and_uncertainty_are_those_of_the_samples():
     net, (x, y) = conv_net().double(), data(count=23)
-    x, form = x.double(), {"temperature": 2.0, "clip": 1.2}
+    x, form = x.double(), {"temperature": 2.0, "score_clip": 1.2}
     options = {"probe": some_probe(), "taps": TAPS, "estimator": "gradient"}
     found = estimate_attention(net, loader(x, y), **options, **form)
     for tap in TAPS:

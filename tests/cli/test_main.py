@@ -224,7 +224,7 @@ class TestEvaluate:
         return shutil.copytree(finished.folder, tmp_path / "run")
 
     def test_it_prints_figures_and_leaves_files(self, capsys, run, finished, images):
-        command = ["evaluate", str(run), str(images), "--device=cpu", "--workers=0"]
+        command = ["evaluate", str(run), str(images), "--device=cpu", "--num-workers=0"]
         assert main(command) == 0
         said = capsys.readouterr()
         folder = run / "evaluation" / images.name
@@ -250,7 +250,7 @@ class TestEvaluate:
 
     def test_json_is_what_is_in_the_file(self, capsys, finished, images, tmp_path):
         out = tmp_path / "figures"
-        command = ["evaluate", str(finished.folder), str(images), "--workers=0", f"--out={out}"]
+        command = ["evaluate", str(finished.folder), str(images), "--num-workers=0", f"--out={out}"]
         assert main([*command, "--json"]) == 0
         text = capsys.readouterr().out
         assert text == (out / "evaluation.json").read_text()
@@ -262,7 +262,7 @@ class TestEvaluate:
 
     def test_a_run_that_cannot_be_written_is_evaluated(self, capsys, run, images):
         (run / "evaluation").write_text("in the way")
-        assert main(["evaluate", str(run), str(images), "--workers=0"]) == 0
+        assert main(["evaluate", str(run), str(images), "--num-workers=0"]) == 0
         said = capsys.readouterr()
         assert "warning: no files are written: " in said.err
         assert "accuracy" in said.out
@@ -272,14 +272,14 @@ class TestEvaluate:
         config = yaml.safe_load((run / "config.yaml").read_text())
         config["data"] = str(images / "train")
         (run / "config.yaml").write_text(yaml.safe_dump(config))
-        assert main(["evaluate", str(run), str(images / "train"), "--workers=0"]) == 0
+        assert main(["evaluate", str(run), str(images / "train"), "--num-workers=0"]) == 0
         assert "warning: " in capsys.readouterr().err
 
 
 class TestPredict:
     @pytest.fixture
     def command(self, finished: RunResult) -> list[str]:
-        return ["predict", str(finished.folder), "--device=cpu", "--workers=0"]
+        return ["predict", str(finished.folder), "--device=cpu", "--num-workers=0"]
 
     def test_it_prints_a_line_for_each_image(self, capsys, command, images):
         folder, image = images / "test" / "checks", images / "val" / "rings" / "1.png"
@@ -363,7 +363,7 @@ class TestPredict:
             shutil.copy(images / "val" / "rings" / "1.png", tmp_path / "caf\udce9.png")
         except OSError:
             pytest.skip("this file system takes no such names")
-        args = ["predict", str(finished.folder), str(tmp_path), "--device=cpu", "--workers=0"]
+        args = ["predict", str(finished.folder), str(tmp_path), "--device=cpu", "--num-workers=0"]
         done = python(
             f"import sys; from delta_transfer.cli.main import main; sys.exit(main({args}))"
         )

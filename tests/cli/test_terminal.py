@@ -127,7 +127,7 @@ class TestExplain:
         ],
     )
     def test_a_process_that_died(self, text):
-        assert "--workers 0" in str(explain(RuntimeError(text)))
+        assert "--num-workers 0" in str(explain(RuntimeError(text)))
 
     def test_what_an_error_was_raised_from_counts(self):
         below, above = os_error(errno.ENOSPC), RuntimeError("the logger failed")

@@ -13,7 +13,7 @@ from delta_transfer.errors import UserError
     ("options", "message"),
     [
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
-        ({"workers": -1}, "--workers must be at least 0, got -1"),
+        ({"num_workers": -1}, "--num-workers must be at least 0, got -1"),
     ],
 )
 def test_loading_is_checked(options, message):
@@ -36,7 +36,7 @@ def test_top_and_image_size_are_checked():
         TapsOptions(model="resnet18", image_size=4)
 
 
-@pytest.mark.parametrize("name", ["tolerance", "temperature", "clip"])
+@pytest.mark.parametrize("name", ["tolerance", "temperature", "score_clip"])
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
 def test_what_attention_is_made_by_is_checked(name, value):
     with pytest.raises(UserError, match=f"--{name} must be above 0, got {value}"):

@@ -67,7 +67,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
         ({"samples_per_class": 0}, "--samples-per-class must be at least 1"),
         ({"attention_samples": 0}, "--attention-samples must be at least 1"),
         ({"seed": -1}, "--seed must be at least 0"),
-        ({"workers": -1}, "--workers must be at least 0"),
+        ({"num_workers": -1}, "--num-workers must be at least 0"),
         ({"strength": -0.1}, "--strength must be at least 0"),
         ({"strength": float("inf")}, "--strength must be at least 0, got inf"),
         ({"strength": float("nan")}, "--strength must be at least 0, got nan"),
@@ -99,7 +99,9 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_flag(option, message):
         TrainConfig(**{"data": "x", **option})
 
 
-@pytest.mark.parametrize("option", [{"strength": 0}, {"lr": 1}, {"workers": 0}, {"image_size": 16}])
+@pytest.mark.parametrize(
+    "option", [{"strength": 0}, {"lr": 1}, {"num_workers": 0}, {"image_size": 16}]
+)
 def test_bounds_are_allowed_and_whole_numbers_are_numbers(option):
     TrainConfig(data="x", **option)
 

@@ -161,7 +161,13 @@ class TestEstimate:
         told = []
         found = estimate(prepared, options, progress=lambda done, total: told.append((done, total)))
         (asked,) = measured
-        expected = {"temperature": 2.0, "clip": 1.5, "floor": True, "tolerance": 1e-9, "seed": 7}
+        expected = {
+            "temperature": 2.0,
+            "score_clip": 1.5,
+            "clamp_negative_scores": True,
+            "tolerance": 1e-9,
+            "seed": 7,
+        }
         assert {name: asked[name] for name in expected} == expected
         assert (found.temperature, found.score_clip, found.clamp_negative_scores) == (
             2.0,
@@ -246,7 +252,7 @@ class TestCache:
             {"attention_temperature": 1.0},
             {"attention_temperature": 1.0, "score_clip": 0.5},
             {"clamp_negative_scores": True},
-            {"lr": 0.1, "epochs": 9, "strength": 2.0, "method": "delta", "workers": 1},
+            {"lr": 0.1, "epochs": 9, "strength": 2.0, "method": "delta", "num_workers": 1},
         ],
         ids=str,
     )
@@ -430,7 +436,13 @@ class TestGiven:
             changed["preprocessing"] = {**attention.preprocessing, **preprocessing}
         if "taps" in change:
             names = dict(zip(TAPS, change["taps"], strict=True))
-            for name in ("scores", "errors", "variance", "drivers", "uncertainty"):
+            for name in (
+                "scores",
+                "standard_errors",
+                "variance",
+                "influential_samples",
+                "uncertainty",
+            ):
                 values = getattr(attention, name)
                 changed[name] = {names[tap]: value for tap, value in values.items()}
         dataclasses.replace(attention, **changed).save(tmp_path / "other")

@@ -19,7 +19,7 @@ from delta_transfer.runs.attention import attention_sample_order
 from tests.run_folders import CLASSES, SPLITS, flags
 
 LITE0_TAPS = ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
-SMALL = ["--image-size=32", "--batch-size=8", "--device=cpu", "--workers=0"]
+SMALL = ["--image-size=32", "--batch-size=8", "--device=cpu", "--num-workers=0"]
 
 
 @pytest.fixture
@@ -55,7 +55,10 @@ def test_it_prints_a_line_for_each_tap_and_leaves_two_files(capsys, command, tmp
 
 
 def test_json_is_of_the_file(capsys, command, tmp_path):
-    assert main([*command, "--json", "--clip=2", "--floor", "--temperature=1"]) == 0
+    assert (
+        main([*command, "--json", "--score-clip=2", "--clamp-negative-scores", "--temperature=1"])
+        == 0
+    )
     values = json.loads(capsys.readouterr().out)
     taps = values.pop("taps")
     assert values == {
@@ -64,8 +67,8 @@ def test_json_is_of_the_file(capsys, command, tmp_path):
         "estimator": "gradient",
         "samples": 24,
         "temperature": 1.0,
-        "clip": 2.0,
-        "floor": True,
+        "score_clip": 2.0,
+        "clamp_negative_scores": True,
     }
     attention = ChannelAttention.load(values["file"])
     assert (attention.temperature, attention.score_clip, attention.clamp_negative_scores) == (

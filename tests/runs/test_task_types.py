@@ -212,7 +212,7 @@ def test_images_are_answered_column_by_column(asked, valued, tmp_path, capsys):
     image("test/5").save(file)
     given = {}
     for run in (asked, valued):
-        assert main(["predict", str(run.folder), str(file), "--device=cpu", "--workers=0"]) == 0
+        assert main(["predict", str(run.folder), str(file), "--device=cpu", "--num-workers=0"]) == 0
         path, *told = capsys.readouterr().out.strip().split("\t")
         given[run.metric_name] = dict(zip(told[::2], map(float, told[1::2]), strict=True))
         assert path == str(file)
@@ -223,7 +223,7 @@ def test_images_are_answered_column_by_column(asked, valued, tmp_path, capsys):
         QUESTIONS,
         VALUES,
     )
-    flags = ["--device=cpu", "--workers=0", "--json", f"--csv={tmp_path / 'told.csv'}"]
+    flags = ["--device=cpu", "--num-workers=0", "--json", f"--csv={tmp_path / 'told.csv'}"]
     assert main(["predict", str(valued.folder), str(file), *flags]) == 0
     (told,) = json.loads(capsys.readouterr().out)
     assert list(told) == ["path", "predictions"]

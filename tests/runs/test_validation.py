@@ -10,7 +10,7 @@ from delta_transfer.runs import validation
 from tests.run_folders import tiny
 
 ALONE = [
-    {"accumulate": 2},
+    {"gradient_accumulation_steps": 2},
     {"mixup": 0.2},
     {"cutmix": 1.0},
     {"lr": "find"},
@@ -36,7 +36,9 @@ def test_parts_of_a_step_mean_nothing_without_steps(images, tmp_path, caplog):
     validation.check_run_config(
         tiny(images, tmp_path, method="probe", gradient_accumulation_steps=2)
     )
-    assert "--accumulate is ignored: it means nothing for method probe" in caplog.text
+    assert (
+        "--gradient-accumulation-steps is ignored: it means nothing for method probe" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(

@@ -117,10 +117,10 @@ class ChannelAttention:
         """Writes one safetensors file, whole or not at all."""
         kinds = {
             "scores": self.scores,
-            "errors": self.standard_errors,
+            "standard_errors": self.standard_errors,
             "attention": self.attention,  # for readers that do not have this package
             "variance": self.variance,
-            "drivers": self.influential_samples,
+            "influential_samples": self.influential_samples,
         }
         tensors = {
             f"{kind}/{tap}": values[tap]
@@ -135,8 +135,8 @@ class ChannelAttention:
             "estimator": self.estimator,
             "samples": self.samples,
             "temperature": self.temperature,
-            "clip": self.score_clip,
-            "floor": self.clamp_negative_scores,
+            "score_clip": self.score_clip,
+            "clamp_negative_scores": self.clamp_negative_scores,
             # JSON has no NaN.
             "uncertainty": {
                 tap: value if math.isfinite(value) else None
@@ -166,9 +166,9 @@ class ChannelAttention:
         try:
             loaded = cls(
                 scores=of("scores"),
-                standard_errors=of("errors"),
+                standard_errors=of("standard_errors"),
                 variance=of("variance"),
-                influential_samples=of("drivers"),
+                influential_samples=of("influential_samples"),
                 uncertainty={
                     tap: math.nan if value is None else value for tap, value in uncertainty.items()
                 },
@@ -189,7 +189,15 @@ class ChannelAttention:
 
 
 # What goes by the same name in the file.
-_SAME = ("samples", "temperature", "clip", "floor", "preprocessing", "source", "data")
+_SAME = (
+    "samples",
+    "temperature",
+    "score_clip",
+    "clamp_negative_scores",
+    "preprocessing",
+    "source",
+    "data",
+)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -132,7 +132,7 @@ def estimate_attention(
     if probe is None and num_outputs is None:
         raise UserError("estimate_attention needs num_outputs (how many classes) or a fitted probe")
     alone = not distributed or world_size() == 1
-    positive = {"temperature": temperature, "clip": score_clip, "tolerance": tolerance}
+    positive = {"temperature": temperature, "score_clip": score_clip, "tolerance": tolerance}
     _check(positive, {"samples": samples, "memory": memory})
     if checkpoint_path is not None and estimator != "exact":
         logger.warning("partial is ignored: only the exact estimator keeps what it has")

@@ -41,7 +41,7 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         check_least("--batch-size", self.batch_size, 1)
-        check_least("--workers", self.num_workers, 0)
+        check_least("--num-workers", self.num_workers, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class PredictOptions:
     def __post_init__(self) -> None:
         check_least("--top", self.top, 1)
         check_least("--batch-size", self.batch_size, 1)
-        check_least("--workers", self.num_workers, 0)
+        check_least("--num-workers", self.num_workers, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         check_least("--jobs", self.jobs, 1)
-        check_least("--threads", self.num_threads, 1)
+        check_least("--num-threads", self.num_threads, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -326,7 +326,7 @@ class BenchOptions:
     def __post_init__(self) -> None:
         check_least("--limit", self.samples_per_class, 1)
         check_least("--jobs", self.jobs, 1)
-        check_least("--workers", self.num_workers, 0)
+        check_least("--num-workers", self.num_workers, 0)
         if self.list == (self.name is not None):
             raise UserError(
                 "give the NAME of a recipe, delta-transfer bench NAME, or --list alone, which "
@@ -503,7 +503,7 @@ class AttentionOptions:
     def __post_init__(self) -> None:
         # TrainConfig, which checks the other options, knows these by other names.
         check_least("--samples", self.samples, 1)
-        for name in ("tolerance", "temperature", "clip"):
+        for name in ("tolerance", "temperature", "score_clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"--{name} must be above 0, got {value}")
+                raise UserError(f"--{name.replace('_', '-')} must be above 0, got {value}")

@@ -61,7 +61,7 @@ class SearchOptions:
     def __post_init__(self) -> None:
         check_least("--trials", self.trials, 1)
         check_least("--jobs", self.jobs, 1)
-        check_least("--threads", self.num_threads, 1)
+        check_least("--num-threads", self.num_threads, 1)
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UserError(f"--minutes must be above 0, got {self.minutes:g}")
         parse_number_or_range("strength", self.strength)

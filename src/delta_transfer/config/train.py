@@ -279,8 +279,8 @@ _AT_LEAST = {
     "patience": 1,
     "folds": 0,
     "batch_size": 1,
-    "accumulate": 1,
-    "clip": 0,
+    "gradient_accumulation_steps": 1,
+    "grad_clip": 0,
     "image_size": 16,
     "samples_per_class": 1,
     "seed": 0,
@@ -288,7 +288,7 @@ _AT_LEAST = {
     "cutmix": 0,
     "devices": 1,
     "num_nodes": 1,
-    "workers": 0,
+    "num_workers": 0,
     "image_cache_gb": 0,
     "checkpoint_steps": 1,
 }
@@ -356,7 +356,7 @@ def _check_ranges(config: "TrainConfig") -> None:
         )
     if config.gradient_accumulation_steps > config.batch_size:
         raise UserError(
-            f"--accumulate {config.gradient_accumulation_steps}: must be at most "
+            f"--gradient-accumulation-steps {config.gradient_accumulation_steps}: must be at most "
             f"{config.batch_size}, the images "
             "of a step (--batch-size)"
         )

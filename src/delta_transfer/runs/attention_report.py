@@ -208,8 +208,8 @@ class AttentionResult:
             "estimator": self.attention.estimator,
             "samples": self.attention.samples,
             "temperature": self.attention.temperature,
-            "clip": self.attention.score_clip,
-            "floor": self.attention.clamp_negative_scores,
+            "score_clip": self.attention.score_clip,
+            "clamp_negative_scores": self.attention.clamp_negative_scores,
             "taps": [dataclasses.asdict(tap) for tap in self.tap_summaries],
         }
         return json.dumps(values, indent=2)

@@ -44,7 +44,7 @@ _AFTER_TRAINING = ("examples", "model")  # folders, which may be half full
 # Options that change no figure, but for the last digits on another device.
 RESULT_NEUTRAL_OPTIONS = (
     *("out", "overwrite", "resume", "device", "devices", "num_nodes", "strategy"),
-    *("workers", "image_cache_gb"),
+    *("num_workers", "image_cache_gb"),
     *("checkpoint_minutes", "checkpoint_steps", "loggers"),
 )
 _MARKS = (

@@ -29,12 +29,21 @@ _ATTENTION_NORMALIZATION_OPTIONS = ["attention_temperature", "score_clip", "clam
 _TRAINING_OPTIONS = [
     *("epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"),
     *("class_weights", "label_smoothing", "patience"),
-    *("accumulate", "clip", "ema", "layer_decay", "precision", "augment", "mixup", "cutmix"),
+    *(
+        "gradient_accumulation_steps",
+        "grad_clip",
+        "ema",
+        "layer_decay",
+        "precision",
+        "augment",
+        "mixup",
+        "cutmix",
+    ),
     "strategy",
 ]
 
 # What several processes cannot do together, and its value without.
-_SINGLE_PROCESS_OPTIONS = {"accumulate": 1, "mixup": 0, "cutmix": 0}
+_SINGLE_PROCESS_OPTIONS = {"gradient_accumulation_steps": 1, "mixup": 0, "cutmix": 0}
 
 
 def check_run_config(config: TrainConfig) -> None:
@@ -92,9 +101,9 @@ def _check_gradient_accumulation(config: TrainConfig, method: Method) -> None:
     what = "batch norm in train mode" if trained else f"method {method.name}"
     mend = "--batch-norm frozen, or " if trained and method.batch_norm is None else ""
     raise UserError(
-        f"--accumulate {config.gradient_accumulation_steps}: {what} looks at the whole batch, "
+        f"--gradient-accumulation-steps {config.gradient_accumulation_steps}: {what} looks at the whole batch, "
         "which cannot be "
-        f"worked through in parts: give {mend}a smaller --batch-size, and leave --accumulate out"
+        f"worked through in parts: give {mend}a smaller --batch-size, and leave --gradient-accumulation-steps out"
     )
 
 

@@ -54,7 +54,7 @@ class SaveBest(lightning.Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Compares, saves and reports."""
-        metrics, measure = trainer.callback_metrics, module.task_type.measure
+        metrics, metric = trainer.callback_metrics, module.task_type.metric
         epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
         loss = float(metrics["val_calibrated_loss"])
         # The start is saved whatever it is like, so that there always is something to keep.
@@ -71,8 +71,8 @@ class SaveBest(lightning.Callback):
             "epoch %d of %s: validation %s %s, loss %.3f (calibrated %.3f)%s",
             epoch,
             trainer.max_epochs,
-            measure.words,
-            measure.text(float(metrics[f"val_{measure.name}"])),
+            metric.display_name,
+            metric.format(float(metrics[f"val_{metric.name}"])),
             float(metrics["val_loss"]),
             loss,
             ", best so far" if better else "",

@@ -26,7 +26,7 @@ from delta_transfer.utils.distributed import world_size
 # A loss so many times that of the first step (or 1, if that is less) does not come back.
 DIVERGENCE_FACTOR = 1e4
 
-_PROGRESS = ("validations", "_first_loss", "_sums", "_samples")
+_PROGRESS = ("val_outputs", "_first_loss", "_sums", "_samples")
 
 
 class FineTuneModule(lightning.LightningModule):

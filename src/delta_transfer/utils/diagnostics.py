@@ -60,7 +60,7 @@ def _explain_machine(error: BaseException) -> str | None:
     if any(part in text for part in _WORKER_FAILURES):
         return (
             "a process that loads images died, as it does when memory or shared memory runs out: "
-            "load them without such processes, --workers 0"
+            "load them without such processes, --num-workers 0"
         )
     # By its name, so that torch need not be loaded.
     full = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)

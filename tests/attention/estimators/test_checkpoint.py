@@ -87,7 +87,13 @@ def same(found, expected) -> bool:
         and found.uncertainty == expected.uncertainty
         and all(
             torch.equal(getattr(found, kind)[tap], getattr(expected, kind)[tap])
-            for kind in ("scores", "errors", "variance", "drivers", "attention")
+            for kind in (
+                "scores",
+                "standard_errors",
+                "variance",
+                "influential_samples",
+                "attention",
+            )
             for tap in TAPS
         )
     )

@@ -30,7 +30,9 @@ def jackknifed(rows, normalize=attend, dtype=torch.float64) -> float:
 
 
 @pytest.mark.parametrize("count", [2, 7, 10, 45])
-@pytest.mark.parametrize("form", [{}, {"clip": 1.0, "floor": True}], ids=["plain", "clipped"])
+@pytest.mark.parametrize(
+    "form", [{}, {"score_clip": 1.0, "clamp_negative_scores": True}], ids=["plain", "clipped"]
+)
 def test_the_jackknife_is_the_reference(count, form):
     rows = scores(count)
     normalize = partial(normalize_scores, temperature=2.0, **form)

@@ -69,7 +69,7 @@ def shrunk(name: str, folder: Path, **options: Any) -> Path:
 
 
 def bench(file: Path, root: Path, *more: str) -> int:
-    options = ["--device=cpu", "--workers=0", "--jobs=1", f"--data-root={root}"]
+    options = ["--device=cpu", "--num-workers=0", "--jobs=1", f"--data-root={root}"]
     return main.main(["bench", str(file), *options, *more])
 
 

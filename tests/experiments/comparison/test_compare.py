@@ -324,8 +324,8 @@ class TestGoingOn:
         monkeypatch.setattr(placement, "cpu_count", lambda: 12)
         made(out, ["probe"], [0, 1])
         made(out, ["l2"], [0, 1, 2])
-        assert yaml.safe_load((out / "compare.yaml").read_text())["threads"] == 6
-        with pytest.raises(UserError, match="--threads was 6 and is 1"):
+        assert yaml.safe_load((out / "compare.yaml").read_text())["num_threads"] == 6
+        with pytest.raises(UserError, match="--num-threads was 6 and is 1"):
             made(out, threads=1)
 
     @pytest.mark.parametrize(("gib", "at_once"), [(100, 4), (10, 2), (4, 1), (0, 1)])

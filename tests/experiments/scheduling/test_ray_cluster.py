@@ -26,7 +26,7 @@ LONG = {"strength": "auto", "epochs": 12, "checkpoint_steps": 1}
 
 
 def command(images: Path, out: Path, *more: str) -> list[str]:
-    options = ["--methods=" + METHODS, "--seeds=0,1", f"--out={out}", "--threads=1", *more]
+    options = ["--methods=" + METHODS, "--seeds=0,1", f"--out={out}", "--num-threads=1", *more]
     start = [sys.executable, "-m", "delta_transfer", "compare", str(images)]
     return [*start, *flags(**LONG), *options]
 
@@ -121,7 +121,7 @@ def test_a_cluster_that_will_not_do_is_refused(nodes, device, says):
 
 
 def test_more_threads_than_any_node_has_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"--threads 17: no node .* more than 16 cores"):
+    with pytest.raises(UserError, match=r"--num-threads 17: no node .* more than 16 cores"):
         cluster(*NODES).jobs(["l2"], tmp_path, workers=1, threads=17)
 
 

@@ -38,12 +38,18 @@ from delta_transfer.runs.preparation.prepared import RunSetup
 from tests.run_folders import model_bytes, tiny
 
 METHOD = "delta_no_attention"
-TINY = ("--image-size=32", "--batch-size=8", "--workers=0", "--device=cpu", f"--method={METHOD}")
+TINY = (
+    "--image-size=32",
+    "--batch-size=8",
+    "--num-workers=0",
+    "--device=cpu",
+    f"--method={METHOD}",
+)
 OF_RUNS = ("seconds", "failure")  # what differs from time to time
 
 
 def typed(images: Path, out: Path, *more: str) -> list[str]:
-    own = ["--strength=1", "--epochs=1,2", "--jobs=1", "--threads=1", f"--out={out}"]
+    own = ["--strength=1", "--epochs=1,2", "--jobs=1", "--num-threads=1", f"--out={out}"]
     return ["search", str(images), *TINY, *own, *more]
 
 
@@ -379,9 +385,9 @@ def test_the_same_command_makes_nothing_again_and_its_table_is_shown(capsys, ima
 
 def test_its_options_are_a_file_that_it_takes(images, out, capsys):
     shared = yaml.safe_load((out / "search.yaml").read_text())
-    assert (shared["epochs"], shared["lr"], shared["threads"]) == ("1,2", "search", 1)
+    assert (shared["epochs"], shared["lr"], shared["num_threads"]) == ("1,2", "search", 1)
     command = ["search", "-c", str(out / "search.yaml"), "--trials=3", "--jobs=1", f"--out={out}"]
-    assert main.main([*command, "--workers=0", "--device=cpu"]) == 0
+    assert main.main([*command, "--num-workers=0", "--device=cpu"]) == 0
     assert main.main([*command, "--epochs=3,4"]) == 2
     said = capsys.readouterr().err
     assert "holds a search with other options: --epochs was 1,2 and is 3,4" in said

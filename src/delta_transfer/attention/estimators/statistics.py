@@ -101,4 +101,4 @@ class ScoreStatistics:
         return statistics
 
 
-_STATE = ("group_counts", "group_sums", "largest", "drivers")
+_STATE = ("group_counts", "group_sums", "largest", "influential_samples")

@@ -84,7 +84,7 @@ class ComparisonPlan:
             "methods": ",".join(self.methods),
             "seeds": ",".join(map(str, self.seeds)),
             "samples_per_class": None if self.sizes == (None,) else ",".join(sizes),
-            "threads": self.num_threads,
+            "num_threads": self.num_threads,
             **{name: value for name, value in shared.items() if name not in _OWN},
         }
 
@@ -113,8 +113,8 @@ def open_folder(folder: Path, plan: ComparisonPlan) -> ComparisonPlan:
         return plan
     there, asked = _load(path), plan.options()
     if plan.num_threads is None:
-        plan = dataclasses.replace(plan, num_threads=there.get("threads"))
-        asked["threads"] = plan.num_threads
+        plan = dataclasses.replace(plan, num_threads=there.get("num_threads"))
+        asked["num_threads"] = plan.num_threads
     check_options(
         {name: value for name, value in there.items() if name not in _LISTS},
         {name: value for name, value in asked.items() if name not in _LISTS},

@@ -132,7 +132,7 @@ def options_of(config: TrainConfig, asked: SearchOptions, threads: int | None) -
     """As `search -c` takes them; what changes no figure is not among them."""
     values = {**dataclasses.asdict(config), **{name: getattr(asked, name) for name in _VARIED}}
     shared = {name: value for name, value in values.items() if name not in RESULT_NEUTRAL_OPTIONS}
-    return {**shared, "pruner": asked.pruner, "threads": threads}
+    return {**shared, "pruner": asked.pruner, "num_threads": threads}
 
 
 def open_folder(folder: Path, config: TrainConfig, asked: SearchOptions) -> int | None:
@@ -157,7 +157,7 @@ def open_folder(folder: Path, config: TrainConfig, asked: SearchOptions) -> int 
             check_folder(folder, config)
         return asked.num_threads
     there = _load(folder / SEARCH_FILE)
-    threads = asked.num_threads or there.get("threads")
+    threads = asked.num_threads or there.get("num_threads")
     check_options(there, options_of(config, asked, threads), f"--out {folder} holds a search")
     if asked.storage is None and not (folder / STORAGE).is_file() and outcomes(folder):
         raise UserError(
@@ -238,7 +238,7 @@ def _load(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         values = None
-    if not isinstance(values, dict) or not isinstance(values.get("threads", 1), int | None):
+    if not isinstance(values, dict) or not isinstance(values.get("num_threads", 1), int | None):
         raise UserError(
             f"{path} does not hold the options of a search any more: give another --out"
         )
