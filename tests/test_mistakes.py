@@ -687,12 +687,14 @@ TOGETHER = [
     row(
         "parts of what batch norm looks at",
         "train images --gradient-accumulation-steps=2 --batch-norm=train",
-        "--gradient-accumulation-steps 2: batch norm in train mode | give --batch-norm frozen | leave --gradient-accumulation-steps",
+        "--gradient-accumulation-steps 2: batch norm in train mode | give --batch-norm frozen | "
+        "leave --gradient-accumulation-steps",
     ),
     row(
         "parts of what a penalty looks at",
         "train images --gradient-accumulation-steps=2 --method=bss",
-        "--gradient-accumulation-steps 2: method bss looks at the whole batch | give a smaller --batch-size",
+        "--gradient-accumulation-steps 2: method bss looks at the whole batch | give a smaller "
+        "--batch-size",
     ),
     row(
         "compare: parts of what a method looks at",

@@ -101,9 +101,11 @@ def _check_gradient_accumulation(config: TrainConfig, method: Method) -> None:
     what = "batch norm in train mode" if trained else f"method {method.name}"
     mend = "--batch-norm frozen, or " if trained and method.batch_norm is None else ""
     raise UserError(
-        f"--gradient-accumulation-steps {config.gradient_accumulation_steps}: {what} looks at the whole batch, "
+        f"--gradient-accumulation-steps {config.gradient_accumulation_steps}: {what} looks at the "
+        "whole batch, "
         "which cannot be "
-        f"worked through in parts: give {mend}a smaller --batch-size, and leave --gradient-accumulation-steps out"
+        f"worked through in parts: give {mend}a smaller --batch-size, and leave "
+        "--gradient-accumulation-steps out"
     )
 
 
