@@ -77,7 +77,7 @@ def test_the_table_is_that_of_the_design():
     also = {name: m.weight_decay for name, m in METHODS.items() if m.weight_decay}
     assert also == {"bss": 0.01, "stochnorm": 0.01, "co_tuning": 0.01}
     assert [name for name, m in METHODS.items() if m.needs_classifier] == ["lwf", "co_tuning"]
-    assert [name for name, m in METHODS.items() if m.num_head_restarts != 1] == ["rifle"]
+    assert [name for name, m in METHODS.items() if m.num_head_cycles != 1] == ["rifle"]
     assert [name for name, m in METHODS.items() if m.batch_norm] == ["stochnorm"]
     compared = ["delta_no_attention", "delta", "lwf", "ldifs", "gtot"]
     assert [name for name, m in METHODS.items() if m.compares_features] == compared
@@ -98,7 +98,7 @@ def test_strengths_are_those_of_the_papers():
         "spd": 1.0,
     }
     assert {name: METHODS[name].strength for name in published} == published
-    assert METHODS["rifle"].num_head_restarts == 3
+    assert METHODS["rifle"].num_head_cycles == 3
 
 
 @pytest.mark.parametrize("name", ["probe", "l2", "lp_ft", "rifle", "stochnorm"])

@@ -120,7 +120,7 @@ def test_cycles_are_equal_parts_of_the_training(total, cycles):
 
 
 def test_the_heads_schedule_starts_again_with_each_cycle_and_the_backbones_does_not():
-    found = fine_tuning(schedule="cosine", num_head_restarts=3).configure_optimizers()
+    found = fine_tuning(schedule="cosine", num_head_cycles=3).configure_optimizers()
     optimizer, plan = found["optimizer"], found["lr_scheduler"]
     for step in range(20):
         start, length = next((s, n) for s, n in ((13, 7), (6, 7), (0, 6)) if step >= s)

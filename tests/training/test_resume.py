@@ -127,7 +127,7 @@ def trained(
             weight_decay=0.01,
             schedule="cosine",
             warmup_ratio=0.15,
-            num_head_restarts=2,
+            num_head_cycles=2,
             **optimizing,
         ),
         callbacks=[redraw, *([drift] if validates else []), *more],

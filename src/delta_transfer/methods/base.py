@@ -88,7 +88,7 @@ class Method:
         multiclass_only: whether it learns classes alone.
         needs_whole_batch: whether its penalty looks at a batch as a whole, which then cannot be
             worked through in parts.
-        num_head_restarts: in how many cycles the head is trained, drawn anew at the start of each.
+        num_head_cycles: in how many cycles the head is trained, drawn anew at the start of each.
         batch_norm: the mode that batch norm has to be in, whatever is asked for; None for either.
         network_context: what changes the network while it trains: a context manager of the network,
             the strength and a generator of random numbers.
@@ -113,7 +113,7 @@ class Method:
     needs_classifier: bool = False
     multiclass_only: bool = False
     needs_whole_batch: bool = False
-    num_head_restarts: int = 1
+    num_head_cycles: int = 1
     batch_norm: Literal["train"] | None = None
     network_context: Callable[[nn.Module, float, torch.Generator], TrainingContext] | None = None
     optimizer_context: (

@@ -9,5 +9,5 @@ METHOD = Method(
     head_init="random",
     strength=WEIGHT_DECAY,
     strength_is_weight_decay=True,
-    num_head_restarts=3,
+    num_head_cycles=3,
 )

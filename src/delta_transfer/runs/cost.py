@@ -8,7 +8,7 @@ from pathlib import Path
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.memory import PeakMemory
 
-USAGE_FILE = "spent.json"  # there until the run is finished
+USAGE_FILE = "usage.json"  # there until the run is finished
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -269,7 +269,7 @@ def _callbacks(
                     check_finite=False,  # what is no number is no better
                 )
             )
-    cycles = plan.method.num_head_restarts
+    cycles = plan.method.num_head_cycles
     if cycles > 1:
         head = network.get_submodule(prepared.backbone.head)
         assert isinstance(head, nn.Linear)

@@ -23,7 +23,7 @@ SEARCH_RUNS = ("default", "best")  # its whole runs
 
 _RUN_FILES = frozenset(
     f"""{LOG_FILE} config.yaml lr.csv metrics.csv hparams.yaml tensorboard drift.csv
-    attention.safetensors checkpoints weaker refit folds spent.json predictions.csv examples.csv
+    attention.safetensors checkpoints weaker refit folds usage.json predictions.csv examples.csv
     molecules.csv examples model result.json report.html evaluation export hub wandb""".split()
 )
 _COMPARISON_FILES = frozenset([COMPARISON_FILE, LOCK, "results.csv", "report.html"])

@@ -51,7 +51,7 @@ def resolve_lr(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> FineTune
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         found = [(*row, own) for row in _run_range_test(prepared, plan, folder)]
-        writer.writerows([("lr", "loss", "identity"), *found])
+        writer.writerows([("lr", "loss", "fingerprint"), *found])
         write_atomically(path, text.getvalue())
         trial = _load_range_test(path, own, sample_type=prepared.task.sample_type)
         assert trial is not None
@@ -73,7 +73,7 @@ def _load_range_test(
         return None
     with path.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    if {row.get("identity") for row in rows} != {fingerprint}:
+    if {row.get("fingerprint") for row in rows} != {fingerprint}:
         logger.warning(
             "%s is of other %ss or pretrained weights: trying rates anew", path, sample_type
         )
@@ -101,7 +101,7 @@ def _run_range_test(
             head=prepared.backbone.head,
             task_type=prepared.task.task_type,
             optimizer_config=dataclasses.replace(
-                steps, schedule="rising", warmup_ratio=0.0, num_head_restarts=1, ema=None
+                steps, schedule="exponential", warmup_ratio=0.0, num_head_cycles=1, ema=None
             ),
         )
 

@@ -197,7 +197,7 @@ def make_optimizer_config(
         weight_decay=strength if method.strength_is_weight_decay else method.weight_decay,
         schedule=config.schedule,
         warmup_ratio=find_preset(config.preset).warmup_ratio,
-        num_head_restarts=method.num_head_restarts,
+        num_head_cycles=method.num_head_cycles,
         optimizer_context=around,
         lr_scales=_lr_scales(prepared, config, network),
         ema=config.ema,

@@ -41,6 +41,7 @@ from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.runs.selection import SelectionResult
 from delta_transfer.runs.summary import log_start, log_summary
 from delta_transfer.runs.validation import adapt_to_processes, check_data, check_run_config
+from delta_transfer.training.checkpoints import PREVIOUS
 from delta_transfer.training.inference import CropAverage, predict_dataloader
 from delta_transfer.training.loaders import test_dataloader
 from delta_transfer.utils.devices import find_device
@@ -266,7 +267,7 @@ def _finalize(
 def _clear(folder: Path) -> None:
     """Deletes what only a run that is not finished needs."""
     (folder / USAGE_FILE).unlink(missing_ok=True)
-    for before in folder.glob("**/before.ckpt"):
+    for before in folder.glob(f"**/{PREVIOUS}"):
         before.unlink()
     for fold in folder.glob("**/folds/*"):
         shutil.rmtree(fold / "checkpoints", ignore_errors=True)

@@ -29,16 +29,8 @@ _ATTENTION_NORMALIZATION_OPTIONS = ["attention_temperature", "score_clip", "clam
 _TRAINING_OPTIONS = [
     *("epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"),
     *("class_weights", "label_smoothing", "patience"),
-    *(
-        "gradient_accumulation_steps",
-        "grad_clip",
-        "ema",
-        "layer_decay",
-        "precision",
-        "augment",
-        "mixup",
-        "cutmix",
-    ),
+    *("gradient_accumulation_steps", "grad_clip", "ema", "layer_decay", "precision"),
+    *("augment", "mixup", "cutmix"),
     "strategy",
 ]
 
@@ -122,7 +114,7 @@ def _check_sharded(config: TrainConfig, method: Method) -> None:
             "--devices 2 or more, or leave --strategy out"
         )
     if (
-        method.num_head_restarts > 1
+        method.num_head_cycles > 1
         or method.optimizer_context
         or method.network_context
         or method.needs_classifier

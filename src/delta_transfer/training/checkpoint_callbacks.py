@@ -49,7 +49,7 @@ class SaveBest(lightning.Callback):
         best = read_checkpoint(self.folder / BEST)
         if best is None:
             return False
-        self.best_epoch, self._lowest = best["best_epoch"], best["lowest"]
+        self.best_epoch, self._lowest = best["best_epoch"], best["lowest_loss"]
         return True
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -64,7 +64,7 @@ class SaveBest(lightning.Callback):
             self._lowest = math.inf if math.isnan(loss) else loss
             # Which all processes have to ask for: each may have but its shard.
             state = trainer.strategy.lightning_module_state_dict()
-            best = {"best_epoch": epoch, "lowest": self._lowest, "state_dict": state}
+            best = {"best_epoch": epoch, "lowest_loss": self._lowest, "state_dict": state}
             if is_rank_zero():
                 trainer.strategy.checkpoint_io.save_checkpoint(best, self.folder / BEST)
         logger.info(
@@ -133,10 +133,10 @@ class SaveLast(lightning.Callback):
         traces = {name: self._folder / name for name in GROWING_FILES}
         return {
             "finished": self._finished,
-            "identity": self._fingerprint,
+            "fingerprint": self._fingerprint,
             "random": random_states(),
             "generators": [generator.get_state() for generator in self._generators],
-            "traces": {
+            "growing_files": {
                 name: path.read_bytes().decode() for name, path in traces.items() if path.is_file()
             },
         }
@@ -152,11 +152,11 @@ class SaveLast(lightning.Callback):
         if not self._resume_state or not is_rank_zero():
             return
         for name in GROWING_FILES:  # and no other file, whatever the state names
-            if name in self._resume_state["traces"]:
-                (self._folder / name).write_bytes(self._resume_state["traces"][name].encode())
+            if name in self._resume_state["growing_files"]:
+                (self._folder / name).write_bytes(self._resume_state["growing_files"][name].encode())
         for csv in trainer.loggers:
             if isinstance(csv, CSVLogger):  # it has begun anew
-                text = self._resume_state["traces"].get("metrics.csv", "")
+                text = self._resume_state["growing_files"].get("metrics.csv", "")
                 csv.experiment.metrics_keys = text.splitlines()[0].split(",") if text else []
 
     def on_train_batch_start(

@@ -16,12 +16,9 @@ from delta_transfer.utils.files import fingerprint, write_atomically
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of what checkpoints hold; to be raised with every change of it
+FORMAT = 3  # of what checkpoints hold; to be raised with every change of it
 BEST, LAST = "best.ckpt", "last.ckpt"
-NEXT, PREVIOUS = (
-    "next.ckpt",
-    "before.ckpt",
-)  # the last one while it is put in its place; that before
+NEXT, PREVIOUS = "next.ckpt", "previous.ckpt"  # on its way to last.ckpt; the last one before
 
 
 class AtomicCheckpointIO(CheckpointIO):

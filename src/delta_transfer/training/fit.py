@@ -139,7 +139,7 @@ def _find_last(fit_config: FitConfig, save_best: SaveBest) -> tuple[Path, dict[s
     checkpoints = fit_config.folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     last = find_last_checkpoint(checkpoints) if fit_config.resume else None
-    if last is not None and _callback_state(last[1])["identity"] != fit_config.fingerprint:
+    if last is not None and _callback_state(last[1])["fingerprint"] != fit_config.fingerprint:
         logger.warning(
             "the %ss, their splits or the pretrained weights are not those of before: "
             "starting anew",
@@ -202,7 +202,7 @@ def _restore_selected_weights(
     kept = run_on_main_and_broadcast(lambda: read_checkpoint(path))
     if kept is None:
         raise UserError(f"{path} is damaged, though it has just been written: look after the disk")
-    prefix = "network." if module.ema_network is None else "average.module."
+    prefix = "network." if module.ema_network is None else "ema_network.module."
     state = network.state_dict()  # which some networks want back as such, with their version
     for name, tensor in kept["state_dict"].items():
         if name.startswith(prefix):

@@ -58,7 +58,7 @@ def run_lr_range_test(
         loss: the task loss.
         head: the name of the network's head.
         task_type: of the task.
-        optimizer_config: with the schedule `"rising"`.
+        optimizer_config: with the schedule `"exponential"`.
 
     Returns:
         The backbone's learning rate and the loss of each step.

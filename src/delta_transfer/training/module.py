@@ -184,13 +184,13 @@ class FineTuneModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the fit has found so far."""
         checkpoint["progress"] = {name: getattr(self, name) for name in _PROGRESS}
-        checkpoint["parts"] = self._accumulation.num_micro_batches
+        checkpoint["num_micro_batches"] = self._accumulation.num_micro_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes it up again."""
         for name in _PROGRESS:
             setattr(self, name, checkpoint["progress"][name])
-        self._accumulation.num_micro_batches = checkpoint["parts"]
+        self._accumulation.num_micro_batches = checkpoint["num_micro_batches"]
 
     def _check_finite(self, losses: Mapping[str, float]) -> None:
         """Stops a fit whose loss is no number any more, or has left all bounds.
@@ -263,7 +263,7 @@ class FineTuneModule(lightning.LightningModule):
         self._exit_stack.enter_context(options.optimizer_context(optimizer))
         total = int(self.trainer.estimated_stepping_batches)
         factors = [make_lr_lambda(options, total, 1)] * len(body)
-        factors.append(make_lr_lambda(options, total, options.num_head_restarts))
+        factors.append(make_lr_lambda(options, total, options.num_head_cycles))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {
             "optimizer": optimizer,

@@ -25,7 +25,7 @@ class OptimizerConfig:
         weight_decay: decoupled weight decay (SGD: added to the gradient, as torch has it).
         schedule: what follows the warm-up, see `schedule_factor`.
         warmup_ratio: share of the steps over which the learning rate rises to its peak.
-        num_head_restarts: how often the head's schedule runs, see `cycle_starts`.
+        num_head_cycles: how often the head's schedule runs, see `cycle_starts`.
         optimizer_context: what surrounds the optimiser's steps during the fit.
         lr_scales: parameters of the backbone that learn at a share of `lr`, by name.
         ema: decay of the weights' moving average, which is what is validated; None for none.
@@ -35,9 +35,9 @@ class OptimizerConfig:
     lr: float
     head_lr: float
     weight_decay: float
-    schedule: Literal["cosine", "step", "constant", "rising"]
+    schedule: Literal["cosine", "step", "constant", "exponential"]
     warmup_ratio: float
-    num_head_restarts: int = 1
+    num_head_cycles: int = 1
     optimizer_context: Callable[[torch.optim.Optimizer], AbstractContextManager[object]] = (
         nullcontext
     )
@@ -49,7 +49,7 @@ def schedule_factor(step: int, total: int, *, schedule: str, warmup_ratio: float
     """The learning rate at a step, as a share of its peak.
 
     A linear warm-up, then `"cosine"` to zero, `"step"` (times 0.1 at 67% of all steps) or
-    `"constant"`; `"rising"`, of a trial, reaches its peak with the last step, from a millionth.
+    `"constant"`; `"exponential"`, of a trial, reaches its peak with the last step, from a millionth.
 
     Args:
         step: from 0.
@@ -65,7 +65,7 @@ def schedule_factor(step: int, total: int, *, schedule: str, warmup_ratio: float
     rising = max(1, round(warmup_ratio * total)) if warmup_ratio else 0
     if step < rising:
         return (step + 1) / rising
-    if schedule == "rising":
+    if schedule == "exponential":
         return 10 ** (-6 * (1 - step / max(1, total - 1)))
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
