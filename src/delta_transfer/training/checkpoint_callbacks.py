@@ -151,12 +151,13 @@ class SaveLast(lightning.Callback):
         self._saved = (time.monotonic(), trainer.global_step)
         if not self._resume_state or not is_rank_zero():
             return
+        saved = self._resume_state["growing_files"]
         for name in GROWING_FILES:  # and no other file, whatever the state names
-            if name in self._resume_state["growing_files"]:
-                (self._folder / name).write_bytes(self._resume_state["growing_files"][name].encode())
+            if name in saved:
+                (self._folder / name).write_bytes(saved[name].encode())
         for csv in trainer.loggers:
             if isinstance(csv, CSVLogger):  # it has begun anew
-                text = self._resume_state["growing_files"].get("metrics.csv", "")
+                text = saved.get("metrics.csv", "")
                 csv.experiment.metrics_keys = text.splitlines()[0].split(",") if text else []
 
     def on_train_batch_start(

@@ -49,7 +49,8 @@ def schedule_factor(step: int, total: int, *, schedule: str, warmup_ratio: float
     """The learning rate at a step, as a share of its peak.
 
     A linear warm-up, then `"cosine"` to zero, `"step"` (times 0.1 at 67% of all steps) or
-    `"constant"`; `"exponential"`, of a trial, reaches its peak with the last step, from a millionth.
+    `"constant"`; `"exponential"`, of the learning-rate range test, rises from a millionth of the
+    peak to the peak at the last step.
 
     Args:
         step: from 0.
