@@ -43,7 +43,7 @@ from delta_transfer.config.commands import (
 from delta_transfer.config.search import SearchOptions
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.experiments.comparison.folder import ComparisonPlan, initialize_folder
-from delta_transfer.experiments.search.folder import begin as begin_search
+from delta_transfer.runs.folder import SEARCH, begin_several
 from delta_transfer.experiments.search.folder import options_of
 from delta_transfer.metrics.run_result import RunResult
 from tests.run_folders import OPTIONS, flags
@@ -151,7 +151,7 @@ def searched(folder: str, **options: Any) -> Step:
 
     def step(monkeypatch: pytest.MonkeyPatch) -> None:
         values = options_of(TrainConfig(data="images", **options), SearchOptions(), 1)
-        begin_search(Path(folder), values, overwrite=False)
+        begin_several(Path(folder), SEARCH, values, overwrite=False)
 
     return step
 

@@ -42,7 +42,7 @@ def _environment(folder: str) -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "count": formatting.pluralize,
+        "pluralize": formatting.pluralize,
         "duration": formatting.duration,
         "interval": formatting.interval,
         "label": formatting.method_label,

@@ -1,5 +1,6 @@
 """The folder of a run or a comparison: its name, and whether it may be written."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -10,8 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
+from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.locks import LOCK, check_unlocked
 from delta_transfer.utils.paths import user_path
 
@@ -232,6 +236,66 @@ def check_options(existing: Mapping[str, Any], requested: Mapping[str, Any], wha
             f"{what} with other options: {'; '.join(differences)}. Give those of before, another "
             "folder, or --overwrite to replace it"
         )
+
+
+def open_several(folder: Path, mark: str, config: TrainConfig) -> Any:
+    """Check that a comparison or a search may be written into a folder, or resume there.
+
+    Args:
+        folder: where it is to be.
+        mark: the file there with its options.
+        config: the options that all its runs share.
+
+    Returns:
+        What is in that file if it is resumed, else None.
+
+    Raises:
+        UserError: if the folder is in use for something else, or the file is damaged.
+    """
+    check_output_location(folder, data=config.data)
+    check_unlocked(folder)
+    path = folder / mark
+    if config.overwrite or not path.is_file():
+        found = set(folder.iterdir()) - {folder / LOCK} if folder.is_dir() else None
+        if found != set(find_temporary_files(folder)):
+            check_folder(folder, config)
+        return None
+    try:
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        there = None
+    if not isinstance(there, dict) or not isinstance(there.get("threads"), int | None):
+        what = "search" if mark == SEARCH_FILE else "comparison"
+        raise UserError(
+            f"{path} does not hold the options of a {what} any more: give another --out"
+        )
+    return there
+
+
+def begin_several(folder: Path, mark: str, options: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Make the folder of a comparison or a search, empty if it is to be overwritten.
+
+    Args:
+        folder: where it is to be.
+        mark: the file there for its options.
+        options: to be written into that file.
+        overwrite: delete what is there.
+
+    Returns:
+        Whether it is a new one.
+    """
+    for path in find_temporary_files(folder):
+        path.unlink()
+    new = overwrite or not (folder / mark).is_file()
+    if new:
+        make_folder(folder, overwrite=overwrite)
+    try:
+        write_atomically(folder / mark, yaml.safe_dump(options, sort_keys=False))
+    except OSError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if there is nothing in it
+        raise
+    return new
 
 
 def find_foreign_file(folder: Path) -> str | None:

@@ -2,8 +2,9 @@ import csv
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,7 +15,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.experiments.comparison import compare as module
 from delta_transfer.experiments.comparison.compare import ComparisonResult, compare
 from delta_transfer.experiments.scheduling import placement, worker
-from delta_transfer.experiments.scheduling.pool import Jobs
+from delta_transfer.experiments.scheduling.pool import Worker, local_workers
 from delta_transfer.metrics.metrics import ACCURACY
 from delta_transfer.metrics.run_result import RunResult, comparison_columns
 from tests.conftest import METHODS
@@ -334,11 +335,10 @@ class TestGoingOn:
     ):
         """The threads of each, on which figures depend, have nothing to do with it."""
 
-        class Alone(Jobs):
-            def __init__(self, methods, *, workers, threads, gpus):
-                super().__init__(methods, workers=1, threads=threads, gpus=gpus)
+        def alone(methods: Sequence[str], *, count: int, **options: Any) -> Iterator[Worker]:
+            return local_workers(methods, count=1, **options)
 
-        monkeypatch.setattr(placement, "Jobs", Alone)
+        monkeypatch.setattr(placement, "local_workers", alone)
         monkeypatch.setattr(module, "find_data", lambda config: None)
         monkeypatch.setattr(placement, "cpu_count", lambda: 12)
         free = psutil.virtual_memory()._replace(available=gib * 2**30)

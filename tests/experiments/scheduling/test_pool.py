@@ -1,7 +1,9 @@
 import dataclasses
 import os
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -10,18 +12,26 @@ import torch
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.scheduling import pool as module
-from delta_transfer.experiments.scheduling.pool import Jobs, choose, gpus
-from delta_transfer.experiments.scheduling.worker import _inherited, _portable
+from delta_transfer.experiments.scheduling.pool import (
+    Pool,
+    Worker,
+    _inherited,
+    choose,
+    gpus,
+    local_workers,
+)
+from delta_transfer.experiments.scheduling.worker import Reply, _portable, make_run
 from delta_transfer.metrics.run_result import RunResult
 from tests.run_folders import model_bytes
 
 
 @pytest.fixture(scope="module")
-def jobs() -> Iterator[Jobs]:
+def pool() -> Iterator[Pool]:
     """Two processes."""
-    with Jobs(["l2"], workers=2, threads=1, gpus=[]) as found:
+    with Pool(local_workers(["l2"], count=2, threads=1, gpus=[])) as found:
+        processes = [worker.process for worker in found._workers]
         yield found
-    assert not any(worker.process.is_alive() for worker in found._separate)
+    assert not any(process.is_alive() for process in processes)
 
 
 def options(compared: list[RunResult], out: Path) -> list[TrainConfig]:
@@ -34,16 +44,16 @@ def options(compared: list[RunResult], out: Path) -> list[TrainConfig]:
 class TestProcesses:
     """In this order: the last one ends a process."""
 
-    def test_what_is_wrong_with_data_or_network_is_said_here(self, jobs, compared, tmp_path):
+    def test_what_is_wrong_with_data_or_network_is_said_here(self, pool, compared, tmp_path):
         config, _ = options(compared, tmp_path)
         with pytest.raises(UserError, match=r"unknown tap 'blocks\.9'"):
-            jobs.prepare(dataclasses.replace(config, taps="blocks.9"))
+            pool.prepare(dataclasses.replace(config, taps="blocks.9"))
 
-    def test_runs_are_those_that_one_process_makes(self, jobs, compared, tmp_path, capfd):
+    def test_runs_are_those_that_one_process_makes(self, pool, compared, tmp_path, capfd):
         configs = options(compared, tmp_path)
-        prepared = jobs.prepare(configs[1])
+        prepared = pool.prepare(configs[1])
         assert prepared.description[0].startswith("data     train: 3 classes")
-        found = {run.seed: reply for run, reply in jobs.run(configs)}
+        found = {run.seed: reply for run, reply in pool.run(configs)}
         for run in (run for run in compared if run.method == "l2"):
             reply = found[run.seed]
             assert reply.failure == ""
@@ -58,23 +68,23 @@ class TestProcesses:
         assert (said.out, said.err) == ("", "")  # it is in the logs of the runs
 
     def test_a_run_that_fails_is_no_error_and_another_error_is_told_whole(
-        self, jobs, compared, tmp_path
+        self, pool, compared, tmp_path
     ):
         config, _ = options(compared, tmp_path)
         (tmp_path / "file").touch()
         below = dataclasses.replace(config, out=str(tmp_path / "file" / "run"))
-        ((_, reply),) = jobs.run([below])
+        ((_, reply),) = pool.run([below])
         assert reply.result is None
         assert "cannot be written" in reply.failure
         nowhere = dataclasses.replace(config, out="\0")
         with pytest.raises(ValueError, match="null byte") as error:
-            list(jobs.run([nowhere]))
+            list(pool.run([nowhere]))
         assert "train_prepared" in "".join(error.value.__notes__)
 
-    def test_a_process_that_dies_is_told_of(self, jobs, compared, tmp_path):
-        jobs._separate[0].process.kill()
+    def test_a_process_that_dies_is_told_of(self, pool, compared, tmp_path):
+        pool._workers[0].process.kill()
         with pytest.raises(UserError, match=r"died \(exit code -9\).* fewer at a time, --jobs 1"):
-            jobs.prepare(options(compared, tmp_path)[0])
+            pool.prepare(options(compared, tmp_path)[0])
 
 
 class TestChoose:
@@ -122,10 +132,76 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
         def close(self) -> None:
             made.append("closed")
 
-    monkeypatch.setattr(module, "Separate", Process)
-    with Jobs(["l2"], workers=3, threads=4, gpus=["2", "5"]):
+    monkeypatch.setattr(module, "_Separate", Process)
+    with Pool(local_workers(["l2"], count=3, threads=4, gpus=["2", "5"])):
         assert made == [(4, "2"), (4, "5"), (4, "2")]
     assert made[3:] == ["closed"] * 3
+
+
+class Slow(Worker):
+    """Finishes each run when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[Future[Reply | Exception]] = []
+        self.closed = False
+
+    def submit(self, config: TrainConfig, work: object) -> Future[Reply | Exception]:
+        self.asked.append(Future())
+        return self.asked[-1]
+
+    def explain(self, error: Exception) -> Exception:
+        return UserError(f"it {error}")
+
+    def stop(self) -> None:
+        self.asked[-1].set_exception(KeyboardInterrupt())
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_runs_are_handed_out_as_they_finish_and_the_next_when_that_was_dealt_with():
+    first, second = Slow(), Slow()
+    waiting = [TrainConfig(data="x", seed=seed) for seed in range(4)]
+    with Pool([first, second]) as pool:
+        found = pool.work_on(lambda: waiting.pop(0) if waiting else None, make_run)
+        later = threading.Timer(0.1, lambda: second.asked[0].set_result(Reply()))
+        later.start()
+        assert next(found)[0].seed == 1
+        assert [config.seed for config in waiting] == [2, 3]
+        later = threading.Timer(0.1, lambda: first.asked[0].set_exception(OSError("broke")))
+        later.start()
+        with pytest.raises(UserError, match="it broke"):
+            next(found)
+        assert [config.seed for config in waiting] == [3]
+        second.asked[1].set_result(Reply())
+    assert first.closed
+    assert second.closed
+
+
+def test_leaving_lets_runs_save_and_says_so(caplog):
+    worker = Slow()
+
+    def interrupt() -> TrainConfig | None:
+        if worker.asked:
+            raise KeyboardInterrupt  # while the first one runs
+        return TrainConfig(data="x")
+
+    with pytest.raises(KeyboardInterrupt), Pool([worker, Slow()]) as pool:
+        list(pool.work_on(interrupt, make_run))
+    assert "stopping the runs after their step, and saving" in caplog.text
+    assert worker.closed
+
+
+def test_workers_that_started_are_ended_if_another_cannot_start():
+    worker = Slow()
+
+    def start() -> Iterator[Worker]:
+        yield worker
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"), Pool(start()):
+        pass
+    assert worker.closed
 
 
 def test_what_a_process_inherits_is_as_before_afterwards(monkeypatch):

@@ -15,9 +15,8 @@ import pytest
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.comparison.compare import compare
-from delta_transfer.experiments.scheduling.ray_cluster import Cluster, passed_on
-from delta_transfer.experiments.scheduling.ray_connection import Node
-from delta_transfer.experiments.scheduling.ray_task import missing
+from delta_transfer.experiments.scheduling.placement import Room
+from delta_transfer.experiments.scheduling.ray_cluster import Node, missing, passed_on, usable
 from tests.experiments.comparison.test_killed import figures
 from tests.run_folders import flags, model_bytes, tiny
 
@@ -80,10 +79,9 @@ def at_work(pid: int) -> list[psutil.Process]:
     return found
 
 
-def cluster(*nodes: Node, memory: int = 0, device: Any = "cpu") -> Cluster:
-    found = Cluster("auto", TrainConfig(data="images", device=device), memory=memory)
-    found._nodes = found._usable(nodes)
-    return found
+def cluster(*nodes: Node, memory: int = 0, device: Any = "cpu") -> Room:
+    config = TrainConfig(data="images", device=device)
+    return Room(config, usable(nodes, device, "auto"), memory=memory, on_ray=True)
 
 
 NODES = (

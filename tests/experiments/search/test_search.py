@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ from delta_transfer.experiments.search.folder import (
     trial_folder,
     unfinished_runs,
 )
-from delta_transfer.experiments.search.search import Searched, Trial
+from delta_transfer.experiments.search.search import SearchResult, Trial, _Progress
 from delta_transfer.experiments.search.space import Space, find_space, train_options
 from delta_transfer.experiments.search.study import Study
-from delta_transfer.experiments.search.trial import Pruned, _Listener, try_out
+from delta_transfer.experiments.search.trial import Listener, Pruned, try_out
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
@@ -157,9 +157,11 @@ def tried(folder: Path, count: int, *, again: bool, seed: int = 0) -> list[dict[
     for _ in range(count):
         own = study(folder, seed=seed) if again else own
         number, params = own.ask()
-        if again:  # broken off while it runs
+        if again:  # interrupted while it runs, and in other ways before
+            own._study.ask()
             own = study(folder, seed=seed)
-            assert own.begun() == [(number, params)]
+            assert own.waits
+            assert own.ask() == (number, params)
         own.tell(number, outcome_of(params))
         found.append(params)
     return found
@@ -173,14 +175,36 @@ def test_what_is_tried_is_a_function_of_the_seed_however_often_it_is_broken_off(
     assert sum(study(tmp_path / "whole").importances().values()) == pytest.approx(1)
 
 
-def test_a_trial_that_was_broken_off_while_it_was_drawn_is_drawn_to_its_end(tmp_path):
+def test_a_trial_that_was_interrupted_while_it_was_drawn_is_drawn_to_its_end(tmp_path):
     own = study(tmp_path)
-    own.ask()
-    half = own._study.ask()  # nothing is drawn
-    (_, first), (number, params) = study(tmp_path).begun()
-    assert number == half.number
+    first = own.ask()
+    own._study.ask()  # nothing is drawn
+    own = study(tmp_path)
+    assert own.ask() == first == (0, space_of(SearchOptions()).default)
+    number, params = own.ask()
+    assert number == 1
     assert {"lr", "epochs", "taps"} <= set(params)
-    assert first == space_of(SearchOptions()).default
+    assert own.params == {0: first[1], 1: params}
+
+
+def test_a_default_that_was_interrupted_while_it_was_drawn_stays_the_first(tmp_path):
+    study(tmp_path)
+    study(tmp_path)._study.ask()  # nothing is drawn
+    assert study(tmp_path).ask() == (0, space_of(SearchOptions()).default)
+
+
+def test_a_trial_that_ended_just_before_a_kill_is_not_made_again(tmp_path):
+    study(tmp_path).ask()
+    wrote(tmp_path, {50: 1.0}, numbers=[0])
+    progress = _Progress(
+        tmp_path, space_of(SearchOptions()), study(tmp_path), limit=2, end=None, at_once=1
+    )
+    assert [trial.number for trial in progress.trials] == [0]
+    config = progress.take()
+    assert config is not None
+    assert config.out == str(trial_folder(tmp_path, 1))
+    assert progress.take() is None
+    assert study(tmp_path).ask()[0] == 1  # the first is known to have ended
 
 
 def test_trials_on_other_images_are_refused(tmp_path):
@@ -200,9 +224,9 @@ def test_another_database_holds_the_trials_and_forgets_those_of_an_old_search(tm
 # ------------------------------------------------------------------------------------- its trials
 
 
-def wrote(folder: Path, losses: dict[int, float], count: int = 5) -> None:
-    """The outcomes of trials that were complete."""
-    for number in range(1, count + 1):
+def wrote(folder: Path, losses: dict[int, float], numbers: Iterable[int] = range(1, 6)) -> None:
+    """Write the outcomes of trials that were complete."""
+    for number in numbers:
         own = trial_folder(folder, number)
         own.mkdir(parents=True)
         Outcome(state="complete", loss=min(losses.values()), losses=losses).save(own)
@@ -214,7 +238,7 @@ def listening(folder: Path, number: int, **options: Any) -> Callable[[int, float
     given = {"prune": True, "alone": True, **options}
 
     def hear(epoch: int, loss: float) -> None:
-        _Listener(own, **given).hear(own, epoch, 4, loss)  # a new one, as after a kill
+        Listener(own, **given).hear(own, epoch, 4, loss)  # a new one, as after a kill
 
     return hear
 
@@ -230,7 +254,7 @@ def test_a_trial_above_the_median_at_the_same_share_ends(tmp_path):
 
 
 def test_none_ends_before_five_have_nor_in_the_last_epoch_nor_if_it_is_the_default(tmp_path):
-    wrote(tmp_path / "few", {50: 0.1, 100: 0.1}, count=4)
+    wrote(tmp_path / "few", {50: 0.1, 100: 0.1}, numbers=range(1, 5))
     listening(tmp_path / "few", 9)(2, 5.0)
     wrote(tmp_path / "many", {50: 0.1, 100: 0.1})
     listening(tmp_path / "many", 7)(4, 5.0)
@@ -243,7 +267,7 @@ def test_losses_of_other_trainings_and_no_numbers_count_for_nothing(tmp_path):
     wrote(tmp_path, {50: 0.1, 100: 0.1})
     own = trial_folder(tmp_path, 9)
     own.mkdir()
-    listener = _Listener(own, prune=True, alone=False)
+    listener = Listener(own, prune=True, alone=False)
     listener.hear(own / "weaker", 2, 4, 5.0)
     listener.hear(own, 2, 4, float("nan"))
     assert list(listener.losses) == [50]
@@ -277,7 +301,7 @@ def test_a_bad_trial_leaves_little(images, prepared, tmp_path, lr, state):
 
 
 def test_a_damaged_outcome_is_named(tmp_path):
-    wrote(tmp_path, {50: 0.1}, count=1)
+    wrote(tmp_path, {50: 0.1}, numbers=[1])
     (trial_folder(tmp_path, 1) / "outcome.json").write_text("{}")
     with pytest.raises(UserError, match=r"1/outcome.json is no outcome.* delete the folder"):
         outcomes(tmp_path)
@@ -297,7 +321,7 @@ def test_a_whole_run_of_what_was_the_best_gives_way(tmp_path):
 # ----------------------------------------------------------------------------------- what is said
 
 
-def searched(folder: Path, losses: list[float], result: RunResult) -> Searched:
+def searched(folder: Path, losses: list[float], result: RunResult) -> SearchResult:
     trials = [
         Trial(
             number=number,
@@ -308,7 +332,7 @@ def searched(folder: Path, losses: list[float], result: RunResult) -> Searched:
     ]
     lost = Trial(number=len(losses), options={"lr": 1.0}, outcome=Outcome(state="pruned"))
     names = ("best",) if losses[0] == min(losses) else ("default", "best")
-    return Searched(
+    return SearchResult(
         folder=folder,
         trials=[*trials, lost],
         names=("lr",),

@@ -33,12 +33,14 @@ from delta_transfer.cli.main import main
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import load_data
 from delta_transfer.export.hub.card import base_model, model_card
-from delta_transfer.export.hub.facts import collect_facts, public_config, public_name
+from delta_transfer.export.hub.facts import CardFacts, collect_facts, public_config, public_name
 from delta_transfer.export.hub.folder import FILES, write_folder
 from delta_transfer.inference.evaluation import calibration_error
 from delta_transfer.inference.predictor import Predictor
-from delta_transfer.metrics.metrics import MINUS
-from delta_transfer.metrics.run_result import RunResult, comparison_columns
+from delta_transfer.metrics.metrics import MINUS, NO_VALUE
+from delta_transfer.metrics.per_target import BinaryTargetMetrics, RegressionTargetMetrics
+from delta_transfer.metrics.run_result import RunResult, StrengthSearch, comparison_columns
+from delta_transfer.report.run_files import PredictionRow, Predictions
 from tests.export.test_export import network, saved_run
 from tests.hub import Repo, environment, point_to, serve
 from tests.networks import conv_net
@@ -110,7 +112,7 @@ def test_timm_loads_what_was_pushed_and_says_what_the_run_says(
     shown = {line.split()[-1]: line.split()[0] for line in lines[2:]}
     sizes = {name: f"{len(repo.files[name]) / 1024:,.1f}" for name in FILES}
     assert shown == sizes
-    assert "is there already" not in said.err
+    assert "exists" not in said.err
     assert not (run / "hub").exists()
 
     predictor = Predictor(run, device="cpu", num_workers=0)
@@ -166,8 +168,8 @@ def test_a_repository_that_is_there_gets_one_more_commit(run, hub, capsys):
     assert main(["push", str(run), "ada/mine"]) == 0
     said = capsys.readouterr().err
     assert (
-        f"warning: {hub.url}/ada/mine is there already: one more commit replaces README.md and "
-        "leaves thesis.pdf as they are\n"
+        f"warning: {hub.url}/ada/mine exists: the new commit replaces README.md and "
+        "leaves thesis.pdf unchanged\n"
     ) in said
     assert "warning: Warnings while validating metadata in README.md: - empty or missing" in said
     repo = hub.repos["ada/mine"]
@@ -182,7 +184,7 @@ def test_private_is_made_and_never_taken_for_granted(run, hub, capsys):
     assert f"address  {hub.url}/ada/secret (private)\n" in capsys.readouterr().out
     hub.repos["ada/open"] = Repo()
     said = error_of(capsys, "push", str(run), "ada/open", "--private")
-    assert "ada/open is there already and is public; nothing is uploaded. Make it private" in said
+    assert "ada/open exists and is public; nothing is uploaded. Make it private" in said
     assert len(hub.repos["ada/open"].commits) == 1
     assert not any("open" in request and "upload" in request for request in hub.requests)
 
@@ -193,9 +195,9 @@ def test_private_is_made_and_never_taken_for_granted(run, hub, capsys):
 @pytest.mark.parametrize(
     ("status", "says"),
     [
-        (401, "does not take the token for ada/mine (401): it may have expired"),
-        (403, "the token may not write to ada/mine (403): give a REPO of your own"),
-        (404, "the token may not write to ada/mine (404): give a REPO of your own"),
+        (401, "rejects the token for ada/mine (401): it may have expired"),
+        (403, "the token may not write to ada/mine (403): use a REPO of your own"),
+        (404, "the token may not write to ada/mine (404): use a REPO of your own"),
         (418, "the hub answers 418 (Client error '418"),
     ],
 )
@@ -209,13 +211,13 @@ def test_a_token_or_a_name_that_is_not_ones_own(run, hub, capsys, monkeypatch):
     assert "the token may not write to bob/theirs (403)" in said
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     said = error_of(capsys, "push", str(run), "ada/mine")
-    assert "the hub does not take the token for ada/mine (401)" in said
+    assert "the hub rejects the token for ada/mine (401)" in said
     assert "hf_of_nobody" not in said
     hub.requests.clear()
     monkeypatch.delenv("HF_TOKEN")
     said = error_of(capsys, "push", str(run), "ada/mine")
-    assert "push needs a token" in said
-    assert "log in with hf auth login, or set HF_TOKEN; --dry-run needs none" in said
+    assert "push needs a Hugging Face token" in said
+    assert "run hf auth login or set HF_TOKEN; --dry-run needs none" in said
     assert (hub.requests, hub.repos) == ([], {})
 
 
@@ -228,7 +230,7 @@ def test_a_card_that_the_hub_refuses_makes_no_repository(run, hub, capsys):
 def test_no_connection(run, hub, capsys, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     said = error_of(capsys, "push", str(run), "ada/mine")
-    assert "http://127.0.0.1:9/ada/mine did not go through" in said
+    assert "http://127.0.0.1:9/ada/mine failed" in said
     assert "onnection refused" in said
     assert "check the connection and HF_ENDPOINT" in said
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -247,9 +249,9 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_an_upload_that_breaks_off_leaves_no_commit_and_goes_on(run, hub, capsys, slept):
     hub.broken = 100
     said = error_of(capsys, "push", str(run), "ada/mine")
-    assert "ada/mine did not go through (" in said
-    assert "give the same command again" in said
-    assert "The upload is one commit, of which" in said
+    assert "ada/mine failed (" in said
+    assert "run the command again" in said
+    assert f"An upload is one commit: {hub.url}/ada/mine has all of it or nothing" in said
     assert len(hub.repos["ada/mine"].commits) == 1
     assert len(slept) == 100 - hub.broken - 1 > 0
     hub.broken = 1  # which the client mends by itself
@@ -274,7 +276,7 @@ def test_uploads_by_xet_that_fail_say_how_to_do_without(run, hub, capsys, monkey
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     said = error_of(capsys, "push", str(run), "ada/mine")  # the stand-in has no Xet
     assert "GET /api/models/ada/mine/xet-write-token/main" in hub.requests
-    assert "where uploads by Xet fail, set HF_HUB_DISABLE_XET=1" in said
+    assert "if uploads by Xet fail, set HF_HUB_DISABLE_XET=1" in said
     assert len(hub.repos["ada/mine"].commits) == 1
 
 
@@ -319,6 +321,16 @@ def test_without_a_dry_run_its_options_are_ignored(run, hub, capsys, tmp_path):
 # ---------------------------------------------------------------------------------------- the card
 
 
+def facts_of(run: Path, **options: str | None) -> CardFacts:
+    given = {"repo": "ada/patterns", "license": None, "data_name": None, **options}
+    return collect_facts(Predictor(run, device="cpu"), **given)
+
+
+def in_one_line(card: str) -> str:
+    """The card without its line breaks."""
+    return " ".join(card.split())
+
+
 def rows_of(card: str, first: str) -> dict[str, list[str]]:
     """The rows of the table whose first heading this is, by their first cells."""
     (table,) = re.findall(rf"^\| {first} \|.*\n\|[-:|]+\|\n((?:\|.*\n?)+)", card, re.MULTILINE)
@@ -327,12 +339,11 @@ def rows_of(card: str, first: str) -> dict[str, list[str]]:
 
 
 def test_the_figures_are_those_of_the_run(run):
-    predictor = Predictor(run, device="cpu")
-    facts = collect_facts(predictor, repo="ada/patterns", license=None, data_name=None)
+    facts = facts_of(run)
     card = model_card(facts)
     found = json.loads((run / "result.json").read_text())
     names = ("test_accuracy", "linear_probe_test_accuracy")
-    assert rows_of(card, "figure")["test accuracy"] == [f"{100 * found[x]:.1f}%" for x in names]
+    assert rows_of(card, "metric")["test accuracy"] == [f"{100 * found[x]:.1f}%" for x in names]
     with (run / "predictions.csv").open() as file:
         header, *lines = csv.reader(file)
     by_class = defaultdict(list)
@@ -347,7 +358,7 @@ def test_the_figures_are_those_of_the_run(run):
     n, p, z = len(lines), found["test_accuracy"], 1.959964
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
-    assert f"between {100 * low:.1f}% and {100 * high:.1f}% (95%, Wilson)" in card
+    assert f"interval (Wilson) is {100 * low:.1f}% to {100 * high:.1f}%" in card
     probabilities = torch.tensor([[float(cell) for cell in line[3:]] for line in lines])
     labels = torch.tensor([header[3:].index(line[1]) for line in lines])
     error = calibration_error(probabilities, labels)
@@ -360,8 +371,7 @@ def test_the_figures_are_those_of_the_run(run):
 
 
 def test_the_metadata_is_what_the_hub_reads(run):
-    predictor = Predictor(run, device="cpu")
-    facts = collect_facts(predictor, repo="ada/patterns", license="mit", data_name="hf/ada/forms")
+    facts = facts_of(run, license="mit", data_name="hf/ada/forms")
     card = ModelCard(model_card(facts))
     values = yaml.safe_load(card.data.to_yaml())
     assert (values["library_name"], values["pipeline_tag"]) == ("timm", "image-classification")
@@ -420,9 +430,7 @@ def made_comparison(folder: Path, run: Path) -> Path:
 
 def test_a_run_of_a_comparison_shows_its_table(run, tmp_path):
     own = made_comparison(tmp_path / "compared", run)
-    facts = collect_facts(
-        Predictor(own, device="cpu"), repo="ada/forms", license=None, data_name=None
-    )
+    facts = facts_of(own)
     table = rows_of(model_card(facts), "method")
     # With one degree of freedom the 95% interval of a mean of two is 12.706 deviations wide.
     shown = {name: [cell.replace(MINUS, "-") for cell in row] for name, row in table.items()}
@@ -431,17 +439,15 @@ def test_a_run_of_a_comparison_shows_its_table(run, tmp_path):
         "Plain fine-tuning": ["55.0%", "7.1", "", "+12.5 (-19.3 to +44.3)"],
         "Linear probe": ["42.5%", "3.5", "-12.5 (-44.3 to +19.3)", ""],
     }
-    said = "This run (method `l2sp`, seed 1) is one of a comparison: test accuracy, 2 seeds"
-    assert said in model_card(facts)
+    said = "This run (method `l2sp`, seed 1) is part of a comparison: test accuracy, 2 seeds"
+    assert said in in_one_line(model_card(facts))
     assert list(table) == ["L2-SP", "Plain fine-tuning", "Linear probe"]
 
 
 def test_a_comparison_that_is_damaged_is_left_out(run, tmp_path, caplog):
     own = made_comparison(tmp_path / "compared", run)
     (tmp_path / "compared" / "results.csv").write_text("Dear Sir")
-    facts = collect_facts(
-        Predictor(own, device="cpu"), repo="ada/forms", license=None, data_name=None
-    )
+    facts = facts_of(own)
     assert facts.comparison is None
     assert "the comparison is left out of the model card: " in caplog.text
 
@@ -476,7 +482,7 @@ def test_nothing_of_the_machine_goes_to_the_hub(run, tmp_path, images):
     assert (told.weights, told.attention) == ("weights.pth", "attention.safetensors")
     assert told.model == "local-dir:model"
     assert (told.lr, told.epochs, told.image_size) == (config.lr, config.epochs, config.image_size)
-    assert "from weights of its own" in (folder / "README.md").read_text()
+    assert "custom weights" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -517,9 +523,7 @@ def test_names_are_words_in_the_card(run):
     new = dict(zip(own, names, strict=True))
     with (run / "predictions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([[new.get(cell, cell) for cell in row] for row in rows])
-    facts = collect_facts(
-        Predictor(run, device="cpu"), repo="ada/x", license=None, data_name="my | <b>data</b>\n---"
-    )
+    facts = facts_of(run, data_name="my | <b>data</b>\n---")
     card = model_card(facts)
     assert "<script" not in card.replace(r"\<script", "")
     assert r"| data | my \| \<b\>data\</b\> --- |" in card
@@ -548,7 +552,7 @@ def test_a_network_of_torchvision_comes_back_by_this_package(run, tmp_path, phot
     assert "import timm" not in card.text
     assert "delta-transfer predict shuffle new_images/" in card.text
     assert "hf-hub:" not in card.text
-    assert "Class by class" not in card.text  # without predictions
+    assert "Accuracy per class" not in card.text  # without predictions
     again, before = (Predictor(folder, device="cpu").predict(photographs) for folder in (out, run))
     assert again == before
 
@@ -561,7 +565,7 @@ def test_a_network_given_in_python_cannot_be_pushed_by_the_command(run, tmp_path
     predictor = Predictor(run, device="cpu", network=conv_net())
     write_folder(predictor, tmp_path / "out", repo="ada/own")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "A network of its own, fine-tuned by delta-transfer" in card
+    assert "A custom network, fine-tuned by delta-transfer" in card
     assert "efficientnet" not in card  # the default of --model
 
 
@@ -585,11 +589,11 @@ def test_a_run_on_molecules(tmp_path, capsys):
     assert "molecules" in card.data.tags
     assert "timm" not in card.text.replace("timm 1", "")
     assert "image" not in card.text
-    assert "of **alcohols** for 1 yes-or-no question." in card.text
+    assert "of **alcohols** for 1 binary target." in card.text
     assert "The split was random" in card.text
     assert "delta-transfer predict alcohols 'CC(=O)Oc1ccccc1C(O)=O' more.smi" in card.text
     found = RunResult.load(made)
-    (known, yes, score) = rows_of(card.text + "\n", "question")["alcohol"]
+    (known, yes, score) = rows_of(card.text + "\n", "target")["alcohol"]
     assert (known, score) == ("10", f"{100 * found.test_roc_auc:.1f}")
     assert 0 < int(yes) < 10
     asked = ["CCCO", "CCN"]
@@ -601,9 +605,7 @@ def test_a_run_on_molecules(tmp_path, capsys):
 
 
 def test_what_is_said_of_the_epoch_is_so(run):
-    facts = collect_facts(
-        Predictor(run, device="cpu"), repo="ada/patterns", license=None, data_name=None
-    )
+    facts = facts_of(run)
     official = dataclasses.replace(
         facts, config=TrainConfig(data="(patterns)", preset="official", method="delta")
     )
@@ -611,18 +613,84 @@ def test_what_is_said_of_the_epoch_is_so(run):
         facts, result=dataclasses.replace(facts.result, method="probe", test_accuracy=None)
     )
     refitted = dataclasses.replace(facts, result=dataclasses.replace(facts.result, refitted=True))
-    assert "epoch was chosen by them.\n" in model_card(facts)
+    assert "epoch was selected by them.\n" in model_card(facts)
     assert "The test of this run" not in model_card(facts)
-    assert "| epoch kept | 3 of 3, by validation loss |" in model_card(facts)
-    assert "epoch was chosen by them. They are of networks that had not" in model_card(refitted)
-    assert "| epoch kept | 3 of 3, the last |" in model_card(official)
+    assert "| checkpoint | epoch 3 of 3, lowest validation loss |" in model_card(facts)
+    assert "epoch was selected by them. They are those of networks not" in model_card(refitted)
+    assert "| checkpoint | epoch 3 of 3, the last |" in model_card(official)
     assert "averaged the logits of ten crops" in model_card(official)
     for other in (official, dataclasses.replace(probe, split="validation")):
-        assert "the epoch was chosen" not in model_card(other)
-    assert "epoch kept" not in model_card(probe)
-    tested = model_card(dataclasses.replace(probe, split="validation"))
-    assert "There was no test split. The figures are of the validation images.\n" in tested
+        assert "the epoch was selected" not in model_card(other)
+    assert "checkpoint" not in model_card(probe)
+    tested = in_one_line(model_card(dataclasses.replace(probe, split="validation")))
+    assert "There was no test split. The metrics are those of the validation images. - " in tested
     assert "test accuracy |" not in tested
+
+
+def test_a_strength_that_was_searched_for(run):
+    facts = facts_of(run)
+    search = StrengthSearch(
+        strengths=(0.1, 0.001),
+        mixing_coefficients=(0.25, 0.375, 0.375),
+        losses={},
+        best_epochs=(1, 2),
+        wall_time_s=1.0,
+    )
+    result = dataclasses.replace(facts.result, strength_search=search)
+    expected = (
+        "| strength | trained twice, with 0.1 and with 0.001; the final weights average the "
+        "initialization and both results (25%, 37.5%, 37.5%) |\n"
+    )
+    assert expected in model_card(dataclasses.replace(facts, result=result))
+
+
+def test_many_classes_are_cut_short(run):
+    names = tuple(f"c{number}" for number in range(130))
+    rows = tuple(
+        PredictionRow("", name, names[number % 120], 0.5)
+        for number, name in enumerate(names)
+        for _ in range(2)
+    )
+    facts = dataclasses.replace(facts_of(run), classes=names, predictions=Predictions(names, rows))
+    card = model_card(facts)
+    assert "c98, c99 and 30 more (`config.json` has all) |" in card
+    assert "80 classes with higher accuracies are omitted.\n" in card
+    table = rows_of(card, "class")
+    assert len(table) == 50
+    assert table["c120"] == ["2", "0.0%", "c0 (2)"]
+    assert table["c0"] == ["2", "100.0%", ""]
+
+
+def test_the_targets_of_other_tasks(run):
+    facts = facts_of(run)
+    binary = tuple(BinaryTargetMetrics(f"q|{n}", 1000 + n, n, n / 100, 0.5) for n in range(70))
+    values = (
+        RegressionTargetMetrics("logP", 12, 0.58312, 0.4, None),
+        RegressionTargetMetrics("none", 0, None, None, None),
+    )
+    roc_auc, rmse = (
+        dataclasses.replace(
+            facts.result, metric_name=metric, sample_type="graph", **{f"test_{metric}": 0.5}
+        )
+        for metric in ("roc_auc", "rmse")
+    )
+    graphs = dataclasses.replace(
+        facts,
+        noun="graph",
+        input=GraphSpec(node_features="numbers", num_node_features=7),
+        data="tu/A & B\n```",
+        predictions=None,
+    )
+    card = model_card(dataclasses.replace(graphs, result=roc_auc, columns=binary))
+    assert "for 3 binary targets." in card
+    assert "Results per target on the test split. 20 targets are omitted.\n" in card
+    assert rows_of(card, "target")[r"q\|7"] == ["1,007", "7", "7.0"]
+    assert len(rows_of(card, "target")) == 50
+    assert "\ndelta-transfer evaluate patterns tu/A & B ```\n```\n" in card  # no end of the code
+    card = model_card(dataclasses.replace(graphs, result=rmse, columns=values))
+    assert "for 3 regression targets." in card
+    assert "| target | known labels | RMSE |\n|---|---:|---:|\n" in card
+    assert rows_of(card, "target") == {"logP": ["12", "0.583"], "none": ["0", NO_VALUE]}
 
 
 def test_a_run_that_is_not_finished_is_refused(run, capsys):

@@ -12,7 +12,7 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 
 if TYPE_CHECKING:  # they load torch, which --help does without
-    from delta_transfer.experiments.search.search import Searched, Trial
+    from delta_transfer.experiments.search.search import SearchResult, Trial
 
 
 def search(args: Sequence[str]) -> None:
@@ -34,8 +34,8 @@ def search(args: Sequence[str]) -> None:
 SHOWN = 10
 
 
-def run(parsed: Any) -> "Searched":
-    """Makes the search.
+def run(parsed: Any) -> "SearchResult":
+    """Make the search.
 
     Args:
         parsed: options as `options.merge_with_train_options(SearchOptions, ...)` has them.
@@ -55,62 +55,52 @@ def run(parsed: Any) -> "Searched":
     return make(config, Path(asked.out).expanduser() if asked.out else free_folder(name), asked)
 
 
-def shown(searched: "Searched") -> "list[Trial]":
-    """The trials that are worth showing: the best ones, and the default."""
-    complete = searched.complete
-    best = complete[:SHOWN]
-    return best + [trial for trial in complete[SHOWN:] if trial.number == 0]
+def shown(result: "SearchResult") -> "list[Trial]":
+    """Return the trials that are worth showing: the best ones, and the default."""
+    complete = result.complete
+    return complete[:SHOWN] + [trial for trial in complete[SHOWN:] if trial.number == 0]
 
 
-def lines(searched: "Searched") -> list[str]:
-    """What it came to, in words."""
-    best = searched.complete[0]
-    default = next(trial for trial in searched.complete if trial.number == 0)
-    measure = best.outcome.measure
-    count, tried = len(searched.trials), len(searched.complete)
-    ended = f"{count} trials, {count - tried} of them pruned or failed"
-    found = [f"best       trial {best.number} of {ended if tried < count else f'{count} trials'}"]
-    if best.number == 0:
-        found.append(f"           it is the default: {_figures(default)}; nothing was better")
+def lines(result: "SearchResult") -> list[str]:
+    """Return the result in words."""
+    from delta_transfer.experiments.search.space import AUTO
+
+    complete, count = result.complete, len(result.trials)
+    best, default = complete[0], next(trial for trial in complete if trial.number == 0)
+    measure, lost = best.outcome.measure, count - len(complete)
+    ended = f"{count} trials" + (f", {lost} of them pruned or failed" if lost else "")
+    found = [f"best       trial {best.number} of {ended}"]
+    if best is default:
+        found.append(f"           it is the default: {_metrics(default)}; nothing was better")
     else:
-        found.append(f"           validation: {_figures(best)}; the default: {_figures(default)}")
-        found.append(
+        found += [
+            f"           validation: {_metrics(best)}; the default: {_metrics(default)}",
             "           it was chosen by this figure, which flatters it: by how much it is better "
-            "on other"
-        )
-        found.append(f"           {_noun(searched)}s only these can tell")
-    test = {name: result.metric_value("test") for name, result in searched.runs.items()}
-    if test["best"] is not None:
-        beside = (
-            "" if "default" not in test else f"; the default: {measure.format(test['default'])}"
-        )
+            "on other",
+            f"           {result.runs['best'].sample_type}s only these can tell",
+        ]
+    test = {name: measure.format(score) for name, score in _tested(result).items()}
+    if test:
+        beside = f"; the default: {test['default']}" if "default" in test else ""
         found.append(
-            f"test       {measure.display_name} {measure.format(test['best'])}{beside} (nothing "
-            "was chosen "
-            "by it)"
+            f"test       {measure.display_name} {test['best']}{beside} (nothing was chosen by it)"
         )
-    shares = _shares(searched.importances)
-    if shares:
-        said = ", ".join(f"{name} {100 * share:.0f}%" for name, share in shares.items())
+    # Whether strength is auto is a part of strength.
+    importances = dict(result.importances)
+    if AUTO in importances:
+        importances["strength"] = importances.pop(AUTO) + importances.get("strength", 0.0)
+    ranked = sorted(importances.items(), key=lambda item: -item[1])
+    if ranked:
+        said = ", ".join(f"{name} {100 * importance:.0f}%" for name, importance in ranked)
         found.append(f"mattered   {said} (of what the loss varied by, as Optuna estimates it)")
     return found
 
 
-def _figures(trial: "Trial") -> str:
+def _metrics(trial: "Trial") -> str:
     outcome, measure = trial.outcome, trial.outcome.measure
     return f"loss {outcome.loss:.4f}, {measure.display_name} {measure.format(outcome.score)}"
 
 
-def _noun(searched: "Searched") -> str:
-    return searched.runs["best"].sample_type
-
-
-def _shares(importances: dict[str, float]) -> dict[str, float]:
-    """With whether strength is auto as a part of strength; the largest first."""
-    from delta_transfer.experiments.search.space import AUTO
-
-    found: dict[str, float] = {}
-    for name, share in importances.items():
-        option = "strength" if name == AUTO else name
-        found[option] = found.get(option, 0.0) + share
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+def _tested(result: "SearchResult") -> dict[str, float]:
+    test = {name: run.metric_value("test") for name, run in result.runs.items()}
+    return {name: score for name, score in test.items() if score is not None}

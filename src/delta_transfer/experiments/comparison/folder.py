@@ -1,14 +1,11 @@
 """The folder of a comparison: its options, the runs that it holds, and their table."""
 
-import contextlib
 import csv
 import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from delta_transfer.config.commands import parse_samples_per_class, parse_seeds
 from delta_transfer.config.train import TrainConfig
@@ -18,15 +15,12 @@ from delta_transfer.metrics.run_result import RunResult, comparison_columns
 from delta_transfer.runs.folder import (
     COMPARISON_FILE,
     RESULT_NEUTRAL_OPTIONS,
-    check_folder,
+    begin_several,
     check_options,
-    check_output_location,
     find_foreign_file,
-    find_temporary_files,
-    make_folder,
+    open_several,
 )
 from delta_transfer.utils.files import write_atomically
-from delta_transfer.utils.locks import LOCK, check_unlocked
 
 Size = int | None
 
@@ -103,15 +97,14 @@ def open_folder(folder: Path, plan: ComparisonPlan) -> ComparisonPlan:
         UserError: if the folder is in use for something else, or for a comparison with other
             options.
     """
-    check_output_location(folder, data=plan.config.data)
-    check_unlocked(folder)
-    path = folder / COMPARISON_FILE
-    if plan.config.overwrite or not path.is_file():
-        found = set(folder.iterdir()) - {folder / LOCK} if folder.is_dir() else None
-        if found != set(find_temporary_files(folder)):
-            check_folder(folder, plan.config)
+    there, asked = open_several(folder, COMPARISON_FILE, plan.config), plan.options()
+    if there is None:
         return plan
-    there, asked = _load(path), plan.options()
+    if not all(isinstance(there.get(name, 0), str | None) for name in _LISTS):
+        raise UserError(
+            f"{folder / COMPARISON_FILE} does not hold the options of a comparison any more: give "
+            "another --out"
+        )
     if plan.num_threads is None:
         plan = dataclasses.replace(plan, num_threads=there.get("num_threads"))
         asked["num_threads"] = plan.num_threads
@@ -129,18 +122,8 @@ def open_folder(folder: Path, plan: ComparisonPlan) -> ComparisonPlan:
 
 
 def initialize_folder(folder: Path, plan: ComparisonPlan) -> None:
-    """Makes the folder, empty if it is to be overwritten, and writes down what it is to hold."""
-    for path in find_temporary_files(folder):
-        path.unlink()
-    if plan.config.overwrite or not (folder / COMPARISON_FILE).is_file():
-        make_folder(folder, overwrite=plan.config.overwrite)
-    try:
-        text = yaml.safe_dump(plan.options(), sort_keys=False)
-        write_atomically(folder / COMPARISON_FILE, text)
-    except OSError:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # if there is nothing in it
-        raise
+    """Make the folder, empty if it is to be overwritten, and write down what it is to hold."""
+    begin_several(folder, COMPARISON_FILE, plan.options(), overwrite=plan.config.overwrite)
 
 
 def unfinished(runs: Sequence[TrainConfig]) -> list[TrainConfig]:
@@ -185,19 +168,6 @@ def _size_subfolder(size: Size) -> str:
 
 def _is_finished(run: TrainConfig) -> bool:
     return Path(run.out or "", "result.json").is_file()
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        values = None
-    known = values if isinstance(values, dict) else {}
-    if not all(isinstance(known.get(name, 0), str | None) for name in _LISTS):
-        raise UserError(
-            f"{path} does not hold the options of a comparison any more: give another --out"
-        )
-    return known
 
 
 def _join(first: tuple[Any, ...], second: tuple[Any, ...]) -> tuple[Any, ...]:

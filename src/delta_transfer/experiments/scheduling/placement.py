@@ -1,5 +1,6 @@
-"""Where the runs of a comparison or a search are made, and how many of them at a time."""
+"""Decide where the runs of a comparison or a search are made, and how many of them at a time."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import psutil
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.experiments.scheduling.pool import Jobs, gpus
-from delta_transfer.experiments.scheduling.ray_cluster import Cluster
+from delta_transfer.errors import UserError
+from delta_transfer.experiments.scheduling.pool import Pool, gpus, local_workers
+from delta_transfer.experiments.scheduling.ray_cluster import Node, connected, start_tasks, usable
 from delta_transfer.utils.devices import cpu_count, find_device
 
 MEMORY = 5 * 2**30
@@ -16,58 +18,98 @@ MEMORY = 5 * 2**30
 
 
 @contextmanager
-def room_for(
-    config: TrainConfig, ray: str | None, jobs: int | None
-) -> Iterator["Machine | Cluster"]:
-    """Where runs are made: this machine, or a Ray cluster.
+def room_for(config: TrainConfig, ray: str | None, jobs: int | None) -> Iterator["Room"]:
+    """Yield the place where runs are made: this machine, or a Ray cluster.
 
     Args:
-        config: what they have in common.
+        config: the options that the runs have in common.
         ray: address of the cluster; None for this machine.
-        jobs: how many are made at a time; None for as many as memory allows.
+        jobs: runs at a time; None for as many as memory allows.
     """
+    memory = MEMORY if jobs is None else 0
     if ray is None:
-        yield Machine(config)
+        yield Room(config, [_this_machine(config)], memory=memory)
         return
-    with Cluster(ray, config, memory=MEMORY if jobs is None else 0) as cluster:
-        yield cluster
+    with connected(ray) as nodes:
+        yield Room(config, usable(nodes, config.device, ray), memory=memory, on_ray=True)
 
 
-class Machine:
-    """This machine, as `compare_ray.Cluster` is a cluster.
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """The nodes that make runs, on each GPU one, or as many as cores and memory allow.
 
     Args:
-        config: of the comparison.
+        config: the options that the runs have in common.
+        nodes: of the cluster; this machine is a single one.
+        memory: bytes that a run on the CPU needs; 0 to ignore memory.
+        on_ray: whether it is a Ray cluster.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self._places, self._gpus = _places(config)
+    config: TrainConfig
+    nodes: Sequence[Node]
+    memory: int = dataclasses.field(kw_only=True)
+    on_ray: bool = dataclasses.field(kw_only=True, default=False)
+
+    @property
+    def _cores(self) -> int:
+        return sum(node.cores for node in self.nodes)
+
+    @property
+    def _gpus(self) -> int:
+        return sum(node.gpus for node in self.nodes) if self.config.device != "cpu" else 0
 
     def share(self, runs: int) -> int:
-        """As of a cluster."""
-        return max(1, cpu_count() // max(1, min(self._places, runs)))
+        """Return the threads of each run, a fair share of the cores, if there are so many runs."""
+        fair = self._cores // max(1, min(self._gpus or self._cores, runs))
+        return max(1, min(fair, *(node.cores for node in self.nodes)))
 
     def fitting(self, threads: int) -> int:
-        """As of a cluster."""
-        return self._places if self._gpus else min(self._places // threads, _fit_in_memory())
+        """Return how many runs can be made at a time."""
+        if self._gpus:
+            return self._gpus
+        need = self.memory or 1e-9
+        return sum(int(min(node.cores // threads, node.memory // need)) for node in self.nodes)
 
     def cores_of_a_run(self, at_once: int, threads: int) -> int:
-        """As of a cluster."""
-        return cpu_count() // at_once
+        """Return the cores of a run, of which some may load images; Ray reserves its threads."""
+        return threads if self.on_ray and not self._gpus else self._cores // at_once
 
-    def jobs(self, methods: Sequence[str], mark: Path, *, workers: int, threads: int) -> Jobs:
-        """As of a cluster."""
-        return Jobs(methods, workers=workers, threads=threads, gpus=self._gpus)
+    def jobs(self, methods: Sequence[str], mark: Path, *, workers: int, threads: int) -> Pool:
+        """Return the workers that make the runs.
+
+        Args:
+            methods: of the runs.
+            mark: a file that exists when the runs are made.
+            workers: their number.
+            threads: of each.
+
+        Raises:
+            UserError: if no node of the cluster has so many cores.
+        """
+        if not self.on_ray:
+            names = gpus() if self._gpus else []
+            return Pool(local_workers(methods, count=workers, threads=threads, gpus=names))
+        most = max(node.cores for node in self.nodes)
+        if not self._gpus and threads > most:
+            raise UserError(
+                f"--num-threads {threads}: no node of the Ray cluster has more than {most} cores, and "
+                "the figures depend on the threads: give other ones in another --out"
+            )
+        memory = int(min(self.memory, *(node.memory for node in self.nodes)))
+        on_cpu = {"num_cpus": threads, "memory": memory}
+        tasks = start_tasks(
+            methods,
+            mark,
+            self.config,
+            count=workers,
+            threads=threads,
+            needs={"num_gpus": 1, "num_cpus": 0} if self._gpus else on_cpu,
+            nodes=[node for node in self.nodes if self._gpus or node.cores >= threads],
+        )
+        return Pool(tasks, where=" on the cluster")
 
 
-def _places(config: TrainConfig) -> tuple[int, list[str]]:
-    """Where runs can be made at a time: cores, or GPUs, which have names."""
-    device = find_device(config.device)
-    if device.type == "cpu":
-        return cpu_count(), []
-    names = gpus() if device.type == "cuda" else []
-    return max(1, len(names)), names
-
-
-def _fit_in_memory() -> int:
-    return int(psutil.virtual_memory().available // MEMORY)
+def _this_machine(config: TrainConfig) -> Node:
+    on_cpu = find_device(config.device).type == "cpu"
+    memory = psutil.virtual_memory().available
+    return Node(cores=cpu_count(), gpus=0 if on_cpu else max(1, len(gpus())), memory=memory)

@@ -1,151 +1,173 @@
-"""The runs of a comparison or a search are shared out among workers, several at a time."""
+"""Share out the runs of a comparison or a search among workers, several at a time."""
 
+import contextlib
 import logging
+import multiprocessing
 import os
-import time
+import signal
+import sys
+import threading
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
 from delta_transfer.config.train import TrainConfig
+from delta_transfer.errors import UserError
 from delta_transfer.experiments.scheduling.worker import (
-    CUDA,
-    PATIENCE,
-    STOPPING,
     Group,
-    Here,
     Reply,
     Runner,
-    Separate,
     Work,
     group_of,
     make_run,
+    reply_to,
 )
+from delta_transfer.training.signals import stop_fits
 
 logger = logging.getLogger(__name__)
 
+_PATIENCE = 120  # seconds for runs that are asked to stop to finish their step and save
+_STOPPING = "stopping the runs%s after their step, and saving; once more to stop at once"
+_CUDA = "CUDA_VISIBLE_DEVICES"
 
-class Jobs:
-    """Workers that share out the runs of a comparison; they end when it is left.
+
+class Worker(ABC):
+    """Makes one run at a time."""
+
+    keeps_group = True
+    """Whether its next run finds the data that was prepared for the last one."""
+
+    @abstractmethod
+    def submit(self, config: TrainConfig, work: Work | None) -> Future[Reply | Exception]:
+        """Start to prepare a run, and to make it if there is work to do."""
+
+    @abstractmethod
+    def explain(self, error: Exception) -> Reply | Exception:
+        """Return what it means that a future has no reply: a failed run, or an error to raise."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ask the run that is being made to finish its step, save and end."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the worker at once."""
+
+
+class Pool:
+    """Workers that share out runs. Leaving it lets runs save first, and then ends the workers.
 
     Args:
-        methods: of the comparison.
-        workers: how many; a single one works in this process.
-        threads: of each.
-        gpus: those that the workers take in turn; none on other devices.
+        workers: started one by one when the pool is entered.
+        where: the runs are made, for the message that they are being stopped.
     """
 
-    def __init__(
-        self, methods: Sequence[str], *, workers: int, threads: int, gpus: Sequence[str]
-    ) -> None:
-        self._methods = methods
-        self._count = workers
-        self._threads = threads
-        self._gpus = gpus
-        self._workers: list[Here | Separate] = []
-        self._separate: list[Separate] = []
-        self._groups: dict[int, Group] = {}  # that each worker has prepared
+    def __init__(self, workers: Iterable[Worker], where: str = "") -> None:
+        self._starting = workers
+        self._where = where
+        self._workers: list[Worker] = []
+        self._ends = contextlib.ExitStack()
+        self._groups: dict[Worker, Group] = {}  # that each has prepared
+        self._busy: dict[Future[Reply | Exception], tuple[Worker, TrainConfig]] = {}
 
-    def __enter__(self) -> "Jobs":
-        if self._count == 1:
-            self._workers = [Here(Runner(self._methods), self._threads)]
-            return self
-        try:
-            for number in range(self._count):
-                gpu = self._gpus[number % len(self._gpus)] if self._gpus else None
-                self._separate.append(Separate(self._methods, self._threads, gpu))
-        except BaseException:
-            self.__exit__()
-            raise
-        self._workers = [*self._separate]
+    def __enter__(self) -> "Pool":
+        with self._ends as ends:
+            for worker in self._starting:
+                ends.callback(worker.close)
+                self._workers.append(worker)
+            self._ends = ends.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None = None, *error: object) -> None:
-        try:
-            if self._separate and kind is not None and issubclass(kind, KeyboardInterrupt):
-                self._stop()
-        finally:
-            for worker in self._separate:
-                worker.close()
-
-    def _stop(self) -> None:
-        """Lets runs save where they are; a second Ctrl-C ends that."""
-        logger.warning(STOPPING.format(""))
-        for worker in self._separate:
-            worker.stop()
-        end = time.monotonic() + PATIENCE
-        for worker in self._separate:
-            worker.process.join(max(0.0, end - time.monotonic()))
+    def __exit__(self, *error: object) -> None:
+        with self._ends:
+            running = [future for future in self._busy if not future.done()]
+            if running:
+                logger.warning(_STOPPING, self._where)
+                for future in running:
+                    self._busy[future][0].stop()
+                wait(running, timeout=_PATIENCE)
 
     def prepare(self, config: TrainConfig) -> Reply:
-        """Prepares a run and thereby shows whether data and network are as they must be."""
-        self._workers[0].ask(config, None)
-        self._groups[0] = group_of(config)
-        return self._workers[0].answer()
+        """Prepare a run, which shows whether the data and the network can be used.
+
+        Raises:
+            UserError: if they cannot, or the worker died.
+        """
+        worker = self._workers[0]
+        reply = _reply_of(worker, self._submit(worker, config, None))
+        if reply.failure:
+            raise UserError(reply.failure)
+        return reply
 
     def run(self, configs: Sequence[TrainConfig]) -> Iterator[tuple[TrainConfig, Reply]]:
-        """Makes runs; each is handed out when it is finished."""
+        """Make runs; each is yielded when it has finished."""
         waiting = list(configs)
 
-        def take(number: int) -> TrainConfig | None:
+        def take(worker: Worker) -> TrainConfig | None:
             if not waiting:
                 return None
-            others = {group for worker, group in self._groups.items() if worker != number}
-            config = choose(waiting, own=self._groups.get(number), others=others)
+            others = {group for other, group in self._groups.items() if other is not worker}
+            config = choose(waiting, own=self._groups.get(worker), others=others)
             waiting.remove(config)
             return config
 
-        return self._share(take, make_run, ahead=True)
+        return self._share(take, make_run)
 
     def work_on(
         self, take: Callable[[], TrainConfig | None], work: Work
     ) -> Iterator[tuple[TrainConfig, Reply]]:
-        """Does some work for options that are asked for one by one.
+        """Do some work for options that are asked for one by one.
 
         Args:
-            take: gives the next ones whenever a worker is free, and what was handed out has been
-                dealt with; None if there are no more.
-            work: is done; its function can be imported by its name.
+            take: returns the next options, or None if there are no more. It is called when a
+                worker is free and all that was yielded has been dealt with.
+            work: to be done.
         """
-        return self._share(lambda number: take(), work, ahead=False)
+        return self._share(lambda worker: take(), work)
 
     def _share(
-        self, take: Callable[[int], TrainConfig | None], work: Work, *, ahead: bool
+        self, take: Callable[[Worker], TrainConfig | None], work: Work
     ) -> Iterator[tuple[TrainConfig, Reply]]:
-        busy: dict[int, TrainConfig] = {}
+        free = list(self._workers)
+        while True:
+            for worker in free:
+                if (config := take(worker)) is not None:
+                    self._busy[self._submit(worker, config, work)] = worker, config
+            if not self._busy:
+                return
+            done = wait(self._busy, return_when=FIRST_COMPLETED).done
+            future = next(future for future in self._busy if future in done)
+            worker, config = self._busy.pop(future)
+            yield config, _reply_of(worker, future)
+            free = [worker]
 
-        def give(number: int) -> None:
-            config = take(number)
-            if config is not None:
-                self._groups[number], busy[number] = group_of(config), config
-                self._workers[number].ask(config, work)
+    def _submit(
+        self, worker: Worker, config: TrainConfig, work: Work | None
+    ) -> Future[Reply | Exception]:
+        if worker.keeps_group:
+            self._groups[worker] = group_of(config)
+        return worker.submit(config, work)
 
-        for number in range(len(self._workers)):
-            give(number)
-        while busy:
-            number = self._wait(list(busy))
-            reply, config = self._workers[number].answer(), busy.pop(number)
-            if ahead:
-                give(number)
-            yield config, reply
-            if not ahead:
-                give(number)
 
-    def _wait(self, busy: Sequence[int]) -> int:
-        """A worker that has an answer."""
-        if not self._separate:
-            return busy[0]
-        ready = wait([self._separate[number].connection for number in busy])
-        return next(number for number in busy if self._separate[number].connection in ready)
+def _reply_of(worker: Worker, future: Future[Reply | Exception]) -> Reply:
+    error = future.exception()
+    found = worker.explain(error) if isinstance(error, Exception) else future.result()
+    if isinstance(found, Exception):
+        raise found from error
+    return found
 
 
 def choose(waiting: Sequence[TrainConfig], *, own: Group | None, others: set[Group]) -> TrainConfig:
-    """The run that a worker takes next, so that little is prepared twice.
+    """Return the run that a worker takes next, so that little is prepared twice.
 
-    One of the group that it has prepared; else of one that nobody has; else of the one with the
-    most runs left.
+    It is the first of the group that the worker has prepared, or else of a group that no worker
+    has, or else of the group with the most runs left.
 
     Args:
         waiting: the runs that are left, in their order.
@@ -153,14 +175,129 @@ def choose(waiting: Sequence[TrainConfig], *, own: Group | None, others: set[Gro
         others: the groups of the other workers.
     """
     left = Counter(map(group_of, waiting))
-    if own not in left:
-        own = next((group for group in left if group not in others), left.most_common(1)[0][0])
-    return next(config for config in waiting if group_of(config) == own)
+
+    def rank(config: TrainConfig) -> tuple[bool, int]:
+        group = group_of(config)
+        return group != own, -len(waiting) if group not in others else -left[group]
+
+    return min(waiting, key=rank)
+
+
+def local_workers(
+    methods: Sequence[str], *, count: int, threads: int, gpus: Sequence[str]
+) -> Iterator[Worker]:
+    """Start workers on this machine, which take the GPUs in turn; one alone is this process."""
+    if count == 1:
+        yield _Here(Runner(methods), threads)
+        return
+    for number in range(count):
+        yield _Separate(methods, threads, gpus[number % len(gpus)] if gpus else None)
+
+
+class _Here(Worker):
+    """A worker in this process: a run is finished when `submit` returns."""
+
+    def __init__(self, runner: Runner, threads: int) -> None:
+        self._runner = runner
+        self._threads = threads
+
+    def submit(self, config: TrainConfig, work: Work | None) -> Future[Reply | Exception]:
+        future: Future[Reply | Exception] = Future()
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:  # what is raised, by Ctrl-C too, is raised here
+            future.set_result(self._runner.make(config, work))
+        finally:
+            torch.set_num_threads(before)
+        return future
+
+    def explain(self, error: Exception) -> Exception:
+        return error
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Separate(Worker):
+    """A worker in a process of its own, on a GPU of its own if one is named."""
+
+    def __init__(self, methods: Sequence[str], threads: int, gpu: str | None) -> None:
+        self._told = tuple(methods), threads
+        context = multiprocessing.get_context("spawn")
+        listener, self._stopper = context.Pipe(duplex=False)
+        # One executor each, as one with several processes does not say which of them takes a run.
+        self._executor = ProcessPoolExecutor(1, context, _begin, (listener,))
+        before = set(multiprocessing.active_children())
+        with _inherited(threads, gpu):
+            self._executor.submit(os.getpid)  # starts the process
+        (self.process,) = set(multiprocessing.active_children()) - before
+        listener.close()
+
+    def submit(self, config: TrainConfig, work: Work | None) -> Future[Reply | Exception]:
+        try:
+            return self._executor.submit(reply_to, *self._told, config, work)
+        except BrokenProcessPool as error:  # it died while it had nothing to do
+            raise self.explain(error) from error
+
+    def explain(self, error: Exception) -> Exception:
+        self._executor.shutdown()  # after which the exit code is known
+        return UserError(
+            f"a process that made runs died (exit code {self.process.exitcode}), as it does when "
+            "memory runs out: make fewer at a time, --jobs 1"
+        )
+
+    def stop(self) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it has ended
+            self._stopper.send(None)
+
+    def close(self) -> None:
+        self.process.kill()
+        self._executor.shutdown()
+        self._stopper.close()
+
+
+def _begin(listener: Connection) -> None:
+    """Set up a worker's process."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the command gets them too, and ends this
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # for progress bars, to the end
+    threading.Thread(target=_obey, args=(listener,), daemon=True).start()
+
+
+def _obey(listener: Connection) -> None:
+    """Stop a fit after its step when told to; end at once if there is none, or nobody to tell."""
+    with contextlib.suppress(EOFError, OSError):  # the command has ended, in whatever way
+        listener.recv()
+        while stop_fits():
+            listener.recv()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _inherited(threads: int, gpu: str | None) -> Iterator[None]:
+    """Set what a new process inherits: its threads, its GPU, and that Ctrl-C is not for it."""
+    changes = {"OMP_NUM_THREADS": str(threads)} | ({} if gpu is None else {_CUDA: gpu})
+    before = {name: os.environ.get(name) for name in changes}
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if main:
+            signal.signal(signal.SIGINT, handler)
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, by the names that CUDA has for them."""
-    given = os.environ.get(CUDA)
+    """Return the GPUs that this process may use, by CUDA's names for them."""
+    given = os.environ.get(_CUDA)
     count = torch.cuda.device_count()
     names = [str(number) for number in range(count)] if given is None else given.split(",")
     return names[:count]

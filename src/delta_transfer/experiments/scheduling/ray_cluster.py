@@ -1,259 +1,199 @@
-"""The runs of a comparison or a search are made by the nodes of a Ray cluster."""
+"""Make the runs of a comparison or a search as tasks on the nodes of a Ray cluster."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.experiments.scheduling.ray_connection import (
-    Node,
-    check_port,
-    connect,
-    import_ray,
-    node_of,
-)
-from delta_transfer.experiments.scheduling.ray_task import Job, missing, work
-from delta_transfer.experiments.scheduling.worker import PATIENCE, STOPPING, Reply, Work, make_run
-
-logger = logging.getLogger(__name__)
+from delta_transfer.experiments.scheduling.pool import Worker
+from delta_transfer.experiments.scheduling.worker import Reply, Work, reply_to
+from delta_transfer.utils.devices import cpu_count
 
 RETRIES = 3
-"""How often a run is begun again whose process or node dies; it goes on from its checkpoints."""
+"""How often a run whose process or node died is started again; it resumes from its checkpoints."""
 
 _PASSED_ON = ("PYTHONPATH", "DELTA_TRANSFER_CACHE")
 _OF_LOGGERS = ("MLFLOW_", "TRACKIO_", "WANDB_")
-"""Environment variables that begin so: where a logger that is asked for finds its service."""
+"""Prefixes of the environment variables by which a logger that is asked for finds its service."""
+
+_STORE = 80 * 2**20  # bytes for what tasks return, which is next to nothing; Ray's minimum
 
 
-class Cluster:
-    """A Ray cluster that this process is connected to while inside; one that it started ends then.
+class Node(NamedTuple):
+    """The resources of a node."""
+
+    cores: int
+    gpus: int
+    memory: float  # in bytes
+    id: str = ""  # Ray's; none without it
+
+
+def import_ray() -> Any:
+    """Import the library, when it is asked for.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # which it reads when it is imported
+    try:
+        import ray
+        import ray.util.scheduling_strategies
+    except ImportError as error:
+        raise UserError(
+            "--ray needs the package ray: pip install 'delta-transfer[search]'"
+        ) from error
+    return ray
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[list[Node]]:
+    """Connect to a Ray cluster, and yield its nodes; one that is started here ends afterwards.
 
     Args:
         address: as Ray takes it; `"local"` starts a Ray on this machine.
-        config: of the comparison.
-        memory: bytes that a run on the CPU is to have; 0 for as it comes.
 
     Raises:
-        UserError: when it is entered, if Ray is not installed, there is no such cluster, or it has
-            not what is needed.
+        UserError: if Ray is not installed, or there is no such cluster.
     """
+    with _connecting(address):
+        if found := re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address):
+            # That nobody listens there, Ray would find out in minutes.
+            socket.create_connection((found[1], int(found[2])), timeout=10).close()
+    ray = import_ray()
+    own = {"num_cpus": cpu_count(), "object_store_memory": _STORE, "include_dashboard": False}
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        with _connecting(address):
+            ray.init(address=address, **options, **(own if address == "local" else {}))
+        alive = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        yield [
+            Node(int(has.get("CPU", 0)), int(has.get("GPU", 0)), has.get("memory", 0.0), name)
+            for name, has in alive
+        ]
+    finally:
+        ray.shutdown()
 
-    def __init__(self, address: str, config: TrainConfig, *, memory: int) -> None:
-        self._address = address
-        self._config = config
-        self._memory = memory
-        self._nodes: list[Node] = []
 
-    def __enter__(self) -> "Cluster":
-        check_port(self._address)
-        ray = import_ray()
-        try:
-            connect(ray, self._address)
-            self._nodes = self._usable([node_of(found) for found in ray.nodes() if found["Alive"]])
-        except BaseException:
-            ray.shutdown()
-            raise
-        return self
+def usable(nodes: Sequence[Node], device: str, address: str) -> list[Node]:
+    """Return the nodes that can make runs: those with GPUs, if any, unless the CPU is asked for.
 
-    def __exit__(self, *error: object) -> None:
-        import_ray().shutdown()
-
-    def _usable(self, nodes: Sequence[Node]) -> list[Node]:
-        """Those that can make runs: with GPUs if there are any, unless the CPU is asked for."""
-        device = self._config.device
-        with_gpus = [node for node in nodes if node.gpus] if device in ("auto", "cuda") else []
-        if device == "mps" or (device == "cuda" and not with_gpus):
-            raise UserError(
-                f"--device {device}: the Ray cluster {self._address} has no such device: give auto "
-                "or cpu"
-            )
-        found = with_gpus or [node for node in nodes if node.cores]
-        if not found:
-            raise UserError(f"--ray {self._address}: no node of the cluster has cores for runs")
-        return found
-
-    @property
-    def _gpus(self) -> int:
-        return sum(node.gpus for node in self._nodes) if self._config.device != "cpu" else 0
-
-    def share(self, runs: int) -> int:
-        """Threads of each run, if so many are made."""
-        total = sum(node.cores for node in self._nodes)
-        fair = total // max(1, min(self._gpus or total, runs))
-        return max(1, min(fair, *(node.cores for node in self._nodes)))
-
-    def fitting(self, threads: int) -> int:
-        """How many runs can be made at a time."""
-        if self._gpus:
-            return self._gpus
-        return sum(
-            min(node.cores // threads, int(node.memory // self._memory) if self._memory else 2**31)
-            for node in self._nodes
+    Raises:
+        UserError: if there are none.
+    """
+    with_gpus = [node for node in nodes if node.gpus] if device in ("auto", "cuda") else []
+    if device == "mps" or (device == "cuda" and not with_gpus):
+        raise UserError(
+            f"--device {device}: the Ray cluster {address} has no such device: give auto or cpu"
         )
-
-    def cores_of_a_run(self, at_once: int, threads: int) -> int:
-        """Cores that a run has, of which some may load images."""
-        return sum(node.cores for node in self._nodes) // at_once if self._gpus else threads
-
-    def jobs(self, methods: Sequence[str], mark: Path, *, workers: int, threads: int) -> "RayJobs":
-        """Who makes the runs.
-
-        Args:
-            methods: of the runs.
-            mark: see `Job`.
-            workers: how many runs at a time.
-            threads: of each.
-
-        Raises:
-            UserError: if no node has so many cores.
-        """
-        most = max(node.cores for node in self._nodes)
-        if not self._gpus and threads > most:
-            raise UserError(
-                f"--num-threads {threads}: no node of the Ray cluster has more than {most} cores, "
-                "and "
-                "the figures depend on the threads: give other ones in another --out"
-            )
-        memory = min(self._memory, *(node.memory for node in self._nodes))
-        needs = {"num_gpus": 1, "num_cpus": 0}
-        return RayJobs(
-            methods,
-            mark,
-            workers=workers,
-            threads=threads,
-            needs=needs if self._gpus else {"num_cpus": threads, "memory": int(memory)},
-            nodes=[node.id for node in self._nodes if self._gpus or node.cores >= threads],
-            variables=passed_on(self._config.logger_names),
-        )
+    found = with_gpus or [node for node in nodes if node.cores]
+    if not found:
+        raise UserError(f"--ray {address}: no node of the cluster has cores for runs")
+    return found
 
 
-class RayJobs:
-    """Shares out the runs of a comparison as Ray tasks; when it is left, what still runs ends.
+def start_tasks(
+    methods: Sequence[str],
+    mark: Path,
+    config: TrainConfig,
+    *,
+    count: int,
+    threads: int,
+    needs: dict[str, Any],
+    nodes: Sequence[Node],
+) -> Iterator[Worker]:
+    """Yield workers that make runs as Ray tasks, once every node was found to see the files.
 
     Args:
         methods: of the comparison.
-        mark: see `Job`.
-        workers: how many runs at a time.
+        mark: a file that exists when the runs are made.
+        config: of the comparison.
+        count: of runs at a time.
         threads: of each.
-        needs: Ray's resources of each.
+        needs: the resources that Ray reserves for each.
         nodes: that may make them.
-        variables: of the environment there.
     """
+    ray, cwd = import_ray(), os.getcwd()
+    variables = {"OMP_NUM_THREADS": str(threads), **passed_on(config.logger_names)}
+    options = {"max_retries": RETRIES, "runtime_env": {"env_vars": variables}}
+    look, paths = ray.remote(num_cpus=0, **options)(missing), _read_by(config)
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    on_nodes = [look.options(scheduling_strategy=strategy(node.id, soft=False)) for node in nodes]
+    try:
+        found = ray.get([task.remote(cwd, paths) for task in on_nodes])
+    except ray.exceptions.RayError as error:
+        raise _explained(ray, error) from error
+    for lost in filter(None, found):
+        raise lost
+    task = ray.remote(**options, **needs)(work)
+    for _ in range(count):
+        yield _Remote(ray, task, (cwd, str(mark), tuple(methods), threads))
 
-    def __init__(
-        self,
-        methods: Sequence[str],
-        mark: Path,
-        *,
-        workers: int,
-        threads: int,
-        needs: dict[str, Any],
-        nodes: Sequence[str],
-        variables: dict[str, str],
-    ) -> None:
-        self._ray = import_ray()
-        cwd, whole = os.getcwd(), str(mark)
-        self._job = Job(methods=tuple(methods), threads=threads, mark=whole, cwd=cwd)
-        self._workers = workers
-        self._nodes = nodes
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(threads), **variables}}
-        self._work = self._ray.remote(work).options(
-            max_retries=RETRIES, runtime_env=environment, **needs
-        )
-        self._look = self._ray.remote(num_cpus=0, max_retries=RETRIES, runtime_env=environment)(
-            missing
-        )
-        self._busy: dict[Any, TrainConfig] = {}
 
-    def __enter__(self) -> "RayJobs":
-        return self
+class _Remote(Worker):
+    """A worker whose runs are tasks, which Ray gives to whatever node and process is free."""
 
-    def __exit__(self, *error: object) -> None:
-        if not self._busy:
-            return
-        tasks = list(self._busy)
-        logger.warning(STOPPING.format(" on the cluster"))
-        try:
-            for task in tasks:
-                self._ray.cancel(task)  # as Ctrl-C there
-            self._ray.wait(tasks, num_returns=len(tasks), timeout=PATIENCE)
-        finally:
-            for task in tasks:
-                self._ray.cancel(task, force=True)
+    keeps_group = False
 
-    def prepare(self, config: TrainConfig) -> Reply:
-        """As `compare_jobs.Jobs.prepare`; before, every node is asked whether it sees the files."""
-        strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        paths = [path for path in _read_by(config) if Path(path).exists()]
-        looks = [
-            self._look.options(scheduling_strategy=strategy(node, soft=False)).remote(
-                self._job.cwd, paths
-            )
-            for node in self._nodes
-        ]
-        for look in looks:
-            found = self._get(look)
-            if found is not None:
-                raise found
-        reply = self._get(self._work.remote(self._job, config, None))
-        if isinstance(reply, Exception):
-            raise reply
-        assert isinstance(reply, Reply)
-        return reply
+    def __init__(self, ray: Any, task: Any, told: tuple[Any, ...]) -> None:
+        self._ray = ray
+        self._task = task
+        self._told = told  # first arguments of `work`
+        self._running: Any = None
 
-    def run(self, configs: Sequence[TrainConfig]) -> Iterator[tuple[TrainConfig, Reply]]:
-        """As `compare_jobs.Jobs.run`."""
-        waiting = iter(configs)
-        return self.work_on(lambda: next(waiting, None), make_run)
+    def submit(self, config: TrainConfig, work: Work | None) -> Future[Reply | Exception]:
+        self._running = self._task.remote(*self._told, config, work)
+        future: Future[Reply | Exception] = self._running.future()
+        return future
 
-    def work_on(
-        self, take: Callable[[], TrainConfig | None], work: Work
-    ) -> Iterator[tuple[TrainConfig, Reply]]:
-        """As `compare_jobs.Jobs.work_on`."""
-        while True:
-            while len(self._busy) < self._workers and (config := take()) is not None:
-                self._busy[self._work.remote(self._job, config, work)] = config
-            if not self._busy:
-                return
-            (task,), _ = self._ray.wait(list(self._busy), num_returns=1)
-            try:
-                reply = self._get(task)
-            except UserError as error:  # of this run alone
-                reply = Reply(description=(), failure=str(error))
-            config = self._busy.pop(task)
-            if isinstance(reply, Exception):
-                raise reply
-            yield config, reply
+    def explain(self, error: Exception) -> Reply | Exception:
+        found = _explained(self._ray, error)
+        return Reply(failure=str(found)) if isinstance(found, UserError) else found
 
-    def _get(self, task: Any) -> Any:
-        """What a task returned.
+    def stop(self) -> None:
+        self._ray.cancel(self._running)  # as Ctrl-C there
 
-        Raises:
-            UserError: if its process died again and again, or could not begin.
-        """
-        errors = self._ray.exceptions
-        try:
-            return self._ray.get(task)
-        except errors.RayTaskError as error:
-            if isinstance(error.cause, ImportError):
-                raise UserError(
-                    f"a node of the Ray cluster cannot import delta-transfer ({error.cause}): "
-                    "install the same version on all nodes"
-                ) from error
-            raise
-        except errors.RayError as error:
-            said = " ".join(str(error).split())
-            raise UserError(
-                "a process of the Ray cluster that made runs died again and again, as it does when "
-                f"memory runs out: make fewer at a time, --jobs 1 ({type(error).__name__}: {said})"
-            ) from error
+    def close(self) -> None:
+        if self._running is not None:
+            self._ray.cancel(self._running, force=True)  # nothing, if it has ended
+
+
+def work(
+    cwd: str,
+    mark: str,
+    methods: tuple[str, ...],
+    threads: int,
+    config: TrainConfig,
+    what: Work | None,
+) -> Reply | Exception:
+    """Prepare a run on a node of the cluster, and make it if there is work to do."""
+    lost = missing(cwd, [] if what is None else [mark])
+    return lost or reply_to(methods, threads, config, what)
+
+
+def missing(cwd: str, paths: Sequence[str]) -> UserError | None:
+    """Change to a folder, if it exists, and look for files; return the error if one is missing."""
+    with contextlib.suppress(OSError):
+        os.chdir(cwd)
+    lost = next((path for path in paths if not Path(path).exists()), None)
+    if lost is None:
+        return None
+    return UserError(
+        f"{lost} is not there on {socket.gethostname()}, a node of the Ray cluster: the data and "
+        "--out must lie in folders that all nodes have under the same path"
+    )
 
 
 def passed_on(loggers: Sequence[str]) -> dict[str, str]:
-    """The variables of the environment that the nodes are given, keys of no other service.
+    """Return the environment variables that the nodes get, keys of no other service among them.
 
     Args:
         loggers: that are asked for.
@@ -267,6 +207,46 @@ def passed_on(loggers: Sequence[str]) -> dict[str, str]:
 
 
 def _read_by(config: TrainConfig) -> list[str]:
-    """What may be files."""
+    """Return the files and folders that runs read."""
     given = (config.data, config.weights, config.attention, config.data_root, config.model)
-    return [path.removeprefix("local-dir:").removeprefix("hf/") for path in given if path]
+    paths = [path.removeprefix("local-dir:").removeprefix("hf/") for path in given if path]
+    return [path for path in paths if Path(path).exists()]  # others are names of something
+
+
+def _explained(ray: Any, error: Exception) -> Exception:
+    """Return the message that an error of Ray means; errors of ours stay."""
+    errors = ray.exceptions
+    if isinstance(error, errors.RayTaskError) and isinstance(error.cause, ImportError):
+        return UserError(
+            f"a node of the Ray cluster cannot import delta-transfer ({error.cause}): "
+            "install the same version on all nodes"
+        )
+    if isinstance(error, errors.RayTaskError) or not isinstance(error, errors.RayError):
+        return error
+    said = " ".join(str(error).split())
+    return UserError(
+        "a process of the Ray cluster that made runs died again and again, as it does when "
+        f"memory runs out: make fewer at a time, --jobs 1 ({type(error).__name__}: {said})"
+    )
+
+
+@contextlib.contextmanager
+def _connecting(address: str) -> Iterator[None]:
+    """Turn errors into messages; give SIGTERM, which Ray takes, back."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except (OSError, OverflowError, RuntimeError, ValueError, AssertionError) as error:
+        said = " ".join(str(error).split())
+        if "AF_UNIX" in said:
+            raise UserError(
+                f"the folder for temporary files, {tempfile.gettempdir()}, has too long a name for "
+                "Ray: put TMPDIR=/tmp before the command"
+            ) from error
+        raise UserError(
+            f"--ray {address}: there is no connection to a Ray cluster ({said[:200]}): give auto, "
+            "HOST:PORT or ray://HOST:PORT of one, or local, which starts one on this machine"
+        ) from error
+    finally:
+        with contextlib.suppress(ValueError):  # only the main thread may, and Ray takes it there
+            signal.signal(signal.SIGTERM, before)

@@ -1,12 +1,15 @@
 """A search over strength, learning rate, epochs and taps: many trials, and the best one whole."""
 
+import csv
 import dataclasses
+import functools
+import io
 import logging
+import math
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +21,18 @@ from delta_transfer.experiments.scheduling.worker import Reply
 from delta_transfer.experiments.search.folder import (
     BEST,
     Outcome,
-    begin,
     clear,
     open_folder,
     options_of,
     outcomes,
     trial_folder,
     unfinished_runs,
-    write_table,
 )
 from delta_transfer.experiments.search.space import Space, find_space
 from delta_transfer.experiments.search.study import Study, check_storage
-from delta_transfer.experiments.search.trial import make_whole, try_out, try_whole
+from delta_transfer.experiments.search.trial import make_whole, try_out
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.runs.folder import SEARCH_FILE, SEARCH_RUNS
+from delta_transfer.runs.folder import SEARCH_FILE, SEARCH_RUNS, begin_several
 from delta_transfer.runs.preparation.task import find_data
 from delta_transfer.runs.validation import check_run_config
 from delta_transfer.training.loaders import loaders_of
@@ -49,7 +50,7 @@ class Trial:
     Args:
         number: its number; 0 is the default.
         options: those that were searched.
-        outcome: what came of it.
+        outcome: what it came to.
     """
 
     number: int
@@ -58,15 +59,15 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Searched:
-    """What a search has come to.
+class SearchResult:
+    """The result of a search.
 
     Args:
-        folder: where it lies.
-        trials: that have ended, in the order of their numbers.
+        folder: where it is.
+        trials: that have ended, by number.
         names: of the options that were searched.
-        importances: how much of what varied in the loss each accounts for; empty of few trials.
-        runs: the whole runs of the default and the best trial, by these names.
+        importances: how much of the variance of the loss each explains; empty of few trials.
+        runs: the complete runs of the default and the best trial, by these names.
     """
 
     folder: Path
@@ -77,22 +78,21 @@ class Searched:
 
     @property
     def complete(self) -> list[Trial]:
-        """Those with a loss, the lowest first; of equal ones the first."""
-        found = [trial for trial in self.trials if trial.outcome.state == "complete"]
-        return sorted(found, key=lambda trial: (trial.outcome.loss, trial.number))
+        """The trials with a loss, the lowest first; of equal ones the first."""
+        return _ranked(self.trials)
 
 
-def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> Searched:
-    """Tries configurations, and trains the default and the best one whole.
+def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> SearchResult:
+    """Try configurations, and train the default and the best one whole.
 
-    Trials are compared by their calibrated validation loss; the test split is looked at by the two
-    whole runs alone. What the folder holds of the same search already is not made again.
+    Trials are compared by their calibrated validation loss; only the two whole runs look at the
+    test split. What the folder holds of the same search is not made again.
 
     Args:
         config: the options of train, with the defaults of those that are searched.
         folder: where everything goes: `search.yaml`, the options; `search.db`, Optuna's; `trials/`;
             `trials.csv`; `best.yaml`, which `train -c` takes; and the runs `default` and `best`.
-        asked: what is searched, for how long, and by whom it is made.
+        asked: what is searched, for how long, and where it is run.
 
     Raises:
         UserError: if an option, the data or the network is not as it must be: nothing is written
@@ -119,23 +119,28 @@ def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> Searched:
                 logger.info("%s", line)
             held.enter_context(lock_folder(folder))
             values = options_of(config, asked, threads)
-            new = begin(folder, values, overwrite=config.overwrite)
+            new = begin_several(folder, SEARCH_FILE, values, overwrite=config.overwrite)
             space = dataclasses.replace(space, config=first).with_taps(found.taps)
             study = Study(
                 asked.storage, folder, space, seed=config.seed, identity=found.identity, new=new
             )
             end = None if asked.minutes is None else started + 60 * asked.minutes
-            progress = _Progress(folder, config, space, study, limit=limit, end=end)
-            with progress.closing():
-                progress.begin(at_once)
-                work = try_out if asked.pruner == "median" else try_whole
+            progress = _Progress(folder, space, study, limit=limit, end=end, at_once=at_once)
+            try:
+                work = functools.partial(try_out, prune=asked.pruner == "median")
                 for run, reply in makers.work_on(progress.take, work):
                     progress.add(run, reply)
-                runs = progress.whole_runs()
+                runs = progress.whole_runs(workers=config.num_workers)
                 left = iter(unfinished_runs(runs.values()))
                 for run, reply in makers.work_on(lambda: next(left, None), make_whole):
                     _check_whole(run, reply)
-    return Searched(
+            except KeyboardInterrupt as stop:
+                but = " and without --overwrite" if config.overwrite else ""
+                raise KeyboardInterrupt(
+                    f"interrupted after {len(progress.trials)} trials: the same command with "
+                    f"--out {folder}{but} goes on"
+                ) from stop
+    return SearchResult(
         folder=folder,
         trials=progress.trials,
         names=space.names,
@@ -145,78 +150,58 @@ def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> Searched:
 
 
 class _Progress:
-    """How far a search is: what is tried next, and what is said of what has been.
+    """The trials of a search: the next one, and those that have ended.
 
     Args:
         folder: of the search.
-        config: what was asked for.
         space: what is searched.
         study: what has been tried.
-        limit: trials to be made, those in the folder included; None for no such limit.
-        end: no trial is new after that time of `time.monotonic()`; None for no such limit.
+        limit: number of trials, those in the folder included; None for no limit.
+        end: no trial is new after that time of `time.monotonic()`; None for no limit.
+        at_once: how many trials run at a time.
     """
 
     def __init__(
         self,
         folder: Path,
-        config: TrainConfig,
         space: Space,
         study: Study,
         *,
         limit: int | None,
         end: float | None,
+        at_once: int,
     ) -> None:
-        self.trials: list[Trial] = []
         self._folder = folder
-        self._config = config
         self._space = space
         self._study = study
         self._limit = limit
         self._end = end
-        self._at_once = 1
-        self._left: list[tuple[int, dict[str, Any]]] = []
-
-    def begin(self, at_once: int) -> None:
-        """Takes up what the folder has: of a trial that ended, the study may not know yet.
-
-        Args:
-            at_once: how many trials are made at a time.
-        """
         self._at_once = at_once
-        known = outcomes(self._folder)
-        for number, params in self._study.begun():
-            if number in known:
-                self._study.tell(number, known[number])
-            else:
-                self._left.append((number, params))
-        for number in known:
-            clear(trial_folder(self._folder, number))
-        self._count()
-        logger.info("folder   %s", self._folder)
+        self.trials = self._ended()
+        for trial in self.trials:
+            clear(trial_folder(folder, trial.number))
         there = f", {len(self.trials)} of which are there" if self.trials else ""
-        many = "as many as there is time for" if self._limit is None else f"{self._limit}"
-        logger.info(
-            "search   %s; trials: %s%s; %d at a time",
-            ", ".join(self._space.names),
-            many,
-            there,
-            at_once,
-        )
+        many = "as many as there is time for" if limit is None else f"{limit}"
+        names = ", ".join(space.names)
+        logger.info("folder   %s", folder)
+        logger.info("search   %s; trials: %s%s; %d at a time", names, many, there, at_once)
 
     def take(self) -> TrainConfig | None:
-        """The options of the next trial, if there is to be one."""
-        begun = len(self._study.params)
-        late = self._end is not None and time.monotonic() >= self._end and begun > 0
-        if self._left:
-            number, params = self._left.pop(0)
-        elif late or (self._limit is not None and begun >= self._limit):
-            return None
-        else:
+        """Return the options of the next trial, if there is to be one."""
+        while True:
+            late = self._end is not None and time.monotonic() >= self._end
+            enough = self._limit is not None and len(self._study.params) >= self._limit
+            if (late or enough) and not self._study.waits:
+                return None
             number, params = self._study.ask()
-        return self._space.configure(params, out=str(trial_folder(self._folder, number)))
+            folder = trial_folder(self._folder, number)
+            outcome = Outcome.load(folder)
+            if outcome is None:
+                return self._space.configure(params, out=str(folder))
+            self._study.tell(number, outcome)  # a kill came before it was told
 
     def add(self, run: TrainConfig, reply: Reply) -> None:
-        """Takes note of what came of a trial, and says so.
+        """Record and log what a trial came to.
 
         Raises:
             UserError: if the first one, the default, has failed.
@@ -231,69 +216,68 @@ class _Progress:
             shutil.rmtree(folder)  # so that the same command tries it again
             raise UserError(f"the first trial, the default, failed: {outcome.failure}")
         self._study.tell(number, outcome)
-        self._count()
-        best = min(self._complete(), default=None)
-        told = outcome.words + (", best so far" if best and best[1] == number else "")
+        self.trials = self._ended()
+        own = next(trial for trial in self.trials if trial.number == number)
         options = ", ".join(
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in self._space.options(self._study.params[number]).items()
+            for name, value in own.options.items()
             if name != "steps"
         )
-        count = f"{len(self.trials)}" + ("" if self._limit is None else f"/{self._limit}")
-        logger.info("%s trial %d (%s): %s%s", count, number, options, told, self._rest())
+        told = outcome.words + (", best so far" if own in _ranked(self.trials)[:1] else "")
+        count, rest = f"{len(self.trials)}", ""
+        if self._limit is not None:
+            left = self._limit - len(self.trials)
+            mean = statistics.fmean(trial.outcome.seconds for trial in self.trials)
+            rest = f"; about {mean * left / self._at_once / 60:.1f} minutes left" if left else ""
+            count = f"{count}/{self._limit}"
+        logger.info("%s trial %d (%s): %s%s", count, number, options, told, rest)
 
-    def whole_runs(self) -> dict[str, TrainConfig]:
-        """The options of the runs that are made in the end; writes those of the best trial."""
-        (_, best), params = min(self._complete()), self._study.params
-        numbers = dict(zip(SEARCH_RUNS, (0, best), strict=True))
-        if best == 0:
-            del numbers[SEARCH_RUNS[0]]
-        own = {"out": None, "resume": False, "num_workers": self._config.num_workers}
-        chosen = self._space.configure(params[best], **own)
+    def whole_runs(self, *, workers: int | None) -> dict[str, TrainConfig]:
+        """Write the options of the best trial, and return those of the runs made in the end.
+
+        Args:
+            workers: that load images, in the file.
+        """
+        best, params = _ranked(self.trials)[0].number, self._study.params
+        chosen = self._space.configure(params[best], out=None, resume=False, num_workers=workers)
         write_atomically(self._folder / BEST, chosen.to_yaml())
+        numbers = dict(zip(SEARCH_RUNS, (0, best), strict=True))
         return {
             name: self._space.configure(params[number], out=str(self._folder / name))
             for name, number in numbers.items()
+            if name == SEARCH_RUNS[1] or best != 0
         }
 
-    @contextmanager
-    def closing(self) -> Iterator[None]:
-        """Inside trials are made."""
-        try:
-            yield
-        except KeyboardInterrupt as stop:
-            but = " and without --overwrite" if self._config.overwrite else ""
-            raise KeyboardInterrupt(
-                f"interrupted after {len(self.trials)} trials: the same command with --out "
-                f"{self._folder}{but} goes on"
-            ) from stop
-
-    def _count(self) -> None:
-        known, params = outcomes(self._folder), self._study.params
-        self.trials = [
+    def _ended(self) -> list[Trial]:
+        """Return the trials that have ended, and write their table, `trials.csv`."""
+        params, names = self._study.params, self._space.names
+        trials = [
             Trial(number=number, options=self._space.options(params[number]), outcome=outcome)
-            for number, outcome in known.items()
+            for number, outcome in outcomes(self._folder).items()
             if number in params
         ]
-        rows = [(trial.number, trial.options, trial.outcome) for trial in self.trials]
-        write_table(self._folder, rows, self._space.names)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        metric = f"val_{trials[0].outcome.measure.name if trials else 'accuracy'}"
+        columns = ("trial", "state", "val_calibrated_loss", metric, *names, "best_epoch", "seconds")
+        writer.writerow([*columns, "failure"])
+        for trial in trials:
+            one = trial.outcome
+            losses = ["" if math.isnan(value) else value for value in (one.loss, one.score)]
+            options = [trial.options[name] for name in names]
+            row = [trial.number, one.state, *losses, *options, one.best_epoch, one.seconds]
+            writer.writerow([*row, one.failure])
+        write_atomically(self._folder / "trials.csv", text.getvalue())
+        return trials
 
-    def _complete(self) -> list[tuple[float, int]]:
-        """Loss and number of each trial that has a loss; of equal ones the first is the best."""
-        trials = [trial for trial in self.trials if trial.outcome.state == "complete"]
-        return [(trial.outcome.loss, trial.number) for trial in trials]
 
-    def _rest(self) -> str:
-        """About how long the trials that are left will take, if those until now tell."""
-        if self._limit is None:
-            return ""
-        mean = statistics.fmean(trial.outcome.seconds for trial in self.trials)
-        minutes = mean * (self._limit - len(self.trials)) / self._at_once / 60
-        return f"; about {minutes:.1f} minutes left" if minutes else ""
+def _ranked(trials: list[Trial]) -> list[Trial]:
+    complete = [trial for trial in trials if trial.outcome.state == "complete"]
+    return sorted(complete, key=lambda trial: (trial.outcome.loss, trial.number))
 
 
 def _check_whole(run: TrainConfig, reply: Reply) -> None:
-    """Says what came of a whole run.
+    """Log what a whole run came to.
 
     Raises:
         UserError: if it failed.

@@ -1,8 +1,8 @@
-"""Optuna's study of a search: what is tried next, and what has come of it."""
+"""Optuna's study of a search: what is tried next, and what each trial came to."""
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,132 @@ from delta_transfer.experiments.search.space import Space
 from delta_transfer.utils.seeds import derive_seed
 
 NAME = "delta-transfer"
-_IDENTITY = "identity"
+NUMBER = "trial"  # user attribute of a trial: its number here, under which it stays if interrupted
 
-_TOLD = 8  # trials of which importances tell something
+_IDENTITY = "identity"
+_FOR_IMPORTANCES = 8  # complete trials
+
+
+class Study:
+    """An Optuna study in a database, which one process at a time asks and tells.
+
+    What is tried next is a function of the seed and of the results so far, however often the search
+    was interrupted. A trial that was running then is a failed one to Optuna, and waits as a new one
+    with the same parameters and the same number here.
+
+    Args:
+        storage: address of the database; None for the file in the folder.
+        folder: of the search.
+        space: what is searched.
+        seed: of the sampler.
+        identity: of the images, their splits and the pretrained weights.
+        new: delete an older search of that folder from the database.
+
+    Raises:
+        UserError: if there is no such database, or its trials are on other images.
+    """
+
+    def __init__(
+        self,
+        storage: str | None,
+        folder: Path,
+        space: Space,
+        *,
+        seed: int,
+        identity: str,
+        new: bool,
+    ) -> None:
+        self._optuna = import_optuna()
+        self._states = self._optuna.trial.TrialState
+        self._space = space
+        self._seed = seed
+        self._running: dict[int, Any] = {}
+        address = storage or f"sqlite:///{(folder / STORAGE).absolute()}"
+        name = NAME if storage is None else f"{NAME} {folder.absolute()}"
+        with _explained(storage, folder):
+            database = _open(address)
+            if new and storage is not None:
+                with contextlib.suppress(KeyError):  # there is none
+                    self._optuna.delete_study(storage=database, study_name=name)
+            self._study = self._optuna.create_study(
+                storage=database, study_name=name, load_if_exists=True
+            )
+            known = self._study.user_attrs.get(_IDENTITY)
+            if known is None:
+                self._study.set_user_attr(_IDENTITY, identity)
+        if known not in (None, identity):
+            raise UserError(
+                f"--out {folder} holds a search on other images, splits or pretrained weights, "
+                "though their names are the same: give another --out, or --overwrite to start anew"
+            )
+        self._queue()
+
+    def _queue(self) -> None:
+        """Let what was interrupted wait to be asked for, or the default in a new study."""
+        for trial in self._study.get_trials(states=(self._states.RUNNING,)):
+            self._study.tell(trial.number, state=self._states.FAIL)
+        for trial in self._trials().values():
+            if trial.state == self._states.FAIL:
+                again = self._optuna.create_trial(
+                    state=self._states.WAITING,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    user_attrs=trial.user_attrs,
+                )
+                self._study.add_trial(again)
+        if not self._trials() and not self.waits:
+            self._study.enqueue_trial(self._space.default)
+
+    def _trials(self) -> dict[int, Any]:
+        """Return the latest trial of each number; one that was not drawn to its end has none."""
+        found = self._study.get_trials(deepcopy=False)
+        return {one.user_attrs[NUMBER]: one for one in found if NUMBER in one.user_attrs}
+
+    @property
+    def params(self) -> dict[int, dict[str, Any]]:
+        """The parameters of all trials that have begun, by number."""
+        return {number: dict(trial.params) for number, trial in self._trials().items()}
+
+    @property
+    def waits(self) -> bool:
+        """Whether the default, or a trial that was interrupted, is still to be asked for."""
+        return bool(self._study.get_trials(deepcopy=False, states=(self._states.WAITING,)))
+
+    def ask(self) -> tuple[int, dict[str, Any]]:
+        """Return number and parameters of what is tried next. The first is the default."""
+        new = len(self._trials())
+        seed = derive_seed(self._seed, "search", new) % 2**32
+        self._study.sampler = self._optuna.samplers.TPESampler(seed=seed)
+        trial = self._study.ask()
+        self._space.suggest(trial)
+        number = trial.user_attrs.get(NUMBER, new)
+        trial.set_user_attr(NUMBER, number)  # last: a kill before it leaves nothing half drawn
+        self._running[number] = trial
+        return number, trial.params
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Tell what a trial came to; one that has failed is as bad as one that was pruned."""
+        trial = self._running.pop(number)
+        for share, loss in outcome.losses.items():
+            trial.report(loss, share)
+        if outcome.state == "complete":
+            self._study.tell(trial, outcome.loss)
+        else:
+            self._study.tell(trial, state=self._states.PRUNED)
+
+    def importances(self) -> dict[str, float]:
+        """Return how much of the variance of the loss each option explains; of few trials, {}."""
+        complete = self._study.get_trials(deepcopy=False, states=(self._states.COMPLETE,))
+        if len(complete) < _FOR_IMPORTANCES:
+            return {}
+        with warnings.catch_warnings(), contextlib.suppress(ValueError, RuntimeError):
+            warnings.simplefilter("ignore")  # of losses that are all alike
+            return dict(self._optuna.importance.get_param_importances(self._study))
+        return {}
 
 
 def import_optuna() -> Any:
-    """The library, which is loaded when it is asked for.
+    """Import Optuna, which is loaded only when a search needs it.
 
     Raises:
         UserError: if it is not installed.
@@ -33,127 +152,8 @@ def import_optuna() -> Any:
     return optuna
 
 
-class Study:
-    """The trials in a database; one process at a time asks and tells.
-
-    What is tried next is a function of the seed and of what has come of the trials before, however
-    often the search was broken off.
-
-    Args:
-        storage: address of the database; None for the file in the folder.
-        folder: of the search.
-        space: what is searched.
-        seed: draws what is tried.
-        identity: of the images, their splits and the pretrained weights.
-        new: forget a search of before in that database.
-
-    Raises:
-        UserError: if there is no such database, or its trials are of other images.
-    """
-
-    def __init__(
-        self,
-        storage: str | None,
-        folder: Path,
-        space: Space,
-        *,
-        seed: int,
-        identity: str,
-        new: bool,
-    ) -> None:
-        self._optuna = import_optuna()
-        self._space = space
-        self._seed = seed
-        own = f"sqlite:///{(folder / STORAGE).absolute()}"
-        name = NAME if storage is None else f"{NAME} {folder.absolute()}"
-        with _explained(storage, folder):
-            if new and storage is not None:
-                with contextlib.suppress(KeyError):  # there is none
-                    self._optuna.delete_study(storage=_open(storage), study_name=name)
-            self._study = self._optuna.create_study(
-                storage=_open(storage or own), study_name=name, load_if_exists=True
-            )
-            known = self._study.user_attrs.get(_IDENTITY)
-            if known is None:
-                self._study.set_user_attr(_IDENTITY, identity)
-        if known not in (None, identity):
-            raise UserError(
-                f"--out {folder} holds a search on other images, splits or pretrained weights, "
-                "though their names are the same: give another --out, or --overwrite to start anew"
-            )
-
-    @property
-    def params(self) -> dict[int, dict[str, Any]]:
-        """The parameters of all trials that have begun, by their numbers."""
-        return {trial.number: dict(trial.params) for trial in self._begun()}
-
-    def begun(self) -> list[tuple[int, dict[str, Any]]]:
-        """The trials that have begun and of which nothing was told, as they are left of a kill."""
-        states = self._optuna.trial.TrialState
-        return [self._draw(trial) for trial in self._begun() if trial.state == states.RUNNING]
-
-    def ask(self) -> tuple[int, dict[str, Any]]:
-        """What is tried next: a number and parameters. The first is the default."""
-        count = len(self._begun())
-        if not self._study.get_trials(deepcopy=False):
-            self._study.enqueue_trial(self._space.default)
-        self._seed_sampler(count)
-        trial = self._study.ask()
-        self._space.suggest(trial)
-        return trial.number, trial.params
-
-    def tell(self, number: int, outcome: Outcome) -> None:
-        """What has come of a trial; one that has failed is as bad as one that was pruned."""
-        pruned = self._optuna.trial.TrialState.PRUNED
-        trial = self._trial(self._study.get_trials(deepcopy=False)[number])
-        reported = self._study.get_trials(deepcopy=False)[number].intermediate_values
-        for share, loss in outcome.losses.items():
-            if share not in reported:
-                trial.report(loss, share)
-        if outcome.state == "complete":
-            self._study.tell(number, outcome.loss)
-        else:
-            self._study.tell(number, state=pruned)
-
-    def importances(self) -> dict[str, float]:
-        """How much of what varied in the loss each option accounts for; empty of few trials."""
-        complete = self._optuna.trial.TrialState.COMPLETE
-        if len(self._study.get_trials(deepcopy=False, states=(complete,))) < _TOLD:
-            return {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of losses that are all alike
-            try:
-                found: Mapping[str, float] = self._optuna.importance.get_param_importances(
-                    self._study
-                )
-            except (ValueError, RuntimeError):
-                return {}
-        return dict(found)
-
-    def _begun(self) -> list[Any]:
-        waiting = self._optuna.trial.TrialState.WAITING
-        return [t for t in self._study.get_trials(deepcopy=False) if t.state != waiting]
-
-    def _draw(self, found: Any) -> tuple[int, dict[str, Any]]:
-        """A trial that has begun, with what was not drawn yet when it was broken off."""
-        self._seed_sampler(found.number)
-        trial = self._trial(found)
-        self._space.suggest(trial)
-        return trial.number, trial.params
-
-    def _trial(self, found: Any) -> Any:
-        return self._optuna.Trial(self._study, found._trial_id)
-
-    def _seed_sampler(self, number: int) -> None:
-        seed = derive_seed(self._seed, "search", number) % 2**32
-        self._study.sampler = self._optuna.samplers.TPESampler(seed=seed)
-
-
 def check_storage(storage: str | None) -> None:
-    """Checks that there is Optuna, and that it has access to a database.
-
-    Args:
-        storage: its address; None for a file of our own.
+    """Check that Optuna is installed and can open a database; None is the file in the folder.
 
     Raises:
         UserError: if not.
@@ -164,29 +164,26 @@ def check_storage(storage: str | None) -> None:
             _open(storage)
 
 
-def _open(storage: str) -> Any:
-    """A database that is closed after each access, so that nobody has to in the end."""
+def _open(address: str) -> Any:
+    """Return a database that is closed after each access, so that nobody has to in the end."""
     from sqlalchemy.pool import NullPool
 
-    optuna = import_optuna()
-    return optuna.storages.RDBStorage(storage, engine_kwargs={"poolclass": NullPool})
+    return import_optuna().storages.RDBStorage(address, engine_kwargs={"poolclass": NullPool})
 
 
 @contextlib.contextmanager
 def _explained(storage: str | None, folder: Path) -> Iterator[None]:
-    """Inside, what is wrong with the database is said in a message."""
+    """Turn errors of the database into a message."""
     import sqlalchemy.exc
 
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
-        if storage is None:
-            raise UserError(
-                f"{folder / STORAGE} is no database of a search ({said}): give another --out, or "
-                "--overwrite to start anew"
-            ) from error
         raise UserError(
-            f"--storage {storage}: Optuna has no access to such a database ({said}): give an "
+            f"{folder / STORAGE} is no database of a search ({said}): give another --out, or "
+            "--overwrite to start anew"
+            if storage is None
+            else f"--storage {storage}: Optuna has no access to such a database ({said}): give an "
             "address such as sqlite:///search.db, or leave it out"
         ) from error

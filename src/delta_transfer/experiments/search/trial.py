@@ -1,4 +1,4 @@
-"""A trial of a search: a run up to what is held out, which ends where it promises nothing."""
+"""A trial of a search: a run up to its held-out metrics, pruned where it promises nothing."""
 
 import dataclasses
 import json
@@ -6,13 +6,14 @@ import logging
 import math
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.search.folder import Outcome, clear, outcomes
+from delta_transfer.experiments.search.study import import_optuna
 from delta_transfer.methods.registry import method_of
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs.attention import load_given_attention
@@ -34,15 +35,11 @@ from delta_transfer.utils.logging import log_to
 from delta_transfer.utils.memory import PeakMemory
 from delta_transfer.utils.module_state import deterministic_algorithms
 
-if TYPE_CHECKING:
-    import optuna
-
-
 logger = logging.getLogger(__name__)
 
 LOSSES = "losses.json"  # of the first training until now
 
-_ENDED = 5  # trials that have to have ended before any is pruned
+_COMPLETE = 5  # trials before any is pruned
 _SPARED = 34  # percent of a training in which none is pruned
 
 
@@ -50,35 +47,15 @@ class Pruned(Exception):
     """A trial promises nothing."""
 
 
-def try_out(prepared: RunSetup, config: TrainConfig, started: float) -> None:
-    """Makes a trial in `config.out`, and prunes it by those beside it that have ended.
+def try_out(prepared: RunSetup, config: TrainConfig, started: float, *, prune: bool = True) -> None:
+    """Make a trial in the folder `config.out`, and save its outcome there.
 
     Args:
-        prepared: the images, the network and its probe, at whatever taps.
+        prepared: the images, the network and its probe, at any taps.
         config: the options of the trial.
         started: `time.perf_counter()` at its start.
+        prune: end it where it is worse than those beside it; never the first, the default.
     """
-    _make(prepared, config, started, prune=True)
-
-
-def try_whole(prepared: RunSetup, config: TrainConfig, started: float) -> None:
-    """Makes a trial that nothing prunes."""
-    _make(prepared, config, started, prune=False)
-
-
-def make_whole(prepared: RunSetup, config: TrainConfig, started: float) -> RunResult:
-    """Makes a whole run, to be kept; arguments as of `try_out`."""
-    folder = Path(config.out or "")
-    return train_prepared(_at_taps(prepared, config), config, folder, started=started)
-
-
-def _at_taps(prepared: RunSetup, config: TrainConfig) -> RunSetup:
-    """At the taps of a trial; all else is the same for all of them."""
-    taps = choose_taps(config, prepared.backbone, prepared.source)
-    return dataclasses.replace(prepared, taps=taps)
-
-
-def _make(prepared: RunSetup, config: TrainConfig, started: float, *, prune: bool) -> None:
     folder = Path(config.out or "")
     prepared = _at_taps(prepared, config)
     memory = PeakMemory(prepared.device)
@@ -94,8 +71,7 @@ def _make(prepared: RunSetup, config: TrainConfig, started: float, *, prune: boo
             on_checkpoint=spent.save,
         )
         alone = len(tuning.candidates) == 1 and not config.folds
-        # The first trial, the default, is one to compare with.
-        listener = _Listener(folder, prune=prune and folder.name != "0", alone=alone)
+        listener = Listener(folder, prune=prune and folder.name != "0", alone=alone)
         tuning = dataclasses.replace(tuning, on_epoch_end=listener.hear)
         header = (*describe(), *prepared.description)
         held.enter_context(log_to(folder / LOG_FILE, header, resume=True))
@@ -109,8 +85,19 @@ def _make(prepared: RunSetup, config: TrainConfig, started: float, *, prune: boo
         clear(folder)
 
 
+def make_whole(prepared: RunSetup, config: TrainConfig, started: float) -> RunResult:
+    """Make a complete run, with its test and report; arguments as of `try_out`."""
+    folder = Path(config.out or "")
+    return train_prepared(_at_taps(prepared, config), config, folder, started=started)
+
+
+def _at_taps(prepared: RunSetup, config: TrainConfig) -> RunSetup:
+    """Set the taps of a trial; all else is the same for all of them."""
+    taps = choose_taps(config, prepared.backbone, prepared.source)
+    return dataclasses.replace(prepared, taps=taps)
+
+
 def _train(prepared: RunSetup, tuning: FineTunePlan, folder: Path) -> Outcome:
-    """What comes of it, whatever that is."""
     metric = prepared.task.task_type.metric.name
     try:
         log_start(prepared, tuning)
@@ -130,7 +117,7 @@ def _train(prepared: RunSetup, tuning: FineTunePlan, folder: Path) -> Outcome:
 
 
 def _judge(selected: SelectionResult) -> Outcome:
-    """By what was held out; the test split is not looked at."""
+    """Return the held-out loss and metric; the test split is not looked at."""
     task_type, targets = selected.prepared.task.task_type, selected.held_out.targets
     losses = task_type.held_out_losses(task_type.logits(selected.predictions), targets)
     loss, metric = float(losses.mean()), task_type.metric.name
@@ -145,12 +132,11 @@ def _judge(selected: SelectionResult) -> Outcome:
     )
 
 
-class _Listener:
-    """Takes note of the losses of the first training, and asks whether to go on.
+class Listener:
+    """Record the losses of a trial's first training, and end it where Optuna's pruner says so.
 
-    Trials are compared at the same share of their first training, by Optuna's pruner, which is
-    given what has come of the trials beside this one until it begins. So nothing has to be asked of
-    another process.
+    Trials are compared at the same percent of their first training, with those beside this one that
+    were complete when it began. So no other process has to be asked.
 
     Args:
         folder: of the trial.
@@ -161,50 +147,43 @@ class _Listener:
     def __init__(self, folder: Path, *, prune: bool, alone: bool) -> None:
         self._firsts = (folder, folder / "folds" / "1")
         self._path = folder / LOSSES
-        self._study = _study_of(folder) if prune else None
         self._alone = alone
-        self.losses = _read(self._path)
+        self._trial = _trial_beside(folder, prune=prune)
+        self.losses: dict[int, float] = {}
+        if self._path.is_file():  # of a trial that was interrupted
+            for share, loss in json.loads(self._path.read_text()).items():
+                self._report(int(share), loss)
 
     def hear(self, folder: Path, epoch: int, epochs: int, loss: float) -> None:
-        """Takes note of an epoch.
+        """Record an epoch.
 
         Raises:
-            Pruned: if it promises nothing.
+            Pruned: if the trial promises nothing.
         """
-        if folder not in self._firsts:
-            return
         share = 100 * epoch // epochs
-        # A trial that goes on hears once more of what came after it was saved.
-        self.losses = {at: known for at, known in self.losses.items() if at < share}
-        self.losses[share] = loss
-        write_atomically(self._path, json.dumps(self.losses))
-        if self._study is None or (self._alone and epoch == epochs):
+        # After a checkpoint, a trial that is resumed hears once more of what was heard.
+        if folder not in self._firsts or share in self.losses:
             return
-        trial = self._study.ask()
-        for at, known in self.losses.items():
-            if math.isfinite(known):
-                trial.report(known, at)
-        if trial.should_prune():
+        self._report(share, loss)
+        if self._trial.should_prune() and not (self._alone and epoch == epochs):
             raise Pruned(f"loss {min(self.losses.values()):.3f} after {share}% of the training")
+        write_atomically(self._path, json.dumps(self.losses))
+
+    def _report(self, share: int, loss: float) -> None:
+        self.losses[share] = loss
+        if math.isfinite(loss):
+            self._trial.report(loss, share)
 
 
-def _study_of(folder: Path) -> "optuna.Study":
-    """The trials beside one that have ended, in memory, with the pruner."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=_ENDED, n_warmup_steps=_SPARED)
+def _trial_beside(folder: Path, *, prune: bool) -> Any:
+    """Start a trial of a study in memory that knows the complete ones beside a folder."""
+    optuna = import_optuna()
+    pruner = optuna.pruners.NopPruner()
+    if prune:
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=_COMPLETE, n_warmup_steps=_SPARED)
     study = optuna.create_study(pruner=pruner)
     for outcome in outcomes(folder.parents[1]).values():
         if outcome.state == "complete":
             known = {at: loss for at, loss in outcome.losses.items() if math.isfinite(loss)}
-            trial = optuna.trial.create_trial(value=outcome.loss, intermediate_values=known)
-            study.add_trial(trial)
-    return study
-
-
-def _read(path: Path) -> dict[int, float]:
-    try:
-        return {int(at): float(loss) for at, loss in json.loads(path.read_text()).items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
-        return {}
+            study.add_trial(optuna.create_trial(value=outcome.loss, intermediate_values=known))
+    return study.ask()

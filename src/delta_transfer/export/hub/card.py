@@ -1,39 +1,66 @@
-"""The model card of a run: metadata that the hub reads, and text for people."""
+"""The model card of a run: metadata for the hub, and a page for people from `card.md.j2`."""
 
 import re
 
 import timm
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from markupsafe import Markup
+from scipy.stats import binomtest
 
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.export.hub import sections
 from delta_transfer.export.hub.facts import CardFacts
-from delta_transfer.export.hub.results import results
-from delta_transfer.metrics.task_types import Multiclass
+from delta_transfer.inference.evaluation import calibration_error
+from delta_transfer.methods.registry import METHODS
+from delta_transfer.metrics.metrics import ACCURACY
+from delta_transfer.report.comparison.runs import rank_methods, summarize_methods
+from delta_transfer.report.confusion import class_accuracies
+from delta_transfer.report.run_files import Predictions
+from delta_transfer.report.templates import render_page
 
 _HUB_NAME = r"[\w.-]+/[\w.-]+"
 
 
 def model_card(facts: CardFacts) -> str:
-    """The README.md of a run on the hub."""
-    parts = [
-        f"# {facts.name}",
-        sections.summary(facts),
-        sections.use(facts),
-        sections.data(facts),
-        sections.method(facts),
-        results(facts),
-        sections.limits(facts),
-    ]
-    text = "\n\n".join(parts)
-    return str(ModelCard(f"---\n{metadata(facts).to_yaml()}\n---\n\n{text}\n"))
+    """Return the README.md of a run on the hub."""
+    values = {
+        **vars(facts),
+        "name": facts.name,
+        "metadata": Markup(metadata(facts).to_yaml()),  # nosec B704  # YAML, not HTML
+        "plain": plain,
+        "code": code,
+        "graphs": isinstance(facts.input, GraphSpec),
+        "measure": facts.result.metric,
+        "scores": facts.scores,
+        "method": METHODS.get(facts.result.method),
+        "trains": facts.trains,
+        "selects_epoch": facts.trains and not facts.config.paper_protocol,
+        "summaries": facts.comparison and rank_methods(summarize_methods(facts.comparison)),
+        "most": 50,  # rows of a table of classes or targets
+        "most_names": 100,  # of classes or targets
+        **(_uncertainty(facts.predictions) if facts.predictions else {}),
+    }
+    return str(ModelCard(render_page("card.md.j2", values, folder="export/hub")))
+
+
+def _uncertainty(predictions: Predictions) -> dict[str, object]:
+    """Return each class's accuracy, the 95% interval for this many samples, and the ECE."""
+    right = [row.is_correct for row in predictions.rows]
+    interval = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
+    # One other class without probability: only that of the prediction counts.
+    probabilities = torch.tensor([[row.probability, 0.0] for row in predictions.rows])
+    return {
+        "per_class": class_accuracies(predictions),
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "calibration_error": calibration_error(probabilities, 1 - torch.tensor(right).int()),
+    }
 
 
 def metadata(facts: CardFacts) -> ModelCardData:
-    """What the hub lists, searches and shows beside the card."""
+    """Return what the hub lists, searches and shows beside the card."""
     graphs = isinstance(facts.input, GraphSpec)
-    own = [facts.noun + "s"] if graphs else []
     return ModelCardData(
         base_model=None if facts.base is None else base_model(facts.config),
         datasets=_hub_data(facts.data),
@@ -43,61 +70,73 @@ def metadata(facts: CardFacts) -> ModelCardData:
         metrics=[facts.result.metric.name],
         model_name=facts.name,
         pipeline_tag=_pipeline(facts),
-        tags=["delta-transfer", "transfer-learning", *own],
+        tags=["delta-transfer", "transfer-learning", *([f"{facts.noun}s"] if graphs else [])],
     )
 
 
 def base_model(config: TrainConfig) -> str | None:
-    """The name on the hub of the pretrained network; None if it is not there, or not known."""
+    """Return the pretrained network's name on the hub; None if it has none or it is unknown."""
     if config.weights is not None:
         return None
     if config.model.startswith("hf-hub:"):
         return config.model.removeprefix("hf-hub:").partition("@")[0]
     name = config.model.removeprefix("timm/")
-    if not timm.is_model(name.partition(".")[0]):
-        return None
-    found = timm.get_pretrained_cfg(name)
-    hub: str | None = None if found is None else found.hf_hub_id
+    found = timm.is_model(name.partition(".")[0]) and timm.get_pretrained_cfg(name)
+    hub: str | None = found.hf_hub_id if found else None
     return hub if hub and re.fullmatch(_HUB_NAME, hub) else None
 
 
 def _pipeline(facts: CardFacts) -> str | None:
     if isinstance(facts.input, GraphSpec):
         return "graph-ml"
-    return "image-classification" if isinstance(facts.task_type, Multiclass) else None
+    return "image-classification" if facts.result.metric is ACCURACY else None
 
 
 def _hub_data(data: str) -> str | None:
-    """The name on the hub of a data set that comes from there."""
-    if not data.startswith("hf/"):
-        return None
+    """Return the name on the hub of a data set that comes from there."""
     name = data.removeprefix("hf/").partition(":")[0]
-    return name if re.fullmatch(_HUB_NAME, name) else None
+    return name if data.startswith("hf/") and re.fullmatch(_HUB_NAME, name) else None
 
 
 def _eval_results(facts: CardFacts) -> list[EvalResult]:
-    """The figures on the test split, or on validation where there is none."""
-    result, measure = facts.result, facts.result.metric
-    value = result.metric_value("val" if facts.split == "validation" else "test")
-    found = (
-        [] if value is None else [_eval_result(facts, measure.name, value, measure.display_name)]
-    )
-    mean = result.test_mean_class_accuracy
-    if result.metric_name == "mean_class_accuracy" and mean is not None:
-        words = "accuracy, mean over classes"
-        found.append(_eval_result(facts, "mean_class_accuracy", mean, words))
-    return found
-
-
-def _eval_result(facts: CardFacts, metric: str, value: float, words: str) -> EvalResult:
-    data = facts.data
+    """Return the metrics on the test split, or on validation where there is none."""
+    result, data = facts.result, facts.data
+    scores = {(str(result.metric.name), result.metric.display_name): facts.scores[0]}
+    if result.metric_name == "mean_class_accuracy":
+        scores[result.metric_name, "accuracy, mean over classes"] = result.test_mean_class_accuracy
     slug = re.sub(r"[^a-z0-9/_.-]+", "-", data.lower()).strip("-") or "own"
-    return EvalResult(
-        task_type=_pipeline(facts) or "other",
-        dataset_type=_hub_data(data) or slug,
-        dataset_name=data,
-        dataset_split=facts.split,
-        metric_type=metric,
-        metric_value=round(value, 4),
-        metric_name=f"{facts.split} {words}",
-    )
+    return [
+        EvalResult(
+            task_type=_pipeline(facts) or "other",
+            dataset_type=_hub_data(data) or slug,
+            dataset_name=data,
+            dataset_split=facts.split,
+            metric_type=metric,
+            metric_value=round(value, 4),
+            metric_name=f"{facts.split} {words}",
+        )
+        for (metric, words), value in scores.items()
+        if value is not None
+    ]
+
+
+def plain(text: str) -> Markup:
+    r"""Return text as one line of Markdown in which nothing is markup.
+
+    Example:
+        >>> print(plain("a|b <script> *c* stop_sign\n_d_"))
+        a\|b \<script\> \*c\* stop_sign \_d\_
+    """
+    text = re.sub(r"([\\`*\[\]<>|&#~])", r"\\\1", " ".join(text.split()))
+    return Markup(re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text))  # nosec B704  # just escaped
+
+
+def code(text: str) -> Markup:
+    """Return text as one line of code in Markdown, also in a table.
+
+    Example:
+        >>> print(code("blocks.1"), code("a|`b`"))
+        `blocks.1` `a/'b'`
+    """
+    shown = " ".join(text.split()).replace("`", "'").replace("|", "/")
+    return Markup(f"`{shown or ' '}`")  # nosec B704  # nothing is markup inside of backticks

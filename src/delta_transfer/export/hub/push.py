@@ -1,6 +1,7 @@
-"""What the command push does: the folder, and if asked its commit."""
+"""The command push: write the folder of a run for the hub, and upload it if asked."""
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,62 +19,42 @@ from delta_transfer.inference.predictor import Predictor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pushed:
-    """What became of a run.
+class PushResult:
+    """The result of a push, or of its dry run."""
 
-    Args:
-        files: that went to the hub, or would, and the bytes of each.
-        address: of the repository.
-        folder: of a dry run; None if it was uploaded.
-        uploaded: the commit; None of a dry run.
-    """
-
-    files: Mapping[str, int]
-    address: str
-    folder: Path | None = None
-    uploaded: Uploaded | None = None
+    files: Mapping[str, int]  # their sizes in bytes, by name
+    address: str  # of the repository
+    folder: Path | None = None  # of a dry run
+    uploaded: Uploaded | None = None  # None for a dry run
 
 
-def push(options: PushOptions) -> Pushed:
-    """Writes the folder of a run for the hub and uploads it.
+def push(options: PushOptions) -> PushResult:
+    """Write the folder of a run for the hub, and upload it unless it is a dry run.
 
     Raises:
-        UserError: if there is no finished run, the folder of a dry run is in use, or the hub is not
-            reached or refuses.
+        UserError: if there is no finished run, the folder of a dry run is in use, or the hub cannot
+            be reached or refuses.
     """
     check_repo(options.repo)
     if not options.dry_run:
         check_token()
     predictor = Predictor(resolve_run_folder(options.run), device="cpu")
-    if options.dry_run:
-        return _write(options, predictor)
-    with tempfile.TemporaryDirectory(prefix="delta-transfer.") as temporary:
-        folder = Path(temporary)
-        files = _fill(options, predictor, folder)
-        done = upload(folder, FILES, repo=options.repo, private=options.private)
-    return Pushed(files=files, address=done.address, uploaded=done)
-
-
-def _write(options: PushOptions, predictor: Predictor) -> Pushed:
-    """What a dry run does."""
-    folder = predictor.run / "hub" if options.out is None else Path(options.out)
-    check_folder(
-        folder,
-        data=predictor.config.data,
-        overwrite=options.overwrite,
-        mark=PREPROCESSING,
-        files=FILES,
-    )
-    with write_folder_atomically(folder) as new:
-        files = _fill(options, predictor, new)
-    return Pushed(files=files, address=address(options.repo), folder=folder)
-
-
-def _fill(options: PushOptions, predictor: Predictor, folder: Path) -> Mapping[str, int]:
-    return write_folder(
+    write = functools.partial(
+        write_folder,
         predictor,
-        folder,
         repo=options.repo,
         license=options.license,
         data_name=options.data_name,
     )
+    where = address(options.repo)
+    if not options.dry_run:
+        with tempfile.TemporaryDirectory(prefix="delta-transfer.") as temporary:
+            files = write(Path(temporary))
+            done = upload(Path(temporary), FILES, repo=options.repo, private=options.private)
+        return PushResult(files=files, address=where, uploaded=done)
+    folder = predictor.run / "hub" if options.out is None else Path(options.out)
+    data, overwrite = predictor.config.data, options.overwrite
+    check_folder(folder, data=data, overwrite=overwrite, mark=PREPROCESSING, files=FILES)
+    with write_folder_atomically(folder) as new:
+        files = write(new)
+    return PushResult(files=files, address=where, folder=folder)

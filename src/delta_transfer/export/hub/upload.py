@@ -1,10 +1,10 @@
-"""A folder becomes a commit in a repository of the Hugging Face Hub."""
+"""Upload a folder as one commit to a repository of the Hugging Face Hub."""
 
 import dataclasses
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
@@ -17,31 +17,24 @@ from delta_transfer.errors import UserError, first_few
 
 logger = logging.getLogger(__name__)
 
-CARD = "README.md"  # as the hub has it
+CARD = "README.md"  # the hub's name for it
 MESSAGE = "Upload by delta-transfer"
 _OF_THE_HUB = {".gitattributes"}  # which it makes with a repository
-# What the hub's library raises: what is not reached or refused, and, around it or of what came back
-# in place of an answer, these.
+# What the hub's client raises when it cannot connect or is refused, and, around that or if an
+# answer is not what it expects, the last three.
 _FAILED: tuple[type[BaseException], ...] = (*DOWNLOAD_ERRORS, RuntimeError, ValueError, KeyError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uploaded:
-    """A commit.
+    """A commit on the hub."""
 
-    Args:
-        address: of the repository.
-        commit: its id.
-        private: whether only some see it.
-    """
-
-    address: str
-    commit: str
-    private: bool
+    commit: str  # its id
+    private: bool  # the repository is
 
 
 def check_repo(repo: str) -> None:
-    """Raises UserError where this is no name of a repository, ORG/NAME."""
+    """Raise UserError if this is not a repository's name, ORG/NAME."""
     try:
         validate_repo_id(repo)
         valid = repo.count("/") == 1
@@ -49,38 +42,38 @@ def check_repo(repo: str) -> None:
         valid = False
     if not valid:
         raise UserError(
-            f"REPO {repo!r} is no name of a repository: give ORG/NAME, of letters, digits and "
-            "single - _ . between them, 96 at most"
+            f"REPO {repo!r} is not a repository name: use ORG/NAME, of letters, digits and single "
+            "- _ . between them, 96 characters at most"
         )
 
 
 def check_token() -> None:
-    """Raises UserError where nobody has logged in."""
+    """Raise UserError if nobody has logged in to the hub."""
     if get_token() is None:
         raise UserError(
-            "push needs a token of the Hugging Face Hub that may write: log in with hf auth login, "
-            "or set HF_TOKEN; --dry-run needs none"
+            "push needs a Hugging Face token with write access: run hf auth login or set HF_TOKEN; "
+            "--dry-run needs none"
         )
 
 
 def address(repo: str) -> str:
-    """Where a repository is found."""
+    """Return the URL of a repository."""
     return f"{HfApi().endpoint}/{repo}"
 
 
 def upload(folder: Path, files: Sequence[str], *, repo: str, private: bool = False) -> Uploaded:
-    """Puts files into a repository by one commit; it is made if it is not there.
+    """Upload files by one commit to a repository, which is created if it does not exist.
 
     The token is that of `hf auth login` or of HF_TOKEN.
 
     Args:
-        folder: where the files lie.
+        folder: the folder of the files.
         files: their names.
         repo: ORG/NAME.
         private: whether the repository must be private.
 
     Raises:
-        UserError: if the hub is not reached or refuses, or the repository is there and is public
+        UserError: if the hub cannot be reached or refuses, or the repository exists and is public
             though it must be private.
     """
     try:
@@ -97,30 +90,32 @@ def _upload(
     _check_card(folder)
     api.create_repo(repo, private=private or None, exist_ok=True)
     found = api.model_info(repo)
-    where = address(repo)
     if private and not found.private:
         raise UserError(
-            f"--private: {where} is there already and is public; nothing is uploaded. Make it "
-            "private in its settings, give another REPO, or leave the option out"
+            f"--private: {address(repo)} exists and is public; nothing is uploaded. Make it "
+            "private in its settings, use another REPO, or leave the option out"
         )
     there = {sibling.rfilename for sibling in found.siblings or ()} - _OF_THE_HUB
     if there:
-        _tell_of_files(where, there, files)
+        replaced, kept = sorted(there & set(files)), sorted(there - set(files))
+        parts = [f"replaces {first_few(replaced, 8)}"] if replaced else []
+        parts += [f"leaves {first_few(kept)} unchanged"] if kept else []
+        logger.warning("%s exists: the new commit %s", address(repo), " and ".join(parts))
     operations = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files
     ]
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # Not upload_folder, which may make several commits of it.
+        # Not upload_folder, which may split the files over several commits.
         commit = api.create_commit(repo, operations, commit_message=MESSAGE)
-    for warning in told:
+    for warning in caught:
         if issubclass(warning.category, UserWarning):  # of the hub, about the card
             logger.warning("%s", " ".join(str(warning.message).split()))
-    return Uploaded(address=where, commit=commit.oid, private=bool(found.private))
+    return Uploaded(commit=commit.oid, private=bool(found.private))
 
 
 def _check_card(folder: Path) -> None:
-    """Raises UserError where the hub does not take a model card, before anything is made."""
+    """Raise UserError if the hub refuses the model card, before a repository is created."""
     try:
         ModelCard.load(folder / CARD).validate()
     except ValueError as error:
@@ -129,45 +124,36 @@ def _check_card(folder: Path) -> None:
         except (ValueError, KeyError, TypeError):
             said = short_error_message(error)
         raise UserError(
-            f"the hub refuses the model card ({said}): give a --license that it knows, as in "
+            f"the hub refuses the model card ({said}): use a --license from "
             "https://huggingface.co/docs/hub/repositories-licenses, or none"
         ) from error
 
 
-def _tell_of_files(where: str, there: set[str], files: Sequence[str]) -> None:
-    replaced, kept = sorted(there & set(files)), sorted(there - set(files))
-    parts = [f"replaces {first_few(replaced, 8)}"] if replaced else []
-    parts += [f"leaves {first_few(kept)} as they are"] if kept else []
-    logger.warning("%s is there already: one more commit %s", where, " and ".join(parts))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _explain(error: BaseException, repo: str) -> UserError:
-    """The error for an upload that did not happen."""
-    links = list(_chain(error))
+    """Return the error for a failed upload."""
+    links = [error]  # the error and its causes, of which the last says most
+    while cause := links[-1].__cause__ or links[-1].__context__:
+        links.append(cause)
     responses = (getattr(link, "response", None) for link in links)
-    codes = [response.status_code for response in responses if response is not None]
-    where, said = address(repo), short_error_message(links[-1] if codes == [] else error)
-    whole = f"The upload is one commit, of which {where} has all or nothing"
-    if codes and codes[0] == 401:
+    status = next((found.status_code for found in responses if found is not None), None)
+    whole = f"An upload is one commit: {address(repo)} has all of it or nothing"
+    if status is None:
         return UserError(
-            f"the hub does not take the token for {repo} (401): it may have expired, or been made "
-            "for reading; log in again with hf auth login, or set another HF_TOKEN"
+            f"the upload to {address(repo)} failed ({short_error_message(links[-1])}): check the "
+            "connection and "
+            "HF_ENDPOINT, then run the command again; if uploads by Xet fail, set "
+            f"HF_HUB_DISABLE_XET=1. {whole}"
         )
-    if codes and codes[0] in (403, 404):
+    if status == 401:
         return UserError(
-            f"the token may not write to {repo} ({codes[0]}): give a REPO of your own or of an "
-            "organisation that you may write in, ORG/NAME, and a token that may write"
+            f"the hub rejects the token for {repo} (401): it may have expired or be read-only; run "
+            "hf auth login again, or set another HF_TOKEN"
         )
-    if codes:
-        return UserError(f"the hub answers {codes[0]} ({said}): try again later. {whole}")
+    if status in (403, 404):
+        return UserError(
+            f"the token may not write to {repo} ({status}): use a REPO of your own or of an "
+            "organisation you may write to, ORG/NAME, and a token with write access"
+        )
     return UserError(
-        f"the upload to {where} did not go through ({said}): check the connection and HF_ENDPOINT, "
-        "and give the same command again; where uploads by Xet fail, set HF_HUB_DISABLE_XET=1. "
-        f"{whole}"
+        f"the hub answers {status} ({short_error_message(error)}): try again later. {whole}"
     )
