@@ -7,6 +7,7 @@ The processes are copies of one in which nothing has been computed yet: imports 
 
 import importlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,23 +15,35 @@ import traceback
 from pathlib import Path
 
 
-def run(function: str, *arguments: object, processes: int = 2, module: str = __name__) -> str:
+def run(
+    function: str,
+    *arguments: object,
+    processes: int = 2,
+    module: str = __name__,
+    timeout: float = 300,
+) -> str:
     """Runs a function in so many processes; returns what they printed.
 
     Raises:
         AssertionError: if it failed in one of them.
+        TimeoutExpired: if it took longer than so many seconds.
     """
     command = [sys.executable, "-m", "tests.several", module, function, processes, *arguments]
-    done = subprocess.run(
+    started = subprocess.Popen(
         [str(part) for part in command],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[1],
-        check=False,
-        timeout=300,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    try:
+        out, err = started.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)  # its copies too, which hold the pipes open
+        raise
+    assert started.returncode == 0, out + err
+    return out
 
 
 def environment(rank: int, processes: int, port: int) -> dict[str, str]:

@@ -1,12 +1,13 @@
-"""Several processes that train one network together: who they are, and what they tell each other.
+"""Process groups for distributed training: setup, ranks, and collectives on Python objects.
 
-Alone, each of these functions does what it says of a group of one, and nothing is initialised. What
-they tell each other goes over gloo, from memory to memory; NCCL is left to the network's gradients.
+Outside of a group all functions work as in a group of one, and nothing is initialised. Objects are
+exchanged over gloo, on the CPU; NCCL carries the gradients alone.
 """
 
 import datetime
 import logging
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,30 +16,30 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 
 T = TypeVar("T")
 
-TIMEOUT = datetime.timedelta(hours=6)  # while the main process does something alone
+TIMEOUT = datetime.timedelta(hours=6)  # the main process may prepare data alone
 
 
 def world_size() -> int:
-    """How many there are; 1 outside of a group."""
+    """Return the number of processes; 1 outside of a group."""
     return torch.distributed.get_world_size() if is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is, from 0."""
+    """Return the index of this process; 0 outside of a group."""
     return torch.distributed.get_rank() if is_initialized() else 0
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the one that writes files and logs."""
+    """Return True in the process that writes files and logs."""
     return rank() == 0
 
 
 def is_initialized() -> bool:
-    """Whether this process belongs to a group at all, be it one of its own."""
+    """Return True if this process belongs to a group, which may have one member."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
@@ -46,23 +47,22 @@ def is_initialized() -> bool:
 def init_process_group(
     find_device_type: Callable[[], str], *, devices: int | str = 1, num_nodes: int = 1
 ) -> Iterator[None]:
-    """Inside, this process is one of those that the environment tells of, if it tells of several.
+    """Join the process group that torchrun or SLURM describes in the environment, if there is one.
 
-    Those are processes of torchrun (or of anything that sets its variables) and of SLURM. All but
-    the main one log nothing.
+    Only the main process logs.
 
     Args:
-        find_device_type: tells the kind of device that they compute on, if there are several.
-        devices: how many processes a node was asked for; 1 and `"auto"` are content with any.
-        num_nodes: likewise of the nodes; 1 is content with any.
+        find_device_type: returns the type of device to compute on; called if there is a group.
+        devices: requested processes per node; 1 and `"auto"` accept any number.
+        num_nodes: requested nodes; 1 accepts any number.
 
     Raises:
-        UserError: if there are others than were asked for.
+        ConfigError: if torchrun or SLURM has started another number.
     """
     if world_size_from_env() == 1 or is_initialized():
         yield
         return
-    _check_asked(devices, num_nodes)
+    _check_requested(devices, num_nodes)
     kind = find_device_type()
     if kind == "cuda":
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
@@ -81,14 +81,14 @@ def init_process_group(
 
 
 def world_size_from_env() -> int:
-    """How many processes the environment tells of; SLURM's variables are put as torchrun's."""
+    """Return the number of processes in the environment; translate SLURM's to torchrun's."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         _translate_slurm()
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def local_world_size() -> int:
-    """How many of them are on this node."""
+    """Return the number of processes on this node."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
@@ -112,69 +112,96 @@ def _translate_slurm() -> None:
     }
 
 
-def _check_asked(devices: int | str, num_nodes: int) -> None:
+def _check_requested(devices: int | str, num_nodes: int) -> None:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size_from_env()))
     nodes = world_size_from_env() // local
-    for flag, asked, there in (("--devices", devices, local), ("--num-nodes", num_nodes, nodes)):
-        if asked not in (1, "auto", there):
-            raise UserError(
-                f"{flag} {asked}, but torchrun or SLURM has started {there}: leave the option out"
+    for flag, value, started in (("--devices", devices, local), ("--num-nodes", num_nodes, nodes)):
+        if value not in (1, "auto", started):
+            raise ConfigError(
+                f"{flag} {value}, but torchrun or SLURM has started {started}: leave the option out"
             )
 
 
-def run_on_main_and_broadcast(make: Callable[[], T]) -> T:
-    """What the main process makes, for all of them; the others wait.
+def run_on_main_and_broadcast(function: Callable[[], T]) -> T:
+    """Run a function in the main process and return its result in all of them.
 
-    Raises:
-        UserError: in all of them, if it is raised in the main one.
+    An error in it is raised in all of them: none waits for a result that never comes.
     """
     if world_size() == 1:
-        return make()
-    told: list[Any] = [None, None]
+        return function()
+    result: Any = None
+    error: Exception | None = None
     if is_rank_zero():
         try:
-            told[0] = make()
-        except UserError as error:
-            told[1] = error
-    torch.distributed.broadcast_object_list(told, src=0, device=torch.device("cpu"))
-    if told[1] is not None:
-        raise told[1]
-    made: T = told[0]
+            result = function()
+            pickle.dumps(result)  # before the others are sent anything
+        except Exception as caught:
+            error = caught
+    sent = [None, _picklable(error)] if error is not None else [result, None]
+    torch.distributed.broadcast_object_list(sent, src=0, device=torch.device("cpu"))
+    if error is not None:
+        raise error  # itself, with its traceback
+    if sent[1] is not None:
+        raise sent[1]
+    made: T = sent[0]
     return made
 
 
 @contextmanager
 def first_on_each_node() -> Iterator[None]:
-    """One process of each node runs what is inside before the others do, for example a download."""
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    if world_size() > 1 and not first:
-        all_gather(None)
-    yield
-    if world_size() > 1 and first:
-        all_gather(None)
+    """Run the body in one process of each node before the others, for example a download."""
+    with _before_the_others(first=int(os.environ.get("LOCAL_RANK", "0")) == 0):
+        yield
 
 
 @contextmanager
 def rank_zero_first() -> Iterator[None]:
-    """The main process runs what is inside before the others do."""
-    if world_size() > 1 and not is_rank_zero():
-        all_gather(None)
-    yield
-    if world_size() > 1 and is_rank_zero():
-        all_gather(None)
+    """Run the body in the main process before the others."""
+    with _before_the_others(first=is_rank_zero()):
+        yield
+
+
+@contextmanager
+def _before_the_others(*, first: bool) -> Iterator[None]:
+    """Run the body in some processes first; an error there is raised in all."""
+    if not first:
+        _raise_any(all_gather(None))
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        all_gather(_picklable(error))
+        raise
+    _raise_any(all_gather(None))
+
+
+def _raise_any(errors: Sequence[Exception | None]) -> None:
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _picklable(error: Exception) -> Exception:
+    """Return the error, or one with its type and text where it cannot be sent."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # pickling may fail in any way
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def all_gather(own: T) -> list[T]:
-    """What each process gives, in their order; tensors have to be on the CPU."""
+    """Return the objects of all processes, by rank; tensors have to be on the CPU."""
     if world_size() == 1:
         return [own]
-    found: list[Any] = [None] * world_size()
-    torch.distributed.all_gather_object(found, own)
-    return found
+    gathered: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(gathered, own)
+    return gathered
 
 
 def all_reduce_mean(values: Sequence[float]) -> list[float]:
-    """The mean over processes of each of some numbers."""
+    """Return the mean over processes of each number."""
     if world_size() == 1:
         return list(values)
     tensor = torch.tensor(values, dtype=torch.float64)
@@ -183,35 +210,35 @@ def all_reduce_mean(values: Sequence[float]) -> list[float]:
 
 
 def all_reduce_any(*flags: bool) -> list[bool]:
-    """Whether each of some flags is set in any process."""
-    return [share > 0 for share in all_reduce_mean([float(flag) for flag in flags])]
+    """Return, for each flag, True if it is set in any process."""
+    return [mean > 0 for mean in all_reduce_mean([float(flag) for flag in flags])]
 
 
 def shard_and_gather(
     count: int, size: int, make: Callable[[Sequence[int]], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
-    """What is made of samples, of which each process takes its share of whole batches.
+    """Compute rows for samples, a shard of whole batches in each process, and gather them.
 
-    So that each batch is one that a single process would have had, to the last bit.
+    Batches are those of a single process, so that results are the same to the last bit.
 
     Args:
-        count: of all samples.
-        size: of a batch.
-        make: makes rows, one a sample, on the CPU, of samples at some positions.
+        count: number of samples.
+        size: samples in a batch.
+        make: returns tensors on the CPU with one row per sample index that it is passed.
 
     Returns:
-        The rows of all samples, in their order.
+        The rows of all samples, in order of their indices.
     """
     if world_size() == 1:
         return make(range(count))
     own = local_sample_indices(count, size)
-    found = [part for part in all_gather((own, make(own) if own else None)) if part[1] is not None]
-    order = torch.tensor([position for positions, _ in found for position in positions])
-    back = order.argsort()
-    return tuple(torch.cat(rows)[back] for rows in zip(*(rows for _, rows in found), strict=True))
+    shards = all_gather((own, make(own) if own else None))
+    order = torch.tensor([index for indices, _ in shards for index in indices]).argsort()
+    rows = zip(*(rows for _, rows in shards if rows is not None), strict=True)
+    return tuple(torch.cat(parts)[order] for parts in rows)
 
 
 def local_sample_indices(count: int, size: int) -> list[int]:
-    """The positions of the samples in every n-th batch, n being the number of processes."""
+    """Return the indices of the samples in every n-th batch, for n processes."""
     starts = range(rank() * size, count, world_size() * size)
-    return [place for start in starts for place in range(start, min(start + size, count))]
+    return [index for start in starts for index in range(start, min(start + size, count))]
