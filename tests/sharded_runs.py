@@ -86,7 +86,7 @@ def refused(folder: str) -> None:
     config = tiny(Path("images"), Path(folder), method="probe")
     with (
         init_process_group(lambda: "cpu"),
-        pytest.raises(UserError, match=f"writes into {folder}: wait until"),
+        pytest.raises(UserError, match=f"is writing to {folder}: wait"),
     ):
         train_prepared(prepared, config, Path(folder), started=time.perf_counter())
 

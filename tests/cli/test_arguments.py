@@ -159,9 +159,9 @@ def test_what_is_wrong_is_said_by_the_name_of_the_flag(args, message):
         ("3: 4", "unknown option '3'"),
         ("guests: many", "--guests many: give a whole number"),
         ("dish: true", "DISH True: give text"),
-        ("- soup", "must hold options"),
-        ("", "must hold options"),
-        ("dish: [", "is no YAML"),
+        ("- soup", "must contain options"),
+        ("", "must contain options"),
+        ("dish: [", "is not YAML"),
         (None, "cannot be read: .*No such file"),
     ],
 )

@@ -63,11 +63,11 @@ class TestExplain:
     def test_a_full_disk(self, code):
         assert explain(os_error(code)) == (
             f"'/runs/a/model.safetensors' could not be written ({os.strerror(code)}): free some "
-            "space, or choose another place with --out"
+            "space, or write to another folder with --out"
         )
         assert explain(os_error(code, None)) == (
-            f"the output could not be written ({os.strerror(code)}): free some space, or choose "
-            "another place with --out"
+            f"the output could not be written ({os.strerror(code)}): free some space, or write "
+            "to another folder with --out"
         )
 
     @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])

@@ -35,8 +35,8 @@ def test_what_is_not_in_the_file_keeps_its_default(tmp_path):
     ("content", "message"),
     [
         (None, "cannot be read"),
-        ("data: [", "is no YAML"),
-        ("- data", "must hold the options of a run"),
+        ("data: [", "is not YAML"),
+        ("- data", "must contain the options of a run"),
         ("epochs: 3", "data among them"),
         ("data: x\nepoch: 3", "unknown option 'epoch': did you mean epochs"),
         ("data: x\nepochs: three", "--epochs must be a whole number, got 'three'"),

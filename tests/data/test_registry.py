@@ -59,7 +59,7 @@ def test_an_empty_name_is_not_the_current_folder(
     ],
 )
 def test_what_the_system_cannot_look_for(name: str, reason: str) -> None:
-    message = f"cannot look for the file or folder .*{reason}"
+    message = f"cannot access the file or folder .*{reason}"
     for load in (load_data, load_labelled_data):
         for data in (name, f"hf/{name}"):
             with pytest.raises(UserError, match=message):

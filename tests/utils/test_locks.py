@@ -22,8 +22,8 @@ from tests.several import run
 HOLD = """
 import sys, time
 from pathlib import Path
-from delta_transfer.utils.locks import locked
-with locked(Path(sys.argv[1])):
+from delta_transfer.utils.locks import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(300)
 """
@@ -47,11 +47,11 @@ def held(folder: Path) -> Iterator[subprocess.Popen[str]]:
 def test_it_is_another_process_s_until_that_is_killed(tmp_path):
     folder = tmp_path / "new" / "run"
     with held(folder) as other:
-        who = f"process {other.pid} on {socket.gethostname()} writes into {folder}: "
+        who = f"process {other.pid} on {socket.gethostname()} is writing to {folder}: "
         for _ in range(2):  # nor does being refused take it away
             with pytest.raises(UserError, match=who), lock_folder(folder):
                 pass
-            with pytest.raises(UserError, match="wait until it has finished, end it, or give ano"):
+            with pytest.raises(UserError, match="wait for it, stop it"):
                 check_unlocked(folder)
     assert (folder / LOCK).is_file()  # which locks nothing
     check_unlocked(folder)
@@ -67,7 +67,9 @@ def test_a_second_command_is_refused_and_changes_nothing(images, tmp_path, capsy
     with held(folder) as other:
         assert main.main([name, str(images), f"--out={folder}", *flags]) == 2
         said = capsys.readouterr().err
-        assert f"error: process {other.pid} on {socket.gethostname()} writes into {folder}" in said
+        assert (
+            f"error: process {other.pid} on {socket.gethostname()} is writing to {folder}" in said
+        )
         assert [path.name for path in folder.iterdir()] == [LOCK]
 
 
@@ -82,7 +84,7 @@ def test_one_that_comes_while_another_prepares_is_refused(images, tmp_path, monk
     from delta_transfer.runs.run import prepare
 
     monkeypatch.setattr("delta_transfer.runs.run.prepare", prepared)
-    with pytest.raises(UserError, match=f"writes into {folder}: wait until"):
+    with pytest.raises(UserError, match=f"is writing to {folder}: wait"):
         train(tiny(images, folder, method="probe"))
     assert [path.name for path in folder.iterdir()] == [LOCK]
     own.release()
@@ -116,7 +118,7 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplo
     with lock_folder(tmp_path):
         pass
     assert "cannot be locked ([Errno 38] Function not implemented)" in caplog.text
-    assert "let no other process write into it" in caplog.text
+    assert "make sure no other process writes to it" in caplog.text
 
 
 def test_of_several_processes_of_a_run_all_are_refused(tmp_path):

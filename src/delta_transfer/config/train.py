@@ -257,7 +257,7 @@ class TrainConfig:
         wanted = "the options of a run, a line each, data among them"
         values = read_yaml(path, wanted=wanted)
         if "data" not in values:
-            raise UserError(f"{path} must hold {wanted}")
+            raise UserError(f"{path} must contain {wanted}")
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:

@@ -109,7 +109,7 @@ def read_config(folder: Path) -> dict[str, str]:
     wanted = "options of a run, one a line"
     values = read_yaml(path, wanted=wanted)
     if any(isinstance(value, dict) for value in values.values()):
-        raise UserError(f"{path} must hold {wanted}")
+        raise UserError(f"{path} must contain {wanted}")
     return {str(name): _option(value) for name, value in values.items()}
 
 

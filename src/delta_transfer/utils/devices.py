@@ -1,17 +1,17 @@
-"""The device that a run is on, and how a network is put there."""
+"""The device to compute on, and the number of CPU cores."""
 
 import joblib
 import torch
 from torch import nn
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; `"auto"` is the accelerator if there is one.
+    """Return the device of a name; `"auto"` is the accelerator if there is one, else the CPU.
 
     Raises:
-        UserError: if this machine has no such device.
+        EnvironmentError: if this machine has no such device.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "cpu" or (name == "auto" and accelerator is None):
@@ -20,16 +20,16 @@ def find_device(name: str) -> torch.device:
         return torch.device("cpu")
     if accelerator is None or name not in ("auto", accelerator.type):
         found = "only a CPU" if accelerator is None else f"cpu and {accelerator.type}"
-        raise UserError(f"--device {name}: this machine has {found}; leave the option out")
+        raise EnvironmentError(f"--device {name}: this machine has {found}; leave the option out")
     return accelerator
 
 
 def move_to_device(network: nn.Module, device: torch.device) -> None:
-    """Moves a network to its device, in the memory layout in which convolutions are fastest."""
+    """Move a network to a device, in the memory layout that is fastest for convolutions."""
     network.to(device)
     network.to(memory_format=torch.channels_last)
 
 
 def cpu_count() -> int:
-    """How many cores this process may use, of which a container may allow fewer than there are."""
+    """Return the number of cores this process may use, which a container may limit."""
     return int(joblib.cpu_count())

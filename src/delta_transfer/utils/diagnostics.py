@@ -1,4 +1,4 @@
-"""What the commands show in the terminal: messages, and how far they are."""
+"""Readable messages for errors, such as a full disk or too little memory."""
 
 import errno
 from collections.abc import Iterator
@@ -7,18 +7,19 @@ from delta_transfer.errors import UserError
 
 
 def message(error: UserError) -> str:
-    """What it says, without the traceback that a DataLoader's worker process puts before it."""
-    return str(error).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
+    """Return an error's message, without the traceback that a DataLoader worker puts before it."""
+    kind = type(error)
+    return str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()
 
 
 def explain(error: BaseException) -> str | None:
-    """What to do about an error that is neither a mistake of ours nor one in the input.
+    """Explain an error that comes from the machine, not from the code or the input.
 
-    These are a full disk, files that may not be written or read, too little memory, and processes
-    that load images and died.
+    Those are a full disk, files without permission, too little memory, and crashed data loader
+    workers.
 
     Args:
-        error: as it was raised; the errors that it was raised from count as well.
+        error: as raised; the errors that caused it are inspected as well.
 
     Returns:
         A message that names the file, if one is known; None for any other error.
@@ -35,7 +36,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _explain_file(error: BaseException) -> str | None:
     if not isinstance(error, OSError):
-        # torch.save says neither which file it was nor why.
+        # torch.save names neither the file nor the reason.
         torn = isinstance(error, RuntimeError) and any(
             part in str(error) for part in _WRITE_FAILURES
         )
@@ -50,7 +51,7 @@ def _explain_file(error: BaseException) -> str | None:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return (
             f"no access to {file} ({error.strerror}): change its permissions or those of its "
-            "folder, or choose another place for what is written with --out"
+            "folder, or write to another folder with --out"
         )
     return None
 
@@ -59,10 +60,10 @@ def _explain_machine(error: BaseException) -> str | None:
     text = str(error) if isinstance(error, RuntimeError) else ""
     if any(part in text for part in _WORKER_FAILURES):
         return (
-            "a process that loads images died, as it does when memory or shared memory runs out: "
-            "load them without such processes, --num-workers 0"
+            "a data loader worker died, probably out of (shared) memory: load without workers, "
+            "--num-workers 0"
         )
-    # By its name, so that torch need not be loaded.
+    # By its name, so that torch need not be imported.
     full = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     if full or isinstance(error, MemoryError) or any(part in text for part in _OUT_OF_MEMORY):
         own = isinstance(error, MemoryError) or _OUT_OF_MEMORY[0] in text
@@ -71,7 +72,7 @@ def _explain_machine(error: BaseException) -> str | None:
     return None
 
 
-_FREE_SPACE_HINT = "free some space, or choose another place with --out"
+_FREE_SPACE_HINT = "free some space, or write to another folder with --out"
 _WRITE_FAILURES = ("PytorchStreamWriter failed writing", "unexpected pos")
 _WORKER_FAILURES = ("DataLoader worker (pid", "</torch_", "Too many open files. Communication")
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")

@@ -1,4 +1,4 @@
-"""What a run was made with: the command, the versions of libraries, the machine."""
+"""The command, library versions and machine of a run."""
 
 import importlib.metadata
 import platform
@@ -13,13 +13,13 @@ LIBRARIES = ("delta-transfer", "torch", "torchvision", "timm", "lightning", "sci
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that decide figures."""
+    """Return the versions of Python and of the libraries that results depend on."""
     found = {library: importlib.metadata.version(library) for library in LIBRARIES}
     return {"python": platform.python_version(), **found}
 
 
 def describe() -> tuple[str, ...]:
-    """The command, the versions and the machine, a line each, for a log."""
+    """Return a log's header: the command, the versions and the machine, a line each."""
     cores = psutil.cpu_count(logical=True) or 1
     memory = psutil.virtual_memory().total / 2**30
     parts = [_processor(), f"{cores} cores", f"{memory:.1f} GiB memory", *_accelerators()]
@@ -31,10 +31,10 @@ def describe() -> tuple[str, ...]:
 
 
 def _processor() -> str:
-    """The name of the processor, as far as the system tells it."""
+    """Return the name of the processor, as far as the system has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""One process at a time writes into the folder of a run or a comparison."""
+"""A lock on a folder, so that one process at a time writes to it."""
 
 import contextlib
 import logging
@@ -9,48 +9,48 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-"""Names its holder. What is left of a process that was killed locks nothing, and is taken over."""
+"""Contains the name of its holder. The file of a killed process locks nothing and is reused."""
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Inside, no other process may write into a folder; it is made if there is none.
+    """Lock a folder against other processes; create it if needed.
 
-    The lock is the system's, and ends with this process however that ends. Of several processes
-    that work on one run, the main one holds it for all. Where a folder cannot be locked, as on some
-    network drives, a warning says so.
+    The operating system releases the lock when this process ends, even if it is killed. In
+    distributed training the main process holds it for all. A folder that cannot be locked, as on
+    some network drives, is used with a warning.
 
     Raises:
-        UserError: if another process writes into it.
+        EnvironmentError: if another process holds the lock.
     """
-    made = not folder.exists()
+    created = not folder.exists()
     lock = _acquire(folder)
     if lock is None:
         yield
         return
     path = Path(lock.lock_file)
     try:
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+        with contextlib.suppress(OSError):  # a full disk: the lock works without a name
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
-        path.unlink(missing_ok=True)  # while nobody else can have it
-        if made:
+        path.unlink(missing_ok=True)  # while no other process can have it
+        if created:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # if there is nothing in it
+                folder.rmdir()  # if it is empty
         lock.release()
 
 
 def check_unlocked(folder: Path) -> None:
-    """Checks that no other process writes into a folder, before there is anything to write.
+    """Check that no other process has locked a folder.
 
     Raises:
-        UserError: if one does.
+        EnvironmentError: if one has.
     """
     if (folder / LOCK).is_file():
         lock = _acquire(folder)
@@ -59,30 +59,29 @@ def check_unlocked(folder: Path) -> None:
 
 
 def _acquire(folder: Path) -> FileLock | None:
-    """The lock, held; None where there is none to hold."""
+    """Return the acquired lock; None where the folder cannot be locked."""
     path = folder / LOCK
-    holder = _holder(path)  # first: some versions of filelock empty the file
+    holder = _holder(path)  # read first: some versions of filelock empty the file
     lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise UserError(
-            f"{holder} writes into {folder}: wait until it has finished, end it, or give another "
-            "--out"
+        raise EnvironmentError(
+            f"{holder} is writing to {folder}: wait for it, stop it, or use another --out"
         ) from error
     except (OSError, NotImplementedError) as error:
-        # Where nothing can be written, writing fails, and says so.
+        # Where nothing can be written, the first write fails with a clear message.
         if folder.is_dir() and os.access(folder, os.W_OK):
             logger.warning(
-                "%s cannot be locked (%s): let no other process write into it", folder, error
+                "%s cannot be locked (%s): make sure no other process writes to it", folder, error
             )
         return None
     return lock
 
 
 def _holder(path: Path) -> str:
-    """Who says that it has the lock."""
+    """Return the name in the lock file."""
     try:
         return path.read_text(encoding="utf-8") or "another process"
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""The log of a run: a file beside its results."""
+"""The log file of a run."""
 
 import contextlib
 import logging
@@ -8,9 +8,12 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def log_to(path: Path, header: Sequence[str], *, resume: bool = False) -> Iterator[None]:
-    """Inside, what the package logs goes to a file too, below some lines that came before.
+    """Copy the package's log messages to a file, below a header; an error in the body as well.
 
-    So does an error that ends it. If asked, all that goes below what the file has.
+    Args:
+        path: the file; its folder exists.
+        header: lines to write first.
+        resume: append to the file instead of replacing it.
     """
     with path.open("a" if resume else "w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in header)
@@ -21,9 +24,9 @@ def log_to(path: Path, header: Sequence[str], *, resume: bool = False) -> Iterat
     try:
         with _info_level(package):
             yield
-    except BaseException as error:  # the terminal shows it by itself
-        said = str(error) or type(error).__name__
-        handler.handle(package.makeRecord(package.name, logging.ERROR, "", 0, said, (), None))
+    except BaseException as error:  # the terminal shows it anyway
+        text = str(error) or type(error).__name__
+        handler.handle(package.makeRecord(package.name, logging.ERROR, "", 0, text, (), None))
         raise
     finally:
         package.removeHandler(handler)
@@ -32,7 +35,7 @@ def log_to(path: Path, header: Sequence[str], *, resume: bool = False) -> Iterat
 
 @contextlib.contextmanager
 def _info_level(package: logging.Logger) -> Iterator[None]:
-    """Inside, its own handlers hear of everything, and those of the program no more than before."""
+    """Let the package's handlers see all messages, and the program's no more than before."""
     level, own, propagate = package.getEffectiveLevel(), package.level, package.propagate
     if level <= logging.INFO:
         yield
@@ -50,8 +53,8 @@ def _info_level(package: logging.Logger) -> Iterator[None]:
 
 
 class _Relay(logging.Handler):
-    """Hands records on to the handlers of the program."""
+    """Passes records on to the handlers of the program."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Unless they are below the level."""
+        """Pass a record on."""
         logging.getLogger().callHandlers(record)

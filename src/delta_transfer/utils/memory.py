@@ -1,4 +1,4 @@
-"""The most memory that was in use over some time."""
+"""Peak memory."""
 
 import contextlib
 import re
@@ -11,15 +11,14 @@ MIB = 2**20
 
 
 class PeakMemory:
-    """Measures from the moment that it is made.
+    """Peak memory since this object was created.
 
-    On CUDA it is what tensors take up on the GPU. Elsewhere it is the resident memory of this
-    process: with Python, the libraries and all that was there before, without the processes that
-    load images. Linux forgets the peaks of before; other systems give that since the process
-    began.
+    On CUDA it is the memory of tensors on the GPU. Elsewhere it is the resident memory of this
+    process, Python and libraries included, data loader workers not. Linux can reset the peak; on
+    other systems it is the peak since the process started.
 
     Args:
-        device: what is computed on.
+        device: the device to measure.
 
     Example:
         >>> PeakMemory(torch.device("cpu")).mib > 10
@@ -31,19 +30,19 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
-            with contextlib.suppress(OSError):  # no Linux, or one that does not allow it
+            with contextlib.suppress(OSError):  # not Linux, or without permission
                 Path("/proc/self/clear_refs").write_text("5")
 
     @property
     def mib(self) -> float:
-        """The peak until now, in MiB, to a tenth; 0 where the system does not say (Windows)."""
+        """The peak until now, in MiB, rounded to a tenth; 0 where it is not known (Windows)."""
         if self._device.type == "cuda":
             return round(torch.cuda.max_memory_allocated() / MIB, 1)
         return round(_resident_peak() / MIB, 1)
 
 
 def _resident_peak() -> int:
-    """Bytes."""
+    """Return the peak resident memory of this process in bytes."""
     if sys.platform == "linux":
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         if found is not None:

@@ -1,4 +1,4 @@
-"""Borrow a network and give it back as it was, also after an exception."""
+"""Context managers that restore a module's state or global settings, also after an exception."""
 
 import contextlib
 import os
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 from delta_transfer.utils.files import fingerprint
 
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts the network in eval mode; afterwards each module has its own train flag again."""
+    """Put a network in eval mode; restore each module's own train flag afterwards."""
     flags = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -27,7 +27,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient inside; afterwards each has its own flag again."""
+    """Switch `requires_grad` off for all parameters; restore each flag afterwards."""
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     for parameter in flags:
         parameter.requires_grad_(False)
@@ -40,10 +40,10 @@ def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def preserve_random_state(model: nn.Module) -> Iterator[None]:
-    """Whatever is drawn inside, the global random states are the old ones afterwards.
+    """Restore the global random states afterwards.
 
-    Covers Python, NumPy, and torch on the CPU and on the devices that the network's parameters are
-    on.
+    Those are Python's, NumPy's, and torch's on the CPU and on the devices of the network's
+    parameters.
     """
     devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
     kind = next(iter(devices)).type if devices else "cuda"
@@ -58,13 +58,13 @@ def preserve_random_state(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic_algorithms(enable: bool) -> Iterator[None]:
-    """Inside, torch runs no algorithm whose results vary; afterwards its settings are the old ones.
+    """Make torch use deterministic algorithms only; restore its settings afterwards.
 
     Args:
         enable: False changes nothing.
 
     Raises:
-        UserError: if there is no other algorithm for something that runs inside.
+        ConfigError: if an operation in the body has no deterministic algorithm.
     """
     if not enable:
         yield
@@ -81,10 +81,10 @@ def deterministic_algorithms(enable: bool) -> Iterator[None]:
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
-        what = str(error).split(".")[0]
-        raise UserError(
-            f"--deterministic: {what}: leave the option out, or give --device cpu, where every run "
-            "is deterministic"
+        reason = str(error).split(".")[0]
+        raise ConfigError(
+            f"--deterministic: {reason}: leave the option out, or use --device cpu, where every "
+            "run is deterministic"
         ) from error
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
@@ -94,14 +94,14 @@ def deterministic_algorithms(enable: bool) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the network's first parameter or buffer; the CPU if it has none."""
+    """Return the device of the network's first parameter or buffer; the CPU if it has none."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
 
 
 def weights_fingerprint(model: nn.Module, *, head: str) -> str:
-    """SHA-256 of a network's parameters and buffers, those of its head left out."""
+    """Return the SHA-256 of a network's parameters and buffers without those of its head."""
     state = model.state_dict()
     chunks: list[bytes | memoryview] = []
     for name in sorted(state):

@@ -1,18 +1,18 @@
-"""PyTorch Geometric and RDKit, which only graph tasks need: there, and quiet, or a message."""
+"""Optional dependencies of graph tasks."""
 
 import warnings
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError
 
 
 def require_graph_libraries(name: str) -> None:
-    """Imports both libraries, so that the imports after this are of libraries that are there.
+    """Import PyTorch Geometric and RDKit without their warnings.
 
     Args:
-        name: what they are needed for, for the message.
+        name: the feature that needs them, for the message.
 
     Raises:
-        UserError: if one of them is not installed.
+        EnvironmentError: if one of them is not installed.
     """
     try:
         with warnings.catch_warnings():
@@ -21,7 +21,7 @@ def require_graph_libraries(name: str) -> None:
             import rdkit  # noqa: F401
             import torch_geometric  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(
+        raise EnvironmentError(
             f"{name} needs PyTorch Geometric and RDKit ({error}): pip install "
             "'delta-transfer[graph]'"
         ) from error

@@ -1,4 +1,4 @@
-"""What the commands show in the terminal: messages, and how far they are."""
+"""A progress bar on the terminal."""
 
 import logging
 import sys
@@ -8,16 +8,15 @@ from typing import TextIO
 
 
 @contextmanager
-def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Shows on a terminal how much is done and how long the rest takes.
+def progress_bar(title: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show progress and remaining time on a terminal.
 
     Args:
-        what: is being done.
-        unit: of what is counted.
+        title: what is being done.
+        unit: what is counted, in the plural.
 
     Yields:
-        To be told of how much is done, and of how much there is, 0 where that is not known; None
-        where there is no terminal.
+        A function of the number done and the total (0 if unknown); None without a terminal.
     """
     from rich.console import Console
 
@@ -34,7 +33,7 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None] | 
     )
 
     columns = (
-        what,
+        title,
         BarColumn(bar_width=20),
         TaskProgressColumn(),
         MofNCompleteColumn(),
@@ -45,13 +44,13 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None] | 
     stderr = sys.stderr
     bar = Progress(*columns, console=console, transient=True, redirect_stdout=False)
     with bar, _logged_above(stderr):
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 @contextmanager
 def _logged_above(stderr: TextIO) -> Iterator[None]:
-    """Inside, what is logged to stderr goes to what has taken its place and spares the bar."""
+    """Send log messages for stderr to its current replacement, so that the bar stays intact."""
     own = logging.getLogger("delta_transfer").handlers
     moved = [h for h in own if isinstance(h, logging.StreamHandler) and h.stream is stderr]
     for handler in moved:

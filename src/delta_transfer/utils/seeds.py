@@ -1,12 +1,12 @@
-"""Seeds for single purposes, derived from the one seed that a user gives."""
+"""Seeds for single purposes, derived from the user's seed."""
 
 import hashlib
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 64-bit seed that is a pure function of the user's seed and of what it is for.
+    """Derive a 64-bit seed from the user's seed and a purpose.
 
-    Different purposes give unrelated seeds, so that one draw never changes another.
+    Different purposes have unrelated seeds, so that one draw never changes another.
 
     Args:
         seed: the user's seed.

@@ -1,4 +1,4 @@
-"""What a value of an option must be, by its type."""
+"""Checks and descriptions of option values by their type hints."""
 
 import types
 import typing
@@ -15,11 +15,11 @@ _PLAIN: dict[Any, str] = {
 
 
 def matches_type(value: object, hint: Any) -> bool:
-    """Whether a value is of a type; whole numbers are numbers, and true and false are none.
+    """Return True if a value fits a type hint; integers are numbers, booleans are not.
 
     Args:
-        value: as it came.
-        hint: a plain type, choices, or several of these.
+        value: any value.
+        hint: a plain type, a `Literal`, or a union of these.
 
     Example:
         >>> matches_type(3, float), matches_type(True, int), matches_type(None, int | None)
@@ -35,7 +35,7 @@ def matches_type(value: object, hint: Any) -> bool:
 
 
 def describe_type(hint: Any) -> str:
-    """What a value of a type must be, behind "must be"; that it may be missing is not said.
+    """Describe a type hint, as text to follow "must be"; None is left out.
 
     Example:
         >>> describe_type(Literal["a", "b"] | None), describe_type(float | Literal["auto"])
