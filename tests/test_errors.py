@@ -1,6 +1,6 @@
 import pytest
 
-from delta_transfer.errors import UserError, match_names, near, unknown
+from delta_transfer.errors import UserError, as_flags, match_names, near, unknown
 
 NAMES = "stem layer1 layer1.0 layer1.0.conv1 layer2 layer2.0.conv1 fc".split()
 MANY = [*NAMES, *(f"blocks.{i}.mlp" for i in range(20))]
@@ -46,3 +46,16 @@ def test_an_exact_name_is_no_pattern():
 def test_a_pattern_without_a_match_is_an_error_with_near_names():
     with pytest.raises(UserError, match=r"unknown tap 'layer9\*'.*layer1"):
         match_names("tap", ["fc", "layer9*"], NAMES)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("`val_fraction=1.5`: must be below 1", "--val-fraction 1.5: must be below 1"),
+        ("leave `smiles_column` out", "leave --smiles-column out"),
+        ("pass `resume=True`", "pass --resume"),
+        ("run `pip install x`, see `Model.fit()`", "run `pip install x`, see `Model.fit()`"),
+    ],
+)
+def test_the_command_line_shows_arguments_as_flags(message, expected):
+    assert as_flags(message) == expected

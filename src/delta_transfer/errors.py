@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -27,6 +28,26 @@ class ModelError(UserError):
 
 class EnvironmentError(UserError):
     """The machine is in the way: a missing package, device, disk space or network connection."""
+
+
+def as_flags(message: str) -> str:
+    """Return a message of the library with its arguments spelt as command-line flags.
+
+    The library names an argument as Python code between backticks, with its value if it helps:
+    `` `val_fraction=1.5`: must be below 1 ``. The command line shows such messages through this
+    function, so that no library function has to know of flags.
+
+    Example:
+        >>> as_flags("`val_fraction=1.5`: must be below 1, or leave `test_split` out")
+        '--val-fraction 1.5: must be below 1, or leave --test-split out'
+    """
+    return re.sub(r"`([a-z]\w*)(?:=([^`]*))?`", _flag, message)
+
+
+def _flag(argument: re.Match[str]) -> str:
+    name, value = argument.groups()
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value in (None, "True") else f"{flag} {value}"
 
 
 def first_few(items: Sequence[str], limit: int = 5) -> str:

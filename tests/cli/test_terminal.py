@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from delta_transfer.cli.terminal import Formatter, flush_output
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError, UserError
 from delta_transfer.utils.diagnostics import explain, message
 from delta_transfer.utils.progress import progress_bar
 
@@ -39,7 +39,7 @@ class Damaged(Dataset[int]):
         return 1
 
     def __getitem__(self, index: int) -> int:
-        raise UserError("cannot read 'a.png': replace it")
+        raise DataError("cannot read 'a.png': replace it")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from delta_transfer.cli import launcher
 from delta_transfer.cli.commands import COMMANDS, find_command
 from delta_transfer.cli.terminal import Formatter, ending_at_sigterm, flush_output
-from delta_transfer.errors import UserError
+from delta_transfer.errors import UserError, as_flags
 from delta_transfer.utils.diagnostics import explain, message
 
 _log = logging.getLogger("delta_transfer")
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             flush_output()
     except UserError as error:
-        return _end(2, f"error: {message(error)}")
+        return _end(2, f"error: {as_flags(message(error))}")
     except KeyboardInterrupt as stop:
         return _end(1, str(stop) or "interrupted")
     except BrokenPipeError:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         explained = explain(error)
         if explained is not None:
-            return _end(2, f"error: {explained}")
+            return _end(2, f"error: {as_flags(explained)}")
         if launcher.is_peer_failure(error):
             launcher.give_up(error)
         raise

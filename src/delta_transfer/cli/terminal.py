@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from delta_transfer.errors import as_flags
+
 
 class Formatter(logging.Formatter):
     """The message alone; a warning says that it is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as a line."""
-        message = super().format(record)
+        message = as_flags(super().format(record))
         return f"warning: {message}" if record.levelno >= logging.WARNING else message
 
 
