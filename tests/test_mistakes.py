@@ -1684,7 +1684,7 @@ RUNS = [
     row(
         "app: damaged figures",
         "app damaged --port=0",
-        "damaged/result.json | is no result of a run",
+        "damaged/result.json | is not the result of a run",
         damaged("result.json"),
     ),
     row(
@@ -1732,7 +1732,7 @@ RUNS = [
     row(
         "push: no figures",
         "push damaged a/b --dry-run",
-        "damaged/result.json is no result of a run | strength_search",
+        "damaged/result.json is not the result of a run | strength_search",
         damaged("result.json", "{}"),
     ),
     row("images as a run", "evaluate images data", f"no model in images/model | {NO_MODEL}"),

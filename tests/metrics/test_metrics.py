@@ -1,4 +1,4 @@
-"""How figures are written: percentages and their points, and errors in the unit of the values."""
+"""Formatting of metrics: percentages, percentage points, and errors in their own unit."""
 
 import math
 
@@ -8,7 +8,7 @@ from delta_transfer.metrics.metrics import ACCURACY, MINUS, NO_VALUE, RMSE, ROC_
 
 
 @pytest.mark.parametrize(
-    ("measure", "value", "text"),
+    ("metric", "value", "text"),
     [
         (ACCURACY, 0.8571, "85.7%"),
         (ROC_AUC, 0.7149, "71.5"),
@@ -21,12 +21,12 @@ from delta_transfer.metrics.metrics import ACCURACY, MINUS, NO_VALUE, RMSE, ROC_
         (ROC_AUC, None, NO_VALUE),
     ],
 )
-def test_values(measure: Metric, value: float | None, text: str) -> None:
-    assert measure.format(value) == text
+def test_values(metric: Metric, value: float | None, text: str) -> None:
+    assert metric.format(value) == text
 
 
 @pytest.mark.parametrize(
-    ("measure", "difference", "text", "plain"),
+    ("metric", "difference", "text", "plain"),
     [
         (ACCURACY, 0.018, "+1.8", "+1.8"),
         (ROC_AUC, -0.0204, f"{MINUS}2.0", "-2.0"),
@@ -35,18 +35,18 @@ def test_values(measure: Metric, value: float | None, text: str) -> None:
         (RMSE, 1500.0, "+1500", "+1500"),
     ],
 )
-def test_differences(measure: Metric, difference: float, text: str, plain: str) -> None:
-    assert measure.format_difference(difference) == text
-    assert measure.format_signed(difference) == plain
+def test_differences(metric: Metric, difference: float, text: str, plain: str) -> None:
+    assert metric.format_difference(difference) == text
+    assert metric.format_signed(difference) == plain
 
 
-def test_what_is_better() -> None:
+def test_gain_is_positive_if_better() -> None:
     assert ROC_AUC.gain(0.8, 0.7) == pytest.approx(0.1)
     assert RMSE.gain(0.8, 0.7) == pytest.approx(-0.1)
 
 
 @pytest.mark.parametrize(
-    ("measure", "value"), [(ACCURACY, 1.01), (ROC_AUC, -0.1), (RMSE, -0.1), (RMSE, math.nan)]
+    ("metric", "value"), [(ACCURACY, 1.01), (ROC_AUC, -0.1), (RMSE, -0.1), (RMSE, math.nan)]
 )
-def test_what_no_value_can_be(measure: Metric, value: float) -> None:
-    assert not measure.is_valid(value)
+def test_impossible_values(metric: Metric, value: float) -> None:
+    assert not metric.is_valid(value)

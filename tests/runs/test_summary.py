@@ -34,6 +34,7 @@ RESULT = RunResult(
     wall_time_s=12.4,
     peak_memory_mib=1024.0,
     strength_search=None,
+    sample_type="image",
     num_train_samples=60,
     num_classes=3,
     strength=0.01,

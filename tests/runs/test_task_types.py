@@ -201,7 +201,7 @@ def test_each_question_has_its_own_figures(asked):
 
 def test_labels_of_another_kind_are_refused(asked, images):
     predictor = Predictor(asked.folder, device="cpu", num_workers=0)
-    with pytest.raises(UserError, match="has classes, and the run was trained on yes-or-no"):
+    with pytest.raises(UserError, match="has classes, and the run was trained on binary targets"):
         predictor.evaluate(str(images))
     with pytest.raises(UserError, match=r"none of the columns .*: bright, red, striped"):
         predictor.evaluate("tests/values")

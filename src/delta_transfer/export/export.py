@@ -37,8 +37,8 @@ _INPUTS = (
     "cut out, divided by 255, less mean, divided by std"
 )
 _PREDICTIONS = {
-    "classes": "softmax of the logits: the probability of each class",
-    "binary_tasks": "sigmoid of each logit: the probability of yes",
+    "multiclass": "softmax of the logits: the probability of each class",
+    "multilabel_binary": "sigmoid of each logit: the probability of the positive label",
     "regression": "logit times std plus mean of each value, which task type has",
 }
 

@@ -115,7 +115,7 @@ def map_to_run_labels(
     """
     split, theirs = labelled.split, labelled.target_names
     if isinstance(split.labels[0], int) != isinstance(task_type, Multiclass):
-        kind = "classes" if isinstance(split.labels[0], int) else "questions or values"
+        kind = "classes" if isinstance(split.labels[0], int) else "binary or regression targets"
         raise UserError(
             f"{data} has {kind}, and the run was trained on {task_type.target_kind}: "
             "give data of the same kind"

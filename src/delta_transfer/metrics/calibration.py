@@ -1,4 +1,4 @@
-"""The mathematics as pure functions: distances between feature maps, attention from scores."""
+"""Temperature scaling: held-out losses that overconfidence does not change."""
 
 import math
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def temperature_scaled_nll(logits: Tensor, targets: Tensor) -> float:
-    """Cross entropy at the best temperature: `min_t CE(logits / t, targets)`, t from 1/20 to 20.
+    """Return the cross entropy at the best temperature, between 1/20 and 20.
 
-    How well logits tell the classes apart, without the cost of being too sure or not sure enough:
-    fine-tuned networks are overconfident long before they get worse. One temperature for all
-    samples as of Guo et al., ICML 2017 (https://arxiv.org/abs/1706.04599).
+    `min_t CE(logits / t, targets)` measures how well logits separate the classes, without the cost
+    of over- or underconfidence: fine-tuned networks are overconfident long before they get worse.
+    One temperature for all samples (Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599).
 
     Args:
         logits: `[N, K]`.
@@ -35,7 +35,7 @@ def temperature_scaled_nll(logits: Tensor, targets: Tensor) -> float:
 
 
 def temperature_scaled_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each sample, whose mean is `temperature_scaled_nll`.
+    """Return the loss of each sample; their mean is `temperature_scaled_nll`.
 
     Args:
         logits: `[N, K]`.
@@ -50,12 +50,12 @@ def temperature_scaled_losses(logits: Tensor, targets: Tensor) -> Tensor:
 def losses_at_best_temperature(
     losses: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor
 ) -> Tensor:
-    """The losses of samples with their logits divided by what makes the mean loss lowest.
+    """Return per-sample losses at the temperature with the lowest mean loss.
 
     Args:
-        losses: of logits `[N, K]` and targets, `[N]`.
+        losses: maps logits `[N, K]` and targets to losses `[N]`.
         logits: `[N, K]`.
-        targets: whatever `losses` takes.
+        targets: as `losses` expects them.
 
     Returns:
         `[N]`, in float64 on the CPU; NaN if the logits are not finite.

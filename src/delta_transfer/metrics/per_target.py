@@ -1,4 +1,4 @@
-"""How good answers are question by question, and predicted values by value."""
+"""Metrics of each target: of binary targets, and of regression targets."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from sklearn.metrics import (
 
 @dataclasses.dataclass(frozen=True)
 class BinaryTargetMetrics:
-    """How well one question is answered; fractions, None where not both answers are known.
+    """The metrics of one binary target; None if only one of its two labels occurs.
 
     Args:
-        name: of the question.
-        num_labelled: how many samples have an answer.
-        num_positive: of how many it is yes.
-        roc_auc: area under the receiver operating characteristic.
-        average_precision: likewise under the curve of precision by recall.
+        name: of the target.
+        num_labelled: number of samples with a label.
+        num_positive: number of positive labels.
+        roc_auc: area under the receiver operating characteristic, a fraction.
+        average_precision: area under the precision-recall curve, a fraction.
     """
 
     name: str
@@ -35,14 +35,14 @@ class BinaryTargetMetrics:
 
 @dataclasses.dataclass(frozen=True)
 class RegressionTargetMetrics:
-    """How well one value is predicted, in its own unit; None where it is not known of any sample.
+    """The metrics of one regression target, in its own unit; None if no sample has a label.
 
     Args:
-        name: of the value.
-        num_labelled: of how many samples it is known.
-        rmse: the root of the mean squared error.
-        mae: the mean absolute error.
-        r2: the share of the variance that is explained; None of fewer than two samples.
+        name: of the target.
+        num_labelled: number of samples with a label.
+        rmse: root mean squared error.
+        mae: mean absolute error.
+        r2: coefficient of determination; None for fewer than two samples.
     """
 
     name: str
@@ -58,55 +58,57 @@ TargetMetrics = BinaryTargetMetrics | RegressionTargetMetrics
 def binary_target_metrics(
     name: str, labels: Sequence[float], predictions: Sequence[float]
 ) -> BinaryTargetMetrics:
-    """The figures of one question.
+    """Compute the metrics of one binary target.
 
     Args:
-        name: of the question.
-        labels: 1, 0, or NaN where it is not known.
-        predictions: probabilities of yes.
+        name: of the target.
+        labels: 1, 0, or NaN if missing.
+        predictions: probabilities of the positive label.
 
     Example:
-        >>> binary_target_metrics("toxic", [1, 0, float("nan")], [0.9, 0.2, 0.4])
-        BinaryTargetMetrics(name='toxic', known=2, yes=1, roc_auc=1.0, average_precision=1.0)
+        >>> found = binary_target_metrics("toxic", [1, 0, float("nan")], [0.9, 0.2, 0.4])
+        >>> found.num_labelled, found.num_positive, found.roc_auc
+        (2, 1, 1.0)
     """
-    truth, given = _drop_missing(labels, predictions)
-    yes = int(truth.sum())
-    both = 0 < yes < len(truth)
+    truth, predicted = _drop_missing(labels, predictions)
+    num_positive = int(truth.sum())
+    both = 0 < num_positive < len(truth)
     return BinaryTargetMetrics(
         name=name,
         num_labelled=len(truth),
-        num_positive=yes,
-        roc_auc=float(roc_auc_score(truth, given)) if both else None,
-        average_precision=float(average_precision_score(truth, given)) if both else None,
+        num_positive=num_positive,
+        roc_auc=float(roc_auc_score(truth, predicted)) if both else None,
+        average_precision=float(average_precision_score(truth, predicted)) if both else None,
     )
 
 
 def regression_target_metrics(
     name: str, labels: Sequence[float], predictions: Sequence[float]
 ) -> RegressionTargetMetrics:
-    """The figures of one value.
+    """Compute the metrics of one regression target.
 
     Args:
-        name: of the value.
-        labels: NaN where it is not known.
-        predictions: what was predicted.
+        name: of the target.
+        labels: values, NaN if missing.
+        predictions: predicted values.
 
     Example:
-        >>> regression_target_metrics("logP", [1.0, 3.0, float("nan")], [2.0, 3.0, 0.0])
-        RegressionTargetMetrics(name='logP', known=2, rmse=0.7071067811865476, mae=0.5, r2=0.5)
+        >>> found = regression_target_metrics("logP", [1.0, 3.0, float("nan")], [2.0, 3.0, 0.0])
+        >>> found.num_labelled, found.mae, found.r2
+        (2, 0.5, 0.5)
     """
-    truth, given = _drop_missing(labels, predictions)
+    truth, predicted = _drop_missing(labels, predictions)
     some = len(truth) > 0
     return RegressionTargetMetrics(
         name=name,
         num_labelled=len(truth),
-        rmse=float(root_mean_squared_error(truth, given)) if some else None,
-        mae=float(mean_absolute_error(truth, given)) if some else None,
-        r2=float(r2_score(truth, given)) if len(truth) > 1 else None,
+        rmse=float(root_mean_squared_error(truth, predicted)) if some else None,
+        mae=float(mean_absolute_error(truth, predicted)) if some else None,
+        r2=float(r2_score(truth, predicted)) if len(truth) > 1 else None,
     )
 
 
 def _drop_missing(labels: Sequence[float], predictions: Sequence[float]) -> "tuple[Any, Any]":
-    truth, given = np.asarray(labels, dtype=float), np.asarray(predictions, dtype=float)
+    truth, predicted = np.asarray(labels, dtype=float), np.asarray(predictions, dtype=float)
     known = ~np.isnan(truth)
-    return truth[known], given[known]
+    return truth[known], predicted[known]

@@ -1,4 +1,4 @@
-"""Means, spreads and paired differences of a few runs."""
+"""Means, confidence intervals and paired differences of a few runs."""
 
 import dataclasses
 import math
@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Mean, standard deviation of the sample, and the 95% confidence interval of the mean.
+    """Mean, sample standard deviation, and the 95% confidence interval of the mean.
 
-    Deviation and interval are NaN where there are fewer than two values.
+    Deviation and interval are NaN for fewer than two values.
     """
 
     count: int
@@ -21,14 +21,14 @@ class Summary:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Summary of values with Student's t interval.
+    """Summarise values with Student's t interval.
 
     Raises:
         ValueError: if there are no values.
 
     Example:
         >>> summary = summarize([1.0, 2.0, 3.0])
-        >>> summary.mean, summary.deviation, round(summary.high, 2)
+        >>> summary.mean, summary.std, round(summary.ci_high, 2)
         (2.0, 1.0, 4.48)
     """
     if not values:
@@ -44,7 +44,7 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Summary:
-    """Summary of `values - baseline` over the seeds that both have.
+    """Summarise `values - baseline` over the seeds that both have.
 
     Raises:
         ValueError: if they have no seed in common.

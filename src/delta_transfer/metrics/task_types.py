@@ -1,4 +1,4 @@
-"""What a task asks of a network: its loss, what the outputs say, and how good they are."""
+"""Task types: the loss, predictions and metric for a network's outputs."""
 
 import abc
 import dataclasses
@@ -16,15 +16,15 @@ from delta_transfer.metrics.metrics import MetricName as MetricName
 
 
 class TaskType(abc.ABC):
-    """How outputs `[N, K]` of a network are understood.
+    """The meaning of a network's outputs `[N, K]`.
 
     Targets are class indices `[N]`, or a value for each output, `[N, K]`.
 
     Attributes:
-        name: of the kind.
-        metric: by what networks are compared.
-        prediction_name: what an answer is called.
-        target_kind: what outputs stand for, several of them.
+        name: of the type, in JSON.
+        metric: the metric by which networks are compared.
+        prediction_name: word for one prediction.
+        target_kind: word for several outputs.
     """
 
     name: ClassVar[str]
@@ -34,23 +34,23 @@ class TaskType(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """What is minimised: the mean over samples, a scalar."""
+        """Return the training loss: the mean over samples, a scalar."""
 
     @abc.abstractmethod
     def predictions(self, logits: Tensor) -> Tensor:
-        """What outputs say, `[N, K]`: probabilities, or values in the unit of the targets."""
+        """Return probabilities, or values in the unit of the targets, `[N, K]`."""
 
     @abc.abstractmethod
     def logits(self, predictions: Tensor) -> Tensor:
-        """Outputs that say this, `[N, K]`."""
+        """Return outputs `[N, K]` that lead to these predictions."""
 
     @abc.abstractmethod
     def held_out_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss by which epochs are compared, of each sample: `[N]`, float64, on the CPU."""
+        """Return the per-sample loss that compares epochs: `[N]`, float64, on the CPU."""
 
     @abc.abstractmethod
     def score(self, predictions: Tensor, targets: Tensor, metric_name: MetricName) -> float:
-        """How good answers are by a metric that suits the task type; NaN where it says nothing."""
+        """Return a metric of the predictions; NaN if it is undefined."""
 
 
 @final
@@ -58,28 +58,28 @@ class TaskType(abc.ABC):
 class Multiclass(TaskType):
     """One class of K: cross entropy on class indices `[N]`."""
 
-    name = "classes"
+    name = "multiclass"
     target_kind = "classes"
     metric = ACCURACY
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy in nats."""
+        """Return the cross entropy in nats."""
         return F.cross_entropy(logits, targets)
 
     def predictions(self, logits: Tensor) -> Tensor:
-        """Class probabilities."""
+        """Return class probabilities."""
         return torch.softmax(logits, dim=1)
 
     def logits(self, predictions: Tensor) -> Tensor:
-        """Their logarithms."""
+        """Return the logarithms of probabilities."""
         return predictions.clamp_min(1e-30).log()
 
     def held_out_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy at the best temperature, see `temperature_scaled_nll`."""
+        """Return the cross entropy at the best temperature, see `temperature_scaled_nll`."""
         return temperature_scaled_losses(logits, targets)
 
     def score(self, predictions: Tensor, targets: Tensor, metric_name: MetricName) -> float:
-        """`"accuracy"` or `"mean_class_accuracy"`, of the classes that occur; a fraction."""
+        """Return `"accuracy"` or `"mean_class_accuracy"` (over classes that occur), a fraction."""
         from sklearn.metrics import recall_score  # slow to import, and only needed here
 
         predicted = predictions.argmax(dim=1)
@@ -95,48 +95,48 @@ MULTICLASS = Multiclass()
 @final
 @dataclasses.dataclass(frozen=True)
 class MultilabelBinary(TaskType):
-    """K questions with yes and no for an answer, some of them missing.
+    """K binary targets; labels may be missing.
 
-    Targets `[N, K]` are 0, 1 or NaN where the answer is not known.
+    Targets `[N, K]` are 0, 1 or NaN if missing.
 
     Args:
-        labelled_fraction: the share of answers that are known in training, so that the loss has the
-            same size whatever is missing.
+        labelled_fraction: the fraction of training labels that are not missing; the loss is divided
+            by it, so that its scale does not depend on how many are.
     """
 
-    name = "binary_tasks"
-    target_kind = "yes-or-no questions"
+    name = "multilabel_binary"
+    target_kind = "binary targets"
     metric = ROC_AUC
 
     labelled_fraction: float = 1.0
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross entropy in nats, `1/(N K known)` of its sum over what is known."""
+        """Return the binary cross entropy in nats, `sum / (N K labelled_fraction)`."""
         return self._losses(logits, targets).mean()
 
     def predictions(self, logits: Tensor) -> Tensor:
-        """The probability of yes."""
+        """Return the probability of the positive label."""
         return torch.sigmoid(logits)
 
     def logits(self, predictions: Tensor) -> Tensor:
-        """The log odds."""
+        """Return the log odds."""
         return torch.logit(predictions.double(), eps=1e-12).to(predictions.dtype)
 
     def held_out_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross entropy at the best temperature, one for all questions."""
+        """Return the binary cross entropy at the best temperature, one for all targets."""
         return losses_at_best_temperature(self._losses, logits, targets)
 
     def score(self, predictions: Tensor, targets: Tensor, metric_name: MetricName) -> float:
-        """`"roc_auc"`: its mean over the questions that have both answers."""
+        """Return `"roc_auc"`: its mean over the targets that have both labels."""
         from sklearn.metrics import roc_auc_score  # slow to import, and only needed here
 
-        found = []
-        for asked, given in zip(predictions.T, targets.T, strict=True):
-            known = ~torch.isnan(given)
-            truth = given[known]
+        areas = []
+        for predicted, labels in zip(predictions.T, targets.T, strict=True):
+            known = ~torch.isnan(labels)
+            truth = labels[known]
             if truth.numel() and bool((truth != truth[0]).any()):
-                found.append(float(roc_auc_score(truth.numpy(), asked[known].numpy())))
-        return sum(found) / len(found) if found else math.nan
+                areas.append(float(roc_auc_score(truth.numpy(), predicted[known].numpy())))
+        return sum(areas) / len(areas) if areas else math.nan
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         known = ~torch.isnan(targets)
@@ -148,56 +148,56 @@ class MultilabelBinary(TaskType):
 @final
 @dataclasses.dataclass(frozen=True)
 class Regression(TaskType):
-    """K values: squared errors in units of the training targets' standard deviations.
+    """K regression targets: squared errors in units of their standard deviations.
 
-    Targets `[N, K]` are in their own unit, NaN where the value is not known.
+    Targets `[N, K]` are in their own unit, NaN if missing.
 
     Args:
-        mean: of each value over the training samples.
-        std: likewise, above 0.
+        mean: mean of each target over the training samples.
+        std: standard deviation of each target over the training samples, positive.
     """
 
     name = "regression"
     prediction_name = "prediction"
-    target_kind = "values"
+    target_kind = "regression targets"
     metric = RMSE
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The mean squared error of the standardised values."""
+        """Return the mean squared error of the standardised targets."""
         return self._losses(logits, targets).mean()
 
     def predictions(self, logits: Tensor) -> Tensor:
-        """The values in their own unit."""
+        """Return values in the unit of the targets."""
         return logits * logits.new_tensor(self.std) + logits.new_tensor(self.mean)
 
     def logits(self, predictions: Tensor) -> Tensor:
-        """The standardised values."""
+        """Return standardised values."""
         return (predictions - predictions.new_tensor(self.mean)) / predictions.new_tensor(self.std)
 
     def held_out_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Squared errors; NaN if the outputs are not finite."""
+        """Return squared errors; NaN if the outputs are not finite."""
         return self._losses(logits.detach().cpu().double(), targets.cpu().double())
 
     def score(self, predictions: Tensor, targets: Tensor, metric_name: MetricName) -> float:
-        """`"rmse"`, the mean of those of the values, each in its own unit."""
+        """Return `"rmse"`: the mean over targets, each in its own unit."""
         errors = torch.nanmean((predictions.double() - targets.double()).square(), dim=0).sqrt()
         return float(errors.nanmean())
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         known = ~torch.isnan(targets)
-        # Filled before anything is computed of them: what is NaN has a gradient that is NaN.
+        # Fill missing targets first: a NaN that is masked later still has a NaN gradient.
         truth = self.logits(torch.where(known, targets, 0.0).to(logits))
         return torch.where(known, (logits - truth).square(), 0.0).mean(dim=1)
 
 
 def task_type_to_dict(task_type: TaskType) -> dict[str, Any]:
-    """What JSON can hold of an task type.
+    """Return a task type as JSON values.
 
     Example:
-        >>> objective_to_dict(Regression(mean=(1.0,), std=(2.0,)))
+        >>> task_type_to_dict(Regression(mean=(1.0,), std=(2.0,)))
         {'name': 'regression', 'mean': (1.0,), 'std': (2.0,)}
     """
     assert dataclasses.is_dataclass(task_type)
@@ -205,15 +205,11 @@ def task_type_to_dict(task_type: TaskType) -> dict[str, Any]:
 
 
 def task_type_from_dict(values: Mapping[str, Any]) -> TaskType:
-    """The task type that `objective_to_dict` has made this of.
+    """Build the task type that `task_type_to_dict` has written.
 
     Raises:
-        KeyError, TypeError: if it is none.
+        KeyError, TypeError: if the values do not describe a task type.
     """
-    kinds: dict[str, type[TaskType]] = {
-        k.name: k for k in (Multiclass, MultilabelBinary, Regression)
-    }
-    options: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in values.items()
-    }
-    return kinds[str(options.pop("name"))](**options)
+    types = {t.name: t for t in (Multiclass, MultilabelBinary, Regression)}
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return types[options.pop("name")](**options)

@@ -83,7 +83,7 @@ def read_result(folder: Path) -> RunResult:
         or not isinstance(result.versions, dict)
         or not isinstance(result.sample_type, str)
     ):
-        raise UserError(f"{folder / 'result.json'} is no result of a run: a figure is damaged")
+        raise UserError(f"{folder / 'result.json'} is not the result of a run: a metric is damaged")
     return result
 
 

@@ -191,6 +191,7 @@ class Fakes:
             refitted=False,
             wall_time_s=float(10 * len(config.method)),
             peak_memory_mib=100.0,
+            sample_type="image",
             num_train_samples=60,
             num_classes=3,
             strength=None,
