@@ -43,9 +43,9 @@ from delta_transfer.config.commands import (
 from delta_transfer.config.search import SearchOptions
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.experiments.comparison.folder import ComparisonPlan, initialize_folder
-from delta_transfer.runs.folder import SEARCH, begin_several
 from delta_transfer.experiments.search.folder import options_of
 from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.runs.folder import SEARCH, begin_several
 from tests.run_folders import OPTIONS, flags
 
 TINY = " ".join(flags())  # small images on the CPU, where a network is loaded
