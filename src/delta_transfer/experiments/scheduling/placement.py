@@ -92,7 +92,8 @@ class Room:
         most = max(node.cores for node in self.nodes)
         if not self._gpus and threads > most:
             raise UserError(
-                f"--num-threads {threads}: no node of the Ray cluster has more than {most} cores, and "
+                f"--num-threads {threads}: no node of the Ray cluster has more than {most} cores, "
+                "and "
                 "the figures depend on the threads: give other ones in another --out"
             )
         memory = int(min(self.memory, *(node.memory for node in self.nodes)))
