@@ -23,8 +23,8 @@ def comparison_columns(metric: Metric) -> tuple[str, ...]:
         f"linear_probe_test_{metric.name}",
         "best_epoch",
         "strength",
-        "seconds",
-        "memory",
+        "wall_time_s",
+        "peak_memory_mib",
         "folder",
     )
 
