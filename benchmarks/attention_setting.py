@@ -18,7 +18,6 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.features.probe import LinearProbe, collect_features, fit_probe, replace_head
 from delta_transfer.features.taps import resolve_taps
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.training.loaders import eval_dataloader
 from delta_transfer.utils.devices import find_device, move_to_device
 from delta_transfer.utils.module_state import eval_mode, without_parameter_gradients
 
@@ -88,7 +87,7 @@ def on_data(options: argparse.Namespace) -> Setting:
         )
         settle(backbone.module, noise(options.batch_size, backbone.input_spec.size)[0])
         prepared = prepare(config, network=backbone.module, spec=backbone.input_spec)
-    train, spec = prepared.task.train, prepared.backbone.input_spec
+    train, loaders = prepared.task.train, prepared.loaders
     drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
     return Setting(
         model=prepared.source,
@@ -96,8 +95,8 @@ def on_data(options: argparse.Namespace) -> Setting:
         probe=prepared.probe,
         taps=prepared.taps,
         device=prepared.device,
-        batches=list(eval_dataloader(train.subset(drawn[: options.samples]), spec, config)),
-        whole=list(eval_dataloader(train, spec, config)) if options.whole else [],
+        batches=list(loaders.eval_dataloader(train.subset(drawn[: options.samples]))),
+        whole=list(loaders.eval_dataloader(train)) if options.whole else [],
     )
 
 

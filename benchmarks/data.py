@@ -22,7 +22,6 @@ from pathlib import Path
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.run import train
-from delta_transfer.training.loaders import train_dataloader
 from delta_transfer.training.module import FineTuneModule
 
 WAYS = {
@@ -77,7 +76,7 @@ def train_once(config: TrainConfig, clock: Clock, images: int) -> tuple[float, s
 def load_once(config: TrainConfig) -> float:
     """Images a second of the training images alone, from the second epoch on."""
     prepared = prepare(config)
-    loader = train_dataloader(prepared.task.train, prepared.backbone.input_spec, config)
+    loader = prepared.loaders.train_dataloader(prepared.task.train)
     for epoch in range(4):
         if epoch == 1:
             started = time.perf_counter()

@@ -14,7 +14,7 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.training.loaders import eval_dataloader
+from delta_transfer.training.loaders import Dataloaders
 
 NUM_NEIGHBOURS = 5
 
@@ -78,7 +78,9 @@ class Explainer:
         answers = predictor.predict_sample(image, name=name).values
         index = predictor.classes.index(next(iter(answers))) if class_index is None else class_index
         split = Split((name,), (0,), lambda path: image)
-        loader = eval_dataloader(split, backbone.input_spec, self.loader_config)
+        loader = Dataloaders(
+            backbone.input_spec, self.loader_config, predictor.device
+        ).eval_dataloader(split)
         pixels: Tensor = loader.dataset[0][0]
         inputs = loader.preprocess(pixels[None])
         seen = class_map.run_with_class_map(

@@ -24,7 +24,7 @@ from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs.preparation.taps import choose_taps
-from delta_transfer.training.loaders import eval_dataloader
+from delta_transfer.training.loaders import Dataloaders
 from delta_transfer.utils.devices import move_to_device
 from delta_transfer.utils.module_state import eval_mode
 from delta_transfer.utils.paths import user_path
@@ -138,7 +138,9 @@ def _neighbours(
                 backbone.module,
                 backbone.head,
                 training,
-                load=lambda split: eval_dataloader(split, backbone.input_spec, loader_config),
+                load=Dataloaders(
+                    backbone.input_spec, loader_config, predictor.device
+                ).eval_dataloader,
                 classes=predictor.classes,
                 progress=told,
             )
@@ -162,9 +164,9 @@ def _source(
         return Source(network=network, variance=attention.variance)
     batches: list[Tensor] = []
     if isinstance(training, Split):
-        loader = fault_tolerant_loader(
-            eval_dataloader(_some(training, MAX_VARIANCE_SAMPLES), spec, loader_config)
-        )
+        loaders = Dataloaders(spec, loader_config, predictor.device)
+        some = _some(training, MAX_VARIANCE_SAMPLES)
+        loader = fault_tolerant_loader(loaders.eval_dataloader(some))
         batches = [inputs for inputs, _ in loader if len(inputs)]
     variance = measure_variance(network, batches, taps) if batches else {}
     return Source(network=network, variance=variance)

@@ -14,7 +14,7 @@ from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.inference.fault_tolerant_loader import fault_tolerant_loader
 from delta_transfer.runs.preparation.task import find_data
-from delta_transfer.training.loaders import eval_dataloader
+from delta_transfer.training.loaders import Dataloaders
 
 _MAX_SAMPLES = 50  # samples that are looked at
 _BATCH_SIZE = 8
@@ -93,9 +93,10 @@ def _read(split: Split, spec: InputSpec | GraphSpec, config: TrainConfig) -> lis
     count = min(_MAX_SAMPLES, len(split))
     some = split.subset(number * len(split) // count for number in range(count))
     options = dataclasses.replace(
-        config, batch_size=_BATCH_SIZE, gradient_accumulation_steps=1, num_workers=0, device="cpu"
+        config, batch_size=_BATCH_SIZE, gradient_accumulation_steps=1, num_workers=0
     )
-    loader = fault_tolerant_loader(eval_dataloader(some, spec, options))
+    loaders = Dataloaders(spec, options, torch.device("cpu"))
+    loader = fault_tolerant_loader(loaders.eval_dataloader(some))
     return [inputs for inputs, _ in loader if len(inputs)]
 
 

@@ -29,7 +29,7 @@ from delta_transfer.inference.labelled_data import (
 )
 from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.training.inference import CropAverage, iterate_predictions
-from delta_transfer.training.loaders import test_dataloader
+from delta_transfer.training.loaders import Dataloaders
 from delta_transfer.utils.devices import find_device, move_to_device
 
 logger = logging.getLogger(__name__)
@@ -93,12 +93,8 @@ class Predictor:
         self.config = TrainConfig.load(self.run / CONFIG_FILE)
         self.device = find_device(device)
         move_to_device(self.backbone.module, self.device)
-        self._loader_config = dataclasses.replace(
-            self.config,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            device=device,  # type: ignore[arg-type]  # `find_device` has found it
-        )
+        options = dataclasses.replace(self.config, batch_size=batch_size, num_workers=num_workers)
+        self._loaders = Dataloaders(self.backbone.input_spec, options, self.device)
         crops = self.config.paper_protocol
         self._network = CropAverage(self.backbone.module) if crops else self.backbone.module
 
@@ -197,9 +193,7 @@ class Predictor:
         self, split: Split, tally: ReadStats
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Positions in the split and the answers to them, batch by batch."""
-        loader = fault_tolerant_loader(
-            test_dataloader(split, self.backbone.input_spec, self._loader_config)
-        )
+        loader = fault_tolerant_loader(self._loaders.test_dataloader(split))
         started = time.perf_counter()
         for rows, positions in iterate_predictions(
             self._network, tally.track(loader), self.task_type

@@ -20,7 +20,6 @@ from delta_transfer.errors import UserError
 from delta_transfer.features.probe import LinearProbe
 from delta_transfer.methods.registry import find_method
 from delta_transfer.runs.preparation.prepared import RunSetup
-from delta_transfer.training.loaders import eval_dataloader
 from delta_transfer.utils.distributed import world_size
 from delta_transfer.utils.files import fingerprint
 from delta_transfer.utils.seeds import derive_seed
@@ -70,7 +69,7 @@ def estimate(
     def measure(partial: Path | None) -> ChannelAttention:
         return estimate_attention(
             prepared.source,
-            eval_dataloader(images, prepared.backbone.input_spec, config),
+            prepared.loaders.with_config(config).eval_dataloader(images),
             probe=head,
             head=prepared.backbone.head,
             taps=prepared.taps,

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.probe import LinearProbe
@@ -30,10 +29,8 @@ from delta_transfer.runs.plan import (
     make_optimizer_config,
     make_task_loss,
 )
-from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.training.callbacks import MeasureDrift, ReinitializeHead, ReportLoss
 from delta_transfer.training.fit import FitResult, fit
-from delta_transfer.training.loaders import eval_dataloader
 from delta_transfer.utils.devices import move_to_device
 from delta_transfer.utils.distributed import is_rank_zero, local_sample_indices, world_size
 from delta_transfer.utils.module_state import preserve_random_state
@@ -61,14 +58,11 @@ class FineTuneResult:
     initial_state: Mapping[str, Tensor]
 
 
-def fine_tune(
-    prepared: RunSetup, plan: FineTunePlan, folder: Path, *, stop_after: int | None = None
-) -> FineTuneResult:
+def fine_tune(plan: FineTunePlan, folder: Path, *, stop_after: int | None = None) -> FineTuneResult:
     """Fine-tunes a copy of the prepared network.
 
     Args:
-        prepared: the images, the network and its probe.
-        plan: options and method.
+        plan: data, network, options and method.
         folder: for metrics, drift, attention and checkpoints.
         stop_after: train for so many epochs, looking at no validation images; None for all
             epochs, of which the best on validation is kept.
@@ -78,14 +72,14 @@ def fine_tune(
     """
     plan = apply_batch_norm_mode(plan)
     config, method = plan.config, plan.method
-    network, attention = initialize_model(prepared, plan)
+    network, attention = initialize_model(plan)
     start = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
     if attention is not None:
         logger.info("channel attention: %s", describe_attention(attention))
         if is_rank_zero():
             folder.mkdir(parents=True, exist_ok=True)
             attention.save(folder / "attention.safetensors")
-    taps = prepared.taps if attention is None else attention.taps
+    taps = plan.setup.taps if attention is None else attention.taps
     if not method.trains_network or stop_after == 0:
         return FineTuneResult(
             network=network,
@@ -97,52 +91,51 @@ def fine_tune(
     trained = copy.deepcopy(network) if sharded else network
     if sharded:
         network.cpu()  # until it gets the weights in the end
-    regularizer = build_regularizer(prepared, plan, trained, attention)
+    regularizer = build_regularizer(plan, trained, attention)
     # What a method draws while it trains.
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "method"))
     with preserve_random_state(trained), network_context(plan, trained, generator):
         torch.manual_seed(derive_seed(config.seed, "training"))  # for dropout
         fitted = _fit(
-            *(prepared, plan, trained, regularizer, taps, folder, stop_after),
+            *(plan, trained, regularizer, taps, folder, stop_after),
             generator=generator,
             into=network,
         )
-    network.to(prepared.device)
+    network.to(plan.setup.device)
     return FineTuneResult(network=network, fit_result=fitted, taps=taps, initial_state=start)
 
 
-def initialize_model(
-    prepared: RunSetup, plan: FineTunePlan
-) -> tuple[nn.Module, ChannelAttention | None]:
+def initialize_model(plan: FineTunePlan) -> tuple[nn.Module, ChannelAttention | None]:
     """A copy of the network as the method begins with it, and channel attention if it needs it.
 
     Raises:
         UserError: if the network does not suit the method.
     """
-    method = plan.method
-    check_classifier(method, prepared.backbone.classifier, plan.config.model)
-    network = copy.deepcopy(prepared.backbone.module)
-    move_to_device(network, prepared.device)
-    probe = _initial_head(prepared, plan)
+    setup = plan.setup
+    check_classifier(plan.method, setup.backbone.classifier, plan.config.model)
+    network = copy.deepcopy(setup.backbone.module)
+    move_to_device(network, setup.device)
+    probe = _initial_head(plan)
     if probe is not None:
-        _copy_probe_to_head(probe, network.get_submodule(prepared.backbone.head))
-    if not method.needs_attention:
+        _copy_probe_to_head(probe, network.get_submodule(setup.backbone.head))
+    if not plan.method.needs_attention:
         return network, plan.attention
-    return network, plan.attention or estimate(prepared, plan.config)
+    return network, plan.attention or estimate(setup, plan.config)
 
 
 def build_regularizer(
-    prepared: RunSetup, plan: FineTunePlan, network: nn.Module, attention: ChannelAttention | None
+    plan: FineTunePlan, network: nn.Module, attention: ChannelAttention | None
 ) -> Regularizer:
     """What the method adds to the task loss, ready to train with."""
-    config, taps = plan.config, prepared.taps if attention is None else attention.taps
-    penalties = plan.method.build_penalties(_penalty_context(prepared, plan, taps, attention))
+    config, setup = plan.config, plan.setup
+    taps = setup.taps if attention is None else attention.taps
+    penalties = plan.method.build_penalties(_penalty_context(plan, taps, attention))
     _check_distributed_penalties(plan.method, penalties)
-    regularizer = Regularizer(network, prepared.source, penalties, batch_norm=config.batch_norm)
+    regularizer = Regularizer(network, setup.source, penalties, batch_norm=config.batch_norm)
     if regularizer.needs_calibration:
-        train = prepared.task.train
+        train = setup.task.train
         own = train.subset(local_sample_indices(len(train), config.batch_size))
-        regularizer.calibrate(eval_dataloader(own, prepared.backbone.input_spec, config))
+        regularizer.calibrate(plan.loaders.eval_dataloader(own))
     return regularizer
 
 
@@ -171,21 +164,19 @@ def apply_batch_norm_mode(plan: FineTunePlan) -> FineTunePlan:
 
 
 def _penalty_context(
-    prepared: RunSetup,
-    plan: FineTunePlan,
-    taps: tuple[str, ...],
-    attention: ChannelAttention | None,
+    plan: FineTunePlan, taps: tuple[str, ...], attention: ChannelAttention | None
 ) -> PenaltyContext:
-    views, labels = prepared.features["train"]
+    setup = plan.setup
+    views, labels = setup.features["train"]
     return PenaltyContext(
         strength=plan.strength or 0.0,
-        head=prepared.backbone.head,
+        head=setup.backbone.head,
         taps=taps,
         attention=attention,
-        classifier=prepared.backbone.classifier,
+        classifier=setup.backbone.classifier,
         features=views[:, 0],  # of the images themselves, not their mirror images
         labels=labels,
-        num_outputs=len(prepared.task.classes),
+        num_outputs=len(setup.task.classes),
     )
 
 
@@ -199,11 +190,11 @@ def network_context(
     return change(network, plan.strength or 0.0, generator)
 
 
-def _initial_head(prepared: RunSetup, plan: FineTunePlan) -> LinearProbe | None:
+def _initial_head(plan: FineTunePlan) -> LinearProbe | None:
     """What the head starts as; None for at random."""
     if plan.method.head_init == "unstandardized_probe":
-        return prepared.unstandardized_probe
-    return prepared.probe if plan.method.head_init == "probe" else None
+        return plan.setup.unstandardized_probe
+    return plan.setup.probe if plan.method.head_init == "probe" else None
 
 
 def _copy_probe_to_head(probe: LinearProbe, head: nn.Module) -> None:
@@ -213,7 +204,6 @@ def _copy_probe_to_head(probe: LinearProbe, head: nn.Module) -> None:
 
 
 def _fit(
-    prepared: RunSetup,
     plan: FineTunePlan,
     network: nn.Module,
     regularizer: Regularizer,
@@ -225,17 +215,17 @@ def _fit(
     into: nn.Module,
 ) -> FitResult:
     drift = folder / "drift.csv" if stop_after is None else None
-    callbacks = _callbacks(prepared, plan, network, taps, drift, generator=generator)
+    callbacks = _callbacks(plan, network, taps, drift, generator=generator)
     if plan.on_epoch_end is not None and stop_after is None:
         callbacks.append(ReportLoss(functools.partial(plan.on_epoch_end, folder)))
     fitted = fit(
         network,
         regularizer,
-        make_fit_config(prepared, plan, folder, stop_after),
-        loss=make_task_loss(prepared, plan),
-        head=prepared.backbone.head,
-        task_type=prepared.task.task_type,
-        optimizer_config=make_optimizer_config(prepared, plan, network),
+        make_fit_config(plan, folder, stop_after),
+        loss=make_task_loss(plan),
+        head=plan.setup.backbone.head,
+        task_type=plan.setup.task.task_type,
+        optimizer_config=make_optimizer_config(plan, network),
         callbacks=callbacks,
         generators=[generator],
         into=into,
@@ -248,7 +238,6 @@ def _fit(
 
 
 def _callbacks(
-    prepared: RunSetup,
     plan: FineTunePlan,
     network: nn.Module,
     taps: tuple[str, ...],
@@ -259,8 +248,9 @@ def _callbacks(
     """What happens beside the steps; drift is measured if it has a file."""
     found: list[lightning.Callback] = []
     if drift is not None:
-        inputs = _some_inputs(prepared, plan.config)
-        found.append(MeasureDrift(network, prepared.source, taps=taps, inputs=inputs, path=drift))
+        inputs = _some_inputs(plan)
+        source = plan.setup.source
+        found.append(MeasureDrift(network, source, taps=taps, inputs=inputs, path=drift))
         if plan.config.patience is not None:
             found.append(
                 EarlyStopping(
@@ -271,18 +261,18 @@ def _callbacks(
             )
     cycles = plan.method.num_head_cycles
     if cycles > 1:
-        head = network.get_submodule(prepared.backbone.head)
+        head = network.get_submodule(plan.setup.backbone.head)
         assert isinstance(head, nn.Linear)
         found.append(ReinitializeHead(head, num_restarts=cycles, generator=generator))
     return found
 
 
-def _some_inputs(prepared: RunSetup, config: TrainConfig) -> Inputs:
+def _some_inputs(plan: FineTunePlan) -> Inputs:
     """A few training images, evenly spaced, to measure drift on."""
-    train = prepared.task.train
+    train = plan.setup.task.train
     count = min(DRIFT_SAMPLES, len(train))
     some = train.subset(i * len(train) // count for i in range(count))
-    at_once = dataclasses.replace(config, batch_size=count, gradient_accumulation_steps=1)
-    ((inputs, _),) = eval_dataloader(some, prepared.backbone.input_spec, at_once)
+    at_once = dataclasses.replace(plan.config, batch_size=count, gradient_accumulation_steps=1)
+    ((inputs, _),) = plan.loaders.with_config(at_once).eval_dataloader(some)
     found: Inputs = inputs
     return found

@@ -21,7 +21,6 @@ from delta_transfer.runs.plan import (
     make_task_loss,
     run_fingerprint,
 )
-from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.training.lr_finder import run_lr_range_test, suggest_lr
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.module_state import preserve_random_state
@@ -32,12 +31,11 @@ logger = logging.getLogger(__name__)
 HIGHEST = 1.0  # rate of the trial
 
 
-def resolve_lr(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> FineTunePlan:
+def resolve_lr(plan: FineTunePlan, folder: Path) -> FineTunePlan:
     """With a learning rate that is a number; all trainings of a run have the same.
 
     Args:
-        prepared: the images, the network and its probe.
-        plan: options and method.
+        plan: data, network, options and method.
         folder: of the run, which keeps the trial in `lr.csv`.
 
     Raises:
@@ -45,15 +43,16 @@ def resolve_lr(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> FineTune
     """
     if plan.config.lr != "find" or not plan.method.trains_network:
         return plan
-    path, own = folder / "lr.csv", run_fingerprint(prepared)
-    trial = _load_range_test(path, own, sample_type=prepared.task.sample_type)
+    path, own = folder / "lr.csv", run_fingerprint(plan.setup)
+    noun = plan.setup.task.sample_type
+    trial = _load_range_test(path, own, sample_type=noun)
     if trial is None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        found = [(*row, own) for row in _run_range_test(prepared, plan, folder)]
+        found = [(*row, own) for row in _run_range_test(plan, folder)]
         writer.writerows([("lr", "loss", "fingerprint"), *found])
         write_atomically(path, text.getvalue())
-        trial = _load_range_test(path, own, sample_type=prepared.task.sample_type)
+        trial = _load_range_test(path, own, sample_type=noun)
         assert trial is not None
     lr = suggest_lr(trial)
     logger.info(
@@ -81,25 +80,23 @@ def _load_range_test(
     return [(float(row["lr"]), float(row["loss"])) for row in rows]
 
 
-def _run_range_test(
-    prepared: RunSetup, plan: FineTunePlan, folder: Path
-) -> list[tuple[float, float]]:
+def _run_range_test(plan: FineTunePlan, folder: Path) -> list[tuple[float, float]]:
     """The rates and losses of a trial with a network of its own."""
     plan = apply_batch_norm_mode(_with_lr(plan.candidates[0], HIGHEST))
-    network, attention = initialize_model(prepared, plan)
-    regularizer = build_regularizer(prepared, plan, network, attention)
+    network, attention = initialize_model(plan)
+    regularizer = build_regularizer(plan, network, attention)
     seed = plan.config.seed
     generator = torch.Generator().manual_seed(derive_seed(seed, "trial", "method"))
     with preserve_random_state(network), network_context(plan, network, generator):
         torch.manual_seed(derive_seed(seed, "trial"))  # for dropout
-        steps = make_optimizer_config(prepared, plan, network)
+        steps = make_optimizer_config(plan, network)
         return run_lr_range_test(
             network,
             regularizer,
-            make_fit_config(prepared, plan, folder, 1),
-            loss=make_task_loss(prepared, plan),
-            head=prepared.backbone.head,
-            task_type=prepared.task.task_type,
+            make_fit_config(plan, folder, 1),
+            loss=make_task_loss(plan),
+            head=plan.setup.backbone.head,
+            task_type=plan.setup.task.task_type,
             optimizer_config=dataclasses.replace(
                 steps, schedule="exponential", warmup_ratio=0.0, num_head_cycles=1, ema=None
             ),

@@ -15,7 +15,6 @@ from delta_transfer.errors import UserError
 from delta_transfer.metrics.run_result import StrengthSearch
 from delta_transfer.runs.fine_tune import FineTuneResult
 from delta_transfer.runs.plan import FineTunePlan
-from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.runs.selection import (
     SelectionResult,
     merge_train_and_val,
@@ -24,7 +23,6 @@ from delta_transfer.runs.selection import (
     should_refit,
 )
 from delta_transfer.training.inference import predict_dataloader
-from delta_transfer.training.loaders import eval_dataloader
 from delta_transfer.utils.devices import move_to_device
 
 State = Mapping[str, Tensor]
@@ -101,45 +99,42 @@ def format_percent(coefficients: Sequence[float]) -> str:
 logger = logging.getLogger(__name__)
 
 
-def select_model(
-    prepared: RunSetup, plan: FineTunePlan, folder: Path, *, keep_network: bool = True
-) -> SelectionResult:
+def select_model(plan: FineTunePlan, folder: Path, *, keep_network: bool = True) -> SelectionResult:
     """Fine-tunes, chooses epoch and average, and fine-tunes again where that is asked for.
 
     Args:
-        prepared: the images, the network and its probe.
-        plan: options and method.
+        plan: data, network, options and method.
         folder: of the run. What a second branch leaves goes to `weaker/`.
         keep_network: whether the network is wanted; if not, there is no refit.
     """
     branches = plan.candidates
-    refitting = keep_network and should_refit(plan.config, prepared.task)
+    refitting = keep_network and should_refit(plan.config, plan.setup.task)
     if len(branches) == 1:
-        chosen = select_epoch(prepared, plan, folder)
+        chosen = select_epoch(plan, folder)
         if not refitting:
             return chosen
         chosen = dataclasses.replace(chosen, validation_results=())
-        joined = merge_train_and_val(prepared)
-        tuned = refit(joined, plan, folder, epoch=chosen.epoch)
-        return dataclasses.replace(chosen, prepared=joined, fine_tune_result=tuned, refitted=True)
+        joined = merge_train_and_val(plan.setup)
+        plan = dataclasses.replace(plan, setup=joined)
+        tuned = refit(plan, folder, epoch=chosen.epoch)
+        return dataclasses.replace(chosen, setup=joined, fine_tune_result=tuned, refitted=True)
     strong, weak = branches
     folders = folder, folder / "weaker"
-    return _average_candidates(prepared, (strong, weak), folders, refitting=refitting)
+    return _average_candidates((strong, weak), folders, refitting=refitting)
 
 
 def _average_candidates(
-    prepared: RunSetup,
     plans: tuple[FineTunePlan, FineTunePlan],
     folders: tuple[Path, Path],
     *,
     refitting: bool,
 ) -> SelectionResult:
-    found = []
+    found, setup = [], plans[0].setup
     for branch, folder in zip(plans, folders, strict=True):
         logger.info("strength %g", branch.strength)
         started = time.perf_counter()  # in the end that of the second training
         try:
-            found.append(select_epoch(prepared, branch, folder))
+            found.append(select_epoch(branch, folder))
         except UserError as error:
             raise UserError(
                 f"{error} (one of the two trainings of --strength auto, with strength "
@@ -158,13 +153,14 @@ def _average_candidates(
     del found, strong, weak
     if refitting:
         waited = time.perf_counter() - started
-        joined, tuned = merge_train_and_val(prepared), []
+        joined, tuned = merge_train_and_val(setup), []
         for branch, folder, last, share in zip(plans, folders, epochs, shares[1:], strict=True):
             started = time.perf_counter()
             # What has no share needs no training.
-            tuned.append(refit(joined, branch, folder, epoch=last if share else 0))
+            own = dataclasses.replace(branch, setup=joined)
+            tuned.append(refit(own, folder, epoch=last if share else 0))
         started -= waited
-        chosen = dataclasses.replace(chosen, prepared=joined, refitted=True)
+        chosen = dataclasses.replace(chosen, setup=joined, refitted=True)
     search = StrengthSearch(
         strengths=(plans[0].strength or 0.0, plans[1].strength or 0.0),
         mixing_coefficients=shares,
@@ -175,7 +171,7 @@ def _average_candidates(
     _log_search(search)
     return dataclasses.replace(
         chosen,
-        fine_tune_result=_average_networks(tuned, shares, prepared.device),
+        fine_tune_result=_average_networks(tuned, shares, setup.device),
         strength_search=search,
     )
 
@@ -187,14 +183,14 @@ def _evaluate_coefficients(
     candidates: tuple[MixingCoefficients, ...],
 ) -> tuple[MixingCoefficients, dict[str, float], Tensor]:
     """The shares to take, the held-out loss of all, and the answers of those taken."""
-    task_type, targets = strong.prepared.task.task_type, strong.held_out.targets
+    task_type, targets = strong.setup.task.task_type, strong.held_out.targets
     parts: dict[MixingCoefficients, list[Tensor]] = {shares: [] for shares in candidates}
-    for (prepared, one), (_, other) in zip(
+    for (setup, one), (_, other) in zip(
         strong.validation_results, weak.validation_results, strict=True
     ):
-        loader = eval_dataloader(prepared.task.val, prepared.backbone.input_spec, plan.config)
+        loader = plan.loaders.eval_dataloader(setup.task.val)
         for shares, found in parts.items():
-            network = _average_networks([one, other], shares, prepared.device).network
+            network = _average_networks([one, other], shares, setup.device).network
             found.append(predict_dataloader(network, loader, task_type))
     pooled = {shares: torch.cat(found) for shares, found in parts.items()}
     losses = {

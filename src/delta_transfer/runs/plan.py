@@ -13,10 +13,12 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.config.presets import find_preset
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.methods.base import Method
+from delta_transfer.methods.registry import check_classifier, method_of
+from delta_transfer.runs.attention import load_given_attention
 from delta_transfer.runs.preparation.loss import task_loss
 from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.training.checkpoint_callbacks import CheckpointInterval
-from delta_transfer.training.loaders import eval_dataloader, train_dataloader
+from delta_transfer.training.loaders import Dataloaders
 from delta_transfer.training.mixing import Mixing
 from delta_transfer.training.optimizers import OptimizerConfig, layer_lr_scales
 from delta_transfer.training.trainer import FitConfig, find_precision
@@ -31,9 +33,10 @@ RANDOM_HEAD_LR_FACTOR = 10  # times lr, for a head that starts at random
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FineTunePlan:
-    """What to fine-tune by, the same for every fold and the refit.
+    """What to fine-tune and by which options and method.
 
     Args:
+        setup: data, network and probe; each fold and the refit have their own.
         config: the options.
         method: the method.
         epochs: how many, by which the schedule goes.
@@ -44,6 +47,7 @@ class FineTunePlan:
             which of how many, and its calibrated validation loss; what it raises ends the training.
     """
 
+    setup: RunSetup
     config: TrainConfig
     method: Method
     epochs: int
@@ -51,6 +55,11 @@ class FineTunePlan:
     data_order: int = 0
     on_checkpoint: Callable[[], None] = lambda: None
     on_epoch_end: Callable[[Path, int, int, float], None] | None = None
+
+    @property
+    def loaders(self) -> Dataloaders:
+        """Return what makes the batches of splits, with the options of the plan."""
+        return self.setup.loaders.with_config(self.config)
 
     @property
     def strength(self) -> float | None:
@@ -95,22 +104,46 @@ class FineTunePlan:
         )
 
 
-def make_fit_config(
-    prepared: RunSetup, plan: FineTunePlan, folder: Path, stop_after: int | None
-) -> FitConfig:
+def make_plan(
+    setup: RunSetup, config: TrainConfig, *, on_checkpoint: Callable[[], None] = lambda: None
+) -> FineTunePlan:
+    """Return the plan of a run.
+
+    Args:
+        setup: from `prepare`, with the same options of data and network.
+        config: the options.
+        on_checkpoint: called whenever a fit has saved its state.
+
+    Raises:
+        UserError: if the network does not suit the method, or the attention file does not fit.
+    """
+    plan = FineTunePlan(
+        setup=setup,
+        config=config,
+        method=method_of(config),
+        epochs=config.count_epochs(len(setup.task.train)),
+        attention=load_given_attention(setup, config),
+        on_checkpoint=on_checkpoint,
+    )
+    check_classifier(plan.method, setup.backbone.classifier, config.model)
+    return plan
+
+
+def make_fit_config(plan: FineTunePlan, folder: Path, stop_after: int | None) -> FitConfig:
     """What to train on, how, for how long and where."""
-    task, spec, config = prepared.task, prepared.backbone.input_spec, plan.config
+    setup, config, loaders = plan.setup, plan.config, plan.loaders
+    task, ordered = setup.task, _config_with_data_order(plan)
     return FitConfig(
-        train_dataloader=train_dataloader(task.train, spec, _config_with_data_order(plan)),
-        val_dataloader=eval_dataloader(task.val, spec, config) if stop_after is None else None,
+        train_dataloader=loaders.with_config(ordered).train_dataloader(task.train),
+        val_dataloader=loaders.eval_dataloader(task.val) if stop_after is None else None,
         epochs=plan.epochs,
         stop_after=stop_after,
         grad_clip=config.grad_clip,
-        mixing=_mixing(_config_with_data_order(plan), len(task.classes)),
+        mixing=_mixing(ordered, len(task.classes)),
         sample_type=task.sample_type,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         can_split=_can_split(plan),
-        precision=find_precision(config.precision, prepared.device),
+        precision=find_precision(config.precision, setup.device),
         keep_last=config.paper_protocol,
         folder=folder,
         store_val_outputs=bool(config.folds),
@@ -119,10 +152,10 @@ def make_fit_config(
         ),
         on_checkpoint=plan.on_checkpoint,
         resume=config.resume,
-        fingerprint=run_fingerprint(prepared),
-        accelerator=prepared.device.type,
+        fingerprint=run_fingerprint(setup),
+        accelerator=setup.device.type,
         loggers=config.logger_names,
-        fsdp_units=_fsdp_units(prepared) if is_sharded(config) else None,
+        fsdp_units=_fsdp_units(setup) if is_sharded(config) else None,
     )
 
 
@@ -131,10 +164,10 @@ def is_sharded(config: TrainConfig) -> bool:
     return config.strategy == "fsdp" and world_size() > 1
 
 
-def _fsdp_units(prepared: RunSetup) -> tuple[str, ...]:
+def _fsdp_units(setup: RunSetup) -> tuple[str, ...]:
     from delta_transfer.training.distributed import find_fsdp_units  # loading it takes a second
 
-    return find_fsdp_units(prepared.backbone.module, prepared.backbone.input_spec.example())
+    return find_fsdp_units(setup.backbone.module, setup.backbone.input_spec.example())
 
 
 def _can_split(plan: FineTunePlan) -> bool:
@@ -143,22 +176,22 @@ def _can_split(plan: FineTunePlan) -> bool:
     return alone and plan.config.batch_norm == "frozen" and not plan.method.needs_whole_batch
 
 
-def make_task_loss(prepared: RunSetup, plan: FineTunePlan) -> Callable[[Tensor, Tensor], Tensor]:
-    """The task loss."""
-    task = prepared.task
+def make_task_loss(plan: FineTunePlan) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the task loss."""
+    task = plan.setup.task
     labels, classes = task.train.class_indices, len(task.classes)
     return task_loss(plan.config, task.task_type, labels, num_classes=classes)
 
 
-def run_fingerprint(prepared: RunSetup) -> str:
+def run_fingerprint(setup: RunSetup) -> str:
     """Of the images, their splits and the pretrained weights."""
-    task = prepared.task
+    task = setup.task
     rows = [
         f"{split} {label} {path}\n"
         for split, part in (("train", task.train), ("val", task.val))
         for path, label in zip(part.paths, part.labels, strict=True)
     ]
-    parts = [prepared.data_fingerprint, prepared.source_fingerprint, *rows]
+    parts = [setup.data_fingerprint, setup.source_fingerprint, *rows]
     return fingerprint(part.encode() for part in parts)
 
 
@@ -178,9 +211,7 @@ def _mixing(config: TrainConfig, num_classes: int) -> Mixing | None:
     )
 
 
-def make_optimizer_config(
-    prepared: RunSetup, plan: FineTunePlan, network: nn.Module
-) -> OptimizerConfig:
+def make_optimizer_config(plan: FineTunePlan, network: nn.Module) -> OptimizerConfig:
     """How the weights are moved."""
     config, method, strength = plan.config, plan.method, plan.strength or 0.0
     change = method.optimizer_context
@@ -188,7 +219,7 @@ def make_optimizer_config(
     def around(optimizer: torch.optim.Optimizer) -> AbstractContextManager[object]:
         if change is None:
             return nullcontext()
-        return change(optimizer, network, prepared.source, strength)
+        return change(optimizer, network, plan.setup.source, strength)
 
     return OptimizerConfig(
         optimizer=config.optimizer,
@@ -199,18 +230,18 @@ def make_optimizer_config(
         warmup_ratio=find_preset(config.preset).warmup_ratio,
         num_head_cycles=method.num_head_cycles,
         optimizer_context=around,
-        lr_scales=_lr_scales(prepared, config, network),
+        lr_scales=_lr_scales(plan, network),
         ema=config.ema,
     )
 
 
-def _lr_scales(prepared: RunSetup, config: TrainConfig, network: nn.Module) -> dict[str, float]:
+def _lr_scales(plan: FineTunePlan, network: nn.Module) -> dict[str, float]:
     """What layers learn at, as shares of the learning rate; nothing if all learn alike."""
-    if config.layer_decay == 1:
+    factor, backbone = plan.config.layer_decay, plan.setup.backbone
+    if factor == 1:
         return {}
-    head = prepared.backbone.head
-    example = prepared.backbone.input_spec.example().to(prepared.device)
-    return layer_lr_scales(network, head=head, factor=config.layer_decay, example=example)
+    example = backbone.input_spec.example().to(plan.setup.device)
+    return layer_lr_scales(network, head=backbone.head, factor=factor, example=example)
 
 
 def _head_lr(plan: FineTunePlan) -> float:

@@ -18,12 +18,10 @@ from delta_transfer.backbones.saved import save_model
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
-from delta_transfer.methods.registry import check_classifier, method_of
 from delta_transfer.metrics.metrics import MetricName
 from delta_transfer.metrics.run_result import MetricPrefix, RunResult
 from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.report.run_page import write_run_report
-from delta_transfer.runs.attention import load_given_attention
 from delta_transfer.runs.cost import USAGE_FILE, ResourceTracker
 from delta_transfer.runs.folder import (
     LOG_FILE,
@@ -34,7 +32,7 @@ from delta_transfer.runs.folder import (
 )
 from delta_transfer.runs.lr_search import resolve_lr
 from delta_transfer.runs.model_soup import select_model
-from delta_transfer.runs.plan import FineTunePlan
+from delta_transfer.runs.plan import FineTunePlan, make_plan
 from delta_transfer.runs.predictions import write_examples, write_predictions
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
@@ -43,7 +41,6 @@ from delta_transfer.runs.summary import log_start, log_summary
 from delta_transfer.runs.validation import adapt_to_processes, check_data, check_run_config
 from delta_transfer.training.checkpoints import PREVIOUS
 from delta_transfer.training.inference import CropAverage, predict_dataloader
-from delta_transfer.training.loaders import test_dataloader
 from delta_transfer.utils.devices import find_device
 from delta_transfer.utils.distributed import (
     init_process_group,
@@ -117,41 +114,33 @@ def _check_folder(folder: Path, config: TrainConfig) -> bool:
 
 
 def train_prepared(
-    prepared: RunSetup, config: TrainConfig, folder: Path, *, started: float
+    setup: RunSetup, config: TrainConfig, folder: Path, *, started: float
 ) -> RunResult:
     """`train` for data, network and probe that are there already.
 
     Args:
-        prepared: what `prepare` made of the same options, whatever the method.
+        setup: from `prepare` with the same options, whatever the method.
         config: the options.
         folder: of the run; emptied if it holds an old one.
         started: `time.perf_counter()` at the start of the run.
     """
-    memory = PeakMemory(prepared.device)
-    tuning = FineTunePlan(
-        config=config,
-        method=method_of(config),
-        epochs=config.count_epochs(len(prepared.task.train)),
-        attention=load_given_attention(prepared, config),
-    )
-    check_classifier(tuning.method, prepared.backbone.classifier, config.model)
+    memory = PeakMemory(setup.device)
+    plan = make_plan(setup, config)
     with ExitStack() as held:
         run_on_main_and_broadcast(lambda: held.enter_context(lock_folder(folder)))
         run_on_main_and_broadcast(
             lambda: make_folder(folder, overwrite=config.overwrite, resume=config.resume)
         )
-        spent = ResourceTracker(folder, started=started, memory=memory, resume=config.resume)
+        resources = ResourceTracker(folder, started=started, memory=memory, resume=config.resume)
         if is_rank_zero():
-            tuning = dataclasses.replace(tuning, on_checkpoint=spent.save)
-        return _train(prepared, tuning, folder, spent)
+            plan = dataclasses.replace(plan, on_checkpoint=resources.save)
+        return _train(plan, folder, resources)
 
 
-def _train(
-    prepared: RunSetup, plan: FineTunePlan, folder: Path, resources: ResourceTracker
-) -> RunResult:
+def _train(plan: FineTunePlan, folder: Path, resources: ResourceTracker) -> RunResult:
     """In a folder that is this process's own."""
     config = plan.config
-    header = (*describe(), *prepared.description)
+    header = (*describe(), *plan.setup.description)
     log = log_to(folder / LOG_FILE, header, resume=config.resume)
     try:
         with (
@@ -160,9 +149,9 @@ def _train(
         ):
             if is_rank_zero():
                 write_atomically(folder / "config.yaml", config.to_yaml())
-            log_start(prepared, plan)
-            plan = resolve_lr(prepared, plan, folder)
-            result = _select_and_finalize(prepared, plan, folder, resources)
+            log_start(plan)
+            plan = resolve_lr(plan, folder)
+            result = _select_and_finalize(plan, folder, resources)
             log_summary(result)
     except BaseException as error:
         if not list(folder.glob("**/*.ckpt")) and not (folder / "model").exists():
@@ -178,11 +167,9 @@ def _train(
     return result
 
 
-def _select_and_finalize(
-    prepared: RunSetup, plan: FineTunePlan, folder: Path, resources: ResourceTracker
-) -> RunResult:
-    selected = select_model(prepared, plan, folder)
-    test = _test(selected.prepared, plan.config, selected.fine_tune_result.network)
+def _select_and_finalize(plan: FineTunePlan, folder: Path, resources: ResourceTracker) -> RunResult:
+    selected = select_model(plan, folder)
+    test = _test(plan, selected.fine_tune_result.network)
 
     def finish() -> RunResult:
         result = _finalize(selected, plan, folder, resources, test=test)
@@ -214,27 +201,25 @@ def _finalize(
     test: Tensor | None,
 ) -> RunResult:
     """Measures the final network and writes what the run leaves behind."""
-    prepared, network = selected.prepared, selected.fine_tune_result.network
-    task, method = prepared.task, plan.method
-    probe = prepared.probe_predictions["test"]
+    setup, network = selected.setup, selected.fine_tune_result.network
+    task, method = setup.task, plan.method
+    probe = setup.probe_predictions["test"]
     if task.test is not None and test is not None and probe is not None:
         shown, answers, beside = task.test, test, probe
     else:
         shown, answers, beside = selected.held_out, selected.predictions, selected.probe_predictions
     path, task_type = folder / "predictions.csv", task.task_type
     write_predictions(path, shown, answers, task.classes, task_type)
-    spec = prepared.backbone.input_spec
+    spec = setup.backbone.input_spec
     if isinstance(spec, GraphSpec) and spec.node_features == "atoms":
         from delta_transfer.runs.predictions import write_molecules  # which needs an extra
 
         taps = selected.fine_tune_result.taps
-        write_molecules(folder, shown, network=network, source=prepared.source, taps=taps)
+        write_molecules(folder, shown, network=network, source=setup.source, taps=taps)
     elif task.kind == "images" and isinstance(task_type, Multiclass):
         write_examples(folder, shown, answers, beside, task.classes)
     (folder / "model").mkdir(exist_ok=True)
-    save_model(
-        folder / "model", prepared.backbone, network, classes=task.classes, task_type=task_type
-    )
+    save_model(folder / "model", setup.backbone, network, classes=task.classes, task_type=task_type)
     cost = resources.usage
     result = RunResult(
         folder=folder,
@@ -276,7 +261,7 @@ def _clear(folder: Path) -> None:
 def _strength(selected: SelectionResult, plan: FineTunePlan) -> float | None:
     """Of the penalty; found by auto, the geometric mean; of the probe, its own."""
     if not plan.method.trains_network:
-        return selected.prepared.probe.strength
+        return selected.setup.probe.strength
     if selected.strength_search is None:
         return plan.strength
     shares = selected.strength_search.mixing_coefficients[1:]
@@ -287,16 +272,17 @@ def _strength(selected: SelectionResult, plan: FineTunePlan) -> float | None:
     return float(f"{math.exp(mean):.6g}")
 
 
-def _test(prepared: RunSetup, config: TrainConfig, network: nn.Module) -> Tensor | None:
+def _test(plan: FineTunePlan, network: nn.Module) -> Tensor | None:
     """The final network's answers to the test split, if there is one."""
-    split, spec = prepared.task.test, prepared.backbone.input_spec
+    task, config = plan.setup.task, plan.config
+    split = task.test
     if split is None:
         return None
     asked = CropAverage(network) if config.paper_protocol else network
 
     def ask(positions: Sequence[int]) -> tuple[Tensor]:
-        loader = test_dataloader(split.subset(positions), spec, config)
-        return (predict_dataloader(asked, loader, prepared.task.task_type),)
+        loader = plan.loaders.test_dataloader(split.subset(positions))
+        return (predict_dataloader(asked, loader, task.task_type),)
 
     return shard_and_gather(len(split), config.batch_size, ask)[0]
 

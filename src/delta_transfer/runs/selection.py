@@ -20,7 +20,6 @@ from delta_transfer.runs.fine_tune import FineTuneResult, fine_tune
 from delta_transfer.runs.plan import FineTunePlan
 from delta_transfer.runs.preparation.prepared import RunSetup, resplit
 from delta_transfer.training.inference import predict_dataloader
-from delta_transfer.training.loaders import eval_dataloader
 from delta_transfer.utils.distributed import is_rank_zero, shard_and_gather
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.seeds import derive_seed
@@ -36,7 +35,7 @@ class SelectionResult:
     """The final network of a run, and how good it was on images that it had not seen.
 
     Args:
-        prepared: what it learnt from, and the probe on the same images.
+        setup: what it learnt from, and the probe on the same images.
         fine_tune_result: the network.
         epoch: how long it was trained, chosen on the images held out.
         held_out: the validation split; with folds, all images, each held out once.
@@ -48,7 +47,7 @@ class SelectionResult:
         strength_search: how its strength was found; None where it was given.
     """
 
-    prepared: RunSetup
+    setup: RunSetup
     fine_tune_result: FineTuneResult
     epoch: int
     held_out: Split
@@ -70,80 +69,80 @@ def should_refit(config: TrainConfig, task: TaskData) -> bool:
     return len(task.train) + len(task.val) < REFIT_THRESHOLD and not asked
 
 
-def select_epoch(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> SelectionResult:
+def select_epoch(plan: FineTunePlan, folder: Path) -> SelectionResult:
     """Fine-tunes with images held out, and chooses the epoch on them.
 
     Args:
-        prepared: the images, the network and its probe.
-        plan: options and method.
+        plan: data, network, options and method.
         folder: of the run. The folds are left in `folds/`.
     """
     if plan.config.folds:
-        return _cross_validate(prepared, plan, folder)
-    return _validate(prepared, plan, folder)
+        return _cross_validate(plan, folder)
+    return _validate(plan, folder)
 
 
-def merge_train_and_val(prepared: RunSetup) -> RunSetup:
+def merge_train_and_val(setup: RunSetup) -> RunSetup:
     """The same with all images to learn from, those of the validation split too."""
-    train = len(prepared.task.train)
-    count = train + len(prepared.task.val)
-    return resplit(prepared, train=range(count), val=range(train, count))
+    train = len(setup.task.train)
+    count = train + len(setup.task.val)
+    return resplit(setup, train=range(count), val=range(train, count))
 
 
-def refit(merged: RunSetup, plan: FineTunePlan, folder: Path, *, epoch: int) -> FineTuneResult:
+def refit(plan: FineTunePlan, folder: Path, *, epoch: int) -> FineTuneResult:
     """Fine-tunes on all images, for as long as was chosen.
 
     Args:
-        merged: from `join`.
-        plan: options and method.
+        plan: options, method and, from `merge_train_and_val`, the data.
         folder: of the run; what the refit leaves goes to `refit/`.
         epoch: chosen by `hold_out`.
     """
     if plan.method.trains_network:
         how = f"{epoch} epochs" if epoch else "its start alone"
-        count, noun = len(merged.task.train), merged.task.sample_type
+        task = plan.setup.task
+        count, noun = len(task.train), task.sample_type
         logger.info("refit    on all %d training and validation %ss, %s", count, noun, how)
-    tuned = fine_tune(merged, plan, folder / "refit", stop_after=epoch)
+    tuned = fine_tune(plan, folder / "refit", stop_after=epoch)
     attention = folder / "refit" / "attention.safetensors"
     if is_rank_zero() and attention.is_file():
         attention.replace(folder / attention.name)
     return tuned
 
 
-def _validate(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> SelectionResult:
-    tuned = fine_tune(prepared, plan, folder)
-    val, config, task_type = prepared.task.val, plan.config, prepared.task.task_type
+def _validate(plan: FineTunePlan, folder: Path) -> SelectionResult:
+    setup, tuned = plan.setup, fine_tune(plan, folder)
+    val, task_type = setup.task.val, setup.task.task_type
 
     def ask(positions: Sequence[int]) -> tuple[Tensor]:
-        loader = eval_dataloader(val.subset(positions), prepared.backbone.input_spec, config)
+        loader = plan.loaders.eval_dataloader(val.subset(positions))
         return (predict_dataloader(tuned.network, loader, task_type),)
 
-    (answers,) = shard_and_gather(len(val), config.batch_size, ask)
-    probe = prepared.probe_predictions["val"]
+    (answers,) = shard_and_gather(len(val), plan.config.batch_size, ask)
+    probe = setup.probe_predictions["val"]
     assert probe is not None
     return SelectionResult(
-        prepared=prepared,
+        setup=setup,
         fine_tune_result=tuned,
         epoch=tuned.fit_result.epoch,
         held_out=val,
         predictions=answers,
         probe_predictions=probe,
         refitted=False,
-        validation_results=((prepared, tuned),),
+        validation_results=((setup, tuned),),
     )
 
 
-def _cross_validate(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> SelectionResult:
+def _cross_validate(plan: FineTunePlan, folder: Path) -> SelectionResult:
     """Every image is held out once; the epoch is that with the lowest loss over all of them."""
     probes, logits, trained = [], [], []
-    task_type = prepared.task.task_type
-    folds = _folds(prepared.task, plan.config.folds, seed=plan.config.seed)
+    setup = plan.setup
+    task_type = setup.task.task_type
+    folds = _folds(setup.task, plan.config.folds, seed=plan.config.seed)
     for number, (train, val) in enumerate(folds, start=1):
         own = folder / "folds" / str(number)
-        fold = resplit(prepared, train=train, val=val)
+        fold = resplit(setup, train=train, val=val)
         if plan.method.trains_network:
             logger.info("fold     %d of %d", number, len(folds))
-        tuned = fine_tune(fold, plan, own)
+        tuned = fine_tune(dataclasses.replace(plan, setup=fold), own)
         probe = fold.probe_predictions["val"]
         assert probe is not None
         probes.append(probe)
@@ -152,7 +151,7 @@ def _cross_validate(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> Sel
         validations = tuned.fit_result.val_outputs
         logits.append([found for found, _ in validations] or [task_type.logits(probe)])
     order = [index for _, val in folds for index in val]
-    held_out = pool_train_and_val(prepared.task).subset(order)
+    held_out = pool_train_and_val(setup.task).subset(order)
     targets = held_out.targets
     epochs = [torch.cat(parts) for parts in zip(*logits, strict=True)]
     losses = [float(task_type.held_out_losses(found, targets).mean()) for found in epochs]
@@ -163,7 +162,7 @@ def _cross_validate(prepared: RunSetup, plan: FineTunePlan, folder: Path) -> Sel
             files = sorted((folder / "folds").glob(f"*/{name}"))
             write_atomically(folder / name, _average(files, keys))
     return SelectionResult(
-        prepared=prepared,
+        setup=setup,
         fine_tune_result=tuned,
         epoch=epoch,
         held_out=held_out,

@@ -11,7 +11,6 @@ from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs.duration import estimate_minutes
 from delta_transfer.runs.plan import FineTunePlan
 from delta_transfer.runs.preparation.loss import resolve_class_weights
-from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.runs.selection import should_refit
 
 logger = logging.getLogger(__name__)
@@ -20,20 +19,20 @@ logger = logging.getLogger(__name__)
 SIMILAR_THRESHOLD, DISSIMILAR_THRESHOLD = 0.9, 0.3
 
 
-def log_start(prepared: RunSetup, plan: FineTunePlan) -> None:
+def log_start(plan: FineTunePlan) -> None:
     """Logs the method, how good the probe is, and how long it will take."""
     method = plan.method
     strengths = [f"{one.strength:g}" for one in plan.candidates if one.strength is not None]
     detail = f", strength {' and '.join(strengths)}" if strengths else ""
     logger.info("method   %s%s: %s", method.name, detail, method.summary)
-    score, measure = prepared.probe_scores["val"], prepared.task.task_type.metric
-    hint = _hint(prepared.task, score or 0.0)
+    score, measure = plan.setup.probe_scores["val"], plan.setup.task.task_type.metric
+    hint = _hint(plan.setup.task, score or 0.0)
     logger.info("probe    %s %s on validation%s", measure.display_name, measure.format(score), hint)
     if method.trains_network:
-        _log_class_balance(prepared, plan)
-        minutes = estimate_minutes(prepared, plan)
+        _log_class_balance(plan)
+        minutes = estimate_minutes(plan)
         folds = f", {plan.config.folds} folds" if plan.config.folds else ""
-        refit = " and the refit" if should_refit(plan.config, prepared.task) else ""
+        refit = " and the refit" if should_refit(plan.config, plan.setup.task) else ""
         logger.info(
             "time     about %.*f minutes for %s%d epochs%s%s",
             1 if minutes >= 1 else 2,
@@ -45,9 +44,9 @@ def log_start(prepared: RunSetup, plan: FineTunePlan) -> None:
         )
 
 
-def _log_class_balance(prepared: RunSetup, plan: FineTunePlan) -> None:
+def _log_class_balance(plan: FineTunePlan) -> None:
     """Says how classes are evened out, or that they are of very different sizes."""
-    config, labels = plan.config, prepared.task.train.class_indices
+    config, labels = plan.config, plan.setup.task.train.class_indices
     ratio = imbalance_ratio(labels)
     done = {
         "none": "which are left as they are",
@@ -61,7 +60,7 @@ def _log_class_balance(prepared: RunSetup, plan: FineTunePlan) -> None:
     logger.info(
         "classes  the largest has %.1f times as many %ss as the smallest: %s",
         ratio,
-        prepared.task.train.sample_type,
+        plan.setup.task.train.sample_type,
         done,
     )
 

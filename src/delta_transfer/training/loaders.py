@@ -1,7 +1,7 @@
 """Splits become batches: plain, augmented or cropped for the test, as the preset has it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,89 +20,100 @@ from delta_transfer.data.images.loader import DeviceDataLoader, ignore_stops
 from delta_transfer.data.images.resize import Resize
 from delta_transfer.data.samplers import DistributedEpochSampler, EpochSampler
 from delta_transfer.data.task import ImageDataset, Split
-from delta_transfer.utils.devices import cpu_count, find_device
+from delta_transfer.utils.devices import cpu_count
 from delta_transfer.utils.distributed import local_world_size, rank, world_size
 
 _WORKERS_FOR_CACHED = 2  # processes that crop what is kept
 
 
-def eval_dataloader(
-    split: Split, spec: InputSpec | GraphSpec, config: TrainConfig
-) -> DeviceDataLoader:
-    """Samples in their order, without augmentation."""
-    if isinstance(spec, GraphSpec):
-        return _graph_dataloader(split, config, batch_size=config.micro_batch_size)
-    return _sequential_dataloader(
-        split, _eval_transform(spec, config), config, batch_size=config.micro_batch_size
-    )
+@dataclasses.dataclass(frozen=True)
+class Dataloaders:
+    """The data loaders of a run: batches of a split, as network, options and device need them.
 
-
-def test_dataloader(
-    split: Split, spec: InputSpec | GraphSpec, config: TrainConfig
-) -> DeviceDataLoader:
-    """Samples in their order as the final model is tested on them: the preset's crops of images.
-
-    Batches of images are `[B, 3, S, S]`, or `[B, 10, 3, S, S]` with ten crops (see
-    `CropAverage`).
+    Args:
+        input_spec: what the network takes.
+        config: the options.
+        device: where the batches go.
     """
-    if isinstance(spec, GraphSpec):
-        return eval_dataloader(split, spec, config)
-    transform = _test_transform(spec, config)
-    batch_size = (
-        max(1, config.micro_batch_size // 10) if config.paper_protocol else config.micro_batch_size
-    )
-    return _sequential_dataloader(split, transform, config, batch_size=batch_size)
 
+    input_spec: InputSpec | GraphSpec
+    config: TrainConfig
+    device: torch.device
 
-def train_dataloader(
-    split: Split, spec: InputSpec | GraphSpec, config: TrainConfig
-) -> DeviceDataLoader:
-    """Samples in an order that seed and epoch determine, images augmented."""
-    labels = split.class_indices if config.class_weights == "sampler" else None
-    sampler = EpochSampler(len(split), seed=config.seed, labels=labels)
-    alone = len(split) > config.batch_size > 1 and len(split) % config.batch_size == 1
-    own_size = config.batch_size // world_size()
-    order = sampler if world_size() == 1 else _distributed_sampler(sampler, config.batch_size)
-    # Batch norm has no variance over a batch of one; the sample comes in other epochs.
-    drop_last = alone and config.batch_norm == "train"
-    if isinstance(spec, GraphSpec):
-        return _graph_dataloader(
-            split, config, batch_size=own_size, sampler=order, drop_last=drop_last
+    def with_config(self, config: TrainConfig) -> "Dataloaders":
+        """Return the loaders for other options of the same run."""
+        return dataclasses.replace(self, config=config)
+
+    def eval_dataloader(self, split: Split) -> DeviceDataLoader:
+        """Return the samples in order, without augmentation."""
+        return self._sequential(split, _eval_transform, self.config.micro_batch_size)
+
+    def test_dataloader(self, split: Split) -> DeviceDataLoader:
+        """Return the samples in order, as the final model is tested on them.
+
+        Batches of images are `[B, 3, S, S]`, or `[B, 10, 3, S, S]` with ten crops (see
+        `CropAverage`).
+        """
+        size = self.config.micro_batch_size
+        if self.config.paper_protocol and isinstance(self.input_spec, InputSpec):
+            size = max(1, size // 10)
+        return self._sequential(split, _test_transform, size)
+
+    def train_dataloader(self, split: Split) -> DeviceDataLoader:
+        """Return the samples in an order that seed and epoch determine, images augmented."""
+        config, size = self.config, self.config.batch_size
+        labels = split.class_indices if config.class_weights == "sampler" else None
+        sampler = EpochSampler(len(split), seed=config.seed, labels=labels)
+        order = sampler if world_size() == 1 else _distributed_sampler(sampler, size)
+        own_size = size // world_size()
+        # Batch norm has no variance over a batch of one; the sample comes in other epochs.
+        alone = len(split) > size > 1 and len(split) % size == 1
+        drop_last = alone and config.batch_norm == "train"
+        if isinstance(self.input_spec, GraphSpec):
+            return self._graphs(split, own_size, sampler=order, drop_last=drop_last)
+        transform = _train_transform(self.input_spec, config)
+        workers = _count_workers(split, transform, config, self.device)
+        return DeviceDataLoader(
+            ImageDataset(split, transform.resize, transform.crop, seed=config.seed),
+            normalise=transform.normalise,
+            device=self.device,
+            batch_size=own_size,
+            drop_last=drop_last,
+            sampler=order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=ignore_stops,
         )
-    transform, device = _train_transform(spec, config), find_device(config.device)
-    workers = _count_workers(split, transform, config, device)
-    return DeviceDataLoader(
-        ImageDataset(split, transform.resize, transform.crop, seed=config.seed),
-        normalise=transform.normalise,
-        device=device,
-        batch_size=own_size,
-        drop_last=drop_last,
-        sampler=order,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=ignore_stops,
-    )
 
+    def _sequential(
+        self,
+        split: Split,
+        make_transform: Callable[[InputSpec, TrainConfig], Transform],
+        batch_size: int,
+    ) -> DeviceDataLoader:
+        if isinstance(self.input_spec, GraphSpec):
+            return self._graphs(split, batch_size)
+        transform = make_transform(self.input_spec, self.config)
+        workers = _count_workers(split, transform, self.config, self.device)
+        return DeviceDataLoader(
+            ImageDataset(split, transform.resize, transform.crop),
+            normalise=transform.normalise,
+            device=self.device,
+            batch_size=batch_size,
+            num_workers=min(workers, len(split) // batch_size),
+            worker_init_fn=ignore_stops,
+        )
 
-def _graph_dataloader(
-    split: Split,
-    config: TrainConfig,
-    *,
-    batch_size: int,
-    sampler: EpochSampler | DistributedEpochSampler | None = None,
-    drop_last: bool = False,
-) -> DeviceDataLoader:
-    from delta_transfer.data.graphs.loader import graph_dataloader  # which needs an extra
+    def _graphs(self, split: Split, batch_size: int, **options: Any) -> DeviceDataLoader:
+        from delta_transfer.data.graphs.loader import graph_dataloader  # which needs an extra
 
-    device = find_device(config.device)
-    return graph_dataloader(
-        split,
-        batch_size=batch_size,
-        device=device,
-        sampler=sampler,
-        drop_last=drop_last,
-        num_workers=config.num_workers or 0,
-    )
+        return graph_dataloader(
+            split,
+            batch_size=batch_size,
+            device=self.device,
+            num_workers=self.config.num_workers or 0,
+            **options,
+        )
 
 
 def resizes_by_split(
@@ -149,21 +160,6 @@ def _train_transform(spec: InputSpec, config: TrainConfig) -> Transform:
 def _distributed_sampler(sampler: EpochSampler, batch_size: int) -> DistributedEpochSampler:
     return DistributedEpochSampler(
         sampler, batch_size=batch_size, rank=rank(), world_size=world_size()
-    )
-
-
-def _sequential_dataloader(
-    split: Split, transform: Transform, config: TrainConfig, *, batch_size: int
-) -> DeviceDataLoader:
-    device = find_device(config.device)
-    workers = _count_workers(split, transform, config, device)
-    return DeviceDataLoader(
-        ImageDataset(split, transform.resize, transform.crop),
-        normalise=transform.normalise,
-        device=device,
-        batch_size=batch_size,
-        num_workers=min(workers, len(split) // batch_size),
-        worker_init_fn=ignore_stops,
     )
 
 

@@ -17,7 +17,7 @@ from delta_transfer.experiments.benchmark.benchmark import BenchmarkPlan
 from delta_transfer.experiments.benchmark.recipe import Download
 from delta_transfer.methods.registry import method_of
 from delta_transfer.runs.preparation.task import find_data
-from delta_transfer.training.loaders import train_dataloader
+from delta_transfer.training.loaders import Dataloaders
 from delta_transfer.utils.devices import find_device, move_to_device
 
 _MAX_BATCH_SIZE = 8  # samples of the step that is measured, if a step has no fewer
@@ -82,16 +82,16 @@ def estimate_hours(plan: BenchmarkPlan) -> float | None:
 def _measure(config: TrainConfig) -> tuple[float, float] | None:
     """Seconds of a sample: of a forward pass, and of a training step."""
     size = min(config.batch_size, _MAX_BATCH_SIZE)
+    device = find_device(config.device)
     if config.model.startswith(tuple(GRAPH_LIBRARIES)):
         if not is_available(config.data, data_root=config.data_root):
             return None
-        network, inputs = _graphs(dataclasses.replace(config, batch_size=size))
+        network, inputs = _graphs(dataclasses.replace(config, batch_size=size), device)
     else:
         backbone = load_untrained_backbone(config.model, image_size=config.image_size)
         assert isinstance(backbone.input_spec, InputSpec)
         network, side = backbone.module, backbone.input_spec.size
         inputs = torch.zeros(size, 3, side, side)
-    device = find_device(config.device)
     move_to_device(network, device)
     inputs = inputs.to(device)
     with torch.no_grad():
@@ -100,12 +100,13 @@ def _measure(config: TrainConfig) -> tuple[float, float] | None:
     return forward / size, step / size
 
 
-def _graphs(config: TrainConfig) -> tuple[torch.nn.Module, Any]:
+def _graphs(config: TrainConfig, device: torch.device) -> tuple[torch.nn.Module, Any]:
     """A network, and a batch of the graphs that it is for."""
     task = find_data(config)
     spec = GraphSpec.from_node_features(task.train.read(task.train.paths[0]).x)
     backbone = load_graph_backbone(config.model, num_outputs=2, spec=spec, pretrained=False)
-    return backbone.module, next(iter(train_dataloader(task.train, spec, config)))[0]
+    batches = Dataloaders(spec, config, device).train_dataloader(task.train)
+    return backbone.module, next(iter(batches))[0]
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -14,14 +14,12 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.search.folder import Outcome, clear, outcomes
 from delta_transfer.experiments.search.study import import_optuna
-from delta_transfer.methods.registry import method_of
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.runs.attention import load_given_attention
 from delta_transfer.runs.cost import ResourceTracker
 from delta_transfer.runs.folder import LOG_FILE, make_folder
 from delta_transfer.runs.lr_search import resolve_lr
 from delta_transfer.runs.model_soup import select_model
-from delta_transfer.runs.plan import FineTunePlan
+from delta_transfer.runs.plan import FineTunePlan, make_plan
 from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.runs.preparation.taps import choose_taps
 from delta_transfer.runs.run import train_prepared
@@ -63,21 +61,15 @@ def try_out(prepared: RunSetup, config: TrainConfig, started: float, *, prune: b
         held.enter_context(lock_folder(folder))
         make_folder(folder, overwrite=False, resume=True)
         spent = ResourceTracker(folder, started=started, memory=memory, resume=True)
-        tuning = FineTunePlan(
-            config=config,
-            method=method_of(config),
-            epochs=config.count_epochs(len(prepared.task.train)),
-            attention=load_given_attention(prepared, config),
-            on_checkpoint=spent.save,
-        )
-        alone = len(tuning.candidates) == 1 and not config.folds
+        plan = make_plan(prepared, config, on_checkpoint=spent.save)
+        alone = len(plan.candidates) == 1 and not config.folds
         listener = Listener(folder, prune=prune and folder.name != "0", alone=alone)
-        tuning = dataclasses.replace(tuning, on_epoch_end=listener.hear)
+        plan = dataclasses.replace(plan, on_epoch_end=listener.hear)
         header = (*describe(), *prepared.description)
         held.enter_context(log_to(folder / LOG_FILE, header, resume=True))
         held.enter_context(deterministic_algorithms(config.deterministic))
         write_atomically(folder / "config.yaml", config.to_yaml())
-        found = _train(prepared, tuning, folder)
+        found = _train(plan, folder)
         outcome = dataclasses.replace(
             found, losses=listener.losses, seconds=spent.usage.wall_time_s
         )
@@ -97,13 +89,11 @@ def _at_taps(prepared: RunSetup, config: TrainConfig) -> RunSetup:
     return dataclasses.replace(prepared, taps=taps)
 
 
-def _train(prepared: RunSetup, tuning: FineTunePlan, folder: Path) -> Outcome:
-    metric = prepared.task.task_type.metric.name
+def _train(plan: FineTunePlan, folder: Path) -> Outcome:
+    metric = plan.setup.task.task_type.metric.name
     try:
-        log_start(prepared, tuning)
-        selected = select_model(
-            prepared, resolve_lr(prepared, tuning, folder), folder, keep_network=False
-        )
+        log_start(plan)
+        selected = select_model(resolve_lr(plan, folder), folder, keep_network=False)
     except Pruned as pruned:
         logger.info("pruned: %s", pruned)
         return Outcome(state="pruned", metric=metric)
@@ -118,7 +108,7 @@ def _train(prepared: RunSetup, tuning: FineTunePlan, folder: Path) -> Outcome:
 
 def _judge(selected: SelectionResult) -> Outcome:
     """Return the held-out loss and metric; the test split is not looked at."""
-    task_type, targets = selected.prepared.task.task_type, selected.held_out.targets
+    task_type, targets = selected.setup.task.task_type, selected.held_out.targets
     losses = task_type.held_out_losses(task_type.logits(selected.predictions), targets)
     loss, metric = float(losses.mean()), task_type.metric.name
     if not math.isfinite(loss):

@@ -19,7 +19,7 @@ from delta_transfer.runs.preparation import graphs, images
 from delta_transfer.runs.preparation.prepared import RunSetup, fit_probe_and_predict
 from delta_transfer.runs.preparation.taps import choose_taps
 from delta_transfer.runs.preparation.task import check_splits, find_data, use_local_files
-from delta_transfer.training.loaders import eval_dataloader
+from delta_transfer.training.loaders import Dataloaders
 from delta_transfer.utils.devices import find_device, move_to_device
 from delta_transfer.utils.distributed import (
     first_on_each_node,
@@ -120,13 +120,14 @@ def prepare(
         logger.info("%s", line)
     for warning in checked.warnings:
         logger.warning("%s", warning)
+    loaders = Dataloaders(backbone.input_spec, config, device)
     with deterministic_algorithms(config.deterministic):
         features = {
             name: _features(
                 source,
                 split,
-                backbone,
-                config,
+                loaders,
+                head=backbone.head,
                 horizontal_flip=kind.horizontal_flip and name != "test",
             )
             for name, split in (("train", task.train), ("val", task.val), ("test", task.test))
@@ -140,7 +141,7 @@ def prepare(
         backbone=backbone,
         source=source,
         taps=taps,
-        device=device,
+        loaders=loaders,
         features=features,
         probe_seed=small,
         probe=probe,
@@ -167,16 +168,16 @@ def _fingerprint(task: TaskData, content_hashes: Mapping[str, str]) -> str:
 def _features(
     source: nn.Module,
     split: Split,
-    backbone: Backbone,
-    config: TrainConfig,
+    loaders: Dataloaders,
     *,
+    head: str,
     horizontal_flip: bool,
 ) -> tuple[Tensor, Tensor]:
     def collect(positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        loader = eval_dataloader(split.subset(positions), backbone.input_spec, config)
-        return collect_features(source, loader, head=backbone.head, horizontal_flip=horizontal_flip)
+        loader = loaders.eval_dataloader(split.subset(positions))
+        return collect_features(source, loader, head=head, horizontal_flip=horizontal_flip)
 
-    rows, labels = shard_and_gather(len(split), config.batch_size, collect)
+    rows, labels = shard_and_gather(len(split), loaders.config.batch_size, collect)
     return rows, labels
 
 

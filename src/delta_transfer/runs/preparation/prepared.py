@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from delta_transfer.backbones.base import Backbone
 from delta_transfer.data.task import TaskData, pool_train_and_val
 from delta_transfer.features.probe import LinearProbe, fit_probe
+from delta_transfer.training.loaders import Dataloaders
 from delta_transfer.utils.distributed import run_on_main_and_broadcast
 from delta_transfer.utils.module_state import weights_fingerprint
 
@@ -24,7 +25,7 @@ class RunSetup:
         backbone: the pretrained network with a random head; not trained, copied.
         source: the pretrained network without a head.
         taps: the modules that are tapped, by `--taps`.
-        device: where it all runs.
+        loaders: make the batches of splits, with the options of `prepare`.
         features: split -> what the head sees of each image `[N, V, F]`, the first of V views
             being the image itself and the second its mirror image; and targets.
         probe_seed: draws the folds by which strengths of probes are chosen.
@@ -42,7 +43,7 @@ class RunSetup:
     backbone: Backbone
     source: nn.Module
     taps: tuple[str, ...]
-    device: torch.device
+    loaders: Dataloaders
     features: dict[str, tuple[Tensor, Tensor]]
     probe_seed: int
     probe: LinearProbe
@@ -52,6 +53,11 @@ class RunSetup:
     content_hashes: Mapping[str, str]
     data_fingerprint: str
     preprocessing: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device that all of the run is on."""
+        return self.loaders.device
 
     @property
     def probe_scores(self) -> dict[str, float | None]:
