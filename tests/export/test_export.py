@@ -35,7 +35,7 @@ from delta_transfer.export.formats import FORMATS
 from delta_transfer.export.verification import compare_outputs, find_samples
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.task_types import MULTICLASS, MultilabelBinary, Regression, TaskType
-from delta_transfer.training.loaders import eval_dataloader
+from delta_transfer.training.loaders import Dataloaders
 from tests.networks import conv_net
 
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
@@ -321,11 +321,9 @@ def test_the_example_prepares_images_as_the_run_does(tmp_path, images, monkeypat
     example = by_the_example(DOCS.read_text())
     files = tuple(map(str, example["paths"]))
     split = Split(files, (0,) * len(files), lambda file: Image.open(file).convert("RGB"))
-    (expected, _), *_ = eval_dataloader(
-        split,
-        backbone.input_spec,
-        dataclasses.replace(predictor.config, batch_size=50, device="cpu", num_workers=0),
-    )
+    options = dataclasses.replace(predictor.config, batch_size=50, num_workers=0)
+    loaders = Dataloaders(backbone.input_spec, options, torch.device("cpu"))
+    (expected, _), *_ = loaders.eval_dataloader(split)
     found = np.stack([example["prepare"](file) for file in files])
     assert len(found) == 50
     assert np.abs(found - expected.numpy()).max() < 1e-5

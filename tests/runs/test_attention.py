@@ -27,7 +27,6 @@ from delta_transfer.runs.attention import (
 )
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup, resplit
-from delta_transfer.training.loaders import eval_dataloader
 from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
 from tests.networks import conv_net, moved
@@ -74,7 +73,7 @@ def with_head(prepared: RunSetup, probe: LinearProbe) -> nn.Module:
 
 def training_images(prepared: RunSetup, options: TrainConfig) -> tuple[Tensor, Tensor]:
     """All of them, in their own order."""
-    loader = eval_dataloader(prepared.task.train, prepared.backbone.input_spec, options)
+    loader = prepared.loaders.with_config(options).eval_dataloader(prepared.task.train)
     return tuple(torch.cat(parts) for parts in zip(*loader, strict=True))
 
 

@@ -44,8 +44,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def seconds(prepared: RunSetup, method: str = "l2", epochs: int = 1, **options: Any) -> float:
     config = tiny("x", "y", **{"refit": "never", **options})
-    tuning = FineTunePlan(config=config, method=METHODS[method], epochs=epochs, attention=None)
-    return 60 * estimate_minutes(prepared, tuning)
+    plan = FineTunePlan(
+        setup=prepared, config=config, method=METHODS[method], epochs=epochs, attention=None
+    )
+    return 60 * estimate_minutes(plan)
 
 
 @pytest.mark.parametrize("epochs", [1, 7])

@@ -19,7 +19,6 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.official import OFFICIAL_TAPS
 from delta_transfer.data.registry import load_data
 from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.training.loaders import train_dataloader
 from tests.run_folders import CLASSES, tiny
 
 SIZE = 64
@@ -56,7 +55,7 @@ def official(images, weights, tmp_path_factory) -> RunResult:
 
 def batch(images: Path, config: TrainConfig) -> tuple[Tensor, Tensor]:
     prepared = prepare(config)
-    loader = train_dataloader(prepared.task.train, prepared.backbone.input_spec, config)
+    loader = prepared.loaders.with_config(config).train_dataloader(prepared.task.train)
     loader.sampler.set_epoch(0)
     (found,) = list(loader)
     return found

@@ -39,10 +39,14 @@ def prepared(images, tmp_path_factory) -> RunSetup:
 
 def tuned(prepared: RunSetup, folder, method: str, *, stop_after=None, **options) -> FineTuneResult:
     config = tiny("images", folder, method=method, **{**OPTIONS, **options})
-    tuning = FineTunePlan(
-        config=config, method=METHODS[method], epochs=config.epochs, attention=None
+    plan = FineTunePlan(
+        setup=prepared,
+        config=config,
+        method=METHODS[method],
+        epochs=config.epochs,
+        attention=None,
     )
-    return fine_tune(prepared, tuning, folder, stop_after=stop_after)
+    return fine_tune(plan, folder, stop_after=stop_after)
 
 
 def rows(path) -> list[dict[str, str]]:
@@ -148,14 +152,15 @@ def test_a_network_without_a_classifier_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize("strength", [1.5, -0.5])
 def test_a_strength_of_stochnorm_that_is_no_probability_is_refused(prepared, tmp_path, strength):
-    tuning = FineTunePlan(
+    plan = FineTunePlan(
+        setup=prepared,
         config=tiny("images", tmp_path, method="stochnorm"),
         method=dataclasses.replace(METHODS["stochnorm"], strength=strength),
         epochs=1,
         attention=None,
     )
     with pytest.raises(UserError, match="stochnorm: its strength is a probability, from 0 to 1"):
-        fine_tune(prepared, tuning, tmp_path)
+        fine_tune(plan, tmp_path)
 
 
 def test_what_stochnorm_leaves_is_loaded_by_plain_timm(images, tmp_path):

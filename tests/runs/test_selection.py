@@ -49,9 +49,9 @@ def folded(images, tmp_path_factory) -> tuple[RunResult, list[Any]]:
     """A run with three folds, and what was fine-tuned for it: folder and network of each."""
     out, tuned = tmp_path_factory.mktemp("folded") / "run", []
 
-    def remember(prepared: Any, tuning: Any, folder: Path, **options: Any) -> Any:
-        found = original(prepared, tuning, folder, **options)
-        tuned.append((folder.relative_to(out).as_posix(), prepared, found, options))
+    def remember(plan: Any, folder: Path, **options: Any) -> Any:
+        found = original(plan, folder, **options)
+        tuned.append((folder.relative_to(out).as_posix(), plan.setup, found, options))
         return found
 
     original = module.fine_tune

@@ -1,6 +1,7 @@
 """`--strength auto` from the options to the folder: two trainings, one network."""
 
 import csv
+import dataclasses
 import math
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.features.probe import fit_probe
 from delta_transfer.methods.registry import METHODS, find_method
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.runs import fine_tune, model_soup, plan
+from delta_transfer.runs import fine_tune, model_soup
 from delta_transfer.runs.folder import find_foreign_file
 from delta_transfer.runs.model_soup import (
     CANDIDATE_COEFFICIENTS,
@@ -22,7 +23,9 @@ from delta_transfer.runs.model_soup import (
     average_states,
     format_percent,
 )
+from delta_transfer.runs.plan import make_plan
 from delta_transfer.runs.preparation.prepare import prepare
+from delta_transfer.training.loaders import Dataloaders
 from tests.run_folders import tiny
 
 METHOD = "delta_no_attention"
@@ -105,27 +108,24 @@ def test_the_second_training_sees_the_images_in_another_order(found, images, mon
     config = tiny(images, found.folder, method=METHOD, strength="auto", head_lr=0.5)
     seeds = []
 
-    def remember(split, spec, config):
-        seeds.append(config.seed)
+    def remember(loaders, split):
+        seeds.append(loaders.config.seed)
         raise UserError("enough")
 
-    monkeypatch.setattr(plan, "train_dataloader", remember)
-    prepared = prepare(config)
-    both = plan.FineTunePlan(
-        config=config, method=METHODS[METHOD], epochs=1, attention=None
-    ).candidates
+    monkeypatch.setattr(Dataloaders, "train_dataloader", remember)
+    both = make_plan(prepare(config), config).candidates
     assert [one.config.head_lr for one in both] == [0.5 * STRONG.lr_scale, 0.5 * WEAK.lr_scale]
     for number, branch in enumerate(both):
         with pytest.raises(UserError, match="enough"):
-            fine_tune.fine_tune(prepared, branch, found.folder.with_name(f"order{number}"))
+            fine_tune.fine_tune(branch, found.folder.with_name(f"order{number}"))
     assert seeds[0] == config.seed != seeds[1]
 
 
 def test_a_training_may_begin_with_a_head_of_its_own(images, tmp_path):
     config = tiny(images, tmp_path, method=METHOD, strength="auto")
     prepared, method = prepare(config), find_method(METHOD, preset="graphs")
-    both = plan.FineTunePlan(config=config, method=method, epochs=1, attention=None).candidates
-    probed, drawn = (fine_tune.initialize_model(prepared, branch)[0] for branch in both)
+    both = dataclasses.replace(make_plan(prepared, config), method=method).candidates
+    probed, drawn = (fine_tune.initialize_model(branch)[0] for branch in both)
     head = prepared.backbone.head
     assert torch.equal(probed.get_submodule(head).weight, prepared.unstandardized_probe.weight)
     random = prepared.backbone.module.get_submodule(head).weight
@@ -134,13 +134,13 @@ def test_a_training_may_begin_with_a_head_of_its_own(images, tmp_path):
 
 def test_batch_norm_that_moves_is_trained_once(images, tmp_path):
     config = tiny(images, tmp_path, method=METHOD, strength="auto", batch_norm="train")
-    once = plan.FineTunePlan(config=config, method=METHODS[METHOD], epochs=1, attention=None)
+    once = make_plan(prepare(config), config)
     assert once.candidates == (once,)
     assert once.strength == STRONG.strength
 
 
 def test_a_training_that_diverges_is_named(images, tmp_path, monkeypatch):
-    def fail(prepared, tuning, folder):
+    def fail(plan, folder):
         raise UserError("training diverged")
 
     monkeypatch.setattr(model_soup, "select_epoch", fail)
@@ -177,7 +177,7 @@ def test_folds_and_the_refit_go_with_it(images, tmp_path, monkeypatch, preset, c
     options = {"test_split": "0.25", "folds": 2, "epochs": 1, "strength": "auto", "preset": preset}
     result = train(tiny(images / "train", tmp_path / "run", method=METHOD, **options))
     strong, weak = refitted
-    states = [strong.start, strong.network.state_dict(), weak.network.state_dict()]
+    states = [strong.initial_state, strong.network.state_dict(), weak.network.state_dict()]
     expected = average_states(states, result.strength_search.mixing_coefficients)
     for name, tensor in load_file(result.folder / "model" / "model.safetensors").items():
         assert torch.equal(tensor, expected[name])

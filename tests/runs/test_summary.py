@@ -68,15 +68,14 @@ def said(
         probe_scores={"val": accuracy, "test": None},
     )
     config = TrainConfig(data="x", method=method, epochs=6, **options)
-    log_start(
-        prepared, FineTunePlan(config=config, method=METHODS[method], epochs=6, attention=None)
-    )
+    setup, method = prepared, METHODS[method]
+    log_start(FineTunePlan(setup=setup, config=config, method=method, epochs=6, attention=None))
     return [record.message for record in caplog.records]
 
 
 @pytest.fixture(autouse=True)
 def minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "estimate_minutes", lambda prepared, tuning: 12.34)
+    monkeypatch.setattr(module, "estimate_minutes", lambda plan: 12.34)
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,15 @@ from delta_transfer.data.inspection import inspect_images
 from delta_transfer.data.registry import load_data
 from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
-from delta_transfer.training import loaders
-from delta_transfer.training.loaders import (
-    count_workers,
-    eval_dataloader,
-    resizes_by_split,
-    test_dataloader,
-    train_dataloader,
-)
+from delta_transfer.training.loaders import Dataloaders, count_workers, resizes_by_split
 from delta_transfer.utils.seeds import derive_seed
 from tests.run_folders import tiny
 
 SPEC = InputSpec(size=32, crop_pct=0.875, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+
+
+def made(config: TrainConfig, device: str = "cpu") -> Dataloaders:
+    return Dataloaders(SPEC, config, torch.device(device))
 
 
 def kept(task: TaskData, config: TrainConfig) -> TaskData:
@@ -35,7 +32,7 @@ def kept(task: TaskData, config: TrainConfig) -> TaskData:
 
 def test_plain_images_come_in_order_and_without_chance(images, tmp_path):
     task, config = load_data(str(images), seed=0), tiny(images, tmp_path, batch_size=5)
-    first, second = (list(eval_dataloader(task.train, SPEC, config)) for _ in range(2))
+    first, second = (list(made(config).eval_dataloader(task.train)) for _ in range(2))
     assert [len(labels) for _, labels in first] == [5, 5, 5, 5, 4]
     assert torch.cat([labels for _, labels in first]).tolist() == list(task.train.labels)
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, second, strict=True))
@@ -50,7 +47,7 @@ def test_training_images_are_a_function_of_seed_and_epoch(images, tmp_path, work
 
     def epoch(number: int, **options: int) -> torch.Tensor:
         config = tiny(images, tmp_path, augment=augment, **options)
-        loader = train_dataloader(task.train, SPEC, config)
+        loader = made(config).train_dataloader(task.train)
         loader.sampler.set_epoch(number)
         return torch.cat([inputs for inputs, _ in loader])
 
@@ -65,8 +62,8 @@ def test_training_images_are_a_function_of_seed_and_epoch(images, tmp_path, work
 def test_without_augmentation_they_are_the_plain_ones_in_another_order(images, tmp_path, preset):
     task = load_data(str(images), seed=0)
     config = tiny(images, tmp_path, augment="none", preset=preset)
-    plain = torch.cat([inputs for inputs, _ in eval_dataloader(task.train, SPEC, config)])
-    loader = train_dataloader(task.train, SPEC, config)
+    plain = torch.cat([inputs for inputs, _ in made(config).eval_dataloader(task.train)])
+    loader = made(config).train_dataloader(task.train)
     loader.sampler.set_epoch(2)
     order = [index for _, index in loader.sampler]
     assert torch.equal(torch.cat([inputs for inputs, _ in loader]), plain[order])
@@ -77,7 +74,7 @@ def test_without_augmentation_they_are_the_plain_ones_in_another_order(images, t
 def test_policies_change_what_is_cropped_and_mirrored(images, tmp_path, preset, augment):
     task = load_data(str(images), seed=0)
     first, second = (
-        train_dataloader(task.train, SPEC, tiny(images, tmp_path, augment=name, preset=preset))
+        made(tiny(images, tmp_path, augment=name, preset=preset)).train_dataloader(task.train)
         for name in ("default", augment)
     )
     policy = {"randaugment": v2.RandAugment(), "trivialaugment": v2.TrivialAugmentWide()}[augment]
@@ -93,13 +90,11 @@ def test_policies_change_what_is_cropped_and_mirrored(images, tmp_path, preset, 
 
 def test_order_and_augmentation_are_drawn_apart(images, tmp_path):
     task = load_data(str(images), seed=0)
-    both = [
-        train_dataloader(task.train, SPEC, tiny(images, tmp_path, seed=seed)) for seed in (0, 1)
-    ]
+    both = [made(tiny(images, tmp_path, seed=seed)).train_dataloader(task.train) for seed in (0, 1)]
     assert list(both[0].sampler) != list(both[1].sampler)
     images_of = [torch.stack([loader.dataset[2, i][0] for i in range(8)]) for loader in both]
     assert not torch.equal(*images_of)
-    plain = next(iter(eval_dataloader(task.train, SPEC, tiny(images, tmp_path))))[0]
+    plain = next(iter(made(tiny(images, tmp_path)).eval_dataloader(task.train)))[0]
     assert not torch.equal(images_of[0], plain)
 
 
@@ -107,7 +102,7 @@ def test_no_worker_is_started_that_has_no_batch_to_load(images, tmp_path):
     task = load_data(str(images), seed=0)
     for workers, batch_size, expected in ((2, 8, 2), (2, 16, 1), (2, 32, 0)):
         config = tiny(images, tmp_path, num_workers=workers, batch_size=batch_size)
-        assert eval_dataloader(task.train, SPEC, config).num_workers == expected
+        assert made(config).eval_dataloader(task.train).num_workers == expected
 
 
 def test_a_damaged_image_is_named(images, tmp_path):
@@ -116,7 +111,7 @@ def test_a_damaged_image_is_named(images, tmp_path):
     split = dataclasses.replace(
         task.train, paths=(str(tmp_path / "bad.png"), *task.train.paths[1:])
     )
-    loader = eval_dataloader(split, SPEC, tiny(images, tmp_path))
+    loader = made(tiny(images, tmp_path)).eval_dataloader(split)
     with pytest.raises(UserError, match=r"cannot read the image '.*bad\.png'"):
         list(loader)
 
@@ -141,10 +136,9 @@ def test_few_processes_load_what_is_kept(
     config = tiny(images, tmp_path, num_workers=asked)
     task = kept(load_data(str(images), seed=0), config)
     monkeypatch.setattr(scanning.joblib, "cpu_count", lambda: cores)
-    monkeypatch.setattr(loaders, "find_device", lambda name: torch.device(device))
-    assert train_dataloader(task.train, SPEC, config).num_workers == expected
+    assert made(config, device).train_dataloader(task.train).num_workers == expected
     half = dataclasses.replace(task.train, paths=("another", *task.train.paths[1:]))
-    assert train_dataloader(half, SPEC, config).num_workers == count_workers(asked)
+    assert made(config, device).train_dataloader(half).num_workers == count_workers(asked)
 
 
 def test_processes_load_what_is_kept_to_the_same_batches(images, tmp_path):
@@ -152,8 +146,8 @@ def test_processes_load_what_is_kept_to_the_same_batches(images, tmp_path):
     expected, found = (
         [
             inputs
-            for inputs, _ in train_dataloader(
-                each.train, SPEC, tiny(images, tmp_path, num_workers=workers)
+            for inputs, _ in made(tiny(images, tmp_path, num_workers=workers)).train_dataloader(
+                each.train
             )
         ]
         for each, workers in ((task, 0), (kept(task, tiny(images, tmp_path)), 2))
@@ -175,7 +169,7 @@ def test_batch_norm_that_trains_is_given_no_image_alone(
 ):
     task = load_data(str(images), seed=0)
     config = tiny(images, tmp_path, batch_norm=batch_norm, batch_size=batch_size)
-    found = [len(labels) for _, labels in train_dataloader(task.train, SPEC, config)]
+    found = [len(labels) for _, labels in made(config).train_dataloader(task.train)]
     assert found == sizes
 
 
@@ -184,7 +178,7 @@ class TestOfficial:
 
     def test_plain_images_are_squares_of_the_whole(self, images, tmp_path):
         task, config = load_data(str(images), seed=0), tiny(images, tmp_path, preset="official")
-        (inputs, _), *_ = eval_dataloader(task.train, SPEC, config)
+        (inputs, _), *_ = made(config).eval_dataloader(task.train)
         transform = official_eval_transform(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
         image = task.train.read(task.train.paths[2])
         assert torch.equal(inputs[2], transform(image))
@@ -192,17 +186,17 @@ class TestOfficial:
     def test_the_test_sees_ten_crops_in_batches_a_tenth_as_large(self, images, tmp_path):
         task = load_data(str(images), seed=0)
         config = tiny(images, tmp_path, preset="official", batch_size=30)
-        (inputs, _), *_ = test_dataloader(task.test, SPEC, config)
+        (inputs, _), *_ = made(config).test_dataloader(task.test)
         transform = ten_crop_transform(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
         assert inputs.shape == (3, 10, 3, 32, 32)
         assert torch.equal(inputs[1], transform(task.test.read(task.test.paths[1])))
-        plain, *_ = test_dataloader(task.test, SPEC, tiny(images, tmp_path))
+        plain, *_ = made(tiny(images, tmp_path)).test_dataloader(task.test)
         assert plain[0].shape == (8, 3, 32, 32)
 
     def test_training_images_change_their_proportions(self, images, tmp_path):
         task = load_data(str(images), seed=0)
         found = {
-            preset: train_dataloader(task.train, SPEC, tiny(images, tmp_path, preset=preset))
+            preset: made(tiny(images, tmp_path, preset=preset)).train_dataloader(task.train)
             for preset in ("default", "official")
         }
         resized = {preset: loader.dataset.transform for preset, loader in found.items()}

@@ -24,9 +24,10 @@ def prepared(images, tmp_path_factory) -> RunSetup:
     return prepare(config, network=conv_net(), spec=SPEC)
 
 
-def tuning(folder, method: str, **options) -> FineTunePlan:
+def make_plan(setup: RunSetup, folder, method: str, **options) -> FineTunePlan:
     config = tiny("images", folder, method=method, lr="find", **options)
-    return FineTunePlan(config=config, method=METHODS[method], epochs=2, attention=None)
+    method = METHODS[method]
+    return FineTunePlan(setup=setup, config=config, method=method, epochs=2, attention=None)
 
 
 def test_a_tenth_of_the_rate_up_to_which_the_loss_is_low():
@@ -49,9 +50,9 @@ def test_a_rate_is_found_once_and_leaves_no_trace(prepared, tmp_path, method, ca
     caplog.set_level(logging.INFO, "delta_transfer")
     networks = (prepared.backbone.module, prepared.source)
     before, random = [copy.deepcopy(n.state_dict()) for n in networks], torch.get_rng_state()
-    asked = tuning(tmp_path, method, ema=0.9, batch_size=4)
-    found = resolve_lr(prepared, asked, tmp_path)
-    assert dataclasses.replace(found.config, lr="find") == asked.config
+    plan = make_plan(prepared, tmp_path, method, ema=0.9, batch_size=4)
+    found = resolve_lr(plan, tmp_path)
+    assert dataclasses.replace(found.config, lr="find") == plan.config
     assert 1e-6 < found.lr < 1
     assert f"lr       {found.lr:g}: a tenth of the rate" in caplog.text
     assert torch.equal(torch.get_rng_state(), random)
@@ -66,7 +67,7 @@ def test_a_rate_is_found_once_and_leaves_no_trace(prepared, tmp_path, method, ca
     assert found.lr == suggest_lr(trial)
     # In another folder it is found again, in this one it is known.
     (tmp_path / "again").mkdir()
-    assert resolve_lr(prepared, asked, tmp_path / "again") == found
+    assert resolve_lr(plan, tmp_path / "again") == found
     kept = (tmp_path / "lr.csv").read_bytes()
     assert (tmp_path / "again" / "lr.csv").read_bytes() == kept
 
@@ -75,19 +76,19 @@ def test_a_trial_is_taken_up_if_it_was_of_the_same_images(prepared, tmp_path, mo
     monkeypatch.setattr(
         lr_search, "_run_range_test", lambda *args: [(1e-3, 1.0), (0.02, 1.0), (0.3, 7.0)]
     )
-    asked = tuning(tmp_path, "l2")
-    assert resolve_lr(prepared, asked, tmp_path).lr == 0.002
+    plan = make_plan(prepared, tmp_path, "l2")
+    assert resolve_lr(plan, tmp_path).lr == 0.002
     assert "anew" not in caplog.text
     monkeypatch.setattr(lr_search, "_run_range_test", lambda *args: [(0.05, 1.0)])
-    assert resolve_lr(prepared, asked, tmp_path).lr == 0.002
+    assert resolve_lr(plan, tmp_path).lr == 0.002
     other = dataclasses.replace(prepared, data_fingerprint="of other images")
-    assert resolve_lr(other, asked, tmp_path).lr == 0.005
+    assert resolve_lr(dataclasses.replace(plan, setup=other), tmp_path).lr == 0.005
     assert "lr.csv is of other images or pretrained weights: trying rates anew" in caplog.text
 
 
 def test_what_does_not_train_or_has_a_rate_needs_no_trial(prepared, tmp_path):
-    probe = tuning(tmp_path, "probe")
-    assert resolve_lr(prepared, probe, tmp_path) is probe
+    probe = make_plan(prepared, tmp_path, "probe")
+    assert resolve_lr(probe, tmp_path) is probe
     given = dataclasses.replace(probe, config=dataclasses.replace(probe.config, lr=0.1))
-    assert resolve_lr(prepared, given, tmp_path) is given
+    assert resolve_lr(given, tmp_path) is given
     assert not list(tmp_path.iterdir())

@@ -22,12 +22,7 @@ from delta_transfer.data.images.resize import Resize
 from delta_transfer.data.inspection import inspect_images
 from delta_transfer.data.sources.folder import FolderReader
 from delta_transfer.data.task import Split, TaskData
-from delta_transfer.training.loaders import (
-    eval_dataloader,
-    resizes_by_split,
-    test_dataloader,
-    train_dataloader,
-)
+from delta_transfer.training.loaders import Dataloaders, resizes_by_split
 
 SPEC = InputSpec(
     size=16, crop_pct=0.7, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation="bicubic"
@@ -118,13 +113,24 @@ def test_batches_are_the_same_to_the_bit_and_nothing_is_decoded_for_them(odd, pr
     task = keep(odd, resizes_by_split(SPEC, config, val_drawn=True))
 
     def batches(task: TaskData) -> Iterator[torch.Tensor]:
-        training = train_dataloader(task.train, SPEC, config)
+        loaders = Dataloaders(SPEC, config, torch.device("cpu"))
+        training = loaders.train_dataloader(task.train)
         for epoch in (0, 3):
             training.sampler.set_epoch(epoch)
             yield from (inputs for inputs, _ in training)
         for split in (task.train, task.test):
-            yield from (inputs for inputs, _ in eval_dataloader(split, SPEC, config))
-        yield from (inputs for inputs, _ in test_dataloader(task.test, SPEC, config))
+            yield from (
+                inputs
+                for inputs, _ in Dataloaders(SPEC, config, torch.device("cpu")).eval_dataloader(
+                    split
+                )
+            )
+        yield from (
+            inputs
+            for inputs, _ in Dataloaders(SPEC, config, torch.device("cpu")).test_dataloader(
+                task.test
+            )
+        )
 
     expected = list(batches(task_of(odd)))
     for split in (task.train, task.val, task.test):
@@ -240,7 +246,14 @@ class TestNothingCanBeKept:
         spec = InputSpec(
             size=16, crop_pct=0.9, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear"
         )
-        inputs = torch.cat([inputs for inputs, _ in eval_dataloader(task.train, spec, config)])
+        inputs = torch.cat(
+            [
+                inputs
+                for inputs, _ in Dataloaders(spec, config, torch.device("cpu")).eval_dataloader(
+                    task.train
+                )
+            ]
+        )
         assert inputs.shape == (4, 3, 16, 16)
         (line,) = [each for each in caplog.messages if "decoded each time" in each]
         assert reason in line

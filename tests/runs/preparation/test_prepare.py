@@ -12,7 +12,6 @@ from delta_transfer.features.probe import fit_probe
 from delta_transfer.runs.preparation import images as image_handler
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup, resplit
-from delta_transfer.training.loaders import eval_dataloader, train_dataloader
 from tests.run_folders import tiny
 from tests.several import run
 
@@ -43,7 +42,7 @@ def test_nothing_is_trained(prepared, images, tmp_path):
 def test_the_probabilities_of_the_probe_are_those_of_its_head_in_the_network(prepared, images):
     task, network = prepared.task, prepared.source
     for name, split in (("val", task.val), ("test", task.test)):
-        loader = eval_dataloader(split, prepared.backbone.input_spec, tiny(images, images))
+        loader = prepared.loaders.with_config(tiny(images, images)).eval_dataloader(split)
         with torch.no_grad():
             features = torch.cat([network.eval()(inputs) for inputs, _ in loader])
         logits = features @ prepared.probe.weight.T + prepared.probe.bias
@@ -53,7 +52,7 @@ def test_the_probabilities_of_the_probe_are_those_of_its_head_in_the_network(pre
 
 def test_the_probe_learns_from_each_image_and_its_mirror_image(prepared, images):
     task, network = prepared.task, prepared.source
-    loader = eval_dataloader(task.train, prepared.backbone.input_spec, tiny(images, images))
+    loader = prepared.loaders.with_config(tiny(images, images)).eval_dataloader(task.train)
     inputs = torch.cat([inputs for inputs, _ in loader])
     with torch.no_grad():
         views = torch.stack([network.eval()(inputs), network(inputs.flip(-1))], dim=1)
@@ -93,7 +92,7 @@ def test_the_global_random_state_is_left_alone(prepared, images, tmp_path):
     before = torch.get_rng_state()
     config = tiny(images, tmp_path)
     prepare(config)
-    list(train_dataloader(prepared.task.train, prepared.backbone.input_spec, config))
+    list(prepared.loaders.with_config(config).train_dataloader(prepared.task.train))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -126,7 +125,7 @@ def test_the_same_images_split_otherwise_have_the_same_features_and_another_prob
     found = resplit(prepared, train=train, val=val)
     assert found.task.train.paths == tuple(everything.paths[i] for i in train)
     assert found.task.val.paths == tuple(everything.paths[i] for i in val)
-    loader = eval_dataloader(found.task.train, prepared.backbone.input_spec, tiny(images, tmp_path))
+    loader = prepared.loaders.with_config(tiny(images, tmp_path)).eval_dataloader(found.task.train)
     inputs = torch.cat([inputs for inputs, _ in loader])
     rows, labels = found.features["train"]
     with torch.no_grad():
