@@ -119,18 +119,8 @@ def test_batches_are_the_same_to_the_bit_and_nothing_is_decoded_for_them(odd, pr
             training.sampler.set_epoch(epoch)
             yield from (inputs for inputs, _ in training)
         for split in (task.train, task.test):
-            yield from (
-                inputs
-                for inputs, _ in Dataloaders(SPEC, config, torch.device("cpu")).eval_dataloader(
-                    split
-                )
-            )
-        yield from (
-            inputs
-            for inputs, _ in Dataloaders(SPEC, config, torch.device("cpu")).test_dataloader(
-                task.test
-            )
-        )
+            yield from (inputs for inputs, _ in loaders.eval_dataloader(split))
+        yield from (inputs for inputs, _ in loaders.test_dataloader(task.test))
 
     expected = list(batches(task_of(odd)))
     for split in (task.train, task.val, task.test):
@@ -246,14 +236,8 @@ class TestNothingCanBeKept:
         spec = InputSpec(
             size=16, crop_pct=0.9, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear"
         )
-        inputs = torch.cat(
-            [
-                inputs
-                for inputs, _ in Dataloaders(spec, config, torch.device("cpu")).eval_dataloader(
-                    task.train
-                )
-            ]
-        )
+        loaders = Dataloaders(spec, config, torch.device("cpu"))
+        inputs = torch.cat([inputs for inputs, _ in loaders.eval_dataloader(task.train)])
         assert inputs.shape == (4, 3, 16, 16)
         (line,) = [each for each in caplog.messages if "decoded each time" in each]
         assert reason in line
