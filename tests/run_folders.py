@@ -68,5 +68,5 @@ def model_bytes(run: Path) -> dict[str, bytes]:
 def _tiny(options: dict[str, Any]) -> dict[str, Any]:
     """With one training of DELTA, where its default are two."""
     delta = options.get("method", "delta").startswith("delta")
-    once = {"strength": 1.0} if delta and options.get("preset") != "official" else {}
+    once = {"strength": 1.0} if delta and options.get("preset") != "paper" else {}
     return {**OPTIONS, **once, **options}

@@ -357,7 +357,7 @@ OF_TRAINING = """
         --deterministic=yes | give it alone
         --checkpoint-minutes=0 | must be above 0
         --checkpoint-steps=0 | must be at least 1
-        --preset=paper | give one of default, graphs, official
+        --preset=authors | give one of default, graphs, official
         --schedule=linear | give one of cosine, step, constant
         --optimizer=adam | give one of adamw, sgd
         --batch-norm=eval | give one of frozen, train
@@ -483,7 +483,7 @@ VALUES = [
         "attention images",
         """
         --estimator=fisher | give one of gradient, refined, exact
-        --preset=paper | give one of default, official
+        --preset=authors | give one of default, official
         --samples=0 | must be at least 1
         --samples=all | give a whole number
         --tolerance=0 | must be above 0
@@ -667,8 +667,8 @@ TOGETHER = [
     ),
     row(
         "patience and the authors' protocol",
-        "train images --patience=2 --preset=official",
-        "--patience and --preset official | exclude each other | leave one out",
+        "train images --patience=2 --preset=paper",
+        "--patience and --preset paper | exclude each other | leave one out",
     ),
     *(
         row(
@@ -723,12 +723,12 @@ TOGETHER = [
     ),
     row(
         "a method without an official form",
-        "train images --preset=official --method=lp_ft",
-        "'lp_ft' | choose from l2, l2sp, delta_no_attention, delta | leave --preset official out",
+        "train images --preset=paper --method=lp_ft",
+        "'lp_ft' | choose from l2, l2sp, delta_no_attention, delta | leave --preset paper out",
     ),
     row(
         "a network without official taps",
-        "train images --preset=official",
+        "train images --preset=paper",
         "'tf_efficientnet_lite0' | resnet50, resnet101, inception_v3 | name the modules to compare",
     ),
     row(
@@ -801,7 +801,7 @@ TAPS_AND_ATTENTION = [
     ),
     row(
         "attention: a network without official taps",
-        "attention images --preset=official",
+        "attention images --preset=paper",
         "'tf_efficientnet_lite0' | resnet50, resnet101, inception_v3 | name the modules to compare",
     ),
     row(

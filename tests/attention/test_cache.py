@@ -87,7 +87,7 @@ class TestKey:
             {"taps": ("norm1conv3",)},
             {"images": "4" * 64},
             {"preprocessing": {**MEASUREMENT.preprocessing, "image_size": 97}},
-            {"preprocessing": {**MEASUREMENT.preprocessing, "preset": "official"}},
+            {"preprocessing": {**MEASUREMENT.preprocessing, "preset": "paper"}},
             {"estimator": "exact"},
             {"tolerance": 0.05, "converging": (5.0, None, False)},
             {"seed": 1},

@@ -106,7 +106,7 @@ def test_bounds_are_allowed_and_whole_numbers_are_numbers(option):
     TrainConfig(data="x", **option)
 
 
-@pytest.mark.parametrize(("preset", "estimator"), [("default", "refined"), ("official", "exact")])
+@pytest.mark.parametrize(("preset", "estimator"), [("default", "refined"), ("paper", "exact")])
 def test_attention_is_measured_on_all_images_by_the_estimator_of_the_preset(preset, estimator):
     config = TrainConfig(data="x", preset=preset)
     assert (config.attention, config.attention_samples) == (estimator, None)
@@ -148,7 +148,7 @@ def test_networks_for_graphs_have_a_preset_of_their_own(model, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
     assert TrainConfig.load(file) == config
-    assert TrainConfig(data="x", model=model, preset="official").paper_protocol
+    assert TrainConfig(data="x", model=model, preset="paper").paper_protocol
 
 
 def test_the_preset_of_images_may_be_given_for_graphs(tmp_path):
@@ -175,5 +175,5 @@ def test_the_rate_and_epochs_of_images_may_be_given_for_graphs():
 
 def test_clipping_is_as_the_preset_has_it():
     assert TrainConfig(data="x").grad_clip == 1.0
-    assert TrainConfig(data="x", preset="official").grad_clip == 0.0
-    assert TrainConfig(data="x", preset="official", grad_clip=2.0).grad_clip == 2.0
+    assert TrainConfig(data="x", preset="paper").grad_clip == 0.0
+    assert TrainConfig(data="x", preset="paper", grad_clip=2.0).grad_clip == 2.0

@@ -302,7 +302,7 @@ def test_questions_and_values_say_what_they_mean(tmp_path, task_type, says):
     assert facts["task_type"].get("std", [3, 4]) == [3, 4]
 
 
-@pytest.mark.parametrize("preset", ["default", "official"])
+@pytest.mark.parametrize("preset", ["default", "paper"])
 def test_the_example_prepares_images_as_the_run_does(tmp_path, images, monkeypatch, preset):
     backbone = wrap_network(conv_net(), num_outputs=3, image_size=24)
     run = saved_run(tmp_path / "run", backbone, preset=preset)
@@ -330,7 +330,7 @@ def test_the_example_prepares_images_as_the_run_does(tmp_path, images, monkeypat
 
 
 def test_the_official_protocol_is_one_image_of_both_sides(run, capsys):
-    config = TrainConfig(data="skimage/patches", preset="official", method="delta")
+    config = TrainConfig(data="skimage/patches", preset="paper", method="delta")
     (run / "config.yaml").write_text(config.to_yaml())
     assert main(["export", str(run / "model"), "--format=safetensors"]) == 0
     assert "averages ten crops" in capsys.readouterr().err

@@ -96,7 +96,7 @@ class TestPredict:
 
     def test_a_run_of_the_official_protocol_looks_at_ten_crops(self, run, images):
         sample = images / "test" / "rings" / "0.png"
-        (found,) = change(run, preset="official").predict([sample])
+        (found,) = change(run, preset="paper").predict([sample])
         network = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()
         spec = json.loads((run / "model" / "config.json").read_text())["pretrained_cfg"]
         side, size = round(32 * 256 / 224), 32

@@ -227,7 +227,7 @@ def test_on_graphs_the_two_trainings_begin_with_heads_of_their_own():
 
 
 def test_official_methods_start_at_random_with_the_authors_strength():
-    found = {name: find_method(name, preset="official") for name in OFFICIAL}
+    found = {name: find_method(name, preset="paper") for name in OFFICIAL}
     assert {method.head_init for method in found.values()} == {"random"}
     assert {name: method.strength for name, method in found.items()} == {
         "l2": 1e-4,
@@ -244,7 +244,7 @@ def test_official_methods_start_at_random_with_the_authors_strength():
 
 def test_official_penalties_are_those_of_the_authors():
     def made(name):
-        found = find_method(name, preset="official").build_penalties(PARTS)
+        found = find_method(name, preset="paper").build_penalties(PARTS)
         return [(p.name, p.strength, tuple(p.taps)) for p in found]
 
     head = ("l2", 0.01, ())
@@ -284,7 +284,7 @@ def test_official_features_are_summed_in_the_authors_scale(name, factor):
             for c in range(4):
                 weight = 1.0 if factor is None else 4 * factor[c] / 4
                 expected += 0.01 * 0.5 * weight * (now[b, s, c] - then[b, s, c]).item() ** 2
-    delta, _ = find_method(name, preset="official").build_penalties(parts)
+    delta, _ = find_method(name, preset="paper").build_penalties(parts)
     assert delta(step).item() == pytest.approx(expected, rel=1e-5)
     (same, _), (ours, _) = (
         METHODS[name].build_penalties(dataclasses.replace(parts, official=official))
@@ -298,7 +298,7 @@ def test_official_features_are_summed_in_the_authors_scale(name, factor):
 def test_official_l2sp_holds_batch_norm_too_but_not_the_head():
     source, target = conv_net(), conv_net()
     source.fc = nn.Identity()
-    holding, _ = find_method("l2sp", preset="official").build_penalties(PARTS)
+    holding, _ = find_method("l2sp", preset="paper").build_penalties(PARTS)
 
     def term(**changed):
         moved_on = conv_net()
@@ -318,9 +318,9 @@ def test_official_l2sp_holds_batch_norm_too_but_not_the_head():
 def test_methods_that_the_authors_do_not_have_are_refused(name):
     message = (
         f"method '{name}' has no official form.*choose from l2, l2sp, delta_no_attention, delta, "
-        "or leave --preset official out"
+        "or leave --preset paper out"
     )
     with pytest.raises(UserError, match=message):
-        find_method(name, preset="official")
+        find_method(name, preset="paper")
     with pytest.raises(UserError, match="unknown method 'l3'"):
-        find_method("l3", preset="official")
+        find_method("l3", preset="paper")

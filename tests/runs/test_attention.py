@@ -139,7 +139,7 @@ class TestEstimate:
             assert [order[i] for i in drivers] == [order[i] for i in expected.tolist()]
 
     def test_the_preset_official_has_the_head_of_the_authors(self, images):
-        options = config(images, preset="official", lr=0.02)
+        options = config(images, preset="paper", lr=0.02)
         prepared = prepare(options, network=conv_net())
         views, labels = prepared.features["train"]
         expected = official_head(views[:, 0], labels, num_outputs=3, seed=0)
@@ -401,9 +401,9 @@ class TestGiven:
             ({"data": "0" * 64}, {}, r"was made on other images than those of patterns\. Give"),
             ({"image_size": 96}, {}, r"was made at image_size 96, this run has 32\. Give"),
             (
-                {"mean": [0.0, 0.0, 0.0], "preset": "official"},
+                {"mean": [0.0, 0.0, 0.0], "preset": "paper"},
                 {},
-                r"was made at mean \[0\.0, 0\.0, 0\.0\], this run has \[.*\]; at preset official, "
+                r"was made at mean \[0\.0, 0\.0, 0\.0\], this run has \[.*\]; at preset paper, "
                 r"this run has default\. Give",
             ),
             ({"colours": 3}, {}, r"was made at colours 3, this run has None\. Give"),

@@ -142,7 +142,7 @@ def test_official_is_with_the_taps_and_the_head_of_the_authors(images, tmp_path,
 
     monkeypatch.setattr("delta_transfer.runs.attention_report.estimate", estimate)
     command = ["attention", str(images), f"--out={tmp_path / 'a.safetensors'}", *SMALL[:1]]
-    assert main([*command, "--preset=official", "--taps=blocks.1"]) == 2
+    assert main([*command, "--preset=paper", "--taps=blocks.1"]) == 2
     assert seen == [(True, "exact", 64, "blocks.1")]
 
 

@@ -67,7 +67,7 @@ def test_folds_train_on_all_but_one_and_then_on_all(prepared):
     assert seconds(prepared, refit="auto", folds=3) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("preset", "crops"), [("default", 1), ("official", 10)])
+@pytest.mark.parametrize(("preset", "crops"), [("default", 1), ("paper", 10)])
 def test_the_test_is_counted_by_its_crops(prepared, preset, crops):
     tested = dataclasses.replace(
         prepared, task=dataclasses.replace(prepared.task, test=prepared.task.val)

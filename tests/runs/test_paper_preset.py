@@ -1,4 +1,4 @@
-"""`--preset official` as a whole, on a ResNet-50 with random weights, against its formulas."""
+"""`--preset paper` as a whole, on a ResNet-50 with random weights, against its formulas."""
 
 import csv
 import dataclasses
@@ -42,7 +42,7 @@ def options(images: Path, out: Path, weights: Path, **others: object) -> TrainCo
         out,
         model="resnet50",
         weights=str(weights),
-        preset="official",
+        preset="paper",
         attention="gradient",
         **{**given, **others},
     )
@@ -71,7 +71,7 @@ def features(network: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tens
 
 
 def test_the_options_are_those_of_the_protocol():
-    config = TrainConfig(data="x", preset="official")
+    config = TrainConfig(data="x", preset="paper")
     assert (config.optimizer, config.lr, config.batch_size) == ("sgd", 0.01, 64)
     assert (config.steps, config.epochs, config.schedule) == (9000, None, "step")
     assert (config.attention, config.attention_samples) == ("exact", None)
@@ -167,20 +167,20 @@ def test_the_other_methods_run_too(images, weights, tmp_path, method):
 
 
 def test_an_architecture_that_the_authors_did_not_have_is_refused(images, tmp_path):
-    config = tiny(images, tmp_path / "run", preset="official")
+    config = tiny(images, tmp_path / "run", preset="paper")
     with pytest.raises(UserError, match=r"no taps for 'tf_efficientnet_lite0'.*resnet50"):
         train(config)
     assert not (tmp_path / "run").exists()
 
 
 def test_options_that_are_given_win():
-    config = TrainConfig(data="x", preset="official", lr=0.5, epochs=3, batch_norm="frozen")
+    config = TrainConfig(data="x", preset="paper", lr=0.5, epochs=3, batch_norm="frozen")
     assert (config.lr, config.epochs, config.steps, config.batch_norm) == (0.5, 3, None, "frozen")
 
 
-@pytest.mark.parametrize("preset", ["official", "default"])
+@pytest.mark.parametrize("preset", ["paper", "default"])
 def test_a_preset_with_all_the_options_of_another_is_refused(preset, tmp_path):
-    other = {"official": "default", "default": "official"}[preset]
+    other = {"paper": "default", "default": "paper"}[preset]
     config = TrainConfig(data="x", preset=other)
     with pytest.raises(UserError, match=f"as in preset {other}.*leave these options out"):
         dataclasses.replace(config, preset=preset)

@@ -73,8 +73,8 @@ class TestWhether:
             ({"refit": "never"}, True, 10, False),
             ({"folds": 2}, True, REFIT_THRESHOLD, True),
             ({"samples_per_class": 3}, True, 10, False),  # or there would be more of a class
-            ({"preset": "official"}, True, 10, False),
-            ({"preset": "official", "refit": "always"}, True, 10, True),
+            ({"preset": "paper"}, True, 10, False),
+            ({"preset": "paper", "refit": "always"}, True, 10, True),
         ],
     )
     def test_small_sets_whose_validation_split_was_drawn(self, options, drawn, count, expected):

@@ -354,7 +354,7 @@ def test_methods_are_compared_on_questions(tmp_path, capsys):
         ),
         ({"samples_per_class": 3}, "--samples-per-class 3: tests/questions has no classes"),
         ({"method": "co_tuning"}, "--method co_tuning learns classes, .* take one of probe, l2"),
-        ({"preset": "official"}, "--preset official: only for images of classes"),
+        ({"preset": "paper"}, "--preset paper: only for images of classes"),
     ],
 )
 def test_what_means_something_for_classes_alone_is_refused(options, said, tmp_path):

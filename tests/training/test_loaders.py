@@ -58,7 +58,7 @@ def test_training_images_are_a_function_of_seed_and_epoch(images, tmp_path, work
     assert not torch.equal(epoch(3, seed=2), expected)
 
 
-@pytest.mark.parametrize("preset", ["default", "official"])
+@pytest.mark.parametrize("preset", ["default", "paper"])
 def test_without_augmentation_they_are_the_plain_ones_in_another_order(images, tmp_path, preset):
     task = load_data(str(images), seed=0)
     config = tiny(images, tmp_path, augment="none", preset=preset)
@@ -69,7 +69,7 @@ def test_without_augmentation_they_are_the_plain_ones_in_another_order(images, t
     assert torch.equal(torch.cat([inputs for inputs, _ in loader]), plain[order])
 
 
-@pytest.mark.parametrize("preset", ["default", "official"])
+@pytest.mark.parametrize("preset", ["default", "paper"])
 @pytest.mark.parametrize("augment", ["randaugment", "trivialaugment"])
 def test_policies_change_what_is_cropped_and_mirrored(images, tmp_path, preset, augment):
     task = load_data(str(images), seed=0)
@@ -177,7 +177,7 @@ class TestOfficial:
     """The preset's own transforms; what they do is tested beside them."""
 
     def test_plain_images_are_squares_of_the_whole(self, images, tmp_path):
-        task, config = load_data(str(images), seed=0), tiny(images, tmp_path, preset="official")
+        task, config = load_data(str(images), seed=0), tiny(images, tmp_path, preset="paper")
         (inputs, _), *_ = made(config).eval_dataloader(task.train)
         transform = official_eval_transform(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
         image = task.train.read(task.train.paths[2])
@@ -185,7 +185,7 @@ class TestOfficial:
 
     def test_the_test_sees_ten_crops_in_batches_a_tenth_as_large(self, images, tmp_path):
         task = load_data(str(images), seed=0)
-        config = tiny(images, tmp_path, preset="official", batch_size=30)
+        config = tiny(images, tmp_path, preset="paper", batch_size=30)
         (inputs, _), *_ = made(config).test_dataloader(task.test)
         transform = ten_crop_transform(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
         assert inputs.shape == (3, 10, 3, 32, 32)
@@ -197,7 +197,7 @@ class TestOfficial:
         task = load_data(str(images), seed=0)
         found = {
             preset: made(tiny(images, tmp_path, preset=preset)).train_dataloader(task.train)
-            for preset in ("default", "official")
+            for preset in ("default", "paper")
         }
         resized = {preset: loader.dataset.transform for preset, loader in found.items()}
-        assert resized == {"default": Resize(side=36), "official": Resize(side=37, square=True)}
+        assert resized == {"default": Resize(side=36), "paper": Resize(side=37, square=True)}

@@ -32,8 +32,8 @@ def wide(values):
             for name, method in METHODS.items()
             if "images" in method.kinds and method.build_penalties(copy.deepcopy(PARTS))
         ),
-        ("delta", "official"),
-        ("delta_no_attention", "official"),
+        ("delta", "paper"),
+        ("delta_no_attention", "paper"),
     ],
 )
 def test_penalties_are_computed_in_float32_under_autocast(method, preset):

@@ -443,7 +443,7 @@ class AttentionOptions:
         out: file for train --attention, with an image beside it;
             runs/attention-DATA-TIME.safetensors if not given.
         overwrite: replace that file and its image.
-        preset: default, or official, the protocol of DELTA's authors.
+        preset: default, or paper, the protocol of DELTA's authors.
         taps: modules whose channels are measured: auto, or names and glob patterns with commas
             between (see: delta-transfer layers MODEL).
         samples: training images that scores are averaged over, drawn at random; all if not given.
@@ -479,7 +479,7 @@ class AttentionOptions:
     estimator: Literal["gradient", "refined", "exact"] | None = None
     out: str | None = None
     overwrite: bool = False
-    preset: Literal["default", "official"] = "default"
+    preset: Literal["default", "paper"] = "default"
     taps: str = "auto"
     samples: int | None = None
     tolerance: float | None = None

@@ -54,7 +54,7 @@ _DEFAULT = Preset(
 PRESETS = {
     "default": _DEFAULT,
     "graphs": dataclasses.replace(_DEFAULT, epochs=15, lr=1e-3),
-    "official": Preset(
+    "paper": Preset(
         epochs=None,
         steps=9000,
         batch_size=64,

@@ -109,7 +109,7 @@ class TrainConfig:
             scaffold are kept together by it.
         refit: once the epoch is chosen, train again on training and validation images together:
             always, never, or auto, which does so below 300 images (not with --samples-per-class,
-            nor in the official preset). A validation split that the data brings is never trained
+            nor in the `paper` preset). A validation split that the data brings is never trained
             on.
         data_root: where named data sets lie or are downloaded to; a cache folder if not given.
         smiles_column: of a CSV file of molecules, the column of their SMILES.
@@ -143,7 +143,7 @@ class TrainConfig:
     out: str | None = None
     overwrite: bool = False
     resume: bool = False
-    preset: Literal["default", "graphs", "official"] = _BY_MODEL
+    preset: Literal["default", "graphs", "paper"] = _BY_MODEL
     method: str = "delta"
     strength: float | Literal["auto"] = "auto"
     taps: str = "auto"

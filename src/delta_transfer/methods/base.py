@@ -32,7 +32,7 @@ class PenaltyContext:
         labels: class indices `[N]` of these images.
         num_outputs: how many classes there are.
         official: the penalties as the authors of DELTA published them, which take other strengths;
-            `find_method(name, preset="official")` gives a method that sets it.
+            `find_method(name, preset="paper")` gives a method that sets it.
     """
 
     strength: float

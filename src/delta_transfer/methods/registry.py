@@ -62,7 +62,7 @@ def find_method(name: str, *, preset: str = "default") -> Method:
     if name not in METHODS:
         raise unknown("method", name, list(METHODS))
     method = METHODS[name]
-    if preset == "official":
+    if preset == "paper":
         return _official(method)
     if preset == "graphs" and method.candidates:
         return dataclasses.replace(method, candidates=delta.AUTO_GRAPHS)
@@ -113,7 +113,7 @@ def _official(method: Method) -> Method:
         choices = [other.name for other in METHODS.values() if other.official_strength is not None]
         raise UserError(
             f"method {method.name!r} has no official form, the authors' code does not have it: "
-            f"choose from {', '.join(choices)}, or leave --preset official out"
+            f"choose from {', '.join(choices)}, or leave --preset paper out"
         )
 
     def penalties(parts: PenaltyContext) -> list[Penalty]:

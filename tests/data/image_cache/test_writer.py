@@ -104,7 +104,7 @@ def assert_kept(task: TaskData) -> None:
             assert torch.equal(split.image_cache.find(path, Resize(side=8)), expected)
 
 
-@pytest.mark.parametrize("preset", ["default", "official"])
+@pytest.mark.parametrize("preset", ["default", "paper"])
 @pytest.mark.parametrize("augment", ["default", "none", "trivialaugment"])
 def test_batches_are_the_same_to_the_bit_and_nothing_is_decoded_for_them(odd, preset, augment):
     config = TrainConfig(

@@ -59,7 +59,7 @@ def shrunk(name: str, folder: Path, **options: Any) -> Path:
     """A recipe, but with options that make its runs small."""
     values = yaml.safe_load((definitions_folder() / f"{name}.yaml").read_text())
     values["options"] |= options
-    if "steps" in options or values["options"].get("preset") == "official":
+    if "steps" in options or values["options"].get("preset") == "paper":
         values["options"].pop("epochs", None)
     else:
         values["options"].pop("steps", None)
@@ -93,7 +93,7 @@ def test_images_from_the_archives_layout_to_the_table(name, tmp_path, monkeypatc
     IMAGES[name](tmp_path / "data")
     official = yaml.safe_load((definitions_folder() / f"{name}.yaml").read_text())["options"]
     authors = {"steps": 1, "taps": "layer4"}  # their taps are of larger networks
-    length = authors if official.get("preset") == "official" else {"epochs": 1}
+    length = authors if official.get("preset") == "paper" else {"epochs": 1}
     file = shrunk(name, tmp_path, model=MODEL, **SMALL, **length)
     assert bench(file, tmp_path / "data", f"--weights={moco}", "--method=l2", "--seeds=0") == 0
     said = capsys.readouterr().out

@@ -235,7 +235,7 @@ def test_hours_grow_with_seeds_and_epochs(monkeypatch, made):
     assert hours("delta") == 2 * 1.25 * 3.0  # two trainings, and the source's forward pass
     assert hours("delta", batch_norm="train") == 1.25 * 3.0
     assert hours("l2,l2sp", epochs=4) == 12.0
-    assert hours("probe", preset="official", epochs=None) == 0  # which has no official form
+    assert hours("probe", preset="paper", epochs=None) == 0  # which has no official form
 
 
 @pytest.fixture

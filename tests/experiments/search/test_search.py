@@ -114,11 +114,11 @@ def test_a_narrow_range_begins_with_what_is_nearest_to_the_default():
 def test_the_presets_decide_around_what():
     graphs = space_of(SearchOptions(), model="pyg/GIN", method="l2")
     assert (graphs.lr, graphs.epochs) == ((1e-4, 1e-2), (7, 15, 30))
-    official = space_of(SearchOptions(), preset="official")
+    official = space_of(SearchOptions(), preset="paper")
     assert official.names == ("strength", "lr", "taps")  # it has steps
     assert not official.auto  # which its batch norm does not allow
     assert official.strength == (1e-4, 1)
-    with_epochs = space_of(SearchOptions(epochs="4,8"), preset="official")
+    with_epochs = space_of(SearchOptions(epochs="4,8"), preset="paper")
     config = with_epochs.configure(with_epochs.default)
     assert (config.epochs, config.steps) == (4, None)
 

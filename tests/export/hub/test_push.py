@@ -507,9 +507,9 @@ def test_data_goes_by_its_name_alone(data, name):
 
 
 def test_options_of_a_named_set_stay():
-    config = TrainConfig(data="torchvision/dtd", preset="official", method="l2", devices=2)
+    config = TrainConfig(data="torchvision/dtd", preset="paper", method="l2", devices=2)
     told = public_config(config, name="torchvision/dtd")
-    assert (told.data, told.preset, told.steps, told.devices) == (config.data, "official", 9000, 1)
+    assert (told.data, told.preset, told.steps, told.devices) == (config.data, "paper", 9000, 1)
 
 
 def test_names_are_words_in_the_card(run):
@@ -607,7 +607,7 @@ def test_a_run_on_molecules(tmp_path, capsys):
 def test_what_is_said_of_the_epoch_is_so(run):
     facts = facts_of(run)
     official = dataclasses.replace(
-        facts, config=TrainConfig(data="(patterns)", preset="official", method="delta")
+        facts, config=TrainConfig(data="(patterns)", preset="paper", method="delta")
     )
     probe = dataclasses.replace(
         facts, result=dataclasses.replace(facts.result, method="probe", test_accuracy=None)

@@ -118,7 +118,7 @@ class Benchmark:
 def definitions_folder() -> Path:
     """Where the recipes are: in the installed package, or beside the sources."""
     packaged = Path(str(importlib.resources.files("delta_transfer"))) / "recipes"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[4] / "recipes"
 
 
 def list_benchmarks() -> list[Benchmark]:

@@ -34,7 +34,7 @@ def load_network(
     """
     if config.paper_protocol:
         raise UserError(
-            f"--preset official is for images, and {task.name} is made of graphs: leave it out"
+            f"--preset paper is for images, and {task.name} is made of graphs: leave it out"
         )
     for name in _IMAGE_ONLY_OPTIONS:
         if getattr(config, name) != getattr(_DEFAULTS, name):

@@ -59,7 +59,7 @@ def preprocessing(spec: InputSpec, config: TrainConfig) -> dict[str, Any]:
         "mean": list(spec.mean),
         "std": list(spec.std),
         "interpolation": spec.interpolation,
-        "preset": "official" if config.paper_protocol else "default",
+        "preset": "paper" if config.paper_protocol else "default",
     }
 
 

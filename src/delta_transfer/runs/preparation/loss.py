@@ -35,7 +35,7 @@ def check_classification_options(config: TrainConfig, task_type: TaskType, *, na
         for option, without in _CLASSIFICATION_ONLY.items()
         if getattr(config, option) != without
     ]
-    given += ["--preset official"] if config.paper_protocol else []
+    given += ["--preset paper"] if config.paper_protocol else []
     if given and not isinstance(task_type, Multiclass):
         raise UserError(
             f"{', '.join(given)}: only for images of classes, which {name} does not have: leave "
