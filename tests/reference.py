@@ -55,15 +55,18 @@ def variance(batches: Sequence[Maps]) -> float:
 
 
 def attention(
-    scores: Sequence[float], temperature: float, clip: float = math.inf, floor: bool = False
+    scores: Sequence[float],
+    temperature: float,
+    score_clip: float = math.inf,
+    clamp_negative_scores: bool = False,
 ) -> list[float]:
     """softmax(z / temperature), z = (score - mean) / population standard deviation."""
-    scores = [max(score, 0.0) for score in scores] if floor else scores
+    scores = [max(score, 0.0) for score in scores] if clamp_negative_scores else scores
     mean = math.fsum(scores) / len(scores)
     deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / len(scores))
     if deviation == 0:
         return [1 / len(scores)] * len(scores)
-    standard = [min(max((score - mean) / deviation, -clip), clip) for score in scores]
+    standard = [min(max((score - mean) / deviation, -score_clip), score_clip) for score in scores]
     powers = [math.exp(z / temperature) for z in standard]
     return [power / math.fsum(powers) for power in powers]
 

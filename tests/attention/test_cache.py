@@ -81,15 +81,15 @@ class TestKey:
     @pytest.mark.parametrize(
         "change",
         [
-            {"source": "4" * 64},
-            {"head": "4" * 64},
+            {"weights_fingerprint": "4" * 64},
+            {"head_fingerprint": "4" * 64},
             {"taps": ("conv3", "norm1")},
             {"taps": ("norm1conv3",)},
-            {"images": "4" * 64},
+            {"data_fingerprint": "4" * 64},
             {"preprocessing": {**MEASUREMENT.preprocessing, "image_size": 97}},
             {"preprocessing": {**MEASUREMENT.preprocessing, "preset": "paper"}},
             {"estimator": "exact"},
-            {"tolerance": 0.05, "converging": (5.0, None, False)},
+            {"tolerance": 0.05, "normalization": (5.0, None, False)},
             {"seed": 1},
             {"batch_size": 31},
             {"device": "cuda"},
@@ -176,7 +176,7 @@ class TestMeasuring:
     def test_one_that_is_broken_off_has_a_file_beside_it_to_go_on_from(self, measure, folder):
         load_or_estimate(MEASUREMENT, measure)
         (partial,) = measure.partial
-        assert partial == folder / f"{MEASUREMENT.cache_key}.partial"
+        assert partial == folder / f"{MEASUREMENT.cache_key}.checkpoint"
         assert partial.parent.is_dir()
 
     def test_an_error_leaves_nothing_but_that(self, folder):
@@ -187,14 +187,14 @@ class TestMeasuring:
 
         with pytest.raises(KeyboardInterrupt, match="the same command goes on where it stopped"):
             load_or_estimate(MEASUREMENT, fail)
-        assert [path.name for path in folder.iterdir()] == [f"{MEASUREMENT.cache_key}.partial"]
+        assert [path.name for path in folder.iterdir()] == [f"{MEASUREMENT.cache_key}.checkpoint"]
 
     def test_an_interruption_promises_nothing_where_nothing_of_it_is_kept(self, folder):
         def stop(partial: Path | None) -> ChannelAttention:
             raise KeyboardInterrupt
 
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "another.partial").touch()
+        (folder / "another.checkpoint").touch()
         with pytest.raises(KeyboardInterrupt) as error:
             load_or_estimate(MEASUREMENT, stop)
         assert str(error.value) == ""

@@ -555,7 +555,7 @@ def test_errors_name_the_argument():
         estimate_attention(net, batches, num_outputs=3, memory=0)
     with pytest.raises(UserError, match="temperature must be positive, got 0"):
         estimate_attention(net, batches, num_outputs=3, temperature=0)
-    with pytest.raises(UserError, match="clip must be positive, got -1"):
+    with pytest.raises(UserError, match="score_clip must be positive, got -1"):
         estimate_attention(net, batches, num_outputs=3, score_clip=-1)
     with pytest.raises(UserError, match="tolerance must be positive, got nan"):
         estimate_attention(net, batches, num_outputs=3, tolerance=float("nan"))

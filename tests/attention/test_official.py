@@ -272,7 +272,7 @@ def test_bad_arguments_are_named(features, targets, message):
 def test_the_pages_example_runs_and_trains(monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "methods" / "delta.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert example.count('method="exact"') == 1
+    assert example.count('estimator="exact"') == 1
     create = timm.create_model
 
     def random(name: str, *, pretrained: bool, num_classes: int = 10) -> nn.Module:
@@ -286,7 +286,7 @@ def test_the_pages_example_runs_and_trains(monkeypatch):
     names = {"eval_dataloader": [(images, labels)], "train_loader": [(images, labels)]}
 
     # The exact scores of 3,840 channels would take minutes.
-    exec(example.replace('method="exact"', 'method="gradient"'), names)
+    exec(example.replace('estimator="exact"', 'estimator="gradient"'), names)
 
     assert names["attention"].taps == OFFICIAL_TAPS["resnet50"]
     assert names["loss"].item() > 0

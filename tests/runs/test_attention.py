@@ -175,7 +175,7 @@ class TestEstimate:
         )
         assert told[-1][0] == told[-1][1] > 0
         (file,) = empty_cache.iterdir()
-        assert asked["partial"] == file.with_suffix(".partial")
+        assert asked["checkpoint_path"] == file.with_suffix(".checkpoint")
 
     def test_an_exact_one_that_is_broken_off_goes_on_where_it_stopped(
         self, prepared, images, measured, empty_cache, monkeypatch
@@ -191,7 +191,7 @@ class TestEstimate:
         with pytest.raises(KeyboardInterrupt):
             estimate(prepared, options, progress=stop)
         (kept,) = empty_cache.iterdir()
-        assert kept.suffix == ".partial"
+        assert kept.suffix == ".checkpoint"
         found = estimate(prepared, options, progress=lambda done, total: told.append(done))
         assert told[0] > 0
         (file,) = empty_cache.iterdir()

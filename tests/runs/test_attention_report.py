@@ -63,7 +63,7 @@ def test_json_is_of_the_file(capsys, command, tmp_path):
     taps = values.pop("taps")
     assert values == {
         "file": str(tmp_path / "pets.safetensors"),
-        "image": str(tmp_path / "pets.png"),
+        "figure": str(tmp_path / "pets.png"),
         "estimator": "gradient",
         "samples": 24,
         "temperature": 1.0,
@@ -76,7 +76,7 @@ def test_json_is_of_the_file(capsys, command, tmp_path):
         2,
         True,
     )
-    assert {tap["tap"]: tap["effective"] for tap in taps} == attention.effective_channels
+    assert {tap["tap"]: tap["effective_channels"] for tap in taps} == attention.effective_channels
     assert {tap["tap"]: tap["entropy"] for tap in taps} == attention.entropy
 
 
@@ -128,7 +128,7 @@ def test_without_a_name_it_goes_to_runs(capsys, command, tmp_path, monkeypatch):
         said = capsys.readouterr().out.splitlines()
         assert said[-2:] == [
             f"attention  runs/{name}.safetensors",
-            f"image    runs/{name}.png",
+            f"figure     runs/{name}.png",
         ]
     assert len(list((tmp_path / "runs").iterdir())) == 4
 
@@ -137,7 +137,7 @@ def test_official_is_with_the_taps_and_the_head_of_the_authors(images, tmp_path,
     seen = []
 
     def estimate(prepared: Any, config: Any, *, progress: Any) -> NoReturn:
-        seen.append((config.official, config.attention, config.batch_size, config.taps))
+        seen.append((config.paper_protocol, config.attention, config.batch_size, config.taps))
         raise UserError("enough")
 
     monkeypatch.setattr("delta_transfer.runs.attention_report.estimate", estimate)
@@ -180,7 +180,7 @@ def test_one_that_was_broken_off_goes_on(capsys, command, tmp_path, monkeypatch)
     assert capsys.readouterr().err.endswith("goes on where it stopped\n")
     assert main(command) == 0
     assert f"going on after {CHUNK_SIZE} samples" in capsys.readouterr().err
-    assert not list(cache.rglob("*.partial"))
+    assert not list(cache.rglob("*.checkpoint"))
     file = tmp_path / "pets.safetensors"
     first = file.read_bytes()
     monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "another"))
@@ -204,8 +204,8 @@ def test_its_images_are_those_that_were_measured_on(command, images, monkeypatch
     label, number = CLASSES[position // SPLITS["train"][0]], position % SPLITS["train"][0]
     with Image.open(images / "train" / label / f"{number}.png") as image:
         expected = ImageOps.fit(image, (112, 112))
-    assert len(tap.drivers) == 3
-    for driver in tap.drivers:
+    assert len(tap.influential_samples) == 3
+    for driver in tap.influential_samples:
         ((sample, name),) = driver.images
         assert name == label
         assert sample.tobytes() == expected.tobytes()

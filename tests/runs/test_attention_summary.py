@@ -52,7 +52,7 @@ def test_figures_of_a_tap_are_those_of_the_definitions():
     ("changes", "words"),
     [
         ({}, "refined on 6 images, temperature 0.5"),
-        ({"samples": 1, "method": "exact"}, "exact on 1 image, temperature 0.5"),
+        ({"samples": 1, "estimator": "exact"}, "exact on 1 image, temperature 0.5"),
         ({"samples": 1200}, "refined on 1,200 images, temperature 0.5"),
         (
             {"score_clip": 2.5, "clamp_negative_scores": True, "temperature": 5.0},

@@ -96,7 +96,7 @@ def load_or_estimate(
     if found is not None:
         logger.info("channel attention: measured before, %s", file)
         return found
-    partial = folder / f"{key}.partial"
+    partial = folder / f"{key}.checkpoint"
     try:
         found = estimate(partial if _is_writable(folder) else None)
     except KeyboardInterrupt as stop:

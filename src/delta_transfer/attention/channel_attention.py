@@ -75,11 +75,15 @@ class ChannelAttention:
                 raise ValueError(f"variance/{tap} must be a scalar")
             errors, drivers = self.standard_errors.get(tap), self.influential_samples.get(tap)
             if errors is not None and errors.shape != scores.shape:
-                raise ValueError(f"errors/{tap} do not fit the scores: {_kind(errors)}")
+                raise ValueError(
+                    f"standard_errors/{tap} must be [{len(scores)}], got {_kind(errors)}"
+                )
             if drivers is not None and (
                 drivers.ndim != 2 or len(drivers) != len(scores) or drivers.dtype != torch.int64
             ):
-                raise ValueError(f"drivers/{tap} must be int64 [C, k], got {_kind(drivers)}")
+                raise ValueError(
+                    f"influential_samples/{tap} must be int64 [C, k], got {_kind(drivers)}"
+                )
         if self.head_weight is not None or self.head_bias is not None:
             weight, bias = self.head_weight, self.head_bias
             if weight is None or bias is None or bias.shape != weight.shape[:1] or weight.ndim != 2:

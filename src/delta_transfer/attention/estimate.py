@@ -135,7 +135,7 @@ def estimate_attention(
     positive = {"temperature": temperature, "score_clip": score_clip, "tolerance": tolerance}
     _check(positive, {"samples": samples, "memory": memory})
     if checkpoint_path is not None and estimator != "exact":
-        logger.warning("partial is ignored: only the exact estimator keeps what it has")
+        logger.warning("checkpoint_path is ignored: only the exact estimator keeps what it has")
     model = unwrap(model)
     names, head = resolve_taps(model, taps), find_head(model, head)
     source = weights_fingerprint(model, head=head)

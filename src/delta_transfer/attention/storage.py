@@ -14,7 +14,7 @@ from delta_transfer.errors import UserError, first_few
 from delta_transfer.utils.files import write_atomically
 
 _METADATA_KEY = "delta-transfer"  # the entry of the metadata that describes the tensors
-_FORMAT = "delta-transfer channel attention 2"
+_FORMAT = "delta-transfer channel attention 3"
 _OLD_FORMAT = "delta-transfer channel attention 1"
 
 # What the entry holds, beside the format and the names of all tensors.
@@ -101,6 +101,6 @@ def _check(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any])
         if uncertain is not None and not isinstance(uncertain, int | float):
             raise damaged_file_error(path, f"the uncertainty of {tap!r} is no number")
     for name, tensor in tensors.items():
-        may_be_unknown = name.startswith("errors/") or not tensor.is_floating_point()
+        may_be_unknown = name.startswith("standard_errors/") or not tensor.is_floating_point()
         if not may_be_unknown and not torch.isfinite(tensor).all():
             raise damaged_file_error(path, f"{name} has numbers that are not finite")

@@ -204,7 +204,7 @@ class AttentionResult:
         """All of it but the scores, which are in the file."""
         values = {
             "file": str(self.file),
-            "image": str(self.figure_file),
+            "figure": str(self.figure_file),
             "estimator": self.attention.estimator,
             "samples": self.attention.samples,
             "temperature": self.attention.temperature,

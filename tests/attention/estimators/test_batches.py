@@ -20,7 +20,7 @@ def joined(batches) -> Batch:
     return Batch(
         inputs=torch.cat([part.inputs for part in parts]),
         targets=torch.cat([part.targets for part in parts]),
-        indices=torch.cat([part.positions for part in parts]),
+        indices=torch.cat([part.indices for part in parts]),
     )
 
 

@@ -317,8 +317,8 @@ def damages(path):
     yield with_about("no JSON")
     yield with_about("[]")
     yield with_about(json.dumps(about | {"format": "another"}))
-    yield with_about(json.dumps({k: v for k, v in about.items() if k != "digest"}))
-    yield with_about(json.dumps(about | {"digest": "0"}))
+    yield with_about(json.dumps({k: v for k, v in about.items() if k != "data_hash"}))
+    yield with_about(json.dumps(about | {"data_hash": "0"}))
     tensors.pop("scores/conv3/mean")
     yield with_about(json.dumps(about))
 
@@ -338,7 +338,7 @@ def test_a_damaged_file_starts_anew_and_says_so(tmp_path, caplog):
 def test_other_estimators_keep_nothing_and_say_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         call(tmp_path / "partial", estimator="gradient")
-    assert "partial is ignored" in caplog.text
+    assert "checkpoint_path is ignored" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 WRITE_INTERVAL_S = 10.0  # seconds between two writes
 _METADATA_KEY = "delta-transfer"
-_FORMAT = "delta-transfer partial attention 1"
+_FORMAT = "delta-transfer attention checkpoint 2"
 
 
 @final
@@ -63,8 +63,8 @@ class EstimateCheckpoint:
             with safe_open(self.path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})[_METADATA_KEY])
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            found = about["format"], about["identity"]
-            digest = about["digest"]
+            found = about["format"], about["fingerprint"]
+            digest = about["data_hash"]
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s is no partial estimate (%s): starting anew", self.path, error)
             return None
@@ -84,7 +84,7 @@ class EstimateCheckpoint:
             OSError: if it cannot be written; it is due again after the interval, as if it had been.
         """
         self._written = time.monotonic()
-        about = {"format": _FORMAT, "identity": self._fingerprint, "digest": self.data_hash}
+        about = {"format": _FORMAT, "fingerprint": self._fingerprint, "data_hash": self.data_hash}
         content = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, save(content, metadata={_METADATA_KEY: json.dumps(about)}))

@@ -22,9 +22,11 @@ class ScoreStatistics:
     Example:
         >>> statistics = ScoreStatistics()
         >>> scores = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
-        >>> statistics.update(scores, positions=torch.tensor([7, 2]))
-        >>> statistics.mean.tolist(), statistics.errors.tolist(), statistics.drivers[0].tolist()
-        ([2.0, 0.0], [1.0, 0.0], [2, 7])
+        >>> statistics.update(scores, indices=torch.tensor([7, 2]))
+        >>> statistics.mean.tolist(), statistics.standard_errors.tolist()
+        ([2.0, 0.0], [1.0, 0.0])
+        >>> statistics.influential_samples[0].tolist()
+        [2, 7]
     """
 
     def __init__(self) -> None:
