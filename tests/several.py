@@ -41,6 +41,7 @@ def run(
         out, err = started.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(started.pid, signal.SIGKILL)  # its copies too, which hold the pipes open
+        started.communicate()
         raise
     assert started.returncode == 0, out + err
     return out

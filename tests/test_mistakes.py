@@ -581,7 +581,7 @@ TOGETHER = [
     row(
         "compare: weights that there are not",
         "compare images --weights=none.pth --jobs=1",
-        "weights none.pth: there is no such file | give one with safetensors",
+        "weights none.pth: file not found | use safetensors",
     ),
     row(
         "compare: data that is nowhere",
@@ -632,7 +632,7 @@ TOGETHER = [
     row(
         "search: weights that there are not",
         "search images --weights=none.pth --jobs=1",
-        "weights none.pth: there is no such file | give one with safetensors",
+        "weights none.pth: file not found | use safetensors",
     ),
     row(
         "search: data that is nowhere",
@@ -1079,12 +1079,12 @@ DATA_SETS = [
     row(
         "pretrain: a network for images",
         "pretrain rdkit/nci --out=new --model=resnet18",
-        "model 'resnet18' is none for graphs | pretrain-gnns/, pyg/ | such as pretrain-gnns/gin",
+        "model 'resnet18' is not for graphs | pretrain-gnns/, pyg/ | such as pretrain-gnns/gin",
     ),
     row(
         "pretrain: no weights",
         "pretrain rdkit/nci --out=new --weights=none.pth",
-        "weights none.pth: there is no such file | give one with safetensors",
+        "weights none.pth: file not found | use safetensors",
     ),
     row(
         "pretrain: a folder in use",
@@ -1137,7 +1137,7 @@ def of_model(id: str, model: str, says: str, *first: Step) -> Mistake:
     return row(id, f"train images TINY --model={model}", says, *first)
 
 
-CONNECT = "could not be downloaded | check the connection and try again"
+CONNECT = "could not be downloaded | check the connection"
 
 MODELS = [
     of_model("an unknown model", "resnet5O", "'resnet5O' | resnet50, | did you mean"),
@@ -1171,12 +1171,12 @@ MODELS = [
     of_model(
         "a head that is not linear",
         "torchvision/squeezenet1_1",
-        "'torchvision/squeezenet1_1' | with one linear layer as | such as torchvision/resnet50",
+        "'torchvision/squeezenet1_1' | not one linear layer | such as torchvision/resnet50",
     ),
     of_model(
         "images that are too small",
         "torchvision/inception_v3",
-        "'torchvision/inception_v3' | images of 32 pixels | give another --image-size",
+        "'torchvision/inception_v3' | images of 32 pixels | use another --image-size",
     ),
     of_model(
         "no connection to weights of timm",
@@ -1199,12 +1199,12 @@ MODELS = [
     of_model(
         "no such folder of a network",
         "local-dir:net",
-        "'local-dir:net' | the folder does not exist | give the folder model/ of a run",
+        "'local-dir:net' | the folder does not exist | use the folder model/ of a run",
     ),
     of_model(
         "a folder without a network",
         "local-dir:run",
-        "'local-dir:run' | the folder holds no config.json | give the folder model/ of a run",
+        "'local-dir:run' | the folder has no config.json | use the folder model/ of a run",
     ),
     row(
         "attention: an unknown model",
@@ -1215,17 +1215,17 @@ MODELS = [
     row(
         "layers: a head that is not linear",
         "layers torchvision/squeezenet1_0",
-        "'torchvision/squeezenet1_0' | with one linear layer as | such as torchvision/resnet50",
+        "'torchvision/squeezenet1_0' | not one linear layer | such as torchvision/resnet50",
     ),
     row(
         "layers: images that are too small",
         "layers torchvision/inception_v3 --image-size=32",
-        "'torchvision/inception_v3' | images of 32 pixels | give another --image-size",
+        "'torchvision/inception_v3' | images of 32 pixels | use another --image-size",
     ),
     row(
         "layers: a run",
         "layers local-dir:run",
-        "'local-dir:run' | the folder holds no config.json | give the folder model/ of a run",
+        "'local-dir:run' | the folder has no config.json | use the folder model/ of a run",
     ),
 ]
 
@@ -1235,15 +1235,13 @@ def of_weights(id: str, file: str, says: str, *first: Step) -> Mistake:
     return row(id, f"train images TINY --weights={file}", f"weights {file}{says}", *first)
 
 
-FORMS = "safetensors, or a state dict that torch.save wrote"
-CUT = ": the file is damaged or was cut short | get it again"
+FORMS = "safetensors, or a state dict of torch.save"
+CUT = ": the file is damaged or truncated | get it again"
 
 WEIGHTS = [
-    of_weights("no such weights", "w.pth", f": there is no such file | give one with {FORMS}"),
-    of_weights(
-        "a folder of weights", "run/model", ": that is a folder | give run/model/model.safe"
-    ),
-    of_weights("text", "w.pth", f": the file holds no weights | needed is {FORMS}", wrote("w.pth")),
+    of_weights("no such weights", "w.pth", f": file not found | use {FORMS}"),
+    of_weights("a folder of weights", "run/model", " is a folder | use run/model/model.safe"),
+    of_weights("text", "w.pth", f": the file has no weights | use {FORMS}", wrote("w.pth")),
     of_weights("half of weights", "half.pth", CUT, saved),
     of_weights(
         "half of safetensors",
@@ -1254,21 +1252,21 @@ WEIGHTS = [
     of_weights(
         "weights with a trap",
         "trap.pth",
-        ": the file holds more than weights | save the state dict alone",
+        ": the file contains | save its state dict",
         trapped,
     ),
-    of_weights("a pickle with a trap", "trap.pkl", f" | any code | needed is {FORMS}", trapped),
+    of_weights("a pickle with a trap", "trap.pkl", f" | any code | use {FORMS}", trapped),
     of_weights(
         "weights of something else",
         "whole.pth",
-        ": the file does not fit pypi/efficientnet_lite0 | 0 of 245 tensors match | give the "
-        "--model that the file was made with",
+        ": the file does not fit pypi/efficientnet_lite0 | 0 of 245 tensors match | use the "
+        "--model",
         saved,
     ),
     row(
         "attention: weights of something else",
         "attention images SMALL --weights=whole.pth",
-        "weights whole.pth | does not fit pypi/efficientnet_lite0 | give the --model",
+        "weights whole.pth | does not fit pypi/efficientnet_lite0 | use the --model",
         saved,
     ),
     row(
@@ -1852,7 +1850,7 @@ RECIPES = [
     row(
         "bench: no such weights",
         "bench own.yaml --weights=none.pth --jobs=1",
-        "weights none.pth: there is no such file | give one with safetensors",
+        "weights none.pth: file not found | use safetensors",
         wrote("own.yaml", OWN_RECIPE),
     ),
     row(

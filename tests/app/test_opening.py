@@ -10,7 +10,7 @@ from PIL import Image
 from delta_transfer.app.opening import load_run
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import GraphSpec
-from delta_transfer.backbones.graph_models import load_graph_backbone
+from delta_transfer.backbones.registry import load_graph_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError

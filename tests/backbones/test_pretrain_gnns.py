@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from delta_transfer.backbones.base import GraphSpec
-from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.pretrain_gnns import WEIGHT_URLS
-from delta_transfer.backbones.registry import load_backbone
+from delta_transfer.backbones.registry import load_backbone, load_graph_backbone
 from delta_transfer.errors import UserError
 from delta_transfer.features.stages import auto_taps
 from delta_transfer.features.taps import Taps
@@ -186,7 +185,7 @@ def test_a_file_of_another_network_is_refused(tmp_path):
 def test_unknown_names_and_other_inputs_are_refused():
     with pytest.raises(UserError, match=r"unknown model 'pretrain-gnns/gni'.*pretrain-gnns/gin"):
         build("gni")
-    with pytest.raises(UserError, match=r"is none for graphs.*pretrain-gnns/"):
+    with pytest.raises(UserError, match=r"is not for graphs.*pretrain-gnns/"):
         load_graph_backbone("resnet18", num_outputs=2, spec=ATOMS)
     numbers = GraphSpec(node_features="numbers", num_node_features=3)
     with pytest.raises(UserError, match=r"for molecules.*pyg/GIN"):

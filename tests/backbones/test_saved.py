@@ -16,8 +16,7 @@ from torchvision.transforms import functional as F
 
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.custom import wrap_network
-from delta_transfer.backbones.graph_models import load_graph_backbone
-from delta_transfer.backbones.registry import load_backbone
+from delta_transfer.backbones.registry import load_backbone, load_graph_backbone
 from delta_transfer.backbones.saved import load_model, save_model
 from delta_transfer.errors import UserError
 from delta_transfer.inference.predictor import Predictor
@@ -37,14 +36,14 @@ def copied(model, tmp_path) -> Path:
 
 
 def bare(model: Path) -> nn.Module:
-    """The network by timm alone, as a stranger would load it."""
+    """Load the network with timm alone."""
     network = timm.create_model("tf_efficientnet_lite0", num_classes=len(CLASSES))
     network.load_state_dict(load_file(model / "model.safetensors"))
     return network.eval()
 
 
 def prepare(path: Path, config: dict) -> Tensor:
-    """An image as config.json says, by torchvision alone."""
+    """Prepare an image as in config.json, with torchvision alone."""
     cfg = config["pretrained_cfg"]
     image = Image.open(path).convert("RGB")
     size = cfg["input_size"][-1]
@@ -90,7 +89,7 @@ def test_timm_loads_the_folder_by_itself(model):
     for name, tensor in bare(model).state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     assert loaded.num_classes == len(CLASSES)
-    # It knows how to prepare images too.
+    # Its preprocessing too.
     cfg = json.loads((model / "config.json").read_text())["pretrained_cfg"]
     resolved = timm.data.resolve_data_config({}, model=loaded)
     for name in ("input_size", "crop_pct", "interpolation", "mean", "std"):
@@ -114,7 +113,7 @@ def test_timm_loads_it_for_another_task(model):
         ("resnet18", None),
     ],
 )
-def test_any_network_comes_back_as_it_was_saved(tmp_path, name, size):
+def test_timm_networks_are_restored_as_saved(tmp_path, name, size):
     backbone = load_backbone(name, num_outputs=3, image_size=size, pretrained=False)
     save_model(tmp_path, backbone, backbone.module, classes=CLASSES)
     inputs = torch.randn(1, 3, backbone.input_spec.size, backbone.input_spec.size)
@@ -127,7 +126,7 @@ def test_any_network_comes_back_as_it_was_saved(tmp_path, name, size):
         assert torch.allclose(network.eval()(inputs), expected, atol=1e-5)
 
 
-def test_memory_layout_and_dtype_of_the_moment_do_not_show_in_the_file(tmp_path):
+def test_the_file_does_not_depend_on_the_memory_layout(tmp_path):
     backbone = load_backbone("resnet18", num_outputs=3, pretrained=False)
     for name in ("plain", "layout"):
         (tmp_path / name).mkdir()
@@ -140,7 +139,7 @@ def test_memory_layout_and_dtype_of_the_moment_do_not_show_in_the_file(tmp_path)
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_missing_file_is_named(copied, name):
     (copied / name).unlink()
-    with pytest.raises(UserError, match=f"no model in .*there is no {name}"):
+    with pytest.raises(UserError, match=f"no model in .*{name} is missing"):
         load_model(copied)
 
 
@@ -153,7 +152,7 @@ def test_a_missing_file_is_named(copied, name):
         ("model.safetensors", save({"x": torch.ones(1)})),
     ],
 )
-def test_a_damaged_file_is_refused(copied, name, content):
+def test_a_damaged_file_is_rejected(copied, name, content):
     (copied / name).write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
         load_model(copied)
@@ -167,7 +166,7 @@ def test_a_damaged_file_is_refused(copied, name, content):
         ("pretrained_cfg", {"input_size": [3, 32, 32]}),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(copied, key, value):
+def test_an_invalid_config_is_rejected(copied, key, value):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, key: value}))
     with pytest.raises(UserError, match="is damaged"):
@@ -183,7 +182,7 @@ def test_a_config_that_does_not_fit_is_refused(copied, key, value):
         ("regnet_y_400mf.IMAGENET1K_V1", None),
     ],
 )
-def test_networks_of_torchvision_come_back_as_they_were_saved(tmp_path, name, size):
+def test_torchvision_networks_are_restored_as_saved(tmp_path, name, size):
     backbone = load_backbone(
         f"torchvision/{name}", num_outputs=3, image_size=size, pretrained=False
     )
@@ -200,7 +199,7 @@ def test_networks_of_torchvision_come_back_as_they_were_saved(tmp_path, name, si
         assert torch.equal(loaded.module.eval()(inputs), expected)
 
 
-def test_a_torchvision_transformer_comes_back_in_the_size_of_its_images(tmp_path, monkeypatch):
+def test_a_torchvision_transformer_keeps_its_image_size(tmp_path, monkeypatch):
     def small(name: str, *, weights: None, num_classes: int, image_size: int) -> nn.Module:
         return torchvision.models.VisionTransformer(
             image_size, 32, 2, 2, 8, 16, num_classes=num_classes
@@ -214,7 +213,7 @@ def test_a_torchvision_transformer_comes_back_in_the_size_of_its_images(tmp_path
         assert torch.equal(loaded.module.state_dict()[name], tensor)
 
 
-def test_the_folder_of_a_torchvision_network_says_how_it_is_a_start(tmp_path):
+def test_a_torchvision_folder_as_model_names_the_right_options(tmp_path):
     name = "torchvision/shufflenet_v2_x0_5"
     backbone = load_backbone(name, num_outputs=3, pretrained=False)
     save_model(tmp_path, backbone, backbone.module, classes=CLASSES)
@@ -227,13 +226,13 @@ def test_the_folder_of_a_torchvision_network_says_how_it_is_a_start(tmp_path):
 
 @pytest.fixture
 def custom(tmp_path) -> Path:
-    """The folder of a network that was given in Python."""
+    """Return the model folder of a network passed in Python."""
     backbone = wrap_network(conv_net(seed=1), num_outputs=3, image_size=32)
     save_model(tmp_path, backbone, backbone.module, classes=CLASSES)
     return tmp_path
 
 
-def test_a_network_given_in_python_comes_back_with_its_module(custom):
+def test_a_custom_network_is_restored_with_its_module(custom):
     assert json.loads((custom / "config.json").read_text())["architecture"] is None
     network = conv_net(seed=2, outputs=9)
     backbone, classes = load_model(custom, network=network)
@@ -247,25 +246,25 @@ def test_a_network_given_in_python_comes_back_with_its_module(custom):
     assert network.fc.out_features == 9
 
 
-def test_a_network_given_in_python_is_asked_for(custom):
-    with pytest.raises(UserError, match=r"given in Python: give it again, load_model\(folder, net"):
+def test_a_custom_network_must_be_passed_again(custom):
+    with pytest.raises(UserError, match=r"from Python.* pass its module, load_model\(folder, net"):
         load_model(custom)
 
 
-def test_another_network_than_was_saved_is_refused(custom):
+def test_another_custom_network_is_rejected(custom):
     other = conv_net()
     other.conv3 = nn.Conv2d(4, 6, 5)
-    with pytest.raises(UserError, match=r"does not fit the network that was given: conv3.weight"):
+    with pytest.raises(UserError, match=r"does not fit this network: conv3.weight"):
         load_model(custom, network=other)
     other = conv_net()
     other.more = nn.Conv2d(1, 1, 1)
-    with pytest.raises(UserError, match=r"does not fit the network that was given: more.bias"):
+    with pytest.raises(UserError, match=r"does not fit this network: more.bias"):
         load_model(custom, network=other)
-    with pytest.raises(UserError, match="does not fit the network that was given: unknown linear"):
+    with pytest.raises(UserError, match="does not fit this network: unknown linear"):
         load_model(custom, network=nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)))
 
 
-def test_a_network_that_is_not_needed_is_refused(tmp_path):
+def test_an_unneeded_network_is_rejected(tmp_path):
     backbone = load_backbone("test_resnet", num_outputs=3, pretrained=False)
     save_model(tmp_path, backbone, backbone.module, classes=CLASSES)
     with pytest.raises(UserError, match="is a test_resnet: leave network out"):
@@ -275,7 +274,7 @@ def test_a_network_that_is_not_needed_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "name", ["test_vit", "torchvision/shufflenet_v2_x0_5", "pypi/efficientnet_lite0"]
 )
-def test_equal_networks_give_equal_bytes(tmp_path, name):
+def test_equal_networks_have_equal_bytes(tmp_path, name):
     contents = []
     for number in range(2):
         torch.manual_seed(0)
@@ -296,7 +295,7 @@ def test_tensors_that_share_memory_are_saved(tmp_path):
     assert loaded.module.also is loaded.module.conv1
 
 
-def test_a_start_from_weights_leaves_no_trace_in_the_model_folder(tmp_path):
+def test_a_file_of_weights_does_not_change_the_config(tmp_path):
     plain = load_backbone("test_resnet", num_outputs=3, pretrained=False)
     torch.save(plain.module.state_dict(), tmp_path / "weights.pth")
     started = load_backbone("test_resnet", num_outputs=3, weights=tmp_path / "weights.pth")
@@ -307,7 +306,7 @@ def test_a_start_from_weights_leaves_no_trace_in_the_model_folder(tmp_path):
     assert configs[0] == configs[1]
 
 
-def test_a_network_for_graphs_pools_as_it_did_when_it_was_trained(tmp_path):
+def test_a_network_for_graphs_keeps_its_pooling(tmp_path):
     pytest.importorskip("torch_geometric", reason="PyTorch Geometric is not installed")
     backbone = load_graph_backbone("pyg/GIN-2x8", num_outputs=2, spec=GraphSpec(), pretrained=False)
     graphs, network = molecules(4, 3), backbone.module.eval()
@@ -316,7 +315,7 @@ def test_a_network_for_graphs_pools_as_it_did_when_it_was_trained(tmp_path):
     assert torch.equal(loaded.module.eval()(graphs), network(graphs))
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "model_args": {}}))  # as it was written before
+    file.write_text(json.dumps({**config, "model_args": {}}))  # whose power is 1
     network.pool.power = 1.0
     loaded, _ = load_model(tmp_path)
     assert torch.equal(loaded.module.eval()(graphs), network(graphs))
@@ -326,7 +325,7 @@ def test_a_network_for_graphs_pools_as_it_did_when_it_was_trained(tmp_path):
             load_model(tmp_path)
 
 
-def test_a_network_for_graphs_comes_back(tmp_path):
+def test_a_network_for_graphs_is_restored(tmp_path):
     backbone = load_graph_backbone(
         "pretrain-gnns/graphsage", num_outputs=2, spec=GraphSpec(), pretrained=False
     )
@@ -340,7 +339,7 @@ def test_a_network_for_graphs_comes_back(tmp_path):
     assert torch.equal(loaded.module.eval()(graphs), network.eval()(graphs))
 
 
-def test_a_damaged_network_for_graphs_is_told_of(tmp_path):
+def test_a_damaged_network_for_graphs_is_rejected(tmp_path):
     backbone = load_graph_backbone(
         "pretrain-gnns/gcn", num_outputs=2, spec=GraphSpec(), pretrained=False
     )

@@ -71,7 +71,7 @@ def test_in_train_mode_only_batch_norm_differs_from_eval_mode(monkeypatch, name)
         assert torch.allclose(model(inputs), reference(inputs), atol=1e-5)
 
 
-def test_a_transformer_is_made_for_the_size_of_the_images():
+def test_a_transformer_is_created_for_the_image_size():
     backbone = untrained("vit_tiny_patch16_224", image_size=64)
     assert backbone.model_args == {"img_size": 64}
     assert backbone.module(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
@@ -91,12 +91,12 @@ def test_a_transformer_is_made_for_the_size_of_the_images():
         ("", "unknown model ''"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest_ones(name, message):
+def test_an_unknown_name_is_rejected_with_the_nearest_ones(name, message):
     with pytest.raises(UserError, match=message):
         load_backbone(name, num_outputs=2)
 
 
-def test_an_architecture_without_weights_cannot_be_the_pretrained_network():
+def test_an_architecture_without_weights_is_rejected():
     name = next(m for m in timm.list_models() if not timm.list_pretrained(f"{m}.*"))
     with pytest.raises(UserError, match="no pretrained weights"):
         load_backbone(name, num_outputs=2)
@@ -105,7 +105,7 @@ def test_an_architecture_without_weights_cannot_be_the_pretrained_network():
 @pytest.mark.parametrize(
     "error", [LocalEntryNotFoundError("offline"), ConnectionError("refused"), TimeoutError()]
 )
-def test_weights_that_cannot_be_downloaded_are_the_users_to_know(monkeypatch, error):
+def test_a_failed_download_is_explained(monkeypatch, error):
     def create_model(name: str, **options: object) -> nn.Module:
         assert options["pretrained"]
         raise error
@@ -118,11 +118,11 @@ def test_weights_that_cannot_be_downloaded_are_the_users_to_know(monkeypatch, er
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("twins_svt_small", 50, "cannot be made for these images"),
-        ("inception_v3", 50, "cannot take images of 50 pixels .* give another --image-size"),
+        ("twins_svt_small", 50, "cannot be created for these images"),
+        ("inception_v3", 50, "does not accept images of 50 pixels .*--image-size"),
     ],
 )
-def test_a_size_that_does_not_suit_the_network_is_refused(name, size, message):
+def test_an_unsuitable_image_size_is_rejected(name, size, message):
     with pytest.raises(UserError, match=message):
         untrained(name, image_size=size)
 
@@ -149,7 +149,7 @@ def test_a_head_that_is_no_linear_layer_is_refused(monkeypatch):
 
 
 def test_two_heads_are_refused():
-    with pytest.raises(UserError, match=r"head of model 'deit_tiny_distilled.*' is a tuple; only"):
+    with pytest.raises(UserError, match=r"head of model 'deit_tiny_distilled.*' is a tuple"):
         untrained("deit_tiny_distilled_patch16_224")
 
 
@@ -169,7 +169,7 @@ def test_another_crop_than_the_centre_is_noted(name, mode):
         assert notes == ()
     else:
         assert notes == (
-            f"images are cut out at the centre; the weights of {name} were measured with timm's "
+            f"images are cropped at the centre; timm evaluated the weights of {name} with "
             "crop_mode squash",
         )
 
@@ -181,13 +181,13 @@ def test_a_margin_around_the_images_is_left_out_and_noted(name):
         backbone = untrained(name)
     assert backbone.input_spec.crop_pct == 1
     assert backbone.notes == (
-        f"images fill the crop; the weights of {name} were measured with a margin around them "
-        "(timm's crop_pct 1.15)",
+        f"images fill the crop; timm evaluated the weights of {name} with a margin around them "
+        "(crop_pct 1.15)",
     )
 
 
 @pytest.mark.parametrize("interpolation", ["lanczos", "random"])
-def test_an_interpolation_that_we_do_not_have_is_noted(monkeypatch, interpolation):
+def test_an_unsupported_interpolation_is_noted(monkeypatch, interpolation):
     plain = timm.create_model
 
     def odd(name: str, **options: object) -> nn.Module:
@@ -198,17 +198,17 @@ def test_an_interpolation_that_we_do_not_have_is_noted(monkeypatch, interpolatio
     monkeypatch.setattr(timm, "create_model", odd)
     backbone = untrained("test_resnet")
     assert backbone.input_spec.interpolation == "bicubic"
-    wanted = f"images are resized with bicubic in place of {interpolation} interpolation"
+    wanted = f"images are resized with bicubic instead of {interpolation} interpolation"
     assert backbone.notes == (wanted,)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bad"), SafetensorError("short"), EOFError()])
-def test_weights_that_cannot_be_loaded_are_the_users_to_know(monkeypatch, error):
+def test_weights_that_cannot_be_loaded_are_explained(monkeypatch, error):
     def create_model(name: str, **options: object) -> nn.Module:
         raise error
 
     monkeypatch.setattr(timm, "create_model", create_model)
-    with pytest.raises(UserError, match=r"'resnet18' cannot be loaded \(.*\): delete what was"):
+    with pytest.raises(UserError, match=r"'resnet18' cannot be loaded \(.*\): delete them"):
         load_backbone("resnet18", num_outputs=2)
 
 

@@ -103,7 +103,9 @@ def test_regnet_too():
 
 @pytest.mark.parametrize("name", ["squeezenet1_0", "squeezenet1_1"])
 def test_a_head_that_is_a_convolution_is_refused(name):
-    with pytest.raises(UserError, match=f"head of model 'torchvision/{name}' is no linear layer"):
+    with pytest.raises(
+        UserError, match=f"head of model 'torchvision/{name}' is not one linear layer"
+    ):
         untrained(name)
 
 
@@ -120,7 +122,7 @@ def test_a_head_that_is_a_convolution_is_refused(name):
         ),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest_ones(name, message):
+def test_an_unknown_name_is_rejected_with_the_nearest_ones(name, message):
     with pytest.raises(UserError, match=message):
         load_backbone(f"torchvision/{name}", num_outputs=2)
 
@@ -242,17 +244,17 @@ def test_a_transformers_positions_are_resized(monkeypatch, downloads, size):
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("vit_b_32", 50, "cannot be made for images of 50 pixels .* another --image-size"),
-        ("maxvit_t", 50, "cannot be made for images of 50 pixels .* another --image-size"),
-        ("inception_v3", 50, "cannot take images of 50 pixels .* give another --image-size"),
+        ("vit_b_32", 50, "does not accept images of 50 pixels .*--image-size"),
+        ("maxvit_t", 50, "does not accept images of 50 pixels .*--image-size"),
+        ("inception_v3", 50, "does not accept images of 50 pixels .*--image-size"),
     ],
 )
-def test_a_size_that_does_not_suit_the_network_is_refused(name, size, message):
+def test_an_unsuitable_image_size_is_rejected(name, size, message):
     with torch.device("meta"), pytest.raises(UserError, match=message):
         untrained(name, image_size=size)
 
 
-def test_a_size_that_suits_is_taken():
+def test_a_suitable_image_size_is_used():
     backbone = untrained("mobilenet_v3_small", image_size=64)
     assert backbone.input_spec.size == 64
     assert backbone.module.training
@@ -267,7 +269,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_weights_that_cannot_be_downloaded_are_the_users_to_know(monkeypatch, tmp_path, error):
+def test_a_failed_download_is_explained(monkeypatch, tmp_path, error):
     def fail(*args: object, **options: object) -> None:
         raise error
 
@@ -304,7 +306,7 @@ class Download:
         return content
 
 
-def test_a_download_of_other_bytes_is_refused_and_not_kept(monkeypatch, tmp_path):
+def test_a_download_of_other_bytes_is_rejected_and_not_cached(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", lambda request: Download(b"half a file"))
     with pytest.raises(UserError, match=r"cannot be loaded \(invalid hash value .*try again"):
@@ -313,7 +315,7 @@ def test_a_download_of_other_bytes_is_refused_and_not_kept(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ConnectionResetError("gone")])
-def test_a_download_that_breaks_off_leaves_no_file(monkeypatch, tmp_path, error):
+def test_an_interrupted_download_leaves_no_file(monkeypatch, tmp_path, error):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", lambda request: Download(b"half", error=error))
     with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
@@ -347,6 +349,6 @@ def test_weights_that_are_not_finite_are_refused(downloads):
     state = published("mobilenet_v3_small")
     state["classifier.0.weight"].fill_(float("nan"))
     downloads(state)
-    message = "MobileNet_V3_Small_Weights.*classifier.0.weight holds values that are not finite"
+    message = "MobileNet_V3_Small_Weights.*classifier.0.weight are not finite"
     with pytest.raises(UserError, match=message):
         load_backbone("torchvision/mobilenet_v3_small", num_outputs=2)

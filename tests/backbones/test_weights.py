@@ -156,9 +156,7 @@ def test_of_two_copies_the_better_one_is_taken(file, source, wanted, other, firs
 
 
 def test_two_copies_of_which_none_is_better_are_refused(file, source):
-    with pytest.raises(
-        UserError, match=r"more than once, under 'first\.' and 'last\.': save the one"
-    ):
+    with pytest.raises(UserError, match=r"several copies .*under 'first\.' and 'last\.'"):
         load({"first": source.state_dict(), "last": moved(source).state_dict()}, file)
 
 
@@ -297,14 +295,14 @@ def test_values_that_are_not_finite_are_refused(file, source, value):
     state["norm1.running_var"][1] = value
     network = conv_net(seed=0)
     torch.save(state, file)
-    with pytest.raises(UserError, match=r"norm1.running_var holds values that are not finite"):
+    with pytest.raises(UserError, match=r"norm1.running_var are not finite"):
         load_weights(network, file, head="fc", name="net")
     assert has_body_of(network, conv_net(seed=0))
 
 
 def test_what_overflows_when_it_is_cast_is_not_finite(file, source):
     state = {**source.state_dict(), "conv1.bias": torch.full((4,), 1e300, dtype=torch.float64)}
-    with pytest.raises(UserError, match=r"conv1.bias holds values that are not finite"):
+    with pytest.raises(UserError, match=r"conv1.bias are not finite"):
         load(state, file)
 
 
@@ -346,14 +344,14 @@ def test_a_backbone_starts_from_a_file_without_a_download(tmp_path, monkeypatch,
     assert f"{len(state) - 2} of {len(state) - 2} tensors matched; not used: {theirs.head}." in note
 
 
-def test_a_file_for_images_of_another_size_says_so(tmp_path):
+def test_a_file_for_another_image_size_is_explained(tmp_path):
     theirs = load_backbone("test_vit", num_outputs=2, pretrained=False)
     torch.save(theirs.module.state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError, match="images of another size: leave out --image-size"):
         load_backbone("test_vit", num_outputs=2, image_size=64, weights=tmp_path / "w.pth")
 
 
-def test_a_network_given_in_python_starts_from_a_file(tmp_path, source):
+def test_a_custom_network_loads_a_file(tmp_path, source):
     torch.save(source.state_dict(), tmp_path / "w.pth")
     backbone = wrap_network(
         conv_net(seed=0), num_outputs=2, image_size=32, weights=tmp_path / "w.pth"

@@ -98,7 +98,7 @@ class Malicious:
 def test_a_pickle_that_would_run_code_is_not_run(tmp_path, file, state, old):
     target = tmp_path / "written"
     file.write_bytes(torch_bytes({"state_dict": state, "extra": Malicious(target)}, old=old))
-    with pytest.raises(UserError, match=r"system\), and reading that could run any code") as caught:
+    with pytest.raises(UserError, match=r"system, which could run any code") as caught:
         read_weights(file)
     assert "weights_only=False" in str(caught.value)
     assert "safetensors.torch.save_file" in str(caught.value)
@@ -111,14 +111,14 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path, file, state, old):
 def test_a_bare_pickle_is_not_run_either(tmp_path, file, protocol):
     target = tmp_path / "written"
     file.write_bytes(pickle.dumps(Malicious(target), protocol=protocol))
-    with pytest.raises(UserError, match=r"that torch.save did not write|holds no weights"):
+    with pytest.raises(UserError, match=r"not of torch.save|has no weights"):
         read_weights(file)
     assert not target.exists()
 
 
 def test_a_whole_pickled_module_is_refused_by_its_class(file):
     file.write_bytes(torch_bytes(conv_net()))
-    with pytest.raises(UserError, match=r"more than weights \(tests.networks.ConvNet\)"):
+    with pytest.raises(UserError, match=r"contains tests.networks.ConvNet"):
         read_weights(file)
 
 
@@ -145,20 +145,20 @@ def npz_bytes() -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "the file is empty; give safetensors, or"),
-        (b"weight 1 2 3\n" * 50, "holds no weights; needed is safetensors"),
-        (b"\n<!DOCTYPE html><html>", "is a web page, no weights: the download went wrong"),
+        (b"", "the file is empty; use safetensors, or"),
+        (b"weight 1 2 3\n" * 50, "has no weights; use safetensors"),
+        (b"\n<!DOCTYPE html><html>", "is a web page: download it again"),
         (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS.* git lfs pull"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(100), "is HDF5, as Keras writes it"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "is HDF5"),
         (b"\x93NUMPY\x01\x00", "is a NumPy array"),
         (gzip.compress(b"weights", mtime=0), "compressed with gzip: unpack it"),
-        (tar_bytes(), "is a tar archive, as very old versions of PyTorch wrote"),
-        (npz_bytes(), "is a zip archive that torch.save did not write"),
-        (torch_bytes({"epoch": 3}), "there are no tensors in the file"),
-        (torch_bytes(torch.ones(3)), "there are no tensors in the file"),
+        (tar_bytes(), "is a tar archive"),
+        (npz_bytes(), "zip archive is not of torch.save"),
+        (torch_bytes({"epoch": 3}), "the file has no tensors"),
+        (torch_bytes(torch.ones(3)), "the file has no tensors"),
     ],
 )
-def test_what_holds_no_weights_is_refused_by_what_it_is(file, content, message):
+def test_other_formats_are_rejected_by_name(file, content, message):
     file.write_bytes(content)
     with pytest.raises(UserError, match=f"^weights {file}: .*{message}"):
         read_weights(file)
@@ -182,7 +182,7 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, state, kind, share):
         file.write_bytes(torch_bytes(state, old=kind == "legacy"))
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match=r"the file is damaged or was cut short .*get it again"):
+    with pytest.raises(UserError, match=r"the file is damaged or truncated"):
         read_weights(file)
 
 
@@ -201,17 +201,17 @@ def test_a_damaged_file_never_fails_otherwise(file, state):
 
 def test_an_empty_safetensors_file_is_refused(tmp_path):
     save_file({}, tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="there are no tensors in the file"):
+    with pytest.raises(UserError, match="the file has no tensors"):
         read_weights(tmp_path / "none.safetensors")
 
 
 def test_a_folder_or_a_missing_file_is_named(tmp_path, state):
-    with pytest.raises(UserError, match=r"nothing.pth: there is no such file"):
+    with pytest.raises(UserError, match=r"nothing.pth: file not found"):
         read_weights(tmp_path / "nothing.pth")
-    with pytest.raises(UserError, match="that is a folder; give a file in it"):
+    with pytest.raises(UserError, match="is a folder: use a file in it"):
         read_weights(tmp_path)
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"that is a folder; give .*/model.safetensors"):
+    with pytest.raises(UserError, match=r"is a folder: use .*/model.safetensors"):
         read_weights(tmp_path)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.backbones.graph_models import GRAPH_LIBRARIES
+from delta_transfer.backbones.registry import GRAPH_LIBRARIES
 from delta_transfer.config.presets import GRAPH_MODEL_PREFIXES, PRESETS
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from delta_transfer.backbones.base import Backbone, GraphSpec, InputSpec
 from delta_transfer.backbones.custom import wrap_network
-from delta_transfer.backbones.graph_models import load_graph_backbone
+from delta_transfer.backbones.registry import load_graph_backbone
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.cli.main import main
@@ -441,4 +441,4 @@ def test_a_network_that_cannot_be_exported_is_told_of(tmp_path, capsys):
     with pytest.raises(UserError, match=r"unknown format 'onnxx'.*onnx"):
         export_run(Predictor(run, device="cpu", network=Odd()), format="onnxx")
     assert main(["export", str(run)]) == 2  # which has no network to give
-    assert "was given in Python" in capsys.readouterr().err
+    assert "trained from Python" in capsys.readouterr().err

@@ -12,7 +12,7 @@ pytest.importorskip("rdkit", reason="RDKit is not installed")
 
 from delta_transfer import TrainConfig, train
 from delta_transfer.backbones.base import GraphSpec
-from delta_transfer.backbones.graph_models import load_graph_backbone
+from delta_transfer.backbones.registry import load_graph_backbone
 from delta_transfer.cli.commands.evaluate import format_evaluation
 from delta_transfer.cli.main import main
 from delta_transfer.data.graphs.loader import collate_graphs

@@ -297,7 +297,7 @@ class TestNetworksOfOnesOwn:
         result = train(config, network=network)
         assert same(network.state_dict(), start)
         assert TrainConfig.load(result.folder / "config.yaml").model == "ResNet"
-        with pytest.raises(UserError, match="given in Python"):
+        with pytest.raises(UserError, match="from Python"):
             Predictor(result.folder)
         predictor = Predictor(result.folder, network=network, device="cpu", num_workers=0)
         evaluation = predictor.evaluate(str(images))

@@ -1,4 +1,4 @@
-"""What every library of networks gives: a Backbone, ready for a new task."""
+"""The Backbone that every library's loader returns, its input specs, and helpers on modules."""
 
 import dataclasses
 import textwrap
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, ModelError
 
-# Under which names modules keep the probability of a functional dropout.
+# Attributes of modules with the probability of a functional dropout.
 _DROPOUT_ATTRIBUTES = (
     "attention_dropout",
     "attn_drop_p",
@@ -20,7 +20,7 @@ _DROPOUT_ATTRIBUTES = (
     "dropout",
     "patch_drop_rate",
 )
-# Where the name says too little, by class so that no library is imported.
+# Attributes with ambiguous names, by class name so that no library is imported.
 _DROPOUT_ATTRIBUTE_BY_CLASS = {
     "PatchDropout": "prob",
     "PatchDropoutWithIndices": "prob",
@@ -31,11 +31,11 @@ _DROPOUT_ATTRIBUTE_BY_CLASS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """How images are prepared for a network.
+    """The images that a network expects.
 
     Args:
         size: side of the square crop, in pixels.
-        crop_pct: the crop's share of the resized image's shorter side.
+        crop_pct: side of the crop divided by the shorter side of the resized image.
         mean: per channel, of images in [0, 1].
         std: per channel.
         interpolation: `"bilinear"` or `"bicubic"`.
@@ -48,49 +48,49 @@ class InputSpec:
     interpolation: str
 
     def example(self) -> Tensor:
-        """What the network takes, with one sample in it: `[1, 3, S, S]`, all zeros."""
+        """Return a batch of one sample, `[1, 3, S, S]` of zeros."""
         return torch.zeros(1, 3, self.size, self.size)
 
 
 class GraphInputs(Protocol):
-    """Graphs side by side, as one large graph of which none is joined to another."""
+    """A batch of graphs, as one large graph of separate components."""
 
     @property
     def x(self) -> Tensor:
-        """What is known of each node, `[R, F]`."""
+        """Node features, `[R, F]`."""
         ...  # pragma: no cover
 
     @property
     def edge_index(self) -> Tensor:
-        """From which node to which each edge leads, `[2, E]`."""
+        """Source and target node of each edge, `[2, E]`."""
         ...  # pragma: no cover
 
     @property
     def edge_attr(self) -> Tensor | None:
-        """What is known of each edge, `[E, A]`; None for nothing."""
+        """Edge features, `[E, A]`, or None."""
         ...  # pragma: no cover
 
     @property
     def groups(self) -> Tensor:
-        """The graph of each node, `[R]`, ascending."""
+        """Index of each node's graph, `[R]`, ascending."""
         ...  # pragma: no cover
 
     def __len__(self) -> int:
-        """How many graphs there are."""
+        """Return the number of graphs."""
         ...  # pragma: no cover
 
     def __getitem__(self, which: slice, /) -> Self:
-        """The graphs of a slice."""
+        """Return the graphs of a slice."""
         ...  # pragma: no cover
 
     def to(self, device: torch.device, /) -> Self:
-        """The graphs on a device."""
+        """Return the graphs on a device."""
         ...  # pragma: no cover
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _ExampleGraph:
-    """One graph of two nodes that are joined and of which nothing is known; see `GraphInputs`."""
+    """A graph of two connected nodes with features of zero; see `GraphInputs`."""
 
     x: Tensor
     edge_index: Tensor
@@ -104,7 +104,7 @@ class _ExampleGraph:
         return self
 
     def to(self, device: torch.device) -> Self:
-        """The graph on a device."""
+        """Return the graph on a device."""
         return dataclasses.replace(
             self,
             x=self.x.to(device),
@@ -116,13 +116,13 @@ class _ExampleGraph:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphSpec:
-    """What is known of the nodes of the graphs that a network is given.
+    """The node features that a network for graphs expects.
 
     Args:
-        node_features: `"atoms"`, a node's atomic number - 1 and chirality, with a bond's type and
-            direction for each edge, as integers ([Hu et al.
-            2020](https://arxiv.org/abs/1905.12265)); or `"numbers"`, columns of floats.
-        num_node_features: how many of them a node has.
+        node_features: `"atoms"` for a node's atomic number - 1 and chirality, with an edge's bond
+            type and direction, as integers ([Hu et al.
+            2020](https://arxiv.org/abs/1905.12265)); or `"numbers"` for floats.
+        num_node_features: features of a node.
     """
 
     node_features: Literal["atoms", "numbers"] = "atoms"
@@ -130,19 +130,17 @@ class GraphSpec:
 
     @staticmethod
     def from_node_features(x: Tensor) -> "GraphSpec":
-        """What node features `[R, F]` are: numbers if they are floats, else atoms.
+        """Return the spec of node features `[R, F]`: numbers if they are floats, else atoms.
 
         Example:
             >>> GraphSpec.from_node_features(torch.zeros(4, 3))
-            GraphSpec(node_features='numbers', columns=3)
+            GraphSpec(node_features='numbers', num_node_features=3)
         """
-        numbers = x.is_floating_point()
-        return GraphSpec(
-            node_features="numbers" if numbers else "atoms", num_node_features=x.shape[1]
-        )
+        kind: Literal["atoms", "numbers"] = "numbers" if x.is_floating_point() else "atoms"
+        return GraphSpec(node_features=kind, num_node_features=x.shape[1])
 
     def example(self) -> GraphInputs:
-        """What the network takes, with one sample in it: a graph of two nodes, all zeros."""
+        """Return a batch of one graph of two nodes with features of zero."""
         atoms = self.node_features == "atoms"
         return _ExampleGraph(
             x=torch.zeros(2, self.num_node_features, dtype=torch.long if atoms else torch.float32),
@@ -154,19 +152,19 @@ class GraphSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Backbone:
-    """A pretrained network with a fresh head.
+    """A pretrained network with a new head.
 
     Args:
         module: the network; its head is a new `nn.Linear` with the task's outputs.
-        head: the name of the head.
-        input_spec: how images are prepared, or what the graphs are.
-        architecture: the name by which `timm.create_model` makes it, `torchvision/NAME`, the name
-            of a network for graphs, or None for a module that was given in Python.
-        model_args: what else `timm.create_model` needs; of networks for graphs the power of their
-            `Pool`, if it is not 1.
-        notes: sentences worth telling the user, such as what a file of weights lacked.
-        classifier: what the head was in pretraining, with the source's classes as outputs; None
-            where the network brings none (one given in Python, or a file of weights).
+        head: name of the head.
+        input_spec: the images or graphs that it expects.
+        architecture: its name for `timm.create_model`, `torchvision/NAME`, the name of a network
+            for graphs, or None for a module passed in Python.
+        model_args: further arguments of `timm.create_model`; for networks for graphs the power of
+            their `Pool`, if it is not 1.
+        notes: messages for the user, such as tensors missing in a file of weights.
+        classifier: the head of pretraining, with the source's classes as outputs; None if unknown
+            (a module passed in Python, or a file of weights).
     """
 
     module: nn.Module
@@ -179,18 +177,18 @@ class Backbone:
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts a module in the place of another one, by name."""
+    """Replace a submodule, by name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
 def replace_head(model: nn.Module, name: str, *, num_outputs: int) -> None:
-    """Puts a new linear layer, on the same device and of the same dtype, in a linear head's place.
+    """Replace a linear head by a new one with a bias, on the same device and of the same dtype.
 
     Args:
         model: the network; changed in place.
-        name: of its head, an `nn.Linear`.
-        num_outputs: of the new one, which has a bias.
+        name: name of its head, an `nn.Linear`.
+        num_outputs: outputs of the new head.
     """
     old = model.get_submodule(name)
     assert isinstance(old, nn.Linear)
@@ -200,7 +198,7 @@ def replace_head(model: nn.Module, name: str, *, num_outputs: int) -> None:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Sets dropout and stochastic depth to zero: noise in the features is no distance."""
+    """Set dropout and stochastic depth to zero: feature distances must not measure noise."""
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
@@ -212,39 +210,51 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def blank_images(model: nn.Module, size: int, *, count: int = 1) -> Tensor:
-    """Images `[count, 3, size, size]` of zeros, on the device and of the dtype of a network."""
+    """Return images `[count, 3, size, size]` of zeros, with a network's device and dtype."""
     like = next(model.parameters(), torch.zeros(()))
     return torch.zeros(count, 3, size, size, device=like.device, dtype=like.dtype)
 
 
 def check_image_size(module: nn.Module, name: str, size: int) -> None:
-    """Leaves a network in train mode, once it has shown that it takes images of a size.
+    """Check that a network accepts images of a size; leave it in train mode.
 
     Raises:
-        UserError: if it does not.
+        ConfigError: if it does not.
     """
     module.eval()
     try:
         with torch.no_grad():
             module(blank_images(module, size))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"model {name!r} cannot take images of {size} pixels "
-            f"({short_error_message(error)}): give another "
-            "--image-size, or leave it out for the network's own"
-        ) from error
+        raise image_size_error(name, size, error) from error
     module.train()
 
 
-def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> parameter or buffer, those of `state_dict()`; what it has beside tensors is left out.
+def image_size_error(name: str, size: int, error: BaseException) -> ConfigError:
+    """Return the error for a network that does not accept images of a size."""
+    return ConfigError(
+        f"model {name!r} does not accept images of {size} pixels ({short_error_message(error)}): "
+        "use another --image-size, or leave it out for the network's own"
+    )
 
-    The tensors are the network's own: what is written to them is written to the network.
+
+def channels_error(name: str, channels: int) -> ModelError:
+    """Return the error for a network that is not for RGB images."""
+    return ModelError(
+        f"model {name!r} expects images with {channels} channels: use one for RGB images, which "
+        "have 3"
+    )
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of `state_dict()` by name, without other values.
+
+    They are the network's own: writing to them changes the network.
     """
     state = model.state_dict()
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def short_error_message(error: BaseException) -> str:
-    """What an error says, in one line that is not long."""
+    """Return an error's message in one short line."""
     return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__

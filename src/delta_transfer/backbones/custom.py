@@ -1,4 +1,4 @@
-"""A network of the user's own becomes a Backbone."""
+"""Backbones from the user's own modules."""
 
 import copy
 import dataclasses
@@ -17,7 +17,7 @@ from delta_transfer.backbones.base import (
 )
 from delta_transfer.backbones.timm_models import resolve_input_spec
 from delta_transfer.backbones.weights import load_weights
-from delta_transfer.errors import UserError, unknown
+from delta_transfer.errors import ModelError, unknown
 
 IMAGENET = InputSpec(
     size=224,
@@ -37,27 +37,26 @@ def wrap_network(
     input_spec: InputSpec | None = None,
     weights: str | Path | None = None,
 ) -> Backbone:
-    """Any pretrained network, copied and with a fresh linear head.
+    """Copy any pretrained network and replace its head by a new linear layer.
 
-    Dropout and stochastic depth of the copy are off. Whether its parameters require gradients
-    stays as it is.
+    Dropout and stochastic depth of the copy are zero; `requires_grad` of its parameters is kept.
 
     Args:
-        network: takes images `[B, 3, H, W]`, gives logits `[B, K]`; left as it was.
+        network: maps images `[B, 3, H, W]` to logits `[B, K]`; not changed.
         num_outputs: outputs of the new head.
-        head: name of the linear layer that makes the logits; `"auto"` asks timm's
-            `get_classifier()` where there is one, else takes the last `nn.Linear`.
+        head: name of the linear layer that returns the logits; `"auto"` uses timm's
+            `get_classifier()` if the network has it, else the last `nn.Linear`.
         image_size: side of the images in pixels; that of `input_spec` if None.
-        input_spec: how images are prepared; if None, as timm's `pretrained_cfg` of the network
-            says, and without one as for ImageNet.
-        weights: start from the weights in this file.
+        input_spec: preprocessing of images; if None, that of timm's `pretrained_cfg` of the
+            network, else that of ImageNet.
+        weights: a file to load weights from.
 
     Returns:
-        The backbone; a note says where its images are prepared by a guess.
+        The backbone; a note states if its preprocessing is a guess.
 
     Raises:
-        UserError: if the network cannot be copied, has no such head, does not turn images into
-            `[B, num_outputs]` with the new one, or gives something else than this one's output;
+        UserError: if the network cannot be copied, has no such head, does not map images to
+            `[B, num_outputs]` with the new one, or returns something else than the head's output;
             or the file does not fit.
 
     Example:
@@ -71,11 +70,10 @@ def wrap_network(
     name = type(network).__name__
     try:
         module = copy.deepcopy(network)
-    except Exception as error:  # a network of the user's own may fail in any way
-        raise UserError(
-            f"{name} cannot be copied ({short_error_message(error)}): give a network without "
-            "hooks that hold "
-            "tensors, and none that is wrapped for training on several devices"
+    except Exception as error:  # the user's own network may fail in any way
+        raise ModelError(
+            f"{name} cannot be copied ({short_error_message(error)}): remove hooks that hold "
+            "tensors, and wrappers for distributed training"
         ) from error
     module.zero_grad()
     head = _find_head(module, head)
@@ -106,9 +104,8 @@ def _find_head(module: nn.Module, head: str) -> str:
             raise unknown("linear head", head, names)
         return head
     if not names:
-        raise UserError(
-            f"{type(module).__name__} has no nn.Linear that could be its head: give a network that "
-            "ends in one"
+        raise ModelError(
+            f"{type(module).__name__} has no nn.Linear as a head: pass a network that ends in one"
         )
     classifier = getattr(module, "get_classifier", None)
     found = classifier() if callable(classifier) else None
@@ -125,15 +122,15 @@ def _find_input(
         return resolve_input_spec(module, name, image_size)
     spec = dataclasses.replace(IMAGENET, size=IMAGENET.size if image_size is None else image_size)
     note = (
-        f"how {name} wants its images is not known: they are prepared as for ImageNet, with "
-        f"{spec.size} pixels; give input=InputSpec(...) if it wants them otherwise"
+        f"the preprocessing of {name} is not known: ImageNet's is used, with {spec.size} pixels; "
+        "pass input_spec=InputSpec(...) for another one"
     )
     return spec, (note,)
 
 
 def _check_outputs(module: nn.Module, name: str, *, head: str, num_outputs: int, size: int) -> None:
-    """Raises UserError where the head does not make `[B, num_outputs]` of images, in any mode."""
-    # Batch norm in train mode changes its statistics, so that this is done to a copy.
+    """Raise ModelError if images do not become the head's `[B, num_outputs]` in both modes."""
+    # On a copy, as batch norm in train mode changes its statistics.
     module = copy.deepcopy(module)
     made: list[Tensor] = []
     module.get_submodule(head).register_forward_hook(
@@ -146,27 +143,25 @@ def _check_outputs(module: nn.Module, name: str, *, head: str, num_outputs: int,
             with torch.no_grad():
                 output = module.train(mode == "train")(images)
         except Exception as error:  # as above
-            raise UserError(
-                f"{name} fails on images {list(images.shape)} once its head {head!r} is "
-                f"replaced ({short_error_message(error)}): name its head, head=..., or give "
-                "another image_size"
+            raise ModelError(
+                f"{name} fails on images {list(images.shape)} with a new head {head!r} "
+                f"({short_error_message(error)}): pass its head, head=..., or another image_size"
             ) from error
         if not isinstance(output, Tensor) or output.shape != (2, num_outputs):
             found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UserError(
-                f"{name} with a new head {head!r} turns images {list(images.shape)} into "
-                f"{found} in {mode} mode: it must give [2, {num_outputs}]; name the layer that "
-                "makes its logits, head=..., and switch other outputs off"
+            raise ModelError(
+                f"{name} with a new head {head!r} returns {found} in {mode} mode, not "
+                f"[2, {num_outputs}]: pass the layer of its logits, head=..., and disable other outputs"
             )
         if not any(_equal(logits, output) for logits in made):
-            raise UserError(
-                f"{name} gives something else than the output of its head {head!r} in {mode} mode: "
-                "name the layer that makes its logits, head=..., and leave them as they are"
+            raise ModelError(
+                f"{name} does not return the output of its head {head!r} in {mode} mode: pass the "
+                "layer that returns its logits, head=..., and do not change them afterwards"
             )
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    # The values of blank images may be no numbers, as where something is divided by its length.
+    # Blank images may become NaN, for example where features are divided by their norm.
     return one.shape == other.shape and torch.allclose(
         one.float(), other.float(), rtol=0, atol=0, equal_nan=True
     )

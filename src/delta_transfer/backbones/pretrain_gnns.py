@@ -1,32 +1,29 @@
-"""The networks on molecules of Hu et al. 2020 (pretrain-gnns), as they released weights of them."""
+"""The networks for molecules of Hu et al. 2020 (pretrain-gnns), with their released weights."""
 
-import contextlib
 import functools
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast, final
+from typing import cast, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delta_transfer.backbones.base import Backbone, GraphInputs, GraphSpec, disable_dropout
-from delta_transfer.backbones.downloads import DOWNLOAD_ERRORS, download_error, load_error
+from delta_transfer.backbones.downloads import fetch_state_dict
 from delta_transfer.backbones.graph_network import AtomEmbedding, GraphNetwork, Pool
 from delta_transfer.backbones.weights import load_tensors
-from delta_transfer.errors import UserError, unknown
+from delta_transfer.errors import ConfigError, unknown
 
 WIDTH, DEPTH = 300, 5
 NUM_BOND_TYPES, NUM_BOND_DIRECTIONS = 6, 3
 NUM_BOND_KINDS = NUM_BOND_TYPES + NUM_BOND_DIRECTIONS
-SELF_LOOP = 4  # the type of the bond, without direction, that joins each atom to itself
+SELF_LOOP = 4  # bond type of self-loops, which have no direction
 
 _RELEASED = (
     "https://raw.githubusercontent.com/snap-stanford/pretrain-gnns/"
     "8b20528a83b8869ce16451305b32c827258d19a3/chem"
 )
-# name -> where the weights are that contexts of atoms and then known activities were learnt with.
+# name -> weights pretrained by context prediction, then on known activities.
 WEIGHT_URLS = {
     "gin": f"{_RELEASED}/model_gin/supervised_contextpred.pth",
     "gcn": f"{_RELEASED}/model_architecture/gcn_supervised_contextpred.pth",
@@ -36,16 +33,16 @@ WEIGHT_URLS = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bonds:
-    """The edges of molecules, self-loops among them, as each layer of a network sees them.
+    """The edges of molecules with self-loops, encoded once for all layers.
 
-    An atom i is given `sum_j w_ij (h_j + e_ij)` by its neighbours j and itself, of which the part
-    of the bonds e_ij depends on the layer by its embeddings alone: their kinds are counted here
-    once for all layers. The weights are `w_ij = after_i before_j`.
+    Atom i aggregates `sum_j w_ij (h_j + e_ij)` over its neighbours j and itself. The bonds' part
+    e_ij depends on the layer only by its embeddings, so bond types are counted here. The weights
+    factorise, `w_ij = target_weights_i source_weights_j`.
 
     Args:
-        source: j of each edge but self-loops, `[E]`.
-        target: i of each, `[E]`.
-        kinds: sum over j of w_ij by bond type and, behind them, by direction, `[R, 9]`.
+        source: j of each edge without self-loops, `[E]`.
+        target: i of each edge without self-loops, `[E]`.
+        kinds: sum over j of w_ij per bond type, then per direction, `[R, 9]`.
         source_weights: `[R, 1]`.
         target_weights: `[R, 1]`.
     """
@@ -57,7 +54,7 @@ class Bonds:
     target_weights: Tensor
 
     def aggregate(self, h: Tensor, kinds: Tensor) -> Tensor:
-        """`sum_j w_ij (h_j + e_ij)`, `[R, C]`.
+        """Return `sum_j w_ij (h_j + e_ij)`, `[R, C]`.
 
         Args:
             h: features of atoms, `[R, C]`.
@@ -70,11 +67,11 @@ class Bonds:
 
 
 def encode_bonds(graphs: GraphInputs, dtype: torch.dtype, *, kind: str) -> Bonds:
-    """The edges of molecules, weighted as a kind of network does it.
+    """Encode the edges of molecules with the weights of a kind of network.
 
     Args:
         graphs: molecules.
-        dtype: of the weights.
+        dtype: dtype of the weights.
         kind: `"gin"` (a sum), `"graphsage"` (a mean) or `"gcn"` (w_ij = 1 / sqrt(d_i d_j), where
             d counts an atom's edges and itself).
     """
@@ -98,12 +95,12 @@ def encode_bonds(graphs: GraphInputs, dtype: torch.dtype, *, kind: str) -> Bonds
 
 @final
 class BondLayer(nn.Module):
-    """A layer: what neighbours and bonds say, batch norm, and ReLU but for the last layer.
+    """A message-passing layer: aggregation, batch norm, and ReLU except in the last layer.
 
     Args:
         kind: `"gin"`, `"gcn"` or `"graphsage"`.
         width: features of an atom.
-        last: whether there is no ReLU.
+        last: leave out the ReLU.
     """
 
     def __init__(self, kind: str, width: int, *, last: bool) -> None:
@@ -124,7 +121,7 @@ class BondLayer(nn.Module):
         self.dropout = nn.Dropout(0.5)
 
     def forward(self, x: Tensor, bonds: Bonds) -> Tensor:
-        """Features of atoms `[R, C]` -> the same after this layer."""
+        """Map features of atoms `[R, C]` to new ones of the same shape."""
         kinds = torch.cat([self.edge_embedding1.weight, self.edge_embedding2.weight])
         if self.kind == "gin":
             h = self.mlp(bonds.aggregate(x, kinds))
@@ -139,25 +136,25 @@ class BondLayer(nn.Module):
 def load_pretrain_gnns(
     name: str, *, num_outputs: int, spec: GraphSpec, pretrained: bool = True
 ) -> Backbone:
-    """A network of Hu et al.: `gin`, `gcn` or `graphsage`, of five layers with 300 features.
+    """Load a network of Hu et al. with five layers of 300 features.
 
     Args:
-        name: which.
+        name: `gin`, `gcn` or `graphsage`.
         num_outputs: outputs of the new head.
-        spec: what the graphs are: molecules.
-        pretrained: whether to load (download, if need be) its weights.
+        spec: the node features of the graphs, which must be atoms.
+        pretrained: load its weights, and download them if needed.
 
     Raises:
-        UserError: if the name is unknown, the graphs are no molecules, or the weights cannot be
-            had.
+        UserError: if the name is unknown, the graphs are not molecules, or the weights cannot be
+            loaded.
     """
     shown = f"pretrain-gnns/{name}"
     if name not in WEIGHT_URLS:
         raise unknown("model", shown, [f"pretrain-gnns/{known}" for known in WEIGHT_URLS])
     if spec.node_features != "atoms":
-        raise UserError(
-            f"model {shown!r} is for molecules, and the nodes of these graphs are no atoms: give "
-            "one of PyTorch Geometric, such as pyg/GIN"
+        raise ConfigError(
+            f"model {shown!r} is for molecules, and the nodes of these graphs are not atoms: use "
+            "another model, such as pyg/GIN"
         )
     layers = [BondLayer(name, WIDTH, last=i == DEPTH - 1) for i in range(DEPTH)]
     module = GraphNetwork(
@@ -170,23 +167,16 @@ def load_pretrain_gnns(
     )
     disable_dropout(module)
     if pretrained:
-        state = _fetch(shown, WEIGHT_URLS[name])
-        load_tensors(module, {"": state}, head="head", name=shown, weights_name=WEIGHT_URLS[name])
+        url = WEIGHT_URLS[name]
+        # The files of one kind of network have the names of another's.
+        file = f"{shown.replace('/', '-')}-{url.rpartition('/')[2]}"
+        get = functools.partial(
+            torch.hub.load_state_dict_from_url,
+            url,
+            map_location="cpu",
+            weights_only=True,
+            file_name=file,
+        )
+        state = fetch_state_dict(shown, file, get)
+        load_tensors(module, {"": state}, head="head", name=shown, weights_name=url)
     return Backbone(module=module, head="head", input_spec=spec, architecture=shown, model_args={})
-
-
-def _fetch(name: str, url: str) -> dict[str, Any]:
-    """The released tensors, downloaded to torch's cache if they are not there."""
-    # The files of one kind of network are called like those of another.
-    file = f"{name.replace('/', '-')}-{url.rpartition('/')[2]}"
-    try:
-        # What a command prints may be read by a program, and torch prints that it downloads.
-        with contextlib.redirect_stdout(sys.stderr):
-            return torch.hub.load_state_dict_from_url(
-                url, map_location="cpu", weights_only=True, file_name=file
-            )
-    except DOWNLOAD_ERRORS as error:
-        raise download_error(name, error) from error
-    except Exception as error:  # a damaged file may fail in any way
-        path = Path(torch.hub.get_dir()) / "checkpoints" / file
-        raise load_error(name, error, file=path if path.exists() else None) from error

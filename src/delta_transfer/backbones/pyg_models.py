@@ -1,4 +1,4 @@
-"""The plain networks of PyTorch Geometric, `torch_geometric.nn.models`."""
+"""The basic networks of PyTorch Geometric, `torch_geometric.nn.models`."""
 
 import importlib
 import re
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from delta_transfer.backbones.base import Backbone, GraphInputs, GraphSpec, disable_dropout
 from delta_transfer.backbones.graph_network import AtomEmbedding, GraphNetwork, Pool
-from delta_transfer.errors import UserError, unknown
+from delta_transfer.errors import ConfigError, unknown
 from delta_transfer.utils.optional import require_graph_libraries
 
 DEPTH, WIDTH = 5, 64
-POOL_POWER = 0.5  # for how large a graph is may be what matters
+POOL_POWER = 0.5  # the size of a graph may matter, which a mean hides
 ARCHITECTURES = ("GIN", "GCN", "GraphSAGE", "GAT", "PNA")
 
-# What PNA is made of (Corso et al. 2020, https://arxiv.org/abs/2004.05718). It divides by a mean
-# over the degrees of nodes, which the weights after it make up for: it is fixed, by nodes with
-# three edges, so that networks do not depend on the data.
+# Arguments of PNA (Corso et al. 2020, https://arxiv.org/abs/2004.05718). It divides by a mean over
+# the degrees of nodes, which later weights can undo: it is fixed to that of nodes with three edges,
+# so that networks do not depend on the data.
 _PNA: dict[str, Any] = {
     "aggregators": ["mean", "min", "max", "std"],
     "scalers": ["identity", "amplification", "attenuation"],
@@ -32,7 +32,7 @@ class PlainLayer(nn.Module):
     """A convolution of PyTorch Geometric, batch norm and ReLU.
 
     Args:
-        convolution: features of nodes and edges -> features of nodes.
+        convolution: node features and edges -> node features.
         norm: batch norm.
     """
 
@@ -42,30 +42,30 @@ class PlainLayer(nn.Module):
         self.norm = norm
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        """Features of nodes `[R, C]` -> the same after this layer."""
+        """Map node features `[R, C]` to new ones of the same shape."""
         return F.relu(self.norm(self.convolution(x, edge_index)))
 
 
 def select_edge_index(graphs: GraphInputs, dtype: torch.dtype) -> Tensor:
-    """What a layer is told of the edges: where they are, `[2, E]`."""
+    """Return the edges as PyTorch Geometric's layers take them, `[2, E]`."""
     return graphs.edge_index
 
 
 def load_pyg(name: str, *, num_outputs: int, spec: GraphSpec, pretrained: bool = True) -> Backbone:
-    """A network of PyTorch Geometric, `GIN`, or `GIN-3x128` for 3 layers of 128 features.
+    """Create a network of PyTorch Geometric, `GIN`, or `GIN-3x128` for 3 layers of 128 features.
 
     Nodes are embedded first: atoms as in the networks of Hu et al., numbers by a linear layer.
-    Features of edges are not used.
+    Edge features are not used.
 
     Args:
-        name: which.
+        name: the name, with depth and width if they are not the default.
         num_outputs: outputs of the new head.
-        spec: what the graphs are.
-        pretrained: must not be, for there are no published weights.
+        spec: the node features of the graphs.
+        pretrained: must be False, as there are no published weights.
 
     Raises:
-        UserError: if the name is unknown, PyTorch Geometric is not installed, or the network would
-            start at random.
+        UserError: if the name is unknown, PyTorch Geometric is not installed, or pretrained
+            weights are requested.
     """
     shown = f"pyg/{name}"
     parts = re.fullmatch(r"([^-]+)(?:-(\d{1,4})x(\d{1,4}))?", name)
@@ -74,23 +74,22 @@ def load_pyg(name: str, *, num_outputs: int, spec: GraphSpec, pretrained: bool =
         raise unknown("model", shown, [*choices, "pyg/GIN-3x128 (3 layers of 128 features)"])
     depth, width = int(parts[2] or DEPTH), int(parts[3] or WIDTH)
     if not depth or not width:
-        raise UserError(f"model {shown!r} has nothing in it: give at least one layer and feature")
+        raise ConfigError(f"model {shown!r} is empty: use at least one layer and one feature")
     if pretrained:
-        raise UserError(
-            f"there are no published weights of model {shown!r}, and from random ones there is "
-            f"nothing to keep: make some, delta-transfer pretrain DATA --model {shown} --out DIR, "
-            "and give them by --weights DIR/weights.safetensors"
+        raise ConfigError(
+            f"model {shown!r} has no published weights: pretrain it, delta-transfer pretrain DATA "
+            f"--model {shown} --out DIR, then pass --weights DIR/weights.safetensors"
         )
     require_graph_libraries(f"model {shown!r}")
-    # The layers of a network that has a norm after each, the last one too.
-    kind = getattr(importlib.import_module("torch_geometric.nn.models"), parts[1])
+    # With jk the last layer has a norm, too.
+    model_class = getattr(importlib.import_module("torch_geometric.nn.models"), parts[1])
     options = _PNA if parts[1] == "PNA" else {}
-    made = kind(width, width, depth, norm="batch_norm", jk="last", **options)
+    network = model_class(width, width, depth, norm="batch_norm", jk="last", **options)
     module = GraphNetwork(
         AtomEmbedding(width)
         if spec.node_features == "atoms"
         else nn.Linear(spec.num_node_features, width),
-        [PlainLayer(*parts) for parts in zip(made.convs, made.norms, strict=True)],
+        [PlainLayer(*parts) for parts in zip(network.convs, network.norms, strict=True)],
         encode_edges=select_edge_index,
         width=width,
         num_outputs=num_outputs,

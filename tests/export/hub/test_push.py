@@ -28,7 +28,7 @@ from PIL import Image
 
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.custom import wrap_network
-from delta_transfer.backbones.graph_models import load_graph_backbone
+from delta_transfer.backbones.registry import load_graph_backbone
 from delta_transfer.cli.main import main
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import load_data
@@ -561,7 +561,7 @@ def test_a_network_given_in_python_cannot_be_pushed_by_the_command(run, tmp_path
     made = saved_run(tmp_path / "made", wrap_network(conv_net(), num_outputs=3, image_size=24))
     with_model(run, made)
     said = error_of(capsys, "push", str(run), "ada/own", "--dry-run")
-    assert "was given in Python" in said
+    assert "trained from Python" in said
     predictor = Predictor(run, device="cpu", network=conv_net())
     write_folder(predictor, tmp_path / "out", repo="ada/own")
     card = (tmp_path / "out" / "README.md").read_text()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from delta_transfer.backbones.base import Backbone, GraphSpec
-from delta_transfer.backbones.graph_models import load_graph_backbone
+from delta_transfer.backbones.registry import load_graph_backbone
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.inspection import DatasetReport
 from delta_transfer.data.names import MOLECULENET, TU
