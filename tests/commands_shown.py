@@ -9,8 +9,7 @@ from unittest import mock
 
 import timm
 
-from delta_transfer.backbones.registry import GRAPH_LIBRARIES
-from delta_transfer.backbones.registry import LIBRARIES
+from delta_transfer.backbones.registry import GRAPH_LIBRARIES, LIBRARIES
 from delta_transfer.cli import arguments
 from delta_transfer.cli.commands import COMMANDS, find_command
 from delta_transfer.cli.main import main

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from delta_transfer.backbones.base import Backbone, GraphSpec, InputSpec
 from delta_transfer.backbones.custom import wrap_network
-from delta_transfer.backbones.registry import load_graph_backbone
-from delta_transfer.backbones.registry import load_backbone
+from delta_transfer.backbones.registry import load_backbone, load_graph_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.cli.main import main
 from delta_transfer.config.train import TrainConfig

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from delta_transfer.backbones.base import GraphSpec
-from delta_transfer.backbones.registry import load_graph_backbone
 from delta_transfer.backbones.graph_network import GraphNetwork
+from delta_transfer.backbones.registry import load_graph_backbone
 from delta_transfer.cli import main
 from delta_transfer.config.commands import PretrainOptions
 from delta_transfer.errors import UserError

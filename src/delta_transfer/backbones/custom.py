@@ -151,7 +151,7 @@ def _check_outputs(module: nn.Module, name: str, *, head: str, num_outputs: int,
             found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ModelError(
                 f"{name} with a new head {head!r} returns {found} in {mode} mode, not "
-                f"[2, {num_outputs}]: pass the layer of its logits, head=..., and disable other outputs"
+                f"[2, {num_outputs}]: pass the layer of its logits, head=..., and no other"
             )
         if not any(_equal(logits, output) for logits in made):
             raise ModelError(

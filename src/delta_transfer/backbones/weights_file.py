@@ -112,8 +112,8 @@ def _check_zip(path: Path) -> None:
         raise _damaged(path, error) from error
     if any(name.endswith("/constants.pkl") for name in names):
         raise ModelError(
-            f"weights {path}: the file is TorchScript, which is a program; if you trust it, save its "
-            f"weights, torch.save(torch.jit.load('{path.name}').state_dict(), 'weights.pth'), "
+            f"weights {path}: the file is TorchScript, which is a program. If you trust it, save "
+            f"its weights, torch.save(torch.jit.load('{path.name}').state_dict(), 'weights.pth'), "
             "and use that file"
         )
     if not any(name.endswith("/data.pkl") for name in names):

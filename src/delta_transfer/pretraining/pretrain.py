@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save
 
 from delta_transfer.backbones.base import state_tensors
-from delta_transfer.backbones.registry import find_graph_loader, load_graph_backbone
 from delta_transfer.backbones.graph_network import GraphNetwork
+from delta_transfer.backbones.registry import find_graph_loader, load_graph_backbone
 from delta_transfer.backbones.weights_file import read_weights
 from delta_transfer.config.commands import PretrainOptions
 from delta_transfer.errors import UserError

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 
 from delta_transfer.backbones.base import GraphSpec, InputSpec
-from delta_transfer.backbones.registry import GRAPH_LIBRARIES, load_graph_backbone
-from delta_transfer.backbones.registry import load_untrained_backbone
+from delta_transfer.backbones.registry import (
+    GRAPH_LIBRARIES,
+    load_graph_backbone,
+    load_untrained_backbone,
+)
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.presence import is_available
 from delta_transfer.experiments.benchmark.benchmark import BenchmarkPlan
