@@ -32,7 +32,7 @@ check: .venv/.installed
 	$(BIN)/bandit -q -c pyproject.toml -r src
 
 # A warning is an error: a link that leads nowhere, a page that nobody can reach. -E reads all pages
-# anew, as those that are kept from before would not be warned of again.
+# again, as cached ones would not be warned of.
 docs: .venv/.installed
 	rm -rf build/docs
 	$(BIN)/sphinx-build -q -E -n -W --keep-going -d build/doctrees docs build/docs

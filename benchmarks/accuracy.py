@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py --write docs/results.md
     python benchmarks/accuracy.py --sets skimage/patches --methods probe,l2,delta --seeds 0,1,2
 
-Broken off, the same command goes on.
+Rerunning the same command resumes.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def make(
     seeds: Sequence[int],
     sizes: Sequence[int | None] = (None,),
 ) -> tuple[Comparison, list[str]]:
-    """The comparison in a folder, made or gone on with, and which of its runs failed now, why."""
+    """The comparison in a folder, made or resumed, and which of its runs failed now, and why."""
     compared = compare(
         config,
         folder,

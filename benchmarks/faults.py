@@ -3,9 +3,9 @@
     python benchmarks/faults.py
     python benchmarks/faults.py --kills 20 --checkpoints 20 --images 100 --json faults.json
 
-A kill or a damaged checkpoint is survived if the run, gone on with, ends with the very weights of
+A kill or a damaged checkpoint is survived if the resumed run ends with the very weights of
 one that nothing happened to. A full disk is survived if one message says so, nothing but whole
-files is left, and the run goes on likewise. A damaged image is survived if `train` and `predict`
+files is left, and the run resumes likewise. A damaged image is survived if `train` and `predict`
 read it, or both leave it out and say how many they do. No traceback may be shown.
 """
 
@@ -124,7 +124,7 @@ def run_train(
     before: Callable[[], None] = lambda: None,
     kill_after: float | None = None,
 ) -> tuple[int, str, float]:
-    """The command train, which goes on with what is there."""
+    """The command train, which resumes what is there."""
 
     def work() -> int:
         before()

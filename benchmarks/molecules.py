@@ -5,8 +5,8 @@
 
 The split of GTOT-Tuning (Zhang et al., IJCAI 2022, https://arxiv.org/abs/2203.10453, Table 2),
 scaffold 80/10/10, with our recipe; theirs is a GIN with dropout, batch norm in train mode and up to
-100 epochs that end 20 after the best one (`--epochs 100 --patience 20`). Broken off, the same
-command goes on.
+100 epochs that end 20 after the best one (`--epochs 100 --patience 20`). Rerunning the same
+command resumes.
 """
 
 import argparse
