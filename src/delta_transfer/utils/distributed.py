@@ -185,7 +185,7 @@ def _raise_any(errors: Sequence[Exception | None]) -> None:
 def _picklable(error: Exception) -> Exception:
     """Return the error, or one with its type and text where it cannot be sent."""
     try:
-        pickle.loads(pickle.dumps(error))  # nosec B301: our own bytes, never read from outside
+        pickle.loads(pickle.dumps(error))  # nosec B301  # our own bytes
     except Exception:  # pickling may fail in any way
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
