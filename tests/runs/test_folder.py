@@ -117,10 +117,17 @@ def test_making_it_leaves_it_empty_and_follows_no_links(tmp_path):
 
 
 def test_what_another_run_has_written_meanwhile_is_not_emptied(tmp_path):
-    (tmp_path / "train.log").touch()
+    (tmp_path / "config.yaml").touch()
     with pytest.raises(UserError, match="another run has written"):
         make_folder(tmp_path, overwrite=False)
-    assert names(tmp_path) == {"train.log"}
+    assert names(tmp_path) == {"config.yaml"}
+
+
+def test_the_log_of_a_failed_run_is_not_in_the_way(tmp_path):
+    (tmp_path / "train.log").write_text("why it failed\n")
+    check_folder(tmp_path, TrainConfig(data=DATA))
+    make_folder(tmp_path, overwrite=False)
+    assert (tmp_path / "train.log").read_text() == "why it failed\n"
 
 
 @pytest.mark.parametrize("place", [".", "run", "train/run"])

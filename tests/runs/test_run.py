@@ -539,7 +539,11 @@ class TestFolder:
         config = tiny(images, tmp_path / "run")
         with pytest.raises(UserError, match="an image is gone"):
             module.train_prepared(prepared, config, tmp_path / "run", started=0)
-        assert not (tmp_path / "run").exists()
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["train.log"]
+        assert "ERROR an image is gone" in (tmp_path / "run" / "train.log").read_text()
+        monkeypatch.undo()
+        again = module.train_prepared(prepared, config, tmp_path / "run", started=0)
+        assert "ERROR an image is gone" in (again.folder / "train.log").read_text()
 
     def test_a_report_that_cannot_be_written_does_not_cost_the_model(
         self, prepared, images, tmp_path, monkeypatch

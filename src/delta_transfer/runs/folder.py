@@ -101,7 +101,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     data = config.data
     check_output_location(folder, data=data)
     check_unlocked(folder)
-    if not folder.is_dir() or not _names(folder):
+    if not folder.is_dir() or _names(folder) <= {LOG_FILE}:  # which a failed run leaves
         return
     if config.resume:
         _check_same(folder, config)
@@ -168,17 +168,34 @@ def make_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
             return
         entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
         entries.sort(key=lambda entry: entry.name in _MARKS)
-        if entries and not overwrite:
+        if not overwrite and {entry.name for entry in entries} <= {LOG_FILE}:
+            return  # new messages go below those of a run that failed
+        if not overwrite:
             raise UserError(f"another run has written into {folder} meanwhile: give another --out")
         for entry in entries:  # the marks last: what is broken off here can be gone on with
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+            _delete(entry)
     except OSError as error:
         raise UserError(
             f"the folder {folder} cannot be written ({error.strerror}): give another --out"
         ) from error
+
+
+def remove_run(folder: Path, *, keep_log: bool) -> None:
+    """Delete the folder of a run that failed, or all of it but its log."""
+    if not keep_log:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for entry in folder.iterdir():
+        if entry.name not in (LOG_FILE, LOCK):
+            _delete(entry)
+
+
+def _delete(entry: Path) -> None:
+    """Delete a file, a link or a folder; links are not followed."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
 
 
 def remove_temporary_files(folder: Path) -> None:

@@ -28,6 +28,7 @@ from delta_transfer.runs.folder import (
     check_folder,
     default_folder,
     make_folder,
+    remove_run,
     remove_temporary_files,
 )
 from delta_transfer.runs.lr_search import resolve_lr
@@ -141,7 +142,8 @@ def _train(plan: FineTunePlan, folder: Path, resources: ResourceTracker) -> RunR
     """In a folder that is this process's own."""
     config = plan.config
     header = (*describe(), *plan.setup.description)
-    log = log_to(folder / LOG_FILE, header, resume=config.resume)
+    path = folder / LOG_FILE  # which is there already after a run that failed early
+    log = log_to(path, header, resume=config.resume or path.is_file())
     try:
         with (
             log if is_rank_zero() else nullcontext(),
@@ -155,8 +157,8 @@ def _train(plan: FineTunePlan, folder: Path, resources: ResourceTracker) -> RunR
             log_summary(result)
     except BaseException as error:
         if not list(folder.glob("**/*.ckpt")) and not (folder / "model").exists():
-            if is_rank_zero():
-                shutil.rmtree(folder, ignore_errors=True)  # there is nothing worth keeping
+            if is_rank_zero():  # nothing can be resumed; the log says why
+                remove_run(folder, keep_log=not isinstance(error, KeyboardInterrupt))
         elif isinstance(error, KeyboardInterrupt):
             but = " and without --overwrite" if config.overwrite else ""
             raise KeyboardInterrupt(
