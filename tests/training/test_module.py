@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from delta_transfer.methods import L2, L2SP, LwF
 from delta_transfer.metrics.task_types import Multiclass
@@ -173,6 +174,7 @@ def test_a_step_is_the_task_loss_and_the_terms(monkeypatch):
     with module.regularizer:
         total = module.training_step((inputs, targets), 0)
     shown = dict(logged)
+    module._count_losses(*module.trainer.optimizers)
     module.on_train_epoch_end()
     assert all(logged[name] == pytest.approx(value) for name, value in shown.items())
     network, source = module.network, conv_net()
@@ -189,6 +191,30 @@ def test_a_step_is_the_task_loss_and_the_terms(monkeypatch):
     assert (logged["epoch"], logged["step"]) == (5, 12)
 
 
+class _Reads(TorchDispatchMode):
+    """Counts reads of tensors by Python, for which a GPU would have to finish what is queued."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_in_micro_batches_reads_no_tensor(monkeypatch):
+    module = fine_tuning()
+    module._accumulation.num_micro_batches = 2
+    optimizer = module.configure_optimizers()["optimizer"]
+    strategy = SimpleNamespace(backward=lambda loss, _: loss.backward())
+    module.trainer = SimpleNamespace(optimizers=[optimizer], strategy=strategy)
+    monkeypatch.setattr(module, "log_dict", lambda values, **_: None)
+    with module.regularizer, _Reads() as reads:
+        module.training_step((torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)), 0)
+    assert reads.count == 0
+    names, terms, samples = module._step_losses
+    assert (names, terms.shape, samples) == (["loss", "task", "l2sp", "l2"], (2, 4), 4)
+
+
 def test_an_epochs_figures_are_means_over_its_samples(monkeypatch):
     """Also where batches differ in size, and where it was broken off between them."""
     module, logged, parts = fine_tuning(), {}, []
@@ -201,6 +227,7 @@ def test_an_epochs_figures_are_means_over_its_samples(monkeypatch):
         with module.regularizer:
             batch = torch.randn(size, 3, 8, 8), torch.zeros(size, dtype=torch.long)
             parts.append((size, float(module.training_step(batch, 0).detach())))
+            module._count_losses(*module.trainer.optimizers)
         checkpoint: dict[str, object] = {}
         module.on_save_checkpoint(checkpoint)
         again = fine_tuning()

@@ -166,6 +166,6 @@ def all_reduce_loss(
         "weights": 1,
     }
     scaled = [factors[reductions[name]] * term for name, term in terms.items()]
-    values = all_reduce_mean([float(term.detach()) for term in scaled])
+    values = all_reduce_mean(torch.stack([term.detach() for term in scaled]).tolist())
     found = {name: torch.tensor(value) for name, value in zip(terms, values, strict=True)}
     return torch.stack(scaled).sum(), found

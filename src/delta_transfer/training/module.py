@@ -81,6 +81,7 @@ class FineTuneModule(lightning.LightningModule):
         self._first_loss: float | None = None
         self._sums: dict[str, float] = {}
         self._samples = 0
+        self._step_losses: tuple[list[str], Tensor, int] = ([], torch.empty(0, 0), 0)
         self._val_logits: list[Tensor] = []
         self._val_targets: list[Tensor] = []
         self._exit_stack = exit_stack
@@ -102,7 +103,9 @@ class FineTuneModule(lightning.LightningModule):
             self._sums, self._samples = dict(figures[0]), figures[1]
 
         def closure() -> Any:
-            return self._accumulation.run(optimizer_closure, forget)
+            loss = self._accumulation.run(optimizer_closure, forget)
+            self._count_losses(optimizer)  # now that the whole step is queued on the device
+            return loss
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
@@ -110,32 +113,46 @@ class FineTuneModule(lightning.LightningModule):
         """Nothing: `training_step` does it before the first part of a batch."""
 
     def training_step(self, batch: tuple[Inputs, Tensor], index: int) -> Tensor:
-        """The loss of a batch; of its last part, if those before are back-propagated already."""
+        """The loss of a batch; of its last part, if those before are back-propagated already.
+
+        Lightning steps, clips and schedules as it does without parts, which is why optimisation is
+        not a manual one. No loss is read here: a GPU would have to finish what is queued.
+        """
         self.trainer.optimizers[0].zero_grad()
         if self.mixing is not None:
             images, labels = batch
             assert isinstance(images, Tensor)
             batch = self.mixing(images, labels, step=self.global_step)
         parts = self._accumulation.split(batch)
-        samples, found = len(batch[1]), dict[str, float]()
+        samples, terms = len(batch[1]), []
         for number, ((inputs, targets), share) in enumerate(parts, start=1):
             losses = self._losses(inputs, targets, share)
             loss = losses["loss"]
             if world_size() > 1:  # and one part
                 loss, losses, samples = self._all_reduce_losses(losses, index)
-            for name, value in losses.items():
-                found[name] = found.get(name, 0.0) + float(value.detach())
+            terms.append(torch.stack([value.detach() for value in losses.values()]))
             if number < len(parts):
                 with without_autocast(loss.device):
                     self.trainer.strategy.backward(loss, None)
+        self._step_losses = list(losses), torch.stack(terms), samples
+        total = torch.stack(terms).sum(dim=0)
+        shown = {f"train_{name}": value for name, value in zip(losses, total, strict=True)}
+        self.log_dict(shown, logger=False, prog_bar=True, batch_size=len(batch[1]))
+        return loss
+
+    def _count_losses(self, optimizer: Any) -> None:
+        """Read the losses of a step, once, and add them to those of the epoch.
+
+        Raises:
+            UserError: if training has diverged; the weights are still those before the step.
+        """
+        names, terms, samples = self._step_losses
+        found = dict(zip(names, map(sum, zip(*terms.tolist(), strict=True)), strict=True))
         self._check_finite(found)
         shown = {f"train_{name}": value for name, value in found.items()}
-        self.log_dict(shown, logger=False, prog_bar=True, batch_size=len(batch[1]))
-        shown["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        for name, figure in shown.items():
-            self._sums[name] = self._sums.get(name, 0.0) + samples * figure
+        for name, value in {**shown, "lr": optimizer.param_groups[0]["lr"]}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + samples * value
         self._samples += samples
-        return loss
 
     def _losses(self, inputs: Inputs, targets: Tensor, fraction: float) -> dict[str, Tensor]:
         """What a part with this share of the batch adds to the loss and to its terms."""
