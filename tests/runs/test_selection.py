@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ class TestFolds:
 
     def test_the_epoch_has_the_lowest_loss_over_all_images_held_out(self, folded):
         result, tuned = folded
-        fits = [found.fit_result.validations for name, _, found, _ in tuned if name != "refit"]
+        fits = [found.fit_result.val_outputs for name, _, found, _ in tuned if name != "refit"]
         losses, right = [], []
         for epoch in range(len(fits[0])):
             logits = torch.cat([fit[epoch][0] for fit in fits])
@@ -236,6 +237,27 @@ class TestFolds:
         with pytest.raises(UserError, match="training diverged"):
             train(config)
         assert len(list(tmp_path.glob("run/folds/*/checkpoints/best.ckpt"))) == 2
+
+    def test_the_seed_draws_folds_of_groups_too(self, images):
+        task = load_data(str(images / "train"), seed=0)
+        sizes = {name: 1 + number % 3 for number, name in enumerate("abcdefghijkl")}
+        paths = tuple(f"{name}{i}" for name, size in sizes.items() for i in range(size))
+        split = dataclasses.replace(task.train, paths=paths, labels=(0,) * len(paths))
+        none = dataclasses.replace(split, paths=(), labels=())
+        task = dataclasses.replace(task, train=split, val=none, group=lambda path: path[0])
+        found = [module._folds(task, 3, seed=seed) for seed in (0, 0, 1)]
+        assert found[0] == found[1] != found[2]
+        for folds in found:
+            assert sorted(i for _, val in folds for i in val) == list(range(len(paths)))
+            assert [len(val) for _, val in folds] == [8, 8, 8]
+            for kept, val in folds:
+                assert not {paths[i][0] for i in kept} & {paths[i][0] for i in val}
+
+    def test_without_any_validation_loss_the_initial_weights_are_kept(self, caplog):
+        assert module._lowest([math.nan, 2.0, 1.0]) == 2
+        assert not caplog.records
+        assert module._lowest([math.nan, math.nan]) == 0
+        assert "the validation loss is NaN in all epochs" in caplog.text
 
     def test_a_class_with_fewer_images_than_folds_is_no_warning(self, images):
         task = load_data(str(images / "train"), seed=0)

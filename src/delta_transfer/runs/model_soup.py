@@ -109,6 +109,7 @@ def select_model(plan: FineTunePlan, folder: Path, *, keep_network: bool = True)
     """
     branches = plan.candidates
     refitting = keep_network and should_refit(plan.config, plan.setup.task)
+    assert refitting or not (keep_network and plan.config.folds)  # no fold's network is final
     if len(branches) == 1:
         chosen = select_epoch(plan, folder)
         if not refitting:

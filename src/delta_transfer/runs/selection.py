@@ -36,7 +36,7 @@ class SelectionResult:
 
     Args:
         setup: what it learnt from, and the probe on the same images.
-        fine_tune_result: the network.
+        fine_tune_result: the network; with folds that of the last fold, until `refit` replaces it.
         epoch: how long it was trained, chosen on the images held out.
         held_out: the validation split; with folds, all images, each held out once.
         predictions: to the held-out images `[N, K]`, by networks that had not seen them.
@@ -155,8 +155,7 @@ def _cross_validate(plan: FineTunePlan, folder: Path) -> SelectionResult:
     targets = held_out.targets
     epochs = [torch.cat(parts) for parts in zip(*logits, strict=True)]
     losses = [float(task_type.held_out_losses(found, targets).mean()) for found in epochs]
-    last = plan.config.paper_protocol
-    epoch = len(epochs) - 1 if last else int(np.nanargmin(losses))
+    epoch = len(epochs) - 1 if plan.config.paper_protocol else _lowest(losses)
     if plan.method.trains_network and is_rank_zero():
         for name, keys in (("metrics.csv", ["epoch"]), ("drift.csv", ["epoch", "tap"])):
             files = sorted((folder / "folds").glob(f"*/{name}"))
@@ -173,17 +172,29 @@ def _cross_validate(plan: FineTunePlan, folder: Path) -> SelectionResult:
     )
 
 
+def _lowest(losses: Sequence[float]) -> int:
+    """Return the position of the lowest loss, the first if none of them is a number."""
+    if np.isnan(losses).all():
+        logger.warning("the validation loss is NaN in all epochs: keeping the initial weights")
+        return 0
+    return int(np.nanargmin(losses))
+
+
 def _folds(task: TaskData, folds: int, *, seed: int) -> list[tuple[list[int], list[int]]]:
     """Positions to train on and to hold out, stratified by class if there are classes.
 
     What was kept together as the validation split was drawn is held out together.
     """
+    draw = derive_seed(seed, "folds") % 2**32  # scikit-learn takes no larger one
     if task.group is not None:
-        groups = [task.group(path) for path in pool_train_and_val(task).paths]
+        names = [task.group(path) for path in pool_train_and_val(task).paths]
+        _, groups = np.unique(names, return_inverse=True)
+        # scikit-learn fills folds by the size of groups, and orders those of equal size by number;
+        # its own shuffle would not balance the sizes of folds.
+        groups = np.random.default_rng(draw).permutation(groups.max() + 1)[groups]
         grouped = GroupKFold(folds).split(groups, groups=groups)
         return [(train.tolist(), val.tolist()) for train, val in grouped]
     labels = np.array([*task.train.class_indices, *task.val.class_indices])
-    draw = derive_seed(seed, "folds") % 2**32  # scikit-learn takes no larger one
     splitter = StratifiedKFold(folds, shuffle=True, random_state=draw)
     with warnings.catch_warnings():
         # A class with fewer images than folds is held out in as many folds as it has images.
