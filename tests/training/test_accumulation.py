@@ -34,7 +34,7 @@ DIVISIBLE = [
 ]
 
 
-def step(method: str, parts: int, *, preset: str = "default") -> tuple[dict[str, float], list[Tensor]]:
+def step(method: str, parts: int, *, preset: str = "default") -> tuple[dict[str, float], list]:
     """What is logged of a step of seven samples, and the gradients, in float64."""
     target, source = moved(conv_net()).double(), conv_net().double()
     torch.manual_seed(3)
