@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from delta_transfer.config.commands import parse_samples_per_class, parse_seeds
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.registry import load_data
 from delta_transfer.experiments.comparison.compare import compare, describe_run
 from delta_transfer.methods.registry import METHODS
@@ -49,13 +49,13 @@ def main() -> None:
         notes += [f"{name} {text}" for text in missing]
         folder = options.out / name.replace("/", "-")
         logging.info("=== %s", name)
-        config = TrainConfig(
+        config = TrainOptions(
             data=data,
             model=options.model,
             image_size=options.image_size,
             epochs=options.epochs,
             device=options.device,
-        )
+        ).resolve()
         seeds = parse_seeds(options.seeds)
         comparisons[name], failed = make(options, config, folder, seeds=seeds, sizes=sizes)
         notes += [f"{name}, {text}." for text in failed]

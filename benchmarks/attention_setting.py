@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from delta_transfer.attention import estimate_attention
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.registry import load_backbone
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.features.probe import LinearProbe, collect_features, fit_probe, replace_head
 from delta_transfer.features.taps import resolve_taps
 from delta_transfer.runs.preparation.prepare import prepare
@@ -72,13 +72,13 @@ class Setting:
 
 
 def on_data(options: argparse.Namespace) -> Setting:
-    config = TrainConfig(
+    config = TrainOptions(
         data=options.data,
         model=options.model,
         image_size=options.image_size,
         batch_size=options.batch_size,
         device=options.device,
-    )
+    ).resolve()
     if options.pretrained:
         prepared = prepare(config)
     else:

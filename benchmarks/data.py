@@ -19,7 +19,7 @@ import time
 import warnings
 from pathlib import Path
 
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.run import train
 from delta_transfer.training.module import FineTuneModule
@@ -95,7 +95,7 @@ def measure(
         root = Path(folder)
         os.environ["DELTA_TRANSFER_CACHE"] = str(root / "cache")  # where nothing is yet
         images = some(data, root / "data", size)
-        plain = TrainConfig(
+        plain = TrainOptions(
             data=str(root / "data"),
             out=str(root / "run"),
             overwrite=True,
@@ -103,7 +103,7 @@ def measure(
             strength=1.0 if options.method.startswith("delta") else "auto",
             image_size=size,
             epochs=options.epochs,
-        )
+        ).resolve()
         configs = {way: dataclasses.replace(plain, **values) for way, values in WAYS.items()}
         curves = set()
         for _ in range(options.repetitions):

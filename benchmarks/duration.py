@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.runs.run import train
 
 
@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    plain = TrainConfig(data=options.data, image_size=options.image_size, epochs=options.epochs)
+    plain = TrainOptions(
+        data=options.data, image_size=options.image_size, epochs=options.epochs
+    ).resolve()
     digits = dataclasses.replace(plain, data="sklearn/digits", samples_per_class=10)
     runs = {
         "l2": dataclasses.replace(plain, method="l2"),

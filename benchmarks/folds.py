@@ -16,7 +16,7 @@ from pathlib import Path
 from accuracy import add_options, make, published, write_table
 
 from delta_transfer.config.commands import PretrainOptions, parse_seeds
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.pretraining.pretrain import WEIGHTS, pretrain
 from delta_transfer.report.comparison.runs import Comparison
 
@@ -41,7 +41,7 @@ def main() -> None:
     folds = []
     for seed in parse_seeds(options.seeds):
         folder = options.out / f"fold{seed}"
-        config = TrainConfig(
+        config = TrainOptions(
             data=options.data,
             data_root=options.data_root,
             model=options.model,
@@ -49,7 +49,7 @@ def main() -> None:
             epochs=options.epochs,
             lr=options.lr,
             device=options.device,
-        )
+        ).resolve()
         comparison, failed = make(options, config, folder / "runs", seeds=[seed])
         for text in failed:
             logging.warning("%s", text)

@@ -16,7 +16,7 @@ from pathlib import Path
 from accuracy import add_options, average, make, published, write_table
 
 from delta_transfer.config.commands import parse_seeds
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 
 METHODS = "probe,l2,lp_ft,l2sp,delta_no_attention,delta,gtot"
 # Zhang et al. 2022, Table 2: GIN 5 x 300, supervised_contextpred, mean of 10 seeds.
@@ -47,7 +47,7 @@ def main() -> None:
     comparisons = {}
     for name in options.sets.split(","):
         logging.info("=== %s", name)
-        config = TrainConfig(
+        config = TrainOptions(
             data=f"moleculenet/{name}",
             data_root=str(options.data_root),
             model=options.model,
@@ -57,7 +57,7 @@ def main() -> None:
             lr=options.lr,
             batch_norm=options.batch_norm,
             device=options.device,
-        )
+        ).resolve()
         seeds = parse_seeds(options.seeds)
         comparisons[name], failed = make(options, config, options.out / name, seeds=seeds)
         for text in failed:

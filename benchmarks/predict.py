@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import save_model
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.images.decode import IMAGE_SUFFIXES
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.training.loaders import count_workers
@@ -46,7 +46,7 @@ def make_run(folder: Path, *, model: str, image_size: int | None) -> Path:
     backbone = load_backbone(model, num_outputs=10, image_size=image_size)
     classes = [str(number) for number in range(10)]
     save_model(folder / "model", backbone, backbone.module, classes=classes)
-    TrainConfig(data="", model=model, image_size=image_size).save(folder / "config.yaml")
+    TrainOptions(data="", model=model, image_size=image_size).resolve().save(folder / "config.yaml")
     return folder
 
 
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     files = sorted(f for f in options.images.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-    workers = count_workers(options.workers)
+    workers = count_workers(options.num_workers)
     with tempfile.TemporaryDirectory() as folder:
         run = options.run or make_run(
             Path(folder) / "run", model=options.model, image_size=options.image_size

@@ -14,7 +14,7 @@ from delta_transfer.cli import arguments
 from delta_transfer.cli.commands import COMMANDS, find_command
 from delta_transfer.cli.main import main
 from delta_transfer.config.commands import parse_samples_per_class, parse_seeds
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.registry import is_dataset_name
 from delta_transfer.experiments.benchmark.recipe import list_benchmarks
 from delta_transfer.methods.registry import METHODS
@@ -55,7 +55,7 @@ def parse_command(args: Sequence[str]) -> Any:
 
 
 def _delta_transfer(args: list[str]) -> None:
-    if args in CHEAP or args[0] == "layers":
+    if args in CHEAP or args[0] == "taps":
         assert main(args) == 0
         return
     if args[-1] in ("--help", "-h"):
@@ -69,7 +69,7 @@ def _delta_transfer(args: list[str]) -> None:
     if hasattr(options, "methods"):  # compare, which checks the options of train later
         own = [field.name for field in dataclasses.fields(TrainConfig)]
         shared = {name: getattr(options, name) for name in own if hasattr(options, name)}
-        TrainConfig(**shared | {"samples_per_class": None})
+        TrainOptions(**shared | {"samples_per_class": None}).resolve()
 
 
 def _sample(word: str) -> str:

@@ -78,7 +78,7 @@ def _export(monkeypatch: pytest.MonkeyPatch) -> Names:
     """An exported network and new images, where the page has them."""
     from delta_transfer.backbones.custom import wrap_network
     from delta_transfer.backbones.saved import save_model
-    from delta_transfer.config.train import TrainConfig
+    from delta_transfer.config.train import TrainOptions
     from delta_transfer.export.export import export_run
     from delta_transfer.inference.predictor import Predictor
 
@@ -88,7 +88,7 @@ def _export(monkeypatch: pytest.MonkeyPatch) -> Names:
     run = Path("runs", "mine")
     (run / "model").mkdir(parents=True)
     save_model(run / "model", backbone, backbone.module, classes=["checks", "rings", "stripes"])
-    (run / "config.yaml").write_text(TrainConfig(data=str(images)).to_yaml())
+    (run / "config.yaml").write_text(TrainOptions(data=str(images)).resolve().to_yaml())
     export_run(Predictor(run, device="cpu", network=conv_net()), format="onnx")
     return {}
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 
 CLASSES = ("checks", "rings", "stripes")
 SPLITS = {"train": (8, 8, 8), "val": (5, 5, 5), "test": (3, 4, 5)}  # images of each class
@@ -51,7 +51,7 @@ OPTIONS: dict[str, Any] = {
 
 def tiny(data: Path, out: Path, **options: Any) -> TrainConfig:
     """The options of a tiny run."""
-    return TrainConfig(data=str(data), out=str(out), **_tiny(options))
+    return TrainOptions(data=str(data), out=str(out), **_tiny(options)).resolve()
 
 
 def flags(**options: Any) -> list[str]:

@@ -221,7 +221,7 @@ class TestDefect2HeadTrainedWithTheNetworkInTrainMode:
 class TestDefect3PenaltyThatIsNotZeroAtTheStart:
     """The source is in eval mode and the target in train mode: equal weights, other features."""
 
-    @pytest.mark.parametrize("form", [Delta, Delta.official], ids=["delta", "official"])
+    @pytest.mark.parametrize("form", [Delta, Delta.official], ids=["delta", "paper"])
     def test_it_is_zero_in_train_mode_at_every_step(self, form):
         source = conv_net()
         target, (x, _) = copy.deepcopy(source), whole(batches())

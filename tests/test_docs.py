@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from torch import nn
 
 import delta_transfer
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from tests.blocks import PAGES, ROOT, Block, kind_of, read_blocks, read_commands, typed
 from tests.commands_shown import check_command
 from tests.page_setups import of_page
@@ -91,7 +91,7 @@ def test_commands_are_understood(block, tmp_path, monkeypatch, capsys):
 def test_files_of_options_and_json_are_understood():
     for block in BLOCKS:
         if block.kind == "options":
-            TrainConfig(**{"data": "images", **yaml.safe_load(block.text)})
+            TrainOptions(**{"data": "images", **yaml.safe_load(block.text)}).resolve()
         if block.kind == "json":
             json.loads(block.text)
 

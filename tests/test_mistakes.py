@@ -41,7 +41,7 @@ from delta_transfer.config.commands import (
     merge_with_train_options,
 )
 from delta_transfer.config.search import SearchOptions
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.experiments.comparison.folder import ComparisonPlan, initialize_folder
 from delta_transfer.experiments.search.folder import options_of
 from delta_transfer.metrics.run_result import RunResult
@@ -135,7 +135,7 @@ def planned(folder: str, **options: Any) -> Step:
 
     def step(monkeypatch: pytest.MonkeyPatch) -> None:
         plan = ComparisonPlan(
-            config=TrainConfig(data="images", **options),
+            config=TrainOptions(data="images", **options).resolve(),
             methods=("probe", "l2", "l2sp", "delta"),
             seeds=(0, 1, 2),
             sizes=(None,),
@@ -150,7 +150,7 @@ def searched(folder: str, **options: Any) -> Step:
     """Makes the folder of a search on the images without any trial yet."""
 
     def step(monkeypatch: pytest.MonkeyPatch) -> None:
-        values = options_of(TrainConfig(data="images", **options), SearchOptions(), 1)
+        values = options_of(TrainOptions(data="images", **options).resolve(), SearchOptions(), 1)
         begin_several(Path(folder), SEARCH, values, overwrite=False)
 
     return step
@@ -257,11 +257,11 @@ COMMANDS = [
     row("search: no DATA", "search", "DATA is missing | delta-transfer search DATA"),
     row("attention: no DATA", "attention", "DATA is missing | delta-transfer attention DATA"),
     row("pretrain: no DATA", "pretrain", "DATA is missing | delta-transfer pretrain DATA"),
-    row("layers: no MODEL", "layers", "MODEL is missing | delta-transfer layers MODEL"),
+    row("taps: no MODEL", "taps", "MODEL is missing | delta-transfer taps MODEL"),
     row("a space", "train my images", ": images | delta-transfer train DATA | needs quotes"),
     row("evaluate: two DATA", "evaluate run images data", ": data | evaluate RUN DATA | quotes"),
     row("attention: two DATA", "attention my images", ": images | attention DATA | quotes"),
-    row("layers: two MODEL", "layers resnet50 resnet18", ": resnet18 | layers MODEL | quotes"),
+    row("taps: two MODEL", "taps resnet50 resnet18", ": resnet18 | taps MODEL | quotes"),
     row("methods NAME", "methods delta", ": delta | delta-transfer methods, | methods --help"),
     row("demo DATA", "demo images", ": images | delta-transfer demo, | demo --help"),
     row("no option", "train --data=images", "--data | train DATA | give it without the dashes"),
@@ -271,7 +271,7 @@ COMMANDS = [
     row("one of a list", "compare data --method=l2", "'--method' | --methods, | did you mean"),
     row("option of train", "demo --method=l2", "'--method' | --seeds, --epochs | choose from"),
     row("option of attention", "attention data --method=l2", "'--method' | --model | did you mean"),
-    row("option of layers", "methods --json", "'--json' | choose from --help"),
+    row("option of taps", "methods --json", "'--json' | choose from --help"),
     row("unknown method", "train images --method=delt", "method 'delt' | delta_no_attention"),
     row("no value", "train images --epochs", "--epochs: expected one | give a whole number"),
     row("no value, option", "train images --out --seed=1", "--out: expected one | give text"),
@@ -509,7 +509,7 @@ VALUES = [
         """,
     ),
     *wrong_values(
-        "layers resnet50",
+        "taps resnet50",
         """
         --image-size=4 | must be at least 16
         --json=yes | give it alone
@@ -687,19 +687,17 @@ TOGETHER = [
     row(
         "parts of what batch norm looks at",
         "train images --gradient-accumulation-steps=2 --batch-norm=train",
-        "--gradient-accumulation-steps 2: batch norm in train mode | give --batch-norm frozen | "
-        "leave --gradient-accumulation-steps",
+        "--gradient-accumulation-steps 2: batch norm in train mode | use --batch-norm frozen",
     ),
     row(
         "parts of what a penalty looks at",
         "train images --gradient-accumulation-steps=2 --method=bss",
-        "--gradient-accumulation-steps 2: method bss looks at the whole batch | give a smaller "
-        "--batch-size",
+        "--gradient-accumulation-steps 2: method bss needs | a smaller --batch-size",
     ),
     row(
         "compare: parts of what a method looks at",
         "compare images --gradient-accumulation-steps=2 --methods=l2,stochnorm",
-        "--gradient-accumulation-steps 2: batch norm in train mode | give a smaller --batch-size",
+        "--gradient-accumulation-steps 2: batch norm in train mode | a smaller --batch-size",
     ),
     row(
         "folds and no refit",
@@ -777,17 +775,17 @@ TAPS_AND_ATTENTION = [
     row(
         "a comma too many",
         "train images TINY --taps=blocks.1,",
-        "--taps 'blocks.1,' | names of modules with a comma between | delta-transfer layers MODEL",
+        "--taps 'blocks.1,' | names of modules with a comma between | delta-transfer taps MODEL",
     ),
     row(
         "a tap that is never called",
         "train images TINY --taps=blocks.0.0.drop_path",
-        "does not use blocks.0.0.drop_path | choose from those that delta-transfer layers MODEL",
+        "does not use blocks.0.0.drop_path | choose from those that delta-transfer taps MODEL",
     ),
     row(
         "the head as a tap",
         "train images TINY --taps=blocks.1,classifier",
-        "--taps: classifier | choose modules before it | delta-transfer layers MODEL",
+        "--taps: classifier | choose modules before it | delta-transfer taps MODEL",
     ),
     row(
         "compare: an unknown tap",
@@ -1211,20 +1209,20 @@ MODELS = [
         "attention images SMALL --model=resnet5O",
         "'resnet5O' | resnet50, | did you mean",
     ),
-    row("layers: an unknown model", "layers resnet5O", "'resnet5O' | resnet50, | did you mean"),
+    row("taps: an unknown model", "taps resnet5O", "'resnet5O' | resnet50, | did you mean"),
     row(
-        "layers: a head that is not linear",
-        "layers torchvision/squeezenet1_0",
+        "taps: a head that is not linear",
+        "taps torchvision/squeezenet1_0",
         "'torchvision/squeezenet1_0' | not one linear layer | such as torchvision/resnet50",
     ),
     row(
-        "layers: images that are too small",
-        "layers torchvision/inception_v3 --image-size=32",
+        "taps: images that are too small",
+        "taps torchvision/inception_v3 --image-size=32",
         "'torchvision/inception_v3' | images of 32 pixels | use another --image-size",
     ),
     row(
-        "layers: a run",
-        "layers local-dir:run",
+        "taps: a run",
+        "taps local-dir:run",
         "'local-dir:run' | the folder has no config.json | use the folder model/ of a run",
     ),
 ]
@@ -1289,7 +1287,7 @@ YAML_FILES = [
     row("-c: no file", "train -c none.yaml", f"-c none.yaml | give a file that holds {WANTED}"),
     row("-c: folder", "train -c images", f"-c images | give a file that holds {WANTED}"),
     of_yaml("no YAML", "data: x\nseed: 3: 4\n", f"-c options.yaml | line 2, column 8 | {WANTED}"),
-    of_yaml("a list", "- images\n- delta\n", f"-c options.yaml | must contain {WANTED}"),
+    of_yaml("a list", "- images\n- delta\n", f"-c options.yaml | must hold {WANTED}"),
     of_yaml("no key", "data: images\nepoch: 3\n", "unknown option 'epoch' | did you mean epochs"),
     of_yaml("no number", "data: x\nepochs: many\n", "--epochs many | give a whole number"),
     of_yaml("out of range", "data: x\nepochs: 0\n", "--epochs | must be at least 1"),
@@ -1374,7 +1372,7 @@ OUT = [
         "out: a full disk",
         "train images TINY --out=new",
         "'new/config.yaml' could not be written (No space left on device) | free some "
-        "space, or write to another folder with --out",
+        "space, or choose another place with --out",
         full_disk,
     ),
     row(
@@ -1742,7 +1740,7 @@ RUNS = [
     row(
         "damaged config.yaml",
         "evaluate damaged images",
-        "damaged/config.yaml is not YAML | must contain the options of a run, a line each",
+        "damaged/config.yaml is no YAML | must hold the options of a run, a line each",
         damaged("config.yaml", "data: ["),
     ),
     row(
@@ -1822,7 +1820,7 @@ RECIPES = [
     ),
     row(
         "bench: an unknown method",
-        "bench own.yaml --method=l2s",
+        "bench own.yaml --methods=l2s",
         "unknown method 'l2s' | did you mean l2",
         wrote("own.yaml", OWN_RECIPE),
     ),
@@ -1834,8 +1832,8 @@ RECIPES = [
     ),
     row(
         "bench: no classes",
-        "bench bbbp --limit=5",
-        "--limit 5 | bbbp has no classes | leave it out",
+        "bench bbbp --samples-per-class=5",
+        "--samples-per-class 5 | bbbp has no classes | leave it out",
     ),
     row(
         "bench: no data",
@@ -1873,7 +1871,7 @@ RECIPES = [
         --dry-run=yes | give it alone
         --seeds=1,1 | each seed once
         --method=l2,l2 | each method once
-        --limit=0 | must be at least 1
+        --samples-per-class=0 | must be at least 1
         --jobs=0 | must be at least 1
         --num-workers=-1 | must be at least 0
         --device=gpu | give one of auto, cpu, cuda, mps
@@ -1982,7 +1980,7 @@ def test_a_mistake_is_named_and_mended_and_changes_nothing(capsys, folder, monke
                 SearchOptions, without=["resume", "devices", "num_nodes", "strategy"]
             ),
         ),
-        ("layers", TapsOptions),
+        ("taps", TapsOptions),
         ("pretrain", PretrainOptions),
         ("demo", DemoOptions),
         ("bench", BenchOptions),
@@ -2024,7 +2022,7 @@ def test_a_disk_that_is_full_in_the_end_keeps_the_best_weights(capsys, folder, m
     monkeypatch.setattr("os.fsync", fill)
     said = error_of(capsys, f"train images {TINY} --out=new")
     assert re.search(r"'new/checkpoints/\w+\.ckpt' could not be written \(No space left", said)
-    assert "free some space, or write to another folder with --out" in said
+    assert "free some space, or choose another place with --out" in said
     assert [path.name for path in Path("new/checkpoints").iterdir()] == ["best.ckpt"]
     assert "network.conv_stem.weight" in torch.load("new/checkpoints/best.ckpt")["state_dict"]
     assert not Path("new/result.json").exists()

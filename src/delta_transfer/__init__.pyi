@@ -6,6 +6,7 @@ from .backbones.base import Backbone as Backbone
 from .backbones.base import InputSpec as InputSpec
 from .backbones.registry import load_backbone as load_backbone
 from .config.train import TrainConfig as TrainConfig
+from .config.train import TrainOptions as TrainOptions
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import EnvironmentError as EnvironmentError

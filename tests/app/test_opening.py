@@ -12,7 +12,7 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.registry import load_graph_backbone
 from delta_transfer.backbones.saved import save_model
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.errors import UserError
 from tests.app.asking import both_features, changed, opened, page_text, silent
 from tests.run_folders import SPLITS
@@ -33,7 +33,7 @@ def test_ten_crops_of_the_official_protocol_count(moved, tmp_path, image):
     config = TrainConfig.load(run / "config.yaml")
     options = {"data": config.data, "model": config.model, "image_size": config.image_size}
     (run / "config.yaml").write_text(
-        TrainConfig(**options, preset="paper", method="delta", taps="blocks.4").to_yaml()
+        TrainOptions(**options, preset="paper", method="delta", taps="blocks.4").resolve().to_yaml()
     )
     (run / "attention.safetensors").unlink()
     explainer = opened(run)
@@ -98,7 +98,7 @@ def test_runs_on_graphs_are_refused(tmp_path):
     backbone = load_graph_backbone("pyg/GIN-2x8", num_outputs=2, spec=GraphSpec(), pretrained=False)
     (tmp_path / "model").mkdir()
     save_model(tmp_path / "model", backbone, backbone.module, classes=["no", "yes"])
-    (tmp_path / "config.yaml").write_text(TrainConfig(data="tu/MUTAG").to_yaml())
+    (tmp_path / "config.yaml").write_text(TrainOptions(data="tu/MUTAG").resolve().to_yaml())
     with pytest.raises(UserError, match=r"no run on images with classes.*delta-transfer predict"):
         opened(tmp_path)
 

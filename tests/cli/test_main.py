@@ -373,13 +373,13 @@ class TestPredict:
 
 class TestLayers:
     def test_it_marks_what_auto_takes(self, capsys):
-        assert main(["layers", "pypi/efficientnet_lite0", "--image-size=64"]) == 0
+        assert main(["taps", "pypi/efficientnet_lite0", "--image-size=64"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[1] for line in lines if line.startswith("* blocks")] == LITE0_TAPS
         assert "64 pixels" in lines[-1]
 
     def test_json_has_names_shapes_and_marks(self, capsys):
-        args = ["layers", "pypi/efficientnet_lite0", "--image-size=64", "--json"]
+        args = ["taps", "pypi/efficientnet_lite0", "--image-size=64", "--json"]
         assert main(args) == 0
         rows = json.loads(capsys.readouterr().out)
         assert [row["name"] for row in rows if row["auto"]] == LITE0_TAPS
@@ -387,7 +387,7 @@ class TestLayers:
         assert (last["shape"], last["channel_dim"]) == ([1, 320, 2, 2], 1)
 
     def test_networks_for_graphs_have_features_of_nodes(self, capsys):
-        assert main(["layers", "pretrain-gnns/gin"]) == 0
+        assert main(["taps", "pretrain-gnns/gin"]) == 0
         *lines, last = capsys.readouterr().out.splitlines()
         listed = {line[2:].split()[0]: line[2:].split()[1:] for line in lines}
         assert [line.split()[1] for line in lines if line.startswith("*")] == [
@@ -398,7 +398,7 @@ class TestLayers:
         assert "one graph of 2 nodes" in last
 
     def test_there_is_no_size_for_graphs(self, capsys):
-        assert main(["layers", "pretrain-gnns/gin", "--image-size=64"]) == 2
+        assert main(["taps", "pretrain-gnns/gin", "--image-size=64"]) == 2
         assert "error: --image-size: model 'pretrain-gnns/gin' is for" in capsys.readouterr().err
 
 
@@ -535,7 +535,7 @@ def test_the_console_script_runs_main(tmp_path):
     if not script.exists():
         pytest.skip("the package is not installed with its script")
     done = subprocess.run(
-        [script, "layers", "resnet5O"],
+        [script, "taps", "resnet5O"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

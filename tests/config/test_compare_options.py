@@ -9,7 +9,7 @@ from delta_transfer.config.commands import (
     parse_samples_per_class,
     parse_seeds,
 )
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.errors import UserError
 
 WITHOUT = ("method", "seed", "resume", "devices", "num_nodes", "strategy")
@@ -26,7 +26,7 @@ def test_those_of_train_have_its_defaults_and_its_help(capsys):
     options = parse_options(KIND, ["images"], prog="x", summary="", positional=["data"])
     own = [field.name for field in dataclasses.fields(CompareOptions)]
     values = {k: v for k, v in dataclasses.asdict(options).items() if k not in own}
-    assert TrainConfig(**values) == TrainConfig(data="images")
+    assert TrainOptions(**values).resolve() == TrainOptions(data="images").resolve()
     with pytest.raises(SystemExit):
         parse_options(KIND, ["--help"], prog="x", summary="", positional=["data"])
     said = " ".join(capsys.readouterr().out.split())

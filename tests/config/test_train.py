@@ -6,14 +6,16 @@ import pytest
 
 from delta_transfer.backbones.registry import GRAPH_LIBRARIES
 from delta_transfer.config.presets import GRAPH_MODEL_PREFIXES, PRESETS
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.errors import UserError
 from delta_transfer.methods.delta import AUTO, AUTO_GRAPHS
 from delta_transfer.methods.registry import method_of
 
 
 def test_yaml_gives_the_options_back(tmp_path):
-    config = TrainConfig(data="photos/Grüße", lr=1e-5, head_lr=3.0, strength=0.5, num_workers=0)
+    config = TrainOptions(
+        data="photos/Grüße", lr=1e-5, head_lr=3.0, strength=0.5, num_workers=0
+    ).resolve()
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert TrainConfig.load(tmp_path / "config.yaml") == config
 
@@ -21,14 +23,16 @@ def test_yaml_gives_the_options_back(tmp_path):
 @pytest.mark.parametrize("option", ["overwrite", "resume"])
 def test_what_is_to_become_of_an_old_run_is_not_in_it(tmp_path, option):
     """`train -c` with a run's own file must neither replace the very run nor go on with it."""
-    (tmp_path / "a.yaml").write_text(TrainConfig(data="images", **{option: True}).to_yaml())
-    assert TrainConfig.load(tmp_path / "a.yaml") == TrainConfig(data="images")
+    (tmp_path / "a.yaml").write_text(
+        TrainOptions(data="images", **{option: True}).resolve().to_yaml()
+    )
+    assert TrainConfig.load(tmp_path / "a.yaml") == TrainOptions(data="images").resolve()
 
 
 def test_what_is_not_in_the_file_keeps_its_default(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("data: images\nepochs: 3\n")
-    assert TrainConfig.load(file) == TrainConfig(data="images", epochs=3)
+    assert TrainConfig.load(file) == TrainOptions(data="images", epochs=3).resolve()
 
 
 @pytest.mark.parametrize(
@@ -96,25 +100,25 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_flag(option, message):
     with pytest.raises(UserError, match=message):
-        TrainConfig(**{"data": "x", **option})
+        TrainOptions(**{"data": "x", **option}).resolve()
 
 
 @pytest.mark.parametrize(
     "option", [{"strength": 0}, {"lr": 1}, {"num_workers": 0}, {"image_size": 16}]
 )
 def test_bounds_are_allowed_and_whole_numbers_are_numbers(option):
-    TrainConfig(data="x", **option)
+    TrainOptions(data="x", **option).resolve()
 
 
 @pytest.mark.parametrize(("preset", "estimator"), [("default", "refined"), ("paper", "exact")])
 def test_attention_is_measured_on_all_images_by_the_estimator_of_the_preset(preset, estimator):
-    config = TrainConfig(data="x", preset=preset)
+    config = TrainOptions(data="x", preset=preset).resolve()
     assert (config.attention, config.attention_samples) == (estimator, None)
     assert config.attention_tolerance is None
 
 
 def test_options_cannot_be_changed_and_are_documented():
-    config = TrainConfig(data="x")
+    config = TrainOptions(data="x").resolve()
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.epochs = 3
     for field in dataclasses.fields(TrainConfig):
@@ -133,30 +137,32 @@ def test_a_precision_may_be_a_number_in_a_file(tmp_path):
 @pytest.mark.parametrize(("parts", "at_once"), [(1, 8), (3, 3), (8, 1)])
 def test_parts_say_how_many_images_go_through_the_network_at_once(parts, at_once):
     assert (
-        TrainConfig(data="x", batch_size=8, gradient_accumulation_steps=parts).micro_batch_size
+        TrainOptions(data="x", batch_size=8, gradient_accumulation_steps=parts)
+        .resolve()
+        .micro_batch_size
         == at_once
     )
 
 
 @pytest.mark.parametrize("model", ["pretrain-gnns/gin", "pyg/GIN-3x64"])
 def test_networks_for_graphs_have_a_preset_of_their_own(model, tmp_path):
-    config = TrainConfig(data="x", model=model)
-    assert config == TrainConfig(data="x", model=model, preset="graphs")
+    config = TrainOptions(data="x", model=model).resolve()
+    assert config == TrainOptions(data="x", model=model, preset="graphs").resolve()
     assert (config.epochs, config.lr) == (PRESETS["graphs"].epochs, PRESETS["graphs"].lr)
-    assert config.lr > TrainConfig(data="x").lr
-    assert config.batch_norm == TrainConfig(data="x").batch_norm
+    assert config.lr > TrainOptions(data="x").resolve().lr
+    assert config.batch_norm == TrainOptions(data="x").resolve().batch_norm
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
     assert TrainConfig.load(file) == config
-    assert TrainConfig(data="x", model=model, preset="paper").paper_protocol
+    assert TrainOptions(data="x", model=model, preset="paper").resolve().paper_protocol
 
 
 def test_the_preset_of_images_may_be_given_for_graphs(tmp_path):
-    config = TrainConfig(data="x", model="pyg/GIN", preset="default")
+    config = TrainOptions(data="x", model="pyg/GIN", preset="default").resolve()
     usual = PRESETS["default"]
     assert (config.preset, config.lr, config.epochs) == ("default", usual.lr, usual.epochs)
     assert method_of(config).candidates == AUTO
-    assert method_of(TrainConfig(data="x", model="pyg/GIN")).candidates == AUTO_GRAPHS
+    assert method_of(TrainOptions(data="x", model="pyg/GIN").resolve()).candidates == AUTO_GRAPHS
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
     assert TrainConfig.load(file) == config
@@ -169,11 +175,11 @@ def test_the_preset_for_graphs_is_of_all_networks_for_graphs():
 
 def test_the_rate_and_epochs_of_images_may_be_given_for_graphs():
     usual = PRESETS["default"]
-    config = TrainConfig(data="x", model="pyg/GIN", lr=usual.lr, epochs=usual.epochs)
+    config = TrainOptions(data="x", model="pyg/GIN", lr=usual.lr, epochs=usual.epochs).resolve()
     assert (config.lr, config.epochs) == (usual.lr, usual.epochs)
 
 
 def test_clipping_is_as_the_preset_has_it():
-    assert TrainConfig(data="x").grad_clip == 1.0
-    assert TrainConfig(data="x", preset="paper").grad_clip == 0.0
-    assert TrainConfig(data="x", preset="paper", grad_clip=2.0).grad_clip == 2.0
+    assert TrainOptions(data="x").resolve().grad_clip == 1.0
+    assert TrainOptions(data="x", preset="paper").resolve().grad_clip == 0.0
+    assert TrainOptions(data="x", preset="paper", grad_clip=2.0).resolve().grad_clip == 2.0

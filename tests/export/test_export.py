@@ -24,7 +24,7 @@ from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.backbones.registry import load_backbone, load_graph_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.cli.main import main
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.data.registry import load_data
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
@@ -54,7 +54,7 @@ def saved_run(
     outputs = backbone.module.get_submodule(backbone.head).out_features
     names = [*PATCHES.classes, *map(str, range(outputs))][:outputs]
     save_model(folder / "model", backbone, backbone.module, classes=names, task_type=task_type)
-    (folder / "config.yaml").write_text(TrainConfig(data=data, **options).to_yaml())
+    (folder / "config.yaml").write_text(TrainOptions(data=data, **options).resolve().to_yaml())
     return folder
 
 
@@ -238,7 +238,7 @@ def test_every_batch_counts_and_one_sample_alone():
         seen.append(len(inputs))
         return inputs.sum(dim=(1, 2, 3))[:, None]
 
-    samples = find_samples(TrainConfig(data="skimage/patches"), spec())
+    samples = find_samples(TrainOptions(data="skimage/patches").resolve(), spec())
     found, _ = compare_outputs(one, lambda inputs: one(inputs) + len(inputs), samples.batches)
     assert found == pytest.approx(8, abs=1e-4)
     assert seen[::2] == seen[1::2] == [1, *[8] * 6, 2]
@@ -259,7 +259,9 @@ def test_the_samples_are_those_of_the_test_split(tmp_path):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (20, 20), (colour, 0, number)).save(file)
     (tmp_path / "test" / "dog" / "broken.png").write_text("Dear Sir")
-    config = TrainConfig(data=str(tmp_path), batch_size=64, gradient_accumulation_steps=64)
+    config = TrainOptions(
+        data=str(tmp_path), batch_size=64, gradient_accumulation_steps=64
+    ).resolve()
     for has_test, colour in ((True, 30), (False, 10)):
         samples = find_samples(config, spec())
         assert samples.description == f"4 images of {tmp_path}"
@@ -275,7 +277,7 @@ def test_other_images_take_the_place_of_those_that_are_not_there(monkeypatch, da
         raise AssertionError("a data set is downloaded")
 
     monkeypatch.setattr("delta_transfer.data.sources.torchvision._read", fetch)
-    samples = find_samples(TrainConfig(data=data), spec())
+    samples = find_samples(TrainOptions(data=data).resolve(), spec())
     assert (
         samples.description == f"50 images of skimage/patches, not of {data}, which is not at hand"
     )
@@ -329,7 +331,7 @@ def test_the_example_prepares_images_as_the_run_does(tmp_path, images, monkeypat
 
 
 def test_the_official_protocol_is_one_image_of_both_sides(run, capsys):
-    config = TrainConfig(data="skimage/patches", preset="paper", method="delta")
+    config = TrainOptions(data="skimage/patches", preset="paper", method="delta").resolve()
     (run / "config.yaml").write_text(config.to_yaml())
     assert main(["export", str(run / "model"), "--format=safetensors"]) == 0
     assert "averages ten crops" in capsys.readouterr().err

@@ -318,7 +318,7 @@ def test_no_calibration_is_an_error_that_says_how(taps):
         Delta(taps=taps, strength=0.3)(step_of(*raw_features()))
 
 
-@pytest.mark.parametrize("make_it", [Delta, Delta.official], ids=["delta", "official"])
+@pytest.mark.parametrize("make_it", [Delta, Delta.official], ids=["delta", "paper"])
 def test_attention_and_taps_exclude_one_another(make_it):
     with pytest.raises(ValueError, match="got neither"):
         make_it(strength=0.3)
@@ -326,7 +326,7 @@ def test_attention_and_taps_exclude_one_another(make_it):
         make_it(some_attention(WIDTHS), taps="auto", strength=0.3)
 
 
-@pytest.mark.parametrize("make_it", [Delta, Delta.official], ids=["delta", "official"])
+@pytest.mark.parametrize("make_it", [Delta, Delta.official], ids=["delta", "paper"])
 def test_attention_of_another_network_is_an_error(make_it):
     penalty = make_it(some_attention(WIDTHS | {"tokens": 9}), strength=0.3)
     with pytest.raises(UserError, match="'tokens' has 9 channels, the features have 4"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.estimators import checkpoint
 from delta_transfer.attention.official import official_head
-from delta_transfer.config.train import MAX_SEED, TrainConfig
+from delta_transfer.config.train import MAX_SEED, TrainConfig, TrainOptions
 from delta_transfer.errors import UserError
 from delta_transfer.features.probe import LinearProbe
 from delta_transfer.runs import attention as module
@@ -79,20 +79,23 @@ def training_images(prepared: RunSetup, options: TrainConfig) -> tuple[Tensor, T
 
 class TestOrder:
     def test_it_has_every_image_once_and_the_first_are_the_same_whatever_their_number(self):
-        order = attention_sample_order(TrainConfig(data="x"), 50)
+        order = attention_sample_order(TrainOptions(data="x").resolve(), 50)
         assert sorted(order) == list(range(50))
         assert order != sorted(order)
         for samples in (1, 7, 50, 90):
-            some = TrainConfig(data="x", attention_samples=samples)
+            some = TrainOptions(data="x", attention_samples=samples).resolve()
             assert attention_sample_order(some, 50) == order[:samples]
 
     def test_the_seed_draws_it_and_nothing_else(self):
-        first = attention_sample_order(TrainConfig(data="x"), 50)
+        first = attention_sample_order(TrainOptions(data="x").resolve(), 50)
         torch.manual_seed(3)
         state = torch.get_rng_state()
-        assert attention_sample_order(TrainConfig(data="x", lr=1.0), 50) == first
+        assert attention_sample_order(TrainOptions(data="x", lr=1.0).resolve(), 50) == first
         assert torch.equal(torch.get_rng_state(), state)
-        others = [attention_sample_order(TrainConfig(data="x", seed=s), 50) for s in (1, MAX_SEED)]
+        others = [
+            attention_sample_order(TrainOptions(data="x", seed=s).resolve(), 50)
+            for s in (1, MAX_SEED)
+        ]
         assert first not in others
         assert others[0] != others[1]
 

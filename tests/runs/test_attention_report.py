@@ -12,7 +12,7 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.estimators.checkpoint import EstimateCheckpoint
 from delta_transfer.attention.estimators.job import CHUNK_SIZE
 from delta_transfer.cli.main import main
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs.attention import attention_sample_order
@@ -199,7 +199,7 @@ def test_its_images_are_those_that_were_measured_on(command, images, monkeypatch
     assert main([*command, "--samples=1", "--seed=3"]) == 0
     (tap,) = shown
     (position,) = attention_sample_order(
-        TrainConfig(data="x", seed=3, attention_samples=1), sum(SPLITS["train"])
+        TrainOptions(data="x", seed=3, attention_samples=1).resolve(), sum(SPLITS["train"])
     )
     label, number = CLASSES[position // SPLITS["train"][0]], position % SPLITS["train"][0]
     with Image.open(images / "train" / label / f"{number}.png") as image:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.errors import UserError
 from delta_transfer.runs import folder as module
 from delta_transfer.runs.folder import (
@@ -37,14 +37,14 @@ def test_by_default_it_is_named_after_data_method_and_time(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     monkeypatch.setattr(module.time, "strftime", lambda form: "20300102-030405")
-    found = default_folder(TrainConfig(data=data, method="l2"))
+    found = default_folder(TrainOptions(data=data, method="l2").resolve())
     assert found == Path("runs") / f"{name}-20300102-030405"
 
 
 def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module.time, "strftime", lambda form: "now")
-    config = TrainConfig(data="photos", method="l2")
+    config = TrainOptions(data="photos", method="l2").resolve()
     found = []
     for _ in range(3):
         found.append(default_folder(config).name)
@@ -54,8 +54,8 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_new_or_empty_folder_is_free(tmp_path, overwrite):
-    check_folder(tmp_path / "new" / "run", TrainConfig(data=DATA, overwrite=overwrite))
-    check_folder(tmp_path, TrainConfig(data=DATA, overwrite=overwrite))
+    check_folder(tmp_path / "new" / "run", TrainOptions(data=DATA, overwrite=overwrite).resolve())
+    check_folder(tmp_path, TrainOptions(data=DATA, overwrite=overwrite).resolve())
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_a_run_or_comparison_is_replaced_only_if_asked(tmp_path, content):
     for name, text in content.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=r"is not empty.*--overwrite to replace"):
-        check_folder(tmp_path, TrainConfig(data=DATA, overwrite=False))
-    check_folder(tmp_path, TrainConfig(data=DATA, overwrite=True))
+        check_folder(tmp_path, TrainOptions(data=DATA, overwrite=False).resolve())
+    check_folder(tmp_path, TrainOptions(data=DATA, overwrite=True).resolve())
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_is_no_run_is_never_replaced(tmp_path, content, overwrite):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match="that is no run" if overwrite else "is not empty"):
-        check_folder(tmp_path, TrainConfig(data=DATA, overwrite=overwrite))
+        check_folder(tmp_path, TrainOptions(data=DATA, overwrite=overwrite).resolve())
 
 
 def test_making_it_leaves_it_empty_and_follows_no_links(tmp_path):
@@ -125,7 +125,7 @@ def test_what_another_run_has_written_meanwhile_is_not_emptied(tmp_path):
 
 def test_the_log_of_a_failed_run_is_not_in_the_way(tmp_path):
     (tmp_path / "train.log").write_text("why it failed\n")
-    check_folder(tmp_path, TrainConfig(data=DATA))
+    check_folder(tmp_path, TrainOptions(data=DATA).resolve())
     make_folder(tmp_path, overwrite=False)
     assert (tmp_path / "train.log").read_text() == "why it failed\n"
 
@@ -136,9 +136,10 @@ def test_a_place_among_the_images_is_refused(tmp_path, monkeypatch, place):
     (tmp_path / "photos" / "train").mkdir(parents=True)
     with pytest.raises(UserError, match="lies in the data folder"):
         check_folder(
-            Path("photos") / place, TrainConfig(data=str(tmp_path / "photos"), overwrite=True)
+            Path("photos") / place,
+            TrainOptions(data=str(tmp_path / "photos"), overwrite=True).resolve(),
         )
-    check_folder(tmp_path / "photos-run", TrainConfig(data="photos", overwrite=False))
+    check_folder(tmp_path / "photos-run", TrainOptions(data="photos", overwrite=False).resolve())
 
 
 def test_a_link_to_a_folder_stays_one(tmp_path):
@@ -153,7 +154,7 @@ def test_a_link_to_a_folder_stays_one(tmp_path):
 def test_a_file_or_a_place_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file: give a folder"):
-        check_folder(tmp_path / "file", TrainConfig(data=DATA, overwrite=True))
+        check_folder(tmp_path / "file", TrainOptions(data=DATA, overwrite=True).resolve())
     with pytest.raises(UserError, match=r"cannot be written \(.*: give another --out"):
         make_folder(tmp_path / "file" / "run", overwrite=True)
 
@@ -200,7 +201,7 @@ class TestWhatOverwriteDeletes:
 
     def run_in(self, folder: Path) -> Path:
         folder.mkdir(parents=True)
-        (folder / "config.yaml").write_text(TrainConfig(data=DATA).to_yaml())
+        (folder / "config.yaml").write_text(TrainOptions(data=DATA).resolve().to_yaml())
         (folder / "train.log").write_text("")
         (folder / "model").mkdir()
         return folder
@@ -215,7 +216,7 @@ class TestWhatOverwriteDeletes:
 
     def test_runs_and_comparisons_may_be_replaced(self, tmp_path):
         for folder in (self.run_in(tmp_path / "a"), self.comparison_in(tmp_path / "b")):
-            check_folder(folder, TrainConfig(data=DATA, overwrite=True))
+            check_folder(folder, TrainOptions(data=DATA, overwrite=True).resolve())
 
     @pytest.mark.parametrize(
         "place",
@@ -225,7 +226,7 @@ class TestWhatOverwriteDeletes:
         folder = self.comparison_in(tmp_path / "b")
         (folder / place).write_text("years of work")
         with pytest.raises(UserError, match=rf"no run \({place}\), which --overwrite does not"):
-            check_folder(folder, TrainConfig(data=DATA, overwrite=True))
+            check_folder(folder, TrainOptions(data=DATA, overwrite=True).resolve())
 
     def test_what_is_broken_off_can_be_done_again(self, tmp_path, monkeypatch):
         folder = self.comparison_in(tmp_path / "b")
@@ -239,7 +240,7 @@ class TestWhatOverwriteDeletes:
         monkeypatch.setattr(module.shutil, "rmtree", break_off)
         with pytest.raises(KeyboardInterrupt):
             make_folder(folder, overwrite=True)
-        check_folder(folder, TrainConfig(data=DATA, overwrite=True))
+        check_folder(folder, TrainOptions(data=DATA, overwrite=True).resolve())
 
     def test_what_is_in_the_folder_of_a_run_is_told_apart(self, tmp_path):
         run = self.run_in(tmp_path / "run")
@@ -271,4 +272,4 @@ class TestWhatOverwriteDeletes:
             (folder / name).write_text("")
         options = {"data": DATA, "overwrite": True, option: form.format(folder)}
         with pytest.raises(UserError, match="which the run reads and --overwrite would delete"):
-            check_folder(folder, TrainConfig(**options))
+            check_folder(folder, TrainOptions(**options).resolve())

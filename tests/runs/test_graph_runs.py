@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 pytest.importorskip("torch_geometric", reason="PyTorch Geometric is not installed")
 pytest.importorskip("rdkit", reason="RDKit is not installed")
 
-from delta_transfer import TrainConfig, train
+from delta_transfer import TrainOptions, train
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.registry import load_graph_backbone
 from delta_transfer.cli.commands.evaluate import format_evaluation
@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
 
 def options(folder, out, **more):
     """Of a run in a folder."""
-    return TrainConfig(
+    return TrainOptions(
         **{
             "data": str(folder / "molecules.csv"),
             "out": str(out),
@@ -72,7 +72,7 @@ def options(folder, out, **more):
             "loggers": "csv",
             **more,
         }
-    )
+    ).resolve()
 
 
 @pytest.fixture(scope="module")

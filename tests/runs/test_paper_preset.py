@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from delta_transfer import RunResult, TrainConfig, UserError, train
+from delta_transfer import RunResult, TrainConfig, TrainOptions, UserError, train
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.official import OFFICIAL_TAPS
 from delta_transfer.data.registry import load_data
@@ -71,7 +71,7 @@ def features(network: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tens
 
 
 def test_the_options_are_those_of_the_protocol():
-    config = TrainConfig(data="x", preset="paper")
+    config = TrainOptions(data="x", preset="paper").resolve()
     assert (config.optimizer, config.lr, config.batch_size) == ("sgd", 0.01, 64)
     assert (config.steps, config.epochs, config.schedule) == (9000, None, "step")
     assert (config.attention, config.attention_samples) == ("exact", None)
@@ -174,14 +174,14 @@ def test_an_architecture_that_the_authors_did_not_have_is_refused(images, tmp_pa
 
 
 def test_options_that_are_given_win():
-    config = TrainConfig(data="x", preset="paper", lr=0.5, epochs=3, batch_norm="frozen")
+    config = TrainOptions(data="x", preset="paper", lr=0.5, epochs=3, batch_norm="frozen").resolve()
     assert (config.lr, config.epochs, config.steps, config.batch_norm) == (0.5, 3, None, "frozen")
 
 
 @pytest.mark.parametrize("preset", ["paper", "default"])
 def test_a_preset_with_all_the_options_of_another_is_refused(preset, tmp_path):
     other = {"paper": "default", "default": "paper"}[preset]
-    config = TrainConfig(data="x", preset=other)
+    config = TrainOptions(data="x", preset=other).resolve()
     with pytest.raises(UserError, match=f"as in preset {other}.*leave these options out"):
         dataclasses.replace(config, preset=preset)
     (tmp_path / "config.yaml").write_text(config.to_yaml())

@@ -144,7 +144,7 @@ def command_of(images: Path, out: Path) -> list[str]:
         str(images),
         f"--out={out}",
     ]
-    return [*command, *flags(epochs=40, lr=1e-5, workers=2), "--checkpoint-minutes=60"]
+    return [*command, *flags(epochs=40, lr=1e-5, num_workers=2), "--checkpoint-minutes=60"]
 
 
 @pytest.mark.slow

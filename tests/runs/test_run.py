@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from delta_transfer import TrainConfig, train
+from delta_transfer import TrainConfig, TrainOptions, train
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import InputSpec
 from delta_transfer.data.registry import load_data
@@ -455,7 +455,7 @@ class TestCheck:
     )
     def test_wrong_names_are_refused(self, options, message):
         with pytest.raises(UserError, match=message):
-            module.check_run_config(TrainConfig(data="x", **options))
+            module.check_run_config(TrainOptions(data="x", **options).resolve())
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -473,7 +473,7 @@ class TestCheck:
         ],
     )
     def test_options_that_the_method_does_not_use_are_warned_about(self, caplog, options, message):
-        module.check_run_config(TrainConfig(data="x", **options))
+        module.check_run_config(TrainOptions(data="x", **options).resolve())
         (record,) = caplog.records
         assert (record.levelno, message in record.message) == (logging.WARNING, True)
 
@@ -481,7 +481,9 @@ class TestCheck:
     def test_so_are_those_of_an_estimator_that_a_file_stands_for(self, caplog, finished, option):
         file = str(finished.folder / "attention.safetensors")
         weighing = {"attention_temperature": 1.0, "score_clip": 3.0, "clamp_negative_scores": True}
-        module.check_run_config(TrainConfig(data="x", attention=file, **weighing, **{option: 3}))
+        module.check_run_config(
+            TrainOptions(data="x", attention=file, **weighing, **{option: 3}).resolve()
+        )
         (record,) = caplog.records
         flag = "--" + option.replace("_", "-")
         assert record.message == f"{flag} is ignored: attention is that of {file}"
@@ -489,7 +491,7 @@ class TestCheck:
     @pytest.mark.parametrize("method", METHODS)
     def test_the_defaults_of_every_method_pass_in_silence(self, caplog, method):
         options = {"attention": "none"} if method == "delta_no_attention" else {}
-        module.check_run_config(TrainConfig(data="x", method=method, **options))
+        module.check_run_config(TrainOptions(data="x", method=method, **options).resolve())
         assert not caplog.records
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from delta_transfer import train
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.registry import load_data
 from delta_transfer.data.task import pool_train_and_val
 from delta_transfer.errors import UserError
@@ -86,7 +86,7 @@ class TestWhether:
             val=task.val.subset(range(4)),
             val_drawn=drawn,
         )
-        assert should_refit(TrainConfig(data="x", **options), task) is expected
+        assert should_refit(TrainOptions(data="x", **options).resolve(), task) is expected
 
 
 class TestRefit:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.data.task import Split
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.run_result import RunResult
@@ -67,7 +67,7 @@ def said(
         ),
         probe_scores={"val": accuracy, "test": None},
     )
-    config = TrainConfig(data="x", method=method, epochs=6, **options)
+    config = TrainOptions(data="x", method=method, epochs=6, **options).resolve()
     setup, method = prepared, METHODS[method]
     log_start(FineTunePlan(setup=setup, config=config, method=method, epochs=6, attention=None))
     return [record.message for record in caplog.records]

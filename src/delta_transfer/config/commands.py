@@ -6,7 +6,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -184,7 +184,7 @@ def merge_with_train_options(command_options: type[Any], *, without: Sequence[st
 
     found: dict[str, tuple[str, Any, Any]] = {}
     texts: dict[str, str] = {}
-    for options in (command_options, TrainConfig):
+    for options in (command_options, TrainOptions):
         hints = typing.get_type_hints(options)
         told = docstring_parser.parse(options.__doc__ or "").params
         texts = {doc.arg_name: " ".join((doc.description or "").split()) for doc in told} | texts
@@ -324,7 +324,7 @@ class BenchOptions:
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        check_least("--limit", self.samples_per_class, 1)
+        check_least("--samples-per-class", self.samples_per_class, 1)
         check_least("--jobs", self.jobs, 1)
         check_least("--num-workers", self.num_workers, 0)
         if self.list == (self.name is not None):
@@ -445,7 +445,7 @@ class AttentionOptions:
         overwrite: replace that file and its image.
         preset: default, or paper, the protocol of DELTA's authors.
         taps: modules whose channels are measured: auto, or names and glob patterns with commas
-            between (see: delta-transfer layers MODEL).
+            between (see: delta-transfer taps MODEL).
         samples: training images that scores are averaged over, drawn at random; all if not given.
         tolerance: measure no more images once attention has converged: once its relative
             standard error is so small at every tap, for example 0.1. Refined measures all and says
@@ -501,7 +501,7 @@ class AttentionOptions:
     json: bool = False
 
     def __post_init__(self) -> None:
-        # TrainConfig, which checks the other options, knows these by other names.
+        # TrainOptions, which checks the other options, knows these by other names.
         check_least("--samples", self.samples, 1)
         for name in ("tolerance", "temperature", "score_clip"):
             value = getattr(self, name)

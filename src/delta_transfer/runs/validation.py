@@ -10,7 +10,7 @@ import torch
 
 from delta_transfer.attention import ESTIMATORS
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.methods.base import Method
@@ -93,11 +93,8 @@ def _check_gradient_accumulation(config: TrainConfig, method: Method) -> None:
     what = "batch norm in train mode" if trained else f"method {method.name}"
     mend = "--batch-norm frozen, or " if trained and method.batch_norm is None else ""
     raise UserError(
-        f"--gradient-accumulation-steps {config.gradient_accumulation_steps}: {what} looks at the "
-        "whole batch, "
-        "which cannot be "
-        f"worked through in parts: give {mend}a smaller --batch-size, and leave "
-        "--gradient-accumulation-steps out"
+        f"--gradient-accumulation-steps {config.gradient_accumulation_steps}: {what} needs the "
+        f"whole batch: use {mend}a smaller --batch-size without gradient accumulation"
     )
 
 
@@ -151,7 +148,7 @@ def _ignored_options(config: TrainConfig, method: Method) -> list[str]:
 
 def _non_default_options(config: TrainConfig, names: Sequence[str]) -> list[str]:
     """Those of some options that are not as the preset has them, as flags."""
-    plain = TrainConfig(data=config.data, preset=config.preset)
+    plain = TrainOptions(data=config.data, preset=config.preset).resolve()
     given = [name for name in names if getattr(config, name) != getattr(plain, name)]
     return [name.replace("_", "-") for name in given]
 

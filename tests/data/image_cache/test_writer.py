@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from delta_transfer.backbones.base import InputSpec
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.data.image_cache import writer as keeping
 from delta_transfer.data.image_cache.packs import CacheShard, CacheShardWriter
 from delta_transfer.data.image_cache.reader import ImageCacheReader
@@ -107,9 +107,9 @@ def assert_kept(task: TaskData) -> None:
 @pytest.mark.parametrize("preset", ["default", "paper"])
 @pytest.mark.parametrize("augment", ["default", "none", "trivialaugment"])
 def test_batches_are_the_same_to_the_bit_and_nothing_is_decoded_for_them(odd, preset, augment):
-    config = TrainConfig(
+    config = TrainOptions(
         data="x", preset=preset, augment=augment, batch_size=3, num_workers=0, device="cpu", seed=4
-    )
+    ).resolve()
     task = keep(odd, resizes_by_split(SPEC, config, val_drawn=True))
 
     def batches(task: TaskData) -> Iterator[torch.Tensor]:
@@ -232,7 +232,9 @@ def test_two_processes_at_once_do_no_harm(some, folder):
 
 class TestNothingCanBeKept:
     def assert_decoded(self, task: TaskData, caplog: pytest.LogCaptureFixture, reason: str) -> None:
-        config = TrainConfig(data="x", image_size=16, num_workers=0, device="cpu", seed=4)
+        config = TrainOptions(
+            data="x", image_size=16, num_workers=0, device="cpu", seed=4
+        ).resolve()
         spec = InputSpec(
             size=16, crop_pct=0.9, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear"
         )

@@ -95,7 +95,7 @@ def test_images_from_the_archives_layout_to_the_table(name, tmp_path, monkeypatc
     authors = {"steps": 1, "taps": "layer4"}  # their taps are of larger networks
     length = authors if official.get("preset") == "paper" else {"epochs": 1}
     file = shrunk(name, tmp_path, model=MODEL, **SMALL, **length)
-    assert bench(file, tmp_path / "data", f"--weights={moco}", "--method=l2", "--seeds=0") == 0
+    assert bench(file, tmp_path / "data", f"--weights={moco}", "--methods=l2", "--seeds=0") == 0
     said = capsys.readouterr().out
     (result,) = [RunResult.load(f) for f in Path(f"runs/bench-{name}").glob("*-seed*")]
     assert (result.method, result.seed) == ("l2", 0)
@@ -112,7 +112,7 @@ def test_a_limit_is_a_size_of_the_training_set(tmp_path, monkeypatch, capsys, mo
     monkeypatch.chdir(tmp_path)
     miniatures.mit67(tmp_path / "data")
     file = shrunk("mit67", tmp_path, model=MODEL, **SMALL, steps=1, taps="layer4")
-    more = ("--limit=2", "--method=probe", "--seeds=0", f"--weights={moco}")
+    more = ("--samples-per-class=2", "--methods=probe", "--seeds=0", f"--weights={moco}")
     assert bench(file, tmp_path / "data", *more) == 0
     said = capsys.readouterr().out
     assert "1 seed, 2 training images a class" in said
@@ -140,5 +140,5 @@ def test_dtd_on_real_images(tmp_path, monkeypatch, capsys):
     recipe = yaml.safe_load(file.read_text())
     del recipe["weights"]
     file.write_text(yaml.safe_dump(recipe))
-    assert bench(file, tmp_path / "data", "--method=probe", "--seeds=0") == 0
+    assert bench(file, tmp_path / "data", "--methods=probe", "--seeds=0") == 0
     assert float(cells(capsys.readouterr().out, "probe")[0]) > 40

@@ -61,7 +61,7 @@ def test_proteins_by_folds_and_again_with_another_method(tmp_path, monkeypatch, 
         GraphSpec(node_features="numbers", num_node_features=3),
         tmp_path / "data" / "proteins_gin.safetensors",
     )
-    assert bench(file, tmp_path / "data", "--method=l2", "--seeds=0,1") == 0
+    assert bench(file, tmp_path / "data", "--methods=l2", "--seeds=0,1") == 0
     first = capsys.readouterr().out
     runs = [RunResult.load(f"runs/bench-proteins/l2-seed{seed}") for seed in (0, 1)]
     scores = [100 * run.test_accuracy for run in runs]
@@ -72,7 +72,7 @@ def test_proteins_by_folds_and_again_with_another_method(tmp_path, monkeypatch, 
     ]
     assert cells(first, "delta") == ["-", "63.96", "+-", "5.35"]
     assert cells(first, "g-tuning") == ["-", "72.05"]
-    assert bench(file, tmp_path / "data", "--method=probe", "--seeds=0,1") == 0
+    assert bench(file, tmp_path / "data", "--methods=probe", "--seeds=0,1") == 0
     second = capsys.readouterr().out
     assert cells(second, "l2") == cells(first, "l2")  # it is there already, and stays
     assert cells(second, "probe")[3:] == ["-"]
@@ -85,7 +85,7 @@ def test_molecules_from_the_published_files_to_the_table(name, tmp_path, monkeyp
     molecules(tmp_path / "data")
     file = shrunk(name, tmp_path, epochs=1)
     weights = graph_weights("pretrain-gnns/gin", GraphSpec(), tmp_path / "gin.safetensors")
-    more = (f"--weights={weights}", "--method=l2", "--seeds=0")
+    more = (f"--weights={weights}", "--methods=l2", "--seeds=0")
     assert bench(file, tmp_path / "data", *more) == 0
     (ours, published) = cells(capsys.readouterr().out, "l2")
     result = RunResult.load(f"runs/bench-{name}/l2-seed0")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.scheduling import pool as module
 from delta_transfer.experiments.scheduling.pool import (
@@ -91,7 +91,7 @@ class TestChoose:
     """Little is prepared twice."""
 
     RUNS = tuple(
-        TrainConfig(data="x", method=method, seed=seed, samples_per_class=size)
+        TrainOptions(data="x", method=method, seed=seed, samples_per_class=size).resolve()
         for size in (5, None)
         for seed in (0, 1)
         for method in ("l2", "delta", "probe")[: 2 + seed]
@@ -161,7 +161,7 @@ class Slow(Worker):
 
 def test_runs_are_handed_out_as_they_finish_and_the_next_when_that_was_dealt_with():
     first, second = Slow(), Slow()
-    waiting = [TrainConfig(data="x", seed=seed) for seed in range(4)]
+    waiting = [TrainOptions(data="x", seed=seed).resolve() for seed in range(4)]
     with Pool([first, second]) as pool:
         found = pool.work_on(lambda: waiting.pop(0) if waiting else None, make_run)
         later = threading.Timer(0.1, lambda: second.asked[0].set_result(Reply()))
@@ -184,7 +184,7 @@ def test_leaving_lets_runs_save_and_says_so(caplog):
     def interrupt() -> TrainConfig | None:
         if worker.asked:
             raise KeyboardInterrupt  # while the first one runs
-        return TrainConfig(data="x")
+        return TrainOptions(data="x").resolve()
 
     with pytest.raises(KeyboardInterrupt), Pool([worker, Slow()]) as pool:
         list(pool.work_on(interrupt, make_run))

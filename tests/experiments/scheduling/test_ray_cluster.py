@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.comparison.compare import compare
 from delta_transfer.experiments.scheduling.placement import Room
@@ -80,7 +80,7 @@ def at_work(pid: int) -> list[psutil.Process]:
 
 
 def cluster(*nodes: Node, memory: int = 0, device: Any = "cpu") -> Room:
-    config = TrainConfig(data="images", device=device)
+    config = TrainOptions(data="images", device=device).resolve()
     return Room(config, usable(nodes, device, "auto"), memory=memory, on_ray=True)
 
 

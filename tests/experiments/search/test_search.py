@@ -20,7 +20,7 @@ import yaml
 from delta_transfer.cli import main
 from delta_transfer.cli.commands.search import lines, shown
 from delta_transfer.config.search import SearchOptions
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.search.folder import (
     Outcome,
@@ -60,7 +60,9 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 def space_of(asked: SearchOptions, **options: Any) -> Space:
-    config = TrainConfig(data="images", **{"method": METHOD, **train_options(asked), **options})
+    config = TrainOptions(
+        data="images", **{"method": METHOD, **train_options(asked), **options}
+    ).resolve()
     return find_space(config, asked).with_taps(("a", "b", "c", "d"))
 
 
@@ -76,7 +78,7 @@ def test_by_default_everything_is_searched_around_the_default():
     assert space.epochs == (5, 10, 20)
     assert space.taps == ("auto", "b,c,d", "c,d", "d")
     own = space.configure(space.default)
-    assert own == TrainConfig(data="images", method=METHOD)
+    assert own == TrainOptions(data="images", method=METHOD).resolve()
 
 
 @pytest.mark.parametrize(
@@ -92,13 +94,13 @@ def test_each_method_has_what_means_something_for_it(method, names, strength):
     space = space_of(SearchOptions(), method=method)
     assert (space.names, space.strength, space.auto) == (names, strength, False)
     default = space.configure(space.default)
-    plain = TrainConfig(data="images", method=method)
+    plain = TrainOptions(data="images", method=method).resolve()
     assert default == dataclasses.replace(plain, strength=default.strength)
 
 
 def test_what_is_given_is_not_searched():
     asked = SearchOptions(strength="0.5", lr="find", epochs="3", taps="b,c")
-    config = TrainConfig(data="images", **train_options(asked))
+    config = TrainOptions(data="images", **train_options(asked)).resolve()
     assert (config.strength, config.lr, config.epochs, config.taps) == (0.5, "find", 3, "b,c")
     with pytest.raises(UserError, match=r"nothing left to search.* leave one out"):
         find_space(config, asked)
@@ -308,7 +310,7 @@ def test_a_damaged_outcome_is_named(tmp_path):
 
 
 def test_a_whole_run_of_what_was_the_best_gives_way(tmp_path):
-    config = TrainConfig(data="x", out=str(tmp_path / "best"), lr=1e-3, resume=True)
+    config = TrainOptions(data="x", out=str(tmp_path / "best"), lr=1e-3, resume=True).resolve()
     (tmp_path / "best").mkdir()
     assert unfinished_runs([config]) == [config]
     (tmp_path / "best" / "config.yaml").write_text(config.to_yaml())

@@ -30,7 +30,7 @@ from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.custom import wrap_network
 from delta_transfer.backbones.registry import load_graph_backbone
 from delta_transfer.cli.main import main
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.registry import load_data
 from delta_transfer.export.hub.card import base_model, model_card
 from delta_transfer.export.hub.facts import CardFacts, collect_facts, public_config, public_name
@@ -398,7 +398,7 @@ def test_the_metadata_is_what_the_hub_reads(run):
     ],
 )
 def test_the_base_model_is_named_where_it_is_known(options, expected):
-    assert base_model(TrainConfig(data="d", **options)) == expected
+    assert base_model(TrainOptions(data="d", **options).resolve()) == expected
 
 
 SCORES = {"l2": (0.50, 0.60), "l2sp": (0.55, 0.75), "probe": (0.40, 0.45)}  # by seed
@@ -507,7 +507,7 @@ def test_data_goes_by_its_name_alone(data, name):
 
 
 def test_options_of_a_named_set_stay():
-    config = TrainConfig(data="torchvision/dtd", preset="paper", method="l2", devices=2)
+    config = TrainOptions(data="torchvision/dtd", preset="paper", method="l2", devices=2).resolve()
     told = public_config(config, name="torchvision/dtd")
     assert (told.data, told.preset, told.steps, told.devices) == (config.data, "paper", 9000, 1)
 
@@ -607,7 +607,7 @@ def test_a_run_on_molecules(tmp_path, capsys):
 def test_what_is_said_of_the_epoch_is_so(run):
     facts = facts_of(run)
     official = dataclasses.replace(
-        facts, config=TrainConfig(data="(patterns)", preset="paper", method="delta")
+        facts, config=TrainOptions(data="(patterns)", preset="paper", method="delta").resolve()
     )
     probe = dataclasses.replace(
         facts, result=dataclasses.replace(facts.result, method="probe", test_accuracy=None)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_sample_weight
 
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs.preparation.loss import resolve_class_weights, task_loss
 
@@ -14,7 +14,9 @@ TARGETS = torch.tensor(LABELS)
 
 
 def loss_of(labels=LABELS, **options):
-    return task_loss(TrainConfig(data="x", **options), Multiclass(), labels, num_classes=3)
+    return task_loss(
+        TrainOptions(data="x", **options).resolve(), Multiclass(), labels, num_classes=3
+    )
 
 
 def slow(targets, *, weights=(1.0, 1.0, 1.0), smoothing=0.0) -> float:
@@ -60,7 +62,7 @@ def test_a_batch_counts_by_its_samples():
 
 
 def test_auto_balances_classes_of_very_different_sizes():
-    config = TrainConfig(data="x", class_weights="auto")
+    config = TrainOptions(data="x", class_weights="auto").resolve()
     assert resolve_class_weights(config, [0] * 29 + [1] * 10) == "none"
     assert resolve_class_weights(config, [0] * 30 + [1] * 10) == "balanced"
     few = loss_of([0] * 29 + [1] * 10, class_weights="auto")

@@ -16,7 +16,7 @@ COMMANDS = {
     "compare": "Compare methods on the same data over several seeds; resumes if interrupted.",
     "search": "Search strength, learning rate, number of epochs and taps by many trials.",
     "bench": "Reproduce a published result and print it beside the published one.",
-    "layers": "List the modules of a network that can be tapped, and those that auto takes.",
+    "taps": "List the modules of a network that can be tapped, and those that auto takes.",
     "pretrain": "Pretrain a network on molecules or graphs without labels.",
     "methods": "List the methods of fine-tuning.",
     "demo": "Compare DELTA with its baselines on bundled images: a few minutes, offline.",

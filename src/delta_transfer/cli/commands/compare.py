@@ -15,7 +15,7 @@ from delta_transfer.config.commands import (
     parse_seeds,
     split_options,
 )
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.errors import UserError
 
 if TYPE_CHECKING:  # they load torch, which --help does without
@@ -61,7 +61,7 @@ def run(parsed: Any) -> "ComparisonResult":
     from delta_transfer.runs.folder import data_name
 
     options, values = split_options(parsed, CompareOptions)
-    config = TrainConfig(**values, overwrite=options.overwrite)
+    config = TrainOptions(**values, overwrite=options.overwrite).resolve()
     return make(
         config,
         comparison_folder(options.out, otherwise=f"compare-{data_name(config.data)}"),

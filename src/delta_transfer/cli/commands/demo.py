@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from delta_transfer.cli.arguments import parse_command
 from delta_transfer.cli.commands.compare import comparison_folder, show_comparison
 from delta_transfer.config.commands import DemoOptions, parse_seeds
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 
 if TYPE_CHECKING:  # it loads torch, which --help does without
     from delta_transfer.experiments.comparison.compare import ComparisonResult
@@ -31,13 +31,13 @@ def run(options: DemoOptions) -> "ComparisonResult":
     """
     from delta_transfer.experiments.comparison.compare import compare
 
-    config = TrainConfig(
+    config = TrainOptions(
         data="skimage/patches",
         image_size=DEMO_IMAGE_SIZE,
         epochs=options.epochs,
         overwrite=options.overwrite,
         device=options.device,
-    )
+    ).resolve()
     seeds, folder = parse_seeds(options.seeds), comparison_folder(options.out, otherwise="demo")
     logger.info("17 photographs and textures cut into cells; 5 training images a class")
     return compare(config, folder, methods=DEMO_METHODS, seeds=seeds)

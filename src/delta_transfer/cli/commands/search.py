@@ -8,7 +8,7 @@ from delta_transfer.cli.arguments import parse_command
 from delta_transfer.cli.tables import print_trials
 from delta_transfer.config.commands import merge_with_train_options, split_options
 from delta_transfer.config.search import SearchOptions
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.errors import UserError
 
 if TYPE_CHECKING:  # they load torch, which --help does without
@@ -50,7 +50,7 @@ def run(parsed: Any) -> "SearchResult":
     asked, values = split_options(parsed, SearchOptions)
     if asked.epochs != "search" and values["steps"] is not None:
         raise UserError("--epochs and --steps exclude each other: give one of them")
-    config = TrainConfig(**values, **train_options(asked), overwrite=asked.overwrite)
+    config = TrainOptions(**values, **train_options(asked), overwrite=asked.overwrite).resolve()
     name = f"search-{data_name(config.data)}-{config.method}-{time_stamp()}"
     return make(config, Path(asked.out).expanduser() if asked.out else free_folder(name), asked)
 

@@ -12,12 +12,13 @@ _log = logging.getLogger("delta_transfer")
 
 def train(args: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    from delta_transfer.config.train import TrainConfig
+    from delta_transfer.config.train import TrainOptions
 
     exclusive = ["epochs", "steps"]
-    config = parse_command(
-        "train", TrainConfig, args, positional=["data"], config_file=True, exclusive=exclusive
+    options = parse_command(
+        "train", TrainOptions, args, positional=["data"], config_file=True, exclusive=exclusive
     )
+    config = options.resolve()
     from delta_transfer.runs import run, validation
     from delta_transfer.runs.folder import default_folder
 

@@ -68,9 +68,8 @@ def make_plan(benchmark: Benchmark, options: BenchOptions) -> BenchmarkPlan:
     measure = METRICS[benchmark.metric]
     if options.samples_per_class is not None and measure.name != "accuracy":
         raise UserError(
-            f"--limit {options.samples_per_class}: {benchmark.name} has no classes, of which so "
-            "many could be "
-            "drawn: leave it out"
+            f"--samples-per-class {options.samples_per_class}: {benchmark.name} has "
+            "no classes: leave it out"
         )
     named = benchmark.methods if options.methods is None else options.methods.split(",")
     methods = tuple(method.strip() for method in named)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.errors import UserError, unknown
 from delta_transfer.metrics.metrics import METRICS
 from delta_transfer.utils.files import read_yaml
@@ -112,7 +112,7 @@ class Benchmark:
         Raises:
             UserError: if one of them is wrong.
         """
-        return TrainConfig(**{**self.options, **more})
+        return TrainOptions(**{**self.options, **more}).resolve()
 
 
 def definitions_folder() -> Path:

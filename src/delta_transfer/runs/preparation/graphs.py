@@ -19,7 +19,7 @@ from delta_transfer.utils.files import fingerprint
 # Options that only images have.
 _IMAGE_ONLY_OPTIONS = ("augment", "image_size", "mixup", "cutmix", "image_cache_gb")
 
-_DEFAULTS = TrainConfig(data="graphs")
+_DEFAULTS = TrainOptions(data="graphs").resolve()
 
 _LEAKS = (("train", "val"), ("train", "test"), ("val", "test"))
 

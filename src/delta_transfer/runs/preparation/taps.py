@@ -36,7 +36,7 @@ def _tap_names(config: TrainConfig, backbone: Backbone, source: nn.Module) -> li
         if not all(names):
             raise UserError(
                 f"--taps '{config.taps}': a name is empty; give names of modules with a comma "
-                "between (see: delta-transfer layers MODEL), or auto"
+                "between (see: delta-transfer taps MODEL), or auto"
             )
         return names
     if config.paper_protocol:
@@ -50,7 +50,7 @@ def _check_taps(taps: tuple[str, ...], head: str) -> None:
     if beyond:
         raise UserError(
             f"--taps: {', '.join(beyond)} ends in the head, {head}, which is new, so that there is "
-            "nothing to compare it with; choose modules before it (see: delta-transfer layers "
+            "nothing to compare it with; choose modules before it (see: delta-transfer taps "
             "MODEL)"
         )
 
@@ -64,7 +64,7 @@ def _try_taps(source: nn.Module, taps: tuple[str, ...], example: Inputs) -> None
             if missing:
                 raise UserError(
                     f"--taps: the network does not use {', '.join(missing)}; choose from those "
-                    "that delta-transfer layers MODEL lists"
+                    "that delta-transfer taps MODEL lists"
                 )
             recorder.outputs()
     except RuntimeError as error:

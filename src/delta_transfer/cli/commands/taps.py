@@ -1,4 +1,4 @@
-"""The command layers."""
+"""The command taps."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from delta_transfer.config.commands import (
 
 def taps(args: Sequence[str]) -> None:
     """Run the command with its arguments."""
-    options = parse_command("layers", TapsOptions, args, positional=["model"])
+    options = parse_command("taps", TapsOptions, args, positional=["model"])
     from delta_transfer.backbones.base import InputSpec
     from delta_transfer.backbones.registry import load_untrained_backbone
     from delta_transfer.features.stages import auto_taps, list_modules
