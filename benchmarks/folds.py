@@ -1,12 +1,12 @@
-"""Accuracy of the methods on a TUDataset by ten-fold cross-validation, each fold pretrained from scratch.
+"""Accuracy of the methods on a TUDataset by ten-fold cross-validation, pretrained per fold.
 
     python benchmarks/folds.py --data-root ../shared/data/graphs
     python benchmarks/folds.py --data tu/MUTAG --methods l2,delta --seeds 0,1
 
 Seed s tests on fold s, by a network that `delta-transfer pretrain` made from the other folds
 without their labels. The published rows of PROTEINS (G-Tuning, AAAI 2024,
-https://arxiv.org/abs/2312.13583) start from a network that was pretrained on other graphs. Rerunning
-the same command resumes.
+https://arxiv.org/abs/2312.13583) start from a network that was pretrained on other graphs.
+Rerunning the same command resumes.
 """
 
 import argparse

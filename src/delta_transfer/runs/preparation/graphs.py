@@ -9,7 +9,7 @@ from torch import nn
 
 from delta_transfer.backbones.base import Backbone, GraphSpec
 from delta_transfer.backbones.registry import load_graph_backbone
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.inspection import DatasetReport
 from delta_transfer.data.names import MOLECULENET, TU
 from delta_transfer.data.task import Split, TaskData
