@@ -249,5 +249,18 @@ def version_of(folder: Path, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_installed_package_says_its_version():
+def test_the_api_and_the_commands_need_no_extra():
+    code = (
+        "import sys\n"
+        "for name in ('torch_geometric', 'rdkit', 'datasets', 'onnx', 'onnxruntime', 'ray'):\n"
+        "    sys.modules[name] = None\n"
+        "import delta_transfer, delta_transfer.cli.main\n"
+        "for name in delta_transfer.__all__:\n"
+        "    getattr(delta_transfer, name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_installed_package_has_a_version():
     assert re.match(r"\d+\.\d+", importlib.metadata.version("delta-transfer"))

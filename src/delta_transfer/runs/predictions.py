@@ -11,8 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.data.graphs.loader import collate_graphs
-from delta_transfer.data.molecules.drawing import draw_molecule
 from delta_transfer.data.task import Split
 from delta_transfer.features.taps import Taps
 from delta_transfer.features.variance import FeatureVariance
@@ -160,6 +158,9 @@ def write_molecules(
         source: what it started from.
         taps: of which the last one with a row for each atom is looked at.
     """
+    # RDKit is installed for graph tasks only.
+    from delta_transfer.data.molecules.drawing import draw_molecule
+
     count = min(MAX_MOLECULES, len(split))
     some = split.subset(i * len(split) // count for i in range(count))
     distances = atom_distances(some, network=network, source=source, taps=taps)
@@ -193,6 +194,9 @@ def atom_distances(
         source: what it started from.
         taps: names of modules of both.
     """
+    # PyTorch Geometric is installed for graph tasks only.
+    from delta_transfer.data.graphs.loader import collate_graphs
+
     graphs, _ = collate_graphs([(split.read(path), 0) for path in split.paths])
     groups = graphs.groups
     found = []
