@@ -1066,13 +1066,13 @@ DATA_SETS = [
     row(
         "pretrain: no such data",
         "pretrain none.smi",
-        "none.smi: there is no such file | give a file of SMILES (.csv, .smi, .smiles, .txt), "
+        "none.smi: file not found | use a file of SMILES (.csv, .smi, .smiles, .txt), "
         "rdkit/nci, moleculenet/NAME or tu/NAME",
     ),
     row(
         "pretrain: images",
         "pretrain images",
-        "images: this is no file of molecules | give a file of SMILES",
+        "images: not a file of molecules | use a file of SMILES",
     ),
     row(
         "pretrain: a network for images",
@@ -1087,12 +1087,12 @@ DATA_SETS = [
     row(
         "pretrain: a folder in use",
         "pretrain rdkit/nci --out=run",
-        "--out run holds something that is of no pretraining | give another folder",
+        "--out run contains files that are not of a pretraining | use another folder",
     ),
     row(
         "pretrain: out in use",
         "pretrain rdkit/nci --out=old",
-        "--out old is not empty | give another folder, or --overwrite",
+        "--out old is not empty | use another folder, or --overwrite",
         wrote("old/train.log"),
     ),
     row(
@@ -1501,17 +1501,17 @@ OUT = [
     row(
         "export: out in use",
         "export run --format=safetensors --out=run/model",
-        "--out run/model is not empty | give another folder, or --overwrite",
+        "--out run/model is not empty | use another folder, or --overwrite",
     ),
     row(
         "export: out no export",
         "export run --format=safetensors --out=run/model --overwrite",
-        "--out run/model holds something that is no export (no preprocessing.json) | give another",
+        "--out run/model contains files that are not of an export (no preprocessing.json) | use another",
     ),
     row(
         "export: something in an export",
         "export run --out=old --overwrite",
-        "--out old holds something that is no export (thesis.tex) | give another folder",
+        "--out old contains files that are not of an export (thesis.tex) | use another folder",
         wrote("old/preprocessing.json"),
         wrote("old/thesis.tex"),
     ),
@@ -1530,12 +1530,12 @@ OUT = [
     row(
         "push: out in use",
         "push run a/b --dry-run --out=run/model",
-        "--out run/model is not empty | give another folder, or --overwrite",
+        "--out run/model is not empty | use another folder, or --overwrite",
     ),
     row(
         "push: out no export",
         "push run a/b --dry-run --out=run/model --overwrite",
-        "--out run/model holds something that is no export (no preprocessing.json) | give another",
+        "--out run/model contains files that are not of an export (no preprocessing.json) | use another",
     ),
     row(
         "push: out a file",

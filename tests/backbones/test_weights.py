@@ -272,8 +272,7 @@ def test_another_architecture_is_refused_with_counts_and_both_shapes(file, sourc
     assert str(caught.value) == (
         f"weights {file}: the file does not fit net: 12 of 14 tensors match (conv1.weight is "
         "(4, 3, 3, 3) in the network and (4, 3, 7, 7) in the file; not in the file: "
-        "norm2.running_var); give the --model that the file was made with, or another file by "
-        "--weights"
+        "norm2.running_var); use the --model of the file, or another file (--weights)"
     )
     assert all(torch.equal(network.state_dict()[name], before[name]) for name in before)
 

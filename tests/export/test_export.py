@@ -1,4 +1,4 @@
-"""Exported networks are read as a stranger would, and must say what `Predictor` says."""
+"""Exported networks, loaded without this package, must predict as `Predictor` does."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def saved_run(
     task_type: TaskType = MULTICLASS,
     **options: object,
 ) -> Path:
-    """The folder of a run that has ended at once."""
+    """Write the folder of a run without training."""
     (folder / "model").mkdir(parents=True)
     outputs = backbone.module.get_submodule(backbone.head).out_features
     names = [*PATCHES.classes, *map(str, range(outputs))][:outputs]
@@ -59,7 +59,7 @@ def saved_run(
 
 
 def network(name: str, size: int | None = 32, *, pretrained: bool = False) -> Backbone:
-    """A network whose head is far from zero, so that it says different things of images."""
+    """Return a network with a large head, so that its predictions differ between images."""
     torch.manual_seed(0)
     backbone = load_backbone(
         name, num_outputs=len(PATCHES.classes), image_size=size, pretrained=pretrained
@@ -70,7 +70,7 @@ def network(name: str, size: int | None = 32, *, pretrained: bool = False) -> Ba
 
 
 def wrapped(module: nn.Module) -> Backbone:
-    """A network given in Python, with the weights of its head."""
+    """Return a custom network with the weights of its head."""
     head = module.fc.state_dict()
     backbone = wrap_network(module, num_outputs=len(module.fc.bias), image_size=24)
     backbone.module.fc.load_state_dict(head)
@@ -100,7 +100,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_timm(folder: Path, files: list[Path]) -> np.ndarray:
-    """Probabilities by timm alone, its own transform too."""
+    """Return probabilities by timm alone, with its own transform."""
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     config = timm.data.resolve_data_config({}, model=loaded)
     transform = timm.data.create_transform(**config)
@@ -110,7 +110,7 @@ def by_timm(folder: Path, files: list[Path]) -> np.ndarray:
 
 
 def by_the_example(text: str) -> dict[str, object]:
-    """The names that the example in the documentation leaves."""
+    """Run the example in the documentation; return its names."""
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, object] = {}
     exec(example, names)
@@ -126,7 +126,7 @@ REAL = [
 
 
 @pytest.mark.parametrize(("name", "size", "pretrained"), REAL)
-def test_onnx_and_timm_say_the_same_of_50_images(
+def test_onnx_and_timm_predict_the_same_for_50_images(
     tmp_path, images, monkeypatch, capfd, name, size, pretrained
 ):
     run = saved_run(tmp_path / "runs" / "mine", network(name, size, pretrained=pretrained))
@@ -162,7 +162,7 @@ def test_onnx_and_timm_say_the_same_of_50_images(
         assert np.abs(answers - expected).max() < 1e-4
 
 
-def test_an_onnx_file_says_how_it_is_used(run, tmp_path):
+def test_an_onnx_file_documents_its_use(run, tmp_path):
     wide = saved_run(tmp_path / "conv", wrap_network(conv_net(), num_outputs=3, image_size=24))
     found = export_run(Predictor(wide, device="cpu", network=conv_net()), out=tmp_path / "out")
     file = onnx.load(found.file)
@@ -172,7 +172,7 @@ def test_an_onnx_file_says_how_it_is_used(run, tmp_path):
     assert beside["classes"] == list(PATCHES.classes[:3])
     assert (beside["size"], beside["crop"]) == (24, "center")
     assert beside["resize"] == math.floor(24 / spec["crop_pct"])
-    assert beside["resized"] == "shorter side"
+    assert beside["resize_mode"] == "shorter side"
     assert [beside[name] for name in ("mean", "std")] == [spec["mean"], spec["std"]]
     assert beside["interpolation"] == spec["interpolation"]
     (inputs,), (outputs,) = file.graph.input, file.graph.output
@@ -183,7 +183,7 @@ def test_an_onnx_file_says_how_it_is_used(run, tmp_path):
     assert found.size_bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
 
 
-def test_a_torch_program_takes_batches_of_any_size(run):
+def test_a_torch_program_accepts_any_batch_size(run):
     found = export_run(Predictor(run, device="cpu"), format="torch")
     assert (found.file, found.opset) == (run / "export" / "torch" / "model.pt2", None)
     extra = {"preprocessing.json": ""}
@@ -206,7 +206,7 @@ def test_a_torch_program_takes_batches_of_any_size(run):
         (2e-3, 100.0, True),
     ],
 )
-def test_a_network_that_says_something_else_is_not_written(tmp_path, monkeypatch, by, size, fails):
+def test_a_network_with_other_outputs_is_not_written(tmp_path, monkeypatch, by, size, fails):
     original = conv_net()
     nn.init.zeros_(original.fc.weight)
     nn.init.constant_(original.fc.bias, -size)
@@ -231,7 +231,7 @@ def test_a_network_that_says_something_else_is_not_written(tmp_path, monkeypatch
         )
 
 
-def test_every_batch_counts_and_one_sample_alone():
+def test_every_batch_and_a_single_sample_are_compared():
     seen = []
 
     def one(inputs: Tensor) -> Tensor:
@@ -250,7 +250,7 @@ def spec() -> InputSpec:
     )
 
 
-def test_the_samples_are_those_of_the_test_split(tmp_path):
+def test_samples_are_of_the_test_split(tmp_path):
     colours = {"train": 10, "val": 20, "test": 30}
     for split, colour in colours.items():
         for name in ("cat", "dog"):
@@ -272,14 +272,15 @@ def test_the_samples_are_those_of_the_test_split(tmp_path):
 
 
 @pytest.mark.parametrize("data", ["gone", "torchvision/dtd"])
-def test_other_images_take_the_place_of_those_that_are_not_there(monkeypatch, data):
+def test_missing_images_are_replaced_by_those_of_scikit_image(monkeypatch, data):
     def fetch(*args: object, **options: object) -> None:
         raise AssertionError("a data set is downloaded")
 
     monkeypatch.setattr("delta_transfer.data.sources.torchvision._read", fetch)
     samples = find_samples(TrainOptions(data=data).resolve(), spec())
     assert (
-        samples.description == f"50 images of skimage/patches, not of {data}, which is not at hand"
+        samples.description
+        == f"50 images of skimage/patches, not of {data}, which is not available"
     )
     assert sum(map(len, samples.batches)) == 51
     assert samples.batches[1].std() > 0.1
@@ -292,19 +293,19 @@ def test_other_images_take_the_place_of_those_that_are_not_there(monkeypatch, da
         (Regression(mean=(1.0, 2.0), std=(3.0, 4.0)), "std plus mean"),
     ],
 )
-def test_questions_and_values_say_what_they_mean(tmp_path, task_type, says):
+def test_binary_and_regression_targets_are_documented(tmp_path, task_type, says):
     backbone = wrap_network(conv_net(), num_outputs=2, image_size=24)
     run = saved_run(tmp_path / "run", backbone, task_type=task_type)
     predictor = Predictor(run, device="cpu", network=conv_net())
     export_run(predictor, format="safetensors")
     facts = json.loads((run / "export" / "safetensors" / "preprocessing.json").read_text())
-    assert says in facts["answers"]
+    assert says in facts["predictions"]
     assert facts["task_type"]["name"] == task_type.name
     assert facts["task_type"].get("std", [3, 4]) == [3, 4]
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
-def test_the_example_prepares_images_as_the_run_does(tmp_path, images, monkeypatch, preset):
+def test_the_example_has_the_preprocessing_of_the_run(tmp_path, images, monkeypatch, preset):
     backbone = wrap_network(conv_net(), num_outputs=3, image_size=24)
     run = saved_run(tmp_path / "run", backbone, preset=preset)
     predictor = Predictor(run, device="cpu", network=conv_net())
@@ -330,13 +331,13 @@ def test_the_example_prepares_images_as_the_run_does(tmp_path, images, monkeypat
     assert np.abs(found - expected.numpy()).max() < 1e-5
 
 
-def test_the_official_protocol_is_one_image_of_both_sides(run, capsys):
+def test_the_paper_protocol_resizes_both_sides(run, capsys):
     config = TrainOptions(data="skimage/patches", preset="paper", method="delta").resolve()
     (run / "config.yaml").write_text(config.to_yaml())
     assert main(["export", str(run / "model"), "--format=safetensors"]) == 0
     assert "averages ten crops" in capsys.readouterr().err
     facts = json.loads((run / "export" / "safetensors" / "preprocessing.json").read_text())
-    assert (facts["resize"], facts["resized"], facts["size"]) == (32, "both sides", 32)
+    assert (facts["resize"], facts["resize_mode"], facts["size"]) == (32, "both sides", 32)
 
 
 def test_an_older_export_is_replaced(run):
@@ -344,7 +345,7 @@ def test_an_older_export_is_replaced(run):
     out = run / "export" / "safetensors"
     export_run(predictor, format="safetensors")
     (out / "config.json").write_text("old")
-    with pytest.raises(UserError, match="not empty: give another folder, or --overwrite"):
+    with pytest.raises(UserError, match="not empty: use another folder, or --overwrite"):
         export_run(predictor, format="safetensors")
     assert (out / "config.json").read_text() == "old"
     for name in ("model.onnx", "model.onnx.data"):
@@ -360,7 +361,7 @@ def test_an_older_export_is_replaced(run):
     assert {path.name for path in (run / "export").iterdir()} == {"safetensors"}
 
 
-def test_an_older_export_stays_until_there_is_another(run, monkeypatch):
+def test_an_older_export_stays_until_it_is_replaced(run, monkeypatch):
     predictor = Predictor(run, device="cpu")
     out = run / "export" / "safetensors"
     export_run(predictor, format="safetensors")
@@ -379,7 +380,7 @@ def test_an_older_export_stays_until_there_is_another(run, monkeypatch):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_a_network_of_torchvision_comes_back_by_this_package(tmp_path):
+def test_a_torchvision_network_is_loaded_by_this_package(tmp_path):
     run = saved_run(tmp_path / "run", network("torchvision/shufflenet_v2_x0_5"))
     found = export_run(Predictor(run, device="cpu"), format="safetensors")
     assert found.max_difference < 1e-5
@@ -402,12 +403,12 @@ def test_networks_for_graphs_are_written_as_safetensors_alone(tmp_path, capsys):
         assert main(["export", str(run), f"--format={name}"]) == 2
         said = capsys.readouterr().err
         assert f"error: --format {name}: the network of {run} is for graphs" in said
-        assert "give --format safetensors" in said
+        assert "use --format safetensors" in said
         assert not (run / "export").exists()
     assert main(["export", str(run), "--format=safetensors"]) == 0
     assert "on a graph of two nodes, not of tu/MUTAG" in capsys.readouterr().out
     facts = json.loads((run / "export" / "safetensors" / "preprocessing.json").read_text())
-    assert (facts["node_features"], facts["columns"]) == ("numbers", 3)
+    assert (facts["node_features"], facts["num_node_features"]) == ("numbers", 3)
 
 
 def test_networks_for_molecules_are_compared_on_molecules(tmp_path):
@@ -422,7 +423,7 @@ def test_networks_for_molecules_are_compared_on_molecules(tmp_path):
 
 
 class Odd(nn.Module):
-    """What it does depends on the values of its inputs, which no exporter can follow."""
+    """A network with data-dependent control flow, which no exporter can follow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -433,13 +434,15 @@ class Odd(nn.Module):
         return self.fc(x if float(x.sum()) > 0.1 else -x)
 
 
-def test_a_network_that_cannot_be_exported_is_told_of(tmp_path, capsys):
+def test_a_network_that_cannot_be_exported_is_an_error(tmp_path, capsys):
     run = saved_run(tmp_path / "run", wrap_network(Odd(), num_outputs=2, image_size=24))
     before = sorted(run.rglob("*"))
-    with pytest.raises(UserError, match=r"--format torch: torch cannot export this network .*give"):
+    with pytest.raises(
+        UserError, match=r"--format torch: torch cannot export this network .*--format"
+    ):
         export_run(Predictor(run, device="cpu", network=Odd()), format="torch")
     assert sorted(run.rglob("*")) == before
     with pytest.raises(UserError, match=r"unknown format 'onnxx'.*onnx"):
         export_run(Predictor(run, device="cpu", network=Odd()), format="onnxx")
-    assert main(["export", str(run)]) == 2  # which has no network to give
+    assert main(["export", str(run)]) == 2  # which cannot pass a network
     assert "trained from Python" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def smiles(tmp_path) -> Path:
 
 
 def small(data: Path, out: Path, **options) -> PretrainOptions:
-    """A pretraining of seconds."""
+    """Return options for a pretraining of seconds."""
     defaults = {"model": "pyg/GIN-2x16", "epochs": 2, "batch_size": 8, "device": "cpu"}
     return PretrainOptions(data=str(data), out=str(out), **{**defaults, **options})
 
@@ -62,9 +62,9 @@ def graphs_of(sizes: Iterable[int]) -> GraphBatch:
     return GraphBatch.from_data_list([Data(x=torch.ones(n, 1), edge_index=empty) for n in sizes])
 
 
-class TestHiding:
+class TestDrawMaskedNodes:
     @pytest.mark.parametrize("rate", [0.15, 0.5, 0.99])
-    def test_each_graph_has_its_share(self, rate):
+    def test_each_graph_has_its_fraction(self, rate):
         sizes = [1, 2, 7, 20, 40]
         groups = graphs_of(sizes).groups
         hidden = draw_masked_nodes(groups, rate, torch.Generator())
@@ -72,7 +72,7 @@ class TestHiding:
         counts = torch.bincount(groups[hidden], minlength=5).tolist()
         assert counts == [int(size * rate + 1) for size in sizes]
 
-    def test_all_nodes_are_hidden_equally_often(self):
+    def test_all_nodes_are_masked_equally_often(self):
         groups = graphs_of([4, 6]).groups
         generator = torch.Generator().manual_seed(0)
         drawn = [draw_masked_nodes(groups, 0.2, generator) for _ in range(3000)]
@@ -82,12 +82,12 @@ class TestHiding:
 
 
 class TestMasking:
-    def test_the_network_does_not_see_what_is_hidden(self):
-        """Whatever a hidden atom is, the network is given the same."""
+    def test_masked_features_do_not_reach_the_network(self):
+        """The network's input does not depend on the masked atoms."""
         seen = []
 
         class Network:
-            def nodes(self, graphs):
+            def node_embeddings(self, graphs):
                 seen.append(graphs.x.clone())
                 return torch.zeros(len(graphs.x), 4)
 
@@ -111,7 +111,7 @@ class TestMasking:
         features = torch.randn(len(graphs.x), 4)
 
         class Network:
-            def nodes(self, graphs):
+            def node_embeddings(self, graphs):
                 return features
 
         scored = task(Network(), graphs, torch.Generator().manual_seed(0))
@@ -124,7 +124,7 @@ class TestMasking:
         guess = task.score_baseline(graphs, torch.Generator().manual_seed(0))
         assert guess.score == pytest.approx(float((elements == 5).float().mean()))
 
-    def test_numbers_are_told_in_the_unit_of_their_deviation(self):
+    def test_numbers_are_standardised(self):
         x = torch.tensor([[1.0, 10.0], [3.0, 30.0], [5.0, 80.0]])
         spec = GraphSpec(node_features="numbers", num_node_features=2)
         task = AttributeMasking(spec, x, width=4, rate=0.99)
@@ -163,13 +163,13 @@ class TestContext:
         expected = torch.tensor([1 / 3] * 3 + [1 / 5] * 5)
         torch.testing.assert_close(often, expected, rtol=0, atol=0.03)
 
-    def test_logits_are_products_of_centers_and_their_surroundings(self):
-        """Against the same graph by graph, with networks that give what they are given."""
+    def test_logits_are_products_of_centers_and_contexts(self):
+        """Compare with a loop over graphs, with networks that return their inputs."""
 
         class Network(torch.nn.Module):
-            layers = (None,) * 2  # so that surroundings are 1 to 4 edges away, 1 and 2 shared
+            layers = (None,) * 2  # so that contexts are 1 to 4 edges away, 1 and 2 shared
 
-            def nodes(self, graphs):
+            def node_embeddings(self, graphs):
                 return graphs.x.float() + graphs.groups[:, None]
 
         task = ContextPrediction.__new__(ContextPrediction)
@@ -182,7 +182,7 @@ class TestContext:
         centers = draw_centers(graphs.groups, torch.Generator().manual_seed(3))
         hops = count_hops(graphs, centers, 5)
         ones, others = [], []
-        for center in (centers[0], centers[2], centers[3]):  # the second has no surroundings
+        for center in (centers[0], centers[2], centers[3]):  # the second has no context
             mine = graphs.groups == graphs.groups[center]
             features = graphs.x.float() + graphs.groups[:, None]
             ones.append(features[center])
@@ -198,7 +198,7 @@ class TestContext:
         right = ((logits > 0) == (answers > 0)).float().mean()
         assert (scored.score, scored.count) == (float(right), 6)
 
-    def test_there_is_nothing_to_ask_about_single_atoms(self):
+    def test_single_atoms_have_no_targets(self):
         backbone = load_graph_backbone(
             "pyg/GIN-2x4", num_outputs=1, spec=GraphSpec(), pretrained=False
         )
@@ -206,16 +206,18 @@ class TestContext:
         network = backbone.module
         assert ContextPrediction(network)(network, graphs, torch.Generator()) is None
 
-    @pytest.mark.parametrize(("count", "what"), [(0, "18 graphs to learn from"), (9, "2 graphs")])
-    def test_graphs_without_surroundings_are_told_of(self, tmp_path, count, what):
-        """Stars, in which no node is four edges away from another one."""
+    @pytest.mark.parametrize(
+        ("count", "what"), [(0, "18 training graphs"), (9, "2 held-out graphs")]
+    )
+    def test_graphs_without_contexts_are_an_error(self, tmp_path, count, what):
+        """Stars have no nodes four edges apart."""
         path = tmp_path / "some.smi"
         stars = [f"{a}C({b})({c})F" for a in "NOSF" for b in "NO" for c in ("S", "Cl", "Br")][:20]
         chains = [f"CCCCCCCCC{'C' * n}" for n in range(count)]
         path.write_text("\n".join([*chains, *stars][:20]))
         objective = "context-prediction"
         options = small(path, tmp_path / "out", objective=objective, model="pyg/GIN-5x8", seed=1)
-        with pytest.raises(UserError, match=f"{what}.* 4 edges away .*attribute-masking"):
+        with pytest.raises(UserError, match=f"4 edges apart.*{what}.*attribute-masking"):
             pretrain(options)
         assert not (tmp_path / "out").exists()
 
@@ -239,7 +241,7 @@ class TestPretraining:
         assert found.after.loss < found.before.loss
         assert found.after.score > found.chance.score
 
-    def test_equal_options_give_equal_bytes_and_another_seed_does_not(self, smiles, tmp_path):
+    def test_equal_options_produce_equal_bytes_and_another_seed_does_not(self, smiles, tmp_path):
         for name, seed in (("a", 0), ("b", 0), ("c", 1)):
             torch.manual_seed(seed + 7)  # which must not matter
             pretrain(small(smiles, tmp_path / name, seed=seed))
@@ -247,7 +249,7 @@ class TestPretraining:
         assert read["a"] == read["b"]
         assert read["a"] != read["c"]
 
-    def test_train_can_start_from_the_weights(self, smiles, tmp_path):
+    def test_train_loads_the_weights(self, smiles, tmp_path):
         pretrain(small(smiles, tmp_path / "out"))
         file = tmp_path / "out" / "weights.safetensors"
         backbone = load_graph_backbone(
@@ -258,10 +260,11 @@ class TestPretraining:
         assert {name for name in own if not name.startswith("head.")} == set(tensors)
         assert all(torch.equal(own[name], tensor) for name, tensor in tensors.items())
 
-    def test_the_folder_tells_what_happened(self, smiles, tmp_path):
+    def test_the_folder_has_config_metrics_and_log(self, smiles, tmp_path):
         found = pretrain(small(smiles, tmp_path / "out"))
         config = json.loads((found.folder / "config.json").read_text())
-        assert (config["model"], config["graphs"], config["held_out"]) == ("pyg/GIN-2x16", 36, 4)
+        assert config["model"] == "pyg/GIN-2x16"
+        assert (config["num_train_graphs"], config["num_held_out_graphs"]) == (36, 4)
         assert config["after"] == {"loss": found.after.loss, "score": found.after.score}
         with (found.folder / "metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -269,7 +272,7 @@ class TestPretraining:
         assert float(rows[-1]["held_out_loss"]) == found.after.loss
         assert "epoch    2" in (found.folder / "train.log").read_text()
 
-    def test_it_goes_on_from_weights(self, smiles, tmp_path):
+    def test_training_continues_from_weights(self, smiles, tmp_path):
         first = pretrain(small(smiles, tmp_path / "a", lr=0.01))
         file = str(first.folder / "weights.safetensors")
         small_step = small(smiles, tmp_path / "b", epochs=1, lr=1e-12, weights=file)
@@ -280,12 +283,12 @@ class TestPretraining:
             after["layers.1.convolution.nn.lins.0.weight"],
         )
 
-    def test_the_networks_of_hu_et_al_are_trained_too(self, smiles, tmp_path):
+    def test_the_networks_of_hu_et_al_can_be_pretrained(self, smiles, tmp_path):
         model = "pretrain-gnns/graphsage"
         found = pretrain(small(smiles, tmp_path / "out", model=model, epochs=1, batch_size=32))
         assert found.after.loss < found.before.loss
 
-    def test_what_diverges_is_told_of(self, smiles, tmp_path, monkeypatch):
+    def test_divergence_is_an_error(self, smiles, tmp_path, monkeypatch):
         monkeypatch.setattr(
             GraphNetwork, "node_embeddings", lambda *_: torch.full((999, 16), torch.nan)
         )
@@ -295,13 +298,13 @@ class TestPretraining:
 
 
 class TestData:
-    def test_what_is_no_molecule_is_named_and_counted(self, tmp_path):
+    def test_invalid_smiles_are_named_and_counted(self, tmp_path):
         path = tmp_path / "some.txt"
         path.write_text("\n".join([*SMILES, "C1CC", "", "Dear Sir", SMILES[0]]))
         found = read_unlabelled(small(path, tmp_path))
         assert len(found.graphs) == len(SMILES)
-        assert found.notes[0] == "1 are there again and count once"
-        assert found.notes[1].startswith("2 are no molecules and are left out: 'C1CC' (")
+        assert found.notes[0] == "1 duplicates are left out"
+        assert found.notes[1].startswith("2 invalid SMILES are left out: 'C1CC' (")
 
     def test_a_csv_file_has_a_column(self, tmp_path):
         path = tmp_path / "some.csv"
@@ -342,7 +345,7 @@ class TestData:
         assert [len(graph.x) for graph in found.graphs] == [len(read_molecule(s).x) for s in rest]
         assert found.notes == ("6 rows of the split test are left out",)
         path.write_text("\n".join(["smiles,split", *(f"{text},test" for text in RINGS)]))
-        with pytest.raises(UserError, match="only 0 graphs to learn from"):
+        with pytest.raises(UserError, match="only 0 graphs"):
             read_unlabelled(small(path, tmp_path))
 
     def test_molecules_of_rdkit_need_no_file(self, tmp_path, monkeypatch):
@@ -358,6 +361,6 @@ def test_the_command_prints_scores_and_the_file(capsys, smiles, tmp_path):
     flags = ["--model=pyg/GIN-2x8", "--epochs=1", "--device=cpu", f"--out={out}"]
     assert main.main(["pretrain", str(smiles), *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "accuracy on graphs held out:"
+    assert lines[0] == "accuracy on held-out graphs:"
     assert lines[-1].split() == ["weights", str(out / "weights.safetensors")]
     assert isinstance(float(lines[2].split()[0]), float)

@@ -1,4 +1,4 @@
-"""The command export: the network of a run in a format that other programs read, checked."""
+"""The command export: write the network of a run for other programs, and verify the file."""
 
 import contextlib
 import copy
@@ -14,7 +14,7 @@ from torch import nn
 
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.saved import CONFIG
-from delta_transfer.errors import UserError, unknown
+from delta_transfer.errors import ConfigError, ModelError, unknown
 from delta_transfer.export.formats import FORMATS, Exportable, Format, silence_warnings
 from delta_transfer.export.verification import compare_outputs, find_samples
 from delta_transfer.inference.predictor import Predictor, model_folder
@@ -24,35 +24,35 @@ from delta_transfer.training.loaders import resizes_by_split
 from delta_transfer.utils.files import write_atomically
 
 TOLERANCE = 1e-4
-"""By how much outputs of an exported network may differ from those of its original.
+"""Largest difference allowed between the outputs of the exported and the original network.
 
-Of outputs above 10, which float32 rounds in proportion, by a hundred-thousandth of the largest.
+For outputs above 10, which float32 rounds in proportion, it is 1e-5 of the largest output.
 """
 
 PREPROCESSING = "preprocessing.json"
 _FILES = (PREPROCESSING, CONFIG, "model.onnx.data", *(way.file for way in FORMATS.values()))
 
 _INPUTS = (
-    "float32 [batch, 3, size, size]: RGB images, upright, resized with antialiasing, the centre "
-    "cut out, divided by 255, less mean, divided by std"
+    "float32 [batch, 3, size, size]: RGB images, upright, resized with antialiasing, center-cropped, "
+    "divided by 255, minus mean, divided by std"
 )
 _PREDICTIONS = {
     "multiclass": "softmax of the logits: the probability of each class",
     "multilabel_binary": "sigmoid of each logit: the probability of the positive label",
-    "regression": "logit times std plus mean of each value, which task type has",
+    "regression": "logit times std plus mean of each target, which task_type has",
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """A network that was exported, and what its check found.
+    """The result of an export and its verification.
 
     Args:
-        file: the one with the weights.
-        opset: that of ONNX; None in other formats.
-        size_bytes: of the folder, in bytes.
-        max_difference: of outputs to those of the original, at most.
-        checked_on: the samples on which.
+        file: the file with the weights.
+        opset: the opset of ONNX; None in other formats.
+        size_bytes: size of the folder.
+        max_difference: largest difference of outputs from the original network's.
+        checked_on: description of the samples for the comparison.
     """
 
     file: Path
@@ -63,7 +63,7 @@ class ExportResult:
 
 
 def resolve_run_folder(path: str) -> Path:
-    """The folder of a run, of which `path` may be the model folder."""
+    """Return the folder of a run, of which `path` may be the model folder."""
     folder = Path(path)
     inside = (folder / CONFIG).is_file() and model_folder(folder) != folder
     inside = inside and not (folder / "model").exists()
@@ -77,17 +77,16 @@ def export_run(
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> ExportResult:
-    """Writes the network of a run into a folder, reads it again and compares the two.
+    """Export the network of a run, load it again and compare its outputs.
 
     Args:
-        predictor: the run; of a network of your own `Predictor(run, network=...)`.
-        format: safetensors (for timm, where the network is one of timm's), onnx or torch
-            (`torch.export`).
+        predictor: the run; for a custom network `Predictor(run, network=...)`.
+        format: safetensors (timm's form, for networks of timm), onnx or torch (`torch.export`).
         out: the folder; RUN/export/FORMAT if None.
         overwrite: replace an older export there.
 
     Returns:
-        Where it is and how near to the original.
+        The file and its difference from the original.
 
     Raises:
         UserError: if the folder is in use, the network cannot be exported in this format, or its
@@ -95,15 +94,15 @@ def export_run(
     """
     if format not in FORMATS:
         raise unknown("format", format, list(FORMATS))
-    way, spec = FORMATS[format], predictor.backbone.input_spec
+    export_format, spec = FORMATS[format], predictor.backbone.input_spec
     folder = predictor.run / "export" / format if out is None else Path(out)
     check_folder(
         folder, data=predictor.config.data, overwrite=overwrite, mark=PREPROCESSING, files=_FILES
     )
-    if isinstance(spec, GraphSpec) and not way.supports_graphs:
-        raise UserError(
-            f"--format {format}: the network of {predictor.run} is for graphs, whose sizes are no "
-            "batch of equal inputs: give --format safetensors"
+    if isinstance(spec, GraphSpec) and not export_format.supports_graphs:
+        raise ConfigError(
+            f"--format {format}: the network of {predictor.run} is for graphs: use --format "
+            "safetensors"
         )
     module = copy.deepcopy(predictor.backbone.module).cpu().eval()
     network = Exportable(
@@ -112,33 +111,29 @@ def export_run(
         metadata=_preprocessing_metadata(predictor),
     )
     with write_folder_atomically(folder) as new, silence_warnings():
-        exported = _write_checked(network, way, new, predictor)
-    return dataclasses.replace(exported, file=folder / way.file)
+        exported = _write_and_verify(network, export_format, new, predictor)
+    return dataclasses.replace(exported, file=folder / export_format.file)
 
 
-def _write_checked(
-    network: Exportable, way: Format, folder: Path, predictor: Predictor
+def _write_and_verify(
+    network: Exportable, export_format: Format, folder: Path, predictor: Predictor
 ) -> ExportResult:
-    """The network written into a new folder.
-
-    Raises:
-        UserError: if it is not the same when it is read again.
-    """
+    """Write the network to a new folder; raise ModelError if it differs when loaded again."""
     write_atomically(folder / PREPROCESSING, json.dumps(network.metadata, indent=2) + "\n")
-    opset = way.write(network, folder)
+    opset = export_format.write(network, folder)
     samples = find_samples(predictor.config, predictor.backbone.input_spec)
     module: nn.Module = network.backbone.module
-    difference, largest = compare_outputs(module, way.read(network, folder), samples.batches)
+    exported = export_format.read(network, folder)
+    difference, largest = compare_outputs(module, exported, samples.batches)
     allowed = TOLERANCE * max(1.0, largest / 10)
-    if not difference <= allowed:  # nor if it is no number
-        raise UserError(
-            f"{way.file} would not be the network of {predictor.run}: its outputs differ by "
+    if not difference <= allowed:  # NaN is refused, too
+        raise ModelError(
+            f"the outputs of {export_format.file} differ from those of {predictor.run} by "
             f"{difference:.1e}, more than {allowed:.1e}, on {samples.description}; nothing is "
-            "written. "
-            f"Give another --format, one of {', '.join(FORMATS)}"
+            f"written. Use another --format, one of {', '.join(FORMATS)}"
         )
     return ExportResult(
-        file=folder / way.file,
+        file=folder / export_format.file,
         opset=opset,
         size_bytes=sum(file.stat().st_size for file in folder.iterdir()),
         max_difference=difference,
@@ -147,11 +142,11 @@ def _write_checked(
 
 
 def _preprocessing_metadata(predictor: Predictor) -> dict[str, Any]:
-    """How inputs are made and what outputs mean, for those who have the exported file alone."""
+    """Describe preprocessing and outputs, for users of the exported file alone."""
     spec = predictor.backbone.input_spec
     outputs = {
         "outputs": "logits, float32 [batch, classes]",
-        "answers": _PREDICTIONS[predictor.task_type.name],
+        "predictions": _PREDICTIONS[predictor.task_type.name],
         "classes": list(predictor.classes),
         "task_type": task_type_to_dict(predictor.task_type),
     }
@@ -162,7 +157,7 @@ def _preprocessing_metadata(predictor: Predictor) -> dict[str, Any]:
         "inputs": _INPUTS,
         "size": spec.size,
         "resize": resize.side,
-        "resized": "both sides" if resize.square else "shorter side",
+        "resize_mode": "both sides" if resize.square else "shorter side",
         "interpolation": resize.interpolation,
         "crop": "center",
         "mean": list(spec.mean),
@@ -174,39 +169,39 @@ def _preprocessing_metadata(predictor: Predictor) -> dict[str, Any]:
 def check_folder(
     folder: Path, *, data: str, overwrite: bool, mark: str, files: Collection[str]
 ) -> None:
-    """Checks that an export may be written into a folder.
+    """Check that an export may be written to a folder.
 
     Args:
-        folder: where it is to lie.
-        data: the images that it must not lie among.
-        overwrite: whether an older one may be replaced.
-        mark: the file by which an export is known.
-        files: all that one may have.
+        folder: the folder to write to.
+        data: the training data, which the folder must not be part of.
+        overwrite: an older export may be replaced.
+        mark: the file that identifies an export.
+        files: all files that an export may have.
 
     Raises:
-        UserError: if it is in use, lies among the images or cannot be written.
+        UserError: if the folder is in use, part of the data, or cannot be written.
     """
     check_output_location(folder, data=data)
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not names:
         return
     if not overwrite:
-        raise UserError(
-            f"--out {folder} is not empty: give another folder, or --overwrite to replace the "
+        raise ConfigError(
+            f"--out {folder} is not empty: use another folder, or --overwrite to replace the "
             "export there"
         )
-    strange = min(names - set(files), default=None)
-    if mark not in names or strange is not None:
-        found = f"no {mark}" if strange is None else strange
-        raise UserError(
-            f"--out {folder} holds something that is no export ({found}), which --overwrite does "
-            "not replace: give another folder"
+    foreign = min(names - set(files), default=None)
+    if mark not in names or foreign is not None:
+        found = f"no {mark}" if foreign is None else foreign
+        raise ConfigError(
+            f"--out {folder} contains files that are not of an export ({found}), which "
+            "--overwrite does not replace: use another folder"
         )
 
 
 @contextlib.contextmanager
 def write_folder_atomically(folder: Path) -> Iterator[Path]:
-    """A folder elsewhere, whose files take the place of what is there if they are made in peace."""
+    """Yield a temporary folder whose files replace those of the folder if there is no error."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     with tempfile.TemporaryDirectory(dir=there, prefix=".export.") as temporary:
         yield Path(temporary)
@@ -214,6 +209,6 @@ def write_folder_atomically(folder: Path) -> Iterator[Path]:
         news = sorted(Path(temporary).iterdir())
         for new in news:
             os.replace(new, folder / new.name)
-        for old in folder.iterdir():  # of another format, now that there is something in its place
+        for old in folder.iterdir():  # files of another format
             if old.is_file() and old.name not in {new.name for new in news}:
                 old.unlink()

@@ -1,4 +1,4 @@
-"""The formats that networks are exported in: how each is written, and read again without ours."""
+"""Export formats: how each is written, and loaded again without this package."""
 
 import contextlib
 import dataclasses
@@ -17,20 +17,20 @@ from torch import Tensor, nn
 
 from delta_transfer.backbones.base import Backbone, blank_images, short_error_message
 from delta_transfer.backbones.saved import CONFIG, WEIGHTS, load_model
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError, ModelError
 
 INPUT, OUTPUT = "images", "logits"
-"""What ONNX calls the inputs and the outputs."""
+"""Names of inputs and outputs in ONNX."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exportable:
-    """A network to be exported.
+    """A network to export.
 
     Args:
         folder: the model folder of its run.
-        backbone: what it is, with `module` in eval mode on the CPU.
-        metadata: how its inputs are made and what its outputs mean, as JSON has it.
+        backbone: the network, with `module` in eval mode on the CPU.
+        metadata: description of its preprocessing and outputs, for JSON.
     """
 
     folder: Path
@@ -40,13 +40,13 @@ class Exportable:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Format:
-    """A format to export in.
+    """An export format.
 
     Args:
-        file: the one with the weights.
-        supports_graphs: whether networks for graphs can be written.
-        write: puts a network into a folder; returns ONNX's opset, where there is one.
-        read: the network in the folder, read as a stranger would, from inputs to logits.
+        file: the file with the weights.
+        supports_graphs: networks for graphs can be written.
+        write: writes a network to a folder; returns ONNX's opset, or None.
+        read: loads the network in a folder as other programs do: inputs -> logits.
     """
 
     file: str
@@ -63,17 +63,17 @@ def _write_safetensors(network: Exportable, folder: Path) -> None:
 def _read_safetensors(network: Exportable, folder: Path) -> nn.Module:
     if is_timm(network.backbone):
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    given = network.backbone.module if network.backbone.architecture is None else None
-    return load_model(folder, network=given)[0].module.eval()
+    custom = network.backbone.module if network.backbone.architecture is None else None
+    return load_model(folder, network=custom)[0].module.eval()
 
 
 def is_timm(backbone: Backbone) -> bool:
-    """Whether timm makes this network, so that it reads the folder of its model by itself."""
+    """Return True for a network of timm, which timm can load from the model folder."""
     return backbone.architecture is not None and timm.is_model(backbone.architecture)
 
 
 def _write_onnx(network: Exportable, folder: Path) -> int:
-    _need_onnx()
+    _require_onnx()
     with _exporting("onnx"):
         program = torch.onnx.export(
             network.backbone.module,
@@ -122,12 +122,12 @@ FORMATS: dict[str, Format] = {
     "onnx": Format(file="model.onnx", write=_write_onnx, read=_read_onnx),
     "torch": Format(file="model.pt2", write=_write_torch, read=_read_torch),
 }
-"""The formats by their names."""
+"""Export formats by name."""
 
 
 @contextlib.contextmanager
 def silence_warnings() -> Iterator[None]:
-    """Inside, nobody warns: torch's exporters do so of their own code, and torch's version."""
+    """Silence warnings and logs, which torch's exporters issue about their own code."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -140,36 +140,31 @@ def silence_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _exporting(name: str) -> Iterator[None]:
-    """Inside, what an exporter raises is an error of the user's network.
-
-    Raises:
-        UserError: in the place of anything else.
-    """
+    """Turn any error of an exporter into a ModelError."""
     try:
         yield
-    except Exception as error:  # on code that they cannot follow, exporters raise nearly anything
-        raise UserError(
+    except Exception as error:  # exporters raise nearly any type of error
+        raise ModelError(
             f"--format {name}: torch cannot export this network ({short_error_message(error)}): "
-            "give another "
-            f"--format, one of {', '.join(FORMATS)}"
+            f"use another --format, one of {', '.join(FORMATS)}"
         ) from error
 
 
 def _example(network: Exportable) -> Tensor:
-    """Several images, for of a single one an exporter takes the size of the batch as fixed."""
+    """Return two images, as an exporter would fix the batch size of a single one."""
     size = network.metadata["size"]
     return blank_images(network.backbone.module, size, count=2)
 
 
-def _need_onnx() -> None:
-    # Some builds of onnxruntime report how they are used, and begin when they are imported.
+def _require_onnx() -> None:
+    # Some builds of onnxruntime send usage statistics from their import on.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(
+        raise EnvironmentError(
             f"--format onnx needs onnx, onnxruntime and onnxscript ({error}): pip install "
             "'delta-transfer[export]'"
         ) from error

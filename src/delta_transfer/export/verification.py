@@ -1,4 +1,4 @@
-"""Whether an exported network says what its original says, on real samples."""
+"""Compare the outputs of an exported and the original network on real samples."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,17 +16,17 @@ from delta_transfer.inference.fault_tolerant_loader import fault_tolerant_loader
 from delta_transfer.runs.preparation.task import find_data
 from delta_transfer.training.loaders import Dataloaders
 
-_MAX_SAMPLES = 50  # samples that are looked at
+_MAX_SAMPLES = 50
 _BATCH_SIZE = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerificationSamples:
-    """What networks are compared on.
+    """Samples to compare networks on.
 
     Args:
-        batches: inputs of the network; the first batch is one sample, others are several.
-        description: what they are, in words.
+        batches: inputs of the network; the first batch has one sample, others several.
+        description: description of the samples, for messages.
     """
 
     batches: Sequence[Any]
@@ -34,14 +34,14 @@ class VerificationSamples:
 
 
 def find_samples(config: TrainConfig, spec: InputSpec | GraphSpec) -> VerificationSamples:
-    """Samples of the data of a run, of its test split if it has one.
+    """Return samples of the data of a run, from the test split if it has one.
 
-    Where the data is gone, cannot be read, or would perhaps be downloaded, photographs that come
-    with scikit-image take its place, and a graph of two nodes.
+    If the data is missing, unreadable, or might have to be downloaded, the images of scikit-image
+    or a graph of two nodes are used instead.
 
     Args:
-        config: of the run.
-        spec: what its network takes.
+        config: options of the run.
+        spec: the inputs of its network.
     """
     split = _own_samples(config)
     batches = [] if split is None else _read(split, spec, config)
@@ -51,23 +51,23 @@ def find_samples(config: TrainConfig, spec: InputSpec | GraphSpec) -> Verificati
             batches=_alone_first(batches),
             description=f"{count} {split.sample_type}s of {config.data}",
         )
-    instead = f"not of {config.data}, which is not at hand"
+    instead = f"not of {config.data}, which is not available"
     if isinstance(spec, GraphSpec):
         return VerificationSamples(
             batches=[spec.example()], description=f"a graph of two nodes, {instead}"
         )
     patches = load_data("skimage/patches", seed=0)
     batches = _read(patches.train, spec, config)
-    what = f"{sum(map(len, batches))} images of skimage/patches, {instead}"
-    return VerificationSamples(batches=_alone_first(batches), description=what)
+    description = f"{sum(map(len, batches))} images of skimage/patches, {instead}"
+    return VerificationSamples(batches=_alone_first(batches), description=description)
 
 
 def compare_outputs(
     reference: Callable[[Any], Tensor], exported: Callable[[Any], Tensor], batches: Sequence[Any]
 ) -> tuple[float, float]:
-    """By how much two networks' outputs differ at most, and the largest output of the first.
+    """Return the largest difference of two networks' outputs, and the first's largest output.
 
-    The difference is NaN where an output is no number.
+    The difference is NaN if an output is NaN.
     """
     differences, sizes = [], []
     with torch.no_grad():
@@ -89,7 +89,7 @@ def _own_samples(config: TrainConfig) -> Split | None:
 
 
 def _read(split: Split, spec: InputSpec | GraphSpec, config: TrainConfig) -> list[Any]:
-    """Samples from all over a split, batch by batch; those that cannot be read are left out."""
+    """Load evenly spaced samples of a split in batches, without unreadable ones."""
     count = min(_MAX_SAMPLES, len(split))
     some = split.subset(number * len(split) // count for number in range(count))
     options = dataclasses.replace(

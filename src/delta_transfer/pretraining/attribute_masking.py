@@ -1,4 +1,4 @@
-"""Attribute masking: what some nodes are is hidden, and told from their neighbours."""
+"""Attribute masking: predict the masked features of nodes from their neighbours."""
 
 import copy
 from typing import TYPE_CHECKING, final
@@ -17,17 +17,17 @@ if TYPE_CHECKING:  # the libraries that only graph tasks need
 
 @final
 class AttributeMasking(PretextTask):
-    """Says by the features of hidden nodes what they are.
+    """Predict the features of masked nodes.
 
-    As in [Hu et al. 2020](https://arxiv.org/abs/1905.12265) for atoms, where that is the element.
-    Numbers that are one-hot in all nodes, such as labels of nodes in TUDataset, are classes too;
-    other numbers are told themselves, each in the unit of its standard deviation.
+    For atoms the target is the element, as in [Hu et al.
+    2020](https://arxiv.org/abs/1905.12265). Numbers that are one-hot in all nodes, such as node
+    labels in TUDataset, are classes too; other numbers are regression targets, standardised.
 
     Args:
-        spec: what is known of nodes.
-        x: of the nodes to learn from, `[R, F]`.
-        width: features of a node.
-        rate: the share of each graph's nodes that is hidden; at least one is.
+        spec: the node features.
+        x: features of the training nodes, `[R, F]`.
+        width: features of a node in the network.
+        rate: fraction of each graph's nodes to mask; at least one is masked.
     """
 
     center: Tensor
@@ -47,65 +47,66 @@ class AttributeMasking(PretextTask):
         scale = numbers.std(dim=0, correction=0)
         self.register_buffer("center", numbers.mean(dim=0))
         self.register_buffer("scale", torch.where(scale > 0, scale, torch.ones_like(scale)))
-        counts = torch.bincount(self._kinds(x), minlength=self.head.out_features)
+        counts = torch.bincount(self._classes(x), minlength=self.head.out_features)
         self.register_buffer("usual", counts.argmax())
 
     def forward(
         self, network: GraphNetwork, graphs: "GraphBatch", generator: torch.Generator
     ) -> BatchScore:
-        """See `Pretext`."""
-        hidden = draw_masked_nodes(graphs.groups, self.rate, generator)
+        """See `PretextTask`."""
+        masked = draw_masked_nodes(graphs.groups, self.rate, generator)
         x = graphs.x.clone()
-        x[hidden] = 0
+        x[masked] = 0
         if self.has_atoms:
-            x[hidden, 0] = MASKED_ATOM
-        masked = copy.copy(graphs.batch)
-        masked.x = x
-        features = network.node_embeddings(type(graphs)(masked))[hidden]
-        return self._score(self.head(features), graphs.x[hidden])
+            x[masked, 0] = MASKED_ATOM
+        batch = copy.copy(graphs.batch)
+        batch.x = x
+        features = network.node_embeddings(type(graphs)(batch))[masked]
+        return self._score(self.head(features), graphs.x[masked])
 
     def score_baseline(self, graphs: "GraphBatch", generator: torch.Generator) -> BatchScore:
-        """See `Pretext`: the most common class, or the mean."""
-        hidden = draw_masked_nodes(graphs.groups, self.rate, generator)
-        outputs = self.head.weight.new_zeros(len(hidden), self.head.out_features)
+        """Predict the most common class, or the mean."""
+        masked = draw_masked_nodes(graphs.groups, self.rate, generator)
+        outputs = self.head.weight.new_zeros(len(masked), self.head.out_features)
         outputs[:, self.usual] = float(self.is_categorical)
-        return self._score(outputs, graphs.x[hidden])
+        return self._score(outputs, graphs.x[masked])
 
-    def _kinds(self, x: Tensor) -> Tensor:
+    def _classes(self, x: Tensor) -> Tensor:
         return x[:, 0] if self.has_atoms else x.argmax(dim=1)
 
     def _score(self, outputs: Tensor, x: Tensor) -> BatchScore:
         if self.is_categorical:
-            kinds = self._kinds(x)
-            right = float((outputs.argmax(dim=1) == kinds).float().mean())
-            return BatchScore(loss=F.cross_entropy(outputs, kinds), score=right, count=len(kinds))
+            targets = self._classes(x)
+            accuracy = float((outputs.argmax(dim=1) == targets).float().mean())
+            loss = F.cross_entropy(outputs, targets)
+            return BatchScore(loss=loss, score=accuracy, count=len(targets))
         loss = F.mse_loss(outputs, (x - self.center) / self.scale)
         return BatchScore(loss=loss, score=1 - float(loss.detach()), count=len(x))
 
 
 def draw_masked_nodes(groups: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """The nodes that are hidden: `floor(rate n + 1)` of the n of each graph, drawn at random.
+    """Draw the nodes to mask: `floor(rate n + 1)` of the n nodes of each graph.
 
     Args:
-        groups: the graph of each node, ascending, `[R]`.
+        groups: index of each node's graph, ascending, `[R]`.
         rate: above 0, below 1.
-        generator: of the CPU.
+        generator: a generator on the CPU.
 
     Returns:
-        Their positions, ascending, on the device of the groups.
+        Their indices, ascending, on the device of `groups`.
 
     Example:
         >>> groups = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1])
         >>> groups[draw_masked_nodes(groups, 0.15, torch.Generator())].tolist()
         [0, 0, 1]
     """
-    there = groups.cpu()
-    sizes = torch.bincount(there)
-    order = torch.randperm(len(there), generator=generator)
-    order = order[torch.argsort(there[order], stable=True)]  # at random within each graph
-    rank = torch.arange(len(there)) - (sizes.cumsum(0) - sizes)[there]
-    hidden = order[rank < (sizes * rate + 1).long()[there]]
-    return hidden.sort().values.to(groups.device)
+    graph = groups.cpu()
+    sizes = torch.bincount(graph)
+    order = torch.randperm(len(graph), generator=generator)
+    order = order[torch.argsort(graph[order], stable=True)]  # random within each graph
+    rank = torch.arange(len(graph)) - (sizes.cumsum(0) - sizes)[graph]
+    masked = order[rank < (sizes * rate + 1).long()[graph]]
+    return masked.sort().values.to(groups.device)
 
 
 def _is_one_hot(x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What a network on graphs learns in pretraining, and how well it does."""
+"""The interface of pretext tasks, and their scores."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ if TYPE_CHECKING:  # the libraries that only graph tasks need
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchScore:
-    """How well some questions were answered.
+    """The mean loss and score of a batch.
 
     Args:
-        loss: the mean over the questions.
-        score: the mean of their scores, which are 1 at best.
-        count: how many there were.
+        loss: mean over the targets.
+        score: mean over the targets, 1 at best.
+        count: number of targets.
     """
 
     loss: Tensor
@@ -31,22 +31,17 @@ class BatchScore:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanScore:
-    """The means over all questions.
-
-    Args:
-        loss: of the losses.
-        score: of the scores.
-    """
+    """The mean loss and score over all batches."""
 
     loss: float
     score: float
 
 
 class PretextTask(nn.Module, ABC):
-    """Questions about graphs that need no labels, with whatever answers them beside the network.
+    """A self-supervised task on graphs, with its own head beside the network.
 
     Attributes:
-        metric_name: what a score is.
+        metric_name: name of the score.
     """
 
     metric_name: str
@@ -55,27 +50,27 @@ class PretextTask(nn.Module, ABC):
     def forward(
         self, network: GraphNetwork, graphs: "GraphBatch", generator: torch.Generator
     ) -> BatchScore | None:
-        """Asks questions and scores the answers.
+        """Draw targets for a batch and score the network's predictions.
 
         Args:
-            network: what is trained.
-            graphs: on its device.
-            generator: of the CPU; it draws the questions.
+            network: the network in training.
+            graphs: a batch on its device.
+            generator: a generator on the CPU, for the targets.
 
         Returns:
-            The scores; None if there is nothing to ask about these graphs.
+            The scores; None if the graphs have no targets.
         """
 
     @abstractmethod
     def score_baseline(self, graphs: "GraphBatch", generator: torch.Generator) -> BatchScore | None:
-        """The same questions answered without a look at the graphs."""
+        """Score constant predictions for the same targets."""
 
 
 def average_scores(parts: Iterable[BatchScore | None]) -> MeanScore:
-    """The means over all questions of several parts; no numbers where there were none."""
-    there = [part for part in parts if part is not None]
-    count = sum(part.count for part in there)
+    """Return the means over the targets of several batches; NaN without targets."""
+    scored = [part for part in parts if part is not None]
+    count = sum(part.count for part in scored)
     if not count:
         return MeanScore(loss=float("nan"), score=float("nan"))
-    loss = sum(float(part.loss.detach()) * part.count for part in there) / count
-    return MeanScore(loss=loss, score=sum(part.score * part.count for part in there) / count)
+    loss = sum(float(part.loss.detach()) * part.count for part in scored) / count
+    return MeanScore(loss=loss, score=sum(part.score * part.count for part in scored) / count)

@@ -1,4 +1,4 @@
-"""The graphs that a network is pretrained on: their labels are not used."""
+"""The unlabelled graphs of a pretraining."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from delta_transfer.data.molecules.options import MoleculeOptions
 from delta_transfer.data.molecules.smiles_files import SMILES_SUFFIXES, list_smiles_without_test
 from delta_transfer.data.names import MOLECULENET, TU
 from delta_transfer.data.registry import load_data
-from delta_transfer.errors import UserError, first_few
+from delta_transfer.errors import ConfigError, DataError, first_few
 from delta_transfer.utils.optional import require_graph_libraries
 from delta_transfer.utils.paths import user_path
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:  # the libraries that only graph tasks need
 NAMED_PREFIXES = (MOLECULENET, TU)
 OFFLINE = "rdkit/nci"
 
-_LEAST = 10  # graphs
+_MIN_GRAPHS = 10
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UnlabelledGraphs:
-    """Graphs to learn from.
+    """Graphs for pretraining.
 
     Args:
-        graphs: those.
-        spec: what is known of their nodes.
-        notes: sentences worth telling the user.
+        graphs: the graphs.
+        spec: their node features.
+        notes: messages for the user.
     """
 
     graphs: "Sequence[Data]"
@@ -40,10 +40,10 @@ class UnlabelledGraphs:
 
 
 def read_unlabelled(options: PretrainOptions) -> UnlabelledGraphs:
-    """The graphs that the options name.
+    """Load the graphs of the options.
 
     Raises:
-        UserError: if there is no such data, it is of images, or there are too few graphs in it.
+        UserError: if the data does not exist, has no graphs, or too few.
     """
     _check(options)
     require_graph_libraries("pretrain")
@@ -59,14 +59,13 @@ def read_unlabelled(options: PretrainOptions) -> UnlabelledGraphs:
         graphs = [split.read(path) for split in (task.train, task.val) for path in split.paths]
         notes = [f"its training and validation splits, seed {options.seed}, without labels"]
     else:
-        smiles, tested = _smiles(options)
-        graphs, notes = _molecules(smiles, data)
-        if tested:
-            notes.append(f"{tested} rows of the split test are left out")
-    if len(graphs) < _LEAST:
-        raise UserError(
-            f"{data}: there are only {len(graphs)} graphs to learn from: give at least {_LEAST}, "
-            "and better thousands"
+        smiles, num_test_rows = _load_smiles(options)
+        graphs, notes = _parse_molecules(smiles, data)
+        if num_test_rows:
+            notes.append(f"{num_test_rows} rows of the split test are left out")
+    if len(graphs) < _MIN_GRAPHS:
+        raise DataError(
+            f"{data} has only {len(graphs)} graphs: use at least {_MIN_GRAPHS}, better thousands"
         )
     return UnlabelledGraphs(
         graphs=graphs, spec=GraphSpec.from_node_features(graphs[0].x), notes=tuple(notes)
@@ -74,33 +73,29 @@ def read_unlabelled(options: PretrainOptions) -> UnlabelledGraphs:
 
 
 def _check(options: PretrainOptions) -> None:
-    """Raises UserError where the data cannot be what is needed, or an option is of other data."""
+    """Raise UserError if the data has no graphs, or an option does not apply to it."""
     data, path = options.data, user_path(options.data)
     named = data == OFFLINE or data.startswith(NAMED_PREFIXES)
-    ending = path.suffix.lower()
-    if not named and not (path.is_file() and ending in (".csv", *SMILES_SUFFIXES)):
-        what = "this is no file of molecules" if path.exists() else "there is no such file"
-        raise UserError(
-            f"{data}: {what}; give a file of SMILES (.csv, {', '.join(SMILES_SUFFIXES)}), "
-            f"{OFFLINE}, "
-            f"{' or '.join(f'{prefix}NAME' for prefix in NAMED_PREFIXES)}"
+    suffix = path.suffix.lower()
+    names = [f"{prefix}NAME" for prefix in NAMED_PREFIXES]
+    if not named and not (path.is_file() and suffix in (".csv", *SMILES_SUFFIXES)):
+        reason = "not a file of molecules" if path.exists() else "file not found"
+        raise DataError(
+            f"{data}: {reason}; use a file of SMILES (.csv, {', '.join(SMILES_SUFFIXES)}), "
+            f"{OFFLINE}, {' or '.join(names)}"
         )
-    if options.smiles_column is not None and (named or ending != ".csv"):
-        raise UserError(f"--smiles-column: {data} is no CSV file; leave the option out")
+    if options.smiles_column is not None and (named or suffix != ".csv"):
+        raise ConfigError(f"--smiles-column: {data} is not a CSV file; leave the option out")
     if options.split != "auto" and not data.startswith(MOLECULENET):
-        raise UserError(
-            f"--split {options.split}: only {MOLECULENET}NAME is split so; leave the option out"
+        raise ConfigError(
+            f"--split {options.split} is for {MOLECULENET}NAME only; leave the option out"
         )
     if options.data_root is not None and not data.startswith(NAMED_PREFIXES):
-        raise UserError(
-            f"--data-root: only {' and '.join(f'{prefix}NAME' for prefix in NAMED_PREFIXES)} look "
-            "there; "
-            "leave the option out"
-        )
+        raise ConfigError(f"--data-root is for {' and '.join(names)} only; leave the option out")
 
 
-def _smiles(options: PretrainOptions) -> tuple[Sequence[str], int]:
-    """Those of the molecules to learn from, and how many are left for a test."""
+def _load_smiles(options: PretrainOptions) -> tuple[Sequence[str], int]:
+    """Return the SMILES to train on, and the number of test rows left out."""
     if options.data == OFFLINE:
         from delta_transfer.data.molecules.nci import load_nci_smiles
 
@@ -108,25 +103,25 @@ def _smiles(options: PretrainOptions) -> tuple[Sequence[str], int]:
     return list_smiles_without_test(user_path(options.data), column=options.smiles_column)
 
 
-def _molecules(smiles: Sequence[str], source: str) -> "tuple[list[Data], list[str]]":
-    """The molecules, each once, and how many are left out because they are none."""
+def _parse_molecules(smiles: Sequence[str], source: str) -> "tuple[list[Data], list[str]]":
+    """Return the distinct molecules, and notes on duplicates and invalid SMILES."""
     from delta_transfer.data.molecules.smiles import SmilesError, read_molecule
 
-    graphs, strange = [], []
+    graphs, invalid = [], []
     different = list(dict.fromkeys(smiles))
     for text in different:
         try:
             graphs.append(read_molecule(text))
         except SmilesError as error:
-            strange.append(f"'{text}' ({error.reason})")
+            invalid.append(f"'{text}' ({error.reason})")
     notes = []
     if len(different) < len(smiles):
-        notes.append(f"{len(smiles) - len(different)} are there again and count once")
-    if strange:
-        notes.append(f"{len(strange)} are no molecules and are left out: {first_few(strange)}")
-    if strange and not graphs:
-        raise UserError(
-            f"{source}: there is no molecule in it ({first_few(strange)}): give SMILES, one at the "
-            "beginning of each line, or in a column of a CSV file (--smiles-column)"
+        notes.append(f"{len(smiles) - len(different)} duplicates are left out")
+    if invalid:
+        notes.append(f"{len(invalid)} invalid SMILES are left out: {first_few(invalid)}")
+    if invalid and not graphs:
+        raise DataError(
+            f"{source} has no molecules ({first_few(invalid)}): use SMILES, one at the beginning of "
+            "each line, or in a column of a CSV file (--smiles-column)"
         )
     return graphs, notes

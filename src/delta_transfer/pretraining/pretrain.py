@@ -1,4 +1,4 @@
-"""Pretraining of a network on graphs without labels: weights that `train --weights` takes."""
+"""Pretrain a network on unlabelled graphs; `train --weights` loads the result."""
 
 import csv
 import dataclasses
@@ -19,7 +19,7 @@ from delta_transfer.backbones.graph_network import GraphNetwork
 from delta_transfer.backbones.registry import find_graph_loader, load_graph_backbone
 from delta_transfer.backbones.weights_file import read_weights
 from delta_transfer.config.commands import PretrainOptions
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, DataError
 from delta_transfer.pretraining.attribute_masking import AttributeMasking
 from delta_transfer.pretraining.base import BatchScore, MeanScore, PretextTask, average_scores
 from delta_transfer.pretraining.context_prediction import ContextPrediction
@@ -39,21 +39,21 @@ if TYPE_CHECKING:  # the libraries that only graph tasks need
 
 
 WEIGHTS, CONFIG, METRICS, LOG = "weights.safetensors", "config.json", "metrics.csv", "train.log"
-HELD_OUT_FRACTION = 0.1  # share of the graphs
+_HELD_OUT_FRACTION = 0.1
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainResult:
-    """What a pretraining comes to; figures are of the graphs that were held out.
+    """The result of a pretraining, measured on held-out graphs.
 
     Args:
-        folder: its files.
-        metric_name: what scores are.
-        chance: of who sees nothing of the graphs.
-        before: of the network as it started.
-        after: of the network at the end.
+        folder: the folder of its files.
+        metric_name: name of the score.
+        chance: scores of constant predictions.
+        before: scores of the network before training.
+        after: scores of the trained network.
     """
 
     folder: Path
@@ -65,15 +65,15 @@ class PretrainResult:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _PretrainJob:
-    """What is trained, and on what.
+    """A network, its pretext task and its data.
 
     Args:
-        options: those given.
-        network: on its device.
-        pretext_task: likewise.
-        graphs: to learn from.
-        held_out: to measure by.
-        device: where graphs are moved to.
+        options: the user's options.
+        network: the network, on its device.
+        pretext_task: the pretext task, on the same device.
+        graphs: graphs for training.
+        held_out: graphs for evaluation.
+        device: the device.
     """
 
     options: PretrainOptions
@@ -85,17 +85,17 @@ class _PretrainJob:
 
 
 def pretrain(options: PretrainOptions) -> PretrainResult:
-    """Trains a network on graphs without labels and writes its weights, which have no head.
+    """Train a network on unlabelled graphs and write its weights, without a head.
 
-    A tenth of the graphs is held out to measure by. On the CPU equal options give equal bytes.
+    A tenth of the graphs is held out for evaluation. On the CPU equal options produce equal bytes.
 
     Raises:
-        UserError: if an option, the data or the network is not as it must be, the folder may not
-            be written, or training diverges.
+        UserError: if an option, the data or the network is invalid, the folder cannot be written,
+            or training diverges.
     """
     folder = _check_folder(options)
     device = find_device(options.device)
-    find_graph_loader(options.model)  # before anything slow begins
+    find_graph_loader(options.model)  # fail before anything slow
     if options.weights is not None:
         read_weights(options.weights)
     data = read_unlabelled(options)
@@ -141,7 +141,7 @@ def _run(job: _PretrainJob, folder: Path) -> PretrainResult:
     optimizer = torch.optim.Adam(
         [*job.network.parameters(), *job.pretext_task.parameters()], lr=job.options.lr
     )
-    # Without an end at zero the last weights are those of one noisy step after many.
+    # Without a final rate near zero the last weights depend on the noise of the last steps.
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, job.options.epochs)
     after = before
     for epoch in range(1, job.options.epochs + 1):
@@ -149,7 +149,7 @@ def _run(job: _PretrainJob, folder: Path) -> PretrainResult:
         schedule.step()
         after = _evaluate(job)
         if not math.isfinite(loss) or not math.isfinite(after.loss):
-            raise UserError(
+            raise ConfigError(
                 f"pretraining diverged in epoch {epoch} (loss {loss:g}): try a smaller --lr than "
                 f"{job.options.lr:g}"
             )
@@ -167,30 +167,25 @@ def _run(job: _PretrainJob, folder: Path) -> PretrainResult:
 
 
 def _check_trainable(job: _PretrainJob) -> None:
-    """Checks that there are questions about the graphs.
-
-    Raises:
-        UserError: if there are none about those to learn from, or those held out.
-    """
-    for what, graphs in (("to learn from", job.graphs), ("held out", job.held_out)):
+    """Raise DataError if the training graphs or the held-out graphs have no targets."""
+    for subset, graphs in (("training", job.graphs), ("held-out", job.held_out)):
         generator = _generator(job.options.seed, "measure")
         with eval_mode(job.network), eval_mode(job.pretext_task), torch.no_grad():
             scores = (
                 job.pretext_task(job.network, part, generator) for part in _batches(graphs, job)
             )
-            asked = any(scored is not None for scored in scores)
-        if not asked:
+            has_targets = any(scored is not None for scored in scores)
+        if not has_targets:
             edges = max(1, len(job.network.layers) - 1)
-            raise UserError(
-                f"--objective {job.options.objective}: there is nothing to ask about the "
-                f"{len(graphs)} graphs {what}, as in two of them or more a node with another one "
-                f"at least {edges} edges away is needed: take --objective attribute-masking, more "
-                "graphs, or a --model with fewer layers, such as pyg/GIN-2x64"
+            raise DataError(
+                f"--objective {job.options.objective} needs two graphs with nodes at least {edges} "
+                f"edges apart, which the {len(graphs)} {subset} graphs lack: use --objective "
+                "attribute-masking, more graphs, or a --model with fewer layers (pyg/GIN-2x64)"
             )
 
 
 def _train(job: _PretrainJob, optimizer: torch.optim.Optimizer, epoch: int) -> float:
-    """One pass over the graphs, in an order and with questions that seed and epoch determine."""
+    """Train for one epoch, with order and targets drawn from seed and epoch."""
     seed = job.options.seed
     order = torch.randperm(len(job.graphs), generator=_generator(seed, "order", epoch))
     generator = _generator(seed, "questions", epoch)
@@ -198,7 +193,7 @@ def _train(job: _PretrainJob, optimizer: torch.optim.Optimizer, epoch: int) -> f
     job.pretext_task.train()
     parts = []
     for graphs in _batches([job.graphs[i] for i in order.tolist()], job):
-        if len(graphs.x) == 1:  # of which batch norm has no variance
+        if len(graphs.x) == 1:  # batch norm needs two nodes
             continue
         scored = job.pretext_task(job.network, graphs, generator)
         if scored is None:
@@ -211,14 +206,14 @@ def _train(job: _PretrainJob, optimizer: torch.optim.Optimizer, epoch: int) -> f
 
 
 def _evaluate(job: _PretrainJob, *, use_network: bool = True) -> MeanScore:
-    """Means over the graphs held out, of which the same is asked each time."""
+    """Return the means over the held-out graphs, with the same targets each time."""
     generator = _generator(job.options.seed, "measure")
 
     def score(graphs: "GraphBatch") -> BatchScore | None:
         if not use_network:
             return job.pretext_task.score_baseline(graphs, generator)
-        found: BatchScore | None = job.pretext_task(job.network, graphs, generator)
-        return found
+        scored: BatchScore | None = job.pretext_task(job.network, graphs, generator)
+        return scored
 
     with eval_mode(job.network), eval_mode(job.pretext_task), torch.no_grad():
         return average_scores([score(graphs) for graphs in _batches(job.held_out, job)])
@@ -237,9 +232,9 @@ def _generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 
 def _hold_out(graphs: "Sequence[Data]", seed: int) -> "tuple[list[Data], list[Data]]":
-    """The graphs to learn from, and those to measure by."""
+    """Split graphs into those for training and those for evaluation."""
     order = torch.randperm(len(graphs), generator=_generator(seed, "held out")).tolist()
-    count = max(1, round(HELD_OUT_FRACTION * len(graphs)))
+    count = max(1, round(_HELD_OUT_FRACTION * len(graphs)))
     return [graphs[i] for i in sorted(order[count:])], [graphs[i] for i in sorted(order[:count])]
 
 
@@ -260,7 +255,7 @@ def _make_pretext_task(
 
 def _log_epoch(epoch: int, found: MeanScore, job: _PretrainJob) -> None:
     logger.info(
-        "epoch    %d: loss %.4f, %s %.4f on graphs held out",
+        "epoch    %d: loss %.4f, %s %.4f on held-out graphs",
         epoch,
         found.loss,
         job.pretext_task.metric_name,
@@ -269,41 +264,44 @@ def _log_epoch(epoch: int, found: MeanScore, job: _PretrainJob) -> None:
 
 
 def _check_folder(options: PretrainOptions) -> Path:
-    """Where the files go.
+    """Return the folder for the files.
 
     Raises:
-        UserError: if they may not.
+        UserError: if it is in use.
     """
     if options.out is None:
         return free_folder(f"pretrain-{data_name(options.data)}-{time_stamp()}")
     folder = Path(options.out).expanduser()
     check_output_location(folder, data=options.data)
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    strange = min(there - {WEIGHTS, CONFIG, METRICS, LOG}, default=None)
-    if strange is not None:
-        raise UserError(
-            f"--out {folder} holds something that is of no pretraining ({strange}): give another "
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    foreign = min(files - {WEIGHTS, CONFIG, METRICS, LOG}, default=None)
+    if foreign is not None:
+        raise ConfigError(
+            f"--out {folder} contains files that are not of a pretraining ({foreign}): use another "
             "folder"
         )
-    if there and not options.overwrite:
-        raise UserError(
-            f"--out {folder} is not empty: give another folder, or --overwrite to replace the "
-            "pretraining in it"
+    if files and not options.overwrite:
+        raise ConfigError(
+            f"--out {folder} is not empty: use another folder, or --overwrite to replace the "
+            "pretraining there"
         )
     return folder
 
 
 def _write(found: PretrainResult, job: _PretrainJob, rows: Sequence[tuple[object, ...]]) -> None:
-    """The weights last: who finds them finds the rest."""
+    """Write all files, the weights last, so that they are never there without the others."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([("epoch", "loss", "held_out_loss", "held_out_score"), *rows])
     write_atomically(found.folder / METRICS, text.getvalue())
     options = dataclasses.asdict(job.options)
-    figures = {name: value for name, value in dataclasses.asdict(found).items() if name != "folder"}
+    scores = {name: value for name, value in dataclasses.asdict(found).items() if name != "folder"}
     config = {name: options[name] for name in options if name not in ("out", "overwrite")}
-    graphs = {"graphs": len(job.graphs), "held_out": len(job.held_out)}
-    write_atomically(found.folder / CONFIG, json.dumps(config | graphs | figures, indent=2) + "\n")
+    counts = {
+        "num_train_graphs": len(job.graphs),
+        "num_held_out_graphs": len(job.held_out),
+    }
+    write_atomically(found.folder / CONFIG, json.dumps(config | counts | scores, indent=2) + "\n")
     state = {
         name: tensor.cpu().contiguous().clone()
         for name, tensor in state_tensors(job.network).items()

@@ -307,7 +307,7 @@ def test_a_dry_run_leaves_a_folder_and_asks_nobody(run, hub, capsys, monkeypatch
     assert "| data | Noisy patterns |" in card.text
     (folder / "thesis.tex").write_text("mine")
     said = error_of(capsys, *again)
-    assert "holds something that is no export (thesis.tex)" in said
+    assert "contains files that are not of an export (thesis.tex)" in said
     assert main([*again, f"--out={tmp_path / 'other'}"]) == 0
     assert (tmp_path / "other" / "model.safetensors").is_file()
 

@@ -14,7 +14,7 @@ def pretrain(args: Sequence[str]) -> None:
     from delta_transfer.pretraining import pretrain as pretraining
 
     found = pretraining.pretrain(options)
-    print(f"{found.metric_name} on graphs held out:")
+    print(f"{found.metric_name} on held-out graphs:")
     for score, when in (
         (found.chance.score, "without a look at them"),
         (found.before.score, "at the start"),
