@@ -526,9 +526,9 @@ VALUES = [
         --lr=0 | must be above 0 and at most 1, for example 0.001
         --lr=nan | give a number
         --seed=-1 | must be at least 0
-        --split=random | only moleculenet/NAME is split so; leave the option out
+        --split=random | is for moleculenet/NAME only; leave the option out
         --split=even | give one of auto, scaffold, random
-        --smiles-column=smiles | rdkit/nci is no CSV file; leave the option out
+        --smiles-column=smiles | rdkit/nci is not a CSV file; leave the option out
         --data-root=. | only moleculenet/NAME and tu/NAME look there; leave the option out
         --overwrite=yes | give it alone
         --device=gpu | give one of auto, cpu, cuda, mps
@@ -1506,7 +1506,7 @@ OUT = [
     row(
         "export: out no export",
         "export run --format=safetensors --out=run/model --overwrite",
-        "--out run/model contains files that are not of an export (no preprocessing.json) | use another",
+        "--out run/model contains files that are not of an export | (no preprocessing.json)",
     ),
     row(
         "export: something in an export",
@@ -1535,7 +1535,7 @@ OUT = [
     row(
         "push: out no export",
         "push run a/b --dry-run --out=run/model --overwrite",
-        "--out run/model contains files that are not of an export (no preprocessing.json) | use another",
+        "--out run/model contains files that are not of an export | (no preprocessing.json)",
     ),
     row(
         "push: out a file",

@@ -437,9 +437,7 @@ class Odd(nn.Module):
 def test_a_network_that_cannot_be_exported_is_an_error(tmp_path, capsys):
     run = saved_run(tmp_path / "run", wrap_network(Odd(), num_outputs=2, image_size=24))
     before = sorted(run.rglob("*"))
-    with pytest.raises(
-        UserError, match=r"--format torch: torch cannot export this network .*--format"
-    ):
+    with pytest.raises(UserError, match=r"--format torch: .* cannot export .*--format"):
         export_run(Predictor(run, device="cpu", network=Odd()), format="torch")
     assert sorted(run.rglob("*")) == before
     with pytest.raises(UserError, match=r"unknown format 'onnxx'.*onnx"):

@@ -206,9 +206,7 @@ class TestContext:
         network = backbone.module
         assert ContextPrediction(network)(network, graphs, torch.Generator()) is None
 
-    @pytest.mark.parametrize(
-        ("count", "what"), [(0, "18 training graphs"), (9, "2 held-out graphs")]
-    )
+    @pytest.mark.parametrize(("count", "what"), [(0, "18 training"), (9, "2 held-out")])
     def test_graphs_without_contexts_are_an_error(self, tmp_path, count, what):
         """Stars have no nodes four edges apart."""
         path = tmp_path / "some.smi"

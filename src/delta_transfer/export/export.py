@@ -33,8 +33,8 @@ PREPROCESSING = "preprocessing.json"
 _FILES = (PREPROCESSING, CONFIG, "model.onnx.data", *(way.file for way in FORMATS.values()))
 
 _INPUTS = (
-    "float32 [batch, 3, size, size]: RGB images, upright, resized with antialiasing, center-cropped, "
-    "divided by 255, minus mean, divided by std"
+    "float32 [batch, 3, size, size]: RGB images, upright, resized with antialiasing, center-"
+    "cropped, divided by 255, minus mean, divided by std"
 )
 _PREDICTIONS = {
     "multiclass": "softmax of the logits: the probability of each class",

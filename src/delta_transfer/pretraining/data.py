@@ -121,7 +121,7 @@ def _parse_molecules(smiles: Sequence[str], source: str) -> "tuple[list[Data], l
         notes.append(f"{len(invalid)} invalid SMILES are left out: {first_few(invalid)}")
     if invalid and not graphs:
         raise DataError(
-            f"{source} has no molecules ({first_few(invalid)}): use SMILES, one at the beginning of "
-            "each line, or in a column of a CSV file (--smiles-column)"
+            f"{source} has no molecules ({first_few(invalid)}): use SMILES, one at the beginning "
+            "of each line, or in a column of a CSV file (--smiles-column)"
         )
     return graphs, notes
