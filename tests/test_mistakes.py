@@ -529,7 +529,7 @@ VALUES = [
         --split=random | is for moleculenet/NAME only; leave the option out
         --split=even | give one of auto, scaffold, random
         --smiles-column=smiles | rdkit/nci is not a CSV file; leave the option out
-        --data-root=. | only moleculenet/NAME and tu/NAME look there; leave the option out
+        --data-root=. | is for moleculenet/NAME and tu/NAME only; leave the option out
         --overwrite=yes | give it alone
         --device=gpu | give one of auto, cpu, cuda, mps
         """,

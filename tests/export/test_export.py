@@ -278,10 +278,7 @@ def test_missing_images_are_replaced_by_those_of_scikit_image(monkeypatch, data)
 
     monkeypatch.setattr("delta_transfer.data.sources.torchvision._read", fetch)
     samples = find_samples(TrainOptions(data=data).resolve(), spec())
-    assert (
-        samples.description
-        == f"50 images of skimage/patches, not of {data}, which is not available"
-    )
+    assert samples.description.startswith(f"50 images of skimage/patches, not of {data},")
     assert sum(map(len, samples.batches)) == 51
     assert samples.batches[1].std() > 0.1
 

@@ -1,4 +1,4 @@
-"""A run goes to a stand-in for the hub and comes back by timm's own loader, saying the same."""
+"""Push runs to a stand-in for the hub, and load them with timm."""
 
 import contextlib
 import csv
@@ -50,7 +50,7 @@ PATCHES = load_data("skimage/patches", seed=0)
 
 @pytest.fixture(scope="module")
 def light(tmp_path_factory: pytest.TempPathFactory, finished: RunResult) -> Path:
-    """The finished run without what push does not read. Not to be written to."""
+    """Copy the finished run without files that push does not read; read-only."""
     out = tmp_path_factory.mktemp("runs") / "light"
     ignored = shutil.ignore_patterns("checkpoints", "tensorboard", "examples")
     return shutil.copytree(finished.folder, out, ignore=ignored)
@@ -98,7 +98,7 @@ def python_of(card: str) -> str:
 # -------------------------------------------------------------------------------------- round trip
 
 
-def test_timm_loads_what_was_pushed_and_says_what_the_run_says(
+def test_timm_loads_a_pushed_run_and_predicts_the_same(
     run, hub, tmp_path, photographs, capsys, monkeypatch
 ):
     assert main(["push", str(run), "ada/patterns", "--license=mit"]) == 0
@@ -162,7 +162,7 @@ def test_the_command_and_timm_in_processes_of_their_own(run, tmp_path, photograp
     assert float(probability) == pytest.approx(expected.probabilities[best], abs=1e-3)
 
 
-def test_a_repository_that_is_there_gets_one_more_commit(run, hub, capsys):
+def test_an_existing_repository_gets_one_commit(run, hub, capsys):
     hub.repos["ada/mine"] = Repo(commits=[{"README.md": b"old", "thesis.pdf": b"%PDF"}])
     hub.warning = "empty or missing yaml metadata"
     assert main(["push", str(run), "ada/mine"]) == 0
@@ -178,7 +178,7 @@ def test_a_repository_that_is_there_gets_one_more_commit(run, hub, capsys):
     assert repo.files["README.md"].startswith(b"---\n")
 
 
-def test_private_is_made_and_never_taken_for_granted(run, hub, capsys):
+def test_private_repositories_are_created_and_checked(run, hub, capsys):
     assert main(["push", str(run), "ada/secret", "--private"]) == 0
     assert hub.repos["ada/secret"].private
     assert f"address  {hub.url}/ada/secret (private)\n" in capsys.readouterr().out
@@ -189,7 +189,7 @@ def test_private_is_made_and_never_taken_for_granted(run, hub, capsys):
     assert not any("open" in request and "upload" in request for request in hub.requests)
 
 
-# ------------------------------------------------------------------------------------- what fails
+# ------------------------------------------------------------------------------------- failures
 
 
 @pytest.mark.parametrize(
@@ -201,12 +201,12 @@ def test_private_is_made_and_never_taken_for_granted(run, hub, capsys):
         (418, "the hub answers 418 (Client error '418"),
     ],
 )
-def test_what_the_hub_refuses_is_told(run, hub, capsys, status, says):
+def test_refusals_of_the_hub_are_explained(run, hub, capsys, status, says):
     hub.status = status
     assert says in error_of(capsys, "push", str(run), "ada/mine")
 
 
-def test_a_token_or_a_name_that_is_not_ones_own(run, hub, capsys, monkeypatch):
+def test_another_token_or_namespace_is_rejected(run, hub, capsys, monkeypatch):
     said = error_of(capsys, "push", str(run), "bob/theirs")
     assert "the token may not write to bob/theirs (403)" in said
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
@@ -221,7 +221,7 @@ def test_a_token_or_a_name_that_is_not_ones_own(run, hub, capsys, monkeypatch):
     assert (hub.requests, hub.repos) == ([], {})
 
 
-def test_a_card_that_the_hub_refuses_makes_no_repository(run, hub, capsys):
+def test_an_invalid_card_creates_no_repository(run, hub, capsys):
     said = error_of(capsys, "push", str(run), "ada/mine", "--license=my-own")
     assert 'the hub refuses the model card ("license" must be one of apache-2.0' in said
     assert hub.repos == {}
@@ -246,7 +246,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
-def test_an_upload_that_breaks_off_leaves_no_commit_and_goes_on(run, hub, capsys, slept):
+def test_an_interrupted_upload_leaves_no_commit_and_can_be_repeated(run, hub, capsys, slept):
     hub.broken = 100
     said = error_of(capsys, "push", str(run), "ada/mine")
     assert "ada/mine failed (" in said
@@ -254,7 +254,7 @@ def test_an_upload_that_breaks_off_leaves_no_commit_and_goes_on(run, hub, capsys
     assert f"An upload is one commit: {hub.url}/ada/mine has all of it or nothing" in said
     assert len(hub.repos["ada/mine"].commits) == 1
     assert len(slept) == 100 - hub.broken - 1 > 0
-    hub.broken = 1  # which the client mends by itself
+    hub.broken = 1  # which the client retries by itself
     assert main(["push", str(run), "ada/mine"]) == 0
     assert len(hub.repos["ada/mine"].commits) == 2
     (large,) = hub.stored
@@ -271,7 +271,7 @@ def test_ctrl_c_in_an_upload(run, hub, capsys, monkeypatch):
     assert len(hub.repos["ada/mine"].commits) == 1
 
 
-def test_uploads_by_xet_that_fail_say_how_to_do_without(run, hub, capsys, monkeypatch):
+def test_failed_uploads_by_xet_name_the_variable_to_disable_it(run, hub, capsys, monkeypatch):
     pytest.importorskip("hf_xet", reason="hf_xet is not installed")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     said = error_of(capsys, "push", str(run), "ada/mine")  # the stand-in has no Xet
@@ -283,7 +283,7 @@ def test_uploads_by_xet_that_fail_say_how_to_do_without(run, hub, capsys, monkey
 # ----------------------------------------------------------------------------------------- dry run
 
 
-def test_a_dry_run_leaves_a_folder_and_asks_nobody(run, hub, capsys, monkeypatch, tmp_path):
+def test_a_dry_run_writes_a_folder_and_sends_no_request(run, hub, capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     assert main(["push", str(run), "ada/patterns", "--dry-run"]) == 0
     out = capsys.readouterr().out
@@ -338,7 +338,7 @@ def rows_of(card: str, first: str) -> dict[str, list[str]]:
     return {row[0].strip("| "): [cell.strip("| ") for cell in row[1:]] for row in cells}
 
 
-def test_the_figures_are_those_of_the_run(run):
+def test_metrics_are_those_of_the_run(run):
     facts = facts_of(run)
     card = model_card(facts)
     found = json.loads((run / "result.json").read_text())
@@ -503,7 +503,7 @@ def test_nothing_of_the_machine_goes_to_the_hub(run, tmp_path, images):
     ],
 )
 def test_data_goes_by_its_name_alone(data, name):
-    assert public_name(data, noun="image") == name
+    assert public_name(data, sample_type="image") == name
 
 
 def test_options_of_a_named_set_stay():
@@ -512,7 +512,7 @@ def test_options_of_a_named_set_stay():
     assert (told.data, told.preset, told.steps, told.devices) == (config.data, "paper", 9000, 1)
 
 
-def test_names_are_words_in_the_card(run):
+def test_names_are_escaped_in_the_card(run):
     names = ["a|b", "<script>alert(1)</script>", "*stars*"]
     model = json.loads((run / "model" / "config.json").read_text())
     own = model["label_names"]
@@ -542,7 +542,7 @@ def with_model(run: Path, made: Path) -> Path:
     return run
 
 
-def test_a_network_of_torchvision_comes_back_by_this_package(run, tmp_path, photographs, capsys):
+def test_a_torchvision_network_is_loaded_by_this_package(run, tmp_path, photographs, capsys):
     made = saved_run(tmp_path / "made", network("torchvision/shufflenet_v2_x0_5"))
     with_model(run, made)
     out = tmp_path / "out"
@@ -557,7 +557,7 @@ def test_a_network_of_torchvision_comes_back_by_this_package(run, tmp_path, phot
     assert again == before
 
 
-def test_a_network_given_in_python_cannot_be_pushed_by_the_command(run, tmp_path, capsys):
+def test_a_custom_network_cannot_be_pushed_by_the_command(run, tmp_path, capsys):
     made = saved_run(tmp_path / "made", wrap_network(conv_net(), num_outputs=3, image_size=24))
     with_model(run, made)
     said = error_of(capsys, "push", str(run), "ada/own", "--dry-run")
@@ -604,7 +604,7 @@ def test_a_run_on_molecules(tmp_path, capsys):
     )
 
 
-def test_what_is_said_of_the_epoch_is_so(run):
+def test_the_selected_epoch_is_described(run):
     facts = facts_of(run)
     official = dataclasses.replace(
         facts, config=TrainOptions(data="(patterns)", preset="paper", method="delta").resolve()
@@ -627,7 +627,7 @@ def test_what_is_said_of_the_epoch_is_so(run):
     assert "test accuracy |" not in tested
 
 
-def test_a_strength_that_was_searched_for(run):
+def test_a_strength_search_is_described(run):
     facts = facts_of(run)
     search = StrengthSearch(
         strengths=(0.1, 0.001),
@@ -676,8 +676,8 @@ def test_the_targets_of_other_tasks(run):
     )
     graphs = dataclasses.replace(
         facts,
-        noun="graph",
-        input=GraphSpec(node_features="numbers", num_node_features=7),
+        sample_type="graph",
+        input_spec=GraphSpec(node_features="numbers", num_node_features=7),
         data="tu/A & B\n```",
         predictions=None,
     )

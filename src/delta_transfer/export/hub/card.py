@@ -30,15 +30,15 @@ def model_card(facts: CardFacts) -> str:
         "metadata": Markup(metadata(facts).to_yaml()),  # nosec B704  # YAML, not HTML
         "plain": plain,
         "code": code,
-        "graphs": isinstance(facts.input, GraphSpec),
-        "measure": facts.result.metric,
+        "graphs": isinstance(facts.input_spec, GraphSpec),
+        "metric": facts.result.metric,
         "scores": facts.scores,
         "method": METHODS.get(facts.result.method),
         "trains": facts.trains,
         "selects_epoch": facts.trains and not facts.config.paper_protocol,
         "summaries": facts.comparison and rank_methods(summarize_methods(facts.comparison)),
-        "most": 50,  # rows of a table of classes or targets
-        "most_names": 100,  # of classes or targets
+        "max_rows": 50,  # of a table of classes or targets
+        "max_names": 100,  # of classes or targets
         **(_uncertainty(facts.predictions) if facts.predictions else {}),
     }
     return str(ModelCard(render_page("card.md.j2", values, folder="export/hub")))
@@ -46,21 +46,21 @@ def model_card(facts: CardFacts) -> str:
 
 def _uncertainty(predictions: Predictions) -> dict[str, object]:
     """Return each class's accuracy, the 95% interval for this many samples, and the ECE."""
-    right = [row.is_correct for row in predictions.rows]
-    interval = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
-    # One other class without probability: only that of the prediction counts.
+    correct = [row.is_correct for row in predictions.rows]
+    interval = binomtest(sum(correct), len(correct)).proportion_ci(method="wilson")
+    # A second class without probability: only that of the prediction counts.
     probabilities = torch.tensor([[row.probability, 0.0] for row in predictions.rows])
     return {
         "per_class": class_accuracies(predictions),
         "low": float(interval.low),
         "high": float(interval.high),
-        "calibration_error": calibration_error(probabilities, 1 - torch.tensor(right).int()),
+        "calibration_error": calibration_error(probabilities, 1 - torch.tensor(correct).int()),
     }
 
 
 def metadata(facts: CardFacts) -> ModelCardData:
     """Return what the hub lists, searches and shows beside the card."""
-    graphs = isinstance(facts.input, GraphSpec)
+    graphs = isinstance(facts.input_spec, GraphSpec)
     return ModelCardData(
         base_model=None if facts.base is None else base_model(facts.config),
         datasets=_hub_data(facts.data),
@@ -70,7 +70,11 @@ def metadata(facts: CardFacts) -> ModelCardData:
         metrics=[facts.result.metric.name],
         model_name=facts.name,
         pipeline_tag=_pipeline(facts),
-        tags=["delta-transfer", "transfer-learning", *([f"{facts.noun}s"] if graphs else [])],
+        tags=[
+            "delta-transfer",
+            "transfer-learning",
+            *([f"{facts.sample_type}s"] if graphs else []),
+        ],
     )
 
 
@@ -87,7 +91,7 @@ def base_model(config: TrainConfig) -> str | None:
 
 
 def _pipeline(facts: CardFacts) -> str | None:
-    if isinstance(facts.input, GraphSpec):
+    if isinstance(facts.input_spec, GraphSpec):
         return "graph-ml"
     return "image-classification" if facts.result.metric is ACCURACY else None
 

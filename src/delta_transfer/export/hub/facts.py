@@ -35,13 +35,13 @@ class CardFacts:
     repo: str  # ORG/NAME
     license: str | None
     data: str  # its public name
-    noun: str  # one sample: image, molecule or graph
+    sample_type: str  # image, molecule or graph
     config: TrainConfig  # as `public_config` returns it
     result: RunResult
     classes: tuple[str, ...]  # or targets
-    input: InputSpec | GraphSpec
+    input_spec: InputSpec | GraphSpec
     base: str | None  # the pretrained network; None if it was passed in Python
-    timm: bool  # whether timm creates the network
+    timm: bool  # timm creates the network
     counts: tuple[int, ...] | None  # training, validation and test samples, if the log has them
     split: Literal["test", "validation"]  # of predictions and columns
     predictions: Predictions | None  # of classes, if the file is there
@@ -56,14 +56,14 @@ class CardFacts:
     @property
     def scores(self) -> tuple[float | None, float | None]:
         """Return the scores of the model and of the linear probe on `split`."""
-        figure = self.result.metric_value
+        value = self.result.metric_value
         if self.split == "test":
-            return figure("test"), figure("linear_probe_test")
-        return figure("val"), figure("linear_probe_val")
+            return value("test"), value("linear_probe_test")
+        return value("val"), value("linear_probe_val")
 
     @property
     def trains(self) -> bool:
-        """Return whether the method trains more than the linear probe."""
+        """Return True if the method trains more than the linear probe."""
         method = METHODS.get(self.result.method)
         return method is None or method.trains_network
 
@@ -77,26 +77,34 @@ def collect_facts(
         UserError: if the run is not finished, or a file of it is damaged.
     """
     run, result = predictor.run, read_result(predictor.run)
-    noun = "image" if isinstance(predictor.backbone.input_spec, InputSpec) else result.sample_type
-    name = public_name(predictor.config.data, noun=noun) if data_name is None else data_name
+    sample_type = (
+        "image" if isinstance(predictor.backbone.input_spec, InputSpec) else result.sample_type
+    )
+    name = (
+        public_name(predictor.config.data, sample_type=sample_type)
+        if data_name is None
+        else data_name
+    )
     config = public_config(predictor.config, name=name)
-    there = (run / "predictions.csv").is_file()  # people may delete it, as it names samples
+    has_predictions = (
+        run / "predictions.csv"
+    ).is_file()  # people may delete it, as it names samples
     classification = result.metric is ACCURACY
     return CardFacts(
         repo=repo,
         license=license,
         data=name,
-        noun=noun,
+        sample_type=sample_type,
         config=config,
         result=result,
         classes=predictor.classes,
-        input=predictor.backbone.input_spec,
+        input_spec=predictor.backbone.input_spec,
         base=None if predictor.backbone.architecture is None else config.model,
         timm=is_timm(predictor.backbone),
         counts=_count_splits(run / LOG_FILE),
         split="validation" if result.metric_value("test") is None else "test",
-        predictions=read_predictions(run) if there and classification else None,
-        columns=tuple(read_target_metrics(run)) if there and not classification else (),
+        predictions=read_predictions(run) if has_predictions and classification else None,
+        columns=tuple(read_target_metrics(run)) if has_predictions and not classification else (),
         comparison=_find_comparison(run),
     )
 
@@ -123,17 +131,17 @@ def public_config(config: TrainConfig, *, name: str) -> TrainConfig:
     return dataclasses.replace(config, **changed)
 
 
-def public_name(data: str, *, noun: str) -> str:
+def public_name(data: str, *, sample_type: str) -> str:
     r"""Return the name of data without the folders that lead to it and without a user's name.
 
     Args:
         data: a named data set, a folder or a file.
-        noun: the word for one sample.
+        sample_type: image, molecule or graph.
 
     Example:
-        >>> [public_name(data, noun="image") for data in ("torchvision/dtd", "/data/a/pets")]
+        >>> [public_name(data, sample_type="image") for data in ("torchvision/dtd", "/data/a/pets")]
         ['torchvision/dtd', 'pets']
-        >>> [public_name(data, noun="image") for data in ("/home/ada", "C:\\my\\birds.csv")]
+        >>> [public_name(data, sample_type="image") for data in ("/home/ada", "C:\\my\\birds.csv")]
         ['own images', 'birds']
     """
     path = data.removeprefix("hf/")
@@ -144,7 +152,7 @@ def public_name(data: str, *, noun: str) -> str:
     of_a_user = last.casefold() in own or (folders and folders[-1].casefold() in _HOMES)
     for suffix in _SUFFIXES:
         last = last.removesuffix(suffix)
-    return f"own {noun}s" if of_a_user or last.strip(".~:") == "" else last
+    return f"own {sample_type}s" if of_a_user or last.strip(".~:") == "" else last
 
 
 def _is_path(text: str) -> bool:

@@ -14,7 +14,7 @@ from delta_transfer.export.export import (
     write_folder_atomically,
 )
 from delta_transfer.export.hub.folder import FILES, write_folder
-from delta_transfer.export.hub.upload import Uploaded, address, check_repo, check_token, upload
+from delta_transfer.export.hub.upload import UploadResult, address, check_repo, check_token, upload
 from delta_transfer.inference.predictor import Predictor
 
 
@@ -25,7 +25,7 @@ class PushResult:
     files: Mapping[str, int]  # their sizes in bytes, by name
     address: str  # of the repository
     folder: Path | None = None  # of a dry run
-    uploaded: Uploaded | None = None  # None for a dry run
+    uploaded: UploadResult | None = None  # None for a dry run
 
 
 def push(options: PushOptions) -> PushResult:

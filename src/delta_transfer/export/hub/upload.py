@@ -13,44 +13,44 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from delta_transfer.backbones.base import short_error_message
 from delta_transfer.backbones.downloads import DOWNLOAD_ERRORS
-from delta_transfer.errors import UserError, first_few
+from delta_transfer.errors import ConfigError, EnvironmentError, UserError, first_few
 
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"  # the hub's name for it
 MESSAGE = "Upload by delta-transfer"
-_OF_THE_HUB = {".gitattributes"}  # which it makes with a repository
-# What the hub's client raises when it cannot connect or is refused, and, around that or if an
-# answer is not what it expects, the last three.
+_HUB_FILES = {".gitattributes"}  # which the hub creates with a repository
+# Errors of the hub's client without a connection or permission; it raises the last three around
+# them, or for an unexpected response.
 _FAILED: tuple[type[BaseException], ...] = (*DOWNLOAD_ERRORS, RuntimeError, ValueError, KeyError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Uploaded:
+class UploadResult:
     """A commit on the hub."""
 
     commit: str  # its id
-    private: bool  # the repository is
+    private: bool  # the repository is private
 
 
 def check_repo(repo: str) -> None:
-    """Raise UserError if this is not a repository's name, ORG/NAME."""
+    """Raise ConfigError if this is not a repository's name, ORG/NAME."""
     try:
         validate_repo_id(repo)
         valid = repo.count("/") == 1
     except HFValidationError:
         valid = False
     if not valid:
-        raise UserError(
+        raise ConfigError(
             f"REPO {repo!r} is not a repository name: use ORG/NAME, of letters, digits and single "
             "- _ . between them, 96 characters at most"
         )
 
 
 def check_token() -> None:
-    """Raise UserError if nobody has logged in to the hub."""
+    """Raise EnvironmentError if there is no token for the hub."""
     if get_token() is None:
-        raise UserError(
+        raise EnvironmentError(
             "push needs a Hugging Face token with write access: run hf auth login or set HF_TOKEN; "
             "--dry-run needs none"
         )
@@ -61,7 +61,7 @@ def address(repo: str) -> str:
     return f"{HfApi().endpoint}/{repo}"
 
 
-def upload(folder: Path, files: Sequence[str], *, repo: str, private: bool = False) -> Uploaded:
+def upload(folder: Path, files: Sequence[str], *, repo: str, private: bool = False) -> UploadResult:
     """Upload files by one commit to a repository, which is created if it does not exist.
 
     The token is that of `hf auth login` or of HF_TOKEN.
@@ -70,7 +70,7 @@ def upload(folder: Path, files: Sequence[str], *, repo: str, private: bool = Fal
         folder: the folder of the files.
         files: their names.
         repo: ORG/NAME.
-        private: whether the repository must be private.
+        private: the repository must be private.
 
     Raises:
         UserError: if the hub cannot be reached or refuses, or the repository exists and is public
@@ -86,18 +86,18 @@ def upload(folder: Path, files: Sequence[str], *, repo: str, private: bool = Fal
 
 def _upload(
     api: HfApi, folder: Path, files: Sequence[str], repo: str, *, private: bool
-) -> Uploaded:
+) -> UploadResult:
     _check_card(folder)
     api.create_repo(repo, private=private or None, exist_ok=True)
     found = api.model_info(repo)
     if private and not found.private:
-        raise UserError(
+        raise ConfigError(
             f"--private: {address(repo)} exists and is public; nothing is uploaded. Make it "
             "private in its settings, use another REPO, or leave the option out"
         )
-    there = {sibling.rfilename for sibling in found.siblings or ()} - _OF_THE_HUB
-    if there:
-        replaced, kept = sorted(there & set(files)), sorted(there - set(files))
+    existing = {sibling.rfilename for sibling in found.siblings or ()} - _HUB_FILES
+    if existing:
+        replaced, kept = sorted(existing & set(files)), sorted(existing - set(files))
         parts = [f"replaces {first_few(replaced, 8)}"] if replaced else []
         parts += [f"leaves {first_few(kept)} unchanged"] if kept else []
         logger.warning("%s exists: the new commit %s", address(repo), " and ".join(parts))
@@ -111,20 +111,20 @@ def _upload(
     for warning in caught:
         if issubclass(warning.category, UserWarning):  # of the hub, about the card
             logger.warning("%s", " ".join(str(warning.message).split()))
-    return Uploaded(commit=commit.oid, private=bool(found.private))
+    return UploadResult(commit=commit.oid, private=bool(found.private))
 
 
 def _check_card(folder: Path) -> None:
-    """Raise UserError if the hub refuses the model card, before a repository is created."""
+    """Raise ConfigError if the hub refuses the model card, before a repository is created."""
     try:
         ModelCard.load(folder / CARD).validate()
     except ValueError as error:
         try:
-            said = "; ".join(found["message"] for found in json.loads(str(error))["errors"])
+            reason = "; ".join(found["message"] for found in json.loads(str(error))["errors"])
         except (ValueError, KeyError, TypeError):
-            said = short_error_message(error)
-        raise UserError(
-            f"the hub refuses the model card ({said}): use a --license from "
+            reason = short_error_message(error)
+        raise ConfigError(
+            f"the hub refuses the model card ({reason}): use a --license from "
             "https://huggingface.co/docs/hub/repositories-licenses, or none"
         ) from error
 
@@ -138,22 +138,21 @@ def _explain(error: BaseException, repo: str) -> UserError:
     status = next((found.status_code for found in responses if found is not None), None)
     whole = f"An upload is one commit: {address(repo)} has all of it or nothing"
     if status is None:
-        return UserError(
+        return EnvironmentError(
             f"the upload to {address(repo)} failed ({short_error_message(links[-1])}): check the "
-            "connection and "
-            "HF_ENDPOINT, then run the command again; if uploads by Xet fail, set "
+            "connection and HF_ENDPOINT, then run the command again; if uploads by Xet fail, set "
             f"HF_HUB_DISABLE_XET=1. {whole}"
         )
     if status == 401:
-        return UserError(
+        return EnvironmentError(
             f"the hub rejects the token for {repo} (401): it may have expired or be read-only; run "
             "hf auth login again, or set another HF_TOKEN"
         )
     if status in (403, 404):
-        return UserError(
+        return EnvironmentError(
             f"the token may not write to {repo} ({status}): use a REPO of your own or of an "
             "organisation you may write to, ORG/NAME, and a token with write access"
         )
-    return UserError(
+    return EnvironmentError(
         f"the hub answers {status} ({short_error_message(error)}): try again later. {whole}"
     )
