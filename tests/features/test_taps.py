@@ -458,15 +458,7 @@ def test_producer_is_the_last_child_of_plain_sequentials():
 # ---------------------------------------------------------------------------------- the import
 
 
-def test_without_the_compiler_hooks_record_just_the_same(monkeypatch):
-    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
-    net = conv_net()
-    with Taps(net, TAPS) as taps:
-        net(images())
-    assert equal(taps.outputs(), reference.hooked(conv_net(), TAPS, images())[1])
-
-
-def test_the_compiler_is_not_loaded_for_those_who_compile_nothing():
+def test_the_compiler_is_not_loaded_unless_something_is_compiled():
     code = """
 import sys, torch
 from delta_transfer import Taps
@@ -475,5 +467,26 @@ with Taps(net, "0") as taps:
     net(torch.ones(1, 2))
     taps.outputs()
 assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_hooks_are_not_traced_although_the_compiler_is_loaded_after_them():
+    code = """
+import sys, torch
+from delta_transfer import Taps
+traced = []
+def edit(name, output):
+    traced.append(torch.compiler.is_compiling())
+    return output
+net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+with Taps(net, "0", edit=edit) as taps:
+    assert "torch._dynamo" not in sys.modules
+    compiled = torch.compile(net, backend="eager")
+    for value in (1.0, 2.0):
+        x = torch.full((1, 2), value)
+        compiled(x)
+        assert torch.equal(taps.outputs()["0"], net[0].forward(x))
+assert traced == [False, False], traced
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,7 +1,6 @@
 """The outputs of named modules of any network, recorded while it runs."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -22,15 +21,20 @@ Edit = Callable[[str, Tensor], Tensor]
 
 
 def exclude_from_compile(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook as a plain function that compiled graphs leave out.
+    """Return a function that calls `hook` and is left out of compiled graphs.
 
-    Hooks write to Python state, which a graph must not swallow. Loading the compiler takes seconds:
-    where nothing else has done so, nothing is compiled. A plain function is shared by copies of a
-    network; a bound method would be copied with all that it holds.
+    Hooks write to Python state, which a compiled graph must not capture.
     """
-    if "torch._dynamo" in sys.modules:
-        return torch.compiler.disable(hook)  # type: ignore[no-any-return, no-untyped-call]
-    return lambda *args: hook(*args)
+
+    # Decided at each call: the compiler may be loaded after the hook was set, and loading it here
+    # would cost seconds where nothing is compiled. A function, as copies of a network share it; a
+    # bound method would be copied together with its object.
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(hook)(*args)  # type: ignore[no-untyped-call]
+        return hook(*args)
+
+    return call
 
 
 def _version(tensor: Tensor) -> int | None:
