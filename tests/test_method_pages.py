@@ -1,4 +1,4 @@
-"""Every method has a page, which says what the table of methods does, and when to take it."""
+"""Every method has a page that agrees with the table of methods and says when to use it."""
 
 import re
 from pathlib import Path
@@ -13,30 +13,35 @@ TABLE = (PAGES / "README.md").read_text()
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_the_table_and_the_page_are_those_of_the_method(method):
+def test_the_table_and_the_page_agree_with_the_method(method):
     (row,) = [line for line in TABLE.splitlines() if line.startswith(f"| [`{method.name}`](")]
     _, _, _, head, strength, also, _ = (cell.strip() for cell in row.split("|"))
     page = (PAGES / row.partition("(")[2].partition(")")[0]).read_text()
     assert method.paper.removeprefix("https://") in page
     assert f"--method {method.name}" in page or method.name == "delta"
-    heads = {"probe": "probe", "unstandardized_probe": "raw probe", "random": "at random"}
-    assert head.removeprefix("as the ") == heads[method.head]
-    strengths = [one.strength for one in method.branches or (method,) if one.strength is not None]
+    heads = {
+        "probe": "linear probe",
+        "unstandardized_probe": "unstandardised probe",
+        "random": "random",
+    }
+    assert head == heads[method.head_init]
+    runs = method.candidates or (method,)
+    strengths = [run.strength for run in runs if run.strength is not None]
     assert strength.endswith(" and ".join(f"{one:g}" for one in strengths) or "none")
-    assert ("average" in also) == bool(method.branches)
+    assert ("average" in also) == bool(method.candidates)
     assert strength.startswith("weight decay") == method.strength_is_weight_decay
     assert ("weight decay" in also) == (method.weight_decay > 0)
 
 
 @pytest.mark.parametrize("page", sorted(PAGES.glob("[!R]*.md")), ids=lambda page: page.stem)
-def test_a_page_has_a_formula_its_options_and_when_to_take_it(page):
+def test_a_page_has_a_formula_options_and_when_to_use_it(page):
     text = page.read_text()
     assert "formula" in [block.kind for block in read_blocks(page)]
-    for heading in ("Options", "When to take"):
+    for heading in ("Options", "When to use"):
         assert re.search(rf"^(## |\*\*){heading}", text, re.MULTILINE), heading
 
 
-def test_all_methods_with_a_class_of_their_own_have_an_example():
+def test_every_method_with_its_own_class_has_an_example():
     with_example = {
         page.stem
         for page in PAGES.glob("[!R]*.md")
