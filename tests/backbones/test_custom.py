@@ -37,7 +37,7 @@ def test_the_network_is_copied_and_left_as_it_was():
     assert torch.equal(network.fc.weight.grad, torch.ones(7, 6))
 
 
-def test_the_copy_has_its_weights_a_fresh_head_and_no_dropout():
+def test_the_copy_has_its_weights_a_new_head_and_no_dropout():
     network = conv_net(seed=1, outputs=7)
     network.conv1.weight.grad = torch.ones(4, 3, 3, 3)
     backbone = wrapped(network)
@@ -53,11 +53,11 @@ def test_the_copy_has_its_weights_a_fresh_head_and_no_dropout():
     assert all(parameter.grad is None for parameter in backbone.module.parameters())
 
 
-def test_what_its_head_was_is_not_taken_for_a_pretrained_classifier():
+def test_its_old_head_is_not_used_as_pretrained_classifier():
     assert wrap_network(conv_net(), num_outputs=2, image_size=32).classifier is None
 
 
-def test_the_head_has_a_bias_where_the_old_one_had_none():
+def test_the_new_head_always_has_a_bias():
     network = conv_net()
     network.fc = nn.Linear(6, 3, bias=False)
     assert wrapped(network).module.fc.bias is not None
@@ -76,13 +76,13 @@ def test_dtype_is_kept():
 
 
 @pytest.mark.parametrize("size", [None, 24])
-def test_images_are_prepared_as_it_is_said(size):
+def test_an_input_spec_is_used(size):
     backbone = wrap_network(conv_net(), num_outputs=2, input_spec=SPEC, image_size=size)
     assert backbone.input_spec == InputSpec(**{**SPEC.__dict__, "size": size or 16})
     assert backbone.notes == ()
 
 
-def test_images_are_prepared_as_timm_says():
+def test_the_preprocessing_of_timm_is_used():
     network = timm.create_model("test_resnet", num_classes=7)
     backbone = wrap_network(network, num_outputs=2)
     cfg = network.pretrained_cfg
@@ -92,7 +92,7 @@ def test_images_are_prepared_as_timm_says():
     assert wrap_network(network, num_outputs=2, image_size=64).input_spec.size == 64
 
 
-def test_images_are_prepared_as_for_imagenet_where_nothing_is_known_and_that_is_said():
+def test_without_an_input_spec_imagenets_is_used_with_a_note():
     backbone = wrap_network(conv_net(), num_outputs=2)
     assert backbone.input_spec == InputSpec(
         size=224,
@@ -130,13 +130,13 @@ class SpareHead(ConvNet):
 
 
 @pytest.mark.parametrize("called", [False, True])
-def test_a_layer_that_does_not_make_the_logits_is_no_head(called):
+def test_a_layer_that_does_not_return_the_logits_is_rejected_as_head(called):
     with pytest.raises(UserError, match=r"not return the output of its head 'aux' in eval"):
         wrapped(SpareHead(called=called))
     assert wrapped(SpareHead(called=called), head="fc").head == "fc"
 
 
-def test_logits_that_are_changed_after_the_head_are_refused():
+def test_logits_that_are_changed_after_the_head_are_rejected():
     class Scaled(ConvNet):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).mul_(2)
@@ -153,13 +153,13 @@ def test_nan_on_blank_images_is_accepted():
     assert wrapped(Normed()).head == "fc"
 
 
-def test_a_head_may_be_named():
+def test_a_head_can_be_named():
     backbone = wrapped(TwoLinear(), head="fc")
     assert backbone.head == "fc"
     assert backbone.module.unused.out_features == 9
 
 
-def test_timm_says_which_its_head_is():
+def test_the_head_of_a_timm_network_is_found():
     assert wrap_network(timm.create_model("test_convnext"), num_outputs=2).head == "head.fc"
 
 
@@ -187,7 +187,7 @@ def test_timm_says_which_its_head_is():
         ),
     ],
 )
-def test_a_network_that_does_not_fit_is_refused(network, options, message):
+def test_an_unsuitable_network_is_rejected(network, options, message):
     with pytest.raises(UserError, match=message):
         wrapped(network, **options)
 
@@ -198,17 +198,17 @@ class Auxiliary(ConvNet):
         return (logits, logits) if self.training else logits
 
 
-def test_a_network_with_other_outputs_in_train_mode_is_refused():
+def test_a_network_with_other_outputs_in_train_mode_is_rejected():
     with pytest.raises(UserError, match=r"returns tuple in train mode.*head="):
         wrapped(Auxiliary())
 
 
-def test_two_distilled_heads_are_refused():
+def test_two_distilled_heads_are_rejected():
     with pytest.raises(UserError, match=r"fails on images .* with a new head 'head_dist'"):
         wrap_network(timm.create_model("deit_tiny_distilled_patch16_224"), num_outputs=2)
 
 
-def test_a_network_that_cannot_be_copied_is_refused():
+def test_a_network_that_cannot_be_copied_is_rejected():
     network = conv_net()
     network.cache = network.fc.weight * 2  # no leaf
     with pytest.raises(UserError, match=r"ConvNet cannot be copied \(.*hooks"):

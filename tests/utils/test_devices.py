@@ -6,7 +6,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.utils.devices import find_device, move_to_device
 
 
-def test_a_device_that_is_not_there_is_refused(monkeypatch):
+def test_a_missing_device_is_rejected(monkeypatch):
     def machine(kind: str | None):
         device = None if kind is None else torch.device(kind)
         monkeypatch.setattr(

@@ -46,7 +46,7 @@ def check_same_figures(run: Path, other: Path) -> None:
         torch.testing.assert_close(tensor, weights[1][key], rtol=1e-3, atol=1e-5)
 
 
-def test_two_processes_have_the_figures_and_the_files_of_one(images, finished, tmp_path):
+def test_two_processes_have_the_results_and_files_of_one(images, finished, tmp_path):
     out = tmp_path / "two"
     run("train_tiny", images, out, 3, module="tests.sharded_runs")
     check_same_figures(out, finished.folder)
@@ -88,7 +88,7 @@ def undisturbed(images, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_where_a_process_is_killed_all_go_on_to_the_same_bytes(images, tmp_path, undisturbed, rank):
+def test_after_a_kill_all_processes_resume_to_the_same_bytes(images, tmp_path, undisturbed, rank):
     out = tmp_path / "killed"
     # Started again it comes late, so that the other one would find its address of before.
     (tmp_path / "sitecustomize.py").write_text(
@@ -111,7 +111,7 @@ def test_where_a_process_is_killed_all_go_on_to_the_same_bytes(images, tmp_path,
 @pytest.mark.slow
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_processes_save_together_and_go_on(images, tmp_path, undisturbed, number):
+def test_stopped_processes_save_together_and_resume(images, tmp_path, undisturbed, number):
     out = tmp_path / "stopped"
     started = start(images, out, "--checkpoint-minutes=60")
     wait_for_epoch(out, started, 3)
@@ -130,7 +130,7 @@ def test_stopped_processes_save_together_and_go_on(images, tmp_path, undisturbed
 
 
 @pytest.mark.slow
-def test_what_is_ended_before_it_trains_says_so_once(images, tmp_path):
+def test_termination_before_training_is_reported_once(images, tmp_path):
     started = start(images, tmp_path / "out")
     children: list[psutil.Process] = []
     while len(children) < 2:
@@ -146,7 +146,7 @@ def test_what_is_ended_before_it_trains_says_so_once(images, tmp_path):
 
 
 @pytest.mark.slow
-def test_started_by_slurm_it_is_the_same(images, tmp_path, undisturbed):
+def test_slurm_processes_produce_the_same_bytes(images, tmp_path, undisturbed):
     out, port = tmp_path / "slurm", free_port()
     started = []
     for rank in range(2):
@@ -193,7 +193,7 @@ def test_started_by_slurm_it_is_the_same(images, tmp_path, undisturbed):
         ("--lr=1e9 --optimizer=sgd", "training diverged in epoch"),
     ],
 )
-def test_a_mistake_ends_all_with_one_message(images, tmp_path, options, says):
+def test_an_invalid_option_ends_all_processes_with_one_message(images, tmp_path, options, says):
     started = start(images, tmp_path / "out", *options.split())
     _, said = started.communicate(timeout=200)
     assert started.returncode == 2
@@ -203,7 +203,7 @@ def test_a_mistake_ends_all_with_one_message(images, tmp_path, options, says):
 
 
 @pytest.mark.slow
-def test_started_by_torchrun_devices_may_not_be_others(images, tmp_path):
+def test_another_number_of_devices_than_torchruns_is_rejected(images, tmp_path):
     command = [*COMMAND, str(images), f"--out={tmp_path / 'out'}", *flags(devices=4)]
     variables = {**os.environ, **environment(0, 2, free_port())}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)

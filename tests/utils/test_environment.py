@@ -15,7 +15,7 @@ def test_versions_are_those_that_are_installed():
     assert re.fullmatch(r"3\.\d+\.\d+.*", found["python"])
 
 
-def test_the_command_is_as_a_shell_takes_it(monkeypatch):
+def test_the_command_is_quoted_for_a_shell(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/delta-transfer", "train", "my images", "--seed=1"])
     command, told, machine = describe()
     assert command == "command  delta-transfer train 'my images' --seed=1"

@@ -49,7 +49,7 @@ def test_fingerprint_is_sha256_of_the_chunks_together():
     assert fingerprint([b"a", memoryview(b"bc")]) == expected == fingerprint([b"abc"])
 
 
-def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_the_file(tmp_path, monkeypatch):
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

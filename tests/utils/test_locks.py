@@ -44,7 +44,7 @@ def held(folder: Path) -> Iterator[subprocess.Popen[str]]:
         other.communicate()
 
 
-def test_it_is_another_process_s_until_that_is_killed(tmp_path):
+def test_the_lock_is_held_until_its_process_is_killed(tmp_path):
     folder = tmp_path / "new" / "run"
     with held(folder) as other:
         who = f"process {other.pid} on {socket.gethostname()} is writing to {folder}: "
@@ -61,7 +61,7 @@ def test_it_is_another_process_s_until_that_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["train", "train --resume", "train --overwrite", "compare"])
-def test_a_second_command_is_refused_and_changes_nothing(images, tmp_path, capsys, command):
+def test_a_second_command_is_rejected_and_changes_nothing(images, tmp_path, capsys, command):
     folder = tmp_path / "run"
     name, *flags = command.split()
     with held(folder) as other:
@@ -73,7 +73,7 @@ def test_a_second_command_is_refused_and_changes_nothing(images, tmp_path, capsy
         assert [path.name for path in folder.iterdir()] == [LOCK]
 
 
-def test_one_that_comes_while_another_prepares_is_refused(images, tmp_path, monkeypatch):
+def test_a_lock_taken_during_preparation_is_respected(images, tmp_path, monkeypatch):
     folder, own = tmp_path / "run", FileLock(tmp_path / "run" / LOCK)
 
     def prepared(*args: object, **options: object) -> object:
@@ -90,7 +90,7 @@ def test_one_that_comes_while_another_prepares_is_refused(images, tmp_path, monk
     own.release()
 
 
-def test_what_a_killed_process_left_is_in_nobody_s_way(images, tmp_path):
+def test_the_lock_file_of_a_killed_process_is_reused(images, tmp_path):
     run, several = tmp_path / "run", tmp_path / "several"
     for folder in (run, several):
         folder.mkdir()
@@ -104,13 +104,13 @@ def test_what_a_killed_process_left_is_in_nobody_s_way(images, tmp_path):
     assert not list(tmp_path.rglob(LOCK))
 
 
-def test_a_folder_that_was_not_filled_is_not_left(tmp_path):
+def test_an_empty_folder_is_removed(tmp_path):
     with pytest.raises(KeyError), lock_folder(tmp_path / "run"):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplog):
+def test_a_folder_that_cannot_be_locked_is_a_warning(tmp_path, monkeypatch, caplog):
     def refuse(self: object) -> None:
         raise OSError(38, "Function not implemented")
 
@@ -121,6 +121,6 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplo
     assert "make sure no other process writes to it" in caplog.text
 
 
-def test_of_several_processes_of_a_run_all_are_refused(tmp_path):
+def test_all_processes_of_a_run_are_rejected(tmp_path):
     with held(tmp_path):
         run("refused", tmp_path, module="tests.sharded_runs")

@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not forget a peak")
-def test_it_is_the_peak_since_it_was_made():
+def test_it_is_the_peak_since_creation():
     before = PeakMemory(CPU)
     start = before.mib
     with mmap.mmap(-1, 100 * module.MIB) as fresh:  # not what this process has and does not use
@@ -39,7 +39,7 @@ def test_where_the_system_does_not_say_it_is_0(monkeypatch):
     assert PeakMemory(CPU).mib == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_it_is_that_of_tensors():
     gpu = torch.device("cuda")
     large = torch.ones(64, module.MIB // 4, device=gpu)

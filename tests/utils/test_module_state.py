@@ -86,7 +86,7 @@ def test_device_of_asks_parameters_then_buffers():
 
 
 class TestDeterministic:
-    def test_torch_is_told_and_then_as_before(self, monkeypatch):
+    def test_settings_of_torch_are_restored(self, monkeypatch):
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
         monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
         with deterministic_algorithms(True):
@@ -99,7 +99,7 @@ class TestDeterministic:
         assert torch.backends.cudnn.benchmark
         assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 
-    def test_what_was_set_before_stays_after_an_error_too(self, monkeypatch):
+    def test_settings_are_restored_after_an_error(self, monkeypatch):
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
@@ -110,7 +110,7 @@ class TestDeterministic:
         finally:
             torch.use_deterministic_algorithms(False)
 
-    def test_what_has_no_deterministic_algorithm_is_one_clear_error(self):
+    def test_an_operation_without_deterministic_algorithm_is_an_error(self):
         said = (
             "avg_pool does not have a deterministic implementation, but you set "
             "'torch.use_deterministic_algorithms(True)'. You can turn off determinism"
@@ -121,6 +121,6 @@ class TestDeterministic:
         ):
             raise RuntimeError(said)
 
-    def test_unwanted_it_changes_nothing(self):
+    def test_disabled_it_changes_nothing(self):
         with deterministic_algorithms(False):
             assert not torch.are_deterministic_algorithms_enabled()

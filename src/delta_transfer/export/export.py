@@ -201,7 +201,7 @@ def check_folder(
 
 @contextlib.contextmanager
 def write_folder_atomically(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder whose files replace those of the folder if there is no error."""
+    """Yield a temporary folder whose files replace those of the folder on success."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     with tempfile.TemporaryDirectory(dir=there, prefix=".export.") as temporary:
         yield Path(temporary)

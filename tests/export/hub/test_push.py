@@ -455,7 +455,7 @@ def test_a_comparison_that_is_damaged_is_left_out(run, tmp_path, caplog):
 # -------------------------------------------------------------------------------- what is not told
 
 
-def test_nothing_of_the_machine_goes_to_the_hub(run, tmp_path, images):
+def test_no_data_of_the_machine_is_uploaded(run, tmp_path, images):
     config = TrainConfig.load(run / "config.yaml")
     assert str(images) == config.data
     values = yaml.safe_load(config.to_yaml())
@@ -502,7 +502,7 @@ def test_nothing_of_the_machine_goes_to_the_hub(run, tmp_path, images):
         (str(Path.home()), "own images"),
     ],
 )
-def test_data_goes_by_its_name_alone(data, name):
+def test_data_is_uploaded_by_name_only(data, name):
     assert public_name(data, sample_type="image") == name
 
 
@@ -693,7 +693,7 @@ def test_the_targets_of_other_tasks(run):
     assert rows_of(card, "target") == {"logP": ["12", "0.583"], "none": ["0", NO_VALUE]}
 
 
-def test_a_run_that_is_not_finished_is_refused(run, capsys):
+def test_an_unfinished_run_is_rejected(run, capsys):
     (run / "result.json").unlink()
     said = error_of(capsys, "push", str(run), "ada/mine", "--dry-run")
     assert "no finished run" in said

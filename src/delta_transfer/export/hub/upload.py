@@ -48,7 +48,7 @@ def check_repo(repo: str) -> None:
 
 
 def check_token() -> None:
-    """Raise EnvironmentError if there is no token for the hub."""
+    """Raise EnvironmentError without a token for the hub."""
     if get_token() is None:
         raise EnvironmentError(
             "push needs a Hugging Face token with write access: run hf auth login or set HF_TOKEN; "
