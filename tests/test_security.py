@@ -397,7 +397,7 @@ def test_other_content_in_a_checkpoint_is_not_used(tmp_path, monkeypatch, conten
 
 def test_a_checkpoint_writes_its_own_files_only(tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(RuntimeError, match="broken off|interrupted"):
+    with pytest.raises(RuntimeError, match=r"broken off|interrupted"):
         trained(folder, BreakOff(4))
     path, state = find_last_checkpoint(folder / "checkpoints")
     strange = {"../outside": "x", str(tmp_path / "absolute"): "x", "report.html": "x"}
