@@ -1740,7 +1740,7 @@ RUNS = [
     row(
         "damaged config.yaml",
         "evaluate damaged images",
-        "damaged/config.yaml is no YAML | must hold the options of a run, a line each",
+        "damaged/config.yaml is not YAML | must contain the options of a run, a line each",
         damaged("config.yaml", "data: ["),
     ),
     row(

@@ -105,13 +105,8 @@ class _ExampleGraph:
 
     def to(self, device: torch.device) -> Self:
         """Return the graph on a device."""
-        return dataclasses.replace(
-            self,
-            x=self.x.to(device),
-            edge_index=self.edge_index.to(device),
-            edge_attr=None if self.edge_attr is None else self.edge_attr.to(device),
-            groups=self.groups.to(device),
-        )
+        tensors = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(self, **{n: tensor.to(device) for n, tensor in tensors.items()})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
