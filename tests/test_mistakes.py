@@ -1287,7 +1287,7 @@ YAML_FILES = [
     row("-c: no file", "train -c none.yaml", f"-c none.yaml | give a file that holds {WANTED}"),
     row("-c: folder", "train -c images", f"-c images | give a file that holds {WANTED}"),
     of_yaml("no YAML", "data: x\nseed: 3: 4\n", f"-c options.yaml | line 2, column 8 | {WANTED}"),
-    of_yaml("a list", "- images\n- delta\n", f"-c options.yaml | must hold {WANTED}"),
+    of_yaml("a list", "- images\n- delta\n", f"-c options.yaml | must contain {WANTED}"),
     of_yaml("no key", "data: images\nepoch: 3\n", "unknown option 'epoch' | did you mean epochs"),
     of_yaml("no number", "data: x\nepochs: many\n", "--epochs many | give a whole number"),
     of_yaml("out of range", "data: x\nepochs: 0\n", "--epochs | must be at least 1"),
@@ -1372,7 +1372,7 @@ OUT = [
         "out: a full disk",
         "train images TINY --out=new",
         "'new/config.yaml' could not be written (No space left on device) | free some "
-        "space, or choose another place with --out",
+        "space, or write to another folder with --out",
         full_disk,
     ),
     row(
@@ -2022,7 +2022,7 @@ def test_a_disk_that_is_full_in_the_end_keeps_the_best_weights(capsys, folder, m
     monkeypatch.setattr("os.fsync", fill)
     said = error_of(capsys, f"train images {TINY} --out=new")
     assert re.search(r"'new/checkpoints/\w+\.ckpt' could not be written \(No space left", said)
-    assert "free some space, or choose another place with --out" in said
+    assert "free some space, or write to another folder with --out" in said
     assert [path.name for path in Path("new/checkpoints").iterdir()] == ["best.ckpt"]
     assert "network.conv_stem.weight" in torch.load("new/checkpoints/best.ckpt")["state_dict"]
     assert not Path("new/result.json").exists()
