@@ -158,7 +158,7 @@ def pretrained(images) -> nn.Module:
 
 
 def plain_images(prepared, split) -> torch.Tensor:
-    transform = eval_transform(**dataclasses.asdict(prepared.backbone.input))
+    transform = eval_transform(**dataclasses.asdict(prepared.backbone.input_spec))
     return torch.stack([image for image, _ in ImageDataset(split, transform)])
 
 

@@ -347,7 +347,7 @@ OF_TRAINING = """
         --gradient-accumulation-steps=2.5 | give a whole number
         --gradient-accumulation-steps=33 | must be at most 32, the images of a step
         --precision=64 | give one of 32, bf16, 16, auto
-        --precision=16 --device=cpu | needs a GPU, float16 is not for training on a CPU: give bf16
+        --precision=16 --device=cpu | needs a GPU | bf16
         --grad-clip=-1 | must be at least 0
         --grad-clip=nan | give a number
         --ema=1 | must be above 0 and below 1, for example 0.99
@@ -1315,7 +1315,7 @@ OUT = [
     row(
         "resume: which",
         "train images --resume",
-        "--resume goes with --out | , the folder of the run to go on with",
+        "--resume needs --out | the folder of the run to resume",
     ),
     row(
         "resume: and overwrite",
@@ -2002,7 +2002,7 @@ def test_training_that_diverges_keeps_the_best_weights(capsys, folder):
     for part in (
         "training diverged in epoch 1",
         "try a smaller --lr than 1e+06",
-        "the best weights so far: new/checkpoints/best.ckpt",
+        "best weights so far: new/checkpoints/best.ckpt",
     ):
         assert part in said
         assert part in Path("new/train.log").read_text()

@@ -384,7 +384,7 @@ def test_a_checkpoint_with_a_trap_is_not_resumed(tmp_path, monkeypatch, caplog, 
     for file in {name, "previous.ckpt"}:  # with the checksum that it must have
         AtomicCheckpointIO().save_checkpoint({"callbacks": Trap()}, Path("run/checkpoints", file))
     assert same(trained(Path("run"), resume=True), whole)
-    assert f"{name} is damaged and is not used" in caplog.text
+    assert f"{name} is damaged and is ignored" in caplog.text
     assert not Path(MARKER).exists()
 
 

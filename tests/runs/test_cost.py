@@ -55,7 +55,7 @@ def test_a_run_that_goes_on_counts_what_was_before(images, tmp_path, monkeypatch
     cost = ResourceUsage(**json.loads(file.read_text()))
     assert cost.wall_time_s > 0
     assert cost.peak_memory_mib > 10
-    file.write_text('{"seconds": 5000.0, "memory": 1e6}')
+    file.write_text('{"wall_time_s": 5000.0, "peak_memory_mib": 1e6}')
     result = train(config)
     assert result.wall_time_s > 5000
     assert result.peak_memory_mib == 1e6

@@ -83,7 +83,7 @@ def run(folder):
 
 def test_a_run_leaves_figures_by_roc_auc(run):
     result = json.loads((run / "result.json").read_text())
-    assert result["metric"] == "roc_auc"
+    assert result["metric_name"] == "roc_auc"
     assert 0 <= result["test_roc_auc"] <= 1
     assert result["test_accuracy"] is None
     assert result["taps"] == [f"layers.{i}" for i in range(1, 5)]
@@ -100,7 +100,7 @@ def test_features_start_where_the_source_has_them_and_move(run):
 
 
 def test_what_is_said_of_a_run_is_of_molecules(run, folder):
-    assert json.loads((run / "result.json").read_text())["sample"] == "molecule"
+    assert json.loads((run / "result.json").read_text())["sample_type"] == "molecule"
     log, page = (run / "train.log").read_text(), (run / "report.html").read_text()
     assert "20 test molecules" in log
     assert "20 test molecules" in page
@@ -269,7 +269,7 @@ def tu_run(tmp_path_factory):
 
 def test_graphs_of_tudataset_are_learnt_and_evaluated(tu_run, capsys):
     result = json.loads((tu_run / "result.json").read_text())
-    assert (result["metric"], result["taps"]) == ("accuracy", ["layers.0", "layers.1"])
+    assert (result["metric_name"], result["taps"]) == ("accuracy", ["layers.0", "layers.1"])
     assert (tu_run / "attention.safetensors").is_file()
     assert main(["evaluate", str(tu_run), "tu/TOY", "--device=cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -89,7 +89,7 @@ def test_a_finished_run_is_left_alone(finished, capsys):
     assert main(["train", "-c", str(config), "--resume"]) == 0
     assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")} == before
     said = capsys.readouterr()
-    assert f"{finished.folder} is finished: there is nothing to go on with" in said.err
+    assert f"{finished.folder} is finished: nothing to resume" in said.err
     assert f"report   {finished.folder / 'report.html'}" in said.out
 
 
@@ -123,13 +123,13 @@ def test_of_other_images_or_weights_it_starts_anew(images, tmp_path, caplog, cha
         for _ in range(2):  # the second time it goes on
             with pytest.raises(Broken):
                 train(tiny(data, tmp_path / "run", **options), network=network)
-    assert "starting anew" not in caplog.text
+    assert "from scratch" not in caplog.text
     if change == "image":
         next((data / "train").glob("*/*.png")).unlink()
     else:
         torch.nn.init.zeros_(network[0].bias)
     again = train(tiny(data, tmp_path / "run", **options), network=network)
-    assert "are not those of before: starting anew" in caplog.text
+    assert "have changed: training from scratch" in caplog.text
     whole = train(tiny(data, tmp_path / "whole", **options), network=network)
     for name in ("predictions.csv", "metrics.csv", "drift.csv"):
         assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes()
@@ -165,13 +165,13 @@ def test_a_stopped_command_says_how_to_go_on_and_does(images, tmp_path, number):
     _, said = started.communicate(timeout=60)
     assert started.returncode == 1
     assert "Traceback" not in said
-    assert said.count("stopping after this step, and saving; once more to stop at once") == 1
+    assert said.count("stopping after this step and saving; press Ctrl-C again to stop at once") == 1
     assert "stopped after step" in said.splitlines()[-1]
-    assert f"; the same command with --out {out} --resume goes on" in said.splitlines()[-1]
+    assert f"; to resume, rerun the command with --out {out} --resume" in said.splitlines()[-1]
     assert not (out / "result.json").exists()
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "going on in epoch" in done.stderr
+    assert "resuming in epoch" in done.stderr
     whole = tmp_path / "whole"
     assert main(command_of(images, whole)[3:]) == 0
     assert traces(out) == traces(whole)

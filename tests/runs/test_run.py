@@ -150,7 +150,7 @@ class TestFigures:
             "method",
             "seed",
             "samples_per_class",
-            "metric",
+            "metric_name",
             "test_accuracy",
             "test_mean_class_accuracy",
             "val_accuracy",
@@ -160,17 +160,18 @@ class TestFigures:
             "best_epoch",
             "epochs",
             "refitted",
-            "seconds",
-            "memory",
-            "images",
-            "sample",
-            "classes",
+            "wall_time_s",
+            "peak_memory_mib",
+            "num_train_samples",
+            "sample_type",
+            "num_classes",
             "strength",
             "strength_search",
             "taps",
             "versions",
         }
-        assert (values["images"], values["classes"], values["epochs"]) == (24, 3, 3)
+        found = tuple(values[name] for name in ("num_train_samples", "num_classes", "epochs"))
+        assert found == (24, 3, 3)
         assert values["taps"] == ["blocks.1", "blocks.2", "blocks.4", "blocks.6"]
         assert values["strength"] == METHODS["delta"].strength
 
@@ -241,8 +242,10 @@ class TestStart:
     def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[OptimizerConfig]:
         found = []
 
-        def fit(*arguments: object, optimization: OptimizerConfig, **options: object) -> FitResult:
-            found.append(optimization)
+        def fit(
+            *arguments: object, optimizer_config: OptimizerConfig, **options: object
+        ) -> FitResult:
+            found.append(optimizer_config)
             return FitResult(epoch=0, val_outputs=[])
 
         monkeypatch.setattr(fine_tune, "fit", fit)
@@ -307,7 +310,7 @@ class TestNetworksOfOnesOwn:
         spec = InputSpec(
             size=32, crop_pct=1.0, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear"
         )
-        with pytest.raises(UserError, match="spec goes with a network of your own"):
+        with pytest.raises(UserError, match="`spec` needs `network`"):
             train(tiny(images, tmp_path / "run"), spec=spec)
 
 

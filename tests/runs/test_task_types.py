@@ -109,7 +109,7 @@ def test_the_figure_of_questions_is_the_mean_of_their_areas(asked):
     assert asked.score == asked.test_roc_auc
     written = json.loads((asked.folder / "result.json").read_text())
     assert written["test_accuracy"] is written["val_accuracy"] is written["test_rmse"] is None
-    assert written["metric"] == "roc_auc"
+    assert written["metric_name"] == "roc_auc"
     assert 0 <= written["linear_probe_test_roc_auc"] <= 1
 
 
@@ -130,7 +130,7 @@ def test_epochs_have_the_figure_under_its_name(run, name, request):
     result = request.getfixturevalue(run)
     found = [row[name] for row in rows(result.folder / "metrics.csv") if row[name]]
     assert len(found) == 3  # the start and two epochs
-    assert float(found[result.best_epoch]) == pytest.approx(result.figure("val"), rel=1e-4)
+    assert float(found[result.best_epoch]) == pytest.approx(result.metric_value("val"), rel=1e-4)
     assert "val_accuracy" not in (result.folder / "metrics.csv").read_text()
 
 

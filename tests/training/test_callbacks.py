@@ -54,7 +54,7 @@ def test_drift_is_the_distance_in_units_of_the_features_variance(tmp_path):
 def test_the_head_is_drawn_anew_where_a_cycle_starts_and_the_optimiser_forgets_it():
     head, other = torch.nn.Linear(400, 3), torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW([*head.parameters(), *other.parameters()])
-    redraw = ReinitializeHead(head, num_restarts=3, generator=torch.Generator().manual_seed(0))
+    redraw = ReinitializeHead(head, num_cycles=3, generator=torch.Generator().manual_seed(0))
     trainer = SimpleNamespace(estimated_stepping_batches=10, optimizers=[optimizer])
     drawn, states, global_state = [], [], torch.get_rng_state()
     for step in range(10):

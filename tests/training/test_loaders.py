@@ -6,7 +6,6 @@ from torchvision.transforms import v2
 
 from delta_transfer.backbones.base import InputSpec
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data import scanning
 from delta_transfer.data.image_cache.writer import ImageCacheWriter
 from delta_transfer.data.images.augment import official_eval_transform, ten_crop_transform
 from delta_transfer.data.images.resize import Resize
@@ -15,6 +14,7 @@ from delta_transfer.data.registry import load_data
 from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.training.loaders import Dataloaders, count_workers, resizes_by_split
+from delta_transfer.utils import devices
 from delta_transfer.utils.seeds import derive_seed
 from tests.run_folders import tiny
 
@@ -82,7 +82,7 @@ def test_policies_change_what_is_cropped_and_mirrored(images, tmp_path, preset, 
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(0, "augmentation", 3, index))
             image = task.train.read(task.train.paths[index])
-            cropped = first.dataset.cut(first.dataset.transform(image))
+            cropped = first.dataset.crop(first.dataset.transform(image))
             expected = policy(cropped)
         assert torch.equal(second.dataset[3, index][0], expected)
         assert torch.equal(first.dataset[3, index][0], cropped)
@@ -121,7 +121,7 @@ def test_a_damaged_image_is_named(images, tmp_path):
     [(2, None, 0), (1, None, 0), (3, None, 2), (64, None, 8), (64, 0, 0), (1, 5, 5)],
 )
 def test_workers_are_as_asked_or_by_the_number_of_cores(monkeypatch, cores, asked, expected):
-    monkeypatch.setattr(scanning.joblib, "cpu_count", lambda: cores)
+    monkeypatch.setattr(devices.joblib, "cpu_count", lambda: cores)
     assert count_workers(asked) == expected
 
 
@@ -135,7 +135,7 @@ def test_few_processes_load_what_is_kept(
 ):
     config = tiny(images, tmp_path, num_workers=asked)
     task = kept(load_data(str(images), seed=0), config)
-    monkeypatch.setattr(scanning.joblib, "cpu_count", lambda: cores)
+    monkeypatch.setattr(devices.joblib, "cpu_count", lambda: cores)
     assert made(config, device).train_dataloader(task.train).num_workers == expected
     half = dataclasses.replace(task.train, paths=("another", *task.train.paths[1:]))
     assert made(config, device).train_dataloader(half).num_workers == count_workers(asked)

@@ -133,7 +133,7 @@ def test_a_run_is_called_as_its_folder_and_ends_after_an_error(tmp_path, request
 
     what = plan(tmp_path / "pets-l2" / "folds" / "1")
     (tmp_path / "pets-l2" / "config.yaml").write_text("data: pets\n")
-    what = type(what)(**{**vars(what), "val": None, "loggers": [name]})
+    what = type(what)(**{**vars(what), "val_dataloader": None, "loggers": [name]})
     with pytest.raises(RuntimeError, match="no loss"):
         run(conv_net(), what, loss=fail)
     (started,) = [values for kind, values in said if kind == "init"]

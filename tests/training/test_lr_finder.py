@@ -78,12 +78,12 @@ def test_a_trial_is_taken_up_if_it_was_of_the_same_images(prepared, tmp_path, mo
     )
     plan = make_plan(prepared, tmp_path, "l2")
     assert resolve_lr(plan, tmp_path).lr == 0.002
-    assert "anew" not in caplog.text
+    assert "other images" not in caplog.text
     monkeypatch.setattr(lr_search, "_run_range_test", lambda *args: [(0.05, 1.0)])
     assert resolve_lr(plan, tmp_path).lr == 0.002
     other = dataclasses.replace(prepared, data_fingerprint="of other images")
     assert resolve_lr(dataclasses.replace(plan, setup=other), tmp_path).lr == 0.005
-    assert "lr.csv is of other images or pretrained weights: trying rates anew" in caplog.text
+    assert "lr.csv is from other images or pretrained weights" in caplog.text
 
 
 def test_what_does_not_train_or_has_a_rate_needs_no_trial(prepared, tmp_path):

@@ -92,7 +92,7 @@ def trained(
     drift = MeasureDrift(
         network, source, taps=["conv2"], inputs=data.inputs, path=folder / "drift.csv"
     )
-    redraw = ReinitializeHead(network.fc, num_restarts=2, generator=generator)
+    redraw = ReinitializeHead(network.fc, num_cycles=2, generator=generator)
     what = FitConfig(
         train_dataloader=DataLoader(
             data,
@@ -197,11 +197,11 @@ def test_it_goes_on_with_processes_that_load(whole, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"fitting": {"parts": 2}},
+        {"fitting": {"gradient_accumulation_steps": 2}},
         {"fitting": {"precision": "bf16-mixed"}},
-        {"fitting": {"clip": 0.0}},
+        {"fitting": {"grad_clip": 0.0}},
         {"optimizing": {"ema": 0.9}},
-        {"optimizing": {"scales": {"conv1.weight": 0.25, "conv2.weight": 0.5}}},
+        {"optimizing": {"lr_scales": {"conv1.weight": 0.25, "conv2.weight": 0.5}}},
         {"scarce": True},
     ],
     ids=lambda options: str(*options.values()),
@@ -255,7 +255,7 @@ def test_a_signal_ends_it_after_the_step_and_it_goes_on(whole, tmp_path, step, n
     folder, before = tmp_path / "run", [signal.getsignal(s) for s in (signal.SIGINT, number)]
     with pytest.raises(KeyboardInterrupt, match=f"stopped after step {step + 1}$"):
         trained(folder, Signal(step, number), saving=CheckpointInterval())
-    assert "stopping after this step, and saving; once more to stop at once" in caplog.text
+    assert "stopping after this step and saving; press Ctrl-C again to stop at once" in caplog.text
     assert [signal.getsignal(s) for s in (signal.SIGINT, number)] == before
     last = find_last_checkpoint(folder / "checkpoints")
     assert last is not None
@@ -303,7 +303,7 @@ def test_killed_while_the_outcome_is_put_in_its_place(
     def die(checkpoints: Path) -> None:
         if read_checkpoint(checkpoints / "next.ckpt")["callbacks"]["SaveLast"]["finished"]:
             if renamed and (checkpoints / "last.ckpt").exists():
-                (checkpoints / "last.ckpt").replace(checkpoints / "before.ckpt")
+                (checkpoints / "last.ckpt").replace(checkpoints / "previous.ckpt")
             raise RuntimeError("killed")
         rotate_checkpoints(checkpoints)
 
@@ -361,8 +361,8 @@ class TestDamage:
             last.unlink()
         found = find_last_checkpoint(broken / "checkpoints")
         assert found is not None
-        assert found[0].name == "before.ckpt"
-        assert ("last.ckpt is damaged and is not used" in caplog.text) == (damage != "gone")
+        assert found[0].name == "previous.ckpt"
+        assert ("last.ckpt is damaged and is ignored" in caplog.text) == (damage != "gone")
         assert same(trained(broken, resume=True), whole[0])
 
     def test_without_the_best_it_starts_anew(self, whole, broken):
@@ -391,7 +391,7 @@ class TestDamage:
         with monkeypatch.context() as patched:
             patched.setattr("delta_transfer.training.checkpoints.FORMAT", 0)
             assert read_checkpoint(broken / "checkpoints" / "last.ckpt") is None
-            assert "last.ckpt was written by another version and is not used" in caplog.text
+            assert "last.ckpt was written by another version and is ignored" in caplog.text
             with pytest.raises(RuntimeError, match="broken off"):
                 trained(broken, BreakOff(4), resume=True)
         assert find_last_checkpoint(broken / "checkpoints") is None
@@ -414,10 +414,10 @@ def test_the_last_two_states_are_kept(tmp_path):
     trained(tmp_path / "run")
     checkpoints = tmp_path / "run" / "checkpoints"
     names = {path.name for path in checkpoints.iterdir()}
-    assert names == {"best.ckpt", "last.ckpt", "before.ckpt"}
+    assert names == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     steps = [
         torch.load(checkpoints / n, weights_only=True)["global_step"]
-        for n in ("last.ckpt", "before.ckpt")
+        for n in ("last.ckpt", "previous.ckpt")
     ]
     assert steps == [9, 8]
 

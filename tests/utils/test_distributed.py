@@ -102,7 +102,7 @@ def test_after_a_kill_all_processes_resume_to_the_same_bytes(images, tmp_path, u
     worker(started, rank).send_signal(signal.SIGKILL)
     _, said = started.communicate(timeout=200)
     assert started.returncode == 0, said
-    assert "going on in epoch" in said
+    assert "resuming in epoch" in said
     assert "Traceback" not in said
     assert traces(out) == traces(undisturbed)
     assert left_in(out) == left_in(undisturbed)
@@ -119,13 +119,13 @@ def test_stopped_processes_save_together_and_resume(images, tmp_path, undisturbe
     _, said = started.communicate(timeout=60)
     assert started.returncode == 1
     assert "Traceback" not in said
-    assert said.count("stopping after this step, and saving; once more to stop at once") == 1
-    assert said.count("goes on") == 1
+    assert said.count("stopping after this step and saving; press Ctrl-C again to stop at once") == 1
+    assert said.count("to resume") == 1
     assert not (out / "result.json").exists()
     started = start(images, out, "--checkpoint-minutes=60", "--resume")
     _, said = started.communicate(timeout=200)
     assert started.returncode == 0, said
-    assert "going on in epoch" in said
+    assert "resuming in epoch" in said
     assert traces(out) == traces(undisturbed)
 
 
@@ -183,7 +183,7 @@ def test_slurm_processes_produce_the_same_bytes(images, tmp_path, undisturbed):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--method=bss --strength=auto", "--method bss looks at each batch as a whole"),
+        ("--method=bss --strength=auto", "--method bss needs whole batches"),
         ("--batch-norm=train", "would take its statistics from a share of each batch"),
         ("--lr=find", "processes cannot try rates together"),
         ("--mixup=0.2", "--mixup 0.2: 2 processes share each batch"),

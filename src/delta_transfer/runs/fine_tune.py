@@ -1,4 +1,4 @@
-"""One fine-tuning: network, penalties and attention from what was prepared, trained in a folder."""
+"""A single fine-tuning: initialise the network, build the regularizer, train."""
 
 import copy
 import dataclasses
@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.probe import LinearProbe
 from delta_transfer.methods.base import Method, PenaltyContext
@@ -46,8 +46,8 @@ class FineTuneResult:
     """A fine-tuned network.
 
     Args:
-        network: with the weights of the epoch that was kept.
-        fit_result: that epoch, and what the network said of the validation split in each.
+        network: with the weights of the selected epoch.
+        fit_result: that epoch, and the validation outputs of all epochs.
         taps: the modules whose features were compared or measured.
         initial_state: the network's state before the first step, on the CPU.
     """
@@ -59,13 +59,13 @@ class FineTuneResult:
 
 
 def fine_tune(plan: FineTunePlan, folder: Path, *, stop_after: int | None = None) -> FineTuneResult:
-    """Fine-tunes a copy of the prepared network.
+    """Fine-tune a copy of the prepared network.
 
     Args:
         plan: data, network, options and method.
-        folder: for metrics, drift, attention and checkpoints.
-        stop_after: train for so many epochs, looking at no validation images; None for all
-            epochs, of which the best on validation is kept.
+        folder: folder for metrics, drift, attention and checkpoints.
+        stop_after: train for this many epochs without validation; None for all epochs, of which
+            the best on the validation split is selected.
 
     Raises:
         UserError: if training diverges, or the network does not suit the method.
@@ -73,7 +73,7 @@ def fine_tune(plan: FineTunePlan, folder: Path, *, stop_after: int | None = None
     plan = apply_batch_norm_mode(plan)
     config, method = plan.config, plan.method
     network, attention = initialize_model(plan)
-    start = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
+    initial = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
     if attention is not None:
         logger.info("channel attention: %s", describe_attention(attention))
         if is_rank_zero():
@@ -85,28 +85,28 @@ def fine_tune(plan: FineTunePlan, folder: Path, *, stop_after: int | None = None
             network=network,
             fit_result=FitResult(epoch=0, val_outputs=[]),
             taps=taps,
-            initial_state=start,
+            initial_state=initial,
         )
     sharded = is_sharded(config)
     trained = copy.deepcopy(network) if sharded else network
     if sharded:
-        network.cpu()  # until it gets the weights in the end
+        network.cpu()  # until it gets the final weights
     regularizer = build_regularizer(plan, trained, attention)
-    # What a method draws while it trains.
+    # For random numbers that the method draws during training.
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "method"))
     with preserve_random_state(trained), network_context(plan, trained, generator):
         torch.manual_seed(derive_seed(config.seed, "training"))  # for dropout
-        fitted = _fit(
+        fit_result = _fit(
             *(plan, trained, regularizer, taps, folder, stop_after),
             generator=generator,
             into=network,
         )
     network.to(plan.setup.device)
-    return FineTuneResult(network=network, fit_result=fitted, taps=taps, initial_state=start)
+    return FineTuneResult(network=network, fit_result=fit_result, taps=taps, initial_state=initial)
 
 
 def initialize_model(plan: FineTunePlan) -> tuple[nn.Module, ChannelAttention | None]:
-    """A copy of the network as the method begins with it, and channel attention if it needs it.
+    """Return a copy of the network with the method's initial head, and channel attention if used.
 
     Raises:
         UserError: if the network does not suit the method.
@@ -126,7 +126,7 @@ def initialize_model(plan: FineTunePlan) -> tuple[nn.Module, ChannelAttention | 
 def build_regularizer(
     plan: FineTunePlan, network: nn.Module, attention: ChannelAttention | None
 ) -> Regularizer:
-    """What the method adds to the task loss, ready to train with."""
+    """Return the penalties that the method adds to the task loss, calibrated."""
     config, setup = plan.config, plan.setup
     taps = setup.taps if attention is None else attention.taps
     penalties = plan.method.build_penalties(_penalty_context(plan, taps, attention))
@@ -134,31 +134,30 @@ def build_regularizer(
     regularizer = Regularizer(network, setup.source, penalties, batch_norm=config.batch_norm)
     if regularizer.needs_calibration:
         train = setup.task.train
-        own = train.subset(local_sample_indices(len(train), config.batch_size))
-        regularizer.calibrate(plan.loaders.eval_dataloader(own))
+        shard = train.subset(local_sample_indices(len(train), config.batch_size))
+        regularizer.calibrate(plan.loaders.eval_dataloader(shard))
     return regularizer
 
 
 def _check_distributed_penalties(method: Method, penalties: Sequence[Penalty]) -> None:
-    """Checks that a batch can be shared by several processes, if there are several.
+    """Check that batches may be split over processes, if there are several.
 
     Raises:
-        UserError: if a penalty has to see the whole of it.
+        ConfigError: if a penalty needs the whole batch.
     """
     if world_size() > 1 and any(penalty.reduction == "batch" for penalty in penalties):
-        raise UserError(
-            f"--method {method.name} looks at each batch as a whole, which {world_size()} "
-            "processes "
-            "share: use one device, or another method"
+        raise ConfigError(
+            f"--method {method.name} needs whole batches, which {world_size()} processes split: "
+            "use one device, or another method"
         )
 
 
 def apply_batch_norm_mode(plan: FineTunePlan) -> FineTunePlan:
-    """With batch norm in the mode that the method needs."""
+    """Return the plan with batch norm in the mode that the method requires."""
     needed = plan.method.batch_norm
     if needed is None or plan.config.batch_norm == needed:
         return plan
-    logger.info("batch norm is in %s mode, without which %s is nothing", needed, plan.method.name)
+    logger.info("%s requires batch norm in %s mode: enabling it", plan.method.name, needed)
     config = dataclasses.replace(plan.config, batch_norm=needed)
     return dataclasses.replace(plan, config=config)
 
@@ -174,7 +173,7 @@ def _penalty_context(
         taps=taps,
         attention=attention,
         classifier=setup.backbone.classifier,
-        features=views[:, 0],  # of the images themselves, not their mirror images
+        features=views[:, 0],  # of the original images, not the flipped ones
         labels=labels,
         num_outputs=len(setup.task.classes),
     )
@@ -183,7 +182,7 @@ def _penalty_context(
 def network_context(
     plan: FineTunePlan, network: nn.Module, generator: torch.Generator
 ) -> AbstractContextManager[object]:
-    """What the method changes of the network while it trains."""
+    """Return the context in which the method changes the network during training."""
     change = plan.method.network_context
     if change is None:
         return nullcontext()
@@ -191,7 +190,7 @@ def network_context(
 
 
 def _initial_head(plan: FineTunePlan) -> LinearProbe | None:
-    """What the head starts as; None for at random."""
+    """Return the initial head; None for a random one."""
     if plan.method.head_init == "unstandardized_probe":
         return plan.setup.unstandardized_probe
     return plan.setup.probe if plan.method.head_init == "probe" else None
@@ -218,7 +217,7 @@ def _fit(
     callbacks = _callbacks(plan, network, taps, drift, generator=generator)
     if plan.on_epoch_end is not None and stop_after is None:
         callbacks.append(ReportLoss(functools.partial(plan.on_epoch_end, folder)))
-    fitted = fit(
+    result = fit(
         network,
         regularizer,
         make_fit_config(plan, folder, stop_after),
@@ -234,7 +233,7 @@ def _fit(
         if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
             epoch = callback.stopped_epoch + 1
             logger.info("stopped after epoch %d, by --patience %d", epoch, callback.patience)
-    return fitted
+    return result
 
 
 def _callbacks(
@@ -245,34 +244,34 @@ def _callbacks(
     *,
     generator: torch.Generator,
 ) -> list[lightning.Callback]:
-    """What happens beside the steps; drift is measured if it has a file."""
-    found: list[lightning.Callback] = []
+    """Return the callbacks; with drift measurement and early stopping if `drift` is a file."""
+    callbacks: list[lightning.Callback] = []
     if drift is not None:
         inputs = _some_inputs(plan)
         source = plan.setup.source
-        found.append(MeasureDrift(network, source, taps=taps, inputs=inputs, path=drift))
+        callbacks.append(MeasureDrift(network, source, taps=taps, inputs=inputs, path=drift))
         if plan.config.patience is not None:
-            found.append(
+            callbacks.append(
                 EarlyStopping(
                     "val_calibrated_loss",
                     patience=plan.config.patience,
-                    check_finite=False,  # what is no number is no better
+                    check_finite=False,  # NaN never counts as an improvement
                 )
             )
     cycles = plan.method.num_head_cycles
     if cycles > 1:
         head = network.get_submodule(plan.setup.backbone.head)
         assert isinstance(head, nn.Linear)
-        found.append(ReinitializeHead(head, num_restarts=cycles, generator=generator))
-    return found
+        callbacks.append(ReinitializeHead(head, num_cycles=cycles, generator=generator))
+    return callbacks
 
 
 def _some_inputs(plan: FineTunePlan) -> Inputs:
-    """A few training images, evenly spaced, to measure drift on."""
+    """Return a few training samples, evenly spaced, to measure drift on."""
     train = plan.setup.task.train
     count = min(DRIFT_SAMPLES, len(train))
     some = train.subset(i * len(train) // count for i in range(count))
-    at_once = dataclasses.replace(plan.config, batch_size=count, gradient_accumulation_steps=1)
-    ((inputs, _),) = plan.loaders.with_config(at_once).eval_dataloader(some)
-    found: Inputs = inputs
-    return found
+    one_batch = dataclasses.replace(plan.config, batch_size=count, gradient_accumulation_steps=1)
+    ((inputs, _),) = plan.loaders.with_config(one_batch).eval_dataloader(some)
+    samples: Inputs = inputs
+    return samples

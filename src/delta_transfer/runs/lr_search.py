@@ -1,4 +1,4 @@
-"""`--lr find`: the learning rate that a short trial suggests, found once and kept in the folder."""
+"""`--lr find`: the learning rate from a range test, stored in the run's folder."""
 
 import csv
 import dataclasses
@@ -28,15 +28,15 @@ from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
-HIGHEST = 1.0  # rate of the trial
+MAX_LR = 1.0  # of the range test
 
 
 def resolve_lr(plan: FineTunePlan, folder: Path) -> FineTunePlan:
-    """With a learning rate that is a number; all trainings of a run have the same.
+    """Replace `--lr find` by a number, the same for all trainings of a run.
 
     Args:
         plan: data, network, options and method.
-        folder: of the run, which keeps the trial in `lr.csv`.
+        folder: folder of the run; the range test is saved in its `lr.csv`.
 
     Raises:
         UserError: if the network does not suit the method.
@@ -56,7 +56,7 @@ def resolve_lr(plan: FineTunePlan, folder: Path) -> FineTunePlan:
         assert trial is not None
     lr = suggest_lr(trial)
     logger.info(
-        "lr       %g: a tenth of the rate up to which the loss stays low in a trial of %d steps "
+        "lr       %g: a tenth of the highest rate with a low loss in a range test of %d steps "
         "(lr.csv)",
         lr,
         len(trial),
@@ -67,22 +67,24 @@ def resolve_lr(plan: FineTunePlan, folder: Path) -> FineTunePlan:
 def _load_range_test(
     path: Path, fingerprint: str, *, sample_type: str
 ) -> list[tuple[float, float]] | None:
-    """The rates and losses of a trial of before, if it was of the same samples and weights."""
+    """Return rates and losses of an earlier test of the same samples and weights, if any."""
     if not path.is_file():
         return None
     with path.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     if {row.get("fingerprint") for row in rows} != {fingerprint}:
         logger.warning(
-            "%s is of other %ss or pretrained weights: trying rates anew", path, sample_type
+            "%s is from other %ss or pretrained weights: repeating the range test",
+            path,
+            sample_type,
         )
         return None
     return [(float(row["lr"]), float(row["loss"])) for row in rows]
 
 
 def _run_range_test(plan: FineTunePlan, folder: Path) -> list[tuple[float, float]]:
-    """The rates and losses of a trial with a network of its own."""
-    plan = apply_batch_norm_mode(_with_lr(plan.candidates[0], HIGHEST))
+    """Return rates and losses of a range test with a copy of the network."""
+    plan = apply_batch_norm_mode(_with_lr(plan.candidates[0], MAX_LR))
     network, attention = initialize_model(plan)
     regularizer = build_regularizer(plan, network, attention)
     seed = plan.config.seed

@@ -1,4 +1,4 @@
-"""The final network of a run: of one training, or made of the two of `--strength auto`."""
+"""The final network of a run: of one training, or the average of `--strength auto`."""
 
 import copy
 import dataclasses
@@ -37,27 +37,27 @@ CANDIDATE_COEFFICIENTS: tuple[MixingCoefficients, ...] = (
     (0.0, 0.0, 1.0),
     (1.0, 0.0, 0.0),
 )
-"""Shares of the start, the strongly and the weakly held network; the first is the default."""
+"""Coefficients of initialization, strongly and weakly regularised network; first the default."""
 
 SINGLE_MODELS: tuple[MixingCoefficients, ...] = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))
-"""Of trainings that began with heads of their own: too far apart for an average, one is taken."""
+"""For candidates with different initial heads, which are too far apart to be averaged."""
 
 
 def average_states(states: Sequence[State], coefficients: Sequence[float]) -> dict[str, Tensor]:
-    """The weighted average of equal networks' states, on the CPU.
+    """Return the weighted average of networks' states, on the CPU.
 
-    Whole numbers, such as counts of batches, are the last one's.
+    Integers, such as numbers of batches, are those of the last state.
 
     Args:
         states: tensors by name, of equal shapes.
-        coefficients: of each; they sum to 1.
+        coefficients: weight of each state; they sum to 1.
     """
     mixed = {}
     for name, last in states[-1].items():
         if not last.is_floating_point():
             mixed[name] = last.cpu()
             continue
-        # On the CPU: not every device has float64, and the start may lie there.
+        # On the CPU: not every device has float64.
         parts = [
             s * state[name].cpu().double() for s, state in zip(coefficients, states, strict=True)
         ]
@@ -68,14 +68,14 @@ def average_states(states: Sequence[State], coefficients: Sequence[float]) -> di
 def choose_coefficients(
     losses: Sequence[Tensor], candidates: tuple[MixingCoefficients, ...] = CANDIDATE_COEFFICIENTS
 ) -> MixingCoefficients:
-    """The shares with the lowest held-out loss; of `SHARES` if it is clearly below the default's.
+    """Return the coefficients with the lowest held-out loss, or the default.
 
-    Clearly: by more than one standard error of the paired difference. Few images tell little, and
-    the default is seldom far from the best.
+    An average has to be better than the default by more than one standard error of the paired
+    difference: few samples are noisy, and the default is seldom far from the best.
 
     Args:
         losses: for each of the candidates the loss of each held-out sample `[N]`.
-        candidates: `SHARES` or `ALONE`.
+        candidates: `CANDIDATE_COEFFICIENTS` or `SINGLE_MODELS`.
     """
     means = torch.stack([loss.mean() for loss in losses]).nan_to_num(nan=math.inf)
     best, count = int(means.argmin()), len(losses[0])
@@ -87,39 +87,39 @@ def choose_coefficients(
 
 
 def format_percent(coefficients: Sequence[float]) -> str:
-    """Shares in percent.
+    """Format coefficients in percent.
 
     Example:
         >>> format_percent((0.25, 0.375, 0.375))
         '25/37.5/37.5'
     """
-    return "/".join(f"{100 * share:g}" for share in coefficients)
+    return "/".join(f"{100 * one:g}" for one in coefficients)
 
 
 logger = logging.getLogger(__name__)
 
 
 def select_model(plan: FineTunePlan, folder: Path, *, keep_network: bool = True) -> SelectionResult:
-    """Fine-tunes, chooses epoch and average, and fine-tunes again where that is asked for.
+    """Fine-tune, select epoch and average, and refit if the options say so.
 
     Args:
         plan: data, network, options and method.
-        folder: of the run. What a second branch leaves goes to `weaker/`.
-        keep_network: whether the network is wanted; if not, there is no refit.
+        folder: folder of the run; files of the second candidate are in `weaker/`.
+        keep_network: the network is used afterwards; if not, there is no refit.
     """
-    branches = plan.candidates
+    candidates = plan.candidates
     refitting = keep_network and should_refit(plan.config, plan.setup.task)
     assert refitting or not (keep_network and plan.config.folds)  # no fold's network is final
-    if len(branches) == 1:
+    if len(candidates) == 1:
         chosen = select_epoch(plan, folder)
         if not refitting:
             return chosen
         chosen = dataclasses.replace(chosen, validation_results=())
-        joined = merge_train_and_val(plan.setup)
-        plan = dataclasses.replace(plan, setup=joined)
-        tuned = refit(plan, folder, epoch=chosen.epoch)
-        return dataclasses.replace(chosen, setup=joined, fine_tune_result=tuned, refitted=True)
-    strong, weak = branches
+        merged = merge_train_and_val(plan.setup)
+        plan = dataclasses.replace(plan, setup=merged)
+        result = refit(plan, folder, epoch=chosen.epoch)
+        return dataclasses.replace(chosen, setup=merged, fine_tune_result=result, refitted=True)
+    strong, weak = candidates
     folders = folder, folder / "weaker"
     return _average_candidates((strong, weak), folders, refitting=refitting)
 
@@ -131,40 +131,39 @@ def _average_candidates(
     refitting: bool,
 ) -> SelectionResult:
     found, setup = [], plans[0].setup
-    for branch, folder in zip(plans, folders, strict=True):
-        logger.info("strength %g", branch.strength)
-        started = time.perf_counter()  # in the end that of the second training
+    for plan, folder in zip(plans, folders, strict=True):
+        logger.info("strength %g", plan.strength)
+        started = time.perf_counter()  # after the loop, of the second training
         try:
-            found.append(select_epoch(branch, folder))
+            found.append(select_epoch(plan, folder))
         except UserError as error:
-            raise UserError(
-                f"{error} (one of the two trainings of --strength auto, with strength "
-                f"{branch.strength:g}; --strength 1 trains once)"
+            raise type(error)(
+                f"{error} (one of two trainings of --strength auto, strength {plan.strength:g}; "
+                "--strength 1 trains once)"
             ) from error
     strong, weak = found
     same_head = plans[0].method.head_init == plans[1].method.head_init
     candidates = CANDIDATE_COEFFICIENTS if same_head else SINGLE_MODELS
-    shares, losses, answers = _evaluate_coefficients(strong, weak, plans[0], candidates)
-    epoch = max(one.epoch * (share > 0) for one, share in zip(found, shares[1:], strict=True))
+    coefficients, losses, predictions = _evaluate_coefficients(strong, weak, plans[0], candidates)
+    epoch = max(one.epoch * (c > 0) for one, c in zip(found, coefficients[1:], strict=True))
     chosen = dataclasses.replace(
-        strong, epoch=epoch, predictions=answers, refitted=False, validation_results=()
+        strong, epoch=epoch, predictions=predictions, refitted=False, validation_results=()
     )
-    tuned = [one.fine_tune_result for one in found]
+    results = [one.fine_tune_result for one in found]
     epochs = (strong.epoch, weak.epoch)
     del found, strong, weak
     if refitting:
-        waited = time.perf_counter() - started
-        joined, tuned = merge_train_and_val(setup), []
-        for branch, folder, last, share in zip(plans, folders, epochs, shares[1:], strict=True):
+        elapsed = time.perf_counter() - started
+        setup, results = merge_train_and_val(setup), []
+        for plan, folder, last, c in zip(plans, folders, epochs, coefficients[1:], strict=True):
             started = time.perf_counter()
-            # What has no share needs no training.
-            own = dataclasses.replace(branch, setup=joined)
-            tuned.append(refit(own, folder, epoch=last if share else 0))
-        started -= waited
-        chosen = dataclasses.replace(chosen, setup=joined, refitted=True)
+            merged = dataclasses.replace(plan, setup=setup)
+            results.append(refit(merged, folder, epoch=last if c else 0))  # unused if c is 0
+        started -= elapsed
+        chosen = dataclasses.replace(chosen, setup=setup, refitted=True)
     search = StrengthSearch(
         strengths=(plans[0].strength or 0.0, plans[1].strength or 0.0),
-        mixing_coefficients=shares,
+        mixing_coefficients=coefficients,
         losses=losses,
         best_epochs=epochs,
         wall_time_s=round(time.perf_counter() - started, 1),
@@ -172,7 +171,7 @@ def _average_candidates(
     _log_search(search)
     return dataclasses.replace(
         chosen,
-        fine_tune_result=_average_networks(tuned, shares, setup.device),
+        fine_tune_result=_average_networks(results, coefficients, setup.device),
         strength_search=search,
     )
 
@@ -183,30 +182,30 @@ def _evaluate_coefficients(
     plan: FineTunePlan,
     candidates: tuple[MixingCoefficients, ...],
 ) -> tuple[MixingCoefficients, dict[str, float], Tensor]:
-    """The shares to take, the held-out loss of all, and the answers of those taken."""
+    """Return the best coefficients, the held-out losses of all, and the best's predictions."""
     task_type, targets = strong.setup.task.task_type, strong.held_out.targets
-    parts: dict[MixingCoefficients, list[Tensor]] = {shares: [] for shares in candidates}
+    parts: dict[MixingCoefficients, list[Tensor]] = {one: [] for one in candidates}
     for (setup, one), (_, other) in zip(
         strong.validation_results, weak.validation_results, strict=True
     ):
         loader = plan.loaders.eval_dataloader(setup.task.val)
-        for shares, found in parts.items():
-            network = _average_networks([one, other], shares, setup.device).network
+        for coefficients, found in parts.items():
+            network = _average_networks([one, other], coefficients, setup.device).network
             found.append(predict_dataloader(network, loader, task_type))
-    pooled = {shares: torch.cat(found) for shares, found in parts.items()}
+    pooled = {one: torch.cat(found) for one, found in parts.items()}
     losses = {
-        shares: task_type.held_out_losses(task_type.logits(found), targets)
-        for shares, found in pooled.items()
+        one: task_type.held_out_losses(task_type.logits(found), targets)
+        for one, found in pooled.items()
     }
-    shares = choose_coefficients(list(losses.values()), candidates)
+    best = choose_coefficients(list(losses.values()), candidates)
     means = {format_percent(one): round(float(loss.mean()), 6) for one, loss in losses.items()}
-    return shares, means, pooled[shares]
+    return best, means, pooled[best]
 
 
 def _average_networks(
     results: Sequence[FineTuneResult], coefficients: MixingCoefficients, device: torch.device
 ) -> FineTuneResult:
-    """The network with so much of its start and of each training's outcome."""
+    """Return the weighted average of the initialization and the trained networks."""
     states = [results[0].initial_state, *(one.network.state_dict() for one in results)]
     network = copy.deepcopy(results[0].network)
     network.load_state_dict(average_states(states, coefficients))
@@ -219,15 +218,15 @@ def _log_search(search: StrengthSearch) -> None:
     if format_percent(CANDIDATE_COEFFICIENTS[0]) not in search.losses:
         why = "the lowest validation loss"
     elif search.mixing_coefficients == CANDIDATE_COEFFICIENTS[0]:
-        why = "an equal average, as nothing was clearly better"
+        why = "an equal average, as no other is clearly better"
     else:
         why = "clearly better than an equal average"
     logger.info(
-        "strength auto: %s percent of the start, of strength %g and of strength %g: %s",
+        "strength auto: %s percent of initialization, strength %g and strength %g: %s",
         format_percent(search.mixing_coefficients),
         strong,
         weak,
         why,
     )
     losses = ", ".join(f"{name} {loss:.3f}" for name, loss in search.losses.items())
-    logger.info("         validation loss %s; it took %.0f seconds", losses, search.wall_time_s)
+    logger.info("         validation loss %s; took %.0f seconds", losses, search.wall_time_s)

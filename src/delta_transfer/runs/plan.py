@@ -1,4 +1,4 @@
-"""What to fine-tune by, and what it comes to as a fit: data, loss and how the weights are moved."""
+"""The plan of a fine-tuning, and its data, loss and optimiser options."""
 
 import dataclasses
 import logging
@@ -28,23 +28,23 @@ from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
-RANDOM_HEAD_LR_FACTOR = 10  # times lr, for a head that starts at random
+RANDOM_HEAD_LR_FACTOR = 10  # times lr, for a randomly initialised head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FineTunePlan:
-    """What to fine-tune and by which options and method.
+    """The setup, options and method of a fine-tuning.
 
     Args:
-        setup: data, network and probe; each fold and the refit have their own.
+        setup: data, network and probe; folds and the refit have their own.
         config: the options.
         method: the method.
-        epochs: how many, by which the schedule goes.
-        attention: channel attention that was given; None to estimate it, if the method needs it.
-        data_order: which of several orders and augmentations of the images that the seed gives.
-        on_checkpoint: called whenever a fit has saved its state.
-        on_epoch_end: hears of each epoch of a training that is validated: in which folder it is,
-            which of how many, and its calibrated validation loss; what it raises ends the training.
+        epochs: number of epochs of the schedule.
+        attention: channel attention from a file; None to estimate it, if the method needs it.
+        data_order: number of the sample order and augmentation that the seed determines.
+        on_checkpoint: called after each save of a fit's state.
+        on_epoch_end: called after each validated epoch with the folder, the epoch, the number of
+            epochs and the validation loss; an exception of it ends the training.
     """
 
     setup: RunSetup
@@ -58,27 +58,26 @@ class FineTunePlan:
 
     @property
     def loaders(self) -> Dataloaders:
-        """Return what makes the batches of splits, with the options of the plan."""
+        """The data loaders, with the options of the plan."""
         return self.setup.loaders.with_config(self.config)
 
     @property
     def strength(self) -> float | None:
-        """Of the method's penalty, or its weight decay; None where it has none."""
+        """The strength of the method's penalty or its weight decay; None without one."""
         given = self.config.strength
         return self.method.strength if given == "auto" else given
 
     @property
     def lr(self) -> float:
-        """The peak learning rate of the backbone; one that is to be found is found by now."""
+        """The peak learning rate of the backbone; `--lr find` is resolved before."""
         assert not isinstance(self.config.lr, str)
         return self.config.lr
 
     @property
     def candidates(self) -> "tuple[FineTunePlan, ...]":
-        """The trainings that `--strength auto` takes, from strong to weak; else this one alone.
+        """The candidate runs of `--strength auto`, from strong to weak; else this plan alone.
 
-        Averages of batch-norm statistics that have moved are no network's, so that there is one
-        training where they do.
+        With batch norm in train mode there is one, since averaged statistics fit no network.
         """
         config, head_lr = self.config, self.config.head_lr
         if config.strength != "auto" or config.batch_norm == "train" or not self.method.candidates:
@@ -88,19 +87,19 @@ class FineTunePlan:
                 self,
                 config=dataclasses.replace(
                     config,
-                    strength=branch.strength,
-                    lr="find" if config.lr == "find" else branch.lr_scale * config.lr,
-                    head_lr=None if head_lr is None else branch.lr_scale * head_lr,
+                    strength=candidate.strength,
+                    lr="find" if config.lr == "find" else candidate.lr_scale * config.lr,
+                    head_lr=None if head_lr is None else candidate.lr_scale * head_lr,
                 ),
                 method=dataclasses.replace(
                     self.method,
                     head_init=self.method.head_init
-                    if branch.head_init is None
-                    else branch.head_init,
+                    if candidate.head_init is None
+                    else candidate.head_init,
                 ),
                 data_order=order,
             )
-            for order, branch in enumerate(self.method.candidates)
+            for order, candidate in enumerate(self.method.candidates)
         )
 
 
@@ -112,7 +111,7 @@ def make_plan(
     Args:
         setup: from `prepare`, with the same options of data and network.
         config: the options.
-        on_checkpoint: called whenever a fit has saved its state.
+        on_checkpoint: called after each save of a fit's state.
 
     Raises:
         UserError: if the network does not suit the method, or the attention file does not fit.
@@ -130,7 +129,7 @@ def make_plan(
 
 
 def make_fit_config(plan: FineTunePlan, folder: Path, stop_after: int | None) -> FitConfig:
-    """What to train on, how, for how long and where."""
+    """Return data, duration, precision and folder of a fit."""
     setup, config, loaders = plan.setup, plan.config, plan.loaders
     task, ordered = setup.task, _config_with_data_order(plan)
     return FitConfig(
@@ -160,20 +159,20 @@ def make_fit_config(plan: FineTunePlan, folder: Path, stop_after: int | None) ->
 
 
 def is_sharded(config: TrainConfig) -> bool:
-    """Whether each process keeps but its shard of the weights while it trains."""
+    """Return True if each process has only its shard of the weights during training."""
     return config.strategy == "fsdp" and world_size() > 1
 
 
 def _fsdp_units(setup: RunSetup) -> tuple[str, ...]:
-    from delta_transfer.training.distributed import find_fsdp_units  # loading it takes a second
+    from delta_transfer.training.distributed import find_fsdp_units  # importing it takes a second
 
     return find_fsdp_units(setup.backbone.module, setup.backbone.input_spec.example())
 
 
 def _can_split(plan: FineTunePlan) -> bool:
-    """Whether a step may be worked through in parts."""
-    alone = world_size() == 1
-    return alone and plan.config.batch_norm == "frozen" and not plan.method.needs_whole_batch
+    """Return True if steps may be split into micro-batches."""
+    single = world_size() == 1
+    return single and plan.config.batch_norm == "frozen" and not plan.method.needs_whole_batch
 
 
 def make_task_loss(plan: FineTunePlan) -> Callable[[Tensor, Tensor], Tensor]:
@@ -184,7 +183,7 @@ def make_task_loss(plan: FineTunePlan) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def run_fingerprint(setup: RunSetup) -> str:
-    """Of the images, their splits and the pretrained weights."""
+    """Return a hash of the samples, their splits and the pretrained weights."""
     task = setup.task
     rows = [
         f"{split} {label} {path}\n"
@@ -196,7 +195,7 @@ def run_fingerprint(setup: RunSetup) -> str:
 
 
 def _config_with_data_order(plan: FineTunePlan) -> TrainConfig:
-    """With the seed of the order of images."""
+    """Return the options with the seed of the plan's sample order."""
     if not plan.data_order:
         return plan.config
     seed = derive_seed(plan.config.seed, "order", str(plan.data_order))
@@ -212,14 +211,14 @@ def _mixing(config: TrainConfig, num_classes: int) -> Mixing | None:
 
 
 def make_optimizer_config(plan: FineTunePlan, network: nn.Module) -> OptimizerConfig:
-    """How the weights are moved."""
+    """Return optimiser, learning rates and schedule."""
     config, method, strength = plan.config, plan.method, plan.strength or 0.0
-    change = method.optimizer_context
+    context = method.optimizer_context
 
-    def around(optimizer: torch.optim.Optimizer) -> AbstractContextManager[object]:
-        if change is None:
+    def optimizer_context(optimizer: torch.optim.Optimizer) -> AbstractContextManager[object]:
+        if context is None:
             return nullcontext()
-        return change(optimizer, network, plan.setup.source, strength)
+        return context(optimizer, network, plan.setup.source, strength)
 
     return OptimizerConfig(
         optimizer=config.optimizer,
@@ -229,14 +228,14 @@ def make_optimizer_config(plan: FineTunePlan, network: nn.Module) -> OptimizerCo
         schedule=config.schedule,
         warmup_ratio=find_preset(config.preset).warmup_ratio,
         num_head_cycles=method.num_head_cycles,
-        optimizer_context=around,
+        optimizer_context=optimizer_context,
         lr_scales=_lr_scales(plan, network),
         ema=config.ema,
     )
 
 
 def _lr_scales(plan: FineTunePlan, network: nn.Module) -> dict[str, float]:
-    """What layers learn at, as shares of the learning rate; nothing if all learn alike."""
+    """Return the factors of the learning rate by parameter; empty without layer decay."""
     factor, backbone = plan.config.layer_decay, plan.setup.backbone
     if factor == 1:
         return {}

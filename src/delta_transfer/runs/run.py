@@ -1,4 +1,4 @@
-"""One run from its options to its folder: the only place that knows every part."""
+"""A run from its options to its finished folder."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from delta_transfer.backbones.base import GraphSpec, InputSpec
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.task import Split, TaskData
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 from delta_transfer.metrics.metrics import MetricName
 from delta_transfer.metrics.run_result import MetricPrefix, RunResult
 from delta_transfer.metrics.task_types import Multiclass
@@ -66,20 +66,20 @@ def train(
     network: nn.Module | None = None,
     spec: InputSpec | None = None,
 ) -> RunResult:
-    """Fine-tunes a network on images, molecules or graphs and leaves a run folder.
+    """Fine-tune a network on images, molecules or graphs and write a run folder.
 
     Args:
-        options: the options of the run.
-        network: a pretrained network of your own with a linear head, in place of the one that
-            `options.model` names; it is copied.
+        options: the options.
+        network: your own pretrained network with a linear head, instead of `options.model`; it is
+            copied.
         spec: how images are prepared for that network.
 
     Returns:
-        The run's figures; `folder` says where it lies.
+        The run's metrics, and its `folder`.
 
     Raises:
-        UserError: if an option, the data or the network is not as it must be: nothing is written
-            then. Or if training diverges: the run's folder keeps the best checkpoint until then.
+        UserError: if options, data or network are invalid, before a folder is made; or if training
+            diverges, after which the folder contains the best checkpoint.
 
     Example:
         >>> from delta_transfer import TrainOptions, train
@@ -87,9 +87,7 @@ def train(
     """
     started = time.perf_counter()
     if network is None and spec is not None:
-        raise UserError(
-            "spec goes with a network of your own: train(options, network=..., spec=...)"
-        )
+        raise ConfigError("`spec` needs `network`: train(options, network=..., spec=...)")
     config = options.resolve()
     if network is not None:
         config = dataclasses.replace(config, model=type(network).__name__)
@@ -99,13 +97,13 @@ def train(
         if world_size() > 1:
             config = adapt_to_processes(config)
         if config.resume and config.out is None:
-            raise UserError("--resume goes with --out, the folder of the run to go on with")
+            raise ConfigError("--resume needs --out, the folder of the run to resume")
         folder = Path(config.out).expanduser() if config.out else default_folder(config)
         if run_on_main_and_broadcast(lambda: _check_folder(folder, config)):
             return run_on_main_and_broadcast(lambda: _load_finished_run(folder))
-        suits = functools.partial(check_data, config)
-        prepared = prepare(config, network=network, spec=spec, check=suits)
-        return train_prepared(prepared, config, folder, started=started)
+        check = functools.partial(check_data, config)
+        setup = prepare(config, network=network, spec=spec, check=check)
+        return train_prepared(setup, config, folder, started=started)
 
 
 def _device_kind(config: TrainConfig) -> str:
@@ -113,7 +111,7 @@ def _device_kind(config: TrainConfig) -> str:
 
 
 def _check_folder(folder: Path, config: TrainConfig) -> bool:
-    """Checks that a run may be written into a folder; whether it holds it finished already."""
+    """Check that a run may be written to a folder; return True if it is finished there."""
     check_folder(folder, config)
     return config.resume and (folder / "result.json").is_file()
 
@@ -121,18 +119,18 @@ def _check_folder(folder: Path, config: TrainConfig) -> bool:
 def train_prepared(
     setup: RunSetup, config: TrainConfig, folder: Path, *, started: float
 ) -> RunResult:
-    """`train` for data, network and probe that are there already.
+    """Run `train` with prepared data, network and probe.
 
     Args:
         setup: from `prepare` with the same options, whatever the method.
         config: the options.
-        folder: of the run; emptied if it holds an old one.
+        folder: folder of the run; an old run in it is deleted.
         started: `time.perf_counter()` at the start of the run.
     """
     memory = PeakMemory(setup.device)
     plan = make_plan(setup, config)
-    with ExitStack() as held:
-        run_on_main_and_broadcast(lambda: held.enter_context(lock_folder(folder)))
+    with ExitStack() as stack:
+        run_on_main_and_broadcast(lambda: stack.enter_context(lock_folder(folder)))
         run_on_main_and_broadcast(
             lambda: make_folder(folder, overwrite=config.overwrite, resume=config.resume)
         )
@@ -143,10 +141,9 @@ def train_prepared(
 
 
 def _train(plan: FineTunePlan, folder: Path, resources: ResourceTracker) -> RunResult:
-    """In a folder that is this process's own."""
     config = plan.config
     header = (*describe(), *plan.setup.description)
-    path = folder / LOG_FILE  # which is there already after a run that failed early
+    path = folder / LOG_FILE  # exists after a run that failed early
     log = log_to(path, header, resume=config.resume or path.is_file())
     try:
         with (
@@ -166,8 +163,8 @@ def _train(plan: FineTunePlan, folder: Path, resources: ResourceTracker) -> RunR
         elif isinstance(error, KeyboardInterrupt):
             but = " and without --overwrite" if config.overwrite else ""
             raise KeyboardInterrupt(
-                f"{str(error) or 'interrupted'}; the same command with --out {folder} --resume"
-                f"{but} goes on"
+                f"{str(error) or 'interrupted'}; to resume, rerun the command with --out {folder} "
+                f"--resume{but}"
             ) from error
         raise
     return result
@@ -177,17 +174,17 @@ def _select_and_finalize(plan: FineTunePlan, folder: Path, resources: ResourceTr
     selected = select_model(plan, folder)
     test = _test(plan, selected.fine_tune_result.network)
 
-    def finish() -> RunResult:
+    def finalize() -> RunResult:
         result = _finalize(selected, plan, folder, resources, test=test)
         write_run_report(folder)
         return result
 
-    return run_on_main_and_broadcast(finish)
+    return run_on_main_and_broadcast(finalize)
 
 
 def _load_finished_run(folder: Path) -> RunResult:
-    """A run that is over, of which the report alone may be missing."""
-    logger.info("%s is finished: there is nothing to go on with", folder)
+    """Return the result of a finished run, whose report alone may be missing."""
+    logger.info("%s is finished: nothing to resume", folder)
     with lock_folder(folder):
         remove_temporary_files(folder)
         _clear(folder)
@@ -206,24 +203,25 @@ def _finalize(
     *,
     test: Tensor | None,
 ) -> RunResult:
-    """Measures the final network and writes what the run leaves behind."""
+    """Write the final network, its predictions and its metrics."""
     setup, network = selected.setup, selected.fine_tune_result.network
     task, method = setup.task, plan.method
     probe = setup.probe_predictions["test"]
     if task.test is not None and test is not None and probe is not None:
-        shown, answers, beside = task.test, test, probe
+        split, predictions, probe_predictions = task.test, test, probe
     else:
-        shown, answers, beside = selected.held_out, selected.predictions, selected.probe_predictions
+        split, predictions = selected.held_out, selected.predictions
+        probe_predictions = selected.probe_predictions
     path, task_type = folder / "predictions.csv", task.task_type
-    write_predictions(path, shown, answers, task.classes, task_type)
+    write_predictions(path, split, predictions, task.classes, task_type)
     spec = setup.backbone.input_spec
     if isinstance(spec, GraphSpec) and spec.node_features == "atoms":
-        from delta_transfer.runs.predictions import write_molecules  # which needs an extra
+        from delta_transfer.runs.predictions import write_molecules  # needs an extra
 
         taps = selected.fine_tune_result.taps
-        write_molecules(folder, shown, network=network, source=setup.source, taps=taps)
+        write_molecules(folder, split, network=network, source=setup.source, taps=taps)
     elif task.kind == "images" and isinstance(task_type, Multiclass):
-        write_examples(folder, shown, answers, beside, task.classes)
+        write_examples(folder, split, predictions, probe_predictions, task.classes)
     (folder / "model").mkdir(exist_ok=True)
     save_model(folder / "model", setup.backbone, network, classes=task.classes, task_type=task_type)
     cost = resources.usage
@@ -256,51 +254,51 @@ def _finalize(
 
 
 def _clear(folder: Path) -> None:
-    """Deletes what only a run that is not finished needs."""
+    """Delete what only unfinished runs need."""
     (folder / USAGE_FILE).unlink(missing_ok=True)
-    for before in folder.glob(f"**/{PREVIOUS}"):
-        before.unlink()
+    for checkpoint in folder.glob(f"**/{PREVIOUS}"):
+        checkpoint.unlink()
     for fold in folder.glob("**/folds/*"):
         shutil.rmtree(fold / "checkpoints", ignore_errors=True)
 
 
 def _strength(selected: SelectionResult, plan: FineTunePlan) -> float | None:
-    """Of the penalty; found by auto, the geometric mean; of the probe, its own."""
+    """Return the strength of the penalty or the probe; of `auto`, the geometric mean."""
     if not plan.method.trains_network:
         return selected.setup.probe.strength
     if selected.strength_search is None:
         return plan.strength
-    shares = selected.strength_search.mixing_coefficients[1:]
-    if not sum(shares):
-        return None  # the start alone: no strength is strong enough
+    weights = selected.strength_search.mixing_coefficients[1:]
+    if not sum(weights):
+        return None  # the initialization alone: no strength is strong enough
     logs = [math.log(strength) for strength in selected.strength_search.strengths]
-    mean = sum(share * log for share, log in zip(shares, logs, strict=True)) / sum(shares)
+    mean = sum(weight * log for weight, log in zip(weights, logs, strict=True)) / sum(weights)
     return float(f"{math.exp(mean):.6g}")
 
 
 def _test(plan: FineTunePlan, network: nn.Module) -> Tensor | None:
-    """The final network's answers to the test split, if there is one."""
+    """Return the final network's predictions for the test split, if there is one."""
     task, config = plan.setup.task, plan.config
     split = task.test
     if split is None:
         return None
-    asked = CropAverage(network) if config.paper_protocol else network
+    tested = CropAverage(network) if config.paper_protocol else network
 
-    def ask(positions: Sequence[int]) -> tuple[Tensor]:
+    def predict(positions: Sequence[int]) -> tuple[Tensor]:
         loader = plan.loaders.test_dataloader(split.subset(positions))
-        return (predict_dataloader(asked, loader, task.task_type),)
+        return (predict_dataloader(tested, loader, task.task_type),)
 
-    return shard_and_gather(len(split), config.batch_size, ask)[0]
+    return shard_and_gather(len(split), config.batch_size, predict)[0]
 
 
 def _metric_fields(
-    task: TaskData, where: MetricPrefix, predictions: Tensor | None, split: Split | None
+    task: TaskData, prefix: MetricPrefix, predictions: Tensor | None, split: Split | None
 ) -> dict[str, Any]:
-    """What there is to say of answers, by the names of `RunResult`."""
+    """Return the metrics of predictions, by the names of `RunResult`."""
     if predictions is None or split is None:
         return {}
     metrics: list[MetricName] = [task.task_type.metric.name]
-    if where == "test" and isinstance(task.task_type, Multiclass):
+    if prefix == "test" and isinstance(task.task_type, Multiclass):
         metrics.append("mean_class_accuracy")
-    found = {f"{where}_{m}": task.task_type.score(predictions, split.targets, m) for m in metrics}
+    found = {f"{prefix}_{m}": task.task_type.score(predictions, split.targets, m) for m in metrics}
     return {name: None if math.isnan(score) else score for name, score in found.items()}

@@ -1,4 +1,4 @@
-"""Which epoch is kept, by one validation split or by folds, and the refit on all images."""
+"""Selection of the epoch by a validation split or folds, and the refit on all samples."""
 
 import csv
 import dataclasses
@@ -27,24 +27,23 @@ from delta_transfer.utils.seeds import derive_seed
 logger = logging.getLogger(__name__)
 
 REFIT_THRESHOLD = 300
-"""Below so many training and validation images, the model learns from both in the end."""
+"""With fewer training and validation samples, the final model is refitted on both."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SelectionResult:
-    """The final network of a run, and how good it was on images that it had not seen.
+    """The final network of a run, and predictions for held-out samples.
 
     Args:
-        setup: what it learnt from, and the probe on the same images.
+        setup: the data that it was trained on, and the probe on the same data.
         fine_tune_result: the network; with folds that of the last fold, until `refit` replaces it.
-        epoch: how long it was trained, chosen on the images held out.
-        held_out: the validation split; with folds, all images, each held out once.
-        predictions: to the held-out images `[N, K]`, by networks that had not seen them.
-        probe_predictions: likewise of the linear probe.
-        refitted: whether it was trained again on all images.
-        validation_results: each training with images held out: what it learnt from, and what came
-            of it.
-        strength_search: how its strength was found; None where it was given.
+        epoch: the epoch, selected on held-out samples.
+        held_out: the validation split; with folds all samples, each held out once.
+        predictions: for the held-out samples `[N, K]`, by networks not trained on them.
+        probe_predictions: for the same samples, by linear probes not trained on them.
+        refitted: the network was trained again on all samples.
+        validation_results: setup and result of each training with held-out samples.
+        strength_search: the search for the strength; None if it was fixed.
     """
 
     setup: RunSetup
@@ -59,22 +58,22 @@ class SelectionResult:
 
 
 def should_refit(config: TrainConfig, task: TaskData) -> bool:
-    """Whether the final network learns from training and validation images together."""
+    """Return True if the final network is trained on training and validation samples."""
     if not task.val_drawn or config.refit == "never":
         return False
     if config.folds or config.refit == "always":
         return True
-    # A number of images a class that was asked for is to be just that.
-    asked = config.samples_per_class is not None or config.paper_protocol
-    return len(task.train) + len(task.val) < REFIT_THRESHOLD and not asked
+    # A requested number of samples per class is to be exact.
+    fixed = config.samples_per_class is not None or config.paper_protocol
+    return len(task.train) + len(task.val) < REFIT_THRESHOLD and not fixed
 
 
 def select_epoch(plan: FineTunePlan, folder: Path) -> SelectionResult:
-    """Fine-tunes with images held out, and chooses the epoch on them.
+    """Fine-tune with held-out samples, and select the epoch on them.
 
     Args:
         plan: data, network, options and method.
-        folder: of the run. The folds are left in `folds/`.
+        folder: folder of the run; folds are in `folds/`.
     """
     if plan.config.folds:
         return _cross_validate(plan, folder)
@@ -82,74 +81,74 @@ def select_epoch(plan: FineTunePlan, folder: Path) -> SelectionResult:
 
 
 def merge_train_and_val(setup: RunSetup) -> RunSetup:
-    """The same with all images to learn from, those of the validation split too."""
+    """Return the setup with the validation samples added to the training samples."""
     train = len(setup.task.train)
     count = train + len(setup.task.val)
     return resplit(setup, train=range(count), val=range(train, count))
 
 
 def refit(plan: FineTunePlan, folder: Path, *, epoch: int) -> FineTuneResult:
-    """Fine-tunes on all images, for as long as was chosen.
+    """Fine-tune on all samples for the selected number of epochs.
 
     Args:
-        plan: options, method and, from `merge_train_and_val`, the data.
-        folder: of the run; what the refit leaves goes to `refit/`.
-        epoch: chosen by `hold_out`.
+        plan: options and method, with the setup of `merge_train_and_val`.
+        folder: folder of the run; files of the refit are in `refit/`.
+        epoch: the selected epoch.
     """
     if plan.method.trains_network:
-        how = f"{epoch} epochs" if epoch else "its start alone"
+        how = f"{epoch} epochs" if epoch else "0 epochs: the initialization"
         task = plan.setup.task
         count, noun = len(task.train), task.sample_type
         logger.info("refit    on all %d training and validation %ss, %s", count, noun, how)
-    tuned = fine_tune(plan, folder / "refit", stop_after=epoch)
+    result = fine_tune(plan, folder / "refit", stop_after=epoch)
     attention = folder / "refit" / "attention.safetensors"
     if is_rank_zero() and attention.is_file():
         attention.replace(folder / attention.name)
-    return tuned
+    return result
 
 
 def _validate(plan: FineTunePlan, folder: Path) -> SelectionResult:
-    setup, tuned = plan.setup, fine_tune(plan, folder)
+    setup, result = plan.setup, fine_tune(plan, folder)
     val, task_type = setup.task.val, setup.task.task_type
 
-    def ask(positions: Sequence[int]) -> tuple[Tensor]:
+    def predict(positions: Sequence[int]) -> tuple[Tensor]:
         loader = plan.loaders.eval_dataloader(val.subset(positions))
-        return (predict_dataloader(tuned.network, loader, task_type),)
+        return (predict_dataloader(result.network, loader, task_type),)
 
-    (answers,) = shard_and_gather(len(val), plan.config.batch_size, ask)
+    (predictions,) = shard_and_gather(len(val), plan.config.batch_size, predict)
     probe = setup.probe_predictions["val"]
     assert probe is not None
     return SelectionResult(
         setup=setup,
-        fine_tune_result=tuned,
-        epoch=tuned.fit_result.epoch,
+        fine_tune_result=result,
+        epoch=result.fit_result.epoch,
         held_out=val,
-        predictions=answers,
+        predictions=predictions,
         probe_predictions=probe,
         refitted=False,
-        validation_results=((setup, tuned),),
+        validation_results=((setup, result),),
     )
 
 
 def _cross_validate(plan: FineTunePlan, folder: Path) -> SelectionResult:
-    """Every image is held out once; the epoch is that with the lowest loss over all of them."""
-    probes, logits, trained = [], [], []
+    """Hold out each sample once; select the epoch with the lowest loss over all of them."""
+    probes, logits, results = [], [], []
     setup = plan.setup
     task_type = setup.task.task_type
     folds = _folds(setup.task, plan.config.folds, seed=plan.config.seed)
     for number, (train, val) in enumerate(folds, start=1):
-        own = folder / "folds" / str(number)
         fold = resplit(setup, train=train, val=val)
         if plan.method.trains_network:
             logger.info("fold     %d of %d", number, len(folds))
-        tuned = fine_tune(dataclasses.replace(plan, setup=fold), own)
+        fold_plan = dataclasses.replace(plan, setup=fold)
+        result = fine_tune(fold_plan, folder / "folds" / str(number))
         probe = fold.probe_predictions["val"]
         assert probe is not None
         probes.append(probe)
-        tuned.network.cpu()  # there may be many
-        trained.append((fold, tuned))
-        validations = tuned.fit_result.val_outputs
-        logits.append([found for found, _ in validations] or [task_type.logits(probe)])
+        result.network.cpu()  # there may be many
+        results.append((fold, result))
+        outputs = result.fit_result.val_outputs
+        logits.append([found for found, _ in outputs] or [task_type.logits(probe)])
     order = [index for _, val in folds for index in val]
     held_out = pool_train_and_val(setup.task).subset(order)
     targets = held_out.targets
@@ -162,13 +161,13 @@ def _cross_validate(plan: FineTunePlan, folder: Path) -> SelectionResult:
             write_atomically(folder / name, _average(files, keys))
     return SelectionResult(
         setup=setup,
-        fine_tune_result=tuned,
+        fine_tune_result=result,
         epoch=epoch,
         held_out=held_out,
         predictions=task_type.predictions(epochs[epoch]),
         probe_predictions=torch.cat(probes),
         refitted=False,
-        validation_results=tuple(trained),
+        validation_results=tuple(results),
     )
 
 
@@ -181,9 +180,9 @@ def _lowest(losses: Sequence[float]) -> int:
 
 
 def _folds(task: TaskData, folds: int, *, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Positions to train on and to hold out, stratified by class if there are classes.
+    """Return positions to train on and to hold out, stratified by class if there are classes.
 
-    What was kept together as the validation split was drawn is held out together.
+    Groups that the split kept together, such as scaffolds, are held out together.
     """
     draw = derive_seed(seed, "folds") % 2**32  # scikit-learn takes no larger one
     if task.group is not None:
@@ -197,14 +196,14 @@ def _folds(task: TaskData, folds: int, *, seed: int) -> list[tuple[list[int], li
     labels = np.array([*task.train.class_indices, *task.val.class_indices])
     splitter = StratifiedKFold(folds, shuffle=True, random_state=draw)
     with warnings.catch_warnings():
-        # A class with fewer images than folds is held out in as many folds as it has images.
+        # A class with fewer samples than folds is held out in as many folds as it has samples.
         warnings.filterwarnings("ignore", "The least populated class")
         found = list(splitter.split(labels, labels))
     return [(train.tolist(), val.tolist()) for train, val in found]
 
 
 def _average(files: Sequence[Path], keys: Sequence[str]) -> str:
-    """The mean of CSV files, row by row; rows belong together by the values of their keys."""
+    """Return the mean of CSV files over rows with the same values in the key columns."""
     rows: dict[tuple[tuple[str, ...], tuple[str, ...]], list[dict[str, str]]] = {}
     columns: dict[str, None] = {}
     for file in files:
@@ -225,6 +224,6 @@ def _average(files: Sequence[Path], keys: Sequence[str]) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
-    """Of those that are numbers, as a fold without both answers has no ROC-AUC; "" of none."""
+    """Return the mean without NaN, as of folds with one class and no ROC-AUC; "" if all are."""
     known = [value for value in values if not np.isnan(value)]
     return f"{np.mean(known):.8g}" if known else ""

@@ -1,4 +1,4 @@
-"""A step worked through in parts, as many as memory needs."""
+"""Gradient accumulation over micro-batches, more of them if memory runs out."""
 
 import gc
 import logging
@@ -8,7 +8,7 @@ from typing import TypeVar, final
 import torch
 from torch import Tensor
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError
 from delta_transfer.features.inputs import Inputs, split
 from delta_transfer.training.checkpoints import random_states, set_random_states
 
@@ -20,15 +20,15 @@ Batch = tuple[Inputs, Tensor]
 
 @final
 class GradientAccumulation:
-    """Into how many parts the samples of a step are divided.
+    """Divides the batch of each step into micro-batches.
 
     Args:
-        num_micro_batches: of each step, if it has so many samples.
-        can_split: whether more parts are taken where memory runs out.
-        sample_type: what a sample is called in messages.
+        num_micro_batches: per step, as far as the batch has enough samples.
+        can_split: use more of them if memory runs out.
+        sample_type: name of a sample in messages.
 
     Attributes:
-        num_micro_batches: as many as there are by now.
+        num_micro_batches: the current number.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class GradientAccumulation:
         self._micro_batch_size = 0
 
     def split(self, batch: Batch) -> list[tuple[Batch, float]]:
-        """The parts of a batch, each with its share of the samples."""
+        """Return the micro-batches of a batch, each with its fraction of the samples."""
         inputs, targets = batch
         size = -(-len(targets) // self.num_micro_batches)
         found = list(zip(split(inputs, size), split(targets, size), strict=True))
@@ -48,15 +48,14 @@ class GradientAccumulation:
         return [((rows, labels), len(labels) / len(targets)) for rows, labels in found]
 
     def run(self, step: Callable[[], Result], reset: Callable[[], None]) -> Result:
-        """What a step gives, which is taken again in more parts where memory runs out.
+        """Return the result of a step, repeated with more micro-batches if memory runs out.
 
         Args:
-            step: divides its batch by `split`, and begins with the random numbers of before when
-                it is called again.
-            reset: lets go of what a step has left behind that was not finished.
+            step: divides its batch by `split`; called again with the same random state.
+            reset: discards what an unfinished step has left.
 
         Raises:
-            UserError: if there is no memory for a single sample, or the step cannot be divided.
+            EnvironmentError: if memory is too small for one sample, or the batch cannot be divided.
         """
         before = random_states()
         while True:
@@ -64,7 +63,7 @@ class GradientAccumulation:
                 return step()
             except torch.OutOfMemoryError as error:
                 self._divide(error)
-            # Here the error, and all that it was holding, is gone.
+            # Outside of `except`, so that the tensors in the error's traceback are freed.
             reset()
             gc.collect()
             if torch.accelerator.is_available():
@@ -73,24 +72,23 @@ class GradientAccumulation:
 
     def _divide(self, error: torch.OutOfMemoryError) -> None:
         size, noun = self._micro_batch_size, self._sample_type
-        sized = noun == "image"  # others have no size that could be lowered
+        sized = noun == "image"  # graphs have no size that could be reduced
         if size == 1:
-            lower = "lower --image-size, or " if sized else ""
-            raise UserError(
-                f"there is too little memory to train on a single {noun}: {lower}choose a smaller "
-                "--model"
+            smaller = "--image-size or --model" if sized else "--model"
+            raise EnvironmentError(
+                f"out of memory with a single {noun}: use a smaller {smaller}"
             ) from error
         if not self._can_split:
-            lower = "--batch-size or --image-size" if sized else "--batch-size"
-            raise UserError(
-                f"there is too little memory for a step with {size} {noun}s, and it cannot be "
-                "worked through in parts (by several processes, with bss, or with batch norm in "
-                f"train mode): lower {lower}"
+            smaller = "--batch-size or --image-size" if sized else "--batch-size"
+            raise EnvironmentError(
+                f"out of memory with {size} {noun}s per step, which cannot be split into "
+                "micro-batches (several processes, bss, or batch norm in train mode): use a "
+                f"smaller {smaller}"
             ) from error
         self.num_micro_batches *= 2
         logger.warning(
-            "too little memory for %d %ss at once: each step is worked through in %d parts "
-            "from now on, which changes nothing else",
+            "out of memory with %d %ss at once: each step is split into %d micro-batches from now "
+            "on, with the same gradients",
             size,
             noun,
             self.num_micro_batches,

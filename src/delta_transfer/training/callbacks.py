@@ -1,4 +1,4 @@
-"""What happens beside the steps: an early end, the head drawn anew, drift measured."""
+"""Callbacks of a fit: stopping early, reinitialising the head, measuring drift."""
 
 import csv
 from collections.abc import Callable, Sequence
@@ -19,61 +19,59 @@ from delta_transfer.utils.module_state import device_of, eval_mode
 
 
 class StopAfter(lightning.Callback):
-    """Ends the fit after an epoch, while the schedule goes on as if there were more.
+    """Stops the fit after an epoch, with the schedule of all epochs.
 
     Args:
-        epochs: how many are trained.
+        epochs: number of epochs to train.
     """
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Stops the trainer once they are over."""
+        """Stop the trainer after the last of them."""
         trainer.should_stop = trainer.current_epoch + 1 >= self._epochs
 
 
 class ReportLoss(lightning.Callback):
-    """Tells of each epoch's calibrated validation loss, but not of the start's.
+    """Reports the validation loss of each epoch but epoch 0, the initialization.
 
     Args:
-        listener: is given the epoch, of how many it is, and the loss; what it raises ends the fit.
+        listener: called with epoch, number of epochs and loss; an exception of it ends the fit.
     """
 
     def __init__(self, listener: Callable[[int, int, float], None]) -> None:
         self._listener = listener
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Tells, once all else has taken note of the epoch."""
+        """Report the loss, after all other callbacks."""
         if trainer.state.fn == "fit":
             loss = float(trainer.callback_metrics["val_calibrated_loss"])
             self._listener(trainer.current_epoch + 1, int(trainer.max_epochs or 0), loss)
 
 
 class ReinitializeHead(lightning.Callback):
-    """Draws the head anew at the start of each cycle but the first, as a new one is drawn.
-
-    What the optimiser remembers of it is forgotten.
+    """Re-initialises the head, and its optimiser state, at the start of each cycle but the first.
 
     Args:
         head: a linear layer.
-        num_restarts: how many there are, of equal length.
-        generator: draws the head; on the CPU.
+        num_cycles: number of cycles of equal length.
+        generator: draws the weights; on the CPU.
     """
 
-    def __init__(self, head: nn.Linear, *, num_restarts: int, generator: torch.Generator) -> None:
+    def __init__(self, head: nn.Linear, *, num_cycles: int, generator: torch.Generator) -> None:
         self._head = head
-        self._num_restarts = num_restarts
+        self._num_cycles = num_cycles
         self._generator = generator
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: Any, batch: Any, index: int
     ) -> None:
-        """Draws it, if a cycle starts with this step."""
+        """Re-initialise the head if a cycle starts with this step."""
         total = int(trainer.estimated_stepping_batches)
-        if trainer.global_step not in cycle_starts(total, self._num_restarts)[1:]:
+        if trainer.global_step not in cycle_starts(total, self._num_cycles)[1:]:
             return
-        bound = self._head.in_features**-0.5  # as torch draws linear layers
+        bound = self._head.in_features**-0.5  # as torch initialises linear layers
         for parameter in self._head.parameters():
             drawn = torch.empty(parameter.shape)
             drawn.uniform_(-bound, bound, generator=self._generator)
@@ -83,16 +81,16 @@ class ReinitializeHead(lightning.Callback):
 
 
 class MeasureDrift(lightning.Callback):
-    """Measures after each epoch how far each tap has moved from the source, on the same images.
+    """Measures after each epoch how far each tap has moved from the source, on fixed samples.
 
-    In the unit of DELTA without attention, `1/2 mean (F(w) - F(w0))^2 / v`, in eval mode; of rows
-    (graph nodes) the mean is over those of each sample, then over samples.
+    The distance is that of DELTA without attention, `1/2 mean (F(w) - F(w0))^2 / v`, in eval mode;
+    for graphs the mean is over the nodes of each sample, then over samples.
 
     Args:
         network: the target.
-        source: the network that it started from.
-        taps: the modules to look at.
-        inputs: some training images, not augmented.
+        source: the pretrained network.
+        taps: names of the modules to compare.
+        inputs: some training samples, not augmented.
         path: the CSV file, `epoch,tap,distance`.
     """
 
@@ -114,7 +112,7 @@ class MeasureDrift(lightning.Callback):
         self._variance: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Appends a row for each tap."""
+        """Append a row for each tap."""
         if not self._source_features:
             self._source.to(device_of(self._network))
             self._source_features = self._features(self._source)
@@ -122,7 +120,7 @@ class MeasureDrift(lightning.Callback):
                 variance = FeatureVariance()
                 variance.update(features)
                 self._variance[tap] = variance.compute()
-            if is_rank_zero() and not self._path.exists():  # as it does where the fit goes on
+            if is_rank_zero() and not self._path.exists():  # a resumed fit has it
                 self._append([("epoch", "tap", "distance")])
         epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
         rows, groups = [], groups_of(self._inputs)

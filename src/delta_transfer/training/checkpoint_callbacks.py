@@ -1,4 +1,4 @@
-"""What a fit saves of itself: its best epoch, and its last state, from which it goes on."""
+"""Callbacks that save checkpoints: the best epoch, and the last state to resume from."""
 
 import dataclasses
 import logging
@@ -25,18 +25,17 @@ from delta_transfer.utils.distributed import all_reduce_any, is_rank_zero
 
 logger = logging.getLogger(__name__)
 
-GROWING_FILES = ("metrics.csv", "drift.csv")  # which grow with each epoch
+GROWING_FILES = ("metrics.csv", "drift.csv")  # rows are added in each epoch
 
 
 class SaveBest(lightning.Callback):
-    """Keeps the epoch with the lowest calibrated validation loss.
+    """Saves the epoch with the lowest temperature-scaled validation NLL.
 
-    The loss at its best temperature: on few images it is far less noisy than accuracy, and other
-    than the plain loss it does not mistake overconfidence for a worse network. Epoch 0, the start,
-    takes part.
+    On few images it is far less noisy than accuracy, and unlike the plain loss it does not punish
+    overconfidence. Epoch 0, the initialization, is a candidate.
 
     Args:
-        folder: where `best.ckpt` is written, with the epoch and its loss.
+        folder: folder for `best.ckpt`, which contains the epoch and its loss.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +44,7 @@ class SaveBest(lightning.Callback):
         self._lowest = math.inf
 
     def resume(self) -> bool:
-        """Takes up what `best.ckpt` has; False if there is no whole one."""
+        """Restore the state from `best.ckpt`; return False if it is missing or damaged."""
         best = read_checkpoint(self.folder / BEST)
         if best is None:
             return False
@@ -53,16 +52,16 @@ class SaveBest(lightning.Callback):
         return True
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Compares, saves and reports."""
+        """Save the epoch if it is the best so far, and log its metrics."""
         metrics, metric = trainer.callback_metrics, module.task_type.metric
         epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
         loss = float(metrics["val_calibrated_loss"])
-        # The start is saved whatever it is like, so that there always is something to keep.
+        # Epoch 0 is saved even if its loss is NaN, so that there is always a checkpoint.
         better = loss < self._lowest or self.best_epoch < 0
         if better:
             self.best_epoch = epoch
             self._lowest = math.inf if math.isnan(loss) else loss
-            # Which all processes have to ask for: each may have but its shard.
+            # A collective call: each process may have only its shard.
             state = trainer.strategy.lightning_module_state_dict()
             best = {"best_epoch": epoch, "lowest_loss": self._lowest, "state_dict": state}
             if is_rank_zero():
@@ -81,31 +80,31 @@ class SaveBest(lightning.Callback):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointInterval:
-    """How often the last state is saved: whenever one of both is over, and at the end.
+    """How often the last state is saved: after either interval, and at the end.
 
     Args:
-        minutes: since the last time.
-        steps: since the last time; None for no such limit.
+        minutes: since the last save.
+        steps: since the last save; None for no such limit.
     """
 
-    minutes: float = 1.0  # an epoch may be a single step, and a state hundreds of megabytes
+    minutes: float = 1.0  # an epoch may be one step, and a checkpoint hundreds of megabytes
     steps: int | None = None
 
 
 class SaveLast(lightning.Callback):
-    """Saves the last state between steps, whenever it is time and when a stop is asked for.
+    """Saves the last state between steps, at intervals and when a stop is requested.
 
-    What it saves is all from which the fit goes on to the same weights as if it had never been
-    broken off: beside what Lightning saves, the states of random generators and the files that
-    grow. It has to be the first of the callbacks, so that none has begun the next step yet.
+    A fit that resumes from it ends with the same weights as an uninterrupted one: besides
+    Lightning's state it contains random states and the growing files. It has to be the first
+    callback, so that no other one has started the next step.
 
     Args:
-        folder: of the run, in whose `checkpoints` they lie.
-        interval: how often.
-        fingerprint: of what is trained on which images.
-        generators: more of them.
-        request: whether a stop is asked for.
-        on_checkpoint: called whenever it has saved.
+        folder: folder of the run; checkpoints are in its `checkpoints`.
+        interval: how often to save.
+        fingerprint: of data and pretrained weights.
+        generators: further random generators.
+        request: the request to stop.
+        on_checkpoint: called after each save.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class SaveLast(lightning.Callback):
         on_checkpoint: Callable[[], None],
     ) -> None:
         self._folder = folder
-        self._saving = interval
+        self._interval = interval
         self._fingerprint = fingerprint
         self._generators = generators
         self._request = request
@@ -129,41 +128,41 @@ class SaveLast(lightning.Callback):
         self._saved = (time.monotonic(), 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is saved, of tensors and plain values."""
-        traces = {name: self._folder / name for name in GROWING_FILES}
+        """Return the state, in tensors and plain values."""
+        paths = {name: self._folder / name for name in GROWING_FILES}
         return {
             "finished": self._finished,
             "fingerprint": self._fingerprint,
             "random": random_states(),
             "generators": [generator.get_state() for generator in self._generators],
             "growing_files": {
-                name: path.read_bytes().decode() for name, path in traces.items() if path.is_file()
+                name: path.read_bytes().decode() for name, path in paths.items() if path.is_file()
             },
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes note of it until the fit starts."""
+        """Remember the state until the fit starts."""
         self._resume_state = state_dict
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Gives the files back as they were, and takes SIGTERM from Lightning."""
+        """Restore the growing files, and take SIGTERM back from Lightning."""
         self._request.listen()
         self._saved = (time.monotonic(), trainer.global_step)
         if not self._resume_state or not is_rank_zero():
             return
         saved = self._resume_state["growing_files"]
-        for name in GROWING_FILES:  # and no other file, whatever the state names
+        for name in GROWING_FILES:  # never a path that a checkpoint names
             if name in saved:
                 (self._folder / name).write_bytes(saved[name].encode())
         for csv in trainer.loggers:
-            if isinstance(csv, CSVLogger):  # it has begun anew
+            if isinstance(csv, CSVLogger):  # which does not read the existing file
                 text = saved.get("metrics.csv", "")
                 csv.experiment.metrics_keys = text.splitlines()[0].split(",") if text else []
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: Any, batch: Any, index: int
     ) -> None:
-        """Before each step; before the first of a fit that goes on, random numbers go on too."""
+        """Restore random states before the first resumed step, and save if it is time."""
         if self._resume_state:
             generators = zip(self._generators, self._resume_state["generators"], strict=True)
             for generator, state in generators:
@@ -171,26 +170,26 @@ class SaveLast(lightning.Callback):
             set_random_states(self._resume_state["random"])
             self._resume_state = {}
         seconds, step = self._saved
-        saving, since = self._saving, trainer.global_step - step
+        interval, since = self._interval, trainer.global_step - step
         if not since:
             return
-        late = time.monotonic() - seconds >= 60 * saving.minutes
-        if saving.steps is not None:
-            late = late or since >= saving.steps
-        late, asked = all_reduce_any(late, self._request.requested)
-        if late or asked:
+        due = time.monotonic() - seconds >= 60 * interval.minutes
+        if interval.steps is not None:
+            due = due or since >= interval.steps
+        due, requested = all_reduce_any(due, self._request.requested)
+        if due or requested:
             self._save(trainer)
-        self._stop(trainer, asked)
+        self._stop(trainer, requested)
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]
     ) -> None:
-        """Takes the step that is about to begin for none that an epoch has ended with."""
+        """Mark the state as saved before a step, not at the end of an epoch."""
         loops = checkpoint["loops"]["fit_loop"]
         loops["epoch_loop.batch_progress"]["is_last_batch"] = False
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Saves the outcome."""
+        """Save the final state."""
         self._finished = True
         self._save(trainer)
         self._stop(trainer, *all_reduce_any(self._request.requested))
@@ -203,6 +202,6 @@ class SaveLast(lightning.Callback):
             self._on_checkpoint()
         self._saved = (time.monotonic(), trainer.global_step)
 
-    def _stop(self, trainer: lightning.Trainer, asked: bool) -> None:
-        if asked:
+    def _stop(self, trainer: lightning.Trainer, requested: bool) -> None:
+        if requested:
             raise FitInterrupt(f"stopped after step {trainer.global_step}")

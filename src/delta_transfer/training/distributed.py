@@ -1,4 +1,4 @@
-"""Weights of which each process keeps its shard while it trains, by torch's `fully_shard`."""
+"""Sharded weights by torch's `fully_shard`, and losses of batches split over processes."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ModelError
 from delta_transfer.methods.penalty import Reduction
 from delta_transfer.methods.sharded import shard_like
 from delta_transfer.utils.distributed import all_reduce_mean, world_size
@@ -19,15 +19,15 @@ from delta_transfer.utils.module_state import device_of, eval_mode
 
 
 class FullyShardStrategy(DDPStrategy):
-    """Lightning's strategy of several processes, with the network sharded in place of copied.
+    """Lightning's DDP strategy with a sharded instead of a replicated network.
 
-    What it gives to be saved is whole, and in the form of one process: a fit may go on with another
-    number of them. Lightning's own saves shards, or whole files past our checksums, and asks for a
-    GPU. The network is sharded when the fit starts, and stays so.
+    Checkpoints contain whole weights, as those of one process, so that a fit may resume with
+    another number of processes. Lightning's own FSDP strategy saves shards, or files without our
+    checksums, and needs a GPU. The network is sharded when the fit starts, and stays sharded.
 
     Args:
-        units: names of modules whose weights are put together when they are called, and let go of
-            after; the weights outside of them are one unit more.
+        units: names of modules whose weights are gathered when they are called, and freed after;
+            all other weights are one more unit.
     """
 
     def __init__(self, units: Sequence[str]) -> None:
@@ -35,20 +35,20 @@ class FullyShardStrategy(DDPStrategy):
         self._units = units
 
     def configure_ddp(self) -> None:
-        """Shards the network; optimisers are made after."""
+        """Shard the network, before optimisers are created."""
         assert self.lightning_module is not None
         network = self.lightning_module.get_submodule("network")
         shard(network, self._units, device_type=self.root_device.type)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """With whole weights; all processes have to ask for it."""
+        """Return whole weights; a collective call."""
         state = super().lightning_module_state_dict()
-        for name, tensor in state.items():  # in place, for it knows the versions of its modules
+        for name, tensor in state.items():  # in place, to keep its metadata
             state[name] = _whole(tensor)
         return state
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Whole, likewise."""
+        """Return the whole state; a collective call."""
         state: dict[str, Any] = super().optimizer_state(optimizer)
         moments = {
             place: {name: _whole(value) for name, value in values.items()}
@@ -57,7 +57,7 @@ class FullyShardStrategy(DDPStrategy):
         return {**state, "state": moments}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Each process takes its shard."""
+        """Load this process's shard of the state."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             moments = {
@@ -68,14 +68,14 @@ class FullyShardStrategy(DDPStrategy):
 
 
 def shard(network: nn.Module, units: Sequence[str], *, device_type: str) -> None:
-    """Shards a network over all processes; it has the weights of the main one then.
+    """Shard a network over all processes, with the weights of the main one.
 
     Args:
-        network: the same in all processes.
-        units: see `Sharding`.
-        device_type: of the devices that it computes on.
+        network: of the same architecture in all processes.
+        units: see `FullyShardStrategy`.
+        device_type: type of its device.
     """
-    network.to(memory_format=torch.contiguous_format)  # other strides cannot be sharded
+    network.to(memory_format=torch.contiguous_format)  # required for sharding
     for tensor in network.state_dict().values():
         torch.distributed.broadcast(tensor, src=0)
     mesh = init_device_mesh(device_type, (world_size(),))
@@ -85,23 +85,23 @@ def shard(network: nn.Module, units: Sequence[str], *, device_type: str) -> None
 
 
 def find_fsdp_units(network: nn.Module, example: Any) -> tuple[str, ...]:
-    """The modules whose weights are best sharded together: the outermost blocks.
+    """Return the names of the outermost blocks, whose weights are sharded together.
 
-    Those are modules with children that a pass calls as such, once; sequences of them are taken
-    apart. Weights that are reached in any other way stay with the network itself.
+    A block is a module with children that a forward pass calls once; sequences are divided into
+    their blocks. All other weights belong to the unit of the network itself.
 
     Args:
-        network: in no context that changes its weights.
-        example: inputs for a pass.
+        network: outside of contexts that change its weights.
+        example: inputs for a forward pass.
 
     Raises:
-        UserError: if it has a weight without dimensions, which cannot be sharded.
+        ModelError: if a weight has no dimensions and cannot be sharded.
     """
     for name, parameter in network.named_parameters():
         if not parameter.ndim:
-            raise UserError(
-                f"--strategy fsdp: {name} is a single number, which cannot be sharded: leave the "
-                "option out, or choose another --model"
+            raise ModelError(
+                f"--strategy fsdp: {name} is a scalar, which cannot be sharded: leave the "
+                "option out, or use another --model"
             )
     calls: Counter[nn.Module] = Counter()
 
@@ -145,17 +145,16 @@ def all_reduce_loss(
     local_samples: int,
     global_samples: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a process differentiates, and the terms of the whole batch.
+    """Return the loss to differentiate, and the terms of the whole batch.
 
-    The mean over processes of the gradients, which is what `DistributedDataParallel` makes of them,
-    is the gradient of the whole batch's loss.
+    `DistributedDataParallel` averages gradients over processes; with this loss the average is the
+    gradient of the whole batch's loss.
 
     Args:
         terms: of this process's samples.
-        reductions: how each is put together, see `Penalty`.
-        local_samples: how many samples of the batch are this process's; with none, its terms count
-            nothing.
-        global_samples: how many it has.
+        reductions: of each term, see `Penalty`.
+        local_samples: samples of the batch in this process; with none, its terms have no weight.
+        global_samples: samples of the batch.
 
     Returns:
         A scalar with its graph; and each term, the same in all processes.

@@ -1,4 +1,4 @@
-"""The fit: Lightning's trainer around the module, validated from the start."""
+"""Fine-tune with Lightning, resume from checkpoints, and restore the best epoch's weights."""
 
 import dataclasses
 import logging
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.data.samplers import DistributedEpochSampler, EpochSampler
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError, UserError
 from delta_transfer.metrics.task_types import TaskType
 from delta_transfer.regularizer import Regularizer
 from delta_transfer.training.accumulation import GradientAccumulation
@@ -34,12 +34,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """What a fit found.
+    """The result of a fit.
 
     Args:
-        epoch: the one whose weights were kept; 0 is the start, before any training.
-        val_outputs: logits `[N, K]` and targets on the validation split, from epoch 0 on, if
-            they were to be kept.
+        epoch: the epoch whose weights were restored; 0 is the initialization.
+        val_outputs: logits `[N, K]` and targets of each validation, from epoch 0, if stored.
     """
 
     epoch: int
@@ -59,33 +58,33 @@ def fit(
     generators: Sequence[torch.Generator] = (),
     into: nn.Module | None = None,
 ) -> FitResult:
-    """Trains the network and leaves it with the weights of its best epoch.
+    """Train the network and restore the weights of its best epoch.
 
     Args:
-        network: the target; trained in place; one that is sharded stays so, see `into`.
+        network: the target, trained in place; a sharded one stays sharded, see `into`.
         regularizer: its penalties.
         fit_config: data, epochs and folder.
         loss: the task loss.
         head: the name of the network's head.
-        task_type: by which the validation split is judged.
-        optimizer_config: how the weights are moved.
-        callbacks: more of Lightning's callbacks.
-        generators: what draws random numbers beside torch's own.
-        into: what gets the weights of the best epoch; the network itself if None.
+        task_type: scores the validation split.
+        optimizer_config: optimiser, learning rates and schedule.
+        callbacks: further Lightning callbacks.
+        generators: random generators whose states checkpoints have to contain.
+        into: the network that gets the weights of the best epoch; `network` if None.
 
     Returns:
-        The epoch that was kept, and what the network said of the validation split.
+        The epoch, and the validation outputs.
 
     Raises:
-        UserError: if the loss is no number any more or explodes; checkpoints of before stay.
-        KeyboardInterrupt: if it was stopped by SIGINT or SIGTERM, at which it saves its state.
+        UserError: if the loss is not finite or explodes; earlier checkpoints stay.
+        KeyboardInterrupt: after SIGINT or SIGTERM; the state has been saved then.
     """
     checkpoints = fit_config.folder / "checkpoints"
-    keep = SaveBest(checkpoints)
+    save_best = SaveBest(checkpoints)
     with rank_zero_first():
-        last = _find_last(fit_config, keep)
+        last = _find_last(fit_config, save_best)
     state = {} if last is None else last[1]
-    with ExitStack() as borrowed, quiet(), handle_stop_signals() as request:
+    with ExitStack() as stack, quiet(), handle_stop_signals() as request:
         module = FineTuneModule(
             network,
             regularizer,
@@ -93,7 +92,7 @@ def fit(
             head=head,
             task_type=task_type,
             optimizer_config=optimizer_config,
-            exit_stack=borrowed,
+            exit_stack=stack,
             accumulation=GradientAccumulation(
                 fit_config.gradient_accumulation_steps,
                 can_split=fit_config.can_split,
@@ -102,7 +101,7 @@ def fit(
             store_val_outputs=fit_config.store_val_outputs,
             mixing=fit_config.mixing,
         )
-        save = SaveLast(
+        save_last = SaveLast(
             fit_config.folder,
             interval=fit_config.checkpoint_interval,
             fingerprint=fit_config.fingerprint,
@@ -110,9 +109,12 @@ def fit(
             request=request,
             on_checkpoint=fit_config.on_checkpoint,
         )
-        stop = [] if fit_config.stop_after is None else [StopAfter(fit_config.stop_after)]
-        kept = [] if fit_config.val_dataloader is None else [keep]
-        trainer = make_trainer(fit_config, [save, *kept, *stop, *callbacks])
+        own: list[lightning.Callback] = [save_last]
+        if fit_config.val_dataloader is not None:
+            own.append(save_best)
+        if fit_config.stop_after is not None:
+            own.append(StopAfter(fit_config.stop_after))
+        trainer = make_trainer(fit_config, [*own, *callbacks])
         try:
             if _callback_state(state).get("finished"):
                 module.on_load_checkpoint(state)
@@ -121,33 +123,32 @@ def fit(
         except UserError as error:
             if fit_config.val_dataloader is None:
                 raise
-            raise UserError(f"{error}; the best weights so far: {checkpoints / BEST}") from error
+            raise type(error)(f"{error}; best weights so far: {checkpoints / BEST}") from error
         except FitInterrupt as error:
             raise KeyboardInterrupt(str(error)) from None
-        except SystemExit as error:  # Lightning's answer to Ctrl-C
+        except SystemExit as error:  # raised by Lightning at Ctrl-C
             raise KeyboardInterrupt from error
         outcome = _restore_selected_weights(
-            module, fit_config, keep, network if into is None else into
+            module, fit_config, save_best, network if into is None else into
         )
-    if all_reduce_any(request.requested)[0]:  # after all had been saved
+    if all_reduce_any(request.requested)[0]:  # after everything was saved
         raise KeyboardInterrupt("stopped after the last step")
     return outcome
 
 
 def _find_last(fit_config: FitConfig, save_best: SaveBest) -> tuple[Path, dict[str, Any]] | None:
-    """The state to go on from, if there is one; else what is left of another fit is deleted."""
+    """Return the checkpoint to resume from; without one, delete what another fit left."""
     checkpoints = fit_config.folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     last = find_last_checkpoint(checkpoints) if fit_config.resume else None
     if last is not None and _callback_state(last[1])["fingerprint"] != fit_config.fingerprint:
         logger.warning(
-            "the %ss, their splits or the pretrained weights are not those of before: "
-            "starting anew",
+            "the %ss, their splits or the pretrained weights have changed: training from scratch",
             fit_config.sample_type,
         )
         last = None
     if last is not None and fit_config.val_dataloader is not None and not save_best.resume():
-        last = None  # what was best until then is lost
+        last = None  # the best weights so far are lost
     if last is None:
         for path in (
             *checkpoints.glob("*.ckpt"),
@@ -163,7 +164,7 @@ def _train(
     fit_config: FitConfig,
     last: tuple[Path, Mapping[str, Any]] | None,
 ) -> None:
-    """From the start, which is validated first, or from the last state."""
+    """Train from the initialization, which is validated first, or from the last checkpoint."""
     if last is not None:
         path, state = last
         _resume_sampler(fit_config, state)
@@ -175,14 +176,14 @@ def _train(
 
 
 def _callback_state(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What `SaveLast` has saved in a state; empty if there is none."""
+    """Return the state of `SaveLast` in a checkpoint; empty if there is none."""
     found: Mapping[str, Any] = state.get("callbacks", {}).get(SaveLast.__name__, {})
     return found
 
 
 def _resume_sampler(fit_config: FitConfig, state: Mapping[str, Any]) -> None:
-    """Lets the training samples begin where they had been left."""
-    # With several processes both are of this one's share.
+    """Continue the sampler where the checkpoint was saved."""
+    # With several processes both count this process's shard.
     sampler, size = fit_config.train_dataloader.sampler, fit_config.train_dataloader.batch_size
     assert isinstance(sampler, EpochSampler | DistributedEpochSampler)
     assert size is not None
@@ -190,23 +191,23 @@ def _resume_sampler(fit_config: FitConfig, state: Mapping[str, Any]) -> None:
     epoch = progress["epoch_progress"]["current"]["processed"]
     batches = progress["epoch_loop.batch_progress"]["current"]["completed"]
     sampler.resume(epoch, num_done=size * batches)
-    logger.info("going on in epoch %d, after step %d", epoch + 1, state["global_step"])
+    logger.info("resuming in epoch %d, after step %d", epoch + 1, state["global_step"])
 
 
 def _restore_selected_weights(
     module: FineTuneModule, fit_config: FitConfig, save_best: SaveBest, network: nn.Module
 ) -> FitResult:
-    """Gives a network the weights, or their average, of the epoch that is kept."""
+    """Load the weights of the selected epoch, or their moving average, into a network."""
     last = fit_config.keep_last or fit_config.val_dataloader is None
     path = fit_config.folder / "checkpoints" / (LAST if last else BEST)
-    kept = run_on_main_and_broadcast(lambda: read_checkpoint(path))
-    if kept is None:
-        raise UserError(f"{path} is damaged, though it has just been written: look after the disk")
+    saved = run_on_main_and_broadcast(lambda: read_checkpoint(path))
+    if saved is None:
+        raise EnvironmentError(f"{path} was corrupted right after writing; check the disk")
     prefix = "network." if module.ema_network is None else "ema_network.module."
-    state = network.state_dict()  # which some networks want back as such, with their version
-    for name, tensor in kept["state_dict"].items():
+    state = network.state_dict()  # some networks need its metadata, such as versions
+    for name, tensor in saved["state_dict"].items():
         if name.startswith(prefix):
             state[name.removeprefix(prefix)] = tensor
     network.load_state_dict(state)
-    epoch = kept["epoch"] if last else save_best.best_epoch
+    epoch = saved["epoch"] if last else save_best.best_epoch
     return FitResult(epoch=epoch, val_outputs=module.val_outputs)

@@ -1,4 +1,4 @@
-"""What a network answers to a split, batch by batch."""
+"""Predict batches in eval mode."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -16,49 +16,49 @@ Extra = TypeVar("Extra")
 def iterate_predictions(
     network: nn.Module, batches: Iterable[tuple[Inputs, Extra]], task_type: TaskType
 ) -> Iterator[tuple[Tensor, Extra]]:
-    """The answers to one batch after the other, in eval mode.
+    """Yield predictions batch by batch, in eval mode.
 
     Args:
-        network: gives logits `[B, K]`; once the last batch is taken, or the iterator closed, it is
-            as it was.
-        batches: inputs, and whatever stands beside them. A batch without inputs is left out.
-        task_type: what the logits mean.
+        network: returns logits `[B, K]`; its mode is restored after the last batch, or when the
+            iterator is closed.
+        batches: inputs, and any second item. A batch without inputs is skipped.
+        task_type: turns logits into predictions.
 
     Yields:
-        Answers `[B, K]` on the CPU, and what stood beside the inputs.
+        Predictions `[B, K]` on the CPU, and the second item.
     """
     device = device_of(network)
     with eval_mode(network):
-        for inputs, beside in batches:
+        for inputs, extra in batches:
             if not len(inputs):
                 continue
             with torch.no_grad():  # not around yield: the caller's grad mode is its own
                 logits = network(inputs.to(device))
-                answers = task_type.predictions(logits.float()).cpu()
-            yield answers, beside
+                predictions = task_type.predictions(logits.float()).cpu()
+            yield predictions, extra
 
 
 def predict_dataloader(
     network: nn.Module, loader: Iterable[tuple[Inputs, Tensor]], task_type: TaskType
 ) -> Tensor:
-    """The answers to everything in a loader, in eval mode.
+    """Return the predictions for all samples of a loader, in eval mode.
 
     Args:
-        network: gives logits `[B, K]`; left as it was.
+        network: returns logits `[B, K]`; its mode is restored.
         loader: batches (inputs, labels).
-        task_type: what the logits mean.
+        task_type: turns logits into predictions.
 
     Returns:
-        Answers `[N, K]`, on the CPU.
+        Predictions `[N, K]` on the CPU.
     """
-    return torch.cat([answers for answers, _ in iterate_predictions(network, loader, task_type)])
+    return torch.cat([found for found, _ in iterate_predictions(network, loader, task_type)])
 
 
 class CropAverage(nn.Module):
-    """A network that is shown several crops of each image and averages its logits.
+    """A network whose logits are averaged over several crops of each image.
 
     Args:
-        network: takes images `[B, 3, H, W]` and gives logits `[B, K]`.
+        network: maps images `[B, 3, H, W]` to logits `[B, K]`.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -66,6 +66,6 @@ class CropAverage(nn.Module):
         self.network = network
 
     def forward(self, crops: Tensor) -> Tensor:
-        """The mean logits `[B, K]` of crops `[B, V, 3, H, W]`."""
+        """Return the mean logits `[B, K]` of crops `[B, V, 3, H, W]`."""
         logits: Tensor = self.network(crops.flatten(0, 1))
         return logits.view(*crops.shape[:2], -1).mean(dim=1)

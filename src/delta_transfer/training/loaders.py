@@ -1,4 +1,4 @@
-"""Splits become batches: plain, augmented or cropped for the test, as the preset has it."""
+"""Data loaders of a run: for training, evaluation, and the final test."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ from delta_transfer.data.task import ImageDataset, Split
 from delta_transfer.utils.devices import cpu_count
 from delta_transfer.utils.distributed import local_world_size, rank, world_size
 
-_WORKERS_FOR_CACHED = 2  # processes that crop what is kept
+_WORKERS_FOR_CACHED = 2  # processes that crop cached images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,18 +119,18 @@ class Dataloaders:
 def resizes_by_split(
     spec: InputSpec, config: TrainConfig, *, val_drawn: bool
 ) -> Mapping[str, tuple[Resize, ...]]:
-    """How the images of each split are resized for these loaders, by its name.
+    """Return how the images of each split are resized for these loaders.
 
     Args:
         spec: what the network takes.
         config: the options.
-        val_drawn: whether validation images are learnt from, too, in other folds or a refit.
+        val_drawn: validation images are trained on too, in other folds or a refit.
     """
     plain, augmented = _eval_transform(spec, config).resize, _train_transform(spec, config).resize
-    learnt_from = tuple(dict.fromkeys([plain, augmented]))
+    both = tuple(dict.fromkeys([plain, augmented]))
     return {
-        "train": learnt_from,
-        "val": learnt_from if val_drawn else (plain,),
+        "train": both,
+        "val": both if val_drawn else (plain,),
         "test": tuple(dict.fromkeys([plain, _test_transform(spec, config).resize])),
     }
 
@@ -166,29 +166,28 @@ def _distributed_sampler(sampler: EpochSampler, batch_size: int) -> DistributedE
 def _count_workers(
     split: Split, transform: Transform, config: TrainConfig, device: torch.device
 ) -> int:
-    """Processes that load these images: few, or none, where all of them are kept."""
-    kept = split.image_cache
-    if config.num_workers is not None or kept is None:
+    """Return the number of loading processes: few or none for cached images."""
+    cache = split.image_cache
+    if config.num_workers is not None or cache is None:
         return count_workers(config.num_workers)
-    if not all(kept.has(path, transform.resize) for path in split.paths):
+    if not all(cache.has(path, transform.resize) for path in split.paths):
         return count_workers(None)
-    # A CPU has better things to do; an accelerator is not to wait for crops.
+    # On a CPU the network needs all cores; an accelerator must not wait for crops.
     return 0 if device.type == "cpu" else min(_WORKERS_FOR_CACHED, count_workers(None))
 
 
 def _official_transform_args(spec: InputSpec) -> dict[str, Any]:
-    """What the authors' transforms take of it: no `crop_pct`."""
+    """Return the arguments of the authors' transforms, which have no `crop_pct`."""
     values = dataclasses.asdict(spec)
     del values["crop_pct"]
     return values
 
 
 def count_workers(num_workers: int | None) -> int:
-    """Processes that load images: as asked, else one core fewer than there are, at most 8.
+    """Return the number of loading processes: as given, or all cores but one, at most 8.
 
-    Of several processes that train each has its part of the cores.
-
-    On two cores the network needs both, and none is started.
+    Several training processes share the cores. On one or two cores none is started, since the
+    network needs them.
     """
     if num_workers is not None:
         return num_workers
@@ -197,7 +196,7 @@ def count_workers(num_workers: int | None) -> int:
 
 
 def loaders_of(run: TrainConfig, at_once: int, share: int) -> int | None:
-    """Processes that load images for a run, where several share the cores (as in `loaders`)."""
+    """Return the number of loading processes of a run that shares the machine with others."""
     if run.num_workers is not None or at_once == 1:
         return run.num_workers
     return 0 if share <= 2 else min(8, share - 1)

@@ -1,4 +1,4 @@
-"""Where the figures of a fit go beside its folder: TensorBoard, W&B, MLflow or Trackio."""
+"""Loggers of a fit: CSV, TensorBoard, W&B, MLflow and Trackio."""
 
 import importlib
 import os
@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import (
 )
 from lightning.pytorch.utilities import rank_zero_only
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError
 
 PROJECT = "delta-transfer"
 
@@ -28,25 +28,25 @@ def check_loggers(names: Sequence[str]) -> None:
     """Checks that the packages of loggers are installed.
 
     Raises:
-        UserError: naming the extra that brings the package.
+        EnvironmentError: naming the extra to install.
     """
     for name in names:
         if name in _SERVICES:
             try:
                 importlib.import_module(name)
             except ModuleNotFoundError as error:
-                raise UserError(
-                    f"--loggers {name}: this needs the package {name} ({error}): pip install "
-                    f"'delta-transfer[{name}]', or leave {name} out"
+                raise EnvironmentError(
+                    f"--loggers {name} needs the package {name} ({error}): pip install "
+                    f"'delta-transfer[{name}]', or leave it out"
                 ) from error
 
 
 def make_loggers(names: Sequence[str], folder: Path) -> list[Logger]:
-    """The loggers of a fit; `metrics.csv` is always among them, for a report is made from it.
+    """Return the loggers of a fit; always with `metrics.csv`, which reports are made from.
 
     Args:
         names: `csv`, `tensorboard`, `wandb`, `mlflow`, `trackio`.
-        folder: of the fit.
+        folder: output folder of the fit.
     """
     loggers: list[Logger] = [CSVLogger(folder, name="", version="")]
     if "tensorboard" in names:
@@ -62,17 +62,17 @@ def make_loggers(names: Sequence[str], folder: Path) -> list[Logger]:
 
 @final
 class FinishLoggers(lightning.Callback):
-    """Ends what runs at a service once the fit is over, so that the next one begins another."""
+    """Finishes the run at a service after the fit, so that the next fit starts a new one."""
 
     def teardown(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
-        """Not after the start has been validated, to which the fit belongs."""
+        """Finish after the fit, not after the validation of the initialization before it."""
         if stage == "fit":
             self._end(trainer)
 
     def on_exception(
         self, trainer: lightning.Trainer, module: Any, exception: BaseException
     ) -> None:
-        """After an error too."""
+        """Finish after an error too."""
         self._end(trainer)
 
     def _end(self, trainer: lightning.Trainer) -> None:
@@ -83,10 +83,10 @@ class FinishLoggers(lightning.Callback):
 
 @final
 class TrackioLogger(Logger):
-    """Trackio, for which Lightning has no logger.
+    """Logger for Trackio, which Lightning lacks.
 
     Args:
-        run: what the run is called.
+        run: name of the run.
     """
 
     def __init__(self, run: str) -> None:
@@ -97,7 +97,7 @@ class TrackioLogger(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run at Trackio, of the first of several processes."""
+        """The Trackio run, in the first process only."""
         if self._experiment is None:
             init = importlib.import_module("trackio").init
             self._experiment = init(project=PROJECT, name=self._run, resume="allow", embed=False)
@@ -115,12 +115,12 @@ class TrackioLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **more: Any) -> None:
-        """Adds the options of the run to its configuration."""
+        """Add the options of the run to its configuration."""
         self.experiment.config.update(params)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Logs the figures of a step."""
+        """Log the metrics of a step."""
         self.experiment.log(dict(metrics), step=step)
 
 
@@ -129,7 +129,7 @@ def _wandb(run: str, folder: Path) -> Logger:
 
 
 def _mlflow(run: str, folder: Path) -> Logger:
-    # What MLflow itself takes by now; Lightning would take a folder, which MLflow does not like.
+    # MLflow's own default; Lightning's is a folder, which MLflow has deprecated.
     uri = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     return MLFlowLogger(experiment_name=PROJECT, run_name=run, tracking_uri=uri)
 
@@ -143,7 +143,7 @@ _SERVICES: dict[str, Callable[[str, Path], Logger]] = {
 
 
 def _run_of(folder: Path) -> tuple[str, dict[str, Any]]:
-    """What a fit is called at a service, by the folder of its run, and the options of the run."""
+    """Return the name of a fit at a service, from its folder, and the options of its run."""
     for parent in (folder, *folder.parents):
         file = parent / "config.yaml"
         if file.is_file():

@@ -1,4 +1,4 @@
-"""A short training in which the learning rate rises, to see how far it may."""
+"""The learning-rate range test (Smith, 2017, https://arxiv.org/abs/1506.01186)."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,13 +15,13 @@ from delta_transfer.training.module import FineTuneModule
 from delta_transfer.training.optimizers import OptimizerConfig
 from delta_transfer.training.trainer import FitConfig, quiet
 
-LR_RANGE_TEST_STEPS = 72  # twelve for each power of ten
+LR_RANGE_TEST_STEPS = 72  # twelve per power of ten
 SMOOTHING = 0.9
-NOISE = 0.1  # nats by which the smoothed loss may lie above its lowest
+NOISE = 0.1  # nats that the smoothed loss may be above its minimum
 
 
 class _Watch(lightning.Callback):
-    """Takes down rates and losses until the loss is far too high."""
+    """Records learning rates and losses, and stops when the loss explodes."""
 
     def __init__(self) -> None:
         self.found: list[tuple[float, float]] = []
@@ -49,12 +49,12 @@ def run_lr_range_test(
     task_type: TaskType,
     optimizer_config: OptimizerConfig,
 ) -> list[tuple[float, float]]:
-    """Trains the network while the learning rate rises, a step each, until the loss explodes.
+    """Train with a learning rate that rises with each step, until the loss explodes.
 
     Args:
-        network: the target; it is of no use afterwards.
+        network: the target; its weights are useless afterwards.
         regularizer: its penalties.
-        fit_config: data and how to compute; nothing is written to its folder.
+        fit_config: data and precision; nothing is written to its folder.
         loss: the task loss.
         head: the name of the network's head.
         task_type: of the task.
@@ -64,7 +64,7 @@ def run_lr_range_test(
         The backbone's learning rate and the loss of each step.
     """
     watch = _Watch()
-    with ExitStack() as borrowed, quiet():
+    with ExitStack() as stack, quiet():
         module = FineTuneModule(
             network,
             regularizer,
@@ -72,7 +72,7 @@ def run_lr_range_test(
             head=head,
             task_type=task_type,
             optimizer_config=optimizer_config,
-            exit_stack=borrowed,
+            exit_stack=stack,
             mixing=fit_config.mixing,
             accumulation=GradientAccumulation(
                 fit_config.gradient_accumulation_steps,
@@ -95,21 +95,21 @@ def run_lr_range_test(
         )
         try:
             trainer.fit(module, fit_config.train_dataloader)
-        except UserError:  # it has diverged, as was to be expected
+        except UserError:  # it has diverged, as expected
             if len(watch.found) < 2:
                 raise
-        except SystemExit as error:  # Lightning's answer to Ctrl-C
+        except SystemExit as error:  # raised by Lightning at Ctrl-C
             raise KeyboardInterrupt from error
     return watch.found
 
 
 def suggest_lr(history: Sequence[tuple[float, float]]) -> float:
-    """A tenth of the learning rate up to which the loss is low.
+    """Return a tenth of the highest learning rate with a low loss.
 
-    Losses are smoothed, and what lies less than a tenth of a nat above the lowest is low.
+    Low is a smoothed loss at most a tenth of a nat above its minimum.
 
     Args:
-        history: rising rates, and the loss of each.
+        history: rising learning rates, and the loss of each.
 
     Example:
         >>> suggest_lr([(0.001, 1.0), (0.01, 1.0), (0.1, 1.0), (1.0, 90.0)])

@@ -1,4 +1,4 @@
-"""MixUp and CutMix: the images and labels of a batch are mixed, by numbers drawn for its step."""
+"""MixUp and CutMix with random numbers that depend on seed and step only."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from delta_transfer.utils.seeds import derive_seed
 
 
 class Mixing:
-    """Mixes each image of a batch, and its label, with the one before it.
+    """Mixes each image of a batch, and its label, with the previous one.
 
-    Random numbers depend on (seed, step) alone; the global random state is left as it was.
+    Random numbers depend on (seed, step) only; the global random state does not change.
 
     Args:
-        mixup: alpha of MixUp (https://arxiv.org/abs/1710.09412): shares are drawn from
-            Beta(alpha, alpha), and images are averages; 0 for none.
-        cutmix: alpha of CutMix (https://arxiv.org/abs/1905.04899): a rectangle of that share is
-            another image's; 0 for none. With both, each step is one of them at random.
-        num_classes: how many labels there are.
+        mixup: alpha of MixUp (https://arxiv.org/abs/1710.09412), which averages images with weights
+            from Beta(alpha, alpha); 0 for none.
+        cutmix: alpha of CutMix (https://arxiv.org/abs/1905.04899), which replaces a rectangle of
+            such a relative area; 0 for none. With both, each step uses one of them at random.
+        num_classes: number of classes.
         seed: the user's seed.
 
     Example:
@@ -38,12 +38,12 @@ class Mixing:
         self._seed = seed
 
     def __call__(self, inputs: Tensor, targets: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
-        """The mixed images, and a row of shares of all classes for each.
+        """Return mixed images and their class probabilities `[B, K]`.
 
         Args:
             inputs: images `[B, C, H, W]`.
             targets: labels `[B]`.
-            step: of the training, from 0.
+            step: training step, from 0.
         """
         if not self._ways:
             return inputs, targets

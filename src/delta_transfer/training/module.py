@@ -1,4 +1,4 @@
-"""The Lightning module: task loss plus regularizer."""
+"""The Lightning module of a fine-tuning: task loss plus regularizer."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from delta_transfer.data.samplers import DistributedEpochSampler
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.functional import without_autocast
 from delta_transfer.methods.penalty import Penalty, Reduction
@@ -23,32 +23,32 @@ from delta_transfer.training.mixing import Mixing
 from delta_transfer.training.optimizers import OptimizerConfig, make_lr_lambda, moving_average
 from delta_transfer.utils.distributed import world_size
 
-# A loss so many times that of the first step (or 1, if that is less) does not come back.
+# Training has diverged at this many times the loss of the first step (or 1, if that is less).
 DIVERGENCE_FACTOR = 1e4
 
 _PROGRESS = ("val_outputs", "_first_loss", "_sums", "_samples")
 
 
 class FineTuneModule(lightning.LightningModule):
-    """One step is the task loss plus the regularizer's terms; each is logged apart.
+    """Task loss plus the regularizer's terms, each of which is logged.
 
     Args:
         network: the target.
-        regularizer: its penalties, whose parameters (a source's classifier) are trained as the
-            backbone is; entered when the fit starts.
+        regularizer: its penalties, whose parameters (a source's classifier) are trained with the
+            backbone; entered when the fit starts.
         loss: the task loss, a mean over the batch.
         head: the name of the network's head.
-        task_type: by which the validation split is judged.
-        optimizer_config: how the weights are moved.
-        exit_stack: gives the network back (hooks, train flags) when the fit is over.
-        accumulation: into how many parts a step is divided.
+        task_type: scores the validation split.
+        optimizer_config: optimiser, learning rates and schedule.
+        exit_stack: restores the network (hooks, train flags) when the fit is over.
+        accumulation: divides steps into micro-batches.
         store_val_outputs: see the attribute.
-        mixing: what becomes of each batch of training images; None for nothing.
+        mixing: MixUp or CutMix of training images; None for neither.
 
     Attributes:
-        ema_network: the moving average of the network's weights, if there is to be one.
-        val_outputs: logits `[N, K]` and targets of the validation split, of each time, if
-            they are to be kept; saved states have them.
+        ema_network: the moving average of the network's weights, if one is used.
+        val_outputs: logits `[N, K]` and targets of each validation, if they are stored;
+            checkpoints contain them.
     """
 
     def __init__(
@@ -88,35 +88,33 @@ class FineTuneModule(lightning.LightningModule):
         self._accumulation = accumulation or GradientAccumulation()
 
     def on_fit_start(self) -> None:
-        """Enters the regularizer, now that the network is on its device."""
-        self.network.train()  # Lightning would train it in whatever mode it comes in
+        """Enter the regularizer, now that the network is on its device."""
+        self.network.train()  # Lightning keeps the mode that it finds
         self._exit_stack.enter_context(self.regularizer)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
-        """A step, in more parts where memory runs out."""
-        figures = dict(self._sums), self._samples
+        """Take a step, in more micro-batches if memory runs out."""
 
-        def forget() -> None:
+        def reset() -> None:
             self.regularizer.clear()
-            self._sums, self._samples = dict(figures[0]), figures[1]
 
         def closure() -> Any:
-            loss = self._accumulation.run(optimizer_closure, forget)
+            loss = self._accumulation.run(optimizer_closure, reset)
             self._count_losses(optimizer)  # now that the whole step is queued on the device
             return loss
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        """Nothing: `training_step` does it before the first part of a batch."""
+        """Do nothing: `training_step` zeroes gradients before the first micro-batch."""
 
     def training_step(self, batch: tuple[Inputs, Tensor], index: int) -> Tensor:
-        """The loss of a batch; of its last part, if those before are back-propagated already.
+        """Return the loss of the batch's last micro-batch, after backward passes of the others.
 
-        Lightning steps, clips and schedules as it does without parts, which is why optimisation is
-        not a manual one. No loss is read here: a GPU would have to finish what is queued.
+        Optimisation stays automatic, so that Lightning clips, scales and schedules the step. No
+        loss is read here: that would make a GPU finish all queued work first.
         """
         self.trainer.optimizers[0].zero_grad()
         if self.mixing is not None:
@@ -125,10 +123,10 @@ class FineTuneModule(lightning.LightningModule):
             batch = self.mixing(images, labels, step=self.global_step)
         parts = self._accumulation.split(batch)
         samples, terms = len(batch[1]), []
-        for number, ((inputs, targets), share) in enumerate(parts, start=1):
-            losses = self._losses(inputs, targets, share)
+        for number, ((inputs, targets), fraction) in enumerate(parts, start=1):
+            losses = self._losses(inputs, targets, fraction)
             loss = losses["loss"]
-            if world_size() > 1:  # and one part
+            if world_size() > 1:  # with a single micro-batch
                 loss, losses, samples = self._all_reduce_losses(losses, index)
             terms.append(torch.stack([value.detach() for value in losses.values()]))
             if number < len(parts):
@@ -144,7 +142,7 @@ class FineTuneModule(lightning.LightningModule):
         """Read the losses of a step, once, and add them to those of the epoch.
 
         Raises:
-            UserError: if training has diverged; the weights are still those before the step.
+            ConfigError: if training has diverged; the weights are still those before the step.
         """
         names, terms, samples = self._step_losses
         found = dict(zip(names, map(sum, zip(*terms.tolist(), strict=True)), strict=True))
@@ -155,7 +153,7 @@ class FineTuneModule(lightning.LightningModule):
         self._samples += samples
 
     def _losses(self, inputs: Inputs, targets: Tensor, fraction: float) -> dict[str, Tensor]:
-        """What a part with this share of the batch adds to the loss and to its terms."""
+        """Return the terms of a micro-batch with this fraction of the batch's samples."""
         task = fraction * self.loss(self.network(inputs), targets)
         terms = self.regularizer(inputs, targets).values
         named = zip(terms.items(), self.regularizer.penalties, strict=True)
@@ -166,54 +164,54 @@ class FineTuneModule(lightning.LightningModule):
         return {"loss": task + penalty, "task": task, **values}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Takes the weights after the step into their average."""
+        """Update the moving average of the weights."""
         if self.ema_network is not None:
             self.ema_network.update_parameters(self.network)
 
     def _all_reduce_losses(
         self, losses: Mapping[str, Tensor], index: int
     ) -> tuple[Tensor, dict[str, Tensor], int]:
-        """What this process differentiates, the terms of the whole batch, and its samples."""
+        """Return the loss to differentiate, the terms of the whole batch, and its sample count."""
         sampler = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
         assert isinstance(sampler, DistributedEpochSampler)
         own, whole = sampler.sizes(index)
-        combines: dict[str, Reduction] = {"task": "mean"}
+        reductions: dict[str, Reduction] = {"task": "mean"}
         for name, penalty in zip(
             self.regularizer.term_names, self.regularizer.penalties, strict=True
         ):
             assert isinstance(penalty, Penalty)
-            combines[name] = penalty.reduction
+            reductions[name] = penalty.reduction
         parts = {name: value for name, value in losses.items() if name != "loss"}
-        total, values = all_reduce_loss(parts, combines, local_samples=own, global_samples=whole)
+        total, values = all_reduce_loss(parts, reductions, local_samples=own, global_samples=whole)
         return total, {"loss": torch.stack(list(values.values())).sum(), **values}, whole
 
     def on_train_epoch_end(self) -> None:
-        """Logs the means of the epoch, over all its samples even if it was broken off."""
+        """Log the means over the epoch's samples, also if the epoch was interrupted and resumed."""
         self.log_dict({name: total / self._samples for name, total in self._sums.items()})
         self.log("epoch", float(self.current_epoch + 1))
         self._log_step()
         self._sums, self._samples = {}, 0
 
     def _log_step(self) -> None:
-        """The step that is over; Lightning's own count is one off where a fit goes on."""
+        """Log the last step; Lightning's own count is off by one in a resumed fit."""
         self.log("step", float(max(0, self.global_step - 1)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the fit has found so far."""
+        """Add losses and validation outputs so far to the checkpoint."""
         checkpoint["progress"] = {name: getattr(self, name) for name in _PROGRESS}
         checkpoint["num_micro_batches"] = self._accumulation.num_micro_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes it up again."""
+        """Restore the state saved by `on_save_checkpoint`."""
         for name in _PROGRESS:
             setattr(self, name, checkpoint["progress"][name])
         self._accumulation.num_micro_batches = checkpoint["num_micro_batches"]
 
     def _check_finite(self, losses: Mapping[str, float]) -> None:
-        """Stops a fit whose loss is no number any more, or has left all bounds.
+        """Check that the loss is finite and has not exploded.
 
         Raises:
-            UserError: naming the term, and what to try.
+            ConfigError: naming the term that diverged.
         """
         total = losses["loss"]
         if self._first_loss is None:
@@ -224,31 +222,31 @@ class FineTuneModule(lightning.LightningModule):
         values = {"task loss": values.pop("task"), **values}
         worst = max(values, key=lambda name: math.inf if math.isnan(values[name]) else values[name])
         weaker = ", or a smaller --strength" if len(values) > 1 else ""
-        raise UserError(
+        raise ConfigError(
             f"training diverged in epoch {self.current_epoch + 1}: {worst} is {values[worst]:.3g} "
-            f"(the loss was {self._first_loss:.3g} at the start); try a smaller --lr than "
+            f"(initial loss {self._first_loss:.3g}); use a smaller --lr than "
             f"{self.optimizer_config.lr:g}{weaker}"
         )
 
     def validation_step(self, batch: tuple[Inputs, Tensor], index: int) -> None:
-        """Takes a batch into the loss of the split, and takes note of what is said of it."""
+        """Add a batch to the validation loss and store its logits."""
         inputs, targets = batch
         logits = (self.network if self.ema_network is None else self.ema_network)(inputs)
         self.val_loss.update(self.loss(logits, targets), weight=len(targets))
         self._val_logits.append(logits.float().cpu())
         self._val_targets.append(targets.cpu())
-        # Epoch 0 is the start, which `fit` validates before the first step.
+        # Epoch 0 is the initialization, which `fit` validates before the first step.
         epoch = self.current_epoch + 1 if self.trainer.state.fn == "fit" else 0
-        count = len(targets)  # which Lightning does not see in every kind of inputs
+        count = len(targets)  # Lightning cannot infer it from graphs
         self.log("val_loss", self.val_loss, prog_bar=True, batch_size=count)
         self.log("epoch", float(epoch), batch_size=count)
 
     def on_validation_epoch_end(self) -> None:
-        """How good the network is, and the loss by which the epoch is chosen."""
+        """Log the metric, and the loss that selects the epoch."""
         logits, targets = torch.cat(self._val_logits), torch.cat(self._val_targets)
-        measure = self.task_type.metric.name
-        score = self.task_type.score(self.task_type.predictions(logits), targets, measure)
-        self.log(f"val_{measure}", score, prog_bar=True)
+        metric = self.task_type.metric.name
+        score = self.task_type.score(self.task_type.predictions(logits), targets, metric)
+        self.log(f"val_{metric}", score, prog_bar=True)
         losses = self.task_type.held_out_losses(logits, targets)
         self.log("val_calibrated_loss", losses.mean().item())
         self._log_step()
@@ -258,7 +256,7 @@ class FineTuneModule(lightning.LightningModule):
         self._val_targets.clear()
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, and its schedule by the step."""
+        """Return the optimiser, and its schedule by step."""
         options = self.optimizer_config
         head = list(self.network.get_submodule(self.head).parameters())
         own = set(head)

@@ -1,4 +1,4 @@
-"""How the weights are moved: optimiser, learning rates and their schedule."""
+"""Optimiser options, learning-rate schedules, layer-wise rates and weight averaging."""
 
 import dataclasses
 import math
@@ -10,25 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, UserError
 from delta_transfer.features.stages import auto_taps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How the weights are moved.
+    """Optimiser, learning rates and schedule of a fit.
 
     Args:
         optimizer: `"adamw"`, or `"sgd"` with momentum 0.9.
         lr: peak learning rate of the backbone.
         head_lr: peak learning rate of the head.
         weight_decay: decoupled weight decay (SGD: added to the gradient, as torch has it).
-        schedule: what follows the warm-up, see `schedule_factor`.
-        warmup_ratio: share of the steps over which the learning rate rises to its peak.
-        num_head_cycles: how often the head's schedule runs, see `cycle_starts`.
-        optimizer_context: what surrounds the optimiser's steps during the fit.
-        lr_scales: parameters of the backbone that learn at a share of `lr`, by name.
-        ema: decay of the weights' moving average, which is what is validated; None for none.
+        schedule: after the warm-up, see `schedule_factor`.
+        warmup_ratio: fraction of the steps in which the learning rate rises to its peak.
+        num_head_cycles: number of cycles of the head's schedule, see `cycle_starts`.
+        optimizer_context: entered with the optimiser, left after the fit.
+        lr_scales: factors of `lr` for parameters of the backbone, by name.
+        ema: decay of the weights' moving average, which is then validated; None for none.
     """
 
     optimizer: Literal["adamw", "sgd"]
@@ -46,7 +46,7 @@ class OptimizerConfig:
 
 
 def schedule_factor(step: int, total: int, *, schedule: str, warmup_ratio: float) -> float:
-    """The learning rate at a step, as a share of its peak.
+    """Return the learning rate at a step, relative to its peak.
 
     A linear warm-up, then `"cosine"` to zero, `"step"` (times 0.1 at 67% of all steps) or
     `"constant"`; `"exponential"`, of the learning-rate range test, rises from a millionth of the
@@ -54,9 +54,9 @@ def schedule_factor(step: int, total: int, *, schedule: str, warmup_ratio: float
 
     Args:
         step: from 0.
-        total: how many steps there are.
-        schedule: what follows the warm-up.
-        warmup_ratio: its share of all steps; at least one step, if there is any.
+        total: number of steps.
+        schedule: name of the schedule.
+        warmup_ratio: fraction of all steps, at least one step; 0 for no warm-up.
 
     Example:
         >>> shown = [0, 2, 3, 19]
@@ -74,7 +74,7 @@ def schedule_factor(step: int, total: int, *, schedule: str, warmup_ratio: float
 
 
 def cycle_starts(total: int, cycles: int) -> list[int]:
-    """The steps at which so many equal parts of the training begin; fewer if it is too short.
+    """Return the first steps of equal cycles; fewer if there are too few steps.
 
     Example:
         >>> cycle_starts(10, 3)
@@ -84,7 +84,7 @@ def cycle_starts(total: int, cycles: int) -> list[int]:
 
 
 def make_lr_lambda(options: OptimizerConfig, total: int, cycles: int) -> Callable[[int], float]:
-    """The learning rate as a share of its peak, by the step, where the schedule runs so often."""
+    """Return the learning rate relative to its peak, by step, for a schedule with cycles."""
     starts = cycle_starts(total, cycles)
 
     def factor(step: int) -> float:
@@ -100,23 +100,23 @@ def make_lr_lambda(options: OptimizerConfig, total: int, cycles: int) -> Callabl
 def layer_lr_scales(
     network: nn.Module, *, head: str, factor: float, example: Any
 ) -> dict[str, float]:
-    """The share of the learning rate that each parameter of the backbone learns at.
+    """Return the factor of the learning rate for each parameter of the backbone.
 
-    `factor ** n`, n layers below the head (as in BEiT, Bao et al., ICLR 2022,
-    https://arxiv.org/abs/2106.08254). timm's networks say what their layers are, block by block; of
-    others the stages between the taps that `auto` chooses are layers.
+    It is `factor ** n` for a layer n layers below the head (as in BEiT, Bao et al., ICLR 2022,
+    https://arxiv.org/abs/2106.08254). Networks of timm define their layers; for others the stages
+    between automatic taps count as layers.
 
     Args:
         network: the target.
-        head: the name of its head, which is the first layer and has a rate of its own.
+        head: the name of its head, the first layer, which has its own rate.
         factor: above 0, at most 1.
-        example: what the network takes, such as an image `[1, 3, H, W]`, on its device.
+        example: an input, such as an image `[1, 3, H, W]`, on the network's device.
 
     Returns:
-        Parameter name -> share; the head's are left out.
+        Parameter name -> factor; without those of the head.
 
     Raises:
-        UserError: if the layers of the network are not known.
+        ConfigError: if the layers of the network are unknown.
     """
     matcher = getattr(network, "group_matcher", None)
     layers = _of_timm(network, matcher) if callable(matcher) else _of_stages(network, example)
@@ -135,7 +135,7 @@ def _of_timm(network: nn.Module, matcher: Callable[..., Any]) -> dict[str, int]:
 
 
 def _of_stages(network: nn.Module, example: Any) -> dict[str, int]:
-    """Layers from 0; what comes after the last stage belongs to it."""
+    """Return the layer of each parameter, from 0; those after the last stage belong to it."""
     try:
         stages = auto_taps(network, example=example)
     except UserError as error:
@@ -146,7 +146,7 @@ def _of_stages(network: nn.Module, example: Any) -> dict[str, int]:
         for stage in stages
     ]
     if ends != sorted(ends):
-        raise _unknown(network)  # not defined in the order in which it runs
+        raise _unknown(network)  # modules are not defined in the order of the forward pass
     found = {}
     for name, _ in network.named_parameters():
         place = order.index(name.rpartition(".")[0])
@@ -154,23 +154,23 @@ def _of_stages(network: nn.Module, example: Any) -> dict[str, int]:
     return found
 
 
-def _unknown(network: nn.Module) -> UserError:
-    return UserError(
-        f"--layer-decay: what the layers of {type(network).__name__} are is not known: take a "
-        "network of timm, or leave the option out"
+def _unknown(network: nn.Module) -> ConfigError:
+    return ConfigError(
+        f"--layer-decay: the layers of {type(network).__name__} are unknown: use a network of "
+        "timm, or leave the option out"
     )
 
 
 def moving_average(network: nn.Module, *, decay: float) -> AveragedModel:
-    """A copy of the network whose `update_parameters(network)` moves it towards the network.
+    """Return a copy of the network that averages its weights by `update_parameters(network)`.
 
     `average = d average + (1 - d) weights` with `d = min(decay, (1 + n) / (10 + n))` after n
-    updates, so that the start is soon forgotten however short the training is. The first update
-    takes the weights as they are. Buffers (the statistics of batch norm) are averaged likewise.
+    updates, so that the initialization fades also in short trainings. The first update copies the
+    weights. Buffers (batch-norm statistics) are averaged in the same way.
 
     Args:
         network: in training.
-        decay: above 0 and below 1; the average is over about `1 / (1 - decay)` steps.
+        decay: above 0 and below 1, for an average over about `1 / (1 - decay)` steps.
     """
 
     def average(averaged: Any, weights: Any, count: Tensor | int) -> None:
@@ -183,7 +183,7 @@ def moving_average(network: nn.Module, *, decay: float) -> AveragedModel:
 
 
 def decay_after(updates: int, *, decay: float) -> float:
-    """The decay of the next update after so many.
+    """Return the decay of the next update.
 
     Example:
         >>> [round(decay_after(n, decay=0.9), 2) for n in (1, 10, 100)]

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a fit after its step."""
+"""Stop a fit after its current step at Ctrl-C or SIGTERM."""
 
 import logging
 import signal
@@ -13,38 +13,38 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class FitInterrupt(Exception):
-    """A fit was asked to stop, and has saved where it is."""
+    """A fit has stopped on request, after saving its state."""
 
 
 class StopRequest:
-    """Whether somebody has asked for a stop."""
+    """A request to stop a fit."""
 
     def __init__(self) -> None:
         self.requested = False
         self.handled_signals: list[signal.Signals] = []
 
     def listen(self) -> None:
-        """Takes the signals; once more, if another program has taken them meanwhile."""
+        """Handle the signals; again if other code has replaced the handlers."""
         for number in self.handled_signals:
             signal.signal(number, self.receive)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Takes note of a signal.
+        """Handle a signal.
 
         Raises:
-            KeyboardInterrupt: at the second one.
+            KeyboardInterrupt: at the second signal.
         """
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        logger.warning("stopping after this step, and saving; once more to stop at once")
+        logger.warning("stopping after this step and saving; press Ctrl-C again to stop at once")
 
 
 _active_requests: list[StopRequest] = []
 
 
 def stop_fits() -> bool:
-    """Asks the fits of this process for a stop, from any thread; whether there is one."""
+    """Request the fits of this process to stop, from any thread; return False without any."""
     found = list(_active_requests)
     for request in found:
         request.requested = True
@@ -53,7 +53,7 @@ def stop_fits() -> bool:
 
 @contextmanager
 def handle_stop_signals() -> Iterator[StopRequest]:
-    """Inside, SIGINT, SIGTERM and `stop_fits` only ask for a stop."""
+    """Turn SIGINT, SIGTERM and `stop_fits` into a request to stop."""
     request = StopRequest()
     _active_requests.append(request)
     try:
@@ -65,12 +65,12 @@ def handle_stop_signals() -> Iterator[StopRequest]:
 
 @contextmanager
 def _signal_handlers(request: StopRequest) -> Iterator[None]:
-    """Inside, signals go to the request."""
+    """Install the request's signal handlers."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # where Python allows no handlers
+        yield  # Python allows handlers in the main thread only
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    # A program that was started deaf to a signal, as shells do with & and nohup, stays so.
+    # Signals ignored from the start, as by nohup or a shell's &, stay ignored.
     request.handled_signals = [
         number for number in SIGNALS if before[number] not in (signal.SIG_IGN, None)
     ]

@@ -1,4 +1,4 @@
-"""Lightning's trainer as our fits need it."""
+"""Configuration of Lightning's trainer, and numerical precision."""
 
 import dataclasses
 import logging
@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch.callbacks import RichProgressBar
 from torch.utils.data import DataLoader
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError
 from delta_transfer.training.checkpoint_callbacks import CheckpointInterval
 from delta_transfer.training.checkpoints import AtomicCheckpointIO
 from delta_transfer.training.loggers import FinishLoggers, make_loggers
@@ -23,26 +23,25 @@ from delta_transfer.training.mixing import Mixing
 from delta_transfer.utils.distributed import is_rank_zero, local_world_size, world_size
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-"""As Lightning calls them; the mixed ones are autocast."""
+"""Lightning's names; the mixed ones use autocast."""
 
 _DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def find_precision(name: str, device: torch.device) -> Precision:
-    """What `--precision` means on a device.
+    """Resolve `--precision` for a device.
 
     Args:
-        name: `"32"`, `"bf16"`, `"16"`, or `"auto"`: half precision on CUDA GPUs, bfloat16 on those
-            that compute in it.
+        name: `"32"`, `"bf16"`, `"16"`, or `"auto"`: half precision on CUDA GPUs, bfloat16 if they
+            support it.
         device: of the run.
 
     Raises:
-        UserError: if the device does not compute in it.
+        EnvironmentError: if the device does not support it.
     """
     if name == "16" and device.type == "cpu":
-        raise UserError(
-            "--precision 16 needs a GPU, float16 is not for training on a CPU: give bf16, or 32 "
-            "(which is the faster one on most CPUs)"
+        raise EnvironmentError(
+            "--precision 16 needs a GPU: on a CPU use 32 (mostly the faster one) or bf16"
         )
     if name == "auto" and device.type == "cuda":
         name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "16"
@@ -52,7 +51,7 @@ def find_precision(name: str, device: torch.device) -> Precision:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """A context in which networks compute in a precision."""
+    """Return a context in which networks compute in a precision."""
     if precision == "32-true":
         return nullcontext()
     return torch.autocast(device.type, dtype=_DTYPES[precision])
@@ -60,30 +59,30 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """What to train on, for how long and where its traces go.
+    """Data, duration, precision and output folder of a fit.
 
     Args:
         train_dataloader: batches of training samples, augmented.
         val_dataloader: batches of validation samples; None to keep the last epoch.
-        epochs: how many, by which the schedule goes.
-        stop_after: ends after so many of them; None for all.
-        mixing: what becomes of each batch of training images; None for nothing.
+        epochs: number of epochs of the schedule.
+        stop_after: stop after this epoch; None for all.
+        mixing: MixUp or CutMix of training images; None for neither.
         grad_clip: norm to which gradients are clipped; 0 for no limit.
-        sample_type: what a sample is called in messages.
-        gradient_accumulation_steps: into how many each step is divided.
-        can_split: whether it is divided further where memory runs out.
-        precision: of computing, as Lightning calls it.
-        keep_last: keep the last epoch whatever the validation loss says.
-        store_val_outputs: what the network says of the validation split is kept for each epoch.
-        folder: of the run, with its `checkpoints`.
-        checkpoint_interval: how often the last state is saved.
-        on_checkpoint: called whenever it was.
-        resume: go on from the last state that is there, if there is one of the same identity.
-        fingerprint: of what is trained on which samples.
-        accelerator: Lightning's name of the device kind.
-        fsdp_units: the modules whose weights several processes shard, see `Sharding`; None to have
-            all of them in each process.
-        loggers: where figures go beside `metrics.csv`, see `make_loggers`.
+        sample_type: name of a sample in messages.
+        gradient_accumulation_steps: micro-batches of each step.
+        can_split: use more micro-batches if memory runs out.
+        precision: Lightning's name of the precision.
+        keep_last: keep the last epoch instead of the one with the lowest validation loss.
+        store_val_outputs: store the validation outputs of each epoch.
+        folder: output folder of the run, with `checkpoints`.
+        checkpoint_interval: how often `last.ckpt` is saved.
+        on_checkpoint: called after each save.
+        resume: resume from the last checkpoint, if it has the same fingerprint.
+        fingerprint: of data and pretrained weights.
+        accelerator: Lightning's name of the kind of device.
+        fsdp_units: names of the modules to shard, see `FullyShardStrategy`; None to replicate all
+            weights.
+        loggers: besides `metrics.csv`, see `make_loggers`.
     """
 
     train_dataloader: DataLoader[Any]
@@ -108,22 +107,22 @@ class FitConfig:
     loggers: Sequence[str] = ("tensorboard",)
 
 
-# What Lightning warns of, and why we know better.
+# Warnings of Lightning about deliberate choices.
 _HIDDEN = (
     ".*does not have many workers",  # chosen by the number of cores
     "Found .* module.s. in eval mode",  # batch norm is frozen on purpose
-    "Experiment logs directory",  # the run's folder, whose metrics.csv is new, or given back
-    "You're resuming from a checkpoint that ended before",  # the sampler goes on, see `_go_on`
-    "You defined a `validation_step` but have no",  # the refit has no images to validate on
-    ".*isinstance.treespec, LeafSpec",  # Lightning calls what torch deprecates
-    "It is recommended to use .self.log",  # what is logged is the same in all processes
+    "Experiment logs directory",  # the run's folder, whose metrics.csv is new or restored
+    "You're resuming from a checkpoint that ended before",  # the sampler is resumed, see `fit`
+    "You defined a `validation_step` but have no",  # the refit has no validation images
+    ".*isinstance.treespec, LeafSpec",  # Lightning calls a deprecated function of torch
+    "It is recommended to use .self.log",  # logged values are the same in all processes
 )
 
 
 def make_trainer(
     fit_config: FitConfig, callbacks: Sequence[lightning.Callback]
 ) -> lightning.Trainer:
-    """Lightning's trainer with our loggers; a progress bar where there is a terminal."""
+    """Return Lightning's trainer with our loggers, and a progress bar in a terminal."""
     progress = sys.stdout.isatty() and is_rank_zero()
     bars = [RichProgressBar()] if progress else []
     with quiet():
@@ -139,20 +138,19 @@ def make_trainer(
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            inference_mode=False,  # metrics that were updated before the fit go on being updated
+            inference_mode=False,  # metrics updated before the fit are updated in it
             log_every_n_steps=1,
         )
 
 
 def _shared(fit_config: FitConfig) -> dict[str, Any]:
-    """What Lightning is told of the processes that train together."""
+    """Return the trainer's arguments about processes."""
     if world_size() == 1:
         return {"devices": 1, "plugins": [AtomicCheckpointIO()]}
     strategy: Any = "ddp"
     if fit_config.fsdp_units is not None:
-        from delta_transfer.training.distributed import (
-            FullyShardStrategy,  # loading it takes a second
-        )
+        # Importing it takes a second.
+        from delta_transfer.training.distributed import FullyShardStrategy
 
         strategy = FullyShardStrategy(fit_config.fsdp_units)
     return {
@@ -160,13 +158,13 @@ def _shared(fit_config: FitConfig) -> dict[str, Any]:
         "num_nodes": world_size() // local_world_size(),
         "strategy": strategy,
         "plugins": [AtomicCheckpointIO(), TorchElasticEnvironment()],
-        "use_distributed_sampler": False,  # ours gives each process its share
+        "use_distributed_sampler": False,  # ours shards the samples
     }
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hides what Lightning says about choices that were made on purpose."""
+    """Hide messages of Lightning about deliberate choices."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -85,10 +85,10 @@ def test_workers_end_with_the_command_and_it_goes_on(images, tmp_path, stop):
         assert said.count("stopping the runs after their step, and saving") == 1
         assert (out / "report.html").is_file()
         assert "stopped after step" in logs(out)
-    assert "going on in epoch" not in logs(out)
+    assert "resuming in epoch" not in logs(out)
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert ("going on in epoch" in logs(out)) == (stop == signal.SIGINT)
+    assert ("resuming in epoch" in logs(out)) == (stop == signal.SIGINT)
     whole = tmp_path / "whole"
     config = tiny(images, whole, epochs=LONG, strength="auto")
     compare(config, whole, methods=["probe", "l2"], seeds=[0, 1], n_jobs=1)

@@ -152,11 +152,11 @@ def test_a_killed_process_and_a_stop_change_nothing(images, tmp_path):
     for process in at_work(started.pid):
         process.kill()
     logs = "".join(path.read_text() for path in out.glob("*/train.log"))
-    assert "going on in epoch" not in logs
+    assert "resuming in epoch" not in logs
 
     def went_on() -> bool:
         texts = [path.read_text() for path in out.glob("*/train.log")]
-        return any("going on in epoch" in text for text in texts)
+        return any("resuming in epoch" in text for text in texts)
 
     wait_for(went_on, started)
     everything = [started.pid, *(p.pid for p in psutil.Process(started.pid).children(True))]

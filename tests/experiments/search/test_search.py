@@ -474,7 +474,7 @@ def test_broken_off_it_goes_on_to_the_same_trials(images, tmp_path, stop):
     assert not (trial_folder(tmp_path / "out", 1) / "outcome.json").exists()
     assert main.main(command) == 0
     log = (trial_folder(tmp_path / "out", 1) / "train.log").read_text()
-    assert "going on in epoch" in log
+    assert "resuming in epoch" in log
     assert main.main(typed(images, tmp_path / "whole", *LONG)) == 0
     assert rows(tmp_path / "out") == rows(tmp_path / "whole")
     assert model_bytes(tmp_path / "out" / "best") == model_bytes(tmp_path / "whole" / "best")
