@@ -165,7 +165,7 @@ def test_a_stopped_command_says_how_to_go_on_and_does(images, tmp_path, number):
     _, said = started.communicate(timeout=60)
     assert started.returncode == 1
     assert "Traceback" not in said
-    assert said.count("stopping after this step and saving; press Ctrl-C again to stop at once") == 1
+    assert said.count("stopping after this step and saving; press Ctrl-C again") == 1
     assert "stopped after step" in said.splitlines()[-1]
     assert f"; to resume, rerun the command with --out {out} --resume" in said.splitlines()[-1]
     assert not (out / "result.json").exists()

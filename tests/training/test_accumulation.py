@@ -139,9 +139,9 @@ def test_where_memory_runs_out_the_step_is_taken_again_in_more_parts(tmp_path, c
 
 
 def test_what_cannot_be_divided_further_is_one_clear_error(tmp_path):
-    with pytest.raises(UserError, match="with a single image.*--image-size"):
+    with pytest.raises(UserError, match=r"with a single image.*--image-size"):
         trained(tmp_path / "none", scarce(conv_net(), 0, where="forward"))
-    with pytest.raises(UserError, match=r"5 images, and it cannot .* lower --batch-size"):
+    with pytest.raises(UserError, match=r"5 images per step, .* smaller --batch-size"):
         trained(tmp_path / "one", scarce(conv_net(), 2, where="forward"), can_split=False)
     with pytest.raises(UserError, match="train on a single graph: choose a smaller --model"):
         trained(tmp_path / "graph", scarce(conv_net(), 0, where="forward"), sample_type="graph")

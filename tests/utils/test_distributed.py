@@ -119,7 +119,7 @@ def test_stopped_processes_save_together_and_resume(images, tmp_path, undisturbe
     _, said = started.communicate(timeout=60)
     assert started.returncode == 1
     assert "Traceback" not in said
-    assert said.count("stopping after this step and saving; press Ctrl-C again to stop at once") == 1
+    assert said.count("stopping after this step and saving; press Ctrl-C again") == 1
     assert said.count("to resume") == 1
     assert not (out / "result.json").exists()
     started = start(images, out, "--checkpoint-minutes=60", "--resume")
