@@ -16,8 +16,8 @@ from delta_transfer.errors import ConfigError, unknown
 
 WIDTH, DEPTH = 300, 5
 NUM_BOND_TYPES, NUM_BOND_DIRECTIONS = 6, 3
-NUM_BOND_KINDS = NUM_BOND_TYPES + NUM_BOND_DIRECTIONS
-SELF_LOOP = 4  # bond type of self-loops, which have no direction
+_NUM_BOND_KINDS = NUM_BOND_TYPES + NUM_BOND_DIRECTIONS
+_SELF_LOOP = 4  # bond type of self-loops, which have no direction
 
 _RELEASED = (
     "https://raw.githubusercontent.com/snap-stanford/pretrain-gnns/"
@@ -66,7 +66,7 @@ class Bonds:
         )
 
 
-def encode_bonds(graphs: GraphInputs, dtype: torch.dtype, *, kind: str) -> Bonds:
+def _encode_bonds(graphs: GraphInputs, dtype: torch.dtype, *, kind: str) -> Bonds:
     """Encode the edges of molecules with the weights of a kind of network.
 
     Args:
@@ -83,11 +83,11 @@ def encode_bonds(graphs: GraphInputs, dtype: torch.dtype, *, kind: str) -> Bonds
     before = degree.rsqrt() if kind == "gcn" else ones
     after = {"gin": ones, "graphsage": 1 / degree, "gcn": before}[kind]
     weights = (after[target] * before[source])[:, 0]
-    kinds = ones.new_zeros(len(ones) * NUM_BOND_KINDS)
+    kinds = ones.new_zeros(len(ones) * _NUM_BOND_KINDS)
     for column in (attributes[:, 0], NUM_BOND_TYPES + attributes[:, 1]):
-        kinds = kinds.index_add(0, target * NUM_BOND_KINDS + column, weights)
-    kinds = kinds.view(-1, NUM_BOND_KINDS)
-    kinds[:, [SELF_LOOP, NUM_BOND_TYPES]] += after * before
+        kinds = kinds.index_add(0, target * _NUM_BOND_KINDS + column, weights)
+    kinds = kinds.view(-1, _NUM_BOND_KINDS)
+    kinds[:, [_SELF_LOOP, NUM_BOND_TYPES]] += after * before
     return Bonds(
         source=source, target=target, kinds=kinds, source_weights=before, target_weights=after
     )
@@ -160,7 +160,7 @@ def load_pretrain_gnns(
     module = GraphNetwork(
         AtomEmbedding(WIDTH),
         layers,
-        encode_edges=functools.partial(encode_bonds, kind=name),
+        encode_edges=functools.partial(_encode_bonds, kind=name),
         width=WIDTH,
         num_outputs=num_outputs,
         pool=Pool(1.0),

@@ -14,8 +14,8 @@ from delta_transfer.errors import ConfigError, unknown
 from delta_transfer.utils.optional import require_graph_libraries
 
 DEPTH, WIDTH = 5, 64
-POOL_POWER = 0.5  # the size of a graph may matter, which a mean hides
-ARCHITECTURES = ("GIN", "GCN", "GraphSAGE", "GAT", "PNA")
+_POOL_POWER = 0.5  # the size of a graph may matter, which a mean hides
+_ARCHITECTURES = ("GIN", "GCN", "GraphSAGE", "GAT", "PNA")
 
 # Arguments of PNA (Corso et al. 2020, https://arxiv.org/abs/2004.05718). It divides by a mean over
 # the degrees of nodes, which later weights can undo: it is fixed to that of nodes with three edges,
@@ -46,7 +46,7 @@ class PlainLayer(nn.Module):
         return F.relu(self.norm(self.convolution(x, edge_index)))
 
 
-def select_edge_index(graphs: GraphInputs, dtype: torch.dtype) -> Tensor:
+def _select_edge_index(graphs: GraphInputs, dtype: torch.dtype) -> Tensor:
     """Return the edges as PyTorch Geometric's layers take them, `[2, E]`."""
     return graphs.edge_index
 
@@ -69,8 +69,8 @@ def load_pyg(name: str, *, num_outputs: int, spec: GraphSpec, pretrained: bool =
     """
     shown = f"pyg/{name}"
     parts = re.fullmatch(r"([^-]+)(?:-(\d{1,4})x(\d{1,4}))?", name)
-    if parts is None or parts[1] not in ARCHITECTURES:
-        choices = [f"pyg/{kind}" for kind in ARCHITECTURES]
+    if parts is None or parts[1] not in _ARCHITECTURES:
+        choices = [f"pyg/{kind}" for kind in _ARCHITECTURES]
         raise unknown("model", shown, [*choices, "pyg/GIN-3x128 (3 layers of 128 features)"])
     depth, width = int(parts[2] or DEPTH), int(parts[3] or WIDTH)
     if not depth or not width:
@@ -90,10 +90,10 @@ def load_pyg(name: str, *, num_outputs: int, spec: GraphSpec, pretrained: bool =
         if spec.node_features == "atoms"
         else nn.Linear(spec.num_node_features, width),
         [PlainLayer(*parts) for parts in zip(network.convs, network.norms, strict=True)],
-        encode_edges=select_edge_index,
+        encode_edges=_select_edge_index,
         width=width,
         num_outputs=num_outputs,
-        pool=Pool(POOL_POWER),
+        pool=Pool(_POOL_POWER),
     )
     disable_dropout(module)
     return Backbone(
@@ -101,5 +101,5 @@ def load_pyg(name: str, *, num_outputs: int, spec: GraphSpec, pretrained: bool =
         head="head",
         input_spec=spec,
         architecture=shown,
-        model_args={"pool": POOL_POWER},
+        model_args={"pool": _POOL_POWER},
     )

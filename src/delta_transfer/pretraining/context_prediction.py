@@ -62,8 +62,8 @@ class ContextPrediction(PretextTask):
             return None
         used = has_context[graphs.groups]
         near, far = used & (hops <= reach), used & (hops >= inner) & (hops <= outer)
-        centers = network.node_embeddings(node_subgraph(graphs, near))[hops[near] == 0]
-        features = self.context_network.node_embeddings(node_subgraph(graphs, far))[shared[far]]
+        centers = network.node_embeddings(_node_subgraph(graphs, near))[hops[near] == 0]
+        features = self.context_network.node_embeddings(_node_subgraph(graphs, far))[shared[far]]
         number = (has_context.cumsum(0) - 1)[graphs.groups[far][shared[far]]]
         context = _means(features, number, len(centers))
         query = self.head(centers) / centers.shape[1] ** 0.5
@@ -89,7 +89,7 @@ def draw_centers(groups: Tensor, generator: torch.Generator) -> Tensor:
     return (sizes.cumsum(0) - sizes + (drawn * sizes).long()).to(groups.device)
 
 
-def node_subgraph(graphs: "GraphBatch", chosen: Tensor) -> "GraphBatch":
+def _node_subgraph(graphs: "GraphBatch", chosen: Tensor) -> "GraphBatch":
     """Return the nodes in a mask `[R]`, and the edges between them."""
     return type(graphs)(graphs.batch.subgraph(chosen))
 

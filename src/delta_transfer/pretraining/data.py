@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # the libraries that only graph tasks need
     from torch_geometric.data import Data
 
 
-NAMED_PREFIXES = (MOLECULENET, TU)
-OFFLINE = "rdkit/nci"
+_NAMED_PREFIXES = (MOLECULENET, TU)
+_OFFLINE = "rdkit/nci"
 
 _MIN_GRAPHS = 10
 
@@ -49,7 +49,7 @@ def read_unlabelled(options: PretrainOptions) -> UnlabelledGraphs:
     require_graph_libraries("pretrain")
     data = options.data
     graphs: list[Any]
-    if data.startswith(NAMED_PREFIXES):
+    if data.startswith(_NAMED_PREFIXES):
         task = load_data(
             data,
             seed=options.seed,
@@ -75,14 +75,14 @@ def read_unlabelled(options: PretrainOptions) -> UnlabelledGraphs:
 def _check(options: PretrainOptions) -> None:
     """Raise UserError if the data has no graphs, or an option does not apply to it."""
     data, path = options.data, user_path(options.data)
-    named = data == OFFLINE or data.startswith(NAMED_PREFIXES)
+    named = data == _OFFLINE or data.startswith(_NAMED_PREFIXES)
     suffix = path.suffix.lower()
-    names = [f"{prefix}NAME" for prefix in NAMED_PREFIXES]
+    names = [f"{prefix}NAME" for prefix in _NAMED_PREFIXES]
     if not named and not (path.is_file() and suffix in (".csv", *SMILES_SUFFIXES)):
         reason = "not a file of molecules" if path.exists() else "file not found"
         raise DataError(
             f"{data}: {reason}; use a file of SMILES (.csv, {', '.join(SMILES_SUFFIXES)}), "
-            f"{OFFLINE}, {' or '.join(names)}"
+            f"{_OFFLINE}, {' or '.join(names)}"
         )
     if options.smiles_column is not None and (named or suffix != ".csv"):
         raise ConfigError(f"--smiles-column: {data} is not a CSV file; leave the option out")
@@ -90,13 +90,13 @@ def _check(options: PretrainOptions) -> None:
         raise ConfigError(
             f"--split {options.split} is for {MOLECULENET}NAME only; leave the option out"
         )
-    if options.data_root is not None and not data.startswith(NAMED_PREFIXES):
+    if options.data_root is not None and not data.startswith(_NAMED_PREFIXES):
         raise ConfigError(f"--data-root is for {' and '.join(names)} only; leave the option out")
 
 
 def _load_smiles(options: PretrainOptions) -> tuple[Sequence[str], int]:
     """Return the SMILES to train on, and the number of test rows left out."""
-    if options.data == OFFLINE:
+    if options.data == _OFFLINE:
         from delta_transfer.data.molecules.nci import load_nci_smiles
 
         return load_nci_smiles(), 0

@@ -20,7 +20,7 @@ from delta_transfer.errors import ConfigError
 
 T = TypeVar("T")
 
-TIMEOUT = datetime.timedelta(hours=6)  # the main process may prepare data alone
+_TIMEOUT = datetime.timedelta(hours=6)  # the main process may prepare data alone
 
 
 def world_size() -> int:
@@ -59,7 +59,7 @@ def init_process_group(
     Raises:
         ConfigError: if torchrun or SLURM has started another number.
     """
-    if world_size_from_env() == 1 or is_initialized():
+    if _world_size_from_env() == 1 or is_initialized():
         yield
         return
     _check_requested(devices, num_nodes)
@@ -67,7 +67,7 @@ def init_process_group(
     if kind == "cuda":
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT
+        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=_TIMEOUT
     )
     log = logging.getLogger("delta_transfer")
     level = log.level
@@ -80,7 +80,7 @@ def init_process_group(
         torch.distributed.destroy_process_group()
 
 
-def world_size_from_env() -> int:
+def _world_size_from_env() -> int:
     """Return the number of processes in the environment; translate SLURM's to torchrun's."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         _translate_slurm()
@@ -113,8 +113,8 @@ def _translate_slurm() -> None:
 
 
 def _check_requested(devices: int | str, num_nodes: int) -> None:
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size_from_env()))
-    nodes = world_size_from_env() // local
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", _world_size_from_env()))
+    nodes = _world_size_from_env() // local
     for flag, value, started in (("--devices", devices, local), ("--num-nodes", num_nodes, nodes)):
         if value not in (1, "auto", started):
             raise ConfigError(

@@ -12,7 +12,7 @@ import yaml
 
 from delta_transfer.errors import ConfigError
 
-CACHE = "DELTA_TRANSFER_CACHE"
+_CACHE = "DELTA_TRANSFER_CACHE"
 """Environment variable that replaces the folder `delta-transfer` in the user's cache."""
 
 
@@ -62,7 +62,7 @@ def cache_root() -> Path:
     Without it that is `delta-transfer` in the user's cache (`~/.cache` on Linux). It may be emptied
     at any time; where it cannot be written, as in `/dev/null`, nothing is cached.
     """
-    if folder := os.environ.get(CACHE):
+    if folder := os.environ.get(_CACHE):
         return Path(os.path.expanduser(folder))
     return platformdirs.user_cache_path("delta-transfer", appauthor=False)
 

@@ -11,8 +11,8 @@ from delta_transfer.export.hub.upload import CARD
 from delta_transfer.inference.predictor import CONFIG_FILE, Predictor
 from delta_transfer.utils.files import write_atomically
 
-RESULT = "result.json"
-FILES = (CARD, CONFIG, CONFIG_FILE, WEIGHTS, PREPROCESSING, RESULT)
+_RESULT = "result.json"
+FILES = (CARD, CONFIG, CONFIG_FILE, WEIGHTS, PREPROCESSING, _RESULT)
 """All files that go to the hub, the card first. None of them names a sample of the run."""
 
 _HEAD = """\
@@ -50,6 +50,6 @@ def write_folder(
     facts = collect_facts(predictor, repo=repo, license=license, data_name=data_name)
     export_run(predictor, format="safetensors", out=folder)
     write_atomically(folder / CONFIG_FILE, _HEAD + facts.config.to_yaml())
-    write_atomically(folder / RESULT, facts.result.to_json())
+    write_atomically(folder / _RESULT, facts.result.to_json())
     write_atomically(folder / CARD, model_card(facts))
     return {name: (folder / name).stat().st_size for name in FILES}

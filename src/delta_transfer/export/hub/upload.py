@@ -18,7 +18,7 @@ from delta_transfer.errors import ConfigError, EnvironmentError, UserError, firs
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"  # the hub's name for it
-MESSAGE = "Upload by delta-transfer"
+_MESSAGE = "Upload by delta-transfer"
 _HUB_FILES = {".gitattributes"}  # which the hub creates with a repository
 # Errors of the hub's client without a connection or permission; it raises the last three around
 # them, or for an unexpected response.
@@ -107,7 +107,7 @@ def _upload(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         # Not upload_folder, which may split the files over several commits.
-        commit = api.create_commit(repo, operations, commit_message=MESSAGE)
+        commit = api.create_commit(repo, operations, commit_message=_MESSAGE)
     for warning in caught:
         if issubclass(warning.category, UserWarning):  # of the hub, about the card
             logger.warning("%s", " ".join(str(warning.message).split()))
