@@ -129,22 +129,24 @@ def run_on_main_and_broadcast(function: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return function()
-    result: Any = None
+    sent: list[Any] = [None, None]  # the result, pickled before the others wait for it, or an error
     error: Exception | None = None
     if is_rank_zero():
         try:
             result = function()
-            pickle.dumps(result)  # before the others are sent anything
+            sent[0] = pickle.dumps(result)
         except Exception as caught:
-            error = caught
-    sent = [None, _picklable(error)] if error is not None else [result, None]
+            error, sent[1] = caught, _picklable(caught)
     torch.distributed.broadcast_object_list(sent, src=0, device=torch.device("cpu"))
     if error is not None:
         raise error  # itself, with its traceback
-    if sent[1] is not None:
-        raise sent[1]
-    made: T = sent[0]
-    return made
+    if is_rank_zero():
+        return result
+    content, error = sent
+    if error is not None:
+        raise error
+    received: T = pickle.loads(content)  # nosec B301  # from the main process of this run
+    return received
 
 
 @contextmanager
