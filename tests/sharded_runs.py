@@ -119,5 +119,5 @@ def unlike(root: str) -> None:
     folder = Path(root)
     with init_process_group(lambda: "cpu"):
         config = tiny(folder / f"data{os.environ['RANK']}", folder / "out")
-        with pytest.raises(UserError, match=r"does not find train/checks/0\.png, which"):
+        with pytest.raises(UserError, match=r"train/checks/0\.png not found on"):
             prepare(config, network=conv_net(), spec=SPEC)

@@ -374,7 +374,7 @@ VALUES = [
         --devices=0 | must be at least 1
         --devices=two | give a whole number or auto
         --strategy=zero | give one of ddp, fsdp
-        --strategy=fsdp | shards weights over several processes, and there is one
+        --strategy=fsdp | needs several processes
         --num-nodes=0 | must be at least 1
         --num-nodes=2 | start the command by torchrun or SLURM's srun
         --samples-per-class=0 | must be at least 1
@@ -780,7 +780,7 @@ TAPS_AND_ATTENTION = [
     row(
         "a tap that is never called",
         "train images TINY --taps=blocks.0.0.drop_path",
-        "does not use blocks.0.0.drop_path | choose from those that delta-transfer taps MODEL",
+        "does not use blocks.0.0.drop_path | choose from the list of delta-transfer taps MODEL",
     ),
     row(
         "the head as a tap",
@@ -1302,7 +1302,7 @@ YAML_FILES = [
     row(
         "-c: the options of the very run",
         "train -c run/config.yaml --out=run",
-        "--out run is not empty | give another folder, or --overwrite",
+        "--out run is not empty | use another folder, --overwrite",
     ),
 ]
 
@@ -1310,7 +1310,7 @@ OUT = [
     row(
         "out: in use",
         "train images --out=run",
-        "--out run is not empty | give another folder, or --overwrite",
+        "--out run is not empty | use another folder, --overwrite",
     ),
     row(
         "resume: which",
@@ -1325,12 +1325,12 @@ OUT = [
     row(
         "resume: other options",
         "train -c run/config.yaml --out=run --resume --lr=0.5",
-        "--out run holds a run with other options: --lr was | and is 0.5. Give those of before",
+        "--out run contains a run with other options: --lr was | and is 0.5 | Use the same options",
     ),
     row(
         "resume: no run",
         "train images --out=thesis --resume",
-        "--resume: --out thesis holds something that is no run | give the folder of the run",
+        "--resume: --out thesis | do not belong to a run | use the folder of the run",
         wrote("thesis/chapter.txt"),
     ),
     row(
@@ -1342,30 +1342,30 @@ OUT = [
     row(
         "out: below a file",
         "train images --out=a.txt/new",
-        "--out a.txt/new cannot be written | give another --out",
+        "--out a.txt/new cannot be written | use another --out",
         wrote("a.txt"),
     ),
     row(
         "out: among the images",
         "train images --out=images/new",
-        "--out images/new lies in the data folder images | give a folder outside of it",
+        "--out images/new is in the data folder images | use a folder outside of it",
     ),
     row(
         "out: no run",
         "train images --out=thesis --overwrite",
-        "--out thesis | no train.log and config.yaml of one | give another folder",
+        "--out thesis | no train.log and config.yaml of one | use another folder",
         wrote("thesis/chapter.txt"),
     ),
     row(
         "out: no access",
         "train images --out=new",
-        "--out new cannot be written | give another --out",
+        "--out new cannot be written | use another --out",
         patched("os.access", lambda path, mode: False),
     ),
     row(
         "out: no access in the end",
         "train images TINY --out=new",
-        "the folder new cannot be written (Permission denied) | give another --out",
+        "the folder new cannot be written (Permission denied) | use another --out",
         patched("pathlib.Path.mkdir", refuse_new),
     ),
     row(
@@ -1378,26 +1378,26 @@ OUT = [
     row(
         "compare: out in use",
         "compare images --out=run",
-        "--out run is not empty | give another folder, or --overwrite",
+        "--out run is not empty | use another folder, --overwrite",
     ),
     row(
         "compare: other options",
         "compare images --epochs=3 --out=old",
-        "--out old holds a comparison with other options: --epochs was 5 and is 3 | Give those of "
-        "before, another folder, or --overwrite",
+        "--out old contains a comparison with other options: --epochs was 5 and is 3 | "
+        "Use the same options, another folder, or --overwrite",
         planned("old", epochs=5),
     ),
     row(
         "compare: other options of a demo",
         "demo --out=old",
-        "--out old holds a comparison with other options: --data was images and is skimage | "
-        "Give those of before, another folder, or --overwrite",
+        "--out old contains a comparison with other options: --data was images and is skimage | "
+        "Use the same options, another folder, or --overwrite",
         planned("old", epochs=5),
     ),
     row(
         "compare: damaged options",
         "compare images --out=old",
-        "old/compare.yaml does not hold the options of a comparison | give another --out",
+        "old/compare.yaml does not hold the options of a comparison | use another --out",
         wrote("old/compare.yaml", "data: ["),
     ),
     row(
@@ -1410,7 +1410,7 @@ OUT = [
     row(
         "compare: something beside the runs",
         "compare images --out=old --overwrite",
-        "--out old holds something that is no run (thesis.tex) | give another folder",
+        "--out old | do not belong to a run (thesis.tex) | use another folder",
         planned("old", epochs=5),
         wrote("old/thesis.tex"),
     ),
@@ -1429,19 +1429,19 @@ OUT = [
     row(
         "search: out in use",
         "search images --out=run",
-        "--out run is not empty | give another folder, or --overwrite",
+        "--out run is not empty | use another folder, --overwrite",
     ),
     row(
         "search: other options",
         "search images --method=l2 --lr=1e-4:1e-2 --out=old",
-        "--out old holds a search with other options: --method was delta and is l2; --lr was "
-        "search and is 1e-4:1e-2 | Give those of before, another folder, or --overwrite",
+        "--out old contains a search with other options: --method was delta and is l2; --lr was "
+        "search and is 1e-4:1e-2 | Use the same options, another folder, or --overwrite",
         searched("old"),
     ),
     row(
         "search: damaged options",
         "search images --out=old",
-        "old/search.yaml does not hold the options of a search | give another --out",
+        "old/search.yaml does not hold the options of a search | use another --out",
         wrote("old/search.yaml", "data: ["),
     ),
     row(
@@ -1454,7 +1454,7 @@ OUT = [
     row(
         "search: something beside the trials",
         "search images --out=old --overwrite",
-        "--out old holds something that is no run (thesis.tex) | give another folder",
+        "--out old | do not belong to a run (thesis.tex) | use another folder",
         searched("old"),
         wrote("old/thesis.tex"),
     ),
@@ -1467,7 +1467,7 @@ OUT = [
     row(
         "demo: out in use",
         "demo --out=run",
-        "--out run is not empty | give another folder, or --overwrite",
+        "--out run is not empty | use another folder, --overwrite",
     ),
     row(
         "demo: out no comparison",
@@ -1484,7 +1484,7 @@ OUT = [
     row(
         "evaluate: out among the images",
         "evaluate run images --out=images/new",
-        "--out images/new lies in the data folder images | give a folder outside of it",
+        "--out images/new is in the data folder images | use a folder outside of it",
     ),
     row(
         "evaluate: out no evaluation",
@@ -1635,7 +1635,7 @@ OUT = [
     row(
         "attention: no access to runs",
         "attention images",
-        "--out runs cannot be written | give another --out",
+        "--out runs cannot be written | use another --out",
         patched("os.access", lambda path, mode: False),
     ),
     row(
@@ -1854,13 +1854,13 @@ RECIPES = [
     row(
         "bench: out in use",
         "bench own.yaml --out=run",
-        "--out run is not empty | give another folder",
+        "--out run is not empty | use another folder",
         wrote("own.yaml", OWN_RECIPE),
     ),
     row(
         "bench: something beside the runs",
         "bench own.yaml --out=old --overwrite",
-        "--out old holds something that is no run (thesis.tex) | give another folder",
+        "--out old | do not belong to a run (thesis.tex) | use another folder",
         planned("old", epochs=5),
         wrote("old/thesis.tex"),
         wrote("own.yaml", OWN_RECIPE),

@@ -86,13 +86,13 @@ class TestCheckFolder:
 
     def test_a_file_is_refused(self, tmp_path):
         (tmp_path / "out").touch()
-        with pytest.raises(UserError, match="out is a file: give a folder"):
+        with pytest.raises(UserError, match="out is a file: use a folder"):
             check_folder(tmp_path / "out", data="data")
         with pytest.raises(UserError, match=r"cannot be written, because of .*out"):
             check_folder(tmp_path / "out" / "below", data="data")
 
     def test_a_folder_among_the_images_is_refused(self, tmp_path):
-        with pytest.raises(UserError, match="lies in the data folder"):
+        with pytest.raises(UserError, match="is in the data folder"):
             check_folder(tmp_path / "data" / ".." / "out", data=str(tmp_path))
 
     def test_a_folder_that_cannot_be_written_is_refused(self, tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def test_what_is_no_run_is_never_replaced(tmp_path, content, overwrite):
     for name, text in content.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match="that is no run" if overwrite else "is not empty"):
+    with pytest.raises(UserError, match="do not belong to a run" if overwrite else "is not empty"):
         check_folder(tmp_path, TrainOptions(data=DATA, overwrite=overwrite).resolve())
 
 
@@ -134,7 +134,7 @@ def test_the_log_of_a_failed_run_is_not_in_the_way(tmp_path):
 def test_a_place_among_the_images_is_refused(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos" / "train").mkdir(parents=True)
-    with pytest.raises(UserError, match="lies in the data folder"):
+    with pytest.raises(UserError, match="is in the data folder"):
         check_folder(
             Path("photos") / place,
             TrainOptions(data=str(tmp_path / "photos"), overwrite=True).resolve(),
@@ -153,9 +153,9 @@ def test_a_link_to_a_folder_stays_one(tmp_path):
 
 def test_a_file_or_a_place_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file: give a folder"):
+    with pytest.raises(UserError, match="is a file: use a folder"):
         check_folder(tmp_path / "file", TrainOptions(data=DATA, overwrite=True).resolve())
-    with pytest.raises(UserError, match=r"cannot be written \(.*: give another --out"):
+    with pytest.raises(UserError, match=r"cannot be written \(.*: use another --out"):
         make_folder(tmp_path / "file" / "run", overwrite=True)
 
 
@@ -225,7 +225,9 @@ class TestWhatOverwriteDeletes:
     def test_what_belongs_to_neither_is_not_deleted(self, tmp_path, place):
         folder = self.comparison_in(tmp_path / "b")
         (folder / place).write_text("years of work")
-        with pytest.raises(UserError, match=rf"no run \({place}\), which --overwrite does not"):
+        with pytest.raises(
+            UserError, match=rf"belong to a run \({place}\), which --overwrite"
+        ):
             check_folder(folder, TrainOptions(data=DATA, overwrite=True).resolve())
 
     def test_what_is_broken_off_can_be_done_again(self, tmp_path, monkeypatch):

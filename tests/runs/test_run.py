@@ -489,7 +489,7 @@ class TestCheck:
         )
         (record,) = caplog.records
         flag = "--" + option.replace("_", "-")
-        assert record.message == f"{flag} is ignored: attention is that of {file}"
+        assert record.message == f"{flag} is ignored: attention comes from {file}"
 
     @pytest.mark.parametrize("method", METHODS)
     def test_the_defaults_of_every_method_pass_in_silence(self, caplog, method):
@@ -514,13 +514,13 @@ class TestFolder:
         assert not TrainConfig.load(out / "config.yaml").overwrite
 
     def test_it_may_not_lie_among_the_images(self, images):
-        with pytest.raises(UserError, match="lies in the data folder"):
+        with pytest.raises(UserError, match="is in the data folder"):
             train(tiny(images, images / "run"))
         assert not (images / "run").exists()
 
     def test_what_is_no_run_is_not_deleted(self, images, tmp_path):
         (tmp_path / "thesis.txt").touch()
-        with pytest.raises(UserError, match="holds something that is no run"):
+        with pytest.raises(UserError, match="do not belong to a run"):
             train(tiny(images, tmp_path, overwrite=True))
         assert files(tmp_path) == {"thesis.txt"}
 

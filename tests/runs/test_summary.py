@@ -104,12 +104,12 @@ def test_the_probe_trains_nothing_that_takes_time(caplog):
 @pytest.mark.parametrize(
     ("accuracy", "hint"),
     [
-        (0.2, "(guessing: 20.0%): the images are unlike"),
-        (0.43, "unlike"),  # 0.2 + 0.3 * 0.8 = 0.44
+        (0.2, "(chance: 20.0%): the images differ"),
+        (0.43, "differ"),  # 0.2 + 0.3 * 0.8 = 0.44
         (0.45, None),
         (0.91, None),
-        (0.93, "the network knows such images"),  # 0.2 + 0.9 * 0.8 = 0.92
-        (1.0, "the network knows such images"),
+        (0.93, "the pretrained features already separate"),  # 0.2 + 0.9 * 0.8 = 0.92
+        (1.0, "the pretrained features already separate"),
     ],
 )
 def test_a_hint_how_like_the_images_are_to_what_was_pretrained_on(caplog, accuracy, hint):
@@ -136,7 +136,7 @@ def test_the_end_says_the_main_figure_where_it_is_not_accuracy(caplog):
         dataclasses.replace(RESULT, metric_name="mean_class_accuracy", test_mean_class_accuracy=0.5)
     )
     assert caplog.records[-1].message == (
-        "         mean class accuracy 50.0%, the figure of this data"
+        "         mean class accuracy 50.0%, the metric of this dataset"
     )
 
 
@@ -145,11 +145,11 @@ def test_the_end_says_the_main_figure_where_it_is_not_accuracy(caplog):
     [
         ((0, 1) * 8, "none", None),
         ((0, 0, 1) * 4, "none", None),
-        ((0, 0, 0, 1) * 4, "none", "3.0 times .*: --class-weights auto would even them out"),
-        ((0, 0, 1) * 4, "auto", "2.0 times .*: which are left as they are"),
-        ((0, 0, 0, 0, 1) * 4, "auto", "4.0 times .*: each weighed in the loss by how rare it is"),
-        ((0, 1) * 8, "balanced", "1.0 times .*: each weighed in the loss"),
-        ((0, 0, 1) * 4, "sampler", "2.0 times .*: each shown equally often"),
+        ((0, 0, 0, 1) * 4, "none", "3.0 times .*: --class-weights auto balances them"),
+        ((0, 0, 1) * 4, "auto", "2.0 times .*: not balanced"),
+        ((0, 0, 0, 0, 1) * 4, "auto", "4.0 times .*: weighted in the loss by inverse frequency"),
+        ((0, 1) * 8, "balanced", "1.0 times .*: weighted in the loss"),
+        ((0, 0, 1) * 4, "sampler", "2.0 times .*: sampled equally often"),
     ],
 )
 def test_classes_of_very_different_sizes_are_told_of(caplog, taught, way, line):

@@ -341,20 +341,20 @@ def test_methods_are_compared_on_questions(tmp_path, capsys):
     assert "ROC-AUC question by question" in page
     other = main(["compare", "tests/questions", "--methods=l2,co_tuning", *options, "--jobs=1"])
     assert other == 2
-    assert "co_tuning learns classes" in capsys.readouterr().err
+    assert "co_tuning needs classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"class_weights": "balanced"}, "--class-weights balanced: only for images of classes"),
+        ({"class_weights": "balanced"}, "--class-weights balanced: only for images with classes"),
         (
             {"label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0},
             "--label-smoothing 0.1, --mixup 0.2, --cutmix 1.0: only .* leave them out",
         ),
         ({"samples_per_class": 3}, "--samples-per-class 3: tests/questions has no classes"),
-        ({"method": "co_tuning"}, "--method co_tuning learns classes, .* take one of probe, l2"),
-        ({"preset": "paper"}, "--preset paper: only for images of classes"),
+        ({"method": "co_tuning"}, "--method co_tuning needs classes, .* use one of probe, l2"),
+        ({"preset": "paper"}, "--preset paper: only for images with classes"),
     ],
 )
 def test_what_means_something_for_classes_alone_is_refused(options, said, tmp_path):

@@ -41,7 +41,7 @@ def test_a_run_with_all_of_them_goes_on_to_the_same_bytes(uneven, tmp_path, caps
     epochs = [int(float(row["epoch"])) for row in rows(whole) if row["val_loss"]]
     assert epochs == [0, 1, 2, 3]
     assert "stopped after epoch 3, by --patience 2" in said.err
-    assert "4.0 times as many images as the smallest: each weighed in the loss" in said.err
+    assert "4.0 times as many images as the smallest: weighted in the loss" in said.err
     places = [f"{line.split()[1]}" for line in said.out.splitlines()]
     names = ("model", "report.html", "metrics.csv", "checkpoints")
     assert places == [str(whole / name) for name in names]

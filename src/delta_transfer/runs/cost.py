@@ -1,4 +1,4 @@
-"""What a run has cost, over all processes that have worked on it."""
+"""Wall time and peak memory of a run, over all processes that worked on it."""
 
 import dataclasses
 import json
@@ -8,16 +8,16 @@ from pathlib import Path
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.memory import PeakMemory
 
-USAGE_FILE = "usage.json"  # there until the run is finished
+USAGE_FILE = "usage.json"  # deleted when the run is finished
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResourceUsage:
-    """Of a run so far.
+    """Resource usage of a run so far.
 
     Args:
-        wall_time_s: of all processes, of each until it last saved.
-        peak_memory_mib: the most that one of them had in use, in MiB.
+        wall_time_s: sum over all processes, of each until its last checkpoint.
+        peak_memory_mib: highest use of memory in any of them, in MiB.
     """
 
     wall_time_s: float = 0.0
@@ -25,13 +25,13 @@ class ResourceUsage:
 
 
 class ResourceTracker:
-    """Measures what a process adds to the cost of a run.
+    """Measures the resource usage of a run in this process and, if resumed, before it.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         started: `time.perf_counter()` at the start of this process's part.
         memory: measures since then.
-        resume: count what is written down there of the processes before.
+        resume: add the usage that earlier processes saved in the folder.
     """
 
     def __init__(self, folder: Path, *, started: float, memory: PeakMemory, resume: bool) -> None:
@@ -42,14 +42,14 @@ class ResourceTracker:
 
     @property
     def usage(self) -> ResourceUsage:
-        """Until now."""
+        """The usage until now."""
         return ResourceUsage(
             wall_time_s=round(self._before.wall_time_s + time.perf_counter() - self._started, 1),
             peak_memory_mib=max(self._before.peak_memory_mib, self._memory.mib),
         )
 
     def save(self) -> None:
-        """Writes it down, for a process that goes on from what was saved now."""
+        """Save the usage, for a process that resumes from the current checkpoint."""
         write_atomically(self._path, json.dumps(dataclasses.asdict(self.usage)) + "\n")
 
 
@@ -57,4 +57,4 @@ def _read(path: Path) -> ResourceUsage:
     try:
         return ResourceUsage(**json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
-        return ResourceUsage()  # no figure is worth a run that does not go on
+        return ResourceUsage()  # losing the usage must not stop a resume

@@ -1,4 +1,4 @@
-"""How long a run will take, from one step of it."""
+"""Estimate the duration of a run from one of its steps."""
 
 import copy
 import io
@@ -23,15 +23,14 @@ from delta_transfer.utils.distributed import world_size
 from delta_transfer.utils.module_state import eval_mode, preserve_random_state
 
 ABLATIONS_PER_FORWARD = 10
-"""Channels that are switched off in the time of one forward pass: 8 to 30, by the network."""
+"""Channels ablated in the time of one forward pass: 8 to 30, depending on the network."""
 
 
 def estimate_minutes(plan: FineTunePlan) -> float:
-    """The minutes that a run will take, by the second of two measured training steps.
+    """Return the expected duration of a run, from the second of two measured training steps.
 
-    Reading and augmenting images, validation, drift, keeping the weights, channel attention,
-    folds, the refit, a second strength, a trial of rates, probes and the test are counted; what
-    else a run does is not.
+    It includes reading and augmentation, validation, drift, checkpoints, channel attention, folds,
+    the refit, a second candidate, the learning-rate range test, probes and the test.
     """
     setup, config, task = plan.setup, plan.config, plan.setup.task
     size = min(config.micro_batch_size, len(task.train))
@@ -41,7 +40,7 @@ def estimate_minutes(plan: FineTunePlan) -> float:
     inputs = loader.preprocess(collated)
     reading = (time.perf_counter() - started) / size
     workers = loader.num_workers
-    compares = plan.method.compares_features  # then the source runs too
+    compares = plan.method.compares_features  # with a forward pass of the source
     step = _seconds_per_sample(
         setup,
         inputs,
@@ -50,34 +49,35 @@ def estimate_minutes(plan: FineTunePlan) -> float:
         precision=find_precision(config.precision, setup.device),
     )
     training = max(step, reading / workers) if workers else step + reading
-    training /= world_size()  # which were measured at the same time
-    computing = step / (4 if compares else 3)  # a forward pass; backward is as long as two
+    training /= world_size()  # all processes measure at the same time
+    computing = step / (4 if compares else 3)  # a forward pass; backward takes as long as two
     forward = max(computing, reading / workers) if workers else computing + reading
 
-    taught, held_out, images = len(task.train), len(task.val), len(task.train) + len(task.val)
-    kept = DRIFT_SAMPLES * computing + _seconds_to_save(setup)
+    num_train, num_val = len(task.train), len(task.val)
+    num_samples = num_train + num_val
+    per_epoch = DRIFT_SAMPLES * computing + _seconds_to_save(setup)
     refitted, folds = should_refit(config, task), config.folds
-    raw, branches = plan.method.head_init == "unstandardized_probe", len(plan.candidates)
-    fits = (branches * folds + refitted) * (1 + raw) + (raw and not folds)
+    unscaled, candidates = plan.method.head_init == "unstandardized_probe", len(plan.candidates)
+    fits = (candidates * folds + refitted) * (1 + unscaled) + (unscaled and not folds)
     probes = fits * setup.probe_wall_time_s
     attention = _attention_passes(plan) * computing
     if folds:
-        epoch = (folds - 1) * images * training + images * forward + folds * kept
+        epoch = (folds - 1) * num_samples * training + num_samples * forward + folds * per_epoch
         attention *= folds + 1
     else:
-        epoch = taught * training + held_out * forward + kept
+        epoch = num_train * training + num_val * forward + per_epoch
         attention *= 2 if refitted else 1
     if refitted:
-        epoch += images * training  # at most: it ends with the epoch that was chosen
+        epoch += num_samples * training  # an upper bound: it ends with the selected epoch
     crops = 10 if config.paper_protocol else 1
     test = 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
-    trainings = branches * plan.epochs * epoch
+    trainings = candidates * plan.epochs * epoch
     if config.lr == "find":
-        trainings += LR_RANGE_TEST_STEPS * min(config.batch_size, taught) * training
-    asked = images if folds else held_out
-    same_head = len({branch.method.head_init for branch in plan.candidates}) <= 1
-    candidates = len(CANDIDATE_COEFFICIENTS if same_head else SINGLE_MODELS)
-    mixtures = candidates * asked * forward if branches > 1 else 0.0
+        trainings += LR_RANGE_TEST_STEPS * min(config.batch_size, num_train) * training
+    evaluated = num_samples if folds else num_val
+    same_head = len({one.method.head_init for one in plan.candidates}) <= 1
+    averages = len(CANDIDATE_COEFFICIENTS if same_head else SINGLE_MODELS)
+    mixtures = averages * evaluated * forward if candidates > 1 else 0.0
     return (trainings + mixtures + attention + probes + test) / 60
 
 
@@ -89,7 +89,7 @@ def _seconds_per_sample(
     compares: bool,
     precision: Precision,
 ) -> float:
-    """Of a training step, of half the images where there is no memory for all."""
+    """Measure a training step, with half of the samples if memory runs out."""
     count = len(labels)
     try:
         return _seconds_per_step(setup, inputs, labels, compares, precision) / count
@@ -128,7 +128,7 @@ def _seconds_per_step(
 
 
 def _seconds_to_save(setup: RunSetup) -> float:
-    """How long it takes to keep the weights: an epoch may be the best until then."""
+    """Measure how long a checkpoint takes; each epoch may be the best so far."""
     started = time.perf_counter()
     torch.save(setup.backbone.module.state_dict(), io.BytesIO())
     return time.perf_counter() - started
@@ -140,9 +140,9 @@ def _wait(device: torch.device) -> None:
 
 
 def _attention_passes(plan: FineTunePlan) -> float:
-    """Forward passes of one image that channel attention takes; a backward pass counts as two.
+    """Return the forward passes for channel attention, a backward pass counting as two.
 
-    At most: it may be known from an earlier run, or converge on fewer images.
+    It is an upper bound: attention may be cached, or converge on fewer samples.
     """
     config = plan.config
     if not plan.method.needs_attention or plan.attention is not None:

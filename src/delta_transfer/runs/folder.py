@@ -1,4 +1,4 @@
-"""The folder of a run or a comparison: its name, and whether it may be written."""
+"""Folders of runs, comparisons and searches: names, checks before writing, and cleaning."""
 
 import contextlib
 import dataclasses
@@ -14,16 +14,16 @@ from typing import Any
 import yaml
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, EnvironmentError, UserError
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.locks import LOCK, check_unlocked
 from delta_transfer.utils.paths import user_path
 
 LOG_FILE = "train.log"
-COMPARISON_FILE = "compare.yaml"  # the options of a comparison
-SEARCH_FILE = "search.yaml"  # the options of a search
-TRIALS = "trials"  # its trials, each in a folder of its number
-SEARCH_RUNS = ("default", "best")  # its whole runs
+COMPARISON_FILE = "compare.yaml"  # options of a comparison
+SEARCH_FILE = "search.yaml"  # options of a search
+TRIALS = "trials"  # its trials, in folders named by number
+SEARCH_RUNS = ("default", "best")  # its complete runs
 
 _RUN_FILES = frozenset(
     f"""{LOG_FILE} config.yaml lr.csv metrics.csv hparams.yaml tensorboard drift.csv
@@ -44,40 +44,35 @@ _SEARCH_FILES = frozenset(
     ]
 )
 _TRIAL_FILES = _RUN_FILES | {"outcome.json", "losses.json", LOCK}
-_AFTER_TRAINING = ("examples", "model")  # folders, which may be half full
-# Options that change no figure, but for the last digits on another device.
+_AFTER_TRAINING = ("examples", "model")  # folders that an interrupted run may have half filled
+# Options that do not change results, except for rounding on another device.
 RESULT_NEUTRAL_OPTIONS = (
     *("out", "overwrite", "resume", "device", "devices", "num_nodes", "strategy"),
     *("num_workers", "image_cache_gb"),
     *("checkpoint_minutes", "checkpoint_steps", "loggers"),
 )
-_MARKS = (
-    COMPARISON_FILE,
-    SEARCH_FILE,
-    LOG_FILE,
-    "config.yaml",
-)  # by these a folder is known for one of ours
+_MARKS = (COMPARISON_FILE, SEARCH_FILE, LOG_FILE, "config.yaml")  # files that identify a folder
 
 
 def default_folder(config: TrainConfig) -> Path:
-    """runs/DATA-METHOD-TIME, with a number behind it if another run has just taken that name."""
+    """Return runs/DATA-METHOD-TIME, with a number appended if it exists."""
     return free_folder(f"{data_name(config.data)}-{config.method}-{time_stamp()}")
 
 
 def free_folder(name: str) -> Path:
-    """A folder in `runs` that is not there yet, of that name or with a number behind it."""
+    """Return a new folder in `runs` of that name, with a number appended if it exists."""
     return next(folder for folder in _numbered(Path("runs") / name) if not folder.exists())
 
 
 def data_name(data: str) -> str:
-    """What a data set is called in the name of a file or folder."""
+    """Return the name of a dataset for names of files and folders."""
     path = user_path(data.removeprefix("hf/"))
     name = path.resolve().name.removesuffix(".csv") if path.exists() else data
     return name.replace("/", "-")
 
 
 def time_stamp() -> str:
-    """Date and time as part of a name."""
+    """Return date and time for names."""
     return time.strftime("%Y%m%d-%H%M%S")
 
 
@@ -88,76 +83,78 @@ def _numbered(first: Path) -> Iterator[Path]:
 
 
 def check_folder(folder: Path, config: TrainConfig) -> None:
-    """Checks that a run may be written into a folder.
+    """Check that a run may be written to a folder.
 
     Args:
-        folder: where it is to lie.
-        config: what the run reads, and whether an old one may be replaced.
+        folder: folder of the run.
+        config: options of the run, with `overwrite` and `resume`.
 
     Raises:
-        UserError: if the folder is in use, lies among the images, or holds something that is no
-            run of ours or that the new run reads.
+        UserError: if the folder is in use, is in the data folder, or contains files that do not
+            belong to a run or that the new run reads.
     """
     data = config.data
     check_output_location(folder, data=data)
     check_unlocked(folder)
-    if not folder.is_dir() or _names(folder) <= {LOG_FILE}:  # which a failed run leaves
+    if not folder.is_dir() or _names(folder) <= {LOG_FILE}:  # of a failed run
         return
     if config.resume:
         _check_same(folder, config)
         return
     if not config.overwrite:
         raise UserError(
-            f"--out {folder} is not empty: give another folder, or --overwrite to replace the run "
-            "(--resume of train goes on with one that was broken off)"
+            f"--out {folder} is not empty: use another folder, --overwrite to replace the run, or "
+            "--resume (of train) to resume it"
         )
-    strange = _find_foreign_entry(folder)
-    if strange is not None:
+    foreign = _find_foreign_entry(folder)
+    if foreign is not None:
         raise UserError(
-            f"--out {folder} holds something that is no run ({strange}), which --overwrite does "
-            "not delete: give another folder"
+            f"--out {folder} contains files that do not belong to a run ({foreign}), which "
+            "--overwrite does not delete: use another folder"
         )
     for read in (data, config.weights, config.attention, config.data_root, config.model):
         path = Path((read or "").removeprefix("local-dir:").removeprefix("hf/"))
         if path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"--out {folder} holds {path}, which the run reads and --overwrite would delete: "
-                "give another folder"
+                f"--out {folder} contains {path}, which the run reads and --overwrite would "
+                "delete: use another folder"
             )
 
 
 def check_output_location(folder: Path, *, data: str) -> None:
-    """Checks that there may be a folder at a place.
+    """Check that a folder may be created.
 
     Args:
-        folder: where it is to lie.
-        data: the images that it must not lie among.
+        folder: the folder.
+        data: the data folder, which it must not be in.
 
     Raises:
-        UserError: if it would, a file is there, or it cannot be written.
+        UserError: if it is in the data folder, is a file, or cannot be written.
     """
     if Path(data).is_dir() and folder.resolve().is_relative_to(Path(data).resolve()):
         raise UserError(
-            f"--out {folder} lies in the data folder {data}, where it would count as a class: give "
-            "a folder outside of it"
+            f"--out {folder} is in the data folder {data}, where it would count as a class: use a "
+            "folder outside of it"
         )
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file: give a folder")
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder} cannot be written, because of {there}: give another --out")
+        raise UserError(f"--out {folder} is a file: use a folder")
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise EnvironmentError(
+            f"--out {folder} cannot be written, because of {parent}: use another --out"
+        )
 
 
 def make_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
-    """An empty folder, in the place of an old run if that may be replaced.
+    """Create the folder of a run, or empty it.
 
     Args:
-        folder: where it is to lie.
-        overwrite: delete what is there.
-        resume: keep what training has left there, but not what writes that were killed have.
+        folder: the folder.
+        overwrite: delete its contents.
+        resume: keep its contents, except for temporary files.
 
     Raises:
-        UserError: if it cannot be made, or has been filled since it was checked.
+        UserError: if it cannot be created, or has been filled since it was checked.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,14 +166,14 @@ def make_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
         entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
         entries.sort(key=lambda entry: entry.name in _MARKS)
         if not overwrite and {entry.name for entry in entries} <= {LOG_FILE}:
-            return  # new messages go below those of a run that failed
+            return  # the new run appends to the log of a failed one
         if not overwrite:
-            raise UserError(f"another run has written into {folder} meanwhile: give another --out")
-        for entry in entries:  # the marks last: what is broken off here can be gone on with
+            raise UserError(f"another run has written to {folder} meanwhile: use another --out")
+        for entry in entries:  # the marks last, so that an interrupted deletion can be repeated
             _delete(entry)
     except OSError as error:
-        raise UserError(
-            f"the folder {folder} cannot be written ({error.strerror}): give another --out"
+        raise EnvironmentError(
+            f"the folder {folder} cannot be written ({error.strerror}): use another --out"
         ) from error
 
 
@@ -199,58 +196,58 @@ def _delete(entry: Path) -> None:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Deletes what writes that were killed have left in the folder of a run."""
+    """Delete the temporary files of interrupted writes in the folder of a run."""
     for path in folder.rglob(".*"):
         if _target_name(path.name) != path.name:
             path.unlink()
 
 
 def _check_same(folder: Path, config: TrainConfig) -> None:
-    """Checks that a folder holds a run with these options, to go on with.
+    """Check that a folder contains a run with these options, to be resumed.
 
     Raises:
-        UserError: if it holds something else.
+        UserError: if it contains something else.
     """
     own = folder / "config.yaml"
     if not own.is_file() and _names(folder) <= {LOG_FILE, own.name}:
-        return  # broken off before anything was saved
-    strange = _find_foreign_entry(folder)
-    if strange is not None:
+        return  # interrupted before anything was saved
+    foreign = _find_foreign_entry(folder)
+    if foreign is not None:
         raise UserError(
-            f"--resume: --out {folder} holds something that is no run ({strange}): give the folder "
-            "of the run to go on with"
+            f"--resume: --out {folder} contains files that do not belong to a run ({foreign}): use "
+            "the folder of the run to resume"
         )
-    there, asked = (dataclasses.asdict(one) for one in (TrainConfig.load(own), config))
+    existing, requested = (dataclasses.asdict(one) for one in (TrainConfig.load(own), config))
     check_options(
-        {name: value for name, value in there.items() if name not in RESULT_NEUTRAL_OPTIONS},
-        {name: value for name, value in asked.items() if name not in RESULT_NEUTRAL_OPTIONS},
-        f"--out {folder} holds a run",
+        {name: value for name, value in existing.items() if name not in RESULT_NEUTRAL_OPTIONS},
+        {name: value for name, value in requested.items() if name not in RESULT_NEUTRAL_OPTIONS},
+        f"--out {folder} contains a run",
     )
 
 
 def check_options(existing: Mapping[str, Any], requested: Mapping[str, Any], what: str) -> None:
-    """Checks that what is to be gone on with has the options that are asked for.
+    """Check that what is to be resumed has the requested options.
 
     Args:
-        existing: the options that it has.
-        requested: those asked for.
-        what: the words for it.
+        existing: its options.
+        requested: the requested ones.
+        what: its description in the message.
 
     Raises:
-        UserError: naming the options that differ.
+        ConfigError: naming the options that differ.
     """
-    said = [
+    texts = [
         {name: "not given" if value is None else str(value) for name, value in options.items()}
         for options in (existing, requested)
     ]
     differences = [
         f"--{name.replace('_', '-')} was {was} and is {now}"
         for name in {**requested, **existing}
-        if (was := said[0].get(name, "not given")) != (now := said[1].get(name, "not given"))
+        if (was := texts[0].get(name, "not given")) != (now := texts[1].get(name, "not given"))
     ]
     if differences:
-        raise UserError(
-            f"{what} with other options: {'; '.join(differences)}. Give those of before, another "
+        raise ConfigError(
+            f"{what} with other options: {'; '.join(differences)}. Use the same options, another "
             "folder, or --overwrite to replace it"
         )
 
@@ -281,11 +278,9 @@ def open_several(folder: Path, mark: str, config: TrainConfig) -> Any:
         there = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         there = None
-    if not isinstance(there, dict) or not isinstance(there.get("threads"), int | None):
+    if not isinstance(there, dict) or not isinstance(there.get("num_threads"), int | None):
         what = "search" if mark == SEARCH_FILE else "comparison"
-        raise UserError(
-            f"{path} does not hold the options of a {what} any more: give another --out"
-        )
+        raise UserError(f"{path} does not hold the options of a {what} any more: use another --out")
     return there
 
 
@@ -316,18 +311,18 @@ def begin_several(folder: Path, mark: str, options: Mapping[str, Any], *, overwr
 
 
 def find_foreign_file(folder: Path) -> str | None:
-    """What in the folder of a run, finished or not, belongs to none; None if nothing."""
+    """Return a file in the folder of a run that does not belong to it; None without any."""
     return min(_names(folder) - _RUN_FILES, default=None)
 
 
 def find_temporary_files(folder: Path) -> list[Path]:
-    """What writes of a comparison's or a search's own files left that were killed."""
+    """Return the temporary files of interrupted writes of a comparison or a search."""
     own = (_COMPARISON_FILES | _SEARCH_FILES) - {LOCK, TRIALS, *SEARCH_RUNS}
     return [path for path in folder.glob(".*") if _target_name(path.name) in own]
 
 
 def _find_foreign_entry(folder: Path) -> str | None:
-    """What in a folder belongs to no run, comparison or search of ours; None if nothing."""
+    """Return what in a folder does not belong to a run, comparison or search; None if nothing."""
     entries = _names(folder)
     if not entries:
         return None
@@ -347,7 +342,7 @@ def _find_foreign_entry(folder: Path) -> str | None:
 
 
 def _find_foreign_in_comparison(folder: Path) -> str | None:
-    """Likewise of a comparison: what is none of its files and none of its runs."""
+    """Return what in a folder does not belong to a comparison or its runs; None if nothing."""
     own = folder / COMPARISON_FILE
     if own.is_file() and not re.match(rb"data: .*\n(?: .*\n)*methods: ", own.read_bytes()):
         return COMPARISON_FILE
@@ -364,15 +359,15 @@ def _find_foreign_in_comparison(folder: Path) -> str | None:
 
 
 def _find_foreign_in_search(folder: Path) -> str | None:
-    """Likewise of a search: what is none of its files, trials and whole runs."""
+    """Return what in a folder does not belong to a search, its trials or runs; None if nothing."""
     own = folder / SEARCH_FILE
     if own.is_file() and not re.match(rb"data: .*\n(?:.*\n)*pruner: ", own.read_bytes()):
         return SEARCH_FILE
-    beside = min(
+    other = min(
         {_target_name(path.name) for path in folder.iterdir()} - _SEARCH_FILES, default=None
     )
-    if beside is not None:
-        return beside
+    if other is not None:
+        return other
     runs = [(folder / name, _RUN_FILES) for name in SEARCH_RUNS]
     runs += [(path, _TRIAL_FILES) for path in sorted((folder / TRIALS).glob("*"))]
     for run, known in runs:
@@ -385,11 +380,11 @@ def _find_foreign_in_search(folder: Path) -> str | None:
 
 
 def _names(folder: Path) -> set[str]:
-    """What a folder holds beside its lock."""
+    """Return the names of a folder's entries without its lock."""
     return {_target_name(path.name) for path in folder.iterdir()} - {LOCK}
 
 
 def _target_name(name: str) -> str:
-    """The name of the file that was to take a temporary one's place, if it is one (see `files`)."""
+    """Return the final name of a temporary file (see `utils.files`), or the name itself."""
     found = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}", name)
     return name if found is None else found[1]

@@ -1,4 +1,4 @@
-"""Predictions as files: CSV tables, and a few images worth looking at."""
+"""Prediction files of a run: CSV tables, example images and molecules."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from delta_transfer.metrics.task_types import MULTICLASS, Multiclass, TaskType
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.module_state import device_of, eval_mode
 
-MAX_MISTAKES, MAX_CORRECT, MAX_DISAGREEMENTS = 12, 8, 6  # most images of each kind
+MAX_MISTAKES, MAX_CORRECT, MAX_DISAGREEMENTS = 12, 8, 6  # images of each kind
 THUMBNAIL = 160
 
 
@@ -29,21 +29,21 @@ def write_predictions(
     classes: Sequence[str],
     task_type: TaskType = MULTICLASS,
 ) -> None:
-    """Writes a row for each image.
+    """Write a CSV file with a row for each sample.
 
-    Of classes, `path,label,prediction` and a column of probabilities per class; of questions
-    `path`, then `label NAME` and `probability NAME` of each, and of values `label NAME` and
-    `prediction NAME`. A label that is not known is empty.
+    The columns are, for classes, `path,label,prediction` and a probability per class; for binary
+    targets `path`, then `label NAME` and `probability NAME` of each; for regression targets
+    `label NAME` and `prediction NAME`. Missing labels are empty.
 
     Args:
         path: the CSV file.
-        split: the images.
+        split: the samples.
         predictions: `[N, K]`.
         classes: the K names; see `column_names`.
-        task_type: what the answers mean.
+        task_type: the meaning of the predictions.
     """
-    told = _class_rows if isinstance(task_type, Multiclass) else _target_rows
-    write_atomically(path, to_csv(told(split, predictions, classes, task_type)))
+    make_rows = _class_rows if isinstance(task_type, Multiclass) else _target_rows
+    write_atomically(path, to_csv(make_rows(split, predictions, classes, task_type)))
 
 
 def _class_rows(
@@ -51,8 +51,8 @@ def _class_rows(
 ) -> list[list[str]]:
     names = column_names(classes)
     rows = [["path", "label", "prediction", *names]]
-    told = zip(split.paths, split.class_indices, predictions.tolist(), strict=True)
-    for path, label, row in told:
+    samples = zip(split.paths, split.class_indices, predictions.tolist(), strict=True)
+    for path, label, row in samples:
         prediction = names[row.index(max(row))]
         rows.append([path, names[label], prediction, *map(as_number, row)])
     return rows
@@ -63,9 +63,9 @@ def _target_rows(
 ) -> list[list[str]]:
     columns = [[f"label {name}", f"{task_type.prediction_name} {name}"] for name in names]
     rows = [["path", *itertools.chain.from_iterable(columns)]]
-    told = zip(split.paths, split.targets.tolist(), predictions.tolist(), strict=True)
-    for path, *pair in told:
-        cells = [[_known(label), f"{answer:.7g}"] for label, answer in zip(*pair, strict=True)]
+    samples = zip(split.paths, split.targets.tolist(), predictions.tolist(), strict=True)
+    for path, *pair in samples:
+        cells = [[_known(label), f"{found:.7g}"] for label, found in zip(*pair, strict=True)]
         rows.append([path, *itertools.chain.from_iterable(cells)])
     return rows
 
@@ -75,7 +75,7 @@ def _known(label: float) -> str:
 
 
 def column_names(classes: Sequence[str]) -> list[str]:
-    """The names that classes go by in a table, so that none is the name of another column.
+    """Return column names for classes, none of which is the name of another column.
 
     Example:
         >>> column_names(["cat", "path", "path (class)"])
@@ -90,13 +90,13 @@ _COLUMN = re.compile(r"(path|label|prediction|probability)( \(class\))*")
 def write_examples(
     folder: Path, split: Split, probabilities: Tensor, probe: Tensor, classes: Sequence[str]
 ) -> None:
-    """Writes small copies of telling images, and `examples.csv`.
+    """Write thumbnails of informative images, and `examples.csv`.
 
-    These are the most confident mistakes and right answers, and images on which network and
-    linear probe disagree about right and wrong.
+    These are the most confident mistakes and correct predictions, and images that only one of
+    network and linear probe classifies correctly.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         split: the images.
         probabilities: `[N, K]`.
         probe: `[N, K]`, of the linear probe.
@@ -128,35 +128,35 @@ def write_examples(
 
 
 def as_number(value: float) -> str:
-    """A probability as it stands in a table."""
+    """Format a probability for a table."""
     return f"{value:.6f}"
 
 
 def to_csv(rows: Sequence[Sequence[str]]) -> bytes:
-    """A table as a file."""
+    """Return a table as a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    # File names may hold bytes that are no text.
+    # File names may contain bytes that are not valid text.
     return text.getvalue().encode(errors="backslashreplace")
 
 
-MAX_MOLECULES = 512  # molecules at most
-NUM_MOST_CHANGED, NUM_LEAST_CHANGED = 9, 3  # that are drawn
+MAX_MOLECULES = 512  # to measure
+NUM_MOST_CHANGED, NUM_LEAST_CHANGED = 9, 3  # to draw
 
 
 def write_molecules(
     folder: Path, split: Split, *, network: nn.Module, source: nn.Module, taps: Sequence[str]
 ) -> None:
-    """Draws the molecules whose features moved most and least: `examples/`, `molecules.csv`.
+    """Draw the molecules whose features moved most and least: `examples/`, `molecules.csv`.
 
-    The darker an atom, the further its features moved, on one scale for all.
+    Atoms whose features moved further are darker, on one scale for all molecules.
 
     Args:
-        folder: of the run.
-        split: the molecules, of which some are looked at if there are many.
-        network: fine-tuned.
-        source: what it started from.
-        taps: of which the last one with a row for each atom is looked at.
+        folder: folder of the run.
+        split: the molecules, of which at most `MAX_MOLECULES` are measured.
+        network: the fine-tuned network.
+        source: the pretrained network.
+        taps: names of modules; the last one with a row for each atom is used.
     """
     # RDKit is installed for graph tasks only.
     from delta_transfer.data.molecules.drawing import draw_molecule
@@ -183,15 +183,15 @@ def write_molecules(
 def atom_distances(
     split: Split, *, network: nn.Module, source: nn.Module, taps: Sequence[str]
 ) -> list[Tensor]:
-    """How far the features of each node of each graph moved: `[nodes]` for each, on the CPU.
+    """Return how far the features of each graph's nodes moved: `[nodes]` each, on the CPU.
 
-    In the unit of DELTA without attention, `1/2 mean_c (F(w) - F(w0))^2 / v`, in eval mode, at the
-    last tap that has a row for each node; nothing if none has.
+    The distance is that of DELTA without attention, `1/2 mean_c (F(w) - F(w0))^2 / v`, in eval
+    mode, at the last tap with a row for each node; empty without such a tap.
 
     Args:
         split: graphs.
-        network: fine-tuned.
-        source: what it started from.
+        network: the fine-tuned network.
+        source: the pretrained network.
         taps: names of modules of both.
     """
     # PyTorch Geometric is installed for graph tasks only.

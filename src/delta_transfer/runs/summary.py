@@ -15,19 +15,19 @@ from delta_transfer.runs.selection import should_refit
 
 logger = logging.getLogger(__name__)
 
-# Shares of the way from guessing to perfection that the linear probe has gone.
+# Accuracy of the linear probe, from 0 at chance to 1 at perfection.
 SIMILAR_THRESHOLD, DISSIMILAR_THRESHOLD = 0.9, 0.3
 
 
 def log_start(plan: FineTunePlan) -> None:
-    """Logs the method, how good the probe is, and how long it will take."""
+    """Log the method, the probe's metric and the expected duration."""
     method = plan.method
     strengths = [f"{one.strength:g}" for one in plan.candidates if one.strength is not None]
     detail = f", strength {' and '.join(strengths)}" if strengths else ""
     logger.info("method   %s%s: %s", method.name, detail, method.summary)
-    score, measure = plan.setup.probe_scores["val"], plan.setup.task.task_type.metric
+    score, metric = plan.setup.probe_scores["val"], plan.setup.task.task_type.metric
     hint = _hint(plan.setup.task, score or 0.0)
-    logger.info("probe    %s %s on validation%s", measure.display_name, measure.format(score), hint)
+    logger.info("probe    %s %s on validation%s", metric.display_name, metric.format(score), hint)
     if method.trains_network:
         _log_class_balance(plan)
         minutes = estimate_minutes(plan)
@@ -45,28 +45,28 @@ def log_start(plan: FineTunePlan) -> None:
 
 
 def _log_class_balance(plan: FineTunePlan) -> None:
-    """Says how classes are evened out, or that they are of very different sizes."""
+    """Log how classes are balanced, or that their sizes differ a lot."""
     config, labels = plan.config, plan.setup.task.train.class_indices
     ratio = imbalance_ratio(labels)
-    done = {
-        "none": "which are left as they are",
-        "balanced": "each weighed in the loss by how rare it is",
-        "sampler": "each shown equally often",
+    balancing = {
+        "none": "not balanced",
+        "balanced": "weighted in the loss by inverse frequency",
+        "sampler": "sampled equally often",
     }[resolve_class_weights(config, labels)]
     if config.class_weights == "none":
         if ratio < IMBALANCE_THRESHOLD:
             return
-        done = "--class-weights auto would even them out"
+        balancing = "--class-weights auto balances them"
     logger.info(
         "classes  the largest has %.1f times as many %ss as the smallest: %s",
         ratio,
         plan.setup.task.train.sample_type,
-        done,
+        balancing,
     )
 
 
 def _hint(task: TaskData, accuracy: float) -> str:
-    """What the linear probe's accuracy says of images of classes."""
+    """Return a hint from the probe's accuracy, for images with classes."""
     if not isinstance(task.task_type, Multiclass) or task.kind != "images":
         return ""
     labels = task.val.class_indices
@@ -74,43 +74,43 @@ def _hint(task: TaskData, accuracy: float) -> str:
 
 
 def similarity_hint(accuracy: float, chance: float) -> str:
-    """A hint, where one can be given, how like the images are to what was pretrained on.
+    """Return a hint on how similar the images are to the pretraining data; "" for none.
 
     Args:
-        accuracy: of the linear probe, which can only use what the network knows already.
-        chance: that of always naming the most frequent class.
+        accuracy: of the linear probe, which uses only pretrained features.
+        chance: accuracy of always predicting the most frequent class.
 
     Example:
         >>> similarity_hint(0.5, 0.2)
         ''
     """
-    share = (accuracy - chance) / (1 - chance) if chance < 1 else 1.0
-    if share >= SIMILAR_THRESHOLD:
-        return ": the network knows such images already, and there is little to gain"
-    if share <= DISSIMILAR_THRESHOLD:
+    relative = (accuracy - chance) / (1 - chance) if chance < 1 else 1.0
+    if relative >= SIMILAR_THRESHOLD:
+        return ": the pretrained features already separate your classes; expect little gain"
+    if relative <= DISSIMILAR_THRESHOLD:
         return (
-            f" (guessing: {100 * chance:.1f}%): the images are unlike those that the network "
-            "knows; more --epochs, a larger --image-size or a smaller --strength may help"
+            f" (chance: {100 * chance:.1f}%): the images differ from the pretraining data; more "
+            "--epochs, a larger --image-size or a smaller --strength may help"
         )
     return ""
 
 
 def log_summary(result: RunResult) -> None:
-    """Logs what came out."""
-    measure, tested = result.metric, result.metric_value("test")
+    """Log the metrics of a finished run."""
+    metric, tested = result.metric, result.metric_value("test")
     if tested is None:
-        found = measure.format(result.metric_value("val"))
-        logger.info("done     no test split; validation %s %s", measure.display_name, found)
+        found = metric.format(result.metric_value("val"))
+        logger.info("done     no test split; validation %s %s", metric.display_name, found)
         return
     logger.info(
         "done     test %s %s (linear probe %s), epoch %d kept, %.0f seconds",
-        measure.display_name,
-        measure.format(tested),
-        measure.format(result.metric_value("linear_probe_test")),
+        metric.display_name,
+        metric.format(tested),
+        metric.format(result.metric_value("linear_probe_test")),
         result.best_epoch,
         result.wall_time_s,
     )
     if result.metric_name == "mean_class_accuracy":
         logger.info(
-            "         mean class accuracy %.1f%%, the figure of this data", 100 * result.score
+            "         mean class accuracy %.1f%%, the metric of this dataset", 100 * result.score
         )

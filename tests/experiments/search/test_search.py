@@ -416,7 +416,7 @@ def test_its_options_are_a_file_that_it_takes(images, out, capsys):
     assert main.main([*command, "--num-workers=0", "--device=cpu"]) == 0
     assert main.main([*command, "--epochs=3,4"]) == 2
     said = capsys.readouterr().err
-    assert "holds a search with other options: --epochs was 1,2 and is 3,4" in said
+    assert "contains a search with other options: --epochs was 1,2 and is 3,4" in said
 
 
 def test_it_may_be_replaced_but_not_with_something_of_the_users(capsys, images, out, tmp_path):
@@ -424,7 +424,7 @@ def test_it_may_be_replaced_but_not_with_something_of_the_users(capsys, images, 
     (copy / "trials" / "1" / "thesis.tex").touch()
     train = ["train", str(images), "--overwrite", f"--out={copy}", "--method=probe", *TINY[:4]]
     assert main.main(train) == 2
-    assert "holds something that is no run (trials/1/thesis.tex)" in capsys.readouterr().err
+    assert "do not belong to a run (trials/1/thesis.tex)" in capsys.readouterr().err
     (copy / "trials" / "1" / "thesis.tex").unlink()
     (copy / "search.db").unlink()
     assert main.main(typed(images, copy)) == 2

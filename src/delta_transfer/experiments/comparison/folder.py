@@ -111,7 +111,7 @@ def open_folder(folder: Path, plan: ComparisonPlan) -> ComparisonPlan:
     check_options(
         {name: value for name, value in there.items() if name not in _LISTS},
         {name: value for name, value in asked.items() if name not in _LISTS},
-        f"--out {folder} holds a comparison",
+        f"--out {folder} contains a comparison",
     )
     return dataclasses.replace(
         plan,

@@ -139,7 +139,7 @@ def open_folder(folder: Path, config: TrainConfig, asked: SearchOptions) -> int 
     if there is None:
         return asked.num_threads
     threads: int | None = asked.num_threads or there.get("num_threads")
-    check_options(there, options_of(config, asked, threads), f"--out {folder} holds a search")
+    check_options(there, options_of(config, asked, threads), f"--out {folder} contains a search")
     if asked.storage is None and not (folder / STORAGE).is_file() and outcomes(folder):
         raise UserError(
             f"{folder} has trials, but its {STORAGE} is not there any more: give the --storage "

@@ -1,4 +1,4 @@
-"""Graphs and the networks that take them, as a run prepares them."""
+"""Preparation of runs on graphs."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.inspection import DatasetReport
 from delta_transfer.data.names import MOLECULENET, TU
 from delta_transfer.data.task import Split, TaskData
-from delta_transfer.errors import UserError, first_few
+from delta_transfer.errors import ConfigError, first_few
 from delta_transfer.utils.files import fingerprint
 
-# Options that only images have.
+# Options for images only.
 _IMAGE_ONLY_OPTIONS = ("augment", "image_size", "mixup", "cutmix", "image_cache_gb")
 
 _DEFAULTS = TrainOptions(data="graphs").resolve()
@@ -27,25 +27,25 @@ _LEAKS = (("train", "val"), ("train", "test"), ("val", "test"))
 def load_network(
     config: TrainConfig, task: TaskData, network: nn.Module | None, spec: Any
 ) -> Backbone:
-    """The pretrained network with a new head, drawn from the random state of torch.
+    """Return the pretrained network with a new random head, from torch's random state.
 
     Raises:
-        UserError: if an option is given that only images have, or the network takes no graphs.
+        UserError: if an option is for images only, or the network does not take graphs.
     """
     if config.paper_protocol:
-        raise UserError(
-            f"--preset paper is for images, and {task.name} is made of graphs: leave it out"
+        raise ConfigError(
+            f"--preset paper is for images, but {task.name} contains graphs: leave it out"
         )
     for name in _IMAGE_ONLY_OPTIONS:
         if getattr(config, name) != getattr(_DEFAULTS, name):
-            raise UserError(
-                f"--{name.replace('_', '-')} is for images, and {task.name} is made of graphs: "
-                "leave it out"
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for images, but {task.name} contains graphs: leave "
+                "it out"
             )
     if network is not None:
-        raise UserError(
-            f"{task.name} is made of graphs, and a network of your own takes images here: give "
-            "the name of one, or train it in your own loop with Regularizer"
+        raise ConfigError(
+            f"`network` has to take images, but {task.name} contains graphs: use the name of a "
+            "model, or train your own network in your own loop with Regularizer"
         )
     return load_graph_backbone(
         config.model,
@@ -56,49 +56,49 @@ def load_network(
 
 
 def inspect_data(config: TrainConfig, task: TaskData, spec: GraphSpec) -> DatasetReport:
-    """Makes every graph once; tells of those that are in two splits.
+    """Read every graph once, and report those that are in two splits.
 
-    In published splits nobody can mend that, and small graphs are often alike: it is a note there.
+    For published splits, which cannot be fixed, that is a note instead of a warning.
     """
     named = {"train": task.train, "val": task.val, "test": task.test}
-    digests = {
+    hashes = {
         name: {path: _content_hash(split, path) for path in split.paths}
         for name, split in named.items()
         if split is not None
     }
-    warnings, alike = [], []
+    warnings, published = [], []
     for one, other in _LEAKS:
-        there = set(digests[one].values())
-        copies = [path for path, found in digests.get(other, {}).items() if found in there]
+        known = set(hashes[one].values())
+        copies = [path for path, found in hashes.get(other, {}).items() if found in known]
         if copies and config.data.startswith((MOLECULENET, TU)):
-            alike.append(f"{len(copies)} of the {len(digests[other])} of {other} in {one}")
+            published.append(f"{len(copies)} of the {len(hashes[other])} of {other} in {one}")
         elif copies:
             shown = first_few([f"'{path}'" for path in copies])
             warnings.append(
-                f"{len(copies)} of {len(digests[other])} graphs of the split {other} are in "
-                f"{one}, too: {shown}; what is measured on them flatters: remove one of each"
+                f"{len(copies)} of {len(hashes[other])} graphs of the split {other} are in {one} "
+                f"too: {shown}; metrics on them are optimistic: remove one of each"
             )
-    if alike:
-        note = f"graphs that are in two splits, as small ones may be: {', '.join(alike)}"
+    if published:
+        note = f"graphs that are in two splits: {', '.join(published)}"
         task = dataclasses.replace(task, notes=(*task.notes, note))
     everything: Mapping[str, str] = {
-        path: found for split in digests.values() for path, found in split.items()
+        path: found for split in hashes.values() for path, found in split.items()
     }
     return DatasetReport(task=task, warnings=tuple(warnings), content_hashes=everything)
 
 
 def preprocessing(spec: GraphSpec, config: TrainConfig) -> dict[str, Any]:
-    """What a node is described by."""
+    """Return the features of nodes."""
     return dataclasses.asdict(spec)
 
 
 def suggest_models(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
-    """Nothing: networks on molecules are small."""
+    """Return no lines: networks for graphs are small."""
     return ()
 
 
 def _spec(task: TaskData) -> GraphSpec:
-    """What the nodes of a task's graphs are described by, as its first one shows."""
+    """Return the features of nodes, from the first graph."""
     return GraphSpec.from_node_features(task.train.read(task.train.paths[0]).x)
 
 

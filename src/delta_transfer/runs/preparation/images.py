@@ -1,4 +1,4 @@
-"""Images and the networks that take them, as a run prepares them."""
+"""Preparation of runs on images."""
 
 import dataclasses
 from typing import Any
@@ -20,7 +20,7 @@ from delta_transfer.training.loaders import count_workers, resizes_by_split
 def load_network(
     config: TrainConfig, task: TaskData, network: nn.Module | None, spec: InputSpec | None
 ) -> Backbone:
-    """The pretrained network with a new head, drawn from the random state of torch."""
+    """Return the pretrained network with a new random head, from torch's random state."""
     outputs, size = len(task.classes), config.image_size
     official = config.paper_protocol
     if official and size is None:
@@ -41,18 +41,18 @@ def load_network(
 
 
 def inspect_data(config: TrainConfig, task: TaskData, spec: InputSpec) -> DatasetReport:
-    """Looks at every image, and keeps it resized unless it is not to be."""
+    """Inspect every image, and cache it resized unless the cache is disabled."""
     threads = count_workers(config.num_workers) or None
     if config.image_cache_gb == 0:
         return inspect_images(task, num_threads=threads)
     limit = None if config.image_cache_gb is None else int(config.image_cache_gb * GIB)
     wanted = resizes_by_split(spec, config, val_drawn=task.val_drawn)
-    with ImageCacheWriter(wanted, max_bytes=limit) as keeper:
-        return inspect_images(task, num_threads=threads, cache_writer=keeper)
+    with ImageCacheWriter(wanted, max_bytes=limit) as writer:
+        return inspect_images(task, num_threads=threads, cache_writer=writer)
 
 
 def preprocessing(spec: InputSpec, config: TrainConfig) -> dict[str, Any]:
-    """By the names of the options, where there are such; official has transforms of its own."""
+    """Return the preprocessing, by names of options; the paper's preset has its own transforms."""
     return {
         "image_size": spec.size,
         "crop_pct": spec.crop_pct,
@@ -64,7 +64,7 @@ def preprocessing(spec: InputSpec, config: TrainConfig) -> dict[str, Any]:
 
 
 def suggest_models(config: TrainConfig, device: torch.device) -> tuple[str, ...]:
-    """A line on networks that suit the device better, if the default is used."""
+    """Return a line about larger models if the default one runs on an accelerator."""
     if device.type == "cpu" or config.model != TrainConfig.model:
         return ()
-    return ("         on this device larger ones are fast too, such as --model convnext_tiny",)
+    return ("         larger models are fast on this device too, such as --model convnext_tiny",)

@@ -1,4 +1,4 @@
-"""What every method starts from: images, network, cached features and the linear probe."""
+"""Prepare data, network, features and linear probe, which all methods start from."""
 
 import copy
 import dataclasses
@@ -35,15 +35,15 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataHandler:
-    """What a run does otherwise for one kind of samples than for another.
+    """What differs between kinds of samples, such as images and graphs.
 
     Args:
-        load_network: the pretrained network with a new head, drawn by torch's random state; of
-            options, task, a network of the user's own and how its inputs are prepared.
-        inspect_data: looks at every sample, of options, task and `Backbone.input_spec`.
-        preprocessing: how samples are prepared where nothing is augmented, as JSON.
-        suggest_models: lines on networks that suit the device better.
-        horizontal_flip: whether the probe learns from mirror images too.
+        load_network: returns the pretrained network with a new random head, from torch's random
+            state; takes options, dataset, the user's own network and its input spec.
+        inspect_data: inspects every sample; takes options, dataset and `Backbone.input_spec`.
+        preprocessing: returns the preparation of samples without augmentation, as JSON.
+        suggest_models: returns lines about models that suit the device better.
+        horizontal_flip: train the probe on flipped images too.
     """
 
     load_network: Callable[[TrainConfig, TaskData, nn.Module | None, Any], Backbone]
@@ -79,19 +79,19 @@ def prepare(
     spec: InputSpec | None = None,
     check: Callable[[TaskData], object] | None = None,
 ) -> RunSetup:
-    """Loads data and network and fits the linear probe.
+    """Load data and network, and fit the linear probe.
 
     Args:
         config: the options.
-        network: a pretrained network, in place of the one that the options name.
+        network: your own pretrained network, instead of `config.model`.
         spec: how images are prepared for it.
-        check: raises UserError if the task does not suit what comes after, before much is read.
+        check: called with the dataset before samples are read; raises UserError if it does not fit.
 
     Raises:
-        UserError: if the data or the network are not as they must be, or a tap is unknown.
+        UserError: if data or network are invalid, or a tap is unknown.
     """
     device = find_device(config.device)
-    with first_on_each_node():  # which may download
+    with first_on_each_node():  # it may download
         task = find_data(config)
     if check is not None:
         check(task)
@@ -109,16 +109,16 @@ def prepare(
     replace_module(source, backbone.head, nn.Identity())
     taps = choose_taps(config, backbone, source)
     move_to_device(source, device)
-    found = task
-    checked = run_on_main_and_broadcast(
-        lambda: kind.inspect_data(config, found, backbone.input_spec)
+    local = task
+    report = run_on_main_and_broadcast(
+        lambda: kind.inspect_data(config, local, backbone.input_spec)
     )
-    task = use_local_files(checked.task, found)
-    check_splits(config, task)  # again, now that unreadable images are left out
+    task = use_local_files(report.task, local)
+    check_splits(config, task)  # again, without unreadable samples
     description = (*_describe(config, task, backbone, device), *kind.suggest_models(config, device))
     for line in description:
         logger.info("%s", line)
-    for warning in checked.warnings:
+    for warning in report.warnings:
         logger.warning("%s", warning)
     loaders = Dataloaders(backbone.input_spec, config, device)
     with deterministic_algorithms(config.deterministic):
@@ -134,8 +134,8 @@ def prepare(
             if split is not None
         }
     started = time.perf_counter()
-    small = config.seed % 2**32  # scikit-learn, which draws the folds, takes no larger one
-    probe, answers = fit_probe_and_predict(task, features, seed=small)
+    probe_seed = config.seed % 2**32  # scikit-learn, which draws the folds, takes no larger one
+    probe, predictions = fit_probe_and_predict(task, features, seed=probe_seed)
     return RunSetup(
         task=task,
         backbone=backbone,
@@ -143,26 +143,26 @@ def prepare(
         taps=taps,
         loaders=loaders,
         features=features,
-        probe_seed=small,
+        probe_seed=probe_seed,
         probe=probe,
-        probe_predictions=answers,
+        probe_predictions=predictions,
         probe_wall_time_s=time.perf_counter() - started,
-        description=(*description, *(f"warning: {warning}" for warning in checked.warnings)),
-        content_hashes=checked.content_hashes,
-        data_fingerprint=_fingerprint(task, checked.content_hashes),
+        description=(*description, *(f"warning: {warning}" for warning in report.warnings)),
+        content_hashes=report.content_hashes,
+        data_fingerprint=_fingerprint(task, report.content_hashes),
         preprocessing=kind.preprocessing(backbone.input_spec, config),
     )
 
 
 def _fingerprint(task: TaskData, content_hashes: Mapping[str, str]) -> str:
-    """Of the images that attention may be measured on, with their labels, in any order."""
+    """Return the fingerprint of the samples that may be trained on, with labels, in any order."""
     splits = [task.train, task.val] if task.val_drawn else [task.train]
-    images = sorted(
+    samples = sorted(
         f"{content_hashes[path]} {task.describe(label)}\n"
         for split in splits
         for path, label in zip(split.paths, split.labels, strict=True)
     )
-    return fingerprint(image.encode() for image in images)
+    return fingerprint(sample.encode() for sample in samples)
 
 
 def _features(

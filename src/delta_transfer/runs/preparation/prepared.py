@@ -1,4 +1,4 @@
-"""What every method starts from, and the same split otherwise."""
+"""Data, network, features and probe of a run, and the same with another split."""
 
 import dataclasses
 import functools
@@ -18,25 +18,24 @@ from delta_transfer.utils.module_state import weights_fingerprint
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RunSetup:
-    """Everything that is the same for all methods of one data set, network and seed.
+    """Everything that all methods share for one dataset, network and seed.
 
     Args:
-        task: the images.
-        backbone: the pretrained network with a random head; not trained, copied.
+        task: the dataset with its splits.
+        backbone: the pretrained network with a random head; copied, never trained.
         source: the pretrained network without a head.
-        taps: the modules that are tapped, by `--taps`.
+        taps: names of the tapped modules.
         loaders: make the batches of splits, with the options of `prepare`.
-        features: split -> what the head sees of each image `[N, V, F]`, the first of V views
-            being the image itself and the second its mirror image; and targets.
-        probe_seed: draws the folds by which strengths of probes are chosen.
+        features: split -> the head's inputs for each sample `[N, V, F]`, where the first of V
+            views is the image and the second its horizontal flip; and targets.
+        probe_seed: seed of the folds that choose the probe's strength.
         probe: the linear probe.
-        probe_predictions: to the validation and the test split (None without one), `[N, K]`.
-        probe_wall_time_s: how long the probe took to fit.
-        description: what was logged of the images and the network, line by line.
-        content_hashes: a hash of each image, by its path.
-        data_fingerprint: fingerprint of what can be learnt from: training images, the drawn
-            validation images among them, and their classes.
-        preprocessing: how images are prepared where nothing is augmented, as JSON.
+        probe_predictions: for the validation and the test split (None without one), `[N, K]`.
+        probe_wall_time_s: time to fit the probe.
+        description: log lines about data and network.
+        content_hashes: hash of each sample, by path.
+        data_fingerprint: fingerprint of the samples that may be trained on, with their labels.
+        preprocessing: preparation of samples without augmentation, as JSON.
     """
 
     task: TaskData
@@ -61,33 +60,33 @@ class RunSetup:
 
     @property
     def probe_scores(self) -> dict[str, float | None]:
-        """By the task_type's measure, of the validation and the test split (None without one)."""
+        """The probe's metric on the validation and the test split (None without one)."""
         found: dict[str, float | None] = {"test": None}
         task_type = self.task.task_type
         for name, split in (("val", self.task.val), ("test", self.task.test)):
-            answers = self.probe_predictions[name]
-            if split is not None and answers is not None:
-                found[name] = task_type.score(answers, split.targets, task_type.metric.name)
+            predictions = self.probe_predictions[name]
+            if split is not None and predictions is not None:
+                found[name] = task_type.score(predictions, split.targets, task_type.metric.name)
         return found
 
     @functools.cached_property
     def source_fingerprint(self) -> str:
-        """Of the pretrained weights."""
+        """Fingerprint of the pretrained weights."""
         return weights_fingerprint(self.source, head=self.backbone.head)
 
     @functools.cached_property
     def unstandardized_probe(self) -> LinearProbe:
-        """The probe on features that keep their scales, from which DELTA's head starts."""
+        """The probe on unstandardised features, DELTA's initial head."""
         return fit_task_probe(self.task, self.features, seed=self.probe_seed, standardize=False)
 
 
 def resplit(prepared: RunSetup, *, train: Sequence[int], val: Sequence[int]) -> RunSetup:
-    """The same with training and validation images split otherwise, and a probe of its own.
+    """Return the setup with another training and validation split, and a new probe.
 
     Args:
-        prepared: of a task whose validation split was drawn from its training images.
-        train: positions among its training images followed by its validation images.
-        val: likewise; may overlap with `train`.
+        prepared: setup of a dataset whose validation split was drawn from its training samples.
+        train: positions among its training samples followed by its validation samples.
+        val: positions of the new validation split; may overlap with `train`.
     """
     task, everything = prepared.task, pool_train_and_val(prepared.task)
     both = [prepared.features["train"], prepared.features["val"]]
@@ -99,16 +98,16 @@ def resplit(prepared: RunSetup, *, train: Sequence[int], val: Sequence[int]) -> 
         "val": (rows[list(val)], labels[list(val)]),
     }
     task = dataclasses.replace(task, train=everything.subset(train), val=everything.subset(val))
-    probe, answers = fit_probe_and_predict(task, features, seed=prepared.probe_seed)
+    probe, predictions = fit_probe_and_predict(task, features, seed=prepared.probe_seed)
     return dataclasses.replace(
-        prepared, task=task, features=features, probe=probe, probe_predictions=answers
+        prepared, task=task, features=features, probe=probe, probe_predictions=predictions
     )
 
 
 def fit_probe_and_predict(
     task: TaskData, features: dict[str, tuple[Tensor, Tensor]], *, seed: int
 ) -> tuple[LinearProbe, dict[str, Tensor | None]]:
-    """The probe, and its answers to the validation and the test split."""
+    """Return the probe, and its predictions for the validation and the test split."""
     probe = fit_task_probe(task, features, seed=seed, standardize=True)
     return probe, {
         name: task.task_type.predictions(probe(features[name][0][:, 0]))
@@ -121,7 +120,7 @@ def fit_probe_and_predict(
 def fit_task_probe(
     task: TaskData, features: dict[str, tuple[Tensor, Tensor]], *, seed: int, standardize: bool
 ) -> LinearProbe:
-    """The linear probe of the training features, fitted by the main process."""
+    """Return the linear probe of the training features, fitted by the main process."""
     rows, targets = features["train"]
     return run_on_main_and_broadcast(
         lambda: fit_probe(

@@ -1,4 +1,4 @@
-"""The modules that a run taps: as asked for, and tried on the network."""
+"""The taps of a run: their names, checked with a forward pass."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch import nn
 from delta_transfer.attention.official import official_taps
 from delta_transfer.backbones.base import Backbone
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.stages import auto_taps
 from delta_transfer.features.taps import Taps, resolve_taps
@@ -14,15 +14,15 @@ from delta_transfer.utils.module_state import device_of, eval_mode
 
 
 def choose_taps(config: TrainConfig, backbone: Backbone, source: nn.Module) -> tuple[str, ...]:
-    """The modules whose features are compared.
+    """Return the names of the modules whose features are compared.
 
     Args:
         config: the options.
-        backbone: the network as it was loaded.
-        source: the same without its head.
+        backbone: the loaded network.
+        source: the network without its head.
 
     Raises:
-        UserError: if a name is unknown, ends in the head, or gives no features to compare.
+        UserError: if a name is unknown, contains the head, or has no features to compare.
     """
     taps = resolve_taps(source, _tap_names(config, backbone, source))
     _check_taps(taps, backbone.head)
@@ -34,9 +34,9 @@ def _tap_names(config: TrainConfig, backbone: Backbone, source: nn.Module) -> li
     if config.taps != "auto":
         names = [name.strip() for name in config.taps.split(",")]
         if not all(names):
-            raise UserError(
-                f"--taps '{config.taps}': a name is empty; give names of modules with a comma "
-                "between (see: delta-transfer taps MODEL), or auto"
+            raise ConfigError(
+                f"--taps '{config.taps}': a name is empty; use module names separated by commas "
+                "(see: delta-transfer taps MODEL), or auto"
             )
         return names
     if config.paper_protocol:
@@ -45,27 +45,26 @@ def _tap_names(config: TrainConfig, backbone: Backbone, source: nn.Module) -> li
 
 
 def _check_taps(taps: tuple[str, ...], head: str) -> None:
-    """Raises UserError where a tap is the head, or has it inside."""
+    """Check that no tap is the head or contains it."""
     beyond = [tap for tap in taps if f"{head}.".startswith(f"{tap}.")]
     if beyond:
-        raise UserError(
-            f"--taps: {', '.join(beyond)} ends in the head, {head}, which is new, so that there is "
-            "nothing to compare it with; choose modules before it (see: delta-transfer taps "
-            "MODEL)"
+        raise ConfigError(
+            f"--taps: {', '.join(beyond)} contains the head, {head}, which is new; choose modules "
+            "before it (see: delta-transfer taps MODEL)"
         )
 
 
 def _try_taps(source: nn.Module, taps: tuple[str, ...], example: Inputs) -> None:
-    """Raises UserError where a tap is not called, called twice or gives no tensor."""
+    """Check that each tap is called once and returns a tensor."""
     try:
         with Taps(source, taps) as recorder, eval_mode(source), torch.no_grad():
             source(example.to(device_of(source)))
             missing = [tap for tap in taps if tap not in recorder.channel_dims]
             if missing:
-                raise UserError(
-                    f"--taps: the network does not use {', '.join(missing)}; choose from those "
-                    "that delta-transfer taps MODEL lists"
+                raise ConfigError(
+                    f"--taps: the network does not use {', '.join(missing)}; choose from the "
+                    "list of delta-transfer taps MODEL"
                 )
             recorder.outputs()
     except RuntimeError as error:
-        raise UserError(f"--taps: {error}") from error
+        raise ConfigError(f"--taps: {error}") from error

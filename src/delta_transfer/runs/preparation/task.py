@@ -1,4 +1,4 @@
-"""The task that the options of a run name, and whether they suit each other."""
+"""Load the dataset of a run, and check the options about its splits."""
 
 import dataclasses
 import socket
@@ -8,17 +8,17 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.molecules.options import MoleculeOptions
 from delta_transfer.data.registry import is_dataset_name, load_data
 from delta_transfer.data.task import Split, TaskData, pool_train_and_val
-from delta_transfer.errors import UserError, first_few
+from delta_transfer.errors import ConfigError, DataError, first_few
 from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs.preparation.loss import check_classification_options
 from delta_transfer.utils.distributed import all_gather, world_size
 
 
 def find_data(config: TrainConfig) -> TaskData:
-    """The images that the options name, in their splits; none is read.
+    """Return the dataset of the options with its splits; no sample is read.
 
     Raises:
-        UserError: if the data is not as it must be.
+        UserError: if the data is invalid, or does not fit the options.
     """
     task = load_data(
         config.data,
@@ -34,7 +34,7 @@ def find_data(config: TrainConfig) -> TaskData:
 
 
 def molecule_options(config: TrainConfig) -> MoleculeOptions:
-    """What the options of a run say of molecules."""
+    """Return the options about molecules."""
     return MoleculeOptions(
         smiles_column=config.smiles_column,
         label_columns=config.label_columns,
@@ -43,60 +43,58 @@ def molecule_options(config: TrainConfig) -> MoleculeOptions:
 
 
 def check_splits(config: TrainConfig, task: TaskData) -> None:
-    """Checks that options about the validation split suit a task.
+    """Check that the data allows the folds of the options.
 
     Raises:
-        UserError: if folds are asked for that the data does not allow.
+        ConfigError: if it does not.
     """
     if config.folds and not task.val_drawn:
-        mend = (
+        hint = (
             ""
             if is_dataset_name(config.data)
             else f", or move the validation {task.sample_type}s to the training ones"
         )
-        raise UserError(
-            f"--folds {config.folds}: {task.name} has its own validation split, on which the epoch "
-            f"is chosen; leave the option out{mend}"
+        raise ConfigError(
+            f"--folds {config.folds}: {task.name} has its own validation split; leave the option "
+            f"out{hint}"
         )
     if config.folds and task.group is not None:
         count = len({task.group(path) for path in pool_train_and_val(task).paths})
         if config.folds > count:
-            raise UserError(
-                f"--folds {config.folds}: molecules with the same scaffold (ring system) stay "
-                f"together, and there are only {count} scaffolds to learn from; give {count} or "
-                "fewer, or --split random"
+            raise ConfigError(
+                f"--folds {config.folds}: there are only {count} scaffolds (ring systems) to train "
+                f"on, whose molecules stay together; use at most {count}, or --split random"
             )
     most = max(Counter(pool_train_and_val(task).class_indices).values()) if config.folds else 0
     if config.folds > most:
         whose = "the largest class has" if isinstance(task.task_type, Multiclass) else "there are"
-        raise UserError(
-            f"--folds {config.folds}: {whose} only {most} {task.sample_type}s to learn from; "
-            f"give {most} or fewer"
+        raise ConfigError(
+            f"--folds {config.folds}: {whose} only {most} {task.sample_type}s to train on; use at "
+            f"most {most}"
         )
 
 
 def use_local_files(task: TaskData, local: TaskData) -> TaskData:
-    """The main process's task with the images of this one's machine.
+    """Return the main process's dataset with the files of this process's machine.
 
     Args:
-        task: with what the main process reads and has kept.
-        local: as this process has found it.
+        task: the dataset and image cache of the main process.
+        local: the dataset as this process has found it.
 
     Raises:
-        UserError: in all processes, if one of them does not find an image.
+        DataError: in all processes, if a sample is missing in one of them.
     """
     if world_size() == 1:
         return task
     pairs = [(task.train, local.train), (task.val, local.val), (task.test, local.test)]
-    there = {path for _, split in pairs if split is not None for path in split.paths}
+    found = {path for _, split in pairs if split is not None for path in split.paths}
     lost = [path for split, _ in pairs if split is not None for path in split.paths]
-    lost = [path for path in lost if path not in there]
-    told = all_gather((socket.gethostname(), first_few(lost)))
-    for host, paths in told:
+    lost = [path for path in lost if path not in found]
+    for host, paths in all_gather((socket.gethostname(), first_few(lost))):
         if paths:
-            raise UserError(
-                f"{task.name}: a process on {host} does not find {paths}, which the main "
-                "process does: all machines need the same images"
+            raise DataError(
+                f"{task.name}: {paths} not found on {host}: all machines need the same "
+                f"{task.sample_type}s"
             )
     train, val, test = (None if t is None or o is None else _local(t, o) for t, o in pairs)
     assert train is not None
@@ -105,5 +103,5 @@ def use_local_files(task: TaskData, local: TaskData) -> TaskData:
 
 
 def _local(split: Split, local: Split) -> Split:
-    kept = None if split.image_cache is None else split.image_cache.on_this_machine()
-    return dataclasses.replace(split, read=local.read, image_cache=kept)
+    cache = None if split.image_cache is None else split.image_cache.on_this_machine()
+    return dataclasses.replace(split, read=local.read, image_cache=cache)
