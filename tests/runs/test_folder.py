@@ -225,9 +225,7 @@ class TestWhatOverwriteDeletes:
     def test_what_belongs_to_neither_is_not_deleted(self, tmp_path, place):
         folder = self.comparison_in(tmp_path / "b")
         (folder / place).write_text("years of work")
-        with pytest.raises(
-            UserError, match=rf"belong to a run \({place}\), which --overwrite"
-        ):
+        with pytest.raises(UserError, match=rf"belong to a run \({place}\), which --overwrite"):
             check_folder(folder, TrainOptions(data=DATA, overwrite=True).resolve())
 
     def test_what_is_broken_off_can_be_done_again(self, tmp_path, monkeypatch):
