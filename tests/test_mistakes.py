@@ -45,7 +45,7 @@ from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.experiments.comparison.folder import ComparisonPlan, initialize_folder
 from delta_transfer.experiments.search.folder import options_of
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.runs.folder import SEARCH, begin_several
+from delta_transfer.runs.folder import SEARCH_FILE, begin_several
 from tests.run_folders import OPTIONS, flags
 
 TINY = " ".join(flags())  # small images on the CPU, where a network is loaded
@@ -151,7 +151,7 @@ def searched(folder: str, **options: Any) -> Step:
 
     def step(monkeypatch: pytest.MonkeyPatch) -> None:
         values = options_of(TrainOptions(data="images", **options).resolve(), SearchOptions(), 1)
-        begin_several(Path(folder), SEARCH, values, overwrite=False)
+        begin_several(Path(folder), SEARCH_FILE, values, overwrite=False)
 
     return step
 
@@ -347,7 +347,7 @@ OF_TRAINING = """
         --gradient-accumulation-steps=2.5 | give a whole number
         --gradient-accumulation-steps=33 | must be at most 32, the images of a step
         --precision=64 | give one of 32, bf16, 16, auto
-        --precision=16 --device=cpu | needs a GPU | bf16
+        --precision=16 --device=cpu | needs a GPU
         --grad-clip=-1 | must be at least 0
         --grad-clip=nan | give a number
         --ema=1 | must be above 0 and below 1, for example 0.99
