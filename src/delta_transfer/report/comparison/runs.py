@@ -223,7 +223,7 @@ def _entry(row: Row, folder: Path, metric: Metric, *, tested: bool) -> Entry:
         probe=probe,
         best_epoch=row.integer("best_epoch"),
         strength=row.number("strength") if row.cells["strength"] else None,
-        wall_time_s=row.number("seconds"),
-        peak_memory_mib=row.number("memory"),
+        wall_time_s=row.number("wall_time_s"),
+        peak_memory_mib=row.number("peak_memory_mib"),
         folder=own,
     )
