@@ -1,8 +1,8 @@
-"""Runs functions in several processes that belong together, over gloo on the CPU.
+"""Run functions in several processes of one group, over gloo on the CPU.
 
     python -m tests.several MODULE FUNCTION PROCESSES ARGUMENT ...
 
-The processes are copies of one in which nothing has been computed yet: imports are slow.
+The processes are forks of one that has computed nothing yet, as imports are slow.
 """
 
 import importlib
@@ -22,11 +22,11 @@ def run(
     module: str = __name__,
     timeout: float = 300,
 ) -> str:
-    """Runs a function in so many processes; returns what they printed.
+    """Run a function in several processes; return their output.
 
     Raises:
         AssertionError: if it failed in one of them.
-        TimeoutExpired: if it took longer than so many seconds.
+        TimeoutExpired: if it took longer than `timeout` seconds.
     """
     command = [sys.executable, "-m", "tests.several", module, function, processes, *arguments]
     started = subprocess.Popen(
@@ -48,7 +48,7 @@ def run(
 
 
 def environment(rank: int, processes: int, port: int) -> dict[str, str]:
-    """The variables by which torchrun tells a process who it is."""
+    """Return the variables that torchrun sets for a process."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -1,4 +1,4 @@
-"""What is published: the files of sdist and wheel, their metadata, and the version of a tag."""
+"""Published packages: the files of sdist and wheel, their metadata, and versions by tags."""
 
 import importlib.metadata
 import importlib.util
@@ -19,7 +19,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-# What serves the repository alone; everything else is in the sdist.
+# Files for the repository only; all others are in the sdist.
 NOT_PUBLISHED = (
     ".ci/",
     ".github/",
@@ -27,12 +27,12 @@ NOT_PUBLISHED = (
     ".gitattributes",
     ".pre-commit-config.yaml",
 )
-OTHERS = {"PKG-INFO"}  # that the sdist has and the repository has not
+OTHERS = {"PKG-INFO"}  # in the sdist only
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
 
 def git(*arguments: str, where: Path = ROOT) -> str:
-    """What git says; the environment's own repository and settings are none of its business."""
+    """Run git without the repository and settings of the environment; return its output."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     nobody = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -45,7 +45,7 @@ def git(*arguments: str, where: Path = ROOT) -> str:
 
 @pytest.fixture(scope="module")
 def tracked() -> set[str]:
-    """The files that git knows, and that are still there."""
+    """Return the existing files that git tracks."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("needs the repository and git")
     names = git("ls-files", "-z").split("\0")[:-1]
@@ -53,7 +53,7 @@ def tracked() -> set[str]:
 
 
 def build(source: Path, out: Path, *what: str) -> None:
-    """Builds without a network: what it needs is installed with [dev]."""
+    """Build without a network: the requirements are installed with [dev]."""
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), *what, "."]
     environment = {
         n: v for n, v in os.environ.items() if not n.startswith(("PYTHON", "SETUPTOOLS"))
@@ -64,7 +64,7 @@ def build(source: Path, out: Path, *what: str) -> None:
 
 @pytest.fixture(scope="module")
 def built(tracked, tmp_path_factory):
-    """A clone of what is here, tagged, with leftovers: its sdist, and the wheel out of that."""
+    """Clone the working tree with a tag and untracked files; build an sdist and its wheel."""
     clone = tmp_path_factory.mktemp("clone")
     for name in tracked:
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def built(tracked, tmp_path_factory):
     git("add", "-A", "-f", where=clone)
     git("commit", "-qm", "all", where=clone)
     git("tag", "v1.2.3", where=clone)
-    git("tag", "demo-9.9.9", where=clone)  # says nothing of the version
+    git("tag", "demo-9.9.9", where=clone)  # not a version
     for leftover in ("runs/a/model.ckpt", "dist/old.whl", "notes.txt", "build/docs/index.html"):
         (clone / leftover).parent.mkdir(parents=True, exist_ok=True)
         (clone / leftover).write_text("not to be published")
@@ -193,7 +193,7 @@ class TestBuild:
         assert set(metadata.get_all("Provides-Extra")) == set(extras)
         needed = [one for one in metadata.get_all("Requires-Dist") if "extra ==" not in one]
         assert len(needed) == len(PROJECT["project"]["dependencies"])
-        assert metadata.get_all("Project-URL") is None  # nobody has said where it is at home
+        assert metadata.get_all("Project-URL") is None  # it has no home page yet
         assert "delta-transfer" in metadata.get_payload()
 
     def test_twine_accepts_both(self, built):
@@ -220,7 +220,7 @@ class TestBuild:
         folder = tmp_path / "folder"
         shutil.copytree(built[0], folder, ignore=shutil.ignore_patterns(".git"))
         assert version_of(folder) == PROJECT["tool"]["hatch"]["version"]["fallback-version"]
-        git("init", "-q", where=tmp_path)  # another's repository around it
+        git("init", "-q", where=tmp_path)  # another repository around it
         git("commit", "-qm", "theirs", "--allow-empty", where=tmp_path)
         git("tag", "v7.0.0", where=tmp_path)
         assert version_of(folder) == "0.1.dev0"
@@ -238,7 +238,7 @@ class TestBuild:
 
 
 def version_of(folder: Path, **environment: str) -> str:
-    """The version that is built there."""
+    """Return the version of a build in a folder."""
     ours = {
         n: v for n, v in os.environ.items() if not n.startswith(("PYTHON", "SETUPTOOLS", "GIT"))
     }

@@ -160,7 +160,7 @@ def of_pypi(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def downloaded(name: str, *files: str) -> First:
-    """A miniature of a data set of torchvision with traps in it, whose checksums are theirs."""
+    """Write a small data set of torchvision with traps, and adapt its checksums."""
 
     def step(monkeypatch: pytest.MonkeyPatch) -> None:
         MAKERS[name](Path("sets"))
@@ -175,7 +175,7 @@ def without_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def saved_to_disk(*files: str) -> First:
-    """A data set in the form of `save_to_disk` with traps in it."""
+    """Write a data set in the form of `save_to_disk` with traps."""
 
     def step(monkeypatch: pytest.MonkeyPatch) -> None:
         kinds = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})

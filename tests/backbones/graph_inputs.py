@@ -1,4 +1,4 @@
-"""Molecule-like graphs at random, for networks that know their inputs by their properties alone."""
+"""Random molecule-like graphs, for networks that use the properties of inputs only."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Inputs:
-    """What a network on graphs is given."""
+    """Inputs of a network for graphs."""
 
     x: Tensor
     edge_index: Tensor
@@ -21,7 +21,7 @@ class Inputs:
 
 
 def molecules(*sizes: int, seed: int = 0) -> Inputs:
-    """Graphs with so many atoms each, bonds in both directions, some atoms with none."""
+    """Return graphs of these sizes, with bonds in both directions and some isolated atoms."""
     draw = torch.Generator().manual_seed(seed)
 
     def integers(high: int, *shape: int) -> Tensor:

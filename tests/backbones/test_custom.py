@@ -116,7 +116,7 @@ class TwoLinear(ConvNet):
 
 
 class SpareHead(ConvNet):
-    """A network with a linear layer, as large as its head, that takes no part in its logits."""
+    """A network with an unused linear layer of the size of its head."""
 
     def __init__(self, *, called: bool) -> None:
         super().__init__(2)
@@ -210,7 +210,7 @@ def test_two_distilled_heads_are_rejected():
 
 def test_a_network_that_cannot_be_copied_is_rejected():
     network = conv_net()
-    network.cache = network.fc.weight * 2  # no leaf
+    network.cache = network.fc.weight * 2  # not a leaf
     with pytest.raises(UserError, match=r"ConvNet cannot be copied \(.*hooks"):
         wrapped(network)
 

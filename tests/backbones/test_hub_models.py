@@ -26,9 +26,9 @@ from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.backbones.saved import load_model, save_model
 from delta_transfer.errors import UserError
 
-# The hub's library has a name of its own for a file that is not there since version 1.
+# Since version 1 the hub's library has its own error for a missing file.
 NOT_THERE = getattr(huggingface_hub.errors, "RemoteEntryNotFoundError", EntryNotFoundError)
-# Of whichever HTTP library the hub's own is built on.
+# An error of the HTTP library below the hub's.
 RESPONSE: Any = SimpleNamespace(headers={}, request=None)
 HTTP_ERROR = HfHubHTTPError.__bases__[0]
 
@@ -36,7 +36,7 @@ CFG = {"num_classes": 4, "classifier": "fc", "first_conv": "conv1", "input_size"
 
 
 def write_model(folder: Path, architecture: str, *, cfg: dict[str, Any] = CFG, **args: Any) -> Path:
-    """A folder as `timm` writes it, with random weights for four classes."""
+    """Write a folder in the form of timm, with random weights for four classes."""
     folder.mkdir(exist_ok=True)
     module = timm.create_model(architecture, num_classes=4, **args)
     save_file(module.state_dict(), folder / "model.safetensors")
@@ -53,7 +53,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch, folder):
-    """A hub with the one repository org/net; gives the files that were asked for."""
+    """Replace the hub by one with the repository org/net; return the list of downloads."""
     asked: list[tuple[str, str, str | None]] = []
 
     def download(
@@ -221,10 +221,10 @@ def test_a_single_file_of_weights_is_found_under_any_name(folder):
         load_backbone(f"local-dir:{folder}", num_outputs=2)
 
 
-# With as many classes as the file has, timm is strict.
+# timm is strict with the number of classes of the file.
 @pytest.mark.parametrize("num_outputs", [2, 4])
 class TestWeightsThatDoNotFit:
-    """Nothing of a network may stay random, whatever number of classes the file has."""
+    """All tensors must be loaded, for any number of classes in the file."""
 
     def test_of_another_network(self, folder, num_outputs):
         save_file({"x": torch.ones(1)}, folder / "model.safetensors")
@@ -251,7 +251,7 @@ class TestWeightsThatDoNotFit:
             load_backbone(f"local-dir:{folder}", num_outputs=num_outputs)
 
     def test_what_only_timm_can_convert(self, tmp_path, num_outputs):
-        """A file for images of another size; without half of it, it is refused too."""
+        """Load a file for another image size; half of it is rejected."""
         args = {"img_size": 64}
         cfg = {**CFG, "classifier": "head", "fixed_input_size": True, "input_size": [3, 64, 64]}
         folder = write_model(tmp_path / "vit", "test_vit", cfg=cfg, **args)
@@ -286,7 +286,7 @@ def test_the_random_state_is_the_same_after_a_conversion(tmp_path):
 
 
 class Evil:
-    """A pickle of it creates a file when it is read."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -66,7 +66,7 @@ def plain(kind: str, state: dict[str, Tensor], graphs) -> list[Tensor]:
 
 
 def published(network) -> dict[str, Tensor]:
-    """The tensors of a network by the names under which they were released."""
+    """Return the tensors of a network under their released names."""
     names = {}
     for name, tensor in network.state_dict().items():
         if name.startswith("head."):
@@ -79,7 +79,7 @@ def published(network) -> dict[str, Tensor]:
 
 
 def shake(network) -> None:
-    """Gives every tensor values of its own, batch-norm statistics too."""
+    """Fill all tensors, batch-norm statistics included, with random values."""
     draw = torch.Generator().manual_seed(1)
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point():
@@ -213,7 +213,7 @@ def test_dropout_is_zero():
 
 
 class Trap:
-    """Makes a folder where it is unpickled by a reader that does as it is told."""
+    """Creates a folder when it is unpickled without protection."""
 
     def __reduce__(self):
         return os.mkdir, ("marker",)

@@ -46,7 +46,7 @@ def test_the_classifier_takes_nothing_from_the_random_state():
 
 
 def test_names_in_the_file_tell_the_same_story_as_the_order(state):
-    """The kind of each tensor, by the last part of its name, is the same on both sides."""
+    """The last part of each name must be equal on both sides."""
     own = load_backbone("pypi/efficientnet_lite0", num_outputs=7, pretrained=False).module
     kinds = [name.rpartition(".")[2] for name in own.state_dict()]
     assert kinds == [name.rpartition(".")[2] for name in state]

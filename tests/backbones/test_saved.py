@@ -108,7 +108,7 @@ def test_timm_loads_it_for_another_task(model):
     ("name", "size"),
     [
         ("vit_tiny_patch16_224", 64),
-        ("test_vit", None),  # made for 160 pixels, which its class alone does not know
+        ("test_vit", None),  # made for 160 pixels, which only its config has
         ("convnext_atto", 64),
         ("resnet18", None),
     ],
@@ -177,7 +177,7 @@ def test_an_invalid_config_is_rejected(copied, key, value):
     ("name", "size"),
     [
         ("mobilenet_v3_small", 64),
-        ("mnasnet0_5", None),  # its `load_state_dict` asks for a version
+        ("mnasnet0_5", None),  # its `load_state_dict` needs a version
         ("googlenet", 96),
         ("regnet_y_400mf.IMAGENET1K_V1", None),
     ],

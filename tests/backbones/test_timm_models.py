@@ -35,7 +35,7 @@ def test_images_are_prepared_as_the_weights_want_them():
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "convnext_atto"])
 def test_every_head_starts_as_a_fresh_linear_layer(name):
-    """Some of timm's own are many times larger, or all zero."""
+    """timm initializes some heads with much larger values, or zeros."""
     backbone = untrained(name)
     head = backbone.module.get_submodule(backbone.head)
     bound = head.in_features**-0.5
@@ -214,7 +214,7 @@ def test_weights_that_cannot_be_loaded_are_explained(monkeypatch, error):
 
 @pytest.mark.parametrize("classes", [7, 0])
 def test_the_pretrained_classifier_is_returned_beside_the_new_head(monkeypatch, tmp_path, classes):
-    """Some weights have none."""
+    """Some weights have no classifier."""
     theirs = timm.create_model("test_resnet", num_classes=classes)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     config = dataclasses.replace(

@@ -25,14 +25,14 @@ def untrained(name: str, *, image_size: int | None = None):
 
 
 def published(name: str, **options: object) -> dict[str, Tensor]:
-    """A state dict as torchvision would download it, of random numbers."""
+    """Return a random state dict in the form of a download of torchvision."""
     state = torchvision.models.get_model(name, weights=None, **options).state_dict()
     return {key: torch.rand_like(t) if t.is_floating_point() else t for key, t in state.items()}
 
 
 @pytest.fixture
 def downloads(monkeypatch):
-    """Has torchvision find a state dict in place of a download; gives the URLs asked for."""
+    """Replace downloads of torchvision by a state dict; return the list of URLs."""
     asked: list[str] = []
 
     def found(state: dict[str, Tensor]) -> list[str]:
@@ -94,7 +94,7 @@ def test_every_family_gets_a_head_and_taps_and_gives_a_tensor_in_train_mode(name
 
 
 def test_regnet_too():
-    backbone = untrained("regnet_y_400mf")  # it does not build on the meta device
+    backbone = untrained("regnet_y_400mf")  # it cannot be created on the meta device
     assert backbone.head == "fc"
     blocks = [f"trunk_output.block{i}" for i in (1, 2, 3)]
     assert auto_taps(backbone.module) == (*blocks, "trunk_output")
@@ -199,7 +199,7 @@ def test_without_weights_nothing_is_downloaded(monkeypatch):
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_auxiliary_outputs_are_off_and_images_normalised_once(downloads, name):
-    """The same logits as torchvision's own network, which is given ImageNet's normalisation."""
+    """The logits must be those of torchvision's own network with ImageNet's normalisation."""
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(
         name, weights=None, aux_logits=True, transform_input=True, init_weights=False
@@ -282,7 +282,7 @@ def test_a_failed_download_is_explained(monkeypatch, tmp_path, error):
 
 
 class Download:
-    """What `urlopen` gives: the bytes of a file, which may be the wrong ones or break off."""
+    """A response of `urlopen` with other bytes, or one that is interrupted."""
 
     def __init__(self, content: bytes, *, error: BaseException | None = None) -> None:
         self.content, self.error = content, error
@@ -345,7 +345,7 @@ def test_a_file_in_the_cache_is_not_downloaded_again(monkeypatch, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_rejected(downloads):
-    """As torchvision's vgg16.IMAGENET1K_FEATURES are, in the layers that it has not trained."""
+    """vgg16.IMAGENET1K_FEATURES of torchvision has such layers, which were not trained."""
     state = published("mobilenet_v3_small")
     state["classifier.0.weight"].fill_(float("nan"))
     downloads(state)

@@ -27,12 +27,12 @@ def file(tmp_path) -> Path:
 
 @pytest.fixture
 def source() -> ConvNet:
-    """The network whose weights are in the file, with a head of its own."""
+    """Return the network whose weights are in the file, with its own head."""
     return conv_net(seed=1, outputs=7)
 
 
 def load(content: object, file: Path) -> tuple[ConvNet, str]:
-    """A fresh network after `load_weights`, and what that said."""
+    """Return a new network after `load_weights`, and its summary."""
     torch.save(content, file)
     network = conv_net(seed=0)
     return network, load_weights(network, file, head="fc", name="net")
@@ -204,7 +204,7 @@ def test_tensors_in_order_and_shape_match_under_other_names(file, source, with_h
 
 
 def in_order(source: nn.Module) -> dict[str, Tensor]:
-    """A state dict in the order of the network, under names of its own that end like those."""
+    """Return a state dict in the order of the network, under other names with the same ends."""
     items = enumerate(source.state_dict().items())
     return {f"layer_{i}.{name.rpartition('.')[2]}": tensor for i, (name, tensor) in items}
 
@@ -216,7 +216,7 @@ def test_other_orders_and_shapes_are_rejected(file, source, change):
         del state["layer_7.weight"]
     elif change == "shape":
         state["layer_0.weight"] = torch.ones(4, 3, 5, 5)
-    elif change == "kind":  # where the count of batches stands
+    elif change == "kind":  # in the place of the number of batches
         state["layer_6.num_batches_tracked"] = torch.ones(())
     elif change == "order":
         state = dict(sorted(state.items(), key=lambda pair: pair[1].numel()))
@@ -250,7 +250,7 @@ def test_scale_and_shift_do_not_change_places(file, source):
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_the_order_of_a_safetensors_file_means_nothing(tmp_path, source, suffix):
     state = in_order(source)
-    # With names that sort as the network's tensors stand, the order would be right by luck.
+    # Sorted names in the order of the network's tensors would match by chance.
     state = {f"{i:02d}.{name}": tensor for i, (name, tensor) in enumerate(state.items())}
     torch.save(state, tmp_path / "weights.pth")
     load_weights(conv_net(seed=0), tmp_path / "weights.pth", head="fc", name="net")
@@ -393,7 +393,7 @@ def test_mlps_of_transformers_are_known_by_the_names_that_torchvision_published(
 
 
 def test_a_network_that_asks_for_versions_is_filled():
-    """mnasnet's `load_state_dict` refuses a state dict without torch's metadata."""
+    """mnasnet's `load_state_dict` rejects a state dict without torch's metadata."""
     theirs = load_backbone("torchvision/mnasnet0_5", num_outputs=2, pretrained=False).module
     backbone = load_backbone("torchvision/mnasnet0_5", num_outputs=2, pretrained=False)
     groups = {"": dict(theirs.state_dict())}
@@ -431,7 +431,7 @@ def test_files_of_a_run_can_be_loaded_as_weights(finished, name):
     "model", ["torchvision/resnet50", pytest.param("timm/resnet50", marks=pytest.mark.slow)]
 )
 def test_moco_v2_as_it_was_released(tmp_path, model):
-    """The keys of moco_v2_800ep_pretrain.pth.tar: the trained encoder with its projection head."""
+    """Use the keys of moco_v2_800ep_pretrain.pth.tar: the encoder with its projection head."""
     torch.manual_seed(0)
     body = torchvision.models.resnet50(weights=None).state_dict()
     body = {name: tensor for name, tensor in body.items() if not name.startswith("fc.")}

@@ -85,7 +85,7 @@ def test_a_checkpoint_that_contains_itself_is_read(file):
 
 
 class Malicious:
-    """Makes a file when it is unpickled by a reader that does as it is told."""
+    """Creates a file when it is unpickled without protection."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -166,7 +166,7 @@ def test_other_formats_are_rejected_by_name(file, content, message):
 
 def test_a_torchscript_archive_is_rejected_with_a_fix(file):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is on its way out
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         torch.jit.save(torch.jit.script(nn.Linear(2, 2)), file)
     with pytest.raises(UserError, match=r"TorchScript.*torch.jit.load\('weights.pth'\)"):
         read_weights(file)

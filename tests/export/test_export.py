@@ -79,7 +79,7 @@ def wrapped(module: nn.Module) -> Backbone:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a small network. Not to be written to."""
+    """Write a run of a small network; read-only."""
     return saved_run(tmp_path_factory.mktemp("runs") / "mine", network("test_resnet"))
 
 
@@ -90,7 +90,7 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """50 patches of photographs, of different shapes."""
+    """Write 50 patches of photographs, of different shapes."""
     folder = tmp_path_factory.mktemp("images")
     split = PATCHES.test
     for number in range(50):
@@ -137,12 +137,12 @@ def test_onnx_and_timm_predict_the_same_for_50_images(
     found = predictor.predict(files)
     expected = np.array([[p.probabilities[c] for c in predictor.classes] for p in found])
     assert len(files) == 50
-    assert len(set(expected.argmax(axis=1))) > 1  # else any network would do
+    assert len(set(expected.argmax(axis=1))) > 1  # otherwise any network would pass
     capfd.readouterr()
 
     assert main(["export", "runs/mine"]) == 0
     said = capfd.readouterr()
-    assert said.err == ""  # neither torch nor onnxruntime, which write past Python
+    assert said.err == ""  # also of torch and onnxruntime, which write past Python
     assert main(["export", "runs/mine", "--format=safetensors"]) == 0
     assert capfd.readouterr().err == ""
 
@@ -202,7 +202,7 @@ def test_a_torch_program_accepts_any_batch_size(run):
         (5e-5, 1.0, False),
         (2e-4, 1.0, True),
         (math.nan, 1.0, True),
-        (9e-4, 100.0, False),  # which is how float32 rounds large numbers
+        (9e-4, 100.0, False),  # the rounding of large numbers in float32
         (2e-3, 100.0, True),
     ],
 )
@@ -212,7 +212,7 @@ def test_a_network_with_other_outputs_is_not_written(tmp_path, monkeypatch, by, 
     nn.init.constant_(original.fc.bias, -size)
     run = saved_run(tmp_path / "run", wrapped(original))
 
-    def read(*args: object) -> object:  # wrong of the last sample of a batch alone
+    def read(*args: object) -> object:  # wrong for the last sample of a batch only
         return lambda inputs: torch.full((len(inputs), 3), -size).index_fill(
             0, torch.tensor([len(inputs) - 1]), -size + by
         )

@@ -34,8 +34,8 @@ from delta_transfer.pretraining.context_prediction import (
 from delta_transfer.pretraining.data import read_unlabelled
 from delta_transfer.pretraining.pretrain import pretrain
 
-# Chains in which one atom is hidden, that the others tell; each written with any of its bonds as a
-# line, so that those held out are like others.
+# Chains in which a masked atom can be predicted from the others; each with all spellings of its
+# bonds, so that held-out chains are like the others.
 SMILES = [
     "".join(part for pair in zip(chain, (*bonds, ""), strict=True) for part in pair)
     for chain in ("COC", "CCF", "CCOC", "CCCF", "CCCOC")
@@ -241,7 +241,7 @@ class TestPretraining:
 
     def test_equal_options_produce_equal_bytes_and_another_seed_does_not(self, smiles, tmp_path):
         for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-            torch.manual_seed(seed + 7)  # which must not matter
+            torch.manual_seed(seed + 7)  # which must not change the result
             pretrain(small(smiles, tmp_path / name, seed=seed))
         read = {name: (tmp_path / name / "weights.safetensors").read_bytes() for name in "abc"}
         assert read["a"] == read["b"]

@@ -15,7 +15,7 @@ from delta_transfer.utils.distributed import (
 
 
 class LocalError(Exception):
-    """Cannot be pickled, like errors of many libraries."""
+    """An error that cannot be pickled, like those of many libraries."""
 
     def __init__(self, *, file: object) -> None:
         super().__init__("cannot read the table")
@@ -31,7 +31,7 @@ def fail(kind: str) -> object:
 
 
 def fail_in_main(kind: str) -> None:
-    """An error in the main process is raised in all, and they can still exchange values."""
+    """Raise an error in the main process; afterwards the processes can still communicate."""
     expected = {
         "local": "LocalError: cannot read the table|^cannot read the table$",
         "unpicklable result": "cannot pickle",
@@ -44,7 +44,7 @@ def fail_in_main(kind: str) -> None:
 
 
 def fail_before_the_others(name: str) -> None:
-    """An error of the process that goes first is raised in all; the others run nothing."""
+    """Raise an error in the process that is first; the others do not run the body."""
     first = {"node": first_on_each_node, "main": rank_zero_first}[name]
     with init_process_group(lambda: "cpu"):
         with pytest.raises(KeyError, match="no such table"), first():

@@ -22,7 +22,7 @@ def test_a_missing_device_is_rejected(monkeypatch):
     assert find_device("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="--device mps: this machine has cpu and cuda"):
         find_device("mps")
-    machine("xpu")  # which nobody has tried
+    machine("xpu")  # which is not supported
     assert find_device("auto") == torch.device("cpu")
 
 

@@ -1,4 +1,4 @@
-"""Runs of two processes: the figures of one, written by one, and going on when one is killed."""
+"""Runs of two processes: results and files as of one process, and resuming after a kill."""
 
 import csv
 import os
@@ -20,7 +20,7 @@ from tests.several import environment, free_port, run
 COMMAND = [sys.executable, "-m", "delta_transfer", "train"]
 
 
-def figures(file: Path, *, but: tuple[str, ...] = ()) -> list[list[float]]:
+def read_numbers(file: Path, *, but: tuple[str, ...] = ()) -> list[list[float]]:
     with file.open(newline="") as rows:
         return [
             [float(text or "nan") for name, text in row.items() if name not in but]
@@ -28,10 +28,10 @@ def figures(file: Path, *, but: tuple[str, ...] = ()) -> list[list[float]]:
         ]
 
 
-def check_same_figures(run: Path, other: Path) -> None:
-    """The same losses, and the same images named."""
+def check_same_results(run: Path, other: Path) -> None:
+    """Compare losses, image names, attention and weights."""
     for name, but in (("metrics.csv", ()), ("drift.csv", ("tap",))):
-        found, wanted = figures(run / name, but=but), figures(other / name, but=but)
+        found, wanted = (read_numbers(one / name, but=but) for one in (run, other))
         torch.testing.assert_close(
             torch.tensor(found), torch.tensor(wanted), rtol=1e-5, atol=1e-5, equal_nan=True
         )
@@ -49,7 +49,7 @@ def check_same_figures(run: Path, other: Path) -> None:
 def test_two_processes_have_the_results_and_files_of_one(images, finished, tmp_path):
     out = tmp_path / "two"
     run("train_tiny", images, out, 3, module="tests.sharded_runs")
-    check_same_figures(out, finished.folder)
+    check_same_results(out, finished.folder)
     assert left_in(out) == left_in(finished.folder)
     logs = [len(list((one / "tensorboard").iterdir())) for one in (out, finished.folder)]
     assert logs[0] == logs[1]
@@ -90,7 +90,7 @@ def undisturbed(images, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_after_a_kill_all_processes_resume_to_the_same_bytes(images, tmp_path, undisturbed, rank):
     out = tmp_path / "killed"
-    # Started again it comes late, so that the other one would find its address of before.
+    # It restarts late, when the other process could still use the old address.
     (tmp_path / "sitecustomize.py").write_text(
         "import os, time\n"
         "again = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'\n"

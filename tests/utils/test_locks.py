@@ -1,4 +1,4 @@
-"""The second process in a folder is refused, and a dead one is in nobody's way."""
+"""A second process is rejected in a locked folder; a killed one leaves no lock."""
 
 import os
 import socket
@@ -31,7 +31,7 @@ with lock_folder(Path(sys.argv[1])):
 
 @contextmanager
 def held(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Inside, another process has the lock."""
+    """Let another process hold the lock."""
     other = subprocess.Popen(
         [sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True
     )
@@ -48,7 +48,7 @@ def test_the_lock_is_held_until_its_process_is_killed(tmp_path):
     folder = tmp_path / "new" / "run"
     with held(folder) as other:
         who = f"process {other.pid} on {socket.gethostname()} is writing to {folder}: "
-        for _ in range(2):  # nor does being refused take it away
+        for _ in range(2):  # a rejected process does not release it
             with pytest.raises(UserError, match=who), lock_folder(folder):
                 pass
             with pytest.raises(UserError, match="wait for it, stop it"):

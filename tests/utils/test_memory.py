@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 def test_it_is_the_peak_since_creation():
     before = PeakMemory(CPU)
     start = before.mib
-    with mmap.mmap(-1, 100 * module.MIB) as fresh:  # not what this process has and does not use
+    with mmap.mmap(-1, 100 * module.MIB) as fresh:  # memory that this process has not used before
         for _ in range(100):
             fresh.write(bytes(module.MIB))
     assert 90 < before.mib - start < 130

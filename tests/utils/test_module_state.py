@@ -24,7 +24,7 @@ class Problem(Exception):
 @pytest.fixture
 def net():
     net = ConvNet().train()
-    net.norm1.eval()  # each module has a flag of its own
+    net.norm1.eval()  # flags differ between modules
     net.conv1.weight.requires_grad_(False)
     return net
 

@@ -8,7 +8,7 @@ def test_the_same_on_every_machine() -> None:
 
 def test_every_part_counts_and_few_collide() -> None:
     seeds = {
-        derive_seed(seed, purpose, epoch, index) % 2**32  # what torch's generator looks at
+        derive_seed(seed, purpose, epoch, index) % 2**32  # what torch's generator uses
         for seed in range(3)
         for purpose in ("order", "augmentation")
         for epoch in range(5)

@@ -70,7 +70,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Patches of scikit-image's photographs, of several shapes."""
+    """Write patches of scikit-image's photographs, of several shapes."""
     folder, split = tmp_path_factory.mktemp("photographs"), PATCHES.test
     files = []
     for number in range(12):
@@ -81,7 +81,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """The one message of a command that must end with exit code 2."""
+    """Return the message of a command that must end with exit code 2."""
     capsys.readouterr()
     assert main(list(args)) == 2
     said = capsys.readouterr()
@@ -118,7 +118,7 @@ def test_timm_loads_a_pushed_run_and_predicts_the_same(
     predictor = Predictor(run, device="cpu", num_workers=0)
     found = predictor.predict(photographs)
     expected = np.array([[p.probabilities[c] for c in predictor.classes] for p in found])
-    assert expected.std(axis=0).max() > 0.05  # else any network would do
+    assert expected.std(axis=0).max() > 0.05  # otherwise any network would pass
     loaded = timm.create_model("hf-hub:ada/patterns", pretrained=True).eval()
     assert loaded.pretrained_cfg["label_names"] == list(predictor.classes)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(loaded))
@@ -139,14 +139,14 @@ def test_timm_loads_a_pushed_run_and_predicts_the_same(
     snapshot_download("ada/patterns", local_dir="patterns")
     (again,) = Predictor("patterns", device="cpu").predict(["image.jpg"])
     assert again == own
-    # Its folder may be called as the data was, and is not taken for it.
+    # A folder with the name of the data is not mistaken for it.
     assert main(["export", "patterns", "--format=safetensors"]) == 0
     assert Path("patterns/export/safetensors/model.safetensors").is_file()
 
 
 @pytest.mark.slow
 def test_the_command_and_timm_in_processes_of_their_own(run, tmp_path, photographs):
-    """With nothing but the environment, as people have it."""
+    """Run them as a user does, configured by the environment only."""
     Image.open(photographs[3]).convert("RGB").save(tmp_path / "image.jpg", quality=95)
     with serve() as found:
         own = {**os.environ, **environment(found, tmp_path / "home")}
@@ -239,7 +239,7 @@ def test_no_connection(run, hub, capsys, monkeypatch):
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long the hub's client waits before it tries again; it does not."""
+    """Record the waits of the hub's client between attempts, and skip them."""
     waited: list[float] = []
     clock = SimpleNamespace(sleep=waited.append)
     monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
@@ -327,12 +327,12 @@ def facts_of(run: Path, **options: str | None) -> CardFacts:
 
 
 def in_one_line(card: str) -> str:
-    """The card without its line breaks."""
+    """Return the card without line breaks."""
     return " ".join(card.split())
 
 
 def rows_of(card: str, first: str) -> dict[str, list[str]]:
-    """The rows of the table whose first heading this is, by their first cells."""
+    """Return the rows of the table with this first heading, by their first cells."""
     (table,) = re.findall(rf"^\| {first} \|.*\n\|[-:|]+\|\n((?:\|.*\n?)+)", card, re.MULTILINE)
     cells = [[cell.strip() for cell in line.split(" | ")] for line in table.splitlines()]
     return {row[0].strip("| "): [cell.strip("| ") for cell in row[1:]] for row in cells}
@@ -405,7 +405,7 @@ SCORES = {"l2": (0.50, 0.60), "l2sp": (0.55, 0.75), "probe": (0.40, 0.45)}  # by
 
 
 def made_comparison(folder: Path, run: Path) -> Path:
-    """A comparison of copies of a run with these scores; one of its runs."""
+    """Write a comparison of copies of a run with these scores; return one of its runs."""
     for method, scores in SCORES.items():
         for seed, score in enumerate(scores):
             own = shutil.copytree(run, folder / f"{method}-seed{seed}")
@@ -452,7 +452,7 @@ def test_a_comparison_that_is_damaged_is_left_out(run, tmp_path, caplog):
     assert "the comparison is left out of the model card: " in caplog.text
 
 
-# -------------------------------------------------------------------------------- what is not told
+# -------------------------------------------------------------------------------- private data
 
 
 def test_no_data_of_the_machine_is_uploaded(run, tmp_path, images):
@@ -535,7 +535,7 @@ def test_names_are_escaped_in_the_card(run):
 
 
 def with_model(run: Path, made: Path) -> Path:
-    """The run with the network of another."""
+    """Replace the network of a run by another run's."""
     shutil.rmtree(run / "model")
     shutil.copytree(made / "model", run / "model")
     (run / "predictions.csv").unlink()
@@ -686,7 +686,9 @@ def test_the_targets_of_other_tasks(run):
     assert "Results per target on the test split. 20 targets are omitted.\n" in card
     assert rows_of(card, "target")[r"q\|7"] == ["1,007", "7", "7.0"]
     assert len(rows_of(card, "target")) == 50
-    assert "\ndelta-transfer evaluate patterns tu/A & B ```\n```\n" in card  # no end of the code
+    assert (
+        "\ndelta-transfer evaluate patterns tu/A & B ```\n```\n" in card
+    )  # the code block does not end early
     card = model_card(dataclasses.replace(graphs, result=rmse, columns=values))
     assert "for 3 regression targets." in card
     assert "| target | known labels | RMSE |\n|---|---:|---:|\n" in card
