@@ -5,6 +5,7 @@ import math
 import numpy as np
 from PIL import Image
 
+from delta_transfer.data.splits import SplitOptions
 from delta_transfer.data.task import Split, TaskData
 from delta_transfer.metrics.task_types import MultilabelBinary, Regression, TaskType
 
@@ -45,16 +46,16 @@ def values(path: str) -> tuple[float, ...]:
     return 200.0 + 50.0 * light, math.nan if unknown else 0.01 * wave
 
 
-def load_questions(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
-    """A source of data, as those of `SOURCES`."""
+def load_questions(options: SplitOptions) -> TaskData:
+    """A loader as in `BUILTIN_DATASETS`."""
     train = split("train", answers)
     known = [not math.isnan(answer) for label in train.labels for answer in label]
     task_type = MultilabelBinary(labelled_fraction=sum(known) / len(known))
     return _task("tests/questions", QUESTIONS, answers, task_type, "roc_auc")
 
 
-def load_values(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
-    """A source of data, as those of `SOURCES`."""
+def load_values(options: SplitOptions) -> TaskData:
+    """A loader as in `BUILTIN_DATASETS`."""
     found = np.array(split("train", values).labels)
     mean, std = np.nanmean(found, axis=0), np.nanstd(found, axis=0)
     task_type = Regression(mean=tuple(mean.tolist()), std=tuple(std.tolist()))

@@ -334,7 +334,7 @@ OF_TRAINING = """
         --val-fraction=0 | must be above 0 and below 1, for example 0.15
         --val-fraction=1 | must be above 0 and below 1, for example 0.15
         --val-fraction=15% | give a number
-        --smiles-column=smiles | 'images' is no CSV file; leave the option out
+        --smiles-column=smiles | 'images' is not a CSV file; leave the option out
         --label-columns=toxic | for CSV files of molecules, whose column of SMILES --smiles-column
         --split=kfold | give one of auto, scaffold, random
         --split=random | this is for molecules, and 'images' has none; leave the option out
@@ -497,7 +497,7 @@ VALUES = [
         --seed=-1 | must be at least 0
         --seed=99999999999999999999 | must be at most 18446744073709551615
         --val-fraction=1 | must be above 0 and below 1, for example 0.15
-        --smiles-column=smiles | 'images' is no CSV file; leave the option out
+        --smiles-column=smiles | 'images' is not a CSV file; leave the option out
         --label-columns=toxic | for CSV files of molecules, whose column of SMILES --smiles-column
         --split=random | this is for molecules, and 'images' has none; leave the option out
         --test-split=2 | must be above 0 and below 1, for example 0.2
@@ -1048,7 +1048,7 @@ DATA_SETS = [
     row(
         "half a download",
         "train torchvision/dtd",
-        "Connection reset by peer | --data-root names another folder to look in | Try again",
+        "Connection reset by peer | set --data-root | Try again",
         patched("torchvision.datasets.DTD._download", fetch_half),
     ),
     row(
@@ -1060,7 +1060,7 @@ DATA_SETS = [
     row(
         "a data root that is a file",
         "evaluate run torchvision/dtd --data-root=data.txt",
-        "torchvision/dtd is not in 'data.txt' | --data-root names another folder to look in",
+        "torchvision/dtd is not in 'data.txt' | set --data-root",
         wrote("data.txt"),
     ),
     row(

@@ -490,8 +490,8 @@ class TestDemo:
         monkeypatch.setattr("delta_transfer.cli.commands.demo.DEMO_METHODS", ("probe", "l2"))
         from delta_transfer.data.registry import BUILTIN_DATASETS, load_data
 
-        def load(*, seed: int, val_fraction: float, test_split: str):
-            return load_data(str(images), seed=seed)
+        def load(options):
+            return load_data(str(images), seed=options.seed)
 
         monkeypatch.setitem(BUILTIN_DATASETS, "skimage/patches", load)
         monkeypatch.setattr(

@@ -105,13 +105,13 @@ def test_unreadable_images_are_left_out_and_named() -> None:
     assert checked.warnings == (
         "3 of 9 images cannot be read and are left out; replace or remove them: "
         "'a2' (bad a2), 'b3' (bad b3), 'b5' (bad b5)",
-        "no test image of class 'bee' is left, so that nothing is known of how well it is told",
+        "no test image of class 'bee' is left: its accuracy is unknown",
     )
     assert checked.task.notes == ("a note",)
     assert set(checked.content_hashes) == {"a1", "b1", "b2", "a3", "b4", "a5"}
 
 
-def test_the_reason_of_a_file_is_told(make_images: MakeImages) -> None:
+def test_the_reason_of_a_file_is_reported(make_images: MakeImages) -> None:
     folders = [f"{split}/{name}" for split in ("train", "val") for name in ("cat", "dog")]
     root = make_images(f"{folder}/{number}.png" for folder in folders for number in range(2))
     (root / "train" / "cat" / "0.png").write_bytes(b"")
@@ -160,22 +160,22 @@ def test_what_cannot_be_worked_with_is_an_error(broken: str, message: str) -> No
         inspect_images(task("a1 b1", "a2 b2", "a3 b3", broken=broken))
 
 
-def test_images_in_two_splits_are_told_of() -> None:
+def test_images_in_two_splits_are_reported() -> None:
     equal = "a1=a3 a1=a5 b1=b5 b3=b6 b2=a6"
     given = task("a1 a2 b1 b2", "a3 b3", "a5 b5 a6 b6", equal=equal)
     assert inspect_images(given).warnings == (
-        "1 of 2 validation images are among the training images, too: 'a1' = 'a3'; the loss "
-        "by which the epoch is chosen is flattered: remove one of each",
-        "3 of 4 test images are among the training images, too: 'a1' = 'a5', 'b1' = 'b5', "
-        "'b2' (bee) = 'a6' (ant); accuracy on test is flattered: remove one of each",
-        "2 of 4 test images are among the validation images, too: 'a3' = 'a5', 'b3' = 'b6'; "
-        "accuracy on test is flattered, as the epoch is chosen on them: remove one of each",
+        "1 of 2 validation images are also among the training images: 'a1' = 'a3'; the validation "
+        "loss is optimistic: remove one of each",
+        "3 of 4 test images are also among the training images: 'a1' = 'a5', 'b1' = 'b5', "
+        "'b2' (bee) = 'a6' (ant); test accuracy is optimistic: remove one of each",
+        "2 of 4 test images are also among the validation images: 'a3' = 'a5', 'b3' = 'b6'; test "
+        "accuracy is optimistic, as the epoch is selected on them: remove one of each",
     )
 
 
-def test_a_path_that_is_in_two_splits_is_told_of() -> None:
+def test_a_path_in_two_splits_is_reported() -> None:
     (warning,) = inspect_images(task("a1 b1", "a2 b2", "a1 b3")).warnings
-    assert "1 of 2 test images are among the training images, too: 'a1' = 'a1'" in warning
+    assert "1 of 2 test images are also among the training images: 'a1' = 'a1'" in warning
 
 
 def test_many_images_in_two_splits_make_a_short_message() -> None:
@@ -189,7 +189,7 @@ def test_many_images_in_two_splits_make_a_short_message() -> None:
     assert len(warning) < 300
 
 
-def test_training_images_of_two_classes_are_told_of() -> None:
+def test_training_images_of_two_classes_are_reported() -> None:
     checked = inspect_images(task("a1 a2 a3 b1 b2", "a4 b4", None, equal="a1=a2 a1=b1"))
     assert checked.warnings == (
         "identical training images of different classes: 1, such as 'a1' (ant) = 'b1' (bee); "
@@ -198,21 +198,20 @@ def test_training_images_of_two_classes_are_told_of() -> None:
     assert checked.task.notes == ("a note",)
 
 
-def test_copies_in_a_class_are_noted() -> None:
+def test_duplicates_in_a_class_are_noted() -> None:
     checked = inspect_images(task("a1 a2 a3 b1 b2", "a4 b4", None, equal="a1=a2 a1=a3 b1=b2"))
     assert checked.warnings == ()
     assert checked.task.notes == (
         "a note",
-        "training images that are copies of others of their class: 3, such as 'a1' = 'a2', "
-        "'b1' = 'b2'",
+        "duplicate training images within a class: 3, such as 'a1' = 'a2', 'b1' = 'b2'",
     )
 
 
 def test_imbalance_is_noted_as_it_is_without_the_unreadable() -> None:
     checked = inspect_images(task("a1 a2 a3 b1 b2", "a4 b4", None, broken="b2"))
     assert checked.task.notes[1:] == (
-        "classes differ in size: 'ant' has 3 training images, 'bee' has 1; look at the mean "
-        "class accuracy, in which all classes count the same",
+        "imbalanced classes: 'ant' has 3 training images, 'bee' has 1; see also the mean class "
+        "accuracy",
     )
     assert inspect_images(task("a1 a2 a3 b1 b2", "a4 b4", None)).task.notes == ("a note",)
 

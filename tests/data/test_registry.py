@@ -30,14 +30,14 @@ def test_a_seed_draws_the_samples(make_images) -> None:
 
 
 def test_a_class_with_fewer_samples_is_named(flat: Path) -> None:
-    with pytest.raises(UserError, match=r"--samples-per-class 9 .* class 'cat' has 8: lower"):
+    with pytest.raises(UserError, match=r"`samples_per_class=9` .* class 'cat' has 8: lower"):
         load_data(str(flat), seed=0, samples_per_class=9)
 
 
 def test_an_unknown_name_lists_the_names_and_the_layout() -> None:
-    with pytest.raises(UserError, match="unknown data set 'skimage/patchs'") as caught:
+    with pytest.raises(UserError, match="unknown dataset 'skimage/patchs'") as caught:
         load_data("skimage/patchs", seed=0)
-    parts = ("torchvision/NAME", "hf/NAME", "no folder of this name", "{train,val,test}/<class>/*")
+    parts = ("torchvision/NAME", "hf/NAME", "{train,val,test}/<class>/*")
     for part in (*BUILTIN_DATASETS, *parts, "path,label,split"):
         assert part in str(caught.value)
 
@@ -46,14 +46,14 @@ def test_an_empty_name_is_not_the_current_folder(
     flat: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(flat)
-    with pytest.raises(UserError, match="unknown data set ''"):
+    with pytest.raises(UserError, match="unknown dataset ''"):
         load_data("", seed=0)
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("~nosuchuser/pets", r"'~nosuchuser/pets' \(\w.*\): give a path"),
+        ("~nosuchuser/pets", r"'~nosuchuser/pets' \(\w.*\)"),
         ("a" * 300, r"'a{100}\.\.\.' \(File name too long\)"),
         ("pets\0", "embedded null"),
     ],
@@ -70,14 +70,14 @@ def test_what_the_system_cannot_look_for(name: str, reason: str) -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_a_val_fraction_out_of_range(flat: Path, fraction: float) -> None:
-    with pytest.raises(UserError, match=r"--val-fraction .*: must be above 0 and below 1"):
+    with pytest.raises(UserError, match=r"`val_fraction=.*`: must be above 0 and below 1"):
         load_data(str(flat), seed=0, val_fraction=fraction)
 
 
 def test_other_options_out_of_range(flat: Path) -> None:
-    with pytest.raises(UserError, match="--samples-per-class 0: must be at least 1"):
+    with pytest.raises(UserError, match="`samples_per_class=0`: must be at least 1"):
         load_data(str(flat), seed=0, samples_per_class=0)
-    with pytest.raises(UserError, match="--seed -1: a seed must be 0 or more"):
+    with pytest.raises(UserError, match="`seed=-1`: must be 0 or more"):
         load_data(str(flat), seed=-1)
 
 
@@ -94,7 +94,7 @@ def test_importing_the_package_imports_no_data_library() -> None:
 
 def test_a_data_root_that_is_not_used_is_mentioned(flat: Path) -> None:
     notes = load_data(str(flat), seed=0, data_root="/data").notes
-    assert notes[-1].startswith("--data-root /data is ignored: only torchvision/NAME and hf/NAME")
+    assert notes[-1].startswith("`data_root=/data` is ignored: only torchvision/NAME and hf/NAME")
 
 
 def test_what_draws_the_validation_split(flat: Path, make_images) -> None:
@@ -132,5 +132,5 @@ class TestLoadLabelled:
         assert load_labelled_data(str(root / "train"), seed=0)[0] == ("cat",)
 
     def test_what_is_not_there(self) -> None:
-        with pytest.raises(UserError, match="unknown data set 'nothing'"):
+        with pytest.raises(UserError, match="unknown dataset 'nothing'"):
             load_labelled_data("nothing", seed=0)

@@ -23,7 +23,9 @@ def of(count: int, read: Callable[[str], Image.Image] = numbered) -> dict[str, S
 
 @pytest.mark.parametrize("strip", [1, 7, 20, 1_000_000])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_strips_change_no_digest(monkeypatch: pytest.MonkeyPatch, strip: int, mode: str) -> None:
+def test_strips_do_not_change_the_content_hash(
+    monkeypatch: pytest.MonkeyPatch, strip: int, mode: str
+) -> None:
     monkeypatch.setattr(scanning, "_HASH_STRIP_PIXELS", strip)
     pixels = np.random.default_rng(0).integers(0, 256, (11, 7, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).convert(mode)
@@ -33,13 +35,13 @@ def test_strips_change_no_digest(monkeypatch: pytest.MonkeyPatch, strip: int, mo
     assert seen == ImageScan("train", "0", 0, whole.hexdigest(), "")
 
 
-def test_few_images_are_looked_at_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+def test_few_images_are_scanned_in_silence(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         scan_images(of(20), num_threads=2)
     assert caplog.messages == []
 
 
-def test_many_images_are_told_of(
+def test_many_images_are_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(scanning, "LOG_PROGRESS_ABOVE", 19)
@@ -50,11 +52,11 @@ def test_many_images_are_told_of(
         def emit(self, record: logging.LogRecord) -> None:
             said = record.getMessage()
             for count, event in told.items():
-                if said == f"looked at {100 * count // 20}% of them":
+                if said == f"scanned {100 * count // 20}% of them":
                     event.set()
 
     def read(path: str) -> Image.Image:
-        if int(path) in told:  # so many others have been looked at before it
+        if int(path) in told:  # as many images were scanned before it
             assert told[int(path)].wait(30)
         return numbered(path)
 
@@ -64,9 +66,9 @@ def test_many_images_are_told_of(
         seen = scan_images(of(20, read), num_threads=1)
     assert len(seen) == 20
     first, *progress = caplog.messages
-    assert first == "looking at 20 images"
+    assert first == "scanning 20 images"
     assert len(set(progress)) == len(progress)
-    assert {"looked at 50% of them", "looked at 70% of them"} <= set(progress)
+    assert {"scanned 50% of them", "scanned 70% of them"} <= set(progress)
 
 
 @pytest.mark.parametrize("many", [1, 1000])

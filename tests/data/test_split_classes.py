@@ -7,7 +7,7 @@ from delta_transfer.errors import UserError
 def check(**found: str) -> list[str]:
     """Of splits whose classes are letters."""
     return check_split_classes(
-        found, display_name="pets", hint="mend it", locations={"b": " (line 7)"}
+        found, display_name="pets", hint="fix it", locations={"b": " (line 7)"}
     )
 
 
@@ -15,20 +15,19 @@ def test_equal_classes_need_no_word() -> None:
     assert check(train="ab", val="ba", test="aab") == check(train="a") == []
 
 
-def test_a_class_that_is_only_learnt_is_noted() -> None:
+def test_a_class_that_is_only_in_train_is_noted() -> None:
     assert check(train="abc", val="ac", test="c") == [
-        "no image of class 'b' (line 7) in val: nothing is known there of how well it is told",
-        "no image of class 'a', 'b' (line 7) in test: nothing is known there of how well they "
-        "are told",
+        "no image of class 'b' (line 7) in val: its accuracy there is unknown",
+        "no image of class 'a', 'b' (line 7) in test: their accuracy there is unknown",
     ]
 
 
-def test_a_class_that_is_only_measured_is_an_error() -> None:
+def test_a_class_that_is_not_in_train_is_an_error() -> None:
     with pytest.raises(UserError) as caught:
         check(train="ac", val="abc", test="b")
     assert str(caught.value) == (
-        "pets: the splits must have the same classes, or val and test fewer, but train lacks 'b' "
-        "(line 7); test lacks 'a', 'c': mend it"
+        "pets: train must have every class of the other splits, but train lacks 'b' "
+        "(line 7); test lacks 'a', 'c': fix it"
     )
 
 

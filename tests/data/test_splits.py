@@ -6,20 +6,20 @@ from PIL import Image
 
 from delta_transfer.data.splits import (
     PartialTaskData,
+    SplitOptions,
     check_min_per_class,
     draw_missing_splits,
     hold_out,
     parse_fraction,
-    parse_test_fraction,
     sample_per_class,
     split_per_class,
 )
 from delta_transfer.data.task import Split
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, DataError
 
 
 def read(path: str) -> Image.Image:
-    raise AssertionError("a draw reads no image")
+    raise AssertionError("a draw must not read images")
 
 
 def of(*counts: int) -> Split:
@@ -58,7 +58,7 @@ class TestHoldOut:
         assert first != second
 
 
-class TestComplete:
+class TestDrawMissingSplits:
     @staticmethod
     def given(*, val: Split | None = None, test: Split | None = None) -> PartialTaskData:
         return PartialTaskData(
@@ -72,15 +72,16 @@ class TestComplete:
             metric="mean_class_accuracy",
         )
 
-    def test_what_there_is_stays(self) -> None:
+    def test_existing_splits_stay(self) -> None:
         given = self.given(val=of(1, 1), test=of(2, 2))
-        task = draw_missing_splits(given, seed=0, val_fraction=0.15, test_fraction=None)
+        task = draw_missing_splits(given, SplitOptions(seed=0), test_fraction=None)
         assert (task.train, task.val, task.test) == (given.train, given.val, given.test)
         assert (task.name, task.classes, task.notes) == ("pets", ("cat", "dog"), ("first",))
         assert (task.metric, task.val_drawn) == ("mean_class_accuracy", False)
 
-    def test_what_is_missing_is_drawn_and_told(self) -> None:
-        task = draw_missing_splits(self.given(), seed=3, val_fraction=0.2, test_fraction=0.1)
+    def test_missing_splits_are_drawn_and_noted(self) -> None:
+        options = SplitOptions(seed=3, val_fraction=0.2)
+        task = draw_missing_splits(self.given(), options, test_fraction=0.1)
         assert task.test is not None
         assert [len(split) for split in (task.train, task.val, task.test)] == [21, 6, 3]
         assert task.val_drawn
@@ -94,11 +95,11 @@ class TestComplete:
         given = PartialTaskData(
             name="", display_name="", classes=("a", "b"), train=of(5, 2), val=None, test=None
         )
-        with pytest.raises(UserError, match=r"a validation and a test .*'b' has 2: add images"):
-            draw_missing_splits(given, seed=0, val_fraction=0.2, test_fraction=0.2)
+        with pytest.raises(DataError, match=r"a validation and a test .*'b' has 2: add images"):
+            draw_missing_splits(given, SplitOptions(seed=0), test_fraction=0.2)
 
 
-class TestPartPerClass:
+class TestSplitPerClass:
     def test_the_two_parts_are_the_whole_in_order(self) -> None:
         rest, drawn = split_per_class(of(5, 9), 3, seed=0)
         assert (Counter(rest.labels), Counter(drawn.labels)) == ({0: 2, 1: 6}, {0: 3, 1: 3})
@@ -106,22 +107,22 @@ class TestPartPerClass:
         assert drawn == sample_per_class(of(5, 9), 3, classes=("cat", "dog"), seed=0)
 
 
-class TestTakePerClass:
+class TestSamplePerClass:
     def test_takes_so_many_of_every_class(self) -> None:
         subset = sample_per_class(of(5, 9), 5, classes=("cat", "dog"), seed=0)
         assert Counter(subset.labels) == {0: 5, 1: 5}
         assert list(subset.paths) == sorted(set(subset.paths))
 
     def test_a_class_with_fewer_is_named(self) -> None:
-        with pytest.raises(UserError, match=r"--samples-per-class 6.*class 'cat' has 5: lower"):
+        with pytest.raises(DataError, match=r"`samples_per_class=6`.*class 'cat' has 5: lower"):
             sample_per_class(of(5, 9), 6, classes=("cat", "dog"), seed=0)
         graphs = dataclasses.replace(of(5, 9), sample_type="graph")
-        with pytest.raises(UserError, match=r"6 training graphs .* add graphs or leave"):
+        with pytest.raises(DataError, match=r"6 training graphs .* add graphs or leave"):
             sample_per_class(graphs, 6, classes=("cat", "dog"), seed=0)
 
 
 def test_many_short_classes_are_summed_up() -> None:
-    with pytest.raises(UserError, match="'c4' has 1 and 3 more: add some"):
+    with pytest.raises(DataError, match="'c4' has 1 and 3 more: add some"):
         check_min_per_class(
             of(*[1] * 8), 2, classes=[f"c{i}" for i in range(8)], purpose="it", hint="add some"
         )
@@ -134,16 +135,20 @@ def test_fractions() -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "1", "1.5", "-0.2", "20", "nan", "inf"])
-def test_numbers_that_are_no_fraction_are_errors(text: str) -> None:
-    with pytest.raises(UserError, match=f"--test-split {text}: .*0.2"):
+def test_numbers_outside_of_0_to_1_are_errors(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"`test_split={text}`: .*0.2"):
         parse_fraction(text)
 
 
+def fraction(test_split: str, *, has_test: bool = False) -> float | None:
+    return SplitOptions(seed=0, test_split=test_split).test_fraction("it", has_test=has_test)
+
+
 def test_a_fraction_of_train() -> None:
-    assert parse_test_fraction("test", display_name="it", has_test=True) is None
-    assert parse_test_fraction("test", display_name="it", has_test=False) is None
-    assert parse_test_fraction("0.2", display_name="it", has_test=False) == 0.2
-    with pytest.raises(UserError, match=r"--test-split 0\.2: it has its own test split"):
-        parse_test_fraction("0.2", display_name="it", has_test=True)
-    with pytest.raises(UserError, match=r"--test-split dev: it has no split .* such as 0\.2"):
-        parse_test_fraction("dev", display_name="it", has_test=False)
+    assert fraction("test", has_test=True) is None
+    assert fraction("test") is None
+    assert fraction("0.2") == 0.2
+    with pytest.raises(ConfigError, match=r"`test_split=0\.2`: it has its own test split"):
+        fraction("0.2", has_test=True)
+    with pytest.raises(ConfigError, match=r"`test_split=dev`: it has no split .* such as 0\.2"):
+        fraction("dev")

@@ -42,7 +42,7 @@ class TestSplit:
         assert subset.read is split.read
 
     def test_unequal_lengths_are_an_error(self) -> None:
-        with pytest.raises(ValueError, match="2 paths and 1 labels"):
+        with pytest.raises(ValueError, match="2 and 1"):
             Split(("a", "b"), (0,), gradient)
 
 
@@ -173,6 +173,6 @@ def test_shares_of_an_order_are_its_batches_taken_together(length, processes):
             assert of == len(expected)
             found += part[:count]
         assert sorted(found) == sorted(expected)
-    shares[0].go_on(2, done=1)
+    shares[0].resume(2, num_done=1)
     assert list(shares[0]) == own[0][1:]
     assert list(shares[0]) == own[0]

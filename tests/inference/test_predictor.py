@@ -16,6 +16,7 @@ from torchvision.transforms import functional as F
 
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import BUILTIN_DATASETS, PROVIDERS, load_data
+from delta_transfer.data.splits import SplitOptions
 from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.inference.predictor import Prediction, Predictor
@@ -389,9 +390,9 @@ class TestEvaluate:
     ):
         seeds = []
 
-        def load(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
-            seeds.append(seed)
-            task = load_data(str(images), seed=seed)
+        def load(options: SplitOptions) -> TaskData:
+            seeds.append(options.seed)
+            task = load_data(str(images), seed=options.seed)
             return dataclasses.replace(task, metric="mean_class_accuracy")
 
         monkeypatch.setitem(BUILTIN_DATASETS, "patterns/tiny", load)
@@ -406,11 +407,9 @@ class TestEvaluate:
     ):
         asked = []
 
-        def load(
-            name: str, *, seed: int, val_fraction: float, test_split: str, data_root: str | None
-        ) -> TaskData:
-            asked.append((name, test_split, data_root))
-            return load_data(str(images), seed=seed)
+        def load(name: str, options: SplitOptions, data_root: str | None) -> TaskData:
+            asked.append((name, options.test_split, data_root))
+            return load_data(str(images), seed=options.seed)
 
         monkeypatch.setitem(PROVIDERS, "made/", load)
         predictor = change(run, data_root="/runs/own", test_split="0.25")
@@ -421,8 +420,8 @@ class TestEvaluate:
         assert asked == [("pets", "test", "/runs/own"), ("pets", "test", "/other")]
 
     def test_a_named_data_set_without_a_test_split_was_learnt_from(self, run, images, monkeypatch):
-        def load(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
-            return dataclasses.replace(load_data(str(images), seed=seed), test=None)
+        def load(options: SplitOptions) -> TaskData:
+            return dataclasses.replace(load_data(str(images), seed=options.seed), test=None)
 
         monkeypatch.setitem(BUILTIN_DATASETS, "patterns/tiny", load)
         found = change(run, data="patterns/tiny").evaluate("patterns/tiny")
@@ -440,7 +439,7 @@ class TestEvaluate:
         assert "--data-root is ignored" in caplog.text
 
     def test_data_that_is_not_there_is_refused(self, predictor, tmp_path):
-        with pytest.raises(UserError, match=r"unknown data set .*nothing"):
+        with pytest.raises(UserError, match=r"unknown dataset .*nothing"):
             predictor.evaluate(str(tmp_path / "nothing"))
 
 

@@ -169,7 +169,7 @@ def test_what_molecules_cannot_be_read_from_is_said_without_options_of_train(run
     (tmp_path / "images").mkdir()
     assert main(["evaluate", str(run), str(tmp_path / "images"), "--device=cpu"]) == 2
     said = capsys.readouterr().err
-    assert "images' is no CSV file" in said
+    assert "images' is not a CSV file" in said
     assert "--smiles-column" not in said
 
 

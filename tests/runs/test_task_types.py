@@ -15,6 +15,7 @@ from delta_transfer import train
 from delta_transfer.cli.commands.evaluate import format_evaluation
 from delta_transfer.cli.main import main
 from delta_transfer.data.registry import BUILTIN_DATASETS
+from delta_transfer.data.splits import SplitOptions
 from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.inference.evaluation_folder import save_evaluation
@@ -301,8 +302,8 @@ def write_results(folder: Path, runs: list[RunResult]) -> None:
 
 @pytest.mark.slow
 def test_folds_and_the_average_of_two_strengths_go_by_the_loss_of_values(tmp_path, monkeypatch):
-    def load(**options) -> TaskData:
-        return dataclasses.replace(load_values(**options), val_drawn=True, test=None)
+    def load(options: SplitOptions) -> TaskData:
+        return dataclasses.replace(load_values(options), val_drawn=True, test=None)
 
     monkeypatch.setitem(BUILTIN_DATASETS, "tests/folded", load)
     own = {"method": "delta_no_attention", "strength": "auto", "taps": "blocks.6", "folds": 2}
@@ -352,7 +353,7 @@ def test_methods_are_compared_on_questions(tmp_path, capsys):
             {"label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0},
             "--label-smoothing 0.1, --mixup 0.2, --cutmix 1.0: only .* leave them out",
         ),
-        ({"samples_per_class": 3}, "--samples-per-class 3: tests/questions has no classes"),
+        ({"samples_per_class": 3}, "`samples_per_class=3`: tests/questions has no classes"),
         ({"method": "co_tuning"}, "--method co_tuning needs classes, .* use one of probe, l2"),
         ({"preset": "paper"}, "--preset paper: only for images with classes"),
     ],

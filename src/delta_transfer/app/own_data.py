@@ -9,7 +9,7 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import InputSpec, replace_module
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.presence import is_available
+from delta_transfer.data.registry import is_available
 from delta_transfer.data.task import Split, pool_train_and_val
 from delta_transfer.errors import UserError
 from delta_transfer.runs.preparation.task import find_data

@@ -1,1 +1,1 @@
-"""Data: a name, folder or file becomes train, validation and test samples."""
+"""Datasets: where they come from, their splits, and how samples reach a network."""

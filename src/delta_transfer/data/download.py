@@ -1,4 +1,4 @@
-"""Data sets that are downloaded: where they lie, and a folder that is whole or absent."""
+"""Datasets that are downloaded: the folder they go to, which is complete or absent."""
 
 import contextlib
 import logging
@@ -12,41 +12,45 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError
+from delta_transfer.utils.paths import user_path
 
 logger = logging.getLogger(__name__)
 
 _ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 _SOCKET_TIMEOUT = 60.0  # seconds without an answer after which a connection counts as broken
-_STALE_AFTER = (
-    24 * 60 * 60.0
-)  # seconds without a change after which a temporary folder is left over
+_STALE_AFTER = 24 * 60 * 60.0  # seconds without a change after which a temporary folder is removed
 
 
 def default_data_root() -> Path:
-    """The folder for data sets where none is given: `delta-transfer/data` in the user's cache."""
+    """Return the default folder of datasets: `delta-transfer/data` in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "delta-transfer" / "data"
 
 
-def download_folder(target: Path, fetch: Callable[[Path], object]) -> None:
-    """Let `fetch` make a folder elsewhere and move it into place when it is whole.
+def resolve_data_root(data_root: str | None) -> Path:
+    """Return the folder of a `data_root`; the default one for None."""
+    return default_data_root() if data_root is None else user_path(data_root)
 
-    After an error or an interruption nothing half done stays behind. What a process leaves that
-    is killed is removed by the next download of this folder, once it is a day old. If someone else
-    puts the folder there meanwhile, theirs stays.
+
+def download_folder(target: Path, fetch: Callable[[Path], object]) -> None:
+    """Let `fetch` fill a temporary folder, and move it into place when it is complete.
+
+    An error or an interruption leaves nothing behind. The temporary folder of a killed process is
+    removed by the next download of this folder, once it is a day old. If another process puts the
+    folder there meanwhile, that one stays.
 
     Args:
-        target: the folder, which must not be there or must be empty; it may be a link to such.
-        fetch: fills the folder that it is given, with `target.name` in it.
+        target: the folder, missing or empty, or a link to such a folder.
+        fetch: creates `target.name` in the folder passed to it.
 
     Raises:
-        UserError: if there is a file in the folder's place.
-        OSError: if a folder cannot be written, or `fetch` raises it, as with anything else.
+        DataError: if `target` is a file.
+        OSError: if a folder cannot be written; `fetch` may raise others.
     """
     name, target = target.name, Path(os.path.realpath(target))
     if target.exists() and not target.is_dir():
-        raise UserError(f"'{target}' is a file, where a folder is to be made: move or remove it")
+        raise DataError(f"'{target}' is a file, but must be a folder: move or remove it")
     _remove_leftovers(target.parent, name)
     with (
         _ensure_folder(target.parent),
@@ -69,21 +73,21 @@ def download_folder(target: Path, fetch: Callable[[Path], object]) -> None:
 
 
 def _remove_leftovers(parent: Path, name: str) -> None:
-    """Remove the temporary folders of downloads that were killed, and that nobody writes to."""
+    """Remove temporary folders of killed downloads that no process writes to."""
     ours = re.compile(rf"\.{re.escape(name)}-[a-z0-9_]{{8}}")
     for folder in parent.iterdir() if parent.is_dir() else ():
         if not ours.fullmatch(folder.name) or folder.is_symlink():
             continue
-        with contextlib.suppress(OSError):  # somebody is at work there, or it is not ours to remove
-            # An archive unpacks old times, but the folders it unpacks into are of today.
+        with contextlib.suppress(OSError):  # in use by a process, or owned by another user
+            # Unpacked files have the times of the archive, but their folders are new.
             newest = max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
             if time.time() - newest > _STALE_AFTER:
-                logger.info("removing '%s', which a download has left behind", folder)
+                logger.info("removing '%s', a leftover of a killed download", folder)
                 shutil.rmtree(folder)
 
 
 def format_size(megabytes: int) -> str:
-    """A size as a person says it.
+    """Format a size for messages.
 
     Example:
         >>> format_size(170), format_size(2754)
@@ -93,19 +97,19 @@ def format_size(megabytes: int) -> str:
 
 
 def format_error(error: Exception) -> str:
-    """An error's kind and text, on one line."""
+    """Format type and text of an error on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @contextlib.contextmanager
 def _ensure_folder(folder: Path) -> Iterator[None]:
-    """Inside, the folder is there; after an error, what was made for it is gone again."""
+    """Create a folder; after an error, remove the parents that were created for it."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # somebody else has put something there
+        with contextlib.suppress(OSError):  # not empty: another process uses it
             for path in new:
                 path.rmdir()
         raise
@@ -113,9 +117,9 @@ def _ensure_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _safe_tar_extraction() -> Iterator[None]:
-    """Inside, what a tar archive would put outside of its folder is an error.
+    """Make members of tar archives that lead out of the folder an error.
 
-    So it is anyway from Python 3.14 on, and in torchvision of late.
+    That is the default from Python 3.14 on, and in recent torchvision.
     """
     before = tarfile.TarFile.extraction_filter
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
@@ -127,7 +131,7 @@ def _safe_tar_extraction() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _socket_timeout() -> Iterator[None]:
-    """Inside, a connection that says nothing fails instead of waiting for ever."""
+    """Let a silent connection fail instead of waiting forever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SOCKET_TIMEOUT)
     try:

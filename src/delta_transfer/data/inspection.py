@@ -1,4 +1,4 @@
-"""Look at every image once: unreadable ones are left out, identical and rare ones are told of."""
+"""Inspect all images before training: unreadable ones, leaks, duplicates and rare classes."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -8,31 +8,31 @@ from delta_transfer.data.image_cache.reader import ImageCacheReader
 from delta_transfer.data.image_cache.writer import ImageCacheWriter
 from delta_transfer.data.scanning import ImageScan, scan_images
 from delta_transfer.data.task import Split, TaskData
-from delta_transfer.errors import UserError, first_few
+from delta_transfer.errors import DataError, first_few
 from delta_transfer.utils.devices import cpu_count
 
 IMBALANCE_THRESHOLD = 3
-"""A note is given when the largest class has so many times the images of the smallest."""
+"""The ratio of the largest to the smallest class from which a note is added."""
 
 _SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 _LEAKAGE_EFFECTS = {
-    ("train", "val"): "the loss by which the epoch is chosen is flattered",
-    ("train", "test"): "accuracy on test is flattered",
-    ("val", "test"): "accuracy on test is flattered, as the epoch is chosen on them",
+    ("train", "val"): "the validation loss is optimistic",
+    ("train", "test"): "test accuracy is optimistic",
+    ("val", "test"): "test accuracy is optimistic, as the epoch is selected on them",
 }
-"""What is wrong with images that lie in both of two splits."""
+"""The harm of images that are in both of two splits."""
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What a look at every image of a task has shown.
+    """The result of inspecting all samples of a dataset.
 
     Attributes:
-        task: without the images that cannot be read; its notes tell of copies and rare classes.
-        warnings: sentences that the user must see: what is left out, what lies in two splits,
-            which images have two labels.
-        content_hashes: a hash of size and pixels of each image of `task`, by its path.
+        task: without unreadable images; its notes list duplicates and rare classes.
+        warnings: sentences that the user must see: left out images, images in two splits, images
+            with two labels.
+        content_hashes: of each sample of `task`, by its path.
     """
 
     task: TaskData
@@ -43,23 +43,21 @@ class DatasetReport:
 def inspect_images(
     task: TaskData, *, num_threads: int | None = None, cache_writer: ImageCacheWriter | None = None
 ) -> DatasetReport:
-    """Read every image of every split once.
+    """Read every image of every split once, and report problems.
 
-    Images are identical if they have the same size and, decoded, the same pixels. What is found
-    does not depend on the number of threads.
+    Images are identical if they have the same size and the same decoded pixels. The result does not
+    depend on the number of threads.
 
     Args:
-        task: its images are read; nothing else of it is needed.
-        num_threads: how many read at the same time, as in `scan_images`; None for one per core that
-            this process may use, at most 8.
-        cache_writer: keeps the images of `train`, `val` and `test`, so that none is decoded
-            again.
+        task: the dataset.
+        num_threads: as in `scan_images`; None for one per available core, at most 8.
+        cache_writer: caches the images of `train`, `val` and `test`.
 
     Returns:
-        The task without unreadable images, with warnings that are still to be shown.
+        The dataset without unreadable images, and warnings to be shown.
 
     Raises:
-        UserError: if no image of a split, or no training image of a class, can be read.
+        DataError: if no image of a split, or no training image of a class, can be read.
         ValueError: if `num_threads` is below 1.
 
     Example:
@@ -68,16 +66,16 @@ def inspect_images(
         >>> train = Split(("red", "blue"), (0, 1), images.__getitem__)
         >>> task = TaskData(name="two", classes=("r", "b"), train=train, val=train, test=None)
         >>> inspect_images(task).warnings[0].split(":")[0]
-        '2 of 2 validation images are among the training images, too'
+        '2 of 2 validation images are also among the training images'
     """
     if num_threads is None:
         num_threads = min(8, cpu_count())
     if num_threads < 1:
-        raise ValueError(f"threads must be at least 1, got {num_threads}")
+        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
     named = [("train", task.train), ("val", task.val), ("test", task.test)]
     splits = {name: split for name, split in named if split is not None}
-    keep = None if cache_writer is None else cache_writer.add
-    images = scan_images(splits, num_threads=num_threads, on_image=keep)
+    on_image = None if cache_writer is None else cache_writer.add
+    images = scan_images(splits, num_threads=num_threads, on_image=on_image)
     bad = [image for image in images if not image.content_hash]
     good = [image for image in images if image.content_hash]
     if bad:
@@ -85,7 +83,7 @@ def inspect_images(
         task = _without(task, splits, bad)
     if cache_writer is not None:
         task = _attach_image_cache(task, cache_writer.finish())
-    notes = (*_copies(task, good), *_imbalance(task))
+    notes = (*_duplicates(task, good), *_imbalance(task))
     warnings = (
         *_unreadable_warnings(task, good, bad),
         *_leakage_warnings(task, good),
@@ -99,26 +97,25 @@ def inspect_images(
 
 
 def _check_enough_left(task: TaskData, good: Sequence[ImageScan], bad: Sequence[ImageScan]) -> None:
-    """A split without images, or a class without training images, cannot be worked with."""
+    """Refuse a split without images, and a class without training images."""
     if not good:
-        raise UserError(
+        raise DataError(
             f"none of the {len(bad)} images of {task.name} can be read; replace them: "
             f"{_reasons(bad)}"
         )
     for split in _SPLIT_NAMES:
         lost = [image for image in bad if image.split == split]
         if lost and not any(image.split == split for image in good):
-            raise UserError(
-                f"none of the {len(lost)} {_SPLIT_NAMES[split]} images of {task.name} can be "
-                "read; "
+            raise DataError(
+                f"none of the {len(lost)} {_SPLIT_NAMES[split]} images of {task.name} can be read; "
                 f"replace them, or remove this split: {_reasons(lost)}"
             )
-    gone = _classes_gone("train", good, bad)
-    if gone:
-        lost = [image for image in bad if image.split == "train" and image.label in gone]
-        raise UserError(
-            f"no training image of class {_class_names(task, gone)} can be read; replace them, "
-            f"or leave the class out: {_reasons(lost)}"
+    lost_classes = _lost_classes("train", good, bad)
+    if lost_classes:
+        lost = [image for image in bad if image.split == "train" and image.label in lost_classes]
+        raise DataError(
+            f"no training image of class {_class_names(task, lost_classes)} can be read; replace "
+            f"them, or leave the class out: {_reasons(lost)}"
         )
 
 
@@ -152,23 +149,22 @@ def _unreadable_warnings(
         f"or remove them: {_reasons(bad)}"
     ]
     for split in ("val", "test"):
-        gone = _classes_gone(split, good, bad)
-        if gone:
+        lost = _lost_classes(split, good, bad)
+        if lost:
             warnings.append(
-                f"no {_SPLIT_NAMES[split]} image of class {_class_names(task, gone)} is left, "
-                "so that "
-                f"nothing is known of how well {'it is' if len(gone) == 1 else 'they are'} told"
+                f"no {_SPLIT_NAMES[split]} image of class {_class_names(task, lost)} is left: "
+                f"{'its' if len(lost) == 1 else 'their'} accuracy is unknown"
             )
     return warnings
 
 
 def _leakage_warnings(task: TaskData, good: Sequence[ImageScan]) -> list[str]:
-    """Warnings of images that lie in two splits."""
+    """Return warnings of images that are in two splits."""
     first: dict[str, dict[str, ImageScan]] = {split: {} for split in _SPLIT_NAMES}
     for image in good:
         first[image.split].setdefault(image.content_hash, image)
     warnings = []
-    for (one, other), harm in _LEAKAGE_EFFECTS.items():
+    for (one, other), effect in _LEAKAGE_EFFECTS.items():
         pairs = [
             (first[one][image.content_hash], image)
             for image in good
@@ -176,38 +172,37 @@ def _leakage_warnings(task: TaskData, good: Sequence[ImageScan]) -> list[str]:
         ]
         if pairs:
             total = sum(image.split == other for image in good)
-            shown = first_few([_equal(task, pair) for pair in pairs])
+            shown = first_few([_format_pair(task, pair) for pair in pairs])
             warnings.append(
-                f"{len(pairs)} of {total} {_SPLIT_NAMES[other]} images are among the "
-                f"{_SPLIT_NAMES[one]} "
-                f"images, too: {shown}; {harm}: remove one of each"
+                f"{len(pairs)} of {total} {_SPLIT_NAMES[other]} images are also among the "
+                f"{_SPLIT_NAMES[one]} images: {shown}; {effect}: remove one of each"
             )
     return warnings
 
 
 def _conflicting_label_warnings(task: TaskData, good: Sequence[ImageScan]) -> list[str]:
-    """A warning of identical training images of different classes."""
+    """Return a warning of identical training images of different classes."""
     groups = [group for group in _identical(good) if len({each.label for each in group}) > 1]
     if not groups:
         return []
     pairs = [
         (group[0], next(each for each in group if each.label != group[0].label)) for group in groups
     ]
-    shown = first_few([_equal(task, pair) for pair in pairs])
+    shown = first_few([_format_pair(task, pair) for pair in pairs])
     return [
         f"identical training images of different classes: {len(groups)}, such as {shown}; "
         "remove all but the right one"
     ]
 
 
-def _copies(task: TaskData, good: Sequence[ImageScan]) -> list[str]:
-    """A note on identical training images of the same class."""
+def _duplicates(task: TaskData, good: Sequence[ImageScan]) -> list[str]:
+    """Return a note on identical training images of the same class."""
     groups = [group for group in _identical(good) if len({each.label for each in group}) == 1]
     count = sum(len(group) - 1 for group in groups)
     if not count:
         return []
-    shown = first_few([_equal(task, (group[0], group[1])) for group in groups])
-    return [f"training images that are copies of others of their class: {count}, such as {shown}"]
+    shown = first_few([_format_pair(task, (group[0], group[1])) for group in groups])
+    return [f"duplicate training images within a class: {count}, such as {shown}"]
 
 
 def _imbalance(task: TaskData) -> list[str]:
@@ -216,14 +211,13 @@ def _imbalance(task: TaskData) -> list[str]:
     if largest < IMBALANCE_THRESHOLD * smallest:
         return []
     return [
-        f"classes differ in size: '{task.classes[most]}' has {largest} training images, "
-        f"'{task.classes[least]}' has {smallest}; look at the mean class accuracy, in which all "
-        "classes count the same"
+        f"imbalanced classes: '{task.classes[most]}' has {largest} training images, "
+        f"'{task.classes[least]}' has {smallest}; see also the mean class accuracy"
     ]
 
 
 def _identical(good: Sequence[ImageScan]) -> list[list[ImageScan]]:
-    """The training images that there are more than one of, in groups."""
+    """Return the groups of identical training images."""
     groups: dict[str, list[ImageScan]] = defaultdict(list)
     for image in good:
         if image.split == "train":
@@ -231,7 +225,7 @@ def _identical(good: Sequence[ImageScan]) -> list[list[ImageScan]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _classes_gone(split: str, good: Sequence[ImageScan], bad: Sequence[ImageScan]) -> list[int]:
+def _lost_classes(split: str, good: Sequence[ImageScan], bad: Sequence[ImageScan]) -> list[int]:
     left = {image.label for image in good if image.split == split}
     return sorted({image.label for image in bad if image.split == split} - left)
 
@@ -240,8 +234,8 @@ def _class_names(task: TaskData, labels: Sequence[int]) -> str:
     return first_few([f"'{task.classes[label]}'" for label in labels])
 
 
-def _equal(task: TaskData, pair: tuple[ImageScan, ImageScan]) -> str:
-    """Two identical images, with their classes where these differ."""
+def _format_pair(task: TaskData, pair: tuple[ImageScan, ImageScan]) -> str:
+    """Format two identical images, with their classes if different."""
     if len({image.label for image in pair}) == 1:
         return " = ".join(f"'{image.path}'" for image in pair)
     return " = ".join(f"'{image.path}' ({task.classes[image.label]})" for image in pair)

@@ -1,3 +1,3 @@
-"""The prefixes under which collections of data sets are named."""
+"""The prefixes of the names of dataset collections."""
 
-MOLECULENET, TU = "moleculenet/", "tu/"
+TORCHVISION, HUB, MOLECULENET, TU = "torchvision/", "hf/", "moleculenet/", "tu/"

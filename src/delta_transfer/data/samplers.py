@@ -1,4 +1,4 @@
-"""Classes of very different sizes: how different they are, weights and draws to even them out."""
+"""Samplers whose order is a function of seed and epoch, and class balancing."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from delta_transfer.utils.seeds import derive_seed
 
 
 def imbalance_ratio(labels: Sequence[int]) -> float:
-    """How many times as many images the largest class has as the smallest.
+    """Return the size of the largest class over that of the smallest.
 
     Example:
         >>> imbalance_ratio([0, 0, 0, 1])
@@ -22,10 +22,10 @@ def imbalance_ratio(labels: Sequence[int]) -> float:
 
 
 def balanced_weights(labels: Sequence[int], *, num_classes: int) -> Tensor:
-    """A weight per class `[K]`, with which all classes weigh the same: `n / (K n_k)`.
+    """Return weights `[K]` that give all classes the same total weight: `n / (K n_k)`.
 
-    Over all samples their mean is 1. A class without samples, of which there may be one in a fold,
-    does not count and weighs 1.
+    Their mean over all samples is 1. A class without samples, which a fold may have, gets weight 1
+    and is not counted in K.
 
     Example:
         >>> balanced_weights([0, 0, 0, 1], num_classes=2)
@@ -40,17 +40,17 @@ def balanced_weights(labels: Sequence[int], *, num_classes: int) -> Tensor:
 def draw_balanced_indices(
     labels: Sequence[int], *, generator: torch.Generator
 ) -> tuple[list[int], list[int]]:
-    """As many draws as there are samples, of each class equally many, in random order.
+    """Draw as many samples as there are, equally many of each class, in random order.
 
-    Where that does not come out even, some classes have one more, drawn at random. No sample of a
-    class is drawn once more before all others of it have been.
+    If the number is not a multiple of the number of classes, random classes get one more. No
+    sample repeats before all others of its class have been drawn.
 
     Args:
         labels: the class of each sample.
-        generator: draws; on the CPU.
+        generator: the source of random numbers, on the CPU.
 
     Returns:
-        The positions, and how often each has been drawn before.
+        The positions, and how often each was drawn before.
     """
     groups: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
@@ -68,9 +68,8 @@ def draw_balanced_indices(
     return [draws[i][0] for i in order], [draws[i][1] for i in order]
 
 
-_REPEAT_EPOCH_OFFSET = (
-    2**20
-)  # epochs that a sample is ahead each time that it is drawn again in one
+# A sample that is drawn again within an epoch gets the augmentation of an epoch far ahead.
+_REPEAT_EPOCH_OFFSET = 2**20
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -80,7 +79,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         length: the number of samples.
         seed: the user's seed.
         labels: of the samples, to draw each class equally often; None to draw each sample once.
-            One that is drawn again is augmented otherwise: it comes with a later epoch.
+            A repeated sample comes with a later epoch, so that it is augmented differently.
 
     Example:
         >>> sampler = EpochSampler(3, seed=0)
@@ -97,11 +96,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self._skipped = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration is of; Lightning calls this by itself."""
+        """Set the epoch of the next iteration; Lightning calls this."""
         self.epoch = epoch
 
     def resume(self, epoch: int, *, num_done: int) -> None:
-        """Choose an epoch of whose samples, in the next iteration alone, the first are left out."""
+        """Set the epoch, and skip its first `num_done` samples in the next iteration only."""
         self.epoch = epoch
         self._skipped = num_done
 
@@ -122,28 +121,28 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class DistributedEpochSampler(Sampler[tuple[int, int]]):
-    """A process's share of each batch that an order of samples comes to.
+    """The part of each batch that one process loads.
 
-    Where a batch, the last one, has no sample for this process, it is given the first of them, so
-    that all processes have equally many batches; `sizes` tells that it is none of its own.
+    If the last batch has no sample for this process, it gets the first one of the batch, so that
+    all processes have the same number of batches; `sizes` counts it as none of its own.
 
     Args:
         order: of all samples.
-        batch_size: of all processes together; a multiple of them.
-        rank: which process this is, from 0.
-        world_size: how many there are.
+        batch_size: of all processes together; a multiple of `world_size`.
+        rank: of this process, from 0.
+        world_size: the number of processes.
 
     Example:
         >>> order = EpochSampler(5, seed=0)
-        >>> shares = [DistributedEpochSampler(order, batch_size=4, rank=rank, world_size=2)
-        ...           for rank in range(2)]
-        >>> [[index for _, index in share] for share in shares], shares[1].sizes(1)
+        >>> parts = [DistributedEpochSampler(order, batch_size=4, rank=rank, world_size=2)
+        ...          for rank in range(2)]
+        >>> [[index for _, index in part] for part in parts], parts[1].sizes(1)
         ([[4, 2, 3], [0, 1, 3]], (0, 1))
     """
 
     def __init__(self, order: EpochSampler, *, batch_size: int, rank: int, world_size: int) -> None:
         if batch_size % world_size:
-            raise ValueError(f"{batch_size} samples cannot be shared by {world_size} processes")
+            raise ValueError(f"batch_size={batch_size} is not a multiple of {world_size} processes")
         self._order = order
         self._batch_size = batch_size
         self._rank = rank
@@ -151,16 +150,16 @@ class DistributedEpochSampler(Sampler[tuple[int, int]]):
         self._skipped = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration is of; Lightning calls this by itself."""
+        """Set the epoch of the next iteration; Lightning calls this."""
         self._order.set_epoch(epoch)
 
     def resume(self, epoch: int, *, num_done: int) -> None:
-        """Choose an epoch whose first own samples are left out in the next iteration alone."""
+        """Set the epoch, and skip its first own samples in the next iteration only."""
         self._order.set_epoch(epoch)
         self._skipped = num_done
 
     def sizes(self, batch: int) -> tuple[int, int]:
-        """How many samples of a batch, counted from 0, are this process's, and how many it has."""
+        """Return the number of own samples in a batch (counted from 0), and of all its samples."""
         whole = min(self._batch_size, len(self._order) - batch * self._batch_size)
         return len(range(self._rank, whole, self._world_size)), whole
 

@@ -1,4 +1,4 @@
-"""Read every image once, in threads: the digest of its pixels, or why there is none."""
+"""Read every image once, in threads: the hash of its pixels, or why it cannot be read."""
 
 import hashlib
 import logging
@@ -16,21 +16,21 @@ from delta_transfer.errors import UserError
 logger = logging.getLogger(__name__)
 
 LOG_PROGRESS_ABOVE = 2000
-"""With more images than this, the log says how far the look at them is."""
+"""The number of images above which the log shows progress."""
 
 _HASH_STRIP_PIXELS = 1_000_000  # pixels that are hashed at a time
-_PROGRESS_INTERVAL = 1.0  # seconds between two looks at how far the threads are
+_PROGRESS_INTERVAL = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class ImageScan:
-    """What a look at an image has shown.
+    """The result of reading an image.
 
     Attributes:
-        split: of the image, by name.
-        path: of the image in the split.
-        label: its class, 0 where its labels are values.
-        content_hash: a hash of size and pixels; empty if it cannot be read.
+        split: the name of its split.
+        path: its path in the split.
+        label: its class, 0 where labels are values.
+        content_hash: of size and pixels; empty if it cannot be read.
         reason: why it cannot be read; empty if it can.
     """
 
@@ -42,22 +42,21 @@ class ImageScan:
 
 
 ImageCallback = Callable[[str, str, str, Image.Image], None]
-"""What is done with each image that can be read: its split, path and digest, and the image."""
+"""A function of an image's split, path and content hash, and the image."""
 
 
 def scan_images(
     splits: Mapping[str, Split], *, num_threads: int, on_image: ImageCallback | None = None
 ) -> list[ImageScan]:
-    """Read every image of some splits once; with more than `MANY` the log says how far it is.
+    """Read every image of some splits once.
 
     Args:
-        splits: the splits by their names.
-        num_threads: how many read at the same time, each one image, of which a few copies may be
-            in memory while it is decoded.
-        on_image: what is done with each image beside, in these threads; None for nothing.
+        splits: by their names.
+        num_threads: each reads one image at a time, of which a few copies may be in memory.
+        on_image: called in these threads with each image that can be read; None for nothing.
 
     Returns:
-        The images in the order of the splits, whatever the number of threads.
+        The results in the order of the splits, whatever the number of threads.
     """
     entries = [
         (name, split.read, path, label)
@@ -67,7 +66,7 @@ def scan_images(
     found: dict[int, ImageScan] = {}
     stop = Event()
 
-    def look_at_some(first: int) -> None:
+    def scan_shard(first: int) -> None:
         for position in range(first, len(entries), num_threads):
             if stop.is_set():
                 return
@@ -75,9 +74,9 @@ def scan_images(
 
     with ThreadPoolExecutor(num_threads, thread_name_prefix="check") as pool:
         try:
-            futures = [pool.submit(look_at_some, first) for first in range(num_threads)]
+            futures = [pool.submit(scan_shard, first) for first in range(num_threads)]
             _wait(futures, found, len(entries))
-        finally:  # also when the user interrupts: no thread begins another image
+        finally:  # also on Ctrl-C: no thread begins another image
             stop.set()
         for future in futures:
             if future.done():
@@ -86,20 +85,20 @@ def scan_images(
 
 
 def _wait(futures: Sequence[Future[None]], found: Mapping[int, ImageScan], total: int) -> None:
-    """Wait for all, or for the first error; say how far they are, if there are many images."""
+    """Wait for all threads or the first error, and log progress if there are many images."""
     if total <= LOG_PROGRESS_ABOVE:
         wait(futures, return_when=FIRST_EXCEPTION)
         return
-    logger.info("looking at %s images", f"{total:,}")
-    said, open_ones = 0, set(futures)
-    while open_ones:
-        done, open_ones = wait(open_ones, timeout=_PROGRESS_INTERVAL, return_when=FIRST_EXCEPTION)
+    logger.info("scanning %s images", f"{total:,}")
+    logged, pending = 0, set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=_PROGRESS_INTERVAL, return_when=FIRST_EXCEPTION)
         if any(future.exception() for future in done):
             return
         tenths = 10 * len(found) // total
-        if said < tenths < 10:
-            logger.info("looked at %d%% of them", 10 * tenths)
-            said = tenths
+        if logged < tenths < 10:
+            logger.info("scanned %d%% of them", 10 * tenths)
+            logged = tenths
 
 
 def _scan_image(
@@ -115,14 +114,14 @@ def _scan_image(
         return ImageScan(split, path, label, "", error.reason)
     except UserError as error:
         return ImageScan(split, path, label, "", str(error))
-    digest = _content_hash(image)
+    content_hash = _content_hash(image)
     if on_image is not None:
-        on_image(split, path, digest, image)
-    return ImageScan(split, path, label, digest, "")
+        on_image(split, path, content_hash, image)
+    return ImageScan(split, path, label, content_hash, "")
 
 
 def _content_hash(image: Image.Image) -> str:
-    """A hash of size and pixels, strip by strip, so that there is no copy of the whole."""
+    """Hash size and pixels strip by strip, without a copy of the whole image."""
     digest = hashlib.blake2b(f"{image.mode} {image.size}".encode(), digest_size=16)
     rows = max(1, _HASH_STRIP_PIXELS // max(1, image.width))
     for top in range(0, image.height, rows):

@@ -1,9 +1,8 @@
-"""What every source of data gives, a Task of splits, and the torch data set and sampler on it."""
+"""A dataset as every source returns it (splits, classes, notes), and its torch Dataset."""
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -15,25 +14,25 @@ from delta_transfer.metrics.task_types import Multiclass, TaskType
 from delta_transfer.utils.seeds import derive_seed
 
 Label = int | tuple[float, ...]
-"""The class of a sample, or its values."""
+"""The class index of a sample, or a value for each target."""
 
 SampleType = Literal["image", "molecule", "graph"]
-"""What one of the samples is called."""
+"""The word for one sample, for messages."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images, molecules or other graphs, not yet read.
+    """Labelled images, molecules or other graphs, read on demand.
 
     Attributes:
-        paths: a readable identity of each sample: its path below the data folder, its SMILES, or a
+        paths: a readable name of each sample: its path below the data folder, its SMILES, or a
             name such as `astronaut/r03c05`.
-        labels: the class of each sample, as an index into `TaskData.classes`; or its values for
-            each of them, NaN where they are not known.
-        read: gives what an entry of `paths` names, an RGB image, or a graph as PyTorch Geometric
-            has it (`Data`); it can be pickled.
-        image_cache: images that need not be read again; None where none are kept.
-        sample_type: what a sample is called in messages.
+        labels: the class of each sample, as an index into `TaskData.classes`; or a value for each
+            of them, NaN where it is unknown.
+        read: returns the sample of an entry of `paths`, an RGB image or a `Data` of PyTorch
+            Geometric; picklable.
+        image_cache: resized images that need not be decoded again; None without a cache.
+        sample_type: the word for one sample, for messages.
     """
 
     paths: tuple[str, ...]
@@ -45,8 +44,7 @@ class Split:
     def __post_init__(self) -> None:
         if len(self.paths) != len(self.labels):
             raise ValueError(
-                f"paths and labels must be equally many, got {len(self.paths)} paths and "
-                f"{len(self.labels)} labels"
+                f"paths and labels differ in length: {len(self.paths)} and {len(self.labels)}"
             )
 
     def __len__(self) -> int:
@@ -59,16 +57,16 @@ class Split:
 
     @property
     def class_indices(self) -> tuple[int, ...]:
-        """The class of each sample; 0 of all whose labels are values, so that they are alike."""
+        """The class of each sample; 0 for all where labels are values."""
         return tuple(label if isinstance(label, int) else 0 for label in self.labels)
 
     def target(self, index: int) -> int | torch.Tensor:
-        """The label of a sample, as a DataLoader can put those of a batch together."""
+        """The label of a sample in a form that a DataLoader can collate."""
         label = self.labels[index]
         return label if isinstance(label, int) else torch.tensor(label)
 
     def subset(self, indices: Iterable[int]) -> "Split":
-        """The samples at these positions, in the order given."""
+        """Return the samples at these positions, in this order."""
         chosen = [int(index) for index in indices]
         return replace(
             self,
@@ -77,25 +75,38 @@ class Split:
         )
 
 
+class LabelledSplit(NamedTuple):
+    """Samples to evaluate a network on.
+
+    Attributes:
+        classes: as in `TaskData`.
+        split: the samples.
+        is_test: whether they are a test split, not all samples of a dataset.
+    """
+
+    classes: tuple[str, ...]
+    split: Split
+    is_test: bool
+
+
 @dataclass(frozen=True)
 class TaskData:
-    """A task: what is to be told, its splits, and what a user should know about them.
+    """A dataset: its splits, its classes or targets, and notes for the user.
 
     Attributes:
         name: a short name, for titles and folder names.
         classes: the class names; a label is an index into them, or has a value for each (then
-            they name questions, or values).
-        train: what is learnt from.
-        val: what everything is chosen on.
-        test: what nothing is ever chosen on; None where there is no such split.
-        notes: sentences worth telling the user, such as which splits were drawn and how.
-        metric: what the field reports of this data.
-        val_drawn: whether the validation split was drawn from train; False where the data brings
-            one.
-        task_type: how a network's outputs, one for each class, are understood.
-        kind: what the samples are, for which a network has to be made.
-        group: tells by its path what a sample is to be held out with, as a validation split was
-            drawn: the scaffold of a molecule. None where each is drawn on its own.
+            they are the names of the targets).
+        train: the samples to train on.
+        val: the samples that everything is selected on.
+        test: never used for selection; None without a test split.
+        notes: sentences for the user, such as which splits were drawn and how.
+        metric: the metric that the field reports for this dataset.
+        val_drawn: whether the validation split was drawn from train.
+        task_type: the meaning of the network's outputs, one for each class.
+        kind: images or graphs, which decides about the network.
+        group: returns the group of a sample by its path (the scaffold of a molecule), where
+            validation samples are drawn by groups; None where they are drawn one by one.
     """
 
     name: str
@@ -112,11 +123,11 @@ class TaskData:
 
     @property
     def sample_type(self) -> SampleType:
-        """What one of its samples is called."""
+        """The word for one of its samples."""
         return self.train.sample_type
 
     def describe(self, label: Label) -> str:
-        """A label in words: the class, or the values that are known.
+        """Return a label in words: the class, or the known values.
 
         Example:
             >>> split = Split((), (), Image.open)
@@ -132,18 +143,18 @@ class TaskData:
 
 
 class ImageDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
-    """The transformed images of a split, for a DataLoader.
+    """The transformed images of a split.
 
-    What the split keeps of the transform is not made again.
+    The result of `transform` comes from the split's image cache where it has one.
 
-    With a seed, the random numbers that are drawn depend on (seed, epoch, index) alone: not on
-    the number of workers, on the order of the samples or on an interruption. The global random
-    state is left as it was, that of the accelerators included.
+    With a seed, random numbers depend on (seed, epoch, index) alone: not on the number of
+    workers, the order of the samples or an interruption. The global random state is restored,
+    also that of accelerators.
 
     Args:
         split: the images.
-        transform: makes a tensor `[C, H, W]` of an RGB image.
-        crop: what then becomes of that tensor, which is not to be written to; None for nothing.
+        transform: turns an RGB image into a tensor `[C, H, W]`.
+        crop: applied to that tensor, which must not be written to; None for nothing.
         seed: the user's seed for random augmentation; None for no randomness.
 
     Example:
@@ -170,10 +181,10 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
         return len(self.split)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[torch.Tensor, int | torch.Tensor]:
-        """The image and its label: a class, or values `[K]`.
+        """Return the image and its label: a class, or values `[K]`.
 
         Args:
-            key: an index, or (epoch, index) as `EpochSampler` gives it; an index alone is epoch 0.
+            key: an index, or (epoch, index) as from `EpochSampler`; an index alone is epoch 0.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         label = self.split.target(index)
@@ -186,16 +197,16 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
             return self._make(index), label
 
     def _make(self, index: int) -> torch.Tensor:
-        path, kept = self.split.paths[index], self.split.image_cache
-        made = None if kept is None else kept.find(path, self.transform)
-        if made is None:
-            made = self.transform(self.split.read(path))
-        return made if self.crop is None else self.crop(made)
+        path, cache = self.split.paths[index], self.split.image_cache
+        pixels = None if cache is None else cache.find(path, self.transform)
+        if pixels is None:
+            pixels = self.transform(self.split.read(path))
+        return pixels if self.crop is None else self.crop(pixels)
 
 
 def pool_train_and_val(task: TaskData) -> Split:
-    """The training images followed by the validation images that were drawn from them."""
-    return dataclasses.replace(
+    """Return the training samples followed by the validation samples drawn from them."""
+    return replace(
         task.train,
         paths=(*task.train.paths, *task.val.paths),
         labels=(*task.train.labels, *task.val.labels),

@@ -101,7 +101,7 @@ class TestTask:
             assert len(set(everything)) == len(everything) == COUNT
         assert load(tmp_path, 13).test == tasks[3].test
         assert load(tmp_path, 3) == tasks[3]
-        assert "tested on fold 3 of the 10 stratified ones" in tasks[3].notes[0]
+        assert "tested on fold 3 (from 0) of 10 stratified ones" in tasks[3].notes[0]
 
     def test_a_class_with_fewer_graphs_than_folds(self, tmp_path: Path) -> None:
         write(tmp_path, graph_labels="1\n" * (COUNT - 5) + "2\n" * 5)
@@ -135,7 +135,7 @@ class TestTask:
         task = load(tmp_path, 12)
         assert task.test.paths == ("TOY/0002", "TOY/0012", "TOY/0022", "TOY/0032")
         assert "TOY/0039" in (*task.train.paths, *task.val.paths)  # in no fold
-        assert "of the 10 published ones" in task.notes[0]
+        assert "of 10 published ones" in task.notes[0]
 
     def test_the_reader_comes_back_from_a_pickle(self, tmp_path: Path) -> None:
         task_split = load(write(tmp_path)).train
@@ -157,11 +157,11 @@ class TestTask:
             ({"graph_labels": "1\n2\n"}, "there are 40 graphs, and labels of 2"),
             ({"graph_labels": "1, 2\n" * COUNT}, "each graph must have one label"),
             ({"graph_labels": "x\n" * COUNT}, "cannot be used"),
-            ({"graph_indicator": "2\n" * NODES}, "counted from 1 and in order"),
+            ({"graph_indicator": "2\n" * NODES}, "must start at 1 and be in order"),
             ({"A": "1, 5\n5, 1\n"}, "an edge must join two nodes of one graph"),
             ({"A": ""}, "cannot be used"),
             ({"graph_labels": "1\n" * 39 + "2\n"}, r"at least 2 .*class '2' has 1"),
-            ({"graph_labels": "1\n2\n3\n4\n5\n" * 8}, "largest class has too few graphs, 8"),
+            ({"graph_labels": "1\n2\n3\n4\n5\n" * 8}, "only 8 graphs in its largest class"),
         ],
     )
     def test_files_that_do_not_belong_together(
@@ -183,7 +183,7 @@ class TestTask:
             load(tmp_path)
 
     def test_names_and_splits_that_there_are_not(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"'tu/\.\./TOY' is no name of a data set"):
+        with pytest.raises(UserError, match=r"'tu/\.\./TOY' is not the name of a dataset"):
             load(tmp_path, name="../TOY")
         write(tmp_path)
         with pytest.raises(UserError, match=r"tu/TOY has its own test split"):

@@ -199,7 +199,7 @@ def both(root: Path, barrier, results) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_pack_of_another_machine_is_told_from_that_of_this_one(folder):
+def test_shards_of_another_machine_are_ignored(folder):
     images = {name: torch.full((3, 4, 4 + i), i, dtype=torch.uint8) for i, name in enumerate("ab")}
     packs = []
     for order in ("ab", "ba"):  # which are files of the same name
@@ -207,7 +207,7 @@ def test_a_pack_of_another_machine_is_told_from_that_of_this_one(folder):
         for name in order:
             writer.add(name, images[name])
         packs.append(writer.finish())
-        kept = ImageCacheReader({"r": {n: (packs[-1], packs[-1].places[n]) for n in "ab"}})
+        kept = ImageCacheReader({"r": {n: (packs[-1], packs[-1].entries[n]) for n in "ab"}})
         assert kept.on_this_machine().has("a", "r")
     there = {"r": {name: (packs[0], packs[0].entries[name]) for name in "ab"}}
     assert packs[0].path == packs[1].path

@@ -78,7 +78,7 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "the file is empty"), (b"<html>not found</html>", "no image of a kind that is read")],
+    [(b"", "the file is empty"), (b"<html>not found</html>", "not an image of a supported format")],
 )
 def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "page.jpg"
@@ -92,21 +92,21 @@ def test_a_kind_for_which_pillow_would_run_a_program_is_not_read() -> None:
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     )
     error = refusal(postscript)
-    assert "no image of a kind that is read" in error.reason
+    assert "not an image of a supported format" in error.reason
     assert "BMP, GIF, JPEG, PNG" in str(error)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+def test_paths_that_are_not_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
     (tmp_path / "circle.jpg").symlink_to(tmp_path / "circle.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
     for name, reason in {
         "folder": "it is a folder; rename it",
-        "link": "the link leads nowhere; ",
+        "link": "the link is broken; ",
         "circle": "symbolic links; ",
-        "pipe": "it is no ordinary file; remove it",
+        "pipe": "it is not a regular file; remove it",
         "gone": "the file is missing; ",
     }.items():
         with pytest.raises(UserError, match=rf"{name}\.jpg': .*{reason}"):
@@ -204,7 +204,7 @@ def test_text_that_inflates_is_refused(chunk: str) -> None:
     assert "too large" in refusal(data).reason
 
 
-def test_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> None:
         raise MemoryError
 

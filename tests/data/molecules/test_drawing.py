@@ -26,7 +26,7 @@ def test_an_atom_is_shaded_where_it_is_drawn():
 
 
 def test_each_atom_needs_a_shade():
-    with pytest.raises(ValueError, match="6 atoms have 2 shades"):
+    with pytest.raises(ValueError, match="2 shades for 6 atoms"):
         draw_molecule("CCCCCC", [0.1, 0.2])
 
 

@@ -115,7 +115,7 @@ class TestMoleculeNet:
         write(tmp_path / "BBBP.csv", table("p_np", more="CN(C)(C)C,1\nC(,0\n"))
         task = load_data("moleculenet/BBBP", seed=0, data_root=str(tmp_path))
         assert task.notes[0] == (
-            "2 of 52 SMILES are of no molecule and are left out: line 52 ('CN(C)(C)C': Explicit "
+            "2 of 52 SMILES are invalid and left out: line 52 ('CN(C)(C)C': Explicit "
             "valence for atom # 1 N, 4, is greater than permitted), line 53 ('C(': its syntax is "
             "wrong)"
         )
@@ -136,12 +136,12 @@ class TestMoleculeNet:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("", "is empty: give a CSV file"),
+            ("", "is empty: .* a CSV file"),
             ("smiles,p_np\n", "has no rows below its header"),
             ("name,p_np\nx,1\n", "lacks the column 'smiles'"),
-            (table("p_np").replace(",1\n", ",2\n"), "must be 0, 1 or nothing, as those of molecul"),
+            (table("p_np").replace(",1\n", ",2\n"), "must be 0, 1 or empty, as in molecul"),
             (table("p_np").replace(",1\n", ",0\n"), "no column of labels has two different values"),
-            ("smiles,p_np\nx,1\ny,0\n", "nothing in the column 'smiles' is the SMILES of a molec"),
+            ("smiles,p_np\nx,1\ny,0\n", "'smiles' has no valid SMILES"),
             ("smiles,p_np\nCCO,1\nCCC,0\n", "no molecule is left for .* only 1 scaffolds"),
         ],
     )
@@ -155,7 +155,7 @@ class TestMoleculeNet:
     def test_a_packed_file_that_is_not_whole(self, tmp_path: Path) -> None:
         file = write(tmp_path / "sider.csv.gz", table("a"))
         file.write_bytes(file.read_bytes()[:-20])
-        with pytest.raises(UserError, match=r"is damaged .*: get it again"):
+        with pytest.raises(UserError, match=r"is damaged .*: download it again"):
             load_data("moleculenet/sider", seed=0, data_root=str(tmp_path))
 
     def test_a_test_split_or_name_that_there_is_not(self, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ class TestCsv:
         assert task.notes == (
             "no validation split: 20% of train (10 molecules), drawn by scaffold, is held out",
             "no test split: 20% of train (10 molecules), drawn by scaffold, is held out",
-            "label columns, no or yes: toxic",
+            "label columns, binary: toxic",
         )
 
     def test_splits_are_drawn_at_random(self, tmp_path: Path) -> None:
@@ -232,10 +232,7 @@ class TestCsv:
         task = load_data(str(file), seed=0, val_fraction=0.2, molecule_options=options)
         assert task.test is None
         assert sorted(label for (label,) in task.val.labels) == [0.0] * 5 + [1.0] * 5
-        assert (
-            "no test split: its figure will be null; ask for one with --test-split 0.1"
-            in task.notes
-        )
+        assert "no test split: its metric will be null; `test_split=0.1` draws one" in task.notes
         other = load_data(str(file), seed=1, val_fraction=0.2, molecule_options=options)
         assert other.val.paths != task.val.paths
 
@@ -251,7 +248,7 @@ class TestCsv:
         assert task.train.paths == tuple(SMILES[:30])
         assert isinstance(task.task_type, Regression)
         assert (task.metric, task.val_drawn) == ("rmse", False)
-        assert "columns that are not used: note" in task.notes
+        assert "unused columns: note" in task.notes
         names, split, apart = load_labelled_data(str(file), seed=0, molecule_options=OPTIONS)
         assert (names, split.paths, apart) == (("y",), tuple(SMILES[45:]), True)
 
@@ -281,7 +278,7 @@ class TestCsv:
                 "lacks the column 'mol' .*'smiles', 'toxic'",
             ),
             (table("toxic"), {"label_columns": "toxi"}, "column of labels 'toxi': .*toxic"),
-            (table(), {}, "no column beside 'smiles' has labels"),
+            (table(), {}, "no column beside 'smiles' has numbers"),
             (
                 table("toxic") + "CCC,maybe\n",
                 {"label_columns": "toxic"},
@@ -290,9 +287,9 @@ class TestCsv:
             (table("toxic") + "CCC,1,2\n", {}, r"line 52 \(3 fields, the header has 2\)"),
             (table("toxic") + ",1\n", {}, "line 52: the smiles is empty"),
             ("smiles,y,split\nCCO,1,tset\n", {}, r"line 2 \('tset'\): the split is unknown"),
-            ("smiles,y,split\nCCO,1,test\n", {}, "no molecule has the split 'train'"),
-            ("smiles;y\nCCO;1\n", {}, "parted by semicolons"),
-            ("smiles,y\nCCO\xff,1\n", {}, "SMILES of a molecule"),
+            ("smiles,y,split\nCCO,1,test\n", {}, "no molecule with the split 'train'"),
+            ("smiles;y\nCCO;1\n", {}, "semicolons"),
+            ("smiles,y\nCCO\xff,1\n", {}, "valid SMILES"),
         ],
     )
     def test_mistakes(
@@ -309,13 +306,13 @@ class TestCsv:
 
     def test_options_that_do_not_suit(self, tmp_path: Path) -> None:
         file = write(tmp_path / "a.csv", table("toxic"))
-        with pytest.raises(UserError, match=r"--smiles-column SMILES: '.*' is no CSV file"):
+        with pytest.raises(UserError, match=r"`smiles_column=SMILES`: '.*' is not a CSV file"):
             load_data(str(tmp_path), seed=0, molecule_options=OPTIONS)
-        with pytest.raises(UserError, match="--smiles-column SMILES: 'tu/PROTEINS' is no CSV"):
+        with pytest.raises(UserError, match="`smiles_column=SMILES`: 'tu/PROTEINS' is not a CSV"):
             load_data("tu/PROTEINS", seed=0, molecule_options=OPTIONS)
-        with pytest.raises(UserError, match=r"--label-columns toxic: .* --smiles-column names"):
+        with pytest.raises(UserError, match=r"`label_columns=toxic`: .*`smiles_column`"):
             load_data(str(file), seed=0, molecule_options=MoleculeOptions(label_columns="toxic"))
-        with pytest.raises(UserError, match="--split random: this is for molecules"):
+        with pytest.raises(UserError, match="`split=random`: only for molecules"):
             load_data(str(file), seed=0, molecule_options=MoleculeOptions(split="random"))
 
 

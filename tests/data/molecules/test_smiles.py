@@ -80,17 +80,17 @@ def test_parsed_once() -> None:
         ("water", "its syntax is wrong"),
         ("c1cccc1", "Can't kekulize mol. Unkekulized atoms: 0 1 2 3 4"),
         ("CN(C)(C)C", "Explicit valence for atom # 1 N, 4, is greater than permitted"),
-        ("CC*", "it has an atom '*', which is no element"),
+        ("CC*", "it has an atom '*', which is not an element"),
         ("", "it has no atoms"),
-        ("CC\u0421", "there is a letter in it that is none of a SMILES"),  # a Cyrillic C
-        ("CC\0", "there is a letter in it that is none of a SMILES"),
+        ("CC\u0421", "it has a character that is not allowed"),  # a Cyrillic C
+        ("CC\0", "it has a character that is not allowed"),
     ],
 )
 def test_no_molecule(smiles: str, reason: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SmilesError) as raised:
         read_molecule(smiles)
     assert str(raised.value) == (
-        f"'{smiles}' is not the SMILES of a molecule ({reason}): correct it, or leave it out"
+        f"'{smiles}' is not a valid SMILES ({reason}): correct it, or leave it out"
     )
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
     assert capfd.readouterr() == ("", "")

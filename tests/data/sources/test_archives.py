@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from delta_transfer.data.presence import is_available
-from delta_transfer.data.registry import load_data
+from delta_transfer.data.registry import is_available, load_data
 from delta_transfer.data.sources.archives import ARCHIVES
 from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
@@ -104,7 +103,7 @@ def test_lists_of_dogs_may_lie_in_a_folder(tmp_path):
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_without_the_files_it_says_where_they_are(tmp_path, name):
     assert not is_available(name, data_root=str(tmp_path))
-    with pytest.raises(UserError, match=r"nothing downloads it: get .* from http") as error:
+    with pytest.raises(UserError, match=r"not in .*: get .* from http") as error:
         load(name, tmp_path)
     assert ARCHIVES[name].contents[0] in str(error.value)
     assert list(tmp_path.iterdir()) == []

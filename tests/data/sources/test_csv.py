@@ -94,32 +94,31 @@ class TestSplits:
     def test_a_fraction_beside_a_test_split(self, write: Write) -> None:
         lines = ["path,label,split", *rows("train", "test")]
         file = write(*lines, images=everything("train", "test"))
-        with pytest.raises(UserError, match=r"--test-split 0.2: .*pets.csv' has its own test spl"):
+        with pytest.raises(UserError, match=r"`test_split=0.2`: .*pets.csv' has its own test spl"):
             load(file, test_split="0.2")
 
     def test_a_name_for_the_test_split(self, write: Write) -> None:
         file = write("path,label", *rows("train", column=False), images=everything("train"))
-        with pytest.raises(UserError, match=r"--test-split holdout: .*a fraction such as 0.2"):
+        with pytest.raises(UserError, match=r"`test_split=holdout`: .*a fraction such as 0.2"):
             load(file, test_split="holdout")
 
     def test_an_unused_fraction_is_mentioned(self, write: Write) -> None:
         lines = ["path,label,split", *rows("train", "val", "test")]
         file = write(*lines, images=everything("train", "val", "test"))
         (note,) = load(file, val_fraction=0.3).notes
-        assert note.startswith("--val-fraction 0.3 is ignored")
+        assert note.startswith("`val_fraction=0.3` is ignored")
 
     def test_val_and_test_may_lack_a_class(self, write: Write) -> None:
         lines = [*rows("train", "val"), "test0.png,cat,test"]
         task = load(write("path,label,split", *lines, images=everything("train", "val", "test")))
         assert (task.classes, sizes(task)) == (("cat", "dog"), (8, 8, 1))
         assert task.notes == (
-            "no image of class 'dog' (line 3) in test: nothing is known there of how well it is "
-            "told",
+            "no image of class 'dog' (line 3) in test: its accuracy there is unknown",
         )
 
     def test_nothing_to_learn_from(self, write: Write) -> None:
         file = write("path,label,split", *rows("val"), images=everything("val"))
-        with pytest.raises(UserError, match="no row has the split 'train'"):
+        with pytest.raises(UserError, match="no row with the split 'train'"):
             load(file)
 
     def test_too_few_to_draw_from(self, write: Write) -> None:
@@ -184,7 +183,7 @@ class TestRows:
     def test_unused_columns_are_mentioned(self, write: Write) -> None:
         lines = [f"{row},7,x" for row in rows("train", column=False)]
         file = write("path,label,age,Owner", *lines, images=everything("train"))
-        assert load(file).notes[0] == "columns that are not used: age, Owner"
+        assert load(file).notes[0] == "unused columns: age, Owner"
 
     def test_labels_are_text(self, write: Write) -> None:
         file = write("label,path", "10,a.png", "9,b.png", "010,c.png", images=["a.png", "b.png"])
@@ -196,16 +195,16 @@ class TestBadRows:
     @pytest.mark.parametrize(
         ("lines", "message"),
         [
-            ([], r"pets\.csv' is empty: give a CSV file"),
+            ([], r"pets\.csv' is empty: .* a CSV file"),
             (["path,label"], "no rows below its header"),
             (["path,label", "", ",", ""], "no rows below its header"),
             (["a.png,cat"], r"line 1 lacks the column 'path', 'label' \(it has 'a.png', 'cat'\)"),
-            (["path;label", "a.png;cat"], "parted by semicolons, and must be by commas"),
-            (['"path"\t"label"', '"a.png"\t"cat"'], "parted by tabs, and must be by commas"),
+            (["path;label", "a.png;cat"], "semicolons: .*with commas"),
+            (['"path"\t"label"', '"a.png"\t"cat"'], "tabs: .*with commas"),
             (["path,class", "a.png,cat"], r"lacks the column 'label' \(it has 'path', 'class'\)"),
             (["path,label,Path", "a.png,cat,b"], "has the column 'path' twice"),
-            (["path,label", "a.png,cat", "", "b.png,dog"], "line 3: there is an empty row"),
-            (["path,label", "a.png,cat", " , ", "b.png,dog"], "line 3: there is an empty row"),
+            (["path,label", "a.png,cat", "", "b.png,dog"], "line 3: .* empty"),
+            (["path,label", "a.png,cat", " , ", "b.png,dog"], "line 3: .* empty"),
             (["path,label", "a.png,cat, dog"], r"line 2 \(3 fields, the header has 2\)"),
             (["path,label", "a.png,cat", "b.png, "], "line 3: the label is empty; fill it in"),
             (["path,label", ",cat"], "line 2: the path is empty"),

@@ -56,7 +56,7 @@ def test_images_are_rgb_and_use_the_whole_range(task: TaskData) -> None:
 
 
 def test_another_test_split_is_refused() -> None:
-    with pytest.raises(UserError, match="--test-split mine: sklearn/digits has its own test"):
+    with pytest.raises(UserError, match="`test_split=mine`: sklearn/digits has its own test"):
         load_data("sklearn/digits", seed=0, test_split="mine")
 
 

@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_looked_into_is_named(
     root = make_images(["cat/a.png"])
     monkeypatch.setattr(Path, "is_dir", refuse)
     for look in (subfolders, lambda folder: find_images(folder, root=root)):
-        with pytest.raises(UserError, match=r"look into the folder '.*cat' \(Permission denied\)"):
+        with pytest.raises(UserError, match=r"enter the folder '.*cat' \(Permission denied\)"):
             look(root / "cat")
 
 
@@ -103,7 +103,7 @@ def test_a_folder_that_may_be_listed_but_not_entered(make_images) -> None:
     root = make_images(["cat/a.png"])
     (root / "cat").chmod(0o400)
     try:
-        with pytest.raises(UserError, match=r"look into the folder '.*cat' \(Permission denied\)"):
+        with pytest.raises(UserError, match=r"enter the folder '.*cat' \(Permission denied\)"):
             find_images(root / "cat", root=root)
     finally:
         (root / "cat").chmod(0o700)

@@ -92,19 +92,19 @@ def test_grey_images_are_rgb_and_become_tensors(task: TaskData) -> None:
 def test_an_ignored_val_fraction_is_mentioned() -> None:
     task = load_data("skimage/patches", seed=0, val_fraction=0.3)
     assert task.notes == (
-        "--val-fraction 0.3 is ignored: skimage/patches has its own validation split",
+        "`val_fraction=0.3` is ignored: skimage/patches has its own validation split",
     )
     assert len(task.val) == 170
 
 
 def test_another_test_split_is_refused() -> None:
-    with pytest.raises(UserError, match=r"--test-split 0.2: skimage/patches has its own"):
+    with pytest.raises(UserError, match=r"`test_split=0.2`: skimage/patches has its own"):
         load_data("skimage/patches", seed=0, test_split="0.2")
 
 
 def test_there_are_five_of_a_class() -> None:
     assert len(load_data("skimage/patches", seed=0, samples_per_class=2).train) == 34
-    with pytest.raises(UserError, match=r"--samples-per-class 6 .* 'astronaut' has 5"):
+    with pytest.raises(UserError, match=r"`samples_per_class=6` .* 'astronaut' has 5"):
         load_data("skimage/patches", seed=0, samples_per_class=6)
 
 
@@ -116,5 +116,5 @@ def test_without_scikit_image_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
 
 def test_a_image_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(skimage_patches.IMAGES, "gone", "gone.png")
-    with pytest.raises(UserError, match=r"does not bring the image 'gone\.png'"):
+    with pytest.raises(UserError, match=r"lacks the image 'gone\.png'"):
         skimage_patches._image.__wrapped__("gone")

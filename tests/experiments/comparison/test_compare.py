@@ -108,7 +108,7 @@ class TestCompare:
         self, images, tmp_path
     ):
         out = tmp_path / "out"
-        with pytest.raises(UserError, match=r"--samples-per-class 20 .* 'rings' has 8"):
+        with pytest.raises(UserError, match=r"`samples_per_class=20` .* 'rings' has 8"):
             compare(
                 tiny(images, out), out, methods=["l2"], seeds=[0], sizes=[5, 20, None], n_jobs=1
             )

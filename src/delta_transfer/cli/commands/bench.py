@@ -54,7 +54,7 @@ def format_benchmark_list(
         benchmarks: of the table.
         data_root: where data sets lie.
     """
-    from delta_transfer.data.presence import is_available
+    from delta_transfer.data.registry import is_available
 
     rows = [
         (

@@ -1,1 +1,1 @@
-"""Graphs as the inputs of a network, their batches, and TUDataset."""
+"""Graphs: their batches, their loader, and TUDataset."""

@@ -1,4 +1,4 @@
-"""Graphs as the inputs of a network: a batch of them that has a length, slices and a device."""
+"""A batch of graphs with a length, slices and a device, as a batch of images has."""
 
 import copy
 from collections.abc import Sequence
@@ -13,12 +13,10 @@ from torch_geometric.data import Batch, Data
 @final
 @dataclass(frozen=True, eq=False)
 class GraphBatch:
-    """Some graphs side by side, as one large graph of which none is joined to another.
-
-    Put together and taken apart by PyTorch Geometric.
+    """Graphs as one large graph in which no two of them are connected.
 
     Args:
-        batch: the graphs.
+        batch: of PyTorch Geometric.
 
     Example:
         >>> triangle = Data(x=torch.ones(3, 1), edge_index=torch.tensor([[0, 1, 2], [1, 2, 0]]))
@@ -32,52 +30,52 @@ class GraphBatch:
 
     @staticmethod
     def from_data_list(graphs: Sequence[Data]) -> "GraphBatch":
-        """These graphs, at least one, all with the same kinds of features."""
+        """Make a batch of graphs, at least one, all with the same kinds of features."""
         return GraphBatch(Batch.from_data_list(list(graphs)))
 
     @staticmethod
     def cat(parts: Sequence["GraphBatch"]) -> "GraphBatch":
-        """The graphs of several parts, at least one, as those of one."""
+        """Concatenate batches, at least one."""
         return GraphBatch.from_data_list(
             [graph for part in parts for graph in part.batch.to_data_list()]
         )
 
     @property
     def x(self) -> Tensor:
-        """What is known of each node, `[R, F]`."""
+        """The features of each node, `[R, F]`."""
         return cast("Tensor", self.batch.x)
 
     @property
     def edge_index(self) -> Tensor:
-        """From which node to which each edge leads, `[2, E]`."""
+        """The nodes at both ends of each edge, `[2, E]`."""
         return cast("Tensor", self.batch.edge_index)
 
     @property
     def edge_attr(self) -> Tensor | None:
-        """What is known of each edge, `[E, A]`; None for nothing."""
+        """The features of each edge, `[E, A]`; None without any."""
         return cast("Tensor | None", self.batch.edge_attr)
 
     @property
     def groups(self) -> Tensor:
-        """The graph of each node, `[R]`, ascending."""
+        """The index of each node's graph, `[R]`, ascending."""
         return cast("Tensor", self.batch.batch)
 
     @property
     def device(self) -> torch.device:
-        """Where the graphs are."""
+        """The device of the graphs."""
         return self.groups.device
 
     def __len__(self) -> int:
         return int(self.batch.num_graphs)
 
     def __getitem__(self, chosen: slice) -> "GraphBatch":
-        """Some of the graphs, at least one, in the order of the slice."""
+        """Return some of the graphs, at least one, in the order of the slice."""
         return GraphBatch.from_data_list(self.batch[chosen])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "GraphBatch":
-        """The graphs on a device."""
+        """Return the graphs on a device."""
         return GraphBatch(copy.copy(self.batch).to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "GraphBatch":
-        """The graphs in memory from which an accelerator copies fast."""
+        """Return the graphs in pinned memory."""
         return GraphBatch(copy.copy(self.batch).pin_memory())

@@ -1,4 +1,4 @@
-"""Batches of graphs: what a split of graphs gives, put together as Graphs with their targets."""
+"""The torch Dataset and DataLoader of graphs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from delta_transfer.data.task import Split
 
 
 class GraphDataset(Dataset[tuple[Data, Any]]):
-    """The graphs of a split and their targets, for a DataLoader.
+    """The graphs of a split and their targets.
 
     Args:
         split: the graphs.
@@ -27,17 +27,17 @@ class GraphDataset(Dataset[tuple[Data, Any]]):
         return len(self.split)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Data, Any]:
-        """The graph, which is not to be written to, and its target.
+        """Return the graph, which must not be written to, and its target.
 
         Args:
-            key: an index, or (epoch, index) as `EpochSampler` gives it.
+            key: an index, or (epoch, index) as from `EpochSampler`.
         """
         index = key[1] if isinstance(key, tuple) else key
         return self.split.read(self.split.paths[index]), self.split.labels[index]
 
 
 def collate_graphs(samples: Sequence[tuple[Data, Any]]) -> tuple[GraphBatch, Tensor]:
-    """Graphs side by side, and their targets: classes `[B]`, or float32 `[B, K]`.
+    """Collate graphs and their targets: classes `[B]`, or float32 `[B, K]`.
 
     Example:
         >>> edges = torch.tensor([[0], [1]])
@@ -60,15 +60,16 @@ def graph_dataloader(
     drop_last: bool = False,
     num_workers: int = 0,
 ) -> DeviceDataLoader:
-    """Graphs as batches on a device.
+    """Load batches of graphs on a device.
 
     Args:
         split: the graphs.
-        batch_size: how many there are in each, but for the last.
-        device: where they are moved to; targets stay on the CPU.
-        sampler: their order, an `EpochSampler` or a share of one; as in the split if not given.
+        batch_size: the number of graphs in each batch but the last.
+        device: of the graphs; targets stay on the CPU.
+        sampler: an `EpochSampler` or a `DistributedEpochSampler`; the order of the split by
+            default.
         drop_last: leave out a last batch that is smaller.
-        num_workers: processes that load; graphs are small and kept, so that none is as fast as any.
+        num_workers: of the DataLoader; graphs are small and cached, so that 0 is as fast as any.
     """
     return DeviceDataLoader(
         GraphDataset(split),

@@ -1,4 +1,4 @@
-"""`tu/<NAME>`: the data sets of TUDataset, tested by tenfold cross-validation."""
+"""`tu/<NAME>`: the datasets of TUDataset, tested by tenfold cross-validation."""
 
 import logging
 import re
@@ -19,44 +19,46 @@ from torch_geometric.datasets import TUDataset
 from torch_geometric.io import read_tu_data, read_txt_array
 from torch_geometric.utils import degree
 
-from delta_transfer.data.download import default_data_root, download_folder, format_error
+from delta_transfer.data.download import download_folder, format_error, resolve_data_root
 from delta_transfer.data.names import TU as PREFIX
-from delta_transfer.data.sources.local_files import candidate_folders, find_ignoring_case
-from delta_transfer.data.splits import check_min_per_class, hold_out, refuse_test_split
+from delta_transfer.data.sources.listing import candidate_folders, find_ignoring_case
+from delta_transfer.data.splits import SplitOptions, check_min_per_class, hold_out
 from delta_transfer.data.task import Split, TaskData
-from delta_transfer.errors import UserError
-from delta_transfer.utils.paths import user_path
+from delta_transfer.errors import ConfigError, DataError
 from delta_transfer.utils.seeds import derive_seed
 
-FOLDS = 10
+logger = logging.getLogger(__name__)
 
 MAX_DEGREE = 100
-"""The highest degree by which nodes without features are told apart."""
+"""The highest degree in the features of nodes without labels and attributes."""
 
-_FOLDS_IN = ("10fold_idx", "folds_src/10fold_idx")
+_FOLDS = 10
+_FOLD_FOLDERS = ("10fold_idx", "folds_src/10fold_idx")
+_DATASETS_URL = "https://chrsmrrs.github.io/datasets"
+_INDICATOR_SUFFIX = "_graph_indicator.txt"  # of the name of a file that each dataset has
 
 
 @lru_cache(maxsize=4)
 def read_graphs(folder: str, name: str) -> tuple[Data, ...]:
-    """The graphs of a data set, with a row of numbers for each node.
+    """Read the graphs of a dataset, with a row of numbers for each node.
 
-    These are its attributes and its label, one-hot; where nodes have neither, the degree, likewise.
+    These are its attributes and its one-hot label; where nodes have neither, the one-hot degree.
     Labels of edges are left out, and so are edges from a node to itself.
 
     Args:
-        folder: where the text files are; nothing is written to it.
-        name: what their names begin with.
+        folder: of the text files; nothing is written to it.
+        name: the beginning of their names.
 
     Returns:
-        The graphs, which are not to be written to: the process keeps them.
+        The graphs, which are cached and must not be written to.
 
     Raises:
-        ValueError: if the files do not belong together; PyTorch Geometric and the system may raise
+        ValueError: if the files are inconsistent; PyTorch Geometric and the system may raise
             others.
     """
     indicator = _numbers(folder, f"{name}_graph_indicator")
     if indicator.min() != 1 or (indicator.diff() < 0).any():
-        raise ValueError("the graphs of the nodes must be counted from 1 and in order")
+        raise ValueError("the nodes' graph numbers must start at 1 and be in order")
     data, slices, _ = read_tu_data(folder, name)
     nodes = torch.bincount(indicator - 1)
     edges = slices["edge_index"].diff().tolist()
@@ -70,11 +72,11 @@ def read_graphs(folder: str, name: str) -> tuple[Data, ...]:
 
 
 def read_classes(folder: str, name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The classes of a data set, and that of each graph.
+    """Read the classes of a dataset, and the class of each graph.
 
     Args:
-        folder: where the text files are.
-        name: what their names begin with.
+        folder: of the text files.
+        name: the beginning of their names.
 
     Raises:
         ValueError: if graphs have several labels.
@@ -87,26 +89,25 @@ def read_classes(folder: str, name: str) -> tuple[tuple[str, ...], tuple[int, ..
 
 
 def read_folds(folder: Path, num_graphs: int) -> list[list[int]] | None:
-    """The published test folds of a data set; None if there are none.
+    """Read the published test folds of a dataset; return None if there are none.
 
     Args:
-        folder: where the text files are, in a folder of their own or with others.
-        num_graphs: how many there are.
+        folder: of the text files.
+        num_graphs: in the dataset.
 
     Raises:
         ValueError: if they are not ten, or share a graph.
     """
     own = folder.parent if folder.name.lower() == "raw" else folder
-    for place in (base / name for base in (own, folder) for name in _FOLDS_IN):
+    for place in (base / name for base in (own, folder) for name in _FOLD_FOLDERS):
         if place.is_dir():
-            files = [place / f"test_idx-{number}.txt" for number in range(1, FOLDS + 1)]
+            files = [place / f"test_idx-{number}.txt" for number in range(1, _FOLDS + 1)]
             folds = [sorted(map(int, file.read_text().split())) for file in files]
             tested = [index for fold in folds for index in fold]
             if len(set(tested)) < len(tested) or not set(tested) <= set(range(num_graphs)):
                 raise ValueError(
-                    f"the folds in '{place}' must have each of the {num_graphs} graphs once at "
-                    "most, "
-                    "counted from 0"
+                    f"the folds in '{place}' must have each of the {num_graphs} graphs at most "
+                    "once, counted from 0"
                 )
             return folds
     return None
@@ -118,7 +119,7 @@ def _numbers(folder: str, name: str) -> Tensor:
 
 
 def _degrees(ends: tuple[Tensor, ...], nodes: Tensor) -> list[Tensor]:
-    """The degree of each node of each graph, one-hot."""
+    """Return the one-hot degree of each node of each graph."""
     found = [
         degree(one[0], count, dtype=torch.long).clamp_max(MAX_DEGREE)
         for one, count in zip(ends, nodes.tolist(), strict=True)
@@ -127,73 +128,64 @@ def _degrees(ends: tuple[Tensor, ...], nodes: Tensor) -> list[Tensor]:
     return [one_hot(degrees, kinds).float() for degrees in found]
 
 
-logger = logging.getLogger(__name__)
-
-_DATASETS_URL = "https://chrsmrrs.github.io/datasets"
-_INDICATOR_SUFFIX = "_graph_indicator.txt"  # of the name of a file that each data set has
-
-
 @dataclass(frozen=True)
 class GraphReader:
-    """Reads a graph by a path such as `PROTEINS/0012`; each process reads the files once.
+    """Reads a graph by a path such as `PROTEINS/0012`; a process reads the files once.
 
     Args:
-        folder: where the text files are.
-        name: what their names begin with.
+        folder: of the text files.
+        name: the beginning of their names.
     """
 
     folder: str
     name: str
 
     def __call__(self, path: str) -> Data:
-        """The graph, which is not to be written to."""
+        """Return the graph, which must not be written to."""
         return read_graphs(self.folder, self.name)[int(path.rpartition("/")[2])]
 
 
-def load_tu(
-    name: str, *, seed: int, val_fraction: float, test_split: str, data_root: str | None
-) -> TaskData:
-    """The task of a data set of TUDataset: seed s is tested on fold s mod 10.
+def load_tu(name: str, options: SplitOptions, data_root: str | None) -> TaskData:
+    """Load a dataset of TUDataset: seed s is tested on fold s mod 10.
 
-    So ten seeds in a row are a tenfold cross-validation. The folds are the published ones, if they
-    lie beside the files, in `10fold_idx` or `folds_src/10fold_idx`; else stratified ones, which
-    scikit-learn draws as for GIN (Xu et al., https://arxiv.org/abs/1810.00826), the same for every
+    So ten consecutive seeds are a tenfold cross-validation. The folds are the published ones, if
+    they are beside the files in `10fold_idx` or `folds_src/10fold_idx`; else stratified ones, drawn
+    by scikit-learn as for GIN (Xu et al., https://arxiv.org/abs/1810.00826), the same for every
     seed.
 
     Args:
-        name: of the data set, such as PROTEINS.
-        seed: names the fold, and draws the validation split.
-        val_fraction: the part of the other graphs that is held out for validation, class by class.
-        test_split: must be the default.
-        data_root: where the text files lie, in `NAME/raw`, `NAME` or the folder itself; downloaded
-            to it if there are none. None for `default_data_root()`.
+        name: of the dataset, such as PROTEINS.
+        options: the seed selects the fold, and draws the validation split; `test_split` must be the
+            default.
+        data_root: the folder of the text files, which may also be in `NAME/raw` or `NAME`; they are
+            downloaded there if missing. None for `default_data_root()`.
 
     Returns:
-        The task; its paths are the name and the number of the graph, from 0.
+        The dataset; its paths are the name and the number of the graph, from 0.
 
     Raises:
-        UserError: if the files are not as they must be, or are not there and cannot be downloaded.
+        UserError: if the files are not as expected, or are missing and cannot be downloaded.
     """
     if not re.fullmatch(r"[\w-]+", name, flags=re.ASCII):
-        raise UserError(
-            f"'{PREFIX}{name}' is no name of a data set: choose one from {_DATASETS_URL}"
+        raise ConfigError(
+            f"'{PREFIX}{name}' is not the name of a dataset: choose one from {_DATASETS_URL}"
         )
-    root = default_data_root() if data_root is None else user_path(data_root)
+    root = resolve_data_root(data_root)
     file = _locate(name, root) or _download(name, root)
     key = file.name[: -len(_INDICATOR_SUFFIX)]
-    title, folder = PREFIX + key, str(file.parent)
-    refuse_test_split(title, test_split)
+    title, folder, seed = PREFIX + key, str(file.parent), options.seed
+    options.refuse_test_split(title)
     try:
         classes, labels = read_classes(folder, key)
         graphs = read_graphs(folder, key)
         if len(labels) != len(graphs):
             raise ValueError(f"there are {len(graphs)} graphs, and labels of {len(labels)}")
         published = read_folds(file.parent, len(graphs))
-    # Files that are damaged or lacking may raise anything in PyTorch Geometric.
+    # Damaged or missing files may raise anything in PyTorch Geometric.
     except Exception as error:
-        raise UserError(
-            f"the files of {title} in '{folder}' cannot be used ({format_error(error)}): get "
-            f"them again from {_DATASETS_URL}"
+        raise DataError(
+            f"the files of {title} in '{folder}' cannot be used ({format_error(error)}): "
+            f"download them again from {_DATASETS_URL}"
         ) from error
     everything = Split(
         paths=tuple(f"{key}/{index:04d}" for index in range(len(graphs))),
@@ -205,11 +197,11 @@ def load_tu(
         everything,
         2,
         classes=classes,
-        purpose=f"{title}, to be learnt from and tested on,",
-        hint="it cannot be used; if it should have more, the files are not whole: get them again",
+        purpose=f"{title}, to train and test on,",
+        hint="choose another dataset, or, if the files are incomplete, download them again",
     )
-    folds = published or _draw(labels, title)
-    test = set(folds[seed % FOLDS])
+    folds = published or _draw_folds(labels, title)
+    test = set(folds[seed % _FOLDS])
     rest = everything.subset(index for index in range(len(graphs)) if index not in test)
     check_min_per_class(
         rest,
@@ -218,7 +210,8 @@ def load_tu(
         purpose="drawing a validation split",
         hint="choose another seed, and so another fold",
     )
-    train, val = hold_out(rest, val_fraction, seed=derive_seed(seed, title, "validation"))
+    val_seed = derive_seed(seed, title, "validation")
+    train, val = hold_out(rest, options.val_fraction, seed=val_seed)
     kind = "published" if published else "stratified"
     return TaskData(
         name=title,
@@ -227,10 +220,10 @@ def load_tu(
         val=val,
         test=everything.subset(sorted(test)),
         notes=(
-            f"tested on fold {seed % FOLDS} of the {FOLDS} {kind} ones, counted from 0, as --seed "
-            f"{seed} says; seeds 0 to 9 are a cross-validation",
-            f"no validation split: {100 * val_fraction:g}% of the other graphs ({len(val)}), "
-            f"stratified, seed {seed}, is held out",
+            f"tested on fold {seed % _FOLDS} (from 0) of {_FOLDS} {kind} ones, by `seed={seed}`; "
+            "seeds 0 to 9 are a cross-validation",
+            f"no validation split: {100 * options.val_fraction:g}% of the other graphs "
+            f"({len(val)}), stratified, seed {seed}, is held out",
         ),
         val_drawn=True,
         kind="graphs",
@@ -238,18 +231,18 @@ def load_tu(
 
 
 def is_available(name: str, root: Path) -> bool:
-    """Whether the files of a data set of this name lie below a folder."""
+    """Return whether the files of a dataset are below a folder."""
     return _locate(name, root) is not None
 
 
-def _draw(labels: tuple[int, ...], title: str) -> list[list[int]]:
+def _draw_folds(labels: tuple[int, ...], title: str) -> list[list[int]]:
     most = max(Counter(labels).values())
-    if most < FOLDS:
-        raise UserError(
-            f"{title} is tested in {FOLDS} folds, for which its largest class has too few graphs, "
-            f"{most}: take another data set"
+    if most < _FOLDS:
+        raise DataError(
+            f"{title} has only {most} graphs in its largest class, and needs {_FOLDS}, one per "
+            "fold: choose another dataset"
         )
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         # A class with fewer graphs than folds is tested in as many folds as it has graphs.
         warnings.filterwarnings("ignore", "The least populated class")
@@ -257,7 +250,7 @@ def _draw(labels: tuple[int, ...], title: str) -> list[list[int]]:
 
 
 def _locate(name: str, root: Path) -> Path | None:
-    """The file of a data set that tells the graph of each node; None if there is none."""
+    """Return a dataset's file with the graph of each node; None if it is missing."""
     found = (
         file
         for folder in candidate_folders(root, name)
@@ -267,7 +260,7 @@ def _locate(name: str, root: Path) -> Path | None:
 
 
 def _download(name: str, root: Path) -> Path:
-    """That file, downloaded with the others to their place below a folder."""
+    """Download the files of a dataset, and return that of `_locate`."""
     url, target = f"{TUDataset.url}/{name}.zip", root / name / "raw"
 
     def fetch(folder: Path) -> None:
@@ -280,12 +273,11 @@ def _download(name: str, root: Path) -> Path:
     logger.info("downloading %s to %s", PREFIX + name, target)
     try:
         download_folder(target, fetch)
-    # Anything may come: of the connection, the server, the archive, the disk.
+    # Anything may be raised: for the connection, the server, the archive, the disk.
     except Exception as error:
-        raise UserError(
+        raise DataError(
             f"{PREFIX}{name} is not in '{root}', and downloading it failed "
-            f"({format_error(error)}). Look for its name in {_DATASETS_URL} and try again, or "
-            "unpack "
-            f"{url} to '{target}'; --data-root names another folder to look in"
+            f"({format_error(error)}). Check its name in {_DATASETS_URL} and try again, or unpack "
+            f"{url} to '{target}'; or set `data_root`"
         ) from error
     return target / (name + _INDICATOR_SUFFIX)

@@ -1,1 +1,1 @@
-"""Images on their way to a network: decoded, resized, augmented, batched."""
+"""Images: decoding, resizing, augmentation, batches."""

@@ -1,4 +1,4 @@
-"""The transforms of training and evaluation: an RGB image becomes a normalised tensor."""
+"""The transforms of training and evaluation, from an RGB image to a normalised tensor."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,20 +16,20 @@ POLICIES: dict[str, list[Callable[[Tensor], Tensor]]] = {
     "randaugment": [v2.RandAugment()],
     "trivialaugment": [v2.TrivialAugmentWide()],
 }
-"""What is done to a training image once it is cropped and mirrored, by its name."""
+"""The augmentations after crop and horizontal flip, by their names."""
 
-# The authors' resized side for their two crops; for another crop, in the proportion of the first.
+# The authors' resized side for their two crops; that of another crop is in proportion to 224.
 _OFFICIAL_SIDES = {224: 256, 299: 320}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """A function from an RGB image to a float32 tensor, in three steps that can be taken apart.
+    """A function from an RGB image to a float32 tensor, in three separate steps.
 
     Attributes:
-        resize: gives the image as bytes `[3, H, W]`, always the same, so that it can be kept.
-        crop: what the network sees of these bytes; random numbers are torch's.
-        normalise: bytes `[..., 3, S, S]`, of whole batches too, to numbers of mean 0.
+        resize: returns bytes `[3, H, W]`; deterministic, so that they can be cached.
+        crop: returns the network's part of these bytes; random numbers are torch's.
+        normalise: turns bytes `[..., 3, S, S]`, also of whole batches, into numbers of mean 0.
     """
 
     resize: Resize
@@ -37,7 +37,7 @@ class Transform:
     normalise: Callable[[Tensor], Tensor]
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """All three."""
+        """Apply all three."""
         return self.normalise(self.crop(self.resize(image)))
 
 
@@ -50,18 +50,18 @@ def train_transform(
     interpolation: str,
     augment: str = "default",
 ) -> Transform:
-    """Resize the shorter side to `size / crop_pct`, crop at random, mirror half of the time.
+    """Resize the shorter side to `size / crop_pct`, crop at random, flip half of the time.
 
-    With `crop_pct=1` the shorter side has no room to crop: of a square image the crop is then
-    the whole image, and only the mirror image is left as augmentation.
+    With `crop_pct=1` a square image is not cropped, and the horizontal flip is the only
+    augmentation.
 
     Args:
         size: height and width of the result, in pixels.
-        crop_pct: the part of the resized shorter side that the crop keeps, above 0, at most 1.
-        mean: what is subtracted from each of the three channels (pixels lie in 0..1).
-        std: what each channel is then divided by.
+        crop_pct: the crop's fraction of the resized shorter side, above 0, at most 1.
+        mean: of each of the three channels, for pixels in 0..1.
+        std: of each channel.
         interpolation: "bilinear" or "bicubic", always with antialiasing.
-        augment: a name in `POLICIES`, of what is done beside.
+        augment: a name in `POLICIES`.
 
     Returns:
         A function from an RGB image to a float32 tensor `[3, size, size]`; its random numbers
@@ -84,13 +84,13 @@ def eval_transform(
     std: Sequence[float],
     interpolation: str,
 ) -> Transform:
-    """Resize the shorter side to `size / crop_pct` and cut out the centre; nothing is random.
+    """Resize the shorter side to `size / crop_pct` and crop the centre; nothing is random.
 
     Args:
         size: height and width of the result, in pixels.
-        crop_pct: the part of the resized shorter side that the crop keeps, above 0, at most 1.
-        mean: what is subtracted from each of the three channels (pixels lie in 0..1).
-        std: what each channel is then divided by.
+        crop_pct: the crop's fraction of the resized shorter side, above 0, at most 1.
+        mean: of each of the three channels, for pixels in 0..1.
+        std: of each channel.
         interpolation: "bilinear" or "bicubic", always with antialiasing.
 
     Returns:
@@ -111,18 +111,18 @@ def official_train_transform(
     interpolation: str = "bilinear",
     augment: str = "default",
 ) -> Transform:
-    """The DELTA authors' augmentation: resize to a square, crop at random, mirror half of the time.
+    """Augment as the DELTA authors: resize to a square, crop at random, flip half of the time.
 
-    The square's side is 256 for 224 pixels, 320 for 299; height and width are resized apart, so
-    that the whole image takes part and its proportions change
+    The square's side is 256 for 224 pixels, 320 for 299; height and width are resized
+    independently, so that the image's proportions change
     (https://github.com/lixingjian/DELTA, `--data_aug default`).
 
     Args:
         size: height and width of the result, in pixels; the authors' 224, or 299 for Inception-V3.
-        mean: what is subtracted from each of the three channels (pixels lie in 0..1).
-        std: what each channel is then divided by.
+        mean: of each of the three channels, for pixels in 0..1.
+        std: of each channel.
         interpolation: "bilinear" or "bicubic", always with antialiasing.
-        augment: a name in `POLICIES`, of what is done beside.
+        augment: a name in `POLICIES`.
 
     Returns:
         A function from an RGB image to a float32 tensor `[3, size, size]`; its random numbers
@@ -144,12 +144,12 @@ def official_eval_transform(
     std: Sequence[float],
     interpolation: str = "bilinear",
 ) -> Transform:
-    """The DELTA authors' plain test image: the whole of it, resized to a square.
+    """Prepare a plain test image as the DELTA authors: all of it, resized to a square.
 
     Args:
         size: height and width of the result, in pixels.
-        mean: what is subtracted from each of the three channels (pixels lie in 0..1).
-        std: what each channel is then divided by.
+        mean: of each of the three channels, for pixels in 0..1.
+        std: of each channel.
         interpolation: "bilinear" or "bicubic", always with antialiasing.
 
     Returns:
@@ -169,16 +169,16 @@ def ten_crop_transform(
     std: Sequence[float],
     interpolation: str = "bilinear",
 ) -> Transform:
-    """Ten views of an image: the DELTA authors' test under `--data_aug improved`.
+    """Make ten views of an image, as the DELTA authors test under `--data_aug improved`.
 
-    The shorter side is resized to 256 for 224 pixels, 320 for 299. Then the crops in the four
-    corners (top left, top right, bottom left, bottom right) and in the centre, and the same five of
-    the mirror image; the logits of the ten are to be averaged.
+    The shorter side is resized to 256 for 224 pixels, 320 for 299. The views are the
+    crops in the four corners (top left, top right, bottom left, bottom right) and in the centre,
+    and the same five of the flipped image; the caller averages their logits.
 
     Args:
         size: height and width of each view, in pixels.
-        mean: what is subtracted from each of the three channels (pixels lie in 0..1).
-        std: what each channel is then divided by.
+        mean: of each of the three channels, for pixels in 0..1.
+        std: of each channel.
         interpolation: "bilinear" or "bicubic", always with antialiasing.
 
     Returns:
@@ -188,8 +188,8 @@ def ten_crop_transform(
         ValueError: if an argument is out of its range.
     """
     resize = Resize(side=_official_side(size), interpolation=interpolation)
-    cut = v2.Compose([v2.TenCrop(size), torch.stack])
-    return Transform(resize=resize, crop=cut, normalise=_normalise(mean, std))
+    crops = v2.Compose([v2.TenCrop(size), torch.stack])
+    return Transform(resize=resize, crop=crops, normalise=_normalise(mean, std))
 
 
 def _resize(*, size: int, crop_pct: float, interpolation: str) -> Resize:
@@ -204,11 +204,11 @@ def _official_side(size: int) -> int:
 
 
 def _random_augmentation(size: int, augment: str) -> Callable[[Tensor], Tensor]:
-    """A crop at random, its mirror image half of the time, and what else is asked for."""
+    """Return random crop, horizontal flip and the named augmentations."""
     if augment not in POLICIES:
         raise ValueError(f"augment must be one of {', '.join(POLICIES)}, got {augment!r}")
-    drawn = [v2.RandomCrop(size), v2.RandomHorizontalFlip(), *POLICIES[augment]]
-    composed: Callable[[Tensor], Tensor] = v2.Compose(drawn)
+    steps = [v2.RandomCrop(size), v2.RandomHorizontalFlip(), *POLICIES[augment]]
+    composed: Callable[[Tensor], Tensor] = v2.Compose(steps)
     return composed
 
 

@@ -1,4 +1,4 @@
-"""An image file becomes an RGB image of 8 bits a channel, upright and fully loaded."""
+"""Decode image files to upright RGB images of 8 bits per channel."""
 
 import re
 import stat
@@ -12,17 +12,17 @@ from typing import BinaryIO, cast
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
-"""The endings, in lower case, by which a file counts as an image."""
+"""The suffixes of image files, in lower case."""
 
 MAX_PIXELS = 178_956_970
-"""An image with more is refused before it is decoded; it is where Pillow raises an error, too.
+"""The limit above which images are refused before decoding, as Pillow does.
 
-Where `PIL.Image.MAX_IMAGE_PIXELS` has been lowered, twice that number is the limit, as in Pillow.
+If `PIL.Image.MAX_IMAGE_PIXELS` has been lowered, the limit is twice that number, as in Pillow.
 """
 
 _KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
@@ -36,16 +36,16 @@ _EXIF_TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What puts an image upright, by its EXIF orientation."""
+"""The transposition that makes an image upright, by its EXIF orientation."""
 
 _PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
-class ImageError(UserError):
+class ImageError(DataError):
     """An image cannot be used.
 
     Attributes:
-        reason: why, in a few words and without the image's name.
+        reason: why, in a few words without the image's name.
     """
 
     def __init__(self, message: str, *, reason: str = "it cannot be read") -> None:
@@ -54,7 +54,7 @@ class ImageError(UserError):
 
 
 class _UnusableImage(Exception):
-    """Why an image is refused, and what to do about it; `decode_image` adds its name."""
+    """The reason to refuse an image, and the fix; `decode_image` adds its name."""
 
     def __init__(self, reason: str, hint: str = "replace the file or remove it") -> None:
         super().__init__(reason)
@@ -63,10 +63,10 @@ class _UnusableImage(Exception):
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image file, as `decode_image` decodes it.
+    """Read an image file with `decode_image`.
 
     Args:
-        path: the file; its content decides what kind of image it is, not its ending.
+        path: the file; its format is found by its content, not its suffix.
 
     Returns:
         An RGB image whose pixels are in memory; the file is closed.
@@ -78,23 +78,23 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode_image(file: Path | BinaryIO, *, name: str) -> Image.Image:
-    """Decode an image: turned as its EXIF orientation says, transparency on white, in RGB.
+    """Decode an image to RGB, upright by its EXIF orientation, with transparency on white.
 
-    Of an animation or of several pages the first counts. Grey of up to 16 bits is scaled to 8,
-    so that the largest number the file can hold is white. Colour profiles are not applied, as in
-    torchvision and timm: the pretrained networks have learnt from pixels as they are stored.
-    Pillow's warnings, of corrupt metadata for example, are not shown if it can decode the pixels.
+    The first frame of an animation and the first of several pages is used. Grey of up to 16 bits is
+    scaled to 8, so that the largest number of the format is white. Colour profiles are not applied,
+    as in torchvision and timm: pretrained networks were trained on pixels as they are stored.
+    Pillow's warnings, such as those on corrupt metadata, are not shown.
 
     Args:
         file: a file, or a binary stream, which is read from its start and stays open.
-        name: what messages call the image.
+        name: of the image in messages.
 
     Returns:
         An RGB image whose pixels are in memory.
 
     Raises:
-        ImageError: if the image is missing or damaged, of a kind that is not read, larger
-            than `MAX_PIXELS`, or if its pixels are numbers of an unknown range.
+        ImageError: if the image is missing or damaged, of an unsupported format, larger than
+            `MAX_PIXELS`, or has pixels of an unknown range.
 
     Example:
         >>> import io
@@ -109,7 +109,7 @@ def decode_image(file: Path | BinaryIO, *, name: str) -> Image.Image:
                 return _decode(file)
             with _open(file) as stream:
                 return _decode(stream)
-    except Exception as error:  # on garbled bytes, decoders raise nearly anything
+    except Exception as error:  # decoders may raise anything for garbled bytes
         why = _explain(error)
         raise ImageError(
             f"cannot read the image '{name}': {why.reason}; {why.hint}", reason=why.reason
@@ -122,13 +122,13 @@ def _open(path: Path) -> BinaryIO:
         if stat.S_ISDIR(status.st_mode):
             raise _UnusableImage("it is a folder", "rename it or remove it")
         if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
-            raise _UnusableImage("it is no ordinary file", "remove it")
+            raise _UnusableImage("it is not a regular file", "remove it")
         if status.st_size == 0:
             raise _UnusableImage("the file is empty")
         return path.open("rb")
     except FileNotFoundError as error:
         link = path.is_symlink()
-        raise _UnusableImage("the link leads nowhere" if link else "the file is missing") from error
+        raise _UnusableImage("the link is broken" if link else "the file is missing") from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise _UnusableImage(reason, "make the file readable or remove it") from error
@@ -150,12 +150,12 @@ def _decode(stream: BinaryIO) -> Image.Image:
             image = _on_white(image.convert("RGBA"))
         if image is file or image.mode != "RGB":
             image = image.convert("RGB")
-        image.info = {}  # an orientation or a profile would be saved with copies, and applied again
+        image.info = {}  # else an orientation or a profile would be saved and applied again
         return image
 
 
 def _scale_transparent_colour(file: ImageFile.ImageFile) -> None:
-    """Bring the one transparent colour that a PNG may name to 8 bits; Pillow does so for pixels."""
+    """Scale the transparent colour of a PNG to 8 bits, as Pillow does for pixels."""
     depth = file.tile[0][3] if file.format == "PNG" and file.tile else None
     colour = file.info.get("transparency")
     if depth in ("L;2", "L;4") and isinstance(colour, int):
@@ -165,7 +165,7 @@ def _scale_transparent_colour(file: ImageFile.ImageFile) -> None:
 
 
 def _eight_bits(file: ImageFile.ImageFile) -> Image.Image:
-    """A grey image of up to 16 bits, scaled to 0..255."""
+    """Scale a grey image of up to 16 bits to 0..255."""
     inverted, most = _range(file)
     grey = (np.arange(most + 1) * 255 + most // 2) // most
     if inverted:
@@ -177,10 +177,10 @@ def _eight_bits(file: ImageFile.ImageFile) -> Image.Image:
 
 
 def _range(file: ImageFile.ImageFile) -> tuple[bool, int]:
-    """Whether 0 is white and not black, and the largest number that a pixel can have."""
+    """Return whether 0 is white, and the largest number that a pixel can have."""
     if file.mode != "F":
         if not isinstance(file, TiffImagePlugin.TiffImageFile):
-            return False, 65535  # Pillow brings a PNG and a PPM to 16 bits, whatever they had
+            return False, 65535  # Pillow scales PNG and PPM to 16 bits
         tags = file.tag_v2
         (bits,) = tags[TiffImagePlugin.BITSPERSAMPLE]
         (kind,) = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
@@ -201,7 +201,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _find_transpose(file: ImageFile.ImageFile) -> Image.Transpose | None:
     try:
         return _EXIF_TRANSPOSES.get(file.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # corrupt metadata, of which Pillow raises anything, leave the pixels good
+    except Exception:  # corrupt metadata may raise anything; the pixels are still good
         return None
 
 
@@ -211,7 +211,7 @@ def _explain(error: Exception) -> _UnusableImage:
     if isinstance(error, UnidentifiedImageError):
         kinds = ", ".join(sorted(_formats()))
         return _UnusableImage(
-            "it is damaged at its start, or no image of a kind that is read",
+            "it is damaged at its start, or not an image of a supported format",
             f"replace it ({kinds}) or remove it",
         )
     if isinstance(error, Image.DecompressionBombError):
@@ -229,23 +229,23 @@ def _pixel_limit() -> int:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """What Pillow may take a file for: no EPS, for which it would run another program."""
+    """Return the supported formats; not EPS, for which Pillow would run another program."""
     Image.init()
     return tuple(kind for kind in _KINDS if kind in Image.OPEN)
 
 
 @contextmanager
 def _ignore_pillow_warnings() -> Iterator[None]:
-    """Ignore Pillow's warnings, in several threads at once too.
+    """Ignore Pillow's warnings, also in several threads at once.
 
-    `warnings.catch_warnings` is not for threads: whoever leaves last restores the filters of
-    another. It also makes Python forget what it has warned of before, so that a warning of the
-    caller's loop would be shown again after every image.
+    `warnings.catch_warnings` is not thread-safe: the last thread to leave restores the filters of
+    another. It also resets the registry of shown warnings, so that a warning of the caller's loop
+    would be shown again after every image.
     """
     filters = cast("list[object]", warnings.filters)
     filters.insert(0, _PILLOW_FILTER)
     try:
         yield
     finally:
-        with suppress(ValueError):  # somebody has reset the filters
+        with suppress(ValueError):  # another thread has reset the filters
             filters.remove(_PILLOW_FILTER)

@@ -1,4 +1,4 @@
-"""Batches: images are loaded as bytes, made numbers on the device where they are used."""
+"""A DataLoader that moves bytes to the device and normalises them there."""
 
 import signal
 from collections.abc import Callable, Sequence
@@ -10,16 +10,16 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class DeviceDataLoader(DataLoader[Any]):
-    """A DataLoader whose batches are normalised at once, on their device.
+    """A DataLoader whose batches are normalised on their device.
 
-    Of images, which are bytes until then, a quarter of the data is moved, and processes that load
-    have less to do. Graphs need no more than to be moved.
+    Images are bytes until then, so that only a quarter of the data is moved, and workers have less
+    to do.
 
     Args:
-        dataset: gives bytes `[..., 3, S, S]`, or graphs, and what stands beside them.
-        normalise: what becomes of the inputs of a batch.
-        device: where that happens.
-        options: those of DataLoader.
+        dataset: returns bytes `[..., 3, S, S]`, or graphs, with a label or the like.
+        normalise: applied to the inputs of a batch.
+        device: of the inputs.
+        options: of DataLoader.
     """
 
     def __init__(
@@ -41,19 +41,19 @@ class DeviceDataLoader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Any:
-        """The batches; what stands beside the inputs stays where it is."""
+        """Iterate over the batches; only inputs are moved."""
         return map(self._preprocess_batch, super().__iter__())
 
     def preprocess(self, inputs: Tensor) -> Tensor:
-        """The inputs of a batch as the network takes them."""
+        """Return the inputs of a batch as the network takes them."""
         return self.normalise(inputs.to(self.device, non_blocking=True))
 
     def _preprocess_batch(self, batch: Sequence[Any]) -> tuple[Tensor, Any]:
-        inputs, beside = batch
-        return self.preprocess(inputs), beside
+        inputs, rest = batch
+        return self.preprocess(inputs), rest
 
 
 def ignore_stops(worker_id: int) -> None:
-    """Ctrl-C and SIGTERM reach a group of processes; those that load follow the main one."""
+    """Ignore Ctrl-C and SIGTERM, which reach all processes: workers end with the main one."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""An image of any size becomes bytes of the size that crops are cut from."""
+"""Resize images to the size that crops are taken from."""
 
 from dataclasses import dataclass
 
@@ -10,19 +10,19 @@ _INTERPOLATIONS = {
     "bilinear": v2.InterpolationMode.BILINEAR,
     "bicubic": v2.InterpolationMode.BICUBIC,
 }
-# The longer side over the shorter one, at most; what lies beyond, at both ends, is cut off.
-# Resizing the shorter side makes the longer one huge otherwise: a gigabyte for 1 x 1000 pixels.
+# Of the longer to the shorter side; longer images are cropped at both ends. Without a limit, the
+# resized image can be huge: a gigabyte for 1 x 1000 pixels.
 _MAX_ASPECT_RATIO = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """What is done to an image before anything is drawn at random, always with antialiasing.
+    """The deterministic first step of a transform, always with antialiasing.
 
     Args:
-        side: what the shorter side becomes, in pixels; the longer one stays in proportion, but is
-            cut off at twenty times as much.
-        square: both sides become so long instead, whatever their proportion.
+        side: the resulting shorter side, in pixels; the longer one stays in proportion, but is
+            cropped to twenty times as much.
+        square: make both sides so long instead, whatever their proportion.
         interpolation: "bilinear" or "bicubic".
 
     Raises:
@@ -45,7 +45,7 @@ class Resize:
             raise ValueError(f"interpolation must be one of {choices}, got {self.interpolation!r}")
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """The bytes `[3, H, W]` of an RGB image."""
+        """Return the bytes `[3, H, W]` of an RGB image."""
         resized = v2.functional.resize(
             image if self.square else _shorten(image),
             [self.side, self.side] if self.square else [self.side],
@@ -57,7 +57,7 @@ class Resize:
 
 
 def _shorten(image: Image.Image) -> Image.Image:
-    """The middle of an image that is more than twenty times as long as it is wide."""
+    """Crop an image that is more than twenty times as long as it is wide."""
     width, height = image.size
     most = _MAX_ASPECT_RATIO * min(width, height)
     if max(width, height) <= most:

@@ -1,1 +1,1 @@
-"""Molecules: SMILES as graphs, tables of them, their splits and data sets."""
+"""Datasets of molecules: SMILES, splits and sources."""

@@ -1,135 +1,116 @@
-"""A CSV file of SMILES and labels becomes a Task."""
+"""Molecules and their labels from a CSV file of SMILES."""
 
 from pathlib import Path
 
 from delta_transfer.data.molecules.options import MoleculeOptions
 from delta_transfer.data.molecules.table import MoleculeTable, parse_column_names, read_molecules
 from delta_transfer.data.molecules.task import draw_splits, make_task_data, molecule_split
-from delta_transfer.data.splits import parse_test_fraction, unused_val_fraction
-from delta_transfer.data.task import Split, TaskData
-from delta_transfer.errors import UserError, first_few
+from delta_transfer.data.splits import SplitOptions
+from delta_transfer.data.task import LabelledSplit, TaskData
+from delta_transfer.errors import DataError, first_few
 from delta_transfer.utils.seeds import derive_seed
 
 _SPLIT_NAMES = {"val": "validation", "test": "test"}
 
 
 def load_smiles_csv(
-    file: Path,
-    *,
-    seed: int,
-    val_fraction: float,
-    test_split: str,
-    molecule_options: MoleculeOptions,
+    file: Path, options: SplitOptions, molecule_options: MoleculeOptions
 ) -> TaskData:
-    """A task from a CSV file with a column of SMILES, columns of labels and, if wanted, `split`.
+    """Load a CSV file with a column of SMILES, columns of labels and, optionally, `split`.
 
-    Labels are numbers, or nothing where one is not known. If all are 0 or 1, each column is a
-    question with no or yes for an answer, else a value to learn. Without the column `split` all
-    rows are for training. A missing validation split is drawn; a test split only if a fraction is
-    asked for.
+    Labels are numbers, or empty if unknown. If all are 0 or 1, each column is a binary target, else
+    a value to predict. Without a column `split` all rows are training molecules.
 
     Args:
         file: the CSV file.
-        seed: draws the splits that are not there, if they are drawn at random.
-        val_fraction: the part of the training molecules held out for validation, if no row has the
-            split `val`.
-        test_split: the default, or a fraction such as "0.1" of the training molecules to draw a
-            test split.
+        options: the missing splits to draw; `test_split` may not be a name.
         molecule_options: the columns, and whether splits are drawn by scaffold or at random.
 
     Returns:
-        The task; its paths are the SMILES, see `MoleculeTable.names`.
+        The dataset; its paths are the SMILES, see `MoleculeTable.names`.
 
     Raises:
-        UserError: if the file is not as it must be; naming the lines.
+        UserError: naming the lines, if the file is not as expected.
     """
-    found, source = _read(file, molecule_options), f"'{file}'"
-    given = _positions_by_split(found)
-    if not given["train"]:
-        raise UserError(
-            f"{source}: no molecule has the split 'train', and there is nothing to learn from: "
-            "write 'train' into the column split"
+    table, display_name = _read(file, molecule_options), f"'{file}'"
+    positions = _positions_by_split(table)
+    if not positions["train"]:
+        raise DataError(
+            f"{display_name} has no molecule with the split 'train', and so nothing to train on"
         )
-    own_test = bool(given["test"])
-    fraction = parse_test_fraction(test_split, display_name=source, has_test=own_test) or 0.0
-    drawn = {} if given["val"] else {"val": (1 - fraction) * val_fraction}
+    has_test = bool(positions["test"])
+    fraction = options.test_fraction(display_name, has_test=has_test) or 0.0
+    drawn = {} if positions["val"] else {"val": (1 - fraction) * options.val_fraction}
     if fraction:
         drawn["test"] = fraction
     notes = []
     if drawn:
-        shares = {"train": 1 - sum(drawn.values()), **drawn}
-        draw = derive_seed(seed, "molecules")
         new = draw_splits(
-            found,
-            given["train"],
-            shares,
+            table,
+            positions["train"],
+            {"train": 1 - sum(drawn.values()), **drawn},
             split_method=molecule_options.split,
-            seed=draw,
-            display_name=source,
+            seed=derive_seed(options.seed, "molecules"),
+            display_name=display_name,
         )
-        how = f"at random, seed {seed}" if molecule_options.split == "random" else "by scaffold"
+        random = molecule_options.split == "random"
+        how = f"at random, seed {options.seed}" if random else "by scaffold"
         notes += [
-            f"no {_SPLIT_NAMES[name]} split: {100 * share:g}% of train ({len(new[name])} "
-            "molecules), "
-            f"drawn {how}, is held out"
-            for name, share in drawn.items()
+            f"no {_SPLIT_NAMES[name]} split: {100 * part:g}% of train ({len(new[name])} "
+            f"molecules), drawn {how}, is held out"
+            for name, part in drawn.items()
         ]
-        given = {**given, **new}
+        positions = {**positions, **new}
     if "val" not in drawn:
-        notes += unused_val_fraction(source, val_fraction)
-    if not given["test"]:
-        notes.append("no test split: its figure will be null; ask for one with --test-split 0.1")
-        del given["test"]
-    kind = "no or yes" if found.binary else "values"
-    notes.append(f"label columns, {kind}: {first_few(found.label_columns)}")
-    if found.unused_columns:
-        notes.append(f"columns that are not used: {first_few(found.unused_columns)}")
+        notes += options.unused_val_fraction(display_name)
+    if not positions["test"]:
+        notes.append("no test split: its metric will be null; `test_split=0.1` draws one")
+        del positions["test"]
+    kind = "binary" if table.binary else "values"
+    notes.append(f"label columns, {kind}: {first_few(table.label_columns)}")
+    if table.unused_columns:
+        notes.append(f"unused columns: {first_few(table.unused_columns)}")
     return make_task_data(
         file.stem,
-        found,
-        given,
-        binary=found.binary,
+        table,
+        positions,
+        binary=table.binary,
         notes=notes,
         val_drawn="val" in drawn,
         split_method=molecule_options.split,
     )
 
 
-def load_labelled_smiles_csv(
-    file: Path, *, molecule_options: MoleculeOptions
-) -> tuple[tuple[str, ...], Split, bool]:
-    """The molecules to measure a network on: of the test split, or all without one.
+def load_labelled_smiles_csv(file: Path, molecule_options: MoleculeOptions) -> LabelledSplit:
+    """Load the test split of a CSV file of SMILES, or all its molecules without one.
 
     Args:
         file: as for `load_smiles_csv`.
-        molecule_options: likewise.
-
-    Returns:
-        The names of the columns of labels; the molecules; whether they are a test split.
+        molecule_options: the columns.
 
     Raises:
-        UserError: if the file is not as it must be; naming the lines.
+        UserError: naming the lines, if the file is not as expected.
     """
-    found = _read(file, molecule_options)
-    test = _positions_by_split(found)["test"]
-    return found.label_columns, molecule_split(found, test or range(len(found.names))), bool(test)
+    table = _read(file, molecule_options)
+    test = _positions_by_split(table)["test"]
+    split = molecule_split(table, test or range(len(table.names)))
+    return LabelledSplit(table.label_columns, split, is_test=bool(test))
 
 
 def _read(file: Path, options: MoleculeOptions) -> MoleculeTable:
     assert options.smiles_column is not None
+    names = options.label_columns
     return read_molecules(
         file,
         smiles_column=options.smiles_column,
-        label_columns=()
-        if options.label_columns is None
-        else parse_column_names(options.label_columns),
+        label_columns=() if names is None else parse_column_names(names),
         use_split_column=True,
     )
 
 
-def _positions_by_split(found: MoleculeTable) -> dict[str, list[int]]:
-    """The positions of the molecules of each split; all are for training without a column."""
-    splits = found.splits or ("train",) * len(found.names)
+def _positions_by_split(table: MoleculeTable) -> dict[str, list[int]]:
+    """Return the positions of each split's molecules; without a column all are for training."""
+    splits = table.splits or ("train",) * len(table.names)
     return {
         name: [i for i, split in enumerate(splits) if split == name]
         for name in ("train", "val", "test")

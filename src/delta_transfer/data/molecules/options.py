@@ -1,4 +1,4 @@
-"""How a file of molecules is to be understood."""
+"""Options of datasets of molecules."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,13 +8,13 @@ SplitMethod = Literal["auto", "scaffold", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class MoleculeOptions:
-    """What the user says of molecules.
+    """The columns of a CSV file of molecules, and the method to draw splits.
 
     Attributes:
         smiles_column: of a CSV file of molecules; None for one of images.
-        label_columns: their names with commas between; None for all others that hold numbers.
-        split: how splits are drawn; auto is random for a data set of MoleculeNet that is published
-            so, and scaffold for everything else.
+        label_columns: their names separated by commas; None for all others that have numbers.
+        split: how splits are drawn; "auto" is "random" for a MoleculeNet dataset that is published
+            so, and "scaffold" for everything else.
     """
 
     smiles_column: str | None = None
@@ -23,4 +23,4 @@ class MoleculeOptions:
 
 
 DEFAULT_MOLECULE_OPTIONS = MoleculeOptions()
-"""As for data without molecules."""
+"""For data without molecules."""

@@ -1,4 +1,4 @@
-"""Which molecules are for training, validation and testing: by their scaffolds, or at random."""
+"""Splits of molecules by their scaffolds, or at random."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -13,7 +13,7 @@ _find_scaffold: Callable[..., str] = MurckoScaffoldSmiles  # which has no types
 
 @lru_cache(maxsize=CACHE_SIZE)
 def scaffold(name: str) -> str:
-    """The Bemis-Murcko scaffold of a molecule with its chirality; "" of one without rings.
+    """Return the Bemis-Murcko scaffold of a molecule, with chirality; "" without rings.
 
     Example:
         >>> scaffold("CCOc1ccccc1"), scaffold("CCO")
@@ -23,15 +23,15 @@ def scaffold(name: str) -> str:
 
 
 def scaffold_split(scaffolds: Sequence[str], fractions: Sequence[float]) -> list[list[int]]:
-    """Parts of about these sizes, none of which shares a scaffold with another.
+    """Split molecules into parts of about these sizes that share no scaffold.
 
     As in Hu et al., https://arxiv.org/abs/1905.12265: groups of molecules with the same scaffold,
-    the largest first and of equally large ones the last first, go into the first part that they do
-    not overfill; what goes into none goes into the last.
+    the largest first and among equal sizes the last first, go into the first part that they do not
+    overfill, or else into the last one.
 
     Args:
         scaffolds: of each molecule.
-        fractions: of all molecules, of each part; they sum to 1.
+        fractions: of all molecules, for each part; their sum is 1.
 
     Returns:
         The positions of the molecules of each part, ascending.
@@ -55,13 +55,13 @@ def scaffold_split(scaffolds: Sequence[str], fractions: Sequence[float]) -> list
 def stratified_random_split(
     strata: Sequence[float], fractions: Sequence[float], *, seed: int
 ) -> list[list[int]]:
-    """Parts of about these sizes, drawn at random, each with its share of every stratum.
+    """Split molecules at random into parts of about these sizes, stratified.
 
     Args:
-        strata: of each molecule, a number for its kind.
-        fractions: as in `scaffold_split`; a part gets at least one of each kind where there are so
-            many, the first one what is left.
-        seed: the seed of this one draw (see `derive_seed`).
+        strata: the stratum of each molecule.
+        fractions: as in `scaffold_split`; each part gets at least one molecule of every stratum
+            that has enough, and the first one the rest.
+        seed: the seed of this draw (see `derive_seed`).
 
     Returns:
         As `scaffold_split`.
@@ -69,12 +69,12 @@ def stratified_random_split(
     generator = np.random.default_rng(seed)
     array = np.asarray(strata)
     parts: list[list[int]] = [[] for _ in fractions]
-    for kind in np.unique(array):
-        members = generator.permutation(np.flatnonzero(array == kind)).tolist()
+    for stratum in np.unique(array):
+        members = generator.permutation(np.flatnonzero(array == stratum)).tolist()
         total = len(members)
-        for i, share in enumerate(fractions[1:] if total >= len(fractions) else (), start=1):
-            reserved = len(fractions) - i  # one for each part that is still to come, and the first
-            count = min(max(1, round(share * total)), len(members) - reserved)
+        for i, fraction in enumerate(fractions[1:] if total >= len(fractions) else (), start=1):
+            reserved = len(fractions) - i  # one for each later part, and for the first
+            count = min(max(1, round(fraction * total)), len(members) - reserved)
             parts[i] += members[:count]
             del members[:count]
         parts[0] += members

@@ -1,4 +1,4 @@
-"""A molecule as a graph, of its SMILES, with the features of Hu et al. 2020."""
+"""Molecules as graphs, from SMILES, with the features of Hu et al. 2020."""
 
 from functools import lru_cache
 
@@ -6,10 +6,10 @@ import torch
 from rdkit import Chem, rdBase
 from torch_geometric.data import Data
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError
 
 CACHE_SIZE = 200_000
-"""Molecules that a process keeps as graphs."""
+"""The number of molecules that a process caches."""
 
 _SHOWN = 60  # characters of a SMILES in a message
 
@@ -29,11 +29,11 @@ _BOND_DIRECTIONS = {
 }
 
 
-class SmilesError(UserError):
-    """A SMILES is of no molecule.
+class SmilesError(DataError):
+    """A SMILES is invalid.
 
     Attributes:
-        smiles: what is wrong, or its beginning.
+        smiles: the invalid one, shortened.
         reason: why, in a few words.
     """
 
@@ -41,17 +41,16 @@ class SmilesError(UserError):
         self.smiles = smiles if len(smiles) <= _SHOWN else f"{smiles[:_SHOWN]}..."
         self.reason = reason
         super().__init__(
-            f"'{self.smiles}' is not the SMILES of a molecule ({reason}): correct it, or leave it "
-            "out"
+            f"'{self.smiles}' is not a valid SMILES ({reason}): correct it, or leave it out"
         )
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        """As an error that comes from another process."""
+        """Pickle, as for an error from another process."""
         return type(self), (self.smiles, self.reason)
 
 
 def smiles_of(name: str) -> str:
-    """The SMILES in the name of a molecule, its first word, as in files of SMILES.
+    """Return the SMILES in the name of a molecule, which is its first word.
 
     Example:
         >>> smiles_of("CCO line 3")
@@ -61,37 +60,37 @@ def smiles_of(name: str) -> str:
 
 
 def parse_smiles(name: str) -> Chem.Mol:
-    """The molecule of a SMILES, without the hydrogens that go without saying.
+    """Parse a SMILES, without implicit hydrogens.
 
     Args:
-        name: the SMILES, and after a space whatever tells it from others.
+        name: the SMILES, and anything after a space.
 
     Raises:
-        SmilesError: if there is no such molecule, or an atom in it that is no element.
+        SmilesError: if it is invalid, or has an atom that is not an element.
     """
     smiles = smiles_of(name)
     if not (smiles.isascii() and smiles.isprintable()):
         # RDKit would leave it out, and read the Cyrillic letter in "\u0421C" as nothing.
-        raise SmilesError(smiles, "there is a letter in it that is none of a SMILES")
-    with rdBase.BlockLogs():  # which would say the same on stderr
+        raise SmilesError(smiles, "it has a character that is not allowed")
+    with rdBase.BlockLogs():  # which would print the same to stderr
         molecule = Chem.MolFromSmiles(smiles)
         if molecule is None:
             raise SmilesError(smiles, _fault(smiles))
     if not molecule.GetNumAtoms():
         raise SmilesError(smiles, "it has no atoms")
     if not all(atom.GetAtomicNum() for atom in molecule.GetAtoms()):
-        raise SmilesError(smiles, "it has an atom '*', which is no element")
+        raise SmilesError(smiles, "it has an atom '*', which is not an element")
     return molecule
 
 
 @lru_cache(maxsize=CACHE_SIZE)
 def read_molecule(name: str) -> Data:
-    """The graph of a molecule: two features for each atom, and two for each bond.
+    """Return the graph of a molecule: two features for each atom, and two for each bond.
 
     `x` `[R, 2]` holds atomic number - 1 and chirality (0 none, 1 clockwise, 2 counterclockwise;
-    none for any other kind, of which the networks know nothing). `edge_attr` `[E, 2]` holds the
+    none for any other kind, which the networks do not know). `edge_attr` `[E, 2]` holds the
     type of a bond (0 single, 1 double, 2 triple, 3 aromatic; single for any other, such as a dative
-    one) and its direction (0 none, 1 up, 2 down, seen from left to right). Each bond is there in
+    one) and its direction (0 none, 1 up, 2 down, seen from left to right). Each bond is listed in
     both directions, one after the other. These are the inputs of the networks of Hu et al.,
     https://arxiv.org/abs/1905.12265.
 
@@ -99,7 +98,7 @@ def read_molecule(name: str) -> Data:
         name: as in `parse_smiles`.
 
     Returns:
-        The graph, which is not to be written to: the process keeps it.
+        The graph, which is cached and must not be written to.
 
     Raises:
         SmilesError: as in `parse_smiles`.
@@ -127,7 +126,7 @@ def read_molecule(name: str) -> Data:
 
 
 def _fault(smiles: str) -> str:
-    """What is wrong with a SMILES that is of no molecule."""
+    """Return why a SMILES is invalid."""
     molecule = Chem.MolFromSmiles(smiles, sanitize=False)
     if molecule is None:
         return "its syntax is wrong"

@@ -1,4 +1,4 @@
-"""The rows of a CSV file of SMILES: molecules, what is known of them, and their splits."""
+"""The rows of a CSV file of SMILES: molecules, their labels and their splits."""
 
 import csv
 import logging
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from delta_transfer.data.molecules.smiles import SmilesError, read_molecule
+from delta_transfer.data.sources.csv import check_split_column
 from delta_transfer.data.sources.csv_rows import Row, read_rows, refuse_lines
 from delta_transfer.data.splits import SPLIT_ALIASES
-from delta_transfer.errors import UserError, first_few, unknown
+from delta_transfer.errors import DataError, first_few, unknown
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +19,9 @@ LAYOUT = (
     "a CSV file with commas, in UTF-8, that begins with a header, with a column of SMILES and "
     "columns of labels"
 )
-"""What a file of molecules must look like, in words."""
+"""The expected file of molecules, for messages."""
 
-_MANY = 10_000  # molecules, which take some ten seconds to read
+_LOG_ABOVE = 10_000  # molecules, which take some ten seconds to read
 
 _MISSING = ("", "nan", "na", "n/a", "none", "null")
 
@@ -30,13 +31,13 @@ class MoleculeTable:
     """The molecules of a file, in its order.
 
     Attributes:
-        names: of each, no two of them equal: its SMILES, and after a space the line that it stands
-            in if there is another such.
-        labels: of each, a value for each of `label_columns`; NaN where it is not known.
+        names: of each, all different: its SMILES, followed by a space and the line if it is not
+            the first such row.
+        labels: of each, a value for each of `label_columns`; NaN if unknown.
         splits: of each, "train", "val" or "test"; None without a column of splits.
         label_columns: the names of the columns of labels.
-        unused_columns: the names of the columns that are neither.
-        notes: what a user should know of those that are left out or there more than once.
+        unused_columns: the names of the remaining columns.
+        notes: sentences for the user on molecules that are left out.
     """
 
     names: tuple[str, ...]
@@ -48,7 +49,7 @@ class MoleculeTable:
 
     @property
     def binary(self) -> bool:
-        """Whether all that is known is 0 or 1."""
+        """Whether all known labels are 0 or 1."""
         return all(value in (0, 1) or math.isnan(value) for row in self.labels for value in row)
 
 
@@ -60,74 +61,64 @@ def read_molecules(
     ignored_columns: Sequence[str] = (),
     use_split_column: bool = False,
 ) -> MoleculeTable:
-    """Read the molecules of a file; those whose SMILES is of none are left out.
+    """Read the molecules of a file; rows with an invalid SMILES are left out.
 
     Args:
         file: the CSV file; one that ends in .gz is unpacked.
-        smiles_column: the column of the SMILES; capitals do not count in the names of columns.
-        label_columns: the columns of the labels; all others in which there are only numbers if
-            empty.
-        ignored_columns: columns that are none of those.
-        use_split_column: whether a column `split`, if there is one, is of splits.
+        smiles_column: the column of SMILES; case is ignored in all names of columns.
+        label_columns: the columns of labels; if empty, all others that have numbers only.
+        ignored_columns: columns that are not labels.
+        use_split_column: whether to read splits from a column `split`, if there is one.
 
     Raises:
-        UserError: if the file is not as it must be, naming the lines; or it has no molecule.
+        DataError: naming the lines, if the file is not as expected; or if it has no molecule.
     """
-    smiles_column, ignored_columns = (
-        smiles_column.strip().lower(),
-        [name.lower() for name in ignored_columns],
-    )
+    smiles_column = smiles_column.strip().lower()
+    ignored = [name.lower() for name in ignored_columns]
     _, others = read_rows(file, required=(smiles_column,), layout=LAYOUT)
-    there = {name.strip().lower(): name.strip() for name in others}
-    given = ["split"] if use_split_column and "split" in there else []
-    asked = [name.strip().lower() for name in label_columns]
-    for name in asked:
-        if name not in there or name in given:
-            choices = [there[key] for key in there if key not in given]
-            raise UserError(f"'{file}': {unknown('column of labels', name, choices)}")
-    candidates = asked or [name for name in there if name not in (*ignored_columns, *given)]
-    rows, _ = read_rows(file, required=(smiles_column, *given), optional=candidates, layout=LAYOUT)
-    numbers = {name: [_number(row.fields[name]) for row in rows] for name in candidates}
-    if not asked:
-        candidates = [name for name in candidates if _is_numeric(numbers[name])]
-    if not candidates:
-        raise UserError(
-            f"'{file}': no column beside '{smiles_column}' has labels, which are numbers: add "
-            "one, with 0 "
-            "and 1 for no and yes, or a value to learn"
+    written = {name.strip().lower(): name.strip() for name in others}
+    split_column = ["split"] if use_split_column and "split" in written else []
+    requested = [name.strip().lower() for name in label_columns]
+    for name in requested:
+        if name not in written or name in split_column:
+            choices = [written[key] for key in written if key not in split_column]
+            raise DataError(f"'{file}': {unknown('column of labels', name, choices)}")
+    labels = requested or [name for name in written if name not in (*ignored, *split_column)]
+    required = (smiles_column, *split_column)
+    rows, _ = read_rows(file, required=required, optional=labels, layout=LAYOUT)
+    numbers = {name: [_number(row.fields[name]) for row in rows] for name in labels}
+    if not requested:
+        labels = [name for name in labels if _is_numeric(numbers[name])]
+    if not labels:
+        raise DataError(
+            f"'{file}': no column beside '{smiles_column}' has numbers, to be used as labels: add "
+            "one, with 0 and 1, or with values to predict"
         )
-    for name in candidates:
-        strange = [
+    for name in labels:
+        wrong = [
             (row.line, f"'{row.fields[name]}'")
             for row, number in zip(rows, numbers[name], strict=True)
             if number is None
         ]
-        mend = "write a number, or nothing where it is not known"
-        refuse_lines(file, f"the {there[name]} is no number", strange, hint=mend)
-    strange = [
-        (row.line, f"'{row.fields['split']}'")
-        for row in rows
-        if given and row.fields["split"].lower() not in SPLIT_ALIASES
-    ]
-    refuse_lines(
-        file, "the split is unknown", strange, hint=f"write one of {', '.join(SPLIT_ALIASES)}"
-    )
+        hint = "write a number, or nothing if it is unknown"
+        refuse_lines(file, f"the {written[name]} is not a number", wrong, hint=hint)
+    check_split_column(file, rows)
     kept, notes = _readable(file, rows, smiles_column)
-    values = list(zip(*(numbers[name] for name in candidates), strict=True))
+    values = list(zip(*(numbers[name] for name in labels), strict=True))
+    splits = [SPLIT_ALIASES[rows[i].fields["split"].lower()] for i in kept if split_column]
+    used = (*labels, *split_column)
     return MoleculeTable(
         names=tuple(_unique([(rows[i].fields[smiles_column], rows[i].line) for i in kept])),
         labels=tuple(values[i] for i in kept),
-        splits=tuple(SPLIT_ALIASES[rows[i].fields["split"].lower()] for i in kept)
-        if given
-        else None,
-        label_columns=tuple(there[name] for name in candidates),
-        unused_columns=tuple(there[name] for name in there if name not in (*candidates, *given)),
+        splits=tuple(splits) if split_column else None,
+        label_columns=tuple(written[name] for name in labels),
+        unused_columns=tuple(written[name] for name in written if name not in used),
         notes=tuple(notes),
     )
 
 
 def _number(text: str) -> float | None:
-    """The number that a text says, NaN for one that is not known; None for anything else."""
+    """Return a number, NaN for a missing one; None for anything else."""
     if text.lower() in _MISSING:
         return math.nan
     try:
@@ -138,39 +129,38 @@ def _number(text: str) -> float | None:
 
 
 def _is_numeric(numbers: Sequence[float | None]) -> bool:
-    """Whether there are numbers, and nothing else."""
+    """Return whether there are numbers, and nothing else."""
     known = [number for number in numbers if number is None or not math.isnan(number)]
     return bool(known) and None not in known
 
 
 def _readable(file: Path, rows: Sequence[Row], smiles_column: str) -> tuple[list[int], list[str]]:
-    """The positions of the rows whose SMILES are of molecules, and a note on the others."""
-    if len(rows) > _MANY:
+    """Return the positions of the rows with a valid SMILES, and a note on the others."""
+    if len(rows) > _LOG_ABOVE:
         logger.info("reading %s molecules", f"{len(rows):,}")
     kept, lost = [], []
     for position, row in enumerate(rows):
+        smiles = row.fields[smiles_column]
         try:
-            if len(row.fields[smiles_column].split()) > 1:
-                raise SmilesError(row.fields[smiles_column], "there is a space in it")
-            read_molecule(row.fields[smiles_column])
+            if len(smiles.split()) > 1:
+                raise SmilesError(smiles, "there is a space in it")
+            read_molecule(smiles)
         except SmilesError as error:
             lost.append(f"line {row.line} ('{error.smiles}': {error.reason})")
         else:
             kept.append(position)
     if not kept:
-        raise UserError(
-            f"'{file}': nothing in the column '{smiles_column}' is the SMILES of a molecule: "
-            f"{first_few(lost)}; name the column of the SMILES"
+        raise DataError(
+            f"'{file}': the column '{smiles_column}' has no valid SMILES: {first_few(lost)}; name "
+            "the column of SMILES"
         )
     if not lost:
         return kept, []
-    return kept, [
-        f"{len(lost)} of {len(rows)} SMILES are of no molecule and are left out: {first_few(lost)}"
-    ]
+    return kept, [f"{len(lost)} of {len(rows)} SMILES are invalid and left out: {first_few(lost)}"]
 
 
 def _unique(written: Sequence[tuple[str, int]]) -> list[str]:
-    """Each SMILES, from its second row on with the number of the line behind it."""
+    """Return each SMILES, with the number of the line after it from its second row on."""
     seen: set[str] = set()
     names = []
     for smiles, line in written:
@@ -180,7 +170,7 @@ def _unique(written: Sequence[tuple[str, int]]) -> list[str]:
 
 
 def parse_column_names(text: str) -> tuple[str, ...]:
-    """The names in a list with commas; quotes go around one with a comma in it.
+    """Split a list of names at its commas, but not within double quotes.
 
     Example:
         >>> parse_column_names('a, "b, c"')

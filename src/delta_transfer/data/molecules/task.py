@@ -1,4 +1,4 @@
-"""A task of molecules: what it asks is either yes or no, or a value; its splits are drawn."""
+"""Datasets of molecules: drawn splits, and binary targets or values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from delta_transfer.data.molecules.scaffold_split import (
 from delta_transfer.data.molecules.smiles import read_molecule
 from delta_transfer.data.molecules.table import MoleculeTable
 from delta_transfer.data.task import Split, TaskData
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError
 from delta_transfer.metrics.task_types import MultilabelBinary, Regression, TaskType
 
 
 def molecule_split(molecules: MoleculeTable, positions: Sequence[int]) -> Split:
-    """The molecules at these positions."""
+    """Return the molecules at these positions."""
     labels: Any = molecules.labels
     paths = molecules.names
     everything = Split(paths=paths, labels=labels, read=read_molecule, sample_type="molecule")
@@ -39,36 +39,35 @@ def draw_splits(
     """Draw splits of molecules.
 
     Args:
-        molecules: those of the data.
-        pool: the positions of those that are drawn from.
-        fractions: of the pool, by the names of the splits; the first is that of train.
-        split_method: scaffold or auto, so that no two splits share one; or random, in the same
-            proportions of yes and no where this is the only question.
-        seed: the seed of this one draw; scaffolds need none.
-        display_name: what messages call the data.
+        molecules: of the dataset.
+        pool: the positions to draw from.
+        fractions: of the pool, by the names of the splits, train first.
+        split_method: "scaffold" or "auto", so that no two splits share a scaffold; or "random",
+            stratified if there is a single binary target.
+        seed: the seed of this draw; scaffolds need none.
+        display_name: the name of the data in messages.
 
     Returns:
         The positions of the molecules of each split.
 
     Raises:
-        UserError: if there are too few molecules or scaffolds.
+        DataError: if there are too few molecules or scaffolds.
     """
     if split_method != "random":
-        kinds = [scaffold(molecules.names[i]) for i in pool]
-        parts = scaffold_split(kinds, list(fractions.values()))
-        count, what = len(set(kinds)), "scaffolds (ring systems)"
-        mend = "give --split random, or a column split"
+        scaffolds = [scaffold(molecules.names[i]) for i in pool]
+        parts = scaffold_split(scaffolds, list(fractions.values()))
+        available = f"{len(set(scaffolds))} scaffolds (ring systems)"
+        hint = "use `split=random`, or add a column split"
     else:
         parts = stratified_random_split(
             _strata(molecules, pool), list(fractions.values()), seed=seed
         )
-        count, what, mend = len(pool), "molecules", "add some, or give a column split"
+        available, hint = f"{len(pool)} molecules", "add some, or a column split"
     empty = [name for name, part in zip(fractions, parts, strict=True) if not part]
     if empty:
-        raise UserError(
-            f"{display_name}: no molecule is left for {' and '.join(empty)}, as there are only "
-            f"{count} "
-            f"{what} to draw from: {mend}"
+        raise DataError(
+            f"{display_name}: no molecule is left for {' and '.join(empty)}, with only "
+            f"{available} to draw from: {hint}"
         )
     return {name: [pool[i] for i in part] for name, part in zip(fractions, parts, strict=True)}
 
@@ -83,19 +82,19 @@ def make_task_data(
     val_drawn: bool,
     split_method: SplitMethod = "random",
 ) -> TaskData:
-    """The task of these molecules.
+    """Make a dataset of molecules.
 
     Args:
-        name: of the task.
-        molecules: those of the data.
+        name: of the dataset.
+        molecules: all of them.
         parts: the positions of those in "train", "val" and, if there is one, "test".
-        binary: whether labels are yes and no, not values.
-        notes: what a user should know beside those of the molecules.
-        val_drawn: as of the task.
-        split_method: how it was drawn.
+        binary: whether labels are 0 and 1, not values.
+        notes: sentences for the user beside those of the molecules.
+        val_drawn: as in `TaskData`.
+        split_method: of `parts`.
 
     Raises:
-        UserError: if there is nothing to learn from.
+        DataError: if no target has two different values to train on.
     """
     train = molecule_split(molecules, parts["train"])
     return TaskData(
@@ -114,14 +113,12 @@ def make_task_data(
 
 
 def _make_task_type(name: str, train: Split, *, binary: bool) -> TaskType:
-    """What is learnt of training molecules."""
     table = np.array(train.labels, dtype=float)
     known = [column[~np.isnan(column)] for column in table.T]
     if not any(len(np.unique(column)) > 1 for column in known):
-        raise UserError(
+        raise DataError(
             f"{name}: no column of labels has two different values among the {len(train)} training "
-            "molecules, so that there is nothing to learn: add molecules, or choose columns with "
-            "--label-columns"
+            "molecules: add molecules, or choose other `label_columns`"
         )
     if binary:
         return MultilabelBinary(labelled_fraction=sum(map(len, known)) / table.size)
@@ -132,9 +129,9 @@ def _make_task_type(name: str, train: Split, *, binary: bool) -> TaskType:
 
 
 def _strata(molecules: MoleculeTable, pool: Sequence[int]) -> list[float]:
-    """The answer of each molecule where there is one question and all is known, else zeros."""
+    """Return the label of each molecule for a single, fully known binary target, else zeros."""
     rows = [molecules.labels[i] for i in pool]
-    alike = len(molecules.label_columns) > 1 or not molecules.binary
-    if alike or any(math.isnan(value) for (value,) in rows):
+    unstratified = len(molecules.label_columns) > 1 or not molecules.binary
+    if unstratified or any(math.isnan(value) for (value,) in rows):
         return [0.0] * len(pool)
     return [value for (value,) in rows]

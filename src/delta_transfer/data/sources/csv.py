@@ -1,7 +1,7 @@
-"""A CSV file that lists images and their classes becomes a Task."""
+"""Images and their classes from a CSV file."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,22 +10,22 @@ from delta_transfer.data.sources.folder import FolderReader
 from delta_transfer.data.splits import (
     SPLIT_ALIASES,
     PartialTaskData,
+    SplitOptions,
     check_split_classes,
     draw_missing_splits,
-    parse_test_fraction,
 )
-from delta_transfer.data.task import Split, TaskData
-from delta_transfer.errors import UserError
+from delta_transfer.data.task import LabelledSplit, Split, TaskData
+from delta_transfer.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class _ImageRow:
-    """A row of the file.
+    """An image of the file.
 
     Attributes:
-        line: where it begins.
-        path: below the CSV file's folder, as written there if it can be.
-        real_path: the whole path, with all links followed.
+        line: where its row begins.
+        path: relative to the CSV file's folder, as written there if possible.
+        real_path: the absolute path, with links resolved.
         label: the class.
         split: "train", "val" or "test"; "" without such a column.
     """
@@ -37,97 +37,79 @@ class _ImageRow:
     split: str
 
 
-def load_csv(file: Path, *, seed: int, val_fraction: float, test_split: str) -> TaskData:
-    """A task from a CSV file with the columns `path`, `label` and, if wanted, `split`.
+def load_csv(file: Path, options: SplitOptions) -> TaskData:
+    """Load a CSV file with the columns `path`, `label` and, optionally, `split`.
 
-    Paths are relative to the file's folder and may not lead out of it. Without the column `split`
-    all rows are training images. A missing validation split is drawn, class by class; a test
-    split only if a fraction is asked for.
+    Paths are relative to the file's folder and may not lead out of it. Without a column `split`
+    all rows are training images.
 
     Args:
         file: the CSV file.
-        seed: draws the splits that are not there.
-        val_fraction: the part of the training images held out for validation, if no row has the
-            split `val`.
-        test_split: the default, or a fraction such as "0.2" of the training images to draw a
-            test split.
+        options: the missing splits to draw; `test_split` may not be a name.
 
     Returns:
-        The task; its paths are relative to the file's folder, its classes sorted.
+        The dataset; its paths are relative to the file's folder, its classes sorted.
 
     Raises:
-        UserError: if the file is not as it must be; naming the lines.
+        UserError: naming the lines, if the file is not as expected.
     """
-    images, unused = _labelled(file)
-    by_split = {name: [p for p in images if p.split == name] for name in ("val", "test")}
-    train = [image for image in images if image.split in ("", "train")]
-    if not train:
-        raise UserError(
-            f"'{file}': no row has the split 'train', and there is nothing to learn from: write "
-            "'train' into the column split"
-        )
-    classes, lacking = _classes(file, {"train": train, **{k: v for k, v in by_split.items() if v}})
-    val, test = (_split(part, classes, file.parent) for part in by_split.values())
+    images, unused = _labelled_images(file)
+    parts = {
+        name: [image for image in images if (image.split or "train") == name]
+        for name in ("train", "val", "test")
+    }
+    if not parts["train"]:
+        raise DataError(f"'{file}' has no row with the split 'train', and so nothing to train on")
+    parts = {name: part for name, part in parts.items() if part}
+    classes, lacking = _classes(file, parts)
+    splits = {name: _split(part, classes, file.parent) for name, part in parts.items()}
     given = PartialTaskData(
         name=file.stem,
         display_name=f"'{file}'",
         classes=classes,
-        train=_split(train, classes, file.parent),
-        val=val if len(val) else None,
-        test=test if len(test) else None,
-        notes=(*lacking, *([f"columns that are not used: {', '.join(unused)}"] if unused else [])),
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        notes=(*lacking, *([f"unused columns: {', '.join(unused)}"] if unused else [])),
     )
     return draw_missing_splits(
         given,
-        seed=seed,
-        val_fraction=val_fraction,
-        test_fraction=parse_test_fraction(
-            test_split, display_name=given.display_name, has_test=len(test) > 0
-        ),
-        hint="add images, leave the class out, or give these splits in the column split",
+        options,
+        test_fraction=options.test_fraction(given.display_name, has_test="test" in splits),
+        hint="add images, leave the class out, or name these splits in the column split",
     )
 
 
-def load_labelled_csv(file: Path) -> tuple[tuple[str, ...], Split, bool]:
-    """The images of a CSV file to measure a network on: of its test split, or all without one.
+def load_labelled_csv(file: Path) -> LabelledSplit:
+    """Load the test split of a CSV file, or all its images without one.
 
     Args:
-        file: as for `load_csv`; one class is enough.
-
-    Returns:
-        The class names; the images, whose paths are relative to the file's folder; whether they
-        are a test split.
+        file: as for `load_csv`, but one class is enough.
 
     Raises:
-        UserError: if the file is not as it must be; naming the lines.
+        UserError: naming the lines, if the file is not as expected.
     """
-    images, _ = _labelled(file)
+    images, _ = _labelled_images(file)
     test = [image for image in images if image.split == "test"]
     chosen = test or images
     classes = tuple(sorted({image.label for image in chosen}))
-    return classes, _split(chosen, classes, file.parent), bool(test)
+    return LabelledSplit(classes, _split(chosen, classes, file.parent), is_test=bool(test))
 
 
 def list_csv(file: Path) -> list[str]:
-    """The files that the column `path` of a CSV file lists, in its order; no other is needed.
+    """Return the files in the column `path` of a CSV file, in order.
 
     Raises:
-        UserError: if the file is not as it must be, or a path leads out of its folder or nowhere.
+        UserError: if the file is not as expected, or a path is missing or outside of its folder.
     """
     rows, _ = read_rows(file, required=("path",))
     return [str(file.parent / image.path) for image in _existing_images(file, rows)]
 
 
-def _labelled(file: Path) -> tuple[list[_ImageRow], tuple[str, ...]]:
-    """The images, each listed once, and the columns that are not used."""
+def _labelled_images(file: Path) -> tuple[list[_ImageRow], tuple[str, ...]]:
+    """Return the images, each listed once, and the unused columns."""
     rows, unused = read_rows(file, required=("path", "label"), optional=("split",))
-    strange = [
-        (row.line, f"'{row.fields['split']}'")
-        for row in rows
-        if row.fields.get("split", "train").lower() not in SPLIT_ALIASES
-    ]
-    allowed = ", ".join(SPLIT_ALIASES)
-    refuse_lines(file, "the split is unknown", strange, hint=f"write one of {allowed}")
+    check_split_column(file, rows)
     images = _existing_images(file, rows)
     first: dict[str, int] = {}
     again = [
@@ -139,8 +121,23 @@ def _labelled(file: Path) -> tuple[list[_ImageRow], tuple[str, ...]]:
     return images, unused
 
 
+def check_split_column(file: Path, rows: Sequence[Row]) -> None:
+    """Check that the fields of a column `split`, if there is one, are known.
+
+    Raises:
+        DataError: naming the lines of other fields.
+    """
+    unknown = [
+        (row.line, f"'{row.fields['split']}'")
+        for row in rows
+        if row.fields.get("split", "train").lower() not in SPLIT_ALIASES
+    ]
+    hint = f"write one of {', '.join(SPLIT_ALIASES)}"
+    refuse_lines(file, "the split is unknown", unknown, hint=hint)
+
+
 def _existing_images(file: Path, rows: Sequence[Row]) -> list[_ImageRow]:
-    """The rows whose files are there, in the CSV file's folder."""
+    """Return the images; all files must exist in the CSV file's folder."""
     folder = _PathResolver(file.parent)
     outside, missing, images = [], [], []
     for row in rows:
@@ -158,7 +155,7 @@ def _existing_images(file: Path, rows: Sequence[Row]) -> list[_ImageRow]:
         file,
         f"the path leads out of '{file.parent}'",
         outside,
-        hint="move the image into this folder, and give its path relative to the CSV file",
+        hint="move the image into this folder, and write its path relative to the CSV file",
     )
     refuse_lines(
         file,
@@ -170,10 +167,10 @@ def _existing_images(file: Path, rows: Sequence[Row]) -> list[_ImageRow]:
 
 
 class _PathResolver:
-    """Tells where a CSV file's entries lead; what it has learnt of folders serves later entries.
+    """Resolves paths below a folder, and caches resolved parents for files of many rows.
 
     Args:
-        path: what an entry is relative to and may not leave, not by a link either.
+        path: the folder, which entries are relative to and may not leave, also not by a link.
     """
 
     def __init__(self, path: Path) -> None:
@@ -182,7 +179,7 @@ class _PathResolver:
         self._parents: dict[str, str] = {}
 
     def resolve(self, entry: str) -> str | None:
-        """The entry's real path, with all links followed; None if it leads out of the folder."""
+        """Return the real path of an entry; None if it leads out of the folder."""
         parent, name = os.path.split(os.path.join(self._path, entry))
         if parent not in self._parents:
             self._parents[parent] = os.path.realpath(parent)
@@ -192,14 +189,16 @@ class _PathResolver:
         return real if os.path.join(real, "").startswith(self._inside) else None
 
     def relative_path(self, entry: str, real: str) -> str:
-        """The entry's path below the folder: as it is written, if that is a plain path."""
+        """Return an entry's path below the folder: as written, if that is a plain path."""
         if os.path.isabs(entry) or ".." in entry:
             return Path(real).relative_to(self._inside).as_posix()
         return os.path.normpath(entry).replace(os.sep, "/")
 
 
-def _classes(file: Path, splits: dict[str, list[_ImageRow]]) -> tuple[tuple[str, ...], list[str]]:
-    """The classes, at least two, and a note for each split that lacks one."""
+def _classes(
+    file: Path, splits: Mapping[str, list[_ImageRow]]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return the classes, at least two, and a note for each split that lacks one."""
     first: dict[str, int] = {}
     for image in sorted((p for part in splits.values() for p in part), key=lambda p: p.line):
         first.setdefault(image.label, image.line)
@@ -211,9 +210,9 @@ def _classes(file: Path, splits: dict[str, list[_ImageRow]]) -> tuple[tuple[str,
     )
     classes = tuple(sorted(first))
     if len(classes) < 2:
-        raise UserError(
-            f"'{file}' has only one class, '{classes[0]}', and at least two are needed: add rows "
-            "with another label"
+        raise DataError(
+            f"'{file}' has only one class, '{classes[0]}', and needs at least two: add rows with "
+            "another label"
         )
     return classes, notes
 

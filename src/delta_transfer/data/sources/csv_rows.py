@@ -1,4 +1,4 @@
-"""The rows of a CSV file with a header, each with its line number, and errors that name lines."""
+"""The rows of a CSV file with a header, with line numbers, and errors that name lines."""
 
 import csv
 import gzip
@@ -8,65 +8,66 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from delta_transfer.errors import UserError, first_few
+from delta_transfer.errors import DataError, first_few
 
 LAYOUT = (
     "a CSV file with commas, in UTF-8, that begins with the header path,label or path,label,split"
 )
-"""What a data file must look like, in words."""
+"""The expected data file, for messages."""
 
-_PATHS = "a CSV file with commas, in UTF-8, that begins with a header with the column path"
-
-_MAX_UNPACKED_BYTES = 2**30  # bytes of a compressed file, unpacked
-
-_DELIMITERS = {";": "semicolons", "\t": "tabs"}
+_PATHS_LAYOUT = "a CSV file with commas, in UTF-8, that begins with a header with the column path"
+_MAX_UNPACKED_BYTES = 2**30
+_OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs"}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row by its columns, without the spaces around each field, and the line it starts on."""
+    """A row by its columns, each field stripped of spaces, and the line it starts on."""
 
     line: int
     fields: dict[str, str]
 
 
 def read_rows(
-    file: Path,
-    *,
-    required: Sequence[str],
-    optional: Sequence[str] = (),
-    layout: str | None = None,
+    file: Path, *, required: Sequence[str], optional: Sequence[str] = (), layout: str | None = None
 ) -> tuple[list[Row], tuple[str, ...]]:
-    """Read the columns wanted; the names in the header may have capital letters.
+    """Read columns of a CSV file, whose header may be in upper case.
 
-    Empty rows at the start and the end of the file do not count.
+    Empty rows at the start and the end of the file are skipped.
 
     Args:
         file: the CSV file; one that ends in .gz is unpacked.
-        required: the columns that there must be; no row may have one of them empty.
-        optional: columns that are read if they are there.
-        layout: what the file must look like, in words; that of a list of images if not given.
+        required: the columns that must exist, and may not have an empty field.
+        optional: the columns to read if they exist.
+        layout: the expected file, for messages; that of a list of images by default.
 
     Returns:
-        The rows, of which there is at least one, and the names of the other columns.
+        The rows, at least one, and the names of the other columns.
 
     Raises:
-        UserError: if it is no such file, or rows are not as they must be; naming their lines.
+        DataError: if it is not such a file, or naming the lines of wrong rows.
     """
-    layout = layout or (LAYOUT if "label" in required else _PATHS)
+    layout = layout or (LAYOUT if "label" in required else _PATHS_LAYOUT)
     records = _records(file, layout)
     if not records:
-        raise UserError(f"'{file}' is empty: give {layout}")
+        raise DataError(f"'{file}' is empty: pass {layout}")
     (line, header), *body = records
     columns = _columns(file, header, layout, line=line, required=required, optional=optional)
     if not body:
-        raise UserError(
-            f"'{file}' has no rows below its header: add a row for each image or molecule"
-        )
-    _check_shape(file, body, len(header))
+        raise DataError(f"'{file}' has no rows below its header: add one per image or molecule")
+    blank = [(line, "") for line, fields in body if _is_blank(fields)]
+    refuse_lines(file, "the row is empty", blank, hint="remove it")
+    width = len(header)
+    odd = [
+        (line, f"{len(fields)} fields, the header has {width}")
+        for line, fields in body
+        if len(fields) != width
+    ]
+    hint = "put double quotes around a field with a comma in it"
+    refuse_lines(file, "the number of fields is wrong", odd, hint=hint)
     rows = [
-        Row(number, {name: fields[index].strip() for name, index in columns.items()})
-        for number, fields in body
+        Row(line, {name: fields[index].strip() for name, index in columns.items()})
+        for line, fields in body
     ]
     for name in required:
         empty = [(row.line, "") for row in rows if not row.fields[name]]
@@ -74,27 +75,30 @@ def read_rows(
     return rows, tuple(name for i, name in enumerate(header) if i not in columns.values())
 
 
-def refuse_lines(file: Path, what: str, lines: Sequence[tuple[int, str]], *, hint: str) -> None:
-    """Raise an error if there are lines at fault.
+def refuse_lines(file: Path, problem: str, lines: Sequence[tuple[int, str]], *, hint: str) -> None:
+    """Raise an error if there are wrong lines.
 
     Args:
         file: the CSV file.
-        what: what is wrong with them.
-        lines: the number of each, and what is there, "" to show nothing.
-        hint: what to do about it.
+        problem: of these lines, for the message.
+        lines: the number of each, and its content, "" to show nothing.
+        hint: the fix, for the message.
 
     Raises:
-        UserError: naming the first few lines and how many there are.
+        DataError: naming the first few lines and the number of the others.
     """
     if lines:
         named = [f"line {line}" + (f" ({text})" if text else "") for line, text in lines]
-        raise UserError(f"'{file}', {first_few(named)}: {what}; {hint}")
+        raise DataError(f"'{file}', {first_few(named)}: {problem}; {hint}")
 
 
 def _records(file: Path, layout: str) -> list[tuple[int, list[str]]]:
-    """The fields of each record and the line it starts on, without empty ones at either end."""
+    """Return the first line and the fields of each record, without blank ones at either end."""
     text = _text(file, layout)
-    _check_delimiter(file, text, layout)
+    header = next(iter(text.lstrip("\r\n").splitlines()), "")
+    for delimiter, name in _OTHER_DELIMITERS.items():
+        if delimiter in header and "," not in header:
+            raise DataError(f"'{file}' separates its columns by {name}: save it as {layout}")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     records: list[tuple[int, list[str]]] = []
     line = 1
@@ -103,11 +107,11 @@ def _records(file: Path, layout: str) -> list[tuple[int, list[str]]]:
             records.append((line, fields))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(
+        raise DataError(
             f"'{file}': the row that begins in line {line} cannot be read ({error}): put double "
             'quotes around a whole field, and write "" for one within'
         ) from error
-    full = [index for index, (_, fields) in enumerate(records) if not _is_empty(fields)]
+    full = [index for index, (_, fields) in enumerate(records) if not _is_blank(fields)]
     return records[full[0] : full[-1] + 1] if full else []
 
 
@@ -115,8 +119,8 @@ def _text(file: Path, layout: str) -> str:
     try:
         content = _read_gzip(file) if file.suffix.lower() == ".gz" else file.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"cannot read '{file}' ({error.strerror}); make it readable, or give {layout}"
+        raise DataError(
+            f"cannot read '{file}' ({error.strerror}); make it readable, or pass {layout}"
         ) from error
     try:
         text = content.decode("utf-8-sig")
@@ -125,7 +129,7 @@ def _text(file: Path, layout: str) -> str:
     except UnicodeDecodeError as error:
         text, bad = "", content[: error.start].count(b"\n")
     if bad >= 0:
-        raise UserError(
+        raise DataError(
             f"'{file}' is not UTF-8 text (line {bad + 1}): save it as UTF-8, which spreadsheets "
             "call 'CSV UTF-8'"
         )
@@ -137,22 +141,12 @@ def _read_gzip(file: Path) -> bytes:
         with gzip.open(file) as stream:
             content = stream.read(_MAX_UNPACKED_BYTES + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(
-            f"'{file}' is damaged ({error}): get it again, or give it unpacked"
+        raise DataError(
+            f"'{file}' is damaged ({error}): download it again, or unpack it yourself"
         ) from error
     if len(content) > _MAX_UNPACKED_BYTES:
-        raise UserError(f"'{file}' holds more than a GiB: give it unpacked, if it is what you mean")
+        raise DataError(f"'{file}' unpacks to more than a GiB: if it is correct, unpack it")
     return content
-
-
-def _check_delimiter(file: Path, text: str, layout: str) -> None:
-    header = next(iter(text.lstrip("\r\n").splitlines()), "")
-    for delimiter, name in _DELIMITERS.items():
-        if delimiter in header and "," not in header:
-            raise UserError(
-                f"'{file}': its columns are parted by {name}, and must be by commas: save it as "
-                f"{layout}"
-            )
 
 
 def _columns(
@@ -164,39 +158,22 @@ def _columns(
     required: Sequence[str],
     optional: Sequence[str],
 ) -> dict[str, int]:
-    """Where the columns wanted are."""
+    """Return the positions of the requested columns."""
     names = [name.strip().lower() for name in header]
     twice = [name for name in (*required, *optional) if names.count(name) > 1]
     if twice:
-        raise UserError(
+        raise DataError(
             f"'{file}': the header in line {line} has the column '{twice[0]}' twice: keep one"
         )
     missing = [name for name in required if name not in names]
     if missing:
         lacks, has = ([f"'{name.strip()}'" for name in part] for part in (missing, header))
-        raise UserError(
+        raise DataError(
             f"'{file}': the header in line {line} lacks the column {', '.join(lacks)} (it has "
-            f"{first_few(has)}): give {layout}"
+            f"{first_few(has)}): pass {layout}"
         )
     return {name: names.index(name) for name in (*required, *optional) if name in names}
 
 
-def _check_shape(file: Path, body: Sequence[tuple[int, list[str]]], width: int) -> None:
-    """Every row has as many fields as the header, and something in them."""
-    empty = [(line, "") for line, fields in body if _is_empty(fields)]
-    refuse_lines(file, "there is an empty row", empty, hint="remove it")
-    odd = [
-        (line, f"{len(fields)} fields, the header has {width}")
-        for line, fields in body
-        if len(fields) != width
-    ]
-    refuse_lines(
-        file,
-        "the number of fields is wrong",
-        odd,
-        hint="put double quotes around a field with a comma in it",
-    )
-
-
-def _is_empty(fields: Sequence[str]) -> bool:
+def _is_blank(fields: Sequence[str]) -> bool:
     return not any(field.strip() for field in fields)

@@ -1,4 +1,4 @@
-"""`sklearn/digits`: the 1,797 handwritten digits of 8 x 8 pixels that scikit-learn installs."""
+"""`sklearn/digits`: the 1,797 handwritten digits of 8 x 8 pixels in scikit-learn."""
 
 from functools import cache
 
@@ -6,51 +6,50 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from delta_transfer.data.splits import hold_out, refuse_test_split
+from delta_transfer.data.splits import SplitOptions, hold_out
 from delta_transfer.data.task import Split, TaskData
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError
 from delta_transfer.utils.seeds import derive_seed
 
 NAME = "sklearn/digits"
 
 
-def load_sklearn_digits(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
-    """The task: half of each digit is for testing, a fraction of the rest for validation.
+def load_sklearn_digits(options: SplitOptions) -> TaskData:
+    """Load the dataset: half of each digit for testing, a fraction of the rest for validation.
 
     Args:
-        seed: draws both splits.
-        val_fraction: the part of the other half that is held out for validation.
-        test_split: must be the default.
+        options: the seed and the fraction; `test_split` must be the default.
 
     Raises:
-        UserError: if scikit-learn is missing or a test split is asked for.
+        UserError: if scikit-learn is missing or a test split is chosen.
     """
-    refuse_test_split(NAME, test_split)
+    options.refuse_test_split(NAME)
     _, labels = _digits()
     everything = Split(
         paths=tuple(f"{label}/{index:04d}" for index, label in enumerate(labels)),
         labels=labels,
         read=read_digit,
     )
+    seed = options.seed
     rest, test = hold_out(everything, 0.5, seed=derive_seed(seed, NAME, "test"))
-    train, val = hold_out(rest, val_fraction, seed=derive_seed(seed, NAME, "validation"))
+    train, val = hold_out(rest, options.val_fraction, seed=derive_seed(seed, NAME, "validation"))
     classes = tuple(str(digit) for digit in range(10))
     return TaskData(name=NAME, classes=classes, train=train, val=val, test=test, val_drawn=True)
 
 
 def read_digit(path: str) -> Image.Image:
-    """The RGB image of 8 x 8 pixels that a path such as `7/0123` names."""
+    """Return the RGB image of 8 x 8 pixels of a path such as `7/0123`."""
     pixels, _ = _digits()
     return Image.fromarray(pixels[int(path.split("/")[1])]).convert("RGB")
 
 
 @cache
 def _digits() -> tuple[NDArray[np.uint8], tuple[int, ...]]:
-    """All images `[N, 8, 8]`, scaled from 0..16 to 0..255, and their labels."""
+    """Return all images `[N, 8, 8]`, scaled from 0..16 to 0..255, and their labels."""
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
-        raise UserError(
+        raise EnvironmentError(
             f"{NAME} needs scikit-learn, which is not installed: pip install scikit-learn"
         ) from error
     data = load_digits()

@@ -1,4 +1,4 @@
-"""A folder of images in class folders becomes a Task."""
+"""Images in class folders."""
 
 import logging
 import os
@@ -21,13 +21,14 @@ from delta_transfer.data.splits import (
     VALIDATION_NAMES,
     PartialTaskData,
     SplitNames,
+    SplitOptions,
     check_split_classes,
     choose_splits,
     draw_missing_splits,
     find_name,
 )
-from delta_transfer.data.task import Split, TaskData
-from delta_transfer.errors import UserError
+from delta_transfer.data.task import LabelledSplit, Split, TaskData
+from delta_transfer.errors import ConfigError, DataError, first_few
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,11 @@ LAYOUT = (
     "a folder with a folder of images for each class, <class>/*, "
     "or with such folders for each split, {train,val,test}/<class>/* (val and test may be missing)"
 )
-"""What a data folder must look like, in words."""
+"""The expected data folder, for messages."""
 
 # Without a `train` folder beside them, these would silently become classes.
 _SPLIT_LIKE = (*VALIDATION_NAMES, "test", "training", "testing")
-_ENDINGS = ", ".join(sorted(IMAGE_SUFFIXES))
+_SUFFIXES = ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ class FolderReader:
     root: Path
 
     def __call__(self, path: str) -> Image.Image:
-        """The RGB image."""
+        """Return the RGB image."""
         return read_image(self.root / path)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the splits lie: None where there is none; `test_fraction` is set to draw one."""
+    """The folders of the splits: None if missing; `test_fraction` is set to draw one."""
 
     train: Path
     val: Path | None = None
@@ -66,12 +67,12 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _FolderScan:
-    """What lies in the class folders of a split.
+    """The class folders of a split.
 
     Attributes:
-        images: of each class; no class is without.
+        images: of each class with images.
         empty: the class folders without images.
-        ignored_suffixes: how many files are no images, by their ending.
+        ignored_suffixes: the number of other files, by their suffix.
     """
 
     images: dict[str, list[str]]
@@ -79,32 +80,32 @@ class _FolderScan:
     ignored_suffixes: Counter[str]
 
 
-def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) -> TaskData:
-    """A task from `root/{train,val|valid|validation,test}/<class>/*` or from `root/<class>/*`.
+def load_folder(root: Path, options: SplitOptions) -> TaskData:
+    """Load `root/{train,val|valid|validation,test}/<class>/*` or `root/<class>/*`.
 
-    Images may lie in folders below the class folder; links to folders are followed; hidden
-    files are skipped, and so are files that are no images, which a note counts. A missing
-    validation split is drawn, class by class; a test split only if a fraction is asked for.
+    Class folders may have subfolders; links to folders are followed; hidden files are skipped, and
+    other files that are not images are counted in a note.
 
     Args:
         root: the folder.
-        seed: draws the splits that are not there.
-        val_fraction: the part of the training images held out for validation, if there is no
-            validation folder.
-        test_split: the name of the folder of the test split, or a fraction such as "0.2" of the
-            training images to draw one.
+        options: the missing splits to draw.
 
     Returns:
-        The task; its paths are relative to `root`, with forward slashes.
+        The dataset; its paths are relative to `root`, with forward slashes.
 
     Raises:
         UserError: if the folder does not look like this, or a class has too few images.
     """
     _check_is_folder(root)
-    layout = _find_layout(root, test_split)
+    layout = _find_layout(root, options.test_split)
     folders = [path for path in (layout.train, layout.val, layout.test) if path is not None]
     found = {path: _scan(path, root) for path in folders}
-    _refuse_empty(layout.train, found[layout.train])
+    if found[layout.train].empty:
+        raise DataError(
+            f"'{layout.train}' has class folders without images: "
+            f"{_quoted(found[layout.train].empty)}{_ignored_in_parentheses(found[layout.train])}; "
+            f"remove them, or add images ({_SUFFIXES})"
+        )
     classes, lacking = _classes(found, root)
     splits = {path: _split(found[path].images, classes, root) for path in folders}
     given = PartialTaskData(
@@ -118,23 +119,18 @@ def load_folder(root: Path, *, seed: int, val_fraction: float, test_split: str) 
     )
     return draw_missing_splits(
         given,
-        seed=seed,
-        val_fraction=val_fraction,
+        options,
         test_fraction=layout.test_fraction,
-        hint="add images, leave the class out, or bring these splits as folders",
+        hint="add images, leave the class out, or provide these splits as folders",
     )
 
 
-def load_labelled_folder(root: Path, *, test_split: str) -> tuple[tuple[str, ...], Split, bool]:
-    """The images of a folder to measure a network on: of its test split, or all if it has none.
+def load_labelled_folder(root: Path, *, test_split: str) -> LabelledSplit:
+    """Load the test split of a folder, or all its images without one.
 
     Args:
-        root: `root/{train,val,test}/<class>/*` or `root/<class>/*`; one class is enough.
+        root: as for `load_folder`, but one class is enough.
         test_split: the name of the test split's folder.
-
-    Returns:
-        The class names; the images, whose paths are relative to `root`; whether they are a test
-        split.
 
     Raises:
         UserError: if the folder does not look like this.
@@ -147,41 +143,68 @@ def load_labelled_folder(root: Path, *, test_split: str) -> tuple[tuple[str, ...
     )
     everything = [folder for folder in (layout.train, layout.val) if folder is not None]
     folders = everything if layout.test is None else [layout.test]
-    scanned = [_scan(folder, root) for folder in folders]
-    unread = _format_ignored(scanned)
-    if unread:
-        logger.info("%s", unread)
-    found = [each.images for each in scanned]
-    classes = tuple(sorted({name for by_class in found for name in by_class}))
-    merged = {name: [path for f in found for path in f.get(name, [])] for name in classes}
-    return classes, _split(merged, classes, root), layout.test is not None
+    scans = [_scan(folder, root) for folder in folders]
+    ignored = _format_ignored(scans)
+    if ignored:
+        logger.info("%s", ignored)
+    classes = tuple(sorted({name for scan in scans for name in scan.images}))
+    merged = {
+        name: [path for scan in scans for path in scan.images.get(name, [])] for name in classes
+    }
+    return LabelledSplit(classes, _split(merged, classes, root), is_test=layout.test is not None)
+
+
+def split_of_files(base: Path, files: Sequence[tuple[str | Path, int]], *, hint: str) -> Split:
+    """Make a split of files with their labels, which must exist below a folder.
+
+    Args:
+        base: the folder.
+        files: as its dataset's lists name them, with their classes.
+        hint: the fix, for messages.
+
+    Raises:
+        DataError: if files are missing or outside of the folder.
+    """
+    paths = tuple(Path(file).relative_to(base).as_posix() for file, _ in files)
+    outside = [path for path in paths if ".." in path.split("/")]
+    if outside:
+        raise DataError(
+            f"'{base}' has lists with images outside of it: {first_few(outside)}; these are not "
+            f"the files of this dataset: {hint}"
+        )
+    missing = [path for path in paths if not (base / path).is_file()]
+    if missing:
+        raise DataError(
+            f"'{base}' lacks {len(missing)} of {len(paths)} images in its lists: "
+            f"{first_few(missing)}; {hint}"
+        )
+    labels = tuple(int(label) for _, label in files)
+    return Split(paths=paths, labels=labels, read=FolderReader(base))
 
 
 def _unused_notes(layout: _Layout, found: Mapping[Path, _FolderScan]) -> list[str]:
     notes = []
     if layout.unused:
-        notes.append(f"folders that are no split and are not used: {', '.join(layout.unused)}")
+        notes.append(f"unused folders, which are not splits: {', '.join(layout.unused)}")
     for folder in found:
         loose = len(list_images(folder))
         if loose:
-            notes.append(
-                f"images directly in '{folder}', in no class folder, are not used: {loose}"
-            )
-    unread = _format_ignored(found.values())
-    return [*notes, unread] if unread else notes
+            notes.append(f"unused images directly in '{folder}', not in a class folder: {loose}")
+    ignored = _format_ignored(found.values())
+    return [*notes, ignored] if ignored else notes
 
 
 def _format_ignored(found: Iterable[_FolderScan]) -> str:
-    """What is skipped as no image, in words; "" if nothing is."""
-    counts = sum((scanned.ignored_suffixes for scanned in found), Counter[str]())
-    return f"files that are not read: {format_suffix_counts(counts)}" if counts else ""
+    """Return a note on files that are not images; "" if there are none."""
+    counts = sum((scan.ignored_suffixes for scan in found), Counter[str]())
+    return f"ignored files: {format_suffix_counts(counts)}" if counts else ""
 
 
 def _check_is_folder(root: Path) -> None:
     if not root.exists():
-        raise UserError(f"there is no folder '{root}': give {LAYOUT}")
+        raise DataError(f"there is no folder '{root}': pass {LAYOUT}")
     if not root.is_dir():
-        raise UserError(f"'{root}' is a file, not a folder: give {LAYOUT}, or a .csv file")
+        raise DataError(f"'{root}' is a file, not a folder: pass {LAYOUT}, or a .csv file")
 
 
 def _find_layout(root: Path, test_split: str) -> _Layout:
@@ -201,79 +224,69 @@ def _find_layout(root: Path, test_split: str) -> _Layout:
 
 
 def _check_flat(root: Path, names: Sequence[str], test_split: str, fraction: float | None) -> None:
-    """Folders that are called like splits would become classes, which nobody wants."""
+    """Refuse folders with the names of splits, which would become classes."""
     likely = [name for name in names if name.lower() in _SPLIT_LIKE]
     if likely:
-        raise UserError(
-            f"'{root}' has the folder {_quoted(likely)} but no 'train': call the folder to learn "
-            "from 'train' (or rename a class that is called like a split)"
+        raise DataError(
+            f"'{root}' has the folder {_quoted(likely)} but no 'train': rename the training "
+            "folder to 'train' (or the class, if it is one)"
         )
     if fraction is None and test_split != DEFAULT_TEST_SPLIT:
-        raise UserError(
-            f"--test-split {test_split}: '{root}' has no 'train' folder, so that its folders are "
-            "classes, not splits; give a fraction such as 0.2"
+        raise ConfigError(
+            f"`test_split={test_split}`: '{root}' has no 'train' folder, so its folders are "
+            "classes, not splits; use a fraction such as 0.2"
         )
 
 
 def _refuse_class_called_train(root: Path, chosen: SplitNames) -> None:
-    """A flat folder of classes, of which one is called `train`, is no folder of splits."""
+    """Refuse a flat folder of classes of which one has the name `train`."""
     train = root / str(chosen.train)
     if subfolders(train) or not list_images(train):
         return
     classes = [name for name in chosen.unused if list_images(root / name)]
     if classes:
-        raise UserError(
-            f"'{root}': the folder '{chosen.train}' is taken for a split, but it has images and "
-            f"no class folders, as {_quoted(classes)} beside it: if it is a class, rename this "
-            "class; if it is the training split, it must have class folders"
+        raise DataError(
+            f"'{root}': '{chosen.train}' has images but no class folders, like {_quoted(classes)} "
+            "beside it: if it is a class, rename it; if it is the training split, make class "
+            "folders in it"
         )
 
 
 def _scan(folder: Path, root: Path) -> _FolderScan:
-    """The images of each class folder; there are some."""
+    """Find the images of each class folder, at least one."""
     found = {path.name: find_files(path, root=root) for path in subfolders(folder)}
-    scanned = _FolderScan(
+    scan = _FolderScan(
         images={name: files.images for name, files in found.items() if files.images},
         empty=tuple(name for name, files in found.items() if not files.images),
         ignored_suffixes=sum((files.ignored_suffixes for files in found.values()), Counter[str]()),
     )
-    if not scanned.images:
-        raise UserError(
-            f"'{folder}' has no images in class folders{_ignored_in_parentheses(scanned)}: "
-            f"needed is {LAYOUT}; "
-            f"the files must end in {_ENDINGS}"
+    if not scan.images:
+        raise DataError(
+            f"'{folder}' has no images in class folders{_ignored_in_parentheses(scan)}: it must "
+            f"be {LAYOUT}; accepted files: {_SUFFIXES}"
         )
-    return scanned
+    return scan
 
 
-def _refuse_empty(folder: Path, scanned: _FolderScan) -> None:
-    """Nothing can be learnt of a class without images."""
-    if scanned.empty:
-        raise UserError(
-            f"'{folder}' has class folders without images: {_quoted(scanned.empty)}"
-            f"{_ignored_in_parentheses(scanned)}; remove them, or add images ({_ENDINGS})"
-        )
-
-
-def _ignored_in_parentheses(scanned: _FolderScan) -> str:
-    unread = _format_ignored([scanned])
-    return f" ({unread})" if unread else ""
+def _ignored_in_parentheses(scan: _FolderScan) -> str:
+    ignored = _format_ignored([scan])
+    return f" ({ignored})" if ignored else ""
 
 
 def _classes(found: Mapping[Path, _FolderScan], root: Path) -> tuple[tuple[str, ...], list[str]]:
-    """The classes, at least two, and a note for each split that lacks one."""
+    """Return the classes, at least two, and a note for each split that lacks one."""
     train = next(iter(found))
     notes = check_split_classes(
-        {f"'{folder}'": scanned.images for folder, scanned in found.items()},
+        {f"'{folder}'": scan.images for folder, scan in found.items()},
         display_name=f"'{root}'",
         hint="add these class folders, or remove them from the other splits",
         locations={},
     )
     classes = tuple(sorted(found[train].images))
     if len(classes) < 2:
-        raise UserError(
-            f"'{train}' has only one class, '{classes[0]}', and at least two are needed: give "
-            f"{LAYOUT} (do the class folders lie one level deeper?)"
+        raise DataError(
+            f"'{train}' has only one class, '{classes[0]}', and needs at least two: pass {LAYOUT} "
+            "(are the class folders one level deeper?)"
         )
     return classes, notes
 

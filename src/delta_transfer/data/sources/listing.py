@@ -1,4 +1,4 @@
-"""The images below a class folder: sorted, through symbolic links, without going in circles."""
+"""Files below a folder: sorted, through symbolic links without cycles, names in any case."""
 
 import os
 from collections import Counter
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from delta_transfer.data.images.decode import IMAGE_SUFFIXES
-from delta_transfer.errors import UserError, first_few
+from delta_transfer.errors import DataError, first_few
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name; hidden ones are skipped, links are followed."""
+    """Return the folders in a folder, sorted by name; hidden ones are skipped, links followed."""
     return [entry for entry in _entries(folder) if _is_folder(entry)]
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images that lie directly in a folder, sorted by name."""
+    """Return the images directly in a folder, sorted by name."""
     return [
         entry
         for entry in _entries(folder)
@@ -26,12 +26,12 @@ def list_images(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class FolderContents:
-    """What lies in a folder and in the folders below it.
+    """The files in a folder and in the folders below it.
 
     Attributes:
         images: sorted paths, with forward slashes.
-        ignored_suffixes: how many files there are whose ending is not that of an image, by their
-            ending in small letters; hidden files do not count.
+        ignored_suffixes: the number of other files by their suffix in lower case; hidden files do
+            not count.
     """
 
     images: list[str]
@@ -39,10 +39,10 @@ class FolderContents:
 
 
 def find_files(folder: Path, *, root: Path) -> FolderContents:
-    """The images in a folder and in the folders below it, and what else there is.
+    """Return the images in a folder and in the folders below it, and the number of other files.
 
     Args:
-        folder: where to look; each real folder is visited once, however many links lead to it.
+        folder: where to search; each real folder is visited once, however many links lead to it.
         root: the data folder; links that lead back to it, or to a folder between it and `folder`,
             are not followed.
 
@@ -50,45 +50,63 @@ def find_files(folder: Path, *, root: Path) -> FolderContents:
         The images with paths relative to `root`.
 
     Raises:
-        UserError: if a folder cannot be listed.
+        DataError: if a folder cannot be listed.
     """
     between = [parent for parent in folder.parents if parent.is_relative_to(root)]
-    seen = {os.path.realpath(parent) for parent in between}
-    images, unread = [], Counter[str]()
-    for path in _walk(folder, seen):
-        ending = path.suffix.lower()
+    visited = {os.path.realpath(parent) for parent in between}
+    images, ignored = [], Counter[str]()
+    for path in _walk(folder, visited):
+        suffix = path.suffix.lower()
         # A broken link to an image counts, so that it is not lost silently.
-        if ending in IMAGE_SUFFIXES:
+        if suffix in IMAGE_SUFFIXES:
             images.append(path.relative_to(root).as_posix())
         else:
-            unread[ending] += 1
-    return FolderContents(images=sorted(images), ignored_suffixes=unread)
+            ignored[suffix] += 1
+    return FolderContents(images=sorted(images), ignored_suffixes=ignored)
 
 
 def find_images(folder: Path, *, root: Path) -> list[str]:
-    """The images that `find_files` finds."""
+    """Return the images of `find_files`."""
     return find_files(folder, root=root).images
 
 
 def format_suffix_counts(counts: Counter[str]) -> str:
-    """The numbers of files by their ending, the largest first.
+    """Format the numbers of files by their suffix, the largest first.
 
     Example:
         >>> format_suffix_counts(Counter({".txt": 3, ".heic": 12, "": 1}))
-        '12 .heic, 3 .txt, 1 without an ending'
+        '12 .heic, 3 .txt, 1 without a suffix'
     """
     ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
-    return first_few([f"{count} {ending or 'without an ending'}" for ending, count in ordered])
+    return first_few([f"{count} {suffix or 'without a suffix'}" for suffix, count in ordered])
 
 
-def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
+def find_ignoring_case(folder: Path, name: str) -> list[Path]:
+    """Return the entries of a folder with this name: the exact one first, then other cases."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    alike = [path for path in entries if path.name.lower() == name.lower()]
+    return sorted(alike, key=lambda path: path.name != name)
+
+
+def candidate_folders(root: Path, *names: str) -> list[Path]:
+    """Return where the files of a dataset may be: `root/name/raw`, `root/name`, `root`.
+
+    Args:
+        root: the folder of all datasets.
+        names: the accepted names of this dataset's folder.
+    """
+    own = [folder for name in names for folder in find_ignoring_case(root, name)]
+    return [*(raw for folder in own for raw in find_ignoring_case(folder, "raw")), *own, root]
+
+
+def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
-    if real in seen:
+    if real in visited:
         return
-    seen.add(real)
+    visited.add(real)
     for entry in _entries(folder):
         if _is_folder(entry):
-            yield from _walk(entry, seen)
+            yield from _walk(entry, visited)
         else:
             yield entry
 
@@ -96,10 +114,10 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError as error:  # the folder may be listed, but not looked into
-        raise UserError(
-            f"cannot look into the folder '{path.parent}' ({error.strerror}); make it accessible "
-            "(on Linux and macOS: chmod +x), or remove it"
+    except OSError as error:  # the parent may be listed, but not entered
+        raise DataError(
+            f"cannot enter the folder '{path.parent}' ({error.strerror}); make it accessible (on "
+            "Linux and macOS: chmod +x), or remove it"
         ) from error
 
 
@@ -107,7 +125,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(
+        raise DataError(
             f"cannot list the folder '{folder}' ({error.strerror}); make it readable or remove it"
         ) from error
     return [entry for entry in entries if not entry.name.startswith(".")]

@@ -1,4 +1,4 @@
-"""`skimage/patches`: which photograph is this cell of? From images that scikit-image installs."""
+"""`skimage/patches`: cells of photographs in scikit-image, with the photograph as class."""
 
 from functools import cache
 from importlib import resources
@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from delta_transfer.data.images.decode import read_image
-from delta_transfer.data.splits import refuse_test_split, unused_val_fraction
+from delta_transfer.data.splits import SplitOptions
 from delta_transfer.data.task import Split, TaskData
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError
 from delta_transfer.utils.seeds import derive_seed
 
 NAME = "skimage/patches"
@@ -34,40 +34,41 @@ IMAGES = {
     "rocket": "rocket.jpg",
     "text": "text.png",
 }
-"""Each class and the file that its cells are cut from, of those that lie in the wheel itself.
+"""Each class and the file that its cells are cut from, of those in the wheel itself.
 
 Left out: the right-hand image of the motorcycle (the same scene), the second chessboard and all
-drawings (chessboard, colour wheel, horse, logo, phantom), the clock (blurred to flat grey all
-over), and images with too few cells (microaneurysms, the animation).
+drawings (chessboard, colour wheel, horse, logo, phantom), the clock (blurred to flat grey), and
+images with too few cells (microaneurysms, the animation).
 """
 
 CELL = 40
 """Height and width of a cell, in pixels; the grid starts at the upper left and has no overlap."""
 
 TRAIN, VAL, TEST = 5, 10, 40
-"""Cells of each class: exactly the first two, then for testing what is left, up to the last."""
+"""Cells of each class: for training and validation exactly, for testing at most."""
 
-# A cell whose channels all vary less than this (standard deviation, of 255) shows nothing. Only
+# Cells whose channels all vary less than this (standard deviation, of 255) are empty. Only
 # `retina` has such cells: the black around the round image of the eye, one in six of its grid.
 _FLAT = 1.0
 
 
-def load_skimage_patches(*, seed: int, val_fraction: float, test_split: str) -> TaskData:
-    """The task, with cells drawn by seed; nothing is downloaded.
+def load_skimage_patches(options: SplitOptions) -> TaskData:
+    """Load the dataset, with cells drawn by seed; nothing is downloaded.
 
     Args:
-        seed: draws the cells.
-        val_fraction: ignored with a note; there are always ten validation cells of a class.
-        test_split: must be the default.
+        options: the seed; `val_fraction` is ignored with a note, as there are always ten validation
+            cells of a class, and `test_split` must be the default.
 
     Raises:
-        UserError: if scikit-image or one of its images is missing, or a test split is asked for.
+        UserError: if scikit-image or one of its images is missing, or a test split is chosen.
     """
-    refuse_test_split(NAME, test_split)
+    options.refuse_test_split(NAME)
     classes = tuple(sorted(IMAGES))
     cells: dict[str, list[tuple[str, int]]] = {"train": [], "val": [], "test": []}
     for label, name in enumerate(classes):
-        order = np.random.default_rng(derive_seed(seed, NAME, name)).permutation(_cells(name))
+        order = np.random.default_rng(derive_seed(options.seed, NAME, name)).permutation(
+            _cells(name)
+        )
         parts = (order[:TRAIN], order[TRAIN : TRAIN + VAL], order[TRAIN + VAL :][:TEST])
         for split, part in zip(cells.values(), parts, strict=True):
             split += [(str(path), label) for path in sorted(part)]
@@ -77,12 +78,12 @@ def load_skimage_patches(*, seed: int, val_fraction: float, test_split: str) -> 
         train=_split(cells["train"]),
         val=_split(cells["val"]),
         test=_split(cells["test"]),
-        notes=tuple(unused_val_fraction(NAME, val_fraction)),
+        notes=tuple(options.unused_val_fraction(NAME)),
     )
 
 
 def read_cell(path: str) -> Image.Image:
-    """The cell of 40 x 40 pixels that a path such as `astronaut/r03c05` names."""
+    """Return the cell of 40 x 40 pixels of a path such as `astronaut/r03c05`."""
     name, position = path.split("/")
     row, column = (int(number) for number in position[1:].split("c"))
     left, top = column * CELL, row * CELL
@@ -99,7 +100,7 @@ def _split(cells: list[tuple[str, int]]) -> Split:
 
 @cache
 def _cells(name: str) -> tuple[str, ...]:
-    """The paths of all cells of an image that show something."""
+    """Return the paths of all cells of an image that are not empty."""
     image = _image(name)
     paths = [
         f"{name}/r{row:02d}c{column:02d}"
@@ -113,17 +114,17 @@ def _cells(name: str) -> tuple[str, ...]:
 
 @cache
 def _image(name: str) -> Image.Image:
-    """The whole image, from the installed package and not through its downloading functions."""
+    """Read a whole image from the installed package, not by its downloading functions."""
     try:
         package = resources.files("skimage")
     except ModuleNotFoundError as error:
-        raise UserError(
+        raise EnvironmentError(
             f"{NAME} needs scikit-image, which is not installed: pip install scikit-image"
         ) from error
     file = Path(str(package)) / "data" / IMAGES[name]
     if not file.is_file():
-        raise UserError(
-            f"{NAME}: the installed scikit-image does not bring the image '{file.name}'; "
-            "install a release that does, such as 0.26: pip install scikit-image==0.26.0"
+        raise EnvironmentError(
+            f"{NAME}: the installed scikit-image lacks the image '{file.name}'; install another "
+            "release: pip install scikit-image==0.26.0"
         )
     return read_image(file)

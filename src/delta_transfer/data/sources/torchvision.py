@@ -1,38 +1,184 @@
-"""`torchvision/<name>`: data sets of the field, with their official splits, through torchvision."""
+"""`torchvision/<name>`: datasets of the field with their official splits, by torchvision."""
 
 import logging
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from delta_transfer.data.download import (
-    default_data_root,
     download_folder,
     format_error,
     format_size,
+    resolve_data_root,
 )
-from delta_transfer.data.sources.torchvision_files import (
-    Listing,
-    TorchvisionSet,
-    cifar_splits,
-    class_folders,
-    listed_splits,
-    pet_splits,
-)
+from delta_transfer.data.names import TORCHVISION as PREFIX
+from delta_transfer.data.sources.folder import split_of_files
+from delta_transfer.data.sources.listing import list_images, subfolders
 from delta_transfer.data.splits import (
     PartialTaskData,
+    SplitOptions,
     check_min_per_class,
     draw_missing_splits,
-    parse_test_fraction,
     split_per_class,
 )
 from delta_transfer.data.task import Split, TaskData
-from delta_transfer.errors import UserError, unknown
-from delta_transfer.utils.paths import user_path
+from delta_transfer.errors import DataError, UserError, unknown
+from delta_transfer.metrics.metrics import MetricName
 from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "torchvision/"
+_Listing = tuple[tuple[str, ...], dict[str, Split]]
+"""The classes, and the images of each official split; all are "train" where there is none."""
+
+_Rows = list[tuple[str, int]]  # files with their classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionSet:
+    """A dataset of torchvision.
+
+    Attributes:
+        class_name: of its class in `torchvision.datasets`.
+        list_splits: lists its images, given the data root.
+        num_images: without those of `excluded_folder`.
+        folder: torchvision's name for its folder below the data root.
+        contents: the required entries of that folder.
+        url: of the archives, for downloads by hand.
+        download_mb: of the archives.
+        splits: torchvision's names of the existing splits among "train", "val" and "test".
+        per_class: for a dataset without splits, the number of training images of each class that
+            the field draws, with the rest for testing; else None.
+        excluded_folder: a class folder that is not a class.
+        metric: the metric that the field reports.
+        needs_manual_download: whether torchvision can no longer download it.
+    """
+
+    class_name: str
+    list_splits: "Callable[[TorchvisionSet, Path], _Listing]"
+    num_images: int
+    folder: str
+    contents: tuple[str, ...]
+    url: str
+    download_mb: int
+    splits: Mapping[str, str] = field(default_factory=dict)
+    per_class: int | None = None
+    excluded_folder: str = ""
+    metric: MetricName = "accuracy"
+    needs_manual_download: bool = False
+
+    @property
+    def repair_hint(self) -> str:
+        """The fix for incomplete files, for messages."""
+        download = "" if self.needs_manual_download else ", or remove the folder to download it"
+        return f"unpack {self.url} again{download}"
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test split, official or drawn as the field does."""
+        return "test" in self.splits or self.per_class is not None
+
+
+@dataclass(frozen=True)
+class CifarReader:
+    """Reads an image of CIFAR by a path such as `test/00123`; a process opens the files once.
+
+    Args:
+        class_name: `"CIFAR10"` or `"CIFAR100"`.
+        root: the data root.
+    """
+
+    class_name: str
+    root: str
+
+    def __call__(self, path: str) -> Image.Image:
+        """Return the RGB image of 32 x 32 pixels."""
+        split, index = path.split("/")
+        return Image.fromarray(
+            _cifar(self.class_name, self.root, split == "train").data[int(index)]
+        )
+
+
+@lru_cache(maxsize=4)
+def _cifar(class_name: str, root: str, train: bool) -> Any:
+    from torchvision import datasets
+
+    return getattr(datasets, class_name)(root, train=train)
+
+
+def _cifar_splits(data: TorchvisionSet, root: Path) -> _Listing:
+    """List CIFAR: arrays in files whose checksums torchvision verifies."""
+    read = CifarReader(data.class_name, str(root))
+    splits = {}
+    for name in data.splits:
+        dataset = _cifar(data.class_name, str(root), name == "train")
+        splits[name] = Split(
+            paths=tuple(f"{name}/{index:05d}" for index in range(len(dataset))),
+            labels=tuple(int(label) for label in dataset.targets),
+            read=read,
+        )
+    return tuple(dataset.classes), splits
+
+
+def _listed_splits(data: TorchvisionSet, root: Path) -> _Listing:
+    """List files that the archive's own lists divide into splits."""
+
+    def rows(split: str) -> tuple[Any, _Rows]:
+        # A loader that returns the path, so that no image is opened.
+        dataset = _open(data, root, split=split, loader=os.fspath)
+        return dataset, [dataset[index] for index in range(len(dataset))]
+
+    return _list_splits(data, root, rows)
+
+
+def _pet_splits(data: TorchvisionSet, root: Path) -> _Listing:
+    """List Oxford-IIIT Pet, whose class opens the images it returns."""
+
+    def rows(split: str) -> tuple[Any, _Rows]:
+        dataset = _open(data, root, split=split)
+        return dataset, list(zip(dataset._images, dataset._labels, strict=True))
+
+    return _list_splits(data, root, rows)
+
+
+def _class_folders(data: TorchvisionSet, root: Path) -> _Listing:
+    """List a folder per class, without splits; only images directly in it count."""
+    base = root / data.folder
+    folders = [f for f in subfolders(base / data.contents[0]) if f.name != data.excluded_folder]
+    files = [(file, label) for label, f in enumerate(folders) for file in list_images(f)]
+    return tuple(folder.name for folder in folders), {
+        "train": split_of_files(base, files, hint=data.repair_hint)
+    }
+
+
+def _open(data: TorchvisionSet, root: Path, **options: object) -> Any:
+    from torchvision import datasets
+
+    return getattr(datasets, data.class_name)(root, **options)
+
+
+def _list_splits(
+    data: TorchvisionSet, root: Path, rows: Callable[[str], tuple[Any, _Rows]]
+) -> _Listing:
+    splits = {}
+    classes: tuple[str, ...] = ()
+    for ours, theirs in data.splits.items():
+        dataset, files = rows(theirs)
+        if classes and classes != tuple(dataset.classes):
+            raise ValueError(f"the split {theirs} has other classes than the ones before")
+        classes = tuple(dataset.classes)
+        splits[ours] = split_of_files(root / data.folder, files, hint=data.repair_hint)
+    if any(
+        not 0 <= label < len(classes) for split in splits.values() for label in split.class_indices
+    ):
+        raise ValueError(f"there is a label that is none of the {len(classes)} classes")
+    return classes, splits
+
 
 _TRAIN_TEST = {"train": "train", "test": "test"}
 _ALL_THREE = {"train": "train", "val": "val", "test": "test"}
@@ -40,7 +186,7 @@ _ALL_THREE = {"train": "train", "val": "val", "test": "test"}
 SETS: dict[str, TorchvisionSet] = {
     "cifar10": TorchvisionSet(
         class_name="CIFAR10",
-        list_splits=cifar_splits,
+        list_splits=_cifar_splits,
         num_images=60_000,
         folder="cifar-10-batches-py",
         contents=("data_batch_1", "test_batch", "batches.meta"),
@@ -50,7 +196,7 @@ SETS: dict[str, TorchvisionSet] = {
     ),
     "cifar100": TorchvisionSet(
         class_name="CIFAR100",
-        list_splits=cifar_splits,
+        list_splits=_cifar_splits,
         num_images=60_000,
         folder="cifar-100-python",
         contents=("train", "test", "meta"),
@@ -60,7 +206,7 @@ SETS: dict[str, TorchvisionSet] = {
     ),
     "dtd": TorchvisionSet(  # the first of its ten partitions, as torchvision has it
         class_name="DTD",
-        list_splits=listed_splits,
+        list_splits=_listed_splits,
         num_images=5_640,
         folder="dtd",
         contents=("dtd/images", "dtd/labels"),
@@ -70,7 +216,7 @@ SETS: dict[str, TorchvisionSet] = {
     ),
     "fgvc_aircraft": TorchvisionSet(  # the 100 variants, as torchvision has it
         class_name="FGVCAircraft",
-        list_splits=listed_splits,
+        list_splits=_listed_splits,
         num_images=10_000,
         folder="fgvc-aircraft-2013b",
         contents=("data/images", "data/variants.txt"),
@@ -82,7 +228,7 @@ SETS: dict[str, TorchvisionSet] = {
     ),
     "oxford_iiit_pet": TorchvisionSet(
         class_name="OxfordIIITPet",
-        list_splits=pet_splits,
+        list_splits=_pet_splits,
         num_images=7_349,
         folder="oxford-iiit-pet",
         contents=("images", "annotations"),
@@ -93,7 +239,7 @@ SETS: dict[str, TorchvisionSet] = {
     ),
     "caltech101": TorchvisionSet(
         class_name="Caltech101",
-        list_splits=class_folders,
+        list_splits=_class_folders,
         num_images=8_677,
         folder="caltech101",
         contents=("101_ObjectCategories",),
@@ -105,7 +251,7 @@ SETS: dict[str, TorchvisionSet] = {
     ),
     "caltech256": TorchvisionSet(
         class_name="Caltech256",
-        list_splits=class_folders,
+        list_splits=_class_folders,
         num_images=29_780,
         folder="caltech256",
         contents=("256_ObjectCategories",),
@@ -116,7 +262,7 @@ SETS: dict[str, TorchvisionSet] = {
     ),
     "flowers102": TorchvisionSet(
         class_name="Flowers102",
-        list_splits=listed_splits,
+        list_splits=_listed_splits,
         num_images=8_189,
         folder="flowers-102",
         contents=("jpg", "imagelabels.mat", "setid.mat"),
@@ -127,7 +273,7 @@ SETS: dict[str, TorchvisionSet] = {
     ),
     "food101": TorchvisionSet(
         class_name="Food101",
-        list_splits=listed_splits,
+        list_splits=_listed_splits,
         num_images=101_000,
         folder="food-101",
         contents=("images", "meta"),
@@ -137,7 +283,7 @@ SETS: dict[str, TorchvisionSet] = {
     ),
     "stanford_cars": TorchvisionSet(
         class_name="StanfordCars",
-        list_splits=listed_splits,
+        list_splits=_listed_splits,
         num_images=16_185,
         folder="stanford_cars",
         contents=("devkit", "cars_train", "cars_test", "cars_test_annos_withlabels.mat"),
@@ -148,7 +294,7 @@ SETS: dict[str, TorchvisionSet] = {
     ),
     "eurosat": TorchvisionSet(
         class_name="EuroSAT",
-        list_splits=class_folders,
+        list_splits=_class_folders,
         num_images=27_000,
         folder="eurosat",
         contents=("2750",),
@@ -156,40 +302,36 @@ SETS: dict[str, TorchvisionSet] = {
         download_mb=94,
     ),
 }
-"""The data sets by their names; torchvision's class names and other spellings are understood."""
+"""The datasets by their names; torchvision's class names and other spellings are accepted."""
 
 
-def load_torchvision(
-    name: str, *, seed: int, val_fraction: float, test_split: str, data_root: str | None
-) -> TaskData:
-    """The task of a data set in `SETS`; downloaded if it is not there.
+def load_torchvision(name: str, options: SplitOptions, data_root: str | None) -> TaskData:
+    """Load a dataset in `SETS`; it is downloaded if missing.
 
     Args:
-        name: in `SETS`, or torchvision's class name; capitals, dashes and underscores do not count.
-        seed: draws the splits that are not there.
-        val_fraction: the part of the training images held out for validation, if the set has no
-            validation split.
-        test_split: the default; a fraction such as "0.2" for a set without a test split.
-        data_root: where sets lie, as torchvision lays them out or in a folder of the set's name,
-            and where they are downloaded to; None for `default_data_root()`.
+        name: in `SETS`, or torchvision's class name; case, dashes and underscores are ignored.
+        options: the missing splits to draw; `test_split` may be a fraction for a dataset without a
+            test split.
+        data_root: the folder of datasets, as torchvision arranges them or in folders with our
+            names, where they are downloaded to; None for `default_data_root()`.
 
     Returns:
-        The task; its paths are relative to the set's folder, or such as `test/00123`.
+        The dataset; its paths are relative to its folder, or such as `test/00123`.
 
     Raises:
-        UserError: if there is no such set, its files are not as they must be, or it is not there
-            and cannot be downloaded.
+        UserError: if there is no such dataset, its files are not as expected, or it is missing and
+            cannot be downloaded.
     """
     key = _find(name)
     data, title = SETS[key], PREFIX + key
-    fraction = parse_test_fraction(test_split, display_name=title, has_test=data.has_test)
-    root = default_data_root() if data_root is None else user_path(data_root)
-    classes, splits = _read(title, data, _locate(key, data, root))
+    fraction = options.test_fraction(title, has_test=data.has_test)
+    classes, splits = _read(title, data, _locate(key, data, resolve_data_root(data_root)))
     notes = []
     count = sum(len(split) for split in splits.values())
     if count != data.num_images:
         notes.append(f"{title} should have {data.num_images} images, but there are {count}")
     if data.per_class is not None:
+        seed = options.seed
         splits = _draw_test(title, data.per_class, splits["train"], classes=classes, seed=seed)
         notes.append(
             f"no official splits: {data.per_class} training images of every class, drawn by seed "
@@ -205,42 +347,37 @@ def load_torchvision(
         notes=tuple(notes),
         metric=data.metric,
     )
-    return draw_missing_splits(given, seed=seed, val_fraction=val_fraction, test_fraction=fraction)
+    return draw_missing_splits(given, options, test_fraction=fraction)
 
 
 def is_available(name: str, root: Path) -> bool:
-    """Whether a data set of this name lies whole below a folder."""
+    """Return whether all files of a dataset are below a folder."""
     key = _find(name)
     data = SETS[key]
-    return any(not _lacking(place / data.folder, data) for place in (root, root / key))
+    return any(not _lacking(base / data.folder, data) for base in (root, root / key))
 
 
 def _find(name: str) -> str:
-    def plain(text: str) -> str:
+    def normalize(text: str) -> str:
         return text.lower().replace("_", "").replace("-", "")
 
     for key, data in SETS.items():
-        if plain(name) in (plain(key), plain(data.class_name)):
+        if normalize(name) in (normalize(key), normalize(data.class_name)):
             return key
-    raise unknown("data set", PREFIX + name, [PREFIX + key for key in SETS])
+    raise unknown("dataset", PREFIX + name, [PREFIX + key for key in SETS])
 
 
 def _locate(key: str, data: TorchvisionSet, data_root: Path) -> Path:
-    """The folder that has the set as torchvision lays it out; it is downloaded if there is none."""
+    """Return the folder with the dataset as torchvision arranges it, downloaded if missing."""
     roots = (data_root, data_root / key)
     for root in roots:
         if not _lacking(root / data.folder, data):
             return root
     for folder in (root / data.folder for root in roots):
         if os.path.isdir(folder) and any(folder.iterdir()):
-            renewal = (
-                ""
-                if data.needs_manual_download
-                else f", or remove it, and {PREFIX + key} will be downloaded"
-            )
-            raise UserError(
-                f"'{folder}' is there, but not whole, it lacks {', '.join(_lacking(folder, data))}:"
-                f" unpack {data.url} into it{renewal}"
+            raise DataError(
+                f"'{folder}' is incomplete, it lacks {', '.join(_lacking(folder, data))}: "
+                f"{data.repair_hint}"
             )
     _download(PREFIX + key, data, data_root)
     return data_root
@@ -251,41 +388,35 @@ def _lacking(folder: Path, data: TorchvisionSet) -> list[str]:
 
 
 def _download(title: str, data: TorchvisionSet, data_root: Path) -> None:
-    from torchvision import datasets
-
-    make = getattr(datasets, data.class_name)
     target = data_root / data.folder
     needed = ", ".join(f"'{target / part}'" for part in data.contents)
-    by_hand = (
-        f"get it from {data.url} and unpack it so that these are there: {needed}; --data-root "
-        "names another folder to look in"
-    )
+    by_hand = f"get it from {data.url} and unpack it so that these exist: {needed}; or set "
+    by_hand += "`data_root`"
     if data.needs_manual_download:
-        raise UserError(
-            f"{title} is not in '{data_root}', and torchvision cannot download it anymore: "
-            f"{by_hand}"
+        raise DataError(
+            f"{title} is not in '{data_root}', and torchvision can no longer download it: {by_hand}"
         )
     logger.info("downloading %s (%s) to %s", title, format_size(data.download_mb), target)
     try:
-        download_folder(target, lambda folder: make(folder, download=True))
+        download_folder(target, lambda folder: _open(data, folder, download=True))
     except UserError:
         raise
-    # Anything may come: of the connection, the server, the archive, the disk.
+    # Anything may be raised: for the connection, the server, the archive, the disk.
     except Exception as error:
-        raise UserError(
+        raise DataError(
             f"{title} is not in '{data_root}', and downloading it failed "
             f"({format_error(error)}). Try again, or {by_hand}"
         ) from error
 
 
-def _read(title: str, data: TorchvisionSet, root: Path) -> Listing:
+def _read(title: str, data: TorchvisionSet, root: Path) -> _Listing:
     try:
         return data.list_splits(data, root)
     except UserError:
         raise
     # Damaged files may raise anything in torchvision, pickle or scipy.
     except Exception as error:
-        raise UserError(
+        raise DataError(
             f"the files of {title} in '{root / data.folder}' cannot be used "
             f"({format_error(error)}): {data.repair_hint}"
         ) from error
@@ -298,8 +429,8 @@ def _draw_test(
         everything,
         per_class + 1,
         classes=classes,
-        purpose=f"{title}, {per_class} images a class for training and the rest for testing,",
-        hint="these files are not whole; unpack the archive again",
+        purpose=f"{title}, {per_class} images per class for training and the rest for testing,",
+        hint="the files are incomplete; unpack the archive again",
     )
     test, train = split_per_class(everything, per_class, seed=derive_seed(seed, title, "train"))
     return {"train": train, "test": test}

@@ -15,7 +15,7 @@ from delta_transfer.backbones.registry import (
     load_untrained_backbone,
 )
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.presence import is_available
+from delta_transfer.data.registry import is_available
 from delta_transfer.experiments.benchmark.benchmark import BenchmarkPlan
 from delta_transfer.experiments.benchmark.recipe import Download
 from delta_transfer.methods.registry import method_of
