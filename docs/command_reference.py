@@ -11,6 +11,7 @@ import docstring_parser
 
 from delta_transfer.cli import arguments
 from delta_transfer.cli.commands import COMMANDS, find_command
+from delta_transfer.utils.type_hints import describe_placeholder
 
 _PAGE = re.compile(r"docs/([\w/]+\.md)")
 
@@ -64,7 +65,7 @@ def _section(command: Command) -> Iterator[str]:
     fields = {field.name: field for field in dataclasses.fields(command.options)}
     told = docstring_parser.parse(command.options.__doc__ or "").params
     texts = {doc.arg_name: " ".join((doc.description or "").split()) for doc in told}
-    hints = typing.get_type_hints(command.options)
+    hints = typing.get_type_hints(command.options, include_extras=True)
     words = [name.upper() for name in command.positional]
     yield f"## {command.name}"
     yield _plain(command.summary)
@@ -79,17 +80,7 @@ def _section(command: Command) -> Iterator[str]:
 
 def _flag(name: str, hints: Mapping[str, Any]) -> str:
     flag = "--" + name.replace("_", "-")
-    return flag if hints[name] is bool else f"{flag} {_value(hints[name])}"
-
-
-def _value(hint: Any) -> str:
-    """What stands behind a flag: the choices, or what kind of value it is."""
-    if typing.get_origin(hint) is typing.Literal:
-        return "|".join(map(str, typing.get_args(hint)))
-    parts = [part for part in typing.get_args(hint) if part is not type(None)]
-    if parts and typing.get_origin(hint) is not tuple:
-        return "|".join(map(_value, parts))
-    return {int: "N", float: "X", str: "TEXT"}[hint]
+    return flag if hints[name] is bool else f"{flag} {describe_placeholder(hints[name])}"
 
 
 def _default(field: "dataclasses.Field[Any]") -> str:

@@ -1,46 +1,72 @@
 import pytest
 
 from delta_transfer.config.commands import (
+    AppOptions,
     AttentionOptions,
+    BenchOptions,
     EvaluateOptions,
     PredictOptions,
+    PretrainOptions,
+    PushOptions,
     TapsOptions,
 )
-from delta_transfer.errors import UserError
+from delta_transfer.config.search import SearchOptions
+from delta_transfer.errors import ConfigError
+
+NEEDED = {
+    EvaluateOptions: {"run": "run", "data": "data"},
+    PredictOptions: {"run": "run", "paths": ("a",)},
+    TapsOptions: {"model": "resnet18"},
+    AppOptions: {"run": "run"},
+    PushOptions: {"run": "run", "repo": "me/model"},
+    PretrainOptions: {"data": "data"},
+    BenchOptions: {"name": "dtd"},
+}
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("kind", "name", "value"),
     [
-        ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
-        ({"num_workers": -1}, "--num-workers must be at least 0, got -1"),
+        *((kind, "batch_size", 0) for kind in (EvaluateOptions, PredictOptions, PretrainOptions)),
+        *((kind, "num_workers", -1) for kind in (EvaluateOptions, PredictOptions, BenchOptions)),
+        (PredictOptions, "top", 0),
+        (TapsOptions, "image_size", 15),
+        (AppOptions, "port", 65536),
+        (AppOptions, "max_mb", 0),
+        (AppOptions, "examples", -1),
+        (PushOptions, "license", "Apache 2"),
+        (PushOptions, "data_name", " "),
+        (PretrainOptions, "mask_rate", 1.0),
+        (PretrainOptions, "lr", 1.5),
+        (PretrainOptions, "seed", -1),
+        (BenchOptions, "jobs", 0),
+        (AttentionOptions, "samples", 0),
+        *(
+            (AttentionOptions, name, value)
+            for name in ("tolerance", "temperature")
+            for value in (0.0, -1.0, float("inf"), float("nan"))
+        ),
+        (SearchOptions, "trials", 0),
+        (SearchOptions, "minutes", float("nan")),
+        (SearchOptions, "lr", "1e-2:1e-4"),
+        (SearchOptions, "strength", "large"),
+        (SearchOptions, "epochs", "5,5"),
     ],
 )
-def test_loading_is_checked(options, message):
-    with pytest.raises(UserError, match=message):
-        EvaluateOptions(run="run", data="data", **options)
-    with pytest.raises(UserError, match=message):
-        PredictOptions(run="run", paths=("a",), **options)
+def test_a_wrong_value_is_refused_by_name(kind, name, value):
+    with pytest.raises(ConfigError, match=rf"`{name}[=`]"):
+        kind(**NEEDED.get(kind, {}), **{name: value})
 
 
-def test_the_least_numbers_are_accepted():
-    assert EvaluateOptions(run="run", data="data", batch_size=1, num_workers=0).num_workers == 0
-    assert PredictOptions(run="run", paths=("a",), top=1, batch_size=1, num_workers=0).top == 1
-    assert TapsOptions(model="resnet18", image_size=16).image_size == 16
+def test_bounds_are_allowed():
+    EvaluateOptions(run="run", data="data", batch_size=1, num_workers=0)
+    PredictOptions(run="run", paths=("a",), top=1, batch_size=1, num_workers=0)
+    TapsOptions(model="resnet18", image_size=16)
+    AppOptions(run="run", port=0, examples=0)
+    AttentionOptions(samples=1, tolerance=1e-6, temperature=1e-6)
 
 
-def test_top_and_image_size_are_checked():
-    with pytest.raises(UserError, match="--top must be at least 1, got 0"):
-        PredictOptions(run="run", paths=("a",), top=0)
-    with pytest.raises(UserError, match="--image-size must be at least 16, got 4"):
-        TapsOptions(model="resnet18", image_size=4)
-
-
-@pytest.mark.parametrize("name", ["tolerance", "temperature", "score_clip"])
-@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
-def test_what_attention_is_made_by_is_checked(name, value):
-    with pytest.raises(UserError, match=f"--{name} must be above 0, got {value}"):
-        AttentionOptions(data="data", **{name: value})
-    with pytest.raises(UserError, match="--samples must be at least 1, got 0"):
-        AttentionOptions(data="data", samples=0)
-    assert AttentionOptions(data="data", samples=1, **{name: 1e-6}).samples == 1
+@pytest.mark.parametrize("options", [{}, {"name": "dtd", "list": True}])
+def test_bench_needs_a_name_or_list(options):
+    with pytest.raises(ConfigError, match=r"NAME.*`list`"):
+        BenchOptions(**options)

@@ -10,19 +10,19 @@ from delta_transfer.config.commands import (
     parse_seeds,
 )
 from delta_transfer.config.train import TrainConfig, TrainOptions
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 
 WITHOUT = ("method", "seed", "resume", "devices", "num_nodes", "strategy")
 KIND = merge_with_train_options(CompareOptions, without=WITHOUT)
 
 
-def test_they_are_those_of_train_and_its_own():
+def test_options_of_train_and_of_the_command_are_merged():
     train = {field.name for field in dataclasses.fields(TrainConfig)}
     own = {field.name for field in dataclasses.fields(CompareOptions)}
     assert {field.name for field in dataclasses.fields(KIND)} == (train | own) - set(WITHOUT)
 
 
-def test_those_of_train_have_its_defaults_and_its_help(capsys):
+def test_merged_options_have_the_defaults_and_help_of_train(capsys):
     options = parse_options(KIND, ["images"], prog="x", summary="", positional=["data"])
     own = [field.name for field in dataclasses.fields(CompareOptions)]
     values = {k: v for k, v in dataclasses.asdict(options).items() if k not in own}
@@ -31,9 +31,9 @@ def test_those_of_train_have_its_defaults_and_its_help(capsys):
         parse_options(KIND, ["--help"], prog="x", summary="", positional=["data"])
     said = " ".join(capsys.readouterr().out.split())
     for part in (
-        "numbers with commas between, a comparison each",  # not what train says of it
-        "passes over the training images; 10 (graphs: 15) if not given",
-        "runs/compare-DATA-TIME if not given",
+        "one comparison each",  # not the text of train
+        "number of epochs (default 10; preset graphs 15)",
+        "(default runs/compare-DATA-TIME)",
     ):
         assert part in said
     assert "runs/DATA-METHOD-TIME" not in said
@@ -47,12 +47,12 @@ def test_lists_are_read():
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,,2", "0.5", "[0]", "1,1", "-1"])
-def test_what_are_no_seeds_is_refused(text):
-    with pytest.raises(UserError, match="--seeds "):
+def test_wrong_seeds_are_refused(text):
+    with pytest.raises(ConfigError, match="`seeds="):
         parse_seeds(text)
 
 
 @pytest.mark.parametrize("text", ["", "5,", "0", "-5", "5,5", "all,all", "many", "5 10", "²"])
-def test_what_are_no_sizes_is_refused(text):
-    with pytest.raises(UserError, match="--samples-per-class "):
+def test_wrong_sizes_are_refused(text):
+    with pytest.raises(ConfigError, match="`samples_per_class="):
         parse_samples_per_class(text)

@@ -4,48 +4,47 @@ import dataclasses
 import math
 from typing import Literal
 
-from delta_transfer.config.commands import check_least
-from delta_transfer.errors import UserError
+from delta_transfer.config.train import Count, Positive, check_values
+from delta_transfer.errors import ConfigError
 
 DEFAULT_TRIALS = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """Options of search, in the place of some of train.
+    """Options of search that replace some of train.
 
     Args:
-        trials: number of configurations to try, those in the folder included; 20 if neither this
-            nor minutes is given.
-        minutes: start no trial after this many; those that have started are finished.
-        strength: what is searched, on a logarithmic scale: LOW:HIGH, and auto beside it where auto
-            trains twice; a number or auto, which is not searched; or search, a hundredth to 100
-            times the method's own.
-        lr: what is searched, on a logarithmic scale: LOW:HIGH; a number or find, which is not
-            searched; or search, a tenth to 10 times that of the preset.
-        epochs: what is searched: comma-separated numbers; one, which is not searched; or search,
-            half, once and twice as many as the preset has.
-        taps: search, which tries the taps of auto, and the last three, two or one of them; or names
-            as for train, which are not searched.
-        pruner: median ends a trial whose validation loss is above the median of the trials before,
-            at the same percent of the training (not in its first third, nor before five are
-            complete); none ends none.
-        out: folder of the search; runs/search-DATA-METHOD-TIME if not given. An existing search in
-            this folder is resumed; you can add trials.
-        overwrite: delete what is in that folder and search from scratch.
-        storage: address of a database that Optuna takes, such as mysql://..., in place of the file
-            search.db in the folder.
-        jobs: trials at the same time; as many as there are GPUs, or as cores and memory allow, if
-            not given. What is tried next depends on the results so far, so that only with 1 the
-            trials are the same each time.
-        num_threads: CPU threads of each trial, on which its last digits depend; a fair share of the
-            cores if not given, and in an existing folder those of before.
-        ray: address of a Ray cluster that makes the trials: auto, HOST:PORT or ray://HOST:PORT, or
-            local, which starts one here; all its nodes need the data and --out under the same path.
+        trials: number of configurations, with those already in the folder (default 20, or no limit
+            with minutes).
+        minutes: start no trial after this many minutes; running ones are finished.
+        strength: range LOW:HIGH on a logarithmic scale, in addition to auto where that trains
+            twice; a number or auto is not searched; search (default) is 0.01 to 100 times the
+            method's own.
+        lr: range LOW:HIGH on a logarithmic scale; a number or find is not searched; search
+            (default) is 0.1 to 10 times the preset's.
+        epochs: comma-separated choices; a single number is not searched; search (default) is half,
+            once and twice the preset's.
+        taps: search (default) tries the automatic taps and the last three, two and one of them;
+            names as for train are not searched.
+        pruner: median (default) stops a trial whose validation loss is above the median of earlier
+            ones at the same fraction of training (not in the first third, nor before five trials
+            have finished); none.
+        out: output folder (default runs/search-DATA-METHOD-TIME). An existing search in it is
+            resumed; you can add trials.
+        overwrite: delete the folder's contents and start over.
+        storage: Optuna storage URL, such as mysql://..., instead of the file search.db in the
+            folder.
+        jobs: number of parallel trials (default the number of GPUs, or what cores and memory
+            allow). Only with 1 are the trials reproducible.
+        num_threads: CPU threads of each trial, on which the last digits of results depend (default
+            a fair share of the cores, or as before in an existing folder).
+        ray: address of a Ray cluster that runs the trials: auto, HOST:PORT, ray://HOST:PORT, or
+            local to start one here; every node needs the data and --out at the same path.
     """
 
-    trials: int | None = None
-    minutes: float | None = None
+    trials: Count | None = None
+    minutes: Positive | None = None
     strength: str = "search"
     lr: str = "search"
     epochs: str = "search"
@@ -54,16 +53,12 @@ class SearchOptions:
     out: str | None = None
     overwrite: bool = False
     storage: str | None = None
-    jobs: int | None = None
-    num_threads: int | None = None
+    jobs: Count | None = None
+    num_threads: Count | None = None
     ray: str | None = None
 
     def __post_init__(self) -> None:
-        check_least("--trials", self.trials, 1)
-        check_least("--jobs", self.jobs, 1)
-        check_least("--num-threads", self.num_threads, 1)
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise UserError(f"--minutes must be above 0, got {self.minutes:g}")
+        check_values(self)
         parse_number_or_range("strength", self.strength)
         parse_number_or_range("lr", self.lr)
         parse_whole_numbers("epochs", self.epochs)
@@ -77,10 +72,10 @@ _RANGES = {"strength": ("auto", "0.01:100"), "lr": ("find", "1e-4:1e-2")}  # wor
 
 
 def parse_number_or_range(name: str, text: str) -> float | Range | str:
-    """Read `--strength` or `--lr`: a word, a number, or LOW:HIGH.
+    """Return the word, number or range (LOW:HIGH) in the text of `strength` or `lr`.
 
     Raises:
-        UserError: if it is something else.
+        ConfigError: if the text is anything else.
     """
     word, example = _RANGES[name]
     if text in ("search", word):
@@ -89,31 +84,29 @@ def parse_number_or_range(name: str, text: str) -> float | Range | str:
     try:
         first, last = float(low), float(high if colon else low)
     except ValueError as error:
-        raise UserError(
-            f"--{name} {text}: give LOW:HIGH, two numbers above 0 such as {example}, or what is "
-            f"not searched: a number or {word}"
+        raise ConfigError(
+            f"`{name}={text}` must be LOW:HIGH such as {example}, a number, {word} or search"
         ) from error
     if colon and not 0 < first < last < math.inf:
-        raise UserError(
-            f"--{name} {text}: LOW must be above 0 and below HIGH, for example {example}"
+        raise ConfigError(
+            f"`{name}={text}`: LOW must be above 0 and below HIGH, for example {example}"
         )
     return (first, last) if colon else first
 
 
 def parse_whole_numbers(name: str, text: str) -> tuple[int, ...] | Literal["search"]:
-    """Read `--epochs`: search, or whole numbers.
+    """Return the whole numbers in a comma-separated text, or "search".
 
     Raises:
-        UserError: if it is something else.
+        ConfigError: if the text is anything else, or a number is repeated.
     """
     if text == "search":
         return "search"
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(
-            f"--{name} {text}: give whole numbers above 0 with commas between, 5,10,20, or one, "
-            "which is not searched"
+        raise ConfigError(
+            f"`{name}={text}` must be whole numbers above 0, separated by commas, such as 5,10,20"
         )
     if len(set(map(int, parts))) < len(parts):
-        raise UserError(f"--{name} {text}: give each once")
+        raise ConfigError(f"`{name}={text}`: list each number once")
     return tuple(map(int, parts))

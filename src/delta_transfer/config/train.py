@@ -16,6 +16,30 @@ from delta_transfer.utils.type_hints import Bounds, convert, describe_type, matc
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
 MAX_SEED = 2**64 - 1  # the largest one that torch accepts
 
+OPTION_GROUPS = {
+    "data": (
+        *("data_root", "samples_per_class", "val_fraction", "test_split", "folds", "refit"),
+        *("smiles_column", "label_columns", "split", "class_weights"),
+        *("image_size", "augment", "mixup", "cutmix", "image_cache_gb"),
+    ),
+    "network and method": (
+        *("model", "weights", "method", "strength", "taps", "batch_norm", "preset"),
+        *("attention", "attention_samples", "attention_temperature", "attention_tolerance"),
+        *("estimator", "samples", "temperature", "tolerance"),
+        *("score_clip", "clamp_negative_scores"),
+    ),
+    "training": (
+        *("epochs", "steps", "patience", "batch_size", "gradient_accumulation_steps", "precision"),
+        *("lr", "head_lr", "optimizer", "schedule", "grad_clip", "ema", "layer_decay"),
+        "label_smoothing",
+    ),
+    "machine": (
+        *("device", "devices", "num_nodes", "strategy", "num_workers", "num_threads", "jobs"),
+        *("ray", "deterministic", "checkpoint_minutes", "checkpoint_steps"),
+    ),
+}
+"""Heading in `--help` -> the options below it; all others come first."""
+
 Count = Annotated[int, Bounds(at_least=1)]
 CountOrZero = Annotated[int, Bounds(at_least=0)]
 Positive = Annotated[float, Bounds(above=0)]
@@ -90,7 +114,7 @@ class _TrainFields:
         check_values(self)
         for name in self.logger_names:
             if name not in LOGGERS:
-                raise ConfigError(f"--loggers {self.loggers}: {unknown('logger', name, LOGGERS)}")
+                raise ConfigError(f"`loggers={self.loggers}`: {unknown('logger', name, LOGGERS)}")
 
     @property
     def logger_names(self) -> tuple[str, ...]:
@@ -311,7 +335,7 @@ def convert_values(content: dict[Any, Any], options: type[Any]) -> dict[str, Any
         try:
             values[key] = convert(value, hints[key])
         except ValueError as error:
-            raise ConfigError(f"{flag(key)} {error}, got {value!r}") from error
+            raise ConfigError(f"`{key}` {error}, got {value!r}") from error
     return values
 
 
@@ -321,59 +345,55 @@ def check_values(options: Any) -> None:
     Raises:
         ConfigError: if one does not match its annotation.
     """
-    for name, hint in typing.get_type_hints(type(options), include_extras=True).items():
-        value = getattr(options, name)
+    hints = typing.get_type_hints(type(options), include_extras=True)
+    for field in dataclasses.fields(options):
+        value, hint = getattr(options, field.name), hints[field.name]
         if not matches_type(value, hint):
-            raise ConfigError(f"{flag(name)} must be {describe_type(hint)}, got {value!r}")
-
-
-def flag(name: str) -> str:
-    """Return the flag of an option: `--batch-size` for `batch_size`."""
-    return "--" + name.replace("_", "-")
+            raise ConfigError(f"`{field.name}` must be {describe_type(hint)}, got {value!r}")
 
 
 def _check_exclusions(config: TrainConfig) -> None:
     if config.gradient_accumulation_steps > config.batch_size:
         raise ConfigError(
-            f"--gradient-accumulation-steps {config.gradient_accumulation_steps} must be at most "
-            f"--batch-size {config.batch_size}"
+            f"`gradient_accumulation_steps={config.gradient_accumulation_steps}` must be at most "
+            f"`batch_size={config.batch_size}`"
         )
     if config.folds == 1:
-        raise ConfigError("--folds must be 0 (none) or at least 2, got 1")
+        raise ConfigError("`folds` must be 0 (none) or at least 2, got 1")
     exclusive = [
         (
             config.resume and config.overwrite,
-            ("--resume", "--overwrite"),
+            ("`resume`", "`overwrite`"),
             "one continues the existing run, the other deletes it",
         ),
         (
             config.folds and config.refit == "never",
-            ("--folds", "--refit never"),
+            ("`folds`", "`refit=never`"),
             "after cross-validation the model is always trained on all images",
         ),
         (
             config.epochs is not None and config.steps is not None,
-            ("--epochs", "--steps"),
+            ("`epochs`", "`steps`"),
             "use one of them",
         ),
         (
             config.samples_per_class is not None and config.folds,
-            ("--samples-per-class", f"--folds {config.folds}"),
+            ("`samples_per_class`", f"`folds={config.folds}`"),
             "folds also train on validation images",
         ),
         (
             config.samples_per_class is not None and config.refit == "always",
-            ("--samples-per-class", "--refit always"),
+            ("`samples_per_class`", "`refit=always`"),
             "a refit also trains on validation images",
         ),
         (
             config.patience is not None and config.folds,
-            ("--patience", f"--folds {config.folds}"),
+            ("`patience`", f"`folds={config.folds}`"),
             "all folds need the same number of epochs",
         ),
         (
             config.patience is not None and config.paper_protocol,
-            ("--patience", f"--preset {config.preset}"),
+            ("`patience`", f"`preset={config.preset}`"),
             "this preset always keeps the last epoch",
         ),
     ]
@@ -397,6 +417,6 @@ def _check_preset_conflict(config: TrainConfig) -> None:
         names = [n for n in named if getattr(preset, n) not in (None, getattr(own, n))]
         if names and all(getattr(config, n) == getattr(preset, n) for n in names):
             raise ConfigError(
-                f"--preset {config.preset} with all the values of preset {name}: leave these "
+                f"`preset={config.preset}` with all the values of preset {name}: leave these "
                 f"options out ({', '.join(names)})"
             )

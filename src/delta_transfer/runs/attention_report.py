@@ -13,8 +13,7 @@ from PIL import Image, ImageOps
 
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import GraphSpec
-from delta_transfer.config.commands import AttentionOptions
-from delta_transfer.config.train import TrainConfig, TrainOptions
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import SampleType, TaskData
 from delta_transfer.errors import UserError
 from delta_transfer.report.attention_figure import (
@@ -215,19 +214,25 @@ class AttentionResult:
         return json.dumps(values, indent=2)
 
 
-def measure_attention(options: AttentionOptions) -> AttentionResult:
-    """Measures channel attention and writes it, with an image beside it.
+def measure_attention(
+    config: TrainConfig, *, out: str | None = None, overwrite: bool = False
+) -> AttentionResult:
+    """Measure channel attention, and write it and a figure next to it.
+
+    Args:
+        config: options of a run that uses the same attention.
+        out: the file (default runs/attention-DATA-TIME.safetensors).
+        overwrite: replace an existing file of channel attention.
 
     Raises:
-        UserError: if an option, the data or the network is not as it must be, or the file may not
-            be written: nothing is written then.
+        UserError: if an option, the data or the network cannot be used, or the file may not be
+            written; nothing is written then.
     """
-    config = _config(options)
-    file = _default_file(options.data) if options.out is None else Path(options.out).expanduser()
-    if options.out is None:
-        check_output_location(file.parent, data=options.data)
+    file = _default_file(config.data) if out is None else Path(out).expanduser()
+    if out is None:
+        check_output_location(file.parent, data=config.data)
     else:
-        _check_output_file(file, options)
+        _check_output_file(file, data=Path(config.data), overwrite=overwrite)
     prepared = prepare(config)
     noun = prepared.task.sample_type
     with progress_bar("channels", f"{noun}s x channels") as progress:
@@ -235,41 +240,12 @@ def measure_attention(options: AttentionOptions) -> AttentionResult:
     order = attention_sample_order(config, len(prepared.task.train))
     figure = draw_attention_figure(
         tap_figures(attention, prepared.task, order),
-        title=f"Channel attention of {options.model} on {prepared.task.name}",
+        title=f"Channel attention of {config.model} on {prepared.task.name}",
         note=describe_estimation(attention, noun),
     )
     image = file.with_suffix(".png")
     _write(file, attention, image, figure)
     return AttentionResult(attention=attention, file=file, figure_file=image, sample_type=noun)
-
-
-def _config(options: AttentionOptions) -> TrainConfig:
-    """The options of a run that measures the same attention."""
-    return TrainOptions(
-        data=options.data,
-        model=options.model,
-        weights=options.weights,
-        preset=options.preset,
-        taps=options.taps,
-        attention=options.estimator,
-        attention_samples=options.samples,
-        attention_tolerance=options.tolerance,
-        attention_temperature=options.temperature,
-        score_clip=options.score_clip,
-        clamp_negative_scores=options.clamp_negative_scores,
-        image_size=options.image_size,
-        samples_per_class=options.samples_per_class,
-        seed=options.seed,
-        val_fraction=options.val_fraction,
-        test_split=options.test_split,
-        data_root=options.data_root,
-        smiles_column=options.smiles_column,
-        label_columns=options.label_columns,
-        split=options.split,
-        batch_size=options.batch_size,
-        device=options.device,
-        num_workers=options.num_workers,
-    ).resolve()
 
 
 def _default_file(data: str) -> Path:
@@ -281,7 +257,7 @@ def _default_file(data: str) -> Path:
     raise AssertionError
 
 
-def _check_output_file(file: Path, options: AttentionOptions) -> None:
+def _check_output_file(file: Path, *, data: Path, overwrite: bool) -> None:
     """Checks that the file may be written, before anything slow begins.
 
     Raises:
@@ -294,7 +270,7 @@ def _check_output_file(file: Path, options: AttentionOptions) -> None:
     for path in (file, file.with_suffix(".png")):
         if path.exists() and not path.is_file():
             raise UserError(f"--out {file}: {path} is no file: give another name")
-        if path.exists() and not options.overwrite:
+        if path.exists() and not overwrite:
             raise UserError(
                 f"--out {file}: {path} is there already: give another name, or --overwrite"
             )
@@ -308,7 +284,6 @@ def _check_output_file(file: Path, options: AttentionOptions) -> None:
     folder = file.parent
     if not folder.is_dir():
         raise UserError(f"--out {file}: there is no folder {folder}: make it, or give another")
-    data = Path(options.data)
     if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
         raise UserError(
             f"--out {file} lies in the data folder {data}, where the image beside it would count "

@@ -54,7 +54,7 @@ class Bounds:
 
 
 def matches_type(value: object, hint: Any) -> bool:
-    """Return whether a value has a type: an `int` is a `float`, and a `bool` is neither.
+    """Return whether a value has a type: an `int` is a `float`, a `bool` or NaN is neither.
 
     Args:
         value: any value.
@@ -75,6 +75,8 @@ def matches_type(value: object, hint: Any) -> bool:
         return isinstance(value, tuple) and all(matches_type(item, parts[0]) for item in value)
     if isinstance(value, bool):
         return hint is bool
+    if isinstance(value, float) and math.isnan(value):
+        return False
     return isinstance(value, hint) or (isinstance(value, int) and hint is float)
 
 
@@ -124,3 +126,20 @@ def describe_type(hint: Any) -> str:
     if origin in _UNIONS:
         return " or ".join(describe_type(part) for part in parts if part is not type(None))
     return "a list" if origin is tuple else "a mapping"
+
+
+def describe_placeholder(hint: Any) -> str:
+    """Return the word for a value in a help text: its choices, or N, X or TEXT.
+
+    Example:
+        >>> describe_placeholder(Literal["a", "b"]), describe_placeholder(float | Literal["auto"])
+        ('a|b', 'X|auto')
+    """
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "|".join(map(str, parts))
+    if origin is typing.Annotated:
+        return describe_placeholder(parts[0])
+    if origin in _UNIONS:
+        return "|".join(describe_placeholder(part) for part in parts if part is not type(None))
+    return {int: "N", float: "X", str: "TEXT"}[hint]
