@@ -16,7 +16,7 @@ from delta_transfer.cli.main import main
 from delta_transfer.config.commands import parse_samples_per_class, parse_seeds
 from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.registry import is_dataset_name
-from delta_transfer.experiments.benchmark.recipe import list_benchmarks
+from delta_transfer.experiments.benchmark.definition import list_benchmarks
 from delta_transfer.methods.registry import METHODS
 from tests.blocks import ROOT
 

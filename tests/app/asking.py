@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 from torch import Tensor, nn
 
 from delta_transfer.app.explainer import Explainer
-from delta_transfer.app.opening import load_run
-from delta_transfer.app.site import create_app
+from delta_transfer.app.load_run import load_run
+from delta_transfer.app.web_app import create_app
 from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.features.taps import Taps
 

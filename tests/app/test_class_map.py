@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.app.class_map import run_with_class_map
-from delta_transfer.app.positions import as_spatial_map
+from delta_transfer.app.spatial_maps import as_spatial_map
 from tests.app.asking import inputs_of, target_of
 from tests.networks import conv_net, hooks_of
 from tests.run_folders import CLASSES

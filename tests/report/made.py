@@ -99,7 +99,7 @@ RESULT: Mapping[str, Any] = {
     "method": "delta",
     "seed": 0,
     "samples_per_class": None,
-    "metric": "accuracy",
+    "metric_name": "accuracy",
     "test_accuracy": 0.75,
     "test_mean_class_accuracy": 0.7,
     "val_accuracy": 0.8,
@@ -108,12 +108,13 @@ RESULT: Mapping[str, Any] = {
     "best_epoch": 2,
     "epochs": 3,
     "refitted": False,
-    "seconds": 133.4,
-    "images": 85,
-    "classes": 3,
+    "wall_time_s": 133.4,
+    "num_train_samples": 85,
+    "num_classes": 3,
+    "sample_type": "image",
     "strength": 3.0,
     "strength_search": None,
-    "memory": 812.4,
+    "peak_memory_mib": 812.4,
     "taps": ["blocks.1", "blocks.6"],
     "versions": {"python": "3.12.0", "torch": "2.10.0"},
 }
@@ -227,7 +228,7 @@ def runs(**methods: Mapping[int, float]) -> dict[tuple[str, int], Mapping[str, A
         (method, seed): {
             "test_accuracy": accuracy,
             "linear_probe_test_accuracy": PROBE[seed],
-            "seconds": 60.0 + seed,
+            "wall_time_s": 60.0 + seed,
         }
         for method, accuracies in methods.items()
         for seed, accuracy in accuracies.items()

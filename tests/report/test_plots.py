@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from delta_transfer.errors import UserError
-from delta_transfer.report.comparison.accuracies import save_ranking_plot
+from delta_transfer.report.comparison.ranking import save_ranking_plot
 from delta_transfer.report.figures import INK, inline_svg, printable, render
 from tests.report.made import make_comparison
 

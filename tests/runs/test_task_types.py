@@ -22,7 +22,6 @@ from delta_transfer.inference.evaluation_folder import save_evaluation
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.metrics import MINUS, RMSE
 from delta_transfer.metrics.run_result import RunResult, comparison_columns
-from delta_transfer.report.comparison.findings import summary_sentences
 from delta_transfer.report.comparison.page import write_comparison_report
 from delta_transfer.report.comparison.runs import (
     best_methods,
@@ -30,6 +29,7 @@ from delta_transfer.report.comparison.runs import (
     read_comparison,
     summarize_methods,
 )
+from delta_transfer.report.comparison.summary import summary_sentences
 from delta_transfer.runs.model_soup import format_percent
 from delta_transfer.training.module import FineTuneModule
 from tests.questions import (

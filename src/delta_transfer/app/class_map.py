@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchcam.methods import GradCAM
 
-from delta_transfer.app.positions import as_spatial_map
+from delta_transfer.app.spatial_maps import as_spatial_map
 from delta_transfer.features.head_inputs import HeadInputs
 from delta_transfer.features.stages import output_module
 from delta_transfer.features.taps import Taps

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.app.positions import as_spatial_map
+from delta_transfer.app.spatial_maps import as_spatial_map
 from delta_transfer.features.taps import Taps
 from delta_transfer.features.variance import FeatureVariance
 from delta_transfer.functional import at_least_float32, flatten_positions

@@ -63,7 +63,7 @@ def render_explanation(explainer: Explainer, result: Explanation | Refusal) -> s
     image = as_image(result.pixels)
     found, near, source = result.class_map, explainer.neighbours, explainer.source
     return _render(
-        "look.html.j2",
+        "explanation.html.j2",
         {
             "name": name,
             "size": result.pixels.shape[-1],

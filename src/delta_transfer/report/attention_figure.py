@@ -1,4 +1,4 @@
-"""The figure of channel attention: scores, weights and the images behind them, a row per tap."""
+"""The figure of channel attention: scores, weights and influential images, a row per tap."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from delta_transfer.metrics.metrics import MINUS
 from delta_transfer.report.figures import INK, LINE, SERIES, STRONG, printable, render
 from delta_transfer.report.formatting import pluralize, shorten
 
-MAX_TAPS = 24  # rows; an image of more is too tall to be looked at
+MAX_TAPS = 24  # rows; a figure with more is too tall to view
 HEAD, ROW, FOOT = 112, 262, 14  # heights in CSS pixels
-PLOT, PLOT_TOP = 186, 34  # height of a plot, and of what stands above it in its row
-LEFT = 70  # of the first plot, in CSS pixels, as all that follows
+PLOT, PLOT_TOP = 186, 34  # height of a plot, and of the text above it in its row
+LEFT = 70  # of the first plot; in CSS pixels, like all values below
 SCORES, WEIGHTS = (LEFT, 330), (LEFT + 400, 330)  # start and width
-NAMES, IMAGES = 846, 916  # starts of what names a channel, and of its images
+NAMES, IMAGES = 846, 916  # left edges of a channel's name, and of its images
 THUMBNAIL, STEP, LINE_STEP = 56, 64, 72  # side of an image, and from one to the next
 WIDTH = IMAGES + 4 * STEP + 10
 PIXELS = 2 * THUMBNAIL  # side of an image in the file
@@ -28,11 +28,11 @@ FEW = 60  # channels up to which each has a dot
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfluentialSamples:
-    """A channel, and the images whose loss grows most when it is switched off.
+    """A channel, and the images whose loss increases most when it is ablated.
 
     Args:
         channel: its number.
-        images: up to four, with what is written below them.
+        images: up to four, with their captions.
     """
 
     channel: int
@@ -41,16 +41,15 @@ class InfluentialSamples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TapFigure:
-    """What is drawn of one tap.
+    """The values of one tap that the figure shows.
 
     Args:
         tap: its name.
-        note: what is written beside the name.
-        scores: growth of the loss without each channel, in the order of channels.
-        standard_errors: their standard errors, nan where unknown.
+        note: text beside the name.
+        scores: increase of the loss without each channel, in the order of channels.
+        standard_errors: their standard errors, NaN where unknown.
         attention: the weight of each channel; they sum to 1.
-        influential_samples: of the channels with the largest scores, up to three, the largest
-            first.
+        influential_samples: of up to three channels with the largest scores, the largest first.
     """
 
     tap: str
@@ -62,12 +61,12 @@ class TapFigure:
 
 
 def draw_attention_figure(taps: Sequence[TapFigure], *, title: str, note: str) -> bytes:
-    """Draws channel attention: scores sorted, weights against uniform ones, telling images.
+    """Draw channel attention: sorted scores, weights against uniform ones, influential images.
 
     Args:
-        taps: at least one; of more than 24 the last ones are left out, and counted.
+        taps: at least one; those after the first 24 are only counted.
         title: of the figure.
-        note: what is written below the title.
+        note: text below the title.
 
     Returns:
         A PNG on white, the same bytes for the same arguments.
@@ -78,7 +77,7 @@ def draw_attention_figure(taps: Sequence[TapFigure], *, title: str, note: str) -
     height = HEAD + ROW * len(drawn) + FOOT
 
     def draw(figure: Figure) -> None:
-        figure.set_layout_engine("none")  # every place is known
+        figure.set_layout_engine("none")  # all positions are fixed
         canvas = _Canvas(figure, height)
         _draw_head(canvas, title, note)
         for number, tap in enumerate(drawn):
@@ -93,7 +92,7 @@ def draw_attention_figure(taps: Sequence[TapFigure], *, title: str, note: str) -
 
 
 class _Canvas:
-    """A figure whose places are CSS pixels from its upper left corner."""
+    """A figure whose coordinates are CSS pixels from its upper left corner."""
 
     def __init__(self, figure: Figure, height: float) -> None:
         self._figure = figure
@@ -110,7 +109,7 @@ class _Canvas:
         bold: bool = False,
         centred: bool = False,
     ) -> None:
-        """Writes text whose upper left corner, or the middle of its upper side, is there."""
+        """Write text, positioned by its upper left corner, or its upper middle if centred."""
         self._figure.text(
             left / WIDTH,
             1 - top / self._height,
@@ -123,7 +122,7 @@ class _Canvas:
         )
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes in a rectangle."""
+        """Add axes in a rectangle."""
         bottom = self._height - top - height
         across, up = WIDTH, self._height
         return self._figure.add_axes((left / across, bottom / up, width / across, height / up))
@@ -133,9 +132,9 @@ def _draw_head(canvas: _Canvas, title: str, note: str) -> None:
     canvas.write(20, 16, shorten(printable(title), 100), size=16, bold=True, colour=BLACK)
     canvas.write(20, 40, shorten(printable(note), 150), size=11.5)
     heads = (
-        (SCORES[0], "Scores", "growth of the loss without the channel; band: standard error"),
+        (SCORES[0], "Scores", "increase of the loss without the channel; band: standard error"),
         (WEIGHTS[0], "Attention", "weight times number of channels; 1 is uniform"),
-        (NAMES, "Images behind the top channels", "whose loss grows most without the channel"),
+        (NAMES, "Most influential images", "whose loss increases most without the channel"),
     )
     for left, head, below in heads:
         canvas.write(left, 72, head, size=12, bold=True, colour=BLACK)
@@ -152,8 +151,8 @@ def _draw_tap(canvas: _Canvas, tap: TapFigure, top: float) -> None:
     order = sorted(range(len(tap.scores)), key=lambda channel: -tap.scores[channel])
     _draw_scores(canvas.axes(SCORES[0], top + PLOT_TOP + 8, SCORES[1], PLOT), tap, order)
     _draw_weights(canvas.axes(WEIGHTS[0], top + PLOT_TOP + 8, WEIGHTS[1], PLOT), tap, order)
-    for number, driver in enumerate(tap.influential_samples):
-        _draw_influential_samples(canvas, driver, number, top + 12 + LINE_STEP * number)
+    for number, samples in enumerate(tap.influential_samples):
+        _draw_influential_samples(canvas, samples, number, top + 12 + LINE_STEP * number)
 
 
 def _draw_scores(axes: Axes, tap: TapFigure, order: Sequence[int]) -> None:
@@ -174,13 +173,13 @@ def _draw_weights(axes: Axes, tap: TapFigure, order: Sequence[int]) -> None:
     axes.axhline(1, color=INK, linestyle="--", linewidth=1.1)
     axes.fill_between(ranks, weights, 1, color=SERIES[0], alpha=0.15, linewidth=0)
     _draw_curve(axes, weights)
-    if max(weights) - min(weights) < 0.02:  # else rounding would fill the plot
+    if max(weights) - min(weights) < 0.02:  # otherwise rounding errors would fill the plot
         axes.set_ylim(0.95, 1.05)
     _draw_top(axes, tap, order, weights)
 
 
 def _draw_curve(axes: Axes, values: Sequence[float]) -> None:
-    """A line over the rank of channels."""
+    """Draw a line over the rank of channels."""
     ranks = range(1, len(values) + 1)
     marker = "o" if len(values) <= FEW else ""
     axes.plot(ranks, values, color=SERIES[0], marker=marker, markersize=3)
@@ -191,21 +190,21 @@ def _draw_curve(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _draw_top(axes: Axes, tap: TapFigure, order: Sequence[int], values: Sequence[float]) -> None:
-    """Dots in the colours of the channels whose images are shown."""
-    for number, driver in enumerate(tap.influential_samples):
-        rank = order.index(driver.channel)
+    """Draw dots in the colours of the channels whose images are shown."""
+    for number, samples in enumerate(tap.influential_samples):
+        rank = order.index(samples.channel)
         axes.plot(
             [rank + 1], [values[rank]], "o", color=_COLOURS[number], markersize=6, clip_on=False
         )
 
 
 def _draw_influential_samples(
-    canvas: _Canvas, influential: InfluentialSamples, number: int, top: float
+    canvas: _Canvas, samples: InfluentialSamples, number: int, top: float
 ) -> None:
     colour = _COLOURS[number]
     canvas.write(NAMES, top + 18, "channel", size=10, colour=colour)
-    canvas.write(NAMES, top + 30, str(influential.channel), size=12, bold=True, colour=colour)
-    for column, (image, label) in enumerate(influential.images):
+    canvas.write(NAMES, top + 30, str(samples.channel), size=12, bold=True, colour=colour)
+    for column, (image, label) in enumerate(samples.images):
         left = IMAGES + STEP * column
         axes = canvas.axes(left, top, THUMBNAIL, THUMBNAIL)
         axes.imshow(ImageOps.fit(image, (PIXELS, PIXELS)))

@@ -1,4 +1,4 @@
-"""Which classes are right how often, and which are taken for which."""
+"""Accuracy per class and the confusion matrix."""
 
 import dataclasses
 from collections import Counter
@@ -16,20 +16,20 @@ from delta_transfer.report.run_files import Predictions
 MAX_CLASSES, MAX_NUMBERED_CLASSES = 100, 30
 # most classes: side of a cell in CSS pixels
 CELLS = {6: 46, 12: 32, MAX_NUMBERED_CLASSES: 24, MAX_CLASSES: 12}
-SHADES = 20  # one drawn thing each, however many cells have it
+SHADES = 20  # one drawn path each, however many cells share it
 LABEL = 20  # letters of a class name beside the matrix
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassAccuracy:
-    """How often one class is right, and what it is most often taken for.
+    """The accuracy of one class, and the class it is most often mistaken for.
 
     Args:
         name: of the class.
         num_samples: its samples.
-        num_correct: those that are right.
-        mistaken_for: the wrong class that is predicted most often for it, None if there is none.
-        num_mistaken: how often that is.
+        num_correct: samples that are classified correctly.
+        mistaken_for: the most frequent wrong prediction, None if there is none.
+        num_mistaken: how often it is predicted.
     """
 
     name: str
@@ -40,23 +40,23 @@ class ClassAccuracy:
 
     @property
     def accuracy(self) -> float:
-        """The fraction that is right."""
+        """The fraction that is correct."""
         return self.num_correct / self.num_samples
 
 
 def count_confusions(predictions: Predictions) -> Counter[tuple[str, str]]:
-    """How often each label has each prediction."""
+    """Count the pairs of label and prediction."""
     return Counter((row.label, row.prediction) for row in predictions.rows)
 
 
 def class_accuracies(predictions: Predictions) -> list[ClassAccuracy]:
-    """The classes that have samples, the one with the lowest accuracy first."""
+    """Return the classes that have samples, the one with the lowest accuracy first."""
     counts = count_confusions(predictions)
     totals = Counter(row.label for row in predictions.rows)
     order = {name: position for position, name in enumerate(predictions.classes)}
     worst: dict[str, tuple[int, int, str]] = {}
     for (label, prediction), count in counts.items():
-        if label != prediction:  # of two that are as frequent, the first in the order of classes
+        if label != prediction:  # ties go to the first in the order of classes
             found = (count, -order[prediction], prediction)
             worst[label] = max(found, worst.get(label, found))
     table = [
@@ -74,7 +74,7 @@ def class_accuracies(predictions: Predictions) -> list[ClassAccuracy]:
 
 
 def pool_predictions(runs: Sequence[Predictions]) -> Predictions:
-    """The predictions of several runs as those of one."""
+    """Return the predictions of several runs as those of one."""
     classes = dict.fromkeys(name for run in runs for name in run.classes)
     return Predictions(tuple(classes), tuple(row for run in runs for row in run.rows))
 
@@ -86,13 +86,13 @@ def confusion_plot(
     title: str = "Confusion matrix",
     sample_type: str = "image",
 ) -> Plot | None:
-    """The confusion matrix, a row per label; None if there are too many classes to read it.
+    """Plot the confusion matrix, a row per label; None if there are too many classes to read it.
 
     Args:
-        predictions: what it is made of.
+        predictions: labels and predictions to count.
         name: of the figure, for its ids.
         title: its heading.
-        sample_type: what is counted.
+        sample_type: what one sample is called, such as "image".
     """
     classes = predictions.classes
     if len(classes) > MAX_CLASSES:
@@ -118,7 +118,7 @@ def confusion_plot(
         title=title,
         svg=svg,
         caption=f"A row for each label, a column for each prediction.{numbers} "
-        f"{'the' if numbers else 'The'} fuller the colour, the larger the share of the row.",
+        f"{'the' if numbers else 'The'} darker the colour, the larger the fraction of the row.",
         wide=True,
     )
 
@@ -144,8 +144,8 @@ def _draw_cells(axes: Axes, predictions: Predictions) -> None:
 
 def _spoken(predictions: Predictions) -> str:
     counts = count_confusions(predictions)
-    right = sum(counts[name, name] for name in predictions.classes)
+    correct = sum(counts[name, name] for name in predictions.classes)
     wrong = [(pair, n) for pair, n in counts.most_common() if pair[0] != pair[1]]
-    said = [f"{label} taken for {prediction} ({n})" for (label, prediction), n in wrong[:8]]
-    text = f"Confusion matrix: {right} of {len(predictions.rows)} on the diagonal. "
-    return text + (f"Most frequent mistakes: {', '.join(said)}." if said else "No mistakes.")
+    pairs = [f"{label} predicted as {prediction} ({n})" for (label, prediction), n in wrong[:8]]
+    text = f"Confusion matrix: {correct} of {len(predictions.rows)} on the diagonal. "
+    return text + (f"Most frequent mistakes: {', '.join(pairs)}." if pairs else "No mistakes.")

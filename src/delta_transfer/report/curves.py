@@ -1,4 +1,4 @@
-"""Curves over epochs: of one run, or a line per method."""
+"""Learning curves over epochs: of one run, or a line per method."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,31 +27,31 @@ from delta_transfer.report.styles import MARKERS, method_style
 
 Series = Mapping[int, float]
 
-# The columns of metrics.csv that are the task's loss, without penalties.
+# The columns of metrics.csv with the task loss, without penalties.
 LOSSES = {"train_task": "training", "val_loss": "validation"}
-MANY_EPOCHS = 30  # from where on a line has no markers
+MANY_EPOCHS = 30  # longer lines have no markers
 
 
 def drop_non_finite(values: Series) -> dict[int, float]:
-    """The values without those that are no number."""
+    """Return the finite values."""
     return {epoch: value for epoch, value in values.items() if math.isfinite(value)}
 
 
 def series(metrics: Mapping[int, Mapping[str, float]], name: str) -> dict[int, float]:
-    """The finite values of one name by epoch."""
+    """Return the finite values of one name by epoch."""
     return drop_non_finite(
         {epoch: values[name] for epoch, values in metrics.items() if name in values}
     )
 
 
 def score_plot(scores: Series, metric: Metric, *, probe: float | None, best_epoch: int) -> Plot:
-    """The validation score over epochs, the linear probe as a line and the kept epoch marked.
+    """Plot the validation score over epochs, with the linear probe and the best epoch.
 
     Args:
         scores: by epoch.
-        metric: what they are.
-        probe: that of the linear probe; None where it is undefined.
-        best_epoch: the epoch that was kept.
+        metric: of the scores.
+        probe: score of the linear probe; None if undefined.
+        best_epoch: the selected epoch.
     """
     limit = _limit([scores], probe, metric)
 
@@ -67,14 +67,14 @@ def score_plot(scores: Series, metric: Metric, *, probe: float | None, best_epoc
                 markersize=9,
                 markerfacecolor="none",
                 markeredgecolor=ACCENT,
-                label="kept epoch",
+                label="best epoch",
             )
         _in_unit(axes, limit, metric)
         legend(figure, handles)
 
     title = f"Validation {metric.display_name}"
     text = f"{title} by epoch: {_spoken(scores, metric.format)}. "
-    text += f"Linear probe: {metric.format(probe)}. Kept: epoch {best_epoch}."
+    text += f"Linear probe: {metric.format(probe)}. Best epoch: {best_epoch}."
     svg = inline_svg(draw, metric.name, size=(WIDTH, HEIGHT), text=text)
     return Plot(title=title, svg=svg, caption=_score_caption({"": scores}, limit, metric))
 
@@ -88,18 +88,18 @@ def lines_plot(
     shades: bool = False,
     top: float | None = None,
 ) -> Plot | None:
-    """Several values over epochs.
+    """Plot several values over epochs.
 
     Args:
         lines: values by epoch, by the name of the line.
         name: of the figure, for its ids.
         title: its heading.
         caption: how to read it.
-        shades: the lines are one thing at several depths: one colour, from pale to full.
-        top: where the axis ends, for figures that are compared; as the values need if None.
+        shades: draw all lines in one colour, from pale to full.
+        top: upper limit of the axis, for plots that are compared; fitted to the values if None.
 
     Returns:
-        The plot, or None if there is no finite value to draw.
+        The plot, or None if no value is finite.
     """
     lines = {key: drop_non_finite(values) for key, values in lines.items()}
     lines = {key: values for key, values in lines.items() if values}
@@ -115,46 +115,45 @@ def lines_plot(
             _mark(line, number)
             if shades:
                 line.set(color=ACCENT, alpha=0.3 + 0.7 * (number + 1) / len(lines))
-            # A marker at zero is whole, a line stays below the top.
+            # Do not cut a marker at zero; cut a line at the top.
             line.set_clip_on(top is not None and max(values.values()) > top)
             handles.append(line)
         if all(value >= 0 for values in lines.values() for value in values.values()):
             axes.set_ylim(bottom=0, top=top)
         legend(figure, handles)
 
-    said = [f"{key}: {_spoken(values, '{:.3g}'.format)}" for key, values in lines.items()]
+    texts = [f"{key}: {_spoken(values, '{:.3g}'.format)}" for key, values in lines.items()]
     size = (WIDTH, height_with_legend(list(names.values())))
-    svg = inline_svg(draw, name, size=size, text=f"{title} by epoch. {'; '.join(said)}.")
+    svg = inline_svg(draw, name, size=size, text=f"{title} by epoch. {'; '.join(texts)}.")
     return Plot(title=title, svg=svg, caption=caption)
 
 
 def methods_plot(
-    curves: Mapping[str, Series], name: str, *, title: str, methods: Sequence[str], caption: str
+    curves: Mapping[str, Series], name: str, *, title: str, methods: Sequence[str]
 ) -> Plot:
-    """Values over epochs, a line per method.
+    """Plot values over epochs, a line per method.
 
     Args:
-        curves: values not below zero, by epoch, by method.
+        curves: non-negative values by epoch, by method.
         name: of the figure, for its ids.
         title: its heading.
-        methods: all that are compared, in their order.
-        caption: how to read it.
+        methods: all compared methods, in their order.
     """
 
     def draw(figure: Figure) -> None:
         axes = _epoch_axes(figure, curves.values())
         handles = _method_lines(axes, curves, methods)
         for handle in handles:
-            handle.set_clip_on(False)  # a marker at zero is whole
+            handle.set_clip_on(False)  # do not cut a marker at zero
         legend(figure, handles)
         axes.set_ylim(bottom=0)
 
-    said = [
+    texts = [
         f"{method_label(key)}: {_spoken(values, '{:.3g}'.format)}" for key, values in curves.items()
     ]
     size = (WIDTH, height_with_legend([_short(method) for method in curves]))
-    svg = inline_svg(draw, name, size=size, text=f"{title} by epoch. {'; '.join(said)}.")
-    return Plot(title=title, svg=svg, caption=caption)
+    svg = inline_svg(draw, name, size=size, text=f"{title} by epoch. {'; '.join(texts)}.")
+    return Plot(title=title, svg=svg)
 
 
 def scores_over_epochs(
@@ -165,14 +164,14 @@ def scores_over_epochs(
     seeds: int,
     methods: Sequence[str],
 ) -> Plot:
-    """The validation score over epochs, a line per method.
+    """Plot the validation score over epochs, a line per method.
 
     Args:
         curves: means over the seeds, by epoch, by method.
-        metric: what they are.
-        probe: mean validation score of the linear probe; None where it is undefined.
-        seeds: how many there are at most.
-        methods: all that are compared, in their order.
+        metric: of the scores.
+        probe: mean validation score of the linear probe; None if undefined.
+        seeds: their number.
+        methods: all compared methods, in their order.
     """
     limit = _limit(list(curves.values()), probe, metric)
 
@@ -184,10 +183,10 @@ def scores_over_epochs(
         _in_unit(axes, limit, metric)
 
     spoken = {method: _spoken(values, metric.format) for method, values in curves.items()}
-    said = [f"{method_label(method)}: {values}" for method, values in spoken.items()]
+    texts = [f"{method_label(method)}: {values}" for method, values in spoken.items()]
     title = f"Validation {metric.display_name}" + (", mean over seeds" if seeds > 1 else "")
     names = [*map(_short, curves), f"linear probe {metric.format(probe)}"]
-    text = f"{title}, by epoch. {'; '.join(said)}. Linear probe: {metric.format(probe)}."
+    text = f"{title}, by epoch. {'; '.join(texts)}. Linear probe: {metric.format(probe)}."
     size = (WIDTH, height_with_legend(names, height=HEIGHT + 20))
     return Plot(
         title=title,
@@ -230,7 +229,7 @@ def _in_unit(axes: Axes, limit: float | None, metric: Metric) -> None:
 
 
 def _limit(curves: Sequence[Series], probe: float | None, metric: Metric) -> float | None:
-    """Where the axis ends, so that a first epoch with a random head does not flatten the rest."""
+    """Return an axis limit, so that a first epoch with a random head does not flatten the rest."""
     late = [] if probe is None else [metric.gain(probe, 0)]
     for values in curves:
         middle = sorted(values)[len(values) // 2]
@@ -282,7 +281,7 @@ def _scaled(values: Series, metric: Metric) -> dict[int, float]:
 
 
 def _spoken(values: Series, say: Callable[[float], str]) -> str:
-    """All values where they are few; the first, the extremes and the last where they are many."""
+    """List all values if they are few, else the first, the extremes and the last."""
     epochs = sorted(values)
     if len(epochs) > 12:
         lowest, highest = min(epochs, key=values.__getitem__), max(epochs, key=values.__getitem__)

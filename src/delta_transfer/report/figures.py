@@ -1,4 +1,4 @@
-"""Figures without global state: drawn by matplotlib, made into SVG that fits into a page."""
+"""Draw figures with matplotlib, without global state, as SVG elements for a page."""
 
 import dataclasses
 import io
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 Draw = Callable[[Figure], None]
 
-# Every colour is readable on white and on near-black. In a page it stands for the CSS variable.
+# Every colour is readable on white and on near-black; in a page CSS variables replace them.
 INK, LINE, ACCENT = "#737a82", "#8f969d", "#178a93"
 STRONG = "#656c74"  # ink on a coloured ground
 SERIES = (ACCENT, "#c07d28", "#8566b8", "#bf5873", "#5580c6", "#7a8a3f")
@@ -36,7 +36,7 @@ _STYLE: dict[str, Any] = {
     "axes.linewidth": 0.8,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "font.family": "DejaVu Sans",  # comes with matplotlib; a page puts its own font in its place
+    "font.family": "DejaVu Sans",  # comes with matplotlib; a page substitutes its own font
     "font.size": FONT,
     "grid.alpha": 0.3,
     "grid.color": LINE,
@@ -69,7 +69,7 @@ class Plot:
         title: its heading.
         svg: the drawing, with its text alternative.
         caption: how to read it.
-        wide: keeps its size and scrolls, where others shrink with the page.
+        wide: scroll instead of shrinking with the page.
     """
 
     title: str
@@ -79,23 +79,22 @@ class Plot:
 
 
 def inline_svg(draw: Draw, name: str, *, size: tuple[float, float], text: str) -> Markup:
-    """A drawing as an `<svg>` element to stand in a page.
+    """Return a drawing as an `<svg>` element for a page.
 
-    Its colours are the page's, its ids start with its name, so that no two figures share one, and
-    its words remain words in the font of the page.
+    It uses the page's colours and font. Its ids start with its name, so that they are unique.
 
     Args:
         draw: draws on an empty figure.
-        name: of the figure, different from all others of the page.
+        name: of the figure, unique in the page.
         size: width and height in CSS pixels, at which letters have their normal size.
-        text: the text alternative: what the figure says, with its numbers.
+        text: the text alternative: what the figure shows, with its numbers.
     """
     content = render(draw, "svg", size=size, salt=name, fonttype="none")
-    root = ET.fromstring(content)  # nosec B314  # what matplotlib has just drawn
+    root = ET.fromstring(content)  # nosec B314  # drawn by matplotlib just now
     used = {match for value in _attributes(root) for match in re.findall(r"#([\w-]+)", value)}
     for parent in list(root.iter()):
         for child in list(parent):
-            if _tag(child) in ("style", "metadata", "title"):  # CSS of a page is for all of it
+            if _tag(child) in ("style", "metadata", "title"):  # CSS would affect the whole page
                 parent.remove(child)
     for element in root.iter():
         element.tag = _tag(element)
@@ -127,17 +126,17 @@ def render(
     background: str | None = None,
     dpi: int = 200,
 ) -> bytes:
-    """A drawing as a file, the same bytes each time.
+    """Return a drawing as the bytes of a file, reproducibly.
 
     Args:
         draw: draws on an empty figure.
         kind: `"png"` or `"svg"`.
         size: width and height in CSS pixels.
-        salt: what the ids of an SVG start from.
-        fonttype: `"path"` draws the letters of an SVG, `"none"` leaves them to the reader's fonts.
+        salt: of the ids of an SVG.
+        fonttype: `"path"` draws the letters of an SVG, `"none"` keeps them as text.
         title: of the file.
         background: colour of the background; transparent if None.
-        dpi: dots of a PNG to 72 CSS pixels.
+        dpi: dots of a PNG per 72 CSS pixels.
     """
     buffer = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -158,20 +157,20 @@ def render(
 
 
 def legend(figure: Figure, handles: list[Artist]) -> None:
-    """A legend above the axes, in as many columns as fit."""
+    """Add a legend above the axes, in as many columns as fit."""
     if handles:
         columns = _legend_columns([str(handle.get_label()) for handle in handles])
         figure.legend(handles=handles, loc="outside upper left", ncols=columns)
 
 
 def height_with_legend(labels: list[str], *, height: float = HEIGHT) -> float:
-    """The height of a figure whose axes keep theirs under a legend with these labels."""
+    """Return the height of a figure that has a legend with these labels above its axes."""
     columns = _legend_columns(labels)
     return height + LEGEND_LINE * max(0, -(-len(labels) // columns) - 1)
 
 
 def printable(text: str) -> str:
-    """The text without the control characters that an SVG may not hold."""
+    """Replace the control characters that an SVG must not contain."""
     return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
     )
@@ -184,9 +183,9 @@ def _legend_columns(labels: list[str]) -> int:
 
 @contextmanager
 def _style(more: dict[str, Any]) -> Iterator[None]:
-    # From the defaults, so that a person's own matplotlibrc does not show.
+    # From the defaults, so that the user's matplotlibrc has no effect.
     with matplotlib.style.context(["default", {**_STYLE, **more}]), warnings.catch_warnings():
-        # A name in a script that DejaVu lacks: the page's own font has it, a PNG shows a box.
+        # A script that DejaVu lacks: the page's own font has it, a PNG shows a box.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield
 
@@ -209,7 +208,7 @@ def _value(key: str, value: str, name: str, used: set[str]) -> str:
         return f"#{name}-{value[1:]}"
     value = re.sub(r"url\(#([\w-]+)\)", rf"url(#{name}-\1)", value)
     if key == "style":
-        # The size of the letters stays, their font is the page's.
+        # Keep the font size, use the page's font.
         value = re.sub(r"font: ([\d.]+px) [^;]*", r"font-size: \1", value)
         value = re.sub(r"font-family: [^;]*;? *", "", value)
         for colour, variable in _VARIABLES.items():

@@ -1,4 +1,4 @@
-"""Numbers as words: percentages, points, intervals, times, and what may be said of them."""
+"""Format numbers for a page: percentages, points, intervals, times, and significance."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Literal
 from delta_transfer.metrics.metrics import ACCURACY, NO_VALUE, Metric
 from delta_transfer.metrics.statistics import Summary
 
-# What a method is called on a page, by its name; others are called by their name.
+# Display names of methods; other methods are shown by their own name.
 LABELS = {
     "probe": "Linear probe",
     "l2": "Plain fine-tuning",
@@ -29,12 +29,12 @@ Verdict = Literal["above", "below", "unclear", "single"]
 
 
 def method_label(method: str) -> str:
-    """What a method is called on a page."""
+    """Return the display name of a method."""
     return LABELS.get(method, method)
 
 
 def format_training_size(size: int | None, sample_type: str) -> str:
-    """How many samples were trained on, by the number per class; None is all of them.
+    """Describe the training set by its number of samples per class; None means all of them.
 
     Example:
         >>> format_training_size(5, "image"), format_training_size(None, "graph")
@@ -48,7 +48,7 @@ def format_training_size(size: int | None, sample_type: str) -> str:
 
 
 def join_names(names: Sequence[str]) -> str:
-    """Names in a sentence.
+    """Join names for a sentence.
 
     Example:
         >>> join_names(["L2-SP"]), join_names(["L2-SP", "SPD", "DELTA"])
@@ -58,7 +58,7 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A fraction in percent.
+    """Format a fraction as a percentage.
 
     Example:
         >>> percent(0.8571)
@@ -68,7 +68,7 @@ def percent(fraction: float) -> str:
 
 
 def points(difference: float) -> str:
-    """A difference of fractions in percentage points, with its sign.
+    """Format a difference of fractions in percentage points, with its sign.
 
     Example:
         >>> points(0.018), points(-0.0001)
@@ -78,7 +78,7 @@ def points(difference: float) -> str:
 
 
 def interval(summary: Summary, metric: Metric = ACCURACY) -> str:
-    """The 95% interval of a difference, or that there is none.
+    """Format the 95% confidence interval of a difference, or say that there is none.
 
     Example:
         >>> interval(Summary(3, 0.02, 0.004, 0.011, 0.029))
@@ -92,7 +92,7 @@ def interval(summary: Summary, metric: Metric = ACCURACY) -> str:
 
 
 def verdict(difference: Summary, metric: Metric = ACCURACY) -> Verdict:
-    """What a difference shows: an interval that includes zero, as it is printed, shows nothing.
+    """Classify a difference; it is unclear if the interval, as printed, includes zero.
 
     Example:
         >>> verdict(Summary(3, 0.02, 0.004, 0.011, 0.029))
@@ -108,7 +108,7 @@ def verdict(difference: Summary, metric: Metric = ACCURACY) -> Verdict:
 
 
 def mebibytes(memory: float) -> str:
-    """An amount of memory that is given in MiB.
+    """Format an amount of memory in MiB.
 
     Example:
         >>> mebibytes(812.4), mebibytes(1536)
@@ -118,7 +118,7 @@ def mebibytes(memory: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the two largest units that it needs.
+    """Format a time in its two largest units.
 
     Example:
         >>> duration(7.25), duration(133.4), duration(3725)
@@ -134,7 +134,7 @@ def duration(seconds: float) -> str:
 
 
 def pluralize(number: int, noun: str) -> str:
-    """A number and its noun.
+    """Format a number and its noun.
 
     Example:
         >>> pluralize(1, "seed"), pluralize(3, "seed")
@@ -146,7 +146,7 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """The text, its middle left out where it is too long.
+    """Shorten a long text by leaving out its middle.
 
     Example:
         >>> shorten("staffordshire_bull_terrier", 12)

@@ -1,4 +1,4 @@
-"""The files of one run, read and checked; those that a run may lack are None."""
+"""Read and check the files of one run; optional files that are missing are None."""
 
 import base64
 import dataclasses
@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError, ModelError
 from delta_transfer.metrics.metrics import ACCURACY
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.report.tables import Row, read_lines, read_table
@@ -19,7 +19,7 @@ from delta_transfer.utils.files import read_yaml
 
 @dataclasses.dataclass(frozen=True)
 class PredictionRow:
-    """What the network says of one image, and how sure it is of it."""
+    """The prediction for one image, and its probability."""
 
     path: str
     label: str
@@ -28,7 +28,7 @@ class PredictionRow:
 
     @property
     def is_correct(self) -> bool:
-        """Whether the prediction is the label."""
+        """True if the prediction is the label."""
         return self.label == self.prediction
 
 
@@ -42,7 +42,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Molecule:
-    """A molecule whose features moved so far, drawn, as a data: URI."""
+    """A molecule, its drawing as a data: URI, and how far its features moved."""
 
     smiles: str
     distance: float
@@ -58,10 +58,10 @@ class Predictions:
 
 
 def read_result(folder: Path) -> RunResult:
-    """The figures of a run.
+    """Read the results of a run.
 
     Raises:
-        UserError: if there are none, or some are no numbers.
+        ModelError: if there are none, or a result is not a number.
     """
     result = RunResult.load(folder)
     scores = [result.metric_value("val"), result.metric_value("linear_probe_val")]
@@ -83,41 +83,41 @@ def read_result(folder: Path) -> RunResult:
         or not isinstance(result.versions, dict)
         or not isinstance(result.sample_type, str)
     ):
-        raise UserError(f"{folder / 'result.json'} is not the result of a run: a metric is damaged")
+        raise ModelError(f"{folder / 'result.json'} is damaged: a result is not a valid number")
     return result
 
 
 def probe_validation_score(folder: Path) -> float:
-    """The score of a run's linear probe on the validation split, NaN where it is undefined.
+    """Read the linear probe's score on the validation split, NaN where it is undefined.
 
     Raises:
-        UserError: as `read_result` does.
+        ModelError: as `read_result` does.
     """
     found = read_result(folder).metric_value("linear_probe_val")
     return math.nan if found is None else found
 
 
 def read_config(folder: Path) -> dict[str, str]:
-    """The options of a run, as text; those that were not given are empty.
+    """Read the options of a run, as text; those that were not set are empty.
 
     Raises:
-        UserError: if the file is missing or is no flat mapping.
+        UserError: if the file is missing or is not a flat mapping.
     """
     path = folder / "config.yaml"
     if not path.exists():
-        raise UserError(f"{path} is missing: is the run finished?")
+        raise ModelError(f"{path} is missing: is the run finished?")
     wanted = "options of a run, one a line"
     values = read_yaml(path, wanted=wanted)
     if any(isinstance(value, dict) for value in values.values()):
-        raise UserError(f"{path} must contain {wanted}")
+        raise ModelError(f"{path} must contain {wanted}")
     return {str(name): _option(value) for name, value in values.items()}
 
 
 def read_metrics(folder: Path) -> dict[int, dict[str, float]] | None:
-    """The values of each epoch by name, in the order of epochs; None if nothing was trained.
+    """Read the values of each epoch by name, in order; None if nothing was trained.
 
     Raises:
-        UserError: if the file is damaged.
+        DataError: if the file is damaged.
     """
     path = folder / "metrics.csv"
     if not path.exists():
@@ -134,10 +134,10 @@ def read_metrics(folder: Path) -> dict[int, dict[str, float]] | None:
 
 
 def read_drift(folder: Path) -> dict[str, dict[int, float]] | None:
-    """How far each tap moved, by epoch; None if it was not measured over epochs.
+    """Read how far each tap moved, by epoch; None if it was not measured over epochs.
 
     Raises:
-        UserError: if the file is damaged.
+        DataError: if the file is damaged.
     """
     path = folder / "drift.csv"
     if not path.exists():
@@ -149,10 +149,10 @@ def read_drift(folder: Path) -> dict[str, dict[int, float]] | None:
 
 
 def read_attention(folder: Path) -> dict[str, tuple[float, ...]] | None:
-    """The attention of each tap's channels, which sums to 1; None if the method has none.
+    """Read the attention of each tap's channels, which sums to 1; None if the method has none.
 
     Raises:
-        UserError: if the file is damaged.
+        ModelError: if the file is damaged.
     """
     path = folder / "attention.safetensors"
     if not path.exists():
@@ -162,59 +162,57 @@ def read_attention(folder: Path) -> dict[str, tuple[float, ...]] | None:
             taps = json.loads((file.metadata() or {})["delta-transfer"])["taps"]
             return {tap: tuple(file.get_tensor(f"attention/{tap}").tolist()) for tap in taps}
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no channel attention, or is damaged: {error}") from error
+        raise ModelError(f"{path} is not a channel attention file: {error}") from error
 
 
 def read_predictions(folder: Path) -> Predictions:
-    """The predictions of the test split, or of the validation split where there is no test.
-
-    Of a run that tells classes.
+    """Read a classifier's predictions of the test split, or else of the validation split.
 
     Raises:
-        UserError: if the file is missing or damaged.
+        DataError: if the file is missing or damaged.
     """
     path = folder / "predictions.csv"
     header, lines = read_lines(path)
     classes = header[3:]
     if header[:3] != ["path", "label", "prediction"] or not classes:
-        raise UserError(f"{path} must start with path, label, prediction and a column per class")
+        raise DataError(f"{path} must start with path, label, prediction and a column per class")
     index = {name: position for position, name in enumerate(classes)}
     rows = []
     for line, cells in lines:
-        # By position: a class may have the name of another column.
+        # By position, because a class may have the name of another column.
         values = Row(path, line, {"probability": ""})
         for name in cells[1:3]:
             if name not in index:
-                raise values.error(f"{name!r} is no class of the first line")
+                raise values.error(f"{name!r} is not a class of the first line")
         values.cells["probability"] = cells[3 + index[cells[2]]]
         image, label, prediction = cells[:3]
         rows.append(PredictionRow(image, label, prediction, values.fraction("probability")))
     if not rows:
-        raise UserError(f"{path} holds no predictions")
+        raise DataError(f"{path} has no predictions")
     return Predictions(tuple(classes), tuple(rows))
 
 
 def count_predictions(folder: Path) -> int:
-    """How many samples the predictions are of.
+    """Return the number of samples with predictions.
 
     Raises:
-        UserError: if the file is missing or damaged.
+        DataError: if the file is missing or damaged.
     """
     return len(read_lines(folder / "predictions.csv")[1])
 
 
 def read_examples(folder: Path) -> tuple[Example, ...] | None:
-    """Some predictions with their images, in the order of the file; None if there are none.
+    """Read the example predictions with their images, in the order of the file; None if none.
 
     Raises:
-        UserError: if the file is damaged, or an image of it is missing or damaged.
+        DataError: if the file is damaged, or an image is missing or damaged.
     """
     path = folder / "examples.csv"
     if not path.exists():
         return None
     examples = []
     for row in read_table(path, ["file", "path", "label", "prediction", "probability"]):
-        cells, image = row.cells, _drawn(folder, row)
+        cells, image = row.cells, _image_uri(folder, row)
         prediction = PredictionRow(
             cells["path"], cells["label"], cells["prediction"], row.fraction("probability")
         )
@@ -223,38 +221,35 @@ def read_examples(folder: Path) -> tuple[Example, ...] | None:
 
 
 def read_molecules(folder: Path) -> tuple[Molecule, ...]:
-    """The molecules that were drawn for the report, the one that moved most first.
+    """Read the molecules that were drawn for the report, the one that moved most first.
 
     Raises:
-        UserError: if the file is damaged, or an image of it is missing or damaged.
+        DataError: if the file is damaged, or an image is missing or damaged.
     """
     path = folder / "molecules.csv"
     if not path.exists():
         return ()
     return tuple(
-        Molecule(row.cells["path"], row.number("distance"), _drawn(folder, row))
+        Molecule(row.cells["path"], row.number("distance"), _image_uri(folder, row))
         for row in read_table(path, ["file", "path", "distance"])
     )
 
 
-def _drawn(folder: Path, row: Row) -> str:
-    """The image that a row of a table names."""
+def _image_uri(folder: Path, row: Row) -> str:
+    """Return the image that a row of a table names, as a data: URI."""
     name = row.cells["file"]
     if not name or Path(name).name != name:
         raise row.error(f"file must be the name of an image in examples, got {name!r}")
-    return _data_uri(folder / "examples" / name, table=row.path.name)
-
-
-def _data_uri(path: Path, *, table: str) -> str:
+    path = folder / "examples" / name
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
             image.load()
             kind = str(image.format).lower()
     except FileNotFoundError:
-        raise UserError(f"{path} is missing, though {table} names it") from None
+        raise DataError(f"{path} is missing, but {row.path.name} lists it") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is no image, or is damaged: {error}") from error
+        raise DataError(f"{path} is not an image, or is damaged: {error}") from error
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 

@@ -1,10 +1,10 @@
-"""The page of one run."""
+"""The report page of one run."""
 
 from pathlib import Path
 
 from delta_transfer.metrics.metrics import ACCURACY, METRICS
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.report.comparison.columns import target_table
+from delta_transfer.report.comparison.targets import target_table
 from delta_transfer.report.confusion import class_accuracies, confusion_plot
 from delta_transfer.report.curves import LOSSES, lines_plot, score_plot, series
 from delta_transfer.report.figures import Plot
@@ -23,7 +23,7 @@ from delta_transfer.utils.files import write_atomically
 
 Metrics = dict[int, dict[str, float]]
 
-# Names of losses that are no penalty, and what they are called.
+# Columns of metrics.csv that are not penalties, and their headings.
 TOTAL = "train_loss"
 COLUMNS = {
     **{f"val_{m.name}": f"Validation {m.display_name}" for m in METRICS.values()},
@@ -35,9 +35,9 @@ COLUMNS = {
 
 
 def write_run_report(folder: Path) -> Path:
-    """Writes `report.html` for one run, from its files alone.
+    """Write `report.html` for one run, from its files alone.
 
-    Learning curves, drift and examples are left out where the run has no such file.
+    Learning curves, drift and examples are left out if their files are missing.
 
     Args:
         folder: of the run.
@@ -46,16 +46,15 @@ def write_run_report(folder: Path) -> Path:
         The page.
 
     Raises:
-        UserError: if the folder holds no finished run, or one of its files is damaged.
+        UserError: if the folder has no finished run, or one of its files is damaged.
     """
     result, config = read_result(folder), read_config(folder)
     metrics, examples = read_metrics(folder), read_examples(folder) or ()
-    measure, tested = result.metric, result.metric_value("test") is not None
+    tested = result.metric_value("test") is not None
     score = result.metric_value("test" if tested else "val")
     probe = result.metric_value("linear_probe_test" if tested else "linear_probe_val")
-    # Of questions and values there are columns of figures in the place of classes.
-    predictions = read_predictions(folder) if measure is ACCURACY else None
-    columns = target_table(folder) if predictions is None else None
+    # Binary and regression targets have a table of metrics instead of classes.
+    predictions = read_predictions(folder) if result.metric is ACCURACY else None
     page = render_page(
         "run.html.j2",
         {
@@ -63,19 +62,19 @@ def write_run_report(folder: Path) -> Path:
             "data": data_name(config.get("data", "unknown data")),
             "model": config.get("model", "an unknown model"),
             "split": "test" if tested else "validation",
-            "measure": measure,
+            "metric": result.metric,
             "score": score,
             "probe": probe,
             "difference": None if score is None or probe is None else score - probe,
             "plots": _plots(result, metrics, folder),
             "epochs": _epoch_table(metrics) if metrics else None,
-            "images": count_predictions(folder),
-            "classes": predictions and class_accuracies(predictions),
+            "num_samples": count_predictions(folder),
+            "per_class": predictions and class_accuracies(predictions),
             "confusion": predictions
             and confusion_plot(predictions, sample_type=result.sample_type),
-            "columns": columns,
+            "targets": target_table(folder) if predictions is None else None,
             "mistakes": [example for example in examples if not example.prediction.is_correct],
-            "right": [example for example in examples if example.prediction.is_correct],
+            "correct": [example for example in examples if example.prediction.is_correct],
             "molecules": read_molecules(folder),
             "config": {name: [value] for name, value in config.items()},
         },
@@ -91,9 +90,9 @@ def _plots(result: RunResult, metrics: Metrics | None, folder: Path) -> list[Plo
         scores = series(metrics, f"val_{result.metric.name}")
         if scores:
             probe = result.metric_value("linear_probe_val")
-            search = result.strength_search  # the curves are those of the strongly held training
-            kept = result.best_epoch if search is None else search.best_epochs[0]
-            plots.append(score_plot(scores, result.metric, probe=probe, best_epoch=kept))
+            search = result.strength_search  # curves show the strongly regularised training
+            best = result.best_epoch if search is None else search.best_epochs[0]
+            plots.append(score_plot(scores, result.metric, probe=probe, best_epoch=best))
         losses = {label: series(metrics, name) for name, label in LOSSES.items()}
         plots.append(
             lines_plot(losses, "loss", title="Task loss", caption="Without the penalties.")
@@ -104,7 +103,7 @@ def _plots(result: RunResult, metrics: Metrics | None, folder: Path) -> list[Plo
                 terms,
                 "penalties",
                 title="Penalty terms",
-                caption="As they are added to the task loss in training, strength included.",
+                caption="As added to the task loss in training, including the strength.",
             )
         )
     drift = read_drift(folder)
@@ -113,7 +112,7 @@ def _plots(result: RunResult, metrics: Metrics | None, folder: Path) -> list[Plo
             lines_plot(
                 drift,
                 "drift",
-                title="Distance from the source",
+                title="Distance from the pretrained network",
                 caption="How far the features of each tap have moved from those of the pretrained "
                 "network, in units of their variance; from the first tap (pale) to the last.",
                 shades=True,
@@ -136,4 +135,4 @@ def _epoch_table(metrics: Metrics) -> Table:
         (str(epoch), [f"{values[name]:.4g}" if name in values else "" for name in columns])
         for epoch, values in metrics.items()
     ]
-    return Table("Numbers by epoch", ["Epoch", *columns.values()], rows)
+    return Table("Values per epoch", ["Epoch", *columns.values()], rows)

@@ -1,4 +1,4 @@
-"""How a method looks: the same in every figure, and told apart without its colour too."""
+"""Plot styles of methods: the same in every figure, and distinguishable without colour."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from delta_transfer.report.figures import INK, SERIES
 
 LineStyle = str | tuple[int, tuple[float, ...]]
 
-# Their numbers have no common divisor: two looks that share one of the three differ in both others.
+# Their counts have no common divisor: two styles that share one of the three differ in the others.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINE_STYLES: tuple[LineStyle, ...] = (
     "-",
@@ -16,7 +16,7 @@ LINE_STYLES: tuple[LineStyle, ...] = (
     (0, (6, 1.5, 1.5, 1.5)),
     (0, (9, 1.5, 1.5, 1.5, 1.5, 1.5)),
 )
-# Those that are compared most come first: they have colours of their own.
+# The most frequently compared methods come first: they have distinct colours.
 STYLED_METHODS = (
     "delta l2 l2sp lp_ft delta_no_attention ldifs lwf bss stochnorm co_tuning rifle spd gtot"
 ).split()
@@ -24,7 +24,7 @@ STYLED_METHODS = (
 
 @dataclasses.dataclass(frozen=True)
 class MethodStyle:
-    """Colour, marker and dashes of a method, as matplotlib takes them."""
+    """Colour, marker and dashes of a method, in matplotlib's format."""
 
     colour: str
     marker: str
@@ -32,7 +32,7 @@ class MethodStyle:
 
 
 def method_style(method: str, methods: Sequence[str]) -> MethodStyle:
-    """The look of a method: its own, or the next that is free.
+    """Return a method's style: its own, or the next free one.
 
     Args:
         method: its name.

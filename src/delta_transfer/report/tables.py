@@ -1,4 +1,4 @@
-"""CSV files read strictly: what is missing or damaged is named with its file and line."""
+"""Read CSV files strictly: errors name the file and the line."""
 
 import csv
 import dataclasses
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError
 from delta_transfer.metrics.metrics import Metric
 
 
@@ -19,10 +19,10 @@ class Row:
     cells: dict[str, str]
 
     def number(self, column: str) -> float:
-        """The number in a column; NaN and infinity are numbers here.
+        """Return the number in a column; NaN and infinity are allowed.
 
         Raises:
-            UserError: if there is none.
+            DataError: if it is not a number.
         """
         text = self.cells[column]
         try:
@@ -31,13 +31,13 @@ class Row:
             raise self.error(f"{column} must be a number, got {text!r}") from None
 
     def integer(self, column: str) -> int:
-        """The whole number in a column, not below zero.
+        """Return the whole number in a column, at least zero.
 
         Raises:
-            UserError: if there is none.
+            DataError: if it is not one.
         """
         text = self.cells[column]
-        if text.isascii() and text.isdecimal():  # a float has no room for a large seed
+        if text.isascii() and text.isdecimal():  # a float cannot represent a large seed
             return int(text)
         value = self.number(column)
         if not math.isfinite(value) or value != int(value) or value < 0:
@@ -45,51 +45,51 @@ class Row:
         return int(value)
 
     def fraction(self, column: str) -> float:
-        """The number from 0 to 1 in a column.
+        """Return the number from 0 to 1 in a column.
 
         Raises:
-            UserError: if there is none.
+            DataError: if it is not one.
         """
         value = self.number(column)
         if not 0 <= value <= 1:
-            raise self.error(f"{column} must lie between 0 and 1, got {self.cells[column]!r}")
+            raise self.error(f"{column} must be between 0 and 1, got {self.cells[column]!r}")
         return value
 
     def metric_value(self, column: str, metric: Metric) -> float:
-        """The value of a measure in a column.
+        """Return the value of a metric in a column.
 
         Raises:
-            UserError: if there is none.
+            DataError: if it is not a valid one.
         """
         return self.fraction(column) if metric.percent else self.number(column)
 
-    def error(self, message: str) -> UserError:
-        """The error for something in this line."""
-        return UserError(f"{self.path}, line {self.line}: {message}")
+    def error(self, message: str) -> DataError:
+        """Return the error for something in this line."""
+        return DataError(f"{self.path}, line {self.line}: {message}")
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
-    """The rows of a CSV file with a header.
+    """Read the rows of a CSV file with a header.
 
     Args:
         path: the file.
-        columns: those that must be there; more may be.
+        columns: the required columns; others are allowed.
 
     Raises:
-        UserError: if the file is missing, is no such table or lacks a column.
+        DataError: if the file is missing, damaged or lacks a column.
     """
     header, lines = read_lines(path)
     missing = [column for column in columns if column not in header]
     if missing:
-        raise UserError(f"{path} has no column {', '.join(missing)}: its first line is damaged")
+        raise DataError(f"{path} has no column {', '.join(missing)}: its first line is damaged")
     return [Row(path, line, dict(zip(header, cells, strict=True))) for line, cells in lines]
 
 
 def read_lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header of a CSV file, and number and cells of each line below it.
+    """Read the header of a CSV file, and the number and cells of each line below it.
 
     Raises:
-        UserError: if the file is missing, is no CSV file or has lines of different lengths.
+        DataError: if the file is missing, is not a CSV file or has lines of different lengths.
     """
     lines: list[tuple[int, list[str]]] = []
     try:
@@ -97,16 +97,16 @@ def read_lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             reader = csv.reader(file, strict=True)
             lines.extend((reader.line_num, cells) for cells in reader if cells)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: is the run finished?") from None
+        raise DataError(f"{path} is missing: is the run finished?") from None
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table: {error}") from error
+        raise DataError(f"{path} cannot be read as a CSV file: {error}") from error
     if not lines:
-        raise UserError(f"{path} is empty: it must start with the names of its columns")
+        raise DataError(f"{path} is empty: it must start with the names of its columns")
     header = lines[0][1]
     for line, cells in lines[1:]:
         if len(cells) != len(header):
-            raise UserError(
+            raise DataError(
                 f"{path}, line {line}: {len(header)} cells expected, got {len(cells)}; "
-                "the file is damaged or was cut off"
+                "the file is damaged or truncated"
             )
     return header, lines[1:]

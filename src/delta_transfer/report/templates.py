@@ -1,4 +1,4 @@
-"""Templates filled in: one HTML file that loads nothing, its values escaped."""
+"""Render Jinja templates to self-contained HTML with escaped values."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ REPORT_FILE = "report.html"
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Numbers behind a figure: a title, headings, and each row's name and values as words."""
+    """A table of a page: title, headings, and the name and formatted values of each row."""
 
     title: str
     headings: list[str]
@@ -21,12 +21,12 @@ class Table:
 
 
 def render_page(template: str, values: dict[str, object], *, folder: str = "report") -> str:
-    """A page, or a part of one, from its template.
+    """Render a page, or a part of one, from its template.
 
     Args:
         template: the name of the file.
-        values: what it needs, by name.
-        folder: of the package, in which the file is.
+        values: its variables, by name.
+        folder: of the package that contains the file.
     """
     return _environment(folder).get_template(template).render(values)
 
@@ -55,7 +55,7 @@ def _environment(folder: str) -> Environment:
 
 
 def data_name(data: str) -> str:
-    """What data is called in a heading: a named set as it is, of a path the last part.
+    """Return the display name of data: a named data set as it is, the last part of a path.
 
     Example:
         >>> data_name("skimage/patches"), data_name("/data/pets/"), data_name("./a/birds.csv")

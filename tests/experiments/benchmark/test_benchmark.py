@@ -11,7 +11,7 @@ import torchvision.datasets
 import yaml
 
 from delta_transfer.cli import main
-from delta_transfer.experiments.benchmark.recipe import definitions_folder, list_benchmarks
+from delta_transfer.experiments.benchmark.definition import definitions_folder, list_benchmarks
 from delta_transfer.metrics.run_result import RunResult
 from tests.data import miniatures
 

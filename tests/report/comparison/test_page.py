@@ -78,11 +78,11 @@ class TestRanking:
         assert figures == {
             "Best method": "DELTA",
             "Test accuracy": "85.7%",
-            "To plain fine-tuning, points": "+4.7",
+            "vs plain fine-tuning, points": "+4.7",
             "Linear probe": "81.0%",
         }
 
-    def test_only_clear_differences_are_bold(self, page: Page) -> None:
+    def test_only_significant_differences_are_bold(self, page: Page) -> None:
         bold = [element.text for element in page.all("strong")]
         assert bold == ["+4.7", "+4.7"]  # DELTA's, to plain fine-tuning and to the probe
 
@@ -151,7 +151,7 @@ class TestSizes:
     def test_the_best_of_each_size(self, sizes: Page) -> None:
         said = [item.text for item in sizes.all("li")]
         assert said[1] == (
-            "20 images per class: DELTA, 65.0%; +15.0 points to plain fine-tuning "
+            "20 images per class: DELTA, 65.0%; +15.0 points vs plain fine-tuning "
             "(one seed, no interval)."
         )
         assert said[2].startswith("All training images: Plain fine-tuning and DELTA, 50.5%")
@@ -159,16 +159,16 @@ class TestSizes:
     def test_every_size_has_its_ranking(self, sizes: Page) -> None:
         opened = [element.text for element in sizes.all("summary")]
         assert opened[:2] == [
-            "The same with 5 images per class",
-            "The same with 20 images per class",
+            "Ranking with 5 images per class",
+            "Ranking with 20 images per class",
         ]
         told = [svg.attributes["aria-label"] for svg in sizes.all("svg")]
         assert sum(text.startswith("Test accuracy per method.") for text in told) == 3
 
-    def test_of_graphs_nothing_is_said_of_images(self, tmp_path: Path) -> None:
-        made = {("l2", 0, 5): {"sample": "graph"}, ("l2", 1): {"sample": "graph"}}
+    def test_graphs_are_not_called_images(self, tmp_path: Path) -> None:
+        made = {("l2", 0, 5): {"sample_type": "graph"}, ("l2", 1): {"sample_type": "graph"}}
         page = page_of(make_comparison(tmp_path / "runs", made))
-        assert "Accuracy against training graphs" in page.headings
+        assert "Accuracy by training set size" in page.headings
         assert "Plain fine-tuning with seed 0 on all training graphs" in page.text
         assert "Numbers are graphs;" in page.text
         assert "image" not in page.text.lower()
@@ -209,42 +209,42 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Page:
 class TestAnswers:
     def test_images_that_only_one_gets_right(self, answers: Page) -> None:
         assert (
-            "Of 5 images with seed 0, DELTA has 1 right that the probe gets wrong, "
-            "and 1 wrong that the probe gets right." in answers.text
+            "Of 5 images with seed 0, DELTA classifies 1 correctly that the probe gets wrong, "
+            "and 1 wrongly that the probe gets right." in answers.text
         )
         assert [image.attributes["alt"] for image in answers.all("img")][:2] == [
-            "cat; the probe says dog with 70.0%, DELTA says cat with 90.0%",
-            "cat; the probe says cat with 90.0%, DELTA says dog with 70.0%",
+            "cat; the probe predicts dog with 70.0%, DELTA predicts cat with 90.0%",
+            "cat; the probe predicts cat with 90.0%, DELTA predicts dog with 70.0%",
         ]
 
-    def test_surest_mistakes_of_all_seeds_each_once(self, answers: Page) -> None:
+    def test_most_confident_mistakes_of_all_seeds_each_once(self, answers: Page) -> None:
         words = [caption.text for caption in answers.all("figcaption")]
-        start = words.index("cat taken for dog, 99.0% wrong in 2 of 2 runs")
-        assert words[start + 1] == "owl taken for cat, 80.0% wrong in 2 of 2 runs"
-        assert words[start + 2] == "cat taken for dog, 70.0% wrong in 1 of 2 runs"
+        start = words.index("cat predicted as dog, 99.0% wrong in 2 of 2 runs")
+        assert words[start + 1] == "owl predicted as cat, 80.0% wrong in 2 of 2 runs"
+        assert words[start + 2] == "cat predicted as dog, 70.0% wrong in 1 of 2 runs"
 
     def test_accuracy_per_class(self, answers: Page) -> None:
         rows = [row.text for row in answers.all("tr")]
-        heading = "Class DELTA Linear probe Plain fine-tuning DELTA takes it for"
+        heading = "Class DELTA Linear probe Plain fine-tuning Most frequent mistake (DELTA)"
         start = rows.index(heading)
         assert rows[start + 1 : start + 3] == [
             "owl 0.0% 0.0% 0.0% cat (2 of 2)",
             "cat 62.5% 50.0% 0.0% dog (3 of 8)",
         ]
         assert (
-            "Against the linear probe, DELTA is better on 1 of 2 classes and worse on 0: "
-            "most is gained on cat (+12.5 points)." in answers.text
+            "Compared to the linear probe, DELTA is better on 1 of 2 classes and worse on 0; "
+            "the largest gain is on cat (+12.5 points)." in answers.text
         )
 
     def test_confusion_of_each_method(self, answers: Page) -> None:
         told = [svg.attributes["aria-label"] for svg in answers.all("svg")]
         assert [text for text in told if text.startswith("Confusion")] == [
             "Confusion matrix: 5 of 10 on the diagonal. "
-            "Most frequent mistakes: cat taken for dog (3), owl taken for cat (2).",
+            "Most frequent mistakes: cat predicted as dog (3), owl predicted as cat (2).",
             "Confusion matrix: 2 of 5 on the diagonal. "
-            "Most frequent mistakes: cat taken for dog (2), owl taken for cat (1).",
+            "Most frequent mistakes: cat predicted as dog (2), owl predicted as cat (1).",
             "Confusion matrix: 0 of 5 on the diagonal. "
-            "Most frequent mistakes: cat taken for dog (4), owl taken for cat (1).",
+            "Most frequent mistakes: cat predicted as dog (4), owl predicted as cat (1).",
         ]
 
 
@@ -252,9 +252,9 @@ class TestPage:
     def test_same_bytes_twice(self, comparison: Path, page: Page) -> None:
         assert write_comparison_report(comparison).read_text(encoding="utf-8") == page.content
 
-    def test_configuration_says_what_differs(self, page: Page) -> None:
+    def test_configuration_shows_what_differs(self, page: Page) -> None:
         assert page.row("model") == "model pypi/efficientnet_lite0"
-        assert page.row("strength") == "strength not given"
+        assert page.row("strength") == "strength not set"
         assert "Made with python 3.12.0, torch 2.10.0." in page.text
 
     def test_escaped(self, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ class TestPage:
         page = page_of(make_comparison(tmp_path / "runs", made))
         assert not {element.tag for element in page.elements} & {"b", "i", "u", "s"}
         assert page.all("h1")[0].text == "Methods compared on <u>"
-        assert page.all("img")[0].attributes["alt"].startswith('<i>, taken for "')
+        assert page.all("img")[0].attributes["alt"].startswith('<i>, predicted as "')
 
     def test_stands_alone_and_is_accessible(self, page: Page) -> None:
         assert not page.all("script")
@@ -306,9 +306,9 @@ class TestPage:
 
 def test_methods_that_share_a_colour_differ_in_marker_and_dashes() -> None:
     methods = ["probe", *STYLED_METHODS, "own", "other"]
-    looks = [method_style(method, methods) for method in methods]
-    for number, one in enumerate(looks):
-        for other in looks[:number]:
+    styles = [method_style(method, methods) for method in methods]
+    for number, one in enumerate(styles):
+        for other in styles[:number]:
             same = (
                 (one.colour == other.colour)
                 + (one.marker == other.marker)

@@ -7,9 +7,9 @@ import pytest
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.metrics import ACCURACY
 from delta_transfer.metrics.run_result import comparison_columns
-from delta_transfer.report.comparison.findings import summary_sentences
 from delta_transfer.report.comparison.page import write_comparison_report
 from delta_transfer.report.comparison.runs import rank_methods, read_comparison, summarize_methods
+from delta_transfer.report.comparison.summary import summary_sentences
 from tests.report.made import (
     BESIDE,
     DELTA,
@@ -60,8 +60,9 @@ class TestRuns:
             assert part.seeds == (0, 1)
         assert len(found.entries) == 6
 
-    def test_figures_of_a_run(self, tmp_path: Path) -> None:
-        write_csv(tmp_path / "results.csv", rows({}, {"seed": 1, "strength": "", "memory": 400.5}))
+    def test_values_of_a_run(self, tmp_path: Path) -> None:
+        changes = {"seed": 1, "strength": "", "peak_memory_mib": 400.5}
+        write_csv(tmp_path / "results.csv", rows({}, changes))
         first, second = read_comparison(tmp_path).entries
         assert (first.strength, first.peak_memory_mib, first.samples_per_class) == (3.0, 800, None)
         assert (second.strength, second.peak_memory_mib) == (None, 400.5)
@@ -104,36 +105,36 @@ class TestFindings:
         assert "DELTA has the highest test accuracy: 85.7% (mean of 3 seeds)." in text
         mean, _, interval = difference(DELTA, L2).partition(" ")
         assert (
-            f"Against plain fine-tuning: {mean} points (95% interval {interval}); "
-            "that is above plain fine-tuning beyond what the choice of seed explains." in text
+            f"Difference to plain fine-tuning: {mean} points (95% interval {interval}), "
+            "significantly higher." in text
         )
 
     def test_an_interval_with_zero_is_no_win(self, tmp_path: Path) -> None:
         text = said(make_comparison(tmp_path / "runs", runs(l2=L2, l2sp=BESIDE)))
-        assert text.count("the interval includes zero, so these seeds do not tell") == 2
-        assert "beyond what" not in text
+        assert text.count("not significant, because the interval includes zero") == 2
+        assert "significantly" not in text
 
     def test_below_the_probe(self, tmp_path: Path) -> None:
         low = {seed: accuracy - 0.05 - 0.001 * seed for seed, accuracy in PROBE.items()}
         text = said(make_comparison(tmp_path / "runs", runs(probe=PROBE, delta=low)))
         assert "DELTA has the highest test accuracy: 75.9%" in text
-        assert "that is below the linear probe beyond what" in text
+        assert re.search(r"Difference to the linear probe: .*, significantly lower\.", text)
 
     def test_one_seed(self, tmp_path: Path) -> None:
         folder = make_comparison(tmp_path / "runs", runs(l2={0: 0.8}, delta={0: 0.85}))
         text = said(folder)
-        assert "With fewer than two seeds there is no interval" in text
-        assert "Against plain fine-tuning: +5.0 points, on one seed." in text
-        assert "beyond what" not in text
+        assert "A single seed has no confidence interval" in text
+        assert "Difference to plain fine-tuning: +5.0 points, on one seed." in text
+        assert "significant" not in text
         assert "nan" not in text
 
-    def test_equals_share_the_first_place(self, tmp_path: Path) -> None:
+    def test_ties_share_the_first_place(self, tmp_path: Path) -> None:
         made = runs(probe={0: 0.9}, l2={0: 0.5}, l2sp={0: 0.7}, delta={0: 0.7})
         text = said(make_comparison(tmp_path / "runs", made))
         assert (
             "Of the fine-tuned methods, L2-SP and DELTA share the highest test accuracy: "
-            "70.0% (one seed). What follows is said of L2-SP. "
-            "Against plain fine-tuning: +20.0 points" in text
+            "70.0% (one seed). The differences below are those of L2-SP. "
+            "Difference to plain fine-tuning: +20.0 points" in text
         )
 
     def test_the_probe_alone(self, tmp_path: Path) -> None:
@@ -145,15 +146,15 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"folder": "/delta"}, "line 2: folder must lie in"),
-            ({"folder": "../delta"}, "line 2: folder must lie in"),
-            ({"folder": ""}, "line 2: folder must lie in"),
-            ({"test_accuracy": 50}, "test_accuracy must lie between 0 and 1, got '50'"),
+            ({"folder": "/delta"}, "line 2: folder must be inside"),
+            ({"folder": "../delta"}, "line 2: folder must be inside"),
+            ({"folder": ""}, "line 2: folder must be inside"),
+            ({"test_accuracy": 50}, "test_accuracy must be between 0 and 1, got '50'"),
             ({"linear_probe_test_accuracy": ""}, "linear_probe_test_accuracy must be a number"),
             ({"seed": "x"}, "seed must be a number, got 'x'"),
             ({"samples_per_class": 2.5}, "samples_per_class must be a whole number, got '2.5'"),
             ({"strength": "auto"}, "strength must be a number, got 'auto'"),
-            ({"memory": ""}, "memory must be a number, got ''"),
+            ({"peak_memory_mib": ""}, "peak_memory_mib must be a number, got ''"),
             ({"test_accuracy": "", "linear_probe_test_accuracy": ""}, "no finished run in"),
         ],
     )
@@ -165,7 +166,7 @@ class TestDamage:
 
     def test_no_runs(self, tmp_path: Path) -> None:
         write_csv(tmp_path / "results.csv", rows())
-        with pytest.raises(UserError, match="holds no runs"):
+        with pytest.raises(UserError, match=r"results\.csv has no runs"):
             read_comparison(tmp_path)
 
     def test_short_line(self, tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ class TestDamage:
 
     def test_twice(self, tmp_path: Path) -> None:
         write_csv(tmp_path / "results.csv", rows({}, {"samples_per_class": 5}, {}))
-        with pytest.raises(UserError, match="line 4: delta with seed 0 is there twice"):
+        with pytest.raises(UserError, match="line 4: delta with seed 0"):
             read_comparison(tmp_path)
 
     def test_no_comparison(self, tmp_path: Path) -> None:

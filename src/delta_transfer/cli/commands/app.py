@@ -12,12 +12,12 @@ from delta_transfer.utils.progress import progress_bar
 def app(args: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options = parse_command("app", AppOptions, args, positional=["run"])
-    from delta_transfer.app import serving
+    from delta_transfer.app import server
 
-    serving.need_app_libraries()
-    with serving.listen(options.host, options.port) as listener:
-        from delta_transfer.app.opening import load_run
-        from delta_transfer.app.site import create_app
+    server.need_app_libraries()
+    with server.listen(options.host, options.port) as listener:
+        from delta_transfer.app.load_run import load_run
+        from delta_transfer.app.web_app import create_app
 
         explainer = load_run(
             options.run,
@@ -26,8 +26,8 @@ def app(args: Sequence[str]) -> None:
             data_root=options.data_root,
             device=options.device,
         )
-        hosts = serving.allowed_hosts(listener, options.host)
+        hosts = server.allowed_hosts(listener, options.host)
         site = create_app(explainer, hosts=hosts, limit=options.max_mb * 2**20)
-        print(f"page     {serving.browser_url(listener, options.host)}", flush=True)
+        print(f"page     {server.browser_url(listener, options.host)}", flush=True)
         print("         Ctrl-C ends it", flush=True)
-        serving.serve(site, listener)
+        server.serve(site, listener)

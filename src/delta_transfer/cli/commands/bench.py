@@ -13,14 +13,14 @@ if TYPE_CHECKING:  # they load torch, which --help does without
         BenchmarkRow,
         BenchmarkTable,
     )
+    from delta_transfer.experiments.benchmark.definition import Benchmark, PublishedResult
     from delta_transfer.experiments.benchmark.plan import DownloadStatus
-    from delta_transfer.experiments.benchmark.recipe import Benchmark, PublishedResult
 
 
 def bench(args: Sequence[str]) -> None:
     """Run the command with its arguments."""
     options = parse_command("bench", BenchOptions, args, positional=["name"])
-    from delta_transfer.experiments.benchmark.recipe import find_benchmark, list_benchmarks
+    from delta_transfer.experiments.benchmark.definition import find_benchmark, list_benchmarks
 
     if options.name is None:
         print("\n".join(format_benchmark_list(list_benchmarks(), data_root=options.data_root)))

@@ -7,7 +7,7 @@ from delta_transfer.config.commands import BenchOptions, parse_seeds
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.download import default_data_root
 from delta_transfer.errors import UserError
-from delta_transfer.experiments.benchmark.recipe import Benchmark, PublishedResult
+from delta_transfer.experiments.benchmark.definition import Benchmark, PublishedResult
 from delta_transfer.experiments.comparison.compare import ComparisonResult, compare
 from delta_transfer.metrics.metrics import METRICS
 from delta_transfer.metrics.statistics import Summary, summarize

@@ -17,7 +17,7 @@ from delta_transfer.backbones.registry import (
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import is_available
 from delta_transfer.experiments.benchmark.benchmark import BenchmarkPlan
-from delta_transfer.experiments.benchmark.recipe import Download
+from delta_transfer.experiments.benchmark.definition import Download
 from delta_transfer.methods.registry import method_of
 from delta_transfer.runs.preparation.task import find_data
 from delta_transfer.training.loaders import Dataloaders

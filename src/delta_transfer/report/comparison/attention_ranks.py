@@ -1,4 +1,4 @@
-"""Channel attention in a comparison: how unequal the weights of each tap are."""
+"""Channel attention in a comparison: how unequal the weights of each tap are, by rank."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ from delta_transfer.report.formatting import method_label, shorten
 from delta_transfer.report.run_files import read_attention
 from delta_transfer.report.templates import Table
 
-POINTS = 60  # of a line at most
+POINTS = 60  # most of a line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class TapWeights:
 
     Args:
         weights: times the number of channels, 1 is uniform; the largest first.
-        effective_channels: how many channels with equal weights would have the same entropy.
+        effective_channels: number of equal weights with the same entropy.
     """
 
     weights: tuple[float, ...]
@@ -42,26 +42,27 @@ class TapWeights:
 
 @dataclasses.dataclass(frozen=True)
 class MethodAttention:
-    """The attention of a method: a drawing, and the numbers of each tap."""
+    """The attention of a method: a plot, and the numbers of each tap."""
 
     plot: Plot
     table: Table
 
 
 def attention_of_methods(comparison: Comparison) -> list[MethodAttention]:
-    """Of each method that has channel attention.
+    """Return the attention of each method that has channel attention.
 
     Args:
         comparison: runs of one size.
     """
-    made: list[MethodAttention] = []
+    methods: list[MethodAttention] = []
     for method in comparison.methods:
         folders = [comparison.folder / run.folder for run in comparison.runs_of(method)]
         found = [attention for attention in map(read_attention, folders) if attention]
         if found:
             taps = _over_seeds(found)
-            made.append(MethodAttention(_plot(taps, method, f"attention{len(made)}"), _table(taps)))
-    return made
+            plot = _plot(taps, method, f"attention{len(methods)}")
+            methods.append(MethodAttention(plot, _table(taps)))
+    return methods
 
 
 def _over_seeds(runs: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, TapWeights]:
@@ -89,8 +90,8 @@ def _plot(taps: Mapping[str, TapWeights], method: str, name: str) -> Plot:
         for number, (tap, found) in enumerate(taps.items(), start=1):
             last = len(found.weights) - 1
             ranks = sorted({round(last * n / (POINTS - 1)) for n in range(POINTS)})
-            shares = [100 * (rank + 1) / (last + 1) for rank in ranks]
-            (line,) = axes.plot(shares, [found.weights[rank] for rank in ranks], color=ACCENT)
+            percents = [100 * (rank + 1) / (last + 1) for rank in ranks]
+            (line,) = axes.plot(percents, [found.weights[rank] for rank in ranks], color=ACCENT)
             line.set(alpha=0.3 + 0.7 * number / len(taps), label=names[tap])
             handles.append(line)
         axes.set_xlim(0, 102)
@@ -99,7 +100,7 @@ def _plot(taps: Mapping[str, TapWeights], method: str, name: str) -> Plot:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         legend(figure, handles)
 
-    said = "; ".join(
+    text = "; ".join(
         f"{tap}: {found.weights[0]:.3g} to {found.weights[-1]:.3g}, effective channels "
         f"{found.effective_channels:.0f} of {len(found.weights)}"
         for tap, found in taps.items()
@@ -108,10 +109,10 @@ def _plot(taps: Mapping[str, TapWeights], method: str, name: str) -> Plot:
     size = (WIDTH, height_with_legend(list(names.values())))
     return Plot(
         title=title,
-        svg=inline_svg(draw, name, size=size, text=f"{title}, 1 is uniform. {said}."),
+        svg=inline_svg(draw, name, size=size, text=f"{title}, 1 is uniform. {text}."),
         caption="Weight of a channel times the number of channels, from the first tap (pale) to "
-        "the last; the dashed line, 1, is uniform attention. The steeper a curve, the more some "
-        "channels of the tap are held than others.",
+        "the last; the dashed line at 1 is uniform attention. The steeper a curve, the more "
+        "unequally the channels of the tap are regularised.",
     )
 
 

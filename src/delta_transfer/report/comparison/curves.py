@@ -1,4 +1,4 @@
-"""What happened during the training of a comparison, epoch by epoch: means over the seeds."""
+"""Learning curves and drift of a comparison: means over the seeds, per epoch."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ from delta_transfer.report.run_files import probe_validation_score, read_drift, 
 from delta_transfer.report.templates import Table
 
 ByMethod = dict[str, dict[int, float]]
-MAX_TAP_PLOTS = 8  # that are drawn; the table has all
+MAX_TAP_PLOTS = 8  # the table has all taps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class Curves:
     """Values over epochs.
 
     Args:
-        plots: the drawings.
-        table: the numbers behind them.
-        conclusion: what they show, in a sentence; empty if there is nothing to say.
+        plots: one or several.
+        table: their values.
+        conclusion: a sentence that summarises them, or an empty string.
     """
 
     plots: list[Plot]
@@ -41,7 +41,7 @@ class Curves:
 
 
 def learning_curves(comparison: Comparison) -> Curves | None:
-    """The score and the losses of training and validation; None if no run has trained an epoch.
+    """Plot scores and losses of training and validation; None if no run has trained an epoch.
 
     Args:
         comparison: runs of one size.
@@ -50,8 +50,8 @@ def learning_curves(comparison: Comparison) -> Curves | None:
         method: [read_metrics(comparison.folder / run.folder) or {} for run in runs]
         for method, runs in ((method, comparison.runs_of(method)) for method in comparison.methods)
     }
-    measure = comparison.metric
-    scores = _means(metrics, f"val_{measure.name}")
+    metric = comparison.metric
+    scores = _means(metrics, f"val_{metric.name}")
     losses: dict[str, ByMethod] = {}
     for name in LOSSES:
         for method, values in _means(metrics, name).items():
@@ -65,7 +65,7 @@ def learning_curves(comparison: Comparison) -> Curves | None:
     probe = statistics.fmean(by_seed.values())
     plot = scores_over_epochs(
         scores,
-        measure,
+        metric,
         probe=probe if math.isfinite(probe) else None,
         seeds=len(comparison.seeds),
         methods=comparison.methods,
@@ -74,9 +74,9 @@ def learning_curves(comparison: Comparison) -> Curves | None:
     return Curves(
         plots=[plot, *_loss_plots(losses)],
         table=Table(
-            f"Validation {measure.display_name} by epoch",
+            f"Validation {metric.display_name} by epoch",
             ["Epoch", *map(method_label, scores)],
-            [(str(epoch), _cells(scores, epoch, measure)) for epoch in epochs],
+            [(str(epoch), _cells(scores, epoch, metric)) for epoch in epochs],
         ),
         conclusion=_overfitting(
             {method: found["val_loss"] for method, found in losses.items() if "val_loss" in found}
@@ -85,7 +85,7 @@ def learning_curves(comparison: Comparison) -> Curves | None:
 
 
 def drift_curves(comparison: Comparison) -> Curves | None:
-    """How far each tap moved from the source; None if no run has measured it.
+    """Plot how far each tap moved from the pretrained network; None if no run has measured it.
 
     Args:
         comparison: runs of one size.
@@ -109,7 +109,6 @@ def drift_curves(comparison: Comparison) -> Curves | None:
             f"drift{number}",
             title=f"Distance at {tap}",
             methods=comparison.methods,
-            caption="",
         )
         for number, tap in enumerate(names[::-1][::step][::-1])
     ]
@@ -129,7 +128,9 @@ def drift_curves(comparison: Comparison) -> Curves | None:
     return Curves(
         plots=plots,
         table=Table(
-            "Distance from the source at the last epoch", ["Tap", *map(method_label, last)], rows
+            "Distance from the pretrained network at the last epoch",
+            ["Tap", *map(method_label, last)],
+            rows,
         ),
         conclusion=_furthest({m: statistics.fmean(v.values()) for m, v in last.items()}),
     )
@@ -138,17 +139,17 @@ def drift_curves(comparison: Comparison) -> Curves | None:
 def _means(
     metrics: Mapping[str, Sequence[Mapping[int, Mapping[str, float]]]], name: str
 ) -> ByMethod:
-    """The means over the seeds of each method that has more than the start of it."""
+    """Average over the seeds, for each method with values beyond the initialization."""
     means = {
         method: _mean([values for values in (series(run, name) for run in runs) if values])
         for method, runs in metrics.items()
     }
-    least = 1 if name.startswith("train") else 2  # the start has no training
+    least = 1 if name.startswith("train") else 2  # epoch 0 has no training loss
     return {method: values for method, values in means.items() if len(values) >= least}
 
 
 def _mean(runs: Sequence[Series]) -> dict[int, float]:
-    """Over the epochs that all have, so that each point is a mean of the same runs."""
+    """Average over the epochs that all runs have, so that each point averages the same runs."""
     common = set.intersection(*map(set, runs)) if runs else set()
     return {epoch: statistics.fmean(run[epoch] for run in runs) for epoch in sorted(common)}
 
@@ -158,7 +159,7 @@ def _cells(curves: ByMethod, epoch: int, metric: Metric) -> list[str]:
 
 
 def _loss_plots(losses: Mapping[str, Mapping[str, Series]]) -> list[Plot]:
-    """A plot a method, all with the same axis; one that leaves it does not flatten the others."""
+    """Plot each method's losses on the same axis, which outliers may exceed."""
     peaks = [max(max(v.values()) for v in found.values()) for found in losses.values()]
     top = 1.05 * min(max(peaks), 2 * statistics.median(peaks)) if peaks else None
     plots = [
@@ -183,20 +184,19 @@ def _overfitting(losses: Mapping[str, Series]) -> str:
     worst = max(rises, key=rises.__getitem__)
     (rise, lowest), values = rises[worst], losses[worst]
     if rise <= 0.01 * values[lowest]:
-        return "The validation loss of no method ends more than 1% above its lowest."
+        return "No method overfits: every validation loss ends within 1% of its minimum."
     return (
-        "Where the validation loss rises while the training loss falls, images are learnt by "
-        f"heart: most so by {method_label(worst)}, from {values[lowest]:.3g} at epoch {lowest} to "
-        f"{values[max(values)]:.3g} at the end."
+        f"{method_label(worst)} overfits most: its validation loss rises from "
+        f"{values[lowest]:.3g} at epoch {lowest} to {values[max(values)]:.3g} at the end."
     )
 
 
 def _furthest(distances: Mapping[str, float]) -> str:
     most, least = (pick(distances, key=distances.__getitem__) for pick in (max, min))
-    said = (
-        f"At the last epoch {method_label(most)} is furthest from the source, {distances[most]:.3g}"
+    text = (
+        f"At the last epoch, averaged over the taps, {method_label(most)} is furthest from the "
+        f"pretrained network ({distances[most]:.3g})"
     )
     if len(distances) == 1:
-        return f"{said} on average over the taps."
-    nearest = f"{method_label(least)} is nearest, {distances[least]:.3g}"
-    return f"{said} on average over the taps; {nearest}."
+        return f"{text}."
+    return f"{text}, {method_label(least)} is nearest ({distances[least]:.3g})."

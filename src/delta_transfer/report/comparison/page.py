@@ -1,20 +1,17 @@
-"""The page of a comparison: everything in one file, which needs nothing beside it."""
+"""The self-contained report page of a comparison."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 from delta_transfer.errors import first_few
 from delta_transfer.metrics.metrics import ACCURACY, Metric
 from delta_transfer.metrics.statistics import Summary
-from delta_transfer.report.comparison.accuracies import ranking_plot
-from delta_transfer.report.comparison.answers_by_class import per_class_results
 from delta_transfer.report.comparison.attention_ranks import attention_of_methods
-from delta_transfer.report.comparison.columns import targets_by_method
-from delta_transfer.report.comparison.contrast import find_probe_disagreements
 from delta_transfer.report.comparison.curves import drift_curves, learning_curves
 from delta_transfer.report.comparison.efficiency import efficiency
-from delta_transfer.report.comparison.findings import summary_sentences
+from delta_transfer.report.comparison.per_class import per_class_results
+from delta_transfer.report.comparison.probe_disagreements import find_probe_disagreements
+from delta_transfer.report.comparison.ranking import ranking_plot
 from delta_transfer.report.comparison.runs import (
     BASELINE,
     Comparison,
@@ -24,6 +21,8 @@ from delta_transfer.report.comparison.runs import (
     read_comparison,
     summarize_methods,
 )
+from delta_transfer.report.comparison.summary import summary_sentences
+from delta_transfer.report.comparison.targets import targets_by_method
 from delta_transfer.report.figures import Plot
 from delta_transfer.report.formatting import (
     format_training_size,
@@ -39,7 +38,7 @@ from delta_transfer.utils.files import write_atomically
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A cell of the table: a difference and its interval as words, and whether it is clear."""
+    """A table cell: a formatted difference, its interval, and whether it is significant."""
 
     mean: str
     interval: str
@@ -48,7 +47,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RankingRow:
-    """A line of the ranking, as words."""
+    """A formatted row of the ranking."""
 
     label: str
     best: bool
@@ -63,7 +62,7 @@ class RankingRow:
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """The methods at one size, the best first, and their figure."""
+    """The methods at one size, the best first, and their plot."""
 
     size: int | None
     lines: list[RankingRow]
@@ -71,9 +70,9 @@ class Ranking:
 
 
 def write_comparison_report(folder: Path) -> Path:
-    """Writes `report.html` for a folder of runs, finished or not, from their files alone.
+    """Write `report.html` for a folder of runs, finished or not, from their files alone.
 
-    Of several sizes of the training set, what goes beyond accuracies is shown of the largest.
+    If there are several training set sizes, details are shown for the largest only.
 
     Args:
         folder: of the comparison.
@@ -90,17 +89,17 @@ def write_comparison_report(folder: Path) -> Path:
     summaries = rank_methods(summarize_methods(part))
     best = best_methods(summaries)[0].method
     methods = [best, *(found.method for found in summaries if found.method != best)]
-    told = comparison.metric is ACCURACY  # class by class
-    classes, given = per_class_results(part, methods) if told else (None, [])
+    has_classes = comparison.metric is ACCURACY
+    per_class, mistakes = per_class_results(part, methods) if has_classes else (None, [])
     page = render_page(
         "comparison.html.j2",
         {
             "comparison": comparison,
-            "noun": comparison.sample_type,
-            "measure": comparison.metric,
+            "sample_type": comparison.sample_type,
+            "metric": comparison.metric,
             "part": part,
             **_about(comparison),
-            "findings": summary_sentences(part, summaries),
+            "summary": summary_sentences(part, summaries),
             "missing": _missing(comparison),
             "efficiency": efficiency(comparison),
             "ranking": _ranking(part),
@@ -108,10 +107,10 @@ def write_comparison_report(folder: Path) -> Path:
             "baseline": method_label(BASELINE) if BASELINE in comparison.methods else None,
             "curves": learning_curves(part),
             "best": best,
-            "contrast": find_probe_disagreements(part, best) if told else None,
-            "columns": None if told else targets_by_method(part, methods),
-            "classes": classes,
-            "answers": given,
+            "disagreements": find_probe_disagreements(part, best) if has_classes else None,
+            "targets": None if has_classes else targets_by_method(part, methods),
+            "per_class": per_class,
+            "method_mistakes": mistakes,
             "drift": drift_curves(part),
             "attentions": attention_of_methods(part),
         },
@@ -122,11 +121,13 @@ def write_comparison_report(folder: Path) -> Path:
 
 
 def _about(comparison: Comparison) -> dict[str, object]:
-    """Data, model and options of all runs; an option that differs has several values."""
+    """Collect data, model and options of all runs; an option that differs has several values."""
     folders = [comparison.folder / entry.folder for entry in comparison.entries]
     configs = [read_config(folder) for folder in folders]
     names = dict.fromkeys(name for config in configs for name in config if name != "out")
-    options = {name: _each([config.get(name, "") for config in configs]) for name in names}
+    options = {
+        name: list(dict.fromkeys(config.get(name, "") for config in configs)) for name in names
+    }
     return {
         "data": ", ".join(map(data_name, options.get("data", ["unknown data"]))),
         "model": ", ".join(options.get("model", ["an unknown model"])),
@@ -135,12 +136,8 @@ def _about(comparison: Comparison) -> dict[str, object]:
     }
 
 
-def _each(values: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(values))
-
-
 def _missing(comparison: Comparison) -> str:
-    """Which runs are not there, as far as the others show."""
+    """Describe the missing runs, judging by the others."""
     several = len(comparison.sizes) > 1
     names = [
         f"{method_label(method)} with seed {seed}"
@@ -156,7 +153,7 @@ def _missing(comparison: Comparison) -> str:
 
 
 def _ranking(comparison: Comparison) -> Ranking:
-    """Of runs of one size."""
+    """Rank the methods of a comparison of one size."""
     (size,) = comparison.sizes
     summaries = rank_methods(summarize_methods(comparison))
     best = best_methods(summaries)[0]
@@ -168,15 +165,15 @@ def _ranking(comparison: Comparison) -> Ranking:
 
 
 def _line(summary: MethodSummary, *, best: bool) -> RankingRow:
-    deviation, measure = summary.score.std, summary.metric
+    metric = summary.metric
     return RankingRow(
         label=method_label(summary.method),
         best=best,
-        mean=measure.format(summary.score.mean),
-        std=f"± {measure.format_number(deviation)}" if summary.score.count > 1 else "",
+        mean=metric.format(summary.score.mean),
+        std=f"± {metric.format_number(summary.score.std)}" if summary.score.count > 1 else "",
         num_seeds=summary.score.count,
-        vs_baseline=_difference(summary.vs_baseline, measure),
-        vs_probe=_difference(summary.vs_probe, measure),
+        vs_baseline=_difference(summary.vs_baseline, metric),
+        vs_probe=_difference(summary.vs_probe, metric),
         wall_time_s=summary.wall_time_s,
         peak_memory_mib=summary.peak_memory_mib,
     )
@@ -185,7 +182,8 @@ def _line(summary: MethodSummary, *, best: bool) -> RankingRow:
 def _difference(difference: Summary | None, metric: Metric) -> Difference | None:
     if difference is None:
         return None
-    clear = verdict(difference, metric) in ("above", "below")
     return Difference(
-        metric.format_difference(difference.mean), interval(difference, metric), clear
+        metric.format_difference(difference.mean),
+        interval(difference, metric),
+        is_significant=verdict(difference, metric) in ("above", "below"),
     )

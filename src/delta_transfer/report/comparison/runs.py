@@ -1,4 +1,4 @@
-"""The runs of a comparison, and what they say about each method."""
+"""The runs of a comparison, and a summary of each method."""
 
 import dataclasses
 import itertools
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError
 from delta_transfer.metrics.metrics import ACCURACY, METRICS, Metric
 from delta_transfer.metrics.run_result import comparison_columns
 from delta_transfer.metrics.statistics import Summary, paired_difference, summarize
@@ -26,13 +26,13 @@ class Entry:
         method: its method.
         seed: its seed.
         samples_per_class: training images of each class, None for all of them.
-        score: by the comparison's measure, on the split that it is made on.
-        probe: of the linear probe on the same images.
-        best_epoch: the epoch that was kept.
+        score: by the comparison's metric, on its split.
+        probe: score of the linear probe on the same images.
+        best_epoch: the selected epoch.
         strength: of the method's penalty, None where it has none.
-        wall_time_s: that it took.
-        peak_memory_mib: the most that it held at once, in MiB.
-        folder: where it lies, seen from the folder of the comparison.
+        wall_time_s: training time in seconds.
+        peak_memory_mib: peak memory in MiB.
+        folder: relative to the folder of the comparison.
     """
 
     method: str
@@ -49,10 +49,10 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All runs, in the order of the table, by what they are compared, and on which split.
+    """All runs in the order of the table, with the split and the metric that compares them.
 
-    The split is "test" or "validation". What is said of methods and seeds is meant of runs of one
-    size: see `with_size`.
+    The split is "test" or "validation". Methods and seeds are compared among runs of one training
+    set size: see `with_size`.
     """
 
     folder: Path
@@ -62,65 +62,65 @@ class Comparison:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods, in the order in which they come."""
+        """The methods, in order of appearance."""
         return tuple(dict.fromkeys(entry.method for entry in self.entries))
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds of all runs, in their order."""
+        """The seeds of all runs, sorted."""
         return tuple(sorted({entry.seed for entry in self.entries}))
 
     @property
     def sizes(self) -> tuple[int | None, ...]:
-        """The training images per class, the fewest first; None, all of them, is last."""
+        """The training images per class, ascending; None, all of them, is last."""
         sizes = {entry.samples_per_class for entry in self.entries}
         return tuple(sorted(sizes, key=lambda size: math.inf if size is None else size))
 
     def with_size(self, size: int | None) -> "Comparison":
-        """The runs with so many training images per class, as a comparison of their own."""
+        """Return the comparison of the runs with this number of training images per class."""
         entries = [entry for entry in self.entries if entry.samples_per_class == size]
         return dataclasses.replace(self, entries=tuple(entries))
 
     @property
     def sample_type(self) -> str:
-        """What one of the samples is called, as the first run says."""
+        """The sample type of the first run, such as "image"."""
         return read_result(self.folder / self.entries[0].folder).sample_type
 
     @property
     def missing(self) -> tuple[tuple[str, int, int | None], ...]:
-        """Method, seed and size of runs that others have a counterpart to, but are not there."""
+        """Method, seed and size of the missing runs, judging by the others."""
         there = {(entry.method, entry.seed, entry.samples_per_class) for entry in self.entries}
         all_of_them = itertools.product(self.methods, self.seeds, self.sizes)
         return tuple(run for run in all_of_them if run not in there)
 
     @property
     def probe(self) -> float:
-        """Mean score of the linear probe, each seed counted once."""
+        """The mean score of the linear probe, counting each seed once."""
         return statistics.fmean({entry.seed: entry.probe for entry in self.entries}.values())
 
     def runs_of(self, method: str) -> list[Entry]:
-        """The runs of a method, by seed."""
+        """Return the runs of a method, by seed."""
         entries = [entry for entry in self.entries if entry.method == method]
         return sorted(entries, key=lambda entry: entry.seed)
 
     def scores(self, method: str) -> dict[int, float]:
-        """The scores of a method, by seed."""
+        """Return the scores of a method, by seed."""
         return {entry.seed: entry.score for entry in self.runs_of(method)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodSummary:
-    """What the runs say about one method.
+    """The results of one method over its seeds.
 
     Args:
         method: its name.
-        metric: by what it is compared.
+        metric: that compares it.
         score: over its seeds.
-        vs_baseline: its score less plain fine-tuning's, paired by seed; None for plain
-            fine-tuning itself and where there is none with the same seed.
-        vs_probe: its score less the linear probe's, paired by seed; None for the probe itself.
-        wall_time_s: mean time of a run.
-        peak_memory_mib: mean of the most that a run held at once, in MiB.
+        vs_baseline: its score minus plain fine-tuning's, paired by seed; None for plain
+            fine-tuning itself and if no seed has both.
+        vs_probe: its score minus the linear probe's, paired by seed; None for the probe itself.
+        wall_time_s: mean training time in seconds.
+        peak_memory_mib: mean peak memory in MiB.
     """
 
     method: str
@@ -133,44 +133,43 @@ class MethodSummary:
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """The runs of a comparison, finished or not.
+    """Read the runs of a comparison, finished or not.
 
-    Where one has no test score, all are compared on the validation split. A run whose figure is
-    undefined, as ROC-AUC where all answers are yes, is left out.
+    If a run has no test score, all are compared on the validation split. A run whose metric is
+    undefined, such as ROC-AUC if all labels are positive, is left out.
 
     Raises:
-        UserError: if `results.csv`, or a run that it needs, is missing or damaged.
+        UserError: if `results.csv`, or a run that it lists, is missing or damaged.
     """
     path = folder / "results.csv"
     header, _ = read_lines(path)
-    measure = next((m for m in METRICS.values() if f"val_{m.name}" in header), ACCURACY)
-    rows = read_table(path, comparison_columns(measure))
+    metric = next((m for m in METRICS.values() if f"val_{m.name}" in header), ACCURACY)
+    rows = read_table(path, comparison_columns(metric))
     if not rows:
-        raise UserError(f"{path} holds no runs")
-    tests = [bool(row.cells[f"test_{measure.name}"]) for row in rows]
-    tested = all(tests) or (measure is not ACCURACY and any(tests))
+        raise DataError(f"{path} has no runs")
+    tests = [bool(row.cells[f"test_{metric.name}"]) for row in rows]
+    tested = all(tests) or (metric is not ACCURACY and any(tests))
     split = "test" if tested else "validation"
-    if measure is not ACCURACY:
-        column = f"{'test' if tested else 'val'}_{measure.name}"
+    if metric is not ACCURACY:
+        column = f"{'test' if tested else 'val'}_{metric.name}"
         rows = [row for row in rows if row.cells[column]]
     if not rows:
-        raise UserError(
-            f"{path}: the {measure.display_name} of no run is defined on the {split} split, which "
-            "has one "
-            "answer alone to each question: give more samples"
+        raise DataError(
+            f"{path}: no run has a defined {metric.display_name} on the {split} split, where all "
+            "labels of a target are equal: use more samples"
         )
     entries: dict[tuple[str, int, int | None], Entry] = {}
     for row in rows:
-        entry = _entry(row, folder, measure, tested=tested)
+        entry = _entry(row, folder, metric, tested=tested)
         key = (entry.method, entry.seed, entry.samples_per_class)
         if key in entries:
-            raise row.error(f"{entry.method} with seed {entry.seed} is there twice")
+            raise row.error(f"{entry.method} with seed {entry.seed} is listed twice")
         entries[key] = entry
-    return Comparison(folder, split, measure, tuple(entries.values()))
+    return Comparison(folder, split, metric, tuple(entries.values()))
 
 
 def summarize_methods(comparison: Comparison) -> list[MethodSummary]:
-    """A summary for each method, in the order in which they come."""
+    """Summarise each method, in order of appearance."""
     baseline = comparison.scores(BASELINE)
     summaries = []
     for method in comparison.methods:
@@ -192,21 +191,21 @@ def summarize_methods(comparison: Comparison) -> list[MethodSummary]:
 
 
 def best_methods(summaries: list[MethodSummary]) -> list[MethodSummary]:
-    """The fine-tuned methods with the best mean score; the probe only if it is alone."""
+    """Return the fine-tuned methods with the best mean score; the probe only if it is alone."""
     tuned = [summary for summary in summaries if summary.method != PROBE] or summaries
     best = rank_methods(tuned)[0].score.mean
     return [summary for summary in tuned if math.isclose(summary.score.mean, best)]
 
 
 def rank_methods(summaries: Sequence[MethodSummary]) -> list[MethodSummary]:
-    """The best mean score first; equals stay in their order."""
+    """Sort by mean score, the best first; ties keep their order."""
     return sorted(summaries, key=lambda summary: summary.metric.gain(0, summary.score.mean))
 
 
 def _entry(row: Row, folder: Path, metric: Metric, *, tested: bool) -> Entry:
     own = PurePosixPath(row.cells["folder"])
     if own.is_absolute() or ".." in own.parts or not own.parts:
-        raise row.error(f"folder must lie in the comparison's, got {row.cells['folder']!r}")
+        raise row.error(f"folder must be inside the comparison's, got {row.cells['folder']!r}")
     if tested:
         score = row.metric_value(f"test_{metric.name}", metric)
         probe = row.metric_value(f"linear_probe_test_{metric.name}", metric)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from delta_transfer.app import own_data
+from delta_transfer.app import run_artifacts
 from delta_transfer.app.differences import Source, measure_variance
 from delta_transfer.app.explainer import Explainer
 from delta_transfer.app.neighbours import NeighbourIndex, build_neighbour_index
@@ -111,7 +111,9 @@ def _training(
     if most == 0:
         return "none were asked for (--examples 0)"
     try:
-        found = own_data.find_training(loader_config, refitted=refitted, classes=predictor.classes)
+        found = run_artifacts.find_training(
+            loader_config, refitted=refitted, classes=predictor.classes
+        )
     except (UserError, OSError) as error:
         return _missing("the nearest training images", error)
     return _some(found, most)
@@ -155,8 +157,8 @@ def _source(
     spec = predictor.backbone.input_spec
     assert isinstance(spec, InputSpec)
     try:
-        network = own_data.load_source(loader_config, spec, run=predictor.run)
-        attention = own_data.find_attention(predictor.run)
+        network = run_artifacts.load_source(loader_config, spec, run=predictor.run)
+        attention = run_artifacts.find_attention(predictor.run)
     except (UserError, OSError) as error:
         return _missing("differences to the pretrained network", error)
     move_to_device(network, predictor.device)

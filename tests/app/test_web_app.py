@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from delta_transfer.app.explainer import Explainer
 from delta_transfer.app.pages import asset
-from delta_transfer.app.site import HEADERS, create_app
+from delta_transfer.app.web_app import HEADERS, create_app
 from tests.app.asking import as_bytes, ask
 from tests.run_folders import CLASSES
 

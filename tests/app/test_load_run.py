@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from delta_transfer.app.opening import load_run
+from delta_transfer.app.load_run import load_run
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.registry import load_graph_backbone
@@ -80,7 +80,7 @@ def test_nothing_is_downloaded(moved, tmp_path, data, monkeypatch):
     def fetch(*args: object, **options: object) -> None:
         raise AssertionError("a data set is downloaded")
 
-    monkeypatch.setattr("delta_transfer.app.own_data.find_data", fetch)
+    monkeypatch.setattr("delta_transfer.app.run_artifacts.find_data", fetch)
     run = changed(moved, tmp_path / "run", data=data)
     found = load_run(run, examples=10, device="cpu", data_root=str(tmp_path), progress=silent)
     assert found.neighbours == f"{data} is not at hand"

@@ -15,13 +15,13 @@ from delta_transfer.data.splits import hold_out
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.benchmark.benchmark import make_plan, run_benchmark
-from delta_transfer.experiments.benchmark.plan import estimate_hours, list_downloads
-from delta_transfer.experiments.benchmark.recipe import (
+from delta_transfer.experiments.benchmark.definition import (
     definitions_folder,
     find_benchmark,
     list_benchmarks,
     read_benchmark,
 )
+from delta_transfer.experiments.benchmark.plan import estimate_hours, list_downloads
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.metrics import ACCURACY, ROC_AUC, Metric
 from delta_transfer.report.comparison.runs import Comparison, Entry

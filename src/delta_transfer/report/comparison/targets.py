@@ -1,11 +1,11 @@
-"""The figures of questions and values: a row each, of one run or of the methods compared."""
+"""Tables of metrics per binary or regression target: of one run, or of the compared methods."""
 
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError
 from delta_transfer.metrics.metrics import NO_VALUE, RMSE, ROC_AUC
 from delta_transfer.metrics.per_target import (
     BinaryTargetMetrics,
@@ -25,21 +25,21 @@ _METRICS_BY_PREFIX: dict[str, Callable[[str, Sequence[float], Sequence[float]], 
 
 
 def target_table(folder: Path) -> Table:
-    """Each question or value of a run.
+    """Return the metrics of each target of a run.
 
     Raises:
         UserError: if its predictions are missing or damaged.
     """
     found = read_target_metrics(folder)
     if isinstance(found[0], BinaryTargetMetrics):
-        headings = ["Question", "Known answers", "Yes", ROC_AUC.display_name, "Average precision"]
-        return Table("Question by question", headings, [_binary_row(figures) for figures in found])
-    headings = ["Value", "Known", RMSE.display_name, "Mean absolute error", "R2"]
-    return Table("Value by value", headings, [_regression_row(figures) for figures in found])
+        headings = ["Target", "Labelled", "Positive", ROC_AUC.display_name, "Average precision"]
+        return Table("Results per target", headings, [_binary_row(target) for target in found])
+    headings = ["Target", "Labelled", RMSE.display_name, "Mean absolute error", "R2"]
+    return Table("Results per target", headings, [_regression_row(target) for target in found])
 
 
 def targets_by_method(comparison: Comparison, methods: Sequence[str]) -> Table:
-    """The score of each question or value by method, the mean over the seeds.
+    """Return the score of each target by method, the mean over the seeds.
 
     Args:
         comparison: runs of one size.
@@ -48,28 +48,27 @@ def targets_by_method(comparison: Comparison, methods: Sequence[str]) -> Table:
     Raises:
         UserError: if predictions of a run are missing or damaged.
     """
-    measure = comparison.metric
+    metric = comparison.metric
     scores: dict[str, dict[str, list[float]]] = {}
     for method in methods:
         for run in comparison.runs_of(method):
-            for figures in read_target_metrics(comparison.folder / run.folder):
-                score = getattr(figures, measure.name)
+            for target in read_target_metrics(comparison.folder / run.folder):
+                score = getattr(target, metric.name)
                 if score is not None:
-                    scores.setdefault(figures.name, {}).setdefault(method, []).append(score)
+                    scores.setdefault(target.name, {}).setdefault(method, []).append(score)
     rows = [
         (
             name,
-            [measure.format(statistics.fmean(own[m])) if m in own else NO_VALUE for m in methods],
+            [metric.format(statistics.fmean(own[m])) if m in own else NO_VALUE for m in methods],
         )
         for name, own in scores.items()
     ]
-    what = "question" if measure is ROC_AUC else "value"
-    title = f"{measure.title} {what} by {what}"
-    return Table(title, [what.capitalize(), *map(method_label, methods)], rows)
+    title = f"{metric.title} per target"
+    return Table(title, ["Target", *map(method_label, methods)], rows)
 
 
 def read_target_metrics(folder: Path) -> list[TargetMetrics]:
-    """The figures of each question or value, of the predictions that a run left behind.
+    """Compute the metrics of each target from the predictions that a run saved.
 
     Raises:
         UserError: if they are missing or damaged.
@@ -83,7 +82,7 @@ def read_target_metrics(folder: Path) -> list[TargetMetrics]:
     names = [own.removeprefix("label ") for own, _ in pairs]
     expected = [(f"label {name}", f"{kind}{name}") for name in names]
     if kind is None or not lines or header[:1] != ["path"] or pairs != expected:
-        raise UserError(f"{path} must hold path, then a label and an answer for each column")
+        raise DataError(f"{path} must have the columns path, then label and prediction per target")
     rows = [Row(path, line, dict(zip(header, cells, strict=True))) for line, cells in lines]
     return [
         _METRICS_BY_PREFIX[kind](
@@ -97,8 +96,8 @@ def read_target_metrics(folder: Path) -> list[TargetMetrics]:
 
 def _binary_row(metrics: TargetMetrics) -> tuple[str, list[str]]:
     assert isinstance(metrics, BinaryTargetMetrics)
-    shares = [ROC_AUC.format(share) for share in (metrics.roc_auc, metrics.average_precision)]
-    return metrics.name, [f"{metrics.num_labelled:,}", f"{metrics.num_positive:,}", *shares]
+    scores = [ROC_AUC.format(score) for score in (metrics.roc_auc, metrics.average_precision)]
+    return metrics.name, [f"{metrics.num_labelled:,}", f"{metrics.num_positive:,}", *scores]
 
 
 def _regression_row(metrics: TargetMetrics) -> tuple[str, list[str]]:

@@ -1,4 +1,4 @@
-"""What the runs of a comparison answer: accuracy class by class, and their surest mistakes."""
+"""Per-class results of a comparison: accuracy of each class, and the most confident mistakes."""
 
 import dataclasses
 from collections import Counter
@@ -22,7 +22,7 @@ MAX_MISTAKES = 12
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """An image, as a data: URI, the surest wrong answer to it, and how many runs are wrong."""
+    """An image as a data: URI, its most confident wrong prediction, and how many runs are wrong."""
 
     image: str
     prediction: PredictionRow
@@ -32,7 +32,7 @@ class Mistake:
 
 @dataclasses.dataclass(frozen=True)
 class MethodMistakes:
-    """What a method answers, over all seeds: the confusion matrix and the surest mistakes."""
+    """A method's confusion matrix and most confident mistakes over all seeds."""
 
     method: str
     confusion: Plot | None
@@ -41,7 +41,7 @@ class MethodMistakes:
 
 @dataclasses.dataclass(frozen=True)
 class PerClassAccuracy:
-    """The accuracy of each class by method, and what it shows, in a sentence or none."""
+    """The accuracy of each class by method, and a sentence that summarises it, or none."""
 
     table: Table
     summary: str
@@ -50,7 +50,7 @@ class PerClassAccuracy:
 def per_class_results(
     comparison: Comparison, methods: Sequence[str]
 ) -> tuple[PerClassAccuracy, list[MethodMistakes]]:
-    """The accuracy of each class, and what each method mistakes.
+    """Return the accuracy of each class, and the mistakes of each method.
 
     Args:
         comparison: runs of one size.
@@ -61,12 +61,12 @@ def per_class_results(
         for method in methods
     }
     runs = {method: list(map(read_predictions, own)) for method, own in folders.items()}
-    together = {method: pool_predictions(own) for method, own in runs.items()}
-    made = [
+    pooled = {method: pool_predictions(own) for method, own in runs.items()}
+    by_method = [
         MethodMistakes(
             method,
             confusion_plot(
-                together[method],
+                pooled[method],
                 f"confusion{number}",
                 title=f"Confusion matrix of {method_label(method)}",
                 sample_type=comparison.sample_type,
@@ -75,12 +75,12 @@ def per_class_results(
         )
         for number, method in enumerate(methods)
     ]
-    return _classes(together), made
+    return _accuracies(pooled), by_method
 
 
 def _mistakes(folders: Sequence[Path], runs: Sequence[Predictions]) -> list[Mistake]:
-    """Those with the highest probability of all seeds, each image once."""
-    seen = Counter(row.path for run in runs for row in run.rows)
+    """Return the mistakes with the highest probability over all seeds, each image once."""
+    total = Counter(row.path for run in runs for row in run.rows)
     wrong = Counter(row.path for run in runs for row in run.rows if not row.is_correct)
     examples = [example for folder in folders for example in read_examples(folder) or ()]
     surest = {
@@ -94,17 +94,17 @@ def _mistakes(folders: Sequence[Path], runs: Sequence[Predictions]) -> list[Mist
             example.image,
             example.prediction,
             wrong[example.prediction.path],
-            seen[example.prediction.path],
+            total[example.prediction.path],
         )
         for example in found[:MAX_MISTAKES]
     ]
 
 
-def _classes(together: Mapping[str, Predictions]) -> PerClassAccuracy:
-    """The classes that have images, those first that the first method has most trouble with."""
+def _accuracies(pooled: Mapping[str, Predictions]) -> PerClassAccuracy:
+    """Return the classes that have images, the hardest for the first method first."""
     tables = {
         method: {entry.name: entry for entry in class_accuracies(predictions)}
-        for method, predictions in together.items()
+        for method, predictions in pooled.items()
     }
     first, *others = tables
     names = dict.fromkeys(name for entries in tables.values() for name in entries)
@@ -121,9 +121,13 @@ def _classes(together: Mapping[str, Predictions]) -> PerClassAccuracy:
             else ""
         )
         rows.append((name, [*accuracies, taken]))
-    headings = ["Class", *map(method_label, tables), f"{method_label(first)} takes it for"]
+    headings = [
+        "Class",
+        *map(method_label, tables),
+        f"Most frequent mistake ({method_label(first)})",
+    ]
     other = next((method for method in (PROBE, BASELINE) if method in others), None)
-    said = ""
+    summary = ""
     if other:
         both = tables[first].keys() & tables[other].keys()
         gains = {
@@ -131,8 +135,8 @@ def _classes(together: Mapping[str, Predictions]) -> PerClassAccuracy:
             for name in names
             if name in both
         }
-        said = _extremes(gains, first, other)
-    return PerClassAccuracy(Table("Accuracy per class", headings, rows), said)
+        summary = _extremes(gains, first, other)
+    return PerClassAccuracy(Table("Accuracy per class", headings, rows), summary)
 
 
 def _extremes(gains: Mapping[str, float], method: str, other: str) -> str:
@@ -140,15 +144,15 @@ def _extremes(gains: Mapping[str, float], method: str, other: str) -> str:
         return ""
     up = sum(gain > 0 for gain in gains.values())
     down = sum(gain < 0 for gain in gains.values())
-    against = "the linear probe" if other == PROBE else method_label(other).lower()
-    said = (
-        f"Against {against}, {method_label(method)} is better on {up} of {len(gains)} classes "
-        f"and worse on {down}"
+    reference = "the linear probe" if other == PROBE else method_label(other).lower()
+    text = (
+        f"Compared to {reference}, {method_label(method)} is better on {up} of {len(gains)} "
+        f"classes and worse on {down}"
     )
     parts = []
     most, least = (pick(gains, key=gains.__getitem__) for pick in (max, min))
     if gains[most] > 0:
-        parts.append(f"most is gained on {most} ({points(gains[most])} points)")
+        parts.append(f"the largest gain is on {most} ({points(gains[most])} points)")
     if gains[least] < 0:
-        parts.append(f"most is lost on {least} ({points(gains[least])})")
-    return f"{said}: {', '.join(parts)}." if parts else f"{said}."
+        parts.append(f"the largest loss is on {least} ({points(gains[least])} points)")
+    return f"{text}; {', '.join(parts)}." if parts else f"{text}."

@@ -1,4 +1,4 @@
-"""Images on which a method and the linear probe do not agree about right and wrong."""
+"""Images that only one of a method and the linear probe classifies correctly."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from delta_transfer.report.run_files import PredictionRow, read_examples, read_p
 
 @dataclasses.dataclass(frozen=True)
 class Disagreement:
-    """An image, as a data: URI, with what the probe and the method say of it."""
+    """An image as a data: URI, with the predictions of the probe and the method."""
 
     image: str
     probe: PredictionRow
@@ -17,13 +17,13 @@ class Disagreement:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeDisagreements:
-    """A method beside the probe on the same images.
+    """A method compared to the probe on the same images.
 
     Args:
         seed: of both runs.
-        num_samples: how many both have seen.
-        num_gained: how many the method has right and the probe wrong.
-        num_lost: how many the probe has right and the method wrong.
+        num_samples: number of images.
+        num_gained: correct by the method and wrong by the probe.
+        num_lost: wrong by the method and correct by the probe.
         gained_examples: some of the gained, with images.
         lost_examples: some of the lost, with images.
     """
@@ -39,9 +39,9 @@ class ProbeDisagreements:
 def find_probe_disagreements(
     comparison: Comparison, method: str, *, limit: int = 12
 ) -> ProbeDisagreements | None:
-    """The first seed of a method beside the probe with the same seed.
+    """Compare the first seed of a method to the probe with the same seed.
 
-    Images are those that one of the two runs left as examples.
+    Images are those that one of the two runs saved as examples.
 
     Args:
         comparison: the runs.
@@ -49,7 +49,7 @@ def find_probe_disagreements(
         limit: most images of a kind.
 
     Returns:
-        The contrast, or None if there is no such run of the probe or it saw other images.
+        None if there is no such run of the probe, or it has other images.
 
     Raises:
         UserError: if a file of the two runs is damaged.
