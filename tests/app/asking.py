@@ -66,7 +66,7 @@ def ask(explainer: Explainer) -> TestClient:
 
 def page_text(explainer: Explainer, image: Image.Image) -> str:
     """What the page says of an image, tags left out."""
-    answer = ask(explainer).post("/look", files={"images": ("x.png", as_bytes(image))})
+    answer = ask(explainer).post("/explain", files={"images": ("x.png", as_bytes(image))})
     assert answer.status_code == 200
     return " ".join(re.sub("<[^>]*>", " ", answer.text).split())
 

@@ -125,14 +125,14 @@ def test_photographs_are_answered_and_the_rest_refused(
     page = open_page(chromium, address, seen, color_scheme=scheme, width=width)
     names = ["cat.png", "half.jpg", "letter.png", "bomb.png", "large.jpg", "astronaut.jpg"]
     page.set_input_files("#images", [files[name] for name in names])
-    status(page, "Looked at 2 of 6; 4 refused.")
+    status(page, "Processed 2 of 6; 4 rejected.")
     assert headings(page) == names
     refused = page.locator("article.refused p").all_inner_texts()
     assert [line.split()[0] for line in refused] == names[1:5]
-    assert "half.jpg is no image that can be read: it is damaged" in refused[0]
+    assert "half.jpg is not a readable image: it is damaged" in refused[0]
     assert "no image of a kind that is read" in refused[1]
     assert "it has more than 178,956,970 pixels" in refused[2]
-    assert "is too large: it has 64 MiB, and 1 are taken" in refused[3]
+    assert "is too large: 64 MiB, at most 1 are allowed" in refused[3]
     cat = page.locator("article").first
     assert cat.locator(".bars li").count() == len(CLASSES)
     shares = [float(text) for text in re.findall(r"([\d.]+)%", cat.locator(".bars").inner_text())]
@@ -156,13 +156,13 @@ def test_keys_are_enough(page: Any, files: dict[str, str], seen: list[str]) -> N
     while not choosers and time.monotonic() < end:
         page.wait_for_timeout(50)
     choosers[0].set_files(files["cat.png"])
-    status(page, "Looked at 1 of 1.")
+    status(page, "Processed 1 of 1.")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "class"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     for name in CLASSES:
         page.keyboard.press("ArrowDown")
-        shown = page.get_by_role("heading", name=f"What speaks for {name}")
+        shown = page.get_by_role("heading", name=f"Evidence for {name}")
         playwright.expect(shown).to_be_visible(timeout=SECONDS)
     assert headings(page) == ["cat.png"]
     assert seen == []
@@ -178,7 +178,7 @@ def test_images_are_dropped_anywhere(page: Any, seen: list[str]) -> None:
           document.querySelector("h1").dispatchEvent(new DragEvent("drop", options));
         }}"""
     )
-    status(page, "Looked at 0 of 1; 1 refused.")
+    status(page, "Processed 0 of 1; 1 rejected.")
     assert headings(page) == ["<b>x</b>.png"]
     assert page.locator("article b").count() == 0
     assert seen == []
@@ -187,7 +187,7 @@ def test_images_are_dropped_anywhere(page: Any, seen: list[str]) -> None:
 def test_a_second_choice_takes_the_place_of_the_first(page: Any, files: dict[str, str]) -> None:
     page.set_input_files("#images", [files["cat.png"], files["astronaut.jpg"]])
     page.set_input_files("#images", files["letter.png"])
-    status(page, "Looked at 0 of 1; 1 refused.")
+    status(page, "Processed 0 of 1; 1 rejected.")
     assert headings(page) == ["letter.png"]
 
 
@@ -197,15 +197,15 @@ def test_it_works_without_script(
     page = open_page(chromium, address, seen, width=360, java_script_enabled=False)
     page.set_input_files("#images", [files["cat.png"], files["letter.png"]])
     page.select_option("#class", label=CLASSES[1])
-    page.get_by_role("button", name="Look").click(timeout=SECONDS)
+    page.get_by_role("button", name="Explain").click(timeout=SECONDS)
     playwright.expect(page.locator("article h2")).to_have_text(
         ["cat.png", "letter.png"], timeout=SECONDS
     )
-    assert page.get_by_role("heading", name=f"What speaks for {CLASSES[1]}").count() == 1
+    assert page.get_by_role("heading", name=f"Evidence for {CLASSES[1]}").count() == 1
     assert seen == []
     page.set_input_files("#images", files["large.jpg"])
-    page.get_by_role("button", name="Look").click(timeout=SECONDS)
+    page.get_by_role("button", name="Explain").click(timeout=SECONDS)
     playwright.expect(page.locator("#status")).to_contain_text(
-        "more than 1 MiB were sent", timeout=SECONDS
+        "the upload exceeds 1 MiB", timeout=SECONDS
     )
     page.close()

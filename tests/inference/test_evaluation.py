@@ -117,20 +117,20 @@ class TestFiles:
         values = json.loads(found.to_json())
         assert set(values) == {
             "data",
-            "images",
-            "left_out",
+            "num_samples",
+            "num_unreadable",
             "accuracy",
             "mean_class_accuracy",
             "calibration_error",
-            "metric",
-            "seen",
+            "metric_name",
+            "overlaps_training_data",
             "samples_per_second",
             "classes",
             "confusion",
         }
         assert values["accuracy"] == found.accuracy
         assert values["confusion"] == [list(row) for row in found.confusion]
-        assert values["classes"][3] == {"name": "owl", "images": 0, "accuracy": None}
+        assert values["classes"][3] == {"name": "owl", "num_samples": 0, "accuracy": None}
         assert len(found.to_json().splitlines()) == 9 + 2 * (len(CLASSES) + 2) + 2
 
     def test_tables_have_unambiguous_columns(self, tmp_path):

@@ -18,7 +18,7 @@ def read(path: str) -> Image.Image:
     if path == "-3":
         raise UserError("the disk is on fire")
     if path.startswith("-"):
-        raise ImageError(f"cannot read '{path}': it is torn; mend it", reason="it is torn")
+        raise ImageError(f"cannot read '{path}': it is torn; replace it", reason="it is torn")
     return Image.new("RGB", (2, 2), (int(path), 0, 0))
 
 

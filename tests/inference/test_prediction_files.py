@@ -54,7 +54,7 @@ def test_a_table_has_a_column_for_each_class(tmp_path):
     assert rows[1]["probability"] == rows[1]["path (class)"] == "0.333433"
 
 
-def test_a_file_name_that_is_no_text_can_be_written(tmp_path):
+def test_a_file_name_that_is_not_text_can_be_written(tmp_path):
     write_csv(tmp_path / "new.csv", [Prediction("caf\udce9.png", {"cat": 1.0})], ["cat"])
     assert "caf\\udce9.png,cat" in (tmp_path / "new.csv").read_text()
 
@@ -69,20 +69,20 @@ class TestCheckTable:
 
     def test_an_old_one_must_be_given_up(self, tmp_path):
         (tmp_path / "old.csv").touch()
-        with pytest.raises(UserError, match=r"old.csv is there already: .* --overwrite"):
+        with pytest.raises(UserError, match=r"old.csv already exists: .* --overwrite"):
             check_csv_path(tmp_path / "old.csv", overwrite=False)
         check_csv_path(tmp_path / "old.csv", overwrite=True)
 
     @pytest.mark.parametrize("path", [".", "/dev/null"])
-    def test_what_is_no_file_is_refused(self, tmp_path, path):
-        with pytest.raises(UserError, match="is no file"):
+    def test_what_is_not_a_file_is_refused(self, tmp_path, path):
+        with pytest.raises(UserError, match="is not a file"):
             check_csv_path(tmp_path / path, overwrite=True)
 
     def test_the_folder_must_be_there_and_open(self, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
             check_csv_path(tmp_path / "nowhere" / "new.csv", overwrite=False)
         monkeypatch.setattr("os.access", lambda path, mode: False)
-        with pytest.raises(UserError, match="cannot be written"):
+        with pytest.raises(UserError, match="is not writable"):
             check_csv_path(tmp_path / "new.csv", overwrite=False)
 
 

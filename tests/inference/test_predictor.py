@@ -95,7 +95,7 @@ class TestPredict:
             for name in CLASSES:
                 assert prediction.probabilities[name] == pytest.approx(float(row[name]), abs=1e-4)
 
-    def test_a_run_of_the_official_protocol_looks_at_ten_crops(self, run, images):
+    def test_a_run_of_the_paper_protocol_averages_ten_crops(self, run, images):
         sample = images / "test" / "rings" / "0.png"
         (found,) = change(run, preset="paper").predict([sample])
         network = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()
@@ -151,7 +151,7 @@ class TestPredict:
             assert mine.path == its.path
             assert mine.probabilities == pytest.approx(its.probabilities, abs=1e-5)
 
-    def test_it_answers_while_it_reads(self, finished, images, monkeypatch):
+    def test_it_predicts_while_it_reads(self, finished, images, monkeypatch):
         read = []
         monkeypatch.setattr(
             "delta_transfer.inference.input_files.read_image",
@@ -237,7 +237,7 @@ class TestUnreadable:
         assert all(f"'{data / path}' (" in text for path in self.BAD)
         assert "Traceback" not in text
 
-    def test_the_figures_are_those_of_the_others(self, predictor, data, caplog):
+    def test_the_metrics_are_those_of_the_others(self, predictor, data, caplog):
         found = predictor.evaluate(str(data))
         assert "3 of 13 images cannot be read" in caplog.text
         assert (found.num_samples, found.num_unreadable) == (10, 3)
@@ -280,7 +280,7 @@ class TestEvaluate:
         assert found.mean_class_accuracy == pytest.approx(mean)
         assert (found.num_samples, found.overlaps_training_data) == (sum(SPLITS["test"]), False)
 
-    def test_every_figure_follows_from_the_predictions(self, predictor, images):
+    def test_every_metric_follows_from_the_predictions(self, predictor, images):
         found = predictor.evaluate(str(images))
         answers = predictor.predict([images / "test"])
         pairs = [(Path(p.path).parent.name, p.top_class) for p in answers]
@@ -352,13 +352,13 @@ class TestEvaluate:
         one = predictor.evaluate(str(tmp_path))
         assert one.accuracy == one.mean_class_accuracy
 
-    def test_a_class_that_was_never_learnt_is_refused(self, predictor, images, tmp_path):
+    def test_an_unknown_class_is_refused(self, predictor, images, tmp_path):
         shutil.copytree(images / "train" / "rings", tmp_path / "circles")
         shutil.copytree(images / "train" / "rings", tmp_path / "rings")
         with pytest.raises(UserError, match="does not know: circles; it knows checks, rings"):
             predictor.evaluate(str(tmp_path))
 
-    def test_images_that_were_learnt_from_are_marked(self, predictor, run, images, tmp_path):
+    def test_training_images_are_marked(self, predictor, run, images, tmp_path):
         assert predictor.evaluate(
             str(images / "train")
         ).overlaps_training_data  # inside of the run's data
@@ -419,7 +419,7 @@ class TestEvaluate:
             assert (found.data, found.overlaps_training_data) == ("made/pets", False)
         assert asked == [("pets", "test", "/runs/own"), ("pets", "test", "/other")]
 
-    def test_a_named_data_set_without_a_test_split_was_learnt_from(self, run, images, monkeypatch):
+    def test_a_named_data_set_without_a_test_split_was_trained_on(self, run, images, monkeypatch):
         def load(options: SplitOptions) -> TaskData:
             return dataclasses.replace(load_data(str(images), seed=options.seed), test=None)
 
@@ -434,7 +434,7 @@ class TestEvaluate:
         with pytest.raises(UserError, match=r"sklearn/digits has classes .* not know: 0, 1, 2"):
             predictor.evaluate("sklearn/digits")
 
-    def test_a_data_root_without_effect_is_told_of(self, predictor, images, tmp_path, caplog):
+    def test_an_unused_data_root_is_reported(self, predictor, images, tmp_path, caplog):
         predictor.evaluate(str(images), data_root=str(tmp_path))
         assert "--data-root is ignored" in caplog.text
 

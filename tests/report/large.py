@@ -71,11 +71,11 @@ def _figures(method: str, seed: int, size: int | None) -> dict[str, object]:
         "linear_probe_test_accuracy": probe,
         "linear_probe_val_accuracy": probe,
         "strength": {"probe": None, "l2": None, "lp_ft": None}.get(method, 3.0),
-        "seconds": 40.0 + 300 * (method != "probe"),
-        "memory": 900.0 + 700 * (method.startswith("delta")),
+        "wall_time_s": 40.0 + 300 * (method != "probe"),
+        "peak_memory_mib": 900.0 + 700 * (method.startswith("delta")),
         "taps": list(TAPS),
-        "classes": len(CLASSES),
-        "images": 1880,
+        "num_classes": len(CLASSES),
+        "num_train_samples": 1880,
     }
 
 

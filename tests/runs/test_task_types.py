@@ -178,7 +178,7 @@ def test_a_saved_run_finds_its_own_figures_again(run, request, tmp_path):
             )
     told = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert told["metric"] == result.metric
-    assert [figures["name"] for figures in told["columns"]] == list(predictor.classes)
+    assert [figures["name"] for figures in told["targets"]] == list(predictor.classes)
 
 
 def test_each_question_has_its_own_figures(asked):
@@ -239,7 +239,7 @@ def test_images_are_answered_column_by_column(asked, valued, tmp_path, capsys):
 def test_the_page_of_a_run_tells_of_columns_in_the_place_of_classes(asked, valued):
     page = (asked.folder / "report.html").read_text()
     assert f"<dt>Test ROC-AUC</dt><dd>{100 * asked.test_roc_auc:.1f}</dd>" in page
-    assert "Question by question" in page
+    assert "Results per target" in page
     assert "per class" not in page
     assert "ccurac" not in page
     page = (valued.folder / "report.html").read_text()

@@ -1,1 +1,1 @@
-"""The command app: a page on which images are dropped, and what a run makes of them."""
+"""The web app of a run: predictions and explanations for uploaded images."""

@@ -1,4 +1,4 @@
-"""Where a network sees a class: Grad-CAM by torch-cam, at the last tap that tells positions."""
+"""Class activation maps: Grad-CAM by torch-cam, at the last tap with spatial positions."""
 
 import dataclasses
 import functools
@@ -18,10 +18,10 @@ from delta_transfer.utils.module_state import eval_mode, without_parameter_gradi
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ClassMap:
-    """How much each place of an image speaks for a class.
+    """How much each position of an image supports a class.
 
     Args:
-        tap: where in the network.
+        tap: of the map.
         values: `[H, W]`, from 0 to 1; on the CPU.
     """
 
@@ -31,12 +31,12 @@ class ClassMap:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ForwardResult:
-    """What a network shows of itself while it looks at one image.
+    """The outputs, features and class map of a network for one image.
 
     Args:
         outputs: tap -> its output, `[1, ...]`.
-        head_input: what the head was given, `[F]`.
-        class_map: None where no place speaks for the class, or the network has no positions.
+        head_input: the features, `[F]`.
+        class_map: None if no position supports the class, or the network has no positions.
     """
 
     outputs: dict[str, Tensor]
@@ -52,22 +52,22 @@ def run_with_class_map(
     head: str,
     class_index: int,
 ) -> ForwardResult:
-    """Runs a network on an image, in eval mode; it is given back as it was.
+    """Run a network on an image in eval mode, and restore its state.
 
-    The class map is Grad-CAM (Selvaraju et al., ICCV 2017, https://arxiv.org/abs/1610.02391). In
-    networks that answer by a class token no gradient reaches the other tokens of the last block:
-    where a map is zero everywhere, that of the tap before is taken.
+    The class map is Grad-CAM (Selvaraju et al., ICCV 2017, https://arxiv.org/abs/1610.02391). If a
+    network predicts from a class token, no gradient reaches the other tokens of the last block:
+    where a map is zero everywhere, the previous tap's map is used.
 
     Args:
-        network: the network.
+        network: to run.
         inputs: `[1, 3, S, S]`.
-        taps: name -> where the channels of its output are.
+        taps: name -> channel dimension of its output.
         head: the name of its head.
         class_index: of the class.
     """
     with ExitStack() as held:
-        # torch-cam's hooks come first: the network then works on the copies that Taps hands on,
-        # and what it changes in place are not the maps.
+        # Set torch-cam's hooks first: the network then gets the copies that Taps returns, so that
+        # in-place operations do not change the maps.
         cams = {
             tap: held.enter_context(
                 GradCAM(
@@ -83,7 +83,7 @@ def run_with_class_map(
         held.enter_context(eval_mode(network))
         held.enter_context(without_parameter_gradients(network))
         held.enter_context(torch.enable_grad())
-        # Not the leaf itself, which a network could not change in place.
+        # Not the leaf itself, which must not be changed in place.
         scores = network(inputs.detach().requires_grad_() * 1)
         outputs = recorded.outputs()
         with_map = [
@@ -98,7 +98,7 @@ def run_with_class_map(
 
 
 def _class_map(cam: GradCAM, tap: str, class_index: int, scores: Tensor) -> ClassMap | None:
-    """The map at a tap, None where it is zero or the scores do not depend on the tap."""
+    """Return the map at a tap, None if it is zero or the scores do not depend on the tap."""
     try:
         (values,) = cam(class_index, scores, normalized=False, retain_graph=True)
     except RuntimeError as error:
@@ -110,6 +110,6 @@ def _class_map(cam: GradCAM, tap: str, class_index: int, scores: Tensor) -> Clas
 
 
 def _spatial_map_or_output(output: Tensor, *, channel_dim: int) -> Tensor:
-    """The map of an output, or what it is where it has none, which is not asked for its map."""
+    """Return an output as a map, or unchanged if it has no positions."""
     found = as_spatial_map(output, channel_dim)
     return output if found is None else found

@@ -1,4 +1,4 @@
-"""Where the features of a fine-tuned network differ from those of the one that it started from."""
+"""Differences between the features of a fine-tuned and the pretrained network."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -15,12 +15,12 @@ from delta_transfer.utils.module_state import eval_mode
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureDifference:
-    """How far the features of an image are from those of the pretrained network at a tap.
+    """The distance of an image's features to those of the pretrained network at a tap.
 
     Args:
         tap: its name.
         mean: `1/2 mean_s mean_c (F(w) - F(w0))^2 / v`, DELTA's distance without attention.
-        values: the same at each position, `[H, W]`, on the CPU; None where there are none.
+        values: the same at each position, `[H, W]`, on the CPU; None without positions.
     """
 
     tap: str
@@ -30,12 +30,12 @@ class FeatureDifference:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """The pretrained network that a run started from.
+    """The pretrained network of a run.
 
     Args:
         network: without its head.
         variance: tap -> `v`, the mean over channels of the variance of its features on training
-            images. Where a tap is not there, that of the image itself takes its place.
+            images; for a missing tap, the variance of the image itself is used.
     """
 
     network: nn.Module
@@ -43,7 +43,7 @@ class Source:
 
 
 def record(network: nn.Module, inputs: Tensor, taps: Iterable[str]) -> dict[str, Tensor]:
-    """The outputs of a network at its taps, in eval mode and without gradients."""
+    """Return the outputs of a network at its taps, in eval mode and without gradients."""
     with Taps(network, list(taps)) as recorded, eval_mode(network), torch.no_grad():
         return recorded.record(inputs)
 
@@ -51,12 +51,12 @@ def record(network: nn.Module, inputs: Tensor, taps: Iterable[str]) -> dict[str,
 def measure_variance(
     network: nn.Module, batches: Iterable[Tensor], taps: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """Tap -> the mean over channels of the variance over samples and positions.
+    """Return, for each tap, the mean over channels of the variance over samples and positions.
 
     Args:
         network: the pretrained one.
         batches: training images `[B, 3, S, S]` without augmentation, at least one.
-        taps: name -> where the channels of its output are.
+        taps: name -> channel dimension of its output.
     """
     found = {tap: FeatureVariance() for tap in taps}
     for inputs in batches:
@@ -68,29 +68,29 @@ def measure_variance(
 def differences(
     source: Source, inputs: Tensor, *, target: Mapping[str, Tensor], taps: Mapping[str, int]
 ) -> list[FeatureDifference]:
-    """What fine-tuning has changed of the features of one image, tap by tap.
+    """Measure how fine-tuning has changed the features of one image, tap by tap.
 
     Args:
         source: the pretrained network.
         inputs: the image, `[1, 3, S, S]`.
         target: tap -> the fine-tuned network's output.
-        taps: name -> where the channels of its output are.
+        taps: name -> channel dimension of its output.
     """
     found = []
     for tap, before in record(source.network, inputs, taps).items():
-        was, now = at_least_float32(before), at_least_float32(target[tap])
+        before, after = at_least_float32(before), at_least_float32(target[tap])
         variance = source.variance.get(tap)
         if variance is None:
             own = FeatureVariance()
-            own.update(flatten_positions(was, taps[tap]))
+            own.update(flatten_positions(before, taps[tap]))
             variance = own.compute()
-        squares = 0.5 * (now - was).square() / variance.to(was.device)
-        places = as_spatial_map(squares, taps[tap])
+        squares = 0.5 * (after - before).square() / variance.to(before.device)
+        maps = as_spatial_map(squares, taps[tap])
         found.append(
             FeatureDifference(
                 tap=tap,
                 mean=float(squares.mean()),
-                values=None if places is None else places[0].mean(dim=0).cpu(),
+                values=None if maps is None else maps[0].mean(dim=0).cpu(),
             )
         )
     return found

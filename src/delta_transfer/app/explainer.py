@@ -1,4 +1,4 @@
-"""What a run makes of an image: answers, class map, nearest training images, differences."""
+"""Explain a prediction: class map, nearest training images, differences to the source."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,6 @@ from delta_transfer.app import class_map
 from delta_transfer.app.class_map import ClassMap
 from delta_transfer.app.differences import FeatureDifference, Source, differences
 from delta_transfer.app.neighbours import Neighbour, NeighbourIndex
-from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.run_result import RunResult
@@ -21,16 +20,16 @@ NUM_NEIGHBOURS = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """What a run makes of an image.
+    """The prediction for one image, and its explanation.
 
     Args:
         name: of the image.
-        pixels: what the network sees of it, bytes `[3, S, S]`.
+        pixels: the network's input before normalisation, bytes `[3, S, S]`.
         probabilities: class -> probability, the most probable first.
-        class_name: of which class the map is.
-        class_map: None where no place speaks for the class, or the network has no positions.
-        neighbours: nearest first; empty where there are none to compare with.
-        differences: of each tap; empty where the pretrained network cannot be had.
+        class_name: the class of the map.
+        class_map: None if no position supports the class, or the network has no positions.
+        neighbours: nearest first; empty if there are no training images.
+        differences: of each tap; empty if the pretrained network is not available.
     """
 
     name: str
@@ -44,22 +43,22 @@ class Explanation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Explainer:
-    """The network of a finished run, and what there is to explain its answers by.
+    """The network of a finished run, and the data that explains its predictions.
 
-    Not for several threads at a time.
+    Not thread-safe.
 
     Args:
         predictor: the run.
-        result: its figures.
-        loader_config: options by which single images are prepared.
-        taps: where features are compared -> where their channels are.
+        result: its results.
+        loaders: of single images.
+        taps: name -> channel dimension of its output, where features are compared.
         neighbours: training images, or why there are none.
         source: the pretrained network, or why there is none.
     """
 
     predictor: Predictor
     result: RunResult
-    loader_config: TrainConfig
+    loaders: Dataloaders
     taps: Mapping[str, int]
     neighbours: NeighbourIndex | str
     source: Source | str
@@ -67,36 +66,35 @@ class Explainer:
     def explain(
         self, image: Image.Image, *, name: str, class_index: int | None = None
     ) -> Explanation:
-        """What the run makes of an image.
+        """Predict and explain an image.
 
         Args:
             image: in RGB.
-            name: what it is called.
-            class_index: of which class there is to be a map; the most probable if None.
+            name: of the image.
+            class_index: the class of the map; the most probable one if None.
         """
         predictor, backbone = self.predictor, self.predictor.backbone
-        answers = predictor.predict_sample(image, name=name).values
-        index = predictor.classes.index(next(iter(answers))) if class_index is None else class_index
-        split = Split((name,), (0,), lambda path: image)
-        loader = Dataloaders(
-            backbone.input_spec, self.loader_config, predictor.device
-        ).eval_dataloader(split)
+        prediction = predictor.predict_sample(image, name=name)
+        index = class_index
+        if index is None:
+            index = predictor.classes.index(prediction.top_class)
+        loader = self.loaders.eval_dataloader(Split((name,), (0,), lambda path: image))
         pixels: Tensor = loader.dataset[0][0]
         inputs = loader.preprocess(pixels[None])
-        seen = class_map.run_with_class_map(
+        forward = class_map.run_with_class_map(
             backbone.module, inputs, taps=self.taps, head=backbone.head, class_index=index
         )
-        near, moved = self.neighbours, self.source
+        neighbours, source = self.neighbours, self.source
         return Explanation(
             name=name,
             pixels=pixels,
-            probabilities=answers,
+            probabilities=prediction.values,
             class_name=predictor.classes[index],
-            class_map=seen.class_map,
+            class_map=forward.class_map,
             neighbours=[]
-            if isinstance(near, str)
-            else near.nearest(seen.head_input, NUM_NEIGHBOURS),
+            if isinstance(neighbours, str)
+            else neighbours.nearest(forward.head_input, NUM_NEIGHBOURS),
             differences=[]
-            if isinstance(moved, str)
-            else differences(moved, inputs, target=seen.outputs, taps=self.taps),
+            if isinstance(source, str)
+            else differences(source, inputs, target=forward.outputs, taps=self.taps),
         )

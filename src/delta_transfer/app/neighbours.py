@@ -1,4 +1,4 @@
-"""The training images that look most alike to a network: nearest in its feature space."""
+"""The nearest training images in the feature space of a network."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from delta_transfer.utils.module_state import eval_mode
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Neighbour:
-    """A training image near to another one.
+    """A training image that is similar to a given one.
 
     Args:
-        path: what it is called.
+        path: of the training image.
         label: its class.
-        cosine: of the angle between the features of both.
-        image: None if it cannot be read any more.
+        cosine: similarity of the features.
+        image: None if it can no longer be read.
     """
 
     path: str
@@ -35,7 +35,7 @@ class Neighbour:
 
 
 class NeighbourIndex:
-    """Training images and what the head of a network is given of each.
+    """Training images with the features that a network's head gets.
 
     Args:
         split: the images.
@@ -52,11 +52,11 @@ class NeighbourIndex:
         return len(self._split)
 
     def nearest(self, features: Tensor, count: int) -> list[Neighbour]:
-        """The nearest images, nearest first; those as near as others in their order.
+        """Return the nearest images, nearest first; ties keep their order.
 
         Args:
-            features: what the head is given of an image, `[F]`.
-            count: how many, if there are so many.
+            features: of an image, `[F]`.
+            count: most images to return.
         """
         cosines = self._features @ F.normalize(features.float().cpu(), dim=0)
         order = cosines.argsort(descending=True, stable=True)[:count].tolist()
@@ -73,7 +73,7 @@ class NeighbourIndex:
     def _read(self, path: str) -> Image.Image | None:
         try:
             image: Image.Image = self._split.read(path)
-        except UserError:  # it was there when its features were taken
+        except UserError:  # it has been changed or deleted since its features were computed
             return None
         return image
 
@@ -87,30 +87,30 @@ def build_neighbour_index(
     classes: tuple[str, ...],
     progress: Callable[[int, int], None] | None,
 ) -> NeighbourIndex:
-    """Runs a network on training images; those that cannot be read are left out.
+    """Run a network on training images, leaving out unreadable ones.
 
     Args:
         network: the fine-tuned one.
         head: the name of its head.
         split: the images.
-        load: batches of them, in their order and without augmentation.
+        load: returns their batches, in order and without augmentation.
         classes: the names of the classes.
-        progress: is told how many of how many are done.
+        progress: called with the number of images that are done, and of all images.
 
     Raises:
-        UserError: if none can be read.
+        DataError: if none can be read.
     """
-    tally = ReadStats(split.paths)
-    found: list[Tensor] = []
+    stats = ReadStats(split.paths)
+    features: list[Tensor] = []
     positions: list[int] = []
     with HeadInputs(network, [head]) as heads, eval_mode(network), torch.no_grad():
-        batches: Any = tally.track(fault_tolerant_loader(load(split)))
-        for inputs, places in batches:
+        batches: Any = stats.track(fault_tolerant_loader(load(split)))
+        for inputs, batch_positions in batches:
             if len(inputs):
                 network(inputs)
-                found.append(heads.inputs()[head].float().cpu())
-                positions += places
+                features.append(heads.inputs()[head].float().cpu())
+                positions += batch_positions
             if progress is not None:
-                progress(len(positions) + len(tally.errors), len(split))
-    tally.report_unreadable()
-    return NeighbourIndex(split.subset(positions), torch.cat(found), classes)
+                progress(len(positions) + len(stats.errors), len(split))
+    stats.report_unreadable()
+    return NeighbourIndex(split.subset(positions), torch.cat(features), classes)

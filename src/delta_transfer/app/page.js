@@ -1,11 +1,11 @@
 "use strict";
-// Each image is asked about by itself, so that one that is refused does not cost the others.
+// Each image has its own request, so that a rejected one does not affect the others.
 
-const form = document.getElementById("ask");
+const form = document.getElementById("image-form");
 const input = document.getElementById("images");
 const drop = document.getElementById("drop");
-const told = document.getElementById("status");
-const answers = document.getElementById("answers");
+const statusLine = document.getElementById("status");
+const explanations = document.getElementById("explanations");
 const limit = Number(form.dataset.limit);
 
 let chosen = [];
@@ -22,66 +22,66 @@ function refuse(name, reason) {
   heading.textContent = name;
   line.textContent = `${name} ${reason}`;
   article.append(heading, line);
-  answers.append(article);
+  explanations.append(article);
 }
 
-async function askAbout(file, signal) {
+async function explainFile(file, signal) {
   const body = new FormData();
   body.append("class", form.elements.class.value);
   body.append("images", file);
-  const response = await fetch("/look", { method: "POST", body, signal });
+  const response = await fetch("/explain", { method: "POST", body, signal });
   const text = await response.text();
   if (!response.ok) {
-    refuse(file.name, `was not answered: ${text}`);
+    refuse(file.name, `was not processed: ${text}`);
     return false;
   }
   const part = document.createElement("template");
-  part.innerHTML = text; // made by the server, its values escaped
+  part.innerHTML = text; // escaped by the server
   const refused = part.content.querySelector(".refused") !== null;
-  answers.append(part.content);
+  explanations.append(part.content);
   return !refused;
 }
 
-async function ask() {
+async function explainAll() {
   running?.abort();
   running = new AbortController();
   const { signal } = running;
-  answers.replaceChildren();
-  answers.setAttribute("aria-busy", "true");
+  explanations.replaceChildren();
+  explanations.setAttribute("aria-busy", "true");
   let good = 0;
   for (const [number, file] of chosen.entries()) {
-    told.textContent = `Looking at ${number + 1} of ${chosen.length}: ${file.name}`;
+    statusLine.textContent = `Processing ${number + 1} of ${chosen.length}: ${file.name}`;
     try {
       if (file.size > limit) {
         const size = (file.size / 2 ** 20).toFixed(0);
-        refuse(file.name, `is too large: it has ${size} MiB, and ${limit / 2 ** 20} are taken. Scale it down.`);
-      } else if (await askAbout(file, signal)) {
+        refuse(file.name, `is too large: ${size} MiB, at most ${limit / 2 ** 20} are allowed. Scale it down.`);
+      } else if (await explainFile(file, signal)) {
         good += 1;
       }
     } catch (error) {
       if (signal.aborted) return;
-      refuse(file.name, `was not answered: ${error.message}. Is the command still running, and the file still there?`);
+      refuse(file.name, `was not processed: ${error.message}. Check that the command is still running and the file still exists.`);
     }
   }
-  answers.removeAttribute("aria-busy");
+  explanations.removeAttribute("aria-busy");
   const refused = chosen.length - good;
-  told.textContent = `Looked at ${good} of ${chosen.length}${refused ? `; ${refused} refused` : ""}.`;
+  statusLine.textContent = `Processed ${good} of ${chosen.length}${refused ? `; ${refused} rejected` : ""}.`;
 }
 
 function choose(files) {
   if (!files.length) return;
   chosen = [...files];
-  ask();
+  explainAll();
 }
 
 input.addEventListener("change", () => choose(input.files));
-form.elements.class.addEventListener("change", () => { if (chosen.length) ask(); });
+form.elements.class.addEventListener("change", () => { if (chosen.length) explainAll(); });
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   choose(input.files);
 });
 for (const kind of ["dragover", "dragleave", "drop"]) {
-  // Anywhere on the page: beside the field the browser would leave it for the image.
+  // Anywhere on the page: a browser would navigate to an image dropped outside the field.
   document.addEventListener(kind, (event) => {
     event.preventDefault();
     drop.classList.toggle("over", kind === "dragover");

@@ -1,4 +1,4 @@
-"""The page's HTML: values escaped, images in it, nothing loaded from elsewhere."""
+"""Render the HTML of the web app: escaped, with embedded images."""
 
 import dataclasses
 import functools
@@ -11,13 +11,13 @@ from delta_transfer.app.explainer import Explainer, Explanation
 from delta_transfer.report import formatting, templates
 from delta_transfer.report.templates import data_name
 
-SHOWN = 5  # classes
-_NAME = 120  # characters of a file's name
+SHOWN = 5  # most classes
+_NAME = 120  # most characters of a file's name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A file that is not looked at.
+    """A file that was rejected.
 
     Args:
         name: of the file.
@@ -31,13 +31,13 @@ class Refusal:
 def render_page(
     explainer: Explainer, results: Sequence[Explanation | Refusal], *, limit: int, message: str = ""
 ) -> str:
-    """The whole page.
+    """Render the whole page.
 
     Args:
         explainer: the run.
-        results: what is said of the files that were uploaded.
-        limit: bytes that may be uploaded at once.
-        message: what else there is to say.
+        results: of the uploaded files.
+        limit: most bytes of an upload.
+        message: a message to show.
     """
     predictor, result = explainer.predictor, explainer.result
     return _render(
@@ -50,50 +50,51 @@ def render_page(
             "classes": predictor.classes,
             "limit": limit,
             "message": message,
-            "parts": [render_explanation(explainer, answer) for answer in results],
+            "explanations": [render_explanation(explainer, one) for one in results],
         },
     )
 
 
 def render_explanation(explainer: Explainer, result: Explanation | Refusal) -> str:
-    """What is said of one file."""
+    """Render the result of one file."""
     name = formatting.shorten(result.name, _NAME)
     if isinstance(result, Refusal):
         return _render("refusal.html.j2", {"name": name, "reason": result.reason})
     image = as_image(result.pixels)
-    found, near, source = result.class_map, explainer.neighbours, explainer.source
+    class_map, neighbours, source = result.class_map, explainer.neighbours, explainer.source
     return _render(
         "explanation.html.j2",
         {
             "name": name,
             "size": result.pixels.shape[-1],
             "image": as_uri(image),
-            "top": list(itertools.islice(result.probabilities.items(), SHOWN)),
-            "rest": max(0, len(result.probabilities) - SHOWN),
+            "top_classes": list(itertools.islice(result.probabilities.items(), SHOWN)),
+            "num_other_classes": max(0, len(result.probabilities) - SHOWN),
             "class_name": result.class_name,
-            "class_map": None if found is None else as_uri(overlay(image, found.values)),
-            "class_tap": "" if found is None else found.tap,
-            "class_shape": () if found is None else tuple(found.values.shape),
+            "class_map": None if class_map is None else as_uri(overlay(image, class_map.values)),
+            "class_tap": "" if class_map is None else class_map.tap,
+            "class_shape": () if class_map is None else tuple(class_map.values.shape),
             "neighbours": [
                 (one, None if one.image is None else as_uri(thumbnail(one.image)))
                 for one in result.neighbours
             ],
-            "examples": 0 if isinstance(near, str) else len(near),
-            "without_neighbours": near if isinstance(near, str) else "",
+            "num_examples": 0 if isinstance(neighbours, str) else len(neighbours),
+            "neighbours_error": neighbours if isinstance(neighbours, str) else "",
             "differences": [
                 (one, None if one.values is None else as_uri(overlay(image, one.values)))
                 for one in result.differences
             ],
-            "same": bool(result.differences) and not any(one.mean for one in result.differences),
-            "own_unit": not isinstance(source, str) and not source.variance,
-            "without_source": source if isinstance(source, str) else "",
+            "unchanged": bool(result.differences)
+            and not any(one.mean for one in result.differences),
+            "normalized_by_this_image": not isinstance(source, str) and not source.variance,
+            "source_error": source if isinstance(source, str) else "",
         },
     )
 
 
 @functools.cache
 def asset(name: str) -> str:
-    """A file that the page asks for: its style or its script."""
+    """Return the page's style or script."""
     package = files("delta_transfer")
     if name == "style.css":
         shared = (package / "report" / name).read_text(encoding="utf-8")

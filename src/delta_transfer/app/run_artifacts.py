@@ -1,4 +1,4 @@
-"""What a run was made from, where it still is on this machine: images and pretrained weights."""
+"""Find the training images and the pretrained weights of a run on this machine."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from delta_transfer.backbones.registry import load_backbone
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import is_available
 from delta_transfer.data.task import Split, pool_train_and_val
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError, ModelError
 from delta_transfer.runs.preparation.task import find_data
 from delta_transfer.utils.module_state import weights_fingerprint
 
@@ -19,30 +19,30 @@ ATTENTION = "attention.safetensors"
 
 
 def find_training(config: TrainConfig, *, refitted: bool, classes: tuple[str, ...]) -> Split:
-    """The images that a run has learnt from; nothing is downloaded.
+    """Return the images that a run was trained on, without downloading anything.
 
     Args:
         config: of the run.
-        refitted: whether it has learnt from the validation images, too.
-        classes: its classes, by which labels are understood.
+        refitted: whether it was also trained on the validation images.
+        classes: its classes.
 
     Raises:
-        UserError: if they are not there any more, or are others.
+        UserError: if they are not available, or have changed.
     """
     if not is_available(config.data, data_root=config.data_root):
-        raise UserError(f"{config.data} is not at hand")
+        raise DataError(f"{config.data} is not available on this machine")
     task = find_data(config)
     if task.classes != classes:
-        raise UserError(f"{config.data} has other classes now than when the run was made")
+        raise DataError(f"the classes of {config.data} have changed since the run was trained")
     return pool_train_and_val(task) if refitted and task.val_drawn else task.train
 
 
 def load_source(config: TrainConfig, spec: InputSpec, *, run: Path) -> nn.Module:
-    """The pretrained network that a run started from, without its head.
+    """Load the pretrained network of a run, without its head.
 
     Raises:
-        UserError: if it cannot be had, or its weights are not those that the run's attention was
-            measured on.
+        UserError: if it is not available, or its weights differ from those that the run's
+            attention was estimated on.
     """
     with torch.random.fork_rng(devices=[]):
         backbone = load_backbone(
@@ -52,12 +52,13 @@ def load_source(config: TrainConfig, spec: InputSpec, *, run: Path) -> nn.Module
     if attention is not None and attention.source != weights_fingerprint(
         backbone.module, head=backbone.head
     ):
-        raise UserError(f"{config.weights or config.model} has other weights now than in the run")
+        source = config.weights or config.model
+        raise ModelError(f"the weights of {source} have changed since the run was trained")
     replace_module(backbone.module, backbone.head, nn.Identity())
     return backbone.module
 
 
 def find_attention(run: Path) -> ChannelAttention | None:
-    """The attention that a run was held by, which knows the variance of features; None without."""
+    """Load the attention of a run, which contains the variance of features; None without."""
     file = run / ATTENTION
     return ChannelAttention.load(file) if file.is_file() else None

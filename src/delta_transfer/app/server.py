@@ -1,4 +1,4 @@
-"""Where the page is served: address, port, and how long."""
+"""Serve the web app: address, port, allowed hosts and shutdown."""
 
 import contextlib
 import errno
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, EnvironmentError
 
-if TYPE_CHECKING:  # which needs the extra
+if TYPE_CHECKING:  # starlette is an optional dependency
     from starlette.types import ASGIApp
 
 logger = logging.getLogger(__name__)
@@ -21,10 +21,10 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 def need_app_libraries() -> None:
-    """Imports what the page needs beside the package.
+    """Check that the app's optional dependencies are installed.
 
     Raises:
-        UserError: if something is not installed.
+        EnvironmentError: if one is missing.
     """
     try:
         import python_multipart  # noqa: F401
@@ -32,51 +32,49 @@ def need_app_libraries() -> None:
         import torchcam  # noqa: F401
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"app needs starlette, uvicorn, python-multipart and torchcam ({error}): pip install "
-            "'delta-transfer[app]'"
+        raise EnvironmentError(
+            f"app requires starlette, uvicorn, python-multipart and torchcam ({error}): "
+            "pip install 'delta-transfer[app]'"
         ) from error
 
 
 @contextlib.contextmanager
 def listen(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens; closed at the end.
+    """Open a listening socket, and close it at the end.
 
     Args:
         host: name or address of this machine.
-        port: 0 for one that is free.
+        port: 0 for a free one.
 
     Raises:
-        UserError: if it is in use, or no address of this machine.
+        ConfigError: if it is in use, or not an address of this machine.
     """
-    mend = "give an address of this machine, or leave it out for 127.0.0.1"
+    fix = "use an address of this machine, or leave it out for 127.0.0.1"
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise UserError(f"--host {host}: {error.strerror}; {mend}") from error
+        raise ConfigError(f"--host {host}: {error.strerror}; {fix}") from error
     try:
         found = socket.create_server((str(address[0]), port), family=family)
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
-            raise UserError(f"--host {host}: {error.strerror}; {mend}") from error
-        raise UserError(
-            f"--port {port}: {error.strerror}; give another, or --port 0 for one that is free"
+            raise ConfigError(f"--host {host}: {error.strerror}; {fix}") from error
+        raise ConfigError(
+            f"--port {port}: {error.strerror}; use another port, or 0 for a free one"
         ) from error
     with found:
         if not is_loopback(found):
-            logger.warning(
-                "whoever can reach %s may use the page: nobody is asked for a password", host
-            )
+            logger.warning("anyone who can reach %s can use the page: it has no password", host)
         yield found
 
 
 def is_loopback(listener: socket.socket) -> bool:
-    """Whether only this machine can reach it."""
+    """Return True if only this machine can reach the socket."""
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def browser_url(listener: socket.socket, host: str) -> str:
-    """What to open in a browser."""
+    """Return the URL to open in a browser."""
     port = listener.getsockname()[1]
     if _is_unspecified(listener):
         host = socket.gethostname()
@@ -84,7 +82,7 @@ def browser_url(listener: socket.socket, host: str) -> str:
 
 
 def allowed_hosts(listener: socket.socket, host: str) -> list[str]:
-    """The names and addresses by which a browser may ask for the page."""
+    """Return the host names and addresses that requests may use."""
     if is_loopback(listener):
         return [*_LOOPBACK, _bracketed(listener.getsockname()[0]), _bracketed(host)]
     own = [
@@ -93,14 +91,14 @@ def allowed_hosts(listener: socket.socket, host: str) -> list[str]:
         for found in addresses
         if found.family in (socket.AF_INET, socket.AF_INET6)
     ]
-    # 0.0.0.0 stands for all addresses, and is none that a browser should ask for.
+    # 0.0.0.0 stands for all addresses; a browser should not use it.
     named = [] if _is_unspecified(listener) else [host]
     names = [*named, socket.gethostname(), socket.getfqdn(), *own]
     return [*_LOOPBACK, *map(_bracketed, names)]
 
 
 def serve(app: "ASGIApp", listener: socket.socket) -> None:
-    """Serves a web application until Ctrl-C or SIGTERM, at which it ends in peace."""
+    """Serve a web application until Ctrl-C or SIGTERM, then shut down gracefully."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -116,7 +114,7 @@ def serve(app: "ASGIApp", listener: socket.socket) -> None:
         timeout_graceful_shutdown=5,
         ws="none",
     )
-    # Uvicorn repeats the signal that it has ended at.
+    # Uvicorn raises the signal again after it has shut down.
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
 

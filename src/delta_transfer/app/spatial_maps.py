@@ -1,23 +1,23 @@
-"""Features of a network as maps: which of its outputs have positions, and where these lie."""
+"""Convert the outputs of a network's modules to spatial maps."""
 
 import math
 
 from torch import Tensor
 
-_MAX_PREFIX_TOKENS = 8  # tokens that stand for no position, at most: a class token and registers
+_MAX_PREFIX_TOKENS = 8  # most tokens without a position: a class token and registers
 
 
 def as_spatial_map(output: Tensor, channel_dim: int) -> Tensor | None:
-    """The output of a module as a map `[B, C, H, W]`.
+    """Return the output of a module as a map `[B, C, H, W]`.
 
-    Tokens are taken for the positions of a square, in rows, after those that stand for none.
+    Tokens are arranged row by row in a square, without leading tokens that have no position.
 
     Args:
         output: `[B, C, H, W]`, `[B, H, W, C]`, tokens `[B, N, C]`, or rows.
-        channel_dim: where the channels are.
+        channel_dim: the dimension of the channels.
 
     Returns:
-        None where there are no positions, or only one.
+        None if there are no positions, or only one.
 
     Example:
         >>> import torch
@@ -34,12 +34,12 @@ def as_spatial_map(output: Tensor, channel_dim: int) -> Tensor | None:
     if prefix is None:
         return None
     side = math.isqrt(tokens.shape[1] - prefix)
-    places = tokens[:, prefix:].movedim(-1, 1)
-    return places.reshape(*places.shape[:2], side, side)
+    positions = tokens[:, prefix:].movedim(-1, 1)
+    return positions.reshape(*positions.shape[:2], side, side)
 
 
 def _num_prefix_tokens(count: int) -> int | None:
-    """How many of the tokens come before those of a square; None where no square fits."""
+    """Return the number of tokens before those of a square; None if no square fits."""
     for prefix in range(min(_MAX_PREFIX_TOKENS, count - 4) + 1):
         if math.isqrt(count - prefix) ** 2 == count - prefix:
             return prefix

@@ -1,4 +1,4 @@
-"""What a browser uploads: held in memory, and no more of it than is allowed."""
+"""Read uploads into memory, up to a limit."""
 
 import dataclasses
 from collections.abc import AsyncGenerator
@@ -10,16 +10,16 @@ from starlette.requests import Request
 
 MEBIBYTE = 2**20
 MAX_FILES = 50
-_DRAINED = 1024 * MEBIBYTE  # read and thrown away, so that the browser listens to the answer
+_DRAINED = 1024 * MEBIBYTE  # read and discarded, so that the browser receives the response
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Upload:
-    """A file that was uploaded.
+    """An uploaded file.
 
     Args:
-        name: as the browser calls it.
-        content: what is in it.
+        name: from the browser.
+        content: of the file.
     """
 
     name: str
@@ -28,11 +28,11 @@ class Upload:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Form:
-    """What was sent.
+    """A submitted form.
 
     Args:
-        files: to look at.
-        fields: what else was filled in, by its name.
+        files: to explain.
+        fields: the other fields by name.
     """
 
     files: list[Upload]
@@ -40,10 +40,10 @@ class Form:
 
 
 async def read_form(request: Request, *, limit: int) -> Form:
-    """Reads an upload of at most `limit` bytes; what comes beyond is not kept.
+    """Read an upload of at most `limit` bytes.
 
     Raises:
-        HTTPException: if it is more (413), or no upload of files (400).
+        HTTPException: if it is larger (413), or not a valid form (400).
     """
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise HTTPException(400, "send images as a form with files (multipart/form-data)")
@@ -55,7 +55,7 @@ async def read_form(request: Request, *, limit: int) -> Form:
         form = await parser.parse()
     except MultiPartException as error:
         raise HTTPException(400, f"the upload cannot be read: {error.message}") from error
-    # A form whose file was not chosen sends one without a name.
+    # If no file was chosen, browsers send one without a name.
     chosen = [
         value
         for _, value in form.multi_items()
@@ -82,6 +82,6 @@ async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
     if count > limit:
         raise HTTPException(
             413,
-            f"more than {limit // MEBIBYTE} MiB were sent, and no more are taken at once: choose "
-            "fewer or smaller images, or start the page with a larger --max-mb",
+            f"the upload exceeds {limit // MEBIBYTE} MiB: choose fewer or smaller images, or start "
+            "the app with a larger --max-mb",
         )

@@ -1,4 +1,4 @@
-"""The web application: one page, its style and script, and answers to images."""
+"""The web application: the page, its style and script, and explanations of images."""
 
 import io
 from collections.abc import Sequence
@@ -35,11 +35,11 @@ HEADERS = {
 
 
 class WebApp:
-    """Answers requests, one image at a time.
+    """Handles requests, one image at a time.
 
     Args:
         explainer: the run.
-        limit: bytes that may be uploaded at once.
+        limit: most bytes of an upload.
     """
 
     def __init__(self, explainer: Explainer, *, limit: int) -> None:
@@ -48,11 +48,11 @@ class WebApp:
         self._one_at_a_time = anyio.CapacityLimiter(1)
 
     async def get_page(self, request: Request) -> Response:
-        """The page, without answers."""
+        """Return the page without explanations."""
         return self._page([])
 
     async def post_page(self, request: Request) -> Response:
-        """The page with answers to all images of a form: where no script runs."""
+        """Return the page with explanations of a form's images, for browsers without script."""
         try:
             form = await self._form(request)
             parts = [await self._explain_in_thread(upload, form) for upload in form.files]
@@ -61,7 +61,7 @@ class WebApp:
         return self._page(parts, message="" if parts else "Choose an image first.")
 
     async def post_explanation(self, request: Request) -> Response:
-        """Answers alone, for the page's script."""
+        """Return explanations alone, for the page's script."""
         form = await self._form(request)
         parts = [
             render_explanation(self.explainer, await self._explain_in_thread(file, form))
@@ -74,7 +74,7 @@ class WebApp:
         try:
             form = await read_form(request, limit=self.limit)
         except ClientDisconnect as error:
-            raise HTTPException(400, "the upload was broken off") from error
+            raise HTTPException(400, "the upload was interrupted") from error
         _class_index(form, self.explainer.predictor.classes)
         return form
 
@@ -87,7 +87,7 @@ class WebApp:
         try:
             image = decode_image(io.BytesIO(upload.content), name=upload.name)
         except ImageError as error:
-            reason = f"is no image that can be read: {error.reason}."
+            reason = f"is not a readable image: {error.reason}."
             return Refusal(name=upload.name, reason=reason)
         index = _class_index(form, self.explainer.predictor.classes)
         return self.explainer.explain(image, name=upload.name, class_index=index)
@@ -100,20 +100,20 @@ class WebApp:
 
 
 def create_app(explainer: Explainer, *, hosts: Sequence[str], limit: int) -> Starlette:
-    """The application.
+    """Create the application.
 
     Args:
         explainer: the run.
-        hosts: names and addresses by which it may be asked for, so that no other site's name can
-            be led to this address (DNS rebinding).
-        limit: bytes that may be uploaded at once.
+        hosts: host names and addresses that requests may use; others are rejected, against DNS
+            rebinding.
+        limit: most bytes of an upload.
     """
-    site = WebApp(explainer, limit=limit)
+    app = WebApp(explainer, limit=limit)
     return Starlette(
         routes=[
-            Route("/", site.get_page, methods=["GET"]),
-            Route("/", site.post_page, methods=["POST"]),
-            Route("/look", site.post_explanation, methods=["POST"]),
+            Route("/", app.get_page, methods=["GET"]),
+            Route("/", app.post_page, methods=["POST"]),
+            Route("/explain", app.post_explanation, methods=["POST"]),
             Route("/style.css", _style, methods=["GET"]),
             Route("/page.js", _script, methods=["GET"]),
         ],
@@ -133,18 +133,18 @@ async def _script(request: Request) -> Response:
 
 
 def _check_origin(request: Request) -> None:
-    """Refuses what the page of another site sends.
+    """Reject requests from pages of other sites.
 
     Raises:
-        HTTPException: if it does.
+        HTTPException: if the origin is another site.
     """
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise HTTPException(403, "images are taken from this page alone")
+        raise HTTPException(403, "images are only accepted from this page")
 
 
 def _class_index(form: Form, classes: Sequence[str]) -> int | None:
-    """The class whose map is asked for; None for the most probable one.
+    """Return the class of the requested map; None for the most probable one.
 
     Raises:
         HTTPException: if there is no such class.
@@ -158,17 +158,17 @@ def _class_index(form: Form, classes: Sequence[str]) -> int | None:
 
 
 class _WithHeaders:
-    """Adds to every answer what browsers are to know of the page."""
+    """Adds the security headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sent(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
             await send(message)
 
-        await self._app(scope, receive, sent)
+        await self._app(scope, receive, send_with_headers)

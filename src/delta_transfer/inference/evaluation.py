@@ -1,4 +1,4 @@
-"""How good predictions are: figures of labelled images, class by class, and their files."""
+"""Evaluate a classifier's predictions: metrics, per-class results, and their files."""
 
 import dataclasses
 import json
@@ -22,12 +22,12 @@ EVALUATION_FILE = "evaluation.json"
 
 @dataclasses.dataclass(frozen=True)
 class ClassMetrics:
-    """How often one class is recognised.
+    """The accuracy of one class.
 
     Args:
         name: of the class.
-        num_samples: how many it has.
-        accuracy: the fraction that is recognised; None without images.
+        num_samples: its number of samples.
+        accuracy: fraction of its samples that are classified correctly; None without samples.
     """
 
     name: str
@@ -37,22 +37,22 @@ class ClassMetrics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """How good a network is on labelled images. Accuracies are fractions.
+    """The results of a classifier on labelled samples. Accuracies are fractions.
 
     Args:
-        data: the folder or file that the images are from, or the data set's name.
-        num_samples: how many were measured.
-        num_unreadable: how many could not be read.
-        accuracy: of all images.
-        mean_class_accuracy: the mean of the accuracies of the classes that have images.
-        calibration_error: how far confidence is from accuracy (see `calibration_error`).
-        metric_name: which of the two accuracies is the figure of this data set.
-        overlaps_training_data: some of the images have been trained on.
-        samples_per_second: from the reading to the answer.
-        classes: that the network knows, in the order of its outputs.
-        confusion: how often each label, a row each, got each prediction, a column each.
-        split: the images, labelled by position in `classes`.
-        probabilities: of each image, `[N, K]`.
+        data: folder or file of the samples, or the data set's name.
+        num_samples: number of evaluated samples.
+        num_unreadable: number of samples that could not be read.
+        accuracy: over all samples.
+        mean_class_accuracy: mean over the classes that have samples.
+        calibration_error: expected calibration error (see `calibration_error`).
+        metric_name: which of the two accuracies is the primary metric of this data set.
+        overlaps_training_data: True if the run was trained on some of the samples.
+        samples_per_second: throughput, including reading.
+        classes: of the network, in the order of its outputs.
+        confusion: the confusion matrix: a row per label, a column per prediction.
+        split: the samples, labelled by position in `classes`.
+        probabilities: `[N, K]`.
     """
 
     data: str
@@ -70,18 +70,18 @@ class Evaluation:
     probabilities: Tensor = dataclasses.field(repr=False)
 
     def to_json(self) -> str:
-        """All but the images and their probabilities."""
+        """Return all but the samples and their probabilities as JSON."""
         values: dict[str, Any] = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name not in ("split", "probabilities")
         }
-        values["classes"] = [dataclasses.asdict(figures) for figures in self.classes]
+        values["classes"] = [dataclasses.asdict(one) for one in self.classes]
         return dump_json_by_line(values, by_row=["classes", "confusion"])
 
     def save(self, folder: Path) -> None:
-        """Writes `evaluation.json`, `predictions.csv` as a run does, and `confusion.csv`."""
-        names = [figures.name for figures in self.classes]
+        """Write `evaluation.json`, `confusion.csv`, and `predictions.csv` like a run's."""
+        names = [one.name for one in self.classes]
         write_predictions(folder / "predictions.csv", self.split, self.probabilities, names)
         columns = column_names(names)
         counts = [[name, *map(str, row)] for name, row in zip(columns, self.confusion, strict=True)]
@@ -90,7 +90,7 @@ class Evaluation:
 
 
 def dump_json_by_line(values: Mapping[str, Any], *, by_row: Sequence[str]) -> str:
-    """JSON with a line for each value; of some that are lists for each of their rows."""
+    """Return JSON with a line for each value, or for each row of the lists named in `by_row`."""
     lines = []
     for name, value in values.items():
         text = json.dumps(value)
@@ -112,27 +112,27 @@ def evaluate_multiclass(
     num_unreadable: int,
     samples_per_second: float,
 ) -> Evaluation:
-    """The figures of predictions.
+    """Compute the metrics of a classifier's predictions.
 
     Args:
-        split: the images, at least one, labelled by position in `classes`.
-        probabilities: of each image, `[N, K]`.
+        split: at least one sample, labelled by position in `classes`.
+        probabilities: `[N, K]`.
         classes: the names of the K classes.
-        data: as in `Evaluation`, like the rest.
-        metric_name: likewise.
-        overlaps_training_data: likewise.
-        num_unreadable: likewise.
-        samples_per_second: likewise.
+        data: as in `Evaluation`.
+        metric_name: as in `Evaluation`.
+        overlaps_training_data: as in `Evaluation`.
+        num_unreadable: as in `Evaluation`.
+        samples_per_second: as in `Evaluation`.
     """
     labels, predicted = split.targets, probabilities.argmax(dim=1).tolist()
     confusion = confusion_matrix(split.class_indices, predicted, labels=range(len(classes)))
-    right, counts = confusion.diagonal().tolist(), confusion.sum(axis=1).tolist()
-    by_class = [n / count if count else None for n, count in zip(right, counts, strict=True)]
+    correct, counts = confusion.diagonal().tolist(), confusion.sum(axis=1).tolist()
+    by_class = [n / count if count else None for n, count in zip(correct, counts, strict=True)]
     return Evaluation(
         data=data,
         num_samples=len(split),
         num_unreadable=num_unreadable,
-        accuracy=sum(right) / len(split),
+        accuracy=sum(correct) / len(split),
         mean_class_accuracy=mean_class_accuracy(split.class_indices, predicted),
         calibration_error=calibration_error(probabilities, labels),
         metric_name=metric_name,
@@ -146,30 +146,28 @@ def evaluate_multiclass(
 
 
 def mean_class_accuracy(labels: Sequence[int], predicted: Sequence[int]) -> float:
-    """The mean of the accuracies of the classes that occur among the labels."""
+    """Return the mean accuracy of the classes that occur among the labels."""
     present = sorted(set(labels))
     return float(recall_score(labels, predicted, labels=present, average="macro"))
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """The expected calibration error: how far confidence is from accuracy, on average.
-
-    Images are put into 15 equal bins by the probability of their prediction, and
+    """Return the expected calibration error (ECE) with 15 equal-width bins.
 
         ECE = sum_b  n_b / N  |accuracy_b - confidence_b|
 
-    over the bins b with their n_b of N images (Naeini et al. 2015; Guo et al.,
-    https://arxiv.org/abs/1706.04599).
+    where bin b has n_b of the N samples, by the probability of their prediction (Naeini et al.
+    2015; Guo et al., https://arxiv.org/abs/1706.04599).
 
     Args:
         probabilities: `[N, K]`.
         labels: `[N]`.
     """
-    # Just below 1: torchmetrics would give whole certainty a bin of its own, and takes numbers
+    # Clamp just below 1: torchmetrics puts probability 1 in a separate bin, and takes values
     # above 1 for logits.
     below = torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))
     clamped = probabilities.float().clamp(max=below)
-    found = multiclass_calibration_error(
+    error = multiclass_calibration_error(
         clamped, labels, num_classes=probabilities.shape[1], n_bins=BINS, norm="l1"
     )
-    return float(found)
+    return float(error)

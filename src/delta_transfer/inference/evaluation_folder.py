@@ -1,4 +1,4 @@
-"""The folder of an evaluation: its name, whether it may be written, and its being whole."""
+"""The output folder of an evaluation: its name, permission to write, and atomic writing."""
 
 import itertools
 import json
@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, EnvironmentError
 from delta_transfer.inference.evaluation import EVALUATION_FILE, Evaluation
 from delta_transfer.inference.evaluation_per_target import PerTargetEvaluation
 from delta_transfer.runs.folder import check_output_location
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def default_folder(run: Path, data: str) -> Path:
-    """RUN/evaluation/NAME, with a number behind it if other data of this name was evaluated.
+    """Return RUN/evaluation/NAME, numbered if other data of the same name was evaluated.
 
     Args:
         run: the folder of the run.
@@ -34,40 +34,39 @@ def default_folder(run: Path, data: str) -> Path:
 
 
 def check_folder(folder: Path, *, data: str) -> None:
-    """Checks that an evaluation may be written into a folder.
+    """Check that an evaluation may be written to a folder.
 
     Args:
-        folder: where it is to lie.
+        folder: to write to.
         data: what is evaluated, as the user named it.
 
     Raises:
-        UserError: if the folder lies among the images, cannot be written, or holds something
-            that is no evaluation.
+        UserError: if the folder is inside the data, not writable, or contains anything other than
+            an evaluation.
     """
     check_output_location(folder, data=data)
     if _in_use(folder) and _evaluated_data(folder) is None:
-        raise UserError(
-            f"--out {folder} is not empty and holds no evaluation (no {EVALUATION_FILE} of one), "
-            "which is "
-            "all that is replaced: give another folder"
+        raise ConfigError(
+            f"--out {folder} is not empty and has no {EVALUATION_FILE}; only an evaluation can be "
+            "replaced: use another folder"
         )
 
 
 def save_evaluation(
     evaluation: Evaluation | PerTargetEvaluation, *, run: Path, out: str | None
 ) -> Path | None:
-    """Writes an evaluation into a folder that was chosen, or into one in the folder of its run.
+    """Write an evaluation to a folder, by default one in the folder of its run.
 
     Args:
         evaluation: what to write.
         run: the folder of the run.
-        out: the folder that was chosen; None for `default_folder`.
+        out: the folder to write to; None for `default_folder`.
 
     Returns:
-        The folder; None if it lies in the run and cannot be written, of which a warning tells.
+        The folder; None, with a warning, if `out` is None and the run's folder is not writable.
 
     Raises:
-        UserError: if the folder that was chosen cannot be written.
+        EnvironmentError: if `out` is not writable.
     """
     folder = run / "evaluation" if out is None else Path(out)
     try:
@@ -75,11 +74,11 @@ def save_evaluation(
         write_evaluation(evaluation, folder)
     except OSError as error:
         if out is not None:
-            raise UserError(
-                f"--out {folder} cannot be written ({error.strerror}): give another folder"
+            raise EnvironmentError(
+                f"--out {folder} cannot be written ({error.strerror}): use another folder"
             ) from error
         logger.warning(
-            "no files are written: %s cannot be (%s); --out names another folder",
+            "no files are written: %s is not writable (%s); choose a folder with --out",
             folder,
             error.strerror,
         )
@@ -88,7 +87,7 @@ def save_evaluation(
 
 
 def write_evaluation(evaluation: Evaluation | PerTargetEvaluation, folder: Path) -> None:
-    """Writes an evaluation, in the place of an older one if there is one; whole or not at all.
+    """Write an evaluation atomically, replacing an older one.
 
     Raises:
         OSError: if it cannot be written.
@@ -106,10 +105,10 @@ def _in_use(folder: Path) -> bool:
 
 
 def _evaluated_data(folder: Path) -> str | None:
-    """What the evaluation in a folder is of; None if there is none."""
+    """Return the data of the evaluation in a folder; None if there is no evaluation."""
     try:
         values = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    ours = isinstance(values, dict) and {"data", "left_out"} <= set(values)
+    ours = isinstance(values, dict) and {"data", "num_unreadable"} <= set(values)
     return str(values["data"]) if ours else None

@@ -1,4 +1,4 @@
-"""How good answers to questions and predicted values are, column by column, and their files."""
+"""Evaluate predictions of binary and regression targets, per target, and write their files."""
 
 import dataclasses
 import math
@@ -23,20 +23,20 @@ from delta_transfer.utils.files import write_atomically
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PerTargetEvaluation:
-    """How good a network is at questions, or at values.
+    """The results of a network on binary or regression targets.
 
     Args:
-        data: the folder or file that the images are from, or the data set's name.
-        num_samples: how many were measured.
-        num_unreadable: how many could not be read.
-        metric_name: what the score is.
-        score: over all columns; None where it is undefined.
-        overlaps_training_data: some of the images have been trained on.
-        samples_per_second: from the reading to the answer.
-        targets: the figures of each question or value, in the order of the outputs.
-        task_type: what the outputs mean.
-        split: the images, labelled in this order.
-        predictions: to each image, `[N, K]`.
+        data: folder or file of the samples, or the data set's name.
+        num_samples: number of evaluated samples.
+        num_unreadable: number of samples that could not be read.
+        metric_name: of the score.
+        score: over all targets; None where it is undefined.
+        overlaps_training_data: True if the run was trained on some of the samples.
+        samples_per_second: throughput, including reading.
+        targets: the metrics of each target, in the order of the outputs.
+        task_type: of the outputs.
+        split: the samples, with labels in the order of the outputs.
+        predictions: `[N, K]`.
     """
 
     data: str
@@ -53,19 +53,19 @@ class PerTargetEvaluation:
 
     @property
     def metric(self) -> Metric:
-        """What the score is."""
+        """The metric of the score."""
         return METRICS[self.metric_name]
 
     def to_json(self) -> str:
-        """All but the images and the answers."""
+        """Return all but the samples and their predictions as JSON."""
         names = [field.name for field in dataclasses.fields(self)]
         values = {name: getattr(self, name) for name in names[: names.index("task_type")]}
-        values["columns"] = [dataclasses.asdict(figures) for figures in self.targets]
-        return dump_json_by_line(values, by_row=["columns"])
+        values["targets"] = [dataclasses.asdict(target) for target in self.targets]
+        return dump_json_by_line(values, by_row=["targets"])
 
     def save(self, folder: Path) -> None:
-        """Writes `evaluation.json`, and `predictions.csv` as a run does."""
-        names = [figures.name for figures in self.targets]
+        """Write `evaluation.json`, and `predictions.csv` like a run's."""
+        names = [target.name for target in self.targets]
         path = folder / "predictions.csv"
         write_predictions(path, self.split, self.predictions, names, self.task_type)
         write_atomically(folder / EVALUATION_FILE, self.to_json())
@@ -82,19 +82,19 @@ def evaluate_per_target(
     num_unreadable: int,
     samples_per_second: float,
 ) -> PerTargetEvaluation:
-    """The figures of answers.
+    """Compute the metrics of predictions.
 
     Args:
-        split: the images, at least one, with a label for each name.
-        predictions: to each image, `[N, K]`.
-        target_names: of the K questions or values.
-        task_type: what the answers mean.
-        data: as in `PerTargetEvaluation`, like the rest.
-        overlaps_training_data: likewise.
-        num_unreadable: likewise.
-        samples_per_second: likewise.
+        split: at least one sample, with a label for each target.
+        predictions: `[N, K]`.
+        target_names: of the K targets.
+        task_type: of the outputs.
+        data: as in `PerTargetEvaluation`.
+        overlaps_training_data: as in `PerTargetEvaluation`.
+        num_unreadable: as in `PerTargetEvaluation`.
+        samples_per_second: as in `PerTargetEvaluation`.
     """
-    figures = (
+    compute = (
         regression_target_metrics if isinstance(task_type, Regression) else binary_target_metrics
     )
     metric = task_type.metric.name
@@ -108,7 +108,7 @@ def evaluate_per_target(
         score=None if math.isnan(score) else score,
         overlaps_training_data=overlaps_training_data,
         samples_per_second=samples_per_second,
-        targets=tuple(figures(*column) for column in columns),
+        targets=tuple(compute(*column) for column in columns),
         task_type=task_type,
         split=split,
         predictions=predictions,
@@ -116,14 +116,14 @@ def evaluate_per_target(
 
 
 def format_per_target_evaluation(evaluation: PerTargetEvaluation) -> list[str]:
-    """The score, then a line for each question or value."""
-    measure, noun = evaluation.metric, evaluation.split.sample_type
+    """Format the score, then a line for each target."""
+    metric, sample_type = evaluation.metric, evaluation.split.sample_type
     rows = [_heading(evaluation.targets[0]), *map(_cells, evaluation.targets)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        f"{noun + 's':21}{evaluation.num_samples}",
-        f"{measure.display_name:21}{measure.format(evaluation.score)}",
-        f"{noun + 's/s':21}{evaluation.samples_per_second:.1f}",
+        f"{sample_type + 's':21}{evaluation.num_samples}",
+        f"{metric.display_name:21}{metric.format(evaluation.score)}",
+        f"{sample_type + 's/s':21}{evaluation.samples_per_second:.1f}",
         "",
         *(
             "  ".join([f"{row[0]:{widths[0]}}", *map(str.rjust, row[1:], widths[1:])])
@@ -134,13 +134,13 @@ def format_per_target_evaluation(evaluation: PerTargetEvaluation) -> list[str]:
 
 def _heading(metrics: TargetMetrics) -> list[str]:
     if isinstance(metrics, RegressionTargetMetrics):
-        return ["value", "known", RMSE.display_name, "mean absolute error", "R2"]
-    return ["question", "known", "yes", ROC_AUC.display_name, "average precision"]
+        return ["target", "labelled", RMSE.display_name, "mean absolute error", "R2"]
+    return ["target", "labelled", "positive", ROC_AUC.display_name, "average precision"]
 
 
 def _cells(metrics: TargetMetrics) -> list[str]:
     if isinstance(metrics, RegressionTargetMetrics):
         errors = [RMSE.format(error) for error in (metrics.rmse, metrics.mae, metrics.r2)]
         return [metrics.name, str(metrics.num_labelled), *errors]
-    shares = [ROC_AUC.format(share) for share in (metrics.roc_auc, metrics.average_precision)]
-    return [metrics.name, str(metrics.num_labelled), str(metrics.num_positive), *shares]
+    scores = [ROC_AUC.format(score) for score in (metrics.roc_auc, metrics.average_precision)]
+    return [metrics.name, str(metrics.num_labelled), str(metrics.num_positive), *scores]

@@ -1,4 +1,4 @@
-"""Samples of which some cannot be read: these are left out of the batches, and told of."""
+"""A data loader that leaves out unreadable samples and reports them."""
 
 import dataclasses
 import functools
@@ -11,22 +11,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from delta_transfer.data.images.loader import DeviceDataLoader
-from delta_transfer.errors import UserError, first_few
+from delta_transfer.errors import DataError, UserError, first_few
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 20  # unreadable samples that are named
+SHOWN = 20  # most unreadable samples that a warning lists
 
-_NONE = torch.empty(0, 3, 1, 1)  # which can be normalised as images are
+_NONE = torch.empty(0, 3, 1, 1)  # has the shape of images, so that it can be normalised
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadResult:
-    """What could be read of a batch.
+    """The readable and unreadable samples of a batch.
 
     Args:
         positions: of its inputs in the data set.
-        errors: the position of each other image, and why it cannot be read.
+        errors: position and reason of each unreadable sample.
     """
 
     positions: list[int]
@@ -34,15 +34,14 @@ class ReadResult:
 
 
 def fault_tolerant_loader(loader: DeviceDataLoader) -> DeviceDataLoader:
-    """A loader that leaves unreadable images out instead of failing.
+    """Return a loader that leaves out unreadable samples instead of failing.
 
     Args:
-        loader: gives images and labels in their order; its data set raises UserError for a
-            image that cannot be read.
+        loader: yields samples and labels in order; its data set raises UserError for a sample
+            that cannot be read.
 
     Returns:
-        A loader of the same batches: the inputs that could be read, and `Read`, what is known of
-        them.
+        A loader of the same batches: the readable inputs, and a `ReadResult`.
     """
     return DeviceDataLoader(
         _Tolerant(loader.dataset),
@@ -55,11 +54,11 @@ def fault_tolerant_loader(loader: DeviceDataLoader) -> DeviceDataLoader:
 
 
 class ReadStats:
-    """How many images were read, how fast they were answered, and which could not be read.
+    """The number of samples read, the throughput, and the unreadable samples.
 
     Args:
-        paths: what each sample of the data set is called.
-        sample_type: what it is, one of them.
+        paths: the name of each sample of the data set.
+        sample_type: what one sample is called.
     """
 
     def __init__(self, paths: Sequence[str], sample_type: str = "image") -> None:
@@ -71,11 +70,11 @@ class ReadStats:
 
     @property
     def samples_per_second(self) -> float:
-        """Images a second, from the reading to the answer."""
+        """The throughput, including reading."""
         return self.num_samples / self.elapsed_s if self.elapsed_s else 0.0
 
     def __str__(self) -> str:
-        """Such as `1000 images, 243 images/s`."""
+        """Format as in `1000 images, 243 images/s`."""
         digits = 0 if self.samples_per_second >= 10 else 1
         plural = "" if self.num_samples == 1 else "s"
         rate = f"{self.samples_per_second:.{digits}f} {self.sample_type}s/s"
@@ -84,25 +83,25 @@ class ReadStats:
     def track(
         self, batches: Iterable[tuple[Tensor, ReadResult]]
     ) -> Iterator[tuple[Tensor, list[int]]]:
-        """The inputs of each batch and their positions, counted."""
+        """Yield the inputs of each batch and their positions, and count them."""
         for inputs, read in batches:
             self.num_samples += len(read.positions)
             self.errors += [f"'{self.paths[index]}' ({reason})" for index, reason in read.errors]
             yield inputs, read.positions
 
     def report_unreadable(self) -> None:
-        """Logs a warning if images are left out.
+        """Log a warning if samples were left out.
 
         Raises:
-            UserError: if all are.
+            DataError: if all were.
         """
         if not self.errors:
             return
         total, named = self.num_samples + len(self.errors), first_few(self.errors, SHOWN)
         if total == 1:
-            raise UserError(f"cannot read the {self.sample_type} {named}: replace it")
+            raise DataError(f"cannot read the {self.sample_type} {named}: replace it")
         if not self.num_samples:
-            raise UserError(
+            raise DataError(
                 f"none of the {total} {self.sample_type}s can be read; replace them: {named}"
             )
         logger.warning(
@@ -115,7 +114,7 @@ class ReadStats:
 
 
 class _Tolerant(Dataset[tuple[int, Any]]):
-    """Position and sample or, where it cannot be read, position and reason."""
+    """A data set of position and sample, or of position and reason if it is unreadable."""
 
     def __init__(self, samples: Dataset[tuple[Any, Any]]) -> None:
         self.samples = samples

@@ -1,4 +1,4 @@
-"""Predictions of images without labels as a line, as JSON and as a CSV file."""
+"""Format predictions as lines, JSON and CSV."""
 
 import itertools
 import json
@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, EnvironmentError
 from delta_transfer.inference.predictor import Prediction
 from delta_transfer.metrics.task_types import MULTICLASS, Multiclass, TaskType
 from delta_transfer.runs.predictions import as_number, column_names, to_csv
@@ -14,9 +14,9 @@ from delta_transfer.utils.files import write_atomically
 
 
 def to_line(prediction: Prediction, *, top: int, task_type: TaskType = MULTICLASS) -> str:
-    """The path and the `top` most probable classes with their probabilities, tabs between.
+    """Return the path and the `top` most probable classes with probabilities, tab-separated.
 
-    Of questions and values the answers to all of them.
+    For binary and regression targets, return the predictions of all of them.
     """
     most = top if isinstance(task_type, Multiclass) else None
     best = itertools.islice(prediction.values.items(), most)
@@ -27,22 +27,22 @@ def to_line(prediction: Prediction, *, top: int, task_type: TaskType = MULTICLAS
 def to_json(
     predictions: Sequence[Prediction], *, top: int | None, task_type: TaskType = MULTICLASS
 ) -> str:
-    """A list of `path`, `prediction` and `probabilities`.
+    """Return a list of `path`, `prediction` and `probabilities`.
 
-    Of questions `path` and `probabilities`, and of values `path` and `predictions`.
+    For binary targets: `path` and `probabilities`; for regression: `path` and `predictions`.
 
     Args:
-        predictions: of the images.
-        top: how many of the most probable classes to name; all if None.
-        task_type: what is predicted.
+        predictions: of the samples.
+        top: number of most probable classes to list; all if None.
+        task_type: of the predictions.
     """
     classes = isinstance(task_type, Multiclass)
-    answers = "predictions" if task_type.prediction_name == "prediction" else "probabilities"
+    key = "predictions" if task_type.prediction_name == "prediction" else "probabilities"
     rows = [
         {
             "path": prediction.path,
             **({"prediction": prediction.top_class} if classes else {}),
-            answers: dict(itertools.islice(prediction.values.items(), top if classes else None)),
+            key: dict(itertools.islice(prediction.values.items(), top if classes else None)),
         }
         for prediction in predictions
     ]
@@ -50,19 +50,19 @@ def to_json(
 
 
 def check_csv_path(path: Path, *, overwrite: bool) -> None:
-    """Checks that `write_table` may write a file, before anything slow begins.
+    """Check that `write_csv` may write a file, before anything slow starts.
 
     Raises:
-        UserError: if it is there and may not be replaced, or its folder cannot be written.
+        UserError: if the file exists and may not be replaced, or its folder is not writable.
     """
     if path.exists() and not path.is_file():
-        raise UserError(f"--csv {path} is no file: give the name of a file")
+        raise ConfigError(f"--csv {path} is not a file: use the name of a file")
     if path.exists() and not overwrite:
-        raise UserError(f"--csv {path} is there already: give another name, or --overwrite")
+        raise ConfigError(f"--csv {path} already exists: use another name, or --overwrite")
     if not path.parent.is_dir():
-        raise UserError(f"--csv {path}: there is no folder {path.parent}: make it, or give another")
+        raise ConfigError(f"--csv {path}: there is no folder {path.parent}: create it")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UserError(f"--csv {path}: the folder {path.parent} cannot be written: give another")
+        raise EnvironmentError(f"--csv {path}: the folder {path.parent} is not writable")
 
 
 def write_csv(
@@ -71,18 +71,18 @@ def write_csv(
     classes: Sequence[str],
     task_type: TaskType = MULTICLASS,
 ) -> None:
-    """Writes `path,prediction,probability` and a column of probabilities per class.
+    """Write `path,prediction,probability` and a column of probabilities per class.
 
-    Of questions `path` and `probability NAME` of each, and of values `prediction NAME`.
+    For binary targets: `path` and `probability NAME`; for regression: `path` and `prediction NAME`.
 
     Args:
         path: the CSV file.
-        predictions: of the images, a row each.
+        predictions: of the samples, a row each.
         classes: the names of the columns, in their order; see `column_names`.
-        task_type: what is predicted.
+        task_type: of the predictions.
 
     Raises:
-        UserError: if it cannot be written; there is no file then, or the old one.
+        EnvironmentError: if it cannot be written; an existing file then stays as it is.
     """
     if isinstance(task_type, Multiclass):
         rows = _classes(predictions, classes)
@@ -94,8 +94,8 @@ def write_csv(
     try:
         write_atomically(path, to_csv(rows))
     except OSError as error:
-        raise UserError(
-            f"--csv {path} cannot be written ({error.strerror}): free some space, or give another "
+        raise EnvironmentError(
+            f"--csv {path} cannot be written ({error.strerror}): free some space, or use another "
             "file"
         ) from error
 

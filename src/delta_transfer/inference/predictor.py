@@ -1,4 +1,4 @@
-"""A saved run put to use: predictions of samples, figures of labelled ones."""
+"""Predict and evaluate with a saved run."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from delta_transfer.backbones.saved import CONFIG, load_model, load_task_type
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import is_dataset_name
 from delta_transfer.data.task import SampleType, Split
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ModelError
 from delta_transfer.inference.evaluation import Evaluation, evaluate_multiclass
 from delta_transfer.inference.evaluation_per_target import PerTargetEvaluation, evaluate_per_target
 from delta_transfer.inference.fault_tolerant_loader import ReadStats, fault_tolerant_loader
@@ -39,12 +39,12 @@ CONFIG_FILE = "config.yaml"  # of a run
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a network says of one image.
+    """The prediction for one sample.
 
     Args:
-        path: the image.
-        values: class name -> probability, the most probable first; of questions, the probability
-            of yes to each, and of values, each of them, in their order.
+        path: of the sample.
+        values: class name -> probability, the most probable first; for binary targets, the
+            probability of each, and for regression, the value of each, in the order of the outputs.
     """
 
     path: str
@@ -52,7 +52,7 @@ class Prediction:
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """The answers of classes and questions."""
+        """The probabilities of classes or binary targets."""
         return self.values
 
     @property
@@ -62,14 +62,14 @@ class Prediction:
 
 
 class Predictor:
-    """The network of a finished run. Images are prepared as for the run's own test.
+    """The network of a finished run. Samples are preprocessed as for the run's test split.
 
     Args:
-        run: the folder of the run, or one that push has made of it, downloaded from the hub.
+        run: the folder of the run, or its copy from the Hugging Face Hub, as written by push.
         device: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
-        batch_size: images at a time.
-        num_workers: processes that load images; chosen by the number of cores if None.
-        network: for a run of a network of your own: one of the same architecture, which is copied.
+        batch_size: samples per batch.
+        num_workers: processes that load samples; chosen by the number of cores if None.
+        network: for a run of your own network: one of the same architecture, which is copied.
 
     Raises:
         UserError: if there is no finished run, or a number is out of its range.
@@ -86,7 +86,7 @@ class Predictor:
     ) -> None:
         self.run = Path(run)
         if not self.run.is_dir():
-            raise UserError(f"there is no run {run}: give the folder that train wrote")
+            raise ModelError(f"there is no run {run}: use the folder that train wrote")
         model = model_folder(self.run)
         self.backbone, self.classes = load_model(model, network=network)
         self.task_type = load_task_type(model)
@@ -100,111 +100,111 @@ class Predictor:
 
     @property
     def _sample_type(self) -> SampleType:
-        """What it is asked about, one of them."""
+        """What one input is called."""
         spec = self.backbone.input_spec
         if isinstance(spec, GraphSpec):
             return "molecule" if spec.node_features == "atoms" else "graph"
         return "image"
 
     def predict(self, paths: Sequence[str | Path]) -> list[Prediction]:
-        """`stream`, as a list."""
+        """Return the predictions of `stream` as a list."""
         return list(self.stream(paths))
 
     def stream(self, paths: Sequence[str | Path]) -> Iterator[Prediction]:
-        """Predictions for files, all images in folders and those that CSV files list.
+        """Yield predictions for images, folders of images, and CSV files that list images.
 
-        Of a run on molecules: for SMILES, and those that files of SMILES list. They come in the
-        order given, while the next ones are being read. What cannot be read is left out, with a
-        warning at the end.
+        For a run on molecules: for SMILES, and files of SMILES. Predictions are yielded in the
+        order of the inputs, while the next batch is being read. Unreadable samples are left out,
+        with a warning at the end.
 
         Raises:
-            UserError: if a path does not exist, a folder has no images, a CSV file is not as it
-                must be, or no image can be read.
+            DataError: if a path does not exist, a folder has no images, a CSV file is invalid, or
+                no sample can be read.
         """
         files, read = find_inputs(
             paths, self.backbone.input_spec, smiles_column=self.config.smiles_column
         )
         if not files:
             return
-        tally = ReadStats(files, self._sample_type)
-        yield from self._predictions(Split(tuple(files), (0,) * len(files), read), tally)
-        logger.info("%s", tally)
+        stats = ReadStats(files, self._sample_type)
+        yield from self._predictions(Split(tuple(files), (0,) * len(files), read), stats)
+        logger.info("%s", stats)
 
     def predict_sample(self, sample: Any, *, name: str) -> Prediction:
-        """The prediction for one sample that has been read.
+        """Return the prediction for one sample that has been read.
 
         Args:
             sample: such as an RGB image.
-            name: what it is called.
+            name: of the sample.
         """
         split = Split((name,), (0,), lambda path: sample)
         (prediction,) = self._predictions(split, ReadStats(split.paths, self._sample_type))
         return prediction
 
-    def _predictions(self, split: Split, tally: ReadStats) -> Iterator[Prediction]:
-        for positions, rows in self._predict_batches(split, tally):
+    def _predictions(self, split: Split, stats: ReadStats) -> Iterator[Prediction]:
+        for positions, rows in self._predict_batches(split, stats):
             for position, row in zip(positions, rows.tolist(), strict=True):
-                answers = dict(zip(self.classes, row, strict=True))
+                values = dict(zip(self.classes, row, strict=True))
                 if isinstance(self.task_type, Multiclass):
-                    answers = dict(sorted(answers.items(), key=lambda pair: -pair[1]))
-                yield Prediction(split.paths[position], answers)
+                    values = dict(sorted(values.items(), key=lambda pair: -pair[1]))
+                yield Prediction(split.paths[position], values)
 
     def evaluate(
         self, data: str, *, data_root: str | None = None
     ) -> Evaluation | PerTargetEvaluation:
-        """Measures the network on a test split, or on all images where there is none.
+        """Evaluate the network on a test split, or on all samples if there is none.
 
-        Images that cannot be read are left out, with a warning.
+        Unreadable samples are left out, with a warning.
 
         Args:
             data: a folder, a CSV file or a named data set, as for training. Of the run's own data,
-                the very test split of the run counts.
-            data_root: where named data sets lie or are downloaded to; that of the run if None.
+                the run's test split is used.
+            data_root: folder of named data sets; the run's if None.
 
         Raises:
             UserError: if it has classes that the network does not know, or another kind of labels,
-                or no image can be read.
+                or no sample can be read.
         """
         if data_root is not None and not is_dataset_name(data):
-            logger.warning("--data-root is ignored: %s is no named data set", data)
+            logger.warning("--data-root is ignored: %s is not a named data set", data)
         found = find_labelled_data(
             self.config, data, data_root, of_molecules=self._sample_type == "molecule"
         )
         check_samples(data, found.split, self.backbone.input_spec)
         labelled = map_to_run_labels(data, found, self.classes, self.task_type)
-        tally = ReadStats(labelled.paths, self._sample_type)
-        answers = list(self._predict_batches(labelled, tally))
-        judge = (
+        stats = ReadStats(labelled.paths, self._sample_type)
+        batches = list(self._predict_batches(labelled, stats))
+        evaluate = (
             functools.partial(evaluate_multiclass, metric_name=found.metric_name)
             if isinstance(self.task_type, Multiclass)
             else functools.partial(evaluate_per_target, task_type=self.task_type)
         )
-        return judge(
-            labelled.subset(position for positions, _ in answers for position in positions),
-            torch.cat([rows for _, rows in answers]),
+        return evaluate(
+            labelled.subset(position for positions, _ in batches for position in positions),
+            torch.cat([rows for _, rows in batches]),
             self.classes,
             data=data if is_dataset_name(data) else str(real_path(data)),
             overlaps_training_data=found.overlaps_training_data,
-            num_unreadable=len(tally.errors),
-            samples_per_second=tally.samples_per_second,
+            num_unreadable=len(stats.errors),
+            samples_per_second=stats.samples_per_second,
         )
 
     def _predict_batches(
-        self, split: Split, tally: ReadStats
+        self, split: Split, stats: ReadStats
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Positions in the split and the answers to them, batch by batch."""
+        """Yield positions in the split and their predictions, batch by batch."""
         loader = fault_tolerant_loader(self._loaders.test_dataloader(split))
         started = time.perf_counter()
         for rows, positions in iterate_predictions(
-            self._network, tally.track(loader), self.task_type
+            self._network, stats.track(loader), self.task_type
         ):
-            tally.elapsed_s += time.perf_counter() - started
+            stats.elapsed_s += time.perf_counter() - started
             yield positions, rows
-            started = time.perf_counter()  # what the caller does meanwhile does not count
-        tally.report_unreadable()
+            started = time.perf_counter()  # exclude the time that the caller takes
+        stats.report_unreadable()
 
 
 def model_folder(run: Path) -> Path:
-    """Where the network of a run lies: in a folder of its own or, from the hub, in the run's."""
+    """Return the folder of a run's network; in a run from the hub it is the run's own folder."""
     flat = (run / CONFIG).is_file() and (run / CONFIG_FILE).is_file()
     return run if flat and not (run / "model").exists() else run / "model"
