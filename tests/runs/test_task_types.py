@@ -177,7 +177,7 @@ def test_a_saved_run_finds_its_own_figures_again(run, request, tmp_path):
                 float(before[name] or "nan"), abs=1e-3, nan_ok=True
             )
     told = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert told["metric"] == result.metric
+    assert told["metric_name"] == result.metric_name
     assert [figures["name"] for figures in told["targets"]] == list(predictor.classes)
 
 
