@@ -118,7 +118,7 @@ def confusion_plot(
         title=title,
         svg=svg,
         caption=f"A row for each label, a column for each prediction.{numbers} "
-        f"{'the' if numbers else 'The'} darker the colour, the larger the fraction of the row.",
+        f"{'the' if numbers else 'The'} stronger the colour, the larger the fraction of the row.",
         wide=True,
     )
 
