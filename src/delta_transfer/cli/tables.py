@@ -98,9 +98,9 @@ def print_trials(trials: "Sequence[Trial]", *, names: Sequence[str]) -> None:
     """
     from rich.console import Console
 
-    measure = trials[0].outcome.measure
+    metric = trials[0].outcome.metric
     view = _table(None, _TRIALS_KEY)
-    for column in ("trial", "loss", measure.display_name, "seconds", "epoch"):
+    for column in ("trial", "loss", metric.display_name, "seconds", "epoch"):
         view.add_column(column, justify="right")
     for name in names:
         view.add_column(name, justify="right", no_wrap=True)
@@ -110,8 +110,8 @@ def print_trials(trials: "Sequence[Trial]", *, names: Sequence[str]) -> None:
         view.add_row(
             "default" if trial.number == 0 else f"{trial.number}",
             f"{outcome.loss:.4f}",
-            measure.format_number(outcome.score),
-            f"{outcome.seconds:.0f}",
+            metric.format_number(outcome.score),
+            f"{outcome.wall_time_s:.0f}",
             f"{outcome.best_epoch}",
             *options,
         )

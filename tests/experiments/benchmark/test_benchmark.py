@@ -1,4 +1,4 @@
-"""Recipes on miniature copies of their data sets, in the layout of the archives."""
+"""Benchmarks on miniature copies of their data sets, in the layout of the archives."""
 
 import shutil
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def cells(text: str, method: str) -> list[str]:
     return line.split()[1:]
 
 
-def test_every_recipe_has_a_miniature() -> None:
+def test_every_benchmark_has_a_miniature() -> None:
     graphs = {"proteins", "bbbp", "sider"}
     assert {recipe.name for recipe in list_benchmarks()} == set(IMAGES) | graphs
 
@@ -102,20 +102,20 @@ def test_images_from_the_archives_layout_to_the_table(name, tmp_path, monkeypatc
     assert cells(said, "l2")[0] == f"{100 * result.test_accuracy:.2f}"
     recipe = yaml.safe_load(file.read_text())
     for method, published in recipe["published"].items():
-        assert f"{published['figure']:.2f}" in cells(said, method)
+        assert f"{published['value']:.2f}" in cells(said, method)
     assert f"{name}: test accuracy in percent, 1 seed" in said
-    assert recipe["source"][:40] in said
+    assert recipe["reference"][:40] in said
 
 
 @pytest.mark.slow
-def test_a_limit_is_a_size_of_the_training_set(tmp_path, monkeypatch, capsys, moco):
+def test_samples_per_class_limits_the_training_set(tmp_path, monkeypatch, capsys, moco):
     monkeypatch.chdir(tmp_path)
     miniatures.mit67(tmp_path / "data")
     file = shrunk("mit67", tmp_path, model=MODEL, **SMALL, steps=1, taps="layer4")
     more = ("--samples-per-class=2", "--methods=probe", "--seeds=0", f"--weights={moco}")
     assert bench(file, tmp_path / "data", *more) == 0
     said = capsys.readouterr().out
-    assert "1 seed, 2 training images a class" in said
+    assert "1 seed, 2 training images per class" in said
     assert RunResult.load("runs/bench-mit67/2-per-class/probe-seed0").samples_per_class == 2
 
 

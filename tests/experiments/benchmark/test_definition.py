@@ -43,7 +43,7 @@ ROWS = {  # of published tables: DELTA's figure, and whether it is recalled
 }
 OF_THE_PAPER = {"stanford_dogs", "mit67", "caltech256_30", "caltech256_60", "food101"}
 
-RECIPES = {recipe.name: recipe for recipe in list_benchmarks()}
+RECIPES = {benchmark.name: benchmark for benchmark in list_benchmarks()}
 
 
 def test_there_is_one_for_every_row():
@@ -57,19 +57,19 @@ def test_there_is_one_for_every_row():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_names_data_methods_and_sources_that_there_are(name):
-    recipe = RECIPES[name]
-    assert is_dataset_name(recipe.options["data"])
-    assert set(recipe.methods) <= set(METHODS)
-    assert "https://" in recipe.reference
-    assert recipe.differences
-    assert re.match("https?://", recipe.downloads[0].url)
-    assert recipe.downloads[0].file is None  # the data set comes first
-    assert len(set(recipe.seeds)) == len(recipe.seeds)
+    benchmark = RECIPES[name]
+    assert is_dataset_name(benchmark.options["data"])
+    assert set(benchmark.methods) <= set(METHODS)
+    assert "https://" in benchmark.reference
+    assert benchmark.differences
+    assert re.match("https?://", benchmark.downloads[0].url)
+    assert benchmark.downloads[0].file is None  # the data set comes first
+    assert len(set(benchmark.seeds)) == len(benchmark.seeds)
 
 
 @pytest.fixture
 def made(tmp_path):
-    """Writes a recipe in which something is changed or left out."""
+    """Writes a benchmark in which something is changed or left out."""
 
     def make(without: str | None = None, **changes: object) -> Path:
         values = yaml.safe_load((definitions_folder() / "dtd.yaml").read_text()) | changes
@@ -85,15 +85,15 @@ def made(tmp_path):
     ("changes", "says"),
     [
         ({"epoch": 3}, r"own\.yaml: unknown key 'epoch'"),
-        ({"without": "source"}, r"own\.yaml: source is missing; needed are name, "),
-        ({"samples": "many"}, "samples must be a whole number, got 'many'"),
-        ({"samples": True}, "samples must be a whole number, got True"),
+        ({"without": "reference"}, r"own\.yaml: reference is missing; required are name, "),
+        ({"num_train_samples": "many"}, "num_train_samples must be a whole number, got 'many'"),
+        ({"num_train_samples": True}, "num_train_samples must be a whole number, got True"),
         ({"methods": "l2"}, "methods must be a list, got 'l2'"),
         ({"seeds": [0, "a"]}, "seeds must be a whole number, got 'a'"),
-        ({"published": {"l2": 3}}, "published: l2 must hold the keys figure"),
-        ({"published": {"l2": {"figure": 1, "recaled": True}}}, "l2: unknown key 'recaled'"),
-        ({"published": {"l2": {"figure": "1"}}}, "l2: figure must be a number, got '1'"),
-        ({"download": [{"what": "a"}]}, "download: url is missing"),
+        ({"published": {"l2": 3}}, "published: l2 must have the keys value"),
+        ({"published": {"l2": {"value": 1, "unverifid": True}}}, "l2: unknown key 'unverifid'"),
+        ({"published": {"l2": {"value": "1"}}}, "l2: value must be a number, got '1'"),
+        ({"downloads": [{"name": "a"}]}, "downloads: url is missing"),
         ({"metric": "top1"}, "metric: unknown metric 'top1'"),
         ({"options": {"data": "a", "rotate": 15}}, "options: unknown option 'rotate'"),
         ({"options": {"data": "a", "seed": 1}}, "options: unknown option 'seed'"),
@@ -109,27 +109,27 @@ def test_what_is_wrong_in_a_file_is_named(made, changes, says):
 
 
 @pytest.mark.parametrize("content", ["[", "- a", ""])
-def test_what_is_no_recipe_is_refused(tmp_path, content):
+def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "own.yaml").write_text(content)
     with pytest.raises(UserError, match=r"own\.yaml "):
         read_benchmark(tmp_path / "own.yaml")
 
 
-def test_a_file_of_ones_own_is_a_recipe(made):
-    file = made(summary="mine", published={"delta": {"figure": 72}})
-    recipe = find_benchmark(str(file))
-    assert recipe.summary == "mine"
-    assert recipe.published["delta"].value == 72.0
+def test_a_users_file_is_a_benchmark(made):
+    file = made(summary="mine", published={"delta": {"value": 72}})
+    benchmark = find_benchmark(str(file))
+    assert benchmark.summary == "mine"
+    assert benchmark.published["delta"].value == 72.0
 
 
 def test_what_may_be_missing_may_be_null(made):
-    download = {"what": "a", "url": "https://a.b", "megabytes": None, "note": None}
-    recipe = read_benchmark(made(weights=None, download=[download]))
-    assert (recipe.weights, recipe.downloads[0].size_mb) == (None, None)
+    download = {"name": "a", "url": "https://a.b", "size_mb": None, "note": None}
+    benchmark = read_benchmark(made(weights=None, downloads=[download]))
+    assert (benchmark.weights, benchmark.downloads[0].size_mb) == (None, None)
 
 
-def test_the_samples_are_those_that_are_left_to_learn_from():
-    """Of each class a share is held out, of whose size the published splits tell."""
+def test_the_number_of_training_samples_excludes_the_validation_split():
+    """A fraction of each class is held out; the published splits have the sizes."""
     sizes = {
         "cub200": [30] * 194 + [29] * 6,
         "oxford_iiit_pet": [100] * 32 + [99, 96, 96, 96, 93],
@@ -149,7 +149,7 @@ def test_the_samples_are_those_that_are_left_to_learn_from():
         assert RECIPES[name].num_train_samples == len(hold_out(everything, share, seed=0)[0]), name
 
 
-def test_the_options_of_the_command_come_into_the_recipe(tmp_path):
+def test_the_options_of_the_command_override_the_benchmark(tmp_path):
     options = BenchOptions(
         name="dtd",
         methods="l2, delta",
@@ -182,34 +182,34 @@ def test_the_list_has_a_line_for_each(capsys, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     found = {line.split()[0]: line.split() for line in lines[1:-1]}
     assert set(found) == set(RECIPES)
-    assert found["cifar10"][1:] == ["torchvision/cifar10", "accuracy", "94.76", "(r)", "no"]
+    assert found["cifar10"][1:] == ["torchvision/cifar10", "accuracy", "94.76", "(u)", "no"]
     assert found["proteins"][3:6] == ["63.96", "+-", "5.35"]
     assert found["mit67"][3] == "-"
 
 
-def test_a_dry_run_says_what_it_would_take_and_does_nothing(capsys, tmp_path, monkeypatch, made):
+def test_a_dry_run_shows_downloads_and_time_and_does_nothing(capsys, tmp_path, monkeypatch, made):
     monkeypatch.chdir(tmp_path)
     options = {"data": "mit67", "model": "torchvision/resnet18", "image_size": 32, "epochs": 2}
     file = made(
         options=options,
-        download=[
-            {"what": "images", "url": "https://a.b", "megabytes": 2400, "by_hand": True},
-            {"what": "more", "url": "https://c.d", "megabytes": 5, "file": "not-there.pth"},
+        downloads=[
+            {"name": "images", "url": "https://a.b", "size_mb": 2400, "manual": True},
+            {"name": "more", "url": "https://c.d", "size_mb": 5, "file": "not-there.pth"},
         ],
     )
     before = sorted(tmp_path.rglob("*"))
     assert main.main(["bench", str(file), "--dry-run", "--data-root=here", "--device=cpu"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "runs 9: l2, l2sp, delta; seeds 0, 1, 2; runs/bench-dtd" in said
-    assert "images not in here, to be got by hand, 2.4 GB: https://a.b" in said
-    assert "'here/moco_v2_800ep_pretrain.pth.tar' is not there: get it from https://dl." in said
+    assert "images not in here, download it manually, 2.4 GB: https://a.b" in said
+    assert "'here/moco_v2_800ep_pretrain.pth.tar' is missing: get it from https://dl." in said
     assert re.search(r"time about [\d.]+ (minutes|hours|days) of training steps", said)
-    assert "https://c.d" not in said  # the recipe's weights take the place of the library's
+    assert "https://c.d" not in said  # the benchmark's weights take the place of the library's
     assert "differs There: resize to 272" in said
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_weights_of_a_library_are_looked_for_in_its_cache(tmp_path, monkeypatch):
+def test_weights_of_a_library_are_searched_in_its_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     asked = make_plan(RECIPES["cub200"], BenchOptions(name="cub200", data_root=str(tmp_path)))
     assert [need.is_available for need in list_downloads(asked)] == [False, False]
@@ -227,8 +227,8 @@ def test_hours_grow_with_seeds_and_epochs(monkeypatch, made):
     options = {"data": "mit67", "epochs": 2}
 
     def hours(method: str, **more: object) -> float | None:
-        recipe = read_benchmark(made(options=options | more, samples=1800))
-        return estimate_hours(make_plan(recipe, BenchOptions(name="own", methods=method)))
+        benchmark = read_benchmark(made(options=options | more, num_train_samples=1800))
+        return estimate_hours(make_plan(benchmark, BenchOptions(name="own", methods=method)))
 
     assert hours("l2") == 3 * 2 * 1800 / 3600
     assert hours("probe") == 0
@@ -266,7 +266,7 @@ def runs(monkeypatch):
     return put
 
 
-def test_a_method_of_fewer_seeds_says_so(runs):
+def test_fewer_seeds_of_a_method_are_shown(runs):
     runs(("l2", 0, None, 0.5), ("l2", 1, None, 0.6), ("delta", 0, None, 0.7))
     title, _, *lines = format_results(make_plan(RECIPES["cub200"], BenchOptions(name="cub200")))
     assert title == "cub200: test accuracy in percent, 2 seeds"
@@ -287,7 +287,7 @@ def test_without_a_run_of_this_size_there_is_no_table(runs):
     )
 
 
-def test_figures_of_another_kind_are_not_put_beside_the_published(runs):
+def test_results_of_another_metric_are_refused(runs):
     runs(("l2", 0, None, 0.5), measure=ROC_AUC)
     with pytest.raises(UserError, match=r"cub200: .* ROC-AUC, .* metric: accuracy"):
         list(format_results(make_plan(RECIPES["cub200"], BenchOptions(name="cub200"))))
@@ -300,4 +300,4 @@ def test_a_wheel_brings_them(tmp_path):
     subprocess.run(command, cwd=root, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"delta_transfer/recipes/{name}.yaml" for name in RECIPES} <= names
+    assert {f"delta_transfer/benchmarks/{name}.yaml" for name in RECIPES} <= names

@@ -33,7 +33,10 @@ def figures(folder: Path) -> list[dict[str, str]]:
     """The table without times and memory."""
     with (folder / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k not in ("seconds", "memory")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("wall_time_s", "peak_memory_mib")}
+        for row in rows
+    ]
 
 
 def test_killed_at_any_moment_it_gives_the_same_table(images, tmp_path):
@@ -81,7 +84,7 @@ def test_workers_end_with_the_command_and_it_goes_on(images, tmp_path, stop):
     assert "Traceback" not in said
     if stop == signal.SIGINT:
         assert started.returncode == 1
-        assert f"the same command with --out {out} goes on with them" in said
+        assert f"to resume, rerun the command with --out {out}" in said
         assert said.count("stopping the runs after their step, and saving") == 1
         assert (out / "report.html").is_file()
         assert "stopped after step" in logs(out)

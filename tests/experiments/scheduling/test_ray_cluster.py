@@ -108,8 +108,8 @@ def test_as_many_runs_at_a_time_as_cores_memory_and_gpus_allow():
 @pytest.mark.parametrize(
     ("nodes", "device", "says"),
     [
-        (NODES[:2], "cuda", "--device cuda: .* has no such device: give auto or cpu"),
-        (NODES, "mps", "--device mps: .* has no such device: give auto or cpu"),
+        (NODES[:2], "cuda", "--device cuda: .* has no such device: use auto or cpu"),
+        (NODES, "mps", "--device mps: .* has no such device: use auto or cpu"),
         (NODES[:1], "auto", "--ray auto: no node of the cluster has cores"),
     ],
 )
@@ -136,8 +136,8 @@ def test_files_that_a_node_does_not_see_are_named(tmp_path, monkeypatch):
     (tmp_path / "here").touch()
     assert missing(str(tmp_path), ["here"]) is None
     said = str(missing("/nowhere", ["here", "lost"]))
-    assert said.startswith("lost is not there on ")
-    assert "must lie in folders that all nodes have under the same path" in said
+    assert said.startswith("lost does not exist on ")
+    assert "in folders with the same path on all nodes" in said
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_a_killed_process_and_a_stop_change_nothing(images, tmp_path):
     assert started.returncode == 1
     assert "Traceback" not in said
     assert said.count("stopping the runs on the cluster after their step, and saving") == 1
-    assert f"the same command with --out {out} goes on with them" in said
+    assert f"to resume, rerun the command with --out {out}" in said
     assert not any(part in said for part in ("ray::", "raylet", "Ray ", "(pid="))  # no chatter
     logs = "".join(path.read_text() for path in out.glob("*/train.log"))
     assert "stopped after step" in logs

@@ -45,7 +45,7 @@ TINY = (
     "--device=cpu",
     f"--method={METHOD}",
 )
-OF_RUNS = ("seconds", "failure")  # what differs from time to time
+OF_RUNS = ("wall_time_s", "failure")  # what differs from time to time
 
 
 def typed(images: Path, out: Path, *more: str) -> list[str]:
@@ -134,13 +134,13 @@ def test_taps_of_a_file_of_attention_are_not_searched(finished):
 # ------------------------------------------------------------------------------------- the study
 
 
-def study(folder: Path, *, seed: int = 0, identity: str = "x", **options: Any) -> Study:
+def study(folder: Path, *, seed: int = 0, fingerprint: str = "x", **options: Any) -> Study:
     return Study(
         options.get("storage"),
         folder,
         space_of(SearchOptions()),
         seed=seed,
-        identity=identity,
+        fingerprint=fingerprint,
         new=options.get("new", False),
     )
 
@@ -212,7 +212,7 @@ def test_a_trial_that_ended_just_before_a_kill_is_not_made_again(tmp_path):
 def test_trials_on_other_images_are_refused(tmp_path):
     study(tmp_path).ask()
     with pytest.raises(UserError, match=r"other images, splits or pretrained weights.* --overwri"):
-        study(tmp_path, identity="y")
+        study(tmp_path, fingerprint="y")
 
 
 def test_another_database_holds_the_trials_and_forgets_those_of_an_old_search(tmp_path):
@@ -220,7 +220,7 @@ def test_another_database_holds_the_trials_and_forgets_those_of_an_old_search(tm
     study(tmp_path, storage=address).ask()
     assert not (tmp_path / "search.db").exists()
     assert len(study(tmp_path, storage=address).params) == 1
-    assert study(tmp_path, storage=address, new=True, identity="y").params == {}
+    assert study(tmp_path, storage=address, new=True, fingerprint="y").params == {}
 
 
 # ------------------------------------------------------------------------------------- its trials
@@ -305,7 +305,7 @@ def test_a_bad_trial_leaves_little(images, prepared, tmp_path, lr, state):
 def test_a_damaged_outcome_is_named(tmp_path):
     wrote(tmp_path, {50: 0.1}, numbers=[1])
     (trial_folder(tmp_path, 1) / "outcome.json").write_text("{}")
-    with pytest.raises(UserError, match=r"1/outcome.json is no outcome.* delete the folder"):
+    with pytest.raises(UserError, match=r"1/outcome.json is not the outcome.* delete the folder"):
         outcomes(tmp_path)
 
 
@@ -347,17 +347,17 @@ def test_the_default_is_shown_beside_the_best(finished, tmp_path):
     found = searched(tmp_path, [0.9, *(0.5 + n / 100 for n in range(12))], finished)
     assert [trial.number for trial in shown(found)] == [*range(1, 11), 0]
     said = "\n".join(lines(found))
-    assert "best       trial 1 of 14 trials, 1 of them pruned or failed\n" in said
-    assert "loss 0.5000, accuracy 50.0%; the default: loss 0.9000, accuracy 50.0%" in said
-    assert "chosen by this figure, which flatters it" in said
-    assert "(nothing was chosen by it)" in said
-    assert "mattered   lr 60%, strength 40%" in said
+    assert "best       trial 1 of 14 trials, 1 pruned or failed\n" in said
+    assert "loss 0.5000, accuracy 50.0%; default: loss 0.9000, accuracy 50.0%" in said
+    assert "optimistic, because the trial was selected by it" in said
+    assert "(not used for selection)" in said
+    assert "importance lr 60%, strength 40%" in said
 
 
 def test_a_default_that_nothing_beats_is_said_to_be_so(finished, tmp_path):
     said = "\n".join(lines(searched(tmp_path, [0.5, 0.5], finished)))
-    assert "it is the default: loss 0.5000, accuracy 50.0%; nothing was better" in said
-    assert "flatters" not in said
+    assert "the default configuration is the best: loss 0.5000, accuracy 50.0%" in said
+    assert "optimistic" not in said
 
 
 # ---------------------------------------------------------------------------------- the whole way
@@ -404,7 +404,7 @@ def test_the_same_command_makes_nothing_again_and_its_table_is_shown(capsys, ima
     assert main.main(typed(images, out, "--trials=3")) == 0
     said = capsys.readouterr()
     assert {p: p.stat().st_mtime_ns for p in out.glob("**/*.json")} == before
-    assert "trials: 3, 3 of which are there" in said.err
+    assert "trials: 3, 3 finished already" in said.err
     for part in ("default", "best       trial", "test       accuracy", "best.yaml", "trials.csv"):
         assert part in said.out
 
@@ -470,7 +470,7 @@ def test_broken_off_it_goes_on_to_the_same_trials(images, tmp_path, stop):
     os.kill(started.pid, stop)
     _, said = started.communicate(timeout=200)
     if stop == signal.SIGINT:
-        assert "interrupted after 1 trials: the same command with --out" in said
+        assert "interrupted after 1 trials: to resume, rerun the command with --out" in said
     assert not (trial_folder(tmp_path / "out", 1) / "outcome.json").exists()
     assert main.main(command) == 0
     log = (trial_folder(tmp_path / "out", 1) / "train.log").read_text()

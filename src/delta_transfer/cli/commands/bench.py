@@ -25,64 +25,63 @@ def bench(args: Sequence[str]) -> None:
     if options.name is None:
         print("\n".join(format_benchmark_list(list_benchmarks(), data_root=options.data_root)))
         return
-    recipe = find_benchmark(options.name)
-    from delta_transfer.experiments.benchmark import benchmark as benches
+    from delta_transfer.experiments.benchmark.benchmark import make_plan, run_benchmark
 
-    asked = benches.make_plan(recipe, options)
+    plan = make_plan(find_benchmark(options.name), options)
     if options.dry_run:
-        print("\n".join(format_plan(asked)))
+        print("\n".join(format_plan(plan)))
         return
-    compared = benches.run_benchmark(asked, n_jobs=options.jobs)
-    if compared.results:
-        for line in format_results(asked):
+    result = run_benchmark(plan, n_jobs=options.jobs)
+    if result.results:
+        for line in format_results(plan):
             print(line)
     from delta_transfer.cli.commands.compare import check_failures
 
-    check_failures(compared)
+    check_failures(result)
 
 
 _WIDTH = 100
-_THERE = {True: "yes", False: "no", None: "?"}
+_AVAILABLE = {True: "yes", False: "no", None: "?"}
 
 
 def format_benchmark_list(
     benchmarks: "Sequence[Benchmark]", *, data_root: str | None
 ) -> Iterator[str]:
-    """A line for each recipe.
+    """Format a line for each benchmark.
 
     Args:
-        benchmarks: of the table.
-        data_root: where data sets lie.
+        benchmarks: to list.
+        data_root: folder of data sets.
     """
     from delta_transfer.data.registry import is_available
 
     rows = [
         (
-            recipe.name,
-            recipe.options["data"],
-            recipe.metric,
-            _format_published(recipe.published.get("delta")),
-            _THERE[is_available(recipe.options["data"], data_root=data_root)],
+            one.name,
+            one.options["data"],
+            one.metric,
+            _format_published(one.published.get("delta")),
+            _AVAILABLE[is_available(one.options["data"], data_root=data_root)],
         )
-        for recipe in benchmarks
+        for one in benchmarks
     ]
-    yield from _aligned([("recipe", "data", "metric", "DELTA", "data there"), *rows])
-    yield f"DELTA: as published; (r): recalled, not read. Data: in {_root(data_root)}."
+    yield from _aligned([("benchmark", "data", "metric", "DELTA", "available"), *rows])
+    yield f"DELTA: as published; (u): unverified, from memory. Data: in {_root(data_root)}."
 
 
 def format_plan(benchmark_plan: "BenchmarkPlan") -> Iterator[str]:
-    """What the runs of a recipe would take."""
+    """Format the downloads and the estimated time of a benchmark."""
     from delta_transfer.experiments.benchmark.plan import estimate_hours, list_downloads
 
-    recipe, root = benchmark_plan.benchmark, _root(benchmark_plan.config.data_root)
-    yield from _labelled("recipe", recipe.summary)
-    yield from _labelled("source", recipe.reference)
-    yield from _labelled("split", recipe.split)
+    benchmark, root = benchmark_plan.benchmark, _root(benchmark_plan.config.data_root)
+    yield from _labelled("benchmark", benchmark.summary)
+    yield from _labelled("reference", benchmark.reference)
+    yield from _labelled("split", benchmark.split)
     methods, seeds = ", ".join(benchmark_plan.methods), ", ".join(map(str, benchmark_plan.seeds))
     limit = (
         ""
         if benchmark_plan.samples_per_class is None
-        else f", {benchmark_plan.samples_per_class} training samples a class"
+        else f", {benchmark_plan.samples_per_class} training samples per class"
     )
     yield from _labelled(
         "runs",
@@ -91,30 +90,29 @@ def format_plan(benchmark_plan: "BenchmarkPlan") -> Iterator[str]:
     for need in list_downloads(benchmark_plan):
         yield from _labelled(need.download.name, _format_download(need, root))
     if benchmark_plan.weights is not None:
-        assert recipe.weights is not None
-        found = benchmark_plan.weights.is_file()
-        how = (
-            "is there"
-            if found
-            else f"is not there: {recipe.weights.instructions}; or --weights FILE"
+        assert benchmark.weights is not None
+        status = (
+            "is available"
+            if benchmark_plan.weights.is_file()
+            else f"is missing: {benchmark.weights.instructions}; or --weights FILE"
         )
-        yield from _labelled("weights", f"'{benchmark_plan.weights}' {how}")
+        yield from _labelled("weights", f"'{benchmark_plan.weights}' {status}")
     hours = estimate_hours(benchmark_plan)
     if hours is None:
-        yield from _labelled("time", "not known before the graphs are there")
+        yield from _labelled("time", "unknown until the graphs are downloaded")
     else:
-        steps = "of training steps here, one run after another, by one that was measured"
-        of_all = "" if benchmark_plan.samples_per_class is None else ", with all training samples"
-        beside = "attention, validation and test come on top"
-        yield from _labelled("time", f"{_duration(hours)} {steps}{of_all}; {beside}")
-    yield from _differences(recipe)
+        steps = "of training steps on this machine, one run after another, by timing one step"
+        samples = "" if benchmark_plan.samples_per_class is None else ", with all training samples"
+        excluded = "without attention, validation and test"
+        yield from _labelled("time", f"{_duration(hours)} {steps}{samples}; {excluded}")
+    yield from _differences(benchmark)
 
 
 def format_results(benchmark_plan: "BenchmarkPlan") -> Iterator[str]:
-    """Our figures beside the published ones; nothing where no run of this size is finished.
+    """Format our results next to the published ones; empty if no run of this size is finished.
 
     Raises:
-        UserError: if the runs cannot be read, or their figure is not that of the recipe.
+        UserError: if the runs cannot be read, or their metric is not that of the benchmark.
     """
     from delta_transfer.experiments.benchmark.benchmark import read_table
 
@@ -127,15 +125,15 @@ def format_results(benchmark_plan: "BenchmarkPlan") -> Iterator[str]:
     yield found.title
     yield from _aligned([("method", "ours", "published"), *rows])
     if any(line.published is not None and line.published.unverified for line in found.lines):
-        yield "(r): recalled, not read in the source"
-    yield from _labelled("source", benchmark_plan.benchmark.reference)
+        yield "(u): unverified, from memory"
+    yield from _labelled("reference", benchmark_plan.benchmark.reference)
     yield from _differences(benchmark_plan.benchmark)
     yield f"results  {benchmark_plan.folder / 'results.csv'}"
     yield f"report   {benchmark_plan.folder / 'report.html'}"
 
 
 def _ours(line: "BenchmarkRow", table: "BenchmarkTable") -> str:
-    """Mean and standard deviation; of one seed its figure. And how many seeds, if not all."""
+    """Format mean and standard deviation, or the result of one seed; with the seeds if not all."""
     from delta_transfer.experiments.benchmark.benchmark import format_num_seeds
 
     if line.ours is None:
@@ -150,7 +148,7 @@ def _format_published(published: "PublishedResult | None") -> str:
     if published is None:
         return "-"
     spread = "" if published.std is None else f" +- {published.std:.2f}"
-    return f"{published.value:.2f}{spread}{' (r)' if published.unverified else ''}"
+    return f"{published.value:.2f}{spread}{' (u)' if published.unverified else ''}"
 
 
 def _format_download(status: "DownloadStatus", root: str) -> str:
@@ -158,15 +156,13 @@ def _format_download(status: "DownloadStatus", root: str) -> str:
 
     one = status.download
     if status.is_available:
-        return "there"
+        return "available"
     size = "" if one.size_mb is None else f", {format_size(one.size_mb)}"
     note = "" if one.note is None else f" ({one.note})"
     if one.manual:
-        return f"not in {root}, to be got by hand{size}: {one.url}{note}"
-    how = (
-        "will be downloaded" if status.is_available is False else "will be downloaded if not there"
-    )
-    return f"{how}{size}: {one.url}{note}"
+        return f"not in {root}, download it manually{size}: {one.url}{note}"
+    condition = "" if status.is_available is False else " if missing"
+    return f"will be downloaded{condition}{size}: {one.url}{note}"
 
 
 def _differences(benchmark: "Benchmark") -> Iterator[str]:
@@ -175,7 +171,7 @@ def _differences(benchmark: "Benchmark") -> Iterator[str]:
 
 
 def _labelled(label: str, text: str) -> Iterator[str]:
-    """A label and, beside it, a text in lines."""
+    """Wrap a text next to a label."""
     first, rest = f"{label:<9} ", " " * 10
     yield from textwrap.wrap(
         text,
@@ -188,7 +184,7 @@ def _labelled(label: str, text: str) -> Iterator[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows with their columns below each other."""
+    """Align the columns of rows."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))

@@ -9,7 +9,7 @@ from delta_transfer.cli.tables import print_trials
 from delta_transfer.config.commands import merge_with_train_options, split_options
 from delta_transfer.config.search import SearchOptions
 from delta_transfer.config.train import TrainOptions
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 
 if TYPE_CHECKING:  # they load torch, which --help does without
     from delta_transfer.experiments.search.search import SearchResult, Trial
@@ -27,21 +27,21 @@ def search(args: Sequence[str]) -> None:
     found = run(options)
     print_trials(shown(found), names=found.names)
     print("\n".join(lines(found)))
-    for what, name in (("options", "best.yaml"), ("run", "best"), ("trials", "trials.csv")):
-        print(f"{what:<10} {found.folder / name}")
+    for label, name in (("options", "best.yaml"), ("run", "best"), ("trials", "trials.csv")):
+        print(f"{label:<10} {found.folder / name}")
 
 
-SHOWN = 10
+SHOWN = 10  # most trials in the table
 
 
 def run(parsed: Any) -> "SearchResult":
-    """Make the search.
+    """Run the search.
 
     Args:
-        parsed: options as `options.merge_with_train_options(SearchOptions, ...)` has them.
+        parsed: options from `merge_with_train_options(SearchOptions, ...)`.
 
     Raises:
-        UserError: if an option, the data or the network is not as it must be.
+        UserError: if an option, the data or the network cannot be used.
     """
     from delta_transfer.experiments.search.search import search as make
     from delta_transfer.experiments.search.space import train_options
@@ -49,56 +49,53 @@ def run(parsed: Any) -> "SearchResult":
 
     asked, values = split_options(parsed, SearchOptions)
     if asked.epochs != "search" and values["steps"] is not None:
-        raise UserError("--epochs and --steps exclude each other: give one of them")
+        raise ConfigError("--epochs and --steps exclude each other: use one of them")
     config = TrainOptions(**values, **train_options(asked), overwrite=asked.overwrite).resolve()
     name = f"search-{data_name(config.data)}-{config.method}-{time_stamp()}"
     return make(config, Path(asked.out).expanduser() if asked.out else free_folder(name), asked)
 
 
 def shown(result: "SearchResult") -> "list[Trial]":
-    """Return the trials that are worth showing: the best ones, and the default."""
+    """Return the trials to show: the best ones, and the default."""
     complete = result.complete
     return complete[:SHOWN] + [trial for trial in complete[SHOWN:] if trial.number == 0]
 
 
 def lines(result: "SearchResult") -> list[str]:
-    """Return the result in words."""
+    """Format the result as lines."""
     from delta_transfer.experiments.search.space import AUTO
 
     complete, count = result.complete, len(result.trials)
     best, default = complete[0], next(trial for trial in complete if trial.number == 0)
-    measure, lost = best.outcome.measure, count - len(complete)
-    ended = f"{count} trials" + (f", {lost} of them pruned or failed" if lost else "")
+    metric, lost = best.outcome.metric, count - len(complete)
+    ended = f"{count} trials" + (f", {lost} pruned or failed" if lost else "")
     found = [f"best       trial {best.number} of {ended}"]
     if best is default:
-        found.append(f"           it is the default: {_metrics(default)}; nothing was better")
+        found.append(f"           the default configuration is the best: {_metrics(default)}")
     else:
         found += [
-            f"           validation: {_metrics(best)}; the default: {_metrics(default)}",
-            "           it was chosen by this figure, which flatters it: by how much it is better "
-            "on other",
-            f"           {result.runs['best'].sample_type}s only these can tell",
+            f"           validation: {_metrics(best)}; default: {_metrics(default)}",
+            "           this result is optimistic, because the trial was selected by it",
         ]
-    test = {name: measure.format(score) for name, score in _tested(result).items()}
+    test = {name: metric.format(score) for name, score in _tested(result).items()}
     if test:
-        beside = f"; the default: {test['default']}" if "default" in test else ""
-        found.append(
-            f"test       {measure.display_name} {test['best']}{beside} (nothing was chosen by it)"
-        )
-    # Whether strength is auto is a part of strength.
+        of_default = f"; default: {test['default']}" if "default" in test else ""
+        scores = f"{metric.display_name} {test['best']}{of_default}"
+        found.append(f"test       {scores} (not used for selection)")
+    # The parameter AUTO is a part of the option strength.
     importances = dict(result.importances)
     if AUTO in importances:
         importances["strength"] = importances.pop(AUTO) + importances.get("strength", 0.0)
     ranked = sorted(importances.items(), key=lambda item: -item[1])
     if ranked:
-        said = ", ".join(f"{name} {100 * importance:.0f}%" for name, importance in ranked)
-        found.append(f"mattered   {said} (of what the loss varied by, as Optuna estimates it)")
+        text = ", ".join(f"{name} {100 * importance:.0f}%" for name, importance in ranked)
+        found.append(f"importance {text} (fraction of the loss variance, estimated by Optuna)")
     return found
 
 
 def _metrics(trial: "Trial") -> str:
-    outcome, measure = trial.outcome, trial.outcome.measure
-    return f"loss {outcome.loss:.4f}, {measure.display_name} {measure.format(outcome.score)}"
+    outcome, metric = trial.outcome, trial.outcome.metric
+    return f"loss {outcome.loss:.4f}, {metric.display_name} {metric.format(outcome.score)}"
 
 
 def _tested(result: "SearchResult") -> dict[str, float]:

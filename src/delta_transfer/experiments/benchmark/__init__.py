@@ -1,1 +1,1 @@
-"""Published results made again, beside the published ones."""
+"""Reproduce published results, and compare ours to them."""

@@ -1,4 +1,4 @@
-"""A recipe at work: its comparison, and our figures beside the published ones."""
+"""Run a benchmark, and compare our results to the published ones."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from delta_transfer.config.commands import BenchOptions, parse_seeds
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.download import default_data_root
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, ModelError
 from delta_transfer.experiments.benchmark.definition import Benchmark, PublishedResult
 from delta_transfer.experiments.comparison.compare import ComparisonResult, compare
 from delta_transfer.metrics.metrics import METRICS
@@ -17,17 +17,17 @@ from delta_transfer.utils.paths import user_path
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkPlan:
-    """What is asked for: a recipe, and what the command says of it.
+    """A benchmark with the options of the command.
 
     Args:
-        benchmark: of the row.
+        benchmark: to run.
         config: the options that all runs share.
         folder: of the runs.
-        methods: that are compared.
-        seeds: of each of them.
+        methods: to compare.
+        seeds: of each method.
         samples_per_class: training images of each class; None for all.
-        weights: where the recipe's own weights are looked for; None if it has none, or others are
-            given.
+        weights: expected location of the benchmark's own weights; None if it has none, or other
+            weights were chosen.
     """
 
     benchmark: Benchmark
@@ -40,7 +40,7 @@ class BenchmarkPlan:
 
     @property
     def num_runs(self) -> int:
-        """How many there are."""
+        """The number of runs."""
         return len(self.methods) * len(self.seeds)
 
 
@@ -50,8 +50,8 @@ class BenchmarkRow:
 
     Args:
         method: its name.
-        ours: over the seeds, a fraction; None where it was not run.
-        published: None where nothing was.
+        ours: our result over the seeds, a fraction; None if it was not run.
+        published: the published result; None if there is none.
     """
 
     method: str
@@ -60,21 +60,20 @@ class BenchmarkRow:
 
 
 def make_plan(benchmark: Benchmark, options: BenchOptions) -> BenchmarkPlan:
-    """What a recipe and the options of the command come to; nothing is read but for the options.
+    """Combine a benchmark and the options of the command, without reading any data.
 
     Raises:
-        UserError: if an option does not suit the recipe.
+        ConfigError: if an option does not fit the benchmark.
     """
-    measure = METRICS[benchmark.metric]
-    if options.samples_per_class is not None and measure.name != "accuracy":
-        raise UserError(
+    if options.samples_per_class is not None and benchmark.metric != "accuracy":
+        raise ConfigError(
             f"--samples-per-class {options.samples_per_class}: {benchmark.name} has "
             "no classes: leave it out"
         )
     named = benchmark.methods if options.methods is None else options.methods.split(",")
     methods = tuple(method.strip() for method in named)
     if len(set(methods)) < len(methods):
-        raise UserError(f"--method {','.join(methods)}: give each method once")
+        raise ConfigError(f"--methods {','.join(methods)}: use each method once")
     own = None
     if benchmark.weights is not None and options.weights is None:
         root = options.data_root
@@ -101,21 +100,20 @@ def make_plan(benchmark: Benchmark, options: BenchOptions) -> BenchmarkPlan:
 
 
 def run_benchmark(plan: BenchmarkPlan, *, n_jobs: int | None) -> ComparisonResult:
-    """Makes the runs that are not there yet.
+    """Execute the runs that are not finished.
 
     Args:
-        plan: what is asked for.
-        n_jobs: runs at a time, as of `compare`.
+        plan: the runs.
+        n_jobs: parallel runs, as in `compare`.
 
     Raises:
-        UserError: if the recipe's weights are not there, or as of `compare`.
+        UserError: if the benchmark's weights are missing, or as in `compare`.
     """
     if plan.weights is not None and not plan.weights.is_file():
         assert plan.benchmark.weights is not None
-        raise UserError(
-            f"{plan.benchmark.name} starts from weights that are not there, '{plan.weights}': "
-            f"{plan.benchmark.weights.instructions}; put them there, or name them with --weights "
-            "FILE"
+        raise ModelError(
+            f"the pretrained weights of {plan.benchmark.name} are missing, '{plan.weights}': "
+            f"{plan.benchmark.weights.instructions}; put them there, or use --weights FILE"
         )
     return compare(
         plan.config,
@@ -129,13 +127,13 @@ def run_benchmark(plan: BenchmarkPlan, *, n_jobs: int | None) -> ComparisonResul
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkTable:
-    """Our figures beside the published ones.
+    """Our results and the published ones.
 
     Args:
-        title: the figure, the number of seeds and the size.
-        scale: what our figures are multiplied by where they are written.
-        num_seeds: how many there are of the methods that were run most.
-        lines: the methods that were run, then the others that were published.
+        title: the metric, the number of seeds and the training set size.
+        scale: factor of our results when they are printed.
+        num_seeds: the largest number of seeds of a method.
+        lines: the methods that were run, then the other published ones.
     """
 
     title: str
@@ -145,20 +143,19 @@ class BenchmarkTable:
 
 
 def read_table(plan: BenchmarkPlan) -> BenchmarkTable | None:
-    """Our figures beside the published ones; None where no run with so many samples is finished.
+    """Read our results and the published ones; None if no run of this size is finished.
 
     Raises:
-        UserError: if the runs cannot be read, or their figure is not that of the recipe.
+        UserError: if the runs cannot be read, or their metric is not that of the benchmark.
     """
     runs = read_comparison(plan.folder).with_size(plan.samples_per_class)
     if not runs.entries:
         return None
-    recipe, published = plan.benchmark, plan.benchmark.published
-    if runs.metric != METRICS[recipe.metric]:
-        raise UserError(
-            f"{recipe.name}: the runs have a figure of their own, {runs.metric.display_name}, and "
-            "the "
-            f"published ones are of another, metric: {recipe.metric}; put it right in the recipe"
+    benchmark, published = plan.benchmark, plan.benchmark.published
+    if runs.metric != METRICS[benchmark.metric]:
+        raise ConfigError(
+            f"{benchmark.name}: the runs have the metric {runs.metric.display_name}, but the "
+            f"benchmark has metric: {benchmark.metric}; correct the benchmark"
         )
     lines = []
     for name in dict.fromkeys([*runs.methods, *published]):
@@ -169,10 +166,11 @@ def read_table(plan: BenchmarkPlan) -> BenchmarkTable | None:
     limit = (
         ""
         if plan.samples_per_class is None
-        else f", {plan.samples_per_class} training {runs.sample_type}s a class"
+        else f", {plan.samples_per_class} training {runs.sample_type}s per class"
     )
+    score = f"{runs.split} {runs.metric.heading}"
     return BenchmarkTable(
-        title=f"{recipe.name}: {runs.split} {runs.metric.heading}, {format_num_seeds(most)}{limit}",
+        title=f"{benchmark.name}: {score}, {format_num_seeds(most)}{limit}",
         scale=runs.metric.scale,
         num_seeds=most,
         lines=lines,
@@ -180,5 +178,5 @@ def read_table(plan: BenchmarkPlan) -> BenchmarkTable | None:
 
 
 def format_num_seeds(count: int) -> str:
-    """A number of seeds in words."""
+    """Format a number of seeds."""
     return f"{count} seed{'' if count == 1 else 's'}"

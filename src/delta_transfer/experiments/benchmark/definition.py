@@ -1,4 +1,4 @@
-"""Recipes: published rows of tables as options of a comparison, a YAML file each."""
+"""Benchmarks: published results with the options of a comparison, one YAML file each."""
 
 import dataclasses
 import importlib.resources
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from delta_transfer.config.train import TrainConfig, TrainOptions
-from delta_transfer.errors import UserError, unknown
+from delta_transfer.errors import ConfigError, UserError, unknown
 from delta_transfer.metrics.metrics import METRICS
 from delta_transfer.utils.files import read_yaml
 from delta_transfer.utils.type_hints import describe_type, matches_type
 
 Kind = TypeVar("Kind")
 
-# What the command bench decides, or whoever calls it; and what no comparison has.
+# Options that the command bench sets, and those that a comparison does not have.
 _EXCLUDED_OPTIONS = (
     *("method", "seed", "weights", "samples_per_class", "data_root"),
     *("out", "overwrite", "resume", "device"),
@@ -25,12 +25,12 @@ _EXCLUDED_OPTIONS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedResult:
-    """A figure of a published table.
+    """A published result.
 
     Args:
-        value: as printed there: percent, or hundred times the area under the curve.
-        std: standard deviation, where it is printed.
-        unverified: it stands there by memory, and has not been read in the source.
+        value: as printed: percent, or 100 times the area under the curve.
+        std: standard deviation, if printed.
+        unverified: quoted from memory, not verified in the reference.
     """
 
     value: float
@@ -40,15 +40,15 @@ class PublishedResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Download:
-    """Something that a recipe needs.
+    """A required file or data set.
 
     Args:
-        name: it is.
-        url: where it can be had now.
-        manual: nothing downloads it.
-        file: what torch's cache calls it if it is weights of a library; None of the data set.
-        size_mb: how large it is; None where that is not known.
-        note: what else to know, such as that the published link is dead.
+        name: of the download.
+        url: its current location.
+        manual: True if the user has to download it.
+        file: its name in torch's cache if it is weights of a library; None for the data set.
+        size_mb: its size; None if unknown.
+        note: a remark, such as that the published link is dead.
     """
 
     name: str
@@ -61,11 +61,11 @@ class Download:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Weights to start from that no library brings.
+    """Pretrained weights that no library provides.
 
     Args:
-        file: what they are called below the folder of data sets.
-        instructions: where they can be had, or how they are made.
+        file: their path in the folder of data sets.
+        instructions: how to get or make them.
     """
 
     file: str
@@ -74,22 +74,22 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A published row: how it was made, as far as our options can say it, and its figures.
+    """A published experiment: its options and its results.
 
     Args:
-        name: of the recipe.
+        name: of the benchmark.
         summary: the data, network and protocol in a line.
-        reference: of the figures.
+        reference: source of the published results.
         split: of the data.
-        metric: of the figures.
-        num_train_samples: how many are learnt from.
-        options: of `TrainConfig`.
-        methods: that are compared.
-        seeds: of each of them.
-        downloads: the data set and, if a library brings weights, these.
-        published: the figures by method, ours by their names and others by theirs.
-        differences: what is not as it was published, a sentence each.
-        weights: to start from; None for those of the network's library.
+        metric: of the published results.
+        num_train_samples: size of the training set.
+        options: of `TrainOptions`.
+        methods: to compare.
+        seeds: of each method.
+        downloads: the data set and, if a library provides weights, these.
+        published: results by method, including methods that we do not have.
+        differences: from the publication, a sentence each.
+        weights: pretrained weights; None for those of the network's library.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Benchmark:
     weights: Weights | None = None
 
     def config(self, **more: Any) -> TrainConfig:
-        """The options of a run, with those that the recipe leaves to the command.
+        """Return the options of a run, with those that the command sets.
 
         Raises:
             UserError: if one of them is wrong.
@@ -116,85 +116,85 @@ class Benchmark:
 
 
 def definitions_folder() -> Path:
-    """Where the recipes are: in the installed package, or beside the sources."""
+    """Return the folder of the benchmarks: in the installed package, or beside the sources."""
     packaged = Path(str(importlib.resources.files("delta_transfer"))) / "recipes"
     return packaged if packaged.is_dir() else Path(__file__).parents[4] / "recipes"
 
 
 def list_benchmarks() -> list[Benchmark]:
-    """All recipes that come with the package, by name.
+    """Read all benchmarks of the package, sorted by name.
 
     Raises:
-        UserError: if one of them is not as it must be.
+        UserError: if one is invalid.
     """
     return [read_benchmark(file) for file in sorted(definitions_folder().glob("*.yaml"))]
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The recipe of a name, or in a file of the user's own.
+    """Find a benchmark by name, or read it from the user's own file.
 
     Raises:
-        UserError: if there is none, or it is not as it must be.
+        UserError: if there is none, or it is invalid.
     """
     if name.endswith((".yaml", ".yml")):
         return read_benchmark(Path(name).expanduser())
     names = [file.stem for file in sorted(definitions_folder().glob("*.yaml"))]
     if name not in names:
-        raise UserError(
-            f"{unknown('recipe', name, names)}; delta-transfer bench --list shows all; or give a "
-            "YAML file of your own"
+        raise ConfigError(
+            f"{unknown('benchmark', name, names)}; delta-transfer bench --list shows all; or use "
+            "your own YAML file"
         )
     return read_benchmark(definitions_folder() / f"{name}.yaml")
 
 
 def read_benchmark(file: Path) -> Benchmark:
-    """The recipe in a file.
+    """Read a benchmark from a file.
 
     Raises:
-        UserError: if the file cannot be read, has a key that there is not, lacks one, or holds
-            options that are wrong.
+        UserError: if the file cannot be read, has an unknown key, lacks one, or has invalid
+            options.
     """
-    values = read_yaml(file, wanted="a recipe (see: delta-transfer bench --list)")
-    recipe = _build(Benchmark, values, where=str(file))
-    if recipe.metric not in METRICS:
-        raise UserError(f"{file}: metric: {unknown('metric', recipe.metric, list(METRICS))}")
+    values = read_yaml(file, wanted="a benchmark (see: delta-transfer bench --list)")
+    benchmark = _build(Benchmark, values, where=str(file))
+    if benchmark.metric not in METRICS:
+        raise ConfigError(f"{file}: metric: {unknown('metric', benchmark.metric, list(METRICS))}")
     allowed = [
         field.name
         for field in dataclasses.fields(TrainConfig)
         if field.name not in _EXCLUDED_OPTIONS
     ]
-    for name in recipe.options:
+    for name in benchmark.options:
         if name not in allowed:
-            raise UserError(f"{file}: options: {unknown('option', name, allowed)}")
-    if "data" not in recipe.options:
-        raise UserError(f"{file}: options: data is missing, the name of the data set")
+            raise ConfigError(f"{file}: options: {unknown('option', name, allowed)}")
+    if "data" not in benchmark.options:
+        raise ConfigError(f"{file}: options: data is missing, the name of the data set")
     try:
-        recipe.config()
+        benchmark.config()
     except UserError as error:
-        raise UserError(f"{file}: options: {error}") from error
-    return recipe
+        raise ConfigError(f"{file}: options: {error}") from error
+    return benchmark
 
 
 def _build(kind: type[Kind], values: object, *, where: str) -> Kind:
-    """A data class from what YAML has made of it; its keys and their values are checked."""
+    """Build a data class from parsed YAML, and check its keys and values."""
     hints = typing.get_type_hints(kind)
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]
     needed = [field.name for field in fields if field.default is dataclasses.MISSING]
     if not isinstance(values, dict):
-        raise UserError(f"{where} must hold the keys {', '.join(needed)}")
+        raise ConfigError(f"{where} must have the keys {', '.join(needed)}")
     for key in values:
         if key not in hints:
-            raise UserError(f"{where}: {unknown('key', str(key), list(hints))}")
+            raise ConfigError(f"{where}: {unknown('key', str(key), list(hints))}")
     for key in needed:
         if key not in values:
-            raise UserError(f"{where}: {key} is missing; needed are {', '.join(needed)}")
+            raise ConfigError(f"{where}: {key} is missing; required are {', '.join(needed)}")
     return kind(
         **{name: _read(hints[name], value, f"{where}: {name}") for name, value in values.items()}
     )
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
-    """A value of a key as its type has it."""
+    """Convert a parsed value to its type."""
     parts = [part for part in typing.get_args(hint) if part is not type(None)]
     if value is None and type(None) in typing.get_args(hint):
         return None
@@ -210,4 +210,4 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return _build(hint, value, where=where)
     if hint in (str, int, float, bool) and matches_type(value, hint):
         return hint(value)
-    raise UserError(f"{where} must be {describe_type(hint)}, got {value!r}")
+    raise ConfigError(f"{where} must be {describe_type(hint)}, got {value!r}")

@@ -1,4 +1,4 @@
-"""What a recipe would take here: what is to be downloaded, and how long its runs would be."""
+"""Estimate the downloads and the training time of a benchmark."""
 
 import dataclasses
 import time
@@ -23,16 +23,16 @@ from delta_transfer.runs.preparation.task import find_data
 from delta_transfer.training.loaders import Dataloaders
 from delta_transfer.utils.devices import find_device, move_to_device
 
-_MAX_BATCH_SIZE = 8  # samples of the step that is measured, if a step has no fewer
+_MAX_BATCH_SIZE = 8  # most samples of the step that is timed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DownloadStatus:
-    """Something that a recipe needs.
+    """A required file or data set.
 
     Args:
-        download: what it is.
-        is_available: whether it is on this machine; None where that cannot be told.
+        download: to get it.
+        is_available: whether it is on this machine; None if unknown.
     """
 
     download: Download
@@ -40,7 +40,7 @@ class DownloadStatus:
 
 
 def list_downloads(plan: BenchmarkPlan) -> list[DownloadStatus]:
-    """What a recipe needs, and whether it is there."""
+    """List the downloads of a benchmark, and whether each is available."""
     cache, config = Path(torch.hub.get_dir()) / "checkpoints", plan.config
     return [
         DownloadStatus(
@@ -55,13 +55,12 @@ def list_downloads(plan: BenchmarkPlan) -> list[DownloadStatus]:
 
 
 def estimate_hours(plan: BenchmarkPlan) -> float | None:
-    """How long the training steps of all runs would take here one after another, in hours.
+    """Estimate the time of all runs' training steps on this machine, in hours, one after another.
 
-    A step of the network with random weights is measured, of a few samples at a time: of images
-    without content, or of graphs of the data set.
+    A step with random weights is timed on a few samples: blank images, or graphs of the data set.
 
     Returns:
-        None of graphs that are not there.
+        None for graphs that are not available.
 
     Raises:
         UserError: if there is no such network or method.
@@ -77,13 +76,14 @@ def estimate_hours(plan: BenchmarkPlan) -> float | None:
         if method.trains_network:
             twice = config.strength == "auto" and config.batch_norm == "frozen"
             trainings = max(1, len(method.candidates)) if twice else 1
-            each = step + (forward if method.compares_features else 0)  # then the source runs too
+            # Comparing features requires a forward pass of the source, too.
+            each = step + (forward if method.compares_features else 0)
             whole += trainings * config.count_epochs(samples) * samples * each
     return whole * len(plan.seeds) / 3600
 
 
 def _measure(config: TrainConfig) -> tuple[float, float] | None:
-    """Seconds of a sample: of a forward pass, and of a training step."""
+    """Time a forward pass and a training step, in seconds per sample."""
     size = min(config.batch_size, _MAX_BATCH_SIZE)
     device = find_device(config.device)
     if config.model.startswith(tuple(GRAPH_LIBRARIES)):
@@ -104,7 +104,7 @@ def _measure(config: TrainConfig) -> tuple[float, float] | None:
 
 
 def _graphs(config: TrainConfig, device: torch.device) -> tuple[torch.nn.Module, Any]:
-    """A network, and a batch of the graphs that it is for."""
+    """Return a network, and a batch of graphs for it."""
     task = find_data(config)
     spec = GraphSpec.from_node_features(task.train.read(task.train.paths[0]).x)
     backbone = load_graph_backbone(config.model, num_outputs=2, spec=spec, pretrained=False)
@@ -113,7 +113,7 @@ def _graphs(config: TrainConfig, device: torch.device) -> tuple[torch.nn.Module,
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of the second time that something is done."""
+    """Time the second of two calls, as the first warms up."""
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()

@@ -1,1 +1,1 @@
-"""Methods compared on the same data by several seeds."""
+"""Compare methods on the same data over several seeds."""

@@ -1,4 +1,4 @@
-"""Several methods, seeds and sizes of the training set on the same data, and their table."""
+"""Compare methods over seeds and training set sizes, and write their table and report."""
 
 import dataclasses
 import logging
@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, UserError
 from delta_transfer.experiments.comparison.folder import (
     ComparisonPlan,
     initialize_folder,
@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComparisonResult:
-    """What a comparison has come to.
+    """The outcome of a comparison.
 
     Args:
-        folder: where it lies.
-        results: the figures of all finished runs in its folder.
-        failures: the options of each run that failed now, and why it did.
+        folder: of the comparison.
+        results: of all finished runs in its folder.
+        failures: the options of each run that failed this time, and the reason.
     """
 
     folder: Path
@@ -57,63 +57,60 @@ def compare(
     num_threads: int | None = None,
     ray: str | None = None,
 ) -> ComparisonResult:
-    """Trains every method with every seed on every size; those of a seed and size see the same.
+    """Train every method with every seed and training set size, on the same images.
 
-    What the folder holds of the same comparison already is not made again. The figures do not
-    depend on how many runs are made at a time, nor on when it was broken off before.
+    Finished runs in the folder are reused. Results do not depend on the number of parallel runs,
+    or on interruptions.
 
     Args:
         config: the options, of which method, seed, samples_per_class and out are replaced.
-        folder: where the runs go, `METHOD-seedN` or `K-per-class/METHOD-seedN`; `compare.yaml`, the
-            options; `results.csv`, a row a run; and `report.html`.
+        folder: of the runs, `METHOD-seedN` or `K-per-class/METHOD-seedN`; of the options,
+            `compare.yaml`; of the table, `results.csv`; and of `report.html`.
         methods: names of methods.
-        seeds: each draws splits, subsets, batch order, augmentation and head start.
+        seeds: of splits, subsets, batch order, augmentation and head initialization.
         sizes: training images of each class; None for all.
-        n_jobs: runs at a time; if None as many as there are GPUs, or as there are cores for their
-            threads and `compare_places.MEMORY` for each.
-        num_threads: of each run; if None those of before, or a fair share of the cores.
-        ray: address of a Ray cluster that makes the runs (see docs/architecture.md); None for this
-            machine.
+        n_jobs: parallel runs; if None, one per GPU, or as many as cores and memory allow.
+        num_threads: of each run; if None, those of the folder, or an equal share of the cores.
+        ray: address of a Ray cluster; None for this machine.
 
     Returns:
-        The figures of each run.
+        The results of each run.
 
     Raises:
-        UserError: if an option, the data or the network is not as it must be: nothing is written
-            then.
+        UserError: if an option, the data or the network cannot be used; nothing is written then.
     """
-    asked = ComparisonPlan(
+    requested = ComparisonPlan(
         config=config,
         methods=tuple(methods),
         seeds=tuple(seeds),
         sizes=tuple(sizes),
         num_threads=num_threads,
     )
-    _check(asked, folder)
-    whole = open_folder(folder, asked)
-    left = asked.runs(folder) if config.overwrite else unfinished(asked.runs(folder))
+    _check(requested, folder)
+    plan = open_folder(folder, requested)
+    left = requested.runs(folder) if config.overwrite else unfinished(requested.runs(folder))
     with room_for(config, ray if left else None, n_jobs) as room:
-        if whole.num_threads is None:
-            whole = dataclasses.replace(whole, num_threads=room.share(len(left)))
-        assert whole.num_threads is not None
-        at_once = max(1, min(n_jobs or room.fitting(whole.num_threads), len(left)))
-        progress = _Progress(folder, whole, left, num_parallel=at_once)
+        if plan.num_threads is None:
+            plan = dataclasses.replace(plan, num_threads=room.share(len(left)))
+        assert plan.num_threads is not None
+        at_once = max(1, min(n_jobs or room.fitting(plan.num_threads), len(left)))
+        progress = _Progress(folder, plan, left, num_parallel=at_once)
         with ExitStack() as held, progress.closing():
             if not left:
                 held.enter_context(lock_folder(folder))
                 progress.start()
                 return progress.outcome()
-            share = room.cores_of_a_run(at_once, whole.num_threads)
+            share = room.cores_of_a_run(at_once, plan.num_threads)
             left = [
                 dataclasses.replace(run, num_workers=loaders_of(run, at_once, share))
                 for run in left
             ]
-            # The largest size first: data that has too few images is found at once.
+            # The largest size first, which fails at once if the data has too few images.
             largest = max(left, key=lambda run: run.samples_per_class or 0)
             if at_once > 1:
-                find_data(largest)  # before processes are started, which takes a while
+                find_data(largest)  # fail before the slow start of processes
             mark = folder / COMPARISON_FILE
-            with room.jobs(methods, mark, workers=at_once, threads=whole.num_threads) as makers:
+            with room.jobs(methods, mark, workers=at_once, threads=plan.num_threads) as makers:
                 progress.log_new_lines(makers.prepare(largest).description)
                 held.enter_context(lock_folder(folder))
                 progress.start()
@@ -123,13 +120,13 @@ def compare(
 
 
 class _Progress:
-    """How far a comparison is: its table, and what is said of it.
+    """The progress of a comparison: its table, log messages and report.
 
     Args:
         folder: of the comparison.
-        plan: all that the folder will hold.
-        left: the runs that are to be made.
-        num_parallel: how many are made at a time.
+        plan: all runs of the folder.
+        left: the remaining runs.
+        num_parallel: number of parallel runs.
     """
 
     def __init__(
@@ -143,34 +140,34 @@ class _Progress:
         self._total = len(left)
         self._num_parallel = num_parallel
         self._begun = False
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def outcome(self) -> ComparisonResult:
-        """What it has come to."""
+        """Return the outcome so far."""
         return ComparisonResult(folder=self._folder, results=self.results, failures=self.failures)
 
     def start(self) -> None:
-        """From here on there is a folder, with what it holds already."""
+        """Create the folder, and log what it already contains."""
         initialize_folder(self._folder, self._plan)
         self._begun = True
         self._update_table()
         logger.info("folder   %s", self._folder)
         for result in self.results:
-            if not (result.folder / "report.html").is_file():  # broken off while it was written
+            if not (result.folder / "report.html").is_file():  # interrupted while writing it
                 with lock_folder(result.folder):
                     write_run_report(result.folder)
         if self._total:
-            there = f", {len(self.results)} are there already" if self.results else ""
+            done = f", {len(self.results)} are finished already" if self.results else ""
             logger.info(
-                "runs     %d to make%s; %d at a time, threads of each: %s",
+                "runs     %d to train%s; %d in parallel, %s threads each",
                 self._total,
-                there,
+                done,
                 self._num_parallel,
                 self._plan.num_threads,
             )
 
     def add(self, run: TrainConfig, reply: Reply) -> None:
-        """Takes note of what came of a run, and says so with what remains."""
+        """Record and log the outcome of a run, with the estimated remaining time."""
         self._left = [other for other in self._left if other.out != run.out]
         self.log_new_lines([line for line in reply.description if line.startswith("warning: ")])
         self._update_table()
@@ -180,23 +177,24 @@ class _Progress:
             self.failures.append((run, reason))
             logger.warning("%d/%d %s failed: %s", number, self._total, name, reason)
             return
-        measure, seconds = reply.result.metric, reply.result.wall_time_s
-        tested = reply.result.metric_value("test")
-        figure = measure.format(reply.result.metric_value("val") if tested is None else tested)
+        result = reply.result
+        test = result.metric_value("test")
+        score = result.metric.format(result.metric_value("val") if test is None else test)
+        seconds = result.wall_time_s
         logger.info(
-            "%d/%d %s: %s, %.0f s%s", number, self._total, name, figure, seconds, self._rest()
+            "%d/%d %s: %s, %.0f s%s", number, self._total, name, score, seconds, self._rest()
         )
 
     def log_new_lines(self, lines: Sequence[str]) -> None:
-        """Says of images and network what was not said before."""
+        """Log lines about data and network that were not logged before."""
         for line in lines:
-            if line not in self._said:
+            if line not in self._logged:
                 logger.info("%s", line)
-        self._said.update(lines)
+        self._logged.update(lines)
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Inside the runs are made; however that ends, there is a report of what there is."""
+        """Write a report at the end of the block, even if it fails or is interrupted."""
         try:
             yield
         except KeyboardInterrupt as stop:
@@ -209,22 +207,22 @@ class _Progress:
             raise
         finally:
             if self._begun:
-                self._update_table()  # with runs that were not answered for yet
+                self._update_table()  # including runs without a reply
             if self.results:
                 write_comparison_report(self._folder)
 
     def _resume_hint(self) -> str:
         but = " and without --overwrite" if self._plan.config.overwrite else ""
         return (
-            f"{len(self._left)} of {self._total} runs are left: the same command with --out "
-            f"{self._folder}{but} goes on with them"
+            f"{len(self._left)} of {self._total} runs are left: to resume, rerun the command with "
+            f"--out {self._folder}{but}"
         )
 
     def _update_table(self) -> None:
         self.results = write_table(self._folder, self._plan.runs(self._folder))
 
     def _rest(self) -> str:
-        """About how long the runs that are left will take, by those of the same method."""
+        """Estimate the remaining time from finished runs of the same methods."""
         if not self._left:
             return ""
         seconds = sum(map(self._expected, self._left)) / min(self._num_parallel, len(self._left))
@@ -240,13 +238,13 @@ class _Progress:
 
 
 def describe_run(run: TrainConfig) -> str:
-    """A run of a comparison by its method, size and seed."""
+    """Describe a run of a comparison by its method, size and seed."""
     size = run.samples_per_class
-    return f"{run.method}{'' if size is None else f', {size} a class'}, seed {run.seed}"
+    return f"{run.method}{'' if size is None else f', {size} per class'}, seed {run.seed}"
 
 
 def _check(plan: ComparisonPlan, folder: Path) -> None:
-    """Checks what needs no data."""
+    """Check what does not require data."""
     for name, values in (
         ("methods", plan.methods),
         ("seeds", plan.seeds),
@@ -254,13 +252,13 @@ def _check(plan: ComparisonPlan, folder: Path) -> None:
     ):
         if not values or len(set(values)) < len(values):
             shown = ",".join(map(str, values))
-            raise UserError(f"--{name} {shown!r}: give at least one, and each once")
+            raise ConfigError(f"--{name} {shown!r}: use at least one, and each once")
     for method in plan.methods:
         check_run_config(dataclasses.replace(plan.config, method=method))
     plan.runs(folder)
     several = len(plan.seeds) > 1 or len(plan.sizes) > 1
     if Path(plan.config.attention).is_file() and several:
-        raise UserError(
-            f"--attention {plan.config.attention}: the file was made on the images of one seed; "
-            "give one seed and one size, or let it be estimated (--attention refined)"
+        raise ConfigError(
+            f"--attention {plan.config.attention}: the file belongs to one seed and size; use a "
+            "single seed and size, or --attention refined"
         )

@@ -1,4 +1,4 @@
-"""The folder of a comparison: its options, the runs that it holds, and their table."""
+"""The folder of a comparison: its options, its runs, and their table."""
 
 import csv
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 
 from delta_transfer.config.commands import parse_samples_per_class, parse_seeds
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 from delta_transfer.metrics.metrics import ACCURACY
 from delta_transfer.metrics.run_result import RunResult, comparison_columns
 from delta_transfer.runs.folder import (
@@ -24,7 +24,7 @@ from delta_transfer.utils.files import write_atomically
 
 Size = int | None
 
-# Those of a run that are a comparison's lists, and those that change no figure.
+# Options of a run that are lists of the comparison, or that do not affect results.
 _OWN = (
     "method",
     "seed",
@@ -36,14 +36,14 @@ _LISTS = ("methods", "seeds", "samples_per_class")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComparisonPlan:
-    """What is compared.
+    """The runs of a comparison.
 
     Args:
         config: the options that all runs share.
         methods: their names.
         seeds: of the runs of each.
         sizes: training images of each class; None for all.
-        num_threads: of each run; None for as many as suit the machine.
+        num_threads: of each run; None to choose by the machine.
     """
 
     config: TrainConfig
@@ -53,7 +53,7 @@ class ComparisonPlan:
     num_threads: int | None
 
     def runs(self, folder: Path) -> list[TrainConfig]:
-        """The options of each run, in the order of the table."""
+        """Return the options of each run, in the order of the table."""
         return [
             dataclasses.replace(
                 self.config,
@@ -70,7 +70,7 @@ class ComparisonPlan:
         ]
 
     def options(self) -> dict[str, Any]:
-        """As `compare -c` takes them; what changes no figure is not among them."""
+        """Return the options in the format of `compare -c`, without those that affect no result."""
         shared = dataclasses.asdict(self.config)
         sizes = ["all" if size is None else str(size) for size in self.sizes]
         return {
@@ -84,70 +84,68 @@ class ComparisonPlan:
 
 
 def open_folder(folder: Path, plan: ComparisonPlan) -> ComparisonPlan:
-    """Checks that a comparison may be written into a folder, or go on there.
+    """Check that a comparison may be written to a folder, or resumed there.
 
     Args:
-        folder: where it is to lie.
-        plan: what is asked for.
+        folder: of the comparison.
+        plan: the requested runs.
 
     Returns:
-        All that the folder will hold: what is asked for, and what it holds already.
+        The requested runs, and those that the folder already contains.
 
     Raises:
-        UserError: if the folder is in use for something else, or for a comparison with other
+        ConfigError: if the folder is in use for something else, or for a comparison with other
             options.
     """
-    there, asked = open_several(folder, COMPARISON_FILE, plan.config), plan.options()
-    if there is None:
+    existing, requested = open_several(folder, COMPARISON_FILE, plan.config), plan.options()
+    if existing is None:
         return plan
-    if not all(isinstance(there.get(name, 0), str | None) for name in _LISTS):
-        raise UserError(
-            f"{folder / COMPARISON_FILE} does not hold the options of a comparison any more: give "
-            "another --out"
+    if not all(isinstance(existing.get(name, 0), str | None) for name in _LISTS):
+        raise ConfigError(
+            f"{folder / COMPARISON_FILE} has no valid options of a comparison: use another --out"
         )
     if plan.num_threads is None:
-        plan = dataclasses.replace(plan, num_threads=there.get("num_threads"))
-        asked["num_threads"] = plan.num_threads
+        plan = dataclasses.replace(plan, num_threads=existing.get("num_threads"))
+        requested["num_threads"] = plan.num_threads
     check_options(
-        {name: value for name, value in there.items() if name not in _LISTS},
-        {name: value for name, value in asked.items() if name not in _LISTS},
+        {name: value for name, value in existing.items() if name not in _LISTS},
+        {name: value for name, value in requested.items() if name not in _LISTS},
         f"--out {folder} contains a comparison",
     )
     return dataclasses.replace(
         plan,
-        methods=_join(tuple(there["methods"].split(",")), plan.methods),
-        seeds=_join(parse_seeds(there["seeds"]), plan.seeds),
-        sizes=_join(parse_samples_per_class(there["samples_per_class"]), plan.sizes),
+        methods=_join(tuple(existing["methods"].split(",")), plan.methods),
+        seeds=_join(parse_seeds(existing["seeds"]), plan.seeds),
+        sizes=_join(parse_samples_per_class(existing["samples_per_class"]), plan.sizes),
     )
 
 
 def initialize_folder(folder: Path, plan: ComparisonPlan) -> None:
-    """Make the folder, empty if it is to be overwritten, and write down what it is to hold."""
+    """Create the folder, or empty it if it is to be overwritten, and write its options."""
     begin_several(folder, COMPARISON_FILE, plan.options(), overwrite=plan.config.overwrite)
 
 
 def unfinished(runs: Sequence[TrainConfig]) -> list[TrainConfig]:
-    """The runs that are still to be made.
+    """Return the runs that are not finished.
 
     Raises:
-        UserError: if what is left of one that was broken off lies beside something of the user's.
+        ConfigError: if the folder of an interrupted run contains files of the user.
     """
     found = [run for run in runs if not _is_finished(run)]
     for folder in (Path(run.out or "") for run in found):
-        strange = find_foreign_file(folder) if folder.is_dir() else None
-        if strange is not None:
-            raise UserError(
-                f"{folder} holds something that is of no run ({strange}), and the run there is to "
-                "be made again: move it away"
+        foreign = find_foreign_file(folder) if folder.is_dir() else None
+        if foreign is not None:
+            raise ConfigError(
+                f"{folder} contains a file that does not belong to a run ({foreign}): move it away"
             )
     return found
 
 
 def write_table(folder: Path, runs: Sequence[TrainConfig]) -> list[RunResult]:
-    """Writes `results.csv`: a row for each run that is finished, from its own `result.json`.
+    """Write `results.csv`: a row for each finished run, from its `result.json`.
 
     Returns:
-        The figures of these runs.
+        The results of these runs.
     """
     results = [RunResult.load(run.out or "") for run in runs if _is_finished(run)]
     text = io.StringIO()

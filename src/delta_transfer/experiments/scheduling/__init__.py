@@ -1,1 +1,1 @@
-"""Runs in several processes, on several devices and on a Ray cluster."""
+"""Run trainings in several processes, on several devices and on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Decide where the runs of a comparison or a search are made, and how many of them at a time."""
+"""Decide where the runs of a comparison or a search are executed, and how many in parallel."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError
 from delta_transfer.experiments.scheduling.pool import Pool, gpus, local_workers
 from delta_transfer.experiments.scheduling.ray_cluster import Node, connected, start_tasks, usable
 from delta_transfer.utils.devices import cpu_count, find_device
@@ -19,12 +19,12 @@ MEMORY = 5 * 2**30
 
 @contextmanager
 def room_for(config: TrainConfig, ray: str | None, jobs: int | None) -> Iterator["Room"]:
-    """Yield the place where runs are made: this machine, or a Ray cluster.
+    """Yield the machines for the runs: this one, or a Ray cluster.
 
     Args:
         config: the options that the runs have in common.
         ray: address of the cluster; None for this machine.
-        jobs: runs at a time; None for as many as memory allows.
+        jobs: parallel runs; None for as many as memory allows.
     """
     memory = MEMORY if jobs is None else 0
     if ray is None:
@@ -36,13 +36,13 @@ def room_for(config: TrainConfig, ray: str | None, jobs: int | None) -> Iterator
 
 @dataclasses.dataclass(frozen=True)
 class Room:
-    """The nodes that make runs, on each GPU one, or as many as cores and memory allow.
+    """The nodes for the runs: one run per GPU, or as many as cores and memory allow.
 
     Args:
         config: the options that the runs have in common.
-        nodes: of the cluster; this machine is a single one.
-        memory: bytes that a run on the CPU needs; 0 to ignore memory.
-        on_ray: whether it is a Ray cluster.
+        nodes: of the cluster; one for this machine.
+        memory: bytes that a run on the CPU requires; 0 to ignore memory.
+        on_ray: True for a Ray cluster.
     """
 
     config: TrainConfig
@@ -59,42 +59,42 @@ class Room:
         return sum(node.gpus for node in self.nodes) if self.config.device != "cpu" else 0
 
     def share(self, runs: int) -> int:
-        """Return the threads of each run, a fair share of the cores, if there are so many runs."""
+        """Return the threads of each run, an equal share of the cores."""
         fair = self._cores // max(1, min(self._gpus or self._cores, runs))
         return max(1, min(fair, *(node.cores for node in self.nodes)))
 
     def fitting(self, threads: int) -> int:
-        """Return how many runs can be made at a time."""
+        """Return how many runs fit in parallel."""
         if self._gpus:
             return self._gpus
         need = self.memory or 1e-9
         return sum(int(min(node.cores // threads, node.memory // need)) for node in self.nodes)
 
     def cores_of_a_run(self, at_once: int, threads: int) -> int:
-        """Return the cores of a run, of which some may load images; Ray reserves its threads."""
+        """Return the cores of a run, including those that load images; Ray reserves threads."""
         return threads if self.on_ray and not self._gpus else self._cores // at_once
 
     def jobs(self, methods: Sequence[str], mark: Path, *, workers: int, threads: int) -> Pool:
-        """Return the workers that make the runs.
+        """Return the workers for the runs.
 
         Args:
             methods: of the runs.
-            mark: a file that exists when the runs are made.
+            mark: a file that exists during the runs.
             workers: their number.
             threads: of each.
 
         Raises:
-            UserError: if no node of the cluster has so many cores.
+            EnvironmentError: if no node of the cluster has enough cores.
         """
         if not self.on_ray:
             names = gpus() if self._gpus else []
             return Pool(local_workers(methods, count=workers, threads=threads, gpus=names))
         most = max(node.cores for node in self.nodes)
         if not self._gpus and threads > most:
-            raise UserError(
+            raise EnvironmentError(
                 f"--num-threads {threads}: no node of the Ray cluster has more than {most} cores, "
                 "and "
-                "the figures depend on the threads: give other ones in another --out"
+                "results depend on the number of threads: use fewer in another --out"
             )
         memory = int(min(self.memory, *(node.memory for node in self.nodes)))
         on_cpu = {"num_cpus": threads, "memory": memory}

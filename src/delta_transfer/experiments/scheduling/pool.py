@@ -1,4 +1,4 @@
-"""Share out the runs of a comparison or a search among workers, several at a time."""
+"""Distribute the runs of a comparison or a search to parallel workers."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError, UserError
 from delta_transfer.experiments.scheduling.worker import (
     Group,
     Reply,
@@ -32,28 +32,28 @@ from delta_transfer.training.signals import stop_fits
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 120  # seconds for runs that are asked to stop to finish their step and save
-_STOPPING = "stopping the runs%s after their step, and saving; once more to stop at once"
+_PATIENCE = 120  # seconds for stopping runs to finish their step and save
+_STOPPING = "stopping the runs%s after their step, and saving; press Ctrl-C again to stop at once"
 _CUDA = "CUDA_VISIBLE_DEVICES"
 
 
 class Worker(ABC):
-    """Makes one run at a time."""
+    """Executes one run at a time."""
 
     keeps_group = True
-    """Whether its next run finds the data that was prepared for the last one."""
+    """True if its next run can reuse the data that was prepared for the last one."""
 
     @abstractmethod
     def submit(self, config: TrainConfig, work: Work | None) -> Future[Reply | Exception]:
-        """Start to prepare a run, and to make it if there is work to do."""
+        """Start to prepare a run, and to execute it unless `work` is None."""
 
     @abstractmethod
     def explain(self, error: Exception) -> Reply | Exception:
-        """Return what it means that a future has no reply: a failed run, or an error to raise."""
+        """Convert the error of a future to a failed reply, or to an error to raise."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Ask the run that is being made to finish its step, save and end."""
+        """Ask the current run to finish its step, save and end."""
 
     @abstractmethod
     def close(self) -> None:
@@ -61,11 +61,11 @@ class Worker(ABC):
 
 
 class Pool:
-    """Workers that share out runs. Leaving it lets runs save first, and then ends the workers.
+    """A pool of workers. Leaving it lets runs save first, and then ends the workers.
 
     Args:
         workers: started one by one when the pool is entered.
-        where: the runs are made, for the message that they are being stopped.
+        where: location of the runs, for the message that they are being stopped.
     """
 
     def __init__(self, workers: Iterable[Worker], where: str = "") -> None:
@@ -73,7 +73,7 @@ class Pool:
         self._where = where
         self._workers: list[Worker] = []
         self._ends = contextlib.ExitStack()
-        self._groups: dict[Worker, Group] = {}  # that each has prepared
+        self._groups: dict[Worker, Group] = {}  # prepared by each worker
         self._busy: dict[Future[Reply | Exception], tuple[Worker, TrainConfig]] = {}
 
     def __enter__(self) -> "Pool":
@@ -94,7 +94,7 @@ class Pool:
                 wait(running, timeout=_PATIENCE)
 
     def prepare(self, config: TrainConfig) -> Reply:
-        """Prepare a run, which shows whether the data and the network can be used.
+        """Prepare a run, to check that the data and the network can be used.
 
         Raises:
             UserError: if they cannot, or the worker died.
@@ -106,7 +106,7 @@ class Pool:
         return reply
 
     def run(self, configs: Sequence[TrainConfig]) -> Iterator[tuple[TrainConfig, Reply]]:
-        """Make runs; each is yielded when it has finished."""
+        """Execute runs, and yield each when it has finished."""
         waiting = list(configs)
 
         def take(worker: Worker) -> TrainConfig | None:
@@ -122,12 +122,12 @@ class Pool:
     def work_on(
         self, take: Callable[[], TrainConfig | None], work: Work
     ) -> Iterator[tuple[TrainConfig, Reply]]:
-        """Do some work for options that are asked for one by one.
+        """Execute work on options that `take` returns one by one.
 
         Args:
             take: returns the next options, or None if there are no more. It is called when a
-                worker is free and all that was yielded has been dealt with.
-            work: to be done.
+                worker is free and all yielded replies have been handled.
+            work: to execute.
         """
         return self._share(lambda worker: take(), work)
 
@@ -164,13 +164,13 @@ def _reply_of(worker: Worker, future: Future[Reply | Exception]) -> Reply:
 
 
 def choose(waiting: Sequence[TrainConfig], *, own: Group | None, others: set[Group]) -> TrainConfig:
-    """Return the run that a worker takes next, so that little is prepared twice.
+    """Choose a worker's next run, so that little data is prepared twice.
 
     It is the first of the group that the worker has prepared, or else of a group that no worker
-    has, or else of the group with the most runs left.
+    has prepared, or else of the group with the most remaining runs.
 
     Args:
-        waiting: the runs that are left, in their order.
+        waiting: the remaining runs, in order.
         own: the worker's group.
         others: the groups of the other workers.
     """
@@ -186,7 +186,7 @@ def choose(waiting: Sequence[TrainConfig], *, own: Group | None, others: set[Gro
 def local_workers(
     methods: Sequence[str], *, count: int, threads: int, gpus: Sequence[str]
 ) -> Iterator[Worker]:
-    """Start workers on this machine, which take the GPUs in turn; one alone is this process."""
+    """Start workers on this machine, on alternating GPUs; a single one is this process."""
     if count == 1:
         yield _Here(Runner(methods), threads)
         return
@@ -195,7 +195,7 @@ def local_workers(
 
 
 class _Here(Worker):
-    """A worker in this process: a run is finished when `submit` returns."""
+    """A worker in this process, whose run is finished when `submit` returns."""
 
     def __init__(self, runner: Runner, threads: int) -> None:
         self._runner = runner
@@ -205,7 +205,7 @@ class _Here(Worker):
         future: Future[Reply | Exception] = Future()
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
-        try:  # what is raised, by Ctrl-C too, is raised here
+        try:  # errors and Ctrl-C are raised here
             future.set_result(self._runner.make(config, work))
         finally:
             torch.set_num_threads(before)
@@ -222,13 +222,13 @@ class _Here(Worker):
 
 
 class _Separate(Worker):
-    """A worker in a process of its own, on a GPU of its own if one is named."""
+    """A worker in its own process, on one GPU if one is named."""
 
     def __init__(self, methods: Sequence[str], threads: int, gpu: str | None) -> None:
-        self._told = tuple(methods), threads
+        self._arguments = tuple(methods), threads
         context = multiprocessing.get_context("spawn")
         listener, self._stopper = context.Pipe(duplex=False)
-        # One executor each, as one with several processes does not say which of them takes a run.
+        # One executor each: one with several processes does not tell which of them takes a run.
         self._executor = ProcessPoolExecutor(1, context, _begin, (listener,))
         before = set(multiprocessing.active_children())
         with _inherited(threads, gpu):
@@ -238,19 +238,19 @@ class _Separate(Worker):
 
     def submit(self, config: TrainConfig, work: Work | None) -> Future[Reply | Exception]:
         try:
-            return self._executor.submit(reply_to, *self._told, config, work)
-        except BrokenProcessPool as error:  # it died while it had nothing to do
+            return self._executor.submit(reply_to, *self._arguments, config, work)
+        except BrokenProcessPool as error:  # it died while it was idle
             raise self.explain(error) from error
 
     def explain(self, error: Exception) -> Exception:
-        self._executor.shutdown()  # after which the exit code is known
-        return UserError(
-            f"a process that made runs died (exit code {self.process.exitcode}), as it does when "
-            "memory runs out: make fewer at a time, --jobs 1"
+        self._executor.shutdown()  # to get the exit code
+        return EnvironmentError(
+            f"a worker process died (exit code {self.process.exitcode}), probably out of memory: "
+            "use fewer parallel runs (--jobs 1)"
         )
 
     def stop(self) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has ended
+        with contextlib.suppress(BrokenPipeError):  # it has already ended
             self._stopper.send(None)
 
     def close(self) -> None:
@@ -260,16 +260,16 @@ class _Separate(Worker):
 
 
 def _begin(listener: Connection) -> None:
-    """Set up a worker's process."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the command gets them too, and ends this
+    """Initialise a worker's process."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the command handles them, and ends this
         signal.signal(number, signal.SIG_IGN)
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # for progress bars, to the end
     threading.Thread(target=_obey, args=(listener,), daemon=True).start()
 
 
 def _obey(listener: Connection) -> None:
-    """Stop a fit after its step when told to; end at once if there is none, or nobody to tell."""
-    with contextlib.suppress(EOFError, OSError):  # the command has ended, in whatever way
+    """Stop a fit after its step on request; end at once if none runs, or the command has ended."""
+    with contextlib.suppress(EOFError, OSError):  # the command has ended
         listener.recv()
         while stop_fits():
             listener.recv()
@@ -278,7 +278,7 @@ def _obey(listener: Connection) -> None:
 
 @contextlib.contextmanager
 def _inherited(threads: int, gpu: str | None) -> Iterator[None]:
-    """Set what a new process inherits: its threads, its GPU, and that Ctrl-C is not for it."""
+    """Set what a new process inherits: threads, GPU, and ignoring Ctrl-C."""
     changes = {"OMP_NUM_THREADS": str(threads)} | ({} if gpu is None else {_CUDA: gpu})
     before = {name: os.environ.get(name) for name in changes}
     main = threading.current_thread() is threading.main_thread()
@@ -296,7 +296,7 @@ def _inherited(threads: int, gpu: str | None) -> Iterator[None]:
 
 
 def gpus() -> list[str]:
-    """Return the GPUs that this process may use, by CUDA's names for them."""
+    """Return the GPUs that this process may use, by CUDA's names."""
     given = os.environ.get(_CUDA)
     count = torch.cuda.device_count()
     names = [str(number) for number in range(count)] if given is None else given.split(",")

@@ -1,4 +1,4 @@
-"""Make runs one after the other, and reuse what the runs of a seed and size have in common."""
+"""Execute runs one after another, reusing prepared data among runs of the same seed and size."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ import torch
 
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import TaskData
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError, UserError
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs.attention import load_given_attention
 from delta_transfer.runs.plan import run_fingerprint
@@ -25,12 +25,12 @@ from delta_transfer.runs.validation import check_data
 from delta_transfer.utils.diagnostics import explain
 
 Group = tuple[int, int | None]
-"""Seed and size of the training set: all runs of a group train on the same images."""
+"""Seed and training set size: all runs of a group train on the same images."""
 
 Work = Callable[[RunSetup, TrainConfig, float], RunResult | None]
-"""Work on prepared data by some options; the last argument is `time.perf_counter()` at its start.
+"""A function of prepared data, options and `time.perf_counter()` at the start.
 
-It can be imported by its name, so that other processes find it.
+It must be importable by name, so that other processes can find it.
 """
 
 
@@ -40,21 +40,21 @@ class Reply:
 
     Args:
         description: of the data and the network, line by line.
-        taps: that were prepared.
-        identity: of the images, their splits and the pretrained weights.
-        result: of the run; None if it failed, was only prepared, or if its work returns none.
-        failure: why it failed.
+        taps: the prepared taps.
+        fingerprint: of the images, their splits and the pretrained weights.
+        result: of the run; None if it failed, was only prepared, or its work returns None.
+        failure: the reason of a failure.
     """
 
     description: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
-    identity: str = ""
+    fingerprint: str = ""
     result: RunResult | None = None
     failure: str = ""
 
 
 class Runner:
-    """Makes runs, and keeps the prepared data until a run of another group comes.
+    """Executes runs, and keeps the prepared data until a run of another group follows.
 
     Args:
         methods: all methods of the comparison, which are checked when data is prepared.
@@ -67,10 +67,10 @@ class Runner:
         self._seconds = 0.0
 
     def make(self, config: TrainConfig, work: Work | None) -> Reply:
-        """Prepare a run, and make it if there is work to do.
+        """Prepare a run, and execute it if there is work.
 
         Raises:
-            UserError: if the data, the network or the attention is unusable, which concerns all
+            UserError: if the data, the network or the attention cannot be used, which affects all
                 methods. The failure of a single run is part of the reply.
         """
         with _silent():
@@ -78,17 +78,17 @@ class Runner:
             reply = Reply(description=prepared.description)
             if work is None:
                 taps, found = prepared.taps, run_fingerprint(prepared)
-                return dataclasses.replace(reply, taps=taps, identity=found)
+                return dataclasses.replace(reply, taps=taps, fingerprint=found)
             try:
                 result = work(prepared, config, time.perf_counter() - self._seconds)
             except (UserError, MemoryError, torch.OutOfMemoryError) as error:
-                told = None if isinstance(error, UserError) else explain(error)
-                return dataclasses.replace(reply, failure=told or str(error))
+                explanation = None if isinstance(error, UserError) else explain(error)
+                return dataclasses.replace(reply, failure=explanation or str(error))
             return dataclasses.replace(reply, result=result)
 
     def _prepare(self, config: TrainConfig) -> RunSetup:
         if self._prepared is None or self._group != group_of(config):
-            self._prepared = None  # two at a time may not fit in memory
+            self._prepared = None  # two at once may not fit in memory
             started = time.perf_counter()
             each = [dataclasses.replace(config, method=method) for method in self._methods]
 
@@ -105,19 +105,19 @@ class Runner:
 
 
 def make_run(prepared: RunSetup, config: TrainConfig, started: float) -> RunResult:
-    """Make a whole run: the work of a comparison."""
+    """Execute a complete run: the work of a comparison."""
     return train_prepared(prepared, config, Path(config.out or ""), started=started)
 
 
 def group_of(config: TrainConfig) -> Group:
-    """Return what a run has in common with the runs of other methods."""
+    """Return the group of a run."""
     return config.seed, config.samples_per_class
 
 
 def reply_to(
     methods: tuple[str, ...], threads: int, config: TrainConfig, work: Work | None
 ) -> Reply | Exception:
-    """Make a run in a process that does nothing else; return errors in a form that can be sent."""
+    """Execute a run in a dedicated process; return errors in a form that can be pickled."""
     torch.set_num_threads(threads)
     try:
         return _runner(methods).make(config, work)
@@ -127,7 +127,7 @@ def reply_to(
 
 @functools.lru_cache(maxsize=1)
 def _runner(methods: tuple[str, ...]) -> Runner:
-    """Return the runner of this process, which outlives a request."""
+    """Return the runner of this process, which is reused between requests."""
     return Runner(methods)
 
 
@@ -135,9 +135,9 @@ def _portable(error: Exception) -> Exception:
     """Return an error that another process can read, with a note of where it was raised."""
     if isinstance(error, UserError):
         return error
-    told = explain(error)  # here, because its causes are not sent
-    if told is not None:
-        return UserError(told)
+    explanation = explain(error)  # here, because its causes are not pickled
+    if explanation is not None:
+        return EnvironmentError(explanation)
     text = traceback.format_exc()
     error.add_note(text)
     try:
@@ -149,7 +149,7 @@ def _portable(error: Exception) -> Exception:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Send what the package logs to the log files of runs alone."""
+    """Restrict the package's log messages to the log files of runs."""
     package = logging.getLogger("delta_transfer")
     own, level, propagate = list(package.handlers), package.level, package.propagate
     package.handlers = [logging.NullHandler()]

@@ -1,1 +1,1 @@
-"""Hyperparameters searched by many trials."""
+"""Hyperparameter search."""

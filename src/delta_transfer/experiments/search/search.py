@@ -1,4 +1,4 @@
-"""A search over strength, learning rate, epochs and taps: many trials, and the best one whole."""
+"""Search strength, learning rate, epochs and taps, and train the best configuration completely."""
 
 import csv
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Any
 
 from delta_transfer.config.search import DEFAULT_TRIALS, SearchOptions
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ModelError, UserError
 from delta_transfer.experiments.scheduling.placement import room_for
 from delta_transfer.experiments.scheduling.worker import Reply
 from delta_transfer.experiments.search.folder import (
@@ -45,12 +45,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A trial that has ended.
+    """A finished trial.
 
     Args:
-        number: its number; 0 is the default.
-        options: those that were searched.
-        outcome: what it came to.
+        number: its number; 0 is the default configuration.
+        options: the searched options.
+        outcome: of the trial.
     """
 
     number: int
@@ -63,10 +63,10 @@ class SearchResult:
     """The result of a search.
 
     Args:
-        folder: where it is.
-        trials: that have ended, by number.
-        names: of the options that were searched.
-        importances: how much of the variance of the loss each explains; empty of few trials.
+        folder: of the search.
+        trials: the finished trials, by number.
+        names: of the searched options.
+        importances: fraction of the variance of the loss that each explains; empty for few trials.
         runs: the complete runs of the default and the best trial, by these names.
     """
 
@@ -78,25 +78,25 @@ class SearchResult:
 
     @property
     def complete(self) -> list[Trial]:
-        """The trials with a loss, the lowest first; of equal ones the first."""
+        """The trials with a loss, sorted by loss and number."""
         return _ranked(self.trials)
 
 
 def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> SearchResult:
-    """Try configurations, and train the default and the best one whole.
+    """Try configurations, and train the default and the best one completely.
 
-    Trials are compared by their calibrated validation loss; only the two whole runs look at the
-    test split. What the folder holds of the same search is not made again.
+    Trials are compared by their temperature-scaled validation loss; only the two complete runs use
+    the test split. Finished trials in the folder are reused.
 
     Args:
         config: the options of train, with the defaults of those that are searched.
-        folder: where everything goes: `search.yaml`, the options; `search.db`, Optuna's; `trials/`;
-            `trials.csv`; `best.yaml`, which `train -c` takes; and the runs `default` and `best`.
-        asked: what is searched, for how long, and where it is run.
+        folder: of `search.yaml`, the options; `search.db`, Optuna's; `trials/`; `trials.csv`;
+            `best.yaml`, for `train -c`; and the runs `default` and `best`.
+        asked: the options of the search.
 
     Raises:
-        UserError: if an option, the data or the network is not as it must be: nothing is written
-            then. Or if the default cannot be trained, or a whole run fails.
+        UserError: if an option, the data or the network cannot be used; nothing is written then.
+            Or if the default cannot be trained, or a complete run fails.
     """
     check_run_config(config)
     space = find_space(config, asked)
@@ -111,7 +111,7 @@ def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> SearchRes
         first = dataclasses.replace(space.config, overwrite=False, resume=True)
         first = dataclasses.replace(first, num_workers=loaders_of(first, at_once, share))
         if at_once > 1:
-            find_data(first)  # before processes are started, which takes a while
+            find_data(first)  # fail before the slow start of processes
         mark, own = folder / SEARCH_FILE, [config.method]
         with ExitStack() as held, room.jobs(own, mark, workers=at_once, threads=threads) as makers:
             found = makers.prepare(first)
@@ -122,7 +122,12 @@ def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> SearchRes
             new = begin_several(folder, SEARCH_FILE, values, overwrite=config.overwrite)
             space = dataclasses.replace(space, config=first).with_taps(found.taps)
             study = Study(
-                asked.storage, folder, space, seed=config.seed, identity=found.identity, new=new
+                asked.storage,
+                folder,
+                space,
+                seed=config.seed,
+                fingerprint=found.fingerprint,
+                new=new,
             )
             end = None if asked.minutes is None else started + 60 * asked.minutes
             progress = _Progress(folder, space, study, limit=limit, end=end, at_once=at_once)
@@ -137,8 +142,8 @@ def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> SearchRes
             except KeyboardInterrupt as stop:
                 but = " and without --overwrite" if config.overwrite else ""
                 raise KeyboardInterrupt(
-                    f"interrupted after {len(progress.trials)} trials: the same command with "
-                    f"--out {folder}{but} goes on"
+                    f"interrupted after {len(progress.trials)} trials: to resume, rerun the "
+                    f"command with --out {folder}{but}"
                 ) from stop
     return SearchResult(
         folder=folder,
@@ -150,15 +155,15 @@ def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> SearchRes
 
 
 class _Progress:
-    """The trials of a search: the next one, and those that have ended.
+    """The trials of a search: the next one, and the finished ones.
 
     Args:
         folder: of the search.
-        space: what is searched.
-        study: what has been tried.
-        limit: number of trials, those in the folder included; None for no limit.
-        end: no trial is new after that time of `time.monotonic()`; None for no limit.
-        at_once: how many trials run at a time.
+        space: the search space.
+        study: of Optuna.
+        limit: number of trials, including those in the folder; None for no limit.
+        end: `time.monotonic()` after which no new trial starts; None for no limit.
+        at_once: number of parallel trials.
     """
 
     def __init__(
@@ -180,14 +185,14 @@ class _Progress:
         self.trials = self._ended()
         for trial in self.trials:
             clear(trial_folder(folder, trial.number))
-        there = f", {len(self.trials)} of which are there" if self.trials else ""
-        many = "as many as there is time for" if limit is None else f"{limit}"
+        done = f", {len(self.trials)} finished already" if self.trials else ""
+        count = "until the time is up" if limit is None else f"{limit}"
         names = ", ".join(space.names)
         logger.info("folder   %s", folder)
-        logger.info("search   %s; trials: %s%s; %d at a time", names, many, there, at_once)
+        logger.info("search   %s; trials: %s%s; %d in parallel", names, count, done, at_once)
 
     def take(self) -> TrainConfig | None:
-        """Return the options of the next trial, if there is to be one."""
+        """Return the options of the next trial, or None if there is none."""
         while True:
             late = self._end is not None and time.monotonic() >= self._end
             enough = self._limit is not None and len(self._study.params) >= self._limit
@@ -198,23 +203,23 @@ class _Progress:
             outcome = Outcome.load(folder)
             if outcome is None:
                 return self._space.configure(params, out=str(folder))
-            self._study.tell(number, outcome)  # a kill came before it was told
+            self._study.tell(number, outcome)  # the search was killed before it told Optuna
 
     def add(self, run: TrainConfig, reply: Reply) -> None:
-        """Record and log what a trial came to.
+        """Record and log the outcome of a trial.
 
         Raises:
-            UserError: if the first one, the default, has failed.
+            ModelError: if the first one, the default, has failed.
         """
         folder = Path(run.out or "")
         number, outcome = int(folder.name), Outcome.load(folder)
-        if outcome is None:  # it could not even begin, or its process has died
+        if outcome is None:  # it could not start, or its process died
             outcome = Outcome(state="failed", failure=message(UserError(reply.failure)))
             folder.mkdir(parents=True, exist_ok=True)
             outcome.save(folder)
         if number == 0 and outcome.state == "failed":
-            shutil.rmtree(folder)  # so that the same command tries it again
-            raise UserError(f"the first trial, the default, failed: {outcome.failure}")
+            shutil.rmtree(folder)  # so that a rerun tries it again
+            raise ModelError(f"the first trial, the default, failed: {outcome.failure}")
         self._study.tell(number, outcome)
         self.trials = self._ended()
         own = next(trial for trial in self.trials if trial.number == number)
@@ -223,20 +228,20 @@ class _Progress:
             for name, value in own.options.items()
             if name != "steps"
         )
-        told = outcome.words + (", best so far" if own in _ranked(self.trials)[:1] else "")
+        text = outcome.summary + (", best so far" if own in _ranked(self.trials)[:1] else "")
         count, rest = f"{len(self.trials)}", ""
         if self._limit is not None:
             left = self._limit - len(self.trials)
-            mean = statistics.fmean(trial.outcome.seconds for trial in self.trials)
+            mean = statistics.fmean(trial.outcome.wall_time_s for trial in self.trials)
             rest = f"; about {mean * left / self._at_once / 60:.1f} minutes left" if left else ""
             count = f"{count}/{self._limit}"
-        logger.info("%s trial %d (%s): %s%s", count, number, options, told, rest)
+        logger.info("%s trial %d (%s): %s%s", count, number, options, text, rest)
 
     def whole_runs(self, *, workers: int | None) -> dict[str, TrainConfig]:
-        """Write the options of the best trial, and return those of the runs made in the end.
+        """Write the options of the best trial, and return those of the final runs.
 
         Args:
-            workers: that load images, in the file.
+            workers: that load images, for the file.
         """
         best, params = _ranked(self.trials)[0].number, self._study.params
         chosen = self._space.configure(params[best], out=None, resume=False, num_workers=workers)
@@ -249,7 +254,7 @@ class _Progress:
         }
 
     def _ended(self) -> list[Trial]:
-        """Return the trials that have ended, and write their table, `trials.csv`."""
+        """Return the finished trials, and write their table, `trials.csv`."""
         params, names = self._study.params, self._space.names
         trials = [
             Trial(number=number, options=self._space.options(params[number]), outcome=outcome)
@@ -258,14 +263,14 @@ class _Progress:
         ]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        metric = f"val_{trials[0].outcome.measure.name if trials else 'accuracy'}"
-        columns = ("trial", "state", "val_calibrated_loss", metric, *names, "best_epoch", "seconds")
-        writer.writerow([*columns, "failure"])
+        metric = f"val_{trials[0].outcome.metric.name if trials else 'accuracy'}"
+        columns = ("trial", "state", "val_calibrated_loss", metric, *names)
+        writer.writerow([*columns, "best_epoch", "wall_time_s", "failure"])
         for trial in trials:
             one = trial.outcome
             losses = ["" if math.isnan(value) else value for value in (one.loss, one.score)]
             options = [trial.options[name] for name in names]
-            row = [trial.number, one.state, *losses, *options, one.best_epoch, one.seconds]
+            row = [trial.number, one.state, *losses, *options, one.best_epoch, one.wall_time_s]
             writer.writerow([*row, one.failure])
         write_atomically(self._folder / "trials.csv", text.getvalue())
         return trials
@@ -277,14 +282,14 @@ def _ranked(trials: list[Trial]) -> list[Trial]:
 
 
 def _check_whole(run: TrainConfig, reply: Reply) -> None:
-    """Log what a whole run came to.
+    """Log the outcome of a complete run.
 
     Raises:
-        UserError: if it failed.
+        ModelError: if it failed.
     """
     if reply.result is None:
-        raise UserError(
-            f"the whole run {run.out} failed: {message(UserError(reply.failure))}; the same "
-            "command tries it again"
+        raise ModelError(
+            f"the complete run {run.out} failed: {message(UserError(reply.failure))}; rerun the "
+            "command to try it again"
         )
-    logger.info("whole run %s, %.0f s", run.out, reply.result.wall_time_s)
+    logger.info("complete run %s, %.0f s", run.out, reply.result.wall_time_s)

@@ -1,4 +1,4 @@
-"""What a search tries: the options of train that it varies, and their ranges."""
+"""The search space: the options of train that a search varies, and their ranges."""
 
 import dataclasses
 import math
@@ -14,21 +14,21 @@ from delta_transfer.config.search import (
     parse_whole_numbers,
 )
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 from delta_transfer.methods.registry import METHODS, method_of
 
 if TYPE_CHECKING:
     import optuna
 
 
-# Methods whose penalty changes with the number of taps.
+# Methods whose penalty depends on the taps.
 TAPPED = ("delta", "delta_no_attention", "ldifs")
 
-_STRENGTH = 100.0  # factor by which the range exceeds the method's own on either side
+_STRENGTH = 100.0  # factor from the method's own strength to either end of the range
 _LR = 10.0
-_PROBABILITIES = {"stochnorm": (0.1, 0.9)}  # ranges of strengths that are none of a penalty
+_PROBABILITIES = {"stochnorm": (0.1, 0.9)}  # ranges of strengths that are probabilities
 
-AUTO = "strength_auto"  # whether there are two trainings, averaged; else there is a strength
+AUTO = "strength_auto"  # two trainings, averaged, instead of a fixed strength
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,11 @@ class Space:
     """A search space, whose parameters are drawn in the order of these fields.
 
     Args:
-        config: the options that all trials share; of what is searched, those of the default.
-        auto: whether strength auto, two trainings, is one of the values of strength.
+        config: the options that all trials share, and the default values of the searched ones.
+        auto: True if strength auto, two trainings, is one of the values of strength.
         strength: its range; None if it is not searched.
         lr: its range; None if it is not searched.
-        epochs: numbers of them; not searched if there is one or none.
+        epochs: numbers of epochs; not searched if there is one or none.
         taps: lists of names, comma-separated; not searched if there is one or none.
     """
 
@@ -67,23 +67,23 @@ class Space:
                 trial.suggest_float(name, *values, log=True)
 
     def options(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of train that parameters stand for."""
+        """Return the options of train for some parameters."""
         drawn = {**params, "strength": "auto"} if params.get(AUTO) else params
         found = {name: drawn[name] for name in self.names}
         for name, value in found.items():
             if isinstance(value, float):
-                found[name] = float(f"{value:.4g}")  # no more digits than one can read
+                found[name] = float(f"{value:.4g}")  # readable
         if "epochs" in found:
-            found["steps"] = None  # of a preset that has no epochs
+            found["steps"] = None  # a preset may set steps instead of epochs
         return found
 
     def configure(self, params: Mapping[str, Any], **options: Any) -> TrainConfig:
-        """Return the options of the run that parameters stand for, with some others replaced."""
+        """Return the options of the run for some parameters, with other options replaced."""
         return dataclasses.replace(self.config, **self.options(params), **options)
 
     @property
     def default(self) -> dict[str, Any]:
-        """The parameters of the default, or what is nearest to it in the ranges."""
+        """The parameters of the default, clipped to the ranges."""
         config = self.config
         count = config.epochs or next(iter(self.epochs), 1)
         own = {
@@ -96,7 +96,7 @@ class Space:
         return {AUTO: True, **drawn} if self.auto else drawn
 
     def with_taps(self, auto: Sequence[str]) -> "Space":
-        """Return the space with its choices of taps, now that those of auto are known."""
+        """Return the space with its choices of taps, given those of auto."""
         if not self.taps:
             return self
         fewer = [",".join(auto[-count:]) for count in range(len(auto) - 1, 0, -1)]
@@ -104,25 +104,25 @@ class Space:
 
 
 def find_space(config: TrainConfig, asked: SearchOptions) -> Space:
-    """Return what is to be searched.
+    """Return the search space.
 
     Args:
         config: the options of train, with those of `train_options(asked)`.
         asked: the options of search.
 
     Raises:
-        UserError: if the method has nothing to search, or nothing is left of it.
+        ConfigError: if there is nothing to search.
     """
     method = method_of(config)
     if not method.trains_network:
         others = [other.name for other in METHODS.values() if other.trains_network]
-        raise UserError(
-            f"--method {method.name} has nothing to search, it trains nothing but the probe: take "
+        raise ConfigError(
+            f"--method {method.name} has nothing to search, because it only trains the probe: use "
             f"one of {', '.join(others)}"
         )
     strength = parse_number_or_range("strength", asked.strength)
     if method.strength is None and isinstance(strength, tuple):
-        raise UserError(f"--strength {asked.strength}: method {method.name} has none")
+        raise ConfigError(f"--strength {asked.strength}: method {method.name} has no strength")
     if strength == "search" and method.strength is not None:
         around = _around(method.strength, _STRENGTH)
         strength = _PROBABILITIES.get(method.name, around)
@@ -132,7 +132,7 @@ def find_space(config: TrainConfig, asked: SearchOptions) -> Space:
     if epochs == "search":
         own = config.epochs
         epochs = tuple(dict.fromkeys((max(1, own // 2), own, 2 * own))) if own else ()
-    # A file of attention names its taps.
+    # An attention file fixes the taps.
     estimated = not method.needs_attention or config.attention in ESTIMATORS
     taps = asked.taps == "search" and method.name in TAPPED and estimated
     space = Space(
@@ -145,16 +145,15 @@ def find_space(config: TrainConfig, asked: SearchOptions) -> Space:
     if space.strength and method.candidates and config.batch_norm == "frozen":
         space = dataclasses.replace(space, auto=True)
     if not space.names and not space.taps:
-        raise UserError(
-            "there is nothing left to search: strength, lr, epochs and taps all are given (use "
-            "train), or mean nothing for the method; leave one out, or give a range such as "
-            "--lr 1e-4:1e-2"
+        raise ConfigError(
+            "there is nothing left to search: strength, lr, epochs and taps are all fixed, or not "
+            "used by the method; leave one out, or use a range such as --lr 1e-4:1e-2"
         )
     return space
 
 
 def train_options(asked: SearchOptions) -> dict[str, Any]:
-    """Return the options of train that are not searched, and the defaults of those that are."""
+    """Return the fixed options of train, and the defaults of the searched ones."""
     strength, lr = (
         parse_number_or_range("strength", asked.strength),
         parse_number_or_range("lr", asked.lr),

@@ -1,4 +1,4 @@
-"""Optuna's study of a search: what is tried next, and what each trial came to."""
+"""The Optuna study of a search: the next trial, and the outcomes."""
 
 import contextlib
 import warnings
@@ -6,35 +6,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, EnvironmentError
 from delta_transfer.experiments.search.folder import STORAGE, Outcome
 from delta_transfer.experiments.search.space import Space
 from delta_transfer.utils.seeds import derive_seed
 
 NAME = "delta-transfer"
-NUMBER = "trial"  # user attribute of a trial: its number here, under which it stays if interrupted
+NUMBER = "trial"  # user attribute: the number of a trial here, which an interruption preserves
 
-_IDENTITY = "identity"
-_FOR_IMPORTANCES = 8  # complete trials
+_FINGERPRINT = "fingerprint"
+_FOR_IMPORTANCES = 8  # least number of complete trials
 
 
 class Study:
-    """An Optuna study in a database, which one process at a time asks and tells.
+    """An Optuna study in a database, used by one process at a time.
 
-    What is tried next is a function of the seed and of the results so far, however often the search
-    was interrupted. A trial that was running then is a failed one to Optuna, and waits as a new one
-    with the same parameters and the same number here.
+    The next trial is a function of the seed and the results so far, even after interruptions. An
+    interrupted trial is marked as failed in Optuna, and queued again with the same parameters and
+    the same number here.
 
     Args:
         storage: address of the database; None for the file in the folder.
         folder: of the search.
-        space: what is searched.
+        space: the search space.
         seed: of the sampler.
-        identity: of the images, their splits and the pretrained weights.
+        fingerprint: of the images, their splits and the pretrained weights.
         new: delete an older search of that folder from the database.
 
     Raises:
-        UserError: if there is no such database, or its trials are on other images.
+        ConfigError: if the database cannot be used, or its trials used other images.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Study:
         space: Space,
         *,
         seed: int,
-        identity: str,
+        fingerprint: str,
         new: bool,
     ) -> None:
         self._optuna = import_optuna()
@@ -62,18 +62,18 @@ class Study:
             self._study = self._optuna.create_study(
                 storage=database, study_name=name, load_if_exists=True
             )
-            known = self._study.user_attrs.get(_IDENTITY)
+            known = self._study.user_attrs.get(_FINGERPRINT)
             if known is None:
-                self._study.set_user_attr(_IDENTITY, identity)
-        if known not in (None, identity):
-            raise UserError(
-                f"--out {folder} holds a search on other images, splits or pretrained weights, "
-                "though their names are the same: give another --out, or --overwrite to start anew"
+                self._study.set_user_attr(_FINGERPRINT, fingerprint)
+        if known not in (None, fingerprint):
+            raise ConfigError(
+                f"--out {folder} holds a search on other images, splits or pretrained weights of "
+                "the same names: use another --out, or --overwrite to start from scratch"
             )
         self._queue()
 
     def _queue(self) -> None:
-        """Let what was interrupted wait to be asked for, or the default in a new study."""
+        """Queue interrupted trials, or the default in a new study."""
         for trial in self._study.get_trials(states=(self._states.RUNNING,)):
             self._study.tell(trial.number, state=self._states.FAIL)
         for trial in self._trials().values():
@@ -89,34 +89,34 @@ class Study:
             self._study.enqueue_trial(self._space.default)
 
     def _trials(self) -> dict[int, Any]:
-        """Return the latest trial of each number; one that was not drawn to its end has none."""
+        """Return the latest trial of each number, without incompletely drawn ones."""
         found = self._study.get_trials(deepcopy=False)
         return {one.user_attrs[NUMBER]: one for one in found if NUMBER in one.user_attrs}
 
     @property
     def params(self) -> dict[int, dict[str, Any]]:
-        """The parameters of all trials that have begun, by number."""
+        """The parameters of all started trials, by number."""
         return {number: dict(trial.params) for number, trial in self._trials().items()}
 
     @property
     def waits(self) -> bool:
-        """Whether the default, or a trial that was interrupted, is still to be asked for."""
+        """True if the default, or an interrupted trial, is queued."""
         return bool(self._study.get_trials(deepcopy=False, states=(self._states.WAITING,)))
 
     def ask(self) -> tuple[int, dict[str, Any]]:
-        """Return number and parameters of what is tried next. The first is the default."""
+        """Return the number and the parameters of the next trial. The first is the default."""
         new = len(self._trials())
         seed = derive_seed(self._seed, "search", new) % 2**32
         self._study.sampler = self._optuna.samplers.TPESampler(seed=seed)
         trial = self._study.ask()
         self._space.suggest(trial)
         number = trial.user_attrs.get(NUMBER, new)
-        trial.set_user_attr(NUMBER, number)  # last: a kill before it leaves nothing half drawn
+        trial.set_user_attr(NUMBER, number)  # last, as it marks the trial as completely drawn
         self._running[number] = trial
         return number, trial.params
 
     def tell(self, number: int, outcome: Outcome) -> None:
-        """Tell what a trial came to; one that has failed is as bad as one that was pruned."""
+        """Tell Optuna the outcome of a trial; failed trials count as pruned."""
         trial = self._running.pop(number)
         for share, loss in outcome.losses.items():
             trial.report(loss, share)
@@ -126,27 +126,27 @@ class Study:
             self._study.tell(trial, state=self._states.PRUNED)
 
     def importances(self) -> dict[str, float]:
-        """Return how much of the variance of the loss each option explains; of few trials, {}."""
+        """Return the fraction of the loss variance that each option explains; {} for few trials."""
         complete = self._study.get_trials(deepcopy=False, states=(self._states.COMPLETE,))
         if len(complete) < _FOR_IMPORTANCES:
             return {}
         with warnings.catch_warnings(), contextlib.suppress(ValueError, RuntimeError):
-            warnings.simplefilter("ignore")  # of losses that are all alike
+            warnings.simplefilter("ignore")  # if all losses are equal
             return dict(self._optuna.importance.get_param_importances(self._study))
         return {}
 
 
 def import_optuna() -> Any:
-    """Import Optuna, which is loaded only when a search needs it.
+    """Import Optuna.
 
     Raises:
-        UserError: if it is not installed.
+        EnvironmentError: if it is not installed.
     """
     try:
         import optuna
     except ImportError as error:
-        raise UserError(
-            "search needs the package optuna: pip install 'delta-transfer[search]'"
+        raise EnvironmentError(
+            "search requires the package optuna: pip install 'delta-transfer[search]'"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
@@ -165,7 +165,7 @@ def check_storage(storage: str | None) -> None:
 
 
 def _open(address: str) -> Any:
-    """Return a database that is closed after each access, so that nobody has to in the end."""
+    """Return a database that closes its connection after each access."""
     from sqlalchemy.pool import NullPool
 
     return import_optuna().storages.RDBStorage(address, engine_kwargs={"poolclass": NullPool})
@@ -173,17 +173,17 @@ def _open(address: str) -> Any:
 
 @contextlib.contextmanager
 def _explained(storage: str | None, folder: Path) -> Iterator[None]:
-    """Turn errors of the database into a message."""
+    """Convert errors of the database to a message."""
     import sqlalchemy.exc
 
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{folder / STORAGE} is no database of a search ({said}): give another --out, or "
-            "--overwrite to start anew"
+        text = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{folder / STORAGE} is not the database of a search ({text}): use another --out, or "
+            "--overwrite to start from scratch"
             if storage is None
-            else f"--storage {storage}: Optuna has no access to such a database ({said}): give an "
-            "address such as sqlite:///search.db, or leave it out"
+            else f"--storage {storage}: Optuna cannot open this database ({text}): use an address "
+            "such as sqlite:///search.db, or leave it out"
         ) from error

@@ -1,4 +1,4 @@
-"""A trial of a search: a run up to its held-out metrics, pruned where it promises nothing."""
+"""A trial of a search: a run up to its held-out metrics, unless it is pruned."""
 
 import dataclasses
 import json
@@ -37,22 +37,22 @@ logger = logging.getLogger(__name__)
 
 LOSSES = "losses.json"  # of the first training until now
 
-_COMPLETE = 5  # trials before any is pruned
-_SPARED = 34  # percent of a training in which none is pruned
+_COMPLETE = 5  # complete trials before pruning starts
+_SPARED = 34  # percent of a training before it may be pruned
 
 
 class Pruned(Exception):
-    """A trial promises nothing."""
+    """Raised to end an unpromising trial."""
 
 
 def try_out(prepared: RunSetup, config: TrainConfig, started: float, *, prune: bool = True) -> None:
-    """Make a trial in the folder `config.out`, and save its outcome there.
+    """Run a trial in the folder `config.out`, and save its outcome there.
 
     Args:
         prepared: the images, the network and its probe, at any taps.
         config: the options of the trial.
         started: `time.perf_counter()` at its start.
-        prune: end it where it is worse than those beside it; never the first, the default.
+        prune: end it if it is worse than other trials; never the first one, the default.
     """
     folder = Path(config.out or "")
     prepared = _at_taps(prepared, config)
@@ -78,13 +78,13 @@ def try_out(prepared: RunSetup, config: TrainConfig, started: float, *, prune: b
 
 
 def make_whole(prepared: RunSetup, config: TrainConfig, started: float) -> RunResult:
-    """Make a complete run, with its test and report; arguments as of `try_out`."""
+    """Execute a complete run, with test and report; arguments as of `try_out`."""
     folder = Path(config.out or "")
     return train_prepared(_at_taps(prepared, config), config, folder, started=started)
 
 
 def _at_taps(prepared: RunSetup, config: TrainConfig) -> RunSetup:
-    """Set the taps of a trial; all else is the same for all of them."""
+    """Set the taps of a trial; everything else is shared by all trials."""
     taps = choose_taps(config, prepared.backbone, prepared.source)
     return dataclasses.replace(prepared, taps=taps)
 
@@ -96,42 +96,42 @@ def _train(plan: FineTunePlan, folder: Path) -> Outcome:
         selected = select_model(resolve_lr(plan, folder), folder, keep_network=False)
     except Pruned as pruned:
         logger.info("pruned: %s", pruned)
-        return Outcome(state="pruned", metric=metric)
+        return Outcome(state="pruned", metric_name=metric)
     except (UserError, MemoryError, torch.OutOfMemoryError) as error:
-        told = str(error) if isinstance(error, UserError) else explain(error) or str(error)
-        logger.warning("failed: %s", told)
-        return Outcome(state="failed", metric=metric, failure=told)
+        reason = str(error) if isinstance(error, UserError) else explain(error) or str(error)
+        logger.warning("failed: %s", reason)
+        return Outcome(state="failed", metric_name=metric, failure=reason)
     outcome = _judge(selected)
-    logger.info("calibrated validation loss %.4f", outcome.loss)
+    logger.info("temperature-scaled validation loss %.4f", outcome.loss)
     return outcome
 
 
 def _judge(selected: SelectionResult) -> Outcome:
-    """Return the held-out loss and metric; the test split is not looked at."""
+    """Return the held-out loss and metric, without using the test split."""
     task_type, targets = selected.setup.task.task_type, selected.held_out.targets
     losses = task_type.held_out_losses(task_type.logits(selected.predictions), targets)
     loss, metric = float(losses.mean()), task_type.metric.name
     if not math.isfinite(loss):
-        return Outcome(state="failed", metric=metric, failure="its loss is no number")
+        return Outcome(state="failed", metric_name=metric, failure="its loss is not finite")
     return Outcome(
         state="complete",
         loss=loss,
-        metric=metric,
+        metric_name=metric,
         score=task_type.score(selected.predictions, targets, metric),
         best_epoch=selected.epoch,
     )
 
 
 class Listener:
-    """Record the losses of a trial's first training, and end it where Optuna's pruner says so.
+    """Record the losses of a trial's first training, and end it if Optuna's pruner says so.
 
-    Trials are compared at the same percent of their first training, with those beside this one that
-    were complete when it began. So no other process has to be asked.
+    Trials are compared at the same percent of their first training to those that were complete when
+    this one started, so that no other process is involved.
 
     Args:
         folder: of the trial.
         prune: whether it may be pruned.
-        alone: whether nothing comes after the first training.
+        alone: whether the first training is the last.
     """
 
     def __init__(self, folder: Path, *, prune: bool, alone: bool) -> None:
@@ -148,10 +148,10 @@ class Listener:
         """Record an epoch.
 
         Raises:
-            Pruned: if the trial promises nothing.
+            Pruned: if the trial is not promising.
         """
         share = 100 * epoch // epochs
-        # After a checkpoint, a trial that is resumed hears once more of what was heard.
+        # A resumed trial repeats the epochs after its last checkpoint.
         if folder not in self._firsts or share in self.losses:
             return
         self._report(share, loss)
@@ -166,7 +166,7 @@ class Listener:
 
 
 def _trial_beside(folder: Path, *, prune: bool) -> Any:
-    """Start a trial of a study in memory that knows the complete ones beside a folder."""
+    """Start a trial of a study in memory that contains the complete trials of a search."""
     optuna = import_optuna()
     pruner = optuna.pruners.NopPruner()
     if prune:
