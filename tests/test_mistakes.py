@@ -430,7 +430,7 @@ VALUES = [
         --jobs=0 | must be at least 1
         --jobs=all | give a whole number
         --num-threads=0 | must be at least 1
-        --storage=nothing | Optuna has no access to such a database
+        --storage=nothing | Optuna cannot open this database
         """,
     ),
     *wrong_values(
@@ -556,7 +556,7 @@ TOGETHER = [
     row(
         "compare: a method twice",
         "compare images --methods=l2,delta,l2",
-        "--methods 'l2,delta,l2' | give at least one, and each once",
+        "--methods 'l2,delta,l2' | use at least one, and each once",
     ),
     row(
         "compare: epochs and steps",
@@ -591,18 +591,18 @@ TOGETHER = [
     row(
         "compare: no package ray",
         "compare images --ray=local",
-        "--ray needs the package ray | pip install 'delta-transfer[search]'",
+        "--ray requires the package ray | pip install 'delta-transfer[search]'",
         missing("ray"),
     ),
     row(
         "compare: no cluster",
         "compare images --ray=127.0.0.1:1",
-        "--ray 127.0.0.1:1: there is no connection to a Ray cluster | give auto, HOST:PORT or",
+        "--ray 127.0.0.1:1: cannot connect to a Ray cluster | use auto, HOST:PORT or",
     ),
     row(
         "compare: attention of one seed",
         "compare images --attention=run/attention.safetensors",
-        "--attention run/attention.safetensors | the images of one seed | give one seed",
+        "--attention run/attention.safetensors | one seed and size | use a single seed",
     ),
     row(
         "search: an unknown method",
@@ -612,12 +612,12 @@ TOGETHER = [
     row(
         "search: a method that trains nothing",
         "search images --method=probe",
-        "--method probe has nothing to search | take one of l2, lp_ft",
+        "--method probe has nothing to search | use one of l2, lp_ft",
     ),
     row(
         "search: nothing left",
         "search images --method=l2 --strength=0.1 --lr=1e-3 --epochs=5",
-        "there is nothing left to search | leave one out, or give a range such as --lr 1e-4:1e-2",
+        "there is nothing left to search | leave one out, or use a range such as --lr 1e-4:1e-2",
     ),
     row(
         "search: several epochs and steps",
@@ -652,13 +652,13 @@ TOGETHER = [
     row(
         "search: no package optuna",
         "search images",
-        "search needs the package optuna | pip install 'delta-transfer[search]'",
+        "search requires the package optuna | pip install 'delta-transfer[search]'",
         missing("optuna"),
     ),
     row(
         "search: no cluster",
         "search images --ray=127.0.0.1:1",
-        "--ray 127.0.0.1:1: there is no connection to a Ray cluster | give auto, HOST:PORT or",
+        "--ray 127.0.0.1:1: cannot connect to a Ray cluster | use auto, HOST:PORT or",
     ),
     row(
         "patience and folds",
@@ -1397,13 +1397,13 @@ OUT = [
     row(
         "compare: damaged options",
         "compare images --out=old",
-        "old/compare.yaml does not hold the options of a comparison | use another --out",
+        "old/compare.yaml has no valid options of a comparison | use another --out",
         wrote("old/compare.yaml", "data: ["),
     ),
     row(
         "compare: something in the way of a run",
         "compare images --epochs=5 --out=old",
-        "old/l2-seed1 holds something that is of no run (thesis.tex) | move it away",
+        "old/l2-seed1 | does not belong to a run (thesis.tex) | move it away",
         planned("old", epochs=5),
         wrote("old/l2-seed1/thesis.tex"),
     ),
@@ -1447,7 +1447,7 @@ OUT = [
     row(
         "search: damaged trials",
         "search images SMALL --batch-size=8 --jobs=1 --out=old",
-        "old/search.db is no database of a search | give another --out, or --overwrite",
+        "old/search.db is not the database of a search | use another --out, or --overwrite",
         searched("old", image_size=32, batch_size=8),
         wrote("old/search.db"),
     ),
@@ -1489,13 +1489,13 @@ OUT = [
     row(
         "evaluate: out no evaluation",
         "evaluate run images --out=thesis",
-        "--out thesis | holds no evaluation (no evaluation.json of one) | give another folder",
+        "--out thesis | has no evaluation.json | use another folder",
         wrote("thesis/chapter.txt"),
     ),
     row(
         "evaluate: out on a full disk",
         "evaluate run images HERE --out=new",
-        "--out new cannot be written (No space left on device) | give another folder",
+        "--out new cannot be written (No space left on device) | use another folder",
         full_disk,
     ),
     row(
@@ -1619,7 +1619,7 @@ OUT = [
     row(
         "attention: a file in no folder",
         "attention images --out=new/a.safetensors",
-        "--out new/a.safetensors | there is no folder new | make it, or give another",
+        "--out new/a.safetensors | there is no folder new | create it",
     ),
     row(
         "attention: a file among the images",
@@ -1647,18 +1647,18 @@ OUT = [
     row(
         "predict: a table in use",
         "predict run images --csv=a.csv",
-        "--csv a.csv is there already | give another name, or --overwrite",
+        "--csv a.csv already exists | use another name, or --overwrite",
         wrote("a.csv"),
     ),
     row(
         "predict: a folder as a table",
         "predict run images --csv=run",
-        "--csv run is no file | give the name of a file",
+        "--csv run is not a file | use the name of a file",
     ),
     row(
         "predict: a table in no folder",
         "predict run images --csv=new/a.csv",
-        "--csv new/a.csv | there is no folder new | make it, or give another",
+        "--csv new/a.csv | there is no folder new | create it",
     ),
     row(
         "predict: a table on a full disk",
@@ -1672,10 +1672,10 @@ NO_MODEL = "there is no model.safetensors | give the folder of a finished run"
 DAMAGED = "the model in damaged/model is damaged | copy it again, or train again"
 
 RUNS = [
-    row("no run", "evaluate new images", "there is no run new | give the folder that train wrote"),
-    row("predict: no run", "predict new images", "no run new | give the folder that train wrote"),
-    row("export: no run", "export new", "no run new | give the folder that train wrote"),
-    row("app: no run", "app new --port=0", "no run new | give the folder that train wrote"),
+    row("no run", "evaluate new images", "there is no run new | use the folder that train wrote"),
+    row("predict: no run", "predict new images", "no run new | use the folder that train wrote"),
+    row("export: no run", "export new", "no run new | use the folder that train wrote"),
+    row("app: no run", "app new --port=0", "no run new | use the folder that train wrote"),
     row("app: no end", "app stopped --port=0", f"no model in stopped/model | {NO_MODEL}", stopped),
     row(
         "app: damaged figures",
@@ -1686,43 +1686,43 @@ RUNS = [
     row(
         "app: no data root",
         "app run --port=0 --data-root=new",
-        "--data-root new is no folder | give the one in which the run's named data set lies",
+        "--data-root new is not a folder | use the folder of the run's named data set",
     ),
     row(
         "app: a port in use",
         "app run",
-        "--port 7860: Address already in use | give another, or --port 0",
+        "--port 7860: Address already in use | use another port, or 0",
         failing("socket.create_server", OSError(errno.EADDRINUSE, "Address already in use")),
     ),
     row(
         "app: a port of the system's",
         "app run --port=80",
-        "--port 80: Permission denied | give another, or --port 0",
+        "--port 80: Permission denied | use another port, or 0",
         failing("socket.create_server", PermissionError(errno.EACCES, "Permission denied")),
     ),
     row(
         "app: the address of another machine",
         "app run --host=192.0.2.1 --port=0",
-        "--host 192.0.2.1: | give an address of this machine, or leave it out",
+        "--host 192.0.2.1: | use an address of this machine, or leave it out",
     ),
     row(
         "app: a host that nobody knows",
         "app run --host=nobody",
-        "--host nobody: Name or service not known | give an address of this machine",
+        "--host nobody: Name or service not known | use an address of this machine",
         failing("socket.getaddrinfo", socket.gaierror(-2, "Name or service not known")),
     ),
     *(
         row(
             f"app: no package {package}",
             "app run",
-            "app needs starlette, uvicorn, | pip install 'delta-transfer[app]'",
+            "app requires starlette, uvicorn, | pip install 'delta-transfer[app]'",
             missing(package),
         )
         for package in ("python_multipart", "starlette", "torchcam", "uvicorn")
     ),
     row("export: no end", "export stopped", f"no model in stopped/model | {NO_MODEL}", stopped),
     row("export: damaged", "export damaged", DAMAGED, damaged("model/model.safetensors")),
-    row("push: no run", "push new a/b --dry-run", "no run new | give the folder that train wrote"),
+    row("push: no run", "push new a/b --dry-run", "no run new | use the folder that train wrote"),
     row("push: no end", "push stopped a/b --dry-run", f"model in stopped | {NO_MODEL}", stopped),
     row("push: damaged", "push damaged a/b --dry-run", DAMAGED, damaged("model/config.json")),
     row(
@@ -1771,7 +1771,7 @@ RUNS = [
     row(
         "predict: no such image",
         "predict run nothing.png",
-        "there is no file or folder nothing.png | give images, folders of images, or CSV files",
+        "there is no file or folder nothing.png | use images, folders of images, or CSV files",
     ),
     row(
         "predict: no images",
@@ -1812,11 +1812,11 @@ RECIPES = [
     row("bench: nothing", "bench", "the NAME of a recipe | bench NAME | --list"),
     row("bench: NAME as an option", "bench --name=dtd", "--name is no option | bench NAME"),
     row("bench: both", "bench dtd --list", "the NAME of a recipe | --list alone"),
-    row("bench: no recipe", "bench dtdd", "unknown recipe 'dtdd' | dtd | --list shows all"),
+    row("bench: no recipe", "bench dtdd", "unknown benchmark 'dtdd' | dtd | --list shows all"),
     row(
         "bench: no file",
         "bench no.yaml",
-        "no.yaml cannot be read | give a file that holds a recipe",
+        "no.yaml cannot be read | a benchmark",
     ),
     row(
         "bench: an unknown method",

@@ -404,14 +404,13 @@ class TestFailures:
         assert len(fakes.trained) == 6
         assert names(out)[1] == "l2-seed0"
 
-    def test_an_interruption_says_how_to_go_on(self, fakes, tmp_path):
+    def test_an_interruption_explains_how_to_resume(self, fakes, tmp_path):
         out = tmp_path / "out"
         fakes.breaking = {"l2": KeyboardInterrupt("whatever a run says")}
         with pytest.raises(KeyboardInterrupt) as stop:
             made(out)
         assert str(stop.value) == (
-            f"interrupted, 3 of 4 runs are left: the same command with --out {out} goes on with "
-            "them"
+            f"interrupted, 3 of 4 runs are left: to resume, rerun the command with --out {out}"
         )
         assert fakes.reported == [["probe-seed0"]]
         fakes.breaking = {}
