@@ -36,8 +36,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         module,
         "_seconds_per_step",
-        lambda _, inputs, labels, compares, precision: (
-            FORWARD * (4 if compares else 3) * len(labels)
+        lambda plan, inputs, labels: (
+            FORWARD * (4 if plan.method.compares_features else 3) * len(labels)
         ),
     )
 
@@ -113,16 +113,16 @@ def test_a_trial_of_rates_is_counted(prepared):
 def test_no_more_images_are_measured_at_once_than_train_or_fit_into_memory(prepared, monkeypatch):
     asked = []
 
-    def measure(prepared, inputs, labels, compares, precision):
-        asked.append((len(inputs), precision))
+    def measure(plan, inputs, labels):
+        asked.append(len(inputs))
         if len(labels) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return FORWARD * 3 * len(labels)
 
     expected = seconds(prepared)
     monkeypatch.setattr(module, "_seconds_per_step", measure)
-    found = seconds(prepared, batch_size=16, gradient_accumulation_steps=2, precision="bf16")
-    assert asked == [(8, "bf16-mixed"), (4, "bf16-mixed"), (2, "bf16-mixed")]
+    found = seconds(prepared, batch_size=16, gradient_accumulation_steps=2)
+    assert asked == [8, 4, 2]
     assert found == pytest.approx(expected)
 
 
@@ -131,9 +131,17 @@ def test_a_step_is_timed_and_leaves_no_trace(prepared, monkeypatch):
     before = torch.get_rng_state()
     networks = (prepared.backbone.module, prepared.source)
     states = [copy.deepcopy(network.state_dict()) for network in networks]
+    precisions, autocast = [], module.autocast
+
+    def remember(precision, device):
+        precisions.append(precision)
+        return autocast(precision, device)
+
+    monkeypatch.setattr(module, "autocast", remember)
     started = time.perf_counter()
-    found = seconds(prepared, method="delta")
+    found = seconds(prepared, method="delta", precision="bf16")
     assert found > 0
+    assert precisions == ["bf16-mixed"] * 2
     assert time.perf_counter() > started
     assert torch.equal(torch.get_rng_state(), before)
     for network, state in zip(networks, states, strict=True):

@@ -17,7 +17,7 @@ from delta_transfer.runs.plan import FineTunePlan
 from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.runs.selection import should_refit
 from delta_transfer.training.lr_finder import LR_RANGE_TEST_STEPS
-from delta_transfer.training.trainer import Precision, autocast, find_precision
+from delta_transfer.training.trainer import autocast, find_precision
 from delta_transfer.utils.devices import move_to_device
 from delta_transfer.utils.distributed import world_size
 from delta_transfer.utils.module_state import eval_mode, preserve_random_state
@@ -41,13 +41,7 @@ def estimate_minutes(plan: FineTunePlan) -> float:
     reading = (time.perf_counter() - started) / size
     workers = loader.num_workers
     compares = plan.method.compares_features  # with a forward pass of the source
-    step = _seconds_per_sample(
-        setup,
-        inputs,
-        labels,
-        compares=compares,
-        precision=find_precision(config.precision, setup.device),
-    )
+    step = _seconds_per_sample(plan, inputs, labels)
     training = max(step, reading / workers) if workers else step + reading
     training /= world_size()  # all processes measure at the same time
     computing = step / (4 if compares else 3)  # a forward pass; backward takes as long as two
@@ -81,34 +75,21 @@ def estimate_minutes(plan: FineTunePlan) -> float:
     return (trainings + mixtures + attention + probes + test) / 60
 
 
-def _seconds_per_sample(
-    setup: RunSetup,
-    inputs: Inputs,
-    labels: torch.Tensor,
-    *,
-    compares: bool,
-    precision: Precision,
-) -> float:
+def _seconds_per_sample(plan: FineTunePlan, inputs: Inputs, labels: torch.Tensor) -> float:
     """Measure a training step, with half of the samples if memory runs out."""
     count = len(labels)
     try:
-        return _seconds_per_step(setup, inputs, labels, compares, precision) / count
+        return _seconds_per_step(plan, inputs, labels) / count
     except torch.OutOfMemoryError:
         if count == 1:
             raise
     half = slice(count // 2)
-    return _seconds_per_sample(
-        setup, inputs[half], labels[half], compares=compares, precision=precision
-    )
+    return _seconds_per_sample(plan, inputs[half], labels[half])
 
 
-def _seconds_per_step(
-    setup: RunSetup,
-    inputs: Inputs,
-    labels: torch.Tensor,
-    compares: bool,
-    precision: Precision,
-) -> float:
+def _seconds_per_step(plan: FineTunePlan, inputs: Inputs, labels: torch.Tensor) -> float:
+    setup = plan.setup
+    precision = find_precision(plan.config.precision, setup.device)
     network = copy.deepcopy(setup.backbone.module)
     move_to_device(network, setup.device)
     inputs, labels = inputs.to(setup.device), labels.to(setup.device)
@@ -118,11 +99,12 @@ def _seconds_per_step(
             started = time.perf_counter()
             with autocast(precision, setup.device):
                 loss = setup.task.task_type.loss(network(inputs), labels)
-                if compares:
+                if plan.method.compares_features:
                     with eval_mode(setup.source), torch.no_grad():
                         setup.source(inputs)
             torch.autograd.backward(loss)
-            _wait(setup.device)
+            if setup.device.type != "cpu":
+                torch.accelerator.synchronize(setup.device)
             seconds = time.perf_counter() - started
     return seconds
 
@@ -132,11 +114,6 @@ def _seconds_to_save(setup: RunSetup) -> float:
     started = time.perf_counter()
     torch.save(setup.backbone.module.state_dict(), io.BytesIO())
     return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def _attention_passes(plan: FineTunePlan) -> float:
