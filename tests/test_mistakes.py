@@ -243,7 +243,7 @@ no_gpu = patched("torch.accelerator.current_accelerator", lambda check_available
 
 COMMANDS = [
     row("unknown command", "trian images", "unknown command 'trian' | did you mean train"),
-    row("option before", "--seed=1 train", "'--seed=1' | behind the command | see: delta-transfer"),
+    row("option before", "--seed=1 train", "'--seed=1' | after the command | see: delta-transfer"),
     row("train: no DATA", "train", "DATA is missing | delta-transfer train DATA | train --help"),
     row("evaluate: no RUN", "evaluate", "RUN is missing | delta-transfer evaluate RUN DATA"),
     row("evaluate: no DATA", "evaluate run", "DATA is missing | delta-transfer evaluate RUN DATA"),

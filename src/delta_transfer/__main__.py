@@ -1,4 +1,4 @@
-"""`python -m delta_transfer`: the program delta-transfer."""
+"""`python -m delta_transfer`."""
 
 import sys
 

@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 class ConfigError(UserError):
-    """An option or argument is wrong, or does not go with another one."""
+    """An option or argument is wrong, or conflicts with another one."""
 
 
 class DataError(UserError):
@@ -27,7 +27,7 @@ class ModelError(UserError):
 
 
 class EnvironmentError(UserError):
-    """The machine is in the way: a missing package, device, disk space or network connection."""
+    """A package, device, network connection or disk space is missing on this machine."""
 
 
 def as_flags(message: str) -> str:
@@ -51,7 +51,7 @@ def _flag(argument: re.Match[str]) -> str:
 
 
 def first_few(items: Sequence[str], limit: int = 5) -> str:
-    """The first few items in words, and how many more there are.
+    """Return the first few items as text, and the number of others.
 
     Example:
         >>> first_few(["a", "b", "c"], 2)
@@ -62,7 +62,7 @@ def first_few(items: Sequence[str], limit: int = 5) -> str:
 
 
 def near(name: str, choices: Iterable[str], *, limit: int = 5) -> list[str]:
-    """The choices that look most like `name`, best first; all of them where they are few."""
+    """Return the choices most similar to `name`, best first; all choices if they are few."""
     choices = list(choices)
     if len(choices) <= 2 * limit:
         return choices
@@ -73,8 +73,8 @@ def near(name: str, choices: Iterable[str], *, limit: int = 5) -> list[str]:
     return found[:limit]
 
 
-def unknown(kind: str, name: str, choices: Sequence[str]) -> UserError:
-    """The error for a name that is not among the choices, with the nearest ones listed."""
+def unknown(kind: str, name: str, choices: Sequence[str]) -> ConfigError:
+    """Return an error for a name that is not one of the choices, with similar ones listed."""
     similar = near(name, choices)
     if not similar:
         hint = f"there are {len(choices)}, for example {', '.join(choices[:5])}"
@@ -86,15 +86,15 @@ def unknown(kind: str, name: str, choices: Sequence[str]) -> UserError:
 
 
 def match_names(kind: str, patterns: Sequence[str], choices: Sequence[str]) -> list[str]:
-    """The choices that names or glob patterns select, in the order of the patterns, each once.
+    """Return the choices selected by names or glob patterns, in that order, without repetitions.
 
     Args:
-        kind: what is chosen, for the message ("tap", "module").
+        kind: the kind of choice, for the message ("tap", "module").
         patterns: exact names, or patterns with `*`, `?` or `[...]`.
-        choices: all names there are.
+        choices: all names.
 
     Raises:
-        UserError: if a pattern selects nothing; near matches are listed.
+        ConfigError: if a pattern selects nothing.
 
     Example:
         >>> match_names("tap", ["layer?"], ["stem", "layer1", "layer2"])

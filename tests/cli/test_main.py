@@ -423,7 +423,7 @@ class TestCompare:
         lines = [line.strip() for line in said.out.splitlines()]
         titles = [line for line in lines if "accuracy" in line]
         title = "Test accuracy in percent, 1 seed"
-        assert titles == [f"{title}, 4 training images a class", title]
+        assert titles == [f"{title}, 4 training images per class", title]
         assert lines[-2:] == [f"results  {out / 'results.csv'}", f"report   {out / 'report.html'}"]
         with (out / "results.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -448,8 +448,8 @@ class TestCompare:
         assert f"report   {out / 'report.html'}" in said.out
         error = said.err.splitlines()[-1]
         for part in (
-            "error: 1 of the runs failed",
-            f"the same command with --out {out} tries again",
+            "error: 1 runs failed",
+            f"--out {out} to retry",
             "lp_ft, seed 0: training diverged in epoch 1",
         ):
             assert part in error

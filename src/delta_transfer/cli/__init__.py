@@ -1,1 +1,1 @@
-"""The program delta-transfer: arguments, commands and what the terminal shows."""
+"""The program delta-transfer: arguments, commands and terminal output."""

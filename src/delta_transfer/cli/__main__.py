@@ -1,4 +1,4 @@
-"""`python -m delta_transfer.cli`, as which a command starts itself in several processes."""
+"""`python -m delta_transfer.cli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A command starts itself in several processes, by torchrun's elastic launcher."""
+"""Start a command in several processes, with torchrun's elastic launcher."""
 
 import logging
 import os
@@ -10,46 +10,46 @@ from pathlib import Path
 from typing import NoReturn
 
 OUTCOME = "DELTA_TRANSFER_OUTCOME"
-"""Environment variable: the file in which the first process that ends for good says so."""
+"""Environment variable: file to which the first process to finish writes its exit code."""
 
 MAX_RESTARTS = 3
-SAVING_SECONDS = 300  # that processes have to save their state when they are asked to stop
+SAVING_SECONDS = 300  # for processes to save a checkpoint when they are asked to stop
 
 
 def is_externally_launched() -> bool:
-    """Whether something else has started this process as one of several: torchrun, or SLURM."""
+    """Return whether torchrun or SLURM has started this process as one of several."""
     several = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1
     return several and ("RANK" in os.environ or "SLURM_PROCID" in os.environ)
 
 
 def is_output_process() -> bool:
-    """Whether this process is the one whose output is to be seen."""
+    """Return whether the output of this process is shown: that of the first of several."""
     if not is_externally_launched():
         return True
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
 
 
 def launch(args: Sequence[str], *, processes: int) -> int:
-    """Runs a command in so many processes; one that dies has all of them started again.
+    """Run a command in several processes, and restart all of them when one dies.
 
-    An end that would be the same again, such as a mistake of the user's, is final.
+    They are not restarted after an error that would come back, such as a wrong option.
 
     Args:
-        args: of the command, its name first.
-        processes: how many.
+        args: name and arguments of the command.
+        processes: number of processes.
 
     Returns:
         The exit code.
 
     Raises:
-        KeyboardInterrupt: if it was ended by a signal and no process has said so.
+        KeyboardInterrupt: if a signal ended it before a process wrote an exit code.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING_SECONDS))
-    # A store of addresses for each start: in a shared one they find those of processes that died.
+    # One address store per start: a shared one still has the addresses of dead processes.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     config = LaunchConfig(
         min_nodes=1,
@@ -66,7 +66,7 @@ def launch(args: Sequence[str], *, processes: int) -> int:
         os.environ[OUTCOME] = str(outcome)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
         quiet = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)  # the launcher speaks of every end
+        logging.disable(logging.CRITICAL)  # the launcher logs every exit of a process
         try:
             elastic_launch(config, sys.executable)("-m", "delta_transfer", *args)
         except (ChildFailedError, SignalException) as error:
@@ -87,21 +87,21 @@ def _cores() -> int:
 
 
 def is_launched() -> bool:
-    """Whether `launch` has started this process as one of several."""
+    """Return whether `launch` has started this process as one of several."""
     return OUTCOME in os.environ
 
 
 def stop_if_over() -> None:
-    """Ends this process where the processes were started again after one had ended for good."""
+    """Exit if the processes were restarted after one of them had finished."""
     if is_launched() and Path(os.environ[OUTCOME]).exists():
         sys.exit(0)
 
 
 def claim_end(code: int) -> bool:
-    """Whether this process is the first of several to end for good, and so says why.
+    """Return whether this process is the first to finish, which then prints the reason.
 
     Args:
-        code: its exit code.
+        code: exit code of this process.
     """
     if not is_launched():
         return is_output_process()
@@ -114,7 +114,7 @@ def claim_end(code: int) -> bool:
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error says that another process has gone."""
+    """Return whether an error was caused by the loss of another process."""
     words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
     lost = any(kind.__module__.startswith("torch") for kind in type(error).__mro__)
     return is_externally_launched() and (
@@ -123,9 +123,9 @@ def is_peer_failure(error: BaseException) -> bool:
 
 
 def give_up(error: BaseException) -> NoReturn:
-    """Ends this process, which cannot go on without another."""
+    """End this process after another one was lost."""
     number = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
     said = str(error).split("\n")[0]
-    sys.stderr.write(f"process {number} ends, as another one has ended ({said})\n")
+    sys.stderr.write(f"process {number} stops because another one was lost ({said})\n")
     sys.stderr.flush()
     os._exit(1)

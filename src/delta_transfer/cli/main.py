@@ -1,4 +1,4 @@
-"""The program delta-transfer: its exit codes, and what is said before it ends."""
+"""Entry point of delta-transfer: commands, exit codes and error messages."""
 
 import io
 import logging
@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from delta_transfer.cli import launcher
 from delta_transfer.cli.commands import COMMANDS, find_command
 from delta_transfer.cli.terminal import Formatter, ending_at_sigterm, flush_output
-from delta_transfer.errors import UserError, as_flags
+from delta_transfer.errors import ConfigError, UserError, as_flags
 from delta_transfer.utils.diagnostics import explain, message
 
 _log = logging.getLogger("delta_transfer")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command.
+    """Run a command.
 
     Returns:
-        The exit code: 0 success; 2 the user's input or the user's machine is in the way (one
-        message); 1 anything else, with a traceback unless the user broke it off.
+        The exit code: 0 for success; 2 for an error that the user can fix (one message); 1 for
+        anything else, with a traceback unless the user interrupted it.
     """
     launcher.stop_if_over()
     handler = logging.StreamHandler()
@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _log.addHandler(handler)
     _log.setLevel(logging.INFO)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # for file names that are not valid text
     try:
         try:
-            # The launcher ends those that are left of several so, and starts all of them again.
+            # The launcher stops the remaining processes with SIGTERM before a restart.
             with ending_at_sigterm(silently=launcher.is_launched()):
                 _run(list(sys.argv[1:] if argv is None else argv))
         finally:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         return _end(1, str(stop) or "interrupted")
     except BrokenPipeError:
-        return 1  # whoever reads the output, such as head, has seen enough
+        return 1  # the reader, such as head, has closed the pipe
     except Exception as error:
         explained = explain(error)
         if explained is not None:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end(code: int, said: str) -> int:
-    """Says why the command ends; of several processes one does."""
+    """Print the reason, in only one of several processes, and return the exit code."""
     if launcher.claim_end(code):
         print(said, file=sys.stderr)
     return code
@@ -68,8 +68,8 @@ def _run(args: Sequence[str]) -> None:
 
         print(version("delta-transfer"))
     elif args[0].startswith("-"):
-        raise UserError(
-            f"unknown command {args[0]!r}: options stand behind the command, which is one of "
+        raise ConfigError(
+            f"unknown command {args[0]!r}: options go after the command, which is one of "
             f"{', '.join(COMMANDS)} (see: delta-transfer --help)"
         )
     else:

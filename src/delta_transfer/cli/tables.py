@@ -1,4 +1,4 @@
-"""Tables of the terminal: of methods, of channel attention and of trials."""
+"""Terminal tables of methods, channel attention and trials."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 def print_table(
     summaries: "Sequence[MethodSummary]", *, title: str, failed: Mapping[str, int]
 ) -> None:
-    """A line for each method.
+    """Print one row per method.
 
     Args:
-        summaries: of the methods.
-        title: what was compared.
-        failed: how many runs of a method failed, where some did.
+        summaries: results of the methods.
+        title: title of the table.
+        failed: method -> number of failed runs, if any.
     """
     from rich.console import Console
 
@@ -46,13 +46,13 @@ def print_table(
     for method in failed.keys() - {row.method for row in summaries}:
         view.add_row(method, _runs(0, failed[method]))
     console = Console()
-    console.print(title, highlight=False)  # a table breaks a title that is longer than it is wide
+    console.print(title, highlight=False)  # a table would wrap a title wider than itself
     console.print(view, "")
 
 
 _COMPARISON_KEY = (
-    "vs l2: difference to plain fine-tuning, paired by seed, with its 95% interval. Seconds, and "
-    "MiB of memory at most: means of a run."
+    "vs l2: difference to plain fine-tuning, paired by seed, with its 95% interval. Seconds and "
+    "peak MiB of memory are means per run."
 )
 
 
@@ -62,7 +62,7 @@ def _runs(finished: int, failed: int) -> str:
 
 
 def print_attention(rows: "Sequence[TapSummary]", *, title: str) -> None:
-    """A line for each tap, and how to read it."""
+    """Print one row per tap."""
     from rich.console import Console
 
     view = _table(title, _ATTENTION_KEY)
@@ -90,11 +90,11 @@ _ATTENTION_KEY = (
 
 
 def print_trials(trials: "Sequence[Trial]", *, names: Sequence[str]) -> None:
-    """A line for each trial of a search that was complete.
+    """Print one row per completed trial of a search.
 
     Args:
-        trials: at least one.
-        names: of the options that were searched.
+        trials: at least one trial.
+        names: names of the searched options.
     """
     from rich.console import Console
 
@@ -119,15 +119,15 @@ def print_trials(trials: "Sequence[Trial]", *, names: Sequence[str]) -> None:
 
 
 def _option(name: str, value: Any) -> str:
-    """What a trial was given, in a few letters."""
+    """Return a short form of an option of a trial."""
     if name == "taps" and value != "auto":
         return f"last {value.count(',') + 1}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 _TRIALS_KEY = (
-    "Loss: calibrated, on what was held out, by which trials are compared; the figure beside it is "
-    "of the same. Epoch: the one that was kept."
+    "Loss: temperature-scaled validation loss, which ranks the trials; the metric is on the same "
+    "data. Epoch: the best one."
 )
 
 

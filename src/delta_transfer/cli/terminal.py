@@ -1,4 +1,4 @@
-"""What the commands show in the terminal: messages, and how far they are."""
+"""Terminal output: log messages, signals and flushing."""
 
 import logging
 import os
@@ -13,20 +13,20 @@ from delta_transfer.errors import as_flags
 
 
 class Formatter(logging.Formatter):
-    """The message alone; a warning says that it is one."""
+    """Format a record as its message, prefixed with "warning: " from that level on."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as a line."""
+        """Return the record as a line."""
         message = as_flags(super().format(record))
         return f"warning: {message}" if record.levelno >= logging.WARNING else message
 
 
 @contextmanager
 def ending_at_sigterm(*, silently: bool = False) -> Iterator[None]:
-    """Inside, SIGTERM ends the program as Ctrl-C does, unless something else listens to it.
+    """Treat SIGTERM like Ctrl-C, unless another handler is installed.
 
     Args:
-        silently: end with exit code 1 and no message.
+        silently: exit with code 1 and no message instead.
     """
     here = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
@@ -45,12 +45,12 @@ def ending_at_sigterm(*, silently: bool = False) -> Iterator[None]:
 
 
 def flush_output() -> None:
-    """Writes what was printed; what cannot be written fails here and not once more at exit.
+    """Flush standard output, so that a failure is raised here and not again at exit.
 
     Raises:
-        OSError: if it cannot be written, BrokenPipeError if nobody reads it any more.
+        OSError: if it cannot be written; BrokenPipeError if its reader has closed it.
     """
-    if sys.stdout is None:  # closed by whoever started us
+    if sys.stdout is None:  # closed by the parent process
         return
     try:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The presets: our recipe for small data sets, for graphs too, and that of the paper's authors."""
+"""The presets: for small image data sets, for graphs, and the protocol of DELTA's authors."""
 
 import dataclasses
 from typing import Literal
@@ -8,19 +8,19 @@ from delta_transfer.errors import unknown
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What a preset decides. The first block are defaults of options; no option changes the rest.
+    """Defaults of options, and (the last two) settings that no option changes.
 
     Args:
-        epochs: passes over the training images, None if `steps` are set.
-        steps: training steps, in place of epochs.
-        batch_size: images a step.
+        epochs: number of epochs, None if `steps` is set.
+        steps: training steps instead of epochs.
+        batch_size: images per step.
         lr: peak learning rate.
         optimizer: `"adamw"`, or `"sgd"` with momentum 0.9.
-        schedule: what follows the warm-up.
-        batch_norm: whether the target's batch-norm statistics stay the pretrained ones.
-        attention: the estimator of channel attention.
-        grad_clip: norm to which gradients are clipped; 0 for no limit.
-        warmup_ratio: share of the steps over which the learning rate rises.
+        schedule: learning rate after the warm-up.
+        batch_norm: keep the pretrained batch-norm statistics, or update them.
+        attention: estimator of channel attention.
+        grad_clip: maximum gradient norm; 0 for no limit.
+        warmup_ratio: fraction of the steps with a rising learning rate.
         paper_protocol: the authors' formula, taps, head, augmentation and ten-crop test.
     """
 
@@ -68,17 +68,17 @@ PRESETS = {
         paper_protocol=True,
     ),
 }
-"""The presets by name; docs/methods/delta.md has the reasons, docs/graphs.md those of graphs."""
+"""Name -> preset; docs/methods/delta.md and docs/graphs.md give the reasons."""
 
 GRAPH_MODEL_PREFIXES = ("pretrain-gnns/", "pyg/")
-"""How the names of networks begin whose default is the preset for graphs."""
+"""Prefixes of the networks whose default is the preset graphs."""
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name.
+    """Return the preset of a name.
 
     Raises:
-        UserError: if there is none; the names are listed.
+        ConfigError: if the name is unknown.
     """
     if name not in PRESETS:
         raise unknown("preset", name, list(PRESETS))

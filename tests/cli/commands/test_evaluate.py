@@ -50,7 +50,7 @@ def test_few_classes_come_with_the_matrix():
         "  2 a long name      1205      0.4%   1200    5    .",
         "  3 owl                 0         -      .    .    .",
         "",
-        "To the right: how often each class, a row, was taken for which, a column.",
+        "Right: confusion matrix; rows are true classes, columns are predictions.",
     ]
 
 
@@ -58,7 +58,7 @@ def test_the_figure_of_the_data_is_marked():
     marked = format_evaluation(dataclasses.replace(FEW, metric_name="mean_class_accuracy"))
     assert marked[1:3] == [
         "accuracy             50.0%",
-        "mean class accuracy  41.2%  (the figure of this data)",
+        "mean class accuracy  41.2%  (the metric of this data set)",
     ]
 
 
@@ -85,12 +85,12 @@ def test_many_classes_come_with_the_pairs(count, drawn):
         assert len(rest) == 1
     else:
         assert rest[0] == "Most often confused:"
-        assert rest[1] == "      20  class 20 taken for class 0"
-        assert rest[2] == "      19  class 19 taken for class 20"
+        assert rest[1] == "      20  class 20 predicted as class 0"
+        assert rest[2] == "      19  class 19 predicted as class 20"
         assert len(rest) == 11
 
 
 def test_no_mistakes_are_told_too():
     confusion = [[int(row == column) for column in range(30)] for row in range(30)]
     lines = format_evaluation(evaluation([str(number) for number in range(30)], confusion))
-    assert lines[-1] == "Nothing is confused."
+    assert lines[-1] == "No errors."

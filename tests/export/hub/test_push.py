@@ -290,9 +290,7 @@ def test_a_dry_run_writes_a_folder_and_sends_no_request(run, hub, capsys, monkey
     assert hub.requests == []
     folder = run / "hub"
     assert {path.name for path in folder.iterdir()} == set(FILES)
-    assert out.startswith(
-        f"folder   {folder}\nfor      {hub.url}/ada/patterns: nothing is uploaded"
-    )
+    assert out.startswith(f"folder   {folder}\nfor      {hub.url}/ada/patterns (not uploaded)")
     assert f"hf upload ada/patterns {folder}\n" in out
     assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == 3
 
@@ -314,7 +312,7 @@ def test_a_dry_run_writes_a_folder_and_sends_no_request(run, hub, capsys, monkey
 
 def test_without_a_dry_run_its_options_are_ignored(run, hub, capsys, tmp_path):
     assert main(["push", str(run), "ada/mine", f"--out={tmp_path / 'out'}"]) == 0
-    assert "--out is ignored: no folder is left behind without --dry-run" in capsys.readouterr().err
+    assert "--out is ignored without --dry-run" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -29,5 +29,5 @@ def app(args: Sequence[str]) -> None:
         hosts = server.allowed_hosts(listener, options.host)
         site = create_app(explainer, hosts=hosts, limit=options.max_mb * 2**20)
         print(f"page     {server.browser_url(listener, options.host)}", flush=True)
-        print("         Ctrl-C ends it", flush=True)
+        print("         press Ctrl-C to stop", flush=True)
         server.serve(site, listener)

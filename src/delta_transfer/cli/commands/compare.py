@@ -35,7 +35,7 @@ def compare(args: Sequence[str]) -> None:
 
 
 def show_comparison(compared: "ComparisonResult") -> None:
-    """Prints the tables of a comparison and where its files are.
+    """Print the tables of a comparison and the paths of its files.
 
     Raises:
         UserError: if a run failed.
@@ -49,13 +49,13 @@ def show_comparison(compared: "ComparisonResult") -> None:
 
 
 def run(parsed: Any) -> "ComparisonResult":
-    """Makes the comparison.
+    """Run the comparison.
 
     Args:
-        parsed: options as `options.merge_with_train_options(CompareOptions, ...)` has them.
+        parsed: options of `merge_with_train_options(CompareOptions, ...)`.
 
     Raises:
-        UserError: if an option, the data or the network is not as it must be.
+        UserError: if an option, the data or the network cannot be used.
     """
     from delta_transfer.experiments.comparison.compare import compare as make
     from delta_transfer.runs.folder import data_name
@@ -75,7 +75,7 @@ def run(parsed: Any) -> "ComparisonResult":
 
 
 def comparison_folder(out: str | None, *, otherwise: str) -> Path:
-    """Return the folder asked for, or runs/NAME-TIME."""
+    """Return the requested folder, or runs/NAME-TIME."""
     from delta_transfer.runs.folder import free_folder, time_stamp
 
     return Path(out).expanduser() if out else free_folder(f"{otherwise}-{time_stamp()}")
@@ -83,12 +83,12 @@ def comparison_folder(out: str | None, *, otherwise: str) -> Path:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """What is shown of a size of the training set.
+    """The table of one training set size.
 
     Args:
-        title: the figure, the number of seeds and the size.
-        methods: a summary of each.
-        failed: how many runs of a method failed, where some did.
+        title: metric, number of seeds and size.
+        methods: results of each method.
+        failed: method -> number of failed runs, if any.
     """
 
     title: str
@@ -97,14 +97,14 @@ class Table:
 
 
 def tables(compared: "ComparisonResult") -> Iterator[Table]:
-    """A table for each size of the training set, the smallest first."""
+    """Yield one table per training set size, smallest first."""
     from delta_transfer.report.comparison.runs import read_comparison, summarize_methods
 
     runs = read_comparison(compared.folder)
     for size in runs.sizes:
         here = runs.with_size(size)
         seeds = f"{len(here.seeds)} seed{'' if len(here.seeds) == 1 else 's'}"
-        samples = "" if size is None else f", {size} training {runs.sample_type}s a class"
+        samples = "" if size is None else f", {size} training {runs.sample_type}s per class"
         yield Table(
             title=f"{runs.split.capitalize()} {runs.metric.heading}, {seeds}{samples}",
             methods=summarize_methods(here),
@@ -115,16 +115,16 @@ def tables(compared: "ComparisonResult") -> Iterator[Table]:
 
 
 def check_failures(compared: "ComparisonResult") -> None:
-    """Names the runs that failed.
+    """Raise an error that lists the failed runs, if any.
 
     Raises:
-        UserError: if there is one.
+        UserError: if a run failed.
     """
     from delta_transfer.experiments.comparison.compare import describe_run
 
     if compared.failures:
-        told = "; ".join(f"{describe_run(run)}: {reason}" for run, reason in compared.failures)
+        reasons = "; ".join(f"{describe_run(run)}: {reason}" for run, reason in compared.failures)
         raise UserError(
-            f"{len(compared.failures)} of the runs failed, which the same command with --out "
-            f"{compared.folder} tries again: {told}"
+            f"{len(compared.failures)} runs failed; rerun the command with --out "
+            f"{compared.folder} to retry them: {reasons}"
         )

@@ -24,10 +24,10 @@ def demo(args: Sequence[str]) -> None:
 
 
 def run(options: DemoOptions) -> "ComparisonResult":
-    """Makes the comparison that is the demo.
+    """Run the comparison of the demo.
 
     Raises:
-        UserError: if an option is not as it must be.
+        ConfigError: if an option is wrong.
     """
     from delta_transfer.experiments.comparison.compare import compare
 
@@ -39,5 +39,5 @@ def run(options: DemoOptions) -> "ComparisonResult":
         device=options.device,
     ).resolve()
     seeds, folder = parse_seeds(options.seeds), comparison_folder(options.out, otherwise="demo")
-    logger.info("17 photographs and textures cut into cells; 5 training images a class")
+    logger.info("17 photographs and textures cut into cells; 5 training images per class")
     return compare(config, folder, methods=DEMO_METHODS, seeds=seeds)

@@ -34,7 +34,7 @@ def evaluate(args: Sequence[str]) -> None:
     found = predictor.evaluate(options.data, data_root=options.data_root)
     if found.overlaps_training_data:
         _log.warning(
-            "the run has learnt from %ss of %s: these figures flatter it",
+            "the run was trained on %ss of %s: these metrics are optimistic",
             found.split.sample_type,
             options.data,
         )
@@ -47,14 +47,14 @@ def evaluate(args: Sequence[str]) -> None:
         print(f"\nfiles    {folder}")
 
 
-MAX_MATRIX_CLASSES = 20  # most classes of a confusion matrix; of more, the pairs are told
+MAX_MATRIX_CLASSES = 20  # with more classes, the most confused pairs are listed instead
 MAX_PAIRS = 10
 
 
 def format_evaluation(evaluation: "Evaluation | PerTargetEvaluation") -> list[str]:
-    """The figures, then a line for each class, with the confusion matrix or its largest entries.
+    """Return metrics, then a line per class, with the confusion matrix or its largest entries.
 
-    Of questions and values, a line for each.
+    Binary and regression targets have a line each instead.
     """
     from delta_transfer.inference.evaluation_per_target import (
         PerTargetEvaluation,
@@ -72,7 +72,7 @@ def format_evaluation(evaluation: "Evaluation | PerTargetEvaluation") -> list[st
     figures = [f"{noun + 's':21}{evaluation.num_samples}"]
     for name, value in percent.items():
         main = name == evaluation.metric_name != "accuracy"
-        mark = "  (the figure of this data)" if main else ""
+        mark = "  (the metric of this data set)" if main else ""
         figures.append(f"{name.replace('_', ' '):21}{100 * value:.1f}%{mark}")
     figures.append(f"{noun + 's/s':21}{evaluation.samples_per_second:.1f}")
     drawn = len(evaluation.classes) <= MAX_MATRIX_CLASSES
@@ -85,11 +85,11 @@ def format_evaluation(evaluation: "Evaluation | PerTargetEvaluation") -> list[st
     ]
 
 
-_KEY = ("To the right: how often each class, a row, was taken for which, a column.",)
+_KEY = ("Right: confusion matrix; rows are true classes, columns are predictions.",)
 
 
 def _classes(evaluation: "Evaluation", matrix: Sequence[str] | None) -> list[str]:
-    """A line for each class, each followed by its line of the matrix."""
+    """Return a line per class, with its row of the matrix."""
     width = max(cell_len(figures.name) for figures in evaluation.classes)
     width = max(width, len("class"))
     head, *rest = matrix or [""] * (len(evaluation.classes) + 1)
@@ -103,7 +103,7 @@ def _classes(evaluation: "Evaluation", matrix: Sequence[str] | None) -> list[str
 
 
 def _matrix(confusion: Sequence[Sequence[int]]) -> list[str]:
-    """The numbers of the columns, and the counts of each row."""
+    """Return the column numbers, and the counts of each row."""
     cell = 1 + max(3, len(str(max(map(max, confusion)))))
     head = "".join(f"{number:{cell}}" for number in range(1, len(confusion) + 1))
     rows = ["".join(f"{count or '.':>{cell}}" for count in row) for row in confusion]
@@ -111,7 +111,7 @@ def _matrix(confusion: Sequence[Sequence[int]]) -> list[str]:
 
 
 def _pairs(evaluation: "Evaluation") -> list[str]:
-    """The pairs of classes that are confused most often."""
+    """Return the most frequently confused pairs of classes."""
     names = [figures.name for figures in evaluation.classes]
     pairs = [
         (-count, row, column)
@@ -120,7 +120,7 @@ def _pairs(evaluation: "Evaluation") -> list[str]:
         if count and row != column
     ]
     lines = [
-        f"{-count:8}  {names[row]} taken for {names[column]}"
+        f"{-count:8}  {names[row]} predicted as {names[column]}"
         for count, row, column in sorted(pairs)[:MAX_PAIRS]
     ]
-    return ["Most often confused:", *lines] if lines else ["Nothing is confused."]
+    return ["Most often confused:", *lines] if lines else ["No errors."]

@@ -22,11 +22,9 @@ def export(args: Sequence[str]) -> None:
         predictor, format=options.format, out=options.out, overwrite=options.overwrite
     )
     if predictor.config.paper_protocol:
-        _log.info("the test of this run averages ten crops; what is exported takes one image each")
+        _log.info("the test of this run averages ten crops; the exported model uses one crop")
     print(f"file        {found.file}")
     if found.opset is not None:
         print(f"opset       {found.opset}")
     print(f"size        {found.size_bytes / 2**20:.1f} MiB")
-    print(
-        f"difference  {found.max_difference:.1e} at most to PyTorch's logits, on {found.checked_on}"
-    )
+    print(f"difference  at most {found.max_difference:.1e} in the logits, on {found.checked_on}")

@@ -25,7 +25,7 @@ def predict(args: Sequence[str]) -> None:
     elif options.overwrite:
         _log.warning("--overwrite is ignored: no file is written without --csv")
     if options.top is not None and table is not None and not options.json:
-        _log.warning("--top is ignored: the file of --csv has all classes, and nothing is printed")
+        _log.warning("--top is ignored: with --csv all classes are written and nothing is printed")
     predictor = Predictor(
         options.run,
         device=options.device,
@@ -33,7 +33,7 @@ def predict(args: Sequence[str]) -> None:
         num_workers=options.num_workers,
     )
     if options.top is not None and not isinstance(predictor.task_type, Multiclass):
-        _log.warning("--top is ignored: all %s are answered", predictor.task_type.target_kind)
+        _log.warning("--top is ignored: all %s are predicted", predictor.task_type.target_kind)
     if table is None and not options.json:
         for prediction in predictor.stream(options.paths):
             line = prediction_files.to_line(

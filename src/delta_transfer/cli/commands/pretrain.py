@@ -16,9 +16,9 @@ def pretrain(args: Sequence[str]) -> None:
     found = pretraining.pretrain(options)
     print(f"{found.metric_name} on held-out graphs:")
     for score, when in (
-        (found.chance.score, "without a look at them"),
-        (found.before.score, "at the start"),
-        (found.after.score, "at the end"),
+        (found.chance.score, "chance"),
+        (found.before.score, "before pretraining"),
+        (found.after.score, "after pretraining"),
     ):
         print(f"{score:8.4f} {when}")
     print(f"weights  {found.folder / pretraining.WEIGHTS}")

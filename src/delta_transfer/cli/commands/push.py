@@ -16,13 +16,13 @@ def push(args: Sequence[str]) -> None:
     options = parse_command("push", PushOptions, args, positional=["run", "repo"])
     if not options.dry_run and (options.out is not None or options.overwrite):
         name = "--overwrite" if options.out is None else "--out"
-        _log.warning("%s is ignored: no folder is left behind without --dry-run", name)
+        _log.warning("%s is ignored without --dry-run: no folder is written", name)
     from delta_transfer.export.hub import push as pushing
 
     found = pushing.push(options)
     if found.uploaded is None:
         print(f"folder   {found.folder}")
-        print(f"for      {found.address}: nothing is uploaded")
+        print(f"for      {found.address} (not uploaded)")
     else:
         print(f"address  {found.address}{' (private)' if found.uploaded.private else ''}")
         print(f"commit   {found.uploaded.commit}")

@@ -31,4 +31,4 @@ def taps(args: Sequence[str]) -> None:
         print(f"{mark} {row.name:{width}}  {shape:>16}  channels in dim {row.channel_dim}")
     shown = backbone.input_spec
     of = f"image of {shown.size} pixels" if isinstance(shown, InputSpec) else "graph of 2 nodes"
-    print(f"* taken by --taps auto; shapes are those of one {of}")
+    print(f"* chosen by --taps auto; shapes are for one {of}")

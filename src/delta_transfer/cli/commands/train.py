@@ -27,7 +27,7 @@ def train(args: Sequence[str]) -> None:
         out = [] if config.out else [f"--out={default_folder(config)}"]
         code = launcher.launch(["train", *args, *out], processes=count)
         if code:
-            sys.exit(code)  # which of them has said why
+            sys.exit(code)  # one of the processes has printed the reason
         return
     result = run.train(config)
     if launcher.is_output_process():
@@ -37,7 +37,5 @@ def train(args: Sequence[str]) -> None:
             ("metrics", "metrics.csv"),
             ("states", "checkpoints"),
         ):
-            if (
-                result.folder / name
-            ).exists():  # without training there are neither of the last two
+            if (result.folder / name).exists():  # without training the last two do not exist
                 print(f"{what:<8} {result.folder / name}")
