@@ -13,8 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from delta_transfer import (
     L2,
     L2SP,
+    LDIFS,
     ChannelAttention,
     Delta,
+    LwF,
     Penalty,
     Regularizer,
     Step,
@@ -258,12 +260,32 @@ def test_everything_is_given_back_after_an_exception(place):
     assert unchanged(source, before)
 
 
+@pytest.mark.parametrize("failing", ["Taps.__enter__", "HeadInputs.__enter__"])
+def test_no_hook_is_left_where_entering_fails(monkeypatch, failing):
+    def fail(self):
+        raise RuntimeError("on entry")
+
+    target, source = pair()
+    regularizer = Regularizer(target, source, [Delta(some_attention(), strength=1.0)])
+    before = flags(target)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"delta_transfer.regularizer.{failing}", fail)
+        with pytest.raises(RuntimeError, match="on entry"):
+            regularizer.__enter__()
+    assert hooks_of(target) == hooks_of(source) == 0
+    assert flags(target) == before
+    with regularizer:  # usable again
+        target(images())
+        assert regularizer(images()).total.isfinite()
+    assert hooks_of(target) == 0
+
+
 def test_a_context_in_use_cannot_be_entered_but_one_that_ended_can():
     target, source = pair()
     regularizer = Regularizer(target, source, [Delta(some_attention(), strength=1.0)])
     for _ in range(2):
         with regularizer:
-            with pytest.raises(RuntimeError, match="in use already"):
+            with pytest.raises(RuntimeError, match="already in use"):
                 regularizer.__enter__()
             target(images())
             regularizer(images())
@@ -373,7 +395,7 @@ def test_what_came_before_is_not_run_again_as_far_as_it_fits(monkeypatch, cache)
 @pytest.mark.parametrize("cache", [-1.0, float("inf"), float("nan")])
 def test_a_cache_of_no_size_is_an_error(cache):
     target, source = pair()
-    with pytest.raises(UserError, match="source_cache_gb must be a number of GiB >= 0"):
+    with pytest.raises(UserError, match="source_cache_gb must be"):
         Regularizer(target, source, [L2SP(strength=1.0)], source_cache_gb=cache)
 
 
@@ -401,11 +423,10 @@ class Looks(Penalty):
 def test_a_penalty_of_ones_own_is_given_the_whole_step():
     target, source = pair()
     x, y, groups = images(), torch.tensor([0, 1, 2, 0]), torch.arange(4)
-    looks = Looks()
-    with Regularizer(target, source, [looks]) as regularizer:
+    with Regularizer(target, source, [Looks()]) as regularizer:
         logits = target(x)
         total = regularizer(x, y, groups=groups).total
-    (step,) = looks.steps
+    (step,) = regularizer.penalties[0].steps
     assert step.target is target
     assert step.source is source
     assert (step.inputs is x, step.targets is y, step.groups is groups) == (True, True, True)
@@ -417,14 +438,71 @@ def test_a_penalty_of_ones_own_is_given_the_whole_step():
     assert not step.source_features["conv3"].requires_grad
 
 
+class Weighted(Penalty):
+    """A penalty of the user's own, with what `Delta` and `L2` need of the regularizer."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__("weighted", 1.0, reduction="weights")
+        self.module = module
+
+    def forward(self, step: Step) -> torch.Tensor:
+        return step.target.get_submodule(self.module).weight.sum()
+
+
+class Scaled(Penalty):
+    def __init__(self) -> None:
+        super().__init__("scaled", 1.0, taps="conv?", needs_source=True, needs_variance=True)
+
+    def forward(self, step: Step) -> torch.Tensor:
+        return self.variance.sum()
+
+
+def test_own_penalties_are_calibrated_and_checked_early_too():
+    target, source = pair()
+    with pytest.raises(AttributeError, match="head"):
+        Regularizer(target, source, [Weighted("head")])
+    assert not Regularizer(target, source, [Weighted("fc")]).needs_calibration
+    penalties = [Scaled(), Delta(taps="conv?", strength=1.0)]
+    regularizer = Regularizer(target, source, penalties)
+    assert regularizer.needs_calibration
+    regularizer.calibrate([images()])
+    assert not regularizer.needs_calibration
+    own, delta = regularizer.penalties
+    assert torch.equal(own.variance, delta.variance)
+    with regularizer:
+        target(images())
+        assert regularizer(images()).values["scaled"] == delta.variance.sum()
+
+
+def test_penalties_of_the_caller_are_not_changed_and_serve_another_network():
+    penalties = [Delta(taps="auto", strength=1.0), LDIFS("conv?")]
+    first = Regularizer(*pair(), penalties)
+    first.calibrate([images()])
+    assert first.penalties[0].taps == ("norm1", "norm2", "conv3")
+    assert [penalty.taps for penalty in penalties] == [("auto",), ("conv?",)]
+    assert not penalties[0].is_calibrated
+    source = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    second = Regularizer(copy.deepcopy(source), source, penalties[:1])
+    assert second.penalties[0].taps == ("0",)
+    assert second.needs_calibration
+
+
+def test_copies_of_penalties_share_their_parameters():
+    classifier = nn.Linear(6, 3)
+    penalty = LwF(classifier, head="fc")
+    regularizer = Regularizer(*pair(), [penalty])
+    ours, theirs = list(regularizer.parameters()), list(penalty.parameters())
+    assert len(ours) == len(theirs) == 4
+    assert all(one is other for one, other in zip(ours, theirs, strict=True))
+
+
 # -------------------------------------------------------------------------------- calibration
 
 
 def test_calibration_is_numpys_variance_over_all_samples():
     """Defect 9: a short last batch counts as what it is."""
     target, source = pair()
-    delta = Delta(taps=TAPS, strength=1.0)
-    regularizer = Regularizer(target, source.train(), [delta])
+    regularizer = Regularizer(target, source.train(), [Delta(taps=TAPS, strength=1.0)])
     x = images(7)
     batches = [x[:3], (x[3:6], torch.zeros(3)), [x[6:], torch.zeros(1)]]
     before = statistics(source)
@@ -435,7 +513,7 @@ def test_calibration_is_numpys_variance_over_all_samples():
     expected = [
         features[tap].detach().numpy().astype(np.float64).var(axis=(0, 2, 3)).mean() for tap in TAPS
     ]
-    assert delta.variance.tolist() == pytest.approx(expected, rel=1e-5)
+    assert regularizer.penalties[0].variance.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_calibration_is_for_deltas_without_attention():
@@ -443,11 +521,11 @@ def test_calibration_is_for_deltas_without_attention():
     given = Delta(some_attention(), strength=1.0)
     regularizer = Regularizer(target, source, [given, Delta(taps="conv2", strength=1.0)])
     regularizer.calibrate([images()])
-    assert given.variance.tolist() == list(VARIANCE.values())
+    assert regularizer.penalties[0].variance.tolist() == list(VARIANCE.values())
     with regularizer:
         target(images())
         assert regularizer(images()).total.isfinite()
-    with pytest.raises(ValueError, match="the loader is empty"):
+    with pytest.raises(ValueError, match="loader is empty"):
         regularizer.calibrate([])
 
 
@@ -455,10 +533,10 @@ def test_calibration_and_attention_measure_the_same():
     target, source = pair()
     batches = [(images(7)[i : i + 3], torch.arange(7)[i : i + 3] % 3) for i in (0, 3, 6)]
     attention = estimate_attention(source, batches, num_outputs=3, taps=TAPS)
-    delta = Delta(taps=TAPS, strength=1.0)
-    Regularizer(target, source, [delta]).calibrate(batches)
+    regularizer = Regularizer(target, source, [Delta(taps=TAPS, strength=1.0)])
+    regularizer.calibrate(batches)
     expected = [attention.variance[tap].item() for tap in TAPS]
-    assert delta.variance.tolist() == pytest.approx(expected, rel=1e-5)
+    assert regularizer.penalties[0].variance.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 # ------------------------------------------------------------------------------------- errors
@@ -506,7 +584,7 @@ def test_other_inputs_than_the_targets_are_an_error():
             regularizer(images())
         target(images(4))
         for other in (images(3), torch.zeros(4, 3, 12, 12)):
-            with pytest.raises(UserError, match=r"differ in shape.*same inputs"):
+            with pytest.raises(UserError, match=r"\(3, .*differ in shape|differ in shape"):
                 regularizer(other)
 
 
@@ -747,14 +825,13 @@ def test_a_target_whose_hooks_are_not_called_is_an_error():
 
 def test_a_running_average_made_inside_does_not_disturb():
     target, source = pair()
-    looks = Looks()
     delta = Delta(some_attention(), strength=1.0)
-    with Regularizer(target, source, [delta, looks]) as regularizer:
+    with Regularizer(target, source, [delta, Looks()]) as regularizer:
         logits = target(images())
         average = copy.deepcopy(target)
         average(images(seed=8))
         terms = regularizer(images(), torch.zeros(4, dtype=torch.long))
-    assert looks.steps[0].logits is logits
+    assert regularizer.penalties[1].steps[0].logits is logits
     found = terms.values["delta"].item()
     assert found == pytest.approx(omega(target, source, images()), rel=1e-5)
 

@@ -1,35 +1,33 @@
-"""Target, frozen source and penalties: the named terms to add to the task loss."""
+"""The regularizer: the penalties of a training step, from the target and the frozen source."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, ModelError
 from delta_transfer.features.frozen_source import FrozenSource
 from delta_transfer.features.head_inputs import HeadInputs
 from delta_transfer.features.inputs import groups_of
 from delta_transfer.features.stages import unwrap
 from delta_transfer.features.taps import Taps, exclude_from_compile, resolve_taps
 from delta_transfer.features.variance import FeatureVariance
-from delta_transfer.methods.delta import Delta
-from delta_transfer.methods.l2 import L2
-from delta_transfer.methods.l2sp import L2SP
 from delta_transfer.methods.penalty import Penalty, Step
 from delta_transfer.utils.module_state import device_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """What the penalties come to in one step.
+    """The penalties of one step.
 
     Args:
-        values: name -> scalar, strength included; each keeps its graph.
+        values: name -> scalar, strength included, with its graph.
         total: their sum, to be added to the task loss.
     """
 
@@ -41,11 +39,13 @@ class Regularizer(nn.Module):
     """Computes the penalties of a training step from the target's last forward pass.
 
     A context manager that fits any training loop. Inside it the target's tapped features are
-    recorded at each of its forward passes; calling the regularizer runs the source on the same
+    recorded in each of its forward passes; calling the regularizer runs the source on the same
     inputs (if a penalty needs its features; without gradients, in eval mode, no further than
     needed, batch norm folded into convolutions) and returns the terms. On exit the target has no
     hooks and its own train flags again.
-    Penalties that train a classifier of their own have parameters: `regularizer.parameters()`.
+
+    Penalties are copied, so that the same objects can be used for another network; copies share
+    the parameters. Those of penalties that train a classifier are in `regularizer.parameters()`.
 
     Batch norm in train mode makes the features differ from the source's even with equal weights, so
     its statistics are frozen by default; turn the backbone's dropout and stochastic depth off for
@@ -53,19 +53,19 @@ class Regularizer(nn.Module):
 
     Args:
         target: the network in training, wrapped (DDP, `torch.compile`, Fabric) or not.
-        source: the network that it started from: another module, whose weights and train flags
-            stay as they are; it is moved to the target's device. None if no penalty needs it.
+        source: the network that the target started from: another module, whose weights and train
+            flags are not changed; it is moved to the target's device. None if no penalty needs it.
         penalties: the terms.
-        batch_norm: `"frozen"` keeps the target's batch-norm layers in eval mode at each of its
+        batch_norm: `"frozen"` keeps the target's batch-norm layers in eval mode in each of its
             forward passes, whatever `target.train()` says; `"train"` leaves them alone.
-        source_cache_gb: GiB of memory in which the source's features are kept for samples that come
-            again just as they were, without augmentation or with few variants of each; 0 for none.
-        source_precision: what the source computes in; `"bfloat16"` is faster where the machine has
-            instructions for it, and rounds. Nothing changes under autocast of your own.
+        source_cache_gb: GiB of memory to cache the source's features of samples that recur exactly,
+            without augmentation or with few variants of each; 0 disables the cache.
+        source_precision: precision of the source; `"bfloat16"` is faster on machines with
+            instructions for it, and rounds. It has no effect under your own autocast.
 
     Raises:
-        UserError: if a tap or module is unknown, a penalty lacks its source, or source and target
-            share parameters.
+        ConfigError: if an option has an unknown value, or a tap or module is unknown.
+        ModelError: if a penalty lacks its source, or source and target share parameters.
 
     Example:
         >>> from delta_transfer import L2SP
@@ -90,23 +90,27 @@ class Regularizer(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= source_cache_gb < math.inf:
-            raise UserError(f"source_cache_gb must be a number of GiB >= 0, got {source_cache_gb}")
+            raise ConfigError(
+                f"source_cache_gb must be a number of GiB >= 0, got {source_cache_gb}"
+            )
         if source_precision not in ("float32", "bfloat16"):
-            raise UserError(
+            raise ConfigError(
                 f"source_precision must be 'float32' or 'bfloat16', got {source_precision!r}"
             )
         if batch_norm not in ("frozen", "train"):
-            raise UserError(f"batch_norm must be 'frozen' or 'train', got {batch_norm!r}")
-        # In a tuple, so that they are no submodules: penalties are what is moved and saved here.
+            raise ConfigError(f"batch_norm must be 'frozen' or 'train', got {batch_norm!r}")
+        # In a tuple, so that they are not submodules: only penalties are moved and saved.
         self._networks = (unwrap(target), None if source is None else unwrap(source))
         _check_networks(*self._networks, penalties)
-        for penalty in penalties:
+        own_penalties = [_copy(penalty) for penalty in penalties]
+        for penalty in own_penalties:
             if penalty.taps:
                 penalty.taps = resolve_taps(self._networks[1] or self._networks[0], penalty.taps)
-        self.penalties = nn.ModuleList(penalties)
+        self.penalties = nn.ModuleList(own_penalties)
+        self._uncalibrated = [penalty for penalty in own_penalties if not penalty.is_calibrated]
         self.term_names = _term_names(penalties)
         self._freeze = batch_norm == "frozen"
-        taps = list({tap: None for penalty in penalties for tap in penalty.taps})
+        taps = list({tap: None for penalty in own_penalties for tap in penalty.taps})
         self._taps = Taps(target, taps) if taps else None
         heads = {penalty.head: None for penalty in penalties if penalty.head}
         compared = {p.head: None for p in penalties if p.head and p.needs_source}
@@ -124,74 +128,71 @@ class Regularizer(nn.Module):
             )
         )
         self._norms: dict[nn.Module, bool] = {}
-        self._target_training = False
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._exit_stack: ExitStack | None = None
         self._logits: Any = None
         self._autocast: AbstractContextManager[None] = nullcontext()
-        self._check_weight_penalties(penalties)
+        self._check_weight_penalties(own_penalties)
 
     def __enter__(self) -> Self:
         target = self._networks[0]
-        if self._handles:
-            raise RuntimeError("this Regularizer is in use already")
+        if self._exit_stack is not None:
+            raise RuntimeError("this Regularizer is already in use")
         device = device_of(target)
         self.to(device)
-        if self._source is not None:
-            self._source.network.to(device)
-            self._source.open()
-        self._target_training = target.training
-        if self._freeze:
-            self._norms = {m: m.training for m in target.modules() if isinstance(m, _BatchNorm)}
-        before, after = exclude_from_compile(self._before), exclude_from_compile(self._after)
-        self._handles = [
-            target.register_forward_pre_hook(before, prepend=True),
-            target.register_forward_hook(after),
-        ]
-        if self._taps is not None:
-            self._taps.__enter__()
-        self._heads.__enter__()
-        self._before(target, None)
+        with ExitStack() as stack:  # undoes what has been done if a later step fails
+            stack.callback(self._restore_norms, target.training)
+            if self._freeze:
+                self._norms = {m: m.training for m in target.modules() if isinstance(m, _BatchNorm)}
+            before, after = exclude_from_compile(self._before), exclude_from_compile(self._after)
+            stack.callback(target.register_forward_pre_hook(before, prepend=True).remove)
+            stack.callback(target.register_forward_hook(after).remove)
+            stack.callback(self.clear)
+            if self._source is not None:
+                self._source.network.to(device)
+                stack.callback(self._source.close)
+                self._source.open()
+            if self._taps is not None:
+                stack.enter_context(self._taps)
+            stack.enter_context(self._heads)
+            self._before(target, None)
+            self._exit_stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._taps is not None:
-            self._taps.__exit__(*error)
-        self._heads.__exit__(*error)
-        if self._source is not None:
-            self._source.close()
-        self.clear()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        stack, self._exit_stack = self._exit_stack, None
+        if stack is not None:
+            stack.close()
+
+    def _restore_norms(self, target_training: bool) -> None:
         target = self._networks[0]
-        changed = target.training != self._target_training
+        changed = target.training != target_training
         for norm, training in self._norms.items():
             norm.training = target.training if changed else training
         self._norms = {}
 
     def forward(self, inputs: Any, targets: Any = None, *, groups: Tensor | None = None) -> Terms:
-        """The terms of one step.
+        """Return the terms of one step.
 
         Args:
-            inputs: what the target was just called with.
-            targets: the labels; needed by penalties that look at them.
+            inputs: the inputs of the target's last forward pass.
+            targets: the labels; some penalties need them.
             groups: for features that are rows (graph nodes): `[R]`, the sample of each row; by
-                default the inputs' own `groups`, if they have any. They are those of every tap that
-                gives so many rows; one that gives a row for each sample is compared by samples.
+                default the inputs' own `groups`, if they have any. They hold for every tap with as
+                many rows; a tap with a row for each sample is compared by samples.
 
         Returns:
             Each penalty's term by name, and their total: scalars on the target's device.
 
         Raises:
             RuntimeError: if the target was not called inside the context before.
-            UserError: if features and inputs do not belong together.
+            ConfigError: if features and inputs do not belong together.
         """
         target, source = self._networks
-        if self._handles and any(norm.training for norm in self._norms):
+        if self._exit_stack is not None and any(norm.training for norm in self._norms):
             raise RuntimeError(
                 "batch norm is to be frozen, but the target's layers are in train mode: call the "
                 "target before the regularizer (and a compiled network for the first time inside "
-                "the `with` block), or give batch_norm='train'"
+                "the `with` block), or pass batch_norm='train'"
             )
         with self._autocast:
             source_features, source_head_inputs = (
@@ -211,10 +212,10 @@ class Regularizer(nn.Module):
         )
         for tap, features in step.source_features.items():
             if features.shape != step.target_features[tap].shape:
-                raise UserError(
+                raise ConfigError(
                     f"tap {tap!r}: the target's features {tuple(step.target_features[tap].shape)} "
-                    f"and the source's {tuple(features.shape)} differ in shape: give the "
-                    "regularizer the same inputs as the target's last forward pass"
+                    f"and the source's {tuple(features.shape)} differ in shape: call "
+                    "the regularizer with the inputs of the target's last forward pass"
                 )
         named = zip(self.term_names, self.penalties, strict=True)
         values = {name: penalty(step) for name, penalty in named}
@@ -222,25 +223,26 @@ class Regularizer(nn.Module):
         return Terms(values, torch.stack(list(values.values())).sum() if values else zero)
 
     def clear(self) -> None:
-        """Lets go of the target's last forward pass, and of the graph that it keeps alive."""
+        """Release the target's last forward pass, and the graph that it keeps alive."""
         if self._taps is not None:
             self._taps.clear()
         self._heads.clear()
         self._logits = None
 
     def calibrate(self, loader: Iterable[Any]) -> None:
-        """Measures the source's feature variance at the taps of each `Delta` without attention.
+        """Measure the source's feature variance for the penalties that need it.
 
-        Of features that are rows (graph nodes), over all rows: large samples count for more.
+        These are the penalties that were not calibrated when they were passed, such as a `Delta`
+        without attention. Of features that are rows (graph nodes), over all rows: large samples
+        have more weight.
 
         Args:
             loader: batches of training data without augmentation: inputs, or tuples that begin with
-                them. Of several processes (`torch.distributed`) each has to call this; what all of
-                them give counts, be it shares or the whole.
+                them. In a group of processes (`torch.distributed`) each has to call this; the
+                variance is over the data of all, which may be shards or the whole.
         """
-        uniform = [p for p in self.penalties if isinstance(p, Delta) and not p.has_attention]
         source = self._networks[1]
-        if not uniform or source is None or self._source is None or self._taps is None:
+        if not self._uncalibrated or source is None or self._source is None or self._taps is None:
             return
         variances = {tap: FeatureVariance() for tap in self._taps.names}
         source.to(device_of(self._networks[0]))
@@ -250,14 +252,13 @@ class Regularizer(nn.Module):
                 variances[tap].update(features)
         shared = {tap: variance.all_reduce() for tap, variance in variances.items()}
         measured = {tap: variance.compute() for tap, variance in shared.items()}
-        for penalty in uniform:
+        for penalty in self._uncalibrated:
             penalty.calibrate(measured)
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether a `Delta` has no feature variances yet."""
-        deltas = [penalty for penalty in self.penalties if isinstance(penalty, Delta)]
-        return any(len(delta.variance) != len(delta.taps) for delta in deltas)
+        """True if a penalty has no feature variances yet."""
+        return not all(penalty.is_calibrated for penalty in self._uncalibrated)
 
     def _before(self, module: nn.Module, inputs: Any) -> None:
         if module is self._networks[0]:  # not a copy made in the context
@@ -270,16 +271,21 @@ class Regularizer(nn.Module):
             self._logits = output
 
     def _check_weight_penalties(self, penalties: Sequence[Penalty]) -> None:
-        """Evaluates the penalties that need no features, so that a wrong name fails right here."""
+        """Evaluate the penalties of weights alone, so that a wrong name fails at once."""
         target, source = self._networks
         with torch.no_grad():
             for penalty in penalties:
-                if isinstance(penalty, (L2, L2SP)):
+                if penalty.reduction == "weights":
                     penalty(Step(target=target, source=source))
 
 
+def _copy(penalty: Penalty) -> Penalty:
+    """Copy a penalty, whose copy shares its parameters: an optimiser may have them already."""
+    return copy.deepcopy(penalty, {id(parameter): parameter for parameter in penalty.parameters()})
+
+
 def _same_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """A context with the autocast of this moment: the source computes as the target did."""
+    """Return a context with the current autocast: the source computes as the target did."""
     kind = device.type
     if not torch.amp.is_autocast_available(kind):
         return nullcontext()
@@ -301,14 +307,14 @@ def _check_networks(
     needing = [penalty.name for penalty in penalties if penalty.needs_source]
     if source is None:
         if needing:
-            raise UserError(
+            raise ModelError(
                 f"{', '.join(needing)} needs the source network: Regularizer(target, source, ...)"
             )
         return
     own = {id(parameter) for parameter in target.parameters()}
     shared = [name for name, parameter in source.named_parameters() if id(parameter) in own]
     if shared:
-        raise UserError(
-            f"source and target share parameters ({shared[0]}): the source must be a network of "
-            "its own, for example copy.deepcopy(target) before training"
+        raise ModelError(
+            f"source and target share parameters ({shared[0]}): the source must be a separate "
+            "network, for example copy.deepcopy(target) before training"
         )

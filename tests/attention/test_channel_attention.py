@@ -12,7 +12,7 @@ from torch import nn
 
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
-from delta_transfer.features.variance import VARIANCE_FLOOR, FeatureVariance
+from delta_transfer.features.variance import RELATIVE_VARIANCE_FLOOR, FeatureVariance
 from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
 from tests.networks import conv_net
@@ -402,13 +402,19 @@ def test_half_precision_features_are_measured_in_float32():
     assert found.item() == pytest.approx(300.0**2, rel=1e-3)
 
 
-def test_constant_features_have_the_floor_and_no_features_are_an_error():
-    assert measured([torch.full((3, 2), 0.1)]).item() == pytest.approx(VARIANCE_FLOOR)
-    with pytest.raises(ValueError, match="no features were given"):
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_constant_features_have_a_floor_relative_to_their_size(scale):
+    found = measured([torch.full((3, 2), 0.1 * scale)]).item()
+    assert found == pytest.approx(RELATIVE_VARIANCE_FLOOR * (0.1 * scale) ** 2)
+
+
+def test_features_of_zero_have_no_scale_and_no_features_are_an_error():
+    assert measured([torch.zeros(3, 2)]).item() == 1
+    with pytest.raises(ValueError, match="loader is empty"):
         FeatureVariance().compute()
 
 
-def test_a_state_goes_on_as_if_nothing_had_been():
+def test_a_restored_state_continues_exactly():
     torch.manual_seed(0)
     features = torch.randn(10, 3, 4)
     for cut in (0, 1, 6):

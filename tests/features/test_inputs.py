@@ -183,11 +183,11 @@ def test_omega_is_zero_at_the_start_in_train_mode(train):
 
 def test_calibration_is_the_variance_over_all_rows():
     source, inputs = graph_net(), some_rows()
-    penalty = Delta(taps=TAPS, strength=1.0)
-    Regularizer(moved(source), source, [penalty]).calibrate([inputs[:3], inputs[3:]])
+    regularizer = Regularizer(moved(source), source, [Delta(taps=TAPS, strength=1.0)])
+    regularizer.calibrate([inputs[:3], inputs[3:]])
     rows = features_of(source, inputs)
     expected = [rows[tap].var(dim=0, correction=0).mean() for tap in TAPS]
-    assert torch.allclose(penalty.variance, torch.stack(expected), rtol=1e-4)
+    assert torch.allclose(regularizer.penalties[0].variance, torch.stack(expected), rtol=1e-4)
 
 
 # --------------------------------------------------------------------------- the rest of a fit

@@ -10,6 +10,7 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.errors import UserError
 from delta_transfer.functional import flatten_positions
 from delta_transfer.methods import Delta, Step
+from delta_transfer.regularizer import Regularizer
 from tests import reference
 from tests.networks import moved
 
@@ -147,6 +148,30 @@ def test_official_is_the_authors_formula_on_a_resnet(attended, dtype):
 
 
 # --------------------------------------------------------------------------------- invariance
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e3])
+def test_strength_means_the_same_for_features_of_another_scale(scale):
+    """The unit of the distance is measured, however small it is."""
+    source = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3))
+    inputs = draw(6, 3, 8, 8, dtype=torch.float32, seed=5)
+
+    def term(scale: float) -> float:
+        scaled = copy.deepcopy(source)
+        with torch.no_grad():
+            for parameter in scaled[0].parameters():
+                parameter.mul_(scale)
+        target = copy.deepcopy(scaled)
+        with torch.no_grad():
+            for parameter in target[0].parameters():
+                parameter.mul_(1.1)
+        regularizer = Regularizer(target, scaled, [Delta(taps="0", strength=1.0)])
+        regularizer.calibrate([inputs])
+        with regularizer:
+            target(inputs)
+            return regularizer(inputs).total.item()
+
+    assert term(scale) == pytest.approx(term(1.0), rel=1e-3)
 
 
 @pytest.mark.parametrize("attended", [False, True])

@@ -49,7 +49,7 @@ def test_ldifs_is_the_formula_summed_over_taps(strength):
 
 
 def test_the_defaults():
-    assert (LDIFS().strength, LDIFS().taps, LDIFS("a").taps) == (10.0, "auto", ("a",))
+    assert (LDIFS().strength, LDIFS().taps, LDIFS("a").taps) == (10.0, ("auto",), ("a",))
 
 
 def test_gradients_and_zero_at_the_start():

@@ -46,8 +46,15 @@ PARTS = PenaltyContext(
 )
 
 
+def parts(name: str) -> PenaltyContext:
+    """The context of a run, which has attention if the method needs it."""
+    attention = ATTENTION if METHODS[name].needs_attention else None
+    return dataclasses.replace(PARTS, attention=attention)
+
+
 def penalties(name: str) -> list[tuple[str, float, tuple[str, ...]]]:
-    return [(p.name, p.strength, tuple(p.taps)) for p in METHODS[name].build_penalties(PARTS)]
+    found = METHODS[name].build_penalties(parts(name))
+    return [(p.name, p.strength, tuple(p.taps)) for p in found]
 
 
 def test_the_table_is_that_of_the_design():
@@ -188,7 +195,7 @@ def test_features_of_another_size_have_the_same_head_term_with_the_head_that_ans
 def test_at_the_start_only_the_head_term_is_there(name):
     source, target = conv_net(), conv_net()
     inputs = torch.randn(4, 3, 8, 8)
-    regularizer = Regularizer(target, source, METHODS[name].build_penalties(PARTS))
+    regularizer = Regularizer(target, source, METHODS[name].build_penalties(parts(name)))
     regularizer.calibrate([inputs])
     with regularizer:
         target.train()
@@ -236,7 +243,14 @@ def test_official_methods_start_at_random_with_the_authors_strength():
         "delta": 0.01,
     }
     for name, method in found.items():
-        for field in ("name", "summary", "paper", "decay", "attention", "trains"):
+        for field in (
+            "name",
+            "summary",
+            "paper",
+            "weight_decay",
+            "needs_attention",
+            "trains_network",
+        ):
             assert getattr(method, field) == getattr(METHODS[name], field)
     assert METHODS["delta"].strength == 1.0  # the table is as it was
     assert METHODS["delta"].head_init == "unstandardized_probe"
@@ -244,7 +258,7 @@ def test_official_methods_start_at_random_with_the_authors_strength():
 
 def test_official_penalties_are_those_of_the_authors():
     def made(name):
-        found = find_method(name, preset="paper").build_penalties(PARTS)
+        found = find_method(name, preset="paper").build_penalties(parts(name))
         return [(p.name, p.strength, tuple(p.taps)) for p in found]
 
     head = ("l2", 0.01, ())
@@ -269,7 +283,9 @@ def test_official_features_are_summed_in_the_authors_scale(name, factor):
         samples=256,
         source="",
     )
-    parts = PenaltyContext(strength=0.01, head="fc", taps=("conv2",), attention=attention)
+    context = PenaltyContext(
+        strength=0.01, head="fc", taps=("conv2",), attention=None if factor is None else attention
+    )
     generator = torch.Generator().manual_seed(0)
     now, then = (torch.randn(2, 4, 4, generator=generator) for _ in range(2))
     step = Step(
@@ -284,10 +300,10 @@ def test_official_features_are_summed_in_the_authors_scale(name, factor):
             for c in range(4):
                 weight = 1.0 if factor is None else 4 * factor[c] / 4
                 expected += 0.01 * 0.5 * weight * (now[b, s, c] - then[b, s, c]).item() ** 2
-    delta, _ = find_method(name, preset="paper").build_penalties(parts)
+    delta, _ = find_method(name, preset="paper").build_penalties(context)
     assert delta(step).item() == pytest.approx(expected, rel=1e-5)
     (same, _), (ours, _) = (
-        METHODS[name].build_penalties(dataclasses.replace(parts, official=official))
+        METHODS[name].build_penalties(dataclasses.replace(context, official=official))
         for official in (True, False)
     )
     assert same(step).item() == delta(step).item()

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.errors import UserError, match_names
+from delta_transfer.errors import ConfigError, UserError, match_names
 from delta_transfer.features.stages import (
     auto_taps,
     find_channel_dim,
@@ -241,12 +241,12 @@ class Taps:
 
 
 def resolve_taps(model: nn.Module, names: str | Sequence[str]) -> tuple[str, ...]:
-    """The module names that `names` stand for; `"auto"` is `auto_taps(model)`."""
+    """Return the module names that `names` select; `"auto"` is `auto_taps(model)`."""
     model = unwrap(model)
-    if names == "auto":
-        return auto_taps(model)
     patterns = [names] if isinstance(names, str) else list(names)
+    if patterns == ["auto"]:
+        return auto_taps(model)
     if not patterns:
-        raise UserError("no taps are named: give module names, glob patterns or 'auto'")
+        raise ConfigError("no taps: pass module names, glob patterns or 'auto'")
     choices = [name for name, _ in model.named_modules() if name]
     return tuple(match_names("tap", patterns, choices))

@@ -1,4 +1,4 @@
-"""Channel attention: how much each channel of each tap matters, and its file."""
+"""Feature variance, the unit of the distance between feature maps, batch by batch."""
 
 from collections.abc import Mapping
 from typing import Self
@@ -6,12 +6,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from delta_transfer.functional import (
-    at_least_float32,
-)
+from delta_transfer.functional import at_least_float32
 from delta_transfer.utils.distributed import all_gather, world_size
 
-VARIANCE_FLOOR = 1e-6
+# The smallest variance as a share of the mean square. Relative, so that features of another scale
+# have the same distances; far above what rounding leaves of constant features (1e-14 in float32).
+RELATIVE_VARIANCE_FLOOR = 1e-9
 
 
 class Moments:
@@ -34,12 +34,12 @@ class Moments:
         self.squares = torch.zeros(())
 
     def update(self, rows: Tensor) -> None:
-        """Takes in rows `[N, C]`, floating."""
+        """Add rows `[N, C]`, floating."""
         mean = rows.mean(dim=0)
         self.merge(len(rows), mean, (rows - mean).square().sum(dim=0))
 
     def merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
-        """Takes in so many rows of which these are known."""
+        """Add `count` rows with this mean and sum of squared deviations."""
         if self.count:
             total = self.count + count
             shift = mean - self.mean
@@ -49,13 +49,13 @@ class Moments:
         self.mean, self.squares = mean, squares
 
     def state(self) -> dict[str, Tensor]:
-        """All of it, as tensors that share no memory with it."""
+        """Return the state as tensors that share no memory with it."""
         count = torch.tensor(self.count)
         return {"count": count, "mean": self.mean.clone(), "squares": self.squares.clone()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], *, device: torch.device | None = None) -> Self:
-        """What `state` was taken of, for rows on a device."""
+        """Restore what `state` returned, for rows on a device."""
         moments = cls()
         moments.count = int(state["count"])
         moments.mean = state["mean"].clone().to(device)
@@ -66,8 +66,8 @@ class Moments:
 class FeatureVariance:
     """The mean over channels of the variance over samples and positions, batch by batch.
 
-    Of rows `[R, C]` (graph nodes), over all rows: a sample with many counts for more. In float32 or
-    wider, see `Moments`.
+    For rows `[R, C]` (graph nodes), over all rows, so that large samples have more weight. In
+    float32 or wider, see `Moments`.
 
     Example:
         >>> variance = FeatureVariance()
@@ -80,17 +80,24 @@ class FeatureVariance:
         self._moments = moments or Moments()
 
     def update(self, features: Tensor) -> None:
-        """Takes in features `[..., C]`."""
+        """Add features `[..., C]`."""
         self._moments.update(at_least_float32(features.detach()).flatten(0, -2))
 
     def compute(self) -> Tensor:
-        """Scalar, not below 1e-6, so that a tap that is constant does not divide by zero."""
+        """Return the variance as a positive scalar.
+
+        At least `RELATIVE_VARIANCE_FLOOR` times the mean square, so that a constant tap does not
+        divide by zero; 1 for a tap that is always zero, which has no scale.
+        """
         if self._moments.count == 0:
-            raise ValueError("no features were given: the loader is empty")
-        return (self._moments.squares / self._moments.count).mean().clamp_min(VARIANCE_FLOOR)
+            raise ValueError("no features to measure: the loader is empty")
+        variance = (self._moments.squares / self._moments.count).mean()
+        mean_square = variance + self._moments.mean.square().mean()
+        variance = torch.maximum(variance, RELATIVE_VARIANCE_FLOOR * mean_square)
+        return torch.where(variance > 0, variance, torch.ones_like(variance))
 
     def all_reduce(self) -> Self:
-        """What this and the other processes have taken in; each of them has to call it."""
+        """Return the variance over all processes; each of them has to call it."""
         if world_size() == 1:
             return self
         device = self._moments.mean.device
@@ -102,10 +109,10 @@ class FeatureVariance:
         return type(self)(moments)
 
     def state(self) -> dict[str, Tensor]:
-        """What it has taken in, as tensors."""
+        """Return the state as tensors."""
         return self._moments.state()
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], *, device: torch.device) -> Self:
-        """What `state` was taken of, for features on a device."""
+        """Restore what `state` returned, for features on a device."""
         return cls(Moments.from_state(state, device=device))

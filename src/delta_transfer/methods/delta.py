@@ -1,13 +1,14 @@
 """DELTA: the distance between the feature maps of target and source."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, ModelError
 from delta_transfer.functional import feature_distance, official_distance
 from delta_transfer.methods.base import CandidateRun, Method, PenaltyContext
 from delta_transfer.methods.l2 import head_penalties
@@ -26,16 +27,14 @@ class Delta(Penalty):
 
     Args:
         attention: taps, attention and variance, from `estimate_attention`. Without it every channel
-            counts the same, and `Regularizer.calibrate` measures the variance.
+            has the same weight, and `Regularizer.calibrate` measures the variance.
         strength: factor of the term.
-        taps: with no attention, the modules whose outputs are compared: names, glob patterns or
+        taps: without attention, the modules whose outputs are compared: names, glob patterns or
             `"auto"`.
 
     Raises:
         ValueError: if both attention and taps are given, or neither.
     """
-
-    variance: Tensor
 
     def __init__(
         self,
@@ -44,33 +43,28 @@ class Delta(Penalty):
         strength: float,
         taps: str | Sequence[str] | None = None,
     ) -> None:
-        super().__init__("delta", strength, taps=_taps(attention, taps), needs_source=True)
+        taps = _taps(attention, taps)
+        super().__init__("delta", strength, taps=taps, needs_source=True, needs_variance=True)
         self.has_attention = attention is not None
-        self.register_buffer("variance", torch.empty(0))
-        self.register_load_state_dict_pre_hook(_resize_variance)  # type: ignore[no-untyped-call]
         if attention is not None:
             self.calibrate(attention.variance)
             _register_attention(self, attention)
 
-    def calibrate(self, variance: Mapping[str, Tensor]) -> None:
-        """Sets the feature variance of each tap: tap -> scalar."""
-        values = torch.stack([variance[tap].detach() for tap in self.taps])
-        self.variance = values.to(self.variance.device)
-
     def extra_repr(self) -> str:
-        """What `print` shows of it."""
+        """Return what `print` shows."""
         return f"strength={self.strength}, taps={self.taps}, attention={self.has_attention}"
 
     def forward(self, step: Step) -> Tensor:
-        """The term.
+        """Return the term.
 
         Raises:
-            UserError: if it was not calibrated, or the attention does not fit the network.
+            ConfigError: if the penalty is not calibrated.
+            ModelError: if the attention does not fit the network.
         """
-        if len(self.variance) != len(self.taps):
-            raise UserError(
+        if not self.is_calibrated:
+            raise ConfigError(
                 "Delta is not calibrated: call regularizer.calibrate(loader) with training data "
-                "without augmentation, or give Delta an attention, which carries the variances"
+                "without augmentation, or pass an attention, which has the variances"
             )
         terms = []
         for i, tap in enumerate(self.taps):
@@ -93,20 +87,17 @@ class Delta(Penalty):
         strength: float = 0.01,
         taps: str | Sequence[str] | None = None,
     ) -> Penalty:
-        """The formula of the authors' published code, to the letter.
+        """Return a penalty with the exact formula of the authors' published code.
 
-        Summed over the batch and over taps: with attention `strength * sum_l 1/2 sum_b sum_c
-        C a_c / (H W) ||d||^2`, without it a bare `strength * sum_l 1/2 sum ||d||^2`
-        (https://github.com/lixingjian/DELTA). Its strength has to be tuned anew for each batch
-        size, image size and network.
+        It is summed over the batch and over taps: with attention `strength * sum_l 1/2 sum_b sum_c
+        C a_c / (H W) ||d||^2`, without it `strength * sum_l 1/2 sum ||d||^2`
+        (https://github.com/lixingjian/DELTA). Its strength has to be retuned for each batch size,
+        image size and network.
 
         Args:
             attention: as for `Delta`; its variance is not used.
             strength: factor of the term; the authors' alpha.
-            taps: as for `Delta`. The authors': the last `conv3` of each stage of a ResNet.
-
-        Returns:
-            A penalty that is called like any other.
+            taps: as for `Delta`. The authors use the last `conv3` of each stage of a ResNet.
         """
         return _OfficialDelta(attention, strength=strength, taps=taps)
 
@@ -122,8 +113,8 @@ class _OfficialDelta(Penalty):
         strength: float,
         taps: str | Sequence[str] | None,
     ) -> None:
-        named = _taps(attention, taps)
-        super().__init__("delta", strength, taps=named, needs_source=True, reduction="sum")
+        taps = _taps(attention, taps)
+        super().__init__("delta", strength, taps=taps, needs_source=True, reduction="sum")
         self.has_attention = attention is not None
         if attention is not None:
             _register_attention(self, attention)
@@ -140,22 +131,15 @@ class _OfficialDelta(Penalty):
 
 def _taps(
     attention: ChannelAttention | None, taps: str | Sequence[str] | None
-) -> str | tuple[str, ...]:
-    if (attention is None) == (taps is None):
-        raise ValueError(
-            "give either attention (which names its taps) or taps (names or 'auto'), "
-            f"got {'neither' if taps is None else 'both'}"
-        )
-    if attention is not None:
+) -> str | Sequence[str]:
+    if attention is not None and taps is None:
         return attention.taps
-    return "auto" if taps == "auto" else (taps,) if isinstance(taps, str) else tuple(taps or ())
-
-
-def _resize_variance(module: Delta, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-    """A Delta that is not calibrated yet takes the state of one that is."""
-    saved = state.get(f"{prefix}variance")
-    if saved is not None and saved.shape != module.variance.shape:
-        module.variance = torch.empty_like(saved, device=module.variance.device)
+    if attention is None and taps is not None:
+        return taps
+    raise ValueError(
+        "pass either attention (which has its taps) or taps (names or 'auto'), "
+        f"got {'neither' if taps is None else 'both'}"
+    )
 
 
 def _register_attention(penalty: Penalty, attention: ChannelAttention) -> None:
@@ -166,58 +150,33 @@ def _register_attention(penalty: Penalty, attention: ChannelAttention) -> None:
 def _attention(penalty: Penalty, i: int, features: Tensor) -> Tensor:
     weights = penalty.get_buffer(f"attention_{i}")
     if len(weights) != features.shape[-1]:
-        raise UserError(
+        raise ModelError(
             f"channel attention for tap {penalty.taps[i]!r} has {len(weights)} channels, "
-            f"the features have {features.shape[-1]}: it was made for another network"
+            f"the features have {features.shape[-1]}: it was estimated for another network"
         )
     return weights
 
 
-def _penalties(parts: PenaltyContext) -> list[Penalty]:
-    """DELTA with channel attention, and the head term."""
-    return _feature_penalties(parts, parts.attention, None)
+def _penalties(context: PenaltyContext) -> list[Penalty]:
+    """Return DELTA and the head term."""
+    make = Delta.official if context.official else Delta
+    attention = context.attention
+    taps = context.taps if attention is None else None
+    return [make(attention, strength=context.strength, taps=taps), *head_penalties(context)]
 
 
-def _penalties_without_attention(parts: PenaltyContext) -> list[Penalty]:
-    """DELTA without attention, and the head term."""
-    return _feature_penalties(parts, None, parts.taps)
-
-
-def _feature_penalties(
-    context: PenaltyContext, attention: ChannelAttention | None, taps: Sequence[str] | None
-) -> list[Penalty]:
-    if context.official:
-        delta = Delta.official(attention, strength=context.strength, taps=taps)
-    else:
-        delta = Delta(attention, strength=context.strength, taps=taps)
-    return [delta, *head_penalties(context)]
-
-
-# The two trainings of DELTA by `--strength auto`: averages gain the more, the more these differ.
+# The two candidate runs of `--strength auto`: averaging gains the more, the more they differ.
 AUTO = (CandidateRun(1.0, lr_scale=1.0), CandidateRun(0.1, lr_scale=2.0))
-# On graphs it depends on the data which head to begin with: one of the two is taken.
+# On graphs the better initialization of the head depends on the data: one of the two is chosen.
 AUTO_GRAPHS = (
     CandidateRun(1.0, lr_scale=1.0),
     CandidateRun(0.03, lr_scale=1.0, head_init="random"),
 )
 
 
-NO_ATTENTION = Method(
-    name="delta_no_attention",
-    summary="DELTA with every channel alike: features are held close",
-    paper="https://arxiv.org/abs/1901.09229",
-    head_init="unstandardized_probe",
-    build_penalties=_penalties_without_attention,
-    compares_features=True,
-    strength=AUTO[0].strength,
-    candidates=AUTO,
-    official_strength=0.01,
-)
-
-
 METHOD = Method(
     name="delta",
-    summary="DELTA: features are held close, each channel as much as it matters",
+    summary="DELTA: keeps features close, each channel by its attention",
     paper="https://arxiv.org/abs/1901.09229",
     head_init="unstandardized_probe",
     build_penalties=_penalties,
@@ -226,4 +185,12 @@ METHOD = Method(
     candidates=AUTO,
     official_strength=0.01,
     needs_attention=True,
+)
+
+
+NO_ATTENTION = dataclasses.replace(
+    METHOD,
+    name="delta_no_attention",
+    summary="DELTA with uniform attention, the same as delta with --attention none",
+    needs_attention=False,
 )

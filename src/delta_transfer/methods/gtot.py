@@ -145,8 +145,7 @@ class GTOT(Penalty):
     """
 
     def __init__(self, taps: str | Sequence[str], *, strength: float, order: int = 1) -> None:
-        named = (taps,) if isinstance(taps, str) else tuple(taps)
-        super().__init__("gtot", strength, taps=named, needs_source=True)
+        super().__init__("gtot", strength, taps=taps, needs_source=True)
         if order < 0:
             raise ValueError(f"gtot: order must be at least 0, got {order}")
         self.order = order

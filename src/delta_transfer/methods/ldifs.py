@@ -61,8 +61,7 @@ class LDIFS(Penalty):
     """
 
     def __init__(self, taps: str | Sequence[str] = "auto", *, strength: float = 10.0) -> None:
-        named = "auto" if taps == "auto" else (taps,) if isinstance(taps, str) else tuple(taps)
-        super().__init__("ldifs", strength, taps=named, needs_source=True)
+        super().__init__("ldifs", strength, taps=taps, needs_source=True)
 
     def forward(self, step: Step) -> Tensor:
         """The term."""

@@ -1,11 +1,12 @@
-"""What every penalty is given at each step, and the one method it has."""
+"""The base class of penalties, and the data of a training step that they receive."""
 
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,19 +18,20 @@ Reduction = Literal["mean", "sum", "weights", "batch"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """One training step, as a penalty sees it.
+    """The data of one training step.
 
     Args:
         target: the network in training, unwrapped.
         source: the frozen network that it started from, unwrapped.
-        inputs: what both were called with.
+        inputs: the inputs of both networks.
         targets: the labels, or None.
-        logits: what the target's forward pass returned.
+        logits: the output of the target's forward pass.
         target_features: tap -> `[B, S, C]` (samples, positions, channels), or rows `[R, C]`.
-        source_features: the same of the source, without gradient.
-        groups: `[R]`, the sample that each row belongs to, or None; `groups_at` has that of a tap.
-        head_inputs: head -> what the target's head was given, `[B, F]`.
-        source_head_inputs: the same of the source, without gradient.
+        source_features: tap -> the source's features, without gradient.
+        groups: `[R]`, the sample that each row belongs to, or None; `groups_at` returns those of a
+            tap.
+        head_inputs: head -> the input of the target's head, `[B, F]`.
+        source_head_inputs: head -> the input of the source's head, without gradient.
     """
 
     target: nn.Module
@@ -44,10 +46,10 @@ class Step:
     source_head_inputs: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def groups_at(self, tap: str) -> Tensor | None:
-        """The sample of each row of a tap's features; None where each is a sample of its own.
+        """Return the sample of each row of a tap's features; None if each row is a sample.
 
         Raises:
-            UserError: if the features are neither the groups' rows nor of the samples.
+            ModelError: if the features have neither a row per group entry nor one per sample.
         """
         samples = None if groups_of(self.inputs) is None else len(self.inputs)
         return groups_at(tap, self.target_features[tap], self.groups, samples=samples)
@@ -57,25 +59,31 @@ class Penalty(nn.Module, abc.ABC):
     """A term that is added to the task loss: a strength times a scalar of the step.
 
     Args:
-        name: what the term is called in logs.
+        name: name of the term in logs.
         strength: factor of the term; not negative.
-        taps: the modules whose features the penalty needs (names, patterns or `"auto"`), none if
-            empty.
-        head: the module whose inputs the penalty needs (the target's head), none if empty.
-        needs_source: whether it needs the source network; with taps or a head, its features too.
-        reduction: what the term of a batch is of those of its parts, which several processes have:
-            their mean, weighted by samples; their sum; the same in each, being one of weights
-            alone; or `"batch"`, which only the whole batch tells.
+        taps: the modules whose features the penalty needs: names, glob patterns or `"auto"`. A
+            `Regularizer` resolves them in its own copy of the penalty.
+        head: the module whose inputs the penalty needs (the target's head), if any.
+        needs_source: needs the source network; with taps or a head, its features too.
+        needs_variance: needs the source's feature variance at the taps, as the buffer `variance`
+            `[taps]`, which `Regularizer.calibrate` measures.
+        reduction: relation between the term of a batch and those of its parts, which several
+            processes have: their mean, weighted by samples; their sum; `"weights"` if the term
+            depends on weights alone, so that all parts have the same one (`Regularizer` evaluates
+            it at once, so that a wrong name fails early); or `"batch"` if it needs the whole batch.
     """
+
+    variance: Tensor
 
     def __init__(
         self,
         name: str,
         strength: float,
         *,
-        taps: str | tuple[str, ...] = (),
+        taps: str | Sequence[str] = (),
         head: str = "",
         needs_source: bool = False,
+        needs_variance: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
@@ -83,14 +91,39 @@ class Penalty(nn.Module, abc.ABC):
             raise ValueError(f"{name}: strength must be a number >= 0, got {strength}")
         self.name = name
         self.strength = float(strength)
-        self.taps = taps
+        self.taps = (taps,) if isinstance(taps, str) else tuple(taps)
         self.head = head
         self.needs_source = needs_source
+        self.needs_variance = needs_variance
         self.reduction: Reduction = reduction
+        if needs_variance:
+            self.register_buffer("variance", torch.empty(0))
+            self.register_load_state_dict_pre_hook(_resize_variance)  # type: ignore[no-untyped-call]
+
+    @property
+    def is_calibrated(self) -> bool:
+        """True if the feature variances are known, or not needed."""
+        return not self.needs_variance or len(self.variance) == len(self.taps)
+
+    def calibrate(self, variance: Mapping[str, Tensor]) -> None:
+        """Set the feature variance of each tap.
+
+        Args:
+            variance: tap -> scalar.
+        """
+        values = torch.stack([variance[tap].detach() for tap in self.taps])
+        self.variance = values.to(self.variance.device)
 
     @abc.abstractmethod
     def forward(self, step: Step) -> Tensor:
-        """The term, strength included: a scalar."""
+        """Return the term, strength included: a scalar."""
+
+
+def _resize_variance(module: Penalty, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    """Let a penalty that is not calibrated load the state of one that is."""
+    saved = state.get(f"{prefix}variance")
+    if saved is not None and saved.shape != module.variance.shape:
+        module.variance = torch.empty_like(saved, device=module.variance.device)
 
 
 def classifier_logits(classifier: nn.Linear, rows: Tensor) -> Tensor:
