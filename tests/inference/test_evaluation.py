@@ -38,7 +38,7 @@ def drawn(count: int, *, seed: int = 0, sharpness: float = 2.0) -> tuple[list[in
 
 
 def slow_calibration_error(probabilities: np.ndarray, labels: list[int]) -> float:
-    """Bin by bin, image by image; the last bin holds whole certainty too."""
+    """Bin by bin, image by image; the last bin includes probability 1."""
     total = 0.0
     for number in range(15):
         low, high = number / 15, (number + 1) / 15

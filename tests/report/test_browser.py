@@ -1,4 +1,4 @@
-"""The pages in a real browser: seen, quiet, within their width, and accessible."""
+"""The pages in a real browser: rendered, without errors, within their width, accessible."""
 
 import io
 import shutil
@@ -62,7 +62,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_page(
     chromium: Any, pages: dict[str, Path], tmp_path: Path, name: str, scheme: str, width: int
 ) -> None:
-    alone = tmp_path / "alone.html"  # nothing of the runs lies beside it
+    alone = tmp_path / "alone.html"  # without the runs' files
     alone.write_bytes(pages[name].read_bytes())
     page = chromium.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
     said: list[str] = []

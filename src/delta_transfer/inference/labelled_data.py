@@ -181,10 +181,10 @@ def _load(
 
 
 def _molecules(config: TrainConfig, data: str, *, of_molecules: bool) -> MoleculeOptions:
-    """What the run says of molecules, if that can be of this data: a file has its columns.
+    """Return the run's options of molecules, as far as they apply to this data.
 
     Raises:
-        UserError: if the run is on molecules and the data cannot be.
+        ConfigError: if the run is on molecules and the data cannot be.
     """
     options = molecule_options(config)
     if _is_training_data(config, data):

@@ -87,6 +87,7 @@ def lines_plot(
     caption: str = "",
     shades: bool = False,
     top: float | None = None,
+    methods: Sequence[str] = (),
 ) -> Plot | None:
     """Plot several values over epochs.
 
@@ -97,6 +98,7 @@ def lines_plot(
         caption: how to read it.
         shades: draw all lines in one colour, from pale to full.
         top: upper limit of the axis, for plots that are compared; fitted to the values if None.
+        methods: all compared methods, in their order, if the lines are methods.
 
     Returns:
         The plot, or None if no value is finite.
@@ -105,14 +107,18 @@ def lines_plot(
     lines = {key: values for key, values in lines.items() if values}
     if not lines:
         return None
-    names = {key: shorten(printable(key), 34) for key in lines}
+    labels = {key: method_label(key) if methods else key for key in lines}
+    names = {key: shorten(printable(label), 34) for key, label in labels.items()}
 
     def draw(figure: Figure) -> None:
         axes = _epoch_axes(figure, lines.values())
         handles: list[Artist] = []
         for number, (key, values) in enumerate(lines.items()):
             line = _line(axes, values, colour=SERIES[number % len(SERIES)], name=names[key])
-            _mark(line, number)
+            if methods:
+                _set_style(line, key, methods)
+            elif line.get_marker():
+                line.set_marker(MARKERS[number % len(MARKERS)])
             if shades:
                 line.set(color=ACCENT, alpha=0.3 + 0.7 * (number + 1) / len(lines))
             # Do not cut a marker at zero; cut a line at the top.
@@ -122,38 +128,10 @@ def lines_plot(
             axes.set_ylim(bottom=0, top=top)
         legend(figure, handles)
 
-    texts = [f"{key}: {_spoken(values, '{:.3g}'.format)}" for key, values in lines.items()]
+    texts = [f"{labels[key]}: {_spoken(values, '{:.3g}'.format)}" for key, values in lines.items()]
     size = (WIDTH, height_with_legend(list(names.values())))
     svg = inline_svg(draw, name, size=size, text=f"{title} by epoch. {'; '.join(texts)}.")
     return Plot(title=title, svg=svg, caption=caption)
-
-
-def methods_plot(
-    curves: Mapping[str, Series], name: str, *, title: str, methods: Sequence[str]
-) -> Plot:
-    """Plot values over epochs, a line per method.
-
-    Args:
-        curves: non-negative values by epoch, by method.
-        name: of the figure, for its ids.
-        title: its heading.
-        methods: all compared methods, in their order.
-    """
-
-    def draw(figure: Figure) -> None:
-        axes = _epoch_axes(figure, curves.values())
-        handles = _method_lines(axes, curves, methods)
-        for handle in handles:
-            handle.set_clip_on(False)  # do not cut a marker at zero
-        legend(figure, handles)
-        axes.set_ylim(bottom=0)
-
-    texts = [
-        f"{method_label(key)}: {_spoken(values, '{:.3g}'.format)}" for key, values in curves.items()
-    ]
-    size = (WIDTH, height_with_legend([_short(method) for method in curves]))
-    svg = inline_svg(draw, name, size=size, text=f"{title} by epoch. {'; '.join(texts)}.")
-    return Plot(title=title, svg=svg)
 
 
 def scores_over_epochs(
@@ -178,7 +156,11 @@ def scores_over_epochs(
     def draw(figure: Figure) -> None:
         axes = _epoch_axes(figure, curves.values())
         scaled = {method: _scaled(values, metric) for method, values in curves.items()}
-        handles = _method_lines(axes, scaled, methods)
+        handles: list[Artist] = []
+        for method, values in scaled.items():
+            line = _line(axes, values, colour=INK, name=_short(method))
+            _set_style(line, method, methods)
+            handles.append(line)
         legend(figure, [*handles, *_probe_line(axes, probe, metric)])
         _in_unit(axes, limit, metric)
 
@@ -195,16 +177,11 @@ def scores_over_epochs(
     )
 
 
-def _method_lines(axes: Axes, curves: Mapping[str, Series], methods: Sequence[str]) -> list[Artist]:
-    handles: list[Artist] = []
-    for method, values in curves.items():
-        own = method_style(method, methods)
-        line = _line(axes, values, colour=own.colour, name=_short(method))
-        if line.get_marker():
-            line.set_marker(own.marker)
-        line.set_linestyle(own.line_style)  # type: ignore[arg-type]
-        handles.append(line)
-    return handles
+def _set_style(line: Line2D, method: str, methods: Sequence[str]) -> None:
+    style = method_style(method, methods)
+    line.set(color=style.colour, linestyle=style.line_style)
+    if line.get_marker():
+        line.set_marker(style.marker)
 
 
 def _short(method: str) -> str:
@@ -261,11 +238,6 @@ def _line(axes: Axes, values: Series, *, colour: str, name: str) -> Line2D:
     line.set(marker="o" if len(epochs) <= MANY_EPOCHS else "")
     line.set_label(name)
     return line
-
-
-def _mark(line: Line2D, number: int) -> None:
-    if line.get_marker():
-        line.set_marker(MARKERS[number % len(MARKERS)])
 
 
 def _probe_line(axes: Axes, probe: float | None, metric: Metric) -> list[Line2D]:

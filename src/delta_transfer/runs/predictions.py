@@ -132,8 +132,8 @@ def as_number(value: float) -> str:
     return f"{value:.6f}"
 
 
-def to_csv(rows: Sequence[Sequence[str]]) -> bytes:
-    """Return a table as a CSV file."""
+def to_csv(rows: Sequence[Sequence[object]]) -> bytes:
+    """Return a table as a CSV file; None is an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     # File names may contain bytes that are not valid text.

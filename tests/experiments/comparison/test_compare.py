@@ -228,7 +228,7 @@ def made(
     threads: int | None = None,
     **options: object,
 ) -> ComparisonResult:
-    """A comparison of what is there already and what is asked for."""
+    """Comparisons of existing and requested runs."""
     config = tiny(Path("images"), out, **options)
     return compare(
         config, out, methods=methods, seeds=seeds, sizes=sizes, n_jobs=jobs, num_threads=threads
@@ -269,7 +269,7 @@ class TestGoingOn:
         assert options["methods"] == "l2,probe"
         assert (options["seeds"], options["samples_per_class"]) == ("1,0", "10,all,5")
 
-    def test_a_run_that_was_broken_off_is_made_anew(self, fakes, tmp_path):
+    def test_an_interrupted_run_is_repeated(self, fakes, tmp_path):
         out = tmp_path / "out"
         made(out)
         whole = (out / "results.csv").read_bytes()

@@ -67,7 +67,7 @@ class TestProcesses:
         said = capfd.readouterr()
         assert (said.out, said.err) == ("", "")  # it is in the logs of the runs
 
-    def test_a_run_that_fails_is_no_error_and_another_error_is_told_whole(
+    def test_a_failed_run_is_not_an_error_and_other_errors_have_their_traceback(
         self, pool, compared, tmp_path
     ):
         config, _ = options(compared, tmp_path)

@@ -1,4 +1,4 @@
-"""A search over options of train: what is tried, what is kept of it, and how it goes on."""
+"""A search over options of train: trials, their files, and resuming."""
 
 import csv
 import dataclasses
@@ -428,7 +428,7 @@ def test_it_may_be_replaced_but_not_with_something_of_the_users(capsys, images, 
     (copy / "trials" / "1" / "thesis.tex").unlink()
     (copy / "search.db").unlink()
     assert main.main(typed(images, copy)) == 2
-    assert "its search.db is not there any more" in capsys.readouterr().err
+    assert "has trials, but no search.db" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------- slow ones

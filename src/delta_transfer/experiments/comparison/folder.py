@@ -1,8 +1,6 @@
 """The folder of a comparison: its options, its runs, and their table."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from delta_transfer.runs.folder import (
     find_foreign_file,
     open_several,
 )
+from delta_transfer.runs.predictions import to_csv
 from delta_transfer.utils.files import write_atomically
 
 Size = int | None
@@ -148,15 +147,12 @@ def write_table(folder: Path, runs: Sequence[TrainConfig]) -> list[RunResult]:
         The results of these runs.
     """
     results = [RunResult.load(run.out or "") for run in runs if _is_finished(run)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = comparison_columns(results[0].metric if results else ACCURACY)
-    writer.writerow(columns)
+    rows: list[Sequence[object]] = [columns]
     for result in results:
-        values = [getattr(result, column) for column in columns[:-1]]
-        row = ["" if value is None else value for value in values]
-        writer.writerow([*row, result.folder.relative_to(folder).as_posix()])
-    write_atomically(folder / "results.csv", text.getvalue())
+        path = result.folder.relative_to(folder).as_posix()
+        rows.append([*(getattr(result, column) for column in columns[:-1]), path])
+    write_atomically(folder / "results.csv", to_csv(rows))
     return results
 
 

@@ -1,14 +1,13 @@
 """Search strength, learning rate, epochs and taps, and train the best configuration completely."""
 
-import csv
 import dataclasses
 import functools
-import io
 import logging
 import math
 import shutil
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from delta_transfer.experiments.search.study import Study, check_storage
 from delta_transfer.experiments.search.trial import make_whole, try_out
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs.folder import SEARCH_FILE, SEARCH_RUNS, begin_several
+from delta_transfer.runs.predictions import to_csv
 from delta_transfer.runs.preparation.task import find_data
 from delta_transfer.runs.validation import check_run_config
 from delta_transfer.training.loaders import loaders_of
@@ -203,7 +203,7 @@ class _Progress:
             outcome = Outcome.load(folder)
             if outcome is None:
                 return self._space.configure(params, out=str(folder))
-            self._study.tell(number, outcome)  # the search was killed before it told Optuna
+            self._study.tell(number, outcome)  # the search was killed before it did so
 
     def add(self, run: TrainConfig, reply: Reply) -> None:
         """Record and log the outcome of a trial.
@@ -261,18 +261,16 @@ class _Progress:
             for number, outcome in outcomes(self._folder).items()
             if number in params
         ]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         metric = f"val_{trials[0].outcome.metric.name if trials else 'accuracy'}"
         columns = ("trial", "state", "val_calibrated_loss", metric, *names)
-        writer.writerow([*columns, "best_epoch", "wall_time_s", "failure"])
+        rows: list[Sequence[object]] = [(*columns, "best_epoch", "wall_time_s", "failure")]
         for trial in trials:
             one = trial.outcome
             losses = ["" if math.isnan(value) else value for value in (one.loss, one.score)]
             options = [trial.options[name] for name in names]
             row = [trial.number, one.state, *losses, *options, one.best_epoch, one.wall_time_s]
-            writer.writerow([*row, one.failure])
-        write_atomically(self._folder / "trials.csv", text.getvalue())
+            rows.append([*row, one.failure])
+        write_atomically(self._folder / "trials.csv", to_csv(rows))
         return trials
 
 

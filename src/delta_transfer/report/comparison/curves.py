@@ -12,7 +12,6 @@ from delta_transfer.report.curves import (
     Series,
     drop_non_finite,
     lines_plot,
-    methods_plot,
     scores_over_epochs,
     series,
 )
@@ -103,13 +102,9 @@ def drift_curves(comparison: Comparison) -> Curves | None:
         return None
     names = list(taps)
     step = max(1, -(-len(names) // MAX_TAP_PLOTS))
+    methods = comparison.methods
     plots = [
-        methods_plot(
-            taps[tap],
-            f"drift{number}",
-            title=f"Distance at {tap}",
-            methods=comparison.methods,
-        )
+        lines_plot(taps[tap], f"drift{number}", title=f"Distance at {tap}", methods=methods)
         for number, tap in enumerate(names[::-1][::step][::-1])
     ]
     last = {
@@ -118,7 +113,7 @@ def drift_curves(comparison: Comparison) -> Curves | None:
             for tap, values in taps.items()
             if method in values
         }
-        for method in comparison.methods
+        for method in methods
     }
     last = {method: values for method, values in last.items() if values}
     rows = [
@@ -126,7 +121,7 @@ def drift_curves(comparison: Comparison) -> Curves | None:
         for tap in names
     ]
     return Curves(
-        plots=plots,
+        plots=[plot for plot in plots if plot is not None],
         table=Table(
             "Distance from the pretrained network at the last epoch",
             ["Tap", *map(method_label, last)],
