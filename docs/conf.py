@@ -23,7 +23,8 @@ myst_heading_anchors = 4  # links to headings as GitHub has them
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!delta_transfer\.).*"),
-    ("py:class", r"delta_transfer\.data\.base\.Split"),  # what `Evaluation.split` keeps, for itself
+    ("py:class", r"delta_transfer\.data\.task\.Split"),  # of `Evaluation.split`, which is private
+    ("py:class", r"delta_transfer\.utils\.type_hints\.Bounds"),  # of the annotations of options
 ]
 
 default_role = "code"  # of single backticks in docstrings

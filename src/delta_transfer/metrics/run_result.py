@@ -51,7 +51,10 @@ class StrengthSearch:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StrengthSearch":
         """Build it from JSON values, whose lists become tuples."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        options: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
+        }
+        return cls(**options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -211,5 +211,7 @@ def task_type_from_dict(values: Mapping[str, Any]) -> TaskType:
         KeyError, TypeError: if the values do not describe a task type.
     """
     types = {t.name: t for t in (Multiclass, MultilabelBinary, Regression)}
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    options: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
+    }
     return types[options.pop("name")](**options)

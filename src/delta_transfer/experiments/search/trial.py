@@ -71,7 +71,7 @@ def try_out(prepared: RunSetup, config: TrainConfig, started: float, *, prune: b
         write_atomically(folder / "config.yaml", config.to_yaml())
         found = _train(plan, folder)
         outcome = dataclasses.replace(
-            found, losses=listener.losses, seconds=spent.usage.wall_time_s
+            found, losses=listener.losses, wall_time_s=spent.usage.wall_time_s
         )
         outcome.save(folder)
         clear(folder)
