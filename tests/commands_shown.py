@@ -66,7 +66,7 @@ def _delta_transfer(args: list[str]) -> None:
         value = getattr(options, name, None)
         if value is not None:
             check(value)
-    if hasattr(options, "methods"):  # compare, which checks the options of train later
+    if hasattr(options, "methods") and hasattr(options, "data"):  # compare resolves them later
         own = [field.name for field in dataclasses.fields(TrainConfig)]
         shared = {name: getattr(options, name) for name in own if hasattr(options, name)}
         TrainOptions(**shared | {"samples_per_class": None}).resolve()

@@ -8,7 +8,7 @@ from delta_transfer.inference.evaluation import ClassMetrics, Evaluation
 
 
 def evaluation(names: list[str], confusion: list[list[int]]) -> Evaluation:
-    """Figures that need not fit the confusion matrix: they are only told."""
+    """Metrics that do not have to agree with the confusion matrix."""
     import torch
     from PIL import Image
 
@@ -37,24 +37,24 @@ def evaluation(names: list[str], confusion: list[list[int]]) -> Evaluation:
 FEW = evaluation(["cat", "a long name", "owl"], [[3, 1, 0], [1200, 5, 0], [0, 0, 0]])
 
 
-def test_few_classes_come_with_the_matrix():
+def test_few_classes_are_shown_with_the_matrix():
     assert format_evaluation(FEW) == [
-        "images             1209",
+        "images               1209",
         "accuracy             50.0%",
         "mean class accuracy  41.2%",
         "calibration error    5.7%",
-        "images/s           123.5",
+        "images/s             123.5",
         "",
         "    class        images  accuracy      1    2    3",
-        "  1 cat                 4     75.0%      3    1    .",
-        "  2 a long name      1205      0.4%   1200    5    .",
-        "  3 owl                 0         -      .    .    .",
+        "  1 cat               4     75.0%      3    1    .",
+        "  2 a long name    1205      0.4%   1200    5    .",
+        "  3 owl               0         -      .    .    .",
         "",
         "Right: confusion matrix; rows are true classes, columns are predictions.",
     ]
 
 
-def test_the_figure_of_the_data_is_marked():
+def test_the_metric_of_the_data_set_is_marked():
     marked = format_evaluation(dataclasses.replace(FEW, metric_name="mean_class_accuracy"))
     assert marked[1:3] == [
         "accuracy             50.0%",
@@ -62,16 +62,16 @@ def test_the_figure_of_the_data_is_marked():
     ]
 
 
-def test_wide_letters_keep_the_columns():
+def test_wide_characters_are_aligned():
     lines = format_evaluation(evaluation(["猫", "dog"], [[1, 0], [0, 1]]))
     assert lines[7:9] == [
-        "  1 猫            1    100.0%     1   .",
-        "  2 dog           1    100.0%     .   1",
+        "  1 猫          1    100.0%     1   .",
+        "  2 dog         1    100.0%     .   1",
     ]
 
 
 @pytest.mark.parametrize(("count", "drawn"), [(20, True), (21, False)])
-def test_many_classes_come_with_the_pairs(count, drawn):
+def test_many_classes_are_shown_with_the_most_confused_pairs(count, drawn):
     confusion = [[0] * count for _ in range(count)]
     for number in range(count):
         confusion[number][number] = 5
@@ -90,7 +90,7 @@ def test_many_classes_come_with_the_pairs(count, drawn):
         assert len(rest) == 11
 
 
-def test_no_mistakes_are_told_too():
+def test_a_perfect_evaluation_has_no_pairs():
     confusion = [[int(row == column) for column in range(30)] for row in range(30)]
     lines = format_evaluation(evaluation([str(number) for number in range(30)], confusion))
     assert lines[-1] == "No errors."
