@@ -674,7 +674,7 @@ TOGETHER = [
         row(
             f"{name} without its package",
             f"train images --loggers=csv,{name}",
-            f"--loggers {name} | pip install 'delta-transfer[{name}]' | or leave {name} out",
+            f"--loggers {name} | pip install 'delta-transfer[{name}]' | or leave it out",
             missing(name),
         )
         for name in ("wandb", "mlflow", "trackio")
@@ -712,7 +712,7 @@ TOGETHER = [
     row(
         "more folds than images",
         "train images/train --folds=20",
-        "--folds 20 | the largest class has only 8 images | give 8 or fewer",
+        "--folds 20 | the largest class has only 8 images | use at most 8",
     ),
     row(
         "more samples than images",
@@ -775,7 +775,7 @@ TAPS_AND_ATTENTION = [
     row(
         "a comma too many",
         "train images TINY --taps=blocks.1,",
-        "--taps 'blocks.1,' | names of modules with a comma between | delta-transfer taps MODEL",
+        "--taps 'blocks.1,' | module names separated by commas | delta-transfer taps MODEL",
     ),
     row(
         "a tap that is never called",
@@ -815,7 +815,7 @@ TAPS_AND_ATTENTION = [
     row(
         "unknown attention",
         "train images --attention=exakt",
-        "'exakt' | choose from none, gradient, refined, exact | or give the file attention.",
+        "'exakt' | choose from none, gradient, refined, exact | or use the file attention.",
     ),
     row(
         "weights as attention",
@@ -825,7 +825,7 @@ TAPS_AND_ATTENTION = [
     row(
         "an image as attention",
         "train images --attention=images/test/rings/0.png",
-        "--attention: images/test/rings/0.png | give the attention.safetensors of another run",
+        "--attention: images/test/rings/0.png | use the attention.safetensors of another run",
     ),
     row(
         "attention of other weights",
@@ -1336,7 +1336,7 @@ OUT = [
     row(
         "out: a file",
         "train images --out=a.txt",
-        "--out a.txt is a file | give a folder",
+        "--out a.txt is a file | use a folder",
         wrote("a.txt"),
     ),
     row(
@@ -1472,13 +1472,13 @@ OUT = [
     row(
         "demo: out no comparison",
         "demo --out=thesis --overwrite",
-        "--out thesis | holds something that is no run | give another folder",
+        "--out thesis | do not belong to a run | use another folder",
         wrote("thesis/chapter.txt"),
     ),
     row(
         "evaluate: out a file",
         "evaluate run images --out=a.txt",
-        "--out a.txt is a file | give a folder",
+        "--out a.txt is a file | use a folder",
         wrote("a.txt"),
     ),
     row(
@@ -1518,7 +1518,7 @@ OUT = [
     row(
         "export: out a file",
         "export run --out=a.txt",
-        "--out a.txt is a file | give a folder",
+        "--out a.txt is a file | use a folder",
         wrote("a.txt"),
     ),
     row(
@@ -1540,13 +1540,13 @@ OUT = [
     row(
         "push: out a file",
         "push run a/b --dry-run --out=a.txt",
-        "--out a.txt is a file | give a folder",
+        "--out a.txt is a file | use a folder",
         wrote("a.txt"),
     ),
     row(
         "push: out among the images",
         "push run a/b --dry-run --out=images/new",
-        "--out images/new lies in the data folder | give a folder outside of it",
+        "--out images/new is in the data folder | use a folder outside of it",
     ),
     row(
         "push: a full disk",
@@ -2001,7 +2001,7 @@ def test_training_that_diverges_keeps_the_best_weights(capsys, folder):
     said = error_of(capsys, f"train images {TINY} --method=lp_ft --lr=1e6 --out=new")
     for part in (
         "training diverged in epoch 1",
-        "try a smaller --lr than 1e+06",
+        "use a smaller --lr than 1e+06",
         "best weights so far: new/checkpoints/best.ckpt",
     ):
         assert part in said
