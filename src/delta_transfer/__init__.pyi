@@ -3,6 +3,7 @@ from .attention.channel_attention import ChannelAttention as ChannelAttention
 from .attention.official import official_head as official_head
 from .attention.official import official_taps as official_taps
 from .backbones.base import Backbone as Backbone
+from .backbones.base import GraphSpec as GraphSpec
 from .backbones.base import InputSpec as InputSpec
 from .backbones.registry import load_backbone as load_backbone
 from .config.train import TrainConfig as TrainConfig
