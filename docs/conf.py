@@ -24,6 +24,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!delta_transfer\.).*"),
     ("py:class", r"delta_transfer\.data\.task\.Split"),  # of `Evaluation.split`, which is private
+    ("py:class", r"delta_transfer\.backbones\.base\.GraphInputs"),  # of `GraphSpec.example`
     ("py:class", r"delta_transfer\.utils\.type_hints\.Bounds"),  # of the annotations of options
 ]
 
