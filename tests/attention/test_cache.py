@@ -161,7 +161,7 @@ class TestMeasuring:
         assert same(found, attention)
         assert len(measure.partial) == 1
         (record,) = caplog.records
-        assert record.message == f"channel attention: measured before, {file_of(folder)}"
+        assert record.message == f"channel attention: cached estimate {file_of(folder)}"
         for field in dataclasses.fields(ChannelAttention):
             if field.name != "data":
                 first, second = getattr(found, field.name), getattr(attention, field.name)
@@ -185,7 +185,7 @@ class TestMeasuring:
             partial.write_text("half")
             raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt, match="the same command goes on where it stopped"):
+        with pytest.raises(KeyboardInterrupt, match="rerun the same command"):
             load_or_estimate(MEASUREMENT, fail)
         assert [path.name for path in folder.iterdir()] == [f"{MEASUREMENT.cache_key}.checkpoint"]
 

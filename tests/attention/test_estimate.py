@@ -545,7 +545,7 @@ def test_the_network_and_the_random_state_come_back_untouched(method, fails):
 
 def test_errors_name_the_argument():
     net, batches = conv_net(), loader(*data())
-    with pytest.raises(UserError, match="unknown attention method 'fisher': choose from gradient"):
+    with pytest.raises(UserError, match="unknown estimator 'fisher': choose from gradient"):
         estimate_attention(net, batches, num_outputs=3, estimator="fisher")
     with pytest.raises(UserError, match="needs num_outputs"):
         estimate_attention(net, batches)
@@ -579,5 +579,5 @@ def test_an_empty_loader_is_an_error(given):
 
 def test_a_loader_that_can_be_run_through_only_once_is_an_error():
     batches = iter(loader(*data()))
-    with pytest.raises(UserError, match="only once"):
+    with pytest.raises(UserError, match="iterated only once"):
         estimate_attention(conv_net(), batches, num_outputs=3, taps=TAPS)

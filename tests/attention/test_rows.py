@@ -145,10 +145,10 @@ def test_an_estimate_that_was_broken_off_knows_its_graphs_again(tmp_path, monkey
     assert path.is_file()
     caplog.set_level("INFO")
     found = estimate("exact", checkpoint_path=path)
-    assert "going on after" in caplog.text
+    assert "resuming after" in caplog.text
     for tap in TAPS:
         assert torch.equal(found.scores[tap], whole.scores[tap])
     with pytest.raises(KeyboardInterrupt):
         estimate("exact", checkpoint_path=path, progress=stop)
     estimate("exact", checkpoint_path=path, sizes=(*SIZES[:-1], 3)[::-1])
-    assert "starting anew" in caplog.text
+    assert "starting from scratch" in caplog.text

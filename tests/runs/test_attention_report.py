@@ -111,7 +111,7 @@ def test_what_is_there_is_replaced_if_asked(capsys, command, tmp_path):
     capsys.readouterr()
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(command) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "--overwrite" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert main([*command, "--overwrite", "--temperature=2"]) == 0
     for path, content in before.items():
@@ -177,9 +177,9 @@ def test_one_that_was_broken_off_goes_on(capsys, command, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(EstimateCheckpoint, "write", broken_off)
         assert main(command) == 1
-    assert capsys.readouterr().err.endswith("goes on where it stopped\n")
+    assert capsys.readouterr().err.endswith("rerun the same command to resume\n")
     assert main(command) == 0
-    assert f"going on after {CHUNK_SIZE} samples" in capsys.readouterr().err
+    assert f"resuming after {CHUNK_SIZE} samples" in capsys.readouterr().err
     assert not list(cache.rglob("*.checkpoint"))
     file = tmp_path / "pets.safetensors"
     first = file.read_bytes()

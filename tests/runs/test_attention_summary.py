@@ -57,7 +57,7 @@ def test_figures_of_a_tap_are_those_of_the_definitions():
         (
             {"score_clip": 2.5, "clamp_negative_scores": True, "temperature": 5.0},
             "refined on 6 images, temperature 5, clipped at 2.5 standard deviations, "
-            "scores below zero count as zero",
+            "negative scores set to zero",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Channel attention that was measured before, in the user's cache, found by what it depends on."""
+"""A cache of channel attention in the user's cache folder, keyed by everything it depends on."""
 
 import dataclasses
 import importlib.metadata
@@ -15,30 +15,28 @@ from delta_transfer.utils.files import cache_root, fingerprint
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # to be raised where the same measurement would give other scores
+_FORMAT = 1  # raise this when the same settings would give other scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EstimationSettings:
-    """Everything that the scores of channels depend on, down to the last bit.
+    """Everything that channel scores depend on, down to the last bit.
 
     Args:
         weights_fingerprint: fingerprint of the network's weights.
-        head_fingerprint: fingerprint of the head's. It was trained on what the network makes of the
-            images, so that it tells networks apart that have the same weights and compute
-            something else.
-        taps: the modules that are tapped.
-        data_fingerprint: fingerprint of the images and their classes, in the order in which they
-            come.
-        task_type: what is to be told of them, as text.
-        preprocessing: how they are prepared, as JSON.
-        estimator: what measures.
-        tolerance: where it stops.
-        normalization: what attention, which is to converge, is made of scores by: temperature, clip
-            and floor; None where it measures on all images, and these decide nothing.
-        seed: of what the estimator draws.
-        batch_size: images at a time.
-        device: what it runs on, by its kind; and how many of them, if several.
+        head_fingerprint: fingerprint of the head's weights. The head was trained on the network's
+            features, so this also separates networks with equal weights and other layers.
+        taps: names of the tapped modules.
+        data_fingerprint: fingerprint of the images and their classes, in order.
+        task_type: the task type, as text.
+        preprocessing: preprocessing of the images, as JSON.
+        estimator: name of the estimator.
+        tolerance: its tolerance.
+        normalization: temperature, score clip and whether negative scores are clamped, which
+            decide when the estimate converges; None without a tolerance.
+        seed: seed of the estimator.
+        batch_size: images per batch.
+        device: type of the device; and the number of devices, if several.
     """
 
     weights_fingerprint: str
@@ -56,74 +54,73 @@ class EstimationSettings:
 
     @property
     def cache_key(self) -> str:
-        """SHA-256 of all this, and of the versions of what measures.
+        """SHA-256 of all fields and of the versions of this package and torch.
 
-        Of ours a development version is the release that it leads to: no commit measures anew.
+        A development version counts as the release it leads to, so that a commit does not
+        invalidate the cache.
         """
         ours = importlib.metadata.version("delta-transfer").partition(".dev")[0]
         versions = {"delta-transfer": ours, "torch": importlib.metadata.version("torch")}
-        told = {"format": _FORMAT, "versions": versions, **dataclasses.asdict(self)}
-        return fingerprint([json.dumps(told, sort_keys=True).encode()])
+        settings = {"format": _FORMAT, "versions": versions, **dataclasses.asdict(self)}
+        return fingerprint([json.dumps(settings, sort_keys=True).encode()])
 
 
 def cache_folder() -> Path:
-    """Where measured attention is kept: `attention` in `cache_root`."""
+    """Return the folder of the cache: `attention` in `cache_root`."""
     return cache_root() / "attention"
 
 
 def load_or_estimate(
     settings: EstimationSettings, estimate: Callable[[Path | None], ChannelAttention]
 ) -> ChannelAttention:
-    """The attention of a measurement that was made before, or else makes it and keeps it.
+    """Return attention from the cache, or estimate and cache it.
 
-    A file that is damaged, or another's, is replaced. What cannot be read or written is no error.
+    A damaged or foreign file is replaced. Failing to read or write the cache is not an error.
 
     Args:
-        settings: what to measure.
-        estimate: measures it. It is given a file for what it would go on from if it were broken
-            off, None where none can be written.
+        settings: settings of the estimate.
+        estimate: makes the estimate. It is called with the path for a checkpoint; None if the
+            cache is not writable.
 
     Returns:
-        The attention; its `data`, `preprocessing`, temperature, clip and floor may be those of
-        another run.
+        The attention; its `data`, `preprocessing`, temperature, score clip and clamping may be
+        those of another run.
 
     Raises:
-        KeyboardInterrupt: if the user breaks it off; it says so where something is kept.
+        KeyboardInterrupt: if the user interrupts it; the message says whether it can be resumed.
     """
     folder, key = cache_folder(), settings.cache_key
     file = folder / f"{key}.safetensors"
     found = run_on_main_and_broadcast(lambda: _load(file, key))
     if found is not None:
-        logger.info("channel attention: measured before, %s", file)
+        logger.info("channel attention: cached estimate %s", file)
         return found
-    partial = folder / f"{key}.checkpoint"
+    checkpoint_path = folder / f"{key}.checkpoint"
     try:
-        found = estimate(partial if _is_writable(folder) else None)
+        found = estimate(checkpoint_path if _is_writable(folder) else None)
     except KeyboardInterrupt as stop:
-        if partial.is_file():
-            raise KeyboardInterrupt(
-                "interrupted: the same command goes on where it stopped"
-            ) from stop
+        if checkpoint_path.is_file():
+            raise KeyboardInterrupt("interrupted: rerun the same command to resume") from stop
         raise
     try:
         if is_rank_zero():
             dataclasses.replace(found, data=key).save(file)
     except OSError as error:
-        logger.debug("channel attention is not kept for other runs: %s", error)
+        logger.debug("channel attention is not cached: %s", error)
     return found
 
 
 def _load(file: Path, key: str) -> ChannelAttention | None:
-    """What the file holds; None if it is not there, or not what was kept under the key."""
+    """Read a file of the cache; None if it is missing, damaged or of another key."""
     try:
         if not file.is_file():
             return None
         found = ChannelAttention.load(file)
         if found.data != key:
-            raise ValueError("it holds another's")
-        assert found.attention  # can be computed: the scores are numbers
-    except Exception as error:  # whatever a damaged file makes its reader stumble over
-        logger.debug("%s is measured anew: %s: %s", file, type(error).__name__, error)
+            raise ValueError("its key is another")
+        assert found.attention  # cannot be computed from scores that are not numbers
+    except Exception as error:  # a damaged file may raise anything
+        logger.debug("%s is estimated again: %s: %s", file, type(error).__name__, error)
         return None
     return found
 
@@ -132,6 +129,6 @@ def _is_writable(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        logger.debug("channel attention cannot be kept for other runs: %s", error)
+        logger.debug("channel attention cannot be cached: %s", error)
         return False
     return os.access(folder, os.W_OK | os.X_OK)

@@ -1,4 +1,4 @@
-"""Channel attention: how much each channel of each tap matters, and its file."""
+"""Channel attention, the importance of each channel of each tap, and its file."""
 
 import dataclasses
 import math
@@ -22,31 +22,31 @@ from delta_transfer.functional import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ChannelAttention:
-    """Scores, attention and feature variance per tap, and what they were made from.
+    """Scores, attention and feature variance per tap, and their provenance.
 
     Args:
-        scores: tap -> `[C]`, how much the mean task loss grows when the channel is switched off.
+        scores: tap -> `[C]`, increase of the mean task loss when the channel is ablated.
         variance: tap -> scalar `v`, the mean over channels of the source's variance over samples
             and positions, in squared units of the features.
         temperature: of the softmax that turns scores into attention.
-        score_clip: standardised scores are limited to plus and minus this; not at all if None.
-        clamp_negative_scores: whether scores below zero count as zero.
-        estimator: the estimator, such as `"refined"`.
-        samples: how many images the scores are averaged over.
+        score_clip: standardised scores are clipped to plus and minus this; not clipped if None.
+        clamp_negative_scores: whether scores below zero are set to zero.
+        estimator: name of the estimator, such as `"refined"`.
+        samples: number of images that the scores are averaged over.
         source: fingerprint of the source network's weights (`weights_fingerprint`).
-        standard_errors: tap -> `[C]`, standard errors of the scores, as estimates for all images
-            of the kind; no entry where they are not known.
-        influential_samples: tap -> `[C, k]`, int64, where in the data the samples are whose loss
-            grows most without the channel, most first; no entry where it is not known.
+        standard_errors: tap -> `[C]`, standard errors of the scores, as estimates of the
+            population mean; no entry where they are not known.
+        influential_samples: tap -> `[C, k]`, int64, positions in the data of the samples whose
+            loss increases most without the channel, largest first; no entry where not known.
         uncertainty: tap -> the standard error of the attention, relative to its distance from
             uniform attention; NaN or no entry where it is not known.
-        head_weight: `[K, F]`, of the head that the task loss was measured with.
-        head_bias: `[K]`, of the same.
-        data: fingerprint of the images and their classes, None where it is not known.
-        preprocessing: what was done to the images, as JSON can hold it.
+        head_weight: `[K, F]`, weight of the head that the task loss was computed with.
+        head_bias: `[K]`, its bias.
+        data: fingerprint of the images and their classes, None if not known.
+        preprocessing: preprocessing of the images, as JSON values.
 
     Raises:
-        ValueError: if something does not fit the scores.
+        ValueError: if a value does not fit the scores.
     """
 
     scores: dict[str, Tensor]
@@ -73,16 +73,18 @@ class ChannelAttention:
                 raise ValueError(f"scores/{tap} must be floats [C], got {_kind(scores)}")
             if self.variance[tap].ndim != 0:
                 raise ValueError(f"variance/{tap} must be a scalar")
-            errors, drivers = self.standard_errors.get(tap), self.influential_samples.get(tap)
+            errors, influential = self.standard_errors.get(tap), self.influential_samples.get(tap)
             if errors is not None and errors.shape != scores.shape:
                 raise ValueError(
                     f"standard_errors/{tap} must be [{len(scores)}], got {_kind(errors)}"
                 )
-            if drivers is not None and (
-                drivers.ndim != 2 or len(drivers) != len(scores) or drivers.dtype != torch.int64
+            if influential is not None and (
+                influential.ndim != 2
+                or len(influential) != len(scores)
+                or influential.dtype != torch.int64
             ):
                 raise ValueError(
-                    f"influential_samples/{tap} must be int64 [C, k], got {_kind(drivers)}"
+                    f"influential_samples/{tap} must be int64 [C, k], got {_kind(influential)}"
                 )
         if self.head_weight is not None or self.head_bias is not None:
             weight, bias = self.head_weight, self.head_bias
@@ -109,16 +111,16 @@ class ChannelAttention:
 
     @property
     def entropy(self) -> dict[str, float]:
-        """Tap -> the entropy of its attention, where that of uniform attention is 1."""
+        """Tap -> entropy of its attention, relative to that of uniform attention."""
         return {tap: normalized_entropy(found).item() for tap, found in self.attention.items()}
 
     @property
     def effective_channels(self) -> dict[str, float]:
-        """Tap -> how many channels its attention is spread over, the exponential of its entropy."""
+        """Tap -> number of channels its attention is spread over, exponential of its entropy."""
         return {tap: effective_channels(found).item() for tap, found in self.attention.items()}
 
     def save(self, path: str | Path) -> None:
-        """Writes one safetensors file, whole or not at all."""
+        """Write one safetensors file atomically."""
         kinds = {
             "scores": self.scores,
             "standard_errors": self.standard_errors,
@@ -134,7 +136,7 @@ class ChannelAttention:
         }
         if self.head_weight is not None and self.head_bias is not None:
             tensors |= {"head.weight": self.head_weight, "head.bias": self.head_bias}
-        about = {
+        header = {
             "taps": self.taps,
             "estimator": self.estimator,
             "samples": self.samples,
@@ -150,23 +152,23 @@ class ChannelAttention:
             "source": self.source,
             "data": self.data,
         }
-        write_attention_file(Path(path), tensors, about)
+        write_attention_file(Path(path), tensors, header)
 
     @classmethod
     def load(cls, path: str | Path) -> "ChannelAttention":
-        """Reads what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            UserError: if the file is missing, is no channel attention, or is damaged.
+            DataError: if the file is missing, is not channel attention, or is damaged.
         """
         path = Path(path)
-        tensors, about = read_attention_file(path)
+        tensors, header = read_attention_file(path)
 
         def of(kind: str) -> dict[str, Tensor]:
-            names = {tap: f"{kind}/{tap}" for tap in about["taps"]}
+            names = {tap: f"{kind}/{tap}" for tap in header["taps"]}
             return {tap: tensors[name] for tap, name in names.items() if name in tensors}
 
-        uncertainty = about.pop("uncertainty")
+        uncertainty = header.pop("uncertainty")
         try:
             loaded = cls(
                 scores=of("scores"),
@@ -176,10 +178,10 @@ class ChannelAttention:
                 uncertainty={
                     tap: math.nan if value is None else value for tap, value in uncertainty.items()
                 },
-                estimator=about["estimator"],
+                estimator=header["estimator"],
                 head_weight=tensors.get("head.weight"),
                 head_bias=tensors.get("head.bias"),
-                **{name: about[name] for name in _SAME},
+                **{name: header[name] for name in _SAME},
             )
             attention = loaded.attention
         except ValueError as error:
@@ -188,11 +190,11 @@ class ChannelAttention:
             if written.shape != attention[tap].shape or not torch.allclose(
                 written, attention[tap], rtol=1e-3
             ):
-                raise damaged_file_error(path, f"attention/{tap} is not that of its scores")
+                raise damaged_file_error(path, f"attention/{tap} does not match its scores")
         return loaded
 
 
-# What goes by the same name in the file.
+# Fields with the same name in the file's header.
 _SAME = (
     "samples",
     "temperature",

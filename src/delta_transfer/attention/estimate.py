@@ -1,4 +1,4 @@
-"""Channel attention of a pretrained network on a new task: which channels matter for it."""
+"""Estimate the channel attention of a pretrained network on a new task."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from delta_transfer.attention.estimators.job import Estimate, EstimationJob
 from delta_transfer.attention.estimators.parallel import replicate_on_devices
 from delta_transfer.attention.estimators.refined import refined_estimate
 from delta_transfer.attention.estimators.scorer import to_fast_memory_format
-from delta_transfer.errors import UserError, unknown
+from delta_transfer.errors import ConfigError, unknown
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.probe import (
     LinearProbe,
@@ -75,67 +75,67 @@ def estimate_attention(
     seed: int = 0,
     distributed: bool = False,
 ) -> ChannelAttention:
-    """How much each channel of a pretrained network matters for a new task.
+    """Estimate how important each channel of a pretrained network is for a new task.
 
-    The growth of the task loss when the channel is switched off, averaged over samples, with a
-    freshly trained head on the pretrained network, whose weights and batch-norm statistics stay as
-    they are; standardised per tap, divided by a temperature, softmax (Li et al., ICLR 2019,
+    The score of a channel is the increase of the task loss when the channel is ablated, averaged
+    over samples, with a freshly trained head on the frozen pretrained network. Attention is the
+    softmax of the scores, standardised per tap and divided by a temperature (Li et al., ICLR 2019,
     https://arxiv.org/abs/1901.09229, section 3.3). The model and the global random state are
-    given back untouched.
+    restored.
 
     Args:
         model: the pretrained network. Its own head is not used.
         loader: batches (inputs, targets) of training data without augmentation, in any order. It
-            is run through once; once more to fit the probe, and once more to draw samples.
-        num_outputs: how many classes; not needed with a probe.
+            is iterated once; once more to fit the probe, and once more to draw samples.
+        num_outputs: number of classes; not needed with a probe.
         probe: the freshly trained head; by default a linear probe is fitted.
-        head: the name of the module that makes the logits, or `"auto"`.
+        head: name of the module that returns the logits, or `"auto"`.
         taps: module names, glob patterns or `"auto"`.
-        loss: task loss, the mean over a batch. Each sample's is that of a batch of one, so that a
-            mean that is weighted by class loses its weights.
+        loss: task loss, the mean over a batch. It is computed for batches of one sample, so that
+            class weights cancel.
         estimator: `"gradient"`, to first order in one forward and backward pass a batch;
-            `"refined"`, that, corrected by exact scores of up to 64 samples; or `"exact"`, each
-            channel switched off for each sample.
-        samples: how many samples, drawn at random, the scores are averaged over; all if None.
-        tolerance: end when the attention of every tap has a relative standard error (`uncertainty`
-            of the result) of no more than this, after 3 batches and 20 samples at the earliest; the
-            loader must be in random order. `"refined"` takes all samples and says at the end
-            whether it is within the tolerance.
-        temperature: of the softmax; larger is closer to uniform. The authors use 5.
-        score_clip: limits standardised scores to plus and minus this, before the temperature.
-        clamp_negative_scores: scores below zero count as zero, before standardising.
-        memory: bytes that `"exact"` and `"refined"` may take for a pass; by default it is chosen.
-        precision: of `"exact"` scores; `"bfloat16"` is faster on GPUs that have it.
-        devices: each gets a copy of the model and a share of each batch; by default the model's.
-        progress: called with the work done and all the work, in units that take about as long each;
-            all is 0 where the loader does not say how many samples it has.
-        checkpoint_path: a file in which `"exact"` keeps what it has, every 10 seconds, until it is
-            done. A call that was broken off goes on from there if it is made again with the same
-            loss, and the same samples come in the same order; else it starts anew. The result is
-            the same.
-        seed: of the draw of samples, of the probe's folds and of what `"refined"` draws.
-        distributed: each process of a group (`torch.distributed`) scores its share of each batch,
-            and all have the same result. All of them have to call this, with the same samples in
-            the same order and a probe; `checkpoint_path` is ignored.
+            `"refined"`, the same corrected by exact scores of up to 64 samples; or `"exact"`, each
+            channel ablated for each sample.
+        samples: number of randomly drawn samples to average over; all if None.
+        tolerance: stop when the attention of every tap has a relative standard error (`uncertainty`
+            of the result) of at most this, after at least 3 batches and 20 samples; the loader must
+            be in random order. `"refined"` uses all samples and logs whether the result is within
+            the tolerance.
+        temperature: softmax temperature; larger is more uniform. The authors use 5.
+        score_clip: clip standardised scores to plus and minus this, before the temperature.
+        clamp_negative_scores: set scores below zero to zero, before standardising.
+        memory: bytes for a pass of `"exact"` and `"refined"`; the default depends on the device.
+        precision: precision of `"exact"` scores; `"bfloat16"` is faster on GPUs that have it.
+        devices: devices that each process a shard of every batch with a copy of the model; by
+            default the model's device.
+        progress: called with the work done and the total work, in units of about equal time; the
+            total is 0 if the loader has no known length.
+        checkpoint_path: file in which `"exact"` saves its state every 10 seconds until it is done.
+            An interrupted call resumes from it if repeated with the same loss and the same samples
+            in the same order; else it starts from scratch. The result is the same.
+        seed: seed of the drawn samples, the probe's folds and the samples of `"refined"`.
+        distributed: each process of a group (`torch.distributed`) scores its shard of each batch,
+            and all return the same result. All must call this, with a probe and the same samples in
+            the same order; `checkpoint_path` is ignored.
 
     Returns:
         Scores, attention and feature variance per tap.
 
     Raises:
         UserError: if a name is unknown, the loader is empty, there is neither `num_outputs` nor a
-            probe, or the scores are no finite numbers.
+            probe, or the scores are not finite.
     """
     if estimator not in ESTIMATORS:
-        raise unknown("attention method", estimator, list(ESTIMATORS))
+        raise unknown("estimator", estimator, list(ESTIMATORS))
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     if probe is None and num_outputs is None:
-        raise UserError("estimate_attention needs num_outputs (how many classes) or a fitted probe")
-    alone = not distributed or world_size() == 1
+        raise ConfigError("estimate_attention needs num_outputs (the number of classes) or a probe")
+    distributed = distributed and world_size() > 1
     positive = {"temperature": temperature, "score_clip": score_clip, "tolerance": tolerance}
     _check(positive, {"samples": samples, "memory": memory})
     if checkpoint_path is not None and estimator != "exact":
-        logger.warning("checkpoint_path is ignored: only the exact estimator keeps what it has")
+        logger.warning("checkpoint_path is ignored: only the exact estimator writes a checkpoint")
     model = unwrap(model)
     names, head = resolve_taps(model, taps), find_head(model, head)
     source = weights_fingerprint(model, head=head)
@@ -148,17 +148,17 @@ def estimate_attention(
             clamp_negative_scores=clamp_negative_scores,
         )
 
-    with _frozen_model(model) as borrowed:
+    with _frozen_model(model) as stack:
         if probe is None:
             assert num_outputs is not None
             batches = ((to_fast_memory_format(inputs), targets) for inputs, targets in loader)
             features, targets = collect_features(model, batches, head=head)
             probe = fit_probe(features, targets, num_outputs=num_outputs, loss=loss, seed=seed)
-        borrowed.enter_context(replace_head(model, head, probe))
+        stack.enter_context(replace_head(model, head, probe))
         networks = replicate_on_devices(model, devices)
         for network in networks:
-            borrowed.enter_context(preserve_random_state(network))
-        about = (source, head, names, estimator, samples, precision, seed, _name(loss))
+            stack.enter_context(preserve_random_state(network))
+        settings = (source, head, names, estimator, samples, precision, seed, _name(loss))
         job = EstimationJob(
             networks=networks,
             batches=Batches(loader, samples=samples, seed=seed),
@@ -169,34 +169,34 @@ def estimate_attention(
             memory=memory,
             precision=precision,
             progress=progress,
-            checkpoint=_make_checkpoint(checkpoint_path, about, probe)
-            if alone and estimator == "exact"
+            checkpoint=_make_checkpoint(checkpoint_path, settings, probe)
+            if not distributed and estimator == "exact"
             else None,
             seed=seed,
-            distributed=not alone,
+            distributed=distributed,
         )
-        found = ESTIMATORS[estimator](job)
-    _report(estimator, found, tolerance)
+        result = ESTIMATORS[estimator](job)
+    _log_result(estimator, result, tolerance)
     return ChannelAttention(
-        scores=found.scores,
-        standard_errors=found.standard_errors,
-        variance=found.variance,
+        scores=result.scores,
+        standard_errors=result.standard_errors,
+        variance=result.variance,
         temperature=temperature,
         score_clip=score_clip,
         clamp_negative_scores=clamp_negative_scores,
         estimator=estimator,
-        samples=found.samples,
+        samples=result.samples,
         source=source,
         head_weight=probe.weight.detach().cpu(),
         head_bias=probe.bias.detach().cpu(),
-        influential_samples=found.influential_samples,
-        uncertainty=found.uncertainty,
+        influential_samples=result.influential_samples,
+        uncertainty=result.uncertainty,
     )
 
 
 @contextmanager
 def _frozen_model(model: nn.Module) -> Iterator[ExitStack]:
-    """The network in eval mode and without gradients, and a stack for what else is borrowed."""
+    """Put the network in eval mode without gradients, with a stack for further contexts."""
     with (
         preserve_random_state(model),
         eval_mode(model),
@@ -209,38 +209,38 @@ def _frozen_model(model: nn.Module) -> Iterator[ExitStack]:
 def _check(positive: Mapping[str, float | None], counts: Mapping[str, int | None]) -> None:
     for name, value in positive.items():
         if value is not None and not value > 0:
-            raise UserError(f"{name} must be positive, got {value}")
+            raise ConfigError(f"{name} must be positive, got {value}")
     for name, count in counts.items():
         if count is not None and count < 1:
-            raise UserError(f"{name} must be at least 1, got {count}")
+            raise ConfigError(f"{name} must be at least 1, got {count}")
 
 
 def _make_checkpoint(
-    path: str | Path | None, about: tuple[object, ...], probe: LinearProbe
+    path: str | Path | None, settings: tuple[object, ...], probe: LinearProbe
 ) -> EstimateCheckpoint | None:
-    """The file of an estimate whose result depends on `about`, the probe and the data."""
+    """Make the checkpoint of an estimate that depends on `settings`, the probe and the data."""
     if path is None:
         return None
     head = [
         tensor.detach().cpu().double().numpy().tobytes() for tensor in (probe.weight, probe.bias)
     ]
-    identity = fingerprint([json.dumps([*about, torch.__version__]).encode(), *head])
-    return EstimateCheckpoint(Path(path), fingerprint=identity)
+    key = fingerprint([json.dumps([*settings, torch.__version__]).encode(), *head])
+    return EstimateCheckpoint(Path(path), fingerprint=key)
 
 
 def _name(loss: Loss) -> str:
-    """A name of a loss that is the same in another process."""
+    """Return a name of the loss that is the same in another process."""
     own = loss if hasattr(loss, "__qualname__") else type(loss)
     return f"{own.__module__}.{own.__qualname__}"
 
 
-def _report(estimator: str, found: Estimate, tolerance: float | None) -> None:
-    """Says in the log what was done, and how sure it is."""
-    errors = list(found.uncertainty.values())
+def _log_result(estimator: str, result: Estimate, tolerance: float | None) -> None:
+    """Log the estimator, the number of samples and the relative standard error."""
+    errors = list(result.uncertainty.values())
     worst = math.nan if any(map(math.isnan, errors)) else max(errors)
     size = "not known" if math.isnan(worst) else f"up to {worst:.2g}"
     line = (
-        f"channel attention: {estimator}, {found.samples} samples, relative standard error of the "
+        f"channel attention: {estimator}, {result.samples} samples, relative standard error of the "
         f"attention {size}"
     )
     if tolerance is None:
@@ -248,4 +248,4 @@ def _report(estimator: str, found: Estimate, tolerance: float | None) -> None:
     elif worst <= tolerance:
         logger.info("%s: within the tolerance of %g", line, tolerance)
     else:
-        logger.warning("%s: not within the tolerance of %g, take more samples", line, tolerance)
+        logger.warning("%s: not within the tolerance of %g, use more samples", line, tolerance)

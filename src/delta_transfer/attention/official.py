@@ -1,4 +1,4 @@
-"""What the authors of DELTA tap, and the head that they measure channel attention with."""
+"""The taps of DELTA's authors, and the head that they estimate channel attention with."""
 
 import re
 
@@ -6,19 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 from delta_transfer.features.probe import LinearProbe
 
 # Architecture -> taps of the authors' code (https://github.com/lixingjian/DELTA), under the names
-# that timm and torchvision share. A ResNet's conv3 is followed by its batch norm, the residual sum
-# and ReLU: none of them is in the tap. Those of Inception-V3 are whole blocks.
+# that timm and torchvision share. In a ResNet the tap is conv3 alone, before its batch norm, the
+# residual sum and ReLU; in Inception-V3 it is a whole block.
 OFFICIAL_TAPS: dict[str, tuple[str, ...]] = {
     "resnet50": ("layer1.2.conv3", "layer2.3.conv3", "layer3.5.conv3", "layer4.2.conv3"),
     "resnet101": ("layer1.2.conv3", "layer2.3.conv3", "layer3.22.conv3", "layer4.2.conv3"),
     "inception_v3": ("Conv2d_2b_3x3", "Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e"),
 }
 
-# Former timm names say at the front, or as "_v1b" at the end, where the weights come from.
+# Old timm names have the source of the weights as a prefix, or "_v1b" at the end.
 _NAME = re.compile(
     rf"(?:(?:tv|tf|gluon|adv|ssl|swsl)_)?(?P<architecture>{'|'.join(OFFICIAL_TAPS)})(?:_v1b)?"
 )
@@ -28,21 +28,21 @@ MOMENTUM = 0.9
 BATCH_SIZE = 64
 WEIGHT_DECAY = 1e-4
 EPOCHS = 10
-LR_DECAY = 0.1 ** (1 / 6)  # an epoch
+LR_DECAY = 0.1 ** (1 / 6)  # per epoch
 
 
 def official_taps(architecture: str) -> tuple[str, ...]:
-    """The modules that the authors of DELTA compare.
+    """Return the modules that the authors of DELTA tap.
 
     Args:
-        architecture: the network's name in timm or torchvision, with or without a library in front
-            and the tag of its weights behind.
+        architecture: the network's name in timm or torchvision, with or without the library as a
+            prefix and the tag of its weights.
 
     Returns:
         Module names, in the order in which they are called.
 
     Raises:
-        UserError: if the authors' code does not have the architecture.
+        ConfigError: if the authors' code does not have the architecture.
 
     Example:
         >>> official_taps("torchvision/resnet50")
@@ -52,16 +52,15 @@ def official_taps(architecture: str) -> tuple[str, ...]:
     """
     found = _architecture(architecture)
     if found is None:
-        raise UserError(
+        raise ConfigError(
             f"the authors' code has no taps for {architecture!r}, only for "
-            f"{', '.join(OFFICIAL_TAPS)}: take one of these, or name the modules to compare by "
-            "hand (--taps)"
+            f"{', '.join(OFFICIAL_TAPS)}: use one of these, or name the taps (--taps)"
         )
     return OFFICIAL_TAPS[found]
 
 
 def official_image_size(architecture: str) -> int:
-    """The side of the authors' images in pixels: 299 for Inception-V3, else 224."""
+    """Return the side of the authors' images in pixels: 299 for Inception-V3, else 224."""
     return 299 if _architecture(architecture) == "inception_v3" else 224
 
 
@@ -71,27 +70,27 @@ def _architecture(name: str) -> str | None:
 
 
 def official_head(features: Tensor, targets: Tensor, *, num_outputs: int, seed: int) -> LinearProbe:
-    """The head that the authors of DELTA measure channel attention with.
+    """Train the head that the authors of DELTA estimate channel attention with.
 
-    A linear layer as PyTorch starts it, trained for 10 epochs of shuffled batches of 64 (the last
-    one may be short) with SGD: learning rate 0.01, multiplied by 0.1 over every 6 epochs, a step
-    at the end of each; momentum 0.9; weight decay 1e-4 of weight and bias
-    (https://github.com/lixingjian/DELTA). In their code it is trained inside the network, whose
-    batch-norm statistics drift meanwhile; cached features (`collect_features`) leave them alone.
+    A linear layer with PyTorch's initialization, trained for 10 epochs of shuffled batches of 64
+    (the last one may be short) with SGD: learning rate 0.01, multiplied by 0.1 over every 6
+    epochs, a step at the end of each; momentum 0.9; weight decay 1e-4 of weight and bias
+    (https://github.com/lixingjian/DELTA). Their code trains it inside the network, whose
+    batch-norm statistics drift meanwhile; with cached features (`collect_features`) they do not.
 
     Args:
-        features: `[N, F]`, or `[N, V, F]` with V views of each sample, of which the first counts.
+        features: `[N, F]`, or `[N, V, F]` with V views of each sample, of which the first is used.
         targets: class indices `[N]`.
-        num_outputs: how many classes.
-        seed: of the layer's start and of the order of samples; the global random state stays as it
-            is.
+        num_outputs: number of classes.
+        seed: seed of the initialization and of the order of samples; the global random state is
+            left unchanged.
 
     Returns:
-        The head, in float32 on the CPU. Its `strength` is the weight decay, 1e-4, which nothing
-        chose: `strength / 2 (||W||^2 + ||b||^2)` on features that are not standardised.
+        The head, in float32 on the CPU. Its `strength` is the weight decay, 1e-4, fixed rather
+        than selected: `strength / 2 (||W||^2 + ||b||^2)` on features that are not standardised.
 
     Raises:
-        ValueError: if features and targets are no samples of classes 0 to `num_outputs - 1`.
+        ValueError: if features and targets are not samples of classes 0 to `num_outputs - 1`.
 
     Example:
         >>> x = torch.tensor([[-1.0], [1.0]]).repeat(200, 1)

@@ -1,4 +1,4 @@
-"""The channel attention of a run: from a file, or measured on its training images, once."""
+"""The channel attention of a run: loaded from a file, or estimated on its training images."""
 
 import dataclasses
 import logging
@@ -16,7 +16,7 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.attention.official import official_head
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 from delta_transfer.features.probe import LinearProbe
 from delta_transfer.methods.registry import find_method
 from delta_transfer.runs.preparation.prepared import RunSetup
@@ -27,21 +27,21 @@ from delta_transfer.utils.seeds import derive_seed
 logger = logging.getLogger(__name__)
 
 TEMPERATURE = 5.0  # as in the code of DELTA's authors
-LOG_INTERVAL_S = 60.0  # seconds between two lines that say how far the estimator is
+LOG_INTERVAL_S = 60.0  # seconds between two log lines of progress
 
 ProgressCallback = Callable[[int, int], None]
-Normalization = tuple[float, float | None, bool]  # temperature, clip, floor
+Normalization = tuple[float, float | None, bool]  # temperature, score_clip, clamp_negative_scores
 
 
 def attention_sample_order(config: TrainConfig, num_train_samples: int) -> list[int]:
-    """Which of so many training images attention is measured on, in the order in which they come.
+    """Return the indices of the training images for the estimate, in the order of their use.
 
-    The seed draws the order, so that the first few tell of all, and when it is time to stop.
+    The order is random, so that the first images are representative and convergence can be tested.
     `ChannelAttention.influential_samples` are positions in it.
 
     Args:
         config: the options.
-        num_train_samples: how many there are to learn from.
+        num_train_samples: number of training images.
     """
     draw = torch.Generator().manual_seed(derive_seed(config.seed, "attention"))
     order: list[int] = torch.randperm(num_train_samples, generator=draw).tolist()
@@ -51,22 +51,22 @@ def attention_sample_order(config: TrainConfig, num_train_samples: int) -> list[
 def estimate(
     prepared: RunSetup, config: TrainConfig, *, progress: ProgressCallback | None = None
 ) -> ChannelAttention:
-    """Channel attention on the training images, with the head that the preset has.
+    """Estimate channel attention on the training images, with the head of the preset.
 
-    Scores that were measured before are taken from the user's cache, see `attention_cache`.
+    Scores in the user's cache are used again, see `attention.cache`.
 
     Args:
         prepared: the images, the network and its probe.
-        config: the options, of which `attention` names an estimator.
-        progress: is told how much is done, and of how much; by default the log is.
+        config: the options; `attention` is the name of an estimator.
+        progress: called with the work done and the total work; progress is logged by default.
     """
     train = prepared.task.train
     images = train.subset(attention_sample_order(config, len(train)))
-    head, weighing = _estimation_head(prepared, config), _normalization(config)
-    temperature, clip, floor = weighing
-    method: Literal["gradient", "refined", "exact"] = config.attention  # type: ignore[assignment]
+    head, normalization = _estimation_head(prepared, config), _normalization(config)
+    temperature, score_clip, clamp_negative_scores = normalization
+    estimator: Literal["gradient", "refined", "exact"] = config.attention  # type: ignore[assignment]
 
-    def measure(partial: Path | None) -> ChannelAttention:
+    def run_estimator(checkpoint_path: Path | None) -> ChannelAttention:
         return estimate_attention(
             prepared.source,
             prepared.loaders.with_config(config).eval_dataloader(images),
@@ -74,19 +74,20 @@ def estimate(
             head=prepared.backbone.head,
             taps=prepared.taps,
             loss=prepared.task.task_type.loss,
-            estimator=method,
+            estimator=estimator,
             tolerance=config.attention_tolerance,
             temperature=temperature,
-            score_clip=clip,
-            clamp_negative_scores=floor,
+            score_clip=score_clip,
+            clamp_negative_scores=clamp_negative_scores,
             progress=progress or _log_progress(),
-            checkpoint_path=partial if method == "exact" else None,
+            checkpoint_path=checkpoint_path if estimator == "exact" else None,
             seed=config.seed,
             distributed=True,
         )
 
     found = _with_normalization(
-        load_or_estimate(_estimation_settings(prepared, config, images, head), measure), weighing
+        load_or_estimate(_estimation_settings(prepared, config, images, head), run_estimator),
+        normalization,
     )
     return dataclasses.replace(
         found, data=prepared.data_fingerprint, preprocessing=prepared.preprocessing
@@ -94,32 +95,28 @@ def estimate(
 
 
 def load_given_attention(prepared: RunSetup, config: TrainConfig) -> ChannelAttention | None:
-    """The attention in the file that was named, if one was and the method needs it.
+    """Load the attention file of the options; None if there is none or the method needs none.
 
-    Its temperature, clip and floor are the file's, unless others are asked for.
+    Temperature, score clip and clamping are those of the file, unless the options set them.
 
     Raises:
-        UserError: if it was made of something else than what the run has; all of it is named.
+        ConfigError: if the file does not match the run; all differences are listed.
+        DataError: if the file is missing, damaged or of another format.
     """
     if not find_method(config.method).needs_attention or config.attention in ESTIMATORS:
         return None
     attention = ChannelAttention.load(config.attention)
     differences = _differences(attention, prepared, config)
     if differences:
-        raise UserError(
-            f"--attention {config.attention} was made {'; '.join(differences)}. Give the model, "
-            "images and options that it was made with, or let attention be estimated "
-            "(--attention refined)"
+        raise ConfigError(
+            f"--attention {config.attention} was estimated {'; '.join(differences)}: use the same "
+            "model, images and options, or estimate it (--attention refined)"
         )
     return _with_normalization(attention, _normalization(config, attention))
 
 
 def describe_attention(attention: ChannelAttention) -> str:
-    """Over how many channels of each tap it is spread, in words.
-
-    Args:
-        attention: of a run.
-    """
+    """Describe the number of effective channels of each tap."""
     taps = [
         f"{count:.1f} of {len(attention.scores[tap])} at {tap}"
         for tap, count in attention.effective_channels.items()
@@ -128,7 +125,7 @@ def describe_attention(attention: ChannelAttention) -> str:
 
 
 def _estimation_head(prepared: RunSetup, config: TrainConfig) -> LinearProbe:
-    """The head that attention is measured with."""
+    """Return the head that attention is estimated with."""
     if not config.paper_protocol:
         return prepared.probe
     views, labels = prepared.features["train"]
@@ -137,15 +134,15 @@ def _estimation_head(prepared: RunSetup, config: TrainConfig) -> LinearProbe:
 
 
 def _normalization(config: TrainConfig, file: ChannelAttention | None = None) -> Normalization:
-    """As the options say, and where they say nothing as the file or else as we do."""
-    temperature, clip = config.attention_temperature, config.score_clip
+    """Return the normalization of the options, with defaults from the file or else our own."""
+    temperature, score_clip = config.attention_temperature, config.score_clip
     if temperature is None:
         temperature = TEMPERATURE if file is None else file.temperature
     if file is None:
-        return temperature, clip, config.clamp_negative_scores
+        return temperature, score_clip, config.clamp_negative_scores
     return (
         temperature,
-        file.score_clip if clip is None else clip,
+        file.score_clip if score_clip is None else score_clip,
         file.clamp_negative_scores or config.clamp_negative_scores,
     )
 
@@ -153,20 +150,20 @@ def _normalization(config: TrainConfig, file: ChannelAttention | None = None) ->
 def _with_normalization(
     attention: ChannelAttention, normalization: Normalization
 ) -> ChannelAttention:
-    """The same scores, made attention of otherwise; nobody knows how sure that one is."""
+    """Normalize the same scores in another way; the uncertainty of the result is not known."""
     if (
         attention.temperature,
         attention.score_clip,
         attention.clamp_negative_scores,
     ) == normalization:
         return attention
-    temperature, clip, floor = normalization
+    temperature, score_clip, clamp_negative_scores = normalization
     unknown = dict.fromkeys(attention.taps, math.nan)
     return dataclasses.replace(
         attention,
         temperature=temperature,
-        score_clip=clip,
-        clamp_negative_scores=floor,
+        score_clip=score_clip,
+        clamp_negative_scores=clamp_negative_scores,
         uncertainty=unknown,
     )
 
@@ -195,7 +192,7 @@ def _estimation_settings(
 
 
 def _differences(attention: ChannelAttention, prepared: RunSetup, config: TrainConfig) -> list[str]:
-    """What attention was made of that a run does not have, each in words."""
+    """Describe what attention was estimated with that differs from the run."""
     found = []
     if attention.source != prepared.source_fingerprint:
         found.append(f"with other weights than {config.model} has")
@@ -218,14 +215,14 @@ def _differences(attention: ChannelAttention, prepared: RunSetup, config: TrainC
 
 
 def _log_progress() -> ProgressCallback:
-    """Says now and then how far an estimator is; nothing where it takes no time."""
+    """Return a callback that logs the progress of a slow estimator once a minute."""
     last = time.perf_counter()
     first: tuple[float, int] | None = None
 
-    def tell(done: int, total: int) -> None:
+    def log(done: int, total: int) -> None:
         nonlocal first, last
         now = time.perf_counter()
-        if first is None:  # what an earlier call has done took none of this one's time
+        if first is None:  # a resumed call did not spend time on earlier work
             first = (now, done)
         started, before = first
         if now - last >= LOG_INTERVAL_S and before < done < total:
@@ -234,4 +231,4 @@ def _log_progress() -> ProgressCallback:
             percent = 100 * done // total
             logger.info("channel attention: %d%%, about %.0f minutes left", percent, minutes)
 
-    return tell
+    return log

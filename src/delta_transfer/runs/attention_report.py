@@ -1,4 +1,4 @@
-"""The command `attention`: from its options to a file, figures per tap and an image."""
+"""The command `attention`: from its options to a file, a summary per tap and a figure."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import SampleType, TaskData
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, UserError
 from delta_transfer.report.attention_figure import (
     PIXELS,
     InfluentialSamples,
@@ -29,23 +29,23 @@ from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.utils.files import write_atomically
 from delta_transfer.utils.progress import progress_bar
 
-TOP = 3  # channels of a tap that are named
+TOP = 3  # channels of a tap that are listed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TapSummary:
-    """What is said of one tap.
+    """Summary of one tap.
 
     Args:
-        tap: its name.
-        channels: how many it has.
-        effective_channels: how many channels with equal attention would have the same entropy.
-        entropy: of the attention: 1 where it is uniform, 0 where one channel has all of it.
-        uncertainty: standard error of the attention over its distance from uniform; None where it
-            is not known.
-        min_attention: the smallest attention, times the number of channels: 1 is uniform.
-        max_attention: the largest.
-        top: the channels with the largest scores, the largest first.
+        tap: name of the tap.
+        channels: number of channels.
+        effective_channels: number of equally weighted channels with the same entropy.
+        entropy: entropy of the attention: 1 if uniform, 0 if one channel has all of it.
+        uncertainty: standard error of the attention over its distance from uniform; None if not
+            known.
+        min_attention: smallest attention, times the number of channels: 1 is uniform.
+        max_attention: largest attention, in the same unit.
+        top: channels with the largest scores, in order.
     """
 
     tap: str
@@ -59,7 +59,7 @@ class TapSummary:
 
 
 def describe_estimation(attention: ChannelAttention, sample_type: SampleType = "image") -> str:
-    """How it was measured, and how scores became attention."""
+    """Describe the estimator and the normalization of the scores."""
     parts = [
         f"{attention.estimator} on {pluralize(attention.samples, sample_type)}",
         f"temperature {attention.temperature:g}",
@@ -67,12 +67,12 @@ def describe_estimation(attention: ChannelAttention, sample_type: SampleType = "
     if attention.score_clip is not None:
         parts.append(f"clipped at {attention.score_clip:g} standard deviations")
     if attention.clamp_negative_scores:
-        parts.append("scores below zero count as zero")
+        parts.append("negative scores set to zero")
     return ", ".join(parts)
 
 
 def summarize(attention: ChannelAttention) -> list[TapSummary]:
-    """A summary of each tap."""
+    """Summarize each tap."""
     rows = []
     for tap, weights in attention.attention.items():
         uncertainty = float(attention.uncertainty.get(tap, math.nan))
@@ -98,12 +98,12 @@ def _by_score(scores: Sequence[float]) -> list[int]:
 def tap_figures(
     attention: ChannelAttention, task: TaskData, order: Sequence[int]
 ) -> list[TapFigure]:
-    """What is drawn of each tap.
+    """Collect the contents of the figure of each tap.
 
     Args:
-        attention: measured on training images of a task.
-        task: the task.
-        order: positions of these images among its training images, as they were measured on.
+        attention: attention estimated on training images.
+        task: the data.
+        order: indices of these training images, in the order of the estimate.
     """
     weights = attention.attention
     found = []
@@ -136,23 +136,23 @@ def _note(row: TapSummary) -> str:
 def _influential_samples(
     attention: ChannelAttention, row: TapSummary, task: TaskData, order: Sequence[int]
 ) -> list[InfluentialSamples]:
-    """The images that drive the top channels, with the names of their classes."""
+    """Load the most influential images of the top channels, with the names of their classes."""
     found = attention.influential_samples.get(row.tap)
     if found is None or not _has_images(task):
         return []
-    drivers = []
+    influential = []
     for channel in row.top:
         drawn = task.train.subset(order[position] for position in found[channel].tolist())
         images = []
         for path, label in zip(drawn.paths, drawn.labels, strict=True):
             small = ImageOps.fit(_load_image(task, path), (PIXELS, PIXELS))
             images.append((small, task.describe(label)))
-        drivers.append(InfluentialSamples(channel=channel, images=images))
-    return drivers
+        influential.append(InfluentialSamples(channel=channel, images=images))
+    return influential
 
 
 def _has_images(task: TaskData) -> bool:
-    """Whether there are images of what is learnt from: of graphs, of molecules alone."""
+    """Return whether samples have images; of graphs, only molecules do."""
     if task.kind == "images":
         return True
     return (
@@ -165,7 +165,7 @@ def _load_image(task: TaskData, path: str) -> Image.Image:
     found = task.train.read(path)
     if isinstance(found, Image.Image):
         return found
-    from delta_transfer.data.molecules.drawing import draw_molecule  # which needs an extra
+    from delta_transfer.data.molecules.drawing import draw_molecule  # needs an optional package
 
     return draw_molecule(path, [0.0] * len(found.x))
 
@@ -175,13 +175,13 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionResult:
-    """What the command leaves behind.
+    """Result of the command.
 
     Args:
-        attention: that was measured.
-        file: that holds it.
-        figure_file: beside the file.
-        sample_type: what one of the samples is called that it was measured on.
+        attention: the estimate.
+        file: its file.
+        figure_file: figure of the attention, in the same folder.
+        sample_type: type of the samples.
     """
 
     attention: ChannelAttention
@@ -196,11 +196,11 @@ class AttentionResult:
 
     @property
     def title(self) -> str:
-        """What it is, in a line."""
+        """One-line title."""
         return f"Channel attention: {describe_estimation(self.attention, self.sample_type)}"
 
     def to_json(self) -> str:
-        """All of it but the scores, which are in the file."""
+        """Return everything except the scores, which are in the file, as JSON."""
         values = {
             "file": str(self.file),
             "figure": str(self.figure_file),
@@ -234,18 +234,20 @@ def measure_attention(
     else:
         _check_output_file(file, data=Path(config.data), overwrite=overwrite)
     prepared = prepare(config)
-    noun = prepared.task.sample_type
-    with progress_bar("channels", f"{noun}s x channels") as progress:
+    sample_type = prepared.task.sample_type
+    with progress_bar("channels", f"{sample_type}s x channels") as progress:
         attention = estimate(prepared, config, progress=progress)
     order = attention_sample_order(config, len(prepared.task.train))
     figure = draw_attention_figure(
         tap_figures(attention, prepared.task, order),
         title=f"Channel attention of {config.model} on {prepared.task.name}",
-        note=describe_estimation(attention, noun),
+        note=describe_estimation(attention, sample_type),
     )
-    image = file.with_suffix(".png")
-    _write(file, attention, image, figure)
-    return AttentionResult(attention=attention, file=file, figure_file=image, sample_type=noun)
+    figure_file = file.with_suffix(".png")
+    _write(file, attention, figure_file, figure)
+    return AttentionResult(
+        attention=attention, file=file, figure_file=figure_file, sample_type=sample_type
+    )
 
 
 def _default_file(data: str) -> Path:
@@ -258,43 +260,41 @@ def _default_file(data: str) -> Path:
 
 
 def _check_output_file(file: Path, *, data: Path, overwrite: bool) -> None:
-    """Checks that the file may be written, before anything slow begins.
+    """Check that the file may be written, before anything slow.
 
     Raises:
-        UserError: if it is there and may not be replaced, or its folder cannot be written.
+        ConfigError: if it exists and may not be replaced, or its folder is not writable.
     """
     if file.suffix != ".safetensors":
-        raise UserError(
-            f"--out {file} must end in .safetensors: give a name such as attention.safetensors"
+        raise ConfigError(
+            f"--out {file} must end in .safetensors, for example attention.safetensors"
         )
     for path in (file, file.with_suffix(".png")):
         if path.exists() and not path.is_file():
-            raise UserError(f"--out {file}: {path} is no file: give another name")
+            raise ConfigError(f"--out {file}: {path} is not a file: use another name")
         if path.exists() and not overwrite:
-            raise UserError(
-                f"--out {file}: {path} is there already: give another name, or --overwrite"
-            )
+            raise ConfigError(f"--out {file}: {path} exists: use another name, or --overwrite")
     if file.exists():
         try:
             ChannelAttention.load(file)
         except UserError as error:
-            raise UserError(
-                f"--out {file}: --overwrite replaces channel attention alone, and {error}"
+            raise ConfigError(
+                f"--out {file}: --overwrite replaces channel attention only, but {error}"
             ) from error
     folder = file.parent
     if not folder.is_dir():
-        raise UserError(f"--out {file}: there is no folder {folder}: make it, or give another")
+        raise ConfigError(f"--out {file}: folder {folder} does not exist: create it")
     if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
-        raise UserError(
-            f"--out {file} lies in the data folder {data}, where the image beside it would count "
-            "as one of the data: give a file outside of it"
+        raise ConfigError(
+            f"--out {file} is in the data folder {data}, where the figure would count as "
+            "data: use a file outside of it"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"--out {file}: the folder {folder} cannot be written: give another")
+        raise ConfigError(f"--out {file}: folder {folder} is not writable: use another")
 
 
 def _write(file: Path, attention: ChannelAttention, figure_file: Path, png: bytes) -> None:
-    """Writes both files; an image that lies beside a file is always of that file."""
+    """Write both files; a figure of another file never stays."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure_file.unlink(missing_ok=True)
     attention.save(file)

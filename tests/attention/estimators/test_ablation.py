@@ -401,18 +401,18 @@ def test_a_network_that_decides_by_its_data_is_left_to_the_slow_loop():
     x, y = images(1)
     exact = ExactScorer(net, taps=["body"], loss=F.cross_entropy)
     found = exact(x, y)
-    assert "cannot be cut at its taps" in exact.notes[0]
+    assert "cannot be captured as a graph" in exact.notes[0]
     expected = loop(net, x, y, "body", 1, range(4))
     assert torch.allclose(found.scores["body"], expected, atol=1e-12)
 
 
 def test_a_few_channels_are_compared_with_the_slow_loop(monkeypatch):
     """A wrong graph is noticed: here the update of the head has the wrong sign."""
-    from delta_transfer.attention.graph import suffix
+    from delta_transfer.attention.graph import downstream
 
-    right = suffix._rank_one_update
+    right = downstream._rank_one_update
     monkeypatch.setattr(
-        suffix,
+        downstream,
         "_rank_one_update",
         lambda graph, node, output, delta, *rest: right(graph, node, output, -delta, *rest),
     )

@@ -76,7 +76,7 @@ def test_how_many_there_will_be_is_told_where_it_is_known():
 
 @pytest.mark.parametrize("samples", [None, 5])
 def test_no_data_are_an_error(samples):
-    with pytest.raises(UserError, match="the loader is empty, or can be run through only once"):
+    with pytest.raises(UserError, match="the loader is empty, or can be iterated only once"):
         list(Batches([], samples=samples, seed=0))
     used = iter(loader())
     list(used)

@@ -175,7 +175,7 @@ def test_a_full_disk_does_not_end_the_measurement(tmp_path, monkeypatch, caplog)
     expected = call()
     monkeypatch.setattr(module, "write_atomically", full)
     assert same(call(tmp_path / "partial"), expected)
-    assert "could not be written, so it cannot be gone on from" in caplog.text
+    assert "could not be written, so the estimate cannot be resumed" in caplog.text
 
 
 def test_progress_goes_on_too(tmp_path):
@@ -244,10 +244,10 @@ def test_another_estimate_starts_anew_and_says_so(tmp_path, caplog, change):
         found = call(path, **changes)
     if change == "larger batches":  # pieces of 8 all the same
         assert len(Watched.scored) == count - 3
-        assert "anew" not in caplog.text
+        assert "from scratch" not in caplog.text
     else:
         assert len(Watched.scored) == count
-        assert "starting anew" in caplog.text
+        assert "starting from scratch" in caplog.text
     assert same(found, expected)
     assert not path.exists()
 
@@ -332,7 +332,7 @@ def test_a_damaged_file_starts_anew_and_says_so(tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
             assert same(call(path), expected)
         assert len(Watched.scored) == PIECES
-        assert "starting anew" in caplog.text
+        assert "starting from scratch" in caplog.text
 
 
 def test_other_estimators_keep_nothing_and_say_so(tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""Exact channel scores: every channel is switched off once; what lies before it is not repeated."""
+"""Exact channel scores: each channel is ablated once, and only what follows its tap is rerun."""
 
 import contextlib
 import dataclasses
@@ -18,8 +18,7 @@ from delta_transfer.attention.estimators.scorer import (
     to_fast_memory_format,
 )
 from delta_transfer.attention.graph.capture import CaptureError, capture
-from delta_transfer.attention.graph.memory import Budget, default_memory
-from delta_transfer.attention.graph.suffix import (
+from delta_transfer.attention.graph.downstream import (
     DownstreamGraph,
     NodeValues,
     advance_cut_point,
@@ -27,6 +26,7 @@ from delta_transfer.attention.graph.suffix import (
     initial_subgraph,
     most_active,
 )
+from delta_transfer.attention.graph.memory import Budget, default_memory
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.probe import Loss
 from delta_transfer.features.taps import Taps
@@ -38,26 +38,26 @@ Precision = Literal["float32", "bfloat16"]
 
 CHECKED_CHANNELS = 2  # channels of each tap that are compared with the slow loop
 CHECKED_SAMPLES = 4
-# What rounding explains: relative to the largest score, and in units of a logit's rounding error.
+# Tolerances for rounding: relative to the largest score, and in units of a logit's rounding error.
 ROUNDING = 1e-2
 LOGIT_ROUNDING = 1000
 
 
 class ExactScorer:
-    """How much each sample's loss grows when a channel is switched off (DELTA, section 3.3).
+    """Increase of each sample's loss when a channel is ablated (DELTA, section 3.3).
 
-    The same numbers as `naive_scores`, faster: nothing before the tap is computed again, and many
-    copies of the batch, each without one channel, go through the rest together. A few channels are
-    compared with the slow loop at the first call; where they differ, or the network's operations
-    cannot be written down as a graph, all are computed by the slow loop, and `notes` says so.
-    Inputs that are no tensors always take the slow loop.
+    The same scores as `naive_scores`, faster: nothing before the tap is recomputed, and many
+    copies of the batch, each without one channel, go through the rest together. At the first call
+    a few channels are compared with the slow loop; where they differ, or the network cannot be
+    captured as a graph, the slow loop computes all scores, and `notes` says so. Inputs that are
+    not tensors always take the slow loop.
 
     Args:
         model: a network with its head, in eval mode.
         taps: module names.
-        loss: task loss; each sample is given as a batch of one.
-        memory: bytes that the values of a pass may take up, beside the network's weights; by
-            default 96 MiB on the CPU, half of what is free on a GPU.
+        loss: task loss; each sample is passed as a batch of one.
+        memory: bytes for the values of a pass, beside the network's weights; by default 96 MiB on
+            the CPU, half of the free memory on a GPU.
         precision: `"bfloat16"` runs the network in mixed precision; `notes` has the error.
     """
 
@@ -82,15 +82,15 @@ class ExactScorer:
     def __call__(
         self, inputs: Inputs, targets: Tensor, *, progress: ProgressUpdate | None = None
     ) -> BatchScores:
-        """Scores of a batch.
+        """Score a batch.
 
         Args:
             inputs: B samples, on the model's device.
             targets: `[B, ...]`.
-            progress: is told how many more pairs of a sample and a channel are done.
+            progress: called with the number of further pairs of a sample and a channel.
 
         Raises:
-            UserError: if the memory is too little for a single sample.
+            ConfigError: if the memory is too little for a single sample.
         """
         inputs = to_fast_memory_format(inputs)
         if isinstance(inputs, Tensor) and not self._tried:
@@ -102,11 +102,11 @@ class ExactScorer:
         return self._score(self._subgraphs, inputs, targets, self._precision, progress=progress)
 
     def _try_capture(self, inputs: Tensor, targets: Tensor) -> "_TapSubgraphs | None":
-        """The network after each tap; None where running it does not give the same scores."""
+        """Return the network after each tap; None if it does not compute the same scores."""
         try:
             graph = capture(self._model, inputs, self._taps)
         except CaptureError as error:
-            self._note(f"this network cannot be cut at its taps ({error}); {_SLOW}")
+            self._note(f"this network cannot be captured as a graph ({error}); {_SLOW}")
             return None
         starts = {tap: initial_subgraph(graph, tap) for tap in self._taps}
         memory = default_memory(inputs.device) if self._memory is None else self._memory
@@ -114,17 +114,17 @@ class ExactScorer:
         inputs, targets = inputs[: min(size, CHECKED_SAMPLES)], targets[:CHECKED_SAMPLES][:size]
         with torch.inference_mode():
             base = baseline_pass(starts, inputs)
-            suffixes = {tap: advance_cut_point(start, base) for tap, start in starts.items()}
+            subgraphs = {tap: advance_cut_point(start, base) for tap, start in starts.items()}
             channels = {
                 tap: most_active(start, base, CHECKED_CHANNELS) for tap, start in starts.items()
             }
         expected = naive_scores(
             self._model, inputs, targets, taps=self._taps, loss=self._loss, channels=channels
         )
-        cut = _TapSubgraphs(by_tap=suffixes, budget=Budget(suffixes, memory))
+        cut = _TapSubgraphs(by_tap=subgraphs, budget=Budget(subgraphs, memory))
         found = self._score(cut, inputs, targets, "float32", channels=channels)
         if not _scores_match(found, expected, base[graph.logits]):
-            self._note(f"cut at its taps, this network does not compute the same; {_SLOW}")
+            self._note(f"the captured graph does not compute the same; {_SLOW}")
             return None
         if self._precision != "float32":
             rough = self._score(cut, inputs, targets, self._precision, channels=channels)
@@ -148,22 +148,24 @@ class ExactScorer:
         channels: Mapping[str, Tensor] | None = None,
         progress: ProgressUpdate | None = None,
     ) -> BatchScores:
-        suffixes, size = subgraphs.by_tap, subgraphs.budget.max_samples(len(inputs))
+        by_tap, size = subgraphs.by_tap, subgraphs.budget.max_samples(len(inputs))
         parts = []
         with torch.inference_mode(), _autocast(inputs.device, precision):
             for some, labels in zip(
                 torch.split(inputs, size), torch.split(targets, size), strict=True
             ):
-                base = baseline_pass(suffixes, some)
+                base = baseline_pass(by_tap, some)
                 scores = {}
-                for tap, suffix in suffixes.items():
-                    which = torch.arange(suffix.num_channels) if channels is None else channels[tap]
+                for tap, subgraph in by_tap.items():
+                    which = (
+                        torch.arange(subgraph.num_channels) if channels is None else channels[tap]
+                    )
                     copies = subgraphs.budget.max_copies(tap, len(some))
                     chunks = torch.split(which.to(some.device), copies)
-                    scores[tap] = self._loss_increases(suffix, base, labels, chunks, progress)
+                    scores[tap] = self._loss_increases(subgraph, base, labels, chunks, progress)
                 features = {
-                    tap: flatten_positions(base[suffix.tap], suffix.graph.channel_dims[tap])
-                    for tap, suffix in suffixes.items()
+                    tap: flatten_positions(base[subgraph.tap], subgraph.graph.channel_dims[tap])
+                    for tap, subgraph in by_tap.items()
                 }
                 parts.append(BatchScores(scores=scores, features=features))
         return concatenate_scores(parts)
@@ -176,7 +178,7 @@ class ExactScorer:
         chunks: Sequence[Tensor],
         progress: ProgressUpdate | None,
     ) -> Tensor:
-        """How much each loss grows without each channel, `[B, C]`."""
+        """Return the increase of each loss without each channel, `[B, C]`."""
         plain = per_sample_losses(self._loss, _upcast_logits(base[subgraph.graph.logits]), targets)
         off = subgraph.ablated_cut_point(base)
         columns = []
@@ -192,13 +194,13 @@ class ExactScorer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _TapSubgraphs:
-    """What follows each tap, and how much of it fits into memory at once."""
+    """Downstream graphs by tap, and the number of copies that fit into memory."""
 
     by_tap: dict[str, DownstreamGraph]
     budget: Budget
 
 
-_SLOW = "channels are switched off one full forward pass at a time, which is many times slower"
+_SLOW = "channels are ablated one full forward pass at a time, which is many times slower"
 
 
 def naive_scores(
@@ -211,16 +213,16 @@ def naive_scores(
     channels: Mapping[str, Tensor] | None = None,
     progress: ProgressUpdate | None = None,
 ) -> BatchScores:
-    """The same as `Exact`, one full forward pass for each channel.
+    """Compute the scores of `ExactScorer` with one full forward pass for each channel.
 
     Args:
         model: a network with its head, in eval mode.
         inputs: B samples, on the model's device.
         targets: `[B, ...]`.
         taps: module names.
-        loss: task loss; each sample is given as a batch of one.
-        channels: tap -> indices of the channels that are wanted; all of them if None.
-        progress: is told how many more pairs of a sample and a channel are done.
+        loss: task loss; each sample is passed as a batch of one.
+        channels: tap -> indices of the channels to score; all of them if None.
+        progress: called with the number of further pairs of a sample and a channel.
     """
     with torch.no_grad():
         with Taps(model, taps) as recorder:
@@ -260,7 +262,7 @@ def _ablated_losses(
 
 
 def _upcast_logits(logits: Tensor) -> Tensor:
-    """In double precision, where there is one: a loss grows by far less than it is."""
+    """Convert to double precision, if the device has it: differences of losses are small."""
     return logits.float() if logits.device.type == "mps" else logits.double()
 
 
@@ -271,7 +273,7 @@ def _autocast(device: torch.device, precision: Precision) -> AbstractContextMana
 
 
 def _scores_match(found: BatchScores, expected: BatchScores, logits: Tensor) -> bool:
-    """Whether two lots of scores are the same but for rounding."""
+    """Return whether scores agree up to rounding."""
     noise = LOGIT_ROUNDING * torch.finfo(logits.dtype).eps * (1 + logits.abs().max())
     return all(
         bool((found.scores[tap] - scores).abs().max() <= ROUNDING * scores.abs().max() + noise)
@@ -280,7 +282,7 @@ def _scores_match(found: BatchScores, expected: BatchScores, logits: Tensor) -> 
 
 
 def _describe_difference(found: BatchScores, expected: BatchScores) -> str:
-    """The largest difference of two lots of scores, relative to the largest score of its tap."""
+    """Describe the largest difference of scores, relative to the largest score of each tap."""
     return ", ".join(
         f"{float((found.scores[tap] - scores).abs().max() / scores.abs().max()):.1%} at {tap}"
         for tap, scores in expected.scores.items()

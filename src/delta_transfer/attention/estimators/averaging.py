@@ -1,4 +1,4 @@
-"""Estimators that average what a scorer says of each sample: first order and exact."""
+"""Estimators that average the scores of samples: first order and exact."""
 
 import logging
 
@@ -22,22 +22,23 @@ logger = logging.getLogger(__name__)
 
 
 def first_order_estimate(job: EstimationJob) -> Estimate:
-    """The mean of the first-order scores of all samples, or of enough for the tolerance."""
+    """Average the first-order scores of all samples, or of enough for the tolerance."""
     return _average_scores(job, first_order_scorer(job)).estimate(job.normalize)
 
 
 def exact_estimate(job: EstimationJob) -> Estimate:
-    """The mean of the exact scores of all samples, or of enough for the tolerance.
+    """Average the exact scores of all samples, or of enough for the tolerance.
 
-    With a partial file it goes on where an earlier call was broken off, and ends with the very
-    numbers that one call gives.
+    A checkpoint resumes an interrupted call, with exactly the result of an uninterrupted one.
     """
     scorer, running = exact_scorer(job), None
-    if job.checkpoint is not None and (kept := job.checkpoint.read()) is not None:
+    if job.checkpoint is not None and (saved := job.checkpoint.read()) is not None:
         try:
-            running = _resume(job, scorer, *kept)
+            running = _resume(job, scorer, *saved)
         except _DataMismatch as error:
-            logger.warning("%s is not gone on with (%s): starting anew", job.checkpoint.path, error)
+            logger.warning(
+                "%s cannot be resumed (%s): starting from scratch", job.checkpoint.path, error
+            )
     if running is None:
         running = _average_scores(job, scorer, in_chunks=True, checkpoint=job.checkpoint)
     estimate = running.estimate(job.normalize)
@@ -47,7 +48,7 @@ def exact_estimate(job: EstimationJob) -> Estimate:
 
 
 def first_order_scorer(job: EstimationJob) -> Scorer:
-    """First order on the job's devices, and in its processes."""
+    """Make the first-order scorer for the job's devices and processes."""
     scorer = MultiDeviceScorer(
         job.networks, lambda net: FirstOrderScorer(net, taps=job.taps, loss=job.loss)
     )
@@ -55,7 +56,7 @@ def first_order_scorer(job: EstimationJob) -> Scorer:
 
 
 def exact_scorer(job: EstimationJob) -> Scorer:
-    """Exact scores on the job's devices, and in its processes."""
+    """Make the exact scorer for the job's devices and processes."""
     scorer = MultiDeviceScorer(
         job.networks,
         lambda net: ExactScorer(
@@ -66,7 +67,7 @@ def exact_scorer(job: EstimationJob) -> Scorer:
 
 
 class _DataMismatch(Exception):
-    """The data are not those that a partial estimate has seen."""
+    """The data differ from those that the checkpoint was made with."""
 
 
 def _resume(
@@ -76,7 +77,7 @@ def _resume(
         running = RunningStatistics.from_state(state, job.taps, device=device_of(job.networks[0]))
     except KeyError as error:
         raise _DataMismatch(f"{error} is missing") from error
-    logger.info("exact channel attention: going on after %d samples", running.samples)
+    logger.info("exact channel attention: resuming after %d samples", running.samples)
     return _average_scores(
         job, scorer, in_chunks=True, checkpoint=job.checkpoint, running=running, data_hash=data_hash
     )
@@ -91,17 +92,17 @@ def _average_scores(
     running: RunningStatistics | None = None,
     data_hash: str = "",
 ) -> RunningStatistics:
-    """Scores what is not in `running` yet, to the end or until the attention has settled."""
+    """Score what is not in `running` yet, to the end or until the attention has converged."""
     running = running or RunningStatistics(job.taps)
     old, seen, work = running.samples, 0, None
     if checkpoint is not None:
         checkpoint.data_hash = ""
     for number, batch in enumerate(job.batches, start=1):
-        piece = job.chunk_size(batch.inputs) if in_chunks else None
+        chunk_size = job.chunk_size(batch.inputs) if in_chunks else None
         if job.distributed and number == 1:
-            check_shards_nonempty(min(len(batch), piece or len(batch)))
+            check_shards_nonempty(min(len(batch), chunk_size or len(batch)))
         work = work or start_progress(job, batch)
-        for part in batch.chunks(piece):
+        for part in batch.chunks(chunk_size):
             seen += len(part)
             if checkpoint is not None:
                 checkpoint.hash_batch(part)
@@ -113,8 +114,10 @@ def _average_scores(
             if checkpoint is not None and checkpoint.is_due:
                 _write_checkpoint(checkpoint, running)
         if job.tolerance is not None and seen >= old:
-            settled = running.has_converged(job.normalize, tolerance=job.tolerance, batches=number)
-            if settled:
+            converged = running.has_converged(
+                job.normalize, tolerance=job.tolerance, batches=number
+            )
+            if converged:
                 break
     if seen < old:
         raise _DataMismatch(f"there are only {seen} samples where there were {old}")
@@ -122,19 +125,19 @@ def _average_scores(
 
 
 def _write_checkpoint(checkpoint: EstimateCheckpoint, running: RunningStatistics) -> None:
-    """Writes what there is; a full disk must not end what has taken hours."""
+    """Write a checkpoint; a full disk must not end an estimate of hours."""
     try:
         checkpoint.write(running.state())
     except OSError as error:
         logger.warning(
-            "%s could not be written, so it cannot be gone on from: %s", checkpoint.path, error
+            "%s could not be written, so the estimate cannot be resumed: %s", checkpoint.path, error
         )
 
 
 def _already_scored(part: Batch, seen: int, old: int, *, same: bool) -> bool:
-    """Whether the batch that ends after so many samples is among the old ones."""
+    """Return whether the batch that ends after `seen` samples is in the checkpoint."""
     if seen - len(part) < old < seen:
-        raise _DataMismatch("its batches were of another size")
+        raise _DataMismatch("its batches had another size")
     if seen == old and not same:
-        raise _DataMismatch("its data were others, in another order or in other batches")
+        raise _DataMismatch("its data, their order or their batches were others")
     return seen <= old

@@ -1,4 +1,4 @@
-"""A loader's batches, cut down to samples drawn at random, and where each sample comes from."""
+"""The batches of a loader, reduced to randomly drawn samples, with the index of each sample."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sized
@@ -7,18 +7,18 @@ from typing import final
 import torch
 from torch import Tensor
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError
 from delta_transfer.features.inputs import Inputs, select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Some samples.
+    """A batch of samples.
 
     Args:
-        inputs: of B samples.
+        inputs: inputs of B samples.
         targets: `[B, ...]`.
-        indices: `[B]`, the place of each sample in the loader's order.
+        indices: `[B]`, the position of each sample in the loader's order.
     """
 
     inputs: Inputs
@@ -26,17 +26,17 @@ class Batch:
     indices: Tensor
 
     def __len__(self) -> int:
-        """How many samples."""
+        """Return the number of samples."""
         return len(self.targets)
 
     def chunks(self, size: int | None) -> Iterator["Batch"]:
-        """The samples in order, so many at a time; all at once for None."""
+        """Yield chunks of so many samples in order; the whole batch for None."""
         size = len(self) if size is None else size
         for start in range(0, len(self), size):
             yield self[slice(start, start + size)]
 
     def __getitem__(self, which: slice | Tensor) -> "Batch":
-        """The samples of a slice, a mask or indices."""
+        """Select samples by a slice, a mask or indices."""
         return Batch(
             inputs=select(self.inputs, which),
             targets=self.targets[which],
@@ -46,13 +46,12 @@ class Batch:
 
 @final
 class Batches:
-    """A loader's batches.
+    """The batches of a loader.
 
     Args:
         loader: batches (inputs, targets).
-        samples: how many are drawn at random, for which the loader is run through once more; all
-            if None.
-        seed: of the draw.
+        samples: number of randomly drawn samples, which iterates the loader once more; all if None.
+        seed: seed of the draw.
     """
 
     def __init__(
@@ -64,10 +63,10 @@ class Batches:
         self._picked: Tensor | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches from the first one on.
+        """Iterate from the first batch.
 
         Raises:
-            UserError: if there are none.
+            DataError: if there are none.
         """
         picked = self._draw()
         position = 0
@@ -86,13 +85,13 @@ class Batches:
             if len(batch):
                 yield batch
         if not position:
-            raise UserError(
-                "the loader is empty, or can be run through only once: channel attention needs "
-                "training data from a loader such as DataLoader or a list of batches"
+            raise DataError(
+                "the loader is empty, or can be iterated only once: pass a DataLoader or a list of "
+                "batches"
             )
 
     def count(self) -> int | None:
-        """How many samples there will be, if it can be told without running through the loader."""
+        """Return the number of samples, if known without iterating the loader."""
         picked = self._draw()
         if picked is not None:
             return int(picked.sum())
@@ -102,7 +101,7 @@ class Batches:
         return len(dataset) if isinstance(dataset, Sized) else None
 
     def _draw(self) -> Tensor | None:
-        """A mask of the samples that are picked; None if all are."""
+        """Return a mask of the drawn samples; None for all."""
         if self._samples is not None and self._picked is None:
             total = sum(len(targets) for _, targets in self._loader)
             generator = torch.Generator().manual_seed(self._seed)

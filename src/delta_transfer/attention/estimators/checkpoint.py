@@ -1,4 +1,4 @@
-"""A file that keeps what an estimate has so far, so that one that was broken off can go on."""
+"""The checkpoint of an estimate, from which an interrupted one is resumed."""
 
 import contextlib
 import hashlib
@@ -28,15 +28,14 @@ _FORMAT = "delta-transfer attention checkpoint 2"
 
 @final
 class EstimateCheckpoint:
-    """The file.
+    """The checkpoint file of one estimate.
 
-    It belongs to one estimate, told by its identity, and to the data that it has seen: their
-    SHA-256 is kept, each batch's after the one before, and the same data have to come again in the
-    same batches.
+    It is valid for one estimate, identified by a fingerprint, and for the data processed so far: it
+    stores their running SHA-256, and the same data must come again in the same batches.
 
     Args:
-        path: where it is, or will be.
-        fingerprint: of everything but the data that the result depends on.
+        path: path of the file.
+        fingerprint: fingerprint of everything the result depends on, except the data.
     """
 
     def __init__(self, path: Path, *, fingerprint: str) -> None:
@@ -46,7 +45,7 @@ class EstimateCheckpoint:
         self._written = time.monotonic()
 
     def hash_batch(self, batch: Batch) -> None:
-        """Takes a batch into the digest."""
+        """Update the hash of the data with a batch."""
         digest = hashlib.sha256(self.data_hash.encode())
         for part in (batch.inputs, batch.targets):
             if isinstance(part, Tensor):
@@ -56,46 +55,50 @@ class EstimateCheckpoint:
         self.data_hash = digest.hexdigest()
 
     def read(self) -> tuple[dict[str, Tensor], str] | None:
-        """What was kept of this estimate, and the digest of the data that went into it."""
+        """Return the state of this estimate and the hash of its data; None if there is none."""
         if not self.path.is_file():
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})[_METADATA_KEY])
+                header = json.loads((file.metadata() or {})[_METADATA_KEY])
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            found = about["format"], about["fingerprint"]
-            digest = about["data_hash"]
+            found = header["format"], header["fingerprint"]
+            data_hash = header["data_hash"]
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is no partial estimate (%s): starting anew", self.path, error)
+            logger.warning(
+                "%s is not a checkpoint of an estimate (%s): starting from scratch",
+                self.path,
+                error,
+            )
             return None
         if found != (_FORMAT, self._fingerprint):
             logger.warning(
-                "%s is of another estimate (other weights, head, taps, method, samples or seed): "
-                "starting anew",
+                "%s is of another estimate (weights, head, taps, estimator, samples or seed): "
+                "starting from scratch",
                 self.path,
             )
             return None
-        return state, digest
+        return state, data_hash
 
     def write(self, state: Mapping[str, Tensor]) -> None:
-        """Writes the state in the old one's place.
+        """Replace the file by the state.
 
         Raises:
-            OSError: if it cannot be written; it is due again after the interval, as if it had been.
+            OSError: if it cannot be written; the next write is due after the interval all the same.
         """
         self._written = time.monotonic()
-        about = {"format": _FORMAT, "fingerprint": self._fingerprint, "data_hash": self.data_hash}
+        header = {"format": _FORMAT, "fingerprint": self._fingerprint, "data_hash": self.data_hash}
         content = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, save(content, metadata={_METADATA_KEY: json.dumps(about)}))
+        write_atomically(self.path, save(content, metadata={_METADATA_KEY: json.dumps(header)}))
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to write again."""
+        """Whether the next write is due."""
         return time.monotonic() - self._written >= WRITE_INTERVAL_S
 
     def remove(self) -> None:
-        """Deletes the file, if it is there and can be deleted: the result does not hang on it."""
+        """Delete the file if possible; the result does not depend on it."""
         with contextlib.suppress(OSError):
             self.path.unlink()
 
@@ -107,7 +110,7 @@ def _update_hash(digest: "hashlib._Hash", tensor: Tensor) -> None:
 
 
 class _TensorHashingPickler(pickle.Pickler):
-    """Inputs that are no tensors as bytes: what is in their tensors goes to a digest."""
+    """Pickles inputs that are not tensors; the values of tensors inside update a hash."""
 
     def __init__(self, digest: "hashlib._Hash") -> None:
         self._file = io.BytesIO()

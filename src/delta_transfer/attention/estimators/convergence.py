@@ -1,8 +1,7 @@
-"""How far the attention of a tap is settled: its standard error, relative to how far from uniform.
+"""Relative standard error of the attention of a tap.
 
-An attention `a` of C channels is what it is by the samples that it was measured on. Its standard
-error is that of a vector, `||SE(a)|| = sqrt(sum_c SE(a_c)^2)`; what it has to say is how far it is
-from uniform, `||a - 1/C||`.
+The attention `a` of C channels depends on the drawn samples. Its standard error is that of a
+vector, `||SE(a)|| = sqrt(sum_c SE(a_c)^2)`, relative to its distance from uniform, `||a - 1/C||`.
 """
 
 import math
@@ -14,9 +13,9 @@ from torch import Tensor
 from delta_transfer.attention.estimators.statistics import ScoreStatistics
 
 Normalize = Callable[[Tensor], Tensor]
-"""Attention `[C]` of scores `[C]`."""
+"""Maps scores `[C]` to attention `[C]`."""
 
-# Before so many it is not asked whether the attention has settled.
+# Convergence is not checked earlier.
 MIN_BATCHES = 3
 MIN_SAMPLES = 20
 DRAWS = 200
@@ -26,11 +25,11 @@ ROUNDING = 1e-6  # of attention, relative to its size
 def jackknife_error(
     statistics: ScoreStatistics, normalize: Normalize, *, dtype: torch.dtype
 ) -> float:
-    """The relative standard error of the attention, by the jackknife over groups of samples.
+    """Return the relative standard error of the attention, by the jackknife over groups of samples.
 
     `SE(a_c)^2 = (G - 1) / G sum_g (a_c without group g - their mean)^2` (Efron & Stein, Annals of
-    Statistics 1981): channels whose scores rise and fall together are taken as they are. `dtype` is
-    that of the scores: what differs by its rounding is equal.
+    Statistics 1981): correlations between channels count. Differences within the rounding of the
+    scores' `dtype` are ignored.
 
     Returns:
         NaN for fewer than two samples; zero if no sample changes the attention.
@@ -45,9 +44,9 @@ def jackknife_error(
 
 
 def monte_carlo_error(scores: Tensor, errors: Tensor, normalize: Normalize, *, seed: int) -> float:
-    """The relative standard error of the attention, from independent errors of its scores.
+    """Return the relative standard error of the attention, from independent errors of its scores.
 
-    By 200 draws of normal errors, `SE(a_c)^2 = mean_k (a_c(s + e_k) - a_c(s))^2`.
+    From 200 draws of normal errors, `SE(a_c)^2 = mean_k (a_c(s + e_k) - a_c(s))^2`.
 
     Returns:
         NaN if an error is not known; zero if all of them are.

@@ -1,4 +1,4 @@
-"""Channel scores to first order: all channels at once, one forward and backward pass a batch."""
+"""First-order channel scores: all channels in one forward and backward pass per batch."""
 
 from collections.abc import Sequence
 from typing import final
@@ -21,7 +21,7 @@ from delta_transfer.functional import at_least_float32, flatten_positions
 
 @final
 class FirstOrderScorer:
-    """How much each sample's loss grows when a channel is switched off, to first order.
+    """Increase of each sample's loss when a channel is ablated, to first order.
 
     `-sum_s F_bsc dl_b / dF_bsc` over its positions or rows s, the Taylor expansion of `l_b(F with
     F_c = 0) - l_b(F)` (Molchanov et al., ICLR 2017, https://arxiv.org/abs/1611.06440, use the
@@ -32,7 +32,7 @@ class FirstOrderScorer:
         model: a network with its head, in eval mode, whose parameters require no gradient. Samples
             must not depend on each other.
         taps: module names.
-        loss: task loss; each sample is given as a batch of one.
+        loss: task loss; each sample is passed as a batch of one.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -49,13 +49,13 @@ class FirstOrderScorer:
     def __call__(
         self, inputs: Inputs, targets: Tensor, *, progress: ProgressUpdate | None = None
     ) -> BatchScores:
-        """Scores of a batch: B inputs on the network's device, and their targets."""
+        """Score a batch: B inputs on the network's device, and their targets."""
         with self._taps, torch.enable_grad():
             logits = at_least_float32(self._model(to_fast_memory_format(inputs)))
             outputs = self._taps.outputs()
             groups = groups_of(inputs)
-            # Rows of a tap that are no samples, such as windows: whose they are is only known
-            # where the inputs say so, or there is one sample.
+            # Rows of a tap may be other than samples, such as windows: their sample is known only
+            # from the inputs, or if there is a single one.
             samples = all(len(output) == len(targets) for output in outputs.values())
             if groups is not None or samples or len(targets) == 1:
                 scored = self._score(logits, targets, outputs, groups)
@@ -92,5 +92,5 @@ class FirstOrderScorer:
 
 
 def _differentiable(tap: str, output: Tensor) -> Tensor:
-    """The first tap starts the graph: nothing before it has to be differentiated."""
+    """Start the autograd graph at the first tap: nothing before it is differentiated."""
     return output if output.requires_grad else output.detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""What an estimator of channel attention is given, and what it gives back."""
+"""The input and the result of an estimator of channel attention."""
 
 import dataclasses
 import threading
@@ -12,7 +12,7 @@ from delta_transfer.attention.estimators.batches import Batch, Batches
 from delta_transfer.attention.estimators.checkpoint import EstimateCheckpoint
 from delta_transfer.attention.estimators.convergence import Normalize
 from delta_transfer.attention.estimators.scorer import to_fast_memory_format
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.probe import Loss
 from delta_transfer.features.taps import Taps
@@ -24,21 +24,21 @@ CHUNK_SIZE = 4  # samples that the exact estimator scores at once on the CPU
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class EstimationJob:
-    """What there is to estimate.
+    """The input of an estimator.
 
     Args:
         networks: a network with its probe in eval mode, on one or more devices.
-        batches: the data.
+        batches: batches of the data.
         taps: module names.
-        loss: task loss; each sample is given as a batch of one.
-        normalize: attention of scores.
+        loss: task loss; each sample is passed as a batch of one.
+        normalize: maps scores to attention.
         tolerance: the relative standard error of the attention at which an estimator may stop.
-        memory: bytes for the copies of the exact estimator.
-        precision: of the exact estimator.
-        progress: called with the work done and the work to do (0 where it is not known).
-        checkpoint: where the exact estimator keeps what it has, if anywhere.
-        seed: of everything that is drawn.
-        distributed: whether each process of several scores its share of each batch.
+        memory: bytes for a pass of the exact estimator.
+        precision: precision of the exact estimator.
+        progress: called with the work done and the total work (0 if not known).
+        checkpoint: checkpoint of the exact estimator, if any.
+        seed: seed of all random draws.
+        distributed: whether each of several processes scores its shard of each batch.
     """
 
     networks: Sequence[nn.Module]
@@ -55,8 +55,8 @@ class EstimationJob:
     distributed: bool = False
 
     def chunk_size(self, inputs: Inputs) -> int | None:
-        """How many samples the exact estimator scores at once; None for whole batches."""
-        # The slow loop, which inputs that are no tensors take, makes no copies of them.
+        """Return how many samples the exact estimator scores at once; None for whole batches."""
+        # Inputs that are not tensors take the slow loop, which makes no copies.
         if device_of(self.networks[0]).type != "cpu" or not isinstance(inputs, Tensor):
             return None
         return CHUNK_SIZE * world_size() if self.distributed else CHUNK_SIZE
@@ -64,7 +64,7 @@ class EstimationJob:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Estimate:
-    """What an estimator found.
+    """The result of an estimator.
 
     Args:
         scores: tap -> `[C]`.
@@ -72,7 +72,7 @@ class Estimate:
         variance: tap -> scalar.
         influential_samples: tap -> `[C, k]`.
         uncertainty: tap -> the relative standard error of the attention.
-        samples: how many were used.
+        samples: number of samples.
     """
 
     scores: dict[str, Tensor]
@@ -85,12 +85,12 @@ class Estimate:
 
 @final
 class ProgressCounter:
-    """How much is done of what there is to do; several threads may add to it.
+    """A thread-safe counter of the work done.
 
     Args:
-        progress: as of `Job`.
-        total: how many units there are; 0 where it is not known.
-        num_channels: of all taps: so many units are a sample's, where a unit is a sample's channel.
+        progress: as of `EstimationJob`.
+        total: total number of units; 0 if not known.
+        num_channels: channels of all taps, the units of a sample.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ProgressCounter:
         self._lock = threading.Lock()
 
     def add(self, units: int) -> None:
-        """So many more units are done."""
+        """Add units of work done."""
         with self._lock:
             self._done += units
             if self._progress is not None:
@@ -111,7 +111,7 @@ class ProgressCounter:
 
 
 def start_progress(job: EstimationJob, batch: Batch) -> ProgressCounter:
-    """The work that begins with a batch, a unit for each channel of each sample."""
+    """Make the counter at the first batch, with a unit for each channel of each sample."""
     if job.progress is None:
         return ProgressCounter(None, total=0, num_channels=0)
     network = job.networks[0]
@@ -125,10 +125,10 @@ def start_progress(job: EstimationJob, batch: Batch) -> ProgressCounter:
 
 
 def check_finite(scores: Mapping[str, Tensor]) -> None:
-    """Raises `UserError` if a score, tap -> `[..., C]`, is no finite number."""
+    """Raise `DataError` if a score, tap -> `[..., C]`, is not finite."""
     for tap, values in scores.items():
         if not torch.isfinite(values).all():
-            raise UserError(
-                f"channel scores of tap {tap!r} are not finite: the loss overflowed or is no "
-                "number, as after NaNs in the inputs or in the network's weights"
+            raise DataError(
+                f"channel scores of tap {tap!r} are not finite: check the inputs and the network's "
+                "weights for NaNs, and the loss for overflow"
             )

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +16,22 @@ from delta_transfer.attention.estimators.scorer import (
     concatenate_scores,
     to_fast_memory_format,
 )
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, EnvironmentError
 from delta_transfer.features.inputs import Inputs, shard
 from delta_transfer.utils.distributed import all_gather, rank, world_size
 from delta_transfer.utils.module_state import device_of
 
-S = TypeVar("S", bound=Scorer)
-
 
 @final
-class MultiDeviceScorer(Generic[S]):
+class MultiDeviceScorer:
     """A scorer that splits each batch between copies of a network.
 
     Args:
         networks: the same network on its devices.
-        make: makes the scorer of a network.
+        make: returns the scorer of a network.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], make: Callable[[nn.Module], S]) -> None:
+    def __init__(self, networks: Sequence[nn.Module], make: Callable[[nn.Module], Scorer]) -> None:
         self.scorers = [make(network) for network in networks]
         self._devices = [device_of(network) for network in networks]
         self._started = False
@@ -41,7 +39,7 @@ class MultiDeviceScorer(Generic[S]):
     def __call__(
         self, inputs: Inputs, targets: Tensor, *, progress: ProgressUpdate | None = None
     ) -> BatchScores:
-        """Scores of a batch, whichever device it is on."""
+        """Score a batch on any device."""
         count = min(len(self.scorers), len(targets))
 
         def score(number: int) -> BatchScores:
@@ -51,8 +49,8 @@ class MultiDeviceScorer(Generic[S]):
             return self.scorers[number](*moved, progress=progress)
 
         if count == 1 or not self._started:
-            # One after the other at first: what scorers prepare then, such as graphs of the
-            # network, is not made for several threads.
+            # Sequentially at first: what scorers prepare, such as graphs of the network, is not
+            # thread-safe.
             self._started = count == len(self.scorers)
             return concatenate_scores([score(number) for number in range(count)])
         with ThreadPoolExecutor(count) as pool:
@@ -62,15 +60,16 @@ class MultiDeviceScorer(Generic[S]):
 def replicate_on_devices(
     model: nn.Module, devices: Sequence[torch.device | str] | None
 ) -> list[nn.Module]:
-    """The network on each device: itself where it is there already (once), else a copy.
+    """Return the network for each device: itself for its own device (once), else a copy.
 
     Raises:
-        UserError: if no devices are given, or there is none of that name.
+        ConfigError: if `devices` is empty.
+        EnvironmentError: if a device cannot be used.
     """
     if devices is None:
         return [model]
     if not devices:
-        raise UserError("devices is empty: name one or more, or leave it out")
+        raise ConfigError("devices is empty: name one or more, or leave it out")
     networks: list[nn.Module] = []
     for name in devices:
         try:
@@ -78,28 +77,28 @@ def replicate_on_devices(
             own = device == device_of(model) and model not in networks
             networks.append(model if own else copy.deepcopy(model).to(device))
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"devices: {str(name)!r} cannot be used ({error})") from error
+            raise EnvironmentError(f"devices: {str(name)!r} cannot be used ({error})") from error
     return networks
 
 
 @final
-class ShardedScorer(Generic[S]):
-    """A scorer that is given whole batches, scores a part of each and learns the other scores.
+class ShardedScorer:
+    """A scorer that scores a shard of each batch per process and gathers all scores.
 
-    All processes give it the same batches. The features are those of its own part alone: what is
-    made of them is put together in the end (`FeatureVariance.all_reduce`).
+    All processes pass the same batches. The features are those of the own shard alone; statistics
+    of them are reduced at the end (`FeatureVariance.all_reduce`).
 
     Args:
-        scorer: scores the parts.
+        scorer: scorer of the shards.
     """
 
-    def __init__(self, scorer: S) -> None:
+    def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
 
     def __call__(
         self, inputs: Inputs, targets: Tensor, *, progress: ProgressUpdate | None = None
     ) -> BatchScores:
-        """Scores of a batch, on the CPU."""
+        """Score a batch; the scores are on the CPU."""
         count = min(world_size(), len(targets))
         own = None
         if rank() < count:
@@ -116,14 +115,13 @@ class ShardedScorer(Generic[S]):
 
 
 def check_shards_nonempty(batch_size: int) -> None:
-    """Checks that each process has a sample of the first batch, which has so many.
+    """Check that each process has a sample of the first batch.
 
     Raises:
-        UserError: if one has none, and so would not know what features are like.
+        ConfigError: if one has none, and so could not tell the shape of the features.
     """
     if batch_size < world_size():
-        raise UserError(
-            f"channel attention of {batch_size} images cannot be shared by {world_size()} "
-            "processes: "
-            "give fewer --devices, or more --attention-samples"
+        raise ConfigError(
+            f"{batch_size} samples cannot be sharded over {world_size()} processes: use fewer "
+            "devices (--devices) or more samples (--attention-samples)"
         )

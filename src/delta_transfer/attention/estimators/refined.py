@@ -20,23 +20,21 @@ from delta_transfer.attention.estimators.parallel import check_shards_nonempty
 from delta_transfer.attention.estimators.running import RunningStatistics
 from delta_transfer.attention.estimators.sampling import Reservoir, ReservoirItem
 from delta_transfer.attention.estimators.scorer import BatchScores, concatenate_scores
-from delta_transfer.features.inputs import concatenate as joined
+from delta_transfer.features.inputs import concatenate
 
-EXACT_PAIRS = 32_000  # of a sample and a channel, that are scored exactly
+EXACT_PAIRS = 32_000  # pairs of a sample and a channel that are scored exactly
 MIN_BUDGET, MAX_BUDGET = 16, 64  # samples
-SAMPLES_PER_EXACT, MIN_EXACT_SAMPLES = (
-    4,
-    8,
-)  # no more than a fourth of the samples, or 8 where they are few
-FIRST_ORDER_COST = 60  # one forward and backward pass takes about as long
+SAMPLES_PER_EXACT = 4  # at most a fourth of the samples,
+MIN_EXACT_SAMPLES = 8  # or 8 of few
+FIRST_ORDER_COST = 60  # time of a forward and backward pass, in exact pairs
 
 
 def num_exact_samples(samples: int | None, *, channels: int) -> int:
-    """How many samples are scored exactly, of so many with so many channels in all taps.
+    """Return how many samples are scored exactly.
 
     Args:
-        samples: how many there are; None for the most that there can be.
-        channels: of all taps.
+        samples: number of samples; None for the maximum over all numbers.
+        channels: number of channels of all taps.
 
     Example:
         >>> [num_exact_samples(n, channels=552) for n in (5, 20, 60, 1000, None)]
@@ -51,26 +49,26 @@ def num_exact_samples(samples: int | None, *, channels: int) -> int:
 
 
 def refined_estimate(job: EstimationJob) -> Estimate:
-    """First-order scores of all samples, and what exact scores of a few say of them.
+    """Correct the first-order scores of all samples by exact scores of a few.
 
-    Each sample's exact growth `E` is near to `b1 G + b2 |G|`, `G` its first-order score, with one
-    `(b1, b2)` per tap. On a few samples, drawn as `Reservoir` does, that is fitted; the mean over
-    all samples of what it says, corrected by the mean of what it leaves unexplained, is the score
-    (`combine`). Where there are so few samples that all are scored exactly, their mean is left.
+    Each sample's exact score `E` is close to `b1 G + b2 |G|`, `G` its first-order score, with one
+    `(b1, b2)` per tap, which is fitted on a few samples drawn by `Reservoir`. The score is the mean
+    prediction over all samples plus the mean residual of the few (`combine`). If so few samples
+    exist that all are scored exactly, it is their mean.
     """
     first, work = _first_pass(job)
     plain = first.running.estimate(job.normalize)
     count = num_exact_samples(plain.samples, channels=work.num_channels)
-    kept, probabilities = first.reservoir.draw(count)
+    items, probabilities = first.reservoir.draw(count)
     exact = _score_exactly(
-        job, kept, work, chunk_size=job.chunk_size(kept[0].sample.inputs) or first.largest_batch
+        job, items, work, chunk_size=job.chunk_size(items[0].sample.inputs) or first.largest_batch
     ).scores
     check_finite(exact)
     scores, errors, uncertainty = {}, {}, {}
     for tap, statistics in first.running.statistics.items():
         found = combine(
             exact[tap].cpu(),
-            torch.stack([sample.scores[tap] for sample in kept]),
+            torch.stack([item.scores[tap] for item in items]),
             probabilities,
             mean=statistics.mean,
             mean_absolute=first.absolute_sums[tap] / plain.samples,
@@ -92,23 +90,23 @@ def combine(
     mean_absolute: Tensor,
     samples: int,
 ) -> tuple[Tensor, Tensor]:
-    """The scores of one tap from exact scores of m samples and first-order scores of all.
+    """Return the scores of one tap from exact scores of m samples and first-order scores of all.
 
-    `b1 G + b2 |G|` is fitted by least squares. A channel's mean residual is known to a variance
-    `V_c`, and is shrunk towards that of all channels by `B = t / (t + V)`, with `V` the mean of
-    `V_c` and `t` by how much the mean residuals vary more than that (Fay & Herriot, JASA 1979).
+    `b1 G + b2 |G|` is fitted by least squares. A channel's mean residual has variance `V_c` and
+    is shrunk towards the mean of all channels by `B = t / (t + V)`, with `V` the mean of `V_c` and
+    `t` the variance of the mean residuals in excess of `V` (Fay & Herriot, JASA 1979).
 
     Args:
-        exact: `[m, C]`.
-        first: `[m, C]`, of the same samples.
-        probabilities: `[m]`, how likely each was drawn; it counts by its reciprocal (Hajek).
-        mean: `[C]`, of the first-order scores of all samples.
-        mean_absolute: `[C]`, of their absolute values.
-        samples: how many there are.
+        exact: `[m, C]`, exact scores.
+        first: `[m, C]`, first-order scores of the same samples.
+        probabilities: `[m]`, inclusion probabilities, for weights by their reciprocal (Hajek).
+        mean: `[C]`, mean first-order scores of all samples.
+        mean_absolute: `[C]`, means of their absolute values.
+        samples: number of all samples.
 
     Returns:
-        Scores `[C]`; and their standard errors `[C]`, with the variance `B V_c` of the draw of m
-        samples, and that of the draw of all of them, `Var(E_c) / samples`; NaN if m is 1.
+        Scores `[C]`; and their standard errors `[C]`, from the variance `B V_c` of the draw of m
+        samples and that of the draw of all samples, `Var(E_c) / samples`; NaN if m is 1.
     """
     exact, first, probabilities = exact.double(), first.double(), probabilities.double()
     weights = 1 / probabilities / (1 / probabilities).sum()
@@ -120,8 +118,9 @@ def combine(
     model = slopes[0] * mean + slopes[1] * mean_absolute
     residuals = exact - terms @ slopes
     offsets = weights @ residuals
-    # Of the variance among m samples, as the mean of one of them more than there are.
-    bessel = len(exact) / (len(exact) - 1) if len(exact) > 1 else torch.nan
+    if len(exact) == 1:  # nothing is known of the variance of residuals: no shrinkage, no errors
+        return model + offsets, torch.full_like(offsets, torch.nan)
+    bessel = len(exact) / (len(exact) - 1)  # weighted variances are biased like plain ones
     drawn = weights.square() * (1 - probabilities)
     variances = drawn @ (residuals - offsets).square() * bessel
     variance = variances.mean().item()
@@ -133,13 +132,13 @@ def combine(
 
 
 class _FirstPass:
-    """What a pass over the samples has left of their first-order scores."""
+    """Statistics of the first-order scores of all samples."""
 
     def __init__(self, taps: Sequence[str], *, limit: int, seed: int) -> None:
         self.running = RunningStatistics(taps)
-        self.absolute_sums = {tap: torch.zeros((), dtype=torch.float64) for tap in taps}  # sums
+        self.absolute_sums = {tap: torch.zeros((), dtype=torch.float64) for tap in taps}
         self.reservoir = Reservoir(limit, seed=seed)
-        self.largest_batch = 0  # batch
+        self.largest_batch = 0
 
     def update(self, batch: Batch, scored: BatchScores) -> None:
         self.running.update(scored, batch.indices)
@@ -165,7 +164,7 @@ def _first_pass(job: EstimationJob) -> tuple[_FirstPass, ProgressCounter]:
             work = _make_progress(job, channels)
         found.update(batch, scored)
         work.add(len(batch) * FIRST_ORDER_COST)
-    assert found is not None  # no data at all are an error of the batches
+    assert found is not None  # `Batches` raises if there is no data
     return found, work
 
 
@@ -187,7 +186,7 @@ def _score_exactly(
         samples = [one.sample for one in alike]
         for start in range(0, len(samples), chunk_size):
             some = samples[start : start + chunk_size]
-            inputs = joined([sample.inputs for sample in some])
+            inputs = concatenate([sample.inputs for sample in some])
             targets = torch.cat([sample.targets for sample in some])
             scored = scorer(inputs, targets, progress=work.add)
             parts.append(dataclasses.replace(scored, features={}))
@@ -195,6 +194,6 @@ def _score_exactly(
 
 
 def _shape(item: ReservoirItem) -> torch.Size | None:
-    """Of a sample that is a tensor: those of one shape go through the network together."""
+    """Return the shape of a tensor: samples of one shape go through the network together."""
     inputs = item.sample.inputs
     return inputs.shape if isinstance(inputs, Tensor) else None

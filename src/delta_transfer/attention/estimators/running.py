@@ -1,4 +1,4 @@
-"""What is left of the batches scored so far: statistics of scores and of features, tap by tap."""
+"""Running statistics of scores and features, by tap."""
 
 from collections.abc import Mapping, Sequence
 from typing import Self, final
@@ -20,7 +20,7 @@ from delta_transfer.features.variance import FeatureVariance
 
 @final
 class RunningStatistics:
-    """Statistics of each tap."""
+    """Running statistics of each tap."""
 
     def __init__(self, taps: Sequence[str]) -> None:
         self.statistics = {tap: ScoreStatistics() for tap in taps}
@@ -28,21 +28,21 @@ class RunningStatistics:
 
     @property
     def samples(self) -> int:
-        """How many were scored."""
+        """Number of scored samples."""
         return next(iter(self.statistics.values())).count
 
     def update(self, scored: BatchScores, indices: Tensor) -> None:
-        """Takes in a batch's scores; `indices` says where its samples are in the data."""
+        """Update with the scores of a batch whose samples are at `indices` of the data."""
         for tap, statistics in self.statistics.items():
             statistics.update(scored.scores[tap], indices=indices)
         for tap, features in scored.features.items():
             self.variances[tap].update(features)
 
     def uncertainty(self, normalize: Normalize) -> dict[str, float]:
-        """Tap -> the relative standard error of its attention.
+        """Return the relative standard error of the attention, by tap.
 
         Raises:
-            UserError: if a score is no finite number.
+            DataError: if a score is not finite.
         """
         check_finite({tap: found.mean for tap, found in self.statistics.items()})
         return {
@@ -51,17 +51,17 @@ class RunningStatistics:
         }
 
     def _dtype(self, tap: str) -> torch.dtype:
-        """That of the tap's features, or float32 if they are in half precision."""
+        """Return the dtype of the tap's features, at least float32."""
         return self.variances[tap].compute().dtype
 
     def has_converged(self, normalize: Normalize, *, tolerance: float, batches: int) -> bool:
-        """Whether the attention of every tap is known to a tolerance, after so many batches."""
+        """Return whether the attention of every tap is within the tolerance."""
         if batches < MIN_BATCHES or self.samples < MIN_SAMPLES:
             return False
         return max(self.uncertainty(normalize).values()) <= tolerance
 
     def estimate(self, normalize: Normalize) -> Estimate:
-        """The means over all samples."""
+        """Return the means over all samples."""
         found = self.statistics
         variances = {tap: part.all_reduce() for tap, part in self.variances.items()}
         return Estimate(
@@ -74,7 +74,7 @@ class RunningStatistics:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Everything, as tensors by name."""
+        """Return the state as tensors by name."""
         return {
             f"{kind}/{tap}/{name}": tensor
             for kind, parts in (("scores", self.statistics), ("features", self.variances))
@@ -86,10 +86,10 @@ class RunningStatistics:
     def from_state(
         cls, state: Mapping[str, Tensor], taps: Sequence[str], *, device: torch.device
     ) -> Self:
-        """What `state` was taken of; `device` is where features will be.
+        """Restore a state; `device` is that of later features.
 
         Raises:
-            KeyError: if something is missing.
+            KeyError: if an entry is missing.
         """
         running = cls(taps)
         for tap in taps:

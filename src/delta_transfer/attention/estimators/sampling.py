@@ -1,4 +1,4 @@
-"""A few samples out of a stream, the likelier the larger: sequential Poisson sampling."""
+"""Sampling from a stream with probability proportional to size: sequential Poisson sampling."""
 
 import dataclasses
 from typing import final
@@ -8,18 +8,18 @@ from torch import Tensor
 
 from delta_transfer.attention.estimators.batches import Batch
 
-WARMUP_SAMPLES = 32  # samples that say what size is usual
-BASE = 0.3  # the size of a sample whose scores are zero, where 1.3 is usual
+WARMUP_SAMPLES = 32  # samples that define the typical size
+BASE = 0.3  # size of a sample with zero scores; 1.3 is typical
 
 
 def inclusion_probabilities(sizes: Tensor, count: int) -> Tensor:
-    """How likely each of N samples is drawn, if `count` are, in proportion to their sizes.
+    """Return the probability that each of N samples is among `count` drawn ones.
 
-    `pi_i = min(1, c s_i)`, where `c` makes them add up to `count`.
+    `pi_i = min(1, c s_i)`, proportional to size, with `c` such that they sum to `count`.
 
     Args:
         sizes: `[N]`, positive.
-        count: how many are drawn, at most N.
+        count: number of drawn samples, at most N.
 
     Example:
         >>> inclusion_probabilities(torch.tensor([1.0, 1.0, 2.0, 12.0]), 2)
@@ -40,13 +40,13 @@ def inclusion_probabilities(sizes: Tensor, count: int) -> Tensor:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ReservoirItem:
-    """A sample that was kept.
+    """A sample in the reservoir.
 
     Args:
         sample: a batch of one.
         scores: tap -> `[C]`, its first-order scores.
-        index: its place in the stream.
-        key: the smaller, the sooner it is drawn.
+        index: its position in the stream.
+        key: smaller keys are drawn first.
     """
 
     sample: Batch
@@ -57,30 +57,30 @@ class ReservoirItem:
 
 @final
 class Reservoir:
-    """Keeps samples of a stream, drawn without replacement with probability in proportion to size.
+    """Samples of a stream, drawn without replacement with probability proportional to size.
 
-    Those with the smallest `u_i / s_i` are kept, `u_i` uniform (sequential Poisson sampling;
-    Ohlsson, Journal of Official Statistics 1998), so that the first m of more are a draw of m. A
-    sample's size `s_i` is the root mean square over channels of its first-order scores, divided by
+    The samples with the smallest `u_i / s_i` are kept, `u_i` uniform (sequential Poisson sampling;
+    Ohlsson, Journal of Official Statistics 1998), so that the first m of more are a draw of m. The
+    size `s_i` is the root mean square over channels of its first-order scores, divided by
     the mean over the stream's first 32 samples and averaged over taps, plus 0.3: every sample can
-    be drawn. Neither the sizes nor the draw depend on how the stream is cut into batches.
+    be drawn. Neither sizes nor draws depend on the batches of the stream.
 
     Args:
-        limit: how many are kept.
-        seed: of the draw.
+        limit: maximum number of samples.
+        seed: seed of the draw.
     """
 
     def __init__(self, limit: int, *, seed: int) -> None:
         self._limit = limit
         self._generator = torch.Generator().manual_seed(seed)
-        self._usual: Tensor | None = None  # [taps], the mean over the first samples
-        self._waiting: list[tuple[Batch, dict[str, Tensor], Tensor]] = []  # until that is known
+        self._usual: Tensor | None = None  # [taps], mean norm of the first samples
+        self._waiting: list[tuple[Batch, dict[str, Tensor], Tensor]] = []  # until it is known
         self._sizes: list[Tensor] = []
         self._items: list[ReservoirItem] = []
         self._count = 0
 
     def add(self, batch: Batch, scores: dict[str, Tensor]) -> None:
-        """Takes in some samples and their first-order scores, tap -> `[B, C]`."""
+        """Add samples and their first-order scores, tap -> `[B, C]`."""
         wide = {tap: rows.cpu().double() for tap, rows in scores.items()}
         norms = torch.stack([rows.square().mean(dim=1).sqrt() for rows in wide.values()], dim=1)
         self._waiting.append((batch, wide, norms))
@@ -91,11 +91,11 @@ class Reservoir:
             self._process_pending()
 
     def draw(self, count: int) -> tuple[list[ReservoirItem], Tensor]:
-        """So many samples, in the stream's order, and how likely each was drawn, `[m]`."""
+        """Draw samples, in the stream's order, with their inclusion probabilities `[m]`."""
         self._process_pending()
-        chosen = sorted(self._items[:count], key=lambda kept: kept.index)
+        chosen = sorted(self._items[:count], key=lambda item: item.index)
         probabilities = inclusion_probabilities(torch.cat(self._sizes), len(chosen))
-        return chosen, probabilities[[kept.index for kept in chosen]]
+        return chosen, probabilities[[item.index for item in chosen]]
 
     def _process_pending(self) -> None:
         if self._usual is None:
@@ -103,7 +103,7 @@ class Reservoir:
                 dim=0
             )
         for batch, scores, norms in self._waiting:
-            # A tap whose scores were all zero has no say.
+            # A tap whose scores were all zero does not count.
             relative = torch.where(self._usual > 0, norms / self._usual, 0.0)
             sizes = relative.mean(dim=1) + BASE
             draws = torch.rand(len(batch), generator=self._generator, dtype=torch.float64)
@@ -114,7 +114,7 @@ class Reservoir:
     def _insert(self, batch: Batch, scores: dict[str, Tensor], keys: Tensor) -> None:
         for i, key in enumerate(keys.tolist()):
             if len(self._items) < self._limit or key < self._items[-1].key:
-                # Copies, which do not keep the whole batch.
+                # Copies, so that the whole batch can be freed.
                 self._items.append(
                     ReservoirItem(
                         sample=batch[torch.tensor([i])],
@@ -123,6 +123,6 @@ class Reservoir:
                         key=key,
                     )
                 )
-                self._items.sort(key=lambda kept: kept.key)
+                self._items.sort(key=lambda item: item.key)
                 del self._items[self._limit :]
         self._count += len(batch)

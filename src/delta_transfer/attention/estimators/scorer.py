@@ -1,4 +1,4 @@
-"""What an estimator of channel scores says of a batch, and the loss of each sample in it."""
+"""The interface of scorers, and the loss of each sample of a batch."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from delta_transfer.features.inputs import Inputs, InputsT
 from delta_transfer.features.probe import Loss
 
 ProgressUpdate = Callable[[int], None]
-"""Called with how many more pairs of a sample and a channel are done."""
+"""Called with the number of further pairs of a sample and a channel."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,8 +19,8 @@ class BatchScores:
     """The scores of a batch.
 
     Args:
-        scores: tap -> `[B, C]`, how much each sample's loss grows when a channel is switched off;
-            float32 or wider.
+        scores: tap -> `[B, C]`, increase of each sample's loss when a channel is ablated; float32
+            or wider.
         features: tap -> the tap's output, `[B, S, C]` or rows `[R, C]`.
     """
 
@@ -29,28 +29,28 @@ class BatchScores:
 
 
 class Scorer(Protocol):
-    """Scores batches, one after the other, with the network that it was made for.
+    """Scores batches with the network that it was made for.
 
-    It is called in eval mode, with parameters that require no gradient and the probe in the place
-    of the head.
+    The network is in eval mode, its parameters require no gradient, and the probe replaces its
+    head.
     """
 
     def __call__(
         self, inputs: Inputs, targets: Tensor, *, progress: ProgressUpdate | None = None
     ) -> BatchScores:
-        """Scores of a batch: B inputs on the network's device, and their targets."""
+        """Score a batch: B inputs on the network's device, and their targets."""
         ...  # pragma: no cover
 
 
 def per_sample_losses(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each sample, as that of a batch of one.
+    """Return the loss of each sample, as a batch of one.
 
-    For a mean over samples, such as cross entropy, their mean is the loss of the batch. A mean that
-    is weighted by class loses its weights: in a batch of one they cancel.
+    For a mean over samples, such as cross entropy, their mean is the loss of the batch. Class
+    weights cancel in a batch of one.
 
     Args:
-        loss: mean over a batch, a scalar. One that `torch.vmap` does not take is called sample by
-            sample.
+        loss: mean over a batch, a scalar. A loss that `torch.vmap` does not support is called
+            sample by sample.
         logits: `[B, K]`.
         targets: `[B, ...]`.
 
@@ -58,7 +58,7 @@ def per_sample_losses(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
         `[B]`.
 
     Raises:
-        ValueError: if the loss is no scalar.
+        ValueError: if the loss is not a scalar.
 
     Example:
         >>> from torch.nn.functional import mse_loss
@@ -71,18 +71,18 @@ def per_sample_losses(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
 
     try:
         losses: Tensor = torch.vmap(one)(logits, targets)
-    except Exception:  # a loss may do anything; what is wrong with it, the loop will say as well
+    except Exception:  # an error of the loss itself is raised again by the loop
         losses = torch.stack([one(*sample) for sample in zip(logits, targets, strict=True)])
     if losses.ndim != 1:
         raise ValueError(
-            f"the loss of a batch must be a scalar, got shape {tuple(losses.shape[1:])}: take the "
-            "mean over the batch (reduction='mean')"
+            f"the loss of a batch must be a scalar, got shape {tuple(losses.shape[1:])}: use "
+            "the mean over the batch (reduction='mean')"
         )
     return losses
 
 
 def to_fast_memory_format(inputs: InputsT, device: torch.device | None = None) -> InputsT:
-    """Inputs on a device, images in the memory layout in which convolutions are fastest."""
+    """Move inputs to a device, images in channels_last, in which convolutions are fastest."""
     if isinstance(inputs, Tensor) and inputs.ndim == 4:
         there = device or inputs.device
         return cast(InputsT, inputs.to(there, memory_format=torch.channels_last))
@@ -90,7 +90,7 @@ def to_fast_memory_format(inputs: InputsT, device: torch.device | None = None) -
 
 
 def concatenate_scores(parts: Sequence[BatchScores]) -> BatchScores:
-    """The scores of several parts of a batch as those of one, on the first part's device."""
+    """Concatenate the scores of parts of a batch, on the first part's device."""
     first = parts[0]
     if len(parts) == 1:
         return first

@@ -1,4 +1,4 @@
-"""Running figures of one tap's scores: means, standard errors, and the samples that drive them."""
+"""Running statistics of one tap's scores: means, standard errors, most influential samples."""
 
 from collections.abc import Mapping
 from typing import Self, final
@@ -14,10 +14,10 @@ NUM_INFLUENTIAL = 4
 
 @final
 class ScoreStatistics:
-    """What is left of the scores of all samples seen so far, whatever batches they came in.
+    """Statistics of the scores of all samples so far, independent of their batches.
 
-    In float64 on the CPU. Every tenth sample is in the same group: what the scores are without one
-    group after the other shows how much they depend on the samples (the jackknife).
+    In float64 on the CPU. Every tenth sample is in the same group; the means without each group are
+    those of the jackknife.
 
     Example:
         >>> statistics = ScoreStatistics()
@@ -37,7 +37,7 @@ class ScoreStatistics:
         self._influential_samples = torch.zeros(0, 0, dtype=torch.int64)
 
     def update(self, scores: Tensor, *, indices: Tensor) -> None:
-        """Takes in the scores `[B, C]` of samples whose positions in the data are `[B]`."""
+        """Update with scores `[B, C]` of samples at positions `[B]` of the data."""
         rows = scores.detach().cpu().double()
         if self.count == 0:
             channels = rows.shape[1]
@@ -48,7 +48,7 @@ class ScoreStatistics:
         self._group_counts += torch.bincount(groups, minlength=GROUPS)
         self._group_sums.index_add_(0, groups, rows)
         self._moments.update(rows)
-        # Stable, so that of equal ones the first stays, whatever the batches.
+        # Stable, so that among equal ones the first stays for any batches.
         growth = torch.cat([self._largest, rows])
         order = growth.sort(dim=0, descending=True, stable=True).indices[:NUM_INFLUENTIAL]
         where = indices.cpu().unsqueeze(1).expand(rows.shape)
@@ -57,7 +57,7 @@ class ScoreStatistics:
 
     @property
     def count(self) -> int:
-        """How many samples."""
+        """Number of samples."""
         return self._moments.count
 
     @property
@@ -74,12 +74,12 @@ class ScoreStatistics:
 
     @property
     def influential_samples(self) -> Tensor:
-        """`[C, k]`: where the samples are whose loss grows most, most first; k is 4 or fewer."""
+        """`[C, k]`: positions of the samples with the largest scores, in order; k is at most 4."""
         return self._influential_samples.T.contiguous()
 
     @property
     def leave_one_group_out_means(self) -> Tensor:
-        """`[G, C]`: the means of all samples but those of one group; G is 10 or fewer."""
+        """`[G, C]`: means of all samples outside each group; G is at most 10."""
         found = self._group_counts > 0
         if self.count == 0 or found.sum() < 2:
             return self._group_sums.new_zeros(0, self._group_sums.shape[1])
@@ -87,7 +87,7 @@ class ScoreStatistics:
         return (sums.sum(dim=0) - sums) / (self.count - counts).unsqueeze(1)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything, as tensors that share no memory with it."""
+        """Return the state, as tensors that share no memory with it."""
         return {
             **self._moments.state(),
             **{name: getattr(self, f"_{name}").clone() for name in _STATE},
@@ -95,7 +95,7 @@ class ScoreStatistics:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """What `state` was taken of."""
+        """Restore a state."""
         statistics = cls()
         statistics._moments = Moments.from_state(state)
         for name in _STATE:

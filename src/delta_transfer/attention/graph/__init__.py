@@ -1,1 +1,1 @@
-"""A network taken apart as a graph, so that only what follows a tap is run again."""
+"""A network captured as a graph, of which the part after a tap can be run by itself."""

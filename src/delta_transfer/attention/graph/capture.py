@@ -1,4 +1,4 @@
-"""From a network to the graph of its operations."""
+"""Capture a network as a graph of operations."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,15 +16,15 @@ aten = torch.ops.aten
 
 
 class CaptureError(Exception):
-    """The network's operations cannot be written down as a graph."""
+    """The network cannot be captured as a graph."""
 
 
 def capture(model: nn.Module, inputs: Tensor, taps: Sequence[str]) -> ComputationGraph:
-    """The graph of a network in eval mode, its batch norms folded into its convolutions.
+    """Capture a network in eval mode, with batch norm folded into convolutions.
 
     Args:
         model: the network, in eval mode.
-        inputs: a batch `[B, ...]`; what is in it does not matter.
+        inputs: a batch `[B, ...]`, of which only shape and type matter.
         taps: module names.
 
     Raises:
@@ -35,13 +35,13 @@ def capture(model: nn.Module, inputs: Tensor, taps: Sequence[str]) -> Computatio
         with torch.no_grad():
             program = torch.export.export(
                 _Tapped(model, taps, channel_dims),
-                (torch.cat([inputs[:1], inputs[:1]]),),  # a batch of one would stay one
+                (torch.cat([inputs[:1], inputs[:1]]),),  # a batch of one would be a constant size
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
                 strict=False,
             )
             if not _functionalize(program.graph_module.graph):
                 program = program.run_decompositions({})
-    except Exception as error:  # whatever a network may do in Python
+    except Exception as error:  # a network may do anything in Python
         raise CaptureError(str(error).strip().partition("\n")[0]) from error
     graph, signature = program.graph_module.graph, program.graph_signature
     constants, inputs_node = _placeholders(
@@ -50,7 +50,9 @@ def capture(model: nn.Module, inputs: Tensor, taps: Sequence[str]) -> Computatio
     recorded = _results(graph)[1:]
     for node in recorded:
         for user in list(node.users):
-            if user.target is aten.clone.default and not user.kwargs:  # Taps hands on a copy
+            if (
+                user.target is aten.clone.default and not user.kwargs
+            ):  # the copy that Taps passes on
                 user.replace_all_uses_with(node)
                 graph.erase_node(user)
     _fuse_batch_norms(graph, constants, keep=recorded)
@@ -71,7 +73,7 @@ def capture(model: nn.Module, inputs: Tensor, taps: Sequence[str]) -> Computatio
 
 
 def _results(graph: torch.fx.Graph) -> list[Node]:
-    """The logits and what is recorded at the taps."""
+    """Return the logits and the tapped outputs."""
     (output,) = (node for node in graph.nodes if node.op == "output")
     results: Any = output.args[0]
     if not all(isinstance(node, Node) for node in results):
@@ -80,7 +82,7 @@ def _results(graph: torch.fx.Graph) -> list[Node]:
 
 
 class _Tapped(nn.Module):
-    """The network, returning its logits and what is recorded at the taps."""
+    """The network, returning its logits and the tapped outputs."""
 
     def __init__(self, model: nn.Module, taps: Sequence[str], channel_dims: dict[str, int]) -> None:
         super().__init__()
@@ -98,7 +100,7 @@ class _Tapped(nn.Module):
 def _placeholders(
     nodes: Iterable[Node], signature: ExportGraphSignature, tensors: Mapping[str, Any]
 ) -> tuple[dict[Node, Tensor], Node]:
-    """The values of all placeholders but the batch, and the batch."""
+    """Return the values of all placeholders except the batch, and the batch."""
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in signature.output_specs):
         raise CaptureError("it changes its own buffers in eval mode")
     by_name = {node.name: node for node in nodes if node.op == "placeholder"}
@@ -115,14 +117,14 @@ def _placeholders(
 
 
 def _kernel_to_channels_last(tensor: Tensor) -> Tensor:
-    """Kernels in channels_last, which convolutions of many small maps are fastest in."""
+    """Convert kernels to channels_last, in which convolutions of many small maps are fastest."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _functionalize(graph: torch.fx.Graph) -> bool:
-    """Puts plain operations in the place of those that change a value; False where that is not all.
+    """Replace in-place operations by out-of-place ones; return False if that is not possible.
 
-    It is not where the memory that is changed is seen through another value later.
+    It is not if the changed memory is read through another value later.
     """
     position = {node: index for index, node in enumerate(graph.nodes)}
     family: dict[Node, list[Node]] = {}
@@ -151,12 +153,12 @@ def _functionalize(graph: torch.fx.Graph) -> bool:
 
 
 def _mutates_input(node: Node) -> bool:
-    """Whether an operation writes over its first input."""
+    """Return whether an operation overwrites its first input."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _alias_chain(node: Node, *, through: Callable[[Node], bool]) -> list[Node]:
-    """A value and those that it comes from, as long as they share its memory."""
+    """Return a value and its ancestors that share its memory."""
     line = [node]
     while through(line[-1]):
         line.append(line[-1].all_input_nodes[0])
@@ -164,7 +166,7 @@ def _alias_chain(node: Node, *, through: Callable[[Node], bool]) -> list[Node]:
 
 
 def _out_of_place(operation: Any) -> Any:
-    """The operation that returns what this one writes over its first input, None without one."""
+    """Return the out-of-place form of an in-place operation; None if there is none."""
     name = operation._schema.name.partition("::")[2]
     packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
     return getattr(packet, operation._overloadname, None)
@@ -173,7 +175,7 @@ def _out_of_place(operation: Any) -> Any:
 def _fuse_batch_norms(
     graph: torch.fx.Graph, constants: dict[Node, Tensor], *, keep: Sequence[Node]
 ) -> None:
-    """Batch norms that follow a convolution become part of its weights."""
+    """Fold batch norm that follows a convolution into its weights."""
     for norm in list(graph.nodes):
         if norm.target is aten.batch_norm.default and not norm.args[5]:
             output, eps = norm, norm.args[7]
@@ -225,5 +227,5 @@ def _fuse(
 
 
 def _double(tensor: Tensor | None) -> Any:
-    """In double precision, which not every device has."""
+    """Convert to double precision on the CPU, as not every device supports it."""
     return None if tensor is None else tensor.cpu().double()

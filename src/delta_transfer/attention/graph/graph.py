@@ -1,4 +1,4 @@
-"""A network as the graph of its operations, which can be run from any of its values on."""
+"""A network as a graph of operations, which can be run from any value on."""
 
 import dataclasses
 import functools
@@ -18,15 +18,15 @@ LINEAR = aten.linear.default
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ComputationGraph:
-    """What a network computes from a batch of any size.
+    """The operations of a network on a batch of any size.
 
     Args:
-        operations: in the order in which they are run; none changes a value in place.
-        constants: the network's weights and whatever else does not depend on its inputs.
+        operations: in execution order; none changes a value in place.
+        constants: weights and other values that do not depend on the inputs.
         inputs: the batch.
-        logits: what the network returns.
-        taps: tap -> its output, as it is handed on.
-        channel_dims: tap -> where the channels of its output are.
+        logits: the network's output.
+        taps: tap -> its output.
+        channel_dims: tap -> the channel dimension of its output.
     """
 
     operations: tuple[Node, ...]
@@ -46,18 +46,18 @@ class ComputationGraph:
         overrides: Mapping[Node, Callable[[], Tensor]] | None = None,
         resolve: Callable[[Node], Tensor] | None = None,
     ) -> dict[Node, Any]:
-        """Runs some operations.
+        """Run some operations.
 
         Args:
-            operations: in their order.
-            values: those that are known already; each is let go of after its last use.
+            operations: in execution order.
+            values: known values; each is released after its last use.
             batch_size: size of the batch.
-            keep: values that are wanted.
-            overrides: how some of the operations are to be computed.
-            resolve: makes a value that is neither known nor among the results; it is not kept.
+            keep: values to return.
+            overrides: functions that replace some of the operations.
+            resolve: computes a value that is neither known nor an output; it is not stored.
 
         Returns:
-            The values that are wanted.
+            The values in `keep`.
         """
         wanted, otherwise = set(keep), overrides or {}
         last = last_uses(operations)
@@ -87,7 +87,7 @@ class ComputationGraph:
 
 
 def downstream_nodes(start: Node) -> set[Node]:
-    """The values that depend on one, itself left out."""
+    """Return all values that depend on one, without itself."""
     seen: set[Node] = set()
     waiting = [start]
     while waiting:
@@ -98,7 +98,7 @@ def downstream_nodes(start: Node) -> set[Node]:
 
 
 def last_uses(operations: Sequence[Node]) -> dict[Node, list[Node]]:
-    """Operation -> the values that no later one uses."""
+    """Return the values that no later operation uses, by operation."""
     last: dict[Node, list[Node]] = {}
     seen: set[Node] = set()
     for operation in reversed(operations):
@@ -109,12 +109,12 @@ def last_uses(operations: Sequence[Node]) -> dict[Node, list[Node]]:
 
 
 def is_size(node: Node) -> bool:
-    """Whether a value is a number that follows from the size of the batch."""
+    """Return whether a value is a number that depends on the batch size alone."""
     return isinstance(node.meta.get("val"), torch.SymInt | int)
 
 
 def concrete_size(size: Any, batch_size: int) -> int:
-    """A size for a batch of so many rows."""
+    """Return a size for a given batch size."""
     return _evaluate(size.node.expr, batch_size) if isinstance(size, torch.SymInt) else int(size)
 
 
@@ -124,18 +124,18 @@ def _evaluate(expression: Any, batch_size: int) -> int:
 
 
 def shape(node: Node, batch_size: int) -> tuple[int, ...]:
-    """The shape of a tensor for a batch of so many rows."""
+    """Return the shape of a tensor for a given batch size."""
     return tuple(concrete_size(size, batch_size) for size in node.meta["val"].shape)
 
 
 def batch_dim(node: Node) -> int | None:
-    """The dimension that grows with the batch; None if none does."""
+    """Return the dimension that grows with the batch; None if there is none."""
     pairs = zip(shape(node, 2), shape(node, 3), strict=True)
     return next((dim for dim, (two, three) in enumerate(pairs) if two != three), None)
 
 
 def is_view(node: Node) -> bool:
-    """Whether a value shares the memory of its first input, or may do so."""
+    """Return whether a value may share the memory of its first input."""
     if node.op != "call_function" or not node.all_input_nodes:
         return False
     if not isinstance(node.target, torch._ops.OpOverload):
@@ -146,7 +146,7 @@ def is_view(node: Node) -> bool:
 
 
 def owner(node: Node) -> Node:
-    """The value whose memory a view shows; the value itself if it is none."""
+    """Return the value that owns the memory of a view; a value that is not a view owns its own."""
     while is_view(node):
         node = node.all_input_nodes[0]
     return node

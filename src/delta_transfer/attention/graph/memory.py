@@ -1,4 +1,4 @@
-"""How much memory a part of a graph takes up while it is run."""
+"""Memory use of a part of a graph while it runs."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,35 +7,35 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from delta_transfer.attention.graph.downstream import DownstreamGraph, required_values
 from delta_transfer.attention.graph.graph import ComputationGraph, concrete_size, is_size, is_view
-from delta_transfer.attention.graph.suffix import DownstreamGraph, required_values
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 
 aten = torch.ops.aten
 
-# They return a view where they can: counted as copies.
+# These return a view where possible; they are counted as copies.
 COPIES = (aten.reshape.default, aten.flatten.using_ints, aten.contiguous.default)
 
 MIB = 2**20
 CPU_MEMORY = 96 * MIB  # larger batches of copies leave the caches and are slower
 OTHER_MEMORY = 1024 * MIB
-GPU_FRACTION = 0.5  # of the memory that is free
-USABLE_FRACTION = 0.9  # of the memory is planned with: small values are not counted
-LOSS_COPIES = 6  # of the logits, in their own precision, that a loss in double precision takes
+GPU_FRACTION = 0.5  # of the free memory
+USABLE_FRACTION = 0.9  # of the memory, as small values are not counted
+LOSS_COPIES = 6  # copies of the logits that a loss in double precision needs
 
 
 def default_memory(device: torch.device) -> int:
-    """Bytes for the values of a pass."""
+    """Return the default number of bytes for the values of a pass."""
     if device.type == "cuda":
         return int(GPU_FRACTION * torch.cuda.mem_get_info(device)[0])
     return CPU_MEMORY if device.type == "cpu" else OTHER_MEMORY
 
 
 class Budget:
-    """How many samples, and how many copies of them, fit into memory.
+    """The number of samples, and of copies of them, that fit into memory.
 
     Args:
-        subgraphs: of the taps of one network.
+        subgraphs: those of the taps of one network.
         memory: bytes.
     """
 
@@ -44,22 +44,22 @@ class Budget:
         self._memory = memory
         self._graph = next(iter(subgraphs.values())).graph
         self._needed = required_values(subgraphs.values())
-        # What was asked before: walking through the graph takes a while.
+        # Cached results: traversing the graph is slow.
         self._samples: dict[int, int] = {}
         self._copies: dict[tuple[str, int], int] = {}
 
     def max_samples(self, most: int) -> int:
-        """How many samples a plain pass may have so that one copy of them fits for each tap.
+        """Return how many samples a plain pass may have, so that one copy fits for each tap.
 
         Raises:
-            UserError: if not even one does.
+            ConfigError: if not even one sample fits.
         """
         if most not in self._samples:
             self._samples[most] = self._most_samples(most)
         return self._samples[most]
 
     def max_copies(self, tap: str, samples: int) -> int:
-        """How many copies of so many samples can be run at once, 1 or more."""
+        """Return how many copies of so many samples can be run at once, at least 1."""
         if (tap, samples) not in self._copies:
             rest = int(USABLE_FRACTION * self._memory - self._fixed(tap, samples))
             self._copies[tap, samples] = max(1, rest // max(1, self._per_copy(tap, samples)))
@@ -69,11 +69,10 @@ class Budget:
         while most > 1 and self._min_bytes(most) > USABLE_FRACTION * self._memory:
             most = (most + 1) // 2
         if self._min_bytes(most) > USABLE_FRACTION * self._memory:
-            raise UserError(
+            raise ConfigError(
                 f"exact attention: memory of {self._memory / MIB:.1f} MiB is too little for one "
-                f"sample, which needs {self._min_bytes(1) / USABLE_FRACTION / MIB:.1f} MiB: give "
-                "more, or smaller "
-                "inputs"
+                f"sample, which needs {self._min_bytes(1) / USABLE_FRACTION / MIB:.1f} MiB: "
+                "raise memory, or use smaller inputs"
             )
         return most
 
@@ -91,19 +90,19 @@ class Budget:
         return max(plain, *copies)
 
     def _fixed(self, tap: str, samples: int) -> int:
-        """The values of the plain pass, and what the front is with all channels off."""
-        suffix = self._subgraphs[tap]
+        """Return the bytes of the plain pass and of the cut point with all channels ablated."""
+        subgraph = self._subgraphs[tap]
         kept = {_storage(node) for node in (*self._needed, self._graph.inputs)}
-        off = 2 * size_in_bytes(_storage(suffix.cut_point), samples)
+        off = 2 * size_in_bytes(_storage(subgraph.cut_point), samples)
         return off + sum(size_in_bytes(node, samples) for node in kept)
 
     def _per_copy(self, tap: str, samples: int) -> int:
-        suffix = self._subgraphs[tap]
+        subgraph = self._subgraphs[tap]
         values = peak_bytes(
             self._graph,
-            suffix.operations,
+            subgraph.operations,
             samples,
-            known=[suffix.cut_point] if suffix.copies_cut_point else [],
+            known=[subgraph.cut_point] if subgraph.copies_cut_point else [],
             keep=[self._graph.logits],
         )
         return values + LOSS_COPIES * size_in_bytes(_storage(self._graph.logits), samples)
@@ -117,15 +116,15 @@ def peak_bytes(
     known: Iterable[Node] = (),
     keep: Iterable[Node] = (),
 ) -> int:
-    """The most memory that some operations take up at a time, in bytes.
+    """Return the peak memory of some operations, in bytes.
 
-    What layers need inside, while they compute, is not known and not counted.
+    Temporary memory inside of layers is not known and not counted.
 
     Args:
-        graph: that they belong to.
-        operations: in their order.
+        graph: their graph.
+        operations: in execution order.
         batch_size: size of the batch.
-        known: values that are there from the start, and until their last use.
+        known: values that exist from the start until their last use.
         keep: values that stay to the end.
     """
     kept = {_storage(node) for node in keep}
@@ -138,7 +137,7 @@ def peak_bytes(
     total = sum(size_in_bytes(node, batch_size) for node in start)
     most = total
     for position, operation in enumerate(operations):
-        # Values from beside are repeated for the operation alone.
+        # Values from other branches are repeated for the operation only.
         beside = {_storage(node) for node in operation.all_input_nodes} - own - set(graph.constants)
         total += size_in_bytes(operation, batch_size)
         most = max(most, total + sum(size_in_bytes(node, batch_size) for node in beside))
@@ -149,7 +148,7 @@ def peak_bytes(
 
 
 def size_in_bytes(node: Node, batch_size: int) -> int:
-    """Of the memory that a value takes up by itself; nothing for a view of another."""
+    """Return the bytes that a value owns; 0 for a view of another."""
     if is_size(node) or _storage(node) is not node:
         return 0
     value = node.meta["val"]
@@ -162,7 +161,7 @@ def size_in_bytes(node: Node, batch_size: int) -> int:
 
 
 def _storage(node: Node) -> Node:
-    """The value whose memory a view shows."""
+    """Return the value that owns the memory of a view."""
     while is_view(node) and node.target not in COPIES:
         node = node.all_input_nodes[0]
     return node

@@ -1,4 +1,4 @@
-"""What a network computes after a tap, for many copies with one channel switched off in each."""
+"""The part of a network after a tap, run for many copies with one ablated channel in each."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,31 +20,31 @@ from delta_transfer.attention.graph.graph import (
 
 NodeValues = Mapping[Node, Tensor]
 
-# What a convolution is given if its stride, padding, dilation and groups are not.
+# Defaults of a convolution's stride, padding, dilation and groups.
 CONVOLUTION_DEFAULTS = ((1, 1), (0, 0), (1, 1), 1)
 
-# A feature that differs by less, in units of the largest one's rounding error, is unchanged.
+# A smaller difference, in units of the largest feature's rounding error, is none.
 UNCHANGED = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DownstreamGraph:
-    """The part of a network that a channel of a tap can change.
+    """The part of a network that depends on a tap.
 
-    It starts at the front: the last value in which switching off a channel of the tap changes that
-    channel alone. Linear layers with one weight for each pair of channels that take the front are
-    updated, `y - W_c (F_c - off_c)`, and not computed anew (rank one). Where all is channel-wise up
-    to the pooling, the front is what the head takes, and the update gives all logits at once.
+    It starts at the cut point: the last value in which ablating a channel of the tap changes that
+    channel alone. Pointwise linear layers of the cut point get a rank-one update,
+    `y - W_c (F_c - ablated_c)`, in place of a new pass. If all is channel-wise up to the pooling,
+    the cut point is the input of the head, and the update gives all logits at once.
 
     Args:
-        graph: of the network.
+        graph: graph of the network.
         tap: the tapped value.
-        cut_point: where the suffix starts.
-        channel_dim: where the channels of the front are.
-        num_channels: how many channels there are.
-        channelwise_prefix: the operations from the tap to the front.
-        operations: those after the front.
-        rank_one_updates: those of them that are updated.
+        cut_point: the value where the part starts.
+        channel_dim: channel dimension of the cut point.
+        num_channels: number of channels.
+        channelwise_prefix: operations from the tap to the cut point.
+        operations: operations after the cut point.
+        rank_one_updates: those of them with a rank-one update.
     """
 
     graph: ComputationGraph
@@ -58,7 +58,7 @@ class DownstreamGraph:
 
     @property
     def copies_cut_point(self) -> bool:
-        """Whether anything needs the front itself, with a channel switched off."""
+        """Whether an operation needs the cut point itself, with an ablated channel."""
         return self.cut_point is self.graph.logits or any(
             user in self.operations and user not in self.rank_one_updates
             for user in self.cut_point.users
@@ -66,7 +66,7 @@ class DownstreamGraph:
 
     @property
     def required_values(self) -> set[Node]:
-        """The values of a plain pass that the copies are made from."""
+        """Values of a plain pass that the copies are made from."""
         known = {self.tap, *self.channelwise_prefix, *self.operations, *self.graph.constants}
         beside = {
             node
@@ -78,7 +78,7 @@ class DownstreamGraph:
         return beside | {self.tap, self.cut_point, *self.rank_one_updates}
 
     def ablated_cut_point(self, base: NodeValues) -> Tensor:
-        """The front when all channels of the tap are off, of which each is used by itself."""
+        """Return the cut point with all channels of the tap ablated."""
         zeros = torch.zeros_like(base[self.tap])
         if self.cut_point is self.tap:
             return zeros
@@ -92,11 +92,11 @@ class DownstreamGraph:
         return found[self.cut_point]
 
     def logits(self, base: NodeValues, ablated: Tensor, channels: Tensor) -> Tensor:
-        """Logits of a batch, once for each channel that is off.
+        """Return the logits of a batch, once for each ablated channel.
 
         Args:
-            base: values of a plain pass of B samples, at least those in `needs`.
-            ablated: as `ablated_cut_point` returns it.
+            base: values of a plain pass of B samples, at least `required_values`.
+            ablated: result of `ablated_cut_point`.
             channels: `[K]`, indices.
 
         Returns:
@@ -104,7 +104,9 @@ class DownstreamGraph:
         """
         logits = self.graph.logits
         rows, count = len(base[logits]), len(channels)
-        if self.cut_point is not logits and logits not in self.operations:  # the tap leads nowhere
+        if (
+            self.cut_point is not logits and logits not in self.operations
+        ):  # the logits do not depend on the tap
             return base[logits].expand(count, *base[logits].shape)
         delta = _delta(base[self.cut_point], ablated, self.channel_dim, channels)
         instead: dict[Node, Callable[[], Tensor]] = {
@@ -130,13 +132,13 @@ class DownstreamGraph:
 
 
 def required_values(subgraphs: Iterable[DownstreamGraph]) -> set[Node]:
-    """The values of a plain pass that the copies of several suffixes are made from."""
+    """Return the values of a plain pass that several subgraphs need."""
     subgraphs = list(subgraphs)
-    return {subgraphs[0].graph.logits}.union(*(suffix.required_values for suffix in subgraphs))
+    return {subgraphs[0].graph.logits}.union(*(subgraph.required_values for subgraph in subgraphs))
 
 
 def baseline_pass(subgraphs: Mapping[str, DownstreamGraph], inputs: Tensor) -> dict[Node, Tensor]:
-    """What the network computes from a batch with all channels on: the values that are needed."""
+    """Run the network with all channels, and return the values that subgraphs need."""
     graph = next(iter(subgraphs.values())).graph
     return graph.run(
         graph.operations,
@@ -147,32 +149,32 @@ def baseline_pass(subgraphs: Mapping[str, DownstreamGraph], inputs: Tensor) -> d
 
 
 def initial_subgraph(graph: ComputationGraph, tap: str) -> DownstreamGraph:
-    """The suffix whose front is the tap itself."""
+    """Return the subgraph whose cut point is the tap itself."""
     node, dim = graph.taps[tap], graph.channel_dims[tap]
     return _make_subgraph(graph, node, node, dim, shape(node, 2)[dim])
 
 
 def most_active(subgraph: DownstreamGraph, base: NodeValues, count: int) -> Tensor:
-    """The channels with the largest features at the tap, where the suffix starts: `[count]`."""
+    """Return the channels with the largest features at the tap: `[count]`."""
     size = base[subgraph.tap].abs().movedim(subgraph.channel_dim, 0).flatten(1).sum(dim=1)
     return size.topk(min(count, subgraph.num_channels)).indices
 
 
 def advance_cut_point(subgraph: DownstreamGraph, base: NodeValues) -> DownstreamGraph:
-    """The suffix with its front as late as it is channel-wise, found by trying it.
+    """Return the subgraph with its cut point as late as possible, found by trial.
 
-    At each value that all paths from the tap lead through, three copies with a channel off (those
-    with the largest features) are compared with what they would be if nothing but that channel had
-    changed, and to what it is if all are off.
+    At each value that all paths from the tap lead through, three copies with an ablated channel
+    (those with the largest features) are compared with the expected value: that of all channels
+    ablated in the channel, and the plain one elsewhere.
 
     Args:
         subgraph: from `initial_subgraph`.
-        base: of a plain pass, the values in `needs`.
+        base: values of a plain pass, at least `required_values`.
     """
     output, channels = base[subgraph.tap], most_active(subgraph, base, 3)
     off = torch.zeros_like(output)
     changed = _ablated_copies(output, off, subgraph.tap, subgraph.channel_dim, channels)
-    # The rows that are compared go through the operations together, so that rounding is alike.
+    # The compared rows go through the operations together, for equal rounding.
     values = {subgraph.tap: torch.cat([output, off, changed])}
     count = 2 + len(channels)
     begin, operations = 0, subgraph.operations
@@ -194,13 +196,13 @@ def advance_cut_point(subgraph: DownstreamGraph, base: NodeValues) -> Downstream
 
 
 def _find_channelwise_dim(node: Node, value: Tensor, channels: Tensor, width: int) -> int | None:
-    """The dimension along which nothing but the given channels has changed, if there is one.
+    """Return the dimension along which only the given channels have changed, if there is one.
 
     Args:
-        node: the value.
-        value: the samples with all channels on, with all off, and with each of `channels` off.
+        node: the node of the value.
+        value: the samples with all channels, with none, and without each of `channels`.
         channels: `[K]`.
-        width: how many channels there are.
+        width: number of channels.
     """
     if batch_dim(node) != 0 or not value.is_floating_point():
         return None
@@ -237,7 +239,7 @@ def _make_subgraph(
 
 
 def _bottlenecks(start: Node, operations: Sequence[Node]) -> Iterator[int]:
-    """Positions of the operations that all paths from the start lead through."""
+    """Yield the positions of the operations that all paths from the start lead through."""
     among = set(operations)
     waiting = {start: set(start.users) & among}
     for position, operation in enumerate(operations):
@@ -255,7 +257,7 @@ def _bottlenecks(start: Node, operations: Sequence[Node]) -> Iterator[int]:
 def _is_pointwise(
     node: Node, cut_point: Node, channel_dim: int, constants: Mapping[Node, Tensor]
 ) -> bool:
-    """Whether an operation is a linear map of the front's channels, position by position."""
+    """Return whether an operation is a linear map of the cut point's channels at each position."""
     if node.target not in (LINEAR, CONVOLUTION) or node.kwargs or batch_dim(cut_point) != 0:
         return False
     weight: Any = node.args[1]
@@ -271,7 +273,7 @@ def _is_pointwise(
 
 
 def _geometry(convolution: Node) -> tuple[Any, ...]:
-    """Stride, padding, dilation and groups."""
+    """Return stride, padding, dilation and groups."""
     return (*convolution.args[3:], *CONVOLUTION_DEFAULTS[len(convolution.args[3:]) :])
 
 
@@ -283,15 +285,15 @@ def _rank_one_update(
     channels: Tensor,
     channel_dim: int,
 ) -> Tensor:
-    """The output of a pointwise layer without one channel of its input, for each of `channels`.
+    """Return the output of a pointwise layer without one input channel, for each of `channels`.
 
     Args:
-        graph: of the network.
+        graph: graph of the network.
         node: the layer.
-        output: with all channels.
-        delta: `[K, B, ..., 1]`, what is taken away from each channel.
+        output: its output with all channels.
+        delta: `[K, B, ..., 1]`, the difference that ablation makes to each channel.
         channels: `[K]`.
-        channel_dim: of input and output.
+        channel_dim: channel dimension of input and output.
     """
     kernel: Any = node.args[1]
     weight = graph.constants[kernel]
@@ -301,14 +303,14 @@ def _rank_one_update(
     columns = weight.flatten(1)[:, channels].T.to(output.dtype)
     columns = columns.reshape(-1, *[1] * (delta.ndim - 2), columns.shape[1])
     last = output.movedim(channel_dim, -1)
-    # Laid out like other values' copies; left to itself, the result would be in another order.
+    # The memory layout of other values' copies; addcmul would choose another one.
     updated = output.new_empty(len(channels), *last.shape)
     torch.addcmul(last, delta.to(output.dtype), columns, value=-1, out=updated)
     return updated.flatten(0, 1).movedim(-1, channel_dim)
 
 
 def _delta(base: Tensor, ablated: Tensor, channel_dim: int, channels: Tensor) -> Tensor:
-    """What switching off takes away from each channel, `[K, B, ..., 1]`."""
+    """Return the difference that ablation makes to each channel, `[K, B, ..., 1]`."""
     on, without = (part.movedim(channel_dim, -1)[..., channels] for part in (base, ablated))
     return (on - without).movedim(-1, 0).unsqueeze(-1)
 
@@ -316,7 +318,7 @@ def _delta(base: Tensor, ablated: Tensor, channel_dim: int, channels: Tensor) ->
 def _ablated_copies(
     base: Tensor, ablated: Tensor, node: Node, channel_dim: int, channels: Tensor
 ) -> Tensor:
-    """A value K times along its batch, in each copy one channel as it is in `ablated`."""
+    """Repeat a value K times along its batch, with one channel of `ablated` in each copy."""
     dims, count = (batch_dim(node) or 0, channel_dim), len(channels)
     last, off_last = base.movedim(dims, (0, -1)), ablated.movedim(dims, (0, -1))
     tiles = last.expand(count, *last.shape).clone(memory_format=torch.contiguous_format)
@@ -326,6 +328,6 @@ def _ablated_copies(
 
 
 def _repeat(value: Tensor, node: Node, count: int) -> Tensor:
-    """A value K times along its batch; values without a batch as they are."""
+    """Repeat a value K times along its batch; values without a batch stay as they are."""
     dim = batch_dim(node)
     return value if dim is None else torch.cat([value] * count, dim=dim)
