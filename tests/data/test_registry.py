@@ -106,7 +106,7 @@ def test_what_draws_the_validation_split(flat: Path, make_images) -> None:
     assert (task.val_drawn, task.metric) == (False, "accuracy")
 
 
-def test_a_file_that_is_no_csv(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_csv_file(tmp_path: Path) -> None:
     (tmp_path / "pets.tsv").touch()
     with pytest.raises(UserError, match=r"pets\.tsv' is a file, not a folder: .* or a \.csv file"):
         load_data(str(tmp_path / "pets.tsv"), seed=0)

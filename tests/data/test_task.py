@@ -36,7 +36,7 @@ def epoch_of(dataset: ImageDataset, epoch: int, *, workers: int) -> dict[int, to
 
 
 class TestSplit:
-    def test_subset_keeps_the_order_asked_for(self, split: Split) -> None:
+    def test_subset_has_the_requested_order(self, split: Split) -> None:
         subset = split.subset([7, 2])
         assert (subset.paths, subset.labels, len(subset)) == (("7", "2"), (7, 2), 2)
         assert subset.read is split.read

@@ -33,6 +33,39 @@ def resolve_data_root(data_root: str | None) -> Path:
     return default_data_root() if data_root is None else user_path(data_root)
 
 
+def download_dataset(
+    title: str,
+    target: Path,
+    fetch: Callable[[Path], object],
+    *,
+    root: Path,
+    size: str = "",
+    hint: str,
+) -> None:
+    """Download a dataset to a folder, as `download_folder` does.
+
+    Args:
+        title: the name of the dataset in messages.
+        target: the folder.
+        fetch: creates `target.name` in the folder passed to it; may raise anything.
+        root: the folder of all datasets, for the message.
+        size: of the download, for the log.
+        hint: how to download it by hand, for the message.
+
+    Raises:
+        DataError: if that fails.
+    """
+    logger.info("downloading %s%s to %s", title, f" ({size})" if size else "", target)
+    try:
+        download_folder(target, fetch)
+    # Anything may be raised: for the connection, the server, the archive, the disk.
+    except Exception as error:
+        raise DataError(
+            f"{title} is not in '{root}', and downloading it failed ({format_error(error)}). Try "
+            f"again, or {hint}; or set `data_root`"
+        ) from error
+
+
 def download_folder(target: Path, fetch: Callable[[Path], object]) -> None:
     """Let `fetch` fill a temporary folder, and move it into place when it is complete.
 

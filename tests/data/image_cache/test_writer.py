@@ -14,9 +14,9 @@ from PIL import Image
 
 from delta_transfer.backbones.base import InputSpec
 from delta_transfer.config.train import TrainOptions
-from delta_transfer.data.image_cache import writer as keeping
-from delta_transfer.data.image_cache.packs import CacheShard, CacheShardWriter
+from delta_transfer.data.image_cache import writer as writer_module
 from delta_transfer.data.image_cache.reader import ImageCacheReader
+from delta_transfer.data.image_cache.shards import CacheShard, CacheShardWriter
 from delta_transfer.data.image_cache.writer import ImageCacheWriter
 from delta_transfer.data.images.resize import Resize
 from delta_transfer.data.inspection import inspect_images
@@ -37,7 +37,7 @@ def noise(*shape: int, dtype: type = np.uint8) -> Image.Image:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of kept images, which only the test knows."""
+    """The folder of cached images, for this test alone."""
     monkeypatch.setenv("DELTA_TRANSFER_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "images"
 
@@ -77,17 +77,17 @@ def task_of(root: Path) -> TaskData:
     return TaskData(name="t", classes=("a", "b"), train=train, val=train, test=test, val_drawn=True)
 
 
-def keep(root: Path, wanted=SMALL, limit: int | None = None) -> TaskData:
-    with ImageCacheWriter(wanted, max_bytes=limit) as keeper:
-        return inspect_images(task_of(root), num_threads=2, cache_writer=keeper).task
+def cache_images(root: Path, wanted=SMALL, limit: int | None = None) -> TaskData:
+    with ImageCacheWriter(wanted, max_bytes=limit) as writer:
+        return inspect_images(task_of(root), num_threads=2, cache_writer=writer).task
 
 
-def packs(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*/*.pack"))
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*.shard"))
 
 
 def resized(split: Split) -> dict[str, torch.Tensor]:
-    """The independent way: each image decoded and resized here and now."""
+    """The independent reference: each image decoded and resized here."""
     found = {}
     for path in split.paths:
         image = split.read(path)
@@ -98,7 +98,7 @@ def resized(split: Split) -> dict[str, torch.Tensor]:
     return found
 
 
-def assert_kept(task: TaskData) -> None:
+def assert_cached(task: TaskData) -> None:
     for split in (task.train, task.test):
         for path, expected in resized(split).items():
             assert torch.equal(split.image_cache.find(path, Resize(side=8)), expected)
@@ -110,7 +110,7 @@ def test_batches_are_the_same_to_the_bit_and_nothing_is_decoded_for_them(odd, pr
     config = TrainOptions(
         data="x", preset=preset, augment=augment, batch_size=3, num_workers=0, device="cpu", seed=4
     ).resolve()
-    task = keep(odd, resizes_by_split(SPEC, config, val_drawn=True))
+    task = cache_images(odd, resizes_by_split(SPEC, config, val_drawn=True))
 
     def batches(task: TaskData) -> Iterator[torch.Tensor]:
         loaders = Dataloaders(SPEC, config, torch.device("cpu"))
@@ -131,88 +131,88 @@ def test_batches_are_the_same_to_the_bit_and_nothing_is_decoded_for_them(odd, pr
     assert all(one.stride() == other.stride() for one, other in zip(found, expected, strict=True))
 
 
-def test_what_is_kept_is_the_resized_image(some, folder):
-    assert_kept(keep(some))
-    (pack,) = packs(folder)
-    before = pack.stat().st_ino
-    assert_kept(keep(some))  # by what is there
-    assert [path.stat().st_ino for path in packs(folder)] == [before]
+def test_resized_images_are_cached(some, folder):
+    assert_cached(cache_images(some))
+    (shard,) = shards(folder)
+    before = shard.stat().st_ino
+    assert_cached(cache_images(some))  # by what is there
+    assert [path.stat().st_ino for path in shards(folder)] == [before]
 
 
-def test_sizes_and_kinds_are_kept_apart(some, folder):
-    keep(some)
-    task = keep(some, {"train": (Resize(side=9), Resize(side=8, square=True))})
+def test_transforms_have_caches_of_their_own(some, folder):
+    cache_images(some)
+    task = cache_images(some, {"train": (Resize(side=9), Resize(side=8, square=True))})
     found = task.train.image_cache
     assert found.find("0.png", Resize(side=9)).shape == (3, 10, 9)
     assert found.find("0.png", Resize(side=8, square=True)).shape == (3, 8, 8)
     assert found.find("0.png", Resize(side=8)) is None
     assert found.find("7.png", Resize(side=9)) is None  # of the test split
-    assert len(packs(folder)) == 3
+    assert len(shards(folder)) == 3
 
 
-def test_a_subset_and_copies_need_nothing_new(some, folder):
-    keep(some)
-    before = [path.stat() for path in packs(folder)]
+def test_a_subset_and_copies_write_nothing(some, folder):
+    cache_images(some)
+    before = [path.stat() for path in shards(folder)]
     (some / "7.png").unlink()
     shutil.copy(some / "1.png", some / "8.png")
-    assert_kept(keep(some))
-    assert [path.stat().st_size for path in packs(folder)] == [each.st_size for each in before]
+    assert_cached(cache_images(some))
+    assert [path.stat().st_size for path in shards(folder)] == [each.st_size for each in before]
 
 
-def test_a_image_that_changes_under_its_name_is_seen(some):
-    keep(some)
+def test_an_image_that_changes_under_its_name_is_noticed(some):
+    cache_images(some)
     noise(12, 10, 3).save(some / "3.png")
-    assert_kept(keep(some))
+    assert_cached(cache_images(some))
 
 
-def test_it_goes_to_other_processes(some):
-    task = keep(some)
-    assert_kept(pickle.loads(pickle.dumps(task)))
+def test_a_task_with_a_cache_can_be_pickled(some):
+    task = cache_images(some)
+    assert_cached(pickle.loads(pickle.dumps(task)))
 
 
 @pytest.mark.parametrize("damage", ["bit", "index", "half", "end", "empty", "other"])
-def test_a_damaged_file_is_known_and_made_anew(some, folder, damage):
-    keep(some)
-    (pack,) = packs(folder)
-    content = bytearray(pack.read_bytes())
+def test_a_damaged_file_is_detected_and_written_again(some, folder, damage):
+    cache_images(some)
+    (shard,) = shards(folder)
+    content = bytearray(shard.read_bytes())
     content[40] ^= 4
     contents = {
         "bit": content,
-        "index": pack.read_bytes().replace(b", 9, 8, ", b",9999,8,"),
-        "half": pack.read_bytes()[: len(content) // 2],
-        "end": pack.read_bytes()[:-1],
+        "index": shard.read_bytes().replace(b", 9, 8, ", b",9999,8,"),
+        "half": shard.read_bytes()[: len(content) // 2],
+        "end": shard.read_bytes()[:-1],
         "empty": b"",
         "other": b"Dear Sir" * 100,
     }
-    assert contents[damage] != pack.read_bytes()
-    pack.write_bytes(contents[damage])
-    assert_kept(keep(some))
-    assert_kept(keep(some))
-    assert all(made.entries for made in map(CacheShard, packs(folder)))
+    assert contents[damage] != shard.read_bytes()
+    shard.write_bytes(contents[damage])
+    assert_cached(cache_images(some))
+    assert_cached(cache_images(some))
+    assert all(made.entries for made in map(CacheShard, shards(folder)))
 
 
 def both(root: Path, barrier, results) -> None:
     barrier.wait()
-    task = keep(root)
-    assert_kept(task)
+    task = cache_images(root)
+    assert_cached(task)
     results.put(len(task.train))
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_shards_of_another_machine_are_ignored(folder):
     images = {name: torch.full((3, 4, 4 + i), i, dtype=torch.uint8) for i, name in enumerate("ab")}
-    packs = []
+    shards = []
     for order in ("ab", "ba"):  # which are files of the same name
         writer = CacheShardWriter(folder / "x")
         for name in order:
             writer.add(name, images[name])
-        packs.append(writer.finish())
-        kept = ImageCacheReader({"r": {n: (packs[-1], packs[-1].entries[n]) for n in "ab"}})
+        shards.append(writer.finish())
+        kept = ImageCacheReader({"r": {n: (shards[-1], shards[-1].entries[n]) for n in "ab"}})
         assert kept.on_this_machine().has("a", "r")
-    there = {"r": {name: (packs[0], packs[0].entries[name]) for name in "ab"}}
-    assert packs[0].path == packs[1].path
+    there = {"r": {name: (shards[0], shards[0].entries[name]) for name in "ab"}}
+    assert shards[0].path == shards[1].path
     assert not ImageCacheReader(there).on_this_machine().has("a", "r")
-    packs[0].path.unlink()
+    shards[0].path.unlink()
     assert not ImageCacheReader(there).on_this_machine().has("b", "r")
 
 
@@ -225,12 +225,12 @@ def test_two_processes_at_once_do_no_harm(some, folder):
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert len(packs(folder)) == 1
-    assert [path for path in folder.rglob("*") if path.is_file()] == packs(folder)
-    assert_kept(keep(some))
+    assert len(shards(folder)) == 1
+    assert [path for path in folder.rglob("*") if path.is_file()] == shards(folder)
+    assert_cached(cache_images(some))
 
 
-class TestNothingCanBeKept:
+class TestNothingCanBeCached:
     def assert_decoded(self, task: TaskData, caplog: pytest.LogCaptureFixture, reason: str) -> None:
         config = TrainOptions(
             data="x", image_size=16, num_workers=0, device="cpu", seed=4
@@ -247,7 +247,7 @@ class TestNothingCanBeKept:
     def test_in_a_folder_that_cannot_be_written(self, some, monkeypatch, caplog):
         caplog.set_level(logging.INFO)
         monkeypatch.setenv("DELTA_TRANSFER_CACHE", "/dev/null")
-        self.assert_decoded(keep(some), caplog, "Not a directory")
+        self.assert_decoded(cache_images(some), caplog, "Not a directory")
 
     @pytest.mark.parametrize("after", [0, 3])
     @pytest.mark.parametrize("method", ["add", "finish"])
@@ -268,77 +268,77 @@ class TestNothingCanBeKept:
             patch.setattr(CacheShardWriter, "add", add)
             if method == "finish":
                 patch.setattr(CacheShardWriter, "finish", finish)
-            task = keep(some)
+            task = cache_images(some)
         assert not any(
             task.train.image_cache.has(path, Resize(side=8)) for path in task.train.paths
         )
         self.assert_decoded(task, caplog, "No space left")
         assert not [path for path in folder.rglob("*") if path.is_file()]
-        assert_kept(keep(some))
+        assert_cached(cache_images(some))
 
     def test_it_is_gone_meanwhile(self, some, folder):
-        task = pickle.loads(pickle.dumps(keep(some)))
+        task = pickle.loads(pickle.dumps(cache_images(some)))
         shutil.rmtree(folder)
         assert task.train.image_cache.find("0.png", Resize(side=8)) is None
 
 
 class TestRoom:
-    def test_no_more_is_kept_than_may_be(self, some, folder, caplog):
+    def test_the_limit_holds(self, some, folder, caplog):
         caplog.set_level(logging.INFO)
         size = next(iter(resized(task_of(some).train).values())).nbytes
-        task = keep(some, limit=3 * size)
+        task = cache_images(some, limit=3 * size)
         splits = (task.train, task.test)
         kept = [s.image_cache.has(p, Resize(side=8)) for s in splits for p in s.paths]
         assert sum(kept) == 3
         assert len([each for each in caplog.messages if "decoded each time" in each]) == 1
 
-    def test_what_was_not_used_for_longest_makes_room(self, some, folder, tmp_path):
+    def test_the_least_recently_used_shards_are_removed(self, some, folder, tmp_path):
         sizes = {}
         for side, age in ((4, 300), (5, 100), (6, 200)):
-            before = set(packs(folder))
-            keep(some, {"train": (Resize(side=side),)})
-            (sizes[side],) = set(packs(folder)) - before
+            before = set(shards(folder))
+            cache_images(some, {"train": (Resize(side=side),)})
+            (sizes[side],) = set(shards(folder)) - before
             os.utime(sizes[side], (1e9 - age, 1e9 - age))
-        total = sum(path.stat().st_size for path in packs(folder))
-        keep(some, {"train": (Resize(side=4),)})  # used, and so the newest
-        keep(some, {"train": (Resize(side=7),)}, limit=total + 10)
+        total = sum(path.stat().st_size for path in shards(folder))
+        cache_images(some, {"train": (Resize(side=4),)})  # used, and so the newest
+        cache_images(some, {"train": (Resize(side=7),)}, limit=total + 10)
         assert sizes[4].exists()
         assert sizes[5].exists()
         assert not sizes[6].exists()
 
-    def test_what_this_run_uses_stays(self, some, folder):
-        keep(some)
-        (first,) = packs(folder)
-        task = keep(some, {"train": (*SMALL["train"], Resize(side=9))}, limit=10)
-        assert packs(folder) == [first]
+    def test_shards_of_this_run_stay(self, some, folder):
+        cache_images(some)
+        (first,) = shards(folder)
+        task = cache_images(some, {"train": (*SMALL["train"], Resize(side=9))}, limit=10)
+        assert shards(folder) == [first]
         assert task.train.image_cache.has("0.png", Resize(side=8))
 
-    def test_without_a_limit_it_is_a_part_of_what_is_free(self, some, monkeypatch):
+    def test_the_default_limit_is_a_part_of_the_free_space(self, some, monkeypatch):
         usage = shutil.disk_usage(some)._replace(free=50)
-        monkeypatch.setattr(keeping.shutil, "disk_usage", lambda path: usage)
-        assert not keep(some).train.image_cache.has("0.png", Resize(side=8))
+        monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda path: usage)
+        assert not cache_images(some).train.image_cache.has("0.png", Resize(side=8))
 
-    def test_what_was_left_unfinished_is_removed_after_a_day(self, some, folder):
-        keep(some)
-        old, new = (packs(folder)[0].with_name(f".{name}.unfinished") for name in ("old", "new"))
+    def test_unfinished_shards_are_removed_after_a_day(self, some, folder):
+        cache_images(some)
+        old, new = (shards(folder)[0].with_name(f".{name}.unfinished") for name in ("old", "new"))
         for path in (old, new):
             path.write_bytes(b"x")
         os.utime(old, (1e9, 1e9))
-        keep(some)
+        cache_images(some)
         assert not old.exists()
         assert new.exists()
 
-    def test_packs_do_not_grow_without_end(self, some, folder, monkeypatch):
-        monkeypatch.setattr(keeping, "_MAX_SHARD_BYTES", 400)
-        assert_kept(keep(some))
-        assert len(packs(folder)) > 2
-        assert_kept(keep(some))
+    def test_shards_have_a_maximum_size(self, some, folder, monkeypatch):
+        monkeypatch.setattr(writer_module, "_MAX_SHARD_BYTES", 400)
+        assert_cached(cache_images(some))
+        assert len(shards(folder)) > 2
+        assert_cached(cache_images(some))
 
 
 def test_an_interruption_leaves_nothing_unfinished(some, folder):
     def interrupt() -> None:
-        with ImageCacheWriter(SMALL) as keeper:
-            keeper.add("train", "0.png", "0" * 32, Image.new("RGB", (9, 9)))
+        with ImageCacheWriter(SMALL) as writer:
+            writer.add("train", "0.png", "0" * 32, Image.new("RGB", (9, 9)))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

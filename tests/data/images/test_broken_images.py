@@ -80,7 +80,7 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, kind: str) -> None:
     ("content", "reason"),
     [(b"", "the file is empty"), (b"<html>not found</html>", "not an image of a supported format")],
 )
-def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_a_file_that_is_not_an_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "page.jpg"
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"image '.*page\.jpg': .*{reason}; replace"):

@@ -30,6 +30,6 @@ def test_each_atom_needs_a_shade():
         draw_molecule("CCCCCC", [0.1, 0.2])
 
 
-def test_what_is_no_molecule_is_not_drawn():
+def test_an_invalid_smiles_is_not_drawn():
     with pytest.raises(SmilesError, match="C1CC"):
         draw_molecule("C1CC", [0.0] * 3)

@@ -111,7 +111,7 @@ class TestMoleculeNet:
         ]
         assert same[0].train.paths == same[1].train.paths
 
-    def test_what_is_no_molecule_is_left_out(self, tmp_path: Path) -> None:
+    def test_an_invalid_smiles_is_left_out(self, tmp_path: Path) -> None:
         write(tmp_path / "BBBP.csv", table("p_np", more="CN(C)(C)C,1\nC(,0\n"))
         task = load_data("moleculenet/BBBP", seed=0, data_root=str(tmp_path))
         assert task.notes[0] == (

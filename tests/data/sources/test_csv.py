@@ -78,7 +78,7 @@ class TestSplits:
             "no validation split",
         ]
 
-    def test_a_test_split_is_not_drawn_unasked(self, write: Write) -> None:
+    def test_a_test_split_is_not_drawn_by_default(self, write: Write) -> None:
         file = write("path,label,split", *rows("train"), images=everything("train"))
         assert sizes(load(file)) == (6, 2, None)
 

@@ -63,7 +63,7 @@ class TestSplits:
         assert (counts(task.train), counts(task.val), task.test) == ([8, 17], [2, 3], None)
         assert "no test split: test accuracy will be null; `test_split=0.2` draws one" in task.notes
 
-    def test_a_flat_folder_gets_a_test_split_if_asked(self, flat: Path) -> None:
+    def test_a_flat_folder_gets_a_test_split_by_a_fraction(self, flat: Path) -> None:
         task = load(flat, test_split="0.2", val_fraction=0.25)
         assert (counts(task.train), counts(task.val), counts(task.test)) == (
             [6, 12],
@@ -268,7 +268,7 @@ class TestErrors:
             load(flat, test_split="holdout")
 
     @pytest.mark.parametrize("name", ["train", "val"])
-    def test_testing_on_what_is_learnt_or_chosen_on(self, make_images, name: str) -> None:
+    def test_the_test_split_may_not_be_train_or_val(self, make_images, name: str) -> None:
         root = make_images(paths("train") + paths("val"))
         with pytest.raises(
             UserError, match=f"`test_split={name}`: .* training or validation split"

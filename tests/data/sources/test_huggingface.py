@@ -74,7 +74,7 @@ BALANCED = [0, 1] * 8
 
 class TestSplits:
     @pytest.mark.parametrize("val", ["val", "valid", "validation", "Validation"])
-    def test_they_are_told_apart_by_name(self, save, val: str) -> None:
+    def test_splits_are_found_by_name(self, save, val: str) -> None:
         name = save(train=part(BALANCED), test=part([0, 1, 1]), **{val: part([1, 0])})
         task = load(name)
         assert (task.name, sizes(task), task.notes) == ("pets", (16, 2, 3), ())
@@ -148,7 +148,7 @@ class TestRows:
         assert task.classes == ("10", "dog", "猫")
         assert {task.classes[label] for label in task.val.labels} == {"10", "dog", "猫"}
 
-    def test_a_name_without_rows_is_no_class(self, save) -> None:
+    def test_a_name_without_rows_is_not_a_class(self, save) -> None:
         kind = datasets.ClassLabel(names=["cow", "dog", "eel", "cat"])
         assert load(save(train=part([3, 1] * 4, kind=kind))).classes == ("dog", "cat")
 
@@ -205,7 +205,7 @@ class TestRows:
         assert [int(red) for batch, _ in loader for red in batch[:, 0, 0, 0]] == list(range(6))
 
     @pytest.mark.slow
-    def test_a_worker_that_is_started_anew_reads(self, save) -> None:
+    def test_a_new_worker_process_reads(self, save) -> None:
         split = load(save(train=part(BALANCED), test=part([0, 1] * 3))).test
         assert split is not None
         loader = DataLoader(
@@ -340,7 +340,7 @@ class TestLabels:
         with pytest.raises(UserError, match=r"rows without a label: train/16"):
             load(save(train=part(labels)))
 
-    def test_a_class_that_cannot_be_learnt(self, save) -> None:
+    def test_a_class_without_training_images(self, save) -> None:
         kind = datasets.Value("string")
         name = save(train=part(["a", "b"] * 4, kind=kind), test=part(["a", "c"], kind=kind))
         message = "every class.* train lacks 'c'; test lacks 'b': remove these"
@@ -397,7 +397,9 @@ class TestHub:
             ValueError("BuilderConfig 'small' not found. Available: ['large']"),
         ],
     )
-    def test_its_errors_are_told(self, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def test_its_errors_are_reported(
+        self, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
         def fail(*args: object, **options: object) -> None:
             raise error
 

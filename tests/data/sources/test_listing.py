@@ -21,7 +21,7 @@ def test_finds_images_below_the_folder_and_skips_the_rest(make_images) -> None:
     assert find_images(root / "cat", root=root) == sorted(wanted)
 
 
-def test_counts_what_is_no_image_by_its_ending(make_images) -> None:
+def test_counts_other_files_by_their_suffix(make_images) -> None:
     root = make_images(["cat/a.png", "cat/young/b.jpe"])
     for name in ("c.heic", "young/d.HEIC", "e.txt", "f", ".g.heic", ".cache.d"):
         (root / "cat" / name).touch()

@@ -90,7 +90,7 @@ class TestMiniatures:
     def test_all_sets_have_one(self) -> None:
         assert {name for name, *_ in MINIATURES} == set(SETS) == set(MAKERS)
 
-    def test_official_splits_are_kept_apart(self, tmp_path: Path) -> None:
+    def test_official_splits_are_used(self, tmp_path: Path) -> None:
         MAKERS["dtd"](tmp_path)
         task = load("dtd", tmp_path)
         assert task.test is not None
@@ -196,7 +196,7 @@ class TestMiniatures:
         assert reds == list(range(100, 110))
 
     @pytest.mark.slow
-    def test_a_worker_that_is_started_anew_reads(self, tmp_path: Path) -> None:
+    def test_a_new_worker_process_reads(self, tmp_path: Path) -> None:
         MAKERS["cifar10"](tmp_path)
         split = load("cifar10", tmp_path).test
         assert split is not None
@@ -227,7 +227,7 @@ class TestMiniatures:
             "30 training images of every class, drawn by seed 0" in note for note in tasks[0].notes
         )
 
-    def test_eurosat_gets_a_test_split_if_asked(self, tmp_path: Path) -> None:
+    def test_eurosat_gets_a_test_split_by_a_fraction(self, tmp_path: Path) -> None:
         MAKERS["eurosat"](tmp_path)
         assert sizes(load("eurosat", tmp_path, test_split="0.2")) == (21, 3, 6)
         classes, split, test = load_labelled_data(

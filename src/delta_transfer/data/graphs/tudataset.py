@@ -1,6 +1,5 @@
 """`tu/<NAME>`: the datasets of TUDataset, tested by tenfold cross-validation."""
 
-import logging
 import re
 import warnings
 import zipfile
@@ -19,15 +18,13 @@ from torch_geometric.datasets import TUDataset
 from torch_geometric.io import read_tu_data, read_txt_array
 from torch_geometric.utils import degree
 
-from delta_transfer.data.download import download_folder, format_error, resolve_data_root
+from delta_transfer.data.download import download_dataset, format_error, resolve_data_root
 from delta_transfer.data.names import TU as PREFIX
 from delta_transfer.data.sources.listing import candidate_folders, find_ignoring_case
 from delta_transfer.data.splits import SplitOptions, check_min_per_class, hold_out
 from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import ConfigError, DataError
 from delta_transfer.utils.seeds import derive_seed
-
-logger = logging.getLogger(__name__)
 
 MAX_DEGREE = 100
 """The highest degree in the features of nodes without labels and attributes."""
@@ -270,14 +267,6 @@ def _download(name: str, root: Path) -> Path:
             files.extractall(folder)
         (folder / name).rename(folder / target.name)
 
-    logger.info("downloading %s to %s", PREFIX + name, target)
-    try:
-        download_folder(target, fetch)
-    # Anything may be raised: for the connection, the server, the archive, the disk.
-    except Exception as error:
-        raise DataError(
-            f"{PREFIX}{name} is not in '{root}', and downloading it failed "
-            f"({format_error(error)}). Check its name in {_DATASETS_URL} and try again, or unpack "
-            f"{url} to '{target}'; or set `data_root`"
-        ) from error
+    hint = f"check its name in {_DATASETS_URL}, or unpack {url} to '{target}'"
+    download_dataset(PREFIX + name, target, fetch, root=root, hint=hint)
     return target / (name + _INDICATOR_SUFFIX)

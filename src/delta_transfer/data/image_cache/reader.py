@@ -1,4 +1,4 @@
-"""Images that were resized before, found by their paths."""
+"""Look up resized images by their paths."""
 
 import logging
 from collections.abc import Mapping
@@ -6,44 +6,44 @@ from typing import Any
 
 from torch import Tensor
 
-from delta_transfer.data.image_cache.packs import CacheShard, ShardEntry
+from delta_transfer.data.image_cache.shards import CacheShard, ShardEntry
 
 logger = logging.getLogger(__name__)
 
 
 class ImageCacheReader:
-    """What was kept of some images; it can be pickled.
+    """The cached images of a run; picklable.
 
     Args:
-        entries: the resize that was done -> path of the image -> where its bytes are.
+        entries: the `Resize` -> path of the image -> location of its bytes.
     """
 
     def __init__(self, entries: Mapping[Any, Mapping[str, tuple[CacheShard, ShardEntry]]]) -> None:
         self._entries = entries
 
     def find(self, path: str, resize: object) -> Tensor | None:
-        """The bytes `[3, H, W]` of an image, not to be written to; None if they are not kept."""
+        """Return the bytes `[3, H, W]` of an image, not to be written to; None if not cached."""
         found = self._entries.get(resize, {}).get(path)
         if found is None:
             return None
-        pack, place = found
+        shard, entry = found
         try:
-            return pack.read(place)
-        except OSError as error:  # another run has made room
-            logger.debug("%s is decoded anew: %s", path, error)
+            return shard.read(entry)
+        except OSError as error:  # another run has removed the shard
+            logger.debug("%s is decoded again: %s", path, error)
             return None
 
     def on_this_machine(self) -> "ImageCacheReader":
-        """What this machine has of them, where they were kept by another one perhaps."""
-        packs = {pack for some in self._entries.values() for pack, _ in some.values()}
-        there = {pack for pack in packs if pack.is_on_this_machine()}
+        """Return the images that this machine has, if another machine cached them."""
+        shards = {shard for some in self._entries.values() for shard, _ in some.values()}
+        available = {shard for shard in shards if shard.is_on_this_machine()}
         return ImageCacheReader(
             {
-                resize: {path: found for path, found in some.items() if found[0] in there}
+                resize: {path: found for path, found in some.items() if found[0] in available}
                 for resize, some in self._entries.items()
             }
         )
 
     def has(self, path: str, resize: object) -> bool:
-        """Whether an image is kept so."""
+        """Return whether an image is cached with this resize."""
         return path in self._entries.get(resize, {})

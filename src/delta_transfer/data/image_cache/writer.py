@@ -1,4 +1,4 @@
-"""Resized images are kept in the user's cache, for this run and others, while there is room."""
+"""Write resized images to the user's cache, for this run and later ones, within a limit."""
 
 import importlib.metadata
 import logging
@@ -13,14 +13,14 @@ from threading import Lock
 from PIL import Image
 from torch import Tensor
 
-from delta_transfer.data.image_cache.packs import (
+from delta_transfer.data.image_cache.reader import ImageCacheReader
+from delta_transfer.data.image_cache.shards import (
     SUFFIX,
     UNFINISHED_SUFFIX,
     CacheShard,
     CacheShardWriter,
     ShardEntry,
 )
-from delta_transfer.data.image_cache.reader import ImageCacheReader
 from delta_transfer.data.images.resize import Resize
 from delta_transfer.utils.files import cache_root, fingerprint
 
@@ -28,25 +28,23 @@ logger = logging.getLogger(__name__)
 
 GIB = 1024**3
 DEFAULT_MAX_BYTES = 20 * GIB
-"""What the images may take where no limit is given: so much, or a fifth of the disk's rest."""
+"""The default limit, unless a fifth of the free disk space is less."""
 
-_FORMAT = 1  # to be raised where the same image would be kept otherwise
-_MAX_SHARD_BYTES = (
-    GIB  # bytes after which another pack is begun: a system may not map more than it has
-)
+_FORMAT = 1  # to be raised if the cached pixels of an image change
+_MAX_SHARD_BYTES = GIB  # a system may not map larger files than its memory
 _RESIZED_BY = ("pillow", "torchvision")
-_STALE_AFTER = 24 * 60 * 60.0  # seconds after which an unfinished pack is taken for left over
+_STALE_AFTER = 24 * 60 * 60.0  # seconds after which an unfinished shard is removed
 
 
 class ImageCacheWriter(ExitStack):
-    """Keeps images while they are looked at; a context manager. Threads may share it.
+    """Caches images while they are scanned; a thread-safe context manager.
 
-    What cannot be read or written is no error: the images are then decoded each time.
+    If the cache cannot be read or written, images are decoded each time, without an error.
 
     Args:
-        resizes_by_split: how the images of each split are to be resized, by its name.
-        max_bytes: bytes that all images in the cache may take; None for `MOST` or less. The packs
-            that were not used for the longest time are removed to make room.
+        resizes_by_split: the transforms of the images of each split, by its name.
+        max_bytes: the limit of all images in the cache; None for `DEFAULT_MAX_BYTES` or less. The
+            least recently used shards are removed to stay below it.
     """
 
     def __init__(
@@ -58,14 +56,14 @@ class ImageCacheWriter(ExitStack):
         self._quota = _Quota(folder, max_bytes)
         resizes = {resize for some in resizes_by_split.values() for resize in some}
         self._buckets = {resize: _Bucket(folder, resize, self._quota) for resize in resizes}
-        for shelf in self._buckets.values():
-            self.callback(shelf.close)
+        for bucket in self._buckets.values():
+            self.callback(bucket.close)
 
     def add(self, split: str, path: str, content_hash: str, image: Image.Image) -> None:
-        """Keeps an image as it is needed, unless that was done before.
+        """Cache an image for the transforms of its split, unless it is cached.
 
         Args:
-            split: where the image is from, by name.
+            split: the name of the split.
             path: of the image in the split.
             content_hash: of its pixels.
             image: the image in RGB.
@@ -74,12 +72,14 @@ class ImageCacheWriter(ExitStack):
             self._buckets[resize].add(path, content_hash, image)
 
     def finish(self) -> ImageCacheReader:
-        """What is kept of the images seen so far."""
-        return ImageCacheReader({resize: shelf.finish() for resize, shelf in self._buckets.items()})
+        """Return the cached images among those added."""
+        return ImageCacheReader(
+            {resize: bucket.finish() for resize, bucket in self._buckets.items()}
+        )
 
 
 class _Quota:
-    """How much space there is for packs; the oldest make place for new ones."""
+    """The size limit of all shards, the oldest of which are removed to stay below it."""
 
     def __init__(self, folder: Path, max_bytes: int | None) -> None:
         self.lock = Lock()
@@ -95,14 +95,14 @@ class _Quota:
             self.close(str(error))
 
     def reserve(self, size: int) -> bool:
-        """Whether so many bytes more may be written; packs that nobody uses are removed for it."""
+        """Reserve space by removing unused shards; return whether there is enough."""
         while self.is_open and self._used_bytes + size > self._max_bytes:
-            oldest = next((pack for pack in self._shards if pack[2] not in self.in_use), None)
+            oldest = next((shard for shard in self._shards if shard[2] not in self.in_use), None)
             if oldest is None:
                 self.close(f"they would take more than {self._max_bytes / GIB:.3g} GiB")
                 break
             self._shards.remove(oldest)
-            with suppress(OSError):  # it stays, as where it is open on Windows
+            with suppress(OSError):  # such as an open file on Windows
                 oldest[2].unlink(missing_ok=True)
                 self._used_bytes -= oldest[1]
         if self.is_open:
@@ -110,10 +110,10 @@ class _Quota:
         return self.is_open
 
     def close(self, reason: str) -> None:
-        """No more is written; it is said once."""
+        """Stop writing, and log the reason once."""
         if self.is_open:
             self.is_open = False
-            logger.info("images that are not kept in the cache are decoded each time: %s", reason)
+            logger.info("images that are not cached are decoded each time: %s", reason)
 
     def _scan(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,12 +133,12 @@ class _Quota:
 
 
 class _Bucket:
-    """The images that were resized in one way."""
+    """The cached images of one transform."""
 
     def __init__(self, folder: Path, resize: Resize, quota: _Quota) -> None:
         versions = [f"{name} {importlib.metadata.version(name)}" for name in _RESIZED_BY]
-        told = "\n".join([f"format {_FORMAT}", *versions, repr(resize)])
-        self._folder = folder / fingerprint([told.encode()])[:16]
+        key = "\n".join([f"format {_FORMAT}", *versions, repr(resize)])
+        self._folder = folder / fingerprint([key.encode()])[:16]
         self._resize = resize
         self._quota = quota
         self._writer: CacheShardWriter | None = None
@@ -166,19 +166,19 @@ class _Bucket:
                 self._give_up(error)
 
     def finish(self) -> dict[str, tuple[CacheShard, ShardEntry]]:
-        """Where the image of each path is, as far as it is kept."""
+        """Return the location of each path's image that is cached."""
         try:
             self._finish_shard()
         except OSError as error:
             self._give_up(error)
         return {
-            path: self._locations[digest]
-            for path, digest in self._content_hashes.items()
-            if digest in self._locations and digest in self._verified
+            path: self._locations[content_hash]
+            for path, content_hash in self._content_hashes.items()
+            if content_hash in self._locations and content_hash in self._verified
         }
 
     def close(self) -> None:
-        """Leaves nothing behind that is not finished."""
+        """Remove an unfinished shard."""
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
@@ -194,10 +194,13 @@ class _Bucket:
     def _finish_shard(self) -> None:
         if self._writer is None:
             return
-        pack = self._writer.finish()
+        shard = self._writer.finish()
         self._writer = None
-        self._quota.in_use.add(pack.path)
-        self._locations.update({digest: (pack, place) for digest, place in pack.entries.items()})
+        self._quota.in_use.add(shard.path)
+        self._add_locations(shard)
+
+    def _add_locations(self, shard: CacheShard) -> None:
+        self._locations.update({key: (shard, entry) for key, entry in shard.entries.items()})
 
     def _give_up(self, error: OSError) -> None:
         self._quota.close(str(error))
@@ -205,43 +208,39 @@ class _Bucket:
 
     def _open_shard(self, path: Path) -> None:
         try:
-            pack = CacheShard(path)
+            self._add_locations(CacheShard(path))
         except ValueError as error:
-            logger.debug("%s: its images are kept anew", error)
+            logger.debug("%s: its images are cached again", error)
             _remove(path)
         except OSError as error:  # removed by another run meanwhile
             logger.debug("%s is not used: %s", path, error)
-        else:
-            self._locations.update(
-                {digest: (pack, place) for digest, place in pack.entries.items()}
-            )
 
     def _is_cached(self, content_hash: str) -> bool:
-        """Whether a pack has it whole; a damaged pack goes."""
+        """Return whether a shard has an intact image; remove a damaged shard."""
         if content_hash not in self._locations:
             return False
-        pack, place = self._locations[content_hash]
+        shard, entry = self._locations[content_hash]
         try:
-            whole = pack.is_intact(place)
-        except OSError as error:  # as above
-            logger.debug("%s is not used: %s", pack.path, error)
-            whole = False
+            intact = shard.is_intact(entry)
+        except OSError as error:  # removed by another run meanwhile
+            logger.debug("%s is not used: %s", shard.path, error)
+            intact = False
         else:
-            if not whole:
-                logger.debug("%s is damaged: its images are kept anew", pack.path)
-                _remove(pack.path)
+            if not intact:
+                logger.debug("%s is damaged: its images are cached again", shard.path)
+                _remove(shard.path)
         with self._quota.lock:
-            if not whole:
+            if not intact:
                 self._locations.pop(content_hash, None)
                 return False
-            if pack.path not in self._quota.in_use:
-                self._quota.in_use.add(pack.path)
-                with suppress(OSError):  # another user's
-                    os.utime(pack.path)
+            if shard.path not in self._quota.in_use:
+                self._quota.in_use.add(shard.path)
+                with suppress(OSError):  # owned by another user
+                    os.utime(shard.path)
             self._verified.add(content_hash)
         return True
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # gone already, another user's, or open, which Windows minds
+    with suppress(OSError):  # removed already, owned by another user, or open on Windows
         path.unlink()

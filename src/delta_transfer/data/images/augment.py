@@ -86,18 +86,7 @@ def eval_transform(
 ) -> Transform:
     """Resize the shorter side to `size / crop_pct` and crop the centre; nothing is random.
 
-    Args:
-        size: height and width of the result, in pixels.
-        crop_pct: the crop's fraction of the resized shorter side, above 0, at most 1.
-        mean: of each of the three channels, for pixels in 0..1.
-        std: of each channel.
-        interpolation: "bilinear" or "bicubic", always with antialiasing.
-
-    Returns:
-        A function from an RGB image to a float32 tensor `[3, size, size]`.
-
-    Raises:
-        ValueError: if an argument is out of its range.
+    The arguments are those of `train_transform`.
     """
     resize = _resize(size=size, crop_pct=crop_pct, interpolation=interpolation)
     return Transform(resize=resize, crop=v2.CenterCrop(size), normalise=_normalise(mean, std))
@@ -117,19 +106,8 @@ def official_train_transform(
     independently, so that the image's proportions change
     (https://github.com/lixingjian/DELTA, `--data_aug default`).
 
-    Args:
-        size: height and width of the result, in pixels; the authors' 224, or 299 for Inception-V3.
-        mean: of each of the three channels, for pixels in 0..1.
-        std: of each channel.
-        interpolation: "bilinear" or "bicubic", always with antialiasing.
-        augment: a name in `POLICIES`.
-
-    Returns:
-        A function from an RGB image to a float32 tensor `[3, size, size]`; its random numbers
-        are torch's.
-
-    Raises:
-        ValueError: if an argument is out of its range.
+    The arguments are those of `train_transform`; the authors' `size` is 224,
+    or 299 for Inception-V3.
     """
     resize = Resize(side=_official_side(size), square=True, interpolation=interpolation)
     return Transform(
@@ -146,17 +124,7 @@ def official_eval_transform(
 ) -> Transform:
     """Prepare a plain test image as the DELTA authors: all of it, resized to a square.
 
-    Args:
-        size: height and width of the result, in pixels.
-        mean: of each of the three channels, for pixels in 0..1.
-        std: of each channel.
-        interpolation: "bilinear" or "bicubic", always with antialiasing.
-
-    Returns:
-        A function from an RGB image to a float32 tensor `[3, size, size]`.
-
-    Raises:
-        ValueError: if an argument is out of its range.
+    The arguments are those of `train_transform`.
     """
     resize = Resize(side=size, square=True, interpolation=interpolation)
     return Transform(resize=resize, crop=v2.Identity(), normalise=_normalise(mean, std))
@@ -175,17 +143,7 @@ def ten_crop_transform(
     crops in the four corners (top left, top right, bottom left, bottom right) and in the centre,
     and the same five of the flipped image; the caller averages their logits.
 
-    Args:
-        size: height and width of each view, in pixels.
-        mean: of each of the three channels, for pixels in 0..1.
-        std: of each channel.
-        interpolation: "bilinear" or "bicubic", always with antialiasing.
-
-    Returns:
-        A function from an RGB image to a float32 tensor `[10, 3, size, size]`.
-
-    Raises:
-        ValueError: if an argument is out of its range.
+    The arguments are those of `train_transform`; the result is `[10, 3, size, size]`.
     """
     resize = Resize(side=_official_side(size), interpolation=interpolation)
     crops = v2.Compose([v2.TenCrop(size), torch.stack])

@@ -1,25 +1,23 @@
 """`moleculenet/<name>`: the datasets of MoleculeNet, from a local file or downloaded."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from delta_transfer.data.download import download_folder, format_error, resolve_data_root
+from delta_transfer.data.download import download_dataset, resolve_data_root
 from delta_transfer.data.molecules.options import SplitMethod
 from delta_transfer.data.molecules.table import LAYOUT, read_molecules
 from delta_transfer.data.molecules.task import draw_splits, make_task_data
 from delta_transfer.data.names import MOLECULENET as PREFIX
+from delta_transfer.data.names import find_dataset
 from delta_transfer.data.sources.csv_rows import read_rows
 from delta_transfer.data.sources.listing import candidate_folders, find_ignoring_case
 from delta_transfer.data.splits import SplitOptions
 from delta_transfer.data.task import TaskData
-from delta_transfer.errors import DataError, unknown
+from delta_transfer.errors import DataError
 from delta_transfer.utils.seeds import derive_seed
-
-logger = logging.getLogger(__name__)
 
 BASE_URL = "https://deepchemdata.s3-us-west-1.amazonaws.com/datasets"
 """The official location of the files."""
@@ -140,13 +138,7 @@ def is_available(name: str, root: Path) -> bool:
 
 
 def _find(name: str) -> str:
-    def normalize(text: str) -> str:
-        return text.lower().replace("_", "").replace("-", "")
-
-    for key, data in SETS.items():
-        if normalize(name) in map(normalize, (key, *data.aliases)):
-            return key
-    raise unknown("dataset", PREFIX + name, [PREFIX + key for key in SETS])
+    return find_dataset(PREFIX, name, {key: data.aliases for key, data in SETS.items()})
 
 
 def _locate(key: str, root: Path) -> Path | None:
@@ -174,13 +166,6 @@ def _download(key: str, root: Path) -> Path:
         # A gateway may answer with a page of its own.
         read_rows(file, required=(data.smiles_column,), layout=LAYOUT)
 
-    logger.info("downloading %s to %s", title, target)
-    try:
-        download_folder(target, fetch)
-    # Anything may be raised: for the connection, the server, the file, the disk.
-    except Exception as error:
-        raise DataError(
-            f"{title} is not in '{root}', and downloading it failed ({format_error(error)}). Try "
-            f"again, or get it from {url} and put it there; or set `data_root`"
-        ) from error
+    hint = f"get it from {url} and put it there"
+    download_dataset(title, target, fetch, root=root, hint=hint)
     return target / data.file

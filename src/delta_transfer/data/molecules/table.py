@@ -49,7 +49,7 @@ class MoleculeTable:
 
     @property
     def binary(self) -> bool:
-        """Whether all known labels are 0 or 1."""
+        """True if all known labels are 0 or 1."""
         return all(value in (0, 1) or math.isnan(value) for row in self.labels for value in row)
 
 

@@ -1,22 +1,22 @@
 """`torchvision/<name>`: datasets of the field with their official splits, by torchvision."""
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from delta_transfer.data.download import (
-    download_folder,
+    download_dataset,
     format_error,
     format_size,
     resolve_data_root,
 )
 from delta_transfer.data.names import TORCHVISION as PREFIX
+from delta_transfer.data.names import find_dataset
 from delta_transfer.data.sources.folder import split_of_files
 from delta_transfer.data.sources.listing import list_images, subfolders
 from delta_transfer.data.splits import (
@@ -27,11 +27,9 @@ from delta_transfer.data.splits import (
     split_per_class,
 )
 from delta_transfer.data.task import Split, TaskData
-from delta_transfer.errors import DataError, UserError, unknown
+from delta_transfer.errors import DataError, UserError
 from delta_transfer.metrics.metrics import MetricName
 from delta_transfer.utils.seeds import derive_seed
-
-logger = logging.getLogger(__name__)
 
 _Listing = tuple[tuple[str, ...], dict[str, Split]]
 """The classes, and the images of each official split; all are "train" where there is none."""
@@ -80,7 +78,7 @@ class TorchvisionSet:
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a test split, official or drawn as the field does."""
+        """True if there is a test split, official or drawn as the field does."""
         return "test" in self.splits or self.per_class is not None
 
 
@@ -358,13 +356,7 @@ def is_available(name: str, root: Path) -> bool:
 
 
 def _find(name: str) -> str:
-    def normalize(text: str) -> str:
-        return text.lower().replace("_", "").replace("-", "")
-
-    for key, data in SETS.items():
-        if normalize(name) in (normalize(key), normalize(data.class_name)):
-            return key
-    raise unknown("dataset", PREFIX + name, [PREFIX + key for key in SETS])
+    return find_dataset(PREFIX, name, {key: (data.class_name,) for key, data in SETS.items()})
 
 
 def _locate(key: str, data: TorchvisionSet, data_root: Path) -> Path:
@@ -390,23 +382,15 @@ def _lacking(folder: Path, data: TorchvisionSet) -> list[str]:
 def _download(title: str, data: TorchvisionSet, data_root: Path) -> None:
     target = data_root / data.folder
     needed = ", ".join(f"'{target / part}'" for part in data.contents)
-    by_hand = f"get it from {data.url} and unpack it so that these exist: {needed}; or set "
-    by_hand += "`data_root`"
+    hint = f"get it from {data.url} and unpack it so that these exist: {needed}"
     if data.needs_manual_download:
         raise DataError(
-            f"{title} is not in '{data_root}', and torchvision can no longer download it: {by_hand}"
+            f"{title} is not in '{data_root}', and torchvision can no longer download it: {hint}; "
+            "or set `data_root`"
         )
-    logger.info("downloading %s (%s) to %s", title, format_size(data.download_mb), target)
-    try:
-        download_folder(target, lambda folder: _open(data, folder, download=True))
-    except UserError:
-        raise
-    # Anything may be raised: for the connection, the server, the archive, the disk.
-    except Exception as error:
-        raise DataError(
-            f"{title} is not in '{data_root}', and downloading it failed "
-            f"({format_error(error)}). Try again, or {by_hand}"
-        ) from error
+    size = format_size(data.download_mb)
+    fetch = partial(_open, data, download=True)
+    download_dataset(title, target, fetch, root=data_root, size=size, hint=hint)
 
 
 def _read(title: str, data: TorchvisionSet, root: Path) -> _Listing:

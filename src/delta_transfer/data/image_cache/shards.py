@@ -1,6 +1,6 @@
-"""Packs: files of resized images, written once and then mapped to memory.
+"""Shards of the image cache: files of resized images, written once and then memory-mapped.
 
-The pixels of one image after the other, an index of them as JSON, its SHA-256 and its length.
+A file has the pixels of all images, an index of them as JSON, its SHA-256 and its length.
 """
 
 import json
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from delta_transfer.utils.files import fingerprint
 
-SUFFIX = ".pack"
+SUFFIX = ".shard"
 UNFINISHED_SUFFIX = ".unfinished"
 
 _FOOTER = struct.Struct("<64sQ")
@@ -28,10 +28,10 @@ _FOOTER = struct.Struct("<64sQ")
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """Where an image lies in a pack.
+    """The location of an image in a shard.
 
     Attributes:
-        offset: its first byte.
+        offset: of its first byte.
         height: of the image, in pixels.
         width: of the image, in pixels.
         checksum: CRC-32 of its bytes.
@@ -44,17 +44,17 @@ class ShardEntry:
 
 
 class CacheShard:
-    """A finished pack. Other processes map the file anew, and share its pages in memory.
+    """A finished shard. A process that unpickles it maps the file itself, and shares its pages.
 
     Args:
         path: the file.
 
     Attributes:
-        entries: where each image is, by its digest.
+        entries: the location of each image, by its content hash.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is no whole pack.
+        ValueError: if it is not a complete shard.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,7 +65,7 @@ class CacheShard:
             file.seek(max(0, size - _FOOTER.size))
             end = file.read()
             checksum, length = _FOOTER.unpack(end) if len(end) == _FOOTER.size else (b"", 0)
-            length = min(length, size - len(end))  # of a damaged one it may be anything
+            length = min(length, size - len(end))  # may be anything in a damaged file
             file.seek(size - len(end) - length)
             index = file.read(length)
         if fingerprint([index]).encode() != checksum:
@@ -76,13 +76,13 @@ class CacheShard:
         }
 
     def read(self, entry: ShardEntry) -> Tensor:
-        """The bytes `[3, H, W]` of an image.
+        """Return the bytes `[3, H, W]` of an image.
 
         Raises:
-            OSError: if the file is gone, or cannot be mapped.
+            OSError: if the file was removed, or cannot be mapped.
         """
         if self._pixels is None:
-            # "c": the file stays as it is even if somebody writes to an image.
+            # "c": writing to an image does not change the file.
             mapped = np.memmap(self.path, dtype=np.uint8, mode="c")
             self._pixels = torch.from_numpy(mapped.view(np.ndarray))
         shape = (3, entry.height, entry.width)
@@ -90,14 +90,14 @@ class CacheShard:
         return self._pixels[entry.offset : entry.offset + size].view(shape)
 
     def is_on_this_machine(self) -> bool:
-        """Whether this machine has the file, and not one of the same images in another order."""
+        """Return whether this machine has the file, with the images in the same order."""
         try:
             return CacheShard(self.path).entries == self.entries
         except (OSError, ValueError):
             return False
 
     def is_intact(self, entry: ShardEntry) -> bool:
-        """Whether the bytes of an image are those that were written."""
+        """Return whether the checksum of an image is right."""
         return zlib.crc32(self.read(entry).numpy().data) == entry.checksum
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,16 +105,16 @@ class CacheShard:
 
 
 class CacheShardWriter:
-    """Writes a pack, which is there when it is finished; one thread at a time.
+    """Writes a shard, which exists once it is finished; not thread-safe.
 
     Args:
-        folder: where it is to be.
+        folder: of the shard.
 
     Attributes:
-        size: bytes of the images so far.
+        size: of the images so far, in bytes.
 
     Raises:
-        OSError: if it cannot be written, as `add` and `finish` do.
+        OSError: if it cannot be written; `add` and `finish` raise it, too.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -126,7 +126,7 @@ class CacheShardWriter:
         self.size = 0
 
     def add(self, content_hash: str, pixels: Tensor) -> None:
-        """Writes the bytes `[3, H, W]` of an image, unless it is there already."""
+        """Write the bytes `[3, H, W]` of an image, unless the shard has it."""
         if content_hash in self._entries:
             return
         content = pixels.contiguous().numpy().data
@@ -136,7 +136,7 @@ class CacheShardWriter:
         self.size += content.nbytes
 
     def finish(self) -> CacheShard:
-        """Puts the pack in its place. Whoever writes the same images writes the same file."""
+        """Move the shard into place. Processes that write the same images write the same file."""
         index = json.dumps(self._entries).encode()
         self._file.write(index + _FOOTER.pack(fingerprint([index]).encode(), len(index)))
         self._file.close()
@@ -146,7 +146,7 @@ class CacheShardWriter:
         return CacheShard(path)
 
     def discard(self) -> None:
-        """Leaves nothing behind of a pack that is not finished."""
-        with suppress(OSError):  # what was still to be written has no place
+        """Remove an unfinished shard."""
+        with suppress(OSError):  # flushing fails on a full disk
             self._file.close()
         self._temporary.unlink(missing_ok=True)
