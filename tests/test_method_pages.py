@@ -25,12 +25,14 @@ def test_the_table_and_the_page_agree_with_the_method(method):
         "random": "random",
     }
     assert head == heads[method.head_init]
-    runs = method.candidates or (method,)
-    strengths = [run.strength for run in runs if run.strength is not None]
-    assert strength.endswith(" and ".join(f"{one:g}" for one in strengths) or "none")
+    strengths = [run.strength for run in method.candidates] or [method.default_strength]
+    assert strength.endswith(
+        " and ".join("none" if one is None else f"{one:g}" for one in strengths)
+    )
     assert ("average" in also) == bool(method.candidates)
-    assert strength.startswith("weight decay") == method.strength_is_weight_decay
-    assert ("weight decay" in also) == (method.weight_decay > 0)
+    sets_weight_decay = method.strength_option == "weight_decay"
+    assert strength.startswith("weight decay") == sets_weight_decay
+    assert ("weight decay" in also) == (method.weight_decay > 0 and not sets_weight_decay)
 
 
 @pytest.mark.parametrize("page", sorted(PAGES.glob("[!R]*.md")), ids=lambda page: page.stem)

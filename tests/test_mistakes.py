@@ -803,11 +803,6 @@ TAPS_AND_ATTENTION = [
         "'tf_efficientnet_lite0' | resnet50, resnet101, inception_v3 | name the taps (--taps)",
     ),
     row(
-        "no attention",
-        "train images --attention=none",
-        "--method delta | weighs channels by their attention | use --method delta_no_attention",
-    ),
-    row(
         "a method for graphs",
         "train images TINY --method=gtot",
         "method 'gtot' | images has images | choose from probe, l2, ",

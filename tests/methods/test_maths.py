@@ -201,7 +201,7 @@ def test_the_projection_is_the_papers(strength):
     drawn = 0
     for seed in range(20):
         start, before, moved, slope = (draw(4, seed=4 * seed + i) for i in range(4))
-        found = selective_projection(moved, before, start, slope, strength=strength)
+        found = selective_projection(moved, before, start, slope, factor=strength)
         expected = projected_by_hand(
             *(t.tolist() for t in (moved, before, start, slope)), strength=strength
         )
@@ -214,15 +214,15 @@ def test_strength_one_keeps_the_distance_from_the_start():
     start, before = draw(5, seed=1), draw(5, seed=2)
     slope = before - start
     moved = start + 1.5 * (before - start) + 0.1 * draw(5, seed=3)
-    found = selective_projection(moved, before, start, slope, strength=1.0)
+    found = selective_projection(moved, before, start, slope, factor=1.0)
     assert (found - start).norm().item() == pytest.approx((before - start).norm().item())
 
 
 def test_the_first_step_is_free():
     start = draw(5, dtype=torch.float32)
     moved = start + 1
-    assert torch.equal(selective_projection(moved, start, start, -start, strength=1.0), moved)
-    assert torch.equal(selective_projection(start, start, start, start, strength=1.0), start)
+    assert torch.equal(selective_projection(moved, start, start, -start, factor=1.0), moved)
+    assert torch.equal(selective_projection(start, start, start, start, factor=1.0), start)
 
 
 # ------------------------------------------------------------------------------------ precision
@@ -241,5 +241,5 @@ def test_half_precision_is_computed_in_single_precision(dtype):
     ]:
         assert found.dtype == torch.float32
         assert torch.equal(found, wide)
-    left = selective_projection(one, other, torch.zeros_like(one), one, strength=0.5)
+    left = selective_projection(one, other, torch.zeros_like(one), one, factor=0.5)
     assert left.dtype == dtype

@@ -8,10 +8,17 @@ from torch import nn
 
 import delta_transfer
 from delta_transfer.attention.channel_attention import ChannelAttention
+from delta_transfer.config.train import TrainOptions
 from delta_transfer.errors import UserError
 from delta_transfer.methods import Step
 from delta_transfer.methods.base import PenaltyContext
-from delta_transfer.methods.registry import METHODS, check_classifier, check_kind, find_method
+from delta_transfer.methods.registry import (
+    METHODS,
+    check_classifier,
+    check_kind,
+    find_method,
+    method_of,
+)
 from delta_transfer.regularizer import Regularizer
 from tests.networks import conv_net, moved
 
@@ -76,13 +83,17 @@ def test_the_table_is_that_of_the_design():
         "gtot": "unstandardized_probe",
     }
     assert [name for name, method in METHODS.items() if not method.trains_network] == ["probe"]
-    assert [name for name, method in METHODS.items() if method.strength_is_weight_decay] == [
-        "l2",
-        "lp_ft",
-        "rifle",
-    ]
+    options = {name: m.strength_option for name, m in METHODS.items()}
+    assert {name: option for name, option in options.items() if option != "strength"} == {
+        "probe": None,
+        "l2": "weight_decay",
+        "lp_ft": "weight_decay",
+        "rifle": "weight_decay",
+        "stochnorm": "probability",
+        "spd": "projection_factor",
+    }
     also = {name: m.weight_decay for name, m in METHODS.items() if m.weight_decay}
-    assert also == {"bss": 0.01, "stochnorm": 0.01, "co_tuning": 0.01}
+    assert also == dict.fromkeys(("l2", "lp_ft", "bss", "stochnorm", "co_tuning", "rifle"), 0.01)
     assert [name for name, m in METHODS.items() if m.needs_classifier] == ["lwf", "co_tuning"]
     assert [name for name, m in METHODS.items() if m.num_head_cycles != 1] == ["rifle"]
     assert [name for name, m in METHODS.items() if m.batch_norm] == ["stochnorm"]
@@ -104,7 +115,7 @@ def test_strengths_are_those_of_the_papers():
         "co_tuning": 2.3,
         "spd": 1.0,
     }
-    assert {name: METHODS[name].strength for name in published} == published
+    assert {name: METHODS[name].default_strength for name in published} == published
     assert METHODS["rifle"].num_head_cycles == 3
 
 
@@ -230,13 +241,22 @@ def test_on_graphs_the_two_trainings_begin_with_heads_of_their_own():
         assert found == dataclasses.replace(method, candidates=found.candidates)
 
 
+def test_attention_none_is_the_method_without_attention():
+    options = TrainOptions(data="x", attention="none")
+    assert method_of(options.resolve()) is METHODS["delta_no_attention"]
+    assert method_of(TrainOptions(data="x").resolve()) is METHODS["delta"]
+    for name in ("delta_no_attention", "l2"):
+        chosen = dataclasses.replace(options, method=name)
+        assert method_of(chosen.resolve()) is METHODS[name]
+
+
 # ----------------------------------------------------------------------------------- official
 
 
 def test_official_methods_start_at_random_with_the_authors_strength():
     found = {name: find_method(name, preset="paper") for name in OFFICIAL}
     assert {method.head_init for method in found.values()} == {"random"}
-    assert {name: method.strength for name, method in found.items()} == {
+    assert {name: method.default_strength for name, method in found.items()} == {
         "l2": 1e-4,
         "l2sp": 0.01,
         "delta_no_attention": 0.01,
@@ -247,7 +267,6 @@ def test_official_methods_start_at_random_with_the_authors_strength():
             "name",
             "summary",
             "paper",
-            "weight_decay",
             "needs_attention",
             "trains_network",
         ):

@@ -70,7 +70,7 @@ def train(
     closure: bool = False,
 ) -> None:
     optimizer = make(target.parameters(), lr=0.1, weight_decay=0.0)
-    with SelectiveProjection(optimizer, target, source, strength=strength):
+    with SelectiveProjection(optimizer, target, source, factor=strength):
         for step in range(1, steps + 1):
 
             def compute(step: int = step) -> float:
@@ -129,7 +129,7 @@ def test_weights_without_a_gradient_stay_and_the_optimiser_is_given_back():
 def test_errors():
     target, source = networks()
     optimizer = torch.optim.AdamW(target.parameters())
-    with pytest.raises(ValueError, match="strength must be a number >= 0"):
-        SelectiveProjection(optimizer, target, source, strength=-1.0)
+    with pytest.raises(ValueError, match="factor must be a number >= 0"):
+        SelectiveProjection(optimizer, target, source, factor=-1.0)
     with pytest.raises(UserError, match="share no parameter"):
         SelectiveProjection(optimizer, target, conv_net())

@@ -80,7 +80,7 @@ def test_a_method_trains_and_leaves_the_plain_network(prepared, tmp_path, method
     assert not torch.equal(last["network.conv1.weight"], start["conv1.weight"])
     drifts = not torch.equal(last["network.norm1.running_mean"], start["norm1.running_mean"])
     assert drifts == (method == "stochnorm")
-    assert ("batch norm is in train mode" in caplog.text) == (method == "stochnorm")
+    assert ("requires batch norm in train mode" in caplog.text) == (method == "stochnorm")
 
     tuned(prepared, tmp_path / "two", method)
     again = last_weights(tmp_path / "two")
@@ -155,11 +155,11 @@ def test_a_strength_of_stochnorm_that_is_no_probability_is_refused(prepared, tmp
     plan = FineTunePlan(
         setup=prepared,
         config=tiny("images", tmp_path, method="stochnorm"),
-        method=dataclasses.replace(METHODS["stochnorm"], strength=strength),
+        method=METHODS["stochnorm"].with_strength(strength),
         epochs=1,
         attention=None,
     )
-    with pytest.raises(UserError, match="stochnorm: its strength is a probability, from 0 to 1"):
+    with pytest.raises(UserError, match="stochnorm: --strength is a probability"):
         fine_tune(plan, tmp_path)
 
 

@@ -452,7 +452,6 @@ class TestCheck:
         [
             ({"method": "l3"}, "unknown method 'l3'"),
             ({"attention": "exakt"}, "unknown attention 'exakt': choose from none, gradient"),
-            ({"attention": "none"}, "--attention none use --method delta_no_attention"),
             ({"attention": __file__}, "is no safetensors file"),
         ],
     )

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class PenaltyContext:
 
 
 DataKind = Literal["images", "graphs"]
+StrengthOption = Literal["strength", "weight_decay", "probability", "projection_factor"]
 HeadInit = Literal["probe", "unstandardized_probe", "random"]
 
 
@@ -76,12 +77,13 @@ class Method:
         head_init: the head starts as the linear probe, as one on features that keep their scales
             (`fit_probe`, `standardize=False`), or at random.
         build_penalties: makes the penalties.
-        strength: what `--strength auto` means; None where there is nothing to set.
+        strength: factor of its penalty; None without one.
+        weight_decay: the optimiser's (decoupled) weight decay.
+        probability: probability of the change that `network_context` makes; None without one.
+        projection_factor: factor of the projection of `optimizer_context`; None without one.
+        strength_option: the field of these four that `--strength` sets; None for none.
         candidates: where it means two trainings instead, held strongly and weakly (see `soup`).
         official_strength: the same in the official form; None for methods that have none.
-        strength_is_weight_decay: `--strength` is the optimiser's (decoupled) weight decay, not a
-            penalty's.
-        weight_decay: the optimiser's weight decay, where `--strength` is something else.
         compares_features: whether it compares features, so that the source runs at each step.
         needs_attention: whether it needs channel attention.
         needs_classifier: whether it needs the pretrained classifier.
@@ -91,9 +93,9 @@ class Method:
         num_head_cycles: in how many cycles the head is trained, drawn anew at the start of each.
         batch_norm: the mode that batch norm has to be in, whatever is asked for; None for either.
         network_context: what changes the network while it trains: a context manager of the network,
-            the strength and a generator of random numbers.
+            its probability and a generator of random numbers.
         optimizer_context: what changes the steps of the optimiser: a context manager of the
-            optimiser, target, source and the strength.
+            optimiser, target, source and the projection factor.
         trains_network: whether anything but the probe is trained.
         kinds: of samples that it is for.
     """
@@ -103,11 +105,13 @@ class Method:
     paper: str
     head_init: HeadInit = "probe"
     build_penalties: Callable[[PenaltyContext], list[Penalty]] = lambda parts: []
-    strength: float | None
+    strength: float | None = None
+    weight_decay: float = 0.0
+    probability: float | None = None
+    projection_factor: float | None = None
+    strength_option: StrengthOption | None = "strength"
     candidates: tuple[CandidateRun, ...] = ()
     official_strength: float | None = None
-    strength_is_weight_decay: bool = False
-    weight_decay: float = 0.0
     compares_features: bool = False
     needs_attention: bool = False
     needs_classifier: bool = False
@@ -121,3 +125,17 @@ class Method:
     ) = None
     trains_network: bool = True
     kinds: tuple[DataKind, ...] = ("images", "graphs")
+
+    @property
+    def default_strength(self) -> float | None:
+        """The value of the field that `--strength` sets."""
+        option = self.strength_option
+        value: float | None = None if option is None else getattr(self, option)
+        return value
+
+    def with_strength(self, value: float | None) -> "Method":
+        """Return the method with the value of `--strength`."""
+        if self.strength_option is None or value is None:
+            return self
+        changes: dict[str, Any] = {self.strength_option: value}
+        return dataclasses.replace(self, **changes)

@@ -77,7 +77,7 @@ METHOD = Method(
     summary="plain fine-tuning: random head, weight decay",
     paper="https://arxiv.org/abs/1411.1792",
     head_init="random",
-    strength=WEIGHT_DECAY,
+    weight_decay=WEIGHT_DECAY,
     official_strength=1e-4,
-    strength_is_weight_decay=True,
+    strength_option="weight_decay",
 )

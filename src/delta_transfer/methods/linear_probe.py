@@ -6,6 +6,6 @@ METHOD = Method(
     name="probe",
     summary="linear probe: logistic regression on frozen features, nothing else trains",
     paper="https://arxiv.org/abs/1805.08974",
-    strength=None,
+    strength_option=None,
     trains_network=False,
 )

@@ -6,6 +6,6 @@ METHOD = Method(
     name="lp_ft",
     summary="plain fine-tuning that starts from the linear probe's head",
     paper="https://arxiv.org/abs/2202.10054",
-    strength=WEIGHT_DECAY,
-    strength_is_weight_decay=True,
+    weight_decay=WEIGHT_DECAY,
+    strength_option="weight_decay",
 )

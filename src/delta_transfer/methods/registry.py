@@ -119,20 +119,21 @@ def _official(method: Method) -> Method:
     def penalties(parts: PenaltyContext) -> list[Penalty]:
         return method.build_penalties(dataclasses.replace(parts, official=True))
 
-    return dataclasses.replace(
-        method,
-        head_init="random",
-        strength=method.official_strength,
-        candidates=(),
-        build_penalties=penalties,
+    paper = dataclasses.replace(
+        method, head_init="random", candidates=(), build_penalties=penalties
     )
+    return paper.with_strength(method.official_strength)
 
 
 def method_of(config: TrainConfig) -> Method:
-    """The method of a run, in the form that the preset has.
+    """Return the method of a run, in the form of its preset.
+
+    `--method delta --attention none` is the method `delta_no_attention`.
 
     Raises:
-        UserError: if there is none of that name, or it has no such form.
+        ConfigError: if the method is unknown, or has no such form.
     """
     method = find_method(config.method)
+    if method.needs_attention and config.attention == "none":
+        return method_of(dataclasses.replace(config, method=delta.NO_ATTENTION.name))
     return find_method(config.method, preset=config.preset) if method.trains_network else method

@@ -7,7 +7,7 @@ METHOD = Method(
     summary="RIFLE: the head is drawn anew in three cycles, so that deep layers learn",
     paper="https://arxiv.org/abs/2007.03349",
     head_init="random",
-    strength=WEIGHT_DECAY,
-    strength_is_weight_decay=True,
+    weight_decay=WEIGHT_DECAY,
+    strength_option="weight_decay",
     num_head_cycles=3,
 )

@@ -15,13 +15,13 @@ from delta_transfer.methods.l2 import head_penalties
 
 
 def selective_projection(
-    updated: Tensor, previous: Tensor, initial: Tensor, gradient: Tensor, *, strength: float
+    updated: Tensor, previous: Tensor, initial: Tensor, gradient: Tensor, *, factor: float
 ) -> Tensor:
     """What a step leaves of some weights, once it is drawn back to where they started.
 
-    With `c = -g . (w - w0)` before the step, `w' - strength r (w' - w0)` where `c < 0`, else `w'`;
+    With `c = -g . (w - w0)` before the step, `w' - factor r (w' - w0)` where `c < 0`, else `w'`;
     `r = max(0, ||w' - w0|| - ||w - w0||) / ||w' - w0||`: Selective Projection Decay (Tian et al.,
-    NeurIPS 2024, https://arxiv.org/abs/2411.01713, section 3). Strength 1 keeps such a step on the
+    NeurIPS 2024, https://arxiv.org/abs/2411.01713, section 3). Factor 1 keeps such a step on the
     sphere around the start that it came from.
 
     Args:
@@ -29,16 +29,16 @@ def selective_projection(
         previous: the weights w before it.
         initial: the weights w0 that all began with.
         gradient: the gradient g at w.
-        strength: 0 for none.
+        factor: 0 for none.
 
     Returns:
         The weights to go on with, of the shape and dtype of `updated`.
 
     Example:
         >>> two, one, zero = torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([0.0])
-        >>> selective_projection(two, one, zero, torch.tensor([0.1]), strength=1.0)
+        >>> selective_projection(two, one, zero, torch.tensor([0.1]), factor=1.0)
         tensor([1.])
-        >>> selective_projection(two, one, zero, torch.tensor([-0.1]), strength=1.0)
+        >>> selective_projection(two, one, zero, torch.tensor([-0.1]), factor=1.0)
         tensor([2.])
     """
     way = at_least_float32(updated) - at_least_float32(initial)
@@ -48,7 +48,7 @@ def selective_projection(
     growth = (length - old_way.norm()).clamp_min(0)
     # Nothing grows to length zero: the smallest number only keeps 0 / 0 away.
     share = growth / length.clamp_min(torch.finfo(length.dtype).tiny)
-    drawn = way * torch.where(disagree, strength * share, torch.zeros_like(share))
+    drawn = way * torch.where(disagree, factor * share, torch.zeros_like(share))
     return (at_least_float32(updated) - drawn).to(updated.dtype)
 
 
@@ -66,10 +66,10 @@ class SelectiveProjection:
         optimizer: of the target's parameters; it needs no weight decay of its own.
         target: the network in training, wrapped or not.
         source: the network that it started from; its weights stay as they are.
-        strength: 1 is where the paper starts from; 0 leaves every step as it is.
+        factor: 1 in the paper; 0 leaves every step as it is.
 
     Raises:
-        ValueError: if the strength is negative or no number.
+        ValueError: if the factor is negative or not a number.
         UserError: if the two networks share no parameter.
 
     Example:
@@ -87,10 +87,10 @@ class SelectiveProjection:
         target: nn.Module,
         source: nn.Module,
         *,
-        strength: float = 1.0,
+        factor: float = 1.0,
     ) -> None:
-        if not 0 <= strength < float("inf"):
-            raise ValueError(f"spd: strength must be a number >= 0, got {strength}")
+        if not 0 <= factor < float("inf"):
+            raise ValueError(f"spd: factor must be a number >= 0, got {factor}")
         start = dict(unwrap(source).named_parameters())
         self._pairs = [
             (parameter, start[name])
@@ -103,7 +103,7 @@ class SelectiveProjection:
                 "shape): give two networks of one architecture"
             )
         self._optimizer = optimizer
-        self._strength = strength
+        self._factor = factor
         self._before: list[Tensor] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -134,17 +134,17 @@ class SelectiveProjection:
                     before,
                     start.to(parameter.device),
                     parameter.grad,
-                    strength=self._strength,
+                    factor=self._factor,
                 )
                 parameter.copy_(left)
         self._before = []
 
 
 def _project(
-    optimizer: Optimizer, target: nn.Module, source: nn.Module, strength: float
+    optimizer: Optimizer, target: nn.Module, source: nn.Module, factor: float
 ) -> TrainingContext:
     """Selective Projection Decay of the steps."""
-    return SelectiveProjection(optimizer, target, source, strength=strength)
+    return SelectiveProjection(optimizer, target, source, factor=factor)
 
 
 METHOD = Method(
@@ -153,5 +153,6 @@ METHOD = Method(
     paper="https://arxiv.org/abs/2411.01713",
     build_penalties=head_penalties,
     optimizer_context=_project,
-    strength=1.0,  # lambda in section 3
+    projection_factor=1.0,  # lambda in section 3
+    strength_option="projection_factor",
 )

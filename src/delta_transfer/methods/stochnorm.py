@@ -51,7 +51,7 @@ class StochasticNorm:
     ) -> None:
         if not 0 <= probability <= 1:
             raise UserError(
-                f"stochnorm: its strength is a probability, from 0 to 1; got {probability:g}"
+                f"stochnorm: --strength is a probability, from 0 to 1; got {probability:g}"
             )
         norms = [m for m in unwrap(network).modules() if isinstance(m, _BatchNorm)]
         self._norms = [norm for norm in norms if norm.running_mean is not None]
@@ -100,10 +100,10 @@ def _with_running_statistics(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> Te
 
 
 def _stochastic_norm(
-    network: nn.Module, strength: float, generator: torch.Generator
+    network: nn.Module, probability: float, generator: torch.Generator
 ) -> TrainingContext:
-    """StochNorm, whose strength is its probability."""
-    return StochasticNorm(network, probability=strength, generator=generator)
+    """Return the context of StochNorm."""
+    return StochasticNorm(network, probability=probability, generator=generator)
 
 
 METHOD = Method(
@@ -114,7 +114,8 @@ METHOD = Method(
         "bc573864331a9e42e4511de6f678aa83-Abstract.html"
     ),
     head_init="random",
-    strength=0.5,  # the probability p of the paper
+    probability=0.5,  # p of the paper
+    strength_option="probability",
     weight_decay=WEIGHT_DECAY,
     batch_norm="train",
     network_context=_stochastic_norm,

@@ -18,7 +18,7 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.task import Split
 from delta_transfer.errors import ConfigError
 from delta_transfer.features.probe import LinearProbe
-from delta_transfer.methods.registry import find_method
+from delta_transfer.methods.registry import method_of
 from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.utils.distributed import world_size
 from delta_transfer.utils.files import fingerprint
@@ -103,7 +103,7 @@ def load_given_attention(prepared: RunSetup, config: TrainConfig) -> ChannelAtte
         ConfigError: if the file does not match the run; all differences are listed.
         DataError: if the file is missing, damaged or of another format.
     """
-    if not find_method(config.method).needs_attention or config.attention in ESTIMATORS:
+    if not method_of(config).needs_attention or config.attention in ESTIMATORS:
         return None
     attention = ChannelAttention.load(config.attention)
     differences = _differences(attention, prepared, config)

@@ -168,7 +168,7 @@ def _penalty_context(
     setup = plan.setup
     views, labels = setup.features["train"]
     return PenaltyContext(
-        strength=plan.strength or 0.0,
+        strength=plan.configured_method.strength or 0.0,
         head=setup.backbone.head,
         taps=taps,
         attention=attention,
@@ -183,10 +183,11 @@ def network_context(
     plan: FineTunePlan, network: nn.Module, generator: torch.Generator
 ) -> AbstractContextManager[object]:
     """Return the context in which the method changes the network during training."""
-    change = plan.method.network_context
+    method = plan.configured_method
+    change = method.network_context
     if change is None:
         return nullcontext()
-    return change(network, plan.strength or 0.0, generator)
+    return change(network, method.probability or 0.0, generator)
 
 
 def _initial_head(plan: FineTunePlan) -> LinearProbe | None:

@@ -63,9 +63,14 @@ class FineTunePlan:
 
     @property
     def strength(self) -> float | None:
-        """The strength of the method's penalty or its weight decay; None without one."""
+        """The value of `--strength` for the method; None if it has none."""
         given = self.config.strength
-        return self.method.strength if given == "auto" else given
+        return self.method.default_strength if given == "auto" else given
+
+    @property
+    def configured_method(self) -> Method:
+        """The method with the strength of the options."""
+        return self.method.with_strength(self.strength)
 
     @property
     def lr(self) -> float:
@@ -212,19 +217,19 @@ def _mixing(config: TrainConfig, num_classes: int) -> Mixing | None:
 
 def make_optimizer_config(plan: FineTunePlan, network: nn.Module) -> OptimizerConfig:
     """Return optimiser, learning rates and schedule."""
-    config, method, strength = plan.config, plan.method, plan.strength or 0.0
+    config, method = plan.config, plan.configured_method
     context = method.optimizer_context
 
     def optimizer_context(optimizer: torch.optim.Optimizer) -> AbstractContextManager[object]:
         if context is None:
             return nullcontext()
-        return context(optimizer, network, plan.setup.source, strength)
+        return context(optimizer, network, plan.setup.source, method.projection_factor or 0.0)
 
     return OptimizerConfig(
         optimizer=config.optimizer,
         lr=plan.lr,
         head_lr=_head_lr(plan),
-        weight_decay=strength if method.strength_is_weight_decay else method.weight_decay,
+        weight_decay=method.weight_decay,
         schedule=config.schedule,
         warmup_ratio=find_preset(config.preset).warmup_ratio,
         num_head_cycles=method.num_head_cycles,

@@ -59,11 +59,6 @@ def check_run_config(config: TrainConfig) -> None:
                 f"--attention: {error}; use the attention.safetensors of another run, or one of "
                 f"{', '.join(ESTIMATORS)}"
             ) from error
-    if method.needs_attention and config.attention == "none":
-        raise ConfigError(
-            f"--method {method.name} weighs channels by their attention: with --attention none use "
-            "--method delta_no_attention"
-        )
     check_loggers(config.logger_names)
     if config.precision != "32":
         find_precision(config.precision, find_device(config.device))
@@ -133,7 +128,7 @@ def _check_sharded(config: TrainConfig, method: Method) -> None:
 
 def _ignored_options(config: TrainConfig, method: Method) -> list[str]:
     """Return the given options that the method does not use."""
-    names = [] if method.strength is not None else ["strength"]
+    names = [] if method.strength_option else ["strength"]
     if not method.needs_attention:
         names += [
             *([] if config.attention == "none" else ["attention"]),

@@ -15,7 +15,8 @@ def methods(args: Sequence[str]) -> None:
 
     width = max(map(len, METHODS))
     for method in METHODS.values():
-        own = [one.strength for one in method.candidates or (method,) if one.strength is not None]
+        candidates = [one.strength for one in method.candidates]
+        own = candidates or [value for value in (method.default_strength,) if value is not None]
         strength = f" (strength {' and '.join(f'{one:g}' for one in own)})" if own else ""
         kinds = "" if len(method.kinds) > 1 else f"; for {method.kinds[0]}"
         print(f"{method.name:{width}}  {method.summary}{strength}{kinds}")

@@ -87,7 +87,8 @@ class Space:
         config = self.config
         count = config.epochs or next(iter(self.epochs), 1)
         own = {
-            "strength": self.strength and _within(self.strength, method_of(config).strength),
+            "strength": self.strength
+            and _within(self.strength, method_of(config).default_strength),
             "lr": self.lr and _within(self.lr, config.lr),
             "epochs": min(self.epochs, key=lambda n: abs(math.log(n / count)), default=None),
             "taps": next(iter(self.taps), None),
@@ -121,10 +122,10 @@ def find_space(config: TrainConfig, asked: SearchOptions) -> Space:
             f"one of {', '.join(others)}"
         )
     strength = parse_number_or_range("strength", asked.strength)
-    if method.strength is None and isinstance(strength, tuple):
+    if method.strength_option is None and isinstance(strength, tuple):
         raise ConfigError(f"--strength {asked.strength}: method {method.name} has no strength")
-    if strength == "search" and method.strength is not None:
-        around = _around(method.strength, _STRENGTH)
+    if strength == "search" and method.default_strength is not None:
+        around = _around(method.default_strength, _STRENGTH)
         strength = _PROBABILITIES.get(method.name, around)
     lr, epochs = parse_number_or_range("lr", asked.lr), parse_whole_numbers("epochs", asked.epochs)
     if lr == "search":
