@@ -54,7 +54,7 @@ def test_a_rate_is_found_once_and_leaves_no_trace(prepared, tmp_path, method, ca
     found = resolve_lr(plan, tmp_path)
     assert dataclasses.replace(found.config, lr="find") == plan.config
     assert 1e-6 < found.lr < 1
-    assert f"lr       {found.lr:g}: a tenth of the rate" in caplog.text
+    assert f"lr       {found.lr:g}: a tenth of the highest rate" in caplog.text
     assert torch.equal(torch.get_rng_state(), random)
     for network, state in zip(networks, before, strict=True):
         assert all(torch.equal(t, state[n]) for n, t in network.state_dict().items())
