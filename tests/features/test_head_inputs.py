@@ -47,5 +47,5 @@ def test_errors():
     tokens = nn.Sequential(nn.Linear(3, 2))
     with HeadInputs(tokens, ["0"]) as heads:
         tokens(torch.zeros(2, 5, 3))
-        with pytest.raises(UserError, match=r"rows \[B, F\], it got \(2, 5, 3\)"):
+        with pytest.raises(UserError, match=r"rows \[B, F\], got \(2, 5, 3\)"):
             heads.inputs()

@@ -1,4 +1,4 @@
-"""The frozen source network at work: its features of a batch, for as little as they can be had."""
+"""The frozen source network: its features of a batch, computed as cheaply as possible."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 from delta_transfer.features.fuse_batch_norm import fold_batch_norm
 from delta_transfer.features.head_inputs import HeadInputs
 from delta_transfer.features.stages import output_module
@@ -19,21 +19,21 @@ GIB = 2**30
 
 
 class FeatureCache:
-    """Samples are known by their values: what has changed by a bit is another sample.
+    """A cache of features by the values of samples: a sample that differs by a bit is another.
 
     The key of a sample is two sums of its 32-bit words times random 64-bit numbers, modulo 2^64:
     two samples that differ have the same one with a probability below 2^-60. Once the limit is
-    reached nothing more is kept and nothing dropped: in epochs, what came last comes last again.
+    reached nothing is added or evicted: in epochs, the latest samples come latest again.
 
     Args:
-        gib: the most memory that is used, in GiB, on the device of the features.
+        gib: maximum memory in GiB, on the device of the features.
 
     Example:
         >>> cache = FeatureCache(1.0)
         >>> keys = cache.keys(torch.tensor([[1.0], [2.0], [1.0]]))
         >>> keys[0] == keys[2] != keys[1]
         True
-        >>> cache.keep(keys[:1], [torch.ones(1, 4)])
+        >>> cache.put(keys[:1], [torch.ones(1, 4)])
         >>> cache.has(keys[0]), cache.has(keys[1])
         (True, False)
     """
@@ -44,18 +44,18 @@ class FeatureCache:
         self._factors = torch.empty(2, 0, dtype=torch.int64)
 
     def keys(self, inputs: Tensor) -> list[tuple[int, int]]:
-        """One for each of the samples `[B, ...]`."""
+        """Return a key for each of the samples `[B, ...]`."""
         rows = inputs.detach().contiguous().flatten(1)
         words = (rows if rows.element_size() % 4 == 0 else rows.float()).view(torch.int32)
         sums = [(words * f).sum(dim=1) for f in self._drawn(words.shape[1], words.device)]
         return [(a, b) for a, b in torch.stack(sums, dim=1).tolist()]
 
     def has(self, key: tuple[int, int]) -> bool:
-        """Whether the sample's features are kept."""
+        """Return True if the sample's features are cached."""
         return key in self._rows
 
     def put(self, keys: Sequence[tuple[int, int]], features: Sequence[Tensor]) -> None:
-        """Keeps features, each `[B, ...]`, of the samples with these keys, as far as they fit."""
+        """Cache features, each `[B, ...]`, of the samples with these keys, as far as they fit."""
         size = sum(part[0].numel() * part.element_size() for part in features)
         for i, key in enumerate(keys):
             if key not in self._rows and size <= self._left:
@@ -63,7 +63,7 @@ class FeatureCache:
                 self._left -= size
 
     def get(self, keys: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """What was kept of these samples, each `[B, ...]`."""
+        """Return the cached features of these samples, each `[B, ...]`."""
         return [
             torch.stack(parts) for parts in zip(*map(self._rows.__getitem__, keys), strict=True)
         ]
@@ -80,16 +80,16 @@ _TRIED = 2  # samples on which a folded copy is tried
 
 
 class FrozenSource:
-    """Runs the source without gradients, in eval mode, no further than needed.
+    """Run the source without gradients, in eval mode, no further than needed.
 
     Between `open` and `close` it is a copy that runs, with batch norm folded into convolutions.
 
     Args:
-        network: the source, unwrapped; left as it is.
+        network: the source, unwrapped; not changed.
         taps: the modules whose features are needed.
         heads: the modules whose inputs are needed.
-        cache_gb: GiB of features that may be kept for inputs that come again; 0 for none.
-        precision: what it computes in between `open` and `close`, outside of autocast.
+        cache_gb: GiB of features to cache for recurring inputs; 0 disables the cache.
+        precision: precision between `open` and `close`, outside of autocast.
     """
 
     def __init__(
@@ -112,19 +112,19 @@ class FrozenSource:
         self._copied: _Recorder | None = None
 
     def open(self) -> None:
-        """From now on its weights do not change."""
+        """Start a phase in which its weights do not change."""
         self._open = True
         self._cache = FeatureCache(self._gib) if self._gib else None
 
     def close(self) -> None:
-        """Lets go of the copy and of what was kept."""
+        """Release the copy and the cache."""
         self._open, self._copied, self._cache = False, None, None
 
     def run(self, inputs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Its features at the taps (`[B, S, C]`, or rows), and what its heads are given.
+        """Return its features at the taps (`[B, S, C]`, or rows), and the inputs of its heads.
 
         Raises:
-            UserError: if features are to be kept that are not of one sample each.
+            ConfigError: if features are to be cached that are not of one sample each.
         """
         if not self._taps and not self._heads:
             return {}, {}
@@ -136,7 +136,7 @@ class FrozenSource:
         self, inputs: Any, cache: FeatureCache
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if not isinstance(inputs, Tensor):
-            raise UserError(
+            raise ConfigError(
                 f"source_cache_gb: inputs must be a tensor of samples, got {type(inputs).__name__}"
             )
         keys = cache.keys(inputs)
@@ -144,7 +144,7 @@ class FrozenSource:
             features, given = self._run(inputs)
             parts = [*features.values(), *given.values()]
             if any(len(part) != len(keys) for part in parts):
-                raise UserError(
+                raise ConfigError(
                     "source_cache_gb: the features are not of one sample each; leave it out"
                 )
             cache.put(keys, parts)
@@ -173,7 +173,7 @@ class FrozenSource:
         return _to_float32(features), _to_float32(given)
 
     def _fuse(self, inputs: Tensor) -> "_Recorder":
-        # A layer that is folded returns something else, or is another module then.
+        # A fused layer returns something else, or is replaced by another module.
         kept = {self.network.get_submodule(name) for name in (*self._taps, *self._heads)}
         kept |= {output_module(module) for module in kept}
         with without_autocast(inputs.device):
@@ -186,7 +186,7 @@ class FrozenSource:
 
 
 def _to_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What came in half precision in float32."""
+    """Convert bfloat16 tensors to float32."""
     return {
         name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
         for name, tensor in tensors.items()
@@ -194,9 +194,10 @@ def _to_float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _may_use_copy(device: torch.device) -> bool:
-    """Whether it may run otherwise than as it is: not in autocast, where it rounds as the target.
+    """Return True if a fused copy may run instead of the network.
 
-    Nor can a copy be tried where there are no numbers.
+    Not under autocast, where it has to round as the target does, nor on the meta device, where the
+    copy cannot be compared.
     """
     kind = device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -204,7 +205,7 @@ def _may_use_copy(device: torch.device) -> bool:
 
 
 class _Recorder:
-    """A network with the hooks that record what is needed of it."""
+    """A network with the hooks that record its features and head inputs."""
 
     def __init__(self, network: nn.Module, *, taps: Sequence[str], heads: Sequence[str]) -> None:
         self._network = network

@@ -1,4 +1,4 @@
-"""What the head of a network is given, recorded while the network runs."""
+"""The inputs of a network's head, recorded while the network runs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -6,22 +6,22 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.errors import UserError, match_names
+from delta_transfer.errors import ModelError, match_names
 from delta_transfer.features.stages import unwrap
 from delta_transfer.features.taps import exclude_from_compile
 
 
 class HeadInputs:
-    """Records what named modules are given in the last forward pass of a network.
+    """Record the inputs of named modules in the last forward pass of a network.
 
-    A context manager: hooks are set on entry and gone on exit, also after an exception.
+    A context manager: hooks are set on entry and removed on exit, also after an exception.
 
     Args:
-        model: the network, wrapped or not; left as it was.
-        names: of the modules.
+        model: the network, wrapped or not; not changed.
+        names: names of the modules.
 
     Raises:
-        UserError: if there is no such module.
+        ConfigError: if there is no such module.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -52,29 +52,29 @@ class HeadInputs:
         self.clear()
 
     def inputs(self) -> dict[str, Tensor]:
-        """Name -> what the module was given, `[B, F]`.
+        """Return name -> input of the module, `[B, F]`.
 
         Raises:
             RuntimeError: if the network was not called in the context before.
-            UserError: if a module is given anything but rows.
+            ModelError: if the input of a module is not rows.
         """
         for name in self.names:
             if name not in self._found:
                 raise RuntimeError(
                     f"no forward pass reached {name!r}: call the network inside the `with` block, "
-                    "before reading what its head is given"
+                    "before reading the inputs of its head"
                 )
             found = self._found[name]
             if not isinstance(found, Tensor) or found.ndim != 2:
                 shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-                raise UserError(
-                    f"the head {name!r} must be given rows [B, F], it got {shape}: name the last "
+                raise ModelError(
+                    f"the inputs of head {name!r} must be rows [B, F], got {shape}: name the last "
                     "linear layer of the network"
                 )
         return dict(self._found)
 
     def clear(self) -> None:
-        """Lets go of what was recorded (and of the graph that it keeps alive)."""
+        """Release the recorded inputs (and the graph that they keep alive)."""
         self._found.clear()
 
     def _hook(self, name: str) -> Callable[..., Any]:

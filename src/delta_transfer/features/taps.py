@@ -38,7 +38,7 @@ def exclude_from_compile(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _version(tensor: Tensor) -> int | None:
-    """How often a tensor was changed in place; None for inference tensors, which do not count."""
+    """Return how often a tensor was changed in place; None for inference tensors."""
     return None if tensor.is_inference() else tensor._version
 
 
@@ -48,11 +48,11 @@ class _StopForward(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ForwardPass:
-    """A forward pass of the network that is under way.
+    """The current forward pass of the network.
 
     Args:
-        image_size: height and width of what the network was given.
-        grad_enabled: whether it has gradients.
+        image_size: height and width of the inputs.
+        grad_enabled: it has gradients.
     """
 
     image_size: tuple[int, int]
@@ -60,13 +60,13 @@ class _ForwardPass:
 
 
 class Taps:
-    """Records the outputs of named modules during each forward pass of a network.
+    """Record the outputs of named modules during each forward pass of a network.
 
-    A context manager: hooks are set on entry and gone on exit, also after an exception. Recording
-    starts anew at each forward pass of the (unwrapped) network; what happens outside one, such as
+    A context manager: hooks are removed on exit, also after an exception. Recording
+    starts over at each forward pass of the (unwrapped) network; what happens outside one, such as
     the recomputation of checkpointed activations, is not recorded. A tapped output that the network
-    later changes in place (`ReLU(inplace=True)`, `+=`) is noticed in the first pass, and from then
-    on the network is handed a copy.
+    later changes in place (`ReLU(inplace=True)`, `+=`) is noticed in the first pass; from then on
+    the network receives a copy.
 
     Args:
         model: the network, wrapped (DDP, `torch.compile`, Fabric) or not. Enter the context before
@@ -122,7 +122,7 @@ class Taps:
         self._pass = None
 
     def outputs(self) -> dict[str, Tensor]:
-        """The recorded outputs of the last forward pass, raw, in the order of `names`.
+        """Return the raw outputs of the last forward pass, in the order of `names`.
 
         Raises:
             RuntimeError: if there was no forward pass, a tap was not called in it, or an output was
@@ -151,7 +151,7 @@ class Taps:
         return {name: self._recorded[name] for name in self.names}
 
     def features(self) -> dict[str, Tensor]:
-        """The recorded outputs as `[B, S, C]` (samples, positions, channels), or rows `[R, C]`.
+        """Return the outputs as `[B, S, C]` (samples, positions, channels), or rows `[R, C]`.
 
         Raises:
             RuntimeError: as `outputs` does.
@@ -160,7 +160,7 @@ class Taps:
         return {tap: flatten_positions(out, self.channel_dims[tap]) for tap, out in outputs.items()}
 
     def record(self, inputs: Any) -> dict[str, Tensor]:
-        """Runs the unwrapped network on `inputs`, no further than its last tap; the raw outputs."""
+        """Run the unwrapped network up to its last tap and return the raw outputs."""
         self._stop_early = True
         try:
             self.model(inputs)
@@ -171,7 +171,7 @@ class Taps:
         return self.outputs()
 
     def clear(self) -> None:
-        """Lets go of what was recorded (and of the graph that it keeps alive)."""
+        """Release the recorded outputs (and the graph that they keep alive)."""
         self._recorded.clear()
         self._versions.clear()
         self._handed.clear()
