@@ -78,6 +78,8 @@ def kind_of(text: str) -> str:
         return "unknown"
     if lines[0].strip().endswith("/") and all(_FILE.match(line) for line in lines[1:]):
         return "files"
+    if all(re.fullmatch(r"[a-z]+( \| [a-z]+)*", line) for line in lines):
+        return "layers"
     rows = list(csv.reader(lines))
     columns = {len(row) for row in rows}
     if len(rows) > 1 and len(columns) == 1 and columns != {1} and " " not in lines[0]:

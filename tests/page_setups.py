@@ -95,9 +95,10 @@ def _export(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 def _tutorial(monkeypatch: pytest.MonkeyPatch) -> Names:
     """A small network in the place of the pretrained one; the slow test has the real one."""
-    from delta_transfer import backbones
+    import delta_transfer
+    from delta_transfer.backbones.custom import wrap_network
 
-    def small(name: str, *, num_outputs: int) -> backbones.Backbone:
+    def small(name: str, *, num_outputs: int) -> delta_transfer.Backbone:
         class Small(nn.Module):
             """Its head has the name that the page gives."""
 
@@ -111,9 +112,9 @@ def _tutorial(monkeypatch: pytest.MonkeyPatch) -> Names:
                 return self.classifier(self.body(x))
 
         torch.manual_seed(0)
-        return backbones.wrap_network(Small(), num_outputs=num_outputs, image_size=48)
+        return wrap_network(Small(), num_outputs=num_outputs, image_size=48)
 
-    monkeypatch.setattr(backbones, "load_backbone", small)
+    monkeypatch.setattr(delta_transfer, "load_backbone", small)
     return {}
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -109,6 +110,13 @@ def test_files_that_are_listed_are_there(block):
             folder = path
 
 
+@pytest.mark.parametrize("block", of_kind("layers"))
+def test_the_layers_are_those_of_the_contract(block):
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    (contract,) = tools["importlinter"]["contracts"]
+    assert block.text.splitlines() == [re.sub(r"[()]", "", layer) for layer in contract["layers"]]
+
+
 @pytest.mark.parametrize("block", of_kind("directives"))
 def test_what_the_reference_documents_is_there(block):
     assert list(documented(block))
@@ -186,6 +194,7 @@ def test_no_page_has_the_name_of_one_that_sphinx_makes():
         ("smiles,permeable\nCCO,1\n", "table"),
         ("src/\n  cli.py   the program\n", "files"),
         ("done  test accuracy 90%\n", "unknown"),
+        ("cli\napp | export\n", "layers"),
         ("$ delta-transfer methods\nprobe  only a head is fitted\n", "session"),
     ],
 )
