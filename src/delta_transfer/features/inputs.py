@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self, TypeVar, cast
 import torch
 from torch import Tensor
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ModelError
 
 
 class Inputs(Protocol):
@@ -57,7 +57,7 @@ def groups_at(
         samples: how many samples there are; by default as many as the groups tell.
 
     Raises:
-        UserError: if the features are neither of these rows nor of the samples.
+        ModelError: if the features are neither of these rows nor of the samples.
 
     Example:
         >>> groups = torch.tensor([0, 0, 1])
@@ -72,7 +72,7 @@ def groups_at(
         samples = int(groups.max()) + 1
     if len(features) == samples:
         return None
-    raise UserError(
+    raise ModelError(
         f"tap {tap!r} gives features {tuple(features.shape)}, but there are {len(groups)} rows "
         f"[R, C] of {samples} samples: tap a module that gives features of each row (node), or of "
         "each sample (graph)"

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor, nn
 
-from delta_transfer.errors import UserError, match_names
+from delta_transfer.errors import ModelError, match_names
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.utils.module_state import device_of, eval_mode
 
@@ -55,7 +55,7 @@ def find_head(model: nn.Module, head: str = "auto") -> str:
     `"auto"` asks timm's `get_classifier()` where there is one, else takes the last `nn.Linear`.
 
     Raises:
-        UserError: if there is none, or the name is unknown.
+        ModelError: if there is none, or the name is unknown.
     """
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules() if name}
     if head != "auto":
@@ -65,7 +65,7 @@ def find_head(model: nn.Module, head: str = "auto") -> str:
         return names[classifier()]
     linear = [name for module, name in names.items() if isinstance(module, nn.Linear)]
     if not linear:
-        raise UserError(
+        raise ModelError(
             f"no head found in {type(model).__name__}: name the module that makes the logits, "
             "for example head='fc'"
         )
@@ -109,7 +109,7 @@ def collect_features(
         the CPU.
 
     Raises:
-        UserError: if the loader is empty, or the head's inputs are not rows `[B, F]`.
+        ModelError: if the loader is empty, or the head's inputs are not rows `[B, F]`.
     """
     views: list[Tensor] = []
     rows: list[Tensor] = []
@@ -132,11 +132,11 @@ def collect_features(
                 model(inputs.flip(-1).to(device))
             if not views or views[0].ndim != 2:
                 found = tuple(views[0].shape) if views else "nothing"
-                raise UserError(f"the head {head!r} must be given rows [B, F], it got {found}")
+                raise ModelError(f"the head {head!r} must be given rows [B, F], it got {found}")
             rows.append(torch.stack(views, dim=1).float().cpu())
             labels.append(torch.as_tensor(targets).cpu())
     if not rows:
-        raise UserError("the loader is empty: a linear probe needs training data")
+        raise ModelError("the loader is empty: a linear probe needs training data")
     return torch.cat(rows), torch.cat(labels)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ModelError
 from delta_transfer.features.inputs import groups_of
 from delta_transfer.utils.module_state import eval_mode
 
@@ -108,14 +108,14 @@ def auto_taps(model: nn.Module, *, example: Any = None) -> tuple[str, ...]:
         Module names, in the order in which they are called.
 
     Raises:
-        UserError: if nothing fits; it says how to name taps.
+        ModelError: if nothing fits; it says how to name taps.
     """
     model = unwrap(model)
     stages = _declared_stages(model)
     if not stages:
         stages = _observed_stages(model, example)
     if not stages:
-        raise UserError(
+        raise ModelError(
             f"no taps found in {type(model).__name__}: name them, "
             "for example taps=['layer3', 'layer4'] (`named_modules()` lists the names)"
         )
@@ -155,7 +155,7 @@ def list_modules(model: nn.Module, example: Any) -> list[ModuleOutput]:
     Pooling layers are left out.
 
     Raises:
-        UserError: if the network does not take the example.
+        ModelError: if the network does not take the example.
     """
     return _observe(unwrap(model), example)
 
@@ -234,7 +234,7 @@ def _observe(model: nn.Module, example: Any) -> list[ModuleOutput]:
             model(example)
     except Exception as error:  # a network for other inputs may fail in any way
         what = f"an image {list(example.shape)}" if groups is None else "the example"
-        raise UserError(
+        raise ModelError(
             f"taps could not be chosen for {type(model).__name__}: it does not take {what} "
             f"({error}); name the taps"
         ) from error

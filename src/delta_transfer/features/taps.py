@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.errors import ConfigError, UserError, match_names
+from delta_transfer.errors import ConfigError, ModelError, match_names
 from delta_transfer.features.stages import (
     auto_taps,
     find_channel_dim,
@@ -76,7 +76,7 @@ class Taps:
             handed on to the network in its place.
 
     Raises:
-        UserError: if a name selects no module; near matches are listed.
+        ModelError: if a name selects no module; near matches are listed.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True))
@@ -218,22 +218,22 @@ class Taps:
 
     def _check(self, name: str, output: Any, running: _ForwardPass) -> None:
         if not isinstance(output, Tensor):
-            raise UserError(
+            raise ModelError(
                 f"tap {name!r} returns a {type(output).__name__}, not a tensor: tap a module "
                 "inside it that returns a single tensor"
             )
         if output.ndim < 2:
-            raise UserError(
+            raise ModelError(
                 f"tap {name!r} returns a tensor of shape {tuple(output.shape)}: a tap needs "
                 "samples and channels, [B, C, H, W], [B, H, W, C], [B, N, C] or [R, C]"
             )
         if name in self._recorded:
-            raise UserError(
+            raise ModelError(
                 f"tapped module {name!r} is called twice in one forward pass, so that its output "
                 "is ambiguous: tap the block around it, or one that is called once"
             )
         if running.grad_enabled and not torch.is_grad_enabled():
-            raise UserError(
+            raise ModelError(
                 f"tap {name!r} runs without gradients inside a forward pass that has them "
                 "(reentrant activation checkpointing, or a no_grad block): checkpoint with "
                 "use_reentrant=False, or tap a module outside of it"

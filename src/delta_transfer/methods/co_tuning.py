@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 from delta_transfer.functional import at_least_float32, without_autocast
 from delta_transfer.methods.base import WEIGHT_DECAY, Method, PenaltyContext
 from delta_transfer.methods.penalty import Penalty, Step, classifier_logits
@@ -54,10 +54,10 @@ class CoTuning(Penalty):
         """The term.
 
         Raises:
-            UserError: if the labels are not there.
+            ConfigError: if the labels are not there.
         """
         if step.targets is None:
-            raise UserError("CoTuning needs the labels: regularizer(inputs, targets)")
+            raise ConfigError("CoTuning needs the labels: regularizer(inputs, targets)")
         logits = classifier_logits(self.classifier, step.head_inputs[self.head])
         with without_autocast(logits.device):
             if step.targets.is_floating_point():  # shares of all classes, as MixUp gives

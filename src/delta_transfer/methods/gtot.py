@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ModelError
 from delta_transfer.functional import at_least_float32, without_autocast
 from delta_transfer.methods.base import Method, PenaltyContext
 from delta_transfer.methods.l2 import head_penalties
@@ -154,11 +154,11 @@ class GTOT(Penalty):
         """The term.
 
         Raises:
-            UserError: if a tap does not give nodes, or their edges are not known.
+            ModelError: if a tap does not give nodes, or their edges are not known.
         """
         edges = getattr(step.inputs, "edge_index", None)
         if edges is None:
-            raise UserError(
+            raise ModelError(
                 "gtot needs graphs, whose inputs have edge_index: for images choose another "
                 f"penalty; these inputs are a {type(step.inputs).__name__}"
             )
@@ -168,7 +168,7 @@ class GTOT(Penalty):
     def _at(self, step: Step, tap: str, edges: Tensor) -> Tensor:
         groups = step.groups_at(tap)
         if groups is None:
-            raise UserError(
+            raise ModelError(
                 f"gtot compares nodes, but tap {tap!r} gives one row for each graph: tap a layer "
                 "before the pooling"
             )

@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Tensor
 
-from delta_transfer.errors import UserError, match_names
+from delta_transfer.errors import ModelError, match_names
 from delta_transfer.methods import sharded
 from delta_transfer.methods.base import WEIGHT_DECAY, Method, PenaltyContext
 from delta_transfer.methods.penalty import Penalty, Step
@@ -36,7 +36,7 @@ class L2(Penalty):
         """The term.
 
         Raises:
-            UserError: if a name selects no module, or the modules have no parameters.
+            ModelError: if a name selects no module, or the modules have no parameters.
         """
         choices = [name for name, _ in step.target.named_modules() if name]
         names = match_names("module", self.modules_named, choices)
@@ -49,7 +49,9 @@ class L2(Penalty):
             for parameter in step.target.get_submodule(name).parameters()
         }
         if not parameters:
-            raise UserError(f"L2: no parameters in {', '.join(names)}; name a module that has some")
+            raise ModelError(
+                f"L2: no parameters in {', '.join(names)}; name a module that has some"
+            )
         return self.strength * 0.5 * sharded.sum_of_squares((p, None) for p in parameters)
 
 

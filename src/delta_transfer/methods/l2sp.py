@@ -4,7 +4,7 @@ from typing import final
 
 from torch import Tensor
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ModelError
 from delta_transfer.methods import sharded
 from delta_transfer.methods.base import Method, PenaltyContext
 from delta_transfer.methods.l2 import head_penalties
@@ -33,10 +33,10 @@ class L2SP(Penalty):
         """The term.
 
         Raises:
-            UserError: if the two networks share no parameter.
+            ModelError: if the two networks share no parameter.
         """
         if step.source is None:
-            raise UserError("L2SP needs the source network: Regularizer(target, source, ...)")
+            raise ModelError("L2SP needs the source network: Regularizer(target, source, ...)")
         sharded.reshard(step.target)
         start = dict(step.source.named_parameters())
         pairs = [
@@ -45,7 +45,7 @@ class L2SP(Penalty):
             if name in start and start[name].shape == parameter.shape
         ]
         if not pairs:
-            raise UserError(
+            raise ModelError(
                 "L2SP: the target and the source share no parameter (name and shape): "
                 "give two networks of one architecture"
             )

@@ -5,7 +5,7 @@ import dataclasses
 from torch import nn
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.errors import UserError, unknown
+from delta_transfer.errors import ConfigError, unknown
 from delta_transfer.methods import (
     bss,
     co_tuning,
@@ -56,7 +56,7 @@ def find_method(name: str, *, preset: str = "default") -> Method:
             strength as the default, and a head that starts at random.
 
     Raises:
-        UserError: if there is no such method, or it has no official form; those that have one are
+        ConfigError: if there is no such method, or it has no official form; those that have one are
             listed.
     """
     if name not in METHODS:
@@ -78,11 +78,11 @@ def check_kind(method: Method, kind: DataKind, data: str) -> None:
         data: what they are called.
 
     Raises:
-        UserError: if it is not; those that are are listed.
+        ConfigError: if it is not; those that are are listed.
     """
     if kind not in method.kinds:
         others = [other.name for other in METHODS.values() if kind in other.kinds]
-        raise UserError(
+        raise ConfigError(
             f"method {method.name!r} is for {' and '.join(method.kinds)} alone, {data} has {kind}: "
             f"choose from {', '.join(others)}"
         )
@@ -97,11 +97,11 @@ def check_classifier(method: Method, classifier: nn.Linear | None, model: str) -
         model: what the network is called.
 
     Raises:
-        UserError: if it does not; the methods that need none are listed.
+        ConfigError: if it does not; the methods that need none are listed.
     """
     if method.needs_classifier and classifier is None:
         others = [other.name for other in METHODS.values() if not other.needs_classifier]
-        raise UserError(
+        raise ConfigError(
             f"method {method.name!r} needs the pretrained classifier, which {model} does not bring "
             "(neither a network given in Python nor a file by --weights does): take a --model of "
             f"timm, torchvision or pypi with weights of its own, or one of {', '.join(others)}"
@@ -111,7 +111,7 @@ def check_classifier(method: Method, classifier: nn.Linear | None, model: str) -
 def _official(method: Method) -> Method:
     if method.official_strength is None:
         choices = [other.name for other in METHODS.values() if other.official_strength is not None]
-        raise UserError(
+        raise ConfigError(
             f"method {method.name!r} has no official form, the authors' code does not have it: "
             f"choose from {', '.join(choices)}, or leave --preset paper out"
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ModelError
 from delta_transfer.features.stages import unwrap
 from delta_transfer.functional import at_least_float32
 from delta_transfer.methods.base import Method, TrainingContext
@@ -70,7 +70,7 @@ class SelectiveProjection:
 
     Raises:
         ValueError: if the factor is negative or not a number.
-        UserError: if the two networks share no parameter.
+        ModelError: if the two networks share no parameter.
 
     Example:
         >>> source, target = nn.Linear(2, 1), nn.Linear(2, 1)
@@ -98,7 +98,7 @@ class SelectiveProjection:
             if name in start and start[name].shape == parameter.shape
         ]
         if not self._pairs:
-            raise UserError(
+            raise ModelError(
                 "SelectiveProjection: the target and the source share no parameter (name and "
                 "shape): give two networks of one architecture"
             )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, ModelError
 from delta_transfer.features.stages import unwrap
 from delta_transfer.features.taps import exclude_from_compile
 from delta_transfer.methods.base import WEIGHT_DECAY, Method, TrainingContext
@@ -32,7 +32,7 @@ class StochasticNorm:
         generator: on the CPU; the global one if None.
 
     Raises:
-        UserError: if the probability is none, or the network has no batch norm with running
+        ModelError: if the probability is none, or the network has no batch norm with running
             statistics.
 
     Example:
@@ -50,13 +50,13 @@ class StochasticNorm:
         generator: torch.Generator | None = None,
     ) -> None:
         if not 0 <= probability <= 1:
-            raise UserError(
+            raise ConfigError(
                 f"stochnorm: --strength is a probability, from 0 to 1; got {probability:g}"
             )
         norms = [m for m in unwrap(network).modules() if isinstance(m, _BatchNorm)]
         self._norms = [norm for norm in norms if norm.running_mean is not None]
         if not self._norms:
-            raise UserError(
+            raise ModelError(
                 f"stochnorm needs a network with batch norm, {type(unwrap(network)).__name__} has "
                 "none (with running statistics): choose another method, or a network such as "
                 "resnet50"
