@@ -122,7 +122,7 @@ class TestKey:
         ("version", "same"),
         [("1.2.1.dev3+gabc", True), ("1.2.1", True), ("1.2.1rc1", False), ("1.2.2.dev3", False)],
     )
-    def test_not_each_commit_of_ours_measures_anew(self, monkeypatch, version, same):
+    def test_a_commit_of_ours_does_not_invalidate_it(self, monkeypatch, version, same):
         def key(ours):
             found = {"delta-transfer": ours, "torch": "2.10.0+cpu"}
             monkeypatch.setattr(module.importlib.metadata, "version", found.__getitem__)
@@ -173,7 +173,7 @@ class TestMeasuring:
         assert len(measure.partial) == 2
         assert len(list(folder.iterdir())) == 2
 
-    def test_one_that_is_broken_off_has_a_file_beside_it_to_go_on_from(self, measure, folder):
+    def test_an_interrupted_one_has_a_checkpoint_beside_it(self, measure, folder):
         load_or_estimate(MEASUREMENT, measure)
         (partial,) = measure.partial
         assert partial == folder / f"{MEASUREMENT.cache_key}.checkpoint"
@@ -200,7 +200,7 @@ class TestMeasuring:
         assert str(error.value) == ""
 
     @pytest.mark.parametrize("damage", ["half", "other", "empty", "text", "not a number", "folder"])
-    def test_a_damaged_file_is_measured_anew_and_replaced(
+    def test_a_damaged_file_is_estimated_again_and_replaced(
         self, measure, attention, folder, damage, tmp_path
     ):
         file = file_of(folder)

@@ -196,7 +196,7 @@ def test_the_file_says_what_it_is_to_readers_without_this_package(tmp_path):
         (entry,) = file.metadata().values()
 
     def refuse(name):
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     about = json.loads(entry, parse_constant=refuse)
     assert about == {
@@ -300,15 +300,15 @@ CHANGES = {
     "infinite scores": put("scores/layer2", torch.full((4,), math.inf)),
     "errors of another shape": put("standard_errors/layer2", torch.zeros(3)),
     "variance of another shape": put("variance/layer2", torch.zeros(4)),
-    "variance that is no number": put("variance/layer2", torch.tensor(math.nan)),
+    "variance that is not a number": put("variance/layer2", torch.tensor(math.nan)),
     "attention of another shape": put("attention/layer2", torch.full((3,), 1 / 3)),
     "attention that is not the scores'": put("attention/layer2", torch.full((4,), 1 / 4)),
-    "attention that is no number": put("attention/layer2", torch.full((4,), math.nan)),
+    "attention that is not a number": put("attention/layer2", torch.full((4,), math.nan)),
     "drivers of another shape": put("influential_samples/layer2", torch.zeros(3, 2).long()),
     "drivers of another kind": put("influential_samples/layer2", torch.zeros(4, 2)),
     "head weight of another shape": put("head.weight", torch.zeros(3)),
     "head bias of another shape": put("head.bias", torch.zeros(2)),
-    "head that is no number": put("head.bias", torch.full((3,), math.nan)),
+    "head that is not a number": put("head.bias", torch.full((3,), math.nan)),
     **{f"unsaid {name}": unsay(name) for name in ENTRIES},
     "no taps": say(taps=[]),
     "equal taps": say(taps=["layer2", "layer2"]),

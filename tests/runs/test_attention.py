@@ -212,7 +212,7 @@ class TestEstimate:
         clock = [0.0]
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[-1]))
         tell = module._log_progress()
-        # It goes on from 100 of 700, 2 in a second.
+        # It resumes at 100 of 700, 2 in a second.
         for second, done in ((1, 100), (30, 158), (61, 220), (100, 298), (121, 340), (500, 700)):
             clock.append(second)
             tell(done, 700)
@@ -274,7 +274,8 @@ class TestCache:
             )
             assert torch.allclose(second.attention[tap].double(), expected, rtol=1e-5)
         # How sure the attention is was found out for the first one alone.
-        same = not any(name.startswith("attention_") for name in options)
+        normalization = {"attention_temperature", "score_clip", "clamp_negative_scores"}
+        same = not normalization & set(options)
         assert all(math.isfinite(value) for value in first.uncertainty.values())
         assert all(math.isfinite(value) == same for value in second.uncertainty.values())
         again = estimate(prepared, plain)
@@ -297,7 +298,7 @@ class TestCache:
         ],
         ids=str,
     )
-    def test_other_scores_are_measured_anew(self, prepared, images, measured, options):
+    def test_other_scores_are_estimated_again(self, prepared, images, measured, options):
         plain, other = config(images), config(images, **options)
         for asked in (plain, other, plain, other):
             estimate(prepared, asked)

@@ -73,7 +73,7 @@ def call(partial=None, *, net=None, data=None, size=16, **changes):
     )
 
 
-def broken_off(path, after, **changes) -> None:
+def interrupted(path, after, **changes) -> None:
     Watched.stop_at = after
     with pytest.raises(Stopped):
         call(path, **changes)
@@ -100,10 +100,10 @@ def same(found, expected) -> bool:
 
 
 @pytest.mark.parametrize("after", range(1, PIECES))
-def test_a_call_that_was_broken_off_goes_on_and_ends_the_same(tmp_path, after):
+def test_an_interrupted_call_resumes_and_ends_the_same(tmp_path, after):
     path = tmp_path / "some" / "partial"
     expected = call()
-    broken_off(path, after)
+    interrupted(path, after)
     assert path.is_file()
     found = call(path)
     assert len(Watched.scored) == PIECES - after
@@ -112,10 +112,10 @@ def test_a_call_that_was_broken_off_goes_on_and_ends_the_same(tmp_path, after):
     assert list(path.parent.iterdir()) == []
 
 
-def test_it_can_be_broken_off_again_and_again(tmp_path):
+def test_it_can_be_interrupted_again_and_again(tmp_path):
     path, expected = tmp_path / "partial", call()
     for after in (2, 1, 2):
-        broken_off(path, after)
+        interrupted(path, after)
     assert same(call(path), expected)
     assert Watched.scored == [5]
 
@@ -141,7 +141,7 @@ def test_so_it_is_with_the_fast_estimator(tmp_path, monkeypatch):
 
 
 def test_before_the_first_piece_there_is_no_file(tmp_path):
-    broken_off(tmp_path / "partial", 0)
+    interrupted(tmp_path / "partial", 0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,13 +178,13 @@ def test_a_full_disk_does_not_end_the_measurement(tmp_path, monkeypatch, caplog)
     assert "could not be written, so the estimate cannot be resumed" in caplog.text
 
 
-def test_progress_goes_on_too(tmp_path):
+def test_progress_resumes_too(tmp_path):
     path = tmp_path / "partial"
     seen, work = [], COUNT * CHANNELS
     call(progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (work, work)
     assert seen == sorted(seen)
-    broken_off(path, 3)
+    interrupted(path, 3)
     again = []
     call(path, progress=lambda done, total: again.append((done, total)))
     assert again[2] == (24 * CHANNELS, work)  # three pieces that are done already
@@ -234,12 +234,12 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_another_estimate_starts_anew_and_says_so(tmp_path, caplog, change):
+def test_another_estimate_starts_from_scratch_and_says_so(tmp_path, caplog, change):
     path = tmp_path / "partial"
     changes = CHANGES[change]()
     expected = call(**changes)
     count = len(Watched.scored)
-    broken_off(path, 3)
+    interrupted(path, 3)
     with caplog.at_level(logging.WARNING):
         found = call(path, **changes)
     if change == "larger batches":  # pieces of 8 all the same
@@ -254,7 +254,7 @@ def test_another_estimate_starts_anew_and_says_so(tmp_path, caplog, change):
 
 def test_equal_weights_in_another_object_and_other_forms_of_attention_go_on(tmp_path):
     path = tmp_path / "partial"
-    broken_off(path, 3)
+    interrupted(path, 3)
     found = call(
         path,
         net=copy.deepcopy(conv_net(outputs=4)),
@@ -272,13 +272,13 @@ def test_a_tolerance_is_met_where_it_was(tmp_path):
     assert 48 <= expected.samples < 300
     pieces = len(Watched.scored)
     for after in (pieces - 1, 2, pieces - 2):
-        broken_off(path, after, data=x, tolerance=0.5)
+        interrupted(path, after, data=x, tolerance=0.5)
         assert same(call(path, data=x, tolerance=0.5), expected)
         assert not path.exists()
 
 
 def test_a_tolerance_is_asked_for_after_whole_batches_alone(tmp_path):
-    """Also where the attention has settled, by chance, where the call was broken off."""
+    """Also where the attention has converged, by chance, where the call was interrupted."""
     x, y = patterns(200)
     size = 32  # four pieces
 
@@ -297,7 +297,7 @@ def test_a_tolerance_is_asked_for_after_whole_batches_alone(tmp_path):
     expected = call(**options)
     assert expected.samples != 8 * after
     path = tmp_path / "partial"
-    broken_off(path, after, **options)
+    interrupted(path, after, **options)
     assert same(call(path, **options), expected)
 
 
@@ -323,9 +323,9 @@ def damages(path):
     yield with_about(json.dumps(about))
 
 
-def test_a_damaged_file_starts_anew_and_says_so(tmp_path, caplog):
+def test_a_damaged_file_starts_from_scratch_and_says_so(tmp_path, caplog):
     path, expected = tmp_path / "partial", call()
-    broken_off(path, 3)
+    interrupted(path, 3)
     for damage in list(damages(path)):
         path.write_bytes(damage)
         caplog.clear()
