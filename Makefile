@@ -1,7 +1,7 @@
 # Every target works from a clean clone: the first one called makes .venv and installs into it.
 PYTHON ?= python3
 BIN := .venv/bin
-# A process a core, up to 8; the tests of a file share its runs.
+# One process per core, up to 8; the tests of a file share its runs.
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-all coverage mutants check docs
@@ -18,7 +18,7 @@ test-all: .venv/.installed
 coverage: .venv/.installed
 	$(PYTEST) --cov=delta_transfer --cov-report=term:skip-covered
 
-# It would keep the verdicts of before where only tests have changed.
+# mutmut would reuse old verdicts where only tests have changed.
 mutants: .venv/.installed
 	rm -rf mutants
 	$(BIN)/mutmut run --max-children 1
@@ -31,14 +31,14 @@ check: .venv/.installed
 	$(BIN)/lint-imports
 	$(BIN)/bandit -q -c pyproject.toml -r src
 
-# A warning is an error: a link that leads nowhere, a page that nobody can reach. -E reads all pages
-# again, as cached ones would not be warned of.
+# Warnings are errors: broken links, pages that no other page links to. -E reads all pages again,
+# because cached pages give no warnings.
 docs: .venv/.installed
 	rm -rf build/docs
 	$(BIN)/sphinx-build -q -E -n -W --keep-going -d build/doctrees docs build/docs
 	@echo 'The site is build/docs/index.html'
 
-# The stamp comes last, so an installation that failed is tried again.
+# The stamp is written last, so that a failed installation is repeated.
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo 'delta-transfer needs Python 3.11 or newer, which "$(PYTHON)" is not.' \

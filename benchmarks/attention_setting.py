@@ -1,4 +1,4 @@
-"""What benchmarks/attention.py measures on: a network, its probe, its taps and some images."""
+"""The setting of benchmarks/attention.py: a network, its probe, its taps and some images."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""For benchmarks/attention.py: exact attention on a few batches, ours on all images."""
+"""For benchmarks/attention.py: exact attention on a few batches, refined on all images."""
 
 import argparse
 import statistics

@@ -1,8 +1,8 @@
-"""Training on images that are kept, beside decoding them at each use: images a second.
+"""Throughput of training with cached images, compared with decoding them: images a second.
 
-`train` from its second epoch on, everything that happens in an epoch counted; and the images
-alone, without a network. Both ways take turns, figures are medians over the repetitions. The
-figures of training must be the same to the last digit, or there is an error.
+Measures `train` from its second epoch on, whole epochs; and the images alone, without a network.
+The two alternate, results are medians over the repetitions. The metrics of training must be the
+same to the last digit, or the benchmark fails.
 
 python benchmarks/data.py ../shared/data/images/dtd10
 python benchmarks/data.py ../shared/data/images/dtd10 --sizes 64 --repetitions 5 --method delta

@@ -1,4 +1,4 @@
-"""The estimate of a run's duration beside how long it took: a row a run.
+"""The estimated duration of a run and the actual one: a row per run.
 
 python benchmarks/duration.py
 python benchmarks/duration.py --data ../shared/data/images/dtd10 --image-size 128 --epochs 4

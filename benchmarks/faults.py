@@ -1,12 +1,12 @@
-"""Kills, full disks, damaged checkpoints and damaged images: what a run survives.
+"""Kills, full disks, damaged checkpoints and damaged images: which of them a run survives.
 
     python benchmarks/faults.py
     python benchmarks/faults.py --kills 20 --checkpoints 20 --images 100 --json faults.json
 
-A kill or a damaged checkpoint is survived if the resumed run ends with the very weights of
-one that nothing happened to. A full disk is survived if one message says so, nothing but whole
-files is left, and the run resumes likewise. A damaged image is survived if `train` and `predict`
-read it, or both leave it out and say how many they do. No traceback may be shown.
+A kill or a damaged checkpoint passes if the resumed run ends with exactly the weights of an
+undisturbed one. A full disk passes if one message reports it, only complete files are left, and the
+run resumes to the same weights. A damaged image passes if `train` and `predict` read it, or both
+leave it out and report the number. No traceback may be shown.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python benchmarks/folds.py --data-root ../shared/data/graphs
     python benchmarks/folds.py --data tu/MUTAG --methods l2,delta --seeds 0,1
 
-Seed s tests on fold s, by a network that `delta-transfer pretrain` made from the other folds
+Seed s tests on fold s, with a network pretrained by `delta-transfer pretrain` on the other folds
 without their labels. The published rows of PROTEINS (G-Tuning, AAAI 2024,
 https://arxiv.org/abs/2312.13583) start from a network that was pretrained on other graphs.
 Rerunning the same command resumes.

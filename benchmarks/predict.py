@@ -1,9 +1,9 @@
-"""How fast predict is beside a bare timm loop: same images, network, batches and workers.
+"""Speed of predict compared with a bare timm loop: same images, network, batches and workers.
 
     python benchmarks/predict.py ../shared/data/images/cifar10_small/test --image-size 96
     python benchmarks/predict.py images --run runs/images-delta-20250101-120000
 
-Trains nothing: without --run the network has a random head. The two take turns.
+Trains nothing: without --run the network has a random head. The two alternate.
 """
 
 import argparse

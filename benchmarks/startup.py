@@ -1,4 +1,4 @@
-"""How long a start takes, of the help of a command and others: the median of several, in seconds.
+"""Startup time of --help and other commands: the median of several runs, in seconds.
 
 python benchmarks/startup.py
 """

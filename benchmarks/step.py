@@ -1,15 +1,15 @@
-"""One training step: plain, DELTA's, with the source's features cached, and in the peers' way.
+"""One training step: plain, DELTA's, with the source's features cached, and as in the authors' code.
 
     python benchmarks/step.py
     python benchmarks/step.py --model resnet50 --batch-size 16 --image-size 160 --json step.json
 
-All steps are timed in turn, so that a busy machine slows them alike. "plain" is fine-tuning in
-PyTorch's default layout; "ours, plain" is it in the layout and with the frozen batch norm that
-`train` has. "delta, bf16 source" is DELTA with `source_precision="bfloat16"`. "reference" is DELTA
+All steps alternate, so that a busy machine slows them equally. "plain" is fine-tuning in PyTorch's
+default layout; "ours, plain" is fine-tuning in the layout and with the frozen batch norm of
+`train`. "delta, bf16 source" is DELTA with `source_precision="bfloat16"`. "reference" is DELTA
 as its authors' code does it: hooks set and removed at each step, the whole source in the default
-layout. "source" is its bare forward pass, batch norm folded, which DELTA cannot do without. Memory
-is the peak of a process of its own that makes a few such steps, less what it had before it built
-the networks.
+layout. "source" is its bare forward pass with fused batch norm, which DELTA always needs. Memory
+is the peak of a separate process that runs a few such steps, minus what it used before it built the
+networks.
 """
 
 import argparse

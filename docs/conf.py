@@ -1,4 +1,4 @@
-"""How Sphinx makes the site of these pages: `make docs`."""
+"""Sphinx configuration of the documentation site: `make docs`."""
 
 import sys
 from importlib.metadata import version as version_of
@@ -18,8 +18,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 highlight_language = "none"  # of indented blocks: commands and formulas
 myst_heading_anchors = 4  # links to headings as GitHub has them
 
-# A reference that leads nowhere is a warning, and in `make docs` an error. Those to other libraries
-# would need their inventories, which would be downloaded.
+# A broken reference is a warning, and in `make docs` an error. References to other libraries would
+# need their inventories, which would be downloaded.
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!delta_transfer\.).*"),
@@ -41,8 +41,8 @@ html_title = f"delta-transfer {release}"
 html_copy_source = False
 html_show_copyright = False
 
-# Pages of a page, in this order; `*` are all that are left. They stand here and not in the pages,
-# which are read on GitHub too.
+# Subpages of a page, in this order; `*` is all remaining ones. They are here and not in the pages
+# because those are also read on GitHub.
 _PAGES = {
     "index": ("tutorial", "guides/README", "methods/README", "commands", "api/README", "*"),
     "guides/README": ("*",),
@@ -52,7 +52,7 @@ _PAGES = {
 
 
 def _complete(app: Sphinx, page: str, source: list[str]) -> None:
-    """Adds what the files of some pages leave out: the pages below them, the options."""
+    """Add the table of contents and the options, which the files leave out."""
     if page == "commands":
         source[0] += command_reference()
     if page in _PAGES:
@@ -63,11 +63,11 @@ def _complete(app: Sphinx, page: str, source: list[str]) -> None:
 def _escape(
     app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
 ) -> None:
-    """Asterisks of file patterns, `CLASS/*`, are no emphasis."""
+    """Escape asterisks of file patterns such as `CLASS/*`, which are not emphasis."""
     lines[:] = [line.replace("/*", r"/\*") for line in lines]
 
 
 def setup(app: Sphinx) -> None:
-    """What Sphinx calls at its start."""
+    """Connect the handlers; Sphinx calls this at its start."""
     app.connect("source-read", _complete)
     app.connect("autodoc-process-docstring", _escape, priority=400)  # before napoleon
