@@ -1,4 +1,4 @@
-"""Print the section of CHANGELOG.md for a version: `python .github/release_notes.py v1.2.3 > notes.md`.
+"""Print the section of CHANGELOG.md for a version: `release_notes.py v1.2.3 > notes.md`.
 
 Fails if there is none, if unreleased changes are above it, or if CITATION.cff has another version.
 """

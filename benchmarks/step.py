@@ -1,4 +1,4 @@
-"""One training step: plain, DELTA's, with the source's features cached, and as in the authors' code.
+"""A training step: plain, DELTA's, with the source's features cached, and as in the authors' code.
 
     python benchmarks/step.py
     python benchmarks/step.py --model resnet50 --batch-size 16 --image-size 160 --json step.json
