@@ -481,7 +481,7 @@ def test_a_data_set_on_disk_reads_no_files_outside_of_its_folder(tmp_path, monke
 
 def test_a_version_of_datasets_that_runs_scripts_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "__version__", "3.6.0")
-    with pytest.raises(UserError, match=r"from version 4 on, and 3.6.0 is installed"):
+    with pytest.raises(UserError, match=r"needs datasets 4 or later, and 3.6.0 is installed"):
         load_data(f"hf/{tmp_path}", seed=0)
 
 

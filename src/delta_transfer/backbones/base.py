@@ -252,4 +252,5 @@ def state_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def short_error_message(error: BaseException) -> str:
     """Return an error's message in one short line."""
-    return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
+    text = str(error).replace("`", "'")  # backticks mark arguments of ours, see `as_flags`
+    return textwrap.shorten(text, 200, placeholder=" ...") or type(error).__name__
