@@ -166,7 +166,7 @@ def test_the_options_of_the_command_override_the_benchmark(tmp_path):
     assert (asked.config.device, asked.config.num_workers) == ("cpu", 0)
     own = tmp_path / "moco_v2_800ep_pretrain.pth.tar"
     assert asked.config.weights == str(own)
-    with pytest.raises(UserError, match=r"'.*moco_v2_800ep_pretrain\.pth\.tar': get it from http"):
+    with pytest.raises(UserError, match=r"'.*moco_v2_800ep_pretrain\.pth\.tar': download it from http"):
         run_benchmark(asked, n_jobs=1)
     other = make_plan(RECIPES["dtd"], BenchOptions(name="dtd", weights="mine.pth"))
     assert (other.config.weights, other.weights) == ("mine.pth", None)
