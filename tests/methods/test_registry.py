@@ -159,9 +159,9 @@ def test_a_method_for_other_samples_is_refused_with_those_that_do():
     for method in METHODS.values():
         for kind in method.kinds:
             check_kind(method, kind, "data")
-    with pytest.raises(UserError, match=r"'gtot' is for graphs alone, pets has images: .* probe"):
+    with pytest.raises(UserError, match=r"'gtot'.*graphs.*pets has images.*probe"):
         check_kind(METHODS["gtot"], "images", "pets")
-    with pytest.raises(UserError, match=r"'lwf' is for images alone, tu/X has graphs: .*, gtot"):
+    with pytest.raises(UserError, match=r"'lwf'.*images.*tu/X has graphs.*gtot"):
         check_kind(METHODS["lwf"], "graphs", "tu/X")
 
 
@@ -169,7 +169,7 @@ def test_a_missing_classifier_is_named_with_the_methods_that_need_none():
     for name in METHODS:
         check_classifier(METHODS[name], PARTS.classifier, "resnet50")
     for name in ("lwf", "co_tuning"):
-        with pytest.raises(UserError, match=f"method '{name}' needs the pretrained classifier, wh"):
+        with pytest.raises(UserError, match=f"'{name}' .*classifier.*ConvNet.*--model"):
             check_classifier(METHODS[name], None, "ConvNet")
     with pytest.raises(UserError, match=r"one of probe, l2, .*, delta, bss, stochnorm, rifle, ldi"):
         check_classifier(METHODS["lwf"], None, "ConvNet")
@@ -351,10 +351,7 @@ def test_official_l2sp_holds_batch_norm_too_but_not_the_head():
 
 @pytest.mark.parametrize("name", ["probe", "lp_ft", "lwf", "rifle"])
 def test_methods_that_the_authors_do_not_have_are_refused(name):
-    message = (
-        f"method '{name}' has no official form.*choose from l2, l2sp, delta_no_attention, delta, "
-        "or leave --preset paper out"
-    )
+    message = f"'{name}'.*--preset paper.* l2, l2sp, delta_no_attention, delta,"
     with pytest.raises(UserError, match=message):
         find_method(name, preset="paper")
     with pytest.raises(UserError, match="unknown method 'l3'"):

@@ -1,4 +1,4 @@
-"""Methods of fine-tuning: one file per method, its maths, penalty and table entry together."""
+"""Fine-tuning methods: one file each, with its formula, penalty and table entry."""
 
 from delta_transfer.methods.bss import BSS
 from delta_transfer.methods.co_tuning import CoTuning

@@ -1,4 +1,4 @@
-"""What a method of fine-tuning is."""
+"""The description of a fine-tuning method."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,25 +14,25 @@ from delta_transfer.methods.penalty import Penalty
 
 TrainingContext = AbstractContextManager[object]
 
-# Of the plain methods, and of those that add to them.
+# For plain fine-tuning, and for the methods that only add a term to it.
 WEIGHT_DECAY = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class PenaltyContext:
-    """What a method may build its penalties from.
+    """Everything a method may build its penalties from.
 
     Args:
-        strength: of the method's own penalty.
+        strength: factor of the method's own penalty.
         head: the name of the target's head.
         taps: the modules whose features are compared.
         attention: channel attention, for methods that need it.
         classifier: the pretrained classifier, for methods that need it.
-        features: what the head sees of each training image `[N, F]`, before training.
+        features: the head's inputs for the training images before training, `[N, F]`.
         labels: class indices `[N]` of these images.
-        num_outputs: how many classes there are.
-        official: the penalties as the authors of DELTA published them, which take other strengths;
-            `find_method(name, preset="paper")` gives a method that sets it.
+        num_outputs: number of classes.
+        official: use the penalties as the authors of DELTA published them, which need other
+            strengths; `find_method(name, preset="paper")` returns a method that sets it.
     """
 
     strength: float
@@ -56,9 +56,9 @@ class CandidateRun:
     """One of the two trainings of `--strength auto`.
 
     Args:
-        strength: of the penalty.
-        lr_scale: how fast it learns, times `--lr`.
-        head_init: where its head starts, if not as the method says.
+        strength: factor of the penalty.
+        lr_scale: factor of `--lr`.
+        head_init: initialization of the head; None for that of the method.
     """
 
     strength: float
@@ -68,36 +68,38 @@ class CandidateRun:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """One method: where its head starts, what is added to the task loss, what else it changes.
+    """One method: its head initialization, penalties and other changes to training.
 
     Args:
-        name: as on the command line.
+        name: the name on the command line.
         summary: one line for a list of methods.
-        paper: where it comes from.
-        head_init: the head starts as the linear probe, as one on features that keep their scales
-            (`fit_probe`, `standardize=False`), or at random.
-        build_penalties: makes the penalties.
-        strength: factor of its penalty; None without one.
+        paper: link to the paper.
+        head_init: initialize the head with the linear probe, with a probe on features that keep
+            their scales (`fit_probe`, `standardize=False`), or at random.
+        build_penalties: builds the penalties.
+        strength: factor of the penalty; None without one.
         weight_decay: the optimiser's (decoupled) weight decay.
-        probability: probability of the change that `network_context` makes; None without one.
+        probability: probability of the change made by `network_context`; None without one.
         projection_factor: factor of the projection of `optimizer_context`; None without one.
-        strength_option: the field of these four that `--strength` sets; None for none.
-        candidates: where it means two trainings instead, held strongly and weakly (see `soup`).
-        official_strength: the same in the official form; None for methods that have none.
-        compares_features: whether it compares features, so that the source runs at each step.
-        needs_attention: whether it needs channel attention.
-        needs_classifier: whether it needs the pretrained classifier.
-        multiclass_only: whether it learns classes alone.
-        needs_whole_batch: whether its penalty looks at a batch as a whole, which then cannot be
-            worked through in parts.
-        num_head_cycles: in how many cycles the head is trained, drawn anew at the start of each.
-        batch_norm: the mode that batch norm has to be in, whatever is asked for; None for either.
-        network_context: what changes the network while it trains: a context manager of the network,
-            its probability and a generator of random numbers.
-        optimizer_context: what changes the steps of the optimiser: a context manager of the
-            optimiser, target, source and the projection factor.
-        trains_network: whether anything but the probe is trained.
-        kinds: of samples that it is for.
+        strength_option: the one of these four fields that `--strength` sets; None for none.
+        candidates: the two candidate runs of `--strength auto`, strongly and weakly regularised
+            (see `soup`); empty for a single training.
+        official_strength: default of `--strength` with `--preset paper`; None for methods that do
+            not support the preset.
+        compares_features: compares features, so that the source runs at each step.
+        needs_attention: needs channel attention.
+        needs_classifier: needs the pretrained classifier.
+        multiclass_only: supports multiclass targets only.
+        needs_whole_batch: the penalty depends on the whole batch, which then cannot be split into
+            micro-batches.
+        num_head_cycles: number of training cycles; the head is re-initialised at the start of each.
+        batch_norm: the mode that batch norm must be in, overriding the option; None for either.
+        network_context: returns a context manager that changes the network during training, from
+            the network, the probability and a random generator.
+        optimizer_context: returns a context manager that changes the optimiser's steps, from the
+            optimiser, target, source and projection factor.
+        trains_network: trains more than the linear probe.
+        kinds: the kinds of samples that it supports.
     """
 
     name: str
@@ -128,13 +130,13 @@ class Method:
 
     @property
     def default_strength(self) -> float | None:
-        """The value of the field that `--strength` sets."""
+        """The default of `--strength`; None if the method does not have the option."""
         option = self.strength_option
         value: float | None = None if option is None else getattr(self, option)
         return value
 
     def with_strength(self, value: float | None) -> "Method":
-        """Return the method with the value of `--strength`."""
+        """Return the method with another value of `--strength`; None keeps the default."""
         if self.strength_option is None or value is None:
             return self
         changes: dict[str, Any] = {self.strength_option: value}

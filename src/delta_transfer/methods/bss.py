@@ -1,4 +1,4 @@
-"""Batch Spectral Shrinkage: the weakest directions of a batch's features are made weaker."""
+"""Batch Spectral Shrinkage: penalises the smallest singular values of a batch's features."""
 
 import math
 from typing import final
@@ -12,15 +12,15 @@ from delta_transfer.methods.penalty import Penalty, Step
 
 
 def spectral_shrinkage(rows: Tensor, *, count: int) -> Tensor:
-    """The sum of the smallest squared singular values of a matrix.
+    """Return the sum of the smallest squared singular values of a matrix.
 
-    `sum_i sigma_{-i}^2` over the `count` smallest of the min(B, F) that there are: Batch Spectral
+    `sum_i sigma_{-i}^2` over the `count` smallest of the min(B, F) values: Batch Spectral
     Shrinkage (Chen et al., NeurIPS 2019, https://proceedings.neurips.cc/paper/2019/hash/
     c6bff625bdb0393992c9d4db0c6bbe45-Abstract.html, section 4).
 
     Args:
         rows: `[B, F]`, the features of each sample.
-        count: how many; all if there are fewer.
+        count: number of singular values; all if there are fewer.
 
     Returns:
         A scalar in squared units of the features.
@@ -32,7 +32,7 @@ def spectral_shrinkage(rows: Tensor, *, count: int) -> Tensor:
     wide = at_least_float32(rows)
     try:
         values: Tensor = torch.linalg.svdvals(wide)
-    # Of what is no number: the fit says so in its own words.
+    # Raised for NaN or infinity: the training loop reports a loss that is not finite.
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return wide.new_tensor(math.nan)
     return values[-count:].square().sum()
@@ -42,17 +42,18 @@ def spectral_shrinkage(rows: Tensor, *, count: int) -> Tensor:
 class BSS(Penalty):
     """Batch Spectral Shrinkage: `strength * sum of the k smallest squared singular values`.
 
-    Of the matrix of what the head is given, a row a sample: directions that hardly vary over a
-    batch carry what does not transfer (Chen et al., NeurIPS 2019, https://proceedings.neurips.cc/
-    paper/2019/hash/c6bff625bdb0393992c9d4db0c6bbe45-Abstract.html). The source is not needed.
+    The singular values are those of the matrix of the head's inputs, one row per sample: directions
+    that hardly vary over a batch are those that do not transfer (Chen et al., NeurIPS 2019,
+    https://proceedings.neurips.cc/paper/2019/hash/c6bff625bdb0393992c9d4db0c6bbe45-Abstract.html).
+    The source is not needed.
 
     Args:
         head: the name of the target's head.
         strength: factor of the term; 0.001 in the paper.
-        count: how many singular values; 1 in the paper.
+        count: number of singular values; 1 in the paper.
 
     Raises:
-        ValueError: if the count is not positive.
+        ValueError: if the count is below 1.
     """
 
     def __init__(self, head: str, *, strength: float = 0.001, count: int = 1) -> None:
@@ -62,19 +63,19 @@ class BSS(Penalty):
         self.count = count
 
     def forward(self, step: Step) -> Tensor:
-        """The term."""
+        """Return the term."""
         rows = step.head_inputs[self.head]
         return self.strength * spectral_shrinkage(rows, count=self.count)
 
 
 def _penalties(parts: PenaltyContext) -> list[Penalty]:
-    """Batch Spectral Shrinkage."""
+    """Return the penalty of Batch Spectral Shrinkage."""
     return [BSS(parts.head, strength=parts.strength)]
 
 
 METHOD = Method(
     name="bss",
-    summary="Batch Spectral Shrinkage: the weakest directions of the features are shrunk",
+    summary="Batch Spectral Shrinkage: shrinks the weakest directions of the features",
     paper=(
         "https://proceedings.neurips.cc/paper/2019/hash/"
         "c6bff625bdb0393992c9d4db0c6bbe45-Abstract.html"

@@ -1,4 +1,4 @@
-"""Co-Tuning: the pretrained classifier is trained on the labels, in its own classes."""
+"""Co-Tuning: trains the pretrained classifier too, on the labels mapped to its classes."""
 
 import copy
 import math
@@ -17,19 +17,19 @@ from delta_transfer.methods.penalty import Penalty, Step, classifier_logits
 
 @final
 class CoTuning(Penalty):
-    """Co-Tuning: the pretrained classifier learns the new labels, in its own classes.
+    """Co-Tuning: train the pretrained classifier too, on the labels mapped to its classes.
 
     `strength * mean_b -sum_s R_{y_b s} log softmax(T_b)_s` with the logits T of a copy of the
     pretrained classifier, which is trained too, and R = p(source class | class), from
     `category_relationship` (You et al., NeurIPS 2020, https://proceedings.
     neurips.cc/paper/2020/hash/c8067ad1937f728f51288b3eb986afaa-Abstract.html). The source network
-    is not run. The copy's parameters are the penalty's: give `regularizer.parameters()` to the
-    optimiser.
+    is not run. The copy's parameters belong to the penalty: pass `regularizer.parameters()`
+    to the optimiser.
 
     Args:
-        classifier: the pretrained classifier, on the features that the head sees; copied.
+        classifier: the pretrained classifier, which has the same inputs as the head; copied.
         relationship: `[K, S]`, each row sums to 1.
-        head: the name of the target's head, which tells these features.
+        head: the name of the target's head, whose inputs are used.
         strength: factor of the term; 2.3 in the authors' code.
 
     Raises:
@@ -51,16 +51,16 @@ class CoTuning(Penalty):
         self.register_buffer("relationship", relationship.detach().clone())
 
     def forward(self, step: Step) -> Tensor:
-        """The term.
+        """Return the term.
 
         Raises:
-            ConfigError: if the labels are not there.
+            ConfigError: if the step has no labels.
         """
         if step.targets is None:
-            raise ConfigError("CoTuning needs the labels: regularizer(inputs, targets)")
+            raise ConfigError("CoTuning needs the labels: call regularizer(inputs, targets)")
         logits = classifier_logits(self.classifier, step.head_inputs[self.head])
         with without_autocast(logits.device):
-            if step.targets.is_floating_point():  # shares of all classes, as MixUp gives
+            if step.targets.is_floating_point():  # class probabilities, as from MixUp
                 wanted = step.targets.to(self.relationship) @ self.relationship
             else:
                 wanted = self.relationship[step.targets]
@@ -69,13 +69,13 @@ class CoTuning(Penalty):
 
 
 def source_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The temperature at which the source's outputs say most about the classes of the new task.
+    """Return the temperature at which the source's outputs best predict the new task's classes.
 
     With `P = softmax(logits / t)` and `n_ys` the sum of `P_js` over the samples j of class y other
-    than i, the source's classes tell the class y of sample i with probability
-    `sum_s P_is n_ys / sum_y' n_y's`. The temperature, between 1/20 and 20, has the lowest mean
-    negative logarithm of this.
-    Co-Tuning calibrates on images of the source's task, which are not at hand here.
+    than i, the source's classes predict the class y of sample i with probability
+    `sum_s P_is n_ys / sum_y' n_y's`. The temperature, between 1/20 and 20, minimises the mean
+    negative log-likelihood.
+    Co-Tuning calibrates on images of the source's task, which are not available here.
 
     Args:
         logits: `[N, S]` over the source's classes.
@@ -100,7 +100,7 @@ def source_temperature(logits: Tensor, targets: Tensor) -> float:
 def category_relationship(
     logits: Tensor, targets: Tensor, *, num_outputs: int, temperature: float
 ) -> Tensor:
-    """Which classes of the source stand for a class of the new task.
+    """Return the probability of each source class given a class of the new task.
 
     `R_ys = mean_{i: y_i = y} softmax(L_i / t)_s`, an estimate of p(source class s | class y): the
     direct approach of Co-Tuning (You et al., NeurIPS 2020, https://proceedings.neurips.cc/paper/
@@ -109,11 +109,11 @@ def category_relationship(
     Args:
         logits: `[N, S]` over the source's classes.
         targets: class indices `[N]` of the new task.
-        num_outputs: K, the classes of the new task.
-        temperature: of the source's outputs.
+        num_outputs: K, the number of classes of the new task.
+        temperature: the temperature of the source's outputs.
 
     Returns:
-        `[K, S]`, each row sums to 1; the mean of all samples for a class that has none.
+        `[K, S]`, each row sums to 1; a class without samples has the mean of all samples.
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0], [0.0, 9e9], [9e9, 0.0]])
@@ -129,7 +129,7 @@ def category_relationship(
 
 
 def _penalties(parts: PenaltyContext) -> list[Penalty]:
-    """Co-Tuning, with the relationship of the classes on the training images."""
+    """Return Co-Tuning, with the category relationship on the training images."""
     assert parts.classifier is not None
     assert parts.features is not None
     assert parts.labels is not None
@@ -147,7 +147,7 @@ def _penalties(parts: PenaltyContext) -> list[Penalty]:
 
 METHOD = Method(
     name="co_tuning",
-    summary="Co-Tuning: the pretrained classifier learns the labels in its own classes",
+    summary="Co-Tuning: trains the pretrained classifier too, on labels mapped to its classes",
     paper=(
         "https://proceedings.neurips.cc/paper/2020/hash/"
         "c8067ad1937f728f51288b3eb986afaa-Abstract.html"

@@ -17,7 +17,7 @@ from delta_transfer.methods.penalty import Penalty, Step
 
 @final
 class Delta(Penalty):
-    """DELTA with a scale that needs no retuning: strength times the unit-free feature distance.
+    """DELTA with a strength that needs no retuning: a unit-free distance between features.
 
     `strength * 1/L sum_l 1/2 mean_b sum_c a_lc mean_s (F_lbsc(w) - F_lbsc(w0))^2 / v_l` over the
     taps l, with channel attention `a` (Li et al., ICLR 2019, https://arxiv.org/abs/1901.09229,
@@ -51,7 +51,7 @@ class Delta(Penalty):
             _register_attention(self, attention)
 
     def extra_repr(self) -> str:
-        """Return what `print` shows."""
+        """Return the arguments that `print` shows."""
         return f"strength={self.strength}, taps={self.taps}, attention={self.has_attention}"
 
     def forward(self, step: Step) -> Tensor:
@@ -95,9 +95,9 @@ class Delta(Penalty):
         image size and network.
 
         Args:
-            attention: as for `Delta`; its variance is not used.
+            attention: see `Delta`; its variance is not used.
             strength: factor of the term; the authors' alpha.
-            taps: as for `Delta`. The authors use the last `conv3` of each stage of a ResNet.
+            taps: see `Delta`. The authors use the last `conv3` of each stage of a ResNet.
         """
         return _OfficialDelta(attention, strength=strength, taps=taps)
 
@@ -158,14 +158,14 @@ def _attention(penalty: Penalty, i: int, features: Tensor) -> Tensor:
 
 
 def _penalties(context: PenaltyContext) -> list[Penalty]:
-    """Return DELTA and the head term."""
+    """Return DELTA's penalty and the head term."""
     make = Delta.official if context.official else Delta
     attention = context.attention
     taps = context.taps if attention is None else None
     return [make(attention, strength=context.strength, taps=taps), *head_penalties(context)]
 
 
-# The two candidate runs of `--strength auto`: averaging gains the more, the more they differ.
+# The two candidate runs of `--strength auto`: averaging helps more the more they differ.
 AUTO = (CandidateRun(1.0, lr_scale=1.0), CandidateRun(0.1, lr_scale=2.0))
 # On graphs the better initialization of the head depends on the data: one of the two is chosen.
 AUTO_GRAPHS = (
@@ -176,7 +176,7 @@ AUTO_GRAPHS = (
 
 METHOD = Method(
     name="delta",
-    summary="DELTA: keeps features close, each channel by its attention",
+    summary="DELTA: keeps features close to the source's, weighted by channel attention",
     paper="https://arxiv.org/abs/1901.09229",
     head_init="unstandardized_probe",
     build_penalties=_penalties,

@@ -1,4 +1,4 @@
-"""GTOT: optimal transport between the nodes of target and source, along the edges of a graph."""
+"""GTOT: optimal transport between nodes of target and source, along the edges of a graph."""
 
 from collections.abc import Sequence
 from typing import final
@@ -24,25 +24,25 @@ def transport_distance(
     regularization: float = 0.1,
     iterations: int = 50,
 ) -> Tensor:
-    """What it costs to move each sample's rows to those of the source, along its edges.
+    """Return the cost of transporting each sample's rows to the source's, along its edges.
 
     `1/2 mean_b <P_b, C_b>` with `C_ij = 1 - cos(T_i, S_j)` and `P_b` the plan of `masked_plan`
-    among pairs that are at most `order` edges apart, which gives each row of a sample the same
-    mass, all together 1: the regulariser of GTOT-Tuning (Zhang et al., IJCAI 2022,
+    among pairs that are at most `order` edges apart, where the rows of a sample have equal masses
+    that sum to 1: the regulariser of GTOT-Tuning (Zhang et al., IJCAI 2022,
     https://arxiv.org/abs/2203.10453) as in the authors' code. It is not zero where the features are
-    equal, for entropy spreads the plan over neighbours.
+    equal, because the entropy spreads the plan over neighbours.
 
     Args:
         target: rows `[R, C]`.
         source: like `target`.
-        edges: `[2, E]`, from which row to which, of one sample; they lead both ways.
+        edges: `[2, E]`, the two rows of each edge, of one sample; direction is ignored.
         groups: `[R]`, the sample that each row belongs to.
-        order: of the neighbours that a row may be moved to; 0 for none but itself.
+        order: maximum number of edges between the rows of a pair; 0 pairs each row with itself.
         regularization: see `masked_plan`.
-        iterations: likewise.
+        iterations: see `masked_plan`.
 
     Returns:
-        A scalar without unit, from 0 to 1.
+        A unit-free scalar from 0 to 1.
 
     Example:
         >>> rows, edges = torch.eye(2), torch.tensor([[0], [1]])
@@ -65,23 +65,23 @@ def transport_distance(
 def masked_plan(
     cost: Tensor, pairs: Tensor, mass: Tensor, *, regularization: float, iterations: int
 ) -> Tensor:
-    """The plan of optimal transport among some pairs, by Sinkhorn's iterations on logarithms.
+    """Return the optimal transport plan among given pairs, by Sinkhorn iterations in log space.
 
-    `argmin_P <P, C> - regularization H(P)` over the P that are zero elsewhere, where what leaves a
-    row and what comes to it sum to its mass (Cuturi, NeurIPS 2013,
-    https://arxiv.org/abs/1306.0895). After the last iteration what comes does so exactly, and what
-    leaves as nearly as it has converged. Gradients go through all iterations.
+    `argmin_P <P, C> - regularization H(P)` over the P that are zero for all other pairs and
+    whose two marginals equal the mass (Cuturi, NeurIPS 2013, https://arxiv.org/abs/1306.0895).
+    After the last iteration the marginal of the end rows is exact, and that of the start rows is as
+    close as the iterations have converged. Gradients flow through all iterations.
 
     Args:
-        cost: `[P]`, of each pair.
-        pairs: `[2, P]`, from which row to which; with each pair its reverse, and each row with
-            itself, so that there is a plan.
-        mass: `[R]`, the same for rows between which pairs lead.
+        cost: `[P]`, the cost of each pair.
+        pairs: `[2, P]`, the start and end row of each pair; must include the reverse of each pair
+            and each row paired with itself, so that a plan exists.
+        mass: `[R]`, equal for rows that are connected by pairs.
         regularization: weight of the entropy, in units of the cost; positive.
-        iterations: how many.
+        iterations: number of iterations.
 
     Returns:
-        `[P]`.
+        `[P]`, the mass transported by each pair.
     """
     start, end = pairs
     kernel, wanted = -cost / regularization, mass.log()
@@ -93,7 +93,7 @@ def masked_plan(
 
 
 def _grouped_logsumexp(logarithms: Tensor, rows: Tensor, count: int) -> Tensor:
-    """`[R]`: the logarithm of the sum of each row's numbers, which are given as logarithms."""
+    """Return the logsumexp `[R]` of the entries of each row."""
     largest = logarithms.new_zeros(count).scatter_reduce(
         0, rows, logarithms.detach(), "amax", include_self=False
     )
@@ -102,7 +102,7 @@ def _grouped_logsumexp(logarithms: Tensor, rows: Tensor, count: int) -> Tensor:
 
 
 def _pairs(edges: Tensor, rows: int, order: int) -> Tensor:
-    """`[2, P]`: the pairs of rows that are at most so many edges apart, sorted."""
+    """Return the sorted pairs `[2, P]` of rows that are at most `order` edges apart."""
     itself = torch.arange(rows, device=edges.device).expand(2, rows)
     if order == 0:
         return itself
@@ -110,7 +110,7 @@ def _pairs(edges: Tensor, rows: int, order: int) -> Tensor:
     found = step
     degree = torch.bincount(start, minlength=rows)
     first = degree.cumsum(0) - degree
-    for _ in range(order - 1):  # each pair goes on along all edges of the row that it leads to
+    for _ in range(order - 1):  # extend each pair by all edges of its end row
         times = degree[found[1]]
         number = torch.arange(int(times.sum()), device=edges.device)
         number -= (times.cumsum(0) - times).repeat_interleave(times)
@@ -126,19 +126,19 @@ def _distinct(pairs: Tensor, rows: int) -> Tensor:
 
 @final
 class GTOT(Penalty):
-    """Graph topology induced optimal transport: nodes stay among their neighbours of before.
+    """Graph topology induced optimal transport: keep nodes close to themselves or a neighbour.
 
     `strength * sum_l 1/2 mean_b <P_lb, C_lb>` over the taps l and graphs b, with cosine distances C
     between the nodes of target and source and the cheapest plan P along edges (Zhang et al., IJCAI
-    2022, https://arxiv.org/abs/2203.10453; `transport_distance`). A node may come to be what a
-    neighbour was. It is not zero at the start, nor is its gradient. The inputs need `edge_index`,
-    `[2, E]`, beside `groups`.
+    2022, https://arxiv.org/abs/2203.10453; `transport_distance`). A node may take the features
+    of a neighbour. At initialization neither the term nor its gradient is zero. The inputs need
+    `edge_index`, `[2, E]`, beside `groups`.
 
     Args:
-        taps: the modules whose outputs are compared, which give a row for each node: names or glob
-            patterns. The authors': the last layer.
+        taps: the modules whose outputs are compared, with one row for each node: names or glob
+            patterns. The authors use the last layer.
         strength: factor of the term.
-        order: how many edges apart nodes may be between which is transport; 1 in the authors' code.
+        order: maximum number of edges between two nodes of a pair; 1 in the authors' code.
 
     Raises:
         ValueError: if the order is negative.
@@ -151,16 +151,16 @@ class GTOT(Penalty):
         self.order = order
 
     def forward(self, step: Step) -> Tensor:
-        """The term.
+        """Return the term.
 
         Raises:
-            ModelError: if a tap does not give nodes, or their edges are not known.
+            ModelError: if the inputs have no edges, or a tap's outputs are not nodes.
         """
         edges = getattr(step.inputs, "edge_index", None)
         if edges is None:
             raise ModelError(
-                "gtot needs graphs, whose inputs have edge_index: for images choose another "
-                f"penalty; these inputs are a {type(step.inputs).__name__}"
+                f"gtot needs graphs with edge_index, got a {type(step.inputs).__name__}: choose "
+                "another penalty for images"
             )
         terms = [self._at(step, tap, edges) for tap in self.taps]
         return self.strength * torch.stack(terms).sum()
@@ -169,7 +169,7 @@ class GTOT(Penalty):
         groups = step.groups_at(tap)
         if groups is None:
             raise ModelError(
-                f"gtot compares nodes, but tap {tap!r} gives one row for each graph: tap a layer "
+                f"gtot compares nodes, but tap {tap!r} has one row per graph: choose a layer "
                 "before the pooling"
             )
         return transport_distance(
@@ -182,13 +182,13 @@ class GTOT(Penalty):
 
 
 def _penalties(parts: PenaltyContext) -> list[Penalty]:
-    """GTOT at the last tap, and the head term."""
+    """Return GTOT at the last tap, and the head term."""
     return [GTOT(parts.taps[-1], strength=parts.strength), *head_penalties(parts)]
 
 
 METHOD = Method(
     name="gtot",
-    summary="GTOT: nodes stay what they or their neighbours were, by optimal transport",
+    summary="GTOT: keeps nodes close to themselves or neighbours, by optimal transport",
     paper="https://arxiv.org/abs/2203.10453",
     head_init="unstandardized_probe",
     build_penalties=_penalties,

@@ -1,4 +1,4 @@
-"""L2: squared weights; the head term of other methods; and plain fine-tuning."""
+"""L2: squared weights, also the head term of other methods, and plain fine-tuning."""
 
 from collections.abc import Sequence
 from typing import final
@@ -17,7 +17,7 @@ class L2(Penalty):
 
     Args:
         modules: names or glob patterns of the target's modules, for example its head `"fc"`;
-            `"*"` is every parameter there is.
+            `"*"` selects every parameter.
         strength: factor of the term.
 
     Example:
@@ -33,16 +33,17 @@ class L2(Penalty):
         self.modules_named = (modules,) if isinstance(modules, str) else tuple(modules)
 
     def forward(self, step: Step) -> Tensor:
-        """The term.
+        """Return the term.
 
         Raises:
-            ModelError: if a name selects no module, or the modules have no parameters.
+            ConfigError: if a name selects no module.
+            ModelError: if the modules have no parameters.
         """
         choices = [name for name, _ in step.target.named_modules() if name]
         names = match_names("module", self.modules_named, choices)
         sharded.reshard(step.target)
         if "*" in self.modules_named:
-            names = [""]  # the network itself, which may hold parameters of its own (class tokens)
+            names = [""]  # the network itself, which may have parameters of its own (class tokens)
         parameters = {
             parameter: None
             for name in names
@@ -50,26 +51,27 @@ class L2(Penalty):
         }
         if not parameters:
             raise ModelError(
-                f"L2: no parameters in {', '.join(names)}; name a module that has some"
+                f"L2: no parameters in {', '.join(names)}; choose a module with parameters"
             )
         return self.strength * 0.5 * sharded.sum_of_squares((p, None) for p in parameters)
 
 
-# The authors' beta: strength of 1/2 ||head||^2 beside every penalty that holds the backbone, where
-# what the head sees varies by about 1, as in networks for images.
+# The authors' beta: strength of 1/2 ||head||^2 with every penalty that constrains the backbone, if
+# the head's inputs have a variance of about 1, as in networks for images.
 HEAD_STRENGTH = 0.01
 
 
 def head_penalties(context: PenaltyContext) -> list[Penalty]:
-    """The head term alone: `0.01 v 1/2 ||head||^2`, v the mean variance of what the head sees.
+    """Return the head term: `0.01 v 1/2 ||head||^2`, v the mean variance of the head's inputs.
 
-    With it the term is free of units, as the penalty on features is: features of half the size need
-    weights of twice the size. Graph networks with v = 0.007 learnt little under 0.01 alone.
+    The factor v makes the term unit-free, like the penalty on features: features of half the size
+    need weights of twice the size. Without it, heads of graph networks with v = 0.007 were trained
+    too little.
     """
     strength = HEAD_STRENGTH
     if not context.official and context.features is not None:
         variance = float(context.features.var(dim=0, correction=0).mean())
-        # Without the last digits, which depend on how samples were shared out in batches.
+        # Rounded, because the last digits depend on how samples were split into batches.
         strength *= float(f"{variance:.3g}")
     return [L2(context.head, strength=strength)]
 

@@ -13,13 +13,13 @@ from delta_transfer.methods.penalty import Penalty, Step
 
 @final
 class L2SP(Penalty):
-    """Squared distance of the weights from where they started: `strength * 1/2 ||w - w0||^2`.
+    """Squared distance of the weights from their initialization: `strength * 1/2 ||w - w0||^2`.
 
     L2-SP of Li et al., ICML 2018 (https://arxiv.org/abs/1802.01483), over every parameter that the
-    source has too (same name and shape), batch-norm ones included. A head that the source has in
-    the same shape takes part: replace the source's head (`nn.Identity()`) to leave it out. The head
-    term of the paper is an `L2` of its own. Of sharded parameters (`fully_shard`) each process has
-    its shard of the start, too.
+    source has too (same name and shape), including those of batch norm. A head of the same shape in
+    the source is included: replace the source's head (`nn.Identity()`) to leave it out. The head
+    term of the paper is a separate `L2`. With sharded parameters (`fully_shard`) each process has
+    its shard of the initialization, too.
 
     Args:
         strength: factor of the term.
@@ -30,13 +30,13 @@ class L2SP(Penalty):
         self._initial_weights = sharded.InitialWeights()
 
     def forward(self, step: Step) -> Tensor:
-        """The term.
+        """Return the term.
 
         Raises:
-            ModelError: if the two networks share no parameter.
+            ModelError: if there is no source network, or the two networks share no parameter.
         """
         if step.source is None:
-            raise ModelError("L2SP needs the source network: Regularizer(target, source, ...)")
+            raise ModelError("L2SP needs the source network: use Regularizer(target, source, ...)")
         sharded.reshard(step.target)
         start = dict(step.source.named_parameters())
         pairs = [
@@ -47,19 +47,19 @@ class L2SP(Penalty):
         if not pairs:
             raise ModelError(
                 "L2SP: the target and the source share no parameter (name and shape): "
-                "give two networks of one architecture"
+                "use two networks of one architecture"
             )
         return self.strength * 0.5 * sharded.sum_of_squares(pairs)
 
 
 def _penalties(parts: PenaltyContext) -> list[Penalty]:
-    """L2-SP, and the head term."""
+    """Return L2-SP's penalty and the head term."""
     return [L2SP(strength=parts.strength), *head_penalties(parts)]
 
 
 METHOD = Method(
     name="l2sp",
-    summary="L2-SP: weights are held close to the pretrained ones",
+    summary="L2-SP: keeps weights close to the pretrained ones",
     paper="https://arxiv.org/abs/1802.01483",
     build_penalties=_penalties,
     strength=0.01,

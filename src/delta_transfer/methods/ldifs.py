@@ -14,11 +14,11 @@ from delta_transfer.methods.penalty import Penalty, Step
 
 
 def pooled_distance(target: Tensor, source: Tensor, *, groups: Tensor | None = None) -> Tensor:
-    """Squared distance between features that are pooled over positions and of length 1.
+    """Return the squared distance between pooled features of unit length.
 
-    `mean_b ||p(T_b) - p(S_b)||^2` with `p(F) = mean_s F_s / ||mean_s F_s||`: a layer's part of the
-    feature distance of LDIFS (Mukhoti et al., TMLR 2024, https://arxiv.org/abs/2308.13320). Lengths
-    are taken away as in the authors' code, so that it is between 0 and 4 in any network.
+    `mean_b ||p(T_b) - p(S_b)||^2` with `p(F) = mean_s F_s / ||mean_s F_s||`: one layer's term of
+    the feature distance of LDIFS (Mukhoti et al., TMLR 2024, https://arxiv.org/abs/2308.13320).
+    Lengths are normalised as in the authors' code, so that it is between 0 and 4 in any network.
 
     Args:
         target: `[B, S, C]`, or rows `[R, C]`.
@@ -26,7 +26,7 @@ def pooled_distance(target: Tensor, source: Tensor, *, groups: Tensor | None = N
         groups: `[R]`, the sample that each row belongs to; without it each row is a sample.
 
     Returns:
-        A scalar without unit.
+        A unit-free scalar.
 
     Example:
         >>> pooled_distance(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
@@ -40,7 +40,7 @@ def _pooled(features: Tensor, groups: Tensor | None) -> Tensor:
     if features.ndim == 3:
         wide = wide.mean(dim=1)
     elif groups is not None:
-        # Sums point where means do. Samples are numbered anew: some numbers may have no rows.
+        # Sums and means have the same direction. Renumber samples: some may have no rows.
         _, numbers = torch.unique(groups, return_inverse=True)
         count = int(numbers.max()) + 1
         wide = wide.new_zeros(count, wide.shape[1]).index_add(0, numbers, wide)
@@ -49,11 +49,11 @@ def _pooled(features: Tensor, groups: Tensor | None) -> Tensor:
 
 @final
 class LDIFS(Penalty):
-    """LDIFS, the l2 distance in feature space: what layers say of an image as a whole is held.
+    """LDIFS, the l2 distance in feature space: keep pooled features close to the source's.
 
     `strength * sum_l mean_b ||p_lb(w) - p_lb(w0)||^2` over the taps l, with features p that are
     pooled over positions and of length 1 (Mukhoti et al., TMLR 2024,
-    https://arxiv.org/abs/2308.13320). Where a feature is in the image is free to change.
+    https://arxiv.org/abs/2308.13320). The position of a feature in the image is free to change.
 
     Args:
         taps: the modules whose outputs are compared: names, glob patterns or `"auto"`.
@@ -64,7 +64,7 @@ class LDIFS(Penalty):
         super().__init__("ldifs", strength, taps=taps, needs_source=True)
 
     def forward(self, step: Step) -> Tensor:
-        """The term."""
+        """Return the term."""
         terms = [
             pooled_distance(
                 step.target_features[tap],
@@ -77,14 +77,14 @@ class LDIFS(Penalty):
 
 
 def _penalties(parts: PenaltyContext) -> list[Penalty]:
-    """LDIFS, and the head term."""
+    """Return LDIFS and the head term."""
     own = LDIFS(parts.taps, strength=parts.strength)
     return [own, *head_penalties(parts)]
 
 
 METHOD = Method(
     name="ldifs",
-    summary="LDIFS: features are held close, pooled over the image",
+    summary="LDIFS: keeps pooled features close to the source's",
     paper="https://arxiv.org/abs/2308.13320",
     build_penalties=_penalties,
     compares_features=True,

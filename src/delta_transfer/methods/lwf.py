@@ -14,7 +14,7 @@ from delta_transfer.methods.penalty import Penalty, Step, classifier_logits
 
 
 def distillation(target: Tensor, source: Tensor, *, temperature: float) -> Tensor:
-    """How far the outputs are from those of the source network, at a temperature.
+    """Return the divergence of the outputs from those of the source, at a temperature.
 
     `mean_b KL(softmax(S_b / t) || softmax(T_b / t))`: the loss of Learning without Forgetting (Li
     and Hoiem, ECCV 2016, https://arxiv.org/abs/1606.09282, section 3) less the source's entropy,
@@ -23,7 +23,7 @@ def distillation(target: Tensor, source: Tensor, *, temperature: float) -> Tenso
     Args:
         target: logits `[B, K]`.
         source: like `target`.
-        temperature: larger gives more weight to the improbable classes; positive.
+        temperature: positive; larger puts more weight on improbable classes.
 
     Returns:
         A scalar in nats.
@@ -40,18 +40,18 @@ def distillation(target: Tensor, source: Tensor, *, temperature: float) -> Tenso
 
 @final
 class LwF(Penalty):
-    """Learning without Forgetting: the pretrained classifier goes on saying what it said.
+    """Learning without Forgetting: the pretrained classifier keeps its outputs.
 
     `strength * mean_b KL(softmax(S_b / t) || softmax(T_b / t))` with the logits S of the source
     network and T of the target on the same images, T through a copy of the classifier that is
     trained too (Li and Hoiem, ECCV 2016, https://arxiv.org/abs/1606.09282). The copy's parameters
-    are the penalty's: give `regularizer.parameters()` to the optimiser.
+    belong to the penalty: pass `regularizer.parameters()` to the optimiser.
 
     Args:
-        classifier: the pretrained classifier, on the features that the head sees; copied.
-        head: the name of the head in both networks, which tells these features.
+        classifier: the pretrained classifier, which has the same inputs as the head; copied.
+        head: the name of the head in both networks, whose inputs are used.
         strength: factor of the term; 1 in the paper.
-        temperature: of both outputs; 2 in the paper.
+        temperature: the temperature of both outputs; 2 in the paper.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class LwF(Penalty):
         self.frozen = copy.deepcopy(classifier).requires_grad_(False)
 
     def forward(self, step: Step) -> Tensor:
-        """The term."""
+        """Return the term."""
         now = classifier_logits(self.classifier, step.head_inputs[self.head])
         with torch.no_grad():
             then = classifier_logits(self.frozen, step.source_head_inputs[self.head])
@@ -76,7 +76,7 @@ class LwF(Penalty):
 
 
 def _penalties(parts: PenaltyContext) -> list[Penalty]:
-    """Learning without Forgetting, and the head term."""
+    """Return the penalty of Learning without Forgetting and the head term."""
     assert parts.classifier is not None
     own = LwF(parts.classifier, head=parts.head, strength=parts.strength)
     return [own, *head_penalties(parts)]
@@ -84,11 +84,11 @@ def _penalties(parts: PenaltyContext) -> list[Penalty]:
 
 METHOD = Method(
     name="lwf",
-    summary="Learning without Forgetting: the pretrained classifier's outputs are held",
+    summary="Learning without Forgetting: keeps the pretrained classifier's outputs",
     paper="https://arxiv.org/abs/1606.09282",
     build_penalties=_penalties,
     compares_features=True,
     needs_classifier=True,
-    kinds=("images",),  # no graph network brings a classifier of classes
+    kinds=("images",),  # graph networks have no pretrained classifier of classes
     strength=1.0,  # lambda_o in section 3
 )

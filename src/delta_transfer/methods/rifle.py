@@ -1,10 +1,10 @@
-"""RIFLE: the head is re-initialised in cycles, so that deep layers train."""
+"""RIFLE: re-initialises the head in cycles, so that deep layers train."""
 
 from delta_transfer.methods.base import WEIGHT_DECAY, Method
 
 METHOD = Method(
     name="rifle",
-    summary="RIFLE: the head is drawn anew in three cycles, so that deep layers learn",
+    summary="RIFLE: re-initialises the head in three cycles, so that deep layers train",
     paper="https://arxiv.org/abs/2007.03349",
     head_init="random",
     weight_decay=WEIGHT_DECAY,

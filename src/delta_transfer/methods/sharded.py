@@ -1,4 +1,4 @@
-"""Sums of squares over parameters of which each process may have its shard (FSDP)."""
+"""Sums of squares over parameters, which may be sharded over processes (FSDP)."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, final
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from delta_transfer.utils.distributed import is_initialized
 
-if TYPE_CHECKING:  # loading it takes a second, and without a group nothing is sharded
+if TYPE_CHECKING:  # importing it takes a second, and without a process group nothing is sharded
     from torch.distributed.tensor import DTensor
 
 
 def reshard(network: nn.Module) -> None:
-    """Puts the shards back in the place of parameters that a forward pass has put together.
+    """Reshard parameters that a forward pass has gathered.
 
-    `fully_shard` leaves those of the outermost module whole until the backward pass, in the
+    `fully_shard` keeps those of the outermost module gathered until the backward pass, in the
     precision that it computes in.
     """
     if not is_initialized():
@@ -28,13 +28,13 @@ def reshard(network: nn.Module) -> None:
 
 
 def sum_of_squares(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
-    """`sum (now - then)^2`, where nothing is subtracted for None.
+    """Return `sum (now - then)^2`, where nothing is subtracted for None.
 
-    Of sharded parameters the value is that of all shards, and the gradient of a shard is its own:
-    no process adds that of another, and nothing is averaged.
+    For sharded parameters the value is summed over all shards, and each shard has its own gradient:
+    gradients of processes are neither added nor averaged.
 
     Args:
-        pairs: parameters, and tensors that are sharded alike.
+        pairs: parameters, each with a tensor that is sharded in the same way, or None.
     """
     sums: dict[object, list[Tensor]] = {None: []}
     layouts: dict[object, DTensor] = {}
@@ -53,7 +53,7 @@ def sum_of_squares(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
 
 
 def shard_like(whole: Tensor, like: "DTensor") -> Tensor:
-    """A tensor that is whole in each process, sharded as another; nothing is sent."""
+    """Shard a tensor that each process has in full like another, without communication."""
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(
@@ -75,7 +75,7 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _sum_over_shards(terms: list[Tensor], like: "DTensor") -> Tensor:
-    """The sum over the processes that have other shards, with this one's gradient."""
+    """Return the sum over all shards, with the gradient of this process's shard."""
     from torch.distributed.tensor import DTensor, Partial
 
     own = torch.stack(terms).sum()
@@ -86,18 +86,18 @@ def _sum_over_shards(terms: list[Tensor], like: "DTensor") -> Tensor:
 
 @final
 class InitialWeights:
-    """Where parameters started, sharded as they are; each is sharded once."""
+    """Initial values of parameters, sharded like them; each is sharded once."""
 
     def __init__(self) -> None:
         self._shards: dict[str, tuple[Tensor, Tensor]] = {}
 
     def matching(self, parameter: Tensor, name: str, source: Tensor) -> Tensor:
-        """The source's parameter of a name, sharded as the target's is.
+        """Return a parameter of the source, sharded like the target's.
 
         Args:
-            parameter: the target's.
-            name: of both.
-            source: whole, or sharded already.
+            parameter: the target's parameter.
+            name: the name of both.
+            source: the source's parameter, in full or sharded already.
         """
         sharded = _as_dtensor(parameter)
         if sharded is None or _as_dtensor(source) is not None:

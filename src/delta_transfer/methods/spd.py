@@ -1,4 +1,4 @@
-"""SPD: after a step of the optimiser, weights that went the wrong way are drawn back."""
+"""SPD: projects weights back towards the source after steps in the wrong direction."""
 
 from collections.abc import Callable
 from typing import Any, Self, final
@@ -17,22 +17,22 @@ from delta_transfer.methods.l2 import head_penalties
 def selective_projection(
     updated: Tensor, previous: Tensor, initial: Tensor, gradient: Tensor, *, factor: float
 ) -> Tensor:
-    """What a step leaves of some weights, once it is drawn back to where they started.
+    """Return weights after a step, projected back towards their initialization.
 
     With `c = -g . (w - w0)` before the step, `w' - factor r (w' - w0)` where `c < 0`, else `w'`;
     `r = max(0, ||w' - w0|| - ||w - w0||) / ||w' - w0||`: Selective Projection Decay (Tian et al.,
-    NeurIPS 2024, https://arxiv.org/abs/2411.01713, section 3). Factor 1 keeps such a step on the
-    sphere around the start that it came from.
+    NeurIPS 2024, https://arxiv.org/abs/2411.01713, section 3). With factor 1 such a step does not
+    increase the distance to w0.
 
     Args:
         updated: the weights w' after the optimiser's step.
         previous: the weights w before it.
-        initial: the weights w0 that all began with.
+        initial: the weights w0 at initialization.
         gradient: the gradient g at w.
-        factor: 0 for none.
+        factor: factor of the projection; 0 disables it.
 
     Returns:
-        The weights to go on with, of the shape and dtype of `updated`.
+        The projected weights, of the shape and dtype of `updated`.
 
     Example:
         >>> two, one, zero = torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([0.0])
@@ -46,7 +46,7 @@ def selective_projection(
     disagree = (at_least_float32(gradient) * old_way).sum() > 0
     length = way.norm()
     growth = (length - old_way.norm()).clamp_min(0)
-    # Nothing grows to length zero: the smallest number only keeps 0 / 0 away.
+    # Avoids 0 / 0; if the length is zero, so is the growth.
     share = growth / length.clamp_min(torch.finfo(length.dtype).tiny)
     drawn = way * torch.where(disagree, factor * share, torch.zeros_like(share))
     return (at_least_float32(updated) - drawn).to(updated.dtype)
@@ -54,22 +54,22 @@ def selective_projection(
 
 @final
 class SelectiveProjection:
-    """Draws weights back towards the source after each step, but only where the gradient does too.
+    """Project weights back towards the source after each step, where the gradient agrees.
 
     Selective Projection Decay, for Adam and any other optimiser whose step moves weights against
     their gradient (Tian et al., NeurIPS 2024, https://arxiv.org/abs/2411.01713, formula:
     `selective_projection`). Each parameter that the source has too (same name
-    and shape) is a layer of its own, as in the authors' code; a head of another shape is left
-    alone. A context manager: on exit the optimiser is as it was. Its state is not changed.
+    and shape) is projected separately, as in the authors' code; a head of another shape is not
+    changed. A context manager: its hooks are removed on exit. The optimiser's state is not changed.
 
     Args:
-        optimizer: of the target's parameters; it needs no weight decay of its own.
+        optimizer: the optimiser of the target's parameters; it needs no weight decay.
         target: the network in training, wrapped or not.
-        source: the network that it started from; its weights stay as they are.
-        factor: 1 in the paper; 0 leaves every step as it is.
+        source: the network that it started from; its weights are not changed.
+        factor: 1 in the paper; 0 changes nothing.
 
     Raises:
-        ValueError: if the factor is negative or not a number.
+        ValueError: if the factor is negative, infinite or NaN.
         ModelError: if the two networks share no parameter.
 
     Example:
@@ -100,7 +100,7 @@ class SelectiveProjection:
         if not self._pairs:
             raise ModelError(
                 "SelectiveProjection: the target and the source share no parameter (name and "
-                "shape): give two networks of one architecture"
+                "shape): use two networks of one architecture"
             )
         self._optimizer = optimizer
         self._factor = factor
@@ -126,7 +126,7 @@ class SelectiveProjection:
 
     @torch.no_grad()
     def _project(self, *_: Any) -> None:
-        # Gradients are looked at now: a step may be given a closure, which computes them.
+        # Gradients are read after the step, because its closure may compute them.
         for (parameter, start), before in zip(self._pairs, self._before, strict=True):
             if parameter.grad is not None:
                 left = selective_projection(
@@ -143,13 +143,13 @@ class SelectiveProjection:
 def _project(
     optimizer: Optimizer, target: nn.Module, source: nn.Module, factor: float
 ) -> TrainingContext:
-    """Selective Projection Decay of the steps."""
+    """Return the context of Selective Projection Decay."""
     return SelectiveProjection(optimizer, target, source, factor=factor)
 
 
 METHOD = Method(
     name="spd",
-    summary="SPD: weights are drawn back where the gradient agrees, after each step",
+    summary="SPD: projects weights back after each step, where the gradient agrees",
     paper="https://arxiv.org/abs/2411.01713",
     build_penalties=head_penalties,
     optimizer_context=_project,

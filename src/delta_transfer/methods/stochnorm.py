@@ -1,4 +1,4 @@
-"""StochNorm: batch norm that now and then takes its running statistics while it trains."""
+"""StochNorm: batch norm that uses its running statistics at random during training."""
 
 from collections.abc import Callable
 from typing import Any, Self, final
@@ -15,25 +15,25 @@ from delta_transfer.methods.base import WEIGHT_DECAY, Method, TrainingContext
 
 @final
 class StochasticNorm:
-    """Each channel of a batch norm takes the running statistics with a probability, in train mode.
+    """Batch norm whose channels use running statistics at random, in train mode.
 
     StochNorm (Kou et al., NeurIPS 2020, https://proceedings.neurips.cc/paper/2020/hash/
-    bc573864331a9e42e4511de6f678aa83-Abstract.html): `s F_running + (1 - s) F_batch` with `s` drawn
-    anew for each channel and forward pass, 1 with probability p. Running statistics are updated as
-    ever, before they are taken. In eval mode, and frozen, batch norm is what it was. A context
-    manager: hooks are set on entry and gone on exit; the network's modules, parameters and state
-    dict are those of the plain network throughout.
+    bc573864331a9e42e4511de6f678aa83-Abstract.html): `s F_running + (1 - s) F_batch` with `s`
+    sampled for each channel and forward pass, 1 with probability p. Running statistics are updated
+    as usual, before they are used. In eval mode, and frozen, batch norm is unchanged. A context
+    manager: hooks are registered on entry and removed on exit; the network's modules, parameters
+    and state dict are those of the plain network throughout.
 
     Args:
-        network: the network in training, wrapped or not, with batch norm in train mode: give
-            `Regularizer(..., batch_norm="train")` if there is one.
-        probability: 0 is plain batch norm in train mode, 1 takes running statistics only; 0.5 in
+        network: the network in training, wrapped or not, with batch norm in train mode:
+            with a regularizer, use `Regularizer(..., batch_norm="train")`.
+        probability: 0 is plain batch norm in train mode, 1 uses running statistics only; 0.5 in
             the paper.
-        generator: on the CPU; the global one if None.
+        generator: a random generator on the CPU; None for the global one.
 
     Raises:
-        ModelError: if the probability is none, or the network has no batch norm with running
-            statistics.
+        ConfigError: if the probability is not from 0 to 1.
+        ModelError: if the network has no batch norm with running statistics.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
@@ -58,8 +58,7 @@ class StochasticNorm:
         if not self._norms:
             raise ModelError(
                 f"stochnorm needs a network with batch norm, {type(unwrap(network)).__name__} has "
-                "none (with running statistics): choose another method, or a network such as "
-                "resnet50"
+                "none with running statistics: choose another method or network, such as resnet50"
             )
         self._probability = probability
         self._generator = generator
@@ -86,11 +85,11 @@ class StochasticNorm:
 
 
 def _with_running_statistics(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> Tensor:
-    """What the layer (and an activation in it) gives in eval mode."""
+    """Return the output of the layer (and of an activation in it) in eval mode."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
-    # Copies, for the next forward pass may change the statistics before this one's backward pass.
+    # Copies, because the next forward pass may change the statistics before this backward pass.
     norm.running_mean, norm.running_var, norm.training = mean.clone(), variance.clone(), False
     try:
         output: Tensor = norm.forward(*inputs)  # not the module itself, whose hooks would run again
@@ -108,7 +107,7 @@ def _stochastic_norm(
 
 METHOD = Method(
     name="stochnorm",
-    summary="StochNorm: batch norm that takes its running statistics now and then",
+    summary="StochNorm: batch norm that uses its running statistics at random",
     paper=(
         "https://proceedings.neurips.cc/paper/2020/hash/"
         "bc573864331a9e42e4511de6f678aa83-Abstract.html"
