@@ -205,7 +205,7 @@ def test_a_dry_run_shows_downloads_and_time_and_does_nothing(capsys, tmp_path, m
     assert "'here/moco_v2_800ep_pretrain.pth.tar' is missing: download it from https://dl." in said
     assert re.search(r"time about [\d.]+ (minutes|hours|days) of training steps", said)
     assert "https://c.d" not in said  # the benchmark's weights take the place of the library's
-    assert "differs There: resize to 272" in said
+    assert "differs Theirs: resize to 272" in said
     assert sorted(tmp_path.rglob("*")) == before
 
 
