@@ -300,4 +300,4 @@ def test_a_wheel_brings_them(tmp_path):
     subprocess.run(command, cwd=root, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"delta_transfer/benchmarks/{name}.yaml" for name in RECIPES} <= names
+    assert {f"delta_transfer/recipes/{name}.yaml" for name in RECIPES} <= names
