@@ -1,4 +1,4 @@
-"""The mathematics as pure functions: distances between feature maps, attention from scores."""
+"""Pure functions: distances between feature maps, and attention from scores."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 def flatten_positions(features: Tensor, channel_dim: int) -> Tensor:
-    """A view of a feature map as `[B, S, C]`: samples, positions, channels.
+    """Return a view of a feature map as `[B, S, C]`: samples, positions, channels.
 
     Args:
         features: `[B, C, ...]`, `[B, ..., C]` or rows `[R, C]`.
-        channel_dim: where the channels are, counted from the front.
+        channel_dim: the non-negative index of the channel dimension.
 
     Returns:
         `[B, S, C]`, or `[R, C]` unchanged.
@@ -28,14 +28,14 @@ def flatten_positions(features: Tensor, channel_dim: int) -> Tensor:
 
 
 def at_least_float32(features: Tensor) -> Tensor:
-    """Half-precision features as float32, where squares and means over many positions are safe."""
+    """Cast half-precision features to float32, so that squares and means do not overflow."""
     if features.dtype in (torch.float16, torch.bfloat16):
         return features.float()
     return features
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """A context without autocast, for products that half precision is too coarse for."""
+    """Return a context without autocast, for products that need more than half precision."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
@@ -45,7 +45,7 @@ def _check_same_shape(target: Tensor, source: Tensor) -> None:
     if target.shape != source.shape:
         raise ValueError(
             f"target features {tuple(target.shape)} and source features {tuple(source.shape)} "
-            "differ in shape: both networks must see the same inputs"
+            "differ in shape: run both networks on the same inputs"
         )
 
 
@@ -57,26 +57,25 @@ def feature_distance(
     attention: Tensor | None = None,
     groups: Tensor | None = None,
 ) -> Tensor:
-    """Unit-free squared distance between two feature maps, channel by channel.
+    """Compute the unit-free squared distance between two feature maps, channel by channel.
 
     `1/2 mean_b sum_c a_c mean_s (T_bsc - S_bsc)^2 / v`: DELTA's regulariser (Li et al., ICLR 2019,
-    https://arxiv.org/abs/1901.09229, section 3.2), with means in the place of sums and the
-    source's variance as the unit, so that its size depends neither on batch size, image size nor
-    network.
+    https://arxiv.org/abs/1901.09229, section 3.2), with means instead of sums and with the source's
+    variance as the unit, so that its size does not depend on batch size, image size or network.
 
     Args:
         target: `[B, S, C]`, or rows `[R, C]`.
-        source: like `target`.
+        source: the same shape as `target`.
         variance: scalar `v > 0`, in squared units of the features.
         attention: `[C]`, sums to 1; uniform if None.
         groups: `[R]`, the sample that each row belongs to; rows are averaged per sample first, so
-            that large samples do not dominate. Without it each row is a sample.
+            that large samples do not dominate. By default each row is a sample.
 
     Returns:
-        A scalar without unit.
+        A dimensionless scalar.
 
     Raises:
-        ValueError: if the shapes differ, or `groups` is given for features that are not rows.
+        ValueError: if the shapes differ, or `groups` is passed with features that are not rows.
 
     Example:
         >>> feature_distance(torch.ones(2, 3, 4), torch.zeros(2, 3, 4), variance=torch.tensor(0.5))
@@ -87,24 +86,24 @@ def feature_distance(
     if groups is None:
         channels = squares.mean(dim=tuple(range(squares.ndim - 1)))
     else:
-        # A product and a sum: a matrix product would be in half precision under autocast.
+        # A product and a sum: autocast would run a matrix product in half precision.
         channels = (_row_weights(groups, squares).unsqueeze(1) * squares).sum(dim=0)
     weighted = channels.mean() if attention is None else (attention * channels).sum()
     return 0.5 * weighted / variance
 
 
 def _row_weights(groups: Tensor, rows: Tensor) -> Tensor:
-    """`[R]` weights that take the mean over each sample's rows, then over the samples."""
+    """Return weights `[R]` of the mean over each sample's rows, then over the samples."""
     samples = len(torch.unique(groups))
     return 1 / (_row_counts(groups, rows) * samples)
 
 
 def _row_counts(groups: Tensor, rows: Tensor) -> Tensor:
-    """`[R]`: how many rows the sample of each row has."""
+    """Return the number of rows in the sample of each row, `[R]`."""
     if rows.ndim != 2 or groups.shape != rows.shape[:1]:
         raise ValueError(
             f"groups {tuple(groups.shape)} need features of shape [rows, channels], "
-            f"one group a row; got {tuple(rows.shape)}"
+            f"one group per row; got {tuple(rows.shape)}"
         )
     return torch.bincount(groups).to(rows.dtype)[groups]
 
@@ -116,24 +115,24 @@ def official_distance(
     attention: Tensor | None = None,
     groups: Tensor | None = None,
 ) -> Tensor:
-    """The distance of the authors' published code, summed over the batch and not unit-free.
+    """Compute the distance of the authors' published code, a sum over the batch, not unit-free.
 
-    With attention `1/2 sum_b sum_c C a_c / S sum_s (T - S)^2`, without it a bare
+    With attention `1/2 sum_b sum_c C a_c / S sum_s (T - S)^2`, without it just
     `1/2 sum (T - S)^2` (https://github.com/lixingjian/DELTA): the two differ in scale by the number
     of positions S.
 
     Args:
         target: `[B, S, C]`, or rows `[R, C]`.
-        source: like `target`.
+        source: the same shape as `target`.
         attention: `[C]`, sums to 1.
-        groups: `[R]`, the sample that each row belongs to: S is then how many rows that sample has.
-            Without it each row is a sample, and S = 1.
+        groups: `[R]`, the sample that each row belongs to: S is then its number of rows.
+            By default each row is a sample, and S = 1.
 
     Returns:
         A scalar in squared units of the features.
 
     Raises:
-        ValueError: if the shapes differ, or `groups` is given for features that are not rows.
+        ValueError: if the shapes differ, or `groups` is passed with features that are not rows.
     """
     _check_same_shape(target, source)
     squares = (at_least_float32(target) - at_least_float32(source)).square()
@@ -154,23 +153,23 @@ def normalize_scores(
     score_clip: float | None = None,
     clamp_negative_scores: bool = False,
 ) -> Tensor:
-    """Channel attention from scores: standardised, divided by a temperature, softmax.
+    """Convert scores to channel attention: standardise, divide by a temperature, apply softmax.
 
-    `softmax((s - mean(s)) / std(s) / temperature)` with the population's standard deviation (Li et
+    `softmax((s - mean(s)) / std(s) / temperature)` with the population standard deviation (Li et
     al., ICLR 2019, section 3.3; the authors' code uses temperature 5).
 
     Args:
-        scores: `[C]`, any unit.
-        temperature: larger is closer to uniform; positive.
-        score_clip: standardised scores further than this from zero are put there; none if None.
-        clamp_negative_scores: scores below zero count as zero: a channel without which the loss
-            would shrink matters as little as one that changes nothing.
+        scores: `[C]`, in any unit.
+        temperature: positive; larger is closer to uniform.
+        score_clip: standardised scores are clipped to ± this value; not clipped if None.
+        clamp_negative_scores: set negative scores to zero: a channel whose ablation lowers the loss
+            then counts as little as one whose ablation does not change it.
 
     Returns:
-        `[C]`, sums to 1; uniform where the scores are all equal.
+        `[C]`, sums to 1; uniform if all scores are equal.
 
     Raises:
-        ValueError: if the temperature or the clip is not positive, or a score is not finite.
+        ValueError: if `temperature` or `score_clip` is not positive, or a score is not finite.
 
     Example:
         >>> normalize_scores(torch.zeros(4), temperature=5.0)
@@ -182,13 +181,13 @@ def normalize_scores(
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     if score_clip is not None and not score_clip > 0:
-        raise ValueError(f"clip must be positive, got {score_clip}")
+        raise ValueError(f"score_clip must be positive, got {score_clip}")
     if not torch.isfinite(scores).all():
-        raise ValueError("channel scores must be finite: the loss overflowed or is not a number")
+        raise ValueError("channel scores must be finite: the loss overflowed or is NaN")
     scores = scores.clamp_min(0) if clamp_negative_scores else scores
     centred = scores - scores.mean()
     deviation = centred.square().mean().sqrt()
-    # Equal scores leave rounding errors of their own size, which must not be blown up to z-scores.
+    # Equal scores differ by rounding errors, which standardisation must not amplify.
     noise = torch.finfo(scores.dtype).eps * scores.abs().max()
     if deviation <= noise:
         return torch.full_like(scores, 1 / len(scores))
@@ -199,13 +198,13 @@ def normalize_scores(
 
 
 def effective_channels(attention: Tensor) -> Tensor:
-    """How many channels attention is spread over: the exponential of its entropy.
+    """Return the effective number of channels: the exponential of the entropy of attention.
 
     Args:
         attention: `[C]`, sums to 1.
 
     Returns:
-        A scalar from 1, where all of it is on one channel, to C, where it is uniform.
+        A scalar from 1 (all attention on one channel) to C (uniform).
 
     Example:
         >>> effective_channels(torch.tensor([0.5, 0.0, 0.5]))
@@ -216,7 +215,7 @@ def effective_channels(attention: Tensor) -> Tensor:
 
 
 def normalized_entropy(attention: Tensor) -> Tensor:
-    """The entropy of attention, where that of uniform attention is 1.
+    """Return the entropy of attention relative to that of uniform attention.
 
     `-sum_c a_c log a_c / log C`.
 
@@ -224,7 +223,7 @@ def normalized_entropy(attention: Tensor) -> Tensor:
         attention: `[C]`, sums to 1.
 
     Returns:
-        A scalar from 0, where all of it is on one channel, to 1; 1 if there is only one.
+        A scalar from 0 (all attention on one channel) to 1 (uniform); 1 if there is one channel.
 
     Example:
         >>> normalized_entropy(torch.tensor([0.5, 0.0, 0.5, 0.0]))

@@ -1,4 +1,4 @@
-"""The regularizer: the penalties of a training step, from the target and the frozen source."""
+"""The regularizer, which computes penalties from the target and the frozen source."""
 
 import copy
 import dataclasses
@@ -27,8 +27,8 @@ class Terms:
     """The penalties of one step.
 
     Args:
-        values: name -> scalar, strength included, with its graph.
-        total: their sum, to be added to the task loss.
+        values: name -> scalar with its autograd graph, multiplied by the strength.
+        total: their sum, to add to the task loss.
     """
 
     values: Mapping[str, Tensor]
@@ -36,32 +36,32 @@ class Terms:
 
 
 class Regularizer(nn.Module):
-    """Computes the penalties of a training step from the target's last forward pass.
+    """Compute the penalties of a training step from the target's last forward pass.
 
-    A context manager that fits any training loop. Inside it the target's tapped features are
-    recorded in each of its forward passes; calling the regularizer runs the source on the same
-    inputs (if a penalty needs its features; without gradients, in eval mode, no further than
-    needed, batch norm folded into convolutions) and returns the terms. On exit the target has no
-    hooks and its own train flags again.
+    A context manager for any training loop. Inside it the target's tapped features are recorded in
+    each forward pass; calling the regularizer runs the source on the same inputs (if a penalty
+    needs its features; without gradients, in eval mode, up to the last tap needed, with batch norm
+    folded into convolutions) and returns the terms. On exit the target's hooks are removed and its
+    train flags restored.
 
     Penalties are copied, so that the same objects can be used for another network; copies share
-    the parameters. Those of penalties that train a classifier are in `regularizer.parameters()`.
+    the parameters. Penalties that train a classifier have theirs in `regularizer.parameters()`.
 
     Batch norm in train mode makes the features differ from the source's even with equal weights, so
-    its statistics are frozen by default; turn the backbone's dropout and stochastic depth off for
+    its statistics are frozen by default. Disable dropout and stochastic depth in the backbone for
     the same reason.
 
     Args:
         target: the network in training, wrapped (DDP, `torch.compile`, Fabric) or not.
-        source: the network that the target started from: another module, whose weights and train
-            flags are not changed; it is moved to the target's device. None if no penalty needs it.
+        source: the pretrained network, a separate module. It is moved to the target's device; its
+            weights and train flags are not changed. None if no penalty needs it.
         penalties: the terms.
         batch_norm: `"frozen"` keeps the target's batch-norm layers in eval mode in each of its
-            forward passes, whatever `target.train()` says; `"train"` leaves them alone.
+            forward passes, even after `target.train()`; `"train"` does not change their mode.
         source_cache_gb: GiB of memory to cache the source's features of samples that recur exactly,
             without augmentation or with few variants of each; 0 disables the cache.
-        source_precision: precision of the source; `"bfloat16"` is faster on machines with
-            instructions for it, and rounds. It has no effect under your own autocast.
+        source_precision: precision of the source; `"bfloat16"` is less precise, and faster on
+            hardware that supports it. It has no effect under your own autocast.
 
     Raises:
         ConfigError: if an option has an unknown value, or a tap or module is unknown.
@@ -139,7 +139,7 @@ class Regularizer(nn.Module):
             raise RuntimeError("this Regularizer is already in use")
         device = device_of(target)
         self.to(device)
-        with ExitStack() as stack:  # undoes what has been done if a later step fails
+        with ExitStack() as stack:  # undo the earlier steps if a later one fails
             stack.callback(self._restore_norms, target.training)
             if self._freeze:
                 self._norms = {m: m.training for m in target.modules() if isinstance(m, _BatchNorm)}
@@ -177,22 +177,22 @@ class Regularizer(nn.Module):
             inputs: the inputs of the target's last forward pass.
             targets: the labels; some penalties need them.
             groups: for features that are rows (graph nodes): `[R]`, the sample of each row; by
-                default the inputs' own `groups`, if they have any. They hold for every tap with as
-                many rows; a tap with a row for each sample is compared by samples.
+                default the inputs' `groups`, if any. They apply to every tap with R rows; a tap
+                with one row per sample is compared per sample.
 
         Returns:
             Each penalty's term by name, and their total: scalars on the target's device.
 
         Raises:
-            RuntimeError: if the target was not called inside the context before.
-            ConfigError: if features and inputs do not belong together.
+            RuntimeError: if the target was not called inside the context first.
+            ConfigError: if the features of target and source differ in shape.
         """
         target, source = self._networks
         if self._exit_stack is not None and any(norm.training for norm in self._norms):
             raise RuntimeError(
-                "batch norm is to be frozen, but the target's layers are in train mode: call the "
-                "target before the regularizer (and a compiled network for the first time inside "
-                "the `with` block), or pass batch_norm='train'"
+                "batch_norm='frozen', but the target's layers are in train mode: call the target "
+                "before the regularizer (a compiled network for the first time inside the `with` "
+                "block), or pass batch_norm='train'"
             )
         with self._autocast:
             source_features, source_head_inputs = (
@@ -223,7 +223,7 @@ class Regularizer(nn.Module):
         return Terms(values, torch.stack(list(values.values())).sum() if values else zero)
 
     def clear(self) -> None:
-        """Release the target's last forward pass, and the graph that it keeps alive."""
+        """Release the outputs of the target's last forward pass and their autograd graph."""
         if self._taps is not None:
             self._taps.clear()
         self._heads.clear()
@@ -233,13 +233,16 @@ class Regularizer(nn.Module):
         """Measure the source's feature variance for the penalties that need it.
 
         These are the penalties that were not calibrated when they were passed, such as a `Delta`
-        without attention. Of features that are rows (graph nodes), over all rows: large samples
-        have more weight.
+        without attention. If features are rows (graph nodes), the variance is over all rows, so
+        large samples have more weight.
 
         Args:
-            loader: batches of training data without augmentation: inputs, or tuples that begin with
-                them. In a group of processes (`torch.distributed`) each has to call this; the
-                variance is over the data of all, which may be shards or the whole.
+            loader: batches of training data without augmentation: inputs, or tuples that start with
+                them. With `torch.distributed` every process has to call this; the variance is over
+                the data of all processes, which may be shards or copies.
+
+        Raises:
+            ValueError: if the loader is empty.
         """
         source = self._networks[1]
         if not self._uncalibrated or source is None or self._source is None or self._taps is None:
@@ -271,7 +274,7 @@ class Regularizer(nn.Module):
             self._logits = output
 
     def _check_weight_penalties(self, penalties: Sequence[Penalty]) -> None:
-        """Evaluate the penalties of weights alone, so that a wrong name fails at once."""
+        """Evaluate the penalties on weights, so that unknown names raise at construction."""
         target, source = self._networks
         with torch.no_grad():
             for penalty in penalties:
@@ -280,12 +283,12 @@ class Regularizer(nn.Module):
 
 
 def _copy(penalty: Penalty) -> Penalty:
-    """Copy a penalty, whose copy shares its parameters: an optimiser may have them already."""
+    """Copy a penalty but share its parameters, which an optimiser may already have."""
     return copy.deepcopy(penalty, {id(parameter): parameter for parameter in penalty.parameters()})
 
 
 def _same_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Return a context with the current autocast: the source computes as the target did."""
+    """Return a context with the current autocast settings, to run the source in them."""
     kind = device.type
     if not torch.amp.is_autocast_available(kind):
         return nullcontext()

@@ -189,7 +189,7 @@ def test_the_head_is_that_of_the_reference_number_by_number(count):
     weight, bias = slow_head(features, targets, classes=3, seed=5)
     torch.testing.assert_close(found.weight, torch.tensor(weight), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.bias, torch.tensor(bias), rtol=1e-4, atol=1e-6)
-    assert found.strength == 1e-4
+    assert found.regularization == 1e-4
     assert (found.weight.dtype, found.weight.requires_grad) == (torch.float32, False)
 
 

@@ -55,7 +55,7 @@ def test_rows_of_nothing_known_are_refused(scorer):
     net.layers[1].register_forward_pre_hook(
         lambda module, given: (torch.cat([given[0], given[0][-1:]]), given[1])
     )
-    with pytest.raises(UserError, match=r"tap 'layers\.0' gives features \(22, 5\)"):
+    with pytest.raises(UserError, match=r"tap 'layers\.0' .*\(22, 5\)"):
         scorer(net, taps=["layers.0"], loss=F.cross_entropy)(inputs, targets)
 
 

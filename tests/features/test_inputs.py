@@ -61,7 +61,7 @@ def test_groups_are_for_rows_and_not_for_samples():
     assert groups_at("t", samples, groups, samples=2) is None
     assert groups_at("t", maps, groups) is None
     assert groups_at("t", rows, None, samples=2) is None
-    message = r"tap 't' gives features \(7, 4\), but there are 3 rows \[R, C\] of 2 samples"
+    message = r"tap 't' .*\(7, 4\).* 3 rows .* 2 samples"
     with pytest.raises(UserError, match=message):
         groups_at("t", torch.zeros(7, 4), groups)
     with pytest.raises(UserError, match="3 rows"):  # a map with as many samples as there are rows
@@ -160,7 +160,7 @@ def test_a_tap_of_other_rows_is_refused():
         target_features=features,
         source_features=features,
     )
-    with pytest.raises(UserError, match="tap 'edges' gives features"):
+    with pytest.raises(UserError, match=r"tap 'edges' .*\(9, 3\)"):
         penalty(step)
 
 
@@ -200,7 +200,7 @@ def test_auto_taps_are_the_layers_that_give_rows():
         def forward(self, inputs):
             raise ValueError("no bonds")
 
-    with pytest.raises(UserError, match=r"does not take the example \(no bonds\); name the taps"):
+    with pytest.raises(UserError, match=r"\(no bonds\).* taps"):
         auto_taps(Picky(), example=some_rows())
 
 

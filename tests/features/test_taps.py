@@ -194,7 +194,7 @@ def test_a_change_in_place_that_comes_later_is_noticed():
         taps.outputs()
         net.late = True
         net(images())
-        with pytest.raises(RuntimeError, match=r"'conv' was changed in place.*forward pass again"):
+        with pytest.raises(RuntimeError, match=r"'conv' was changed in place"):
             taps.outputs()
         net(images())
         assert equal(taps.outputs(), {"conv": net.conv(images())})
@@ -242,7 +242,7 @@ def test_names_patterns_and_auto():
 def test_unknown_names_list_near_ones():
     with pytest.raises(UserError, match=r"unknown tap 'convv1'.*conv1"):
         Taps(conv_net(), ["conv2", "convv1"])
-    with pytest.raises(UserError, match="no taps are named"):
+    with pytest.raises(UserError, match="no taps"):
         Taps(conv_net(), [])
 
 

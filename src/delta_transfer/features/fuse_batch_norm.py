@@ -1,4 +1,4 @@
-"""Batch norm as part of the convolutions before it, in a copy of a frozen network."""
+"""Folding of batch norm into the preceding convolutions, in a copy of a frozen network."""
 
 import copy
 from collections import Counter
@@ -15,12 +15,12 @@ from torch.utils._pytree import tree_leaves
 
 from delta_transfer.utils.module_state import eval_mode
 
-# How far the copy's outputs may be off, of the largest. Rounding comes to 1e-7 to 1e-5, and to 1e-3
-# where a GPU multiplies in TF32; another network is further off.
+# Largest error of the copy's outputs, relative to the largest output. Rounding errors are 1e-7 to
+# 1e-5, or 1e-3 if a GPU multiplies in TF32; a wrongly folded network has larger errors.
 TOLERANCE = 1e-2
 
-# Weights of a folded convolution take memory of their own: more of them than so many times the
-# numbers that a sample's batch norm goes through are not worth it.
+# A folded convolution has its own copy of the weights. More than this many weights for each
+# activation of a sample are not worth the memory.
 MAX_WEIGHTS_PER_ACTIVATION = 8
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -33,26 +33,25 @@ def fold_batch_norm(
     *,
     keep: Collection[nn.Module] = (),
 ) -> nn.Module:
-    """A copy that gives the same features in eval mode, in fewer steps.
+    """Return a copy of the network that computes the same features in eval mode, but faster.
 
-    A batch norm with stored statistics scales and shifts each channel by constants. Where nothing
-    but it sees what a convolution returns, the convolution may do that itself (Jacob et al., CVPR
-    2018, https://arxiv.org/abs/1712.05877, section 3.2). Which layers these are is seen in a
-    forward pass, and whether nothing else has changed is tried in another. The copy shares all
-    other weights with the network, and where there are many weights for small maps, as in the last
-    stages, they stay as they are.
+    A batch norm with stored statistics scales and shifts each channel by constants. If only the
+    batch norm uses the output of a convolution, both can be folded into the convolution (Jacob et
+    al., CVPR 2018, https://arxiv.org/abs/1712.05877, section 3.2). One forward pass finds these
+    layers, and another checks the outputs of the copy. The copy shares all other weights with the
+    network. Convolutions with many weights and small maps, as in the last stages, are not folded.
 
     Args:
-        network: a network; left as it was.
+        network: a network; it is not changed.
         inputs: a few samples.
-        record: runs a network on inputs and gives the outputs that matter.
-        keep: modules of the network that are to return what they return now.
+        record: runs a network on inputs and returns the outputs to compare.
+        keep: modules of the network whose outputs must not change.
 
     Returns:
-        The copy; the network itself if there is nothing to fold or the copy gives something else.
+        The copy; the network itself if there is nothing to fold or the outputs of the copy differ.
     """
     if not len(inputs) or inputs.dtype not in (torch.float32, torch.float64):
-        return network  # half precision would round otherwise
+        return network  # half precision would round differently
     if not _may_be_copied(network):
         return network
     with eval_mode(network), torch.no_grad():
@@ -62,7 +61,7 @@ def fold_batch_norm(
         expected = record(network, inputs)
         try:
             folded = _make_fused_copy(network, pairs)
-        except (TypeError, RuntimeError):  # it holds what cannot be copied
+        except (TypeError, RuntimeError):  # it contains objects that cannot be copied
             return network
         if not _agree(expected, record(folded, inputs)):
             return network
@@ -70,14 +69,14 @@ def fold_batch_norm(
 
 
 def _may_be_copied(network: nn.Module) -> bool:
-    """Whether nobody watches it and its weights are nothing but tensors."""
+    """Return True if the network has no hooks and all its weights are plain parameters."""
     return not any(
         module._forward_hooks or module._forward_pre_hooks for module in network.modules()
     ) and all(type(parameter) is nn.Parameter for parameter in network.parameters())
 
 
 class _TensorUseCounter(TorchFunctionMode):
-    """Counts how often tensors are worked on."""
+    """Count the operations that use each tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,8 +93,8 @@ class _TensorUseCounter(TorchFunctionMode):
 
 
 def _pairs(network: nn.Module, inputs: Tensor, keep: Collection[nn.Module]) -> dict[str, str]:
-    """Convolution -> the batch norm that alone sees what it returns; both are called once."""
-    returned: list[tuple[nn.Module, Tensor]] = []  # held, so that no two have one id
+    """Return convolution -> the batch norm that alone uses its output; both are called once."""
+    returned: list[tuple[nn.Module, Tensor]] = []  # kept alive, so that ids are unique
     given: dict[int, list[nn.Module]] = {}
     calls: Counter[nn.Module] = Counter()
     uses = _TensorUseCounter()
@@ -104,7 +103,7 @@ def _pairs(network: nn.Module, inputs: Tensor, keep: Collection[nn.Module]) -> d
         calls[module] += 1
         if isinstance(module, _ConvNd):
             returned.append((module, output))
-            uses.counts[id(output)] = 0  # which may have been another tensor's before
+            uses.counts[id(output)] = 0  # the id may be that of an earlier, freed tensor
         elif args:
             given.setdefault(id(args[0]), []).append(module)
 
@@ -131,12 +130,12 @@ def _pairs(network: nn.Module, inputs: Tensor, keep: Collection[nn.Module]) -> d
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether it is a convolution whose weight is not computed from others."""
+    """Return True for a convolution whose weight is not computed from other parameters."""
     return isinstance(module, _PLAIN) and "weight" in module._parameters
 
 
 def _has_fixed_statistics(module: nn.Module) -> bool:
-    """Whether it is a batch norm that scales and shifts by constants in eval mode."""
+    """Return True for a batch norm that scales and shifts by constants in eval mode."""
     return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
@@ -166,7 +165,7 @@ def _make_fused_copy(network: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
 
 
 def _rest(norm: nn.Module) -> nn.Module:
-    """What a batch norm does beside scaling: timm's have dropout and an activation in them."""
+    """Return the rest of a batch norm: timm's include dropout and an activation."""
     inner = [child for name, child in norm.named_children() if name in ("drop", "act")]
     return nn.Sequential(*inner) if inner else nn.Identity()
 

@@ -1,7 +1,7 @@
-"""What networks are called with: a tensor of samples, or anything cut like one.
+"""Inputs of networks: tensors of samples, or objects that can be sliced like them.
 
-Features of such inputs may be rows `[R, C]`, of which a sample has many (the nodes of a graph); the
-inputs' `groups` then say whose each row is.
+Features of such inputs may be rows `[R, C]`, several per sample (the nodes of a graph); `groups` of
+the inputs is then the sample of each row.
 """
 
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from delta_transfer.errors import ModelError
 
 
 class Inputs(Protocol):
-    """Some samples, in order: a tensor `[B, ...]`, or an object with these.
+    """A batch of samples: a tensor `[B, ...]`, or an object with these methods.
 
-    Inputs whose features are rows have the property `groups` too: `[R]`, int64, ascending, the
-    sample of each row. For inputs that are no tensors, `cat(parts)` on their class puts several
-    together again, which the refined estimator of channel attention and drawn samples need.
+    Inputs whose features are rows also have the property `groups`: `[R]`, int64, ascending, the
+    sample of each row. Classes other than tensors need `cat(parts)`, which concatenates inputs, for
+    the refined estimator of channel attention and for sampling.
     """
 
     def __len__(self) -> int:
-        """How many samples there are."""
+        """Return the number of samples."""
         ...  # pragma: no cover
 
     def __getitem__(self, which: slice, /) -> Self:
-        """The samples of a slice."""
+        """Return the samples of a slice."""
         ...  # pragma: no cover
 
     def to(self, device: torch.device, /) -> Self:
-        """The same on a device."""
+        """Return the inputs on a device."""
         ...  # pragma: no cover
 
 
@@ -38,26 +38,26 @@ InputsT = TypeVar("InputsT", bound=Inputs)
 
 
 def groups_of(inputs: Any) -> Tensor | None:
-    """The sample of each row of the inputs' features, `[R]`; None where the inputs do not say."""
+    """Return the sample of each row of the inputs' features, `[R]`; None without `groups`."""
     return getattr(inputs, "groups", None)
 
 
 def groups_at(
     tap: str, features: Tensor, groups: Tensor | None, *, samples: int | None = None
 ) -> Tensor | None:
-    """The sample of each row of a tap's features; None where each is a sample of its own.
+    """Return the sample of each row of a tap's features; None if there is one row per sample.
 
-    A network may be tapped where it has rows and where it has pooled them to samples. Which one a
-    tap gives is told by how many there are; where both are as many, each sample has one row.
+    A network may be tapped before and after rows are pooled to samples. The number of features
+    tells the two cases apart; if there are as many rows as samples, each sample has one row.
 
     Args:
-        tap: its name.
-        features: what it gave, `[B, S, C]` or rows `[R, C]`.
+        tap: the name of the tap.
+        features: its features, `[B, S, C]` or rows `[R, C]`.
         groups: the sample of each row, `[R]`, or None.
-        samples: how many samples there are; by default as many as the groups tell.
+        samples: the number of samples; by default that of `groups`.
 
     Raises:
-        ModelError: if the features are neither of these rows nor of the samples.
+        ModelError: if the number of features is neither that of the rows nor that of the samples.
 
     Example:
         >>> groups = torch.tensor([0, 0, 1])
@@ -73,19 +73,19 @@ def groups_at(
     if len(features) == samples:
         return None
     raise ModelError(
-        f"tap {tap!r} gives features {tuple(features.shape)}, but there are {len(groups)} rows "
-        f"[R, C] of {samples} samples: tap a module that gives features of each row (node), or of "
+        f"tap {tap!r} returns features {tuple(features.shape)}, but there are {len(groups)} rows "
+        f"[R, C] of {samples} samples: tap a module that returns features for each row (node) or "
         "each sample (graph)"
     )
 
 
 def split(inputs: InputsT, size: int) -> list[InputsT]:
-    """Parts of so many samples, in order; the last one may be smaller."""
+    """Split inputs into parts of `size` samples, in order; the last may be smaller."""
     return [inputs[start : start + size] for start in range(0, len(inputs), size)]
 
 
 def shard(inputs: InputsT, index: int, *, num_shards: int) -> InputsT:
-    """One of several shares of the samples, in order; the first ones may have one more.
+    """Return one of several contiguous shards of the samples; the first may have one more.
 
     Example:
         >>> [shard(torch.arange(5), number, num_shards=3).tolist() for number in range(3)]
@@ -97,7 +97,7 @@ def shard(inputs: InputsT, index: int, *, num_shards: int) -> InputsT:
 
 
 def concatenate(parts: Sequence[InputsT]) -> InputsT:
-    """The samples of several parts as those of one."""
+    """Concatenate several inputs."""
     first, all_of_them = parts[0], cast(Any, list(parts))
     if len(parts) == 1:
         return first
@@ -106,7 +106,7 @@ def concatenate(parts: Sequence[InputsT]) -> InputsT:
 
 
 def select(inputs: InputsT, which: slice | Tensor) -> InputsT:
-    """The samples of a slice, a mask or indices."""
+    """Return the samples of a slice, a mask or indices."""
     if isinstance(which, slice):
         return inputs[which]
     if isinstance(inputs, Tensor):

@@ -23,10 +23,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 # Seven decades in half-decade steps.
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(4, -11, -1))
-# When L-BFGS stops: for the probe itself, and to compare strengths.
+# Stopping criteria of L-BFGS, for the final probe and for the comparison of strengths.
 FINAL_TOLERANCES = {"ftol": 1e-12, "gtol": 1e-6}
 SEARCH_TOLERANCES = {"ftol": 1e-7, "gtol": 1e-5}
-PATIENCE = 4  # strengths without a lower held-out loss after which weaker ones are not tried
+PATIENCE = 4  # stop the search after this many strengths without a lower held-out loss
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,26 +36,27 @@ class LinearProbe:
     Args:
         weight: `[K, F]`.
         bias: `[K]`.
-        strength: the penalty that cross-validation chose.
+        regularization: the factor of the L2 penalty, chosen by cross-validation.
     """
 
     weight: Tensor
     bias: Tensor
-    strength: float
+    regularization: float
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Logits `[B, K]` of features `[B, F]`."""
+        """Return logits `[B, K]` of features `[B, F]`."""
         weight, bias = self.weight.to(features), self.bias.to(features)
         return F.linear(features, weight, bias)
 
 
 def find_head(model: nn.Module, head: str = "auto") -> str:
-    """The name of the module that turns features into logits.
+    """Return the name of the module that maps features to logits.
 
-    `"auto"` asks timm's `get_classifier()` where there is one, else takes the last `nn.Linear`.
+    `"auto"` uses timm's `get_classifier()` if the model has it, otherwise the last `nn.Linear`.
 
     Raises:
-        ModelError: if there is none, or the name is unknown.
+        ModelError: if there is no linear layer.
+        ConfigError: if the name is unknown.
     """
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules() if name}
     if head != "auto":
@@ -66,7 +67,7 @@ def find_head(model: nn.Module, head: str = "auto") -> str:
     linear = [name for module, name in names.items() if isinstance(module, nn.Linear)]
     if not linear:
         raise ModelError(
-            f"no head found in {type(model).__name__}: name the module that makes the logits, "
+            f"no head found in {type(model).__name__}: name the module that returns the logits, "
             "for example head='fc'"
         )
     return linear[-1]
@@ -76,7 +77,7 @@ def find_head(model: nn.Module, head: str = "auto") -> str:
 def replace_head(
     model: nn.Module, head: str, function: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Inside, the head's output is `function` of its input; the model itself is not changed."""
+    """Replace the head's output by `function` of its input, by a hook inside the context."""
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
         return function(inputs[0])
@@ -95,21 +96,23 @@ def collect_features(
     head: str = "auto",
     horizontal_flip: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """What the head sees, for a whole loader: in eval mode and without gradients.
+    """Collect the inputs of the head for a whole loader, in eval mode and without gradients.
 
     Args:
-        model: the network; left as it was.
+        model: the network; it is not changed.
         loader: batches (inputs, targets).
         head: the name of the head.
-        horizontal_flip: also the features of the mirror images of images `[B, C, H, W]`; other
-            inputs have none.
+        horizontal_flip: also collect the features of horizontally flipped images `[B, C, H, W]`;
+            other inputs are not flipped.
 
     Returns:
-        Features `[N, V, F]` (V = 2 views with mirror images, else 1), and targets `[N, ...]`, on
+        Features `[N, V, F]` (V = 2 views with flipped images, else 1), and targets `[N, ...]`, on
         the CPU.
 
     Raises:
-        ModelError: if the loader is empty, or the head's inputs are not rows `[B, F]`.
+        ModelError: if the loader is empty, or the head is not found or has inputs other than
+            `[B, F]`.
+        ConfigError: if the name of the head is unknown.
     """
     views: list[Tensor] = []
     rows: list[Tensor] = []
@@ -132,11 +135,11 @@ def collect_features(
                 model(inputs.flip(-1).to(device))
             if not views or views[0].ndim != 2:
                 found = tuple(views[0].shape) if views else "nothing"
-                raise ModelError(f"the head {head!r} must be given rows [B, F], it got {found}")
+                raise ModelError(f"the inputs of head {head!r} must be rows [B, F], got {found}")
             rows.append(torch.stack(views, dim=1).float().cpu())
             labels.append(torch.as_tensor(targets).cpu())
     if not rows:
-        raise ModelError("the loader is empty: a linear probe needs training data")
+        raise ModelError("the loader is empty: pass training data for the linear probe")
     return torch.cat(rows), torch.cat(labels)
 
 
@@ -151,23 +154,23 @@ def fit_probe(
     seed: int = 0,
     standardize: bool = True,
 ) -> LinearProbe:
-    """L2-regularised linear head on standardised features, its strength cross-validated.
+    """Fit an L2-regularised linear head on standardised features, with cross-validated strength.
 
     Minimises `mean loss + strength ||W||^2` (bias free) with L-BFGS; with cross entropy this is
-    multinomial logistic regression. Standardisation is folded back into weight and bias. Of the
-    strengths the one with the lowest held-out loss is taken; folds are stratified by class, and all
-    views of a sample are in one fold.
+    multinomial logistic regression. Standardisation is folded back into weight and bias. The
+    strength with the lowest held-out loss is selected; folds are stratified by class, and all views
+    of a sample are in the same fold.
 
     Args:
         features: `[N, F]`, or `[N, V, F]` with V views of each sample.
-        targets: class indices `[N]`, or what `loss` takes.
-        num_outputs: K.
-        loss: mean over the batch, as `F.cross_entropy`.
-        strengths: the candidates; a single one is not cross-validated.
-        folds: how many; fewer where the smallest class has fewer samples.
-        seed: of the draw of the folds.
-        standardize: divide each feature by its own deviation; else all by one, so that features
-            that hardly vary get no large weights.
+        targets: class indices `[N]`, or the targets of `loss`.
+        num_outputs: the number of outputs, K.
+        loss: a loss averaged over the batch, such as `F.cross_entropy`.
+        strengths: the candidates; a single one is used without cross-validation.
+        folds: the number of folds; reduced if the smallest class has fewer samples.
+        seed: the seed of the assignment to folds.
+        standardize: divide each feature by its standard deviation; if False, divide all features by
+            one common value, so that nearly constant features do not get large weights.
 
     Returns:
         The probe, in float32 on the CPU.
@@ -182,12 +185,12 @@ def fit_probe(
     views, labels = views.detach().cpu().double(), _as_target(targets)
     rows = views.flatten(0, 1)
     mean, scale = rows.mean(dim=0), rows.std(dim=0, correction=0)
-    # Features are float32: what varies by no more than its rounding is constant.
+    # Features are float32: those that vary only by rounding errors are constant.
     constant = scale <= 10 * torch.finfo(torch.float32).eps * mean.abs()
     if not standardize:
         scale = scale.square().mean().sqrt().expand_as(scale)
     scale = torch.where(constant, torch.ones_like(scale), scale)
-    # Fewer samples than features: the same problem in the space that the samples span.
+    # With fewer samples than features, solve the same problem in the subspace of the samples.
     _, _, basis = torch.linalg.svd((rows - mean) / scale, full_matrices=False)
     standard = (views - mean) / scale @ basis.T
     strengths = sorted(strengths, reverse=True)
@@ -217,7 +220,7 @@ def _held_out_losses(
     folds: int,
     seed: int,
 ) -> list[float]:
-    """The mean held-out loss of each strength, until it has risen for two decades."""
+    """Return the mean held-out loss of each strength, up to two decades past the minimum."""
     folded = []
     for train, held_out in _folds(targets, folds, seed):
         heads = _fit_path(
@@ -258,7 +261,7 @@ def _fit_path(
     strengths: Sequence[float],
     stop: Mapping[str, float],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Heads for falling strengths, each started from the one before."""
+    """Yield the heads for decreasing strengths, each initialised with the previous one."""
     rows = features.flatten(0, 1)
     labels = targets.repeat_interleave(features.shape[1], dim=0)
     shape = (num_outputs, rows.shape[1] + 1)

@@ -1,4 +1,4 @@
-"""What a network looks like from outside: its stages, where channels are, what wraps it."""
+"""Inspection of networks: stages, channel dimensions and wrappers."""
 
 import dataclasses
 from collections import Counter
@@ -12,7 +12,7 @@ from delta_transfer.errors import ModelError
 from delta_transfer.features.inputs import groups_of
 from delta_transfer.utils.module_state import eval_mode
 
-# Wrapper class -> the attribute that holds the network; by name, so that nothing is imported.
+# Wrapper class -> the attribute with the network; by name, to avoid importing the libraries.
 _WRAPPERS = {
     "DataParallel": "module",
     "DistributedDataParallel": "module",
@@ -25,17 +25,17 @@ _WRAPPERS = {
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside DDP, FSDP, `torch.compile` and Lightning Fabric wrappers."""
+    """Return the network inside DDP, FSDP, `torch.compile` and Lightning Fabric wrappers."""
     while type(model).__name__ in _WRAPPERS:
         model = getattr(model, _WRAPPERS[type(model).__name__])
     return model
 
 
 def output_module(module: nn.Module) -> nn.Module:
-    """The module whose output is `module`'s output: the last child of a plain Sequential.
+    """Return the last child of a plain Sequential, recursively; another module itself.
 
-    Some networks call a stage's blocks one by one when they checkpoint activations; the last block
-    is called in either case.
+    Networks that checkpoint activations may call the blocks of a stage one by one, without the
+    Sequential; the last block, which has the same output, is called in both cases.
     """
     while type(module).forward is nn.Sequential.forward and len(module._modules) > 0:
         module = list(module.children())[-1]
@@ -45,17 +45,17 @@ def output_module(module: nn.Module) -> nn.Module:
 def find_channel_dim(
     module: nn.Module, output: Tensor, *, image_size: tuple[int, int] = (1, 1)
 ) -> int:
-    """Where the channels of a module's output are: dimension 1, or the last.
+    """Return the channel dimension of a module's output: 1, or the last.
 
-    Of a map's three sizes the two that are not the channels have the image's height to width.
-    Where that does not decide, the channels are as many as the module's last layer with a width
-    that fits says; else they are where PyTorch's layers have them (second for maps, last for tokens
-    and rows).
+    The two spatial sizes of a map have the aspect ratio of the image. If that does not decide, the
+    channel dimension is the one whose size is the width (`out_channels`, ...) of the module's last
+    layer with a width that fits; otherwise PyTorch's convention applies (second for maps, last for
+    tokens and rows).
 
     Args:
         module: the module.
-        output: what it returned.
-        image_size: height and width of what the network was given; a square if it is not known.
+        output: its output.
+        image_size: height and width of the network's inputs; a square if unknown.
     """
     last = output.ndim - 1
     if last <= 1:
@@ -84,7 +84,7 @@ def _width(layer: nn.Module) -> int | None:
 
 
 def input_image_size(inputs: Any) -> tuple[int, int]:
-    """Height and width of images `[B, C, H, W]`; a square for anything else."""
+    """Return height and width of images `[B, C, H, W]`; a square for other inputs."""
     first = inputs[0] if inputs else None
     if isinstance(first, Tensor) and first.ndim == 4:
         return first.shape[2], first.shape[3]
@@ -92,23 +92,23 @@ def input_image_size(inputs: Any) -> tuple[int, int]:
 
 
 def auto_taps(model: nn.Module, *, example: Any = None) -> tuple[str, ...]:
-    """The last four stage ends of a network.
+    """Return the last four stage ends of a network.
 
-    timm networks say where their stages end (`feature_info`); of blocks that all have one
-    resolution (plain vision transformers) four are taken, evenly spaced, the last included. In
-    other networks one forward pass shows the resolutions, and the outermost module that comes last
-    at each of the last four is taken, before pooling. Where features are rows (graph nodes) these
-    are four of the layers that give rows.
+    timm networks declare their stages (`feature_info`). If all blocks have the same resolution
+    (plain vision transformers), four evenly spaced blocks are selected, including the last. In
+    other networks, resolutions are measured in one forward pass, and the last outermost module at
+    each of the last four is selected, before pooling. If features are rows (graph nodes), four of
+    the layers that return rows are selected.
 
     Args:
         model: any network.
-        example: inputs for the pass, such as `[B, 3, H, W]`; a 224-pixel image if None.
+        example: inputs for the forward pass, such as `[B, 3, H, W]`; a 224-pixel image if None.
 
     Returns:
-        Module names, in the order in which they are called.
+        Module names in call order.
 
     Raises:
-        ModelError: if nothing fits; it says how to name taps.
+        ModelError: if no stages are found.
     """
     model = unwrap(model)
     stages = _declared_stages(model)
@@ -116,7 +116,7 @@ def auto_taps(model: nn.Module, *, example: Any = None) -> tuple[str, ...]:
         stages = _observed_stages(model, example)
     if not stages:
         raise ModelError(
-            f"no taps found in {type(model).__name__}: name them, "
+            f"no taps found in {type(model).__name__}: pass their names, "
             "for example taps=['layer3', 'layer4'] (`named_modules()` lists the names)"
         )
     return tuple(stages)
@@ -133,8 +133,8 @@ class ModuleOutput:
 
     Args:
         name: its name.
-        shape: of its output.
-        channel_dim: where the channels are.
+        shape: the shape of its output.
+        channel_dim: the channel dimension of its output.
     """
 
     name: str
@@ -143,19 +143,19 @@ class ModuleOutput:
 
     @property
     def resolution(self) -> tuple[int, ...]:
-        """The sizes of all dimensions but samples and channels."""
+        """Sizes of all dimensions except samples and channels."""
         return tuple(
             size for dim, size in enumerate(self.shape) if dim not in (0, self.channel_dim)
         )
 
 
 def list_modules(model: nn.Module, example: Any) -> list[ModuleOutput]:
-    """The modules that one forward pass calls once and that give a map, tokens or rows, in order.
+    """List the modules called once in a forward pass that return maps, tokens or rows, in order.
 
-    Pooling layers are left out.
+    Pooling layers are excluded.
 
     Raises:
-        ModelError: if the network does not take the example.
+        ModelError: if the network fails on the example.
     """
     return _observe(unwrap(model), example)
 
@@ -177,14 +177,14 @@ def _observed_stages(model: nn.Module, example: Any) -> list[str]:
     observed = [(output.name, output.resolution) for output in _observe(model, example)]
     calls = [(name, found) for name, found in observed if max(found) > 1]
     resolutions: list[tuple[int, ...]] = []
-    # From the outside in, no further than needed: windows and attention maps inside a block have
-    # resolutions of their own.
+    # From the outside in, and only as deep as needed: windows and attention maps inside a block
+    # have other resolutions.
     for depth in sorted({name.count(".") for name, _ in calls}):
         outer = [(name, found) for name, found in calls if name.count(".") <= depth]
         resolutions = list(dict.fromkeys(found for _, found in outer))
         if len(resolutions) >= 4:
             break
-        if len(resolutions) <= 2:  # one resolution, perhaps after that of a patch embedding
+        if len(resolutions) <= 2:  # one resolution, and perhaps that of a patch embedding
             last = {name for name, found in outer if found == resolutions[-1]}
             blocks = _repeated_blocks(model, last)
             if len(blocks) >= 4:
@@ -198,7 +198,7 @@ def _observed_stages(model: nn.Module, example: Any) -> list[str]:
 
 
 def _repeated_blocks(model: nn.Module, called: set[str]) -> list[str]:
-    """The longest run of sibling modules of one class: the blocks of a transformer."""
+    """Return the largest set of sibling modules of one class: the blocks of a transformer."""
     best: list[str] = []
     for parent, module in model.named_modules():
         by_class: dict[type, list[str]] = {}
@@ -232,11 +232,11 @@ def _observe(model: nn.Module, example: Any) -> list[ModuleOutput]:
                 handles.append(module.register_forward_hook(hook(name)))
         with eval_mode(model), torch.no_grad():
             model(example)
-    except Exception as error:  # a network for other inputs may fail in any way
+    except Exception as error:  # with unsuitable inputs a network may raise anything
         what = f"an image {list(example.shape)}" if groups is None else "the example"
         raise ModelError(
-            f"taps could not be chosen for {type(model).__name__}: it does not take {what} "
-            f"({error}); name the taps"
+            f"cannot choose taps for {type(model).__name__}: it does not accept {what} "
+            f"({error}); pass the names of the taps"
         ) from error
     finally:
         for handle in handles:
@@ -246,7 +246,7 @@ def _observe(model: nn.Module, example: Any) -> list[ModuleOutput]:
 
 
 def _has_rows(output: Tensor, groups: Tensor | None) -> bool:
-    """Whether an output has the rows that inputs with groups have."""
+    """Return True if an output has one row for each row of inputs with groups."""
     return groups is not None and output.ndim == 2 and len(output) == len(groups)
 
 

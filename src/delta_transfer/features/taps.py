@@ -1,4 +1,4 @@
-"""The outputs of named modules of any network, recorded while it runs."""
+"""Recording of the outputs of named modules during forward passes."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ Edit = Callable[[str, Tensor], Tensor]
 
 
 def exclude_from_compile(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that calls `hook` and is left out of compiled graphs.
+    """Return a function that calls `hook` outside of compiled graphs.
 
     Hooks write to Python state, which a compiled graph must not capture.
     """
 
-    # Decided at each call: the compiler may be loaded after the hook was set, and loading it here
-    # would cost seconds where nothing is compiled. A function, as copies of a network share it; a
-    # bound method would be copied together with its object.
+    # Checked at each call: the compiler may be loaded after the hook is set, and loading it here
+    # would take seconds even if nothing is compiled. A function, so that copies of a network share
+    # it; a bound method would be copied together with its object.
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return torch.compiler.disable(hook)(*args)  # type: ignore[no-untyped-call]
@@ -38,12 +38,12 @@ def exclude_from_compile(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _version(tensor: Tensor) -> int | None:
-    """Return how often a tensor was changed in place; None for inference tensors."""
+    """Return the number of in-place changes of a tensor; None for inference tensors."""
     return None if tensor.is_inference() else tensor._version
 
 
 class _StopForward(Exception):
-    """Ends a forward pass early: every tap has been recorded."""
+    """Raised to end a forward pass once every tap has been recorded."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class _ForwardPass:
 
     Args:
         image_size: height and width of the inputs.
-        grad_enabled: it has gradients.
+        grad_enabled: True if gradients are enabled.
     """
 
     image_size: tuple[int, int]
@@ -62,21 +62,22 @@ class _ForwardPass:
 class Taps:
     """Record the outputs of named modules during each forward pass of a network.
 
-    A context manager: hooks are removed on exit, also after an exception. Recording
-    starts over at each forward pass of the (unwrapped) network; what happens outside one, such as
-    the recomputation of checkpointed activations, is not recorded. A tapped output that the network
-    later changes in place (`ReLU(inplace=True)`, `+=`) is noticed in the first pass; from then on
-    the network receives a copy.
+    A context manager: hooks are removed on exit, also after an exception. Each forward pass of the
+    (unwrapped) network replaces the recorded outputs; modules called outside of one, such as in
+    the recomputation of checkpointed activations, are not recorded. If the network changes a tapped
+    output in place (`ReLU(inplace=True)`, `+=`), the first pass detects it, and the network
+    receives a copy from then on.
 
     Args:
         model: the network, wrapped (DDP, `torch.compile`, Fabric) or not. Enter the context before
-            the first call of a compiled network: hooks set later are not seen by it.
-        names: module names, or glob patterns; `"auto"` chooses them (`auto_taps`).
-        edit: called as `edit(name, output)` on each tapped output; what it returns is recorded and
-            handed on to the network in its place.
+            the first call of a compiled network: hooks set later have no effect on it.
+        names: module names or glob patterns; `"auto"` selects them (`auto_taps`).
+        edit: called as `edit(name, output)` on each tapped output; its result is recorded and
+            passed to the network instead of the output.
 
     Raises:
-        ModelError: if a name selects no module; near matches are listed.
+        ConfigError: if a name or pattern selects no module, or there are no names.
+        ModelError: if `"auto"` finds no taps.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True))
@@ -96,7 +97,7 @@ class Taps:
         self._modules = {name: output_module(self.model.get_submodule(name)) for name in self.names}
         self._recorded: dict[str, Tensor] = {}
         self._versions: dict[str, int | None] = {}
-        # Taps whose output is handed on as a copy: all of them, until the first pass has shown
+        # Taps whose output is passed on as a copy: all of them, until the first pass has shown
         # which ones the network changes in place.
         self._copied = set(self.names)
         self._handed: dict[str, Tensor] = {}
@@ -106,7 +107,7 @@ class Taps:
 
     def __enter__(self) -> Self:
         if self._handles:
-            raise RuntimeError("these Taps are recording already; make another Taps")
+            raise RuntimeError("these Taps are recording already: create another Taps")
         for name, module in self._modules.items():
             hook = exclude_from_compile(self._hook(name))
             self._handles.append(module.register_forward_hook(hook))
@@ -126,13 +127,13 @@ class Taps:
 
         Raises:
             RuntimeError: if there was no forward pass, a tap was not called in it, or an output was
-                changed in place by a pass that did not do so at first.
+                changed in place that the first pass did not change.
         """
         missing = [name for name in self.names if name not in self._recorded]
         if missing == list(self.names):
             raise RuntimeError(
                 "no forward pass was recorded: call the network inside the `with` block, before "
-                "reading its taps (a compiled network must be called for the first time in there)"
+                "reading its taps (a compiled network must be called for the first time inside it)"
             )
         if missing:
             raise RuntimeError(
@@ -144,9 +145,8 @@ class Taps:
                 self._copied.add(name)
                 raise RuntimeError(
                     f"the output of tap {name!r} was changed in place in this forward pass but not "
-                    "in the first one: run the forward pass again (a copy is kept from now on); if "
-                    "that does not help, the network changes it by another name: tap the module "
-                    "that comes before"
+                    "in the first one: run the forward pass again (the network now gets a copy); "
+                    "if that fails, the network changes its memory elsewhere: tap an earlier module"
                 )
         return {name: self._recorded[name] for name in self.names}
 
@@ -154,7 +154,7 @@ class Taps:
         """Return the outputs as `[B, S, C]` (samples, positions, channels), or rows `[R, C]`.
 
         Raises:
-            RuntimeError: as `outputs` does.
+            RuntimeError: in the same cases as `outputs`.
         """
         outputs = self.outputs()
         return {tap: flatten_positions(out, self.channel_dims[tap]) for tap, out in outputs.items()}
@@ -171,13 +171,13 @@ class Taps:
         return self.outputs()
 
     def clear(self) -> None:
-        """Release the recorded outputs (and the graph that they keep alive)."""
+        """Release the recorded outputs and their autograd graph."""
         self._recorded.clear()
         self._versions.clear()
         self._handed.clear()
 
     def _before(self, module: nn.Module, inputs: Any) -> None:
-        if module is not self.model:  # a copy made in the context (such as a running average)
+        if module is not self.model:  # a copy made in the context, such as a running average
             return
         self.clear()
         self._pass = _ForwardPass(
@@ -188,7 +188,7 @@ class Taps:
         if module is not self.model:
             return
         self._pass = None
-        # A pass that was cut short by an error has not shown what it would have changed.
+        # A pass that an error interrupted does not show which outputs the network changes.
         stopped = self._stop_early and len(self._recorded) == len(self.names)
         if output is not None or stopped:
             unchanged = {name for name, handed in self._handed.items() if _version(handed) == 0}
@@ -230,7 +230,7 @@ class Taps:
         if name in self._recorded:
             raise ModelError(
                 f"tapped module {name!r} is called twice in one forward pass, so that its output "
-                "is ambiguous: tap the block around it, or one that is called once"
+                "is ambiguous: tap the block around it, or a module that is called once"
             )
         if running.grad_enabled and not torch.is_grad_enabled():
             raise ModelError(
@@ -241,7 +241,12 @@ class Taps:
 
 
 def resolve_taps(model: nn.Module, names: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the module names that `names` select; `"auto"` is `auto_taps(model)`."""
+    """Return the module names that `names` select; `"auto"` is `auto_taps(model)`.
+
+    Raises:
+        ConfigError: if a name or pattern selects no module, or there are no names.
+        ModelError: if `"auto"` finds no taps.
+    """
     model = unwrap(model)
     patterns = [names] if isinstance(names, str) else list(names)
     if patterns == ["auto"]:

@@ -1,4 +1,4 @@
-"""Feature variance, the unit of the distance between feature maps, batch by batch."""
+"""Incremental feature variance, the unit of the distance between feature maps."""
 
 from collections.abc import Mapping
 from typing import Self
@@ -9,16 +9,16 @@ from torch import Tensor
 from delta_transfer.functional import at_least_float32
 from delta_transfer.utils.distributed import all_gather, world_size
 
-# The smallest variance as a share of the mean square. Relative, so that features of another scale
-# have the same distances; far above what rounding leaves of constant features (1e-14 in float32).
+# Smallest variance, relative to the mean square, so that distances do not depend on the scale of
+# the features; far above the rounding errors of constant features (1e-14 in float32).
 RELATIVE_VARIANCE_FLOOR = 1e-9
 
 
 class Moments:
-    """Mean and sum of squared deviations of rows `[N, C]`, batch by batch.
+    """Mean and sum of squared deviations of rows `[N, C]`, updated batch by batch.
 
-    Without the cancellation of `E[x^2] - E[x]^2`: those of batches are merged (Chan et al. 1983).
-    They have the rows' dtype and device.
+    Batches are merged (Chan et al. 1983), without the cancellation of `E[x^2] - E[x]^2`. The
+    results have the dtype and device of the rows.
 
     Example:
         >>> moments = Moments()
@@ -34,7 +34,7 @@ class Moments:
         self.squares = torch.zeros(())
 
     def update(self, rows: Tensor) -> None:
-        """Add rows `[N, C]`, floating."""
+        """Add floating-point rows `[N, C]`."""
         mean = rows.mean(dim=0)
         self.merge(len(rows), mean, (rows - mean).square().sum(dim=0))
 
@@ -49,13 +49,13 @@ class Moments:
         self.mean, self.squares = mean, squares
 
     def state(self) -> dict[str, Tensor]:
-        """Return the state as tensors that share no memory with it."""
+        """Return a copy of the state as tensors."""
         count = torch.tensor(self.count)
         return {"count": count, "mean": self.mean.clone(), "squares": self.squares.clone()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], *, device: torch.device | None = None) -> Self:
-        """Restore what `state` returned, for rows on a device."""
+        """Restore moments from `state()`, for rows on a device."""
         moments = cls()
         moments.count = int(state["count"])
         moments.mean = state["mean"].clone().to(device)
@@ -64,10 +64,10 @@ class Moments:
 
 
 class FeatureVariance:
-    """The mean over channels of the variance over samples and positions, batch by batch.
+    """Mean over channels of the variance over samples and positions, updated batch by batch.
 
-    For rows `[R, C]` (graph nodes), over all rows, so that large samples have more weight. In
-    float32 or wider, see `Moments`.
+    For rows `[R, C]` (graph nodes), the variance is over all rows, so that large samples have more
+    weight. It is computed in float32 or wider, see `Moments`.
 
     Example:
         >>> variance = FeatureVariance()
@@ -87,17 +87,20 @@ class FeatureVariance:
         """Return the variance as a positive scalar.
 
         At least `RELATIVE_VARIANCE_FLOOR` times the mean square, so that a constant tap does not
-        divide by zero; 1 for a tap that is always zero, which has no scale.
+        cause a division by zero; 1 for a tap that is always zero, which has no scale.
+
+        Raises:
+            ValueError: if there were no features.
         """
         if self._moments.count == 0:
-            raise ValueError("no features to measure: the loader is empty")
+            raise ValueError("no features to measure: the loader is empty, pass one with data")
         variance = (self._moments.squares / self._moments.count).mean()
         mean_square = variance + self._moments.mean.square().mean()
         variance = torch.maximum(variance, RELATIVE_VARIANCE_FLOOR * mean_square)
         return torch.where(variance > 0, variance, torch.ones_like(variance))
 
     def all_reduce(self) -> Self:
-        """Return the variance over all processes; each of them has to call it."""
+        """Return the variance over all processes; every process has to call this."""
         if world_size() == 1:
             return self
         device = self._moments.mean.device
@@ -114,5 +117,5 @@ class FeatureVariance:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], *, device: torch.device) -> Self:
-        """Restore what `state` returned, for features on a device."""
+        """Restore the variance from `state()`, for features on a device."""
         return cls(Moments.from_state(state, device=device))

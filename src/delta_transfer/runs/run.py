@@ -265,7 +265,7 @@ def _clear(folder: Path) -> None:
 def _strength(selected: SelectionResult, plan: FineTunePlan) -> float | None:
     """Return the strength of the penalty or the probe; of `auto`, the geometric mean."""
     if not plan.method.trains_network:
-        return selected.setup.probe.strength
+        return selected.setup.probe.regularization
     if selected.strength_search is None:
         return plan.strength
     weights = selected.strength_search.mixing_coefficients[1:]

@@ -59,7 +59,7 @@ def test_the_probe_learns_from_each_image_and_its_mirror_image(prepared, images)
     labels = torch.tensor(task.train.labels)
     expected = fit_probe(views, labels, num_outputs=3, seed=0)
     logits, found = expected(views.flatten(0, 1)), prepared.probe(views.flatten(0, 1))
-    assert prepared.probe.strength == expected.strength
+    assert prepared.probe.regularization == expected.regularization
     assert torch.allclose(found, logits, atol=0.05 * logits.std().item())
 
 
