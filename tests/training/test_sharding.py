@@ -18,7 +18,7 @@ from tests.run_folders import flags, tiny
 from tests.runs.test_plan import SPEC
 from tests.runs.test_resume import left_in, traces
 from tests.several import run
-from tests.utils.test_distributed import COMMAND, check_same_figures, wait_for_epoch
+from tests.utils.test_distributed import COMMAND, check_same_results, wait_for_epoch
 
 
 class Block(nn.Sequential):
@@ -87,7 +87,7 @@ def test_sharded_weights_are_trained_to_those_of_one_process(images, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     run("train_sharded", images, two, "small", module="tests.sharded_runs")
     train(tiny(images, one, method="l2", lr=1e-3), network=conv_net(), spec=SPEC)
-    check_same_figures(two, one)
+    check_same_results(two, one)
     check_same_states(two, one)
     assert left_in(two) == left_in(one)
 
@@ -98,7 +98,7 @@ def test_so_are_those_of_a_network_with_blocks(images, tmp_path, method):
     one, two = tmp_path / "one", tmp_path / "two"
     run("train_sharded", images, two, method, module="tests.sharded_runs")
     train(tiny(images, one, method=method))
-    check_same_figures(two, one)
+    check_same_results(two, one)
     check_same_states(two, one)
     assert left_in(two) == left_in(one)
 
@@ -131,4 +131,4 @@ def test_stopped_it_goes_on_in_shards_or_whole(images, tmp_path):
     assert "resuming in epoch" in finish(start(images, out, *sharded, "--resume"))
     assert traces(out) == traces(whole)
     assert "resuming in epoch" in finish(start(images, alone, "--resume"))
-    check_same_figures(alone, whole)
+    check_same_results(alone, whole)
