@@ -1648,8 +1648,9 @@ def test_a_mistake_is_named_and_changes_nothing(capsys, folder, monkeypatch, mis
     said = error_of(capsys, mistake.command)
     after = contents(folder)
     # A run that fails after its log was opened leaves the log, the only record of the reason.
-    logs = {path for path in after.keys() - before.keys() if path.name == "train.log"}
-    for path in logs | {path.parent for path in logs} - before.keys():
+    new = after.keys() - before.keys()
+    logs = {path for path in new if os.path.basename(path) == "train.log"}
+    for path in logs | ({os.path.dirname(log) for log in logs} & new):
         del after[path]
     assert after == before
     assert isinstance(raised[0], mistake.error)
