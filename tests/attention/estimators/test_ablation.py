@@ -339,6 +339,30 @@ def test_what_lies_before_the_tap_is_computed_once_and_a_channelwise_end_in_clos
     assert counted.rows["conv2d"] == [4, 4, 4, 16]
 
 
+def test_a_convolution_that_mixes_two_weak_channels_is_not_taken_for_channelwise():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 1),
+        nn.Conv2d(6, 6, 1, bias=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    ).double()
+    with torch.no_grad():
+        net[0].weight[4:] *= 0.01  # the trial ablates the three channels with the largest features
+        net[1].weight.copy_(torch.eye(6)[:, :, None, None])
+        net[1].weight[5, 4] = 30.0
+    x, y = images(4)
+    check(
+        net.eval().requires_grad_(False),
+        x,
+        y,
+        ["0"],
+        lambda width: list(range(width)),
+        lambda tap: 1,
+    )
+
+
 def test_depthwise_layers_and_their_norms_are_left_behind():
     torch.manual_seed(0)
     net = nn.Sequential(

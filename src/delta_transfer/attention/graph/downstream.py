@@ -26,6 +26,21 @@ CONVOLUTION_DEFAULTS = ((1, 1), (0, 0), (1, 1), 1)
 # A smaller difference, in units of the largest feature's rounding error, is none.
 UNCHANGED = 8
 
+# Operations beside the pointwise ones that cannot mix channels: pooling and resampling act on each
+# map by itself, batch norm in eval mode is a factor and an offset, the others move values.
+_aten = torch.ops.aten
+_PER_CHANNEL = frozenset(
+    {
+        *(_aten.adaptive_avg_pool2d, _aten.avg_pool2d, _aten.max_pool2d, _aten.adaptive_max_pool2d),
+        *(_aten.batch_norm, _aten.upsample_nearest2d, _aten.upsample_bilinear2d, _aten.pad),
+        *(_aten.dropout, _aten.dropout_, _aten.feature_dropout, _aten.mean, _aten.sum, _aten.amax),
+        *(_aten.flatten, _aten.view, _aten.reshape, _aten._unsafe_view, _aten.squeeze),
+        *(_aten.unsqueeze, _aten.permute, _aten.transpose, _aten.movedim, _aten.contiguous),
+        *(_aten.clone, _aten.alias, _aten.detach, _aten.expand, _aten._to_copy, _aten.to),
+        *(_aten.select, _aten.slice, _aten.cat),
+    }
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class DownstreamGraph:
@@ -161,9 +176,10 @@ def most_active(subgraph: DownstreamGraph, base: NodeValues, count: int) -> Tens
 
 
 def advance_cut_point(subgraph: DownstreamGraph, base: NodeValues) -> DownstreamGraph:
-    """Return the subgraph with its cut point as late as possible, found by trial.
+    """Return the subgraph with its cut point as late as possible.
 
-    At each value that all paths from the tap lead through, three copies with an ablated channel
+    It moves over operations of kinds that cannot mix channels. As a check, at each value that all
+    paths from the tap lead through, three copies with an ablated channel
     (those with the largest features) are compared with the expected value: that of all channels
     ablated in the channel, and the plain one elsewhere.
 
@@ -181,6 +197,8 @@ def advance_cut_point(subgraph: DownstreamGraph, base: NodeValues) -> Downstream
     for end in _bottlenecks(subgraph.tap, operations):
         step = operations[begin : end + 1]
         begin, node = end + 1, step[-1]
+        if not all(_cannot_mix_channels(each, subgraph.graph.constants) for each in step):
+            break
         values = subgraph.graph.run(
             step,
             values,
@@ -193,6 +211,17 @@ def advance_cut_point(subgraph: DownstreamGraph, base: NodeValues) -> Downstream
             break
         subgraph = _make_subgraph(subgraph.graph, subgraph.tap, node, dim, subgraph.num_channels)
     return subgraph
+
+
+def _cannot_mix_channels(node: Node, constants: Mapping[Node, Tensor]) -> bool:
+    """Return whether an operation is of a kind that leaves channels apart."""
+    if node.target is CONVOLUTION:
+        weight: Any = node.args[1]
+        depthwise = weight in constants and constants[weight].shape[1] == 1
+        return depthwise and _geometry(node)[-1] == len(constants[weight])
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return is_size(node)
+    return torch.Tag.pointwise in node.target.tags or node.target.overloadpacket in _PER_CHANNEL
 
 
 def _find_channelwise_dim(node: Node, value: Tensor, channels: Tensor, width: int) -> int | None:
