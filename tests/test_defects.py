@@ -28,7 +28,7 @@ from delta_transfer.features.taps import Taps
 from delta_transfer.functional import normalize_scores
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs import run as module
-from delta_transfer.runs.attention import estimate
+from delta_transfer.runs.attention import estimate, load_given_attention
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.utils.module_state import weights_fingerprint
@@ -343,10 +343,10 @@ class TestDefect6AttentionOfOtherWeightsOrDataReusedInSilence:
     ):
         file = delta_run.result.folder / "attention.safetensors"
         config = tiny(images, tmp_path / "run", attention=str(file))
-        assert module.load_given_attention(prepared, config).taps == prepared.taps
+        assert load_given_attention(prepared, config).taps == prepared.taps
         other = dataclasses.replace(prepared, source=moved(prepared.source))
         with pytest.raises(UserError, match="was estimated with other weights"):
-            module.load_given_attention(other, config)
+            load_given_attention(other, config)
 
     def test_a_file_made_on_other_images_is_refused(self, delta_run, images, tmp_path):
         file = delta_run.result.folder / "attention.safetensors"

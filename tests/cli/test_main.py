@@ -258,7 +258,7 @@ class TestEvaluate:
         assert main(command) == 0  # an older evaluation is replaced
         (out / "evaluation.json").unlink()
         capsys.readouterr()
-        assert "holds no evaluation" in error_of(capsys, command)
+        assert "evaluation.json" in error_of(capsys, command)
 
     def test_a_run_that_cannot_be_written_is_evaluated(self, capsys, run, images):
         (run / "evaluation").write_text("in the way")
@@ -316,7 +316,7 @@ class TestPredict:
         said = capsys.readouterr()
         assert said.out == f"csv      {table}\n"
         assert said.err.startswith("12 images, ")
-        assert "is there already" in error_of(capsys, command)
+        assert "already exists" in error_of(capsys, command)
         assert main([*command, "--overwrite", "--json"]) == 0
         expected = json.loads(capsys.readouterr().out)
         with table.open(newline="") as file:

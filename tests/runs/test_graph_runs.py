@@ -148,7 +148,7 @@ def test_folds_of_molecules(folder, tmp_path):
     ("wrong", "said"),
     [
         ({"split": "scaffold", "folds": 55}, "only .. scaffolds .* or --split random"),
-        ({"split": "random", "folds": 61}, "there are only 60 scaffolds"),
+        ({"split": "random", "folds": 61}, "--folds 61: .*60"),
     ],
 )
 def test_more_folds_than_there_can_be(folder, tmp_path, wrong, said):
@@ -294,8 +294,7 @@ def test_equal_graphs_in_a_file_are_warned_of(folder, tmp_path):
     own = {"data": str(tmp_path / "copied.csv"), "test_split": "test", "method": "probe"}
     run = train(options(folder, tmp_path / "run", **own)).folder
     log = (run / "train.log").read_text()
-    assert "warning: 3 of 6 graphs of the split test are in train, too" in log
-    assert "remove one of each" in log
+    assert "3 of 6 graphs of the split test are in train too" in log
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])
@@ -353,13 +352,13 @@ class TestEvaluationOfOtherData:
     def test_values_are_no_answers_to_questions(self, run, tmp_path):
         rows = [[smiles, 0.1 * n] for n, smiles in enumerate(load_nci_smiles()[90:96])]
         write_answers(tmp_path / "other.csv", ["smiles", "chlorine"], rows)
-        with pytest.raises(UserError, match="give 0 or 1"):
+        with pytest.raises(UserError, match="labels other than 0 and 1"):
             Predictor(run, device="cpu").evaluate(str(tmp_path / "other.csv"))
 
     def test_without_a_column_of_the_run(self, run, tmp_path):
         rows = [[smiles, n % 2] for n, smiles in enumerate(load_nci_smiles()[90:96])]
         write_answers(tmp_path / "other.csv", ["smiles", "toxic"], rows)
-        with pytest.raises(UserError, match=r"none of the columns .*nitrogen, chlorine"):
+        with pytest.raises(UserError, match=r"nitrogen, chlorine"):
             Predictor(run, device="cpu").evaluate(str(tmp_path / "other.csv"))
 
     def test_images_are_refused(self, run):

@@ -182,7 +182,9 @@ def test_options_that_are_given_win():
 def test_a_preset_with_all_the_options_of_another_is_refused(preset, tmp_path):
     other = {"paper": "default", "default": "paper"}[preset]
     config = TrainOptions(data="x", preset=other).resolve()
-    with pytest.raises(UserError, match=f"as in preset {other}.*leave these options out"):
+    with pytest.raises(
+        UserError, match=f"`preset={preset}` .*preset {other}: leave these options out"
+    ):
         dataclasses.replace(config, preset=preset)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert TrainConfig.load(tmp_path / "config.yaml") == config

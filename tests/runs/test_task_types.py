@@ -202,9 +202,9 @@ def test_each_question_has_its_own_figures(asked):
 
 def test_labels_of_another_kind_are_refused(asked, images):
     predictor = Predictor(asked.folder, device="cpu", num_workers=0)
-    with pytest.raises(UserError, match="has classes, and the run was trained on binary targets"):
+    with pytest.raises(UserError, match="has classes, but the run was trained on binary targets"):
         predictor.evaluate(str(images))
-    with pytest.raises(UserError, match=r"none of the columns .*: bright, red, striped"):
+    with pytest.raises(UserError, match=r"none of the run's targets: bright, red, striped"):
         predictor.evaluate("tests/values")
 
 
@@ -280,12 +280,12 @@ def test_of_errors_the_lowest_is_the_best(valued, tmp_path):
     assert summaries[0].vs_baseline.mean == pytest.approx(-(1.0 + 1.1 + 1.1) / 3)
     said = " ".join(summary_sentences(found, summaries))
     assert "DELTA has the lowest test RMSE: 7.43 (mean of 3 seeds)." in said
-    assert f"Against plain fine-tuning: {MINUS}1.07 (95% interval {MINUS}1.21 to" in said
-    assert "that is below plain fine-tuning" in said
+    assert f"Difference to plain fine-tuning: {MINUS}1.07 (95% interval {MINUS}1.21 to" in said
+    assert "significantly lower" in said
     page = write_comparison_report(folder).read_text()
     assert "<dt>Test RMSE</dt><dd>7.43</dd>" in page
     assert "Lower is better." in page
-    assert "RMSE value by value" in page
+    assert "RMSE per target" in page
     assert "ccurac" not in page
 
 

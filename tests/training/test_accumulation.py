@@ -143,10 +143,10 @@ def test_what_cannot_be_divided_further_is_one_clear_error(tmp_path):
         trained(tmp_path / "none", scarce(conv_net(), 0, where="forward"))
     with pytest.raises(UserError, match=r"5 images per step, .* smaller --batch-size"):
         trained(tmp_path / "one", scarce(conv_net(), 2, where="forward"), can_split=False)
-    with pytest.raises(UserError, match="train on a single graph: choose a smaller --model"):
+    with pytest.raises(UserError, match="a single graph: use a smaller --model"):
         trained(tmp_path / "graph", scarce(conv_net(), 0, where="forward"), sample_type="graph")
     network = scarce(conv_net(), 2, where="forward")
-    with pytest.raises(UserError, match=r"5 graphs, and it cannot .* lower --batch-size;"):
+    with pytest.raises(UserError, match=r"5 graphs per step, .* smaller --batch-size"):
         trained(tmp_path / "graphs", network, can_split=False, sample_type="graph")
 
 
