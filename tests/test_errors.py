@@ -1,6 +1,17 @@
 import pytest
 
-from delta_transfer.errors import UserError, as_flags, match_names, near, unknown
+from delta_transfer.errors import (
+    ConfigError,
+    DataError,
+    EnvironmentError,
+    ModelError,
+    UserError,
+    as_flags,
+    match_names,
+    near,
+    reworded,
+    unknown,
+)
 
 NAMES = "stem layer1 layer1.0 layer1.0.conv1 layer2 layer2.0.conv1 fc".split()
 MANY = [*NAMES, *(f"blocks.{i}.mlp" for i in range(20))]
@@ -59,3 +70,14 @@ def test_a_pattern_without_a_match_is_an_error_with_near_names():
 )
 def test_the_command_line_shows_arguments_as_flags(message, expected):
     assert as_flags(message) == expected
+
+
+def test_a_reworded_error_is_of_the_same_kind_whatever_its_constructor():
+    class Own(DataError):
+        def __init__(self, name: str, reason: str) -> None:
+            super().__init__(f"{name}: {reason}")
+
+    found = reworded(Own("a.png", "empty"), "a.png is empty")
+    assert (type(found), str(found)) == (DataError, "a.png is empty")
+    for kind in (UserError, ConfigError, ModelError, EnvironmentError):
+        assert type(reworded(kind("x"), "y")) is kind

@@ -30,6 +30,19 @@ class EnvironmentError(UserError):
     """A package, device, network connection or disk space is missing on this machine."""
 
 
+def reworded(error: UserError, message: str) -> UserError:
+    """Return an error of the same kind with another message.
+
+    Subclasses of a kind may have constructors of their own, so that the kind itself is made.
+
+    Example:
+        >>> reworded(DataError("no images"), "no images in pets: add some")
+        DataError('no images in pets: add some')
+    """
+    kinds = (ConfigError, DataError, ModelError, EnvironmentError, UserError)
+    return next(kind for kind in kinds if isinstance(error, kind))(message)
+
+
 def as_flags(message: str) -> str:
     """Return a message of the library with its arguments spelt as command-line flags.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import UserError, reworded
 from delta_transfer.metrics.run_result import StrengthSearch
 from delta_transfer.runs.fine_tune import FineTuneResult
 from delta_transfer.runs.plan import FineTunePlan
@@ -137,9 +137,10 @@ def _average_candidates(
         try:
             found.append(select_epoch(plan, folder))
         except UserError as error:
-            raise type(error)(
+            raise reworded(
+                error,
                 f"{error} (one of two trainings of --strength auto, strength {plan.strength:g}; "
-                "--strength 1 trains once)"
+                "--strength 1 trains once)",
             ) from error
     strong, weak = found
     same_head = plans[0].method.head_init == plans[1].method.head_init

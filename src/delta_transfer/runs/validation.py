@@ -12,7 +12,7 @@ from delta_transfer.attention import ESTIMATORS
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.task import TaskData
-from delta_transfer.errors import ConfigError, EnvironmentError, UserError, unknown
+from delta_transfer.errors import ConfigError, EnvironmentError, UserError, reworded, unknown
 from delta_transfer.methods.base import Method
 from delta_transfer.methods.registry import METHODS, check_kind, method_of
 from delta_transfer.metrics.task_types import Multiclass
@@ -55,9 +55,10 @@ def check_run_config(config: TrainConfig) -> None:
         try:
             ChannelAttention.load(config.attention)
         except UserError as error:
-            raise type(error)(
+            raise reworded(
+                error,
                 f"--attention: {error}; use the attention.safetensors of another run, or one of "
-                f"{', '.join(ESTIMATORS)}"
+                f"{', '.join(ESTIMATORS)}",
             ) from error
     check_loggers(config.logger_names)
     if config.precision != "32":

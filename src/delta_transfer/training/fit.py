@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.data.samplers import DistributedEpochSampler, EpochSampler
-from delta_transfer.errors import EnvironmentError, UserError
+from delta_transfer.errors import EnvironmentError, UserError, reworded
 from delta_transfer.metrics.task_types import TaskType
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training.accumulation import GradientAccumulation
 from delta_transfer.training.callbacks import StopAfter
 from delta_transfer.training.checkpoint_callbacks import GROWING_FILES, SaveBest, SaveLast
 from delta_transfer.training.checkpoints import BEST, LAST, find_last_checkpoint, read_checkpoint
@@ -93,11 +92,7 @@ def fit(
             task_type=task_type,
             optimizer_config=optimizer_config,
             exit_stack=stack,
-            accumulation=GradientAccumulation(
-                fit_config.gradient_accumulation_steps,
-                can_split=fit_config.can_split,
-                sample_type=fit_config.sample_type,
-            ),
+            accumulation=fit_config.make_accumulation(),
             store_val_outputs=fit_config.store_val_outputs,
             mixing=fit_config.mixing,
         )
@@ -123,7 +118,7 @@ def fit(
         except UserError as error:
             if fit_config.val_dataloader is None:
                 raise
-            raise type(error)(f"{error}; best weights so far: {checkpoints / BEST}") from error
+            raise reworded(error, f"{error}; best weights so far: {checkpoints / BEST}") from error
         except FitInterrupt as error:
             raise KeyboardInterrupt(str(error)) from None
         except SystemExit as error:  # raised by Lightning at Ctrl-C

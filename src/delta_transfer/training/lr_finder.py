@@ -10,7 +10,6 @@ from torch import nn
 from delta_transfer.errors import UserError
 from delta_transfer.metrics.task_types import TaskType
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training.accumulation import GradientAccumulation
 from delta_transfer.training.module import FineTuneModule
 from delta_transfer.training.optimizers import OptimizerConfig
 from delta_transfer.training.trainer import FitConfig, quiet
@@ -74,11 +73,7 @@ def run_lr_range_test(
             optimizer_config=optimizer_config,
             exit_stack=stack,
             mixing=fit_config.mixing,
-            accumulation=GradientAccumulation(
-                fit_config.gradient_accumulation_steps,
-                can_split=fit_config.can_split,
-                sample_type=fit_config.sample_type,
-            ),
+            accumulation=fit_config.make_accumulation(),
         )
         trainer = lightning.Trainer(
             accelerator=fit_config.accelerator,

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from torch.utils.data import DataLoader
 
 from delta_transfer.errors import EnvironmentError
+from delta_transfer.training.accumulation import GradientAccumulation
 from delta_transfer.training.checkpoint_callbacks import CheckpointInterval
 from delta_transfer.training.checkpoints import AtomicCheckpointIO
 from delta_transfer.training.loggers import FinishLoggers, make_loggers
@@ -105,6 +106,14 @@ class FitConfig:
     accelerator: str
     fsdp_units: Sequence[str] | None = None
     loggers: Sequence[str] = ("tensorboard",)
+
+    def make_accumulation(self) -> GradientAccumulation:
+        """Return the division of steps into micro-batches; of one fit, which may change it."""
+        return GradientAccumulation(
+            self.gradient_accumulation_steps,
+            can_split=self.can_split,
+            sample_type=self.sample_type,
+        )
 
 
 # Warnings of Lightning about deliberate choices.
