@@ -89,6 +89,12 @@ class TestCompare:
             (["l2", "l3"], [0], {}, "unknown method 'l3'"),
             (["l2", "l2"], [0], {}, "--methods 'l2,l2'"),
             ([], [0], {}, "--methods ''"),
+            (
+                ["delta", "delta_no_attention"],
+                [0],
+                {"attention": "none"},
+                "--attention none.*delta and delta_no_attention",
+            ),
             (["l2"], [1, 1], {}, "--seeds '1,1'"),
             (["l2"], [], {}, "--seeds ''"),
             (["l2"], [0, -1], {}, "seed.*at least 0.*got -1"),

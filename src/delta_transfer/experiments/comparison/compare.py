@@ -18,6 +18,7 @@ from delta_transfer.experiments.comparison.folder import (
 )
 from delta_transfer.experiments.scheduling.placement import room_for
 from delta_transfer.experiments.scheduling.worker import Reply
+from delta_transfer.methods.registry import method_of
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.report.comparison.page import write_comparison_report
 from delta_transfer.report.run_page import write_run_report
@@ -253,8 +254,16 @@ def _check(plan: ComparisonPlan, folder: Path) -> None:
         if not values or len(set(values)) < len(values):
             shown = ",".join(map(str, values))
             raise ConfigError(f"--{name} {shown!r}: use at least one, and each once")
-    for method in plan.methods:
-        check_run_config(dataclasses.replace(plan.config, method=method))
+    resolved: dict[str, str] = {}
+    for name in plan.methods:
+        config = dataclasses.replace(plan.config, method=name)
+        check_run_config(config)
+        same = resolved.setdefault(method_of(config).name, name)
+        if same != name:
+            raise ConfigError(
+                f"--attention {config.attention}: --methods {same} and {name} are the same then; "
+                "leave one of them out"
+            )
     plan.runs(folder)
     several = len(plan.seeds) > 1 or len(plan.sizes) > 1
     if Path(plan.config.attention).is_file() and several:
