@@ -77,7 +77,7 @@ def test_any_other_network_is_refused_with_what_there_is(name):
     message = str(caught.value)
     assert repr(name) in message
     assert "only for resnet50, resnet101, inception_v3" in message
-    assert "--taps" in message
+    assert "`taps`" in message
 
 
 def network(library: str, architecture: str) -> nn.Module:

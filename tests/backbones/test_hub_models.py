@@ -205,7 +205,7 @@ def test_unreadable_weights_are_rejected(folder, content):
 def test_a_folder_without_weights_is_rejected(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(
-        UserError, match=r"folder has no weights: add model.safetensors or .*--weights"
+        UserError, match=r"folder has no weights: add model.safetensors or .*`weights`"
     ):
         load_backbone(f"local-dir:{folder}", num_outputs=2)
 

@@ -217,7 +217,7 @@ def test_a_torchvision_folder_as_model_names_the_right_options(tmp_path):
     name = "torchvision/shufflenet_v2_x0_5"
     backbone = load_backbone(name, num_outputs=3, pretrained=False)
     save_model(tmp_path, backbone, backbone.module, classes=CLASSES)
-    with pytest.raises(UserError, match=f"use --model {name} --weights {tmp_path}/model.safe"):
+    with pytest.raises(UserError, match=f"use `model={name}` and `weights={tmp_path}/model.safe"):
         load_backbone(f"local-dir:{tmp_path}", num_outputs=2)
     again = load_backbone(name, num_outputs=2, weights=tmp_path / "model.safetensors")
     own = again.module.state_dict()

@@ -119,7 +119,7 @@ def test_a_failed_download_is_explained(monkeypatch, error):
     ("name", "size", "message"),
     [
         ("twins_svt_small", 50, "cannot be created for these images"),
-        ("inception_v3", 50, "does not accept images of 50 pixels .*--image-size"),
+        ("inception_v3", 50, "does not accept images of 50 pixels .*image_size"),
     ],
 )
 def test_an_unsuitable_image_size_is_rejected(name, size, message):

@@ -244,9 +244,9 @@ def test_a_transformers_positions_are_resized(monkeypatch, downloads, size):
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("vit_b_32", 50, "does not accept images of 50 pixels .*--image-size"),
-        ("maxvit_t", 50, "does not accept images of 50 pixels .*--image-size"),
-        ("inception_v3", 50, "does not accept images of 50 pixels .*--image-size"),
+        ("vit_b_32", 50, "does not accept images of 50 pixels .*image_size"),
+        ("maxvit_t", 50, "does not accept images of 50 pixels .*image_size"),
+        ("inception_v3", 50, "does not accept images of 50 pixels .*image_size"),
     ],
 )
 def test_an_unsuitable_image_size_is_rejected(name, size, message):

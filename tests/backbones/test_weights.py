@@ -272,7 +272,7 @@ def test_another_architecture_is_rejected_with_counts_and_shapes(file, source):
     assert str(caught.value) == (
         f"weights {file}: the file does not fit net: 12 of 14 tensors match (conv1.weight is "
         "(4, 3, 3, 3) in the network and (4, 3, 7, 7) in the file; not in the file: "
-        "norm2.running_var); use the --model of the file, or another file (--weights)"
+        "norm2.running_var); use the `model` of the file, or another file (`weights`)"
     )
     assert all(torch.equal(network.state_dict()[name], before[name]) for name in before)
 
@@ -346,7 +346,7 @@ def test_a_backbone_starts_from_a_file_without_a_download(tmp_path, monkeypatch,
 def test_a_file_for_another_image_size_is_explained(tmp_path):
     theirs = load_backbone("test_vit", num_outputs=2, pretrained=False)
     torch.save(theirs.module.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match="images of another size: leave out --image-size"):
+    with pytest.raises(UserError, match="images of another size: leave out `image_size`"):
         load_backbone("test_vit", num_outputs=2, image_size=64, weights=tmp_path / "w.pth")
 
 

@@ -169,7 +169,7 @@ def test_a_missing_classifier_is_named_with_the_methods_that_need_none():
     for name in METHODS:
         check_classifier(METHODS[name], PARTS.classifier, "resnet50")
     for name in ("lwf", "co_tuning"):
-        with pytest.raises(UserError, match=f"'{name}' .*classifier.*ConvNet.*--model"):
+        with pytest.raises(UserError, match=f"'{name}' .*classifier.*ConvNet.*`model`"):
             check_classifier(METHODS[name], None, "ConvNet")
     with pytest.raises(UserError, match=r"one of probe, l2, .*, delta, bss, stochnorm, rifle, ldi"):
         check_classifier(METHODS["lwf"], None, "ConvNet")
@@ -351,7 +351,7 @@ def test_official_l2sp_holds_batch_norm_too_but_not_the_head():
 
 @pytest.mark.parametrize("name", ["probe", "lp_ft", "lwf", "rifle"])
 def test_methods_that_the_authors_do_not_have_are_refused(name):
-    message = f"'{name}'.*--preset paper.* l2, l2sp, delta_no_attention, delta,"
+    message = f"'{name}'.*`preset=paper`.* l2, l2sp, delta_no_attention, delta,"
     with pytest.raises(UserError, match=message):
         find_method(name, preset="paper")
     with pytest.raises(UserError, match="unknown method 'l3'"):

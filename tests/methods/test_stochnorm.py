@@ -141,7 +141,7 @@ def test_it_works_beside_taps_on_the_very_layer():
 
 
 def test_errors():
-    with pytest.raises(UserError, match=r"--strength .*1\.5"):
+    with pytest.raises(UserError, match=r"`strength` .*1\.5"):
         StochasticNorm(norm(), probability=1.5)
     with pytest.raises(UserError, match="needs a network with batch norm, Linear has none"):
         StochasticNorm(nn.Linear(2, 2))

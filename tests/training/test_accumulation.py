@@ -139,14 +139,14 @@ def test_where_memory_runs_out_the_step_is_taken_again_in_more_parts(tmp_path, c
 
 
 def test_what_cannot_be_divided_further_is_one_clear_error(tmp_path):
-    with pytest.raises(UserError, match=r"with a single image.*--image-size"):
+    with pytest.raises(UserError, match=r"with a single image.*image_size"):
         trained(tmp_path / "none", scarce(conv_net(), 0, where="forward"))
-    with pytest.raises(UserError, match=r"5 images per step, .* smaller --batch-size"):
+    with pytest.raises(UserError, match=r"5 images per step, .* smaller `batch_size`"):
         trained(tmp_path / "one", scarce(conv_net(), 2, where="forward"), can_split=False)
-    with pytest.raises(UserError, match="a single graph: use a smaller --model"):
+    with pytest.raises(UserError, match="a single graph: use a smaller `model`"):
         trained(tmp_path / "graph", scarce(conv_net(), 0, where="forward"), sample_type="graph")
     network = scarce(conv_net(), 2, where="forward")
-    with pytest.raises(UserError, match=r"5 graphs per step, .* smaller --batch-size"):
+    with pytest.raises(UserError, match=r"5 graphs per step, .* smaller `batch_size`"):
         trained(tmp_path / "graphs", network, can_split=False, sample_type="graph")
 
 

@@ -324,7 +324,7 @@ def test_a_loss_that_leaves_all_bounds_ends_the_fit_and_leaves_the_best_so_far(
     with pytest.raises(UserError, match=message) as caught:
         run(network, plan(tmp_path, epochs=3), loss=loss)
     best = tmp_path / "checkpoints" / "best.ckpt"
-    for part in ("epoch 2", "smaller --lr than 0.01", str(best)):
+    for part in ("epoch 2", "smaller `lr` than 0.01", str(best)):
         assert part in str(caught.value)
     assert all(tensor.isfinite().all() for tensor in network_of(best).values())
     assert hooks_of(network) == 0

@@ -73,7 +73,7 @@ def test_what_comes_after_the_last_stage_learns_as_it_does():
 
 def test_a_network_whose_layers_are_not_known_is_refused():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
-    with pytest.raises(UserError, match="--layer-decay: the layers of Sequential are unknown"):
+    with pytest.raises(UserError, match="`layer_decay`: the layers of Sequential are unknown"):
         layer_lr_scales(flat, head="1", factor=0.5, example=IMAGE)
     with pytest.raises(UserError, match="the layers of Staged are unknown"):
         layer_lr_scales(Staged(in_order=False), head="head", factor=0.5, example=IMAGE)

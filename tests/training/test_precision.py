@@ -88,5 +88,5 @@ def test_names_mean_what_the_device_has(monkeypatch):
     assert find_precision("auto", cuda) == "bf16-mixed"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert find_precision("auto", cuda) == "16-mixed"
-    with pytest.raises(UserError, match=r"--precision 16 needs a GPU.*bf16"):
+    with pytest.raises(UserError, match=r"`precision=16` needs a GPU.*bf16"):
         find_precision("16", CPU)

@@ -64,7 +64,7 @@ def test_units_are_blocks_that_are_called_as_such():
 def test_a_weight_without_dimensions_is_named():
     network = nn.Linear(2, 2)
     network.scale = nn.Parameter(torch.ones(()))
-    with pytest.raises(UserError, match="--strategy fsdp: scale is a scalar"):
+    with pytest.raises(UserError, match="`strategy=fsdp`: scale is a scalar"):
         find_fsdp_units(network, torch.zeros(1, 2))
 
 

@@ -54,7 +54,7 @@ def official_taps(architecture: str) -> tuple[str, ...]:
     if found is None:
         raise ConfigError(
             f"the authors' code has no taps for {architecture!r}, only for "
-            f"{', '.join(OFFICIAL_TAPS)}: use one of these, or name the taps (--taps)"
+            f"{', '.join(OFFICIAL_TAPS)}: use one of these, or name the taps (`taps`)"
         )
     return OFFICIAL_TAPS[found]
 

@@ -229,7 +229,7 @@ def image_size_error(name: str, size: int, error: BaseException) -> ConfigError:
     """Return the error for a network that does not accept images of a size."""
     return ConfigError(
         f"model {name!r} does not accept images of {size} pixels ({short_error_message(error)}): "
-        "use another --image-size, or leave it out for the network's own"
+        "use another `image_size`, or leave it out for the network's own"
     )
 
 

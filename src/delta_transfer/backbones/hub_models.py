@@ -118,10 +118,10 @@ def _find_weights(shown: str, folder: Path) -> Path:
         if found:
             raise ModelError(
                 f"model {shown!r}: the folder has several files of weights "
-                f"({', '.join(file.name for file in found[:4])}): select one with --weights"
+                f"({', '.join(file.name for file in found[:4])}): select one with `weights`"
             )
     raise ModelError(
-        f"model {shown!r}: the folder has no weights: add {' or '.join(_FILES)}, or use --weights"
+        f"model {shown!r}: the folder has no weights: add {' or '.join(_FILES)}, or use `weights`"
     )
 
 
@@ -252,8 +252,8 @@ def _check_architecture(name: str, architecture: object, *, folder: Path) -> Non
         )
     if architecture.startswith("torchvision/"):
         raise ConfigError(
-            f"model {name!r} is a network of torchvision: use --model {architecture} --weights "
-            f"{folder / 'model.safetensors'}"
+            f"model {name!r} is a network of torchvision: use `model={architecture}` and "
+            f"`weights={folder / 'model.safetensors'}`"
         )
     if not timm.is_model(architecture):
         raise ModelError(

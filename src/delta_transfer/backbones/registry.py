@@ -111,7 +111,7 @@ def load_untrained_backbone(name: str, *, image_size: int | None = None) -> Back
     if not name.startswith(tuple(GRAPH_LIBRARIES)):
         return load_backbone(name, num_outputs=2, image_size=image_size, pretrained=False)
     if image_size is not None:
-        raise ConfigError(f"--image-size: model {name!r} is for graphs; leave the option out")
+        raise ConfigError(f"`image_size`: model {name!r} is for graphs; leave the option out")
     return load_graph_backbone(name, num_outputs=2, spec=GraphSpec(), pretrained=False)
 
 

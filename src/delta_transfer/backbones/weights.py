@@ -268,9 +268,9 @@ def _mismatch_error(
     reasons = "; ".join([*shapes, *([f"not in the file: {first_few(absent)}"] if absent else [])])
     if not match.tensors:
         reasons += f"; the file has {first_few(list(flat))}"
-    hint = "use the --model of the file, or another file (--weights)"
+    hint = "use the `model` of the file, or another file (`weights`)"
     if all(name.rpartition(".")[2] in _POSITIONS for name in missing):
-        hint = "it is for images of another size: leave out --image-size"
+        hint = "it is for images of another size: leave out `image_size`"
     count = len(needed) - len(missing)
     return ModelError(
         f"{weights_name}: the file does not fit {name}: {count} of {len(needed)} tensors match "

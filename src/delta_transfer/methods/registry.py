@@ -103,7 +103,7 @@ def check_classifier(method: Method, classifier: nn.Linear | None, model: str) -
         others = [other.name for other in METHODS.values() if not other.needs_classifier]
         raise ConfigError(
             f"method {method.name!r} needs the pretrained classifier, which {model} does not have "
-            "(nor does a network passed in Python or a --weights file): use a pretrained --model "
+            "(nor does a network passed in Python or a `weights` file): use a pretrained `model` "
             f"of timm, torchvision or pypi, or one of {', '.join(others)}"
         )
 
@@ -112,8 +112,8 @@ def _official(method: Method) -> Method:
     if method.official_strength is None:
         choices = [other.name for other in METHODS.values() if other.official_strength is not None]
         raise ConfigError(
-            f"method {method.name!r} does not support --preset paper: choose from "
-            f"{', '.join(choices)}, or leave --preset paper out"
+            f"method {method.name!r} does not support `preset=paper`: choose from "
+            f"{', '.join(choices)}, or leave `preset=paper` out"
         )
 
     def penalties(parts: PenaltyContext) -> list[Penalty]:

@@ -51,7 +51,7 @@ class StochasticNorm:
     ) -> None:
         if not 0 <= probability <= 1:
             raise ConfigError(
-                f"stochnorm: --strength is a probability, from 0 to 1; got {probability:g}"
+                f"stochnorm: `strength` is a probability, from 0 to 1; got {probability:g}"
             )
         norms = [m for m in unwrap(network).modules() if isinstance(m, _BatchNorm)]
         self._norms = [norm for norm in norms if norm.running_mean is not None]

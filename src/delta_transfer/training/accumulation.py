@@ -74,12 +74,12 @@ class GradientAccumulation:
         size, noun = self._micro_batch_size, self._sample_type
         sized = noun == "image"  # graphs have no size that could be reduced
         if size == 1:
-            smaller = "--image-size or --model" if sized else "--model"
+            smaller = "`image_size` or `model`" if sized else "`model`"
             raise EnvironmentError(
                 f"out of memory with a single {noun}: use a smaller {smaller}"
             ) from error
         if not self._can_split:
-            smaller = "--batch-size or --image-size" if sized else "--batch-size"
+            smaller = "`batch_size` or `image_size`" if sized else "`batch_size`"
             raise EnvironmentError(
                 f"out of memory with {size} {noun}s per step, which cannot be split into "
                 "micro-batches (several processes, bss, or batch norm in train mode): use a "

@@ -100,8 +100,8 @@ def find_fsdp_units(network: nn.Module, example: Any) -> tuple[str, ...]:
     for name, parameter in network.named_parameters():
         if not parameter.ndim:
             raise ModelError(
-                f"--strategy fsdp: {name} is a scalar, which cannot be sharded: leave the "
-                "option out, or use another --model"
+                f"`strategy=fsdp`: {name} is a scalar, which cannot be sharded: leave the "
+                "option out, or use another `model`"
             )
     calls: Counter[nn.Module] = Counter()
 

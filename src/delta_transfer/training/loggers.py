@@ -36,7 +36,7 @@ def check_loggers(names: Sequence[str]) -> None:
                 importlib.import_module(name)
             except ModuleNotFoundError as error:
                 raise EnvironmentError(
-                    f"--loggers {name} needs the package {name} ({error}): pip install "
+                    f"`loggers={name}` needs the package {name} ({error}): pip install "
                     f"'delta-transfer[{name}]', or leave it out"
                 ) from error
 

@@ -221,10 +221,10 @@ class FineTuneModule(lightning.LightningModule):
         values = {name: value for name, value in losses.items() if name != "loss"}
         values = {"task loss": values.pop("task"), **values}
         worst = max(values, key=lambda name: math.inf if math.isnan(values[name]) else values[name])
-        weaker = ", or a smaller --strength" if len(values) > 1 else ""
+        weaker = ", or a smaller `strength`" if len(values) > 1 else ""
         raise ConfigError(
             f"training diverged in epoch {self.current_epoch + 1}: {worst} is {values[worst]:.3g} "
-            f"(initial loss {self._first_loss:.3g}); use a smaller --lr than "
+            f"(initial loss {self._first_loss:.3g}); use a smaller `lr` than "
             f"{self.optimizer_config.lr:g}{weaker}"
         )
 

@@ -156,7 +156,7 @@ def _of_stages(network: nn.Module, example: Any) -> dict[str, int]:
 
 def _unknown(network: nn.Module) -> ConfigError:
     return ConfigError(
-        f"--layer-decay: the layers of {type(network).__name__} are unknown: use a network of "
+        f"`layer_decay`: the layers of {type(network).__name__} are unknown: use a network of "
         "timm, or leave the option out"
     )
 

@@ -42,7 +42,7 @@ def find_precision(name: str, device: torch.device) -> Precision:
     """
     if name == "16" and device.type == "cpu":
         raise EnvironmentError(
-            "--precision 16 needs a GPU: on a CPU use 32 (mostly the faster one) or bf16"
+            "`precision=16` needs a GPU: on a CPU use 32 (mostly the faster one) or bf16"
         )
     if name == "auto" and device.type == "cuda":
         name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "16"
