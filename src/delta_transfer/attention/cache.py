@@ -15,7 +15,7 @@ from delta_transfer.utils.files import cache_root, fingerprint
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # raise this when the same settings would give other scores
+_FORMAT = 2  # raise this when the same settings would give other scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

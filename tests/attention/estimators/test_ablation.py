@@ -363,6 +363,37 @@ def test_a_convolution_that_mixes_two_weak_channels_is_not_taken_for_channelwise
     )
 
 
+class Gated(nn.Module):
+    """A network whose channels are all scaled by some of them."""
+
+    def __init__(self, gate) -> None:
+        super().__init__()
+        self.body, self.gate, self.fc = nn.Conv2d(3, 6, 1), gate, nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return self.fc((y * self.gate(y)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda y: y.amax(1, keepdim=True).sigmoid(),
+        lambda y: y[:, 4:5].sigmoid(),
+        lambda y: y.mean(1, keepdim=True).sigmoid(),
+        lambda y: y.amin(dim=(2, 3), keepdim=True).sigmoid(),
+    ],
+    ids=["largest", "fifth", "mean", "own"],
+)
+def test_a_gate_by_other_channels_is_not_channelwise(gate):
+    torch.manual_seed(0)
+    net = Gated(gate).double()
+    with torch.no_grad():
+        net.body.weight[4:] *= 0.3
+    x, y = images(4)
+    check(net.eval().requires_grad_(False), x, y, ["body"], lambda n: list(range(n)), lambda tap: 1)
+
+
 def test_depthwise_layers_and_their_norms_are_left_behind():
     torch.manual_seed(0)
     net = nn.Sequential(

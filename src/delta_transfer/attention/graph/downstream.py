@@ -1,6 +1,7 @@
 """The part of a network after a tap, run for many copies with one ablated channel in each."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,23 +24,30 @@ NodeValues = Mapping[Node, Tensor]
 # Defaults of a convolution's stride, padding, dilation and groups.
 CONVOLUTION_DEFAULTS = ((1, 1), (0, 0), (1, 1), 1)
 
-# A smaller difference, in units of the largest feature's rounding error, is none.
+# Differences below this, in units of the largest feature's rounding error, count as zero.
 UNCHANGED = 8
 
-# Operations beside the pointwise ones that cannot mix channels: pooling and resampling act on each
-# map by itself, batch norm in eval mode is a factor and an offset, the others move values.
 _aten = torch.ops.aten
+
+# Operations beside the pointwise ones that leave channels apart: pooling and resampling act on each
+# map by itself, batch norm in eval mode is a factor and an offset, the others move values.
 _PER_CHANNEL = frozenset(
     {
-        *(_aten.adaptive_avg_pool2d, _aten.avg_pool2d, _aten.max_pool2d, _aten.adaptive_max_pool2d),
-        *(_aten.batch_norm, _aten.upsample_nearest2d, _aten.upsample_bilinear2d, _aten.pad),
-        *(_aten.dropout, _aten.dropout_, _aten.feature_dropout, _aten.mean, _aten.sum, _aten.amax),
+        *(_aten.adaptive_avg_pool1d, _aten.adaptive_avg_pool2d, _aten.adaptive_avg_pool3d),
+        *(_aten.adaptive_max_pool1d, _aten.adaptive_max_pool2d, _aten.adaptive_max_pool3d),
+        *(_aten.avg_pool1d, _aten.avg_pool2d, _aten.avg_pool3d),
+        *(_aten.max_pool1d, _aten.max_pool2d, _aten.max_pool3d, _aten.batch_norm),
+        *(_aten.upsample_nearest2d, _aten.upsample_bilinear2d, _aten.pad, _aten.prelu),
+        *(_aten.hardswish, _aten.hardswish_, _aten.log_sigmoid),  # lack the tag of pointwise ones
+        *(_aten.dropout, _aten.dropout_, _aten.feature_dropout),
         *(_aten.flatten, _aten.view, _aten.reshape, _aten._unsafe_view, _aten.squeeze),
         *(_aten.unsqueeze, _aten.permute, _aten.transpose, _aten.movedim, _aten.contiguous),
-        *(_aten.clone, _aten.alias, _aten.detach, _aten.expand, _aten._to_copy, _aten.to),
-        *(_aten.select, _aten.slice, _aten.cat),
+        *(_aten.clone, _aten.alias, _aten.detach, _aten._to_copy, _aten.to),
     }
 )
+
+# Reductions, which leave channels apart if they are over other dimensions.
+_REDUCTIONS = frozenset({_aten.mean, _aten.sum, _aten.amax})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,10 +186,10 @@ def most_active(subgraph: DownstreamGraph, base: NodeValues, count: int) -> Tens
 def advance_cut_point(subgraph: DownstreamGraph, base: NodeValues) -> DownstreamGraph:
     """Return the subgraph with its cut point as late as possible.
 
-    It moves over operations of kinds that cannot mix channels. As a check, at each value that all
-    paths from the tap lead through, three copies with an ablated channel
-    (those with the largest features) are compared with the expected value: that of all channels
-    ablated in the channel, and the plain one elsewhere.
+    It moves over operations of kinds that leave channels apart. As a check, at each value that all
+    paths from the tap lead through, three copies with an ablated channel (those with the largest
+    features) are compared with the expected value: that of all channels ablated in the channel,
+    and the plain one elsewhere.
 
     Args:
         subgraph: from `initial_subgraph`.
@@ -197,7 +205,7 @@ def advance_cut_point(subgraph: DownstreamGraph, base: NodeValues) -> Downstream
     for end in _bottlenecks(subgraph.tap, operations):
         step = operations[begin : end + 1]
         begin, node = end + 1, step[-1]
-        if not all(_cannot_mix_channels(each, subgraph.graph.constants) for each in step):
+        if not _is_channelwise(step, subgraph.channel_dim, subgraph.graph.constants):
             break
         values = subgraph.graph.run(
             step,
@@ -213,14 +221,31 @@ def advance_cut_point(subgraph: DownstreamGraph, base: NodeValues) -> Downstream
     return subgraph
 
 
-def _cannot_mix_channels(node: Node, constants: Mapping[Node, Tensor]) -> bool:
-    """Return whether an operation is of a kind that leaves channels apart."""
+def _is_channelwise(
+    step: Sequence[Node], channel_dim: int, constants: Mapping[Node, Tensor]
+) -> bool:
+    """Return whether operations are of kinds that leave channels apart.
+
+    Args:
+        step: operations whose first input has the channel dimension.
+        channel_dim: that dimension; where it moves within the step is not followed.
+        constants: the weights in the graph.
+    """
+    if len(step) == 1 and getattr(step[0].target, "overloadpacket", None) in _REDUCTIONS:
+        dims: Any = step[0].args[1] if len(step[0].args) > 1 else None
+        of: Any = step[0].args[0]
+        count = len(of.meta["val"].shape)
+        return isinstance(dims, list | tuple) and channel_dim not in {d % count for d in dims}
+    return all(_leaves_channels_apart(node, constants) for node in step)
+
+
+def _leaves_channels_apart(node: Node, constants: Mapping[Node, Tensor]) -> bool:
     if node.target is CONVOLUTION:
         weight: Any = node.args[1]
         depthwise = weight in constants and constants[weight].shape[1] == 1
         return depthwise and _geometry(node)[-1] == len(constants[weight])
     if not isinstance(node.target, torch._ops.OpOverload):
-        return is_size(node)
+        return is_size(node) or node.target is operator.getitem
     return torch.Tag.pointwise in node.target.tags or node.target.overloadpacket in _PER_CHANNEL
 
 
