@@ -152,7 +152,7 @@ def test_model_args_survive_a_run(tmp_path, cfg, args, wanted):
         (b'{"architecture": "resnet_of_tomorrow"}', r"timm [\d.]+ does not have: update timm"),
         (
             b'{"architecture": "torchvision/resnet18"}',
-            r"use --model torchvision/resnet18 --weights .*/model.safetensors",
+            r"use `model=torchvision/resnet18` and `weights=.*/model.safetensors`",
         ),
         (b'{"architecture": null}', r"from Python.*wrap_network\(network, .*model.safetensors"),
         (b'{"architecture": "test_resnet", "model_args": {"no": 1}}', "cannot be created"),

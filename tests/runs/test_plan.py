@@ -159,7 +159,7 @@ def test_a_strength_of_stochnorm_that_is_no_probability_is_refused(prepared, tmp
         epochs=1,
         attention=None,
     )
-    with pytest.raises(UserError, match="stochnorm: --strength is a probability"):
+    with pytest.raises(UserError, match="stochnorm: `strength` is a probability"):
         fine_tune(plan, tmp_path)
 
 

@@ -198,7 +198,7 @@ class TestPublished:
     def test_bbbp(self) -> None:
         task = load_data("moleculenet/BBBP", seed=0, data_root=str(SHARED))
         assert [len(s) for s in (task.train, task.val, task.test)] == [1631, 204, 204]
-        assert task.notes[0].startswith("11 of 2050 SMILES are of no molecule")
+        assert task.notes[0].startswith("11 of 2050 SMILES are invalid")
 
     @pytest.mark.slow
     def test_sider(self) -> None:
