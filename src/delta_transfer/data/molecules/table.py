@@ -9,7 +9,7 @@ from pathlib import Path
 
 from delta_transfer.data.molecules.smiles import SmilesError, read_molecule
 from delta_transfer.data.sources.csv import check_split_column
-from delta_transfer.data.sources.csv_rows import Row, read_rows, refuse_lines
+from delta_transfer.data.sources.csv_rows import Row, read_csv, refuse_lines
 from delta_transfer.data.splits import SPLIT_ALIASES
 from delta_transfer.errors import DataError, first_few, unknown
 
@@ -75,8 +75,9 @@ def read_molecules(
     """
     smiles_column = smiles_column.strip().lower()
     ignored = [name.lower() for name in ignored_columns]
-    _, others = read_rows(file, required=(smiles_column,), layout=LAYOUT)
-    written = {name.strip().lower(): name.strip() for name in others}
+    table = read_csv(file, layout=LAYOUT)
+    written = {name.strip().lower(): name.strip() for name in table.header}
+    written.pop(smiles_column, None)
     split_column = ["split"] if use_split_column and "split" in written else []
     requested = [name.strip().lower() for name in label_columns]
     for name in requested:
@@ -84,8 +85,7 @@ def read_molecules(
             choices = [written[key] for key in written if key not in split_column]
             raise DataError(f"'{file}': {unknown('column of labels', name, choices)}")
     labels = requested or [name for name in written if name not in (*ignored, *split_column)]
-    required = (smiles_column, *split_column)
-    rows, _ = read_rows(file, required=required, optional=labels, layout=LAYOUT)
+    rows = table.select(required=(smiles_column, *split_column), optional=labels)
     numbers = {name: [_number(row.fields[name]) for row in rows] for name in labels}
     if not requested:
         labels = [name for name in labels if _is_numeric(numbers[name])]
@@ -102,7 +102,8 @@ def read_molecules(
         ]
         hint = "write a number, or nothing if it is unknown"
         refuse_lines(file, f"the {written[name]} is not a number", wrong, hint=hint)
-    check_split_column(file, rows)
+    if split_column:  # else a column of this name is labels
+        check_split_column(file, rows)
     kept, notes = _readable(file, rows, smiles_column)
     values = list(zip(*(numbers[name] for name in labels), strict=True))
     splits = [SPLIT_ALIASES[rows[i].fields["split"].lower()] for i in kept if split_column]

@@ -28,15 +28,73 @@ class Row:
     fields: dict[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CsvTable:
+    """A parsed CSV file, whose columns can be chosen by its header.
+
+    Attributes:
+        file: the file, for messages.
+        layout: the expected file, for messages.
+        line: where the header begins.
+        header: the names of the columns, as written.
+        body: the line and the fields of each other row.
+    """
+
+    file: Path
+    layout: str
+    line: int
+    header: Sequence[str]
+    body: Sequence[tuple[int, Sequence[str]]]
+
+    def select(self, *, required: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
+        """Return the rows, at least one; arguments and errors as for `read_rows`."""
+        file, columns = self.file, _columns(self, required=required, optional=optional)
+        if not self.body:
+            raise DataError(f"'{file}' has no rows below its header: add one per image or molecule")
+        blank = [(line, "") for line, fields in self.body if _is_blank(fields)]
+        refuse_lines(file, "the row is empty", blank, hint="remove it")
+        width = len(self.header)
+        odd = [
+            (line, f"{len(fields)} fields, the header has {width}")
+            for line, fields in self.body
+            if len(fields) != width
+        ]
+        hint = "put double quotes around a field with a comma in it"
+        refuse_lines(file, "the number of fields is wrong", odd, hint=hint)
+        rows = [
+            Row(line, {name: fields[index].strip() for name, index in columns.items()})
+            for line, fields in self.body
+        ]
+        for name in required:
+            empty = [(row.line, "") for row in rows if not row.fields[name]]
+            refuse_lines(file, f"the {name} is empty", empty, hint="fill it in, or remove the row")
+        return rows
+
+
+def read_csv(file: Path, *, layout: str) -> CsvTable:
+    """Parse a CSV file with a header; empty rows at its start and end are skipped.
+
+    Args:
+        file: the CSV file; one that ends in .gz is unpacked.
+        layout: the expected file, for messages.
+
+    Raises:
+        DataError: if it is not such a file.
+    """
+    records = _records(file, layout)
+    if not records:
+        raise DataError(f"'{file}' is empty: pass {layout}")
+    (line, header), *body = records
+    return CsvTable(file=file, layout=layout, line=line, header=header, body=body)
+
+
 def read_rows(
     file: Path, *, required: Sequence[str], optional: Sequence[str] = (), layout: str | None = None
 ) -> tuple[list[Row], tuple[str, ...]]:
     """Read columns of a CSV file, whose header may be in upper case.
 
-    Empty rows at the start and the end of the file are skipped.
-
     Args:
-        file: the CSV file; one that ends in .gz is unpacked.
+        file: as for `read_csv`.
         required: the columns that must exist, and may not have an empty field.
         optional: the columns to read if they exist.
         layout: the expected file, for messages; that of a list of images by default.
@@ -48,31 +106,10 @@ def read_rows(
         DataError: if it is not such a file, or naming the lines of wrong rows.
     """
     layout = layout or (LAYOUT if "label" in required else _PATHS_LAYOUT)
-    records = _records(file, layout)
-    if not records:
-        raise DataError(f"'{file}' is empty: pass {layout}")
-    (line, header), *body = records
-    columns = _columns(file, header, layout, line=line, required=required, optional=optional)
-    if not body:
-        raise DataError(f"'{file}' has no rows below its header: add one per image or molecule")
-    blank = [(line, "") for line, fields in body if _is_blank(fields)]
-    refuse_lines(file, "the row is empty", blank, hint="remove it")
-    width = len(header)
-    odd = [
-        (line, f"{len(fields)} fields, the header has {width}")
-        for line, fields in body
-        if len(fields) != width
-    ]
-    hint = "put double quotes around a field with a comma in it"
-    refuse_lines(file, "the number of fields is wrong", odd, hint=hint)
-    rows = [
-        Row(line, {name: fields[index].strip() for name, index in columns.items()})
-        for line, fields in body
-    ]
-    for name in required:
-        empty = [(row.line, "") for row in rows if not row.fields[name]]
-        refuse_lines(file, f"the {name} is empty", empty, hint="fill it in, or remove the row")
-    return rows, tuple(name for i, name in enumerate(header) if i not in columns.values())
+    table = read_csv(file, layout=layout)
+    rows = table.select(required=required, optional=optional)
+    used = (*required, *optional)
+    return rows, tuple(name for name in table.header if name.strip().lower() not in used)
 
 
 def refuse_lines(file: Path, problem: str, lines: Sequence[tuple[int, str]], *, hint: str) -> None:
@@ -150,28 +187,21 @@ def _read_gzip(file: Path) -> bytes:
 
 
 def _columns(
-    file: Path,
-    header: Sequence[str],
-    layout: str,
-    *,
-    line: int,
-    required: Sequence[str],
-    optional: Sequence[str],
+    table: CsvTable, *, required: Sequence[str], optional: Sequence[str]
 ) -> dict[str, int]:
     """Return the positions of the requested columns."""
-    names = [name.strip().lower() for name in header]
-    twice = [name for name in (*required, *optional) if names.count(name) > 1]
-    if twice:
-        raise DataError(
-            f"'{file}': the header in line {line} has the column '{twice[0]}' twice: keep one"
-        )
+    where = f"'{table.file}': the header in line {table.line}"
+    names = [name.strip().lower() for name in table.header]
     missing = [name for name in required if name not in names]
     if missing:
-        lacks, has = ([f"'{name.strip()}'" for name in part] for part in (missing, header))
+        lacks, has = ([f"'{name.strip()}'" for name in part] for part in (missing, table.header))
         raise DataError(
-            f"'{file}': the header in line {line} lacks the column {', '.join(lacks)} (it has "
-            f"{first_few(has)}): pass {layout}"
+            f"{where} lacks the column {', '.join(lacks)} (it has {first_few(has)}): pass "
+            f"{table.layout}"
         )
+    twice = [name for name in (*required, *optional) if names.count(name) > 1]
+    if twice:
+        raise DataError(f"{where} has the column '{twice[0]}' twice: keep one")
     return {name: names.index(name) for name in (*required, *optional) if name in names}
 
 
