@@ -42,22 +42,28 @@ def download_dataset(
     size: str = "",
     hint: str,
 ) -> None:
-    """Download a dataset to a folder, as `download_folder` does.
+    """Download a dataset to a folder, which is complete or absent.
+
+    An error or an interruption leaves nothing behind. The temporary folder of a killed process is
+    removed by the next download of this folder, once it is a day old. If another process puts the
+    folder there meanwhile, that one stays.
 
     Args:
         title: the name of the dataset in messages.
-        target: the folder.
+        target: the folder, missing or empty, or a link to such a folder.
         fetch: creates `target.name` in the folder passed to it; may raise anything.
         root: the folder of all datasets, for the message.
         size: of the download, for the log.
         hint: how to download it by hand, for the message.
 
     Raises:
-        DataError: if that fails.
+        DataError: if that fails, or `target` is a file.
     """
+    if target.exists() and not target.is_dir():
+        raise DataError(f"'{target}' is a file, but must be a folder: move or remove it")
     logger.info("downloading %s%s to %s", title, f" ({size})" if size else "", target)
     try:
-        download_folder(target, fetch)
+        _fill_folder(target, fetch)
     # Anything may be raised: for the connection, the server, the archive, the disk.
     except Exception as error:
         raise DataError(
@@ -66,24 +72,9 @@ def download_dataset(
         ) from error
 
 
-def download_folder(target: Path, fetch: Callable[[Path], object]) -> None:
-    """Let `fetch` fill a temporary folder, and move it into place when it is complete.
-
-    An error or an interruption leaves nothing behind. The temporary folder of a killed process is
-    removed by the next download of this folder, once it is a day old. If another process puts the
-    folder there meanwhile, that one stays.
-
-    Args:
-        target: the folder, missing or empty, or a link to such a folder.
-        fetch: creates `target.name` in the folder passed to it.
-
-    Raises:
-        DataError: if `target` is a file.
-        OSError: if a folder cannot be written; `fetch` may raise others.
-    """
+def _fill_folder(target: Path, fetch: Callable[[Path], object]) -> None:
+    """Let `fetch` fill a temporary folder, and move it into place when it is complete."""
     name, target = target.name, Path(os.path.realpath(target))
-    if target.exists() and not target.is_dir():
-        raise DataError(f"'{target}' is a file, but must be a folder: move or remove it")
     _remove_leftovers(target.parent, name)
     with (
         _ensure_folder(target.parent),

@@ -381,7 +381,7 @@ class TestDownload:
         self, tmp_path: Path, fetched: list[str]
     ) -> None:
         (tmp_path / "dtd").touch()
-        with pytest.raises(UserError, match=r"dtd' is a file, .* folder: move or remove"):
+        with pytest.raises(UserError, match=r"^'.*dtd' is a file, .* folder: move or remove"):
             load("dtd", tmp_path)
         assert fetched == []
 
