@@ -287,7 +287,7 @@ class TestCsv:
             (table("toxic") + "CCC,1,2\n", {}, r"line 52 \(3 fields, the header has 2\)"),
             (table("toxic") + ",1\n", {}, "line 52: the smiles is empty"),
             ("smiles,y,split\nCCO,1,tset\n", {}, r"line 2 \('tset'\): the split is unknown"),
-            ("smiles,y,split\nCCO,1,test\n", {}, "no molecule with the split 'train'"),
+            ("smiles,y,split\nCCO,1,test\n", {}, "with the split 'train': write 'train' into"),
             ("smiles;y\nCCO;1\n", {}, "semicolons"),
             ("smiles,y\nCCO\xff,1\n", {}, "valid SMILES"),
         ],

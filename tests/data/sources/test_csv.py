@@ -118,7 +118,9 @@ class TestSplits:
 
     def test_nothing_to_learn_from(self, write: Write) -> None:
         file = write("path,label,split", *rows("val"), images=everything("val"))
-        with pytest.raises(UserError, match="no row with the split 'train'"):
+        with pytest.raises(
+            UserError, match="no row with the split 'train': write 'train' into the"
+        ):
             load(file)
 
     def test_too_few_to_draw_from(self, write: Write) -> None:

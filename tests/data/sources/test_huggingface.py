@@ -1,5 +1,6 @@
 import io
 import pickle
+import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -302,8 +303,10 @@ class TestColumns:
         labels = BALANCED if isinstance(kind, datasets.Value) else [[0], [0, 1]] * 8
         saved = part(labels, kind=kind, label=label)
         saved = saved.add_column("camera", ["x"] * 16).cast_column("camera", other)
-        with pytest.raises(UserError, match=rf"the column '{label}' {message}"):
+        with pytest.raises(UserError, match=rf"the column '{label}' {message}") as caught:
             load(save(train=saved))
+        # `rename_column` refuses the name of a column that exists.
+        assert re.search(r"remove this one \(.*\) and rename that one", str(caught.value))
 
     def test_the_columns_are_those_of_the_training_split(self, save) -> None:
         name = save(

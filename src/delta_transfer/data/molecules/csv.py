@@ -36,7 +36,8 @@ def load_smiles_csv(
     positions = _positions_by_split(table)
     if not positions["train"]:
         raise DataError(
-            f"{display_name} has no molecule with the split 'train', and so nothing to train on"
+            f"{display_name} has no molecule with the split 'train': write 'train' into the column "
+            "'split' of the rows to train on"
         )
     has_test = bool(positions["test"])
     fraction = options.test_fraction(display_name, has_test=has_test) or 0.0

@@ -59,7 +59,10 @@ def load_csv(file: Path, options: SplitOptions) -> TaskData:
         for name in ("train", "val", "test")
     }
     if not parts["train"]:
-        raise DataError(f"'{file}' has no row with the split 'train', and so nothing to train on")
+        raise DataError(
+            f"'{file}' has no row with the split 'train': write 'train' into the column 'split' of "
+            "the rows to train on"
+        )
     parts = {name: part for name, part in parts.items() if part}
     classes, lacking = _classes(file, parts)
     splits = {name: _split(part, classes, file.parent) for name, part in parts.items()}

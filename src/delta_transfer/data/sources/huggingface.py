@@ -249,8 +249,8 @@ def _no_classes(column: str, kind: Any, display_name: str) -> DataError:
         hint = "make it a column with one class per image, as text or as a ClassLabel"
     return DataError(
         f"{display_name}: the column '{column}' has {found}, not class labels or text: {hint}, "
-        "then save_to_disk; if another column has the classes, rename that one to 'label' "
-        "(rename_column)"
+        "then save_to_disk; if another column has the classes, remove this one (remove_columns) "
+        "and rename that one to 'label' (rename_column)"
     )
 
 
