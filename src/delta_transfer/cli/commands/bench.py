@@ -198,6 +198,6 @@ def _duration(hours: float) -> str:
 
 
 def _root(data_root: str | None) -> str:
-    from delta_transfer.data.download import default_data_root
+    from delta_transfer.data.download import resolve_data_root
 
-    return str(default_data_root() if data_root is None else data_root)
+    return str(resolve_data_root(data_root))

@@ -5,14 +5,13 @@ from pathlib import Path
 
 from delta_transfer.config.commands import BenchOptions, parse_seeds
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.download import default_data_root
+from delta_transfer.data.download import resolve_data_root
 from delta_transfer.errors import ConfigError, ModelError
 from delta_transfer.experiments.benchmark.definition import Benchmark, PublishedResult
 from delta_transfer.experiments.comparison.compare import ComparisonResult, compare
 from delta_transfer.metrics.metrics import METRICS
 from delta_transfer.metrics.statistics import Summary, summarize
 from delta_transfer.report.comparison.runs import read_comparison
-from delta_transfer.utils.paths import user_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,9 +75,7 @@ def make_plan(benchmark: Benchmark, options: BenchOptions) -> BenchmarkPlan:
         raise ConfigError(f"--methods {','.join(methods)}: use each method once")
     own = None
     if benchmark.weights is not None and options.weights is None:
-        root = options.data_root
-        folder = default_data_root() if root is None else user_path(root)
-        own = folder / benchmark.weights.file
+        own = resolve_data_root(options.data_root) / benchmark.weights.file
     config = benchmark.config(
         weights=str(own) if own is not None else options.weights,
         data_root=options.data_root,
