@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.registry import BUILTIN_DATASETS, PROVIDERS, load_data
+from delta_transfer.data.registry import BUILTIN_DATASETS, load_data
 from delta_transfer.data.splits import SplitOptions
 from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
@@ -411,12 +411,12 @@ class TestEvaluate:
             asked.append((name, options.test_split, data_root))
             return load_data(str(images), seed=options.seed)
 
-        monkeypatch.setitem(PROVIDERS, "made/", load)
+        monkeypatch.setattr("delta_transfer.data.sources.torchvision.load_torchvision", load)
         predictor = change(run, data_root="/runs/own", test_split="0.25")
         for data_root in (None, "/other"):
-            found = predictor.evaluate("made/pets", data_root=data_root)
+            found = predictor.evaluate("torchvision/pets", data_root=data_root)
             assert found.accuracy == pytest.approx(finished.test_accuracy)
-            assert (found.data, found.overlaps_training_data) == ("made/pets", False)
+            assert (found.data, found.overlaps_training_data) == ("torchvision/pets", False)
         assert asked == [("pets", "test", "/runs/own"), ("pets", "test", "/other")]
 
     def test_a_named_data_set_without_a_test_split_was_trained_on(self, run, images, monkeypatch):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from delta_transfer.data.download import resolve_data_root
 from delta_transfer.data.molecules.options import DEFAULT_MOLECULE_OPTIONS, MoleculeOptions
@@ -20,7 +20,7 @@ from delta_transfer.data.splits import (
     parse_fraction,
     sample_per_class,
 )
-from delta_transfer.data.task import LabelledSplit, TaskData
+from delta_transfer.data.task import LabelledSplit, TaskData, pool_train_and_val
 from delta_transfer.errors import ConfigError, UserError, unknown
 from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.utils.optional import require_graph_libraries
@@ -33,17 +33,34 @@ BUILTIN_DATASETS: dict[str, Callable[[SplitOptions], TaskData]] = {
 }
 """The datasets that come with a package, by their names; see also `archives.ARCHIVES`."""
 
-PROVIDERS: dict[str, str | Callable[[str, SplitOptions, str | None], TaskData]] = {
-    TORCHVISION: "delta_transfer.data.sources.torchvision:load_torchvision",
-    HUB: "delta_transfer.data.sources.huggingface:load_hub",
-    MOLECULENET: "delta_transfer.data.molecules.moleculenet:load_moleculenet",
-    TU: "delta_transfer.data.graphs.tudataset:load_tu",
-}
-"""The loaders of collections by the prefix of their datasets' names.
 
-A loader takes the rest of the name, the splits and `data_root`. A text is imported when it is used,
-so that the libraries of graphs are not loaded before.
-"""
+class Provider(NamedTuple):
+    """A collection of datasets, whose module is imported when it is used.
+
+    Attributes:
+        module: of the two functions.
+        load: the function that loads a dataset, given the rest of its name, the splits and
+            `data_root`.
+        is_available: the function that returns whether a dataset is on this machine; None if that
+            cannot be found out.
+        of_graphs: whether the libraries of graphs are needed.
+    """
+
+    module: str
+    load: str
+    is_available: str | None = "is_available"
+    of_graphs: bool = False
+
+
+PROVIDERS: dict[str, Provider] = {
+    TORCHVISION: Provider("delta_transfer.data.sources.torchvision", "load_torchvision"),
+    HUB: Provider("delta_transfer.data.sources.huggingface", "load_hub", is_available=None),
+    MOLECULENET: Provider(
+        "delta_transfer.data.molecules.moleculenet", "load_moleculenet", of_graphs=True
+    ),
+    TU: Provider("delta_transfer.data.graphs.tudataset", "load_tu", of_graphs=True),
+}
+"""The collections by the prefix of their datasets' names."""
 
 _SMILES_CSV = "delta_transfer.data.molecules.csv"
 _ARCHIVE_NAMES = ("cub200", "stanford_dogs", "mit67", "caltech256/30|60")  # as in messages
@@ -68,7 +85,7 @@ def load_data(
         seed: draws missing splits and the subset.
         val_fraction: as in `SplitOptions`.
         test_split: as in `SplitOptions`.
-        samples_per_class: the number of training images of every class to draw, after the
+        samples_per_class: the number of training samples of every class to draw, after the
             validation split is held out; None for all.
         data_root: the folder of the datasets in `PROVIDERS` and `ARCHIVES`, where the former are
             downloaded to; None for a folder in the user's cache.
@@ -129,9 +146,9 @@ def load_labelled_data(
                     f"'{data}' is not a CSV file: pass one with the column "
                     f"'{molecule_options.smiles_column}' of SMILES and the columns of labels"
                 )
-            labelled: LabelledSplit = _resolve_graph_loader(
-                f"{_SMILES_CSV}:load_labelled_smiles_csv", data
-            )(path, molecule_options)
+            require_graph_libraries(data)
+            load = pkgutil.resolve_name(f"{_SMILES_CSV}:load_labelled_smiles_csv")
+            labelled: LabelledSplit = load(path, molecule_options)
             return labelled
         if _is_csv(path):
             return csv.load_labelled_csv(path)
@@ -141,12 +158,7 @@ def load_labelled_data(
     )
     if task.test is not None:
         return LabelledSplit(task.classes, task.test, is_test=True)
-    everything = replace(
-        task.train,
-        paths=task.train.paths + task.val.paths,
-        labels=task.train.labels + task.val.labels,
-    )
-    return LabelledSplit(task.classes, everything, is_test=False)
+    return LabelledSplit(task.classes, pool_train_and_val(task), is_test=False)
 
 
 def is_dataset_name(data: str) -> bool:
@@ -173,17 +185,16 @@ def is_available(data: str, *, data_root: str | None) -> bool | None:
     prefix = _find_prefix(data)
     if prefix is None:
         return data in BUILTIN_DATASETS or user_path(data).exists()
-    target = PROVIDERS[prefix]
-    if prefix == HUB or not isinstance(target, str):
+    provider = PROVIDERS[prefix]
+    if provider.is_available is None:
         return None
-    if prefix in (MOLECULENET, TU):
+    if provider.of_graphs:
         try:
             require_graph_libraries(data)
         except UserError:
             return None
-    found: bool = pkgutil.resolve_name(f"{target.partition(':')[0]}:is_available")(
-        data.removeprefix(prefix), root
-    )
+    find = pkgutil.resolve_name(f"{provider.module}:{provider.is_available}")
+    found: bool = find(data.removeprefix(prefix), root)
     return found
 
 
@@ -197,11 +208,10 @@ def _load(
     prefix = _find_prefix(data)
     task: TaskData
     if prefix is not None:
-        load: Any = PROVIDERS[prefix]
-        if prefix in (MOLECULENET, TU):
-            load = _resolve_graph_loader(load, data)
-        elif isinstance(load, str):
-            load = pkgutil.resolve_name(load)
+        provider = PROVIDERS[prefix]
+        if provider.of_graphs:
+            require_graph_libraries(data)
+        load: Any = pkgutil.resolve_name(f"{provider.module}:{provider.load}")
         if prefix == MOLECULENET:
             load = partial(load, split_method=molecule_options.split)
         task = load(data.removeprefix(prefix), options, data_root)
@@ -209,17 +219,11 @@ def _load(
     if not data or not (path := user_path(data)).exists():
         raise _unknown_data_error(data)
     if molecule_options.smiles_column is not None:
-        load = _resolve_graph_loader(f"{_SMILES_CSV}:load_smiles_csv", data)
+        require_graph_libraries(data)
+        load = pkgutil.resolve_name(f"{_SMILES_CSV}:load_smiles_csv")
         task = load(path, options, molecule_options)
         return task
     return csv.load_csv(path, options) if _is_csv(path) else folder.load_folder(path, options)
-
-
-def _resolve_graph_loader(target: str, data: str) -> Callable[..., Any]:
-    """Import a loader of graphs, if the libraries are installed."""
-    require_graph_libraries(data)
-    loader: Callable[..., Any] = pkgutil.resolve_name(target)
-    return loader
 
 
 def _find_prefix(data: str) -> str | None:
@@ -264,7 +268,7 @@ def _check_molecule_options(data: str, options: MoleculeOptions) -> None:
 
 
 def _subset(task: TaskData, count: int, *, seed: int) -> TaskData:
-    """Return the dataset with `count` training images of every class.
+    """Return the dataset with `count` training samples of every class.
 
     Raises:
         UserError: if a class has fewer, or the dataset has no classes.
@@ -277,7 +281,7 @@ def _subset(task: TaskData, count: int, *, seed: int) -> TaskData:
         task.train, count, classes=task.classes, seed=derive_seed(seed, "samples")
     )
     note = (
-        f"{count} training images of every class, drawn by seed {seed}: "
+        f"{count} training {task.sample_type}s of every class, drawn by seed {seed}: "
         f"{len(train)} of {len(task.train)}"
     )
     return replace(task, train=train, notes=(*task.notes, note))

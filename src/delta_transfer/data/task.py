@@ -104,7 +104,6 @@ class TaskData:
         metric: the metric that the field reports for this dataset.
         val_drawn: whether the validation split was drawn from train.
         task_type: the meaning of the network's outputs, one for each class.
-        kind: images or graphs, which decides about the network.
         group: returns the group of a sample by its path (the scaffold of a molecule), where
             validation samples are drawn by groups; None where they are drawn one by one.
     """
@@ -118,13 +117,17 @@ class TaskData:
     metric: MetricName = "accuracy"
     val_drawn: bool = False
     task_type: TaskType = field(default_factory=Multiclass)
-    kind: Literal["images", "graphs"] = "images"
     group: Callable[[str], str] | None = None
 
     @property
     def sample_type(self) -> SampleType:
         """The word for one of its samples."""
         return self.train.sample_type
+
+    @property
+    def kind(self) -> Literal["images", "graphs"]:
+        """Images or graphs, which decides about the network."""
+        return "images" if self.sample_type == "image" else "graphs"
 
     def describe(self, label: Label) -> str:
         """Return a label in words: the class, or the known values.

@@ -90,6 +90,12 @@ class TestTask:
         assert sorted(folder.iterdir()) == before  # nothing is written there
         assert task.train.labels[0] == 1 - int(task.train.paths[0][-1]) % 2
 
+    def test_samples_per_class_are_graphs(self, tmp_path: Path) -> None:
+        write(tmp_path)
+        task = load_data("tu/TOY", seed=0, samples_per_class=3, data_root=str(tmp_path))
+        assert len(task.train) == 6
+        assert task.notes[-1].startswith("3 training graphs of every class, drawn by seed 0: 6 of ")
+
     def test_ten_seeds_are_a_cross_validation(self, tmp_path: Path) -> None:
         write(tmp_path)
         tasks = [load(tmp_path, seed) for seed in range(10)]

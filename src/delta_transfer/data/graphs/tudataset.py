@@ -223,7 +223,6 @@ def load_tu(name: str, options: SplitOptions, data_root: str | None) -> TaskData
             f"({len(val)}), stratified, seed {seed}, is held out",
         ),
         val_drawn=True,
-        kind="graphs",
     )
 
 

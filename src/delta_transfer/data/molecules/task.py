@@ -107,7 +107,6 @@ def make_task_data(
         metric="roc_auc" if binary else "rmse",
         val_drawn=val_drawn,
         task_type=_make_task_type(name, train, binary=binary),
-        kind="graphs",
         group=None if split_method == "random" else scaffold,
     )
 
