@@ -7,12 +7,16 @@ from delta_transfer.config.train import TrainOptions
 from delta_transfer.errors import UserError
 from delta_transfer.runs import folder as module
 from delta_transfer.runs.folder import (
+    COMPARISON_FILE,
+    begin_several,
     check_folder,
     default_folder,
     find_foreign_file,
     find_temporary_files,
     make_folder,
+    remove_run,
 )
+from delta_transfer.utils.environment import describe
 from delta_transfer.utils.logging import log_to
 
 DATA = "some-images"
@@ -123,11 +127,51 @@ def test_what_another_run_has_written_meanwhile_is_not_emptied(tmp_path):
     assert names(tmp_path) == {"config.yaml"}
 
 
-def test_the_log_of_a_failed_run_is_not_in_the_way(tmp_path):
-    (tmp_path / "train.log").write_text("why it failed\n")
-    check_folder(tmp_path, TrainOptions(data=DATA).resolve())
-    make_folder(tmp_path, overwrite=False)
-    assert (tmp_path / "train.log").read_text() == "why it failed\n"
+@pytest.mark.parametrize("log", ["\n".join([*describe(), "why it failed"]), ""])
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_log_of_a_failed_run_is_not_in_the_way(tmp_path, log, resume):
+    (tmp_path / "train.log").write_text(log)
+    check_folder(tmp_path, TrainOptions(data=DATA, out="run", resume=resume).resolve())
+    make_folder(tmp_path, overwrite=False, resume=resume)
+    assert (tmp_path / "train.log").read_text() == log
+
+
+@pytest.mark.parametrize("option", ["", "overwrite", "resume"])
+@pytest.mark.parametrize("partial", [[], [".config.yaml.a1b2c3d4"]])
+def test_the_log_of_another_program_is_left_alone(tmp_path, option, partial):
+    (tmp_path / "train.log").write_text("epoch 1: loss 0.5\n")
+    for name in partial:
+        (tmp_path / name).touch()
+    options = {option: True} if option else {}
+    with pytest.raises(UserError, match=r"do not belong.*train\.log" if option else "not empty"):
+        check_folder(tmp_path, TrainOptions(data=DATA, out="run", **options).resolve())
+    with pytest.raises(UserError, match="another run has written"):
+        make_folder(tmp_path, overwrite=False)
+    assert (tmp_path / "train.log").read_text() == "epoch 1: loss 0.5\n"
+
+
+def test_a_comparison_in_the_folder_of_a_failed_run_can_be_replaced(tmp_path):
+    (tmp_path / "train.log").write_text("\n".join(describe()))
+    options = {"data": DATA, "batch_size": 8, "methods": "l2"}
+    assert begin_several(tmp_path, COMPARISON_FILE, options, overwrite=False)
+    assert names(tmp_path) == {COMPARISON_FILE}
+    (tmp_path / COMPARISON_FILE).write_text(OPTIONS)
+    check_folder(tmp_path, TrainOptions(data=DATA, overwrite=True).resolve())
+
+
+def test_files_of_a_failed_run_that_cannot_be_deleted_do_not_hide_why(tmp_path, monkeypatch):
+    for name in ("train.log", "config.yaml"):
+        (tmp_path / name).touch()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        remove_run(tmp_path, keep_log=True)
+    assert names(tmp_path) == {"train.log", "config.yaml"}
+    remove_run(tmp_path, keep_log=True)
+    assert names(tmp_path) == {"train.log"}
 
 
 @pytest.mark.parametrize("place", [".", "run", "train/run"])

@@ -20,6 +20,7 @@ from delta_transfer.utils.locks import LOCK, check_unlocked
 from delta_transfer.utils.paths import user_path
 
 LOG_FILE = "train.log"
+_LOG_START = b"command  "  # see `utils.environment.describe`; the logs of other programs differ
 COMPARISON_FILE = "compare.yaml"  # options of a comparison
 SEARCH_FILE = "search.yaml"  # options of a search
 TRIALS = "trials"  # its trials, in folders named by number
@@ -96,7 +97,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
     data = config.data
     check_output_location(folder, data=data)
     check_unlocked(folder)
-    if not folder.is_dir() or _names(folder) <= {LOG_FILE}:  # of a failed run
+    if not folder.is_dir() or not _names(folder) or _has_only_log(folder):
         return
     if config.resume:
         _check_same(folder, config)
@@ -165,7 +166,7 @@ def make_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
             return
         entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
         entries.sort(key=lambda entry: entry.name in _MARKS)
-        if not overwrite and {entry.name for entry in entries} <= {LOG_FILE}:
+        if not overwrite and (not entries or _has_only_log(folder)):
             return  # the new run appends to the log of a failed one
         if not overwrite:
             raise UserError(f"another run has written to {folder} meanwhile: use another --out")
@@ -178,13 +179,14 @@ def make_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
 
 
 def remove_run(folder: Path, *, keep_log: bool) -> None:
-    """Delete the folder of a run that failed, or all of it but its log."""
+    """Delete the folder of a run that failed, or all of it but its log, as far as possible."""
     if not keep_log:
         shutil.rmtree(folder, ignore_errors=True)
         return
-    for entry in folder.iterdir():
-        if entry.name not in (LOG_FILE, LOCK):
-            _delete(entry)
+    with contextlib.suppress(OSError):  # which would hide why the run failed
+        for entry in folder.iterdir():
+            if entry.name not in (LOG_FILE, LOCK):
+                _delete(entry)
 
 
 def _delete(entry: Path) -> None:
@@ -209,7 +211,11 @@ def _check_same(folder: Path, config: TrainConfig) -> None:
         UserError: if it contains something else.
     """
     own = folder / "config.yaml"
-    if not own.is_file() and _names(folder) <= {LOG_FILE, own.name}:
+    if (
+        not own.is_file()
+        and _names(folder) <= {LOG_FILE, own.name}
+        and _is_own_log(folder / LOG_FILE)
+    ):
         return  # interrupted before anything was saved
     foreign = _find_foreign_entry(folder)
     if foreign is not None:
@@ -276,7 +282,7 @@ def open_several(folder: Path, mark: str, config: TrainConfig) -> Any:
         return None
     try:
         there = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):  # ValueError: no text, or an impossible date
         there = None
     if not isinstance(there, dict) or not isinstance(there.get("num_threads"), int | None):
         what = "search" if mark == SEARCH_FILE else "comparison"
@@ -301,6 +307,7 @@ def begin_several(folder: Path, mark: str, options: Mapping[str, Any], *, overwr
     new = overwrite or not (folder / mark).is_file()
     if new:
         make_folder(folder, overwrite=overwrite)
+        (folder / LOG_FILE).unlink(missing_ok=True)  # of a failed run, no part of the new one
     try:
         write_atomically(folder / mark, yaml.safe_dump(options, sort_keys=False))
     except OSError:
@@ -326,6 +333,8 @@ def _find_foreign_entry(folder: Path) -> str | None:
     entries = _names(folder)
     if not entries:
         return None
+    if entries == {LOG_FILE}:
+        return None if _is_own_log(folder / LOG_FILE) else LOG_FILE
     if COMPARISON_FILE in entries:
         return _find_foreign_in_comparison(folder)
     if SEARCH_FILE in entries:
@@ -377,6 +386,19 @@ def _find_foreign_in_search(folder: Path) -> str | None:
         if found is not None:
             return str(run.relative_to(folder) / found)
     return None
+
+
+def _has_only_log(folder: Path) -> bool:
+    """Return True if a folder contains the log of a run that failed and nothing else."""
+    return _names(folder) == {LOG_FILE} and _is_own_log(folder / LOG_FILE)
+
+
+def _is_own_log(path: Path) -> bool:
+    """Return True for the log of a run, or an empty one, of a run that was killed early."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_LOG_START)) in (b"", _LOG_START)
 
 
 def _names(folder: Path) -> set[str]:
