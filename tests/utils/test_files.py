@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from delta_transfer.utils.files import fingerprint, write_atomically
+from delta_transfer.errors import ConfigError
+from delta_transfer.utils.files import fingerprint, read_yaml, write_atomically
 
 
 def test_text_and_bytes_are_written_with_the_mode_of_a_new_file(tmp_path):
@@ -57,3 +58,11 @@ def test_a_full_disk_is_reported_with_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left") as caught:
         write_atomically(tmp_path / "result.json", "{}")
     assert caught.value.filename == str(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize("content", [b"data: 2020-13-45", b"data: [", b"data: \xff"])
+def test_what_is_not_yaml_is_an_error_with_the_file_and_what_is_wanted(tmp_path, content):
+    path = tmp_path / "options.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"options\.yaml is not YAML: .* contain options"):
+        read_yaml(path, wanted="options")

@@ -85,7 +85,7 @@ def read_yaml(path: str | Path, *, wanted: str, option: str = "") -> dict[Any, A
         raise ConfigError(
             f"{shown} cannot be read: {error.strerror}; pass a file with {wanted}"
         ) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: no text, or an impossible date
         reason = " ".join(str(error).split())
         raise ConfigError(f"{shown} is not YAML: {reason}; it must contain {wanted}") from error
     if not isinstance(values, dict):

@@ -36,7 +36,7 @@ class Bounds:
     def contains(self, value: float) -> bool:
         """Return whether a number is finite and in the range."""
         return (
-            math.isfinite(value)
+            _is_finite(value)
             and (self.at_least is None or value >= self.at_least)
             and (self.at_most is None or value <= self.at_most)
             and (self.above is None or value > self.above)
@@ -77,7 +77,17 @@ def matches_type(value: object, hint: Any) -> bool:
         return hint is bool
     if isinstance(value, float) and math.isnan(value):
         return False
-    return isinstance(value, hint) or (isinstance(value, int) and hint is float)
+    return isinstance(value, hint) or (
+        isinstance(value, int) and hint is float and _is_finite(value)
+    )
+
+
+def _is_finite(value: float) -> bool:
+    """Return whether a number is finite as a `float`, which large integers are not."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def convert(value: object, hint: Any) -> Any:
