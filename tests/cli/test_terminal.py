@@ -16,7 +16,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from delta_transfer.cli.terminal import Formatter, flush_output
-from delta_transfer.errors import DataError, UserError
+from delta_transfer.data.images.decode import ImageError
+from delta_transfer.errors import UserError
 from delta_transfer.utils.diagnostics import explain, message
 from delta_transfer.utils.progress import progress_bar
 
@@ -39,7 +40,7 @@ class Damaged(Dataset[int]):
         return 1
 
     def __getitem__(self, index: int) -> int:
-        raise DataError("cannot read 'a.png': replace it")
+        raise ImageError("cannot read 'a.png': replace it")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -50,6 +51,8 @@ def test_the_message_is_the_same_from_a_worker_process(monkeypatch, workers):
     with pytest.raises(UserError) as caught:
         next(batches)
     assert message(caught.value) == "cannot read 'a.png': replace it"
+    # The reason of a run's failure comes without its kind from another process.
+    assert message(UserError(str(caught.value))) == "cannot read 'a.png': replace it"
     del batches, caught
     gc.collect()
 

@@ -144,7 +144,7 @@ def test_a_training_that_diverges_is_named(images, tmp_path, monkeypatch):
         raise UserError("training diverged")
 
     monkeypatch.setattr(model_soup, "select_epoch", fail)
-    with pytest.raises(UserError, match=r"diverged .*strength 1; --strength 1 trains once"):
+    with pytest.raises(UserError, match=r"diverged .*strength 1; `strength=1` trains once"):
         train(tiny(images, tmp_path / "run", method=METHOD, strength="auto"))
 
 

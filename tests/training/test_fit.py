@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from delta_transfer.data.images.decode import ImageError
 from delta_transfer.data.samplers import EpochSampler
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError, UserError
 from delta_transfer.methods import Delta
 from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.regularizer import Regularizer
@@ -328,6 +329,25 @@ def test_a_loss_that_leaves_all_bounds_ends_the_fit_and_leaves_the_best_so_far(
         assert part in str(caught.value)
     assert all(tensor.isfinite().all() for tensor in network_of(best).values())
     assert hooks_of(network) == 0
+
+
+class LosesAnImage(Samples):
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        if isinstance(key, tuple) and key[0] == 1:
+            raise ImageError("cannot read 'a.png': replace it")
+        return super().__getitem__(key)
+
+
+def test_an_image_that_a_worker_cannot_read_is_reported_without_a_traceback(tmp_path):
+    what, train = plan(tmp_path), LosesAnImage()
+    loader = DataLoader(
+        train, batch_size=4, sampler=EpochSampler(len(train), seed=0), num_workers=1
+    )
+    with pytest.raises(DataError) as caught:
+        run(conv_net(), dataclasses.replace(what, train_dataloader=loader))
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    said = f"cannot read 'a.png': replace it; best weights so far: {best}"
+    assert str(caught.value) == said
 
 
 def test_a_large_loss_that_was_large_from_the_start_is_no_explosion(tmp_path):

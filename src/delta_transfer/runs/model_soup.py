@@ -24,6 +24,9 @@ from delta_transfer.runs.selection import (
 )
 from delta_transfer.training.inference import predict_dataloader
 from delta_transfer.utils.devices import move_to_device
+from delta_transfer.utils.diagnostics import message
+
+logger = logging.getLogger(__name__)
 
 State = Mapping[str, Tensor]
 
@@ -45,6 +48,10 @@ SINGLE_MODELS: tuple[MixingCoefficients, ...] = ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0
 
 def average_states(states: Sequence[State], coefficients: Sequence[float]) -> dict[str, Tensor]:
     """Return the weighted average of networks' states, on the CPU.
+
+    Networks fine-tuned from one initialization can be averaged as in model soups (Wortsman et al.
+    2022, https://arxiv.org/abs/2203.05482), and with the initialization itself as in WiSE-FT
+    (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903).
 
     Integers, such as numbers of batches, are those of the last state.
 
@@ -96,9 +103,6 @@ def format_percent(coefficients: Sequence[float]) -> str:
     return "/".join(f"{100 * one:g}" for one in coefficients)
 
 
-logger = logging.getLogger(__name__)
-
-
 def select_model(plan: FineTunePlan, folder: Path, *, keep_network: bool = True) -> SelectionResult:
     """Fine-tune, select epoch and average, and refit if the options say so.
 
@@ -139,8 +143,8 @@ def _average_candidates(
         except UserError as error:
             raise reworded(
                 error,
-                f"{error} (one of two trainings of --strength auto, strength {plan.strength:g}; "
-                "--strength 1 trains once)",
+                f"{message(error)} (one of two trainings of `strength=auto`, strength "
+                f"{plan.strength:g}; `strength=1` trains once)",
             ) from error
     strong, weak = found
     same_head = plans[0].method.head_init == plans[1].method.head_init

@@ -22,6 +22,7 @@ from delta_transfer.training.module import FineTuneModule
 from delta_transfer.training.optimizers import OptimizerConfig
 from delta_transfer.training.signals import FitInterrupt, handle_stop_signals
 from delta_transfer.training.trainer import FitConfig, make_trainer, quiet
+from delta_transfer.utils.diagnostics import message
 from delta_transfer.utils.distributed import (
     all_reduce_any,
     rank_zero_first,
@@ -118,7 +119,8 @@ def fit(
         except UserError as error:
             if fit_config.val_dataloader is None:
                 raise
-            raise reworded(error, f"{error}; best weights so far: {checkpoints / BEST}") from error
+            found = f"{message(error)}; best weights so far: {checkpoints / BEST}"
+            raise reworded(error, found) from error
         except FitInterrupt as error:
             raise KeyboardInterrupt(str(error)) from None
         except SystemExit as error:  # raised by Lightning at Ctrl-C

@@ -1,15 +1,20 @@
 """Readable messages for errors, such as a full disk or too little memory."""
 
 import errno
+import re
 from collections.abc import Iterator
 
 from delta_transfer.errors import UserError
 
 
 def message(error: UserError) -> str:
-    """Return an error's message, without the traceback that a DataLoader worker puts before it."""
+    """Return an error's message, without the traceback that a DataLoader worker puts before it.
+
+    The traceback ends with the error's class, which a message with more context need not have.
+    """
     kind = type(error)
-    return str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()
+    own = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]
+    return re.split(r"(?m)^delta_transfer(?:\.\w+)+: ", own)[-1].strip()
 
 
 def explain(error: BaseException) -> str | None:

@@ -5,6 +5,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from delta_transfer.errors import UserError
+from delta_transfer.utils.diagnostics import message
+
 
 @contextlib.contextmanager
 def log_to(path: Path, header: Sequence[str], *, resume: bool = False) -> Iterator[None]:
@@ -25,7 +28,8 @@ def log_to(path: Path, header: Sequence[str], *, resume: bool = False) -> Iterat
         with _info_level(package):
             yield
     except BaseException as error:  # the terminal shows it anyway
-        text = str(error) or type(error).__name__
+        text = message(error) if isinstance(error, UserError) else str(error)
+        text = text or type(error).__name__
         handler.handle(package.makeRecord(package.name, logging.ERROR, "", 0, text, (), None))
         raise
     finally:
