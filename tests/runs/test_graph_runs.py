@@ -373,4 +373,4 @@ def test_a_figure_that_is_undefined_ends_no_comparison(folder, tmp_path, capsys)
     args = ["compare", str(tmp_path / "rare.csv"), "--out", str(tmp_path / "c"), "--seeds", "0"]
     args += ["--methods", "probe", "--split", "random", "--test-split", "0.25", *SHARED]
     assert main([*args, "--weights", str(folder / "weights.safetensors")]) == 2
-    assert "the ROC-AUC of no run is defined on the" in capsys.readouterr().err
+    assert "no run has a defined ROC-AUC on the" in capsys.readouterr().err

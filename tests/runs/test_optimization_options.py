@@ -39,7 +39,7 @@ def test_averages_of_both_trainings_and_of_their_refits_are_what_is_kept(images,
         assert epoch > 0
         path = found.folder / name / "checkpoints" / "last.ckpt"
         state = torch.load(path, weights_only=True)["state_dict"]
-        prefix = "average.module."
+        prefix = "ema_network.module."
         states.append({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
     joined = prepare(config).backbone.module.state_dict()
     expected = average_states([joined, *states], search.mixing_coefficients)
@@ -58,7 +58,7 @@ def test_a_run_with_every_option_goes_on_to_the_same_bytes(images, tmp_path, mon
     step = FineTuneModule.training_step
 
     def limited(self, batch, index):
-        if self.optimizer_config.schedule != "rising":
+        if self.optimizer_config.schedule != "exponential":
             steps.append(index)
         if len(steps) == 5:
             raise RuntimeError("broken off")

@@ -139,7 +139,7 @@ def command_of(images: Path, out: Path) -> list[str]:
     command = [
         sys.executable,
         "-m",
-        "delta_transfer.cli.main",
+        "delta_transfer",
         "train",
         str(images),
         f"--out={out}",

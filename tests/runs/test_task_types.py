@@ -339,7 +339,7 @@ def test_methods_are_compared_on_questions(tmp_path, capsys):
             assert result.test_roc_auc == result.linear_probe_test_roc_auc
     page = (out / "report.html").read_text()
     assert "Test ROC-AUC per method. Linear probe: mean" in page
-    assert "ROC-AUC question by question" in page
+    assert "ROC-AUC per target" in page
     other = main(["compare", "tests/questions", "--methods=l2,co_tuning", *options, "--jobs=1"])
     assert other == 2
     assert "co_tuning needs classes" in capsys.readouterr().err

@@ -189,7 +189,7 @@ def test_slurm_processes_produce_the_same_bytes(images, tmp_path, undisturbed):
         ("--mixup=0.2", "--mixup 0.2 needs whole batches"),
         ("--batch-size=7", "--batch-size 7 must be a multiple of the 2 processes"),
         ("--overwrite", "--overwrite: several processes"),
-        ("--attention-samples=1", "channel attention of 1 images cannot be shared by 2"),
+        ("--attention-samples=1", "1 samples cannot be sharded over 2 processes"),
         ("--lr=1e9 --optimizer=sgd", "training diverged in epoch"),
     ],
 )
