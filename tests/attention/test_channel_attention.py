@@ -415,6 +415,33 @@ def test_features_of_zero_have_no_scale_and_no_features_are_an_error():
         FeatureVariance().compute()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("count", [1, 6])
+def test_features_that_are_not_finite_have_no_variance(value, count):
+    features = torch.randn(3, 2)
+    features.view(-1)[:count] = value
+    assert measured([features]).isnan()
+    assert measured([torch.zeros(3, 2), features]).isnan()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+    ids=str,
+)
+def test_the_dtype_is_that_of_the_result(dtype, expected):
+    variance = FeatureVariance()
+    variance.update(torch.ones(3, 2, dtype=dtype))
+    restored = FeatureVariance.from_state(variance.state(), device=torch.device("cpu"))
+    for found in (variance, restored, variance.all_reduce()):
+        assert found.dtype == found.compute().dtype == expected
+
+
 def test_a_restored_state_continues_exactly():
     torch.manual_seed(0)
     features = torch.randn(10, 3, 4)

@@ -79,6 +79,11 @@ class FeatureVariance:
     def __init__(self, moments: Moments | None = None) -> None:
         self._moments = moments or Moments()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the variance: that of the features, at least float32."""
+        return self._moments.mean.dtype
+
     def update(self, features: Tensor) -> None:
         """Add features `[..., C]`."""
         self._moments.update(at_least_float32(features.detach()).flatten(0, -2))
@@ -87,7 +92,8 @@ class FeatureVariance:
         """Return the variance as a positive scalar.
 
         At least `RELATIVE_VARIANCE_FLOOR` times the mean square, so that a constant tap does not
-        cause a division by zero; 1 for a tap that is always zero, which has no scale.
+        cause a division by zero; 1 for a tap that is always zero, which has no scale; NaN if a
+        feature is NaN or infinite.
 
         Raises:
             ValueError: if there were no features.
@@ -97,7 +103,8 @@ class FeatureVariance:
         variance = (self._moments.squares / self._moments.count).mean()
         mean_square = variance + self._moments.mean.square().mean()
         variance = torch.maximum(variance, RELATIVE_VARIANCE_FLOOR * mean_square)
-        return torch.where(variance > 0, variance, torch.ones_like(variance))
+        # Not `variance > 0`, which is false for NaN, too.
+        return torch.where(variance == 0, torch.ones_like(variance), variance)
 
     def all_reduce(self) -> Self:
         """Return the variance over all processes; every process has to call this."""

@@ -46,13 +46,9 @@ class RunningStatistics:
         """
         check_finite({tap: found.mean for tap, found in self.statistics.items()})
         return {
-            tap: jackknife_error(found, normalize, dtype=self._dtype(tap))
+            tap: jackknife_error(found, normalize, dtype=self.variances[tap].dtype)
             for tap, found in self.statistics.items()
         }
-
-    def _dtype(self, tap: str) -> torch.dtype:
-        """Return the dtype of the tap's features, at least float32."""
-        return self.variances[tap].compute().dtype
 
     def has_converged(self, normalize: Normalize, *, tolerance: float, batches: int) -> bool:
         """Return whether the attention of every tap is within the tolerance."""
@@ -64,9 +60,10 @@ class RunningStatistics:
         """Return the means over all samples."""
         found = self.statistics
         variances = {tap: part.all_reduce() for tap, part in self.variances.items()}
+        dtypes = {tap: part.dtype for tap, part in self.variances.items()}
         return Estimate(
-            scores={tap: found[tap].mean.to(self._dtype(tap)) for tap in found},
-            standard_errors={tap: found[tap].standard_errors.to(self._dtype(tap)) for tap in found},
+            scores={tap: found[tap].mean.to(dtypes[tap]) for tap in found},
+            standard_errors={tap: found[tap].standard_errors.to(dtypes[tap]) for tap in found},
             variance={tap: part.compute().cpu() for tap, part in variances.items()},
             influential_samples={tap: found[tap].influential_samples for tap in found},
             uncertainty=self.uncertainty(normalize),
