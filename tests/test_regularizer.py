@@ -489,6 +489,42 @@ def test_penalties_of_the_caller_are_not_changed_and_serve_another_network():
 
 def test_copies_of_penalties_share_their_parameters():
     classifier = nn.Linear(6, 3)
+class Referring(Penalty):
+    """Refers to both networks and to parts of them, without registering any of them."""
+
+    def __init__(self, target: nn.Module, source: nn.Module) -> None:
+        super().__init__("referring", 1.0)
+        self.networks = (target, source)
+        self.parts = {"layer": target.conv1, "source layer": source.conv1}
+        self.tensors = [target.fc.weight, target.norm1.running_mean, source.fc.weight]
+        self.seen: list[Step] = []
+
+    def forward(self, step: Step) -> torch.Tensor:
+        return self.networks[0].fc.weight.sum()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_copies_of_penalties_refer_to_the_networks_themselves(wrapped):
+    target, source = pair()
+    wrapper = nn.DataParallel(target) if wrapped else target
+    penalty = Referring(target, source)
+    penalty.networks += (wrapper,)
+    with Regularizer(wrapper, source, [penalty]) as regularizer:
+        target(images())
+        regularizer(images()).total.backward()
+    (own,) = regularizer.penalties
+    assert own is not penalty
+    assert own.seen is not penalty.seen  # what is not of the networks is copied
+    for found, expected in zip(own.networks, (target, source, wrapper), strict=True):
+        assert found is expected
+    assert own.parts["layer"] is target.conv1
+    assert own.parts["source layer"] is source.conv1
+    for found, expected in zip(own.tensors, penalty.tensors, strict=True):
+        assert found is expected
+    assert torch.equal(target.fc.weight.grad, torch.ones_like(target.fc.weight))
+    assert list(regularizer.parameters()) == []
+
+
     penalty = LwF(classifier, head="fc")
     regularizer = Regularizer(*pair(), [penalty])
     ours, theirs = list(regularizer.parameters()), list(penalty.parameters())

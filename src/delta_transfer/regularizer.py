@@ -45,7 +45,8 @@ class Regularizer(nn.Module):
     train flags restored.
 
     Penalties are copied, so that the same objects can be used for another network; copies share
-    the parameters. Penalties that train a classifier have theirs in `regularizer.parameters()`.
+    the parameters, and refer to the same target and source. Penalties that train a classifier have
+    theirs in `regularizer.parameters()`.
 
     Batch norm in train mode makes the features differ from the source's even with equal weights, so
     its statistics are frozen by default. Disable dropout and stochastic depth in the backbone for
@@ -102,7 +103,7 @@ class Regularizer(nn.Module):
         # In a tuple, so that they are not submodules: only penalties are moved and saved.
         self._networks = (unwrap(target), None if source is None else unwrap(source))
         _check_networks(*self._networks, penalties)
-        own_penalties = [_copy(penalty) for penalty in penalties]
+        own_penalties = [_copy(penalty, target, source) for penalty in penalties]
         for penalty in own_penalties:
             if penalty.taps:
                 penalty.taps = resolve_taps(self._networks[1] or self._networks[0], penalty.taps)
@@ -282,9 +283,17 @@ class Regularizer(nn.Module):
                     penalty(Step(target=target, source=source))
 
 
-def _copy(penalty: Penalty) -> Penalty:
-    """Copy a penalty but share its parameters, which an optimiser may already have."""
-    return copy.deepcopy(penalty, {id(parameter): parameter for parameter in penalty.parameters()})
+def _copy(penalty: Penalty, *networks: nn.Module | None) -> Penalty:
+    """Copy a penalty but share its parameters, which an optimiser may already have.
+
+    The networks are shared, too: a penalty may refer to one of them, or to one of its modules or
+    tensors, and a copy of that would not be trained.
+    """
+    shared: list[object] = [*penalty.parameters()]
+    for network in networks:
+        if network is not None:
+            shared += [*network.modules(), *network.parameters(), *network.buffers()]
+    return copy.deepcopy(penalty, {id(part): part for part in shared})
 
 
 def _same_autocast(device: torch.device) -> AbstractContextManager[None]:
