@@ -53,14 +53,8 @@ PARTS = PenaltyContext(
 )
 
 
-def parts(name: str) -> PenaltyContext:
-    """The context of a run, which has attention if the method needs it."""
-    attention = ATTENTION if METHODS[name].needs_attention else None
-    return dataclasses.replace(PARTS, attention=attention)
-
-
 def penalties(name: str) -> list[tuple[str, float, tuple[str, ...]]]:
-    found = METHODS[name].build_penalties(parts(name))
+    found = METHODS[name].build_penalties(PARTS)
     return [(p.name, p.strength, tuple(p.taps)) for p in found]
 
 
@@ -206,14 +200,14 @@ def test_features_of_another_size_have_the_same_head_term_with_the_head_that_ans
 def test_at_the_start_only_the_head_term_is_there(name):
     source, target = conv_net(), conv_net()
     inputs = torch.randn(4, 3, 8, 8)
-    regularizer = Regularizer(target, source, METHODS[name].build_penalties(parts(name)))
+    regularizer = Regularizer(target, source, METHODS[name].build_penalties(PARTS))
     regularizer.calibrate([inputs])
     with regularizer:
         target.train()
         target.drop.p = 0.0
         target(inputs)
         own, head = regularizer(inputs).values.values()
-    assert own.item() == pytest.approx(0, abs=1e-7)  # batch norm is folded: rounding
+    assert own.item() == pytest.approx(0, abs=1e-7)  # batch norm is fused: rounding
     assert head.item() > 0
 
 
@@ -277,7 +271,7 @@ def test_official_methods_start_at_random_with_the_authors_strength():
 
 def test_official_penalties_are_those_of_the_authors():
     def made(name):
-        found = find_method(name, preset="paper").build_penalties(parts(name))
+        found = find_method(name, preset="paper").build_penalties(PARTS)
         return [(p.name, p.strength, tuple(p.taps)) for p in found]
 
     head = ("l2", 0.01, ())
@@ -302,9 +296,7 @@ def test_official_features_are_summed_in_the_authors_scale(name, factor):
         samples=256,
         source="",
     )
-    context = PenaltyContext(
-        strength=0.01, head="fc", taps=("conv2",), attention=None if factor is None else attention
-    )
+    context = PenaltyContext(strength=0.01, head="fc", taps=("conv2",), attention=attention)
     generator = torch.Generator().manual_seed(0)
     now, then = (torch.randn(2, 4, 4, generator=generator) for _ in range(2))
     step = Step(

@@ -165,6 +165,11 @@ def _penalties(context: PenaltyContext) -> list[Penalty]:
     return [make(attention, strength=context.strength, taps=taps), *head_penalties(context)]
 
 
+def _penalties_without_attention(context: PenaltyContext) -> list[Penalty]:
+    """Return DELTA's penalty with uniform attention at the given taps, and the head term."""
+    return _penalties(dataclasses.replace(context, attention=None))
+
+
 # The two candidate runs of `--strength auto`: averaging helps more the more they differ.
 AUTO = (CandidateRun(1.0, lr_scale=1.0), CandidateRun(0.1, lr_scale=2.0))
 # On graphs the better initialization of the head depends on the data: one of the two is chosen.
@@ -192,5 +197,6 @@ NO_ATTENTION = dataclasses.replace(
     METHOD,
     name="delta_no_attention",
     summary="DELTA with uniform attention, the same as delta with --attention none",
+    build_penalties=_penalties_without_attention,
     needs_attention=False,
 )
