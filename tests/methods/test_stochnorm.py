@@ -1,12 +1,15 @@
 import copy
+import math
 
 import pytest
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from delta_transfer import Regularizer, StochasticNorm, Taps, UserError
+from delta_transfer import Regularizer, StochasticNorm, Taps
+from delta_transfer.errors import ConfigError, ModelError
 from delta_transfer.methods import LDIFS
+from delta_transfer.methods.registry import METHODS
 from tests.networks import conv_net, hooks_of
 
 CHANNELS = 400
@@ -141,9 +144,18 @@ def test_it_works_beside_taps_on_the_very_layer():
 
 
 def test_errors():
-    with pytest.raises(UserError, match=r"`strength` .*1\.5"):
-        StochasticNorm(norm(), probability=1.5)
-    with pytest.raises(UserError, match="needs a network with batch norm, Linear has none"):
+    for wrong in (1.5, -0.5, math.nan):
+        message = f"^stochnorm: `probability` is a probability, from 0 to 1; got {wrong:g}$"
+        with pytest.raises(ConfigError, match=message):
+            StochasticNorm(norm(), probability=wrong)
+    with pytest.raises(ModelError, match="needs a network with batch norm, Linear has none"):
         StochasticNorm(nn.Linear(2, 2))
-    with pytest.raises(UserError, match="none"):
+    with pytest.raises(ModelError, match="BatchNorm1d has none with running statistics"):
         StochasticNorm(nn.BatchNorm1d(2, track_running_stats=False))
+
+
+def test_a_run_names_its_own_option():
+    assert METHODS["stochnorm"].network_context is not None
+    message = r"^stochnorm: `strength` is a probability, from 0 to 1; got 1\.5$"
+    with pytest.raises(ConfigError, match=message):
+        METHODS["stochnorm"].network_context(norm(), 1.5, torch.Generator())

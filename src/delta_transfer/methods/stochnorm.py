@@ -49,10 +49,7 @@ class StochasticNorm:
         probability: float = 0.5,
         generator: torch.Generator | None = None,
     ) -> None:
-        if not 0 <= probability <= 1:
-            raise ConfigError(
-                f"stochnorm: `strength` is a probability, from 0 to 1; got {probability:g}"
-            )
+        _check_probability("probability", probability)
         norms = [m for m in unwrap(network).modules() if isinstance(m, _BatchNorm)]
         self._norms = [norm for norm in norms if norm.running_mean is not None]
         if not self._norms:
@@ -98,10 +95,16 @@ def _with_running_statistics(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> Te
     return output
 
 
+def _check_probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"stochnorm: `{name}` is a probability, from 0 to 1; got {value:g}")
+
+
 def _stochastic_norm(
     network: nn.Module, probability: float, generator: torch.Generator
 ) -> TrainingContext:
     """Return the context of StochNorm."""
+    _check_probability("strength", probability)  # the option of a run that sets it
     return StochasticNorm(network, probability=probability, generator=generator)
 
 
