@@ -5,10 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from delta_transfer.attention.estimators import parallel
 from delta_transfer.attention.estimators.gradient import FirstOrderScorer
-from delta_transfer.attention.estimators.parallel import MultiDeviceScorer, replicate_on_devices
+from delta_transfer.attention.estimators.parallel import (
+    MultiDeviceScorer,
+    check_shards_nonempty,
+    replicate_on_devices,
+)
 from delta_transfer.attention.estimators.scorer import BatchScores
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, UserError
 from delta_transfer.features.probe import replace_head
 from tests.attention.scorers import curved, patterns
 
@@ -97,3 +102,12 @@ def test_a_copy_has_the_head_that_was_put_in():
 def test_devices_that_are_not_there_are_errors(devices, message):
     with pytest.raises(UserError, match=message):
         replicate_on_devices(curved(), devices)
+
+
+def test_fewer_samples_than_processes_are_an_error_that_fits_every_caller(monkeypatch):
+    """`estimate_attention` and `train` have different names for the number of samples."""
+    monkeypatch.setattr(parallel, "world_size", lambda: 3)
+    check_shards_nonempty(3)
+    message = "^2 samples cannot be sharded over 3 processes: use fewer `devices` or more samples$"
+    with pytest.raises(ConfigError, match=message):
+        check_shards_nonempty(2)

@@ -123,5 +123,5 @@ def check_shards_nonempty(batch_size: int) -> None:
     if batch_size < world_size():
         raise ConfigError(
             f"{batch_size} samples cannot be sharded over {world_size()} processes: use fewer "
-            "`devices` or more samples (`attention_samples`)"
+            "`devices` or more samples"
         )
