@@ -11,7 +11,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError, ModelError, UserError
 from delta_transfer.features.probe import (
     STRENGTHS,
     LinearProbe,
@@ -255,8 +255,8 @@ def test_collect_features_is_what_the_head_sees_and_leaves_the_network_alone():
 def test_features_that_are_not_rows_and_empty_loaders_are_errors():
     net = conv_net()
     batch = [(torch.randn(2, 3, 8, 8), torch.zeros(2))]
-    with pytest.raises(UserError, match=r"'conv2'.*\(2, 4, 4, 4\)"):
+    with pytest.raises(ModelError, match=r"'conv2'.*\(2, 4, 4, 4\)"):
         collect_features(net, batch, head="conv2")
-    with pytest.raises(UserError, match="the loader is empty"):
+    with pytest.raises(DataError, match=r"^the loader is empty: pass training data"):
         collect_features(net, [])
     assert hooks_of(net) == 0

@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor, nn
 
-from delta_transfer.errors import ModelError, match_names
+from delta_transfer.errors import DataError, ModelError, match_names
 from delta_transfer.features.inputs import Inputs
 from delta_transfer.utils.module_state import device_of, eval_mode
 
@@ -110,8 +110,8 @@ def collect_features(
         the CPU.
 
     Raises:
-        ModelError: if the loader is empty, or the head is not found or has inputs other than
-            `[B, F]`.
+        ModelError: if the head is not found or has inputs other than `[B, F]`.
+        DataError: if the loader is empty.
         ConfigError: if the name of the head is unknown.
     """
     views: list[Tensor] = []
@@ -139,7 +139,7 @@ def collect_features(
             rows.append(torch.stack(views, dim=1).float().cpu())
             labels.append(torch.as_tensor(targets).cpu())
     if not rows:
-        raise ModelError("the loader is empty: pass training data for the linear probe")
+        raise DataError("the loader is empty: pass training data for the linear probe")
     return torch.cat(rows), torch.cat(labels)
 
 
