@@ -86,8 +86,9 @@ def official_head(features: Tensor, targets: Tensor, *, num_outputs: int, seed: 
             left unchanged.
 
     Returns:
-        The head, in float32 on the CPU. Its `strength` is the weight decay, 1e-4, fixed rather
-        than selected: `strength / 2 (||W||^2 + ||b||^2)` on features that are not standardised.
+        The head, in float32 on the CPU. Its `regularization` is the weight decay, 1e-4, fixed
+        rather than selected: `regularization / 2 (||W||^2 + ||b||^2)` on features that are not
+        standardised.
 
     Raises:
         ValueError: if features and targets are not samples of classes 0 to `num_outputs - 1`.
