@@ -94,18 +94,19 @@ def feature_distance(
 
 def _row_weights(groups: Tensor, rows: Tensor) -> Tensor:
     """Return weights `[R]` of the mean over each sample's rows, then over the samples."""
-    samples = len(torch.unique(groups))
-    return 1 / (_row_counts(groups, rows) * samples)
+    counts = _row_counts(groups, rows)
+    samples = (counts > 0).sum()  # some may have no rows
+    return 1 / (counts[groups] * samples)
 
 
 def _row_counts(groups: Tensor, rows: Tensor) -> Tensor:
-    """Return the number of rows in the sample of each row, `[R]`."""
+    """Return the number of rows of each sample, in the dtype of the rows."""
     if rows.ndim != 2 or groups.shape != rows.shape[:1]:
         raise ValueError(
             f"groups {tuple(groups.shape)} need features of shape [rows, channels], "
             f"one group per row; got {tuple(rows.shape)}"
         )
-    return torch.bincount(groups).to(rows.dtype)[groups]
+    return torch.bincount(groups).to(rows.dtype)
 
 
 def official_distance(
@@ -142,7 +143,8 @@ def official_distance(
         positions = squares.shape[1] if squares.ndim == 3 else 1
         channels = squares.sum(dim=tuple(range(squares.ndim - 1)))
         return 0.5 * len(attention) / positions * (attention * channels).sum()
-    channels = (squares / _row_counts(groups, squares).unsqueeze(1)).sum(dim=0)
+    counts = _row_counts(groups, squares)[groups]
+    channels = (squares / counts.unsqueeze(1)).sum(dim=0)
     return 0.5 * len(attention) * (attention * channels).sum()
 
 
