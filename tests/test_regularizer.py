@@ -1,4 +1,5 @@
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from delta_transfer import (
     UserError,
     estimate_attention,
 )
+from delta_transfer.errors import ConfigError
 from tests import reference
 from tests.networks import ConvNet, conv_net, hooks_of, moved
 
@@ -619,8 +621,12 @@ def test_other_inputs_than_the_targets_are_an_error():
         with pytest.raises(RuntimeError, match="no forward pass was recorded"):
             regularizer(images())
         target(images(4))
-        for other in (images(3), torch.zeros(4, 3, 12, 12)):
-            with pytest.raises(UserError, match=r"\(3, .*differ in shape|differ in shape"):
+        for other, shape in ((images(3), (3, 64, 4)), (torch.zeros(4, 3, 12, 12), (4, 144, 4))):
+            message = (
+                f"tap 'norm1': the target's features (4, 64, 4) and the source's {shape} differ in "
+                "shape: call the regularizer with the inputs"
+            )
+            with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
                 regularizer(other)
 
 

@@ -49,7 +49,6 @@ def watched(monkeypatch):
     monkeypatch.setattr(job, "CHUNK_SIZE", 8)
     monkeypatch.setattr(averaging, "ExactScorer", Watched)
     monkeypatch.setattr(module, "WRITE_INTERVAL_S", 0.0)
-    monkeypatch.setattr(job, "CHUNK_SIZE", 8)
     monkeypatch.setattr(Watched, "scored", [], raising=False)
     monkeypatch.setattr(Watched, "stop_at", None, raising=False)
     return Watched
