@@ -180,7 +180,7 @@ def test_delta_is_zero_where_the_target_starts_although_it_is_in_train_mode(name
             target.train()
             target(x)
             terms = regularizer(x)
-            assert 0 <= terms.values["delta"].item() < 1e-10  # rounding, where batch norm is folded
+            assert 0 <= terms.values["delta"].item() < 1e-10  # rounding, where batch norm is fused
             assert terms.values["l2sp"].item() == 0
             assert target.training
     assert unchanged(target, before)
@@ -349,7 +349,7 @@ def test_the_source_runs_once_a_step_and_no_further_than_its_last_tap():
     assert calls == {"conv1": 1, "norm1": 1, "relu": 1, "pool": 1, "conv2": 1}
 
 
-def test_the_source_is_run_as_a_folded_copy(monkeypatch):
+def test_the_source_is_run_as_a_fused_copy(monkeypatch):
     target, source = pair()
     expected = omega(target, source, images())
     seen = []
@@ -489,8 +489,6 @@ def test_penalties_of_the_caller_are_not_changed_and_serve_another_network():
     assert second.needs_calibration
 
 
-def test_copies_of_penalties_share_their_parameters():
-    classifier = nn.Linear(6, 3)
 class Referring(Penalty):
     """Refers to both networks and to parts of them, without registering any of them."""
 
@@ -527,6 +525,8 @@ def test_copies_of_penalties_refer_to_the_networks_themselves(wrapped):
     assert list(regularizer.parameters()) == []
 
 
+def test_copies_of_penalties_share_their_parameters():
+    classifier = nn.Linear(6, 3)
     penalty = LwF(classifier, head="fc")
     regularizer = Regularizer(*pair(), [penalty])
     ours, theirs = list(regularizer.parameters()), list(penalty.parameters())
@@ -762,7 +762,7 @@ def test_a_source_in_half_precision_is_near(monkeypatch, cache):
             assert found.item() != pytest.approx(expected, rel=1e-6)
             assert found.item() == pytest.approx(expected, rel=0.02)
     copies = [net for net in seen if net not in (target, source)]
-    assert isinstance(copies[-1].norm2, nn.Identity)  # folded
+    assert isinstance(copies[-1].norm2, nn.Identity)  # fused
     target.load_state_dict(source.state_dict())
     with Regularizer(target, source, penalties, **options) as regularizer:
         target(images())

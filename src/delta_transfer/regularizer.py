@@ -41,7 +41,7 @@ class Regularizer(nn.Module):
     A context manager for any training loop. Inside it the target's tapped features are recorded in
     each forward pass; calling the regularizer runs the source on the same inputs (if a penalty
     needs its features; without gradients, in eval mode, up to the last tap needed, with batch norm
-    folded into convolutions) and returns the terms. On exit the target's hooks are removed and its
+    fused into convolutions) and returns the terms. On exit the target's hooks are removed and its
     train flags restored.
 
     Penalties are copied, so that the same objects can be used for another network; copies share

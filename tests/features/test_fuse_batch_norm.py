@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from delta_transfer.features import fuse_batch_norm
-from delta_transfer.features.fuse_batch_norm import fold_batch_norm
+from delta_transfer.features import fuse_batch_norm as fusing
+from delta_transfer.features.fuse_batch_norm import fuse_batch_norm
 from tests.networks import conv_net, hooks_of
 
 
@@ -17,10 +17,10 @@ def output(network: nn.Module, inputs: Tensor) -> list[Tensor]:
     return [network(inputs)]
 
 
-def fold(network: nn.Module, *keep: str, inputs: Tensor | None = None) -> nn.Module:
+def fuse(network: nn.Module, *keep: str, inputs: Tensor | None = None) -> nn.Module:
     inputs = torch.randn(2, 3, 16, 16) if inputs is None else inputs
     modules = [network.get_submodule(name) for name in keep]
-    return fold_batch_norm(network, inputs, output, keep=modules)
+    return fuse_batch_norm(network, inputs, output, keep=modules)
 
 
 def norms(network: nn.Module) -> int:
@@ -48,47 +48,45 @@ def stirred(network: nn.Module) -> nn.Module:
     "layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"]
 )
 def test_the_copy_gives_the_same_without_batch_norm(monkeypatch, name, layout):
-    monkeypatch.setattr(
-        fuse_batch_norm, "MAX_WEIGHTS_PER_ACTIVATION", 1e9
-    )  # however small the maps
+    monkeypatch.setattr(fusing, "MAX_WEIGHTS_PER_ACTIVATION", 1e9)  # however small the maps
     torch.manual_seed(0)
     network = stirred(timm.create_model(name, pretrained=False)).to(memory_format=layout)
     before = copy.deepcopy(network.state_dict())
-    folded = fold(network, inputs=torch.randn(2, 3, 64, 64))
+    fused = fuse(network, inputs=torch.randn(2, 3, 64, 64))
     assert norms(network) > 9
-    assert norms(folded) == 0
+    assert norms(fused) == 0
     inputs = torch.randn(3, 3, 96, 64)
     with torch.no_grad():
-        expected, found = network.eval()(inputs), folded.eval()(inputs)
+        expected, found = network.eval()(inputs), fused.eval()(inputs)
     assert torch.allclose(expected, found, rtol=1e-4, atol=1e-5 * expected.abs().max())
     assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
-    assert hooks_of(network) == hooks_of(folded) == 0
+    assert hooks_of(network) == hooks_of(fused) == 0
 
 
 def test_in_double_precision_it_is_the_same_to_the_last_digits():
     network = conv_net().double()
     inputs = torch.randn(4, 3, 8, 8, dtype=torch.float64)
-    folded = fold(network, inputs=inputs)
-    assert isinstance(folded.norm1, nn.Identity)
-    assert torch.allclose(folded(inputs), network(inputs), rtol=1e-12)
+    fused = fuse(network, inputs=inputs)
+    assert isinstance(fused.norm1, nn.Identity)
+    assert torch.allclose(fused(inputs), network(inputs), rtol=1e-12)
 
 
-def test_what_is_not_folded_is_shared_and_flags_are_given_back():
+def test_what_is_not_fused_is_shared_and_flags_are_given_back():
     network = conv_net()
     network.train()
     network.norm2.eval()
-    folded = fold(network)
-    assert folded.conv3.weight is network.conv3.weight
-    assert folded.conv1.weight is not network.conv1.weight
+    fused = fuse(network)
+    assert fused.conv3.weight is network.conv3.weight
+    assert fused.conv1.weight is not network.conv1.weight
     assert network.norm1.training
     assert not network.norm2.training
 
 
 @pytest.mark.parametrize("kept", ["conv1", "norm1"])
 def test_modules_that_are_looked_at_stay(kept):
-    folded = fold(conv_net(), kept)
-    assert isinstance(folded.norm1, nn.BatchNorm2d)
-    assert isinstance(folded.norm2, nn.Identity)
+    fused = fuse(conv_net(), kept)
+    assert isinstance(fused.norm1, nn.BatchNorm2d)
+    assert isinstance(fused.norm2, nn.Identity)
 
 
 class Twice(nn.Module):
@@ -159,23 +157,23 @@ UNFOLDED = {
 
 
 @pytest.mark.parametrize("name", UNFOLDED)
-def test_what_cannot_be_folded_is_left(name):
+def test_what_cannot_be_fused_is_left(name):
     torch.manual_seed(0)
     network = stirred(UNFOLDED[name]())
     dtype = next(network.parameters()).dtype
-    assert fold(network, inputs=torch.randn(2, 3, 16, 16).to(dtype)) is network
+    assert fuse(network, inputs=torch.randn(2, 3, 16, 16).to(dtype)) is network
 
 
-def test_batch_norm_without_weights_and_convolutions_without_bias_fold_too():
+def test_batch_norm_without_weights_and_convolutions_without_bias_fuse_too():
     network = stirred(
         nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False))
     )
-    folded, inputs = fold(network), torch.randn(2, 3, 8, 8)
-    assert isinstance(folded[1], nn.Identity)
-    assert torch.allclose(folded(inputs), network.eval()(inputs), atol=1e-6)
+    fused, inputs = fuse(network), torch.randn(2, 3, 8, 8)
+    assert isinstance(fused[1], nn.Identity)
+    assert torch.allclose(fused(inputs), network.eval()(inputs), atol=1e-6)
 
 
 def test_many_weights_for_small_maps_stay_where_they_are():
     network = stirred(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))  # 108 weights
-    assert fold(network, inputs=torch.randn(2, 3, 3, 3)) is network  # 4 numbers
-    assert fold(network, inputs=torch.randn(2, 3, 4, 4)) is not network  # 16
+    assert fuse(network, inputs=torch.randn(2, 3, 3, 3)) is network  # 4 numbers
+    assert fuse(network, inputs=torch.randn(2, 3, 4, 4)) is not network  # 16

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.errors import ConfigError
-from delta_transfer.features.fuse_batch_norm import fold_batch_norm
+from delta_transfer.features.fuse_batch_norm import fuse_batch_norm
 from delta_transfer.features.head_inputs import HeadInputs
 from delta_transfer.features.stages import output_module
 from delta_transfer.features.taps import Taps, exclude_from_compile
@@ -76,13 +76,13 @@ class FeatureCache:
         return self._factors
 
 
-_TRIED = 2  # samples on which a folded copy is tried
+_TRIED = 2  # samples on which a fused copy is tried
 
 
 class FrozenSource:
     """Run the source without gradients, in eval mode, no further than needed.
 
-    Between `open` and `close` it is a copy that runs, with batch norm folded into convolutions.
+    Between `open` and `close` it is a copy that runs, with batch norm fused into convolutions.
 
     Args:
         network: the source, unwrapped; not changed.
@@ -177,7 +177,7 @@ class FrozenSource:
         kept = {self.network.get_submodule(name) for name in (*self._taps, *self._heads)}
         kept |= {output_module(module) for module in kept}
         with without_autocast(inputs.device):
-            network = fold_batch_norm(self.network, inputs, self._outputs, keep=kept)
+            network = fuse_batch_norm(self.network, inputs, self._outputs, keep=kept)
         return _Recorder(network, taps=self._taps, heads=self._heads)
 
     def _outputs(self, network: nn.Module, inputs: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Folding of batch norm into the preceding convolutions, in a copy of a frozen network."""
+"""Fuse batch norm into the preceding convolutions, in a copy of a frozen network."""
 
 import copy
 from collections import Counter
@@ -16,17 +16,17 @@ from torch.utils._pytree import tree_leaves
 from delta_transfer.utils.module_state import eval_mode
 
 # Largest error of the copy's outputs, relative to the largest output. Rounding errors are 1e-7 to
-# 1e-5, or 1e-3 if a GPU multiplies in TF32; a wrongly folded network has larger errors.
+# 1e-5, or 1e-3 if a GPU multiplies in TF32; a wrongly fused network has larger errors.
 TOLERANCE = 1e-2
 
-# A folded convolution has its own copy of the weights. More than this many weights for each
+# A fused convolution has its own copy of the weights. More than this many weights for each
 # activation of a sample are not worth the memory.
 MAX_WEIGHTS_PER_ACTIVATION = 8
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def fold_batch_norm(
+def fuse_batch_norm(
     network: nn.Module,
     inputs: Tensor,
     record: Callable[[nn.Module, Tensor], Sequence[Tensor]],
@@ -36,10 +36,10 @@ def fold_batch_norm(
     """Return a copy of the network that computes the same features in eval mode, but faster.
 
     A batch norm with stored statistics scales and shifts each channel by constants. If only the
-    batch norm uses the output of a convolution, both can be folded into the convolution (Jacob et
+    batch norm uses the output of a convolution, both can be fused into the convolution (Jacob et
     al., CVPR 2018, https://arxiv.org/abs/1712.05877, section 3.2). One forward pass finds these
     layers, and another checks the outputs of the copy. The copy shares all other weights with the
-    network. Convolutions with many weights and small maps, as in the last stages, are not folded.
+    network. Convolutions with many weights and small maps, as in the last stages, are not fused.
 
     Args:
         network: a network; it is not changed.
@@ -48,7 +48,7 @@ def fold_batch_norm(
         keep: modules of the network whose outputs must not change.
 
     Returns:
-        The copy; the network itself if there is nothing to fold or the outputs of the copy differ.
+        The copy; the network itself if there is nothing to fuse or the outputs of the copy differ.
     """
     if not len(inputs) or inputs.dtype not in (torch.float32, torch.float64):
         return network  # half precision would round differently
@@ -60,12 +60,12 @@ def fold_batch_norm(
             return network
         expected = record(network, inputs)
         try:
-            folded = _make_fused_copy(network, pairs)
+            fused = _make_fused_copy(network, pairs)
         except (TypeError, RuntimeError):  # it contains objects that cannot be copied
             return network
-        if not _agree(expected, record(folded, inputs)):
+        if not _agree(expected, record(fused, inputs)):
             return network
-    return folded
+    return fused
 
 
 def _may_be_copied(network: nn.Module) -> bool:

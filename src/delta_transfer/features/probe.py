@@ -157,7 +157,7 @@ def fit_probe(
     """Fit an L2-regularised linear head on standardised features, with cross-validated strength.
 
     Minimises `mean loss + strength ||W||^2` (bias free) with L-BFGS; with cross entropy this is
-    multinomial logistic regression. Standardisation is folded back into weight and bias. The
+    multinomial logistic regression. Weight and bias include the standardisation. The
     strength with the lowest held-out loss is selected; folds are stratified by class, and all views
     of a sample are in the same fold.
 

@@ -20,7 +20,7 @@ class CaptureError(Exception):
 
 
 def capture(model: nn.Module, inputs: Tensor, taps: Sequence[str]) -> ComputationGraph:
-    """Capture a network in eval mode, with batch norm folded into convolutions.
+    """Capture a network in eval mode, with batch norm fused into convolutions.
 
     Args:
         model: the network, in eval mode.
@@ -175,7 +175,7 @@ def _out_of_place(operation: Any) -> Any:
 def _fuse_batch_norms(
     graph: torch.fx.Graph, constants: dict[Node, Tensor], *, keep: Sequence[Node]
 ) -> None:
-    """Fold batch norm that follows a convolution into its weights."""
+    """Fuse batch norm that follows a convolution into its weights."""
     for norm in list(graph.nodes):
         if norm.target is aten.batch_norm.default and not norm.args[5]:
             output, eps = norm, norm.args[7]
@@ -209,7 +209,7 @@ def _fuse(
     given: Any = (*convolution.args, None)[: max(3, len(convolution.args))]
     source, kernel, bias, *rest = given
     mean, variance, eps, weight, shift = norm
-    folded = fuse_conv_bn_weights(
+    fused = fuse_conv_bn_weights(
         _double(constants[kernel]),
         _double(constants.get(bias)),
         _double(mean),
@@ -220,7 +220,7 @@ def _fuse(
     )
     nodes = []
     with graph.inserting_before(convolution):
-        for name, tensor in zip(("kernel", "bias"), folded, strict=True):
+        for name, tensor in zip(("kernel", "bias"), fused, strict=True):
             nodes.append(graph.placeholder(f"{convolution.name}_{name}"))
             constants[nodes[-1]] = tensor.detach().to(constants[kernel])
     convolution.args = (source, *nodes, *rest)
