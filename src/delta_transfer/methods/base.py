@@ -82,8 +82,8 @@ class Method:
         probability: probability of the change made by `network_context`; None without one.
         projection_factor: factor of the projection of `optimizer_context`; None without one.
         strength_option: the one of these four fields that `--strength` sets; None for none.
-        candidates: the two candidate runs of `--strength auto`, strongly and weakly regularised
-            (see `soup`); empty for a single training.
+        candidates: the two candidate runs of `--strength auto`, strongly and weakly regularised,
+            whose weights are averaged or of which one is chosen; empty for a single training.
         official_strength: default of `--strength` with `--preset paper`; None for methods that do
             not support the preset.
         compares_features: compares features, so that the source runs at each step.
@@ -106,7 +106,7 @@ class Method:
     summary: str
     paper: str
     head_init: HeadInit = "probe"
-    build_penalties: Callable[[PenaltyContext], list[Penalty]] = lambda parts: []
+    build_penalties: Callable[[PenaltyContext], list[Penalty]] = lambda context: []
     strength: float | None = None
     weight_decay: float = 0.0
     probability: float | None = None

@@ -15,8 +15,8 @@ def spectral_shrinkage(rows: Tensor, *, count: int) -> Tensor:
     """Return the sum of the smallest squared singular values of a matrix.
 
     `sum_i sigma_{-i}^2` over the `count` smallest of the min(B, F) values: Batch Spectral
-    Shrinkage (Chen et al., NeurIPS 2019, https://proceedings.neurips.cc/paper/2019/hash/
-    c6bff625bdb0393992c9d4db0c6bbe45-Abstract.html, section 4).
+    Shrinkage (Chen et al., NeurIPS 2019, section 4,
+    https://proceedings.neurips.cc/paper/2019/hash/c6bff625bdb0393992c9d4db0c6bbe45-Abstract.html).
 
     Args:
         rows: `[B, F]`, the features of each sample.
@@ -68,9 +68,9 @@ class BSS(Penalty):
         return self.strength * spectral_shrinkage(rows, count=self.count)
 
 
-def _penalties(parts: PenaltyContext) -> list[Penalty]:
+def _penalties(context: PenaltyContext) -> list[Penalty]:
     """Return the penalty of Batch Spectral Shrinkage."""
-    return [BSS(parts.head, strength=parts.strength)]
+    return [BSS(context.head, strength=context.strength)]
 
 
 METHOD = Method(

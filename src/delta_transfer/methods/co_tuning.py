@@ -21,10 +21,10 @@ class CoTuning(Penalty):
 
     `strength * mean_b -sum_s R_{y_b s} log softmax(T_b)_s` with the logits T of a copy of the
     pretrained classifier, which is trained too, and R = p(source class | class), from
-    `category_relationship` (You et al., NeurIPS 2020, https://proceedings.
-    neurips.cc/paper/2020/hash/c8067ad1937f728f51288b3eb986afaa-Abstract.html). The source network
-    is not run. The copy's parameters belong to the penalty: pass `regularizer.parameters()`
-    to the optimiser.
+    `category_relationship` (You et al., NeurIPS 2020,
+    https://proceedings.neurips.cc/paper/2020/hash/c8067ad1937f728f51288b3eb986afaa-Abstract.html).
+    The source network is not run. The copy's parameters belong to the penalty: pass
+    `regularizer.parameters()` to the optimiser.
 
     Args:
         classifier: the pretrained classifier, which has the same inputs as the head; copied.
@@ -74,8 +74,8 @@ def source_temperature(logits: Tensor, targets: Tensor) -> float:
     With `P = softmax(logits / t)` and `n_ys` the sum of `P_js` over the samples j of class y other
     than i, the source's classes predict the class y of sample i with probability
     `sum_s P_is n_ys / sum_y' n_y's`. The temperature, between 1/20 and 20, minimises the mean
-    negative log-likelihood.
-    Co-Tuning calibrates on images of the source's task, which are not available here.
+    negative log-likelihood. Co-Tuning calibrates on images of the source's task, which are not
+    available here.
 
     Args:
         logits: `[N, S]` over the source's classes.
@@ -103,8 +103,8 @@ def category_relationship(
     """Return the probability of each source class given a class of the new task.
 
     `R_ys = mean_{i: y_i = y} softmax(L_i / t)_s`, an estimate of p(source class s | class y): the
-    direct approach of Co-Tuning (You et al., NeurIPS 2020, https://proceedings.neurips.cc/paper/
-    2020/hash/c8067ad1937f728f51288b3eb986afaa-Abstract.html, section 3).
+    direct approach of Co-Tuning (You et al., NeurIPS 2020, section 3,
+    https://proceedings.neurips.cc/paper/2020/hash/c8067ad1937f728f51288b3eb986afaa-Abstract.html).
 
     Args:
         logits: `[N, S]` over the source's classes.
@@ -128,21 +128,23 @@ def category_relationship(
     return torch.where(sizes > 0, means, probabilities.mean(dim=0))
 
 
-def _penalties(parts: PenaltyContext) -> list[Penalty]:
+def _penalties(context: PenaltyContext) -> list[Penalty]:
     """Return Co-Tuning, with the category relationship on the training images."""
-    assert parts.classifier is not None
-    assert parts.features is not None
-    assert parts.labels is not None
-    classifier = copy.deepcopy(parts.classifier).to(parts.features)
+    assert context.classifier is not None
+    assert context.features is not None
+    assert context.labels is not None
+    classifier = copy.deepcopy(context.classifier).to(context.features)
     with torch.no_grad():
-        logits = classifier(parts.features)
+        logits = classifier(context.features)
     relationship = category_relationship(
         logits,
-        parts.labels,
-        num_outputs=parts.num_outputs,
-        temperature=source_temperature(logits, parts.labels),
+        context.labels,
+        num_outputs=context.num_outputs,
+        temperature=source_temperature(logits, context.labels),
     )
-    return [CoTuning(parts.classifier, relationship, head=parts.head, strength=parts.strength)]
+    return [
+        CoTuning(context.classifier, relationship, head=context.head, strength=context.strength)
+    ]
 
 
 METHOD = Method(

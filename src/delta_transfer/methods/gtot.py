@@ -181,9 +181,9 @@ class GTOT(Penalty):
         )
 
 
-def _penalties(parts: PenaltyContext) -> list[Penalty]:
+def _penalties(context: PenaltyContext) -> list[Penalty]:
     """Return GTOT at the last tap, and the head term."""
-    return [GTOT(parts.taps[-1], strength=parts.strength), *head_penalties(parts)]
+    return [GTOT(context.taps[-1], strength=context.strength), *head_penalties(context)]
 
 
 METHOD = Method(

@@ -52,9 +52,9 @@ class L2SP(Penalty):
         return self.strength * 0.5 * sharded.sum_of_squares(pairs)
 
 
-def _penalties(parts: PenaltyContext) -> list[Penalty]:
+def _penalties(context: PenaltyContext) -> list[Penalty]:
     """Return L2-SP's penalty and the head term."""
-    return [L2SP(strength=parts.strength), *head_penalties(parts)]
+    return [L2SP(strength=context.strength), *head_penalties(context)]
 
 
 METHOD = Method(

@@ -76,10 +76,10 @@ class LDIFS(Penalty):
         return self.strength * torch.stack(terms).sum()
 
 
-def _penalties(parts: PenaltyContext) -> list[Penalty]:
+def _penalties(context: PenaltyContext) -> list[Penalty]:
     """Return LDIFS and the head term."""
-    own = LDIFS(parts.taps, strength=parts.strength)
-    return [own, *head_penalties(parts)]
+    own = LDIFS(context.taps, strength=context.strength)
+    return [own, *head_penalties(context)]
 
 
 METHOD = Method(

@@ -75,11 +75,11 @@ class LwF(Penalty):
         return self.strength * distillation(now, then, temperature=self.temperature)
 
 
-def _penalties(parts: PenaltyContext) -> list[Penalty]:
+def _penalties(context: PenaltyContext) -> list[Penalty]:
     """Return the penalty of Learning without Forgetting and the head term."""
-    assert parts.classifier is not None
-    own = LwF(parts.classifier, head=parts.head, strength=parts.strength)
-    return [own, *head_penalties(parts)]
+    assert context.classifier is not None
+    own = LwF(context.classifier, head=context.head, strength=context.strength)
+    return [own, *head_penalties(context)]
 
 
 METHOD = Method(

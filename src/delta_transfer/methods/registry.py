@@ -116,8 +116,8 @@ def _official(method: Method) -> Method:
             f"{', '.join(choices)}, or leave `preset=paper` out"
         )
 
-    def penalties(parts: PenaltyContext) -> list[Penalty]:
-        return method.build_penalties(dataclasses.replace(parts, official=True))
+    def penalties(context: PenaltyContext) -> list[Penalty]:
+        return method.build_penalties(dataclasses.replace(context, official=True))
 
     paper = dataclasses.replace(
         method, head_init="random", candidates=(), build_penalties=penalties

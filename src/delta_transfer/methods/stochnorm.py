@@ -17,12 +17,12 @@ from delta_transfer.methods.base import WEIGHT_DECAY, Method, TrainingContext
 class StochasticNorm:
     """Batch norm whose channels use running statistics at random, in train mode.
 
-    StochNorm (Kou et al., NeurIPS 2020, https://proceedings.neurips.cc/paper/2020/hash/
-    bc573864331a9e42e4511de6f678aa83-Abstract.html): `s F_running + (1 - s) F_batch` with `s`
-    sampled for each channel and forward pass, 1 with probability p. Running statistics are updated
-    as usual, before they are used. In eval mode, and frozen, batch norm is unchanged. A context
-    manager: hooks are registered on entry and removed on exit; the network's modules, parameters
-    and state dict are those of the plain network throughout.
+    `s F_running + (1 - s) F_batch` with `s` sampled for each channel and forward pass, 1 with
+    probability p (StochNorm, Kou et al., NeurIPS 2020,
+    https://proceedings.neurips.cc/paper/2020/hash/bc573864331a9e42e4511de6f678aa83-Abstract.html).
+    Running statistics are updated as usual, before they are used. In eval mode, and frozen, batch
+    norm is unchanged. A context manager: hooks are registered on entry and removed on exit; the
+    network's modules, parameters and state dict are those of the plain network throughout.
 
     Args:
         network: the network in training, wrapped or not, with batch norm in train mode:
