@@ -23,7 +23,8 @@ class FeatureCache:
 
     The key of a sample is two sums of its 32-bit words times random 64-bit numbers, modulo 2^64:
     two samples that differ have the same one with a probability below 2^-60. Once the limit is
-    reached nothing is added or evicted: in epochs, the latest samples come latest again.
+    reached nothing is added or evicted: all samples recur once an epoch, so that evicting some for
+    others would not save more.
 
     Args:
         gib: maximum memory in GiB, on the device of the features.

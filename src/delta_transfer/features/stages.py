@@ -122,8 +122,9 @@ def auto_taps(model: nn.Module, *, example: Any = None) -> tuple[str, ...]:
     return tuple(stages)
 
 
-def _evenly(names: Sequence[str], count: int = 4) -> list[str]:
-    count = min(count, len(names))
+def _evenly(names: Sequence[str]) -> list[str]:
+    """Return four evenly spaced names, or all if they are fewer; the last is one of them."""
+    count = min(4, len(names))
     return [names[len(names) * (i + 1) // count - 1] for i in range(count)]
 
 

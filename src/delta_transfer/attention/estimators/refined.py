@@ -24,8 +24,9 @@ from delta_transfer.features.inputs import concatenate
 
 EXACT_PAIRS = 32_000  # pairs of a sample and a channel that are scored exactly
 MIN_BUDGET, MAX_BUDGET = 16, 64  # samples
-SAMPLES_PER_EXACT = 4  # at most a fourth of the samples,
-MIN_EXACT_SAMPLES = 8  # or 8 of few
+# At most a fourth of the samples is scored exactly; 8 if that is more, or all if there are fewer.
+SAMPLES_PER_EXACT = 4
+MIN_EXACT_SAMPLES = 8
 FIRST_ORDER_COST = 60  # time of a forward and backward pass, in exact pairs
 
 

@@ -48,7 +48,7 @@ class ScoreStatistics:
         self._group_counts += torch.bincount(groups, minlength=GROUPS)
         self._group_sums.index_add_(0, groups, rows)
         self._moments.update(rows)
-        # Stable, so that among equal ones the first stays for any batches.
+        # Stable, so that of equal scores the earliest are kept, however samples are batched.
         growth = torch.cat([self._largest, rows])
         order = growth.sort(dim=0, descending=True, stable=True).indices[:NUM_INFLUENTIAL]
         where = indices.cpu().unsqueeze(1).expand(rows.shape)

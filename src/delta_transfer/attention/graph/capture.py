@@ -50,9 +50,8 @@ def capture(model: nn.Module, inputs: Tensor, taps: Sequence[str]) -> Computatio
     recorded = _results(graph)[1:]
     for node in recorded:
         for user in list(node.users):
-            if (
-                user.target is aten.clone.default and not user.kwargs
-            ):  # the copy that Taps passes on
+            # The copy that Taps passes on.
+            if user.target is aten.clone.default and not user.kwargs:
                 user.replace_all_uses_with(node)
                 graph.erase_node(user)
     _fuse_batch_norms(graph, constants, keep=recorded)
@@ -132,9 +131,8 @@ def _functionalize(graph: torch.fx.Graph) -> bool:
         family.setdefault(owner(node), []).append(node)
     changes = [node for node in graph.nodes if _mutates_input(node)]
     for node in changes:
-        same = set(
-            _alias_chain(node.args[0], through=_mutates_input)
-        )  # they are all replaced, one by one
+        # They are all replaced, one by one.
+        same = set(_alias_chain(node.args[0], through=_mutates_input))
         others = [
             value
             for value in family[owner(node)]
