@@ -1,6 +1,7 @@
 """The page of a run whose data or pretrained network is no longer available."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.backbones.registry import load_graph_backbone
 from delta_transfer.backbones.saved import save_model
 from delta_transfer.config.train import TrainConfig, TrainOptions
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, UserError
 from tests.app.asking import both_features, changed, opened, page_text, silent
 from tests.run_folders import SPLITS
 from tests.test_security import MARKER, as_torch
@@ -91,7 +92,8 @@ def test_other_classes_are_no_neighbours(moved, tmp_path, images):
     for split in SPLITS:
         (data / split / "rings").rename(data / split / "ringlets")
     run = changed(moved, tmp_path / "run", data=data)
-    assert "classes of" in opened(run).neighbours
+    said = opened(run).neighbours
+    assert said == f"the classes of {data} have changed since the run was trained"
 
 
 def test_runs_on_graphs_are_refused(tmp_path):
@@ -103,9 +105,23 @@ def test_runs_on_graphs_are_refused(tmp_path):
         opened(tmp_path)
 
 
+def test_a_data_root_that_is_a_file(moved, tmp_path):
+    (tmp_path / "file").touch()
+    root = str(tmp_path / "file")
+    with pytest.raises(ConfigError, match=re.escape(f"`data_root={root}` is not a folder")):
+        load_run(moved, examples=2, device="cpu", data_root=root, progress=silent)
+
+
+def test_the_attention_is_read_once(moved, monkeypatch):
+    load, read = ChannelAttention.load, []
+    monkeypatch.setattr(ChannelAttention, "load", lambda file: read.append(file) or load(file))
+    opened(moved, examples=0)
+    assert read == [moved / "attention.safetensors"]
+
+
 def test_an_unused_data_root_is_reported(moved, tmp_path, caplog):
     found = load_run(moved, examples=2, device="cpu", data_root=str(tmp_path), progress=silent)
-    assert "--data-root is ignored: " in caplog.text
+    assert "`data_root` is ignored: " in caplog.text
     assert len(found.neighbours) == 2
 
 

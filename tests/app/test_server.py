@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from delta_transfer.app import server
+from delta_transfer.errors import ConfigError
 
 
 def test_only_this_machine_is_let_in_by_default(caplog):
@@ -35,3 +36,22 @@ def test_ipv6():
     with server.listen("::1", 0) as listener:
         assert re.fullmatch(r"http://\[::1\]:\d+/", server.browser_url(listener, "::1"))
         assert "[::1]" in server.allowed_hosts(listener, "::1")
+
+
+def test_a_port_in_use():
+    with server.listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with (
+            pytest.raises(ConfigError, match=f"`port={port}`: .*; use another port"),
+            server.listen("127.0.0.1", port),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("host", ["no such host", "192.0.2.1"])
+def test_a_host_that_is_not_this_machine(host):
+    with (
+        pytest.raises(ConfigError, match=f"`host={host}`: .*; use an address of this machine"),
+        server.listen(host, 0),
+    ):
+        pass

@@ -290,7 +290,7 @@ class TestPretraining:
         monkeypatch.setattr(
             GraphNetwork, "node_embeddings", lambda *_: torch.full((999, 16), torch.nan)
         )
-        with pytest.raises(UserError, match=r"diverged in epoch 1 .*try a smaller --lr"):
+        with pytest.raises(UserError, match=r"diverged in epoch 1 .*smaller value than `lr=0.001`"):
             pretrain(small(smiles, tmp_path / "out"))
         assert not (tmp_path / "out" / "weights.safetensors").exists()
 
@@ -301,8 +301,8 @@ class TestData:
         path.write_text("\n".join([*SMILES, "C1CC", "", "Dear Sir", SMILES[0]]))
         found = read_unlabelled(small(path, tmp_path))
         assert len(found.graphs) == len(SMILES)
-        assert found.notes[0] == "1 duplicates are left out"
-        assert found.notes[1].startswith("2 invalid SMILES are left out: 'C1CC' (")
+        assert found.notes[0] == "duplicates left out: 1"
+        assert found.notes[1].startswith("invalid SMILES left out: 2, such as 'C1CC' (")
 
     def test_a_csv_file_has_a_column(self, tmp_path):
         path = tmp_path / "some.csv"

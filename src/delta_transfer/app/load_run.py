@@ -60,7 +60,7 @@ def load_run(
     """
     if data_root is not None and not user_path(data_root).is_dir():
         raise ConfigError(
-            f"--data-root {data_root} is not a folder: use the folder of the run's named data set, "
+            f"`data_root={data_root}` is not a folder: use the folder of the run's named data set, "
             "or leave it out"
         )
     predictor = Predictor(run, device=device, num_workers=0)
@@ -71,12 +71,11 @@ def load_run(
             "delta-transfer predict and the run's report.html"
         )
     if data_root is not None and not is_dataset_name(predictor.config.data):
-        logger.warning("--data-root is ignored: %s is not a named data set", predictor.config.data)
+        logger.warning("`data_root` is ignored: %s is not a named data set", predictor.config.data)
     result = RunResult.load(run)
     config = dataclasses.replace(
         predictor.config,
         data_root=data_root or predictor.config.data_root,
-        device=device,  # type: ignore[arg-type]  # Predictor has found it
         num_workers=0,
         batch_size=32,
         gradient_accumulation_steps=1,
@@ -108,7 +107,7 @@ def _training(
 ) -> Split | str:
     """Return evenly spaced training images, or why there are none."""
     if most == 0:
-        return "disabled by --examples 0"
+        return "disabled by `examples=0`"
     try:
         found = run_artifacts.find_training(config, refitted=refitted, classes=predictor.classes)
     except (UserError, OSError) as error:
@@ -156,8 +155,8 @@ def _source(
     spec = predictor.backbone.input_spec
     assert isinstance(spec, InputSpec)
     try:
-        network = run_artifacts.load_source(config, spec, run=predictor.run)
         attention = run_artifacts.find_attention(predictor.run)
+        network = run_artifacts.load_source(config, spec, attention=attention)
     except (UserError, OSError) as error:
         return _missing("differences to the pretrained network", error)
     move_to_device(network, predictor.device)

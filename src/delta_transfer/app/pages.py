@@ -8,6 +8,7 @@ from importlib.resources import files
 
 from delta_transfer.app.drawing import as_image, as_uri, overlay, thumbnail
 from delta_transfer.app.explainer import Explainer, Explanation
+from delta_transfer.errors import as_flags
 from delta_transfer.report import formatting, templates
 from delta_transfer.report.templates import data_name
 
@@ -79,7 +80,7 @@ def render_explanation(explainer: Explainer, result: Explanation | Refusal) -> s
                 for one in result.neighbours
             ],
             "num_examples": 0 if isinstance(neighbours, str) else len(neighbours),
-            "neighbours_error": neighbours if isinstance(neighbours, str) else "",
+            "neighbours_error": as_flags(neighbours) if isinstance(neighbours, str) else "",
             "differences": [
                 (one, None if one.values is None else as_uri(overlay(image, one.values)))
                 for one in result.differences
@@ -87,7 +88,7 @@ def render_explanation(explainer: Explainer, result: Explanation | Refusal) -> s
             "unchanged": bool(result.differences)
             and not any(one.mean for one in result.differences),
             "normalized_by_this_image": not isinstance(source, str) and not source.variance,
-            "source_error": source if isinstance(source, str) else "",
+            "source_error": as_flags(source) if isinstance(source, str) else "",
         },
     )
 

@@ -37,18 +37,24 @@ def find_training(config: TrainConfig, *, refitted: bool, classes: tuple[str, ..
     return pool_train_and_val(task) if refitted and task.val_drawn else task.train
 
 
-def load_source(config: TrainConfig, spec: InputSpec, *, run: Path) -> nn.Module:
+def load_source(
+    config: TrainConfig, spec: InputSpec, *, attention: ChannelAttention | None
+) -> nn.Module:
     """Load the pretrained network of a run, without its head.
 
+    Args:
+        config: of the run.
+        spec: of its inputs.
+        attention: of the run; None if it has none.
+
     Raises:
-        UserError: if it is not available, or its weights differ from those that the run's
+        UserError: if the network is not available, or its weights differ from those that the
             attention was estimated on.
     """
     with torch.random.fork_rng(devices=[]):
         backbone = load_backbone(
             config.model, num_outputs=2, image_size=spec.size, weights=config.weights
         )
-    attention = find_attention(run)
     if attention is not None and attention.source != weights_fingerprint(
         backbone.module, head=backbone.head
     ):

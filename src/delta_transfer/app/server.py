@@ -53,14 +53,14 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise ConfigError(f"--host {host}: {error.strerror}; {fix}") from error
+        raise ConfigError(f"`host={host}`: {error.strerror}; {fix}") from error
     try:
         found = socket.create_server((str(address[0]), port), family=family)
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
-            raise ConfigError(f"--host {host}: {error.strerror}; {fix}") from error
+            raise ConfigError(f"`host={host}`: {error.strerror}; {fix}") from error
         raise ConfigError(
-            f"--port {port}: {error.strerror}; use another port, or 0 for a free one"
+            f"`port={port}`: {error.strerror}; use another port, or 0 for a free one"
         ) from error
     with found:
         if not is_loopback(found):

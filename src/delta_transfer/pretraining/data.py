@@ -85,13 +85,13 @@ def _check(options: PretrainOptions) -> None:
             f"{_OFFLINE}, {' or '.join(names)}"
         )
     if options.smiles_column is not None and (named or suffix != ".csv"):
-        raise ConfigError(f"--smiles-column: {data} is not a CSV file; leave the option out")
+        raise ConfigError(f"`smiles_column`: {data} is not a CSV file; leave the option out")
     if options.split != "auto" and not data.startswith(MOLECULENET):
         raise ConfigError(
-            f"--split {options.split} is for {MOLECULENET}NAME only; leave the option out"
+            f"`split={options.split}` is for {MOLECULENET}NAME only; leave the option out"
         )
     if options.data_root is not None and not data.startswith(_NAMED_PREFIXES):
-        raise ConfigError(f"--data-root is for {' and '.join(names)} only; leave the option out")
+        raise ConfigError(f"`data_root` is for {' and '.join(names)} only; leave the option out")
 
 
 def _load_smiles(options: PretrainOptions) -> tuple[Sequence[str], int]:
@@ -108,20 +108,20 @@ def _parse_molecules(smiles: Sequence[str], source: str) -> "tuple[list[Data], l
     from delta_transfer.data.molecules.smiles import SmilesError, read_molecule
 
     graphs, invalid = [], []
-    different = list(dict.fromkeys(smiles))
-    for text in different:
+    distinct = list(dict.fromkeys(smiles))
+    for text in distinct:
         try:
             graphs.append(read_molecule(text))
         except SmilesError as error:
             invalid.append(f"'{text}' ({error.reason})")
     notes = []
-    if len(different) < len(smiles):
-        notes.append(f"{len(smiles) - len(different)} duplicates are left out")
+    if len(distinct) < len(smiles):
+        notes.append(f"duplicates left out: {len(smiles) - len(distinct)}")
     if invalid:
-        notes.append(f"{len(invalid)} invalid SMILES are left out: {first_few(invalid)}")
+        notes.append(f"invalid SMILES left out: {len(invalid)}, such as {first_few(invalid)}")
     if invalid and not graphs:
         raise DataError(
             f"{source} has no molecules ({first_few(invalid)}): use SMILES, one at the beginning "
-            "of each line, or in a column of a CSV file (--smiles-column)"
+            "of each line, or in a column of a CSV file (`smiles_column`)"
         )
     return graphs, notes

@@ -150,8 +150,8 @@ def _run(job: _PretrainJob, folder: Path) -> PretrainResult:
         after = _evaluate(job)
         if not math.isfinite(loss) or not math.isfinite(after.loss):
             raise ConfigError(
-                f"pretraining diverged in epoch {epoch} (loss {loss:g}): try a smaller --lr than "
-                f"{job.options.lr:g}"
+                f"pretraining diverged in epoch {epoch} (loss {loss:g}): try a smaller value than "
+                f"`lr={job.options.lr:g}`"
             )
         rows.append((epoch, loss, after.loss, after.score))
         _log_epoch(epoch, after, job)
@@ -178,9 +178,10 @@ def _check_trainable(job: _PretrainJob) -> None:
         if not has_targets:
             edges = max(1, len(job.network.layers) - 1)
             raise DataError(
-                f"--objective {job.options.objective} needs two graphs with nodes at least {edges} "
-                f"edges apart, which the {len(graphs)} {subset} graphs lack: use --objective "
-                "attribute-masking, more graphs, or a --model with fewer layers (pyg/GIN-2x64)"
+                f"`objective={job.options.objective}` needs two graphs with nodes at least {edges} "
+                f"edges apart, which the {len(graphs)} {subset} graphs lack: use "
+                "`objective=attribute-masking`, more graphs, or a `model` with fewer layers "
+                "(pyg/GIN-2x64)"
             )
 
 
@@ -277,12 +278,12 @@ def _check_folder(options: PretrainOptions) -> Path:
     foreign = min(files - {WEIGHTS, CONFIG, METRICS, LOG}, default=None)
     if foreign is not None:
         raise ConfigError(
-            f"--out {folder} contains files that are not of a pretraining ({foreign}): use another "
+            f"`out={folder}` contains files that are not of a pretraining ({foreign}): use another "
             "folder"
         )
     if files and not options.overwrite:
         raise ConfigError(
-            f"--out {folder} is not empty: use another folder, or --overwrite to replace the "
+            f"`out={folder}` is not empty: use another folder, or `overwrite` to replace the "
             "pretraining there"
         )
     return folder
