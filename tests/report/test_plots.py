@@ -8,9 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from delta_transfer.errors import UserError
-from delta_transfer.report.comparison.ranking import save_ranking_plot
-from delta_transfer.report.figures import INK, inline_svg, printable, render
+from delta_transfer.report.comparison.ranking import ranking_plot
+from delta_transfer.report.comparison.runs import rank_methods, read_comparison, summarize_methods
+from delta_transfer.report.figures import INK, Plot, inline_svg, printable, render
 from tests.report.made import make_comparison
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -18,7 +18,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.fixture
 def comparison(tmp_path: Path) -> Path:
-    folder = make_comparison(
+    return make_comparison(
         tmp_path / "runs",
         {
             (method, seed): {"test_accuracy": 0.8 + 0.02 * seed}
@@ -26,8 +26,6 @@ def comparison(tmp_path: Path) -> Path:
             for seed in range(3)
         },
     )
-    (tmp_path / "images").mkdir()
-    return folder
 
 
 def draw_line(figure: Figure) -> None:
@@ -36,52 +34,29 @@ def draw_line(figure: Figure) -> None:
     axes.set_title("$a_1$ <b>")
 
 
-class TestPlotAccuracies:
-    def test_png(self, comparison: Path, tmp_path: Path) -> None:
-        path = tmp_path / "images" / "a.png"
-        save_ranking_plot(comparison, path)
-        with Image.open(path) as image:
-            assert image.mode == "RGBA"
-            assert image.width > 1000
-            assert image.getchannel("A").getpixel((0, 0)) == 0
-            assert image.info["Title"].startswith("Test accuracy per method. Plain fine-tuning: ")
+def plot_ranking(folder: Path) -> Plot:
+    comparison = read_comparison(folder)
+    return ranking_plot(comparison, rank_methods(summarize_methods(comparison)), "ranking")
 
-    def test_svg(self, comparison: Path, tmp_path: Path) -> None:
-        path = tmp_path / "images" / "a.svg"
-        save_ranking_plot(comparison, path)
-        root = ET.parse(path).getroot()
-        assert root.tag == f"{SVG}svg"
-        assert not root.findall(f".//{SVG}text")  # letters are drawn: no font is needed
-        assert "Linear probe: 62.5%." in path.read_text()
+
+class TestRankingPlot:
+    def test_describes_itself(self, comparison: Path) -> None:
+        plot = plot_ranking(comparison)
+        assert plot.title == "Test accuracy, seed by seed"
+        root = ET.fromstring(plot.svg)
+        assert root.attrib["aria-label"].startswith("Test accuracy per method. Plain fine-tuning: ")
+        assert root.attrib["aria-label"].endswith("Linear probe: 62.5%.")
 
     def test_needs_the_table_alone(self, comparison: Path, tmp_path: Path) -> None:
         alone = tmp_path / "alone"
         alone.mkdir()
         (alone / "results.csv").write_bytes((comparison / "results.csv").read_bytes())
-        save_ranking_plot(alone, alone / "a.png")
-
-    @pytest.mark.parametrize("name", ["a.png", "a.svg"])
-    def test_same_bytes_twice(self, comparison: Path, tmp_path: Path, name: str) -> None:
-        for folder in ("first", "second"):
-            (tmp_path / folder).mkdir()
-            save_ranking_plot(comparison, tmp_path / folder / name)
-        first, second = ((tmp_path / folder / name).read_bytes() for folder in ("first", "second"))
-        assert first == second
-        assert not re.search(rb"dc:date|tIME", first)
+        assert plot_ranking(alone) == plot_ranking(comparison)
 
     def test_perfect_accuracies(self, tmp_path: Path) -> None:
         made = {("delta", seed): {"test_accuracy": value} for seed, value in enumerate([1, 1, 0.9])}
-        folder = make_comparison(tmp_path / "runs", made)
-        save_ranking_plot(folder, tmp_path / "a.svg")
-        assert "95% interval 82.3% to 111.0%" in (tmp_path / "a.svg").read_text()
-
-    def test_other_kinds(self, comparison: Path, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"a\.pdf must end in \.png or \.svg"):
-            save_ranking_plot(comparison, tmp_path / "a.pdf")
-
-    def test_no_comparison(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"results\.csv is missing"):
-            save_ranking_plot(tmp_path, tmp_path / "a.png")
+        plot = plot_ranking(make_comparison(tmp_path / "runs", made))
+        assert "95% interval 82.3% to 111.0%" in plot.svg
 
 
 class TestInlineSvg:
@@ -110,6 +85,23 @@ class TestInlineSvg:
 
 
 class TestRender:
+    def test_png_is_transparent(self) -> None:
+        with Image.open(io.BytesIO(render(draw_line, "png", size=(360, 180), title="a"))) as image:
+            assert image.mode == "RGBA"
+            assert image.getchannel("A").getpixel((0, 0)) == 0
+            assert image.info["Title"] == "a"
+
+    def test_letters_are_drawn_so_that_no_font_is_needed(self) -> None:
+        root = ET.fromstring(render(draw_line, "svg", size=(300, 200)))
+        assert root.tag == f"{SVG}svg"
+        assert not root.findall(f".//{SVG}text")
+
+    @pytest.mark.parametrize("kind", ["png", "svg"])
+    def test_same_bytes_twice(self, kind: str) -> None:
+        first, second = (render(draw_line, kind, size=(300, 200)) for _ in range(2))
+        assert first == second
+        assert not re.search(rb"dc:date|tIME", first)
+
     def test_leaves_no_trace(self) -> None:
         before = dict(matplotlib.rcParams)
         render(draw_line, "png", size=(300, 200))

@@ -65,7 +65,9 @@ class TestDamage:
         whole = path.read_bytes()
         for content in (b"", whole[:-1], whole.replace(b"attention/a", b"attention/b")):
             path.write_bytes(content)
-            with pytest.raises(UserError, match=r"attention\.safetensors"):
+            with pytest.raises(
+                UserError, match=r"attention\.safetensors is not a channel attention"
+            ):
                 read_attention(run)
 
     def test_line_is_named(self, run: Path) -> None:
@@ -79,7 +81,7 @@ class TestDamage:
     def test_image_missing_or_cut_off(self, run: Path) -> None:
         image = run / "examples" / "00.jpg"
         image.write_bytes(image.read_bytes()[:-100])
-        with pytest.raises(UserError, match=r"00\.jpg is not an image"):
+        with pytest.raises(UserError, match=r"00\.jpg is not an image, or is damaged"):
             write_run_report(run)
         image.unlink()
         with pytest.raises(UserError, match=r"00\.jpg is missing"):

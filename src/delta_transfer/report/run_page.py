@@ -4,7 +4,6 @@ from pathlib import Path
 
 from delta_transfer.metrics.metrics import ACCURACY, METRICS
 from delta_transfer.metrics.run_result import RunResult
-from delta_transfer.report.comparison.targets import target_table
 from delta_transfer.report.confusion import class_accuracies, confusion_plot
 from delta_transfer.report.curves import LOSSES, lines_plot, score_plot, series
 from delta_transfer.report.figures import Plot
@@ -18,6 +17,7 @@ from delta_transfer.report.run_files import (
     read_predictions,
     read_result,
 )
+from delta_transfer.report.targets import target_table
 from delta_transfer.report.templates import REPORT_FILE, Table, data_name, render_page
 from delta_transfer.utils.files import write_atomically
 

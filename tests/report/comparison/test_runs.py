@@ -176,7 +176,7 @@ class TestDamage:
 
     def test_twice(self, tmp_path: Path) -> None:
         write_csv(tmp_path / "results.csv", rows({}, {"samples_per_class": 5}, {}))
-        with pytest.raises(UserError, match="line 4: delta with seed 0"):
+        with pytest.raises(UserError, match="line 4: delta with seed 0 is listed twice"):
             read_comparison(tmp_path)
 
     def test_no_comparison(self, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from delta_transfer.metrics.metrics import ACCURACY
 from delta_transfer.metrics.per_target import TargetMetrics
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.report.comparison.runs import Comparison, read_comparison
-from delta_transfer.report.comparison.targets import read_target_metrics
 from delta_transfer.report.run_files import Predictions, read_predictions, read_result
+from delta_transfer.report.targets import read_target_metrics
 from delta_transfer.runs.folder import COMPARISON_FILE, LOG_FILE, RESULT_NEUTRAL_OPTIONS
 
 logger = logging.getLogger(__name__)

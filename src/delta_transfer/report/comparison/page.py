@@ -102,8 +102,11 @@ def write_comparison_report(folder: Path) -> Path:
             "summary": summary_sentences(part, summaries),
             "missing": _missing(comparison),
             "efficiency": efficiency(comparison),
-            "ranking": _ranking(part),
-            "other_sizes": [_ranking(comparison.with_size(other)) for other in others],
+            "ranking": _ranking(part, summaries),
+            "other_sizes": [
+                _ranking(other, rank_methods(summarize_methods(other)))
+                for other in map(comparison.with_size, others)
+            ],
             "baseline": method_label(BASELINE) if BASELINE in comparison.methods else None,
             "curves": learning_curves(part),
             "best": best,
@@ -152,10 +155,9 @@ def _missing(comparison: Comparison) -> str:
     )
 
 
-def _ranking(comparison: Comparison) -> Ranking:
-    """Rank the methods of a comparison of one size."""
+def _ranking(comparison: Comparison, summaries: list[MethodSummary]) -> Ranking:
+    """Format the ranked methods of a comparison of one size."""
     (size,) = comparison.sizes
-    summaries = rank_methods(summarize_methods(comparison))
     best = best_methods(summaries)[0]
     return Ranking(
         size,

@@ -1,18 +1,9 @@
 """The ranking plot of a comparison: scores of each method per seed, with intervals."""
 
-from pathlib import Path
-
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from delta_transfer.errors import ConfigError
-from delta_transfer.report.comparison.runs import (
-    Comparison,
-    MethodSummary,
-    rank_methods,
-    read_comparison,
-    summarize_methods,
-)
+from delta_transfer.report.comparison.runs import Comparison, MethodSummary
 from delta_transfer.report.figures import (
     INK,
     WIDTH,
@@ -20,38 +11,11 @@ from delta_transfer.report.figures import (
     Plot,
     inline_svg,
     printable,
-    render,
 )
 from delta_transfer.report.formatting import method_label, shorten
 from delta_transfer.report.styles import method_style
-from delta_transfer.utils.files import write_atomically
 
 ROW, MARGIN = 36, 66  # height of a method, and of the axis below, in CSS pixels
-
-
-def save_ranking_plot(folder: Path, path: Path) -> None:
-    """Save a plot of the score of each method of a comparison, the best first.
-
-    It shows means with 95% intervals, single seeds as dots and the linear probe as a line, on a
-    transparent background. If there are several training set sizes, it shows the largest.
-
-    Args:
-        folder: of the comparison.
-        path: the image, `.png` or `.svg`.
-
-    Raises:
-        UserError: if the comparison is missing or damaged, or the image has another extension.
-    """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg"):
-        raise ConfigError(f"{path} must end in .png or .svg")
-    comparison = read_comparison(folder)
-    comparison = comparison.with_size(comparison.sizes[-1])
-    summaries = rank_methods(summarize_methods(comparison))
-    size = (560, ROW * len(summaries) + MARGIN)
-    text = _text(comparison, summaries)
-    content = render(_draw(comparison, summaries), kind, size=size, title=text)
-    write_atomically(path, content)
 
 
 def ranking_plot(comparison: Comparison, summaries: list[MethodSummary], name: str) -> Plot:

@@ -1,6 +1,7 @@
 """The runs of a comparison, and a summary of each method."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import statistics
@@ -25,9 +26,9 @@ class Entry:
     Args:
         method: its method.
         seed: its seed.
-        samples_per_class: training images of each class, None for all of them.
+        samples_per_class: training samples of each class; None for all.
         score: by the comparison's metric, on its split.
-        probe: score of the linear probe on the same images.
+        probe: score of the linear probe, by the same metric and split.
         best_epoch: the selected epoch.
         strength: of the method's penalty, None where it has none.
         wall_time_s: training time in seconds.
@@ -72,16 +73,16 @@ class Comparison:
 
     @property
     def sizes(self) -> tuple[int | None, ...]:
-        """The training images per class, ascending; None, all of them, is last."""
+        """The training samples per class, ascending; None, for all of them, is last."""
         sizes = {entry.samples_per_class for entry in self.entries}
         return tuple(sorted(sizes, key=lambda size: math.inf if size is None else size))
 
     def with_size(self, size: int | None) -> "Comparison":
-        """Return the comparison of the runs with this number of training images per class."""
+        """Return the comparison of the runs with this number of training samples per class."""
         entries = [entry for entry in self.entries if entry.samples_per_class == size]
         return dataclasses.replace(self, entries=tuple(entries))
 
-    @property
+    @functools.cached_property
     def sample_type(self) -> str:
         """The sample type of the first run, such as "image"."""
         return read_result(self.folder / self.entries[0].folder).sample_type
@@ -114,8 +115,8 @@ class MethodSummary:
 
     Args:
         method: its name.
-        metric: that compares it.
-        score: over its seeds.
+        metric: the metric of the comparison.
+        score: mean, deviation and interval over its seeds.
         vs_baseline: its score minus plain fine-tuning's, paired by seed; None for plain
             fine-tuning itself and if no seed has both.
         vs_probe: its score minus the linear probe's, paired by seed; None for the probe itself.
