@@ -8,7 +8,11 @@ import scipy.io
 
 from delta_transfer.data.download import format_error, resolve_data_root
 from delta_transfer.data.sources.folder import split_of_files
-from delta_transfer.data.sources.listing import candidate_folders, list_images, subfolders
+from delta_transfer.data.sources.listing import (
+    candidate_folders,
+    image_count_notes,
+    images_by_class,
+)
 from delta_transfer.data.splits import (
     PartialTaskData,
     SplitOptions,
@@ -90,10 +94,7 @@ def load_archive(name: str, options: SplitOptions, data_root: str | None) -> Tas
             f"the files of {name} in '{folder}' cannot be used ({format_error(error)}): "
             f"{data.instructions}"
         ) from error
-    notes = []
-    count = len(train) + len(test)
-    if count != data.num_images:
-        notes.append(f"{name} should have {data.num_images} images, but there are {count}")
+    notes = image_count_notes(name, len(train) + len(test), expected=data.num_images)
     if data.per_class is not None:
         seed = options.seed
         train, test = _draw(name, data.per_class, train, classes=classes, seed=seed)
@@ -195,13 +196,8 @@ def _in_class_folders(folder: Path, lines: list[str]) -> _LabelledPaths:
 
 def _caltech256(folder: Path) -> tuple[_LabelledPaths, _LabelledPaths]:
     """List Caltech-256: a folder for each class, and one of clutter, which is not a class."""
-    classes = subfolders(folder / "256_ObjectCategories")
-    return [
-        (file, one.name)
-        for one in classes
-        if one.name != "257.clutter"
-        for file in list_images(one)
-    ], []
+    images = images_by_class(folder / "256_ObjectCategories", excluded="257.clutter")
+    return [(file, name) for name, files in images.items() for file in files], []
 
 
 def _of_caltech256(num_train: int) -> Archive:

@@ -15,6 +15,18 @@ def subfolders(folder: Path) -> list[Path]:
     return [entry for entry in _entries(folder) if _is_folder(entry)]
 
 
+def images_by_class(folder: Path, *, excluded: str) -> dict[str, list[Path]]:
+    """Return the images directly in each class folder, except one that is not a class."""
+    return {path.name: list_images(path) for path in subfolders(folder) if path.name != excluded}
+
+
+def image_count_notes(name: str, count: int, *, expected: int) -> list[str]:
+    """Return a note if a dataset does not have its published number of images."""
+    if count == expected:
+        return []
+    return [f"{name} should have {expected} images, but there are {count}"]
+
+
 def list_images(folder: Path) -> list[Path]:
     """Return the images directly in a folder, sorted by name."""
     return [

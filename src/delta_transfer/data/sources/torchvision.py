@@ -18,7 +18,7 @@ from delta_transfer.data.download import (
 from delta_transfer.data.names import TORCHVISION as PREFIX
 from delta_transfer.data.names import find_dataset
 from delta_transfer.data.sources.folder import split_of_files
-from delta_transfer.data.sources.listing import list_images, subfolders
+from delta_transfer.data.sources.listing import image_count_notes, images_by_class
 from delta_transfer.data.splits import (
     PartialTaskData,
     SplitOptions,
@@ -126,20 +126,18 @@ def _cifar_splits(data: TorchvisionSet, root: Path) -> _Listing:
 def _listed_splits(data: TorchvisionSet, root: Path) -> _Listing:
     """List files that the archive's own lists divide into splits."""
 
-    def rows(split: str) -> tuple[Any, _Rows]:
-        # A loader that returns the path, so that no image is opened.
-        dataset = _open(data, root, split=split, loader=os.fspath)
-        return dataset, [dataset[index] for index in range(len(dataset))]
+    def rows(dataset: Any) -> _Rows:
+        return [dataset[index] for index in range(len(dataset))]
 
-    return _list_splits(data, root, rows)
+    # A loader that returns the path, so that no image is opened.
+    return _list_splits(data, root, rows, loader=os.fspath)
 
 
 def _pet_splits(data: TorchvisionSet, root: Path) -> _Listing:
     """List Oxford-IIIT Pet, whose class opens the images it returns."""
 
-    def rows(split: str) -> tuple[Any, _Rows]:
-        dataset = _open(data, root, split=split)
-        return dataset, list(zip(dataset._images, dataset._labels, strict=True))
+    def rows(dataset: Any) -> _Rows:
+        return list(zip(dataset._images, dataset._labels, strict=True))
 
     return _list_splits(data, root, rows)
 
@@ -147,11 +145,9 @@ def _pet_splits(data: TorchvisionSet, root: Path) -> _Listing:
 def _class_folders(data: TorchvisionSet, root: Path) -> _Listing:
     """List a folder per class, without splits; only images directly in it count."""
     base = root / data.folder
-    folders = [f for f in subfolders(base / data.contents[0]) if f.name != data.excluded_folder]
-    files = [(file, label) for label, f in enumerate(folders) for file in list_images(f)]
-    return tuple(folder.name for folder in folders), {
-        "train": split_of_files(base, files, hint=data.repair_hint)
-    }
+    images = images_by_class(base / data.contents[0], excluded=data.excluded_folder)
+    rows = [(file, label) for label, files in enumerate(images.values()) for file in files]
+    return tuple(images), {"train": split_of_files(base, rows, hint=data.repair_hint)}
 
 
 def _open(data: TorchvisionSet, root: Path, **options: object) -> Any:
@@ -161,16 +157,17 @@ def _open(data: TorchvisionSet, root: Path, **options: object) -> Any:
 
 
 def _list_splits(
-    data: TorchvisionSet, root: Path, rows: Callable[[str], tuple[Any, _Rows]]
+    data: TorchvisionSet, root: Path, rows: Callable[[Any], _Rows], **options: object
 ) -> _Listing:
+    """List the official splits, each with the rows of its torchvision dataset."""
     splits = {}
     classes: tuple[str, ...] = ()
     for ours, theirs in data.splits.items():
-        dataset, files = rows(theirs)
+        dataset = _open(data, root, split=theirs, **options)
         if classes and classes != tuple(dataset.classes):
             raise ValueError(f"the split {theirs} has other classes than the ones before")
         classes = tuple(dataset.classes)
-        splits[ours] = split_of_files(root / data.folder, files, hint=data.repair_hint)
+        splits[ours] = split_of_files(root / data.folder, rows(dataset), hint=data.repair_hint)
     if any(
         not 0 <= label < len(classes) for split in splits.values() for label in split.class_indices
     ):
@@ -324,10 +321,8 @@ def load_torchvision(name: str, options: SplitOptions, data_root: str | None) ->
     data, title = SETS[key], PREFIX + key
     fraction = options.test_fraction(title, has_test=data.has_test)
     classes, splits = _read(title, data, _locate(key, data, resolve_data_root(data_root)))
-    notes = []
     count = sum(len(split) for split in splits.values())
-    if count != data.num_images:
-        notes.append(f"{title} should have {data.num_images} images, but there are {count}")
+    notes = image_count_notes(title, count, expected=data.num_images)
     if data.per_class is not None:
         seed = options.seed
         splits = _draw_test(title, data.per_class, splits["train"], classes=classes, seed=seed)
