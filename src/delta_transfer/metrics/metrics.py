@@ -21,18 +21,18 @@ class Metric:
     Args:
         name: its name in JSON keys and CSV columns, as in `test_accuracy`.
         display_name: its name in a sentence.
-        plural: the word for several values of it.
         percent: values are between 0 and 1 and formatted as percentages.
-        unit: suffix of a formatted value.
         higher_is_better: as in torchmetrics.
+        plural: the word for several values of it.
+        unit: suffix of a formatted value.
     """
 
     name: MetricKey
     display_name: str
-    plural: str
     percent: bool
-    unit: str
     higher_is_better: bool
+    plural: str = "metrics"
+    unit: str = ""
 
     @property
     def scale(self) -> int:
@@ -136,27 +136,13 @@ class Metric:
 ACCURACY = Metric(
     name="accuracy",
     display_name="accuracy",
+    percent=True,
+    higher_is_better=True,
     plural="accuracies",
-    percent=True,
     unit="%",
-    higher_is_better=True,
 )
-ROC_AUC = Metric(
-    name="roc_auc",
-    display_name="ROC-AUC",
-    plural="metrics",
-    percent=True,
-    unit="",
-    higher_is_better=True,
-)
-RMSE = Metric(
-    name="rmse",
-    display_name="RMSE",
-    plural="metrics",
-    percent=False,
-    unit="",
-    higher_is_better=False,
-)
+ROC_AUC = Metric(name="roc_auc", display_name="ROC-AUC", percent=True, higher_is_better=True)
+RMSE = Metric(name="rmse", display_name="RMSE", percent=False, higher_is_better=False)
 
 METRICS: dict[str, Metric] = {
     "accuracy": ACCURACY,
