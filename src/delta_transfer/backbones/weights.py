@@ -114,8 +114,8 @@ def load_tensors(
     broken = [name for name in needed if not bool(torch.isfinite(match.tensors[name]).all())]
     if broken:
         raise ModelError(
-            f"{weights_name}: values of {first_few(broken)} are not finite, its training diverged: "
-            "use another file"
+            f"{weights_name}: values of {first_few(broken)} are not finite, probably because "
+            "training diverged: use another file"
         )
     copy_tensors(module, match.tensors)
     return _summary(match, own, flat, weights_name)

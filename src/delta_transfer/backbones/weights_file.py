@@ -130,8 +130,8 @@ def _read_pickle(path: Path) -> Any:
         if found is None:
             raise _damaged(path, error) from error
         raise ModelError(
-            f"weights {path}: the file contains {found[1]}, which could run any code, so it was "
-            f"not loaded. If you trust it, load it with torch.load('{path.name}', "
+            f"weights {path}: the file contains {found[1]}, which could run any code, and was not "
+            f"loaded. If you trust it, load it with torch.load('{path.name}', "
             "weights_only=False), save its state dict, "
             "safetensors.torch.save_file(state_dict, 'weights.safetensors'), and use that file"
         ) from error

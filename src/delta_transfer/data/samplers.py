@@ -123,8 +123,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
 class DistributedEpochSampler(Sampler[tuple[int, int]]):
     """The part of each batch that one process loads.
 
-    If the last batch has no sample for this process, it gets the first one of the batch, so that
-    all processes have the same number of batches; `sizes` counts it as none of its own.
+    If the last batch has no sample for this process, it loads the first one of the batch, so that
+    all processes have the same number of batches; `sizes` does not count that sample.
 
     Args:
         order: of all samples.
@@ -154,12 +154,12 @@ class DistributedEpochSampler(Sampler[tuple[int, int]]):
         self._order.set_epoch(epoch)
 
     def resume(self, epoch: int, *, num_done: int) -> None:
-        """Set the epoch, and skip its first own samples in the next iteration only."""
+        """Set the epoch, and skip its first `num_done` samples of this process, once."""
         self._order.set_epoch(epoch)
         self._skipped = num_done
 
     def sizes(self, batch: int) -> tuple[int, int]:
-        """Return the number of own samples in a batch (counted from 0), and of all its samples."""
+        """Return the numbers of samples of a batch, from 0: of this process, and of all."""
         whole = min(self._batch_size, len(self._order) - batch * self._batch_size)
         return len(range(self._rank, whole, self._world_size)), whole
 

@@ -206,7 +206,7 @@ class TestErrors:
     def test_a_class_called_train(self, make_images, name: str) -> None:
         root = make_images(["bus/a.png", "car/b.png", f"{name}/c.png", f"{name}/d.png"])
         with pytest.raises(
-            UserError, match=f"'{name}' has images but no class folders, .*'bus', 'car' .*rename"
+            UserError, match=f"'{name}' has images but no class folders, .*'bus', 'car': .*rename"
         ):
             load(root)
 

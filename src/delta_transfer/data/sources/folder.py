@@ -239,16 +239,16 @@ def _check_flat(root: Path, names: Sequence[str], test_split: str, fraction: flo
 
 
 def _refuse_class_called_train(root: Path, chosen: SplitNames) -> None:
-    """Refuse a flat folder of classes of which one has the name `train`."""
+    """Refuse a flat folder of classes, one of which is named `train`."""
     train = root / str(chosen.train)
     if subfolders(train) or not list_images(train):
         return
     classes = [name for name in chosen.unused if list_images(root / name)]
     if classes:
         raise DataError(
-            f"'{root}': '{chosen.train}' has images but no class folders, like {_quoted(classes)} "
-            "beside it: if it is a class, rename it; if it is the training split, make class "
-            "folders in it"
+            f"'{root}': '{chosen.train}' has images but no class folders, the same as "
+            f"{_quoted(classes)}: if it is a class, rename it; if it is the training split, make "
+            "class folders in it"
         )
 
 
