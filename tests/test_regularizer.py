@@ -24,7 +24,7 @@ from delta_transfer import (
     UserError,
     estimate_attention,
 )
-from delta_transfer.errors import ConfigError
+from delta_transfer.errors import ConfigError, DataError
 from tests import reference
 from tests.networks import ConvNet, conv_net, hooks_of, moved
 
@@ -563,7 +563,7 @@ def test_calibration_is_for_deltas_without_attention():
     with regularizer:
         target(images())
         assert regularizer(images()).total.isfinite()
-    with pytest.raises(ValueError, match="loader is empty"):
+    with pytest.raises(DataError, match="no features to measure: the loader is empty"):
         regularizer.calibrate([])
 
 

@@ -243,7 +243,7 @@ class Regularizer(nn.Module):
                 the data of all processes, which may be shards or copies.
 
         Raises:
-            ValueError: if the loader is empty.
+            DataError: if the loader is empty.
         """
         source = self._networks[1]
         if not self._uncalibrated or source is None or self._source is None or self._taps is None:

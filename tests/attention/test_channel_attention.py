@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from delta_transfer.attention.channel_attention import ChannelAttention
-from delta_transfer.errors import UserError
+from delta_transfer.errors import DataError, UserError
 from delta_transfer.features.variance import RELATIVE_VARIANCE_FLOOR, FeatureVariance
 from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
@@ -411,7 +411,7 @@ def test_constant_features_have_a_floor_relative_to_their_size(scale):
 
 def test_features_of_zero_have_no_scale_and_no_features_are_an_error():
     assert measured([torch.zeros(3, 2)]).item() == 1
-    with pytest.raises(ValueError, match="loader is empty"):
+    with pytest.raises(DataError, match="no features to measure: the loader is empty"):
         FeatureVariance().compute()
 
 

@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from delta_transfer.errors import DataError
 from delta_transfer.functional import at_least_float32
 from delta_transfer.utils.distributed import all_gather, world_size
 
@@ -96,10 +97,10 @@ class FeatureVariance:
         feature is NaN or infinite.
 
         Raises:
-            ValueError: if there were no features.
+            DataError: if there were no features.
         """
         if self._moments.count == 0:
-            raise ValueError("no features to measure: the loader is empty, pass one with data")
+            raise DataError("no features to measure: the loader is empty, pass one with data")
         variance = (self._moments.squares / self._moments.count).mean()
         mean_square = variance + self._moments.mean.square().mean()
         variance = torch.maximum(variance, RELATIVE_VARIANCE_FLOOR * mean_square)
