@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -286,51 +287,103 @@ TENSORS = [
     "head.weight",
     "head.bias",
 ]
-ENTRIES = (
-    "format tensors taps estimator samples temperature score_clip clamp_negative_scores "
+ENTRIES = (  # beside the format
+    "tensors taps estimator samples temperature score_clip clamp_negative_scores "
     "uncertainty preprocessing source data"
 ).split()
+
+
+def mistyped(name, value):
+    """Another value in the metadata, and the message."""
+    return say(**{name: value}), TYPE.format(name)
+
+
+TYPE = "'{}' in its metadata is missing or of the wrong type"
+MISSING = "tensors are missing: {}"
+SCORES = "{} does not match its scores"
+FINITE = "{} has values that are not finite"
+FLOATS = "scores/layer2 must be floats [C], got torch.{}"
+ERRORS = "standard_errors/layer2 must be [{}], got torch.float32 [{}]"
+INFLUENTIAL = "influential_samples/layer2 must be int64 [C, k], got torch.{}"
+HEAD = "head.weight and head.bias must be [K, F] and [K]"
+TAPS = "its taps are not distinct names"
 CHANGES = {
-    **{f"without {name}": without(name) for name in TENSORS},
-    "scores of another shape": put("scores/layer2", torch.zeros(2, 2)),
-    "more scores": put("scores/layer2", torch.arange(5.0)),
-    "other scores": put("scores/layer2", torch.arange(4.0)),
-    "whole scores": put("scores/layer2", torch.arange(4)),
-    "no scores": put("scores/layer2", torch.zeros(0)),
-    "infinite scores": put("scores/layer2", torch.full((4,), math.inf)),
-    "errors of another shape": put("standard_errors/layer2", torch.zeros(3)),
-    "variance of another shape": put("variance/layer2", torch.zeros(4)),
-    "variance that is not a number": put("variance/layer2", torch.tensor(math.nan)),
-    "attention of another shape": put("attention/layer2", torch.full((3,), 1 / 3)),
-    "attention that is not the scores'": put("attention/layer2", torch.full((4,), 1 / 4)),
-    "attention that is not a number": put("attention/layer2", torch.full((4,), math.nan)),
-    "drivers of another shape": put("influential_samples/layer2", torch.zeros(3, 2).long()),
-    "drivers of another kind": put("influential_samples/layer2", torch.zeros(4, 2)),
-    "head weight of another shape": put("head.weight", torch.zeros(3)),
-    "head bias of another shape": put("head.bias", torch.zeros(2)),
-    "head that is not a number": put("head.bias", torch.full((3,), math.nan)),
-    **{f"unsaid {name}": unsay(name) for name in ENTRIES},
-    "no taps": say(taps=[]),
-    "equal taps": say(taps=["layer2", "layer2"]),
-    "another tap": say(taps=["layer4.1", "layer3"]),
-    "taps that are no names": say(taps=[["layer2"], 3]),
-    "another tensor": say(tensors=["scores/layer3"]),
-    "tensors that are no names": say(tensors=[3, None]),
-    "temperature in words": say(temperature="warm"),
-    "temperature below zero": say(temperature=-1),
-    "another temperature": say(temperature=1.0),
-    "true temperature": say(temperature=True),
-    "clip below zero": say(score_clip=-1.0),
-    "another clip": say(score_clip=0.1),
-    "clip in words": say(score_clip="3"),
-    "floor in numbers": say(clamp_negative_scores=1),
-    "samples in words": say(samples="12"),
-    "half a sample": say(samples=12.5),
-    "source in numbers": say(source=3),
-    "data in numbers": say(data=3),
-    "preprocessing in a list": say(preprocessing=[]),
-    "uncertainty in a list": say(uncertainty=[]),
-    "uncertainty in words": say(uncertainty={"layer2": "much"}),
+    **{f"without {name}": (without(name), MISSING.format(name)) for name in TENSORS},
+    "scores of another shape": (
+        put("scores/layer2", torch.zeros(2, 2)),
+        FLOATS.format("float32 [2, 2]"),
+    ),
+    "more scores": (put("scores/layer2", torch.arange(5.0)), ERRORS.format(5, 4)),
+    "other scores": (put("scores/layer2", torch.arange(4.0)), SCORES.format("attention/layer2")),
+    "whole scores": (put("scores/layer2", torch.arange(4)), FLOATS.format("int64 [4]")),
+    "no scores": (put("scores/layer2", torch.zeros(0)), FLOATS.format("float32 [0]")),
+    "infinite scores": (
+        put("scores/layer2", torch.full((4,), math.inf)),
+        FINITE.format("scores/layer2"),
+    ),
+    "errors of another shape": (put("standard_errors/layer2", torch.zeros(3)), ERRORS.format(4, 3)),
+    "variance of another shape": (
+        put("variance/layer2", torch.zeros(4)),
+        "variance/layer2 must be a scalar",
+    ),
+    "variance that is not a number": (
+        put("variance/layer2", torch.tensor(math.nan)),
+        FINITE.format("variance/layer2"),
+    ),
+    "attention of another shape": (
+        put("attention/layer2", torch.full((3,), 1 / 3)),
+        SCORES.format("attention/layer2"),
+    ),
+    "attention that is not the scores'": (
+        put("attention/layer2", torch.full((4,), 1 / 4)),
+        SCORES.format("attention/layer2"),
+    ),
+    "attention that is not a number": (
+        put("attention/layer2", torch.full((4,), math.nan)),
+        FINITE.format("attention/layer2"),
+    ),
+    "drivers of another shape": (
+        put("influential_samples/layer2", torch.zeros(3, 2).long()),
+        INFLUENTIAL.format("int64 [3, 2]"),
+    ),
+    "drivers of another kind": (
+        put("influential_samples/layer2", torch.zeros(4, 2)),
+        INFLUENTIAL.format("float32 [4, 2]"),
+    ),
+    "head weight of another shape": (put("head.weight", torch.zeros(3)), HEAD),
+    "head bias of another shape": (put("head.bias", torch.zeros(2)), HEAD),
+    "head that is not a number": (
+        put("head.bias", torch.full((3,), math.nan)),
+        FINITE.format("head.bias"),
+    ),
+    **{f"unsaid {name}": (unsay(name), TYPE.format(name)) for name in ENTRIES},
+    "no taps": (say(taps=[]), TAPS),
+    "equal taps": (say(taps=["layer2", "layer2"]), TAPS),
+    "another tap": (
+        say(taps=["layer4.1", "layer3"]),
+        MISSING.format("attention/layer3, scores/layer3, variance/layer3"),
+    ),
+    "taps that are no names": (say(taps=[["layer2"], 3]), TAPS),
+    "another tensor": (say(tensors=["scores/layer3"]), MISSING.format("scores/layer3")),
+    "tensors that are no names": (say(tensors=[3, None]), MISSING.format("3, None")),
+    "temperature in words": mistyped("temperature", "warm"),
+    "temperature below zero": (say(temperature=-1), "temperature must be positive, got -1"),
+    "another temperature": (say(temperature=1.0), SCORES.format("attention/layer4.1")),
+    "true temperature": mistyped("temperature", True),
+    "clip below zero": (say(score_clip=-1.0), "score_clip must be positive, got -1.0"),
+    "another clip": (say(score_clip=0.1), SCORES.format("attention/layer4.1")),
+    "clip in words": mistyped("score_clip", "3"),
+    "floor in numbers": mistyped("clamp_negative_scores", 1),
+    "samples in words": mistyped("samples", "12"),
+    "half a sample": mistyped("samples", 12.5),
+    "source in numbers": mistyped("source", 3),
+    "data in numbers": mistyped("data", 3),
+    "preprocessing in a list": mistyped("preprocessing", []),
+    "uncertainty in a list": mistyped("uncertainty", []),
+    "uncertainty in words": (
+        say(uncertainty={"layer2": "much"}),
+        "the uncertainty of 'layer2' is not a number",
+    ),
 }
 
 
@@ -338,20 +391,30 @@ CHANGES = {
 def test_a_damaged_file_is_one_clear_error(tmp_path, change):
     path = tmp_path / "attention"
     tensors, about = contents(path)
-    CHANGES[change](tensors, about)
+    function, problem = CHANGES[change]
+    function(tensors, about)
     save_file(tensors, path, metadata={"delta-transfer": json.dumps(about)})
-    with pytest.raises(UserError, match=f"^{path} is (damaged|not) channel attention|has format"):
+    message = f"{path} is damaged channel attention, {problem}: estimate it again"
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         ChannelAttention.load(path)
 
 
+NOT_JSON = "is damaged channel attention, its metadata is not JSON ("
+OF_ANOTHER_KIND = "is not channel attention (its format is None): use the attention.safetensors of"
+
+
 @pytest.mark.parametrize(
-    "text", ["", "no JSON", "{", "[]", "3", "null", '"text"', "[" * 100_000, "{}"]
+    ("text", "message"),
+    [
+        *((text, NOT_JSON) for text in ("", "no JSON", "{", "[" * 100_000)),
+        *((text, OF_ANOTHER_KIND) for text in ("[]", "3", "null", '"text"', "{}", '{"taps": []}')),
+    ],
 )
-def test_metadata_that_describe_nothing_are_one_clear_error(tmp_path, text):
+def test_metadata_that_describe_nothing_are_one_clear_error(tmp_path, text, message):
     path = tmp_path / "attention"
     tensors, _ = contents(path)
     save_file(tensors, path, metadata={"delta-transfer": text})
-    with pytest.raises(UserError, match=f"^{path} is (damaged|not) channel attention|has format"):
+    with pytest.raises(DataError, match=f"^{re.escape(f'{path} {message}')}"):
         ChannelAttention.load(path)
 
 
