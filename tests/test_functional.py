@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from delta_transfer.functional import (
     at_least_float32,
@@ -14,7 +13,6 @@ from delta_transfer.functional import (
     official_distance,
     without_autocast,
 )
-from delta_transfer.metrics.calibration import temperature_scaled_nll
 from tests import reference
 
 LAYOUTS = {  # layout -> (shape, channel dimension)
@@ -300,26 +298,6 @@ def test_bad_scores_and_temperatures_are_errors():
             normalize_scores(torch.ones(3), temperature=1.0, score_clip=clip)
     with pytest.raises(ValueError, match="must be finite"):
         normalize_scores(torch.tensor([0.0, float("nan")]), temperature=1.0)
-
-
-def test_calibrated_cross_entropy_is_the_lowest_over_a_grid_of_temperatures():
-    generator = torch.Generator().manual_seed(0)
-    targets = torch.randint(5, (40,), generator=generator)
-    logits = torch.randn(40, 5, generator=generator) + 2 * F.one_hot(targets, 5)
-    for scale in (0.2, 1.0, 7.0):
-        grid = torch.logspace(-1.301, 1.301, 4001, dtype=torch.float64)
-        lowest = min(F.cross_entropy(scale * logits.double() / t, targets).item() for t in grid)
-        assert temperature_scaled_nll(scale * logits, targets) == pytest.approx(lowest, abs=1e-5)
-    assert math.isnan(temperature_scaled_nll(logits * math.inf, targets))
-
-
-def test_the_best_temperature_is_between_a_twentieth_and_twenty():
-    logits, targets = torch.eye(3, dtype=torch.float64), torch.arange(3)
-    always_right = F.cross_entropy(20 * logits, targets).item()
-    assert temperature_scaled_nll(logits, targets) == pytest.approx(always_right, rel=1e-3)
-    never_right = F.cross_entropy(logits / 20, targets.roll(1)).item()
-    found = temperature_scaled_nll(logits, targets.roll(1))
-    assert found == pytest.approx(never_right, rel=1e-6)
 
 
 def test_products_are_in_full_precision_on_any_device():

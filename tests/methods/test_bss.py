@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer import BSS, Regularizer, Step
+from delta_transfer.methods.bss import spectral_shrinkage
+from tests.methods.draws import draw
 from tests.networks import conv_net
 
 
@@ -75,3 +77,33 @@ def test_in_a_training_loop_it_sees_what_the_head_sees_and_needs_no_source():
 def test_errors():
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         BSS("fc", count=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4), (1, 5)])
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_the_smallest_singular_values_are_those_of_the_gram_matrix(shape, count):
+    rows = draw(*shape)
+    small = rows.numpy() if shape[0] < shape[1] else rows.numpy().T
+    squares = np.linalg.eigvalsh(small @ small.T)  # ascending
+    found = spectral_shrinkage(rows, count=count)
+    assert found.item() == pytest.approx(squares[:count].sum(), rel=1e-9)
+
+
+def test_the_gradient_of_singular_values():
+    rows = draw(4, 6).requires_grad_()
+    assert torch.autograd.gradcheck(lambda r: spectral_shrinkage(r, count=2), (rows,))
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(3, 5), torch.ones(3, 5), torch.eye(4)])
+def test_singular_values_that_are_zero_or_equal_have_finite_gradients(rows):
+    rows = rows.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(spectral_shrinkage(rows, count=2), rows)
+    assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_singular_values_of_half_precision_are_in_single_precision(dtype):
+    one = draw(3, 4, seed=1).to(dtype)
+    found = spectral_shrinkage(one, count=2)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, spectral_shrinkage(one.float(), count=2))

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer import LDIFS, Regularizer, Step
+from delta_transfer.methods.ldifs import pooled_distance
 from tests import reference
+from tests.methods.draws import draw
 from tests.networks import conv_net, moved
 
 
@@ -93,3 +95,46 @@ def test_in_a_training_loop():
     assert term.item() == pytest.approx(2 * expected, rel=1e-4)
     assert target.conv1.weight.grad.abs().max() > 0
     assert all(parameter.grad is None for parameter in source.parameters())
+
+
+def test_the_pooled_distance_is_the_formula():
+    target, source = draw(3, 4, 5, seed=1), draw(3, 4, 5, seed=2)
+    found = pooled_distance(target, source)
+    assert found.item() == pytest.approx(by_hand(target.tolist(), source.tolist()))
+    rows = pooled_distance(target[:, 0], source[:, 0])
+    expected = by_hand(target[:, :1].tolist(), source[:, :1].tolist())
+    assert rows.item() == pytest.approx(expected)
+
+
+def test_rows_are_pooled_over_their_samples_whose_numbers_may_have_gaps():
+    target, source, groups = draw(6, 5, seed=1), draw(6, 5, seed=2), [7, 2, 7, 7, 0, 2]
+    both = [
+        [[f[i].tolist() for i, g in enumerate(groups) if g == sample] for sample in (0, 2, 7)]
+        for f in (target, source)
+    ]
+    found = pooled_distance(target, source, groups=torch.tensor(groups))
+    assert found.item() == pytest.approx(by_hand(*both))
+
+
+def test_the_pooled_distance_depends_neither_on_places_nor_on_lengths():
+    target, source = draw(3, 4, 5, seed=1), draw(3, 4, 5, seed=2)
+    plain = pooled_distance(target, source).item()
+    assert pooled_distance(target.flip(1), 10 * source).item() == pytest.approx(plain)
+    assert pooled_distance(target, -target).item() == pytest.approx(4)
+
+
+def test_the_gradient_of_the_pooled_distance_also_where_all_features_are_zero():
+    target, source = draw(2, 3, 4, seed=1).requires_grad_(), draw(2, 3, 4, seed=2)
+    assert torch.autograd.gradcheck(lambda t: pooled_distance(t, source), (target,))
+    zero = torch.zeros(2, 3, 4, requires_grad=True)
+    (slope,) = torch.autograd.grad(pooled_distance(zero, torch.zeros(2, 3, 4)), zero)
+    assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_pooled_distance_of_half_precision_is_in_single_precision(dtype):
+    one, other = draw(3, 4, seed=1).to(dtype), draw(3, 4, seed=2).to(dtype)
+    pairs = ((one, other), (one.float(), other.float()))
+    found, wide = (pooled_distance(a, b) for a, b in pairs)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wide)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer import SelectiveProjection, UserError
+from delta_transfer.methods.spd import selective_projection
+from tests.methods.draws import draw
 from tests.networks import conv_net
 
 
@@ -133,3 +135,50 @@ def test_errors():
         SelectiveProjection(optimizer, target, source, factor=-1.0)
     with pytest.raises(UserError, match="share no parameter"):
         SelectiveProjection(optimizer, target, conv_net())
+
+
+def projected_by_hand(
+    moved: list[float], before: list[float], start: list[float], slope: list[float], strength: float
+) -> list[float]:
+    c = -math.fsum(g * (w - w0) for g, w, w0 in zip(slope, before, start, strict=True))
+    if not c < 0:
+        return moved
+    now = math.dist(moved, start)
+    ratio = max(0.0, now - math.dist(before, start)) / now
+    return [w - strength * ratio * (w - w0) for w, w0 in zip(moved, start, strict=True)]
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+def test_the_projection_is_the_papers(strength):
+    drawn = 0
+    for seed in range(20):
+        start, before, moved, slope = (draw(4, seed=4 * seed + i) for i in range(4))
+        found = selective_projection(moved, before, start, slope, factor=strength)
+        expected = projected_by_hand(
+            *(t.tolist() for t in (moved, before, start, slope)), strength=strength
+        )
+        assert found.tolist() == pytest.approx(expected, rel=1e-12)
+        drawn += found.tolist() != moved.tolist()
+    assert (0 < drawn < 20) == (strength > 0)
+
+
+def test_strength_one_keeps_the_distance_from_the_start():
+    start, before = draw(5, seed=1), draw(5, seed=2)
+    slope = before - start
+    moved = start + 1.5 * (before - start) + 0.1 * draw(5, seed=3)
+    found = selective_projection(moved, before, start, slope, factor=1.0)
+    assert (found - start).norm().item() == pytest.approx((before - start).norm().item())
+
+
+def test_the_first_step_is_free():
+    start = draw(5, dtype=torch.float32)
+    moved = start + 1
+    assert torch.equal(selective_projection(moved, start, start, -start, factor=1.0), moved)
+    assert torch.equal(selective_projection(start, start, start, start, factor=1.0), start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_projected_weights_keep_half_precision(dtype):
+    one, other = draw(3, 4, seed=1).to(dtype), draw(3, 4, seed=2).to(dtype)
+    found = selective_projection(one, other, torch.zeros_like(one), one, factor=0.5)
+    assert found.dtype == dtype

@@ -1,3 +1,4 @@
+import copy
 import os
 import random
 
@@ -12,9 +13,10 @@ from delta_transfer.utils.module_state import (
     device_of,
     eval_mode,
     preserve_random_state,
+    weights_fingerprint,
     without_parameter_gradients,
 )
-from tests.networks import ConvNet
+from tests.networks import ConvNet, conv_net
 
 
 class Problem(Exception):
@@ -124,3 +126,26 @@ class TestDeterministic:
     def test_disabled_it_changes_nothing(self):
         with deterministic_algorithms(False):
             assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_fingerprint_is_that_of_weights_and_statistics_without_the_head():
+    net = conv_net()
+    expected = weights_fingerprint(net, head="fc")
+    assert len(expected) == 64
+    other = copy.deepcopy(net).train()
+    other.fc = nn.Linear(6, 9)
+    assert weights_fingerprint(other, head="fc") == expected
+    assert weights_fingerprint(other.to(memory_format=torch.channels_last), head="fc") == expected
+    for change in ("conv1.weight", "norm2.running_mean"):
+        other = copy.deepcopy(net)
+        other.state_dict()[change].flatten()[0] += 1
+        assert weights_fingerprint(other, head="fc") != expected
+    assert weights_fingerprint(net, head="conv3") != expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.bool], ids=str)
+def test_a_fingerprint_takes_any_dtype_and_empty_tensors(dtype):
+    net = nn.Module()
+    net.register_buffer("some", torch.ones(2, 3).to(dtype))
+    net.register_buffer("empty", torch.ones(0).to(dtype))
+    assert len(weights_fingerprint(net, head="fc")) == 64
