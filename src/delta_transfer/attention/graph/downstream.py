@@ -127,9 +127,8 @@ class DownstreamGraph:
         """
         logits = self.graph.logits
         rows, count = len(base[logits]), len(channels)
-        if (
-            self.cut_point is not logits and logits not in self.operations
-        ):  # the logits do not depend on the tap
+        # The logits may not depend on the tap.
+        if self.cut_point is not logits and logits not in self.operations:
             return base[logits].expand(count, *base[logits].shape)
         delta = _delta(base[self.cut_point], ablated, self.channel_dim, channels)
         instead: dict[Node, Callable[[], Tensor]] = {
