@@ -121,7 +121,7 @@ def test_the_attention_is_read_once(moved, monkeypatch):
 
 def test_an_unused_data_root_is_reported(moved, tmp_path, caplog):
     found = load_run(moved, examples=2, device="cpu", data_root=str(tmp_path), progress=silent)
-    assert "`data_root` is ignored: " in caplog.text
+    assert f"`data_root={tmp_path}` is ignored: " in caplog.text
     assert len(found.neighbours) == 2
 
 

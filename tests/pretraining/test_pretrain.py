@@ -309,7 +309,7 @@ class TestData:
         path.write_text("\n".join(["id,Molecule", *(f"1,{text}" for text in SMILES)]))
         found = read_unlabelled(small(path, tmp_path, smiles_column="molecule"))
         assert len(found.graphs) == len(SMILES)
-        with pytest.raises(UserError, match="smiles"):
+        with pytest.raises(UserError, match=r"lacks the column 'smiles' \(it has 'id', 'Molecule'"):
             read_unlabelled(small(path, tmp_path))
 
     def test_the_test_split_of_a_named_set_is_left_out(self, tmp_path):

@@ -116,10 +116,8 @@ def test_of_graphs_molecules_are_drawn():
     paths = ("C", "CC", "CCC", "CCO", "c1ccccc1", "CCN")
 
     def task(read) -> TaskData:
-        split = Split(paths=paths, labels=(0, 1) * 3, read=read)
-        return TaskData(
-            name="m", classes=("no", "yes"), train=split, val=split, test=None, kind="graphs"
-        )
+        split = Split(paths=paths, labels=(0, 1) * 3, read=read, sample_type="molecule")
+        return TaskData(name="m", classes=("no", "yes"), train=split, val=split, test=None)
 
     drawn, _ = tap_figures(attention(), task(smiles.read_molecule), range(6))
     (channel, images), *_ = [

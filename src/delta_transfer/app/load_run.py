@@ -71,7 +71,11 @@ def load_run(
             "delta-transfer predict and the run's report.html"
         )
     if data_root is not None and not is_dataset_name(predictor.config.data):
-        logger.warning("`data_root` is ignored: %s is not a named data set", predictor.config.data)
+        logger.warning(
+            "`data_root=%s` is ignored: %s is not a named data set",
+            data_root,
+            predictor.config.data,
+        )
     result = RunResult.load(run)
     config = dataclasses.replace(
         predictor.config,

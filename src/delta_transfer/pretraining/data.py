@@ -85,13 +85,19 @@ def _check(options: PretrainOptions) -> None:
             f"{_OFFLINE}, {' or '.join(names)}"
         )
     if options.smiles_column is not None and (named or suffix != ".csv"):
-        raise ConfigError(f"`smiles_column`: {data} is not a CSV file; leave the option out")
+        raise ConfigError(
+            f"`smiles_column={options.smiles_column}`: {data} is not a CSV file; leave the "
+            "option out"
+        )
     if options.split != "auto" and not data.startswith(MOLECULENET):
         raise ConfigError(
             f"`split={options.split}` is for {MOLECULENET}NAME only; leave the option out"
         )
     if options.data_root is not None and not data.startswith(_NAMED_PREFIXES):
-        raise ConfigError(f"`data_root` is for {' and '.join(names)} only; leave the option out")
+        raise ConfigError(
+            f"`data_root={options.data_root}` is for {' and '.join(names)} only; leave the "
+            "option out"
+        )
 
 
 def _load_smiles(options: PretrainOptions) -> tuple[Sequence[str], int]:
