@@ -368,6 +368,14 @@ def test_metrics_are_those_of_the_run(run):
         assert f"| {name} images | {count} |" in card
 
 
+def test_the_counts_are_those_of_the_last_part_of_the_log(run):
+    line = "data     patterns: 3 classes, {} training, {} validation, {} test images\n"
+    (run / "train.log").write_text(line.format(30, 9, 12) + line.format(28, 8, "no"))
+    assert facts_of(run).counts == (28, 8, 0)
+    (run / "train.log").write_text("")
+    assert facts_of(run).counts is None
+
+
 def test_the_metadata_is_what_the_hub_reads(run):
     facts = facts_of(run, license="mit", data_name="hf/ada/forms")
     card = ModelCard(model_card(facts))

@@ -86,9 +86,8 @@ def collect_facts(
         else data_name
     )
     config = public_config(predictor.config, name=name)
-    has_predictions = (
-        run / "predictions.csv"
-    ).is_file()  # people may delete it, as it names samples
+    # People may delete it, as it names samples.
+    has_predictions = (run / "predictions.csv").is_file()
     classification = result.metric is ACCURACY
     return CardFacts(
         repo=repo,
@@ -167,14 +166,17 @@ def _user() -> str:
 
 
 def _count_splits(log: Path) -> tuple[int, ...] | None:
-    """Return the training, validation and test samples that the log of a run states."""
+    """Return the training, validation and test samples that the log of a run states.
+
+    The log of a resumed run states them again, and the last part is that of the saved network.
+    """
     pattern = r"^data {5}.*, (\d+) training, (\d+) validation, (\d+|no) test \w+$"
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    found = re.search(pattern, text, re.MULTILINE)
-    return found and tuple(0 if count == "no" else int(count) for count in found.groups())
+    found = re.findall(pattern, text, re.MULTILINE)
+    return tuple(0 if count == "no" else int(count) for count in found[-1]) if found else None
 
 
 def _find_comparison(run: Path) -> Comparison | None:
