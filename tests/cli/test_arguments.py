@@ -84,6 +84,14 @@ def test_a_positional_is_text_whatever_it_looks_like():
     assert cook("null", "--guests=1").dish == "null"
 
 
+def test_what_follows_two_dashes_is_no_option():
+    assert cook("--", "-d") == Options(dish="-d")
+    assert cook("--guests=3", "--", "--loud") == Options(dish="--loud", guests=3)
+    assert cook("soup", "--") == Options(dish="soup")
+    with pytest.raises(ConfigError, match="unrecognized arguments: --loud"):
+        cook("soup", "--", "--loud")
+
+
 @pytest.mark.parametrize("flag", [["-c"], ["--config"]])
 def test_a_file_sets_defaults_and_the_positional(recipe, flag):
     expected = Options(dish="soup", guests=5, oven_heat=100.0, salt=3.0, loud=True)
@@ -121,6 +129,9 @@ def test_a_tuple_takes_all_remaining_arguments():
         expected, lid=True, heat=3
     )
     assert parsed("big", "--", "--odd").things == ("--odd",)
+    assert parsed("--lid", "--", "big", "-a", "--") == Several(
+        pot="big", things=("-a", "--"), lid=True
+    )
     with pytest.raises(ConfigError, match="THINGS is missing"):
         parsed("big")
     with pytest.raises(ConfigError, match="POT is missing"):
@@ -184,10 +195,22 @@ def test_a_command_without_files_knows_no_config(recipe):
         cook("soup", "-c", recipe, config_file=False)
 
 
-def test_help_is_the_docstring(capsys):
+def help_of(capsys: pytest.CaptureFixture[str], options: type, *positional: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        cook("--help")
+        parse_options(options, ["--help"], prog="cook", summary="Cook.", positional=positional)
     assert caught.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_is_the_docstring(capsys):
+    text = help_of(capsys, Options, "dish")
     for part in ("Cook.", "DISH what to cook", "--oven-heat", "in degrees (default cold)"):
         assert part in text
+
+
+def test_help_states_a_default_that_the_docstring_leaves_out(capsys):
+    text = help_of(capsys, Options, "dish")
+    for part in ("number of guests (default 2).", "in grams (default 1.5).", "(default none)."):
+        assert part in text
+    assert text.count("(default") == 4
+    assert "how hot (default 0)." in help_of(capsys, Several, "pot", "things")

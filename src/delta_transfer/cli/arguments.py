@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import itertools
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -69,20 +68,22 @@ def parse_options(
     names = [field.name for field in dataclasses.fields(options)]  # type: ignore[arg-type]
     flags = [_flag(name) for name in names if name not in positional]
     flags += ["--help", "--config"] if config_file else ["--help"]
-    for arg in itertools.takewhile(lambda arg: arg != "--", args):
+    end = args.index("--") if "--" in args else len(args)
+    for arg in args[:end]:
         flag = arg.partition("=")[0]
         if flag in map(_flag, positional):
             parser.error(f"{flag} is not an option: pass its value without a flag")
         if flag.startswith("--") and flag not in flags:
             raise unknown("option", flag, flags)
-    namespace, extra = parser.parse_known_intermixed_args(args)
-    if extra:
-        parser.error(f"unrecognized arguments: {' '.join(extra)}; a name with spaces needs quotes")
-    given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in vars(namespace).items()
-        if name not in positional or value
-    }
+    namespace, extra = parser.parse_known_intermixed_args(args[:end])
+    given: dict[str, Any] = vars(namespace)
+    # argparse loses a "--" that comes before the first positional argument.
+    words = [word for name in positional for word in _as_list(given.pop(name, None))]
+    found, left = _assign(options, positional, [*words, *args[end + 1 :]])
+    given |= found
+    if extra or left:
+        unknown_args = " ".join([*extra, *left])
+        parser.error(f"unrecognized arguments: {unknown_args}; a name with spaces needs quotes")
     in_files: dict[str, Any] = {}
     for file in given.pop("config", ()):
         content = read_yaml(file, wanted=f"options, such as {names[0]}: VALUE", option="-c")
@@ -97,6 +98,27 @@ def parse_options(
         if field.default is dataclasses.MISSING and field.name not in values:
             parser.error(f"{field.name.upper()} is missing")
     return options(**values)
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    """Return the values that argparse found for a positional argument."""
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def _assign(
+    options: type[Any], positional: Sequence[str], words: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of positional fields, and the words that are left over."""
+    hints, left = typing.get_type_hints(options), list(words)
+    found: dict[str, Any] = {}
+    for name in positional:
+        if not left:
+            break
+        if typing.get_origin(hints[name]) is tuple:
+            found[name], left = tuple(left), []
+        else:
+            found[name] = left.pop(0)
+    return found, left
 
 
 class _Parser(argparse.ArgumentParser):
@@ -130,8 +152,8 @@ def _parser(
         )
     groups = {title: parser.add_argument_group(title) for title in OPTION_GROUPS}
     hints = typing.get_type_hints(options, include_extras=True)
-    for doc in docstring_parser.parse(options.__doc__ or "").params:
-        name, hint, text = doc.arg_name, hints[doc.arg_name], (doc.description or "")
+    for name, text in help_texts(options).items():
+        hint = hints[name]
         titles = [title for title, members in OPTION_GROUPS.items() if name in members]
         group = groups[titles[0]] if titles else parser
         help_text = text.replace("%", "%%")
@@ -148,6 +170,25 @@ def _parser(
                 help=help_text,
             )
     return parser
+
+
+def help_texts(options: type[Any]) -> dict[str, str]:
+    """Return the help of each field: its documentation, with its default if that is not there.
+
+    Args:
+        options: a data class, documented with an `Args` section.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    texts = {}
+    for doc in docstring_parser.parse(options.__doc__ or "").params:
+        text = " ".join((doc.description or "").split())
+        default = defaults[doc.arg_name]
+        has_default = default is not False and default not in (dataclasses.MISSING, None, "")
+        if has_default and "default" not in text:
+            end = "." if text.endswith(".") else ""
+            text = f"{text.removesuffix('.')} (default {default}){end}"
+        texts[doc.arg_name] = text
+    return texts
 
 
 def _converter(hint: Any) -> Callable[[str], Any]:

@@ -130,7 +130,8 @@ class CompareOptions(_Checked):
     """Options of compare that replace some of train.
 
     Args:
-        methods: comma-separated methods (list: delta-transfer methods).
+        methods: comma-separated methods (default probe,l2,l2sp,delta; list: delta-transfer
+            methods).
         seeds: comma-separated seeds; each determines splits, subsets, batch order, augmentation and
             head initialization, the same for all methods.
         samples_per_class: comma-separated numbers of random training images per class, one

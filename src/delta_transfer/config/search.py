@@ -17,7 +17,8 @@ class SearchOptions:
     Args:
         trials: number of configurations, with those already in the folder (default 20, or no limit
             with minutes).
-        minutes: start no trial after this many minutes; running ones are finished.
+        minutes: start no trial after this many minutes, and finish those that run (default no
+            limit).
         strength: range LOW:HIGH on a logarithmic scale, in addition to auto where that trains
             twice; a number or auto is not searched; search (default) is 0.01 to 100 times the
             method's own.

@@ -128,7 +128,7 @@ class TrainOptions(_TrainFields):
 
     Args:
         data: folder of images (root/{train,val,test}/CLASS/* or root/CLASS/*); CSV file with
-            columns path, label and optionally split, or of molecules (see smiles_column); or a
+            columns path, label and optionally split, or of molecules (see --smiles-column); or a
             named data set: torchvision/NAME, hf/NAME, skimage/patches, sklearn/digits,
             moleculenet/NAME, tu/NAME, or one to download by hand: cub200, stanford_dogs, mit67,
             caltech256/30, caltech256/60.
@@ -143,23 +143,23 @@ class TrainOptions(_TrainFields):
         preset: default (small image data sets), graphs (longer training with a higher learning
             rate; the default for graph networks) or paper (the protocol of DELTA's authors, see
             docs/methods/delta.md).
-        method: fine-tuning method, for example probe, l2, l2sp or delta (list: delta-transfer
-            methods).
+        method: fine-tuning method, for example probe, l2, l2sp or delta (default; list:
+            delta-transfer methods).
         strength: factor of the method's penalty. For l2, lp_ft and rifle it is the weight decay,
             for stochnorm a probability, for spd the projection factor. auto (default) is the
             method's own value; delta trains a weakly and a strongly regularised network and
             averages their weights, or on graphs uses the better one (see docs/strength.md).
-        taps: modules whose features are compared: auto, or comma-separated names and glob patterns
-            (list: delta-transfer taps MODEL).
+        taps: modules whose features are compared: auto (default), or comma-separated names and glob
+            patterns (list: delta-transfer taps MODEL).
         attention: channel attention of delta: refined (default; one forward and backward pass,
             corrected on a few images), gradient (without the correction), exact (ablates every
             channel; slow; default of preset paper), none, or the attention.safetensors of another
             run.
         attention_samples: number of random training images to estimate attention on (default all).
-        attention_temperature: softmax temperature (default 5, or the file's); larger is more
-            uniform.
+        attention_temperature: softmax temperature (default 5, or that of an attention file); larger
+            is more uniform.
         score_clip: clip standardised scores to ± this many standard deviations (default no limit,
-            or the file's).
+            or that of an attention file).
         clamp_negative_scores: set negative scores to zero; they belong to channels that increase
             the loss.
         attention_tolerance: stop the estimation (gradient, exact) when the relative standard error
@@ -169,15 +169,16 @@ class TrainOptions(_TrainFields):
         class_weights: for imbalanced classes: balanced weights the loss by inverse class frequency;
             sampler draws every class equally often; auto is balanced if the largest class has at
             least 3 times as many training images as the smallest; none (default).
-        label_smoothing: label smoothing, at least 0 and below 1 (default 0).
+        label_smoothing: probability spread evenly over all classes in the targets, at least 0 and
+            below 1 (default 0).
         epochs: number of epochs (default 10; preset graphs 15).
         steps: number of training steps instead of epochs, rounded up to whole epochs (preset paper
             9000).
         patience: stop after this many epochs without a lower validation loss; the learning rate
             schedule does not change.
         batch_size: images per step (default 32; preset paper 64).
-        gradient_accumulation_steps: split each batch into this many micro-batches to save memory;
-            results stay the same (see docs/training.md). Doubled when memory runs out.
+        gradient_accumulation_steps: split each batch into this many micro-batches to save memory
+            (default 1); results stay the same (see docs/training.md). Doubled when memory runs out.
         precision: 32 (default), bf16 or 16 (faster on GPUs; weights and penalties stay in 32 bits),
             or auto, the fastest that the device supports.
         lr: peak learning rate (default 0.0003; preset graphs 0.001, paper 0.01). find runs a short
@@ -203,9 +204,9 @@ class TrainOptions(_TrainFields):
         val_fraction: fraction of the training images held out if there is no validation split.
         test_split: name of the test split's folder, or a fraction of the training images to hold
             out for testing.
-        folds: number of cross-validation folds that choose the epoch; then trains on all images
-            (default 0, one validation split). Molecules with the same scaffold stay in one fold if
-            they are split by scaffold.
+        folds: number of cross-validation folds that choose the epoch, before training on all images
+            (default 0: one validation split instead). Molecules with the same scaffold stay in one
+            fold if they are split by scaffold.
         refit: train again on training and validation images after the epoch is chosen: always,
             never, or auto (default; below 300 images, not with --samples-per-class or preset
             paper). A validation split that comes with the data is never trained on.
@@ -217,7 +218,7 @@ class TrainOptions(_TrainFields):
             (default; the standard split of a named data set, scaffold for a file).
         device: auto (default), cpu, cuda or mps.
         devices: number of processes on this machine, each with its own GPU or, on the CPU, its
-            share of the cores; auto is all GPUs. The batch is divided among them (see
+            share of the cores (default 1); auto is all GPUs. The batch is divided among them (see
             docs/scaling.md).
         num_nodes: number of machines; start the command on each with torchrun or SLURM.
         strategy: ddp (default) keeps all of the trained network in every process; fsdp shards
