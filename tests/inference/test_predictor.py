@@ -43,6 +43,14 @@ def change(run: Path, **options: object) -> Predictor:
     return Predictor(run, device="cpu", num_workers=0)
 
 
+def test_a_run_of_more_micro_batches_than_images_per_batch_predicts(run, predictor, images):
+    folder = images / "test"
+    found = change(run, batch_size=128, gradient_accumulation_steps=64).predict([folder])
+    assert [one.values for one in found] == [
+        pytest.approx(one.values) for one in predictor.predict([folder])
+    ]
+
+
 def accuracies(predictor: Predictor, folder: Path) -> tuple[float, float]:
     """Of all images, and the mean over the class folders, from predictions one by one."""
     by_class = []
@@ -436,7 +444,7 @@ class TestEvaluate:
 
     def test_an_unused_data_root_is_reported(self, predictor, images, tmp_path, caplog):
         predictor.evaluate(str(images), data_root=str(tmp_path))
-        assert "--data-root is ignored" in caplog.text
+        assert "`data_root` is ignored" in caplog.text
 
     def test_data_that_is_not_there_is_refused(self, predictor, tmp_path):
         with pytest.raises(UserError, match=r"unknown dataset .*nothing"):

@@ -93,7 +93,12 @@ class Predictor:
         self.config = TrainConfig.load(self.run / CONFIG_FILE)
         self.device = find_device(device)
         move_to_device(self.backbone.module, self.device)
-        options = dataclasses.replace(self.config, batch_size=batch_size, num_workers=num_workers)
+        options = dataclasses.replace(
+            self.config,
+            batch_size=batch_size,
+            gradient_accumulation_steps=1,  # the run's may exceed this batch size
+            num_workers=num_workers,
+        )
         self._loaders = Dataloaders(self.backbone.input_spec, options, self.device)
         crops = self.config.paper_protocol
         self._network = CropAverage(self.backbone.module) if crops else self.backbone.module
@@ -166,7 +171,7 @@ class Predictor:
                 or no sample can be read.
         """
         if data_root is not None and not is_dataset_name(data):
-            logger.warning("--data-root is ignored: %s is not a named data set", data)
+            logger.warning("`data_root` is ignored: %s is not a named data set", data)
         found = find_labelled_data(
             self.config, data, data_root, of_molecules=self._sample_type == "molecule"
         )

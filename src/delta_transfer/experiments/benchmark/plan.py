@@ -85,11 +85,12 @@ def estimate_hours(plan: BenchmarkPlan) -> float | None:
 def _measure(config: TrainConfig) -> tuple[float, float] | None:
     """Time a forward pass and a training step, in seconds per sample."""
     size = min(config.batch_size, _MAX_BATCH_SIZE)
+    config = dataclasses.replace(config, batch_size=size, gradient_accumulation_steps=1)
     device = find_device(config.device)
     if config.model.startswith(tuple(GRAPH_LIBRARIES)):
         if not is_available(config.data, data_root=config.data_root):
             return None
-        network, inputs = _graphs(dataclasses.replace(config, batch_size=size), device)
+        network, inputs = _graphs(config, device)
     else:
         backbone = load_untrained_backbone(config.model, image_size=config.image_size)
         assert isinstance(backbone.input_spec, InputSpec)
