@@ -12,6 +12,7 @@ from delta_transfer.config.search import VARIED, SearchOptions
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import ConfigError, ModelError
 from delta_transfer.metrics.metrics import METRICS, Metric
+from delta_transfer.runs.cost import USAGE_FILE
 from delta_transfer.runs.folder import (
     RESULT_NEUTRAL_OPTIONS,
     SEARCH_FILE,
@@ -25,8 +26,10 @@ OUTCOME = "outcome.json"  # of a finished trial
 STORAGE = "search.db"
 BEST = "best.yaml"
 
+LOSSES = "losses.json"  # of a trial's first training until now
+
 # Files that are large, or not used after a trial has finished.
-_PASSING = ("checkpoints", "tensorboard", "attention.safetensors", "spent.json", "losses.json")
+_PASSING = ("checkpoints", "tensorboard", "attention.safetensors", USAGE_FILE, LOSSES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,11 +142,11 @@ def open_folder(folder: Path, config: TrainConfig, asked: SearchOptions) -> int 
     if there is None:
         return asked.num_threads
     threads: int | None = asked.num_threads or there.get("num_threads")
-    check_options(there, options_of(config, asked, threads), f"--out {folder} contains a search")
+    check_options(there, options_of(config, asked, threads), f"`out={folder}` contains a search")
     if asked.storage is None and not (folder / STORAGE).is_file() and outcomes(folder):
         raise ConfigError(
-            f"{folder} has trials, but no {STORAGE}: use their --storage, another --out, or "
-            "--overwrite to start from scratch"
+            f"{folder} has trials, but no {STORAGE}: use their `storage`, another `out`, or "
+            "`overwrite` to start from scratch"
         )
     return threads
 

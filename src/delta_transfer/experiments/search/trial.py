@@ -12,7 +12,7 @@ import torch
 
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.experiments.search.folder import Outcome, clear, outcomes
+from delta_transfer.experiments.search.folder import LOSSES, Outcome, clear, outcomes
 from delta_transfer.experiments.search.study import import_optuna
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs.cost import ResourceTracker
@@ -34,8 +34,6 @@ from delta_transfer.utils.memory import PeakMemory
 from delta_transfer.utils.module_state import deterministic_algorithms
 
 logger = logging.getLogger(__name__)
-
-LOSSES = "losses.json"  # of the first training until now
 
 _COMPLETE = 5  # complete trials before pruning starts
 _SPARED = 34  # percent of a training before it may be pruned
@@ -126,7 +124,8 @@ class Listener:
     """Record the losses of a trial's first training, and end it if Optuna's pruner says so.
 
     Trials are compared at the same percent of their first training to those that were complete when
-    this one started, so that no other process is involved.
+    this one started, so that no other process is involved. Of the epochs within one percent, the
+    first counts.
 
     Args:
         folder: of the trial.
@@ -151,7 +150,8 @@ class Listener:
             Pruned: if the trial is not promising.
         """
         share = 100 * epoch // epochs
-        # A resumed trial repeats the epochs after its last checkpoint.
+        # A resumed trial repeats the epochs after its last checkpoint, and above 100 epochs several
+        # share a percent.
         if folder not in self._firsts or share in self.losses:
             return
         self._report(share, loss)
@@ -166,11 +166,11 @@ class Listener:
 
 
 def _trial_beside(folder: Path, *, prune: bool) -> Any:
-    """Start a trial of a study in memory that contains the complete trials of a search."""
+    """Start a trial in memory; to prune it, its study contains the complete trials of a search."""
     optuna = import_optuna()
-    pruner = optuna.pruners.NopPruner()
-    if prune:
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=_COMPLETE, n_warmup_steps=_SPARED)
+    if not prune:
+        return optuna.create_study(pruner=optuna.pruners.NopPruner()).ask()
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=_COMPLETE, n_warmup_steps=_SPARED)
     study = optuna.create_study(pruner=pruner)
     for outcome in outcomes(folder.parents[1]).values():
         if outcome.state == "complete":
