@@ -61,7 +61,7 @@ class Mistake(NamedTuple):
     Args:
         id: what is wrong.
         command: what is typed.
-        error: the type of the error; "Exception" if it is not one of ours.
+        error: the type of the error; `Exception` if it is not one of ours.
         says: the offending values and options, each of which the message names.
         first: what happens before, in the folder of the command.
     """
@@ -77,7 +77,8 @@ def row(id: str, command: str, says: str, *first: Step) -> Mistake:
     """A row of the table, with a bar between the parts of what is said."""
     command = command.replace("TINY", TINY).replace("SMALL", SMALL).replace("HERE", HERE)
     kind, *parts = says.split(" | ")
-    return Mistake(id, command, getattr(errors, kind, Exception), tuple(parts), first)
+    error = Exception if kind == "Exception" else getattr(errors, kind)
+    return Mistake(id, command, error, tuple(parts), first)
 
 
 # ------------------------------------------------------------------------- what happens before
@@ -245,39 +246,39 @@ no_gpu = patched("torch.accelerator.current_accelerator", lambda check_available
 
 COMMANDS = [
     row("unknown command", "trian images", "ConfigError | 'trian'"),
-    row("option before", "--seed=1 train", "UserError | '--seed=1'"),
-    row("train: no DATA", "train", "ConfigError | --help | DATA"),
-    row("evaluate: no RUN", "evaluate", "ConfigError | RUN | DATA"),
-    row("evaluate: no DATA", "evaluate run", "ConfigError | DATA | RUN"),
-    row("predict: no RUN", "predict", "ConfigError | RUN | PATHS"),
-    row("predict: no PATHS", "predict run", "ConfigError | PATHS | RUN"),
-    row("export: no RUN", "export", "ConfigError | --help | RUN"),
-    row("push: no RUN", "push", "ConfigError | --help | RUN | REPO"),
-    row("push: no REPO", "push run", "ConfigError | REPO | RUN"),
-    row("app: no RUN", "app", "ConfigError | --help | RUN"),
-    row("compare: no DATA", "compare", "ConfigError | DATA"),
-    row("search: no DATA", "search", "ConfigError | DATA"),
-    row("attention: no DATA", "attention", "ConfigError | DATA"),
-    row("pretrain: no DATA", "pretrain", "ConfigError | DATA"),
-    row("taps: no MODEL", "taps", "ConfigError | MODEL"),
-    row("a space", "train my images", "ConfigError | DATA"),
-    row("evaluate: two DATA", "evaluate run images data", "ConfigError | RUN | DATA"),
-    row("attention: two DATA", "attention my images", "ConfigError | DATA"),
-    row("taps: two MODEL", "taps resnet50 resnet18", "ConfigError | MODEL"),
-    row("methods NAME", "methods delta", "ConfigError | --help"),
-    row("demo DATA", "demo images", "ConfigError | --help"),
-    row("no option", "train --data=images", "ConfigError | --data | DATA"),
+    row("option before", "--seed=1 train", "ConfigError | '--seed=1'"),
+    row("train: no DATA", "train", "ConfigError | DATA is missing"),
+    row("evaluate: no RUN", "evaluate", "ConfigError | RUN is missing"),
+    row("evaluate: no DATA", "evaluate run", "ConfigError | DATA is missing"),
+    row("predict: no RUN", "predict", "ConfigError | RUN is missing"),
+    row("predict: no PATHS", "predict run", "ConfigError | PATHS is missing"),
+    row("export: no RUN", "export", "ConfigError | RUN is missing"),
+    row("push: no RUN", "push", "ConfigError | RUN is missing"),
+    row("push: no REPO", "push run", "ConfigError | REPO is missing"),
+    row("app: no RUN", "app", "ConfigError | RUN is missing"),
+    row("compare: no DATA", "compare", "ConfigError | DATA is missing"),
+    row("search: no DATA", "search", "ConfigError | DATA is missing"),
+    row("attention: no DATA", "attention", "ConfigError | DATA is missing"),
+    row("pretrain: no DATA", "pretrain", "ConfigError | DATA is missing"),
+    row("taps: no MODEL", "taps", "ConfigError | MODEL is missing"),
+    row("a space", "train my images", "ConfigError | arguments: images;"),
+    row("evaluate: two DATA", "evaluate run images data", "ConfigError | arguments: data;"),
+    row("attention: two DATA", "attention my images", "ConfigError | arguments: images;"),
+    row("taps: two MODEL", "taps resnet50 resnet18", "ConfigError | arguments: resnet18;"),
+    row("methods NAME", "methods delta", "ConfigError | arguments: delta;"),
+    row("demo DATA", "demo images", "ConfigError | arguments: images;"),
+    row("no option", "train --data=images", "ConfigError | --data is not an option"),
     row("misspelt", "train images --metod=l2", "ConfigError | '--metod' | --method | --model"),
     row("shortened", "train images --epoch=3", "ConfigError | '--epoch' | --epochs"),
-    row("one dash", "train images -epochs 3", "ConfigError | : -epochs"),
+    row("one dash", "train images -epochs 3", "ConfigError | arguments: -epochs 3;"),
     row("one of a list", "compare data --method=l2", "ConfigError | '--method' | --methods"),
     row("option of train", "demo --method=l2", "ConfigError | '--method' | --seeds | --epochs"),
     row("option of attention", "attention data --method=l2", "ConfigError | '--method' | --model"),
-    row("option of taps", "methods --json", "ConfigError | '--json' | --help"),
+    row("option of taps", "methods --json", "ConfigError | '--json'"),
     row("unknown method", "train images --method=delt", "ConfigError | 'delt'"),
-    row("no value", "train images --epochs", "ConfigError | --epochs"),
-    row("no value, option", "train images --out --seed=1", "ConfigError | --out"),
-    row("no FILE", "train images -c", "ConfigError | -c/--config"),
+    row("no value", "train images --epochs", "ConfigError | --epochs: expected one argument"),
+    row("no value, option", "train images --out --seed=1", "ConfigError | --out: expected one"),
+    row("no FILE", "train images -c", "ConfigError | -c/--config: expected one argument"),
 ]
 
 
@@ -419,7 +420,7 @@ TOGETHER = [
     row(
         "compare: a method twice",
         "compare images --methods=l2,delta,l2",
-        "ConfigError | --methods | 'l2,delta,l2'",
+        "ConfigError | --methods l2,delta,l2",
     ),
     row(
         "compare: epochs and steps",
@@ -695,8 +696,6 @@ def of_data(id: str, paths: str, says: str, *first: Step) -> Mistake:
     )
 
 
-LAYOUT = "a folder with a folder of images for each class"
-
 FOLDERS = [
     row("no such data", "train birds", "ConfigError | 'birds' | skimage/patches"),
     row("a text file", "train data.txt", "DataError | 'data.txt' | .csv", wrote("data.txt")),
@@ -741,8 +740,6 @@ def of_csv(id: str, content: str | bytes, says: str, command: str = "train data.
     """A row for a CSV file beside the images a.png and b.png."""
     return row(f"CSV: {id}", command, says, drew("a.png", "b.png"), wrote("data.csv", content))
 
-
-COLUMNS = "begins with the header path,label or path,label,split"
 
 CSV_FILES = [
     of_csv("no column path", "file,label\na.png,cat\n", "DataError | 'path'"),
@@ -843,11 +840,11 @@ DATA_SETS = [
         "pretrain rdkit/nci --out=new --weights=none.pth",
         "ModelError | none.pth",
     ),
-    row("pretrain: a folder in use", "pretrain rdkit/nci --out=run", "ConfigError | --out"),
+    row("pretrain: a folder in use", "pretrain rdkit/nci --out=run", "ConfigError | --out run"),
     row(
         "pretrain: out in use",
         "pretrain rdkit/nci --out=old",
-        "ConfigError | --out | --overwrite",
+        "ConfigError | --out old | --overwrite",
         wrote("old/train.log"),
     ),
     row(
@@ -883,8 +880,6 @@ def of_model(id: str, model: str, says: str, *first: Step) -> Mistake:
     """A row for a model, where the images have 32 pixels."""
     return row(id, f"train images TINY --model={model}", says, *first)
 
-
-CONNECT = "could not be downloaded | check the connection"
 
 MODELS = [
     of_model("an unknown model", "resnet5O", "ConfigError | 'resnet5O'"),
@@ -968,9 +963,6 @@ def of_weights(id: str, file: str, says: str, *first: Step) -> Mistake:
     return row(id, f"train images TINY --weights={file}", says, *first)
 
 
-FORMS = "safetensors, or a state dict of torch.save"
-CUT = ": the file is damaged or truncated | get it again"
-
 WEIGHTS = [
     of_weights("no such weights", "w.pth", "ModelError | w.pth | torch.save"),
     of_weights("a folder of weights", "run/model", "ModelError | run/model/model.safe"),
@@ -1009,8 +1001,6 @@ def of_yaml(id: str, content: str, says: str) -> Mistake:
     return row(f"-c: {id}", "train -c options.yaml", says, wrote("options.yaml", content))
 
 
-WANTED = "options, a line each, such as data: VALUE"
-
 YAML_FILES = [
     row("-c: no file", "train -c none.yaml", "ConfigError | none.yaml | VALUE"),
     row("-c: folder", "train -c images", "ConfigError | VALUE"),
@@ -1019,7 +1009,7 @@ YAML_FILES = [
     of_yaml("no key", "data: images\nepoch: 3\n", "ConfigError | 'epoch'"),
     of_yaml("no number", "data: x\nepochs: many\n", "ConfigError | --epochs"),
     of_yaml("out of range", "data: x\nepochs: 0\n", "ConfigError | --epochs"),
-    of_yaml("no switch", "data: x\noverwrite: now\n", "ConfigError"),
+    of_yaml("no switch", "data: x\noverwrite: now\n", "ConfigError | --overwrite | 'now'"),
     of_yaml("two data", "data: [images, birds]\n", "ConfigError | 'images' | 'birds'"),
     of_yaml("no data", "epochs: 3\n", "ConfigError | DATA"),
     row(
@@ -1030,12 +1020,12 @@ YAML_FILES = [
     row(
         "-c: the options of the very run",
         "train -c run/config.yaml --out=run",
-        "UserError | --out | --overwrite",
+        "UserError | --out run | --overwrite",
     ),
 ]
 
 OUT = [
-    row("out: in use", "train images --out=run", "UserError | --out | --overwrite"),
+    row("out: in use", "train images --out=run", "UserError | --out run | --overwrite"),
     row("resume: which", "train images --resume", "ConfigError | --resume | --out"),
     row(
         "resume: and overwrite",
@@ -1045,12 +1035,12 @@ OUT = [
     row(
         "resume: other options",
         "train -c run/config.yaml --out=run --resume --lr=0.5",
-        "ConfigError | --out | --lr | 0.5",
+        "ConfigError | --out run | --lr | 0.5",
     ),
     row(
         "resume: no run",
         "train images --out=thesis --resume",
-        "UserError | --resume | --out",
+        "UserError | --resume | --out thesis",
         wrote("thesis/chapter.txt"),
     ),
     row("out: a file", "train images --out=a.txt", "UserError | --out a.txt", wrote("a.txt")),
@@ -1064,44 +1054,44 @@ OUT = [
     row(
         "out: no run",
         "train images --out=thesis --overwrite",
-        "UserError | --out | train.log | config.yaml",
+        "UserError | --out thesis | train.log | config.yaml",
         wrote("thesis/chapter.txt"),
     ),
     row(
         "out: no access",
         "train images --out=new",
-        "EnvironmentError | --out",
+        "EnvironmentError | --out new",
         patched("os.access", lambda path, mode: False),
     ),
     row(
         "out: no access in the end",
         "train images TINY --out=new",
-        "EnvironmentError | --out",
+        "EnvironmentError | folder new | another --out",
         patched("pathlib.Path.mkdir", refuse_new),
     ),
     row(
         "out: a full disk",
         "train images TINY --out=new",
-        "Exception | --out | 'new/config.yaml'",
+        "Exception | another folder with --out | 'new/config.yaml'",
         full_disk,
     ),
-    row("compare: out in use", "compare images --out=run", "UserError | --out | --overwrite"),
+    row("compare: out in use", "compare images --out=run", "UserError | --out run | --overwrite"),
     row(
         "compare: other options",
         "compare images --epochs=3 --out=old",
-        "ConfigError | --out | --epochs | --overwrite",
+        "ConfigError | --out old | --epochs | --overwrite",
         planned("old", epochs=5),
     ),
     row(
         "compare: other options of a demo",
         "demo --out=old",
-        "ConfigError | --out | --data | --overwrite",
+        "ConfigError | --out old | --data | --overwrite",
         planned("old", epochs=5),
     ),
     row(
         "compare: damaged options",
         "compare images --out=old",
-        "UserError | --out | old/compare.yaml",
+        "UserError | another --out | old/compare.yaml",
         wrote("old/compare.yaml", "data: ["),
     ),
     row(
@@ -1114,14 +1104,14 @@ OUT = [
     row(
         "compare: something beside the runs",
         "compare images --out=old --overwrite",
-        "UserError | --out | thesis.tex",
+        "UserError | --out old | thesis.tex",
         planned("old", epochs=5),
         wrote("old/thesis.tex"),
     ),
     row(
         "compare: options of a switch",
         "compare -c options.yaml",
-        "ConfigError",
+        "ConfigError | options.yaml | --overwrite | 'now'",
         wrote("options.yaml", "data: x\noverwrite: now\n"),
     ),
     row(
@@ -1130,30 +1120,30 @@ OUT = [
         "Exception | 'new/compare.yaml'",
         full_disk,
     ),
-    row("search: out in use", "search images --out=run", "UserError | --out | --overwrite"),
+    row("search: out in use", "search images --out=run", "UserError | --out run | --overwrite"),
     row(
         "search: other options",
         "search images --method=l2 --lr=1e-4:1e-2 --out=old",
-        "ConfigError | --out | --method | --lr",
+        "ConfigError | --out old | --method | --lr",
         searched("old"),
     ),
     row(
         "search: damaged options",
         "search images --out=old",
-        "UserError | --out | old/search.yaml",
+        "UserError | another --out | old/search.yaml",
         wrote("old/search.yaml", "data: ["),
     ),
     row(
         "search: damaged trials",
         "search images SMALL --batch-size=8 --jobs=1 --out=old",
-        "ConfigError | --out | --overwrite | old/search.db",
+        "ConfigError | another --out | --overwrite | old/search.db",
         searched("old", image_size=32, batch_size=8),
         wrote("old/search.db"),
     ),
     row(
         "search: something beside the trials",
         "search images --out=old --overwrite",
-        "UserError | --out | thesis.tex",
+        "UserError | --out old | thesis.tex",
         searched("old"),
         wrote("old/thesis.tex"),
     ),
@@ -1163,11 +1153,11 @@ OUT = [
         "Exception | 'new/search.yaml'",
         full_disk,
     ),
-    row("demo: out in use", "demo --out=run", "UserError | --out | --overwrite"),
+    row("demo: out in use", "demo --out=run", "UserError | --out run | --overwrite"),
     row(
         "demo: out no comparison",
         "demo --out=thesis --overwrite",
-        "UserError | --out",
+        "UserError | --out thesis",
         wrote("thesis/chapter.txt"),
     ),
     row(
@@ -1184,13 +1174,13 @@ OUT = [
     row(
         "evaluate: out no evaluation",
         "evaluate run images --out=thesis",
-        "ConfigError | --out | evaluation.json",
+        "ConfigError | --out thesis | evaluation.json",
         wrote("thesis/chapter.txt"),
     ),
     row(
         "evaluate: out on a full disk",
         "evaluate run images HERE --out=new",
-        "EnvironmentError | --out",
+        "EnvironmentError | --out new",
         full_disk,
     ),
     row(
@@ -1206,7 +1196,7 @@ OUT = [
     row(
         "export: something in an export",
         "export run --out=old --overwrite",
-        "ConfigError | --out | thesis.tex",
+        "ConfigError | --out old | thesis.tex",
         wrote("old/preprocessing.json"),
         wrote("old/thesis.tex"),
     ),
@@ -1349,9 +1339,6 @@ OUT = [
         full_disk,
     ),
 ]
-
-NO_MODEL = "there is no model.safetensors | give the folder of a finished run"
-DAMAGED = "the model in damaged/model is damaged | copy it again, or train again"
 
 RUNS = [
     row("no run", "evaluate new images", "ModelError | there is no run new"),
@@ -1509,9 +1496,9 @@ published: {}
 """
 
 RECIPES = [
-    row("bench: nothing", "bench", "ConfigError | --list | NAME"),
-    row("bench: NAME as an option", "bench --name=dtd", "ConfigError | --name | NAME"),
-    row("bench: both", "bench dtd --list", "ConfigError | --list | NAME"),
+    row("bench: nothing", "bench", "ConfigError | pass the NAME | --list"),
+    row("bench: NAME as an option", "bench --name=dtd", "ConfigError | --name is not an option"),
+    row("bench: both", "bench dtd --list", "ConfigError | pass the NAME | --list"),
     row("bench: no recipe", "bench dtdd", "ConfigError | 'dtdd' | --list"),
     row("bench: no file", "bench no.yaml", "ConfigError | no.yaml"),
     row(
@@ -1697,7 +1684,7 @@ def test_every_option_has_a_row(command, options):
     )
     for name in (field.name for field in dataclasses.fields(options)):
         flag = "--" + name.replace("_", "-")
-        is_missing = any(name.upper() in found.says for found in own)
+        is_missing = any(f"{name.upper()} is missing" in found.says for found in own)
         assert re.search(rf" {flag}\b", typed) or is_missing, flag
 
 

@@ -273,7 +273,8 @@ class TestEvaluate:
         config["data"] = str(images / "train")
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         assert main(["evaluate", str(run), str(images / "train"), "--num-workers=0"]) == 0
-        assert "warning: " in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"warning: the run was trained on images of {images / 'train'}: these met" in said
 
 
 class TestPredict:
