@@ -342,7 +342,7 @@ def test_an_older_export_is_replaced(run):
     out = run / "export" / "safetensors"
     export_run(predictor, format="safetensors")
     (out / "config.json").write_text("old")
-    with pytest.raises(UserError, match="not empty: use another folder, or --overwrite"):
+    with pytest.raises(UserError, match="not empty: use another folder, or `overwrite`"):
         export_run(predictor, format="safetensors")
     assert (out / "config.json").read_text() == "old"
     for name in ("model.onnx", "model.onnx.data"):
@@ -434,7 +434,7 @@ class Odd(nn.Module):
 def test_a_network_that_cannot_be_exported_is_an_error(tmp_path, capsys):
     run = saved_run(tmp_path / "run", wrap_network(Odd(), num_outputs=2, image_size=24))
     before = sorted(run.rglob("*"))
-    with pytest.raises(UserError, match=r"--format torch: .* cannot export .*--format"):
+    with pytest.raises(UserError, match=r"`format=torch`: .* cannot export .*`format`"):
         export_run(Predictor(run, device="cpu", network=Odd()), format="torch")
     assert sorted(run.rglob("*")) == before
     with pytest.raises(UserError, match=r"unknown format 'onnxx'.*onnx"):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from delta_transfer.data.task import Split
-from delta_transfer.errors import ConfigError, UserError
+from delta_transfer.errors import ConfigError, EnvironmentError, UserError
 from delta_transfer.inference.evaluation import Evaluation, evaluate_multiclass
 from delta_transfer.inference.evaluation_folder import check_folder, default_folder, save_evaluation
 
@@ -81,14 +81,16 @@ class TestCheckFolder:
     )
     def test_anything_else_is_refused(self, tmp_path, content):
         (tmp_path / "evaluation.json").write_text(content)
-        with pytest.raises(ConfigError, match=r"--out .* is not empty"):
+        with pytest.raises(ConfigError, match=r"`out=.*` is not empty"):
             check_folder(tmp_path, data="data")
 
     def test_a_file_is_refused(self, tmp_path):
         (tmp_path / "out").touch()
         with pytest.raises(UserError, match="out is a file"):
             check_folder(tmp_path / "out", data="data")
-        with pytest.raises(UserError, match="out"):
+        with pytest.raises(
+            EnvironmentError, match=r"below\S* cannot .*because of \S*/out: use another"
+        ):
             check_folder(tmp_path / "out" / "below", data="data")
 
     def test_a_folder_among_the_images_is_refused(self, tmp_path):
@@ -97,7 +99,9 @@ class TestCheckFolder:
 
     def test_a_folder_that_cannot_be_written_is_refused(self, tmp_path, monkeypatch):
         monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
-        with pytest.raises(UserError, match="out"):
+        with pytest.raises(
+            EnvironmentError, match=f"cannot be written, because of {tmp_path}: use"
+        ):
             check_folder(tmp_path / "new" / "out", data="data")
 
 
@@ -115,7 +119,7 @@ class TestSave:
 
     def test_it_is_whole_or_not_there(self, tmp_path, evaluation, monkeypatch):
         monkeypatch.setattr("delta_transfer.inference.evaluation.write_atomically", full)
-        with pytest.raises(UserError, match=r"--out .*out cannot be written \(No space left"):
+        with pytest.raises(UserError, match=r"`out=.*out` cannot be written \(No space left"):
             save_evaluation(evaluation, run=tmp_path, out=str(tmp_path / "out"))
         assert not names(tmp_path)
 
@@ -139,5 +143,5 @@ class TestSave:
         (message,) = caplog.messages
         assert message.startswith("no files are written: ")
         assert str(tmp_path / "evaluation" / "pets") in message
-        assert "--out" in message
+        assert message.endswith("choose a folder with `out`")
         assert not names(tmp_path / "evaluation")

@@ -69,7 +69,7 @@ class TestCheckTable:
 
     def test_an_old_one_must_be_given_up(self, tmp_path):
         (tmp_path / "old.csv").touch()
-        with pytest.raises(UserError, match=r"old.csv already exists: .* --overwrite"):
+        with pytest.raises(UserError, match=r"`csv=.*old.csv` already exists: .* `overwrite`"):
             check_csv_path(tmp_path / "old.csv", overwrite=False)
         check_csv_path(tmp_path / "old.csv", overwrite=True)
 
@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
     path = tmp_path / "new.csv"
     path.write_text("old")
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(UserError, match=r"--csv .*new.csv cannot be written \(No space left"):
+    with pytest.raises(UserError, match=r"`csv=.*new.csv` cannot be written \(No space left"):
         write_csv(path, [FIRST], CLASSES)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

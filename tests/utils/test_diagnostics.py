@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from delta_transfer.errors import DataError, UserError
+from delta_transfer.data.images.decode import ImageError
+from delta_transfer.errors import UserError
 from delta_transfer.utils.diagnostics import explain, message
 
 

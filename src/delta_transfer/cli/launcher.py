@@ -48,6 +48,8 @@ def launch(args: Sequence[str], *, processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from delta_transfer.utils.devices import cpu_count
+
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING_SECONDS))
     # One address store per start: a shared one still has the addresses of dead processes.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
@@ -64,7 +66,7 @@ def launch(args: Sequence[str], *, processes: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         outcome = Path(folder, "outcome")
         os.environ[OUTCOME] = str(outcome)
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
         quiet = logging.root.manager.disable
         logging.disable(logging.CRITICAL)  # the launcher logs every exit of a process
         try:
@@ -78,12 +80,6 @@ def launch(args: Sequence[str], *, processes: int) -> int:
             logging.disable(quiet)
             del os.environ[OUTCOME]
         return int(outcome.read_text()) if outcome.exists() else 0
-
-
-def _cores() -> int:
-    import joblib
-
-    return int(joblib.cpu_count())
 
 
 def is_launched() -> bool:

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _end(2, f"error: {as_flags(message(error))}")
     except KeyboardInterrupt as stop:
-        return _end(1, str(stop) or "interrupted")
+        return _end(1, as_flags(str(stop)) or "interrupted")
     except BrokenPipeError:
         return 1  # the reader, such as head, has closed the pipe
     except Exception as error:

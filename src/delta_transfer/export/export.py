@@ -101,8 +101,8 @@ def export_run(
     )
     if isinstance(spec, GraphSpec) and not export_format.supports_graphs:
         raise ConfigError(
-            f"--format {format}: the network of {predictor.run} is for graphs: use --format "
-            "safetensors"
+            f"`format={format}`: the network of {predictor.run} is for graphs: use "
+            "`format=safetensors`"
         )
     module = copy.deepcopy(predictor.backbone.module).cpu().eval()
     network = Exportable(
@@ -130,7 +130,7 @@ def _write_and_verify(
         raise ModelError(
             f"the outputs of {export_format.file} differ from those of {predictor.run} by "
             f"{difference:.1e}, more than {allowed:.1e}, on {samples.description}; nothing is "
-            f"written. Use another --format, one of {', '.join(FORMATS)}"
+            f"written. Use another `format`, one of {', '.join(FORMATS)}"
         )
     return ExportResult(
         file=folder / export_format.file,
@@ -187,15 +187,15 @@ def check_folder(
         return
     if not overwrite:
         raise ConfigError(
-            f"--out {folder} is not empty: use another folder, or --overwrite to replace the "
+            f"`out={folder}` is not empty: use another folder, or `overwrite` to replace the "
             "export there"
         )
     foreign = min(names - set(files), default=None)
     if mark not in names or foreign is not None:
         found = f"no {mark}" if foreign is None else foreign
         raise ConfigError(
-            f"--out {folder} contains files that are not of an export ({found}), which "
-            "--overwrite does not replace: use another folder"
+            f"`out={folder}` contains files that are not of an export ({found}), which "
+            "`overwrite` does not replace: use another folder"
         )
 
 

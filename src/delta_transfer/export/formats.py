@@ -145,8 +145,8 @@ def _exporting(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # exporters raise nearly any type of error
         raise ModelError(
-            f"--format {name}: torch cannot export this network ({short_error_message(error)}): "
-            f"use another --format, one of {', '.join(FORMATS)}"
+            f"`format={name}`: torch cannot export this network ({short_error_message(error)}): "
+            f"use another `format`, one of {', '.join(FORMATS)}"
         ) from error
 
 
@@ -165,6 +165,6 @@ def _require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise EnvironmentError(
-            f"--format onnx needs onnx, onnxruntime and onnxscript ({error}): pip install "
+            f"`format=onnx` needs onnx, onnxruntime and onnxscript ({error}): pip install "
             "'delta-transfer[export]'"
         ) from error

@@ -47,7 +47,7 @@ def check_folder(folder: Path, *, data: str) -> None:
     check_output_location(folder, data=data)
     if _in_use(folder) and _evaluated_data(folder) is None:
         raise ConfigError(
-            f"--out {folder} is not empty and has no {EVALUATION_FILE}; only an evaluation can be "
+            f"`out={folder}` is not empty and has no {EVALUATION_FILE}; only an evaluation can be "
             "replaced: use another folder"
         )
 
@@ -75,10 +75,10 @@ def save_evaluation(
     except OSError as error:
         if out is not None:
             raise EnvironmentError(
-                f"--out {folder} cannot be written ({error.strerror}): use another folder"
+                f"`out={folder}` cannot be written ({error.strerror}): use another folder"
             ) from error
         logger.warning(
-            "no files are written: %s is not writable (%s); choose a folder with --out",
+            "no files are written: %s is not writable (%s); choose a folder with `out`",
             folder,
             error.strerror,
         )

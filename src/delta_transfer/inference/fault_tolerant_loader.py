@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from delta_transfer.data.images.loader import DeviceDataLoader
 from delta_transfer.errors import DataError, UserError, first_few
+from delta_transfer.report.formatting import pluralize
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +75,10 @@ class ReadStats:
         return self.num_samples / self.elapsed_s if self.elapsed_s else 0.0
 
     def __str__(self) -> str:
-        """Format as in `1000 images, 243 images/s`."""
+        """Format as in `1,000 images, 243 images/s`."""
         digits = 0 if self.samples_per_second >= 10 else 1
-        plural = "" if self.num_samples == 1 else "s"
         rate = f"{self.samples_per_second:.{digits}f} {self.sample_type}s/s"
-        return f"{self.num_samples} {self.sample_type}{plural}, {rate}"
+        return f"{pluralize(self.num_samples, self.sample_type)}, {rate}"
 
     def track(
         self, batches: Iterable[tuple[Tensor, ReadResult]]

@@ -56,13 +56,13 @@ def check_csv_path(path: Path, *, overwrite: bool) -> None:
         UserError: if the file exists and may not be replaced, or its folder is not writable.
     """
     if path.exists() and not path.is_file():
-        raise ConfigError(f"--csv {path} is not a file: use the name of a file")
+        raise ConfigError(f"`csv={path}` is not a file: use the name of a file")
     if path.exists() and not overwrite:
-        raise ConfigError(f"--csv {path} already exists: use another name, or --overwrite")
+        raise ConfigError(f"`csv={path}` already exists: use another name, or `overwrite`")
     if not path.parent.is_dir():
-        raise ConfigError(f"--csv {path}: there is no folder {path.parent}: create it")
+        raise ConfigError(f"`csv={path}`: there is no folder {path.parent}: create it")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise EnvironmentError(f"--csv {path}: the folder {path.parent} is not writable")
+        raise EnvironmentError(f"`csv={path}`: the folder {path.parent} is not writable")
 
 
 def write_csv(
@@ -95,7 +95,7 @@ def write_csv(
         write_atomically(path, to_csv(rows))
     except OSError as error:
         raise EnvironmentError(
-            f"--csv {path} cannot be written ({error.strerror}): free some space, or use another "
+            f"`csv={path}` cannot be written ({error.strerror}): free some space, or use another "
             "file"
         ) from error
 

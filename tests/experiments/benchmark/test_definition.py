@@ -173,7 +173,7 @@ def test_the_options_of_the_command_override_the_benchmark(tmp_path):
 
 
 def test_molecules_have_no_classes_to_limit():
-    with pytest.raises(UserError, match="--samples-per-class 5: bbbp has no classes"):
+    with pytest.raises(UserError, match="`samples_per_class=5`: bbbp has no classes"):
         make_plan(RECIPES["bbbp"], BenchOptions(name="bbbp", samples_per_class=5))
 
 

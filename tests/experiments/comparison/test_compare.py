@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from delta_transfer.config.train import TrainConfig
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, UserError
 from delta_transfer.experiments.comparison import compare as module
 from delta_transfer.experiments.comparison.compare import ComparisonResult, compare
+from delta_transfer.experiments.comparison.folder import ComparisonPlan, initialize_folder
 from delta_transfer.experiments.scheduling import placement, worker
 from delta_transfer.experiments.scheduling.pool import Worker, local_workers
 from delta_transfer.metrics.metrics import ACCURACY
@@ -87,16 +88,16 @@ class TestCompare:
         ("methods", "seeds", "options", "message"),
         [
             (["l2", "l3"], [0], {}, "unknown method 'l3'"),
-            (["l2", "l2"], [0], {}, "--methods 'l2,l2'"),
-            ([], [0], {}, "--methods ''"),
+            (["l2", "l2"], [0], {}, "`methods=l2,l2`"),
+            ([], [0], {}, "`methods=`"),
             (
                 ["delta", "delta_no_attention"],
                 [0],
                 {"attention": "none"},
-                "--attention none.*delta and delta_no_attention",
+                "`attention=none`: `methods=delta,delta_no_attention` are the same",
             ),
-            (["l2"], [1, 1], {}, "--seeds '1,1'"),
-            (["l2"], [], {}, "--seeds ''"),
+            (["l2"], [1, 1], {}, "`seeds=1,1`"),
+            (["l2"], [], {}, "`seeds=`"),
             (["l2"], [0, -1], {}, "seed.*at least 0.*got -1"),
             (["probe"], [0], {"taps": "blocks.9"}, r"unknown tap 'blocks\.9'"),
             (["probe", "delta"], [0], {"attention": __file__}, "is not a safetensors file"),
@@ -134,13 +135,24 @@ class TestCompare:
             compare(config, out, methods=["probe", "delta"], seeds=[0], n_jobs=1)
         assert not out.exists()
 
+    def test_a_method_that_the_folder_has_by_another_name_is_refused(self, images, tmp_path):
+        out = tmp_path / "out"
+        config = tiny(images, out, attention="none")
+        plan = ComparisonPlan(
+            config=config, methods=("delta",), seeds=(0,), sizes=(None,), num_threads=1
+        )
+        initialize_folder(out, plan)
+        with pytest.raises(ConfigError, match="`methods=delta,delta_no_attention` are the same"):
+            compare(config, out, methods=["delta_no_attention"], seeds=[0])
+        assert [path.name for path in out.iterdir()] == ["compare.yaml"]
+
     @pytest.mark.parametrize(("seeds", "sizes"), [([0, 1], [None]), ([0], [5, None])])
     def test_an_attention_file_is_of_one_seeds_images(
         self, finished, images, tmp_path, seeds, sizes
     ):
         file = str(finished.folder / "attention.safetensors")
         config = tiny(images, tmp_path / "out", attention=file)
-        with pytest.raises(UserError, match=r"--attention .* one seed"):
+        with pytest.raises(UserError, match=r"`attention=.* one seed"):
             compare(config, tmp_path / "out", methods=["delta"], seeds=seeds, sizes=sizes)
         assert not (tmp_path / "out").exists()
 

@@ -83,7 +83,7 @@ class TestProcesses:
 
     def test_a_process_that_dies_is_told_of(self, pool, compared, tmp_path):
         pool._workers[0].process.kill()
-        with pytest.raises(UserError, match=r"died \(exit code -9\).*--jobs 1"):
+        with pytest.raises(UserError, match=r"died \(exit code -9\).*`jobs=1`"):
             pool.prepare(options(compared, tmp_path)[0])
 
 

@@ -119,7 +119,7 @@ def test_a_cluster_that_will_not_do_is_refused(nodes, device, says):
 
 
 def test_more_threads_than_any_node_has_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"--num-threads 17: no node .* more than 16 cores"):
+    with pytest.raises(UserError, match=r"`num_threads=17`: no node .* more than 16 cores"):
         cluster(*NODES).jobs(["l2"], tmp_path, workers=1, threads=17)
 
 

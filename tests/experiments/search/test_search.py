@@ -24,6 +24,7 @@ from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.errors import UserError
 from delta_transfer.experiments.search.folder import (
     Outcome,
+    clear,
     outcomes,
     trial_folder,
     unfinished_runs,
@@ -211,7 +212,7 @@ def test_a_trial_that_ended_just_before_a_kill_is_not_made_again(tmp_path):
 
 def test_trials_on_other_images_are_refused(tmp_path):
     study(tmp_path).ask()
-    with pytest.raises(UserError, match=r"other images, splits or pretrained weights.* --overwri"):
+    with pytest.raises(UserError, match=r"other images, splits or pretrained weights.* `overwri"):
         study(tmp_path, fingerprint="y")
 
 
@@ -300,6 +301,15 @@ def test_a_bad_trial_leaves_little(images, prepared, tmp_path, lr, state):
         assert "training diverged in epoch 1" in outcome.failure
     kept = {"config.yaml", "train.log", "metrics.csv", "drift.csv", "outcome.json"}
     assert {path.name for path in own.iterdir()} <= kept
+
+
+def test_a_finished_trial_keeps_nothing_that_only_resuming_needs(tmp_path):
+    for name in ("usage.json", "losses.json", "checkpoints/last.ckpt", "folds/1/usage.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "outcome.json").touch()
+    clear(tmp_path)
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"outcome.json"}
 
 
 def test_a_damaged_outcome_is_named(tmp_path):
@@ -470,7 +480,7 @@ def test_broken_off_it_goes_on_to_the_same_trials(images, tmp_path, stop):
     os.kill(started.pid, stop)
     _, said = started.communicate(timeout=200)
     if stop == signal.SIGINT:
-        assert "interrupted after 1 trials: to resume, rerun the command with --out" in said
+        assert "interrupted after 1 trial: to resume, rerun the command with --out" in said
     assert not (trial_folder(tmp_path / "out", 1) / "outcome.json").exists()
     assert main.main(command) == 0
     log = (trial_folder(tmp_path / "out", 1) / "train.log").read_text()
@@ -492,7 +502,7 @@ def test_several_trials_at_a_time(images, tmp_path, how):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "2 at a time" in done.stderr
+    assert "2 in parallel" in done.stderr
     found = rows(out)
     assert [row["trial"] for row in found] == ["0", "1", "2", "3"]
     assert (out / "best" / "report.html").is_file()
@@ -511,7 +521,7 @@ def test_minutes_begin_no_trial_after_them_but_the_first(images, tmp_path, capsy
     command = typed(images, tmp_path / "out", "--minutes=1e-9", "--method=l2sp", "--epochs=1")
     assert main.main(command) == 0
     assert [row["trial"] for row in rows(tmp_path / "out")] == ["0"]
-    assert "trials: as many as there is time for" in capsys.readouterr().err
+    assert "trials: until the time is up" in capsys.readouterr().err
 
 
 def test_a_default_that_fails_ends_it_and_is_tried_again(images, tmp_path, capsys):

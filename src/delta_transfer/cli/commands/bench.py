@@ -72,17 +72,15 @@ def format_benchmark_list(
 def format_plan(benchmark_plan: "BenchmarkPlan") -> Iterator[str]:
     """Format the downloads and the estimated time of a benchmark."""
     from delta_transfer.experiments.benchmark.plan import estimate_hours, list_downloads
+    from delta_transfer.report.formatting import pluralize
 
     benchmark, root = benchmark_plan.benchmark, _root(benchmark_plan.config.data_root)
     yield from _labelled("benchmark", benchmark.summary)
     yield from _labelled("reference", benchmark.reference)
     yield from _labelled("split", benchmark.split)
     methods, seeds = ", ".join(benchmark_plan.methods), ", ".join(map(str, benchmark_plan.seeds))
-    limit = (
-        ""
-        if benchmark_plan.samples_per_class is None
-        else f", {benchmark_plan.samples_per_class} training samples per class"
-    )
+    size = benchmark_plan.samples_per_class
+    limit = "" if size is None else f", {pluralize(size, 'training sample')} per class"
     yield from _labelled(
         "runs",
         f"{benchmark_plan.num_runs}: {methods}; seeds {seeds}{limit}; {benchmark_plan.folder}",
@@ -134,13 +132,13 @@ def format_results(benchmark_plan: "BenchmarkPlan") -> Iterator[str]:
 
 def _ours(line: "BenchmarkRow", table: "BenchmarkTable") -> str:
     """Format mean and standard deviation, or the result of one seed; with the seeds if not all."""
-    from delta_transfer.experiments.benchmark.benchmark import format_num_seeds
+    from delta_transfer.report.formatting import pluralize
 
     if line.ours is None:
         return "-"
     scale, count = table.scale, line.ours.count
     spread = f" +- {scale * line.ours.std:.2f}" if count > 1 else ""
-    seeds = "" if count == table.num_seeds else f" ({format_num_seeds(count)})"
+    seeds = "" if count == table.num_seeds else f" ({pluralize(count, 'seed')})"
     return f"{scale * line.ours.mean:.2f}{spread}{seeds}"
 
 
@@ -192,8 +190,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _duration(hours: float) -> str:
+    from delta_transfer.report.formatting import pluralize
+
     if hours < 1:
-        return f"about {60 * hours:.0f} minutes"
+        return f"about {pluralize(round(60 * hours), 'minute')}"
     return f"about {hours:.1f} hours" if hours < 48 else f"about {hours / 24:.0f} days"
 
 

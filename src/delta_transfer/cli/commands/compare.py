@@ -99,12 +99,13 @@ class Table:
 def tables(compared: "ComparisonResult") -> Iterator[Table]:
     """Yield one table per training set size, smallest first."""
     from delta_transfer.report.comparison.runs import read_comparison, summarize_methods
+    from delta_transfer.report.formatting import pluralize
 
     runs = read_comparison(compared.folder)
     for size in runs.sizes:
         here = runs.with_size(size)
-        seeds = f"{len(here.seeds)} seed{'' if len(here.seeds) == 1 else 's'}"
-        samples = "" if size is None else f", {size} training {runs.sample_type}s per class"
+        seeds, kind = pluralize(len(here.seeds), "seed"), f"training {runs.sample_type}"
+        samples = "" if size is None else f", {pluralize(size, kind)} per class"
         yield Table(
             title=f"{runs.split.capitalize()} {runs.metric.heading}, {seeds}{samples}",
             methods=summarize_methods(here),
@@ -121,10 +122,11 @@ def check_failures(compared: "ComparisonResult") -> None:
         UserError: if a run failed.
     """
     from delta_transfer.experiments.comparison.compare import describe_run
+    from delta_transfer.report.formatting import pluralize
 
     if compared.failures:
         reasons = "; ".join(f"{describe_run(run)}: {reason}" for run, reason in compared.failures)
         raise UserError(
-            f"{len(compared.failures)} runs failed; rerun the command with --out "
+            f"{pluralize(len(compared.failures), 'run')} failed; rerun the command with --out "
             f"{compared.folder} to retry them: {reasons}"
         )

@@ -64,11 +64,12 @@ def shown(result: "SearchResult") -> "list[Trial]":
 def lines(result: "SearchResult") -> list[str]:
     """Format the result as lines."""
     from delta_transfer.experiments.search.space import AUTO
+    from delta_transfer.report.formatting import pluralize
 
     complete, count = result.complete, len(result.trials)
     best, default = complete[0], next(trial for trial in complete if trial.number == 0)
     metric, lost = best.outcome.metric, count - len(complete)
-    ended = f"{count} trials" + (f", {lost} pruned or failed" if lost else "")
+    ended = pluralize(count, "trial") + (f", {lost} pruned or failed" if lost else "")
     found = [f"best       trial {best.number} of {ended}"]
     if best is default:
         found.append(f"           the default configuration is the best: {_metrics(default)}")

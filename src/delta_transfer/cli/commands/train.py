@@ -35,7 +35,7 @@ def train(args: Sequence[str]) -> None:
             ("model", "model"),
             ("report", "report.html"),
             ("metrics", "metrics.csv"),
-            ("states", "checkpoints"),
+            ("checkpoints", "checkpoints"),
         ):
             if (result.folder / name).exists():  # without training the last two do not exist
-                print(f"{what:<8} {result.folder / name}")
+                print(f"{what:<11} {result.folder / name}")

@@ -12,6 +12,7 @@ from delta_transfer.experiments.comparison.compare import ComparisonResult, comp
 from delta_transfer.metrics.metrics import METRICS
 from delta_transfer.metrics.statistics import Summary, summarize
 from delta_transfer.report.comparison.runs import read_comparison
+from delta_transfer.report.formatting import pluralize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,13 +67,13 @@ def make_plan(benchmark: Benchmark, options: BenchOptions) -> BenchmarkPlan:
     """
     if options.samples_per_class is not None and benchmark.metric != "accuracy":
         raise ConfigError(
-            f"--samples-per-class {options.samples_per_class}: {benchmark.name} has "
+            f"`samples_per_class={options.samples_per_class}`: {benchmark.name} has "
             "no classes: leave it out"
         )
     named = benchmark.methods if options.methods is None else options.methods.split(",")
     methods = tuple(method.strip() for method in named)
     if len(set(methods)) < len(methods):
-        raise ConfigError(f"--methods {','.join(methods)}: use each method once")
+        raise ConfigError(f"`methods={','.join(methods)}`: use each method once")
     own = None
     if benchmark.weights is not None and options.weights is None:
         own = resolve_data_root(options.data_root) / benchmark.weights.file
@@ -110,7 +111,7 @@ def run_benchmark(plan: BenchmarkPlan, *, n_jobs: int | None) -> ComparisonResul
         assert plan.benchmark.weights is not None
         raise ModelError(
             f"the pretrained weights of {plan.benchmark.name} are missing, '{plan.weights}': "
-            f"{plan.benchmark.weights.instructions}; put them there, or use --weights FILE"
+            f"{plan.benchmark.weights.instructions}; put them there, or use `weights=FILE`"
         )
     return compare(
         plan.config,
@@ -163,17 +164,12 @@ def read_table(plan: BenchmarkPlan) -> BenchmarkTable | None:
     limit = (
         ""
         if plan.samples_per_class is None
-        else f", {plan.samples_per_class} training {runs.sample_type}s per class"
+        else f", {pluralize(plan.samples_per_class, f'training {runs.sample_type}')} per class"
     )
     score = f"{runs.split} {runs.metric.heading}"
     return BenchmarkTable(
-        title=f"{benchmark.name}: {score}, {format_num_seeds(most)}{limit}",
+        title=f"{benchmark.name}: {score}, {pluralize(most, 'seed')}{limit}",
         scale=runs.metric.scale,
         num_seeds=most,
         lines=lines,
     )
-
-
-def format_num_seeds(count: int) -> str:
-    """Format a number of seeds."""
-    return f"{count} seed{'' if count == 1 else 's'}"

@@ -21,6 +21,7 @@ from delta_transfer.experiments.scheduling.worker import Reply
 from delta_transfer.methods.registry import method_of
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.report.comparison.page import write_comparison_report
+from delta_transfer.report.formatting import pluralize
 from delta_transfer.report.run_page import write_run_report
 from delta_transfer.runs.folder import COMPARISON_FILE
 from delta_transfer.runs.preparation.task import find_data
@@ -89,6 +90,7 @@ def compare(
     )
     _check(requested, folder)
     plan = open_folder(folder, requested)
+    _check_distinct(plan)
     left = requested.runs(folder) if config.overwrite else unfinished(requested.runs(folder))
     with room_for(config, ray if left else None, n_jobs) as room:
         if plan.num_threads is None:
@@ -158,13 +160,13 @@ class _Progress:
                 with lock_folder(result.folder):
                     write_run_report(result.folder)
         if self._total:
-            done = f", {len(self.results)} are finished already" if self.results else ""
+            done = f", {len(self.results)} finished already" if self.results else ""
             logger.info(
-                "runs     %d to train%s; %d in parallel, %s threads each",
+                "runs     %d to train%s; %d in parallel, %s each",
                 self._total,
                 done,
                 self._num_parallel,
-                self._plan.num_threads,
+                pluralize(self._plan.num_threads or 1, "thread"),
             )
 
     def add(self, run: TrainConfig, reply: Reply) -> None:
@@ -213,10 +215,10 @@ class _Progress:
                 write_comparison_report(self._folder)
 
     def _resume_hint(self) -> str:
-        but = " and without --overwrite" if self._plan.config.overwrite else ""
+        but = " and without `overwrite`" if self._plan.config.overwrite else ""
         return (
-            f"{len(self._left)} of {self._total} runs are left: to resume, rerun the command with "
-            f"--out {self._folder}{but}"
+            f"{len(self._left)} of {pluralize(self._total, 'run')} left: to resume, rerun the "
+            f"command with `out={self._folder}`{but}"
         )
 
     def _update_table(self) -> None:
@@ -249,25 +251,34 @@ def _check(plan: ComparisonPlan, folder: Path) -> None:
     for name, values in (
         ("methods", plan.methods),
         ("seeds", plan.seeds),
-        ("samples-per-class", plan.sizes),
+        ("samples_per_class", plan.sizes),
     ):
         if not values or len(set(values)) < len(values):
             shown = ",".join(map(str, values))
-            raise ConfigError(f"--{name} {shown!r}: use at least one, and each once")
-    resolved: dict[str, str] = {}
+            raise ConfigError(f"`{name}={shown}`: use at least one, and each once")
     for name in plan.methods:
-        config = dataclasses.replace(plan.config, method=name)
-        check_run_config(config)
-        same = resolved.setdefault(method_of(config).name, name)
-        if same != name:
-            raise ConfigError(
-                f"--attention {config.attention}: --methods {same} and {name} are the same then; "
-                "leave one of them out"
-            )
+        check_run_config(dataclasses.replace(plan.config, method=name))
     plan.runs(folder)
     several = len(plan.seeds) > 1 or len(plan.sizes) > 1
     if Path(plan.config.attention).is_file() and several:
         raise ConfigError(
-            f"--attention {plan.config.attention}: the file belongs to one seed and size; use a "
-            "single seed and size, or --attention refined"
+            f"`attention={plan.config.attention}`: the file belongs to one seed and size; use a "
+            "single seed and size, or `attention=refined`"
         )
+
+
+def _check_distinct(plan: ComparisonPlan) -> None:
+    """Check that no two methods, including those of earlier calls, are the same with the options.
+
+    Raises:
+        ConfigError: if two are.
+    """
+    resolved: dict[str, str] = {}
+    for name in plan.methods:
+        method = method_of(dataclasses.replace(plan.config, method=name))
+        same = resolved.setdefault(method.name, name)
+        if same != name:
+            raise ConfigError(
+                f"`attention={plan.config.attention}`: `methods={same},{name}` are the same then; "
+                "leave one of them out"
+            )

@@ -101,7 +101,7 @@ def open_folder(folder: Path, plan: ComparisonPlan) -> ComparisonPlan:
         return plan
     if not all(isinstance(existing.get(name, 0), str | None) for name in _LISTS):
         raise ConfigError(
-            f"{folder / COMPARISON_FILE} has no valid options of a comparison: use another --out"
+            f"{folder / COMPARISON_FILE} has no valid options of a comparison: use another `out`"
         )
     if plan.num_threads is None:
         plan = dataclasses.replace(plan, num_threads=existing.get("num_threads"))
@@ -109,7 +109,7 @@ def open_folder(folder: Path, plan: ComparisonPlan) -> ComparisonPlan:
     check_options(
         {name: value for name, value in existing.items() if name not in _LISTS},
         {name: value for name, value in requested.items() if name not in _LISTS},
-        f"--out {folder} contains a comparison",
+        f"`out={folder}` contains a comparison",
     )
     return dataclasses.replace(
         plan,

@@ -92,9 +92,8 @@ class Room:
         most = max(node.cores for node in self.nodes)
         if not self._gpus and threads > most:
             raise EnvironmentError(
-                f"--num-threads {threads}: no node of the Ray cluster has more than {most} cores, "
-                "and "
-                "results depend on the number of threads: use fewer in another --out"
+                f"`num_threads={threads}`: no node of the Ray cluster has more than {most} cores, "
+                "and results depend on the number of threads: use fewer in another `out`"
             )
         memory = int(min(self.memory, *(node.memory for node in self.nodes)))
         on_cpu = {"num_cpus": threads, "memory": memory}

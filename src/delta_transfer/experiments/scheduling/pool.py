@@ -246,7 +246,7 @@ class _Separate(Worker):
         self._executor.shutdown()  # to get the exit code
         return EnvironmentError(
             f"a worker process died (exit code {self.process.exitcode}), probably out of memory: "
-            "use fewer parallel runs (--jobs 1)"
+            "use fewer parallel runs (`jobs=1`)"
         )
 
     def stop(self) -> None:

@@ -49,7 +49,7 @@ def import_ray() -> Any:
         import ray.util.scheduling_strategies
     except ImportError as error:
         raise EnvironmentError(
-            "--ray requires the package ray: pip install 'delta-transfer[search]'"
+            "`ray` requires the package ray: pip install 'delta-transfer[search]'"
         ) from error
     return ray
 
@@ -92,11 +92,11 @@ def usable(nodes: Sequence[Node], device: str, address: str) -> list[Node]:
     with_gpus = [node for node in nodes if node.gpus] if device in ("auto", "cuda") else []
     if device == "mps" or (device == "cuda" and not with_gpus):
         raise EnvironmentError(
-            f"--device {device}: the Ray cluster {address} has no such device: use auto or cpu"
+            f"`device={device}`: the Ray cluster {address} has no such device: use auto or cpu"
         )
     found = with_gpus or [node for node in nodes if node.cores]
     if not found:
-        raise EnvironmentError(f"--ray {address}: no node of the cluster has cores for runs")
+        raise EnvironmentError(f"`ray={address}`: no node of the cluster has cores for runs")
     return found
 
 
@@ -188,7 +188,7 @@ def missing(cwd: str, paths: Sequence[str]) -> UserError | None:
         return None
     return EnvironmentError(
         f"{lost} does not exist on {socket.gethostname()}, a node of the Ray cluster: the data and "
-        "--out must be in folders with the same path on all nodes"
+        "`out` must be in folders with the same path on all nodes"
     )
 
 
@@ -226,7 +226,7 @@ def _explained(ray: Any, error: Exception) -> Exception:
     text = " ".join(str(error).split())
     return EnvironmentError(
         "a worker process of the Ray cluster crashed repeatedly, probably out of memory: use fewer "
-        f"parallel runs (--jobs 1) ({type(error).__name__}: {text})"
+        f"parallel runs (`jobs=1`) ({type(error).__name__}: {text})"
     )
 
 
@@ -244,7 +244,7 @@ def _connecting(address: str) -> Iterator[None]:
                 "run the command with TMPDIR=/tmp"
             ) from error
         raise EnvironmentError(
-            f"--ray {address}: cannot connect to a Ray cluster ({text[:200]}): use auto, "
+            f"`ray={address}`: cannot connect to a Ray cluster ({text[:200]}): use auto, "
             "HOST:PORT or ray://HOST:PORT, or local, which starts one on this machine"
         ) from error
     finally:

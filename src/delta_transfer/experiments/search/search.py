@@ -31,6 +31,7 @@ from delta_transfer.experiments.search.space import Space, find_space
 from delta_transfer.experiments.search.study import Study, check_storage
 from delta_transfer.experiments.search.trial import make_whole, try_out
 from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.report.formatting import pluralize
 from delta_transfer.runs.folder import SEARCH_FILE, SEARCH_RUNS, begin_several
 from delta_transfer.runs.predictions import to_csv
 from delta_transfer.runs.preparation.task import find_data
@@ -140,10 +141,11 @@ def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> SearchRes
                 for run, reply in makers.work_on(lambda: next(left, None), make_whole):
                     _check_whole(run, reply)
             except KeyboardInterrupt as stop:
-                but = " and without --overwrite" if config.overwrite else ""
+                but = " and without `overwrite`" if config.overwrite else ""
+                count = pluralize(len(progress.trials), "trial")
                 raise KeyboardInterrupt(
-                    f"interrupted after {len(progress.trials)} trials: to resume, rerun the "
-                    f"command with --out {folder}{but}"
+                    f"interrupted after {count}: to resume, rerun the command with "
+                    f"`out={folder}`{but}"
                 ) from stop
     return SearchResult(
         folder=folder,

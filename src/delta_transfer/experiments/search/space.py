@@ -118,12 +118,12 @@ def find_space(config: TrainConfig, asked: SearchOptions) -> Space:
     if not method.trains_network:
         others = [other.name for other in METHODS.values() if other.trains_network]
         raise ConfigError(
-            f"--method {method.name} has nothing to search, because it only trains the probe: use "
+            f"`method={method.name}` has nothing to search, because it only trains the probe: use "
             f"one of {', '.join(others)}"
         )
     strength = parse_number_or_range("strength", asked.strength)
     if method.strength_option is None and isinstance(strength, tuple):
-        raise ConfigError(f"--strength {asked.strength}: method {method.name} has no strength")
+        raise ConfigError(f"`strength={asked.strength}`: method {method.name} has no strength")
     if strength == "search" and method.default_strength is not None:
         around = _around(method.default_strength, _STRENGTH)
         strength = _PROBABILITIES.get(method.name, around)
@@ -148,7 +148,7 @@ def find_space(config: TrainConfig, asked: SearchOptions) -> Space:
     if not space.names and not space.taps:
         raise ConfigError(
             "there is nothing left to search: strength, lr, epochs and taps are all fixed, or not "
-            "used by the method; leave one out, or use a range such as --lr 1e-4:1e-2"
+            "used by the method; leave one out, or use a range such as `lr=1e-4:1e-2`"
         )
     return space
 

@@ -67,8 +67,8 @@ class Study:
                 self._study.set_user_attr(_FINGERPRINT, fingerprint)
         if known not in (None, fingerprint):
             raise ConfigError(
-                f"--out {folder} holds a search on other images, splits or pretrained weights of "
-                "the same names: use another --out, or --overwrite to start from scratch"
+                f"`out={folder}` holds a search on other images, splits or pretrained weights of "
+                "the same names: use another `out`, or `overwrite` to start from scratch"
             )
         self._queue()
 
@@ -181,9 +181,9 @@ def _explained(storage: str | None, folder: Path) -> Iterator[None]:
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{folder / STORAGE} is not the database of a search ({text}): use another --out, or "
-            "--overwrite to start from scratch"
+            f"{folder / STORAGE} is not the database of a search ({text}): use another `out`, or "
+            "`overwrite` to start from scratch"
             if storage is None
-            else f"--storage {storage}: Optuna cannot open this database ({text}): use an address "
+            else f"`storage={storage}`: Optuna cannot open this database ({text}): use an address "
             "such as sqlite:///search.db, or leave it out"
         ) from error

@@ -52,7 +52,7 @@ def check_token() -> None:
     if get_token() is None:
         raise EnvironmentError(
             "push needs a Hugging Face token with write access: run hf auth login or set HF_TOKEN; "
-            "--dry-run needs none"
+            "`dry_run` needs none"
         )
 
 
@@ -92,7 +92,7 @@ def _upload(
     found = api.model_info(repo)
     if private and not found.private:
         raise ConfigError(
-            f"--private: {address(repo)} exists and is public; nothing is uploaded. Make it "
+            f"`private`: {address(repo)} exists and is public; nothing is uploaded. Make it "
             "private in its settings, use another REPO, or leave the option out"
         )
     existing = {sibling.rfilename for sibling in found.siblings or ()} - _HUB_FILES
@@ -124,7 +124,7 @@ def _check_card(folder: Path) -> None:
         except (ValueError, KeyError, TypeError):
             reason = short_error_message(error)
         raise ConfigError(
-            f"the hub refuses the model card ({reason}): use a --license from "
+            f"the hub refuses the model card ({reason}): use a `license` from "
             "https://huggingface.co/docs/hub/repositories-licenses, or none"
         ) from error
 
