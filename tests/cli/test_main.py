@@ -449,7 +449,7 @@ class TestCompare:
         assert f"report   {out / 'report.html'}" in said.out
         error = said.err.splitlines()[-1]
         for part in (
-            "error: 1 runs failed",
+            "error: 1 run failed",
             f"--out {out} to retry",
             "lp_ft, seed 0: training diverged in epoch 1",
         ):

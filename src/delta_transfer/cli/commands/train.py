@@ -38,4 +38,4 @@ def train(args: Sequence[str]) -> None:
             ("checkpoints", "checkpoints"),
         ):
             if (result.folder / name).exists():  # without training the last two do not exist
-                print(f"{what:<11} {result.folder / name}")
+                print(f"{what:<8} {result.folder / name}")
