@@ -69,12 +69,17 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--shared", type=Path, default=Path("../shared/data"))
+    parser.add_argument(
+        "--shared",
+        type=Path,
+        default=Path("data"),
+        help=f"a folder with {' and '.join(SHARED.values())}",
+    )
     parser.add_argument("--samples-per-class", default="5,10,20,all")
     parser.add_argument("--model", default=TrainConfig.model)
     parser.add_argument("--image-size", type=int, default=96)
     add_options(parser, methods=",".join(METHODS), seeds="0,1,2,3,4", out="runs/accuracy")
-    parser.add_argument("--write", type=Path, help="write the tables here, as Markdown")
+    parser.add_argument("--write", type=Path, help="write the tables to this file, as Markdown")
     return parser.parse_args()
 
 
@@ -180,7 +185,7 @@ def average(comparisons: Sequence[Comparison]) -> Comparison:
             own = [entries_of[key] for entries_of in found]
             means = {
                 name: statistics.fmean(getattr(entry, name) for entry in own)
-                for name in ("score", "probe", "seconds", "memory")
+                for name in ("score", "probe", "wall_time_s", "peak_memory_mib")
             }
             entries.append(dataclasses.replace(first, **means))
     return dataclasses.replace(comparisons[0], entries=tuple(entries))
@@ -192,7 +197,7 @@ def describe_setting(
     """When, with what and on what it was measured, and how to read it."""
     first = next(iter(comparisons.values()))
     versions = RunResult.load(first.folder / first.entries[0].folder).versions
-    threads = re.search(r"^threads: (\d+)", (first.folder / "compare.yaml").read_text(), re.M)
+    threads = re.search(r"^num_threads: (\d+)", (first.folder / "compare.yaml").read_text(), re.M)
     yield f"Measured on {time.strftime('%Y-%m-%d')} by `{shlex.join(['python', *sys.argv])}`.\n"
     yield f"- {', '.join(f'{name} {version}' for name, version in versions.items())}"
     yield f"- {machine(options.device)}; CPU threads of each run: {threads and threads[1]}"

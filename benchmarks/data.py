@@ -4,8 +4,8 @@ Measures `train` from its second epoch on, whole epochs; and the images alone, w
 The two alternate, results are medians over the repetitions. The metrics of training must be the
 same to the last digit, or the benchmark fails.
 
-python benchmarks/data.py ../shared/data/images/dtd10
-python benchmarks/data.py ../shared/data/images/dtd10 --sizes 64 --repetitions 5 --method delta
+python benchmarks/data.py data/images/dtd10
+python benchmarks/data.py data/images/dtd10 --sizes 64 --repetitions 5 --method delta
 """
 
 import argparse
@@ -26,7 +26,7 @@ from delta_transfer.training.module import FineTuneModule
 
 WAYS = {
     "decoded, 2 processes": {"image_cache_gb": 0.0, "num_workers": 2},
-    "kept": {},
+    "cached": {},
 }
 PIXELS = 400_000  # of the training images of all classes together, at least 32 images
 
@@ -67,7 +67,7 @@ def some(data: Path, folder: Path, size: int) -> int:
 
 
 def train_once(config: TrainConfig, clock: Clock, images: int) -> tuple[float, str]:
-    """Images a second, and the figures of each epoch."""
+    """Images a second, and the metrics of each epoch."""
     clock.starts.clear()
     result = train(config)
     return images / clock.seconds(), (result.folder / "metrics.csv").read_text()
@@ -113,7 +113,7 @@ def measure(
                 curves.add(metrics)
         for way, config in configs.items():
             found[way]["load"].append(load_once(config))
-    assert len(curves) == 1, "the figures of training differ"
+    assert len(curves) == 1, "the metrics of training differ"
     return {
         way: {name: statistics.median(speeds) for name, speeds in row.items()}
         for way, row in found.items()
@@ -127,21 +127,21 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--method", default="l2")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     clock, rows = Clock(), []
-    print(f"{'size':>4}  {'':22} {'train':>8} {'kept is':>8}   {'alone':>8} {'kept is':>8}")
+    print(f"{'size':>4}  {'':22} {'train':>8} {'cached is':>9}   {'alone':>8} {'cached is':>9}")
     for size in options.sizes:
         found = measure(options.data, size, options, clock)
         for way, speeds in found.items():
-            ratios = {name: found["kept"][name] / speed for name, speed in speeds.items()}
+            ratios = {name: found["cached"][name] / speed for name, speed in speeds.items()}
             print(
-                f"{size:4}  {way:22} {speeds['train']:6.1f}/s {ratios['train']:7.2f}x   "
-                f"{speeds['load']:6.0f}/s {ratios['load']:7.2f}x",
+                f"{size:4}  {way:22} {speeds['train']:6.1f}/s {ratios['train']:8.2f}x   "
+                f"{speeds['load']:6.0f}/s {ratios['load']:8.2f}x",
                 flush=True,
             )
-            rows.append({"size": size, "way": way, **speeds, "kept_is": ratios})
+            rows.append({"size": size, "way": way, **speeds, "cached_is": ratios})
     print(f"{options.method}, medians of {options.repetitions}; losses are equal to the last digit")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))

@@ -1,7 +1,7 @@
 """The estimated duration of a run and the actual one: a row per run.
 
 python benchmarks/duration.py
-python benchmarks/duration.py --data ../shared/data/images/dtd10 --image-size 128 --epochs 4
+python benchmarks/duration.py --data data/images/dtd10 --image-size 128 --epochs 4
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--data", default="skimage/patches")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     plain = TrainOptions(
         data=options.data, image_size=options.image_size, epochs=options.epochs

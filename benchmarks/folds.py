@@ -1,6 +1,6 @@
 """Accuracy of the methods on a TUDataset by ten-fold cross-validation, pretrained per fold.
 
-    python benchmarks/folds.py --data-root ../shared/data/graphs
+    python benchmarks/folds.py --data-root data
     python benchmarks/folds.py --data tu/MUTAG --methods l2,delta --seeds 0,1
 
 Seed s tests on fold s, with a network pretrained by `delta-transfer pretrain` on the other folds

@@ -72,7 +72,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", default=",".join(PUBLISHED))
-    parser.add_argument("--data-root", type=Path, default=Path("../shared/data/graphs/moleculenet"))
+    parser.add_argument("--data-root", type=Path, default=Path("data/moleculenet"))
     parser.add_argument("--model", default="pretrain-gnns/graphsage")
     parser.add_argument(
         "--weights", type=Path, help="the released ones are downloaded if not given"

@@ -1,6 +1,6 @@
 """Speed of predict compared with a bare timm loop: same images, network, batches and workers.
 
-    python benchmarks/predict.py ../shared/data/images/cifar10_small/test --image-size 96
+    python benchmarks/predict.py data/images/cifar10_small/test --image-size 96
     python benchmarks/predict.py images --run runs/images-delta-20250101-120000
 
 Trains nothing: without --run the network has a random head. The two alternate.
@@ -46,7 +46,8 @@ def make_run(folder: Path, *, model: str, image_size: int | None) -> Path:
     backbone = load_backbone(model, num_outputs=10, image_size=image_size)
     classes = [str(number) for number in range(10)]
     save_model(folder / "model", backbone, backbone.module, classes=classes)
-    TrainOptions(data="", model=model, image_size=image_size).resolve().save(folder / "config.yaml")
+    config = TrainOptions(data="", model=model, image_size=image_size).resolve()
+    (folder / "config.yaml").write_text(config.to_yaml())
     return folder
 
 
@@ -78,12 +79,12 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="a folder")
     parser.add_argument("--run", type=Path, help="a finished run; one is made if not given")
     parser.add_argument("--model", default=TrainConfig.model, help="of the run that is made")
-    parser.add_argument("--image-size", type=int, help="likewise")
+    parser.add_argument("--image-size", type=int, help="of the run that is made")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--num-workers", type=int)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     files = sorted(f for f in options.images.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
     workers = count_workers(options.num_workers)

@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--times", type=int, default=7)
     parser.add_argument("--port", type=int, default=29581)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     rows = []
     for processes in (1, options.processes):

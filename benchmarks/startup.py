@@ -39,7 +39,7 @@ def seconds(start: list[str]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=9)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     rows = []
     print(f"{'start':16} {'median':>7} {'slowest':>8} {'processor':>10}")

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--bf16", action="store_true", help="under autocast")
     parser.add_argument("--no-memory", action="store_true", help="measure times alone")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     seconds = times(options)
     peaks = {} if options.no_memory else {name: peak(name, options) for name in STEPS}
