@@ -13,8 +13,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from delta_transfer.data.task import Split
 from delta_transfer.metrics.metrics import MetricName
-from delta_transfer.runs.predictions import column_names, to_csv, write_predictions
-from delta_transfer.utils.files import write_atomically
+from delta_transfer.runs.predictions import column_names, write_predictions
+from delta_transfer.utils.files import to_csv, write_atomically
 
 BINS = 15
 EVALUATION_FILE = "evaluation.json"

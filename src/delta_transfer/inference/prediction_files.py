@@ -9,8 +9,8 @@ from pathlib import Path
 from delta_transfer.errors import ConfigError, EnvironmentError
 from delta_transfer.inference.predictor import Prediction
 from delta_transfer.metrics.task_types import MULTICLASS, Multiclass, TaskType
-from delta_transfer.runs.predictions import as_number, column_names, to_csv
-from delta_transfer.utils.files import write_atomically
+from delta_transfer.runs.predictions import as_number, column_names
+from delta_transfer.utils.files import to_csv, write_atomically
 
 
 def to_line(prediction: Prediction, *, top: int, task_type: TaskType = MULTICLASS) -> str:

@@ -1,8 +1,6 @@
 """Pretrain a network on unlabelled graphs; `train --weights` loads the result."""
 
-import csv
 import dataclasses
-import io
 import json
 import logging
 import math
@@ -27,7 +25,7 @@ from delta_transfer.pretraining.data import UnlabelledGraphs, read_unlabelled
 from delta_transfer.runs.folder import check_output_location, data_name, free_folder, time_stamp
 from delta_transfer.utils.devices import find_device
 from delta_transfer.utils.environment import describe
-from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.files import to_csv, write_atomically
 from delta_transfer.utils.logging import log_to
 from delta_transfer.utils.module_state import eval_mode
 from delta_transfer.utils.seeds import derive_seed
@@ -291,10 +289,8 @@ def _check_folder(options: PretrainOptions) -> Path:
 
 def _write(found: PretrainResult, job: _PretrainJob, rows: Sequence[tuple[object, ...]]) -> None:
     """Write all files, the weights last, so that they are never there without the others."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("epoch", "loss", "held_out_loss", "held_out_score"), *rows])
-    write_atomically(found.folder / METRICS, text.getvalue())
+    columns = ("epoch", "loss", "held_out_loss", "held_out_score")
+    write_atomically(found.folder / METRICS, to_csv([columns, *rows]))
     options = dataclasses.asdict(job.options)
     scores = {name: value for name, value in dataclasses.asdict(found).items() if name != "folder"}
     config = {name: options[name] for name in options if name not in ("out", "overwrite")}

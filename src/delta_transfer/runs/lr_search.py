@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import io
 import logging
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from delta_transfer.runs.plan import (
     run_fingerprint,
 )
 from delta_transfer.training.lr_finder import run_lr_range_test, suggest_lr
-from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.files import to_csv, write_atomically
 from delta_transfer.utils.module_state import preserve_random_state
 from delta_transfer.utils.seeds import derive_seed
 
@@ -47,11 +46,8 @@ def resolve_lr(plan: FineTunePlan, folder: Path) -> FineTunePlan:
     noun = plan.setup.task.sample_type
     trial = _load_range_test(path, own, sample_type=noun)
     if trial is None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         found = [(*row, own) for row in _run_range_test(plan, folder)]
-        writer.writerows([("lr", "loss", "fingerprint"), *found])
-        write_atomically(path, text.getvalue())
+        write_atomically(path, to_csv([("lr", "loss", "fingerprint"), *found]))
         trial = _load_range_test(path, own, sample_type=noun)
         assert trial is not None
     lr = suggest_lr(trial)

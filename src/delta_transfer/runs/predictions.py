@@ -1,7 +1,5 @@
 """Prediction files of a run: CSV tables, example images and molecules."""
 
-import csv
-import io
 import itertools
 import math
 import re
@@ -15,7 +13,7 @@ from delta_transfer.data.task import Split
 from delta_transfer.features.taps import Taps
 from delta_transfer.features.variance import FeatureVariance
 from delta_transfer.metrics.task_types import MULTICLASS, Multiclass, TaskType
-from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.files import to_csv, write_atomically
 from delta_transfer.utils.module_state import device_of, eval_mode
 
 MAX_MISTAKES, MAX_CORRECT, MAX_DISAGREEMENTS = 12, 8, 6  # images of each kind
@@ -130,14 +128,6 @@ def write_examples(
 def as_number(value: float) -> str:
     """Format a probability for a table."""
     return f"{value:.6f}"
-
-
-def to_csv(rows: Sequence[Sequence[object]]) -> bytes:
-    """Return a table as a CSV file; None is an empty cell."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    # File names may contain bytes that are not valid text.
-    return text.getvalue().encode(errors="backslashreplace")
 
 
 MAX_MOLECULES = 512  # to measure

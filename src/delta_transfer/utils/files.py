@@ -1,9 +1,11 @@
-"""Atomic writes, content hashes, YAML files, and the location of the user's cache."""
+"""Atomic writes, CSV and YAML files, content hashes, and the location of the user's cache."""
 
+import csv
 import hashlib
+import io
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,14 @@ def _write(path: Path, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def to_csv(rows: Sequence[Sequence[object]]) -> bytes:
+    """Return the bytes of a table as a CSV file; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    # File names may contain bytes that are not valid text.
+    return text.getvalue().encode(errors="backslashreplace")
 
 
 def fingerprint(chunks: Iterable[bytes | memoryview]) -> str:

@@ -18,8 +18,7 @@ from delta_transfer.runs.folder import (
     find_foreign_file,
     open_several,
 )
-from delta_transfer.runs.predictions import to_csv
-from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.files import to_csv, write_atomically
 
 Size = int | None
 

@@ -33,12 +33,11 @@ from delta_transfer.experiments.search.trial import make_whole, try_out
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.report.formatting import pluralize
 from delta_transfer.runs.folder import SEARCH_FILE, SEARCH_RUNS, begin_several
-from delta_transfer.runs.predictions import to_csv
 from delta_transfer.runs.preparation.task import find_data
 from delta_transfer.runs.validation import check_run_config
 from delta_transfer.training.loaders import loaders_of
 from delta_transfer.utils.diagnostics import message
-from delta_transfer.utils.files import write_atomically
+from delta_transfer.utils.files import to_csv, write_atomically
 from delta_transfer.utils.locks import lock_folder
 
 logger = logging.getLogger(__name__)
