@@ -29,6 +29,10 @@ class _Checked:
 
     def __post_init__(self) -> None:
         check_values(self)
+        self._check_further()
+
+    def _check_further(self) -> None:
+        """Check what types and ranges do not say."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,8 +239,7 @@ class BenchOptions(_Checked):
     device: Device = "auto"
     num_workers: CountOrZero | None = None
 
-    def __post_init__(self) -> None:
-        check_values(self)
+    def _check_further(self) -> None:
         if self.list == (self.name is not None):
             raise ConfigError("pass the NAME of a benchmark, or `list` to show all")
 
@@ -268,8 +271,7 @@ class PushOptions(_Checked):
     private: bool = False
     data_name: str | None = None
 
-    def __post_init__(self) -> None:
-        check_values(self)
+    def _check_further(self) -> None:
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
             raise ConfigError(
                 f"`license={self.license}` is not a license of the Hub: use a name such as "
