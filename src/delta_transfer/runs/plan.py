@@ -1,7 +1,6 @@
 """The plan of a fine-tuning, and its data, loss and optimiser options."""
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,6 +17,7 @@ from delta_transfer.runs.attention import load_given_attention
 from delta_transfer.runs.preparation.loss import task_loss
 from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.training.checkpoint_callbacks import CheckpointInterval
+from delta_transfer.training.distributed import find_fsdp_units
 from delta_transfer.training.loaders import Dataloaders
 from delta_transfer.training.mixing import Mixing
 from delta_transfer.training.optimizers import OptimizerConfig, layer_lr_scales
@@ -25,8 +25,6 @@ from delta_transfer.training.trainer import FitConfig, find_precision
 from delta_transfer.utils.distributed import world_size
 from delta_transfer.utils.files import fingerprint
 from delta_transfer.utils.seeds import derive_seed
-
-logger = logging.getLogger(__name__)
 
 RANDOM_HEAD_LR_FACTOR = 10  # times lr, for a randomly initialised head
 
@@ -137,6 +135,9 @@ def make_fit_config(plan: FineTunePlan, folder: Path, stop_after: int | None) ->
     """Return data, duration, precision and folder of a fit."""
     setup, config, loaders = plan.setup, plan.config, plan.loaders
     task, ordered = setup.task, _config_with_data_order(plan)
+    units = None
+    if is_sharded(config):
+        units = find_fsdp_units(setup.backbone.module, setup.backbone.input_spec.example())
     return FitConfig(
         train_dataloader=loaders.with_config(ordered).train_dataloader(task.train),
         val_dataloader=loaders.eval_dataloader(task.val) if stop_after is None else None,
@@ -159,19 +160,13 @@ def make_fit_config(plan: FineTunePlan, folder: Path, stop_after: int | None) ->
         fingerprint=run_fingerprint(setup),
         accelerator=setup.device.type,
         loggers=config.logger_names,
-        fsdp_units=_fsdp_units(setup) if is_sharded(config) else None,
+        fsdp_units=units,
     )
 
 
 def is_sharded(config: TrainConfig) -> bool:
     """Return True if each process has only its shard of the weights during training."""
     return config.strategy == "fsdp" and world_size() > 1
-
-
-def _fsdp_units(setup: RunSetup) -> tuple[str, ...]:
-    from delta_transfer.training.distributed import find_fsdp_units  # importing it takes a second
-
-    return find_fsdp_units(setup.backbone.module, setup.backbone.input_spec.example())
 
 
 def _can_split(plan: FineTunePlan) -> bool:

@@ -183,20 +183,21 @@ def _official_transform_args(spec: InputSpec) -> dict[str, Any]:
     return values
 
 
-def count_workers(num_workers: int | None) -> int:
+def count_workers(num_workers: int | None, *, cores: int | None = None) -> int:
     """Return the number of loading processes: as given, or all cores but one, at most 8.
 
-    Several training processes share the cores. On one or two cores none is started, since the
-    network needs them.
+    On one or two cores none is started, since the network needs them.
+
+    Args:
+        num_workers: the given number, if any.
+        cores: cores to use; if None, this process's share of the machine's.
     """
     if num_workers is not None:
         return num_workers
-    available = cpu_count() // local_world_size()
+    available = cpu_count() // local_world_size() if cores is None else cores
     return 0 if available <= 2 else min(8, available - 1)
 
 
 def loaders_of(run: TrainConfig, at_once: int, share: int) -> int | None:
     """Return the number of loading processes of a run that shares the machine with others."""
-    if run.num_workers is not None or at_once == 1:
-        return run.num_workers
-    return 0 if share <= 2 else min(8, share - 1)
+    return run.num_workers if at_once == 1 else count_workers(run.num_workers, cores=share)

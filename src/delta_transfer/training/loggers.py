@@ -25,7 +25,7 @@ PROJECT = "delta-transfer"
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Checks that the packages of loggers are installed.
+    """Check that the packages of loggers are installed.
 
     Raises:
         EnvironmentError: naming the extra to install.

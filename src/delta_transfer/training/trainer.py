@@ -19,6 +19,7 @@ from delta_transfer.errors import EnvironmentError
 from delta_transfer.training.accumulation import GradientAccumulation
 from delta_transfer.training.checkpoint_callbacks import CheckpointInterval
 from delta_transfer.training.checkpoints import AtomicCheckpointIO
+from delta_transfer.training.distributed import FullyShardStrategy
 from delta_transfer.training.loggers import FinishLoggers, make_loggers
 from delta_transfer.training.mixing import Mixing
 from delta_transfer.utils.distributed import is_rank_zero, local_world_size, world_size
@@ -108,7 +109,10 @@ class FitConfig:
     loggers: Sequence[str] = ("tensorboard",)
 
     def make_accumulation(self) -> GradientAccumulation:
-        """Return the division of steps into micro-batches; of one fit, which may change it."""
+        """Return a new object that divides steps into micro-batches.
+
+        A fit has its own, since it makes micro-batches smaller if memory runs out.
+        """
         return GradientAccumulation(
             self.gradient_accumulation_steps,
             can_split=self.can_split,
@@ -158,9 +162,6 @@ def _shared(fit_config: FitConfig) -> dict[str, Any]:
         return {"devices": 1, "plugins": [AtomicCheckpointIO()]}
     strategy: Any = "ddp"
     if fit_config.fsdp_units is not None:
-        # Importing it takes a second.
-        from delta_transfer.training.distributed import FullyShardStrategy
-
         strategy = FullyShardStrategy(fit_config.fsdp_units)
     return {
         "devices": local_world_size(),
