@@ -1,7 +1,7 @@
 import torch
 
 from delta_transfer.metrics.task_types import Multiclass, MultilabelBinary
-from delta_transfer.training.inference import iterate_predictions, predict_dataloader
+from delta_transfer.training.inference import CropAverage, iterate_predictions, predict_dataloader
 from tests.networks import conv_net
 
 
@@ -48,3 +48,12 @@ def test_a_network_is_given_back_when_the_rest_is_not_wanted():
     next(found)
     found.close()
     assert network.training
+
+
+def test_logits_are_the_mean_over_the_crops():
+    network = conv_net().double()
+    crops = torch.randn(4, 10, 3, 8, 8, dtype=torch.double)
+    with torch.no_grad():
+        expected = torch.stack([network(crops[:, i]) for i in range(10)]).mean(dim=0)
+        found = CropAverage(network)(crops)
+    assert torch.allclose(found, expected)
