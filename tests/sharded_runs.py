@@ -54,7 +54,7 @@ def train_sharded(data: str, out: str, method: str) -> None:
     small = {"method": "l2", "lr": 1e-3}
     options = small if method == "small" else {"method": method}
     config = tiny(Path(data), Path(out), strategy="fsdp", **options)
-    with pytest.MonkeyPatch.context() as patch, init_process_group(lambda: "cpu"):
+    with pytest.MonkeyPatch.context() as patch, init_process_group("cpu"):
         check_the_main_one_s_weights()
         patch.setattr(FineTuneModule, "on_before_optimizer_step", look)
         if method == "small":
@@ -85,7 +85,7 @@ def refused(folder: str) -> None:
     )
     config = tiny(Path("images"), Path(folder), method="probe")
     with (
-        init_process_group(lambda: "cpu"),
+        init_process_group("cpu"),
         pytest.raises(UserError, match=f"is writing to {folder}: wait"),
     ):
         train_prepared(prepared, config, Path(folder), started=time.perf_counter())
@@ -95,7 +95,7 @@ def apart(root: str) -> None:
     """Each process has its own images and its own cache, as on a machine of its own."""
     rank, folder = os.environ["RANK"], Path(root)
     os.environ["DELTA_TRANSFER_CACHE"] = str(folder / f"cache{rank}")
-    with init_process_group(lambda: "cpu"):
+    with init_process_group("cpu"):
         config = tiny(folder / f"data{rank}", folder / "out")
         task = prepare(config, network=conv_net(), spec=SPEC).task
         all_gather(None)
@@ -117,7 +117,7 @@ def apart(root: str) -> None:
 def unlike(root: str) -> None:
     """One of the machines lacks an image."""
     folder = Path(root)
-    with init_process_group(lambda: "cpu"):
+    with init_process_group("cpu"):
         config = tiny(folder / f"data{os.environ['RANK']}", folder / "out")
         with pytest.raises(UserError, match=r"train/checks/0\.png not found on"):
             prepare(config, network=conv_net(), spec=SPEC)

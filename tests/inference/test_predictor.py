@@ -472,7 +472,7 @@ def test_numbers_are_checked(finished, options, message):
 
 def test_a_device_that_is_not_there_is_refused(finished, monkeypatch):
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: None)
-    with pytest.raises(UserError, match="--device cuda"):
+    with pytest.raises(UserError, match="`device=cuda`"):
         Predictor(finished.folder, device="cuda")
 
 

@@ -414,7 +414,7 @@ class TestGiven:
             (
                 {},
                 {"taps": "norm1"},
-                r"at the taps norm1, conv3, this run has norm1 \(leave --taps out .*\): use",
+                r"at the taps norm1, conv3, this run has norm1 \(leave `taps` out .*\): use",
             ),
             (
                 {"taps": ("norm1", "conv9")},
@@ -454,8 +454,8 @@ class TestGiven:
             prepared = dataclasses.replace(prepared, taps=tuple(options["taps"].split(",")))
         with pytest.raises(UserError, match=message) as caught:
             load_given_attention(prepared, asked)
-        assert str(caught.value).startswith(f"--attention {tmp_path / 'other'} was estimated ")
-        assert "or estimate it (--attention refined)" in str(caught.value)
+        assert str(caught.value).startswith(f"`attention={tmp_path / 'other'}` was estimated ")
+        assert "or estimate it (`attention=refined`)" in str(caught.value)
 
     def test_a_file_of_the_library_says_nothing_of_images_and_is_taken(
         self, prepared, images, file, tmp_path

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from delta_transfer.config.train import TrainOptions
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError, EnvironmentError
 from delta_transfer.runs import folder as module
 from delta_transfer.runs.folder import (
     COMPARISON_FILE,
@@ -80,7 +80,7 @@ def test_a_new_or_empty_folder_is_free(tmp_path, overwrite):
 def test_a_run_or_comparison_is_replaced_only_if_asked(tmp_path, content):
     for name, text in content.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=r"is not empty.*--overwrite to replace"):
+    with pytest.raises(ConfigError, match=r"is not empty.*`overwrite` to replace"):
         check_folder(tmp_path, TrainOptions(data=DATA, overwrite=False).resolve())
     check_folder(tmp_path, TrainOptions(data=DATA, overwrite=True).resolve())
 
@@ -101,7 +101,9 @@ def test_what_is_no_run_is_never_replaced(tmp_path, content, overwrite):
     for name, text in content.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match="do not belong to a run" if overwrite else "is not empty"):
+    with pytest.raises(
+        ConfigError, match="do not belong to a run" if overwrite else "is not empty"
+    ):
         check_folder(tmp_path, TrainOptions(data=DATA, overwrite=overwrite).resolve())
 
 
@@ -122,7 +124,7 @@ def test_making_it_leaves_it_empty_and_follows_no_links(tmp_path):
 
 def test_what_another_run_has_written_meanwhile_is_not_emptied(tmp_path):
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(UserError, match="another run has written"):
+    with pytest.raises(ConfigError, match="another run has written"):
         make_folder(tmp_path, overwrite=False)
     assert names(tmp_path) == {"config.yaml"}
 
@@ -143,9 +145,9 @@ def test_the_log_of_another_program_is_left_alone(tmp_path, option, partial):
     for name in partial:
         (tmp_path / name).touch()
     options = {option: True} if option else {}
-    with pytest.raises(UserError, match=r"do not belong.*train\.log" if option else "not empty"):
+    with pytest.raises(ConfigError, match=r"do not belong.*train\.log" if option else "not empty"):
         check_folder(tmp_path, TrainOptions(data=DATA, out="run", **options).resolve())
-    with pytest.raises(UserError, match="another run has written"):
+    with pytest.raises(ConfigError, match="another run has written"):
         make_folder(tmp_path, overwrite=False)
     assert (tmp_path / "train.log").read_text() == "epoch 1: loss 0.5\n"
 
@@ -178,7 +180,7 @@ def test_files_of_a_failed_run_that_cannot_be_deleted_do_not_hide_why(tmp_path, 
 def test_a_place_among_the_images_is_refused(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos" / "train").mkdir(parents=True)
-    with pytest.raises(UserError, match="is in the data folder"):
+    with pytest.raises(ConfigError, match="is in the data folder"):
         check_folder(
             Path("photos") / place,
             TrainOptions(data=str(tmp_path / "photos"), overwrite=True).resolve(),
@@ -197,9 +199,9 @@ def test_a_link_to_a_folder_stays_one(tmp_path):
 
 def test_a_file_or_a_place_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file: use a folder"):
+    with pytest.raises(ConfigError, match="is a file: use a folder"):
         check_folder(tmp_path / "file", TrainOptions(data=DATA, overwrite=True).resolve())
-    with pytest.raises(UserError, match=r"cannot be written \(.*: use another --out"):
+    with pytest.raises(EnvironmentError, match=r"cannot be written \(.*: use another `out`"):
         make_folder(tmp_path / "file" / "run", overwrite=True)
 
 
@@ -269,7 +271,7 @@ class TestWhatOverwriteDeletes:
     def test_what_belongs_to_neither_is_not_deleted(self, tmp_path, place):
         folder = self.comparison_in(tmp_path / "b")
         (folder / place).write_text("years of work")
-        with pytest.raises(UserError, match=rf"belong to a run \({place}\), which --overwrite"):
+        with pytest.raises(ConfigError, match=rf"belong to a run \({place}\), which `overwrite`"):
             check_folder(folder, TrainOptions(data=DATA, overwrite=True).resolve())
 
     def test_what_is_broken_off_can_be_done_again(self, tmp_path, monkeypatch):
@@ -315,5 +317,5 @@ class TestWhatOverwriteDeletes:
         for name in ("model/model.safetensors", "attention.safetensors"):
             (folder / name).write_text("")
         options = {"data": DATA, "overwrite": True, option: form.format(folder)}
-        with pytest.raises(UserError, match="which the run reads and --overwrite would delete"):
+        with pytest.raises(ConfigError, match="which the run reads and `overwrite` would delete"):
             check_folder(folder, TrainOptions(**options).resolve())

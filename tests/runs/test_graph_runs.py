@@ -147,8 +147,8 @@ def test_folds_of_molecules(folder, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"split": "scaffold", "folds": 55}, "only .. scaffolds .* or --split random"),
-        ({"split": "random", "folds": 61}, "--folds 61: .*60"),
+        ({"split": "scaffold", "folds": 55}, "only .. scaffolds .* or `split=random`"),
+        ({"split": "random", "folds": 61}, "`folds=61`: .*60"),
     ],
 )
 def test_more_folds_than_there_can_be(folder, tmp_path, wrong, said):
@@ -314,9 +314,9 @@ def test_a_method_of_images_is_refused_before_a_graph_is_seen(
     ("wrong", "said"),
     [
         ({"model": "pypi/efficientnet_lite0", "weights": None}, "pretrain-gnns/gin"),
-        ({"image_size": 64}, "--image-size is for images"),
-        ({"mixup": 0.2}, "--mixup"),
-        ({"augment": "randaugment"}, "--augment is for images"),
+        ({"image_size": 64}, "`image_size` is for images"),
+        ({"mixup": 0.2}, "`mixup=0.2`"),
+        ({"augment": "randaugment"}, "`augment` is for images"),
     ],
 )
 def test_what_only_images_have_is_refused_before_anything_is_written(folder, tmp_path, wrong, said):

@@ -462,16 +462,16 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"method": "probe", "strength": 1.0}, "--strength is ignored"),
-            ({"method": "l2", "attention": "exact"}, "--attention is ignored"),
-            ({"method": "l2", "attention_samples": 3}, "--attention-samples is ignored"),
-            ({"method": "l2", "attention_temperature": 5}, "--attention-temperature is ignored"),
-            ({"method": "probe", "score_clip": 3}, "--score-clip is ignored"),
+            ({"method": "probe", "strength": 1.0}, "`strength` is ignored"),
+            ({"method": "l2", "attention": "exact"}, "`attention` is ignored"),
+            ({"method": "l2", "attention_samples": 3}, "`attention_samples` is ignored"),
+            ({"method": "l2", "attention_temperature": 5}, "`attention_temperature` is ignored"),
+            ({"method": "probe", "score_clip": 3}, "`score_clip` is ignored"),
             (
                 {"method": "lp_ft", "clamp_negative_scores": True},
-                "--clamp-negative-scores is ignored",
+                "`clamp_negative_scores` is ignored",
             ),
-            ({"method": "l2", "attention_tolerance": 0.1}, "--attention-tolerance is ignored"),
+            ({"method": "l2", "attention_tolerance": 0.1}, "`attention_tolerance` is ignored"),
         ],
     )
     def test_options_that_the_method_does_not_use_are_warned_about(self, caplog, options, message):
@@ -487,8 +487,7 @@ class TestCheck:
             TrainOptions(data="x", attention=file, **weighing, **{option: 3}).resolve()
         )
         (record,) = caplog.records
-        flag = "--" + option.replace("_", "-")
-        assert record.message == f"{flag} is ignored: attention comes from {file}"
+        assert record.message == f"`{option}` is ignored: attention comes from {file}"
 
     @pytest.mark.parametrize("method", METHODS)
     def test_the_defaults_of_every_method_pass_in_silence(self, caplog, method):
@@ -504,7 +503,7 @@ class TestFolder:
         out = shutil.copytree(finished.folder, tmp_path / "run")
         before = files(out)
         config = tiny(images, out, method="probe")
-        with pytest.raises(UserError, match=r"is not empty.*--overwrite"):
+        with pytest.raises(UserError, match=r"is not empty.*`overwrite`"):
             train(config)
         assert files(out) == before
         train(dataclasses.replace(config, overwrite=True))

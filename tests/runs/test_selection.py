@@ -129,7 +129,7 @@ class TestRefit:
     def test_a_split_that_the_data_brings_is_never_learnt_from(self, images, tmp_path, caplog):
         result = train(tiny(images, tmp_path / "run", refit="always", method="probe"))
         assert (result.refitted, result.num_train_samples) == (False, 24)
-        assert "--refit always is ignored" in caplog.text
+        assert "`refit=always` is ignored" in caplog.text
 
 
 class TestFolds:

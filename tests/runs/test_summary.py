@@ -145,7 +145,7 @@ def test_the_end_says_the_main_figure_where_it_is_not_accuracy(caplog):
     [
         ((0, 1) * 8, "none", None),
         ((0, 0, 1) * 4, "none", None),
-        ((0, 0, 0, 1) * 4, "none", "3.0 times .*: --class-weights auto balances them"),
+        ((0, 0, 0, 1) * 4, "none", "3.0 times .*: `class_weights=auto` balances them"),
         ((0, 0, 1) * 4, "auto", "2.0 times .*: not balanced"),
         ((0, 0, 0, 0, 1) * 4, "auto", "4.0 times .*: weighted in the loss by inverse frequency"),
         ((0, 1) * 8, "balanced", "1.0 times .*: weighted in the loss"),

@@ -348,14 +348,14 @@ def test_methods_are_compared_on_questions(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"class_weights": "balanced"}, "--class-weights balanced: only for images with classes"),
+        ({"class_weights": "balanced"}, "`class_weights=balanced`: only for images with classes"),
         (
             {"label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0},
-            "--label-smoothing 0.1, --mixup 0.2, --cutmix 1.0: only .* leave them out",
+            "`label_smoothing=0.1`, `mixup=0.2`, `cutmix=1.0`: only .* leave them out",
         ),
         ({"samples_per_class": 3}, "`samples_per_class=3`: tests/questions has no classes"),
-        ({"method": "co_tuning"}, "--method co_tuning needs classes, .* use one of probe, l2"),
-        ({"preset": "paper"}, "--preset paper: only for images with classes"),
+        ({"method": "co_tuning"}, "`method=co_tuning` needs classes, .* use one of probe, l2"),
+        ({"preset": "paper"}, "`preset=paper`: only for images with classes"),
     ],
 )
 def test_what_means_something_for_classes_alone_is_refused(options, said, tmp_path):

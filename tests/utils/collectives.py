@@ -37,7 +37,7 @@ def fail_in_main(kind: str) -> None:
         "unpicklable result": "cannot pickle",
         "known": "no such table",
     }[kind]
-    with init_process_group(lambda: "cpu"):
+    with init_process_group("cpu"):
         with pytest.raises(Exception, match=expected):
             run_on_main_and_broadcast(lambda: fail(kind))
         assert all_gather(is_rank_zero()) == [True, False]
@@ -46,7 +46,7 @@ def fail_in_main(kind: str) -> None:
 def fail_before_the_others(name: str) -> None:
     """Raise an error in the process that is first; the others do not run the body."""
     first = {"node": first_on_each_node, "main": rank_zero_first}[name]
-    with init_process_group(lambda: "cpu"):
+    with init_process_group("cpu"):
         with pytest.raises(KeyError, match="no such table"), first():
             fail("known" if is_rank_zero() else "not called here")
         assert all_gather(is_rank_zero()) == [True, False]

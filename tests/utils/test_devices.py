@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import EnvironmentError
 from delta_transfer.utils.devices import find_device, move_to_device
 
 
@@ -15,12 +15,12 @@ def test_a_missing_device_is_rejected(monkeypatch):
 
     machine(None)
     assert find_device("auto") == find_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="--device cuda: this machine has only a CPU"):
+    with pytest.raises(EnvironmentError, match="`device=cuda`: this machine has only a CPU"):
         find_device("cuda")
     machine("cuda")
     assert find_device("auto") == find_device("cuda") == torch.device("cuda")
     assert find_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="--device mps: this machine has cpu and cuda"):
+    with pytest.raises(EnvironmentError, match="`device=mps`: this machine has cpu and cuda"):
         find_device("mps")
     machine("xpu")  # which is not supported
     assert find_device("auto") == torch.device("cpu")

@@ -43,11 +43,11 @@ class TestExplain:
     def test_a_full_disk(self, code):
         assert explain(os_error(code)) == (
             f"'/runs/a/model.safetensors' could not be written ({os.strerror(code)}): free some "
-            "space, or write to another folder with --out"
+            "space, or write to another folder with `out`"
         )
         assert explain(os_error(code, None)) == (
             f"the output could not be written ({os.strerror(code)}): free some space, or write "
-            "to another folder with --out"
+            "to another folder with `out`"
         )
 
     @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
@@ -56,7 +56,7 @@ class TestExplain:
         assert text is not None
         assert text.startswith("no access to '/runs/a/model.safetensors' (")
         assert os.strerror(code) in text
-        assert "--out" in text
+        assert "`out`" in text
 
     def test_a_file_by_its_path(self):
         assert "'/a/b'" in str(explain(PermissionError(errno.EACCES, "no", Path("/a/b"))))
@@ -90,7 +90,7 @@ class TestExplain:
     )
     def test_too_little_memory(self, error, where):
         assert explain(error) == (
-            f"{where} has too little memory: lower --batch-size or --image-size"
+            f"{where} has too little memory: lower `batch_size` or `image_size`"
         )
 
     @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ class TestExplain:
         ],
     )
     def test_a_process_that_died(self, text):
-        assert "--num-workers 0" in str(explain(RuntimeError(text)))
+        assert "`num_workers=0`" in str(explain(RuntimeError(text)))
 
     def test_what_an_error_was_raised_from_counts(self):
         below, above = os_error(errno.ENOSPC), RuntimeError("the logger failed")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from delta_transfer.errors import UserError
+from delta_transfer.errors import ConfigError
 from delta_transfer.utils.module_state import (
     deterministic_algorithms,
     device_of,
@@ -118,7 +118,7 @@ class TestDeterministic:
             "'torch.use_deterministic_algorithms(True)'. You can turn off determinism"
         )
         with (
-            pytest.raises(UserError, match=r"--deterministic: avg_pool does not .* --device cpu"),
+            pytest.raises(ConfigError, match=r"`deterministic`: avg_pool does not .* `device=cpu`"),
             deterministic_algorithms(True),
         ):
             raise RuntimeError(said)

@@ -109,8 +109,8 @@ def load_given_attention(prepared: RunSetup, config: TrainConfig) -> ChannelAtte
     differences = _differences(attention, prepared, config)
     if differences:
         raise ConfigError(
-            f"--attention {config.attention} was estimated {'; '.join(differences)}: use the same "
-            "model, images and options, or estimate it (--attention refined)"
+            f"`attention={config.attention}` was estimated {'; '.join(differences)}: use the same "
+            "model, images and options, or estimate it (`attention=refined`)"
         )
     return _with_normalization(attention, _normalization(config, attention))
 
@@ -200,7 +200,7 @@ def _differences(attention: ChannelAttention, prepared: RunSetup, config: TrainC
     if config.taps != "auto" and set(attention.taps) != set(prepared.taps):
         found.append(
             f"at the taps {', '.join(attention.taps)}, this run has {', '.join(prepared.taps)} "
-            "(leave --taps out for those of the file)"
+            "(leave `taps` out for those of the file)"
         )
     elif not there.issuperset(attention.taps):
         found.append(f"at the taps {', '.join(attention.taps)}, not all of which the model has")

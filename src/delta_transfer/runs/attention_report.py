@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -170,9 +169,6 @@ def _load_image(task: TaskData, path: str) -> Image.Image:
     return draw_molecule(path, [0.0] * len(found.x))
 
 
-logger = logging.getLogger(__name__)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionResult:
     """Result of the command.
@@ -267,30 +263,30 @@ def _check_output_file(file: Path, *, data: Path, overwrite: bool) -> None:
     """
     if file.suffix != ".safetensors":
         raise ConfigError(
-            f"--out {file} must end in .safetensors, for example attention.safetensors"
+            f"`out={file}` must end in .safetensors, for example attention.safetensors"
         )
     for path in (file, file.with_suffix(".png")):
         if path.exists() and not path.is_file():
-            raise ConfigError(f"--out {file}: {path} is not a file: use another name")
+            raise ConfigError(f"`out={file}`: {path} is not a file: use another name")
         if path.exists() and not overwrite:
-            raise ConfigError(f"--out {file}: {path} exists: use another name, or --overwrite")
+            raise ConfigError(f"`out={file}`: {path} exists: use another name, or `overwrite`")
     if file.exists():
         try:
             ChannelAttention.load(file)
         except UserError as error:
             raise ConfigError(
-                f"--out {file}: --overwrite replaces channel attention only, but {error}"
+                f"`out={file}`: `overwrite` replaces channel attention only, but {error}"
             ) from error
     folder = file.parent
     if not folder.is_dir():
-        raise ConfigError(f"--out {file}: folder {folder} does not exist: create it")
+        raise ConfigError(f"`out={file}`: folder {folder} does not exist: create it")
     if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
         raise ConfigError(
-            f"--out {file} is in the data folder {data}, where the figure would count as "
+            f"`out={file}` is in the data folder {data}, where the figure would count as "
             "data: use a file outside of it"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out {file}: folder {folder} is not writable: use another")
+        raise ConfigError(f"`out={file}`: folder {folder} is not writable: use another")
 
 
 def _write(file: Path, attention: ChannelAttention, figure_file: Path, png: bytes) -> None:

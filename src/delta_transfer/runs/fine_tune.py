@@ -147,7 +147,7 @@ def _check_distributed_penalties(method: Method, penalties: Sequence[Penalty]) -
     """
     if world_size() > 1 and any(penalty.reduction == "batch" for penalty in penalties):
         raise ConfigError(
-            f"--method {method.name} needs whole batches, which {world_size()} processes split: "
+            f"`method={method.name}` needs whole batches, which {world_size()} processes split: "
             "use one device, or another method"
         )
 
@@ -233,7 +233,7 @@ def _fit(
     for callback in callbacks:
         if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
             epoch = callback.stopped_epoch + 1
-            logger.info("stopped after epoch %d, by --patience %d", epoch, callback.patience)
+            logger.info("stopped after epoch %d, by `patience=%d`", epoch, callback.patience)
     return result
 
 

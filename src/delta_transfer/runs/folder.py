@@ -103,21 +103,21 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
         _check_same(folder, config)
         return
     if not config.overwrite:
-        raise UserError(
-            f"--out {folder} is not empty: use another folder, --overwrite to replace the run, or "
-            "--resume (of train) to resume it"
+        raise ConfigError(
+            f"`out={folder}` is not empty: use another folder, `overwrite` to replace the run, or "
+            "`resume` (of train) to resume it"
         )
     foreign = _find_foreign_entry(folder)
     if foreign is not None:
-        raise UserError(
-            f"--out {folder} contains files that do not belong to a run ({foreign}), which "
-            "--overwrite does not delete: use another folder"
+        raise ConfigError(
+            f"`out={folder}` contains files that do not belong to a run ({foreign}), which "
+            "`overwrite` does not delete: use another folder"
         )
     for read in (data, config.weights, config.attention, config.data_root, config.model):
         path = Path((read or "").removeprefix("local-dir:").removeprefix("hf/"))
         if path.exists() and path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(
-                f"--out {folder} contains {path}, which the run reads and --overwrite would "
+            raise ConfigError(
+                f"`out={folder}` contains {path}, which the run reads and `overwrite` would "
                 "delete: use another folder"
             )
 
@@ -133,16 +133,16 @@ def check_output_location(folder: Path, *, data: str) -> None:
         UserError: if it is in the data folder, is a file, or cannot be written.
     """
     if Path(data).is_dir() and folder.resolve().is_relative_to(Path(data).resolve()):
-        raise UserError(
-            f"--out {folder} is in the data folder {data}, where it would count as a class: use a "
+        raise ConfigError(
+            f"`out={folder}` is in the data folder {data}, where it would count as a class: use a "
             "folder outside of it"
         )
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file: use a folder")
+        raise ConfigError(f"`out={folder}` is a file: use a folder")
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise EnvironmentError(
-            f"--out {folder} cannot be written, because of {parent}: use another --out"
+            f"`out={folder}` cannot be written, because of {parent}: use another `out`"
         )
 
 
@@ -169,12 +169,12 @@ def make_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
         if not overwrite and (not entries or _has_only_log(folder)):
             return  # the new run appends to the log of a failed one
         if not overwrite:
-            raise UserError(f"another run has written to {folder} meanwhile: use another --out")
+            raise ConfigError(f"another run has written to {folder} meanwhile: use another `out`")
         for entry in entries:  # the marks last, so that an interrupted deletion can be repeated
             _delete(entry)
     except OSError as error:
         raise EnvironmentError(
-            f"the folder {folder} cannot be written ({error.strerror}): use another --out"
+            f"the folder {folder} cannot be written ({error.strerror}): use another `out`"
         ) from error
 
 
@@ -219,25 +219,25 @@ def _check_same(folder: Path, config: TrainConfig) -> None:
         return  # interrupted before anything was saved
     foreign = _find_foreign_entry(folder)
     if foreign is not None:
-        raise UserError(
-            f"--resume: --out {folder} contains files that do not belong to a run ({foreign}): use "
+        raise ConfigError(
+            f"`resume`: `out={folder}` contains files that do not belong to a run ({foreign}): use "
             "the folder of the run to resume"
         )
     existing, requested = (dataclasses.asdict(one) for one in (TrainConfig.load(own), config))
     check_options(
         {name: value for name, value in existing.items() if name not in RESULT_NEUTRAL_OPTIONS},
         {name: value for name, value in requested.items() if name not in RESULT_NEUTRAL_OPTIONS},
-        f"--out {folder} contains a run",
+        f"`out={folder}` contains a run",
     )
 
 
 def check_options(existing: Mapping[str, Any], requested: Mapping[str, Any], what: str) -> None:
-    """Check that what is to be resumed has the requested options.
+    """Check that a run, comparison or search to resume has the requested options.
 
     Args:
         existing: its options.
         requested: the requested ones.
-        what: its description in the message.
+        what: description of it in the message.
 
     Raises:
         ConfigError: naming the options that differ.
@@ -247,14 +247,14 @@ def check_options(existing: Mapping[str, Any], requested: Mapping[str, Any], wha
         for options in (existing, requested)
     ]
     differences = [
-        f"--{name.replace('_', '-')} was {was} and is {now}"
+        f"`{name}` was {was} and is {now}"
         for name in {**requested, **existing}
         if (was := texts[0].get(name, "not given")) != (now := texts[1].get(name, "not given"))
     ]
     if differences:
         raise ConfigError(
             f"{what} with other options: {'; '.join(differences)}. Use the same options, another "
-            "folder, or --overwrite to replace it"
+            "folder, or `overwrite` to replace it"
         )
 
 
@@ -267,7 +267,7 @@ def open_several(folder: Path, mark: str, config: TrainConfig) -> Any:
         config: the options that all its runs share.
 
     Returns:
-        What is in that file if it is resumed, else None.
+        The content of that file if it is resumed, else None.
 
     Raises:
         UserError: if the folder is in use for something else, or the file is damaged.
@@ -286,7 +286,9 @@ def open_several(folder: Path, mark: str, config: TrainConfig) -> Any:
         there = None
     if not isinstance(there, dict) or not isinstance(there.get("num_threads"), int | None):
         what = "search" if mark == SEARCH_FILE else "comparison"
-        raise UserError(f"{path} does not hold the options of a {what} any more: use another --out")
+        raise ConfigError(
+            f"{path} does not hold the options of a {what} any more: use another `out`"
+        )
     return there
 
 
@@ -300,7 +302,7 @@ def begin_several(folder: Path, mark: str, options: Mapping[str, Any], *, overwr
         overwrite: delete what is there.
 
     Returns:
-        Whether it is a new one.
+        True if it is a new one.
     """
     for path in find_temporary_files(folder):
         path.unlink()
@@ -329,7 +331,7 @@ def find_temporary_files(folder: Path) -> list[Path]:
 
 
 def _find_foreign_entry(folder: Path) -> str | None:
-    """Return what in a folder does not belong to a run, comparison or search; None if nothing."""
+    """Return an entry that belongs to no run, comparison or search; None without any."""
     entries = _names(folder)
     if not entries:
         return None
@@ -351,7 +353,7 @@ def _find_foreign_entry(folder: Path) -> str | None:
 
 
 def _find_foreign_in_comparison(folder: Path) -> str | None:
-    """Return what in a folder does not belong to a comparison or its runs; None if nothing."""
+    """Return an entry that belongs to neither a comparison nor its runs; None without any."""
     own = folder / COMPARISON_FILE
     if own.is_file() and not re.match(rb"data: .*\n(?: .*\n)*methods: ", own.read_bytes()):
         return COMPARISON_FILE
@@ -368,7 +370,7 @@ def _find_foreign_in_comparison(folder: Path) -> str | None:
 
 
 def _find_foreign_in_search(folder: Path) -> str | None:
-    """Return what in a folder does not belong to a search, its trials or runs; None if nothing."""
+    """Return an entry that belongs to no search, trial or run of it; None without any."""
     own = folder / SEARCH_FILE
     if own.is_file() and not re.match(rb"data: .*\n(?:.*\n)*pruner: ", own.read_bytes()):
         return SEARCH_FILE

@@ -34,7 +34,7 @@ from delta_transfer.runs.folder import (
 from delta_transfer.runs.lr_search import resolve_lr
 from delta_transfer.runs.model_soup import select_model
 from delta_transfer.runs.plan import FineTunePlan, make_plan
-from delta_transfer.runs.predictions import write_examples, write_predictions
+from delta_transfer.runs.predictions import write_examples, write_molecules, write_predictions
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.runs.selection import SelectionResult
@@ -91,23 +91,19 @@ def train(
     config = options.resolve()
     if network is not None:
         config = dataclasses.replace(config, model=type(network).__name__)
-    kind = functools.partial(_device_kind, config)
-    with init_process_group(kind, devices=config.devices, num_nodes=config.num_nodes):
-        check_run_config(config)
+    device = find_device(config.device)
+    with init_process_group(device.type, devices=config.devices, num_nodes=config.num_nodes):
+        check_run_config(config, device=device)
         if world_size() > 1:
             config = adapt_to_processes(config)
         if config.resume and config.out is None:
-            raise ConfigError("--resume needs --out, the folder of the run to resume")
+            raise ConfigError("`resume` needs `out`, the folder of the run to resume")
         folder = Path(config.out).expanduser() if config.out else default_folder(config)
         if run_on_main_and_broadcast(lambda: _check_folder(folder, config)):
             return run_on_main_and_broadcast(lambda: _load_finished_run(folder))
         check = functools.partial(check_data, config)
-        setup = prepare(config, network=network, spec=spec, check=check)
+        setup = prepare(config, network=network, spec=spec, check=check, device=device)
         return train_prepared(setup, config, folder, started=started)
-
-
-def _device_kind(config: TrainConfig) -> str:
-    return find_device(config.device).type
 
 
 def _check_folder(folder: Path, config: TrainConfig) -> bool:
@@ -119,13 +115,20 @@ def _check_folder(folder: Path, config: TrainConfig) -> bool:
 def train_prepared(
     setup: RunSetup, config: TrainConfig, folder: Path, *, started: float
 ) -> RunResult:
-    """Run `train` with prepared data, network and probe.
+    """Fine-tune a prepared network, as `train` does, and write the run folder.
 
     Args:
         setup: from `prepare` with the same options, whatever the method.
         config: the options.
-        folder: folder of the run; an old run in it is deleted.
+        folder: folder of the run; with `overwrite` an older run in it is deleted.
         started: `time.perf_counter()` at the start of the run.
+
+    Returns:
+        The run's metrics, and its `folder`.
+
+    Raises:
+        UserError: if the network does not suit the method, another process writes to the folder,
+            or training diverges.
     """
     memory = PeakMemory(setup.device)
     plan = make_plan(setup, config)
@@ -216,8 +219,6 @@ def _finalize(
     write_predictions(path, split, predictions, task.classes, task_type)
     spec = setup.backbone.input_spec
     if isinstance(spec, GraphSpec) and spec.node_features == "atoms":
-        from delta_transfer.runs.predictions import write_molecules  # needs an extra
-
         taps = selected.fine_tune_result.taps
         write_molecules(folder, split, network=network, source=setup.source, taps=taps)
     elif task.kind == "images" and isinstance(task_type, Multiclass):

@@ -1,4 +1,4 @@
-"""What a run says of itself: at its start what it will do, at its end what came out."""
+"""Log the plan of a run at its start, and its metrics at its end."""
 
 import logging
 from collections import Counter
@@ -56,7 +56,7 @@ def _log_class_balance(plan: FineTunePlan) -> None:
     if config.class_weights == "none":
         if ratio < IMBALANCE_THRESHOLD:
             return
-        balancing = "--class-weights auto balances them"
+        balancing = "`class_weights=auto` balances them"
     logger.info(
         "classes  the largest has %.1f times as many %ss as the smallest: %s",
         ratio,
@@ -90,7 +90,7 @@ def similarity_hint(accuracy: float, chance: float) -> str:
     if relative <= DISSIMILAR_THRESHOLD:
         return (
             f" (chance: {100 * chance:.1f}%): the images differ from the pretraining data; more "
-            "--epochs, a larger --image-size or a smaller --strength may help"
+            "`epochs`, a larger `image_size` or a smaller `strength` may help"
         )
     return ""
 

@@ -38,8 +38,13 @@ _TRAINING_OPTIONS = [
 _SINGLE_PROCESS_OPTIONS = {"gradient_accumulation_steps": 1, "mixup": 0, "cutmix": 0}
 
 
-def check_run_config(config: TrainConfig) -> None:
+def check_run_config(config: TrainConfig, *, device: torch.device | None = None) -> None:
     """Check the options that need no data, and warn about options that the method ignores.
+
+    Args:
+        config: the options.
+        device: the device of `config.device`; looked up where it is needed if None, since the
+            runs of a comparison may be on other machines.
 
     Raises:
         UserError: if a name is unknown, a file is not channel attention, or options conflict.
@@ -57,20 +62,20 @@ def check_run_config(config: TrainConfig) -> None:
         except UserError as error:
             raise reworded(
                 error,
-                f"--attention: {error}; use the attention.safetensors of another run, or one of "
+                f"`attention`: {error}; use the attention.safetensors of another run, or one of "
                 f"{', '.join(ESTIMATORS)}",
             ) from error
     check_loggers(config.logger_names)
     if config.precision != "32":
-        find_precision(config.precision, find_device(config.device))
+        find_precision(config.precision, device or find_device(config.device))
     _check_gradient_accumulation(config, method)
     if config.strategy == "fsdp" and method.trains_network:
-        _check_sharded(config, method)
+        _check_sharded(config, method, device)
     for name in _ignored_options(config, method):
-        logger.warning("--%s is ignored: method %s does not use it", name, method.name)
+        logger.warning("`%s` is ignored: method %s does not use it", name, method.name)
     if method.needs_attention and config.attention not in ESTIMATORS:
         for name in _non_default_options(config, _ATTENTION_ESTIMATION_OPTIONS):
-            logger.warning("--%s is ignored: attention comes from %s", name, config.attention)
+            logger.warning("`%s` is ignored: attention comes from %s", name, config.attention)
 
 
 def _check_gradient_accumulation(config: TrainConfig, method: Method) -> None:
@@ -87,14 +92,14 @@ def _check_gradient_accumulation(config: TrainConfig, method: Method) -> None:
     ):
         return
     what = "batch norm in train mode" if trained else f"method {method.name}"
-    hint = "--batch-norm frozen, or " if trained and method.batch_norm is None else ""
+    hint = "`batch_norm=frozen`, or " if trained and method.batch_norm is None else ""
     raise ConfigError(
-        f"--gradient-accumulation-steps {config.gradient_accumulation_steps}: {what} needs the "
-        f"whole batch: use {hint}a smaller --batch-size without gradient accumulation"
+        f"`gradient_accumulation_steps={config.gradient_accumulation_steps}`: {what} needs the "
+        f"whole batch: use {hint}a smaller `batch_size` without gradient accumulation"
     )
 
 
-def _check_sharded(config: TrainConfig, method: Method) -> None:
+def _check_sharded(config: TrainConfig, method: Method, device: torch.device | None) -> None:
     """Check that the weights may be sharded.
 
     Raises:
@@ -102,7 +107,7 @@ def _check_sharded(config: TrainConfig, method: Method) -> None:
     """
     if world_size() == 1:
         raise ConfigError(
-            "--strategy fsdp needs several processes: use --devices 2 or more, or leave the option "
+            "`strategy=fsdp` needs several processes: use `devices=2` or more, or leave the option "
             "out"
         )
     if (
@@ -112,18 +117,18 @@ def _check_sharded(config: TrainConfig, method: Method) -> None:
         or method.needs_classifier
     ):
         raise ConfigError(
-            f"--strategy fsdp: method {method.name} changes weights outside of the optimiser or "
-            "trains weights of its own: use --strategy ddp, or another method"
+            f"`strategy=fsdp`: method {method.name} changes weights outside of the optimiser or "
+            "trains weights of its own: use `strategy=ddp`, or another method"
         )
     if config.ema is not None:
         raise ConfigError(
-            f"--ema {config.ema:g} needs whole weights, which --strategy fsdp shards: leave it "
-            "out, or use --strategy ddp"
+            f"`ema={config.ema:g}` needs whole weights, which `strategy=fsdp` shards: leave it "
+            "out, or use `strategy=ddp`"
         )
-    if find_precision(config.precision, find_device(config.device)) == "16-mixed":
+    if find_precision(config.precision, device or find_device(config.device)) == "16-mixed":
         raise ConfigError(
-            f"--precision {config.precision} is float16 here, whose loss scaling does not support "
-            "--strategy fsdp: use bf16 or 32, or --strategy ddp"
+            f"`precision={config.precision}` is float16 here, whose loss scaling does not support "
+            "`strategy=fsdp`: use bf16 or 32, or `strategy=ddp`"
         )
 
 
@@ -142,10 +147,9 @@ def _ignored_options(config: TrainConfig, method: Method) -> list[str]:
 
 
 def _non_default_options(config: TrainConfig, names: Sequence[str]) -> list[str]:
-    """Return those of some options that differ from the preset, as flags without dashes."""
+    """Return those of some options that differ from the preset."""
     plain = TrainOptions(data=config.data, preset=config.preset).resolve()
-    given = [name for name in names if getattr(config, name) != getattr(plain, name)]
-    return [name.replace("_", "-") for name in given]
+    return [name for name in names if getattr(config, name) != getattr(plain, name)]
 
 
 def check_data(config: TrainConfig, task: TaskData) -> None:
@@ -160,7 +164,7 @@ def check_data(config: TrainConfig, task: TaskData) -> None:
         fit = [other for other in METHODS.values() if task.kind in other.kinds]
         others = [other.name for other in fit if not other.multiclass_only]
         raise ConfigError(
-            f"--method {method.name} needs classes, but {task.name} has "
+            f"`method={method.name}` needs classes, but {task.name} has "
             f"{task.task_type.target_kind}: use one of {', '.join(others)}"
         )
 
@@ -174,15 +178,15 @@ def adapt_to_processes(config: TrainConfig) -> TrainConfig:
     count = world_size()
     if config.batch_size % count:
         raise ConfigError(
-            f"--batch-size {config.batch_size} must be a multiple of the {count} processes that "
+            f"`batch_size={config.batch_size}` must be a multiple of the {count} processes that "
             "share each batch"
         )
     if method_of(config).trains_network:
         _check_distributed(config, count)
     if config.out is None or config.overwrite:
         raise ConfigError(
-            f"{'--overwrite' if config.overwrite else 'no --out'}: several processes, which may be "
-            "restarted, need a fixed folder: use --out with a new one"
+            f"{'`overwrite`' if config.overwrite else 'no `out`'}: several processes, which may be "
+            "restarted, need a fixed folder: use `out` with a new one"
         )
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     return dataclasses.replace(config, resume=config.resume or again)
@@ -197,19 +201,19 @@ def _check_distributed(config: TrainConfig, count: int) -> None:
     method = method_of(config)
     if "train" in (config.batch_norm, method.batch_norm):
         raise ConfigError(
-            f"--batch-norm train (an option, or part of --method {method.name}) needs whole "
-            f"batches, which {count} processes split: use --batch-norm frozen and a method that "
+            f"`batch_norm=train` (an option, or part of `method={method.name}`) needs whole "
+            f"batches, which {count} processes split: use `batch_norm=frozen` and a method that "
             "allows it, or one device"
         )
     if config.lr == "find":
         raise ConfigError(
-            f"--lr find does not support {count} processes: find the rate with one device, then "
-            "use --lr RATE"
+            f"`lr=find` does not support {count} processes: find the rate with one device, then "
+            "use `lr=RATE`"
         )
     for name, plain in _SINGLE_PROCESS_OPTIONS.items():
         if getattr(config, name) != plain:
             raise ConfigError(
-                f"--{name.replace('_', '-')} {getattr(config, name)} needs whole batches, which "
+                f"`{name}={getattr(config, name)}` needs whole batches, which "
                 f"{count} processes split: leave it out, or use one device"
             )
 
@@ -226,13 +230,13 @@ def count_processes(config: TrainConfig) -> int:
     available = 1 if device.type == "cpu" else torch.accelerator.device_count()
     if config.num_nodes > 1:
         raise ConfigError(
-            f"--num-nodes {config.num_nodes}: start the command on each machine by torchrun or "
+            f"`num_nodes={config.num_nodes}`: start the command on each machine by torchrun or "
             "SLURM's srun, see docs/scaling.md"
         )
     if config.devices == "auto":
         return available
     if device.type != "cpu" and config.devices > available:
         raise EnvironmentError(
-            f"--devices {config.devices}: this machine has {available}; use fewer, or auto"
+            f"`devices={config.devices}`: this machine has {available}; use fewer, or auto"
         )
     return config.devices

@@ -20,7 +20,7 @@ def find_device(name: str) -> torch.device:
         return torch.device("cpu")
     if accelerator is None or name not in ("auto", accelerator.type):
         found = "only a CPU" if accelerator is None else f"cpu and {accelerator.type}"
-        raise EnvironmentError(f"--device {name}: this machine has {found}; leave the option out")
+        raise EnvironmentError(f"`device={name}`: this machine has {found}; leave the option out")
     return accelerator
 
 

@@ -56,7 +56,7 @@ def _explain_file(error: BaseException) -> str | None:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return (
             f"no access to {file} ({error.strerror}): change its permissions or those of its "
-            "folder, or write to another folder with --out"
+            "folder, or write to another folder with `out`"
         )
     return None
 
@@ -66,18 +66,18 @@ def _explain_machine(error: BaseException) -> str | None:
     if any(part in text for part in _WORKER_FAILURES):
         return (
             "a data loader worker died, probably out of (shared) memory: load without workers, "
-            "--num-workers 0"
+            "`num_workers=0`"
         )
     # By its name, so that torch need not be imported.
     full = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     if full or isinstance(error, MemoryError) or any(part in text for part in _OUT_OF_MEMORY):
         own = isinstance(error, MemoryError) or _OUT_OF_MEMORY[0] in text
         where = "this machine" if own else "the GPU"
-        return f"{where} has too little memory: lower --batch-size or --image-size"
+        return f"{where} has too little memory: lower `batch_size` or `image_size`"
     return None
 
 
-_FREE_SPACE_HINT = "free some space, or write to another folder with --out"
+_FREE_SPACE_HINT = "free some space, or write to another folder with `out`"
 _WRITE_FAILURES = ("PytorchStreamWriter failed writing", "unexpected pos")
 _WORKER_FAILURES = ("DataLoader worker (pid", "</torch_", "Too many open files. Communication")
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")

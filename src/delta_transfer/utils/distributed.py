@@ -45,14 +45,14 @@ def is_initialized() -> bool:
 
 @contextmanager
 def init_process_group(
-    find_device_type: Callable[[], str], *, devices: int | str = 1, num_nodes: int = 1
+    device_type: str, *, devices: int | str = 1, num_nodes: int = 1
 ) -> Iterator[None]:
     """Join the process group that torchrun or SLURM describes in the environment, if there is one.
 
     Only the main process logs.
 
     Args:
-        find_device_type: returns the type of device to compute on; called if there is a group.
+        device_type: type of the device to compute on.
         devices: requested processes per node; 1 and `"auto"` accept any number.
         num_nodes: requested nodes; 1 accepts any number.
 
@@ -63,11 +63,10 @@ def init_process_group(
         yield
         return
     _check_requested(devices, num_nodes)
-    kind = find_device_type()
-    if kind == "cuda":
+    if device_type == "cuda":
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=_TIMEOUT
+        "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo", timeout=_TIMEOUT
     )
     log = logging.getLogger("delta_transfer")
     level = log.level
@@ -115,10 +114,11 @@ def _translate_slurm() -> None:
 def _check_requested(devices: int | str, num_nodes: int) -> None:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", _world_size_from_env()))
     nodes = _world_size_from_env() // local
-    for flag, value, started in (("--devices", devices, local), ("--num-nodes", num_nodes, nodes)):
+    for name, value, started in (("devices", devices, local), ("num_nodes", num_nodes, nodes)):
         if value not in (1, "auto", started):
             raise ConfigError(
-                f"{flag} {value}, but torchrun or SLURM has started {started}: leave the option out"
+                f"`{name}={value}`, but torchrun or SLURM has started {started}: leave the "
+                "option out"
             )
 
 

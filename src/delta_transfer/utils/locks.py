@@ -68,7 +68,7 @@ def _acquire(folder: Path) -> FileLock | None:
         lock.acquire()
     except Timeout as error:
         raise EnvironmentError(
-            f"{holder} is writing to {folder}: wait for it, stop it, or use another --out"
+            f"{holder} is writing to {folder}: wait for it, stop it, or use another `out`"
         ) from error
     except (OSError, NotImplementedError) as error:
         # Where nothing can be written, the first write fails with a clear message.

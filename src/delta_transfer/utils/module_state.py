@@ -83,7 +83,7 @@ def deterministic_algorithms(enable: bool) -> Iterator[None]:
             raise
         reason = str(error).split(".")[0]
         raise ConfigError(
-            f"--deterministic: {reason}: leave the option out, or use --device cpu, where every "
+            f"`deterministic`: {reason}: leave the option out, or use `device=cpu`, where every "
             "run is deterministic"
         ) from error
     finally:

@@ -320,7 +320,7 @@ class TestGoingOn:
         out = tmp_path / "out"
         made(out)
         with pytest.raises(
-            UserError, match=r"--taps was auto and is .*; --epochs was 2 and"
+            UserError, match=r"`taps` was auto and is .*; `epochs` was 2 and"
         ) as error:
             made(out, epochs=3, taps="blocks.1")
         for part in (f"--out {out} contains a comparison with other options", "--overwrite"):
@@ -345,7 +345,7 @@ class TestGoingOn:
         made(out, ["probe"], [0, 1])
         made(out, ["l2"], [0, 1, 2])
         assert yaml.safe_load((out / "compare.yaml").read_text())["num_threads"] == 6
-        with pytest.raises(UserError, match="--num-threads was 6 and is 1"):
+        with pytest.raises(UserError, match="`num_threads` was 6 and is 1"):
             made(out, threads=1)
 
     @pytest.mark.parametrize(("gib", "at_once"), [(100, 4), (10, 2), (4, 1), (0, 1)])

@@ -16,10 +16,8 @@ from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import ConfigError, first_few
 from delta_transfer.utils.files import fingerprint
 
-# Options for images only.
+# Options for images only, which no preset decides.
 _IMAGE_ONLY_OPTIONS = ("augment", "image_size", "mixup", "cutmix", "image_cache_gb")
-
-_DEFAULTS = TrainOptions(data="graphs").resolve()
 
 _LEAKS = (("train", "val"), ("train", "test"), ("val", "test"))
 
@@ -34,13 +32,12 @@ def load_network(
     """
     if config.paper_protocol:
         raise ConfigError(
-            f"--preset paper is for images, but {task.name} contains graphs: leave it out"
+            f"`preset=paper` is for images, but {task.name} contains graphs: leave it out"
         )
     for name in _IMAGE_ONLY_OPTIONS:
-        if getattr(config, name) != getattr(_DEFAULTS, name):
+        if getattr(config, name) != getattr(TrainOptions, name):
             raise ConfigError(
-                f"--{name.replace('_', '-')} is for images, but {task.name} contains graphs: leave "
-                "it out"
+                f"`{name}` is for images, but {task.name} contains graphs: leave it out"
             )
     if network is not None:
         raise ConfigError(

@@ -67,4 +67,4 @@ def suggest_models(config: TrainConfig, device: torch.device) -> tuple[str, ...]
     """Return a line about larger models if the default one runs on an accelerator."""
     if device.type == "cpu" or config.model != TrainConfig.model:
         return ()
-    return ("         larger models are fast on this device too, such as --model convnext_tiny",)
+    return ("         larger models are fast on this device too, such as `model=convnext_tiny`",)

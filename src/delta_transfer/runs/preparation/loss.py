@@ -31,11 +31,11 @@ def check_classification_options(config: TrainConfig, task_type: TaskType, *, na
         ConfigError: naming all of these options.
     """
     given = [
-        f"--{option.replace('_', '-')} {getattr(config, option)}"
+        f"`{option}={getattr(config, option)}`"
         for option, without in _CLASSIFICATION_ONLY.items()
         if getattr(config, option) != without
     ]
-    given += ["--preset paper"] if config.paper_protocol else []
+    given += ["`preset=paper`"] if config.paper_protocol else []
     if given and not isinstance(task_type, Multiclass):
         raise ConfigError(
             f"{', '.join(given)}: only for images with classes, which {name} does not have: leave "

@@ -78,6 +78,7 @@ def prepare(
     network: nn.Module | None = None,
     spec: InputSpec | None = None,
     check: Callable[[TaskData], object] | None = None,
+    device: torch.device | None = None,
 ) -> RunSetup:
     """Load data and network, and fit the linear probe.
 
@@ -86,11 +87,12 @@ def prepare(
         network: your own pretrained network, instead of `config.model`.
         spec: how images are prepared for it.
         check: called with the dataset before samples are read; raises UserError if it does not fit.
+        device: the device of `config.device`; looked up if None.
 
     Raises:
         UserError: if data or network are invalid, or a tap is unknown.
     """
-    device = find_device(config.device)
+    device = device or find_device(config.device)
     with first_on_each_node():  # it may download
         task = find_data(config)
     if check is not None:
@@ -98,7 +100,7 @@ def prepare(
     check_splits(config, task)
     if config.refit == "always" and not task.val_drawn:
         logger.warning(
-            "--refit always is ignored: %s has its own validation split, which is never trained on",
+            "`refit=always` is ignored: %s has its own validation split, which is never trained on",
             task.name,
         )
     kind = DATA_HANDLERS[task.kind]

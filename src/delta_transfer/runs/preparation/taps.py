@@ -35,7 +35,7 @@ def _tap_names(config: TrainConfig, backbone: Backbone, source: nn.Module) -> li
         names = [name.strip() for name in config.taps.split(",")]
         if not all(names):
             raise ConfigError(
-                f"--taps '{config.taps}': a name is empty; use module names separated by commas "
+                f"`taps={config.taps}`: a name is empty; use module names separated by commas "
                 "(see: delta-transfer taps MODEL), or auto"
             )
         return names
@@ -49,7 +49,7 @@ def _check_taps(taps: tuple[str, ...], head: str) -> None:
     beyond = [tap for tap in taps if f"{head}.".startswith(f"{tap}.")]
     if beyond:
         raise ConfigError(
-            f"--taps: {', '.join(beyond)} contains the head, {head}, which is new; choose modules "
+            f"`taps`: {', '.join(beyond)} contains the head, {head}, which is new; choose modules "
             "before it (see: delta-transfer taps MODEL)"
         )
 
@@ -62,9 +62,9 @@ def _try_taps(source: nn.Module, taps: tuple[str, ...], example: Inputs) -> None
             missing = [tap for tap in taps if tap not in recorder.channel_dims]
             if missing:
                 raise ConfigError(
-                    f"--taps: the network does not use {', '.join(missing)}; choose from the "
+                    f"`taps`: the network does not use {', '.join(missing)}; choose from the "
                     "list of delta-transfer taps MODEL"
                 )
             recorder.outputs()
     except RuntimeError as error:
-        raise ConfigError(f"--taps: {error}") from error
+        raise ConfigError(f"`taps`: {error}") from error

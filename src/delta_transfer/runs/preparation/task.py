@@ -55,21 +55,21 @@ def check_splits(config: TrainConfig, task: TaskData) -> None:
             else f", or move the validation {task.sample_type}s to the training ones"
         )
         raise ConfigError(
-            f"--folds {config.folds}: {task.name} has its own validation split; leave the option "
+            f"`folds={config.folds}`: {task.name} has its own validation split; leave the option "
             f"out{hint}"
         )
     if config.folds and task.group is not None:
         count = len({task.group(path) for path in pool_train_and_val(task).paths})
         if config.folds > count:
             raise ConfigError(
-                f"--folds {config.folds}: there are only {count} scaffolds (ring systems) to train "
-                f"on, whose molecules stay together; use at most {count}, or --split random"
+                f"`folds={config.folds}`: there are only {count} scaffolds (ring systems) to train "
+                f"on, whose molecules stay together; use at most {count}, or `split=random`"
             )
     most = max(Counter(pool_train_and_val(task).class_indices).values()) if config.folds else 0
     if config.folds > most:
         whose = "the largest class has" if isinstance(task.task_type, Multiclass) else "there are"
         raise ConfigError(
-            f"--folds {config.folds}: {whose} only {most} {task.sample_type}s to train on; use at "
+            f"`folds={config.folds}`: {whose} only {most} {task.sample_type}s to train on; use at "
             f"most {most}"
         )
 
