@@ -319,11 +319,10 @@ class TestGoingOn:
     def test_options_of_before_are_given_or_overwritten(self, fakes, tmp_path):
         out = tmp_path / "out"
         made(out)
-        with pytest.raises(
-            UserError, match=r"`taps` was auto and is .*; `epochs` was 2 and"
-        ) as error:
+        said = r"`taps` was auto and is .*; `epochs` was 2 and"
+        with pytest.raises(UserError, match=said) as error:
             made(out, epochs=3, taps="blocks.1")
-        for part in (f"--out {out} contains a comparison with other options", "--overwrite"):
+        for part in (f"--out {out} contains a comparison with other options", "`overwrite`"):
             assert part in str(error.value)
         made(out, ["probe"], epochs=3, overwrite=True)
         assert names(out) == ["probe-seed0", "probe-seed1"]
