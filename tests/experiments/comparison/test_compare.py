@@ -322,7 +322,7 @@ class TestGoingOn:
         said = r"`taps` was auto and is .*; `epochs` was 2 and"
         with pytest.raises(UserError, match=said) as error:
             made(out, epochs=3, taps="blocks.1")
-        for part in (f"--out {out} contains a comparison with other options", "`overwrite`"):
+        for part in (f"`out={out}` contains a comparison with other options", "`overwrite`"):
             assert part in str(error.value)
         made(out, ["probe"], epochs=3, overwrite=True)
         assert names(out) == ["probe-seed0", "probe-seed1"]
