@@ -13,12 +13,11 @@ import argparse
 import logging
 from pathlib import Path
 
-from accuracy import add_options, make, published, write_table
+from accuracy import add_options, make, pooled, published, write_table
 
 from delta_transfer.config.commands import PretrainOptions, parse_seeds
 from delta_transfer.config.train import TrainOptions
 from delta_transfer.pretraining.pretrain import WEIGHTS, pretrain
-from delta_transfer.report.comparison.runs import Comparison
 
 METHODS = "probe,l2,lp_ft,l2sp,delta_no_attention,delta,gtot"
 PUBLISHED = {
@@ -78,12 +77,6 @@ def pretrained(options: argparse.Namespace, folder: Path, seed: int) -> Path:
             )
         )
     return folder / WEIGHTS
-
-
-def pooled(folds: list[Comparison]) -> Comparison:
-    """The folds, whose seeds differ, as one comparison."""
-    entries = tuple(entry for fold in folds for entry in fold.entries)
-    return Comparison(folds[0].folder, folds[0].split, folds[0].metric, entries)
 
 
 def parse() -> argparse.Namespace:
