@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from delta_transfer.errors import ModelError
-from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.metrics.run_result import RETENTION_COLUMNS, RunResult
 
 RESULT = RunResult(
     folder=Path("run"),
@@ -61,6 +61,7 @@ def test_json_has_the_metrics_and_no_paths():
         "val_rmse",
         "linear_probe_test_rmse",
         "linear_probe_val_rmse",
+        *RETENTION_COLUMNS,
         "best_epoch",
         "epochs",
         "refitted",

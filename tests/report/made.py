@@ -105,6 +105,11 @@ RESULT: Mapping[str, Any] = {
     "val_accuracy": 0.8,
     "linear_probe_test_accuracy": 0.625,
     "linear_probe_val_accuracy": 0.7,
+    "kept_agreement": 0.9,
+    "corruption_accuracy": 0.55,
+    "linear_probe_corruption_accuracy": 0.5,
+    "shifted_accuracy": None,
+    "linear_probe_shifted_accuracy": None,
     "best_epoch": 2,
     "epochs": 3,
     "refitted": False,
@@ -136,6 +141,12 @@ ANSWERS = (
     ("dog", "dog", 0.95),
     ("dog", "owl", 0.85),
     ("owl", "owl", 1.0),
+)
+CORRUPTIONS: Rows = (
+    ("corruption", "severity", "num_images", "accuracy", "linear_probe_accuracy"),
+    ("none", 0, 8, 0.75, 0.625),
+    ("gaussian_noise", 1, 8, 0.5, 0.5),
+    ("jpeg_compression", 3, 8, 0.625, 0.5),
 )
 VAL_ACCURACY = (0.7, 0.75, 0.8, 0.78)
 METRICS_HEADER = (
@@ -194,6 +205,7 @@ def make_run(
     drift = [[epoch, tap, 0.1 * epoch] for epoch in range(4) for tap in RESULT["taps"]]
     write_csv(folder / "drift.csv", [["epoch", "tap", "distance"], *drift])
     write_csv(folder / "predictions.csv", predictions(answers, classes))
+    write_csv(folder / "corruptions.csv", CORRUPTIONS)
     write_examples(folder, answers)
     return folder
 

@@ -13,6 +13,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.report.run_page import write_run_report
 from tests.report.made import (
     ANSWERS,
+    CORRUPTIONS,
     RESULT,
     VAL_ACCURACY,
     Page,
@@ -220,6 +221,7 @@ class TestMissingParts:
         "Learning curves",
         "Accuracy per class",
         "Confusion matrix",
+        "What fine-tuning kept",
         "Example predictions",
         "Configuration",
     )
@@ -237,11 +239,13 @@ class TestMissingParts:
         assert page.all("h1")[0].text == "Linear probe on pets"
 
     def test_no_optional_file(self, run: Path) -> None:
-        for name in ("metrics.csv", "drift.csv", "examples.csv"):
+        for name in ("metrics.csv", "drift.csv", "examples.csv", "corruptions.csv"):
             (run / name).unlink()
+        change(run, kept_agreement=None)
+        gone = ("What fine-tuning kept", "Example predictions")
         shutil.rmtree(run / "examples")
         page = page_of(run)
-        left = ["Accuracy per class", "Confusion matrix", "Configuration"]
+        left = [name for name in self.SECTIONS[1:] if name not in gone]
         assert page.headings == left
         assert not page.all("img")
 
@@ -264,9 +268,9 @@ class TestPage:
         first = write_run_report(run).read_bytes()
         monkeypatch.setenv("TZ", "Asia/Tokyo")
         assert write_run_report(run).read_bytes() == first
-        names = "config.yaml drift.csv examples examples.csv metrics.csv predictions.csv"
+        names = "config.yaml corruptions.csv drift.csv examples examples.csv metrics.csv"
         written = sorted(path.name for path in run.iterdir())
-        assert written == [*names.split(), "report.html", "result.json"]
+        assert written == [*names.split(), "predictions.csv", "report.html", "result.json"]
 
     def test_everything_is_escaped(self, tmp_path: Path) -> None:
         nasty = "<b>\"'&amp;$x$\x07"
@@ -336,3 +340,52 @@ class TestPage:
         assert not re.findall(r'style="[^"]*#[0-9a-f]{6}', page.content)
         for variable in set(re.findall(r"var\((--[\w-]+)\)", page.content)):
             assert page.all("style")[0].text.count(f"{variable}:") == 2  # light and dark
+
+
+class TestRetention:
+    HEADING = "What fine-tuning kept"
+
+    def test_numbers_by_corruption_and_severity(self, run: Path) -> None:
+        page = page_of(run)
+        assert self.HEADING in page.headings
+        assert "is 90.0% : on this fraction of held-out images (8 of them), the" in page.text
+        assert "the accuracy is 55.0% , and the linear probe" in page.text
+        assert page.row("No corruption") == "No corruption 75.0% 62.5% +12.5"
+        assert page.row("Gaussian noise") == "Gaussian noise, severity 1 50.0% 50.0% 0.0"
+        assert page.row("JPEG") == "JPEG compression, severity 3 62.5% 50.0% +12.5"
+        assert "shifted images" not in page.text
+
+    def test_shifted_images(self, tmp_path: Path) -> None:
+        folder = make_run(
+            tmp_path / "run",
+            config={"shifted": "/data/sketches"},
+            shifted_accuracy=0.375,
+            linear_probe_shifted_accuracy=0.25,
+        )
+        text = page_of(folder).text
+        assert "On the shifted images, sketches, the accuracy is 37.5% ," in text
+        assert " 25.0%." in text
+
+    def test_agreement_alone(self, run: Path) -> None:
+        (run / "corruptions.csv").unlink()
+        change(run, corruption_accuracy=None, linear_probe_corruption_accuracy=None)
+        text = page_of(run).text
+        assert "Kept agreement is 90.0% : on this fraction of held-out images, the" in text
+        assert "mildly corrupted" not in text
+
+    def test_nothing_was_measured(self, run: Path) -> None:
+        (run / "corruptions.csv").unlink()
+        change(run, kept_agreement=None)
+        assert self.HEADING not in page_of(run).headings
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            (["contrast", 1, 8, 1.5, 0.5], "accuracy must be between 0 and 1, got '1.5'"),
+            (["contrast", "x", 8, 0.5, 0.5], "severity must be a number, got 'x'"),
+        ],
+    )
+    def test_a_damaged_file(self, run: Path, row: list[object], message: str) -> None:
+        write_csv(run / "corruptions.csv", [CORRUPTIONS[0], row])
+        with pytest.raises(UserError, match=rf"corruptions\.csv, line 2: {message}"):
+            write_run_report(run)

@@ -39,6 +39,7 @@ ALWAYS = {
     "result.json",
     "predictions.csv",
     "examples.csv",
+    "corruptions.csv",
     "report.html",
     "model/model.safetensors",
     "model/config.json",

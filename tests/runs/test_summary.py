@@ -165,3 +165,29 @@ def test_classes_of_very_different_sizes_are_told_of(caplog, taught, way, line):
 def test_of_a_method_that_does_not_train_nothing_is_said_of_classes(caplog):
     lines = said(caplog, "probe", taught=(0, 0, 0, 0, 1) * 4)
     assert not [line for line in lines if line.startswith("classes")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({}, None),
+        (
+            {
+                "kept_agreement": 0.834,
+                "corruption_accuracy": 0.7119,
+                "linear_probe_corruption_accuracy": 0.66,
+            },
+            "agreement with the pretrained network 83%, corrupted images 71.2% (probe 66.0%)",
+        ),
+        (
+            {"shifted_accuracy": 0.0, "linear_probe_shifted_accuracy": 0.25},
+            "shifted images 0.0% (probe 25.0%)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("test_accuracy", [0.875, None])
+def test_the_end_says_what_was_kept(caplog, fields, line, test_accuracy):
+    log_summary(dataclasses.replace(RESULT, test_accuracy=test_accuracy, **fields))
+    first, *others = [record.message for record in caplog.records]
+    assert first.startswith("done ")
+    assert others == ([] if line is None else [f"kept     {line}"])

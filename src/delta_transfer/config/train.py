@@ -20,7 +20,7 @@ OPTION_GROUPS = {
     "data": (
         *("data_root", "samples_per_class", "val_fraction", "test_split", "folds", "refit"),
         *("smiles_column", "label_columns", "split", "class_weights"),
-        *("image_size", "augment", "mixup", "cutmix", "image_cache_gb"),
+        *("image_size", "augment", "mixup", "cutmix", "image_cache_gb", "shifted"),
     ),
     "network and method": (
         *("model", "weights", "method", "strength", "taps", "batch_norm", "preset"),
@@ -99,6 +99,7 @@ class _TrainFields:
     smiles_column: str | None = None
     label_columns: str | None = None
     split: Literal["auto", "scaffold", "random"] = "auto"
+    shifted: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: Count | Literal["auto"] = 1
     num_nodes: Count = 1
@@ -216,6 +217,8 @@ class TrainOptions(_TrainFields):
             numbers (default all other numeric columns).
         split: split of molecules: scaffold (no two splits share a ring system), random, or auto
             (default; the standard split of a named data set, scaffold for a file).
+        shifted: second folder of images of the same classes from another source (FOLDER/CLASS/* or
+            FOLDER/test/CLASS/*), on which the final model and the linear probe are tested too.
         device: auto (default), cpu, cuda or mps.
         devices: number of processes on this machine, each with its own GPU or, on the CPU, its
             share of the cores (default 1); auto is all GPUs. The batch is divided among them (see

@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from delta_transfer.errors import ModelError
-from delta_transfer.metrics.metrics import METRICS, Metric
+from delta_transfer.metrics.metrics import ACCURACY, METRICS, Metric
 
 MetricPrefix = Literal["test", "val", "linear_probe_test", "linear_probe_val"]
+
+RETENTION_COLUMNS = (
+    "kept_agreement",
+    "corruption_accuracy",
+    "linear_probe_corruption_accuracy",
+    "shifted_accuracy",
+    "linear_probe_shifted_accuracy",
+)
+"""The columns of results.csv on what fine-tuning keeps, if there are classes; may be missing."""
 
 
 def comparison_columns(metric: Metric) -> tuple[str, ...]:
@@ -25,6 +34,7 @@ def comparison_columns(metric: Metric) -> tuple[str, ...]:
         "strength",
         "wall_time_s",
         "peak_memory_mib",
+        *(RETENTION_COLUMNS if metric is ACCURACY else ()),
         "folder",
     )
 
@@ -83,6 +93,13 @@ class RunResult:
         val_rmse: mean RMSE on the held-out samples.
         linear_probe_test_rmse: mean test RMSE of the linear probe.
         linear_probe_val_rmse: mean validation RMSE of the linear probe.
+        kept_agreement: fraction of held-out images for which the fine-tuned and the pretrained
+            network have the same top-1 class by the classifier of pretraining; None if that is
+            unknown.
+        corruption_accuracy: mean accuracy of the final model on mildly corrupted held-out images.
+        linear_probe_corruption_accuracy: of the linear probe on the same images.
+        shifted_accuracy: accuracy of the final model on the images of `shifted`.
+        linear_probe_shifted_accuracy: of the linear probe on the same images.
         best_epoch: the epoch that was chosen; 0 is the initialization, before any training.
         epochs: number of epochs to choose from.
         refitted: the final model was trained on training and validation images.
@@ -119,6 +136,11 @@ class RunResult:
     val_rmse: float | None = None
     linear_probe_test_rmse: float | None = None
     linear_probe_val_rmse: float | None = None
+    kept_agreement: float | None = None
+    corruption_accuracy: float | None = None
+    linear_probe_corruption_accuracy: float | None = None
+    shifted_accuracy: float | None = None
+    linear_probe_shifted_accuracy: float | None = None
     best_epoch: int
     epochs: int
     refitted: bool

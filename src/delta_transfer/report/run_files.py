@@ -50,6 +50,17 @@ class Molecule:
 
 
 @dataclasses.dataclass(frozen=True)
+class CorruptionRow:
+    """The accuracy on images of one corruption and severity; "none" and 0 are the images as is."""
+
+    corruption: str
+    severity: int
+    num_images: int
+    accuracy: float
+    probe_accuracy: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Predictions:
     """The predictions of a split, and the names of all classes in their order."""
 
@@ -232,6 +243,28 @@ def read_molecules(folder: Path) -> tuple[Molecule, ...]:
     return tuple(
         Molecule(row.cells["path"], row.number("distance"), _image_uri(folder, row))
         for row in read_table(path, ["file", "path", "distance"])
+    )
+
+
+def read_corruptions(folder: Path) -> tuple[CorruptionRow, ...]:
+    """Read the accuracy by corruption and severity; empty if it was not measured.
+
+    Raises:
+        DataError: if the file is damaged.
+    """
+    path = folder / "corruptions.csv"
+    if not path.exists():
+        return ()
+    columns = ["corruption", "severity", "num_images", "accuracy", "linear_probe_accuracy"]
+    return tuple(
+        CorruptionRow(
+            row.cells["corruption"],
+            row.integer("severity"),
+            row.integer("num_images"),
+            row.fraction("accuracy"),
+            row.fraction("linear_probe_accuracy"),
+        )
+        for row in read_table(path, columns)
     )
 
 

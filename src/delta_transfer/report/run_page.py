@@ -7,6 +7,7 @@ from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.report.confusion import class_accuracies, confusion_plot
 from delta_transfer.report.curves import LOSSES, lines_plot, score_plot, series
 from delta_transfer.report.figures import Plot
+from delta_transfer.report.retention import run_retention
 from delta_transfer.report.run_files import (
     count_predictions,
     read_config,
@@ -76,6 +77,8 @@ def write_run_report(folder: Path) -> Path:
             "mistakes": [example for example in examples if not example.prediction.is_correct],
             "correct": [example for example in examples if example.prediction.is_correct],
             "molecules": read_molecules(folder),
+            "retention": run_retention(folder, result),
+            "shifted": data_name(config.get("shifted", "")),
             "config": {name: [value] for name, value in config.items()},
         },
     )

@@ -29,7 +29,8 @@ SEARCH_RUNS = ("default", "best")  # its complete runs
 _RUN_FILES = frozenset(
     f"""{LOG_FILE} config.yaml lr.csv metrics.csv hparams.yaml tensorboard drift.csv
     attention.safetensors checkpoints weaker refit folds usage.json predictions.csv examples.csv
-    molecules.csv examples model result.json report.html evaluation export hub wandb""".split()
+    molecules.csv examples corruptions.csv model result.json report.html evaluation export hub
+    wandb""".split()
 )
 _COMPARISON_FILES = frozenset([COMPARISON_FILE, LOCK, "results.csv", "report.html"])
 _SEARCH_FILES = frozenset(
@@ -95,7 +96,7 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
             belong to a run or that the new run reads.
     """
     data = config.data
-    check_output_location(folder, data=data)
+    _check_outside(folder, config)
     check_unlocked(folder)
     if not folder.is_dir() or not _names(folder) or _has_only_log(folder):
         return
@@ -113,13 +114,21 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
             f"`out={folder}` contains files that do not belong to a run ({foreign}), which "
             "`overwrite` does not delete: use another folder"
         )
-    for read in (data, config.weights, config.attention, config.data_root, config.model):
+    read_by_run = (data, config.weights, config.attention, config.data_root, config.model)
+    for read in (*read_by_run, config.shifted):
         path = Path((read or "").removeprefix("local-dir:").removeprefix("hf/"))
         if path.exists() and path.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(
                 f"`out={folder}` contains {path}, which the run reads and `overwrite` would "
                 "delete: use another folder"
             )
+
+
+def _check_outside(folder: Path, config: TrainConfig) -> None:
+    """Check that a folder may be created, and is in none of the folders of images."""
+    for data in (config.data, config.shifted):
+        if data is not None:
+            check_output_location(folder, data=data)
 
 
 def check_output_location(folder: Path, *, data: str) -> None:
@@ -272,7 +281,7 @@ def open_several(folder: Path, mark: str, config: TrainConfig) -> Any:
     Raises:
         UserError: if the folder is in use for something else, or the file is damaged.
     """
-    check_output_location(folder, data=config.data)
+    _check_outside(folder, config)
     check_unlocked(folder)
     path = folder / mark
     if config.overwrite or not path.is_file():

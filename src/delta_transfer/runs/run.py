@@ -37,6 +37,7 @@ from delta_transfer.runs.plan import FineTunePlan, make_plan
 from delta_transfer.runs.predictions import write_examples, write_molecules, write_predictions
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
+from delta_transfer.runs.retention import CORRUPTIONS_FILE, Retention, measure_run
 from delta_transfer.runs.selection import SelectionResult
 from delta_transfer.runs.summary import log_start, log_summary
 from delta_transfer.runs.validation import adapt_to_processes, check_data, check_run_config
@@ -176,9 +177,10 @@ def _train(plan: FineTunePlan, folder: Path, resources: ResourceTracker) -> RunR
 def _select_and_finalize(plan: FineTunePlan, folder: Path, resources: ResourceTracker) -> RunResult:
     selected = select_model(plan, folder)
     test = _test(plan, selected.fine_tune_result.network)
+    retention = measure_run(selected)
 
     def finalize() -> RunResult:
-        result = _finalize(selected, plan, folder, resources, test=test)
+        result = _finalize(selected, plan, folder, resources, test=test, retention=retention)
         write_run_report(folder)
         return result
 
@@ -205,6 +207,7 @@ def _finalize(
     resources: ResourceTracker,
     *,
     test: Tensor | None,
+    retention: Retention,
 ) -> RunResult:
     """Write the final network, its predictions and its metrics."""
     setup, network = selected.setup, selected.fine_tune_result.network
@@ -223,6 +226,7 @@ def _finalize(
         write_molecules(folder, split, network=network, source=setup.source, taps=taps)
     elif task.kind == "images" and isinstance(task_type, Multiclass):
         write_examples(folder, split, predictions, probe_predictions, task.classes)
+    retention.save(folder / CORRUPTIONS_FILE)
     (folder / "model").mkdir(exist_ok=True)
     save_model(folder / "model", setup.backbone, network, classes=task.classes, task_type=task_type)
     cost = resources.usage
@@ -236,6 +240,7 @@ def _finalize(
         **_metric_fields(task, "val", selected.predictions, selected.held_out),
         **_metric_fields(task, "linear_probe_test", probe, task.test),
         **_metric_fields(task, "linear_probe_val", selected.probe_predictions, selected.held_out),
+        **retention.result_fields(),
         best_epoch=selected.epoch,
         epochs=plan.epochs if method.trains_network else 0,
         refitted=selected.refitted,

@@ -96,7 +96,29 @@ def similarity_hint(accuracy: float, chance: float) -> str:
 
 
 def log_summary(result: RunResult) -> None:
-    """Log the metrics of a finished run."""
+    """Log the metrics of a finished run, and what fine-tuning has kept."""
+    _log_metrics(result)
+    line = format_retention(result)
+    if line:
+        logger.info("kept     %s", line)
+
+
+def format_retention(result: RunResult) -> str:
+    """Describe what fine-tuning has kept in a line; "" if nothing was measured."""
+    parts = []
+    if result.kept_agreement is not None:
+        kept = 100 * result.kept_agreement
+        parts.append(f"agreement with the pretrained network {kept:.0f}%")
+    for name, accuracy, probe in (
+        ("corrupted", result.corruption_accuracy, result.linear_probe_corruption_accuracy),
+        ("shifted", result.shifted_accuracy, result.linear_probe_shifted_accuracy),
+    ):
+        if accuracy is not None and probe is not None:
+            parts.append(f"{name} images {100 * accuracy:.1f}% (probe {100 * probe:.1f}%)")
+    return ", ".join(parts)
+
+
+def _log_metrics(result: RunResult) -> None:
     metric, tested = result.metric, result.metric_value("test")
     if tested is None:
         found = metric.format(result.metric_value("val"))

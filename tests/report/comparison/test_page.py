@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from delta_transfer.metrics.run_result import RETENTION_COLUMNS
 from delta_transfer.report.comparison.page import write_comparison_report
 from delta_transfer.report.styles import STYLED_METHODS, method_style
 from tests.report.large import make_large_comparison
@@ -166,7 +167,8 @@ class TestSizes:
         assert sum(text.startswith("Test accuracy per method.") for text in told) == 3
 
     def test_graphs_are_not_called_images(self, tmp_path: Path) -> None:
-        made = {("l2", 0, 5): {"sample_type": "graph"}, ("l2", 1): {"sample_type": "graph"}}
+        graphs = {"sample_type": "graph", **dict.fromkeys(RETENTION_COLUMNS)}
+        made = {("l2", 0, 5): graphs, ("l2", 1): graphs}
         page = page_of(make_comparison(tmp_path / "runs", made))
         assert "Accuracy by training set size" in page.headings
         assert "Plain fine-tuning with seed 0 on all training graphs" in page.text
@@ -189,8 +191,8 @@ def test_without_files_of_training(tmp_path: Path) -> None:
         (folder / "delta-seed0" / name).unlink()
     shutil.rmtree(folder / "delta-seed0" / "examples")
     page = page_of(folder)
-    left = ["Test accuracy", "Accuracy per class", "Mistakes", "Runs", "Configuration"]
-    assert page.headings == left
+    left = ["Test accuracy", "Accuracy per class", "Mistakes", "What fine-tuning kept"]
+    assert page.headings == [*left, "Runs", "Configuration"]
     assert not page.all("img")
 
 

@@ -32,7 +32,7 @@ def rows(*changes: Mapping[str, object]) -> list[list[object]]:
     good = dict(
         zip(
             comparison_columns(ACCURACY),
-            ("delta", 0, "", 0.5, 0.5, 0.5, 1, 3.0, 9, 800, "delta"),
+            ("delta", 0, "", 0.5, 0.5, 0.5, 1, 3.0, 9, 800, 0.9, 0.4, 0.3, "", "", "delta"),
             strict=True,
         )
     )
@@ -171,7 +171,7 @@ class TestDamage:
 
     def test_short_line(self, tmp_path: Path) -> None:
         write_csv(tmp_path / "results.csv", [comparison_columns(ACCURACY), ["delta", 0]])
-        with pytest.raises(UserError, match="line 2: 11 cells expected, got 2"):
+        with pytest.raises(UserError, match="line 2: 16 cells expected, got 2"):
             read_comparison(tmp_path)
 
     def test_twice(self, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from delta_transfer.report.comparison.efficiency import efficiency
 from delta_transfer.report.comparison.per_class import per_class_results
 from delta_transfer.report.comparison.probe_disagreements import find_probe_disagreements
 from delta_transfer.report.comparison.ranking import ranking_plot
+from delta_transfer.report.comparison.retention import method_retention
 from delta_transfer.report.comparison.runs import (
     BASELINE,
     Comparison,
@@ -115,6 +116,7 @@ def write_comparison_report(folder: Path) -> Path:
             "per_class": per_class,
             "method_mistakes": mistakes,
             "drift": drift_curves(part),
+            "retention": method_retention(part),
             "attentions": attention_of_methods(part),
         },
     )

@@ -5,12 +5,12 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from delta_transfer.errors import DataError
 from delta_transfer.metrics.metrics import ACCURACY, METRICS, Metric
-from delta_transfer.metrics.run_result import comparison_columns
+from delta_transfer.metrics.run_result import RETENTION_COLUMNS, comparison_columns
 from delta_transfer.metrics.statistics import Summary, paired_difference, summarize
 from delta_transfer.report.run_files import probe_validation_score, read_result
 from delta_transfer.report.tables import Row, read_lines, read_table
@@ -34,6 +34,7 @@ class Entry:
         wall_time_s: training time in seconds.
         peak_memory_mib: peak memory in MiB.
         folder: relative to the folder of the comparison.
+        retention: what fine-tuning has kept, by `RETENTION_COLUMNS`; without what is unknown.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Entry:
     wall_time_s: float
     peak_memory_mib: float
     folder: PurePosixPath
+    retention: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +147,8 @@ def read_comparison(folder: Path) -> Comparison:
     path = folder / "results.csv"
     header, _ = read_lines(path)
     metric = next((m for m in METRICS.values() if f"val_{m.name}" in header), ACCURACY)
-    rows = read_table(path, comparison_columns(metric))
+    required = [name for name in comparison_columns(metric) if name not in RETENTION_COLUMNS]
+    rows = read_table(path, required)
     if not rows:
         raise DataError(f"{path} has no runs")
     tests = [bool(row.cells[f"test_{metric.name}"]) for row in rows]
@@ -226,4 +229,5 @@ def _entry(row: Row, folder: Path, metric: Metric, *, tested: bool) -> Entry:
         wall_time_s=row.number("wall_time_s"),
         peak_memory_mib=row.number("peak_memory_mib"),
         folder=own,
+        retention={name: row.fraction(name) for name in RETENTION_COLUMNS if row.cells.get(name)},
     )

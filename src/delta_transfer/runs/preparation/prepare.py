@@ -17,6 +17,11 @@ from delta_transfer.data.task import Split, TaskData
 from delta_transfer.features.probe import collect_features
 from delta_transfer.runs.preparation import graphs, images
 from delta_transfer.runs.preparation.prepared import RunSetup, fit_probe_and_predict
+from delta_transfer.runs.preparation.shifted import (
+    describe_shifted,
+    inspect_shifted,
+    load_shifted,
+)
 from delta_transfer.runs.preparation.taps import choose_taps
 from delta_transfer.runs.preparation.task import check_splits, find_data, use_local_files
 from delta_transfer.training.loaders import Dataloaders
@@ -98,6 +103,7 @@ def prepare(
     if check is not None:
         check(task)
     check_splits(config, task)
+    shifted = load_shifted(config, task)
     if config.refit == "always" and not task.val_drawn:
         logger.warning(
             "`refit=always` is ignored: %s has its own validation split, which is never trained on",
@@ -118,9 +124,17 @@ def prepare(
     task = use_local_files(report.task, local)
     check_splits(config, task)  # again, without unreadable samples
     description = (*_describe(config, task, backbone, device), *kind.suggest_models(config, device))
+    warnings = report.warnings
+    if shifted is not None:
+        found = shifted
+        shifted, others = run_on_main_and_broadcast(
+            lambda: inspect_shifted(config, found, task, report.content_hashes)
+        )
+        description = (*description, describe_shifted(config, shifted))
+        warnings = (*warnings, *others)
     for line in description:
         logger.info("%s", line)
-    for warning in report.warnings:
+    for warning in warnings:
         logger.warning("%s", warning)
     loaders = Dataloaders(backbone.input_spec, config, device)
     with deterministic_algorithms(config.deterministic):
@@ -149,10 +163,11 @@ def prepare(
         probe=probe,
         probe_predictions=predictions,
         probe_wall_time_s=time.perf_counter() - started,
-        description=(*description, *(f"warning: {warning}" for warning in report.warnings)),
+        description=(*description, *(f"warning: {warning}" for warning in warnings)),
         content_hashes=report.content_hashes,
         data_fingerprint=_fingerprint(task, report.content_hashes),
         preprocessing=kind.preprocessing(backbone.input_spec, config),
+        shifted=shifted,
     )
 
 

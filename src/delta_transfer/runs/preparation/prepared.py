@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.backbones.base import Backbone
-from delta_transfer.data.task import TaskData, pool_train_and_val
+from delta_transfer.data.task import Split, TaskData, pool_train_and_val
 from delta_transfer.features.probe import LinearProbe, fit_probe
 from delta_transfer.training.loaders import Dataloaders
 from delta_transfer.utils.distributed import run_on_main_and_broadcast
@@ -36,6 +36,7 @@ class RunSetup:
         content_hashes: hash of each sample, by path.
         data_fingerprint: fingerprint of the samples that may be trained on, with their labels.
         preprocessing: preparation of samples without augmentation, as JSON.
+        shifted: images of the same classes from another source; None without.
     """
 
     task: TaskData
@@ -52,6 +53,7 @@ class RunSetup:
     content_hashes: Mapping[str, str]
     data_fingerprint: str
     preprocessing: dict[str, Any]
+    shifted: Split | None = None
 
     @property
     def device(self) -> torch.device:
