@@ -309,6 +309,7 @@ class TestWhatOverwriteDeletes:
             ("attention", "{}/attention.safetensors"),
             ("model", "local-dir:{}/model"),
             ("data_root", "{}/examples"),
+            ("shifted", "{}/examples"),
         ],
     )
     def test_what_the_run_reads_is_not_deleted(self, tmp_path, option, form):

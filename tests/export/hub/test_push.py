@@ -469,6 +469,7 @@ def test_no_data_of_the_machine_is_uploaded(run, tmp_path, images):
         "weights": str(tmp_path / "secret" / "ours.pth"),
         "attention": str(tmp_path / "secret" / "a.safetensors"),
         "data_root": str(tmp_path / "secret"),
+        "shifted": str(tmp_path / "secret"),
         "out": str(run),
         "model": f"local-dir:{tmp_path / 'secret'}",
     }
@@ -485,6 +486,7 @@ def test_no_data_of_the_machine_is_uploaded(run, tmp_path, images):
             assert text.encode() not in content, (name, text)
     told = TrainConfig.load(folder / "config.yaml")
     assert (told.data, told.out, told.data_root) == ("(patterns)", None, None)
+    assert told.shifted is None
     assert (told.weights, told.attention) == ("weights.pth", "attention.safetensors")
     assert told.model == "local-dir:model"
     assert (told.lr, told.epochs, told.image_size) == (config.lr, config.epochs, config.image_size)

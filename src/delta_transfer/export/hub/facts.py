@@ -120,7 +120,8 @@ def public_config(config: TrainConfig, *, name: str) -> TrainConfig:
     """
     fields: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
     changed = {option: fields[option] for option in RESULT_NEUTRAL_OPTIONS}
-    changed |= {"data": name if is_dataset_name(name) else f"({name})", "data_root": None}
+    changed |= {"data": name if is_dataset_name(name) else f"({name})"}
+    changed |= {"data_root": None, "shifted": None}
     if config.weights is not None:
         changed["weights"] = f"weights{PureWindowsPath(config.weights).suffix}"
     if config.model.startswith("local-dir:"):
