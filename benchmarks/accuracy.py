@@ -181,7 +181,7 @@ def with_peers(comparison: Comparison, peers: Sequence[PeerResult]) -> Compariso
             first[peer.seed],
             method=peer.label,
             score=peer.test_accuracy,
-            best_epoch=peer.epochs,
+            trained_share=1.0,
             strength=None,
             wall_time_s=peer.wall_time_s,
             peak_memory_mib=float("nan"),

@@ -41,7 +41,7 @@ def main() -> None:
     plain = TrainOptions(
         data=options.data, image_size=options.image_size, epochs=options.epochs
     ).resolve()
-    digits = dataclasses.replace(plain, data="sklearn/digits", samples_per_class=10)
+    digits = dataclasses.replace(plain, data="sklearn/digits", samples_per_class=10, folds=0)
     runs = {
         "l2": dataclasses.replace(plain, method="l2"),
         "delta": plain,

@@ -5,8 +5,8 @@
 
 The split of GTOT-Tuning (Zhang et al., IJCAI 2022, https://arxiv.org/abs/2203.10453, Table 2),
 scaffold 80/10/10, with our recipe; theirs is a GIN with dropout, batch norm in train mode and up to
-100 epochs that end 20 after the best one (`--epochs 100 --patience 20`). Rerunning the same
-command resumes.
+100 epochs that end 20 after the best one (`--epochs 100`, without early stopping). Rerunning the
+same command resumes.
 """
 
 import argparse
@@ -53,7 +53,6 @@ def main() -> None:
             model=options.model,
             weights=None if options.weights is None else str(options.weights),
             epochs=options.epochs,
-            patience=options.patience,
             lr=options.lr,
             batch_norm=options.batch_norm,
             device=options.device,
@@ -78,7 +77,6 @@ def parse() -> argparse.Namespace:
         "--weights", type=Path, help="the released ones are downloaded if not given"
     )
     add_options(parser, methods=METHODS, seeds="0,1,2,3,4", out="runs/molecules")
-    parser.add_argument("--patience", type=int)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--batch-norm", default="frozen")
     return parser.parse_args()

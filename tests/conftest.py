@@ -85,6 +85,6 @@ def compared(tmp_path_factory: pytest.TempPathFactory, images: Path) -> list[Run
     from delta_transfer.experiments.comparison.compare import compare
 
     out = tmp_path_factory.mktemp("runs") / "compared"
-    options = {"test_split": "0.25", "val_fraction": 0.25, "refit": "never"}
+    options = {"test_split": "0.25", "val_fraction": 0.25, "folds": 0}
     config = tiny(images / "train", out, epochs=1, strength="auto", **options)
     return compare(config, out, methods=METHODS, seeds=[0, 1], n_jobs=1).results

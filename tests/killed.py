@@ -2,7 +2,7 @@
 
     python -m tests.killed compare DATA OUT MOMENT ...
     python -m tests.killed train DATA OUT MOMENT ...
-    python -m tests.killed folds DATA OUT MOMENT ...
+    python -m tests.killed "average none" DATA OUT MOMENT ...
 
 A moment is that before a change in OUT, in words with spaces between that all occur in it: open (to
 write), os.mkdir, os.rename, os.remove or os.rmdir, and the path. Writes the exit code of each
@@ -18,10 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from delta_transfer import train
+from delta_transfer.backbones.base import InputSpec
 from delta_transfer.experiments.comparison.compare import compare
+from tests.networks import conv_net
 from tests.run_folders import tiny
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
+SPEC = InputSpec(
+    size=32, crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"
+)
 WRITING = os.O_WRONLY | os.O_RDWR
 
 
@@ -46,9 +51,11 @@ def make(kind: str, data: Path, out: Path, **options: Any) -> int:
         config = tiny(data, out, epochs=1, strength="auto")
         methods = ["probe", "delta_no_attention"]
         return len(compare(config, out, methods=methods, seeds=[0], n_jobs=1).failures)
-    options |= {"strength": "auto"} if kind == "train" else {"folds": 2}
-    splits = {"test_split": "0.25", "val_fraction": 0.25}  # so that there is a refit
-    train(tiny(data / "train", out, epochs=4, lr=1e-4, checkpoint_steps=1, **splits, **options))
+    splits = {"test_split": "0.25", "val_fraction": 0.25, "folds": 2}
+    options |= {"strength": "auto"} if kind == "train" else {"average": "none", "method": "l2"}
+    config = tiny(data / "train", out, lr=1e-4, checkpoint_steps=1, **splits, **options)
+    # Folds with a tiny network, which is faster than its checkpoints.
+    train(config, network=conv_net(), spec=SPEC)
     return 0
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from delta_transfer import train
 from delta_transfer.data.images.decode import ImageError
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import UserError
-from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.run import train_prepared
 from delta_transfer.training.distributed import shard
@@ -58,7 +59,7 @@ def train_sharded(data: str, out: str, method: str) -> None:
         check_the_main_one_s_weights()
         patch.setattr(FineTuneModule, "on_before_optimizer_step", look)
         if method == "small":
-            assert train(config, network=conv_net(), spec=SPEC).best_epoch > 0
+            assert train(config, network=conv_net(), spec=SPEC).epochs > 0
         else:
             train(config)
             assert min(seen) > 10  # blocks by themselves
@@ -78,9 +79,10 @@ def check_the_main_one_s_weights() -> None:
 
 def refused(folder: str) -> None:
     """Each process is told why nothing can be written into a folder that is locked meanwhile."""
+    nothing = Split(("a",), (0,), Image.open)
     prepared: Any = SimpleNamespace(
         device=torch.device("cpu"),
-        task=SimpleNamespace(train=[None], kind="images", task_type=Multiclass(), name="images"),
+        task=TaskData(name="images", classes=("a", "b"), train=nothing, val=nothing, test=None),
         backbone=SimpleNamespace(classifier=None),
     )
     config = tiny(Path("images"), Path(folder), method="probe")

@@ -147,10 +147,11 @@ def comparison(scores: dict[str, list[float]], probe: list[float]) -> Comparison
             samples_per_class=None,
             score=score,
             probe=probe[seed],
-            best_epoch=1,
+            trained_share=1.0,
             strength=None,
             wall_time_s=10.0 * (seed + 1),
             peak_memory_mib=100.0,
+            retention={},
             folder=PurePosixPath(f"{method}-seed{seed}"),
         )
         for method, own in scores.items()

@@ -31,6 +31,7 @@ from delta_transfer.runs import run as module
 from delta_transfer.runs.attention import estimate, load_given_attention
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
+from delta_transfer.runs.retention import Retention
 from delta_transfer.utils.module_state import weights_fingerprint
 from tests import reference
 from tests.networks import conv_net, hooks_of, moved
@@ -133,6 +134,7 @@ def watched(prepared: RunSetup, data, folder, **options) -> Watched:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DELTA_TRANSFER_CACHE", str(folder.with_name("cache")))
         patch.setattr(module, "log_start", lambda *arguments: None)  # it times a training step
+        patch.setattr(module, "measure_run", lambda selected: Retention())  # on test images
         result = module.train_prepared(prepared, config, folder, started=0.0)
     handle.remove()
     return Watched(result, calls)
@@ -524,7 +526,7 @@ class TestDefect8SourceThatRunsWhereNobodyNeedsIt:
     """On each step of L2-SP too, and on validation and test batches."""
 
     def test_l2sp_looks_at_its_weights_alone(self, prepared, images, tmp_path):
-        run = watched(prepared, images, tmp_path / "run", method="l2sp", epochs=1)
+        run = watched(prepared, images, tmp_path / "run", method="l2sp", strength=0.01, epochs=1)
         assert [len(call) for call in run.calls] == [24]  # where drift.csv starts
 
     def test_delta_runs_it_once_a_step_and_on_training_images_alone(self, delta_run, prepared):
@@ -570,13 +572,13 @@ class TestDefect9AttentionThatIsNaNOrDependsOnChanceAndBatches:
             assert short.variance[tap].item() == pytest.approx(one.variance[tap].item())
 
 
-class TestDefect10EpochChosenOnTheTestSplit:
-    """The test split decides which epoch is reported; nothing is saved to go on from."""
+class TestDefect10WeightsChosenOnTheTestSplit:
+    """The test split decides which weights are reported; nothing is saved to go on from."""
 
     def test_another_test_split_changes_nothing(self, images, tmp_path):
         data = shutil.copytree(images, tmp_path / "data")
         shutil.rmtree(data / "test")
-        # One that prefers a later epoch: the training images, mirrored.
+        # One that prefers trained weights: the training images, mirrored.
         for path in sorted((data / "train").rglob("[0-5].png")):
             mirrored = data / "test" / path.relative_to(data / "train")
             mirrored.parent.mkdir(parents=True, exist_ok=True)
@@ -585,7 +587,8 @@ class TestDefect10EpochChosenOnTheTestSplit:
         other = module.train(tiny(data, tmp_path / "run"))
         found = module.train(tiny(images, tmp_path / "found"))
         assert other.test_accuracy != found.test_accuracy
-        assert (other.best_epoch, other.val_accuracy) == (found.best_epoch, found.val_accuracy)
+        assert other.model_selection == found.model_selection
+        assert other.val_accuracy == found.val_accuracy
         assert model_bytes(other.folder) == model_bytes(found.folder)
 
     def test_the_last_checkpoint_holds_the_state_of_the_optimiser_and_its_schedule(self, delta_run):

@@ -21,7 +21,6 @@ def test_the_table_and_the_page_agree_with_the_method(method):
     assert f"--method {method.name}" in page or method.name == "delta"
     heads = {
         "probe": "linear probe",
-        "unstandardized_probe": "unstandardised probe",
         "random": "random",
     }
     assert head == heads[method.head_init]

@@ -293,22 +293,23 @@ def wrong_values(command: str, rows: str) -> list[Mistake]:
 
 
 OF_TRAINING = """
-        --class-weights=equal --label-smoothing=1 --label-smoothing=-0.1 --patience=0
-        --patience=long --loggers=csv,tensorbord --epochs=many --epochs=2.5 --epochs=0 --steps=0
+        --class-weights=equal --label-smoothing=1 --label-smoothing=-0.1
+        --head-init=zero --average=mean --loggers=csv,tensorbord --epochs=many --epochs=2.5
+        --epochs=0 --steps=0
         --batch-size=0 --batch-size=-2 --lr=fast --lr=0 --lr=nan --lr=inf --lr=1,0e-4 --head-lr=-1
         --strength=-1 --strength=inf --strength=nan --strength=weak --image-size=4
         --image-size=224x224 --attention-samples=0 --attention-temperature=0
         --attention-temperature=high --score-clip=-1 --clamp-negative-scores=0
         --attention-tolerance=0 --attention-tolerance=5% --augment=autoaugment --mixup=-1
         --mixup=yes --cutmix=inf --cutmix=-0.1 --num-workers=-1 --image-cache-gb=-1
-        --image-cache-gb=10GB --folds=-1 --folds=1 --val-fraction=0 --val-fraction=1
+        --image-cache-gb=10GB --folds=-1 --folds=1 --folds=few --val-fraction=0 --val-fraction=1
         --val-fraction=15% --smiles-column=smiles --label-columns=toxic --split=kfold --split=random
         --test-split=0 --test-split=1 --test-split=2 --overwrite=yes --lr=search
         --gradient-accumulation-steps=0 --gradient-accumulation-steps=2.5
         --gradient-accumulation-steps=33 --precision=64 --grad-clip=-1 --grad-clip=nan --ema=1
         --ema=0 --layer-decay=0 --layer-decay=1.5 --deterministic=yes --checkpoint-minutes=0
         --checkpoint-steps=0 --preset=authors --schedule=linear --optimizer=adam --batch-norm=eval
-        --refit=maybe --device=gpu
+        --device=gpu
         """
 
 VALUES = [
@@ -428,11 +429,6 @@ TOGETHER = [
         "ConfigError | --epochs | --steps",
     ),
     row(
-        "compare: a size and folds",
-        "compare images/train --samples-per-class=4,all --folds=2",
-        "ConfigError | --samples-per-class | --folds 2",
-    ),
-    row(
         "compare: more samples than images",
         "compare images HERE --methods=probe --samples-per-class=2,100 --jobs=1",
         "DataError | --samples-per-class 100 | 'rings'",
@@ -518,16 +514,6 @@ TOGETHER = [
         "search images --ray=127.0.0.1:1",
         "EnvironmentError | --ray 127.0.0.1 | HOST | PORT",
     ),
-    row(
-        "patience and folds",
-        "train images/train --patience=2 --folds=2",
-        "ConfigError | --patience | --folds 2",
-    ),
-    row(
-        "patience and the authors' protocol",
-        "train images --patience=2 --preset=paper",
-        "ConfigError | --patience | --preset",
-    ),
     *(
         row(
             f"{name} without its package",
@@ -556,14 +542,14 @@ TOGETHER = [
         "ConfigError | --gradient-accumulation-steps 2 | --batch-size",
     ),
     row(
-        "folds and no refit",
-        "train images/train --folds=3 --refit=never",
-        "ConfigError | --folds | --refit",
-    ),
-    row(
         "folds of data with a validation split", "train images --folds=3", "ConfigError | --folds 3"
     ),
     row("more folds than images", "train images/train --folds=20", "ConfigError | --folds 20"),
+    row(
+        "more folds than images of a class",
+        "train images/train --samples-per-class=4 --folds=5",
+        "ConfigError | --folds 5",
+    ),
     row(
         "more samples than images",
         "train images --samples-per-class=100",
@@ -622,10 +608,22 @@ TAPS_AND_ATTENTION = [
         "train images TINY --taps=blocks.9",
         "ConfigError | 'blocks.9' | blocks.6 | blocks.5",
     ),
+    *(
+        row(
+            f"{command}: no folder of shifted images",
+            f"{command} images {options} --shifted=nowhere",
+            "DataError | --shifted | nowhere",
+        )
+        for command, options in (
+            ("train", "TINY"),
+            ("compare", "SMALL --jobs=1 --out=new"),
+            ("search", "SMALL --jobs=1 --out=new"),
+        )
+    ),
     row(
         "a comma too many",
         "train images TINY --taps=blocks.1,",
-        "ConfigError | --taps | 'blocks.1,' | MODEL",
+        "ConfigError | --taps | blocks.1, | MODEL",
     ),
     row(
         "a tap that is never called",
@@ -1452,8 +1450,8 @@ RUNS = [
     row(
         "changed config.yaml",
         "evaluate damaged images",
-        "ConfigError | --refit | damaged/config.yaml",
-        damaged("config.yaml", "data: images\nrefit: maybe\n"),
+        "ConfigError | --average | damaged/config.yaml",
+        damaged("config.yaml", "data: images\naverage: maybe\n"),
     ),
     row("evaluate: no such data", "evaluate run birds", "ConfigError | 'birds'"),
     row(
@@ -1688,34 +1686,30 @@ def test_every_option_has_a_row(command, options):
         assert re.search(rf" {flag}\b", typed) or is_missing, flag
 
 
-def test_training_that_diverges_keeps_the_best_weights(capsys, folder):
+def test_training_that_diverges_leaves_its_log(capsys, folder):
     said = error_of(capsys, f"train images {TINY} --method=lp_ft --lr=1e6 --out=new")
-    for part in (
-        "training diverged in epoch 1",
-        "use a smaller --lr than 1e+06",
-        "best weights so far: new/checkpoints/best.ckpt",
-    ):
+    for part in ("training diverged in epoch 1", "use a smaller --lr than 1e+06"):
         assert part in said
         assert part in errors.as_flags(Path("new/train.log").read_text())
-    assert "network.conv_stem.weight" in torch.load("new/checkpoints/best.ckpt")["state_dict"]
-    assert not Path("new/result.json").exists()
-    assert not Path("new/model").exists()
+    assert [path.name for path in Path("new").iterdir()] == ["train.log"]
 
 
-def test_a_disk_that_is_full_in_the_end_keeps_the_best_weights(capsys, folder, monkeypatch):
+def test_a_disk_that_becomes_full_keeps_the_last_checkpoint(capsys, folder, monkeypatch):
     sync = os.fsync
 
     def fill(descriptor: int) -> None:
-        if Path("new/checkpoints/best.ckpt").exists():  # the weights of the start
+        if Path("new/checkpoints/last.ckpt").exists():  # after the first step
             raise FULL
         sync(descriptor)
 
     monkeypatch.setattr("os.fsync", fill)
-    said = error_of(capsys, f"train images {TINY} --out=new")
-    assert re.search(r"'new/checkpoints/\w+\.ckpt' could not be written \(No space left", said)
+    said = error_of(capsys, f"train images {TINY} --checkpoint-steps=1 --out=new")
+    assert re.search(r"'new/[\w/]+\.\w+' could not be written \(No space left", said)
     assert "free some space, or write to another folder with --out" in said
-    assert [path.name for path in Path("new/checkpoints").iterdir()] == ["best.ckpt"]
-    assert "network.conv_stem.weight" in torch.load("new/checkpoints/best.ckpt")["state_dict"]
+    left = {path.name for path in Path("new/checkpoints").iterdir()}
+    assert left <= {"last.ckpt", "previous.ckpt"}
+    for name in left:
+        assert "network.conv_stem.weight" in torch.load(f"new/checkpoints/{name}")["state_dict"]
     assert not Path("new/result.json").exists()
 
 

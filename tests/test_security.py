@@ -377,14 +377,13 @@ def test_traps_run_code_in_readers_without_protection(tmp_path, monkeypatch):
         Path(MARKER).rmdir()  # it is there
 
 
-@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
-def test_a_checkpoint_with_a_trap_is_not_resumed(tmp_path, monkeypatch, caplog, name):
+def test_a_checkpoint_with_a_trap_is_not_resumed(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     whole = trained(Path("run"))
-    for file in {name, "previous.ckpt"}:  # with the checksum that it must have
+    for file in ("last.ckpt", "previous.ckpt"):  # with the checksum that it must have
         AtomicCheckpointIO().save_checkpoint({"callbacks": Trap()}, Path("run/checkpoints", file))
     assert same(trained(Path("run"), resume=True), whole)
-    assert f"{name} is damaged and is ignored" in caplog.text
+    assert "last.ckpt is damaged and is ignored" in caplog.text
     assert not Path(MARKER).exists()
 
 
@@ -514,7 +513,7 @@ def hostile(tmp_path_factory) -> Path:
     with data.open("w", newline="") as out:
         csv.writer(out).writerows(rows)
     out = tmp_path_factory.mktemp("runs") / "hostile"
-    config = tiny(data, out, epochs=1, refit="never")
+    config = tiny(data, out, epochs=1)
     compare(config, out, methods=["probe", "lp_ft"], seeds=[0], n_jobs=1)
     return out
 

@@ -32,7 +32,7 @@ def test_merged_options_have_the_defaults_and_help_of_train(capsys):
     said = " ".join(capsys.readouterr().out.split())
     for part in (
         "one comparison each",  # not the text of train
-        "number of epochs (default 10; preset graphs 15)",
+        "number of epochs (default: 30, at most 1000 steps",
         "(default runs/compare-DATA-TIME)",
     ):
         assert part in said

@@ -99,6 +99,9 @@ def test_a_binary_file_is_refused(tmp_path):
         {"layer_decay": 1.5},
         {"val_fraction": 0},
         {"folds": 1},
+        {"folds": "few"},
+        {"head_init": "unstandardized_probe"},
+        {"average": "some"},
         {"loggers": "csv,wandbb"},
         {"gradient_accumulation_steps": 33},
     ],
@@ -121,12 +124,7 @@ def test_choices_and_ranges_are_listed():
     ("options", "first", "second"),
     [
         ({"resume": True, "overwrite": True}, "resume", "overwrite"),
-        ({"folds": 3, "refit": "never"}, "folds", "refit=never"),
         ({"epochs": 3, "steps": 3}, "epochs", "steps"),
-        ({"samples_per_class": 3, "folds": 3}, "samples_per_class", "folds=3"),
-        ({"samples_per_class": 3, "refit": "always"}, "samples_per_class", "refit=always"),
-        ({"patience": 3, "folds": 3}, "patience", "folds=3"),
-        ({"patience": 3, "preset": "paper"}, "patience", "preset=paper"),
     ],
 )
 def test_options_that_exclude_each_other_are_named(options, first, second):
@@ -143,7 +141,7 @@ def test_given_options_keep_what_was_not_given():
         None,
     )
     config = options.resolve()
-    assert (config.lr, config.preset, config.epochs) == (0.5, "default", 10)
+    assert (config.lr, config.preset, config.epochs) == (0.5, "default", None)
     assert config.resolve() is config
 
 
@@ -193,7 +191,6 @@ def test_graph_networks_have_their_own_preset(model, tmp_path):
     config = TrainOptions(data="x", model=model).resolve()
     assert config == TrainOptions(data="x", model=model, preset="graphs").resolve()
     assert (config.epochs, config.lr) == (PRESETS["graphs"].epochs, PRESETS["graphs"].lr)
-    assert config.lr > TrainOptions(data="x").resolve().lr
     assert config.batch_norm == TrainOptions(data="x").resolve().batch_norm
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
@@ -219,8 +216,39 @@ def test_the_graphs_preset_is_the_default_of_every_graph_library():
 
 def test_options_override_the_graphs_preset():
     usual = PRESETS["default"]
-    config = TrainOptions(data="x", model="pyg/GIN", lr=usual.lr, epochs=usual.epochs).resolve()
-    assert (config.lr, config.epochs) == (usual.lr, usual.epochs)
+    config = TrainOptions(data="x", model="pyg/GIN", lr=0.5, epochs=7).resolve()
+    assert (config.lr, config.epochs, config.preset) == (0.5, 7, "graphs")
+    assert config.batch_size == usual.batch_size
+
+
+@pytest.mark.parametrize("num_samples", [1, 9, 32, 33, 100, 640, 1066, 1067, 3200, 50_000])
+@pytest.mark.parametrize("batch_size", [8, 32])
+def test_the_default_length_has_limits_in_epochs_and_steps(num_samples, batch_size):
+    config = TrainOptions(data="x", batch_size=batch_size).resolve()
+    epochs = config.count_epochs(num_samples)
+    per_epoch = -(-num_samples // batch_size)
+    assert epochs >= 10
+    assert epochs * per_epoch >= 100
+    if epochs > 30:  # only as many as are needed for enough steps
+        assert (epochs - 1) * per_epoch < 100
+    if epochs > 10 and epochs * per_epoch > 100:  # only as many steps as allowed, in whole epochs
+        assert (epochs - 1) * per_epoch < 1000
+    if epochs < 30:
+        assert epochs * per_epoch >= 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"epochs": 3}, 3),
+        ({"steps": 9}, 3),  # of 4 batches each
+        ({"preset": "paper"}, 4500),
+        ({}, 30),
+        ({"model": "pyg/GIN"}, 15),
+    ],
+)
+def test_number_of_epochs(options, expected):
+    assert TrainOptions(data="x", **options).resolve().count_epochs(100) == expected
 
 
 def test_gradient_clipping_by_preset():

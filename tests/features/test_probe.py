@@ -94,6 +94,28 @@ def test_cross_validation_takes_the_lowest_held_out_loss():
     assert found.regularization == candidates[int(np.argmin(losses))]
 
 
+@pytest.mark.parametrize(
+    ("small", "large", "standardize"),
+    [
+        (2.0, 0.0, True),  # what tells the classes apart varies little, and noise a lot
+        (0.0, 2.0, False),  # many nearly constant features are noise
+    ],
+)
+def test_the_scaling_is_cross_validated(small, large, standardize):
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 2
+    x = torch.randn(60, 30, generator=generator)
+    x[:, :27] = (x[:, :27] + small * y[:, None]) * 0.01
+    x[:, 27:] = x[:, 27:] + large * y[:, None]
+    found = fit_probe(x, y, num_outputs=2)
+    same, other = (fit_probe(x, y, num_outputs=2, standardize=one) for one in (True, False))
+    if not standardize:
+        same, other = other, same
+    assert torch.equal(found.weight, same.weight)
+    assert not torch.equal(found.weight, other.weight)
+    assert found.regularization == same.regularization
+
+
 def test_the_order_of_the_candidates_does_not_matter():
     x, y = clusters()
     falling = fit_probe(x, y, num_outputs=3, strengths=[1.0, 1e-2, 1e-4])

@@ -86,7 +86,7 @@ class TestCheckFolder:
 
     def test_a_file_is_refused(self, tmp_path):
         (tmp_path / "out").touch()
-        with pytest.raises(UserError, match="out is a file"):
+        with pytest.raises(UserError, match=r"^`out=.*` is a file"):
             check_folder(tmp_path / "out", data="data")
         with pytest.raises(
             EnvironmentError, match=r"below\S* cannot .*because of \S*/out: use another"

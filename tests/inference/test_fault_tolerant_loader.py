@@ -85,8 +85,8 @@ class TestTally:
     @pytest.mark.parametrize(
         ("images", "seconds", "text"),
         [
-            (1000, 4.1, "1000 images, 244 images/s"),
-            (12000, 4, "12000 images, 3000 images/s"),
+            (1000, 4.1, "1,000 images, 244 images/s"),
+            (12000, 4, "12,000 images, 3000 images/s"),
             (10, 3, "10 images, 3.3 images/s"),
             (1, 0.5, "1 image, 2.0 images/s"),
             (0, 0, "0 images, 0.0 images/s"),

@@ -65,8 +65,8 @@ def test_the_table_is_that_of_the_design():
         "l2": "random",
         "lp_ft": "probe",
         "l2sp": "probe",
-        "delta_no_attention": "unstandardized_probe",
-        "delta": "unstandardized_probe",
+        "delta_no_attention": "probe",
+        "delta": "probe",
         "lwf": "probe",
         "bss": "random",
         "stochnorm": "random",
@@ -74,7 +74,7 @@ def test_the_table_is_that_of_the_design():
         "rifle": "random",
         "ldifs": "probe",
         "spd": "probe",
-        "gtot": "unstandardized_probe",
+        "gtot": "probe",
     }
     assert [name for name, method in METHODS.items() if not method.trains_network] == ["probe"]
     options = {name: m.strength_option for name, m in METHODS.items()}
@@ -222,16 +222,22 @@ def test_an_unknown_method_is_refused_with_the_names():
     assert find_method("l2") is METHODS["l2"]
 
 
-def test_on_graphs_the_two_trainings_begin_with_heads_of_their_own():
+def test_candidates_are_from_strong_to_weak():
+    found = {name: m.candidates for name, m in METHODS.items() if m.candidates}
+    assert set(found) == {"l2sp", "delta_no_attention", "delta"}
+    for candidates in found.values():
+        strengths = [one.strength for one in candidates]
+        assert strengths == sorted(strengths, reverse=True)
+        assert {one.head_init for one in candidates} == {None}
+
+
+def test_on_graphs_the_trainings_of_delta_begin_with_heads_of_their_own():
     for name, method in METHODS.items():
         found = find_method(name, preset="graphs")
-        if not method.candidates:
+        if not method.candidates or name == "l2sp":
             assert found is method
             continue
-        assert [branch.head_init or found.head_init for branch in found.candidates] == [
-            "unstandardized_probe",
-            "random",
-        ]
+        assert [one.head_init or found.head_init for one in found.candidates] == ["probe", "random"]
         assert found == dataclasses.replace(method, candidates=found.candidates)
 
 
@@ -266,7 +272,7 @@ def test_official_methods_start_at_random_with_the_authors_strength():
         ):
             assert getattr(method, field) == getattr(METHODS[name], field)
     assert METHODS["delta"].strength == 1.0  # the table is as it was
-    assert METHODS["delta"].head_init == "unstandardized_probe"
+    assert METHODS["delta"].head_init == "probe"
 
 
 def test_official_penalties_are_those_of_the_authors():

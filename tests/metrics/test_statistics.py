@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from delta_transfer.metrics.statistics import paired_difference, summarize
+from delta_transfer.metrics.statistics import (
+    accuracy_difference,
+    accuracy_interval,
+    paired_difference,
+    summarize,
+)
 
 VALUES = [0.81, 0.79, 0.84, 0.80]
 
@@ -47,3 +52,41 @@ def test_differences_are_paired_by_seed():
 def test_no_common_seed_is_an_error():
     with pytest.raises(ValueError, match="no seed in common"):
         paired_difference({0: 1.0}, {1: 1.0})
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 6), (6, 6), (30, 40), (1, 2)])
+def test_limits_of_an_accuracy_are_those_of_the_score_test(correct, total):
+    """Wilson's interval: the accuracies from which the observed one is 1.96 errors away."""
+    share, z = correct / total, scipy.stats.norm.ppf(0.975)
+    found = accuracy_interval(correct, total)
+    assert found[0] <= share <= found[1]
+    for limit in found:
+        if 0 < limit < 1:
+            assert abs(share - limit) == pytest.approx(z * math.sqrt(limit * (1 - limit) / total))
+
+
+def test_difference_of_accuracies_swaps_its_sign():
+    one, other = accuracy_difference(8, 2, 60), accuracy_difference(2, 8, 60)
+    assert one == pytest.approx((-other[0], -other[2], -other[1]))
+    assert one[0] == pytest.approx(0.1)
+
+
+def test_difference_of_accuracies_stays_within_its_range():
+    assert accuracy_difference(2, 0, 2)[2] == 1
+    assert accuracy_difference(0, 0, 1000)[1] < 0 < accuracy_difference(0, 0, 1000)[2]
+
+
+def test_difference_of_accuracies_is_covered():
+    generator, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        gained, lost, _ = generator.multinomial(50, (0.12, 0.05, 0.83))
+        _, low, high = accuracy_difference(int(gained), int(lost), 50)
+        covered += low <= 0.07 <= high
+    assert covered >= 930
+
+
+def test_difference_of_accuracies_is_computed_by_hand():
+    difference, low, high = accuracy_difference(8, 2, 60)
+    # 8.5 and 2.5 of 62 samples: 6 / 62 and 1.96 sqrt(11 - 36 / 62) / 62.
+    assert difference == pytest.approx(0.1)
+    assert (low, high) == pytest.approx((0.096774 - 0.102043, 0.096774 + 0.102043), abs=1e-5)

@@ -49,7 +49,7 @@ def make_large_comparison(folder: Path, sizes: Sequence[int | None] = (None,)) -
                 (folder / name / "result.json").write_text(json.dumps({**RESULT, **figures}))
                 if size == sizes[-1]:
                     _write_files(folder / name, method, seed, photos)
-                values = {**RESULT, **figures, "folder": name}
+                values = {**RESULT, **figures, "folder": name, "trained_share": 1.0}
                 row = [values[column] for column in comparison_columns(ACCURACY)]
                 rows.append(["" if value is None else value for value in row])
     write_csv(folder / "results.csv", rows)

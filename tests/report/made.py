@@ -110,18 +110,38 @@ RESULT: Mapping[str, Any] = {
     "linear_probe_corruption_accuracy": 0.5,
     "shifted_accuracy": None,
     "linear_probe_shifted_accuracy": None,
-    "best_epoch": 2,
     "epochs": 3,
-    "refitted": False,
     "wall_time_s": 133.4,
     "num_train_samples": 85,
     "num_classes": 3,
     "sample_type": "image",
     "strength": 3.0,
-    "strength_search": None,
+    "model_selection": {
+        "strengths": [3.0],
+        "mixing_coefficients": [0.0, 1.0],
+        "losses": {"0/100": 0.5},
+        "folds": 0,
+        "averaged": True,
+    },
+    "probe_comparison": None,
     "peak_memory_mib": 812.4,
     "taps": ["blocks.1", "blocks.6"],
     "versions": {"python": "3.12.0", "torch": "2.10.0"},
+}
+COMPARED: Mapping[str, Any] = {
+    "num_samples": 8,
+    "ci_low": 0.4096,
+    "ci_high": 0.929,
+    "difference": 0.125,
+    "difference_ci_low": -0.1,
+    "difference_ci_high": 0.35,
+}
+SELECTION: Mapping[str, Any] = {
+    "strengths": [1.0, 0.1],
+    "mixing_coefficients": [0.25, 0.375, 0.375],
+    "losses": {"0/50/50": 0.5, "25/37.5/37.5": 0.4, "100/0/0": 0.6},
+    "folds": 0,
+    "averaged": True,
 }
 CONFIG: Mapping[str, Any] = {
     "data": "/data/pets",
@@ -219,7 +239,8 @@ def make_comparison(
         name = "/".join([*(f"{count}-per-class" for count in size), f"{method}-seed{seed}"])
         figures = {"samples_per_class": next(iter(size), None), **options}
         make_run(folder / name, method=method, seed=seed, **figures)
-        result = {**json.loads((folder / name / "result.json").read_text()), "folder": name}
+        result = json.loads((folder / name / "result.json").read_text())
+        result |= {"folder": name, "trained_share": 0.75}
         values = [result[column] for column in comparison_columns(ACCURACY)]
         rows.append(["" if value is None else value for value in values])
     write_csv(folder / "results.csv", rows)

@@ -9,7 +9,12 @@ from delta_transfer.errors import UserError
 from delta_transfer.report.run_files import read_attention
 from delta_transfer.report.run_page import write_run_report
 from tests.report.large import write_attention
-from tests.report.made import RESULT
+from tests.report.made import COMPARED, RESULT, SELECTION
+
+
+def selected(**changes: object) -> str:
+    """`result.json` of an average with changes."""
+    return json.dumps({**RESULT, "model_selection": {**SELECTION, **changes}})
 
 
 class TestDamage:
@@ -28,6 +33,10 @@ class TestDamage:
             ("result.json", json.dumps({**RESULT, "val_accuracy": 80.0})),
             ("result.json", json.dumps({**RESULT, "linear_probe_test_accuracy": None})),
             ("result.json", json.dumps({**RESULT, "wall_time_s": "long"})),
+            ("result.json", selected(mixing_coefficients=[1.0])),
+            ("result.json", selected(mixing_coefficients=["none", "all"])),
+            ("result.json", selected(folds=None)),
+            ("result.json", json.dumps({**RESULT, "probe_comparison": {**COMPARED, "ci_low": ""}})),
             ("config.yaml", "a: [1"),
             ("config.yaml", "- a"),
             ("config.yaml", "a: {b: 1}"),

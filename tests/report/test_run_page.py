@@ -13,8 +13,10 @@ from delta_transfer.errors import UserError
 from delta_transfer.report.run_page import write_run_report
 from tests.report.made import (
     ANSWERS,
+    COMPARED,
     CORRUPTIONS,
     RESULT,
+    SELECTION,
     VAL_ACCURACY,
     Page,
     make_run,
@@ -52,14 +54,28 @@ class TestHeadline:
             "Test accuracy": "75.0%",
             "Linear probe": "62.5%",
             "Difference, points": "+12.5",
-            "Best epoch": "2 of 3",
+            "Epochs": "3",
             "Time": "2 min 13 s",
         }
         assert "the same 8 test images" in page.text
-        assert "they are 80.0% and 70.0%" in page.text
+        assert "On held-out images they are 80.0% and 70.0%" in page.text
 
     def test_one_run_claims_nothing(self, run: Path) -> None:
-        assert "a small difference may be due to chance" in page_of(run).text
+        text = page_of(run).text
+        assert "a small difference may be due to chance" in text
+        assert "Final weights" not in text  # a single training, nothing was chosen
+        assert "Curves show" not in text
+
+    @pytest.mark.parametrize(
+        ("low", "verdict"), [(-0.01, "not significant"), (0.0, "not significant"), (0.01, "")]
+    )
+    def test_confidence_intervals(self, run: Path, low: float, verdict: str) -> None:
+        change(run, probe_comparison={**COMPARED, "difference_ci_low": low})
+        text = page_of(run).text
+        assert "accuracy 41.0% to 92.9%, difference to the linear probe" in text
+        assert (", not significant." in text) is bool(verdict)
+        assert (" points, significant." in text) is not bool(verdict)
+        assert "due to chance" not in text
 
     def test_worse_than_the_probe(self, run: Path) -> None:
         change(run, test_accuracy=0.6)
@@ -71,11 +87,40 @@ class TestHeadline:
         assert [value.text for value in page.all("dd")][:3] == ["80.0%", "70.0%", "+10.0"]
         assert page.all("dt")[0].text == "Validation accuracy"
         assert "There is no test split." in page.text
-        assert "the same 8 validation images" in page.text
+        assert "the same 8 held-out images." in page.text
+        assert "optimistic" not in page.text
 
-    def test_the_best_epoch_is_the_first(self, run: Path) -> None:
-        change(run, best_epoch=0)
-        assert "training did not raise the validation accuracy" in page_of(run).text
+    def test_without_test_split_the_choice_is_optimistic(self, run: Path) -> None:
+        selection = {**SELECTION, "folds": 3}
+        change(
+            run,
+            test_accuracy=None,
+            linear_probe_test_accuracy=None,
+            model_selection=selection,
+        )
+        text = page_of(run).text
+        assert "held-out images (3 folds, each predicted by networks not trained on it). " in text
+        assert "The final weights were chosen by them, so they may be optimistic" in text
+
+    def test_an_average(self, run: Path) -> None:
+        change(run, model_selection={**SELECTION, "folds": 3})
+        text = page_of(run).text
+        assert (
+            "Final weights: 25% initial, 37.5% trained with strength 1, 37.5% trained with "
+            "strength 0.1, mean of 3 folds. The shares were chosen by the loss on held-out images."
+        ) in text
+        assert "Curves show the training with strength 1, means over 3 folds." in text
+
+    def test_a_choice_trained_once_more(self, run: Path) -> None:
+        once = {"folds": 3, "averaged": False, "mixing_coefficients": [0.0, 0.0, 1.0]}
+        change(run, model_selection={**SELECTION, **once})
+        assert "Final weights: 100% trained with strength 0.1, on all samples." in page_of(run).text
+
+    def test_no_training_was_better(self, run: Path) -> None:
+        change(run, model_selection={**SELECTION, "mixing_coefficients": [1.0, 0.0, 0.0]})
+        text = page_of(run).text
+        assert "No training was better than the start on held-out images" in text
+        assert "Final weights" not in text
 
 
 class TestCurves:
@@ -83,7 +128,7 @@ class TestCurves:
         page = page_of(run)
         assert page.figure("Validation accuracy") == (
             "Validation accuracy by epoch: epoch 0 70.0%, epoch 1 75.0%, epoch 2 80.0%, "
-            "epoch 3 78.0%. Linear probe: 70.0%. Best epoch: 2."
+            "epoch 3 78.0%. Linear probe: 70.0%."
         )
         assert page.figure("Task loss") == (
             "Task loss by epoch. training: epoch 1 1, epoch 2 0.5, epoch 3 0.333; "
@@ -230,7 +275,7 @@ class TestMissingParts:
         assert tuple(page_of(run).headings) == self.SECTIONS
 
     def test_probe(self, run: Path) -> None:
-        change(run, method="probe", best_epoch=0, epochs=0, strength=None)
+        change(run, method="probe", model_selection=None, epochs=0, strength=None)
         write_csv(run / "metrics.csv", metrics([0.7]))
         (run / "drift.csv").unlink()
         page = page_of(run)

@@ -11,6 +11,7 @@ from delta_transfer.methods.registry import METHODS
 from delta_transfer.runs import duration as module
 from delta_transfer.runs.duration import estimate_minutes
 from delta_transfer.runs.fine_tune import DRIFT_SAMPLES
+from delta_transfer.runs.model_soup import mixtures
 from delta_transfer.runs.plan import FineTunePlan
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
@@ -20,6 +21,7 @@ TRAIN, VAL = 18, 6  # of 24 images a quarter is held out
 FORWARD = 0.5  # seconds an image
 STEP = 3 * FORWARD
 PROBE = 7.0  # seconds to fit one
+CHOICES = len(mixtures(1, averaged=True))  # averages of which predictions are made
 CHANNELS = 24 + 40 + 112 + 320  # of EfficientNet-Lite0 at its auto taps
 
 
@@ -42,10 +44,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def seconds(prepared: RunSetup, method: str = "l2", epochs: int = 1, **options: Any) -> float:
-    config = tiny("x", "y", **{"refit": "never", **options})
+def seconds(
+    prepared: RunSetup, method: str = "l2", epochs: int = 1, folds: int = 0, **options: Any
+) -> float:
     plan = FineTunePlan(
-        setup=prepared, config=config, method=METHODS[method], epochs=epochs, attention=None
+        setup=prepared,
+        config=tiny("x", "y", **options),
+        method=METHODS[method],
+        epochs=epochs,
+        folds=folds,
+        attention=None,
     )
     return 60 * estimate_minutes(plan)
 
@@ -53,18 +61,31 @@ def seconds(prepared: RunSetup, method: str = "l2", epochs: int = 1, **options: 
 @pytest.mark.parametrize("epochs", [1, 7])
 def test_every_epoch_trains_on_all_validates_and_measures_drift(prepared, epochs):
     expected = epochs * (TRAIN * STEP + (VAL + DRIFT_SAMPLES) * FORWARD)
+    expected += CHOICES * VAL * FORWARD
     assert seconds(prepared, epochs=epochs) == pytest.approx(expected)
 
 
-def test_the_refit_is_as_long_as_all_epochs_at_most(prepared):
-    longer = seconds(prepared, refit="always") - seconds(prepared)
-    assert longer == pytest.approx((TRAIN + VAL) * STEP + PROBE)
+def test_of_many_epochs_some_are_validated(prepared):
+    longer = seconds(prepared, epochs=60) - seconds(prepared, epochs=30)
+    assert longer == pytest.approx(30 * TRAIN * STEP)
 
 
-def test_folds_train_on_all_but_one_and_then_on_all(prepared):
-    folds = 2 * (TRAIN + VAL) * STEP + (TRAIN + VAL + 3 * DRIFT_SAMPLES) * FORWARD
-    expected = folds + (TRAIN + VAL) * STEP + 4 * PROBE
-    assert seconds(prepared, refit="auto", folds=3) == pytest.approx(expected)
+def test_folds_train_on_all_but_one(prepared):
+    """On 16 and 8 of the 24 images; then all may be trained on once more."""
+    fold = 16 * STEP + (8 + DRIFT_SAMPLES) * FORWARD
+    averaged = 3 * (fold + CHOICES * 8 * FORWARD) + 4 * PROBE
+    assert seconds(prepared, folds=3) == pytest.approx(averaged)
+    chosen = 3 * (fold + 2 * 8 * FORWARD) + 4 * PROBE + 24 * STEP
+    assert seconds(prepared, folds=3, average="none") == pytest.approx(chosen)
+
+
+def test_each_candidate_is_trained(prepared):
+    options = {"method": "l2sp", "folds": 2}
+    one = seconds(prepared, strength=0.1, **options)
+    two = seconds(prepared, strength="auto", **options)
+    fold = 12 * STEP + (12 + DRIFT_SAMPLES) * FORWARD
+    more = len(mixtures(2, averaged=True)) - CHOICES
+    assert two - one == pytest.approx(2 * (fold + more * 12 * FORWARD))
 
 
 @pytest.mark.parametrize(("preset", "crops"), [("default", 1), ("paper", 10)])
@@ -101,7 +122,7 @@ def test_workers_read_while_the_network_computes(prepared, monkeypatch):
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
     batch = {"batch_size": TRAIN, "num_workers": 2}
     assert seconds(prepared, **batch) == pytest.approx(
-        (TRAIN + VAL) * 8.0 / 2 + DRIFT_SAMPLES * FORWARD
+        (TRAIN + (1 + CHOICES) * VAL) * 8.0 / 2 + DRIFT_SAMPLES * FORWARD
     )
 
 

@@ -24,10 +24,10 @@ from delta_transfer.errors import UserError
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.report.run_files import read_molecules
 from delta_transfer.runs.folder import find_foreign_file
-from delta_transfer.runs.model_soup import SINGLE_MODELS, format_percent
+from delta_transfer.runs.model_soup import format_percent, mixtures
 from delta_transfer.runs.predictions import atom_distances
+from delta_transfer.runs.preparation.folds import split_folds
 from delta_transfer.runs.preparation.task import find_data
-from delta_transfer.runs.selection import _folds
 from tests.data.graphs.test_tudataset import write as write_tu
 
 MODEL = "pretrain-gnns/gin"
@@ -67,6 +67,7 @@ def options(folder, out, **more):
             "strength": 1.0,
             "attention": "gradient",
             "epochs": 3,
+            "folds": 0,
             "batch_size": 16,
             "device": "cpu",
             "loggers": "csv",
@@ -114,22 +115,25 @@ def test_what_is_said_of_a_run_is_of_molecules(run, folder):
 def test_strength_auto_takes_the_better_of_two_that_began_with_heads_of_their_own(folder, tmp_path):
     own = {"method": "delta_no_attention", "strength": "auto", "epochs": 1}
     found = train(options(folder, tmp_path / "run", **own))
-    losses = found.strength_search.losses
-    assert set(losses) == {format_percent(shares) for shares in SINGLE_MODELS}
-    assert losses[format_percent(found.strength_search.mixing_coefficients)] == min(losses.values())
-    assert "the lowest validation loss" in (found.folder / "train.log").read_text()
+    selection = found.model_selection
+    singles = mixtures(2, averaged=False)
+    assert list(selection.losses) == [format_percent(one) for one in singles]
+    assert selection.mixing_coefficients in singles
+    assert selection.strengths == (1.0, 0.03)
+    assert (found.folder / "strength-0.03" / "metrics.csv").is_file()
 
 
 def test_folds_keep_scaffolds_together(folder, tmp_path):
-    task = find_data(options(folder, tmp_path, split="scaffold"))
+    config = options(folder, tmp_path, split="scaffold").resolve()
+    task = find_data(config)
     paths = pool_train_and_val(task).paths
-    folds = _folds(task, 2, seed=0)
+    folds = split_folds(config, task, 2)
     assert sorted(i for _, val in folds for i in val) == list(range(len(paths)))
     ones, others = ({scaffold(paths[i]) for i in val} for _, val in folds)
     assert not ones & others
     spread = find_data(options(folder, tmp_path, split="random"))
     assert len({scaffold(path) for path in pool_train_and_val(spread).paths}) < 60
-    for _, val in _folds(spread, 2, seed=0):
+    for _, val in split_folds(config, spread, 2):
         assert len(val) == len(pool_train_and_val(spread).paths) / 2
 
 
@@ -137,7 +141,7 @@ def test_folds_keep_scaffolds_together(folder, tmp_path):
 def test_folds_of_molecules(folder, tmp_path):
     own = {"split": "scaffold", "method": "l2", "epochs": 1, "folds": 2}
     result = train(options(folder, tmp_path / "run", **own))
-    assert (result.refitted, result.num_train_samples) == (True, 60)
+    assert (result.num_folds, result.num_train_samples) == (2, 60)
     with (result.folder / "metrics.csv").open() as file:
         figures = [row["val_roc_auc"] for row in csv.DictReader(file) if row["val_roc_auc"]]
     assert len(figures) == 2

@@ -1,11 +1,14 @@
+import math
+
 import pytest
 import torch
 
 from delta_transfer.runs.model_soup import (
-    CANDIDATE_COEFFICIENTS,
-    SINGLE_MODELS,
+    Mixture,
     average_states,
-    choose_coefficients,
+    choose_mixture,
+    format_percent,
+    mixtures,
 )
 
 
@@ -18,20 +21,36 @@ def state(seed: int) -> dict[str, torch.Tensor]:
     }
 
 
-def losses(*gains: float, noise: float = 0.0, count: int = 100) -> list[torch.Tensor]:
-    """Of each candidate: so much lower than the default's, give or take some noise."""
+def losses_of(
+    gains: dict[Mixture, float], *, noise: float = 0.0, count: int = 100
+) -> dict[Mixture, torch.Tensor]:
+    """Losses lower than the default's by a gain, give or take some noise."""
     generator = torch.Generator().manual_seed(0)
-    default = 1 + torch.rand(count, generator=generator, dtype=torch.float64)
-    own = [0.0, *gains, *[0.0] * (len(CANDIDATE_COEFFICIENTS) - 1 - len(gains))]
-    noises = [noise * torch.randn(count, generator=generator).double() for _ in own]
-    return [default, *(default - g + e for g, e in zip(own[1:], noises[1:], strict=True))]
+    choices = mixtures(2, averaged=True)
+    base = 1 + torch.rand(count, generator=generator, dtype=torch.float64)
+    return {
+        one: base
+        - gains.get(one, 0.0)
+        + noise * torch.randn(count, generator=generator, dtype=torch.float64) * bool(i)
+        for i, one in enumerate(choices)
+    }
 
 
-def test_shares_sum_to_one_and_the_default_is_an_equal_average():
-    assert all(sum(shares) == 1 for shares in CANDIDATE_COEFFICIENTS)
-    assert CANDIDATE_COEFFICIENTS[0] == (0.0, 0.5, 0.5)
-    assert len(set(CANDIDATE_COEFFICIENTS)) == len(CANDIDATE_COEFFICIENTS)
-    assert {(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)} < set(CANDIDATE_COEFFICIENTS)
+@pytest.mark.parametrize("averaged", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_mixtures_are_distinct_averages_of_the_start_and_the_candidates(count, averaged):
+    found = mixtures(count, averaged=averaged)
+    assert len(set(found)) == len(found)
+    assert all(len(one) == 1 + count and min(one) >= 0 for one in found)
+    assert [sum(one) for one in found] == pytest.approx([1.0] * len(found))
+    start, *singles = ([float(i == j) for j in range(1 + count)] for i in range(1 + count))
+    assert {tuple(single) for single in singles} < set(found)
+    assert found[-1] == tuple(start)
+
+
+def test_the_default_is_the_average_of_all_candidates_or_the_strongest():
+    assert mixtures(2, averaged=True)[0] == (0.0, 0.5, 0.5)
+    assert mixtures(2, averaged=False) == ((0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0))
 
 
 def test_an_average_is_weighted_number_by_number():
@@ -55,41 +74,60 @@ def test_all_of_one_is_that_one_to_the_bit(i):
     assert torch.equal(found["half"], states[i]["half"])
 
 
-def test_the_lowest_loss_is_taken_if_it_is_clearly_lower():
-    assert choose_coefficients(losses(0.1, 0.3, 0.2)) == CANDIDATE_COEFFICIENTS[2]
+def test_what_is_left_out_of_an_average_may_be_broken():
+    broken = {**state(1), "weight": torch.full((3, 2), math.nan)}
+    found = average_states([state(0), broken], (1.0, 0.0))
+    assert torch.equal(found["weight"], state(0)["weight"])
 
 
-def test_a_gain_within_its_standard_error_is_none():
-    worse = [-9.0] * (len(CANDIDATE_COEFFICIENTS) - 2)
-    gain = 0.5 + torch.tensor([1.0, -1.0] * 50).double()  # standard error 1.005 / 10
-    for offset, expected in (
-        (-0.41, CANDIDATE_COEFFICIENTS[0]),
-        (-0.39, CANDIDATE_COEFFICIENTS[1]),
-    ):
-        default, _, *others = losses(0.0, *worse)
-        assert choose_coefficients([default, default - gain - offset, *others]) == expected
+def test_a_running_mean_is_the_mean():
+    states = [state(i) for i in range(3)]
+    mean = states[0]
+    for number, one in enumerate(states, start=1):
+        mean = average_states([mean, one], (1 - 1 / number, 1 / number))
+    expected = torch.stack([one["weight"] for one in states]).mean(dim=0)
+    torch.testing.assert_close(mean["weight"], expected)
 
 
-@pytest.mark.parametrize("best", range(3))
-def test_of_trainings_that_are_not_averaged_the_lowest_loss_is_taken(best):
-    found = [torch.ones(9, dtype=torch.float64) for _ in SINGLE_MODELS]
-    found[best] -= 1e-6 + torch.linspace(-1, 1, 9).double()  # far within its standard error
-    assert choose_coefficients(found, SINGLE_MODELS) == SINGLE_MODELS[best]
-    assert SINGLE_MODELS[best] in CANDIDATE_COEFFICIENTS
+@pytest.mark.parametrize("best", mixtures(2, averaged=True))
+def test_what_is_better_by_far_is_chosen(best):
+    assert choose_mixture(losses_of({best: 0.5})) == best
 
 
-def test_equal_losses_and_single_images_leave_the_default():
-    assert choose_coefficients(losses()) == CANDIDATE_COEFFICIENTS[0]
-    assert choose_coefficients(losses(0.5, count=1)) == CANDIDATE_COEFFICIENTS[0]
+def test_the_start_is_chosen_if_all_else_is_worse():
+    start = (1.0, 0.0, 0.0)
+    worse = {one: -1.0 for one in mixtures(2, averaged=True) if one != start}
+    assert choose_mixture(losses_of(worse)) == start
 
 
-def test_what_is_no_number_is_never_taken():
-    broken = losses(0.3, 0.1)
-    broken[1] = torch.full_like(broken[1], torch.nan)
-    assert choose_coefficients(broken) == CANDIDATE_COEFFICIENTS[2]
-    broken[0] = torch.full_like(broken[0], torch.nan)
-    assert choose_coefficients(broken) == CANDIDATE_COEFFICIENTS[2]
-    assert (
-        choose_coefficients([torch.full((5,), torch.nan)] * len(CANDIDATE_COEFFICIENTS))
-        == CANDIDATE_COEFFICIENTS[0]
-    )
+def test_a_gain_that_is_noise_leaves_the_default():
+    choices = mixtures(2, averaged=True)
+    worse = dict.fromkeys(choices[2:], -9.0)
+    tiny = {choices[1]: 1e-3}
+    assert choose_mixture(losses_of({**worse, **tiny}, noise=1.0)) == choices[0]
+    assert choose_mixture(losses_of({**worse, **tiny}, noise=1e-6)) == choices[1]
+
+
+def test_equal_losses_and_single_samples_leave_the_default():
+    choices = mixtures(2, averaged=True)
+    assert choose_mixture(losses_of({})) == choices[0]
+    assert choose_mixture(losses_of({choices[1]: 0.5}, count=1)) == choices[0]
+
+
+def test_a_loss_that_is_not_finite_is_never_chosen():
+    choices = mixtures(2, averaged=True)
+    losses = losses_of({choices[1]: 0.5, choices[2]: 0.3})
+    losses[choices[1]] = torch.full_like(losses[choices[1]], math.nan)
+    assert choose_mixture(losses) == choices[2]
+    losses[choices[0]] = torch.full_like(losses[choices[0]], math.inf)
+    assert choose_mixture(losses) == choices[2]
+
+
+def test_the_start_is_all_that_is_left_without_any_finite_loss():
+    choices = mixtures(2, averaged=True)
+    broken = {one: torch.full((5,), math.nan) for one in choices}
+    assert choose_mixture(broken) == choices[-1]
+
+
+def test_percent():
+    assert format_percent((0.0, 0.5, 0.5)) == "0/50/50"

@@ -114,7 +114,10 @@ def test_the_first_step_is_the_authors_formula_and_plain_sgd(official, images, w
 
 def test_the_run_says_what_it_did(official):
     assert official.taps == TAPS
-    assert (official.strength, official.epochs, official.refitted) == (0.01, 1, False)
+    assert (official.strength, official.epochs) == (0.01, 1)
+    found = official.model_selection
+    assert (found.mixing_coefficients, found.folds, found.averaged) == ((0.0, 1.0), 0, False)
+    assert list(found.losses) == ["0/100"]  # there was no choice
 
 
 def test_the_test_is_the_mean_of_ten_crops(official, images):
@@ -146,18 +149,18 @@ def test_the_test_is_the_mean_of_ten_crops(official, images):
         assert torch.allclose(found, expected, atol=0.02)
 
 
-def test_the_last_epoch_is_kept(official, images, weights, tmp_path):
-    assert official.best_epoch == 1
+def test_the_last_epoch_is_kept(images, weights, tmp_path):
     given = options(images, tmp_path / "run", weights, method="l2", epochs=2, steps=None)
     result = train(given)
     last = torch.load(result.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     kept = load_file(result.folder / "model" / "model.safetensors")
-    assert result.best_epoch == 2
+    assert result.trained_share == 1
     assert torch.equal(kept["fc.weight"], last["network.fc.weight"])
 
 
 @pytest.mark.parametrize(
-    "method", ["l2sp", "probe", pytest.param("delta_no_attention", marks=pytest.mark.slow)]
+    "method",
+    ["probe", *(pytest.param(m, marks=pytest.mark.slow) for m in ("l2sp", "delta_no_attention"))],
 )
 def test_the_other_methods_run_too(images, weights, tmp_path, method):
     result = train(options(images, tmp_path / "run", weights, method=method))

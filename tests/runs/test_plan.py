@@ -15,7 +15,7 @@ from delta_transfer.backbones.saved import save_model
 from delta_transfer.errors import UserError
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.runs.fine_tune import FineTuneResult, fine_tune
-from delta_transfer.runs.plan import FineTunePlan
+from delta_transfer.runs.plan import FineTunePlan, make_plan
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
 from tests.networks import conv_net, hooks_of
@@ -37,7 +37,7 @@ def prepared(images, tmp_path_factory) -> RunSetup:
     return dataclasses.replace(found, backbone=backbone)
 
 
-def tuned(prepared: RunSetup, folder, method: str, *, stop_after=None, **options) -> FineTuneResult:
+def tuned(prepared: RunSetup, folder, method: str, **options) -> FineTuneResult:
     config = tiny("images", folder, method=method, **{**OPTIONS, **options})
     plan = FineTunePlan(
         setup=prepared,
@@ -46,7 +46,7 @@ def tuned(prepared: RunSetup, folder, method: str, *, stop_after=None, **options
         epochs=config.epochs,
         attention=None,
     )
-    return fine_tune(plan, folder, stop_after=stop_after)
+    return fine_tune(plan, folder)
 
 
 def rows(path) -> list[dict[str, str]]:
@@ -55,7 +55,7 @@ def rows(path) -> list[dict[str, str]]:
 
 
 def last_weights(folder) -> dict[str, Tensor]:
-    """The weights after the last step, whichever epoch was kept."""
+    """The weights after the last step."""
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return {name: tensor for name, tensor in state.items() if name.startswith("network.")}
 
@@ -77,6 +77,13 @@ def test_a_method_trains_and_leaves_the_plain_network(prepared, tmp_path, method
     for name, tensor in prepared.source.state_dict().items():
         assert torch.equal(tensor, start[name])
     last = last_weights(tmp_path / "one")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, last[f"network.{name}"])
+    head = prepared.backbone.head
+    begun = result.initial_state[f"{head}.weight"]
+    random = prepared.backbone.module.get_submodule(head).weight
+    probed = METHODS[method].head_init == "probe"
+    assert torch.equal(begun, prepared.probe.weight if probed else random)
     assert not torch.equal(last["network.conv1.weight"], start["conv1.weight"])
     drifts = not torch.equal(last["network.norm1.running_mean"], start["norm1.running_mean"])
     assert drifts == (method == "stochnorm")
@@ -85,22 +92,6 @@ def test_a_method_trains_and_leaves_the_plain_network(prepared, tmp_path, method
     tuned(prepared, tmp_path / "two", method)
     again = last_weights(tmp_path / "two")
     assert all(torch.equal(last[name], again[name]) for name in last)
-
-
-def test_the_refit_takes_the_steps_of_the_fit_that_chose_its_epoch(prepared, tmp_path):
-    """What rifle and stochnorm draw is drawn again."""
-    for method in ("rifle", "stochnorm"):
-        tuned(prepared, tmp_path / method / "all", method)
-        two = tuned(prepared, tmp_path / method / "two", method, stop_after=2)
-        three = tuned(prepared, tmp_path / method / "three", method, stop_after=3)
-        last = last_weights(tmp_path / method / "all")
-        assert torch.equal(three.network.conv1.weight, last["network.conv1.weight"])
-        assert not torch.equal(two.network.conv1.weight, three.network.conv1.weight)
-
-
-def test_validations_are_kept_where_folds_pool_them(prepared, tmp_path):
-    assert len(tuned(prepared, tmp_path / "folds", "l2", folds=2).fit_result.val_outputs) == 4
-    assert not tuned(prepared, tmp_path / "one", "l2").fit_result.val_outputs
 
 
 @pytest.mark.parametrize(
@@ -177,3 +168,14 @@ def test_what_stochnorm_leaves_is_loaded_by_plain_timm(images, tmp_path):
     with torch.no_grad():
         assert torch.allclose(loaded(inputs), result.network.eval()(inputs), atol=1e-5)
     assert load_backbone(f"local-dir:{tmp_path / 'model'}", num_outputs=2).classifier is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "folds", "num_samples"),
+    [({"folds": 0}, 0, 18), ({}, 3, 16), ({"folds": 5}, 5, 20), ({"samples_per_class": 6}, 3, 12)],
+)
+def test_epochs_are_counted_by_the_samples_that_are_trained_on(images, options, folds, num_samples):
+    config = tiny(images / "train", images / "run", epochs=None, val_fraction=0.25, **options)
+    plan = make_plan(prepare(config, network=conv_net(), spec=SPEC), config)
+    assert plan.folds == folds
+    assert plan.epochs == config.count_epochs(num_samples)

@@ -22,23 +22,23 @@ from tests.run_folders import flags, tiny
 
 MOMENTS = (
     "os.rename .config.yaml",
-    "os.rename killed/checkpoints/.next.ckpt",  # nothing is saved yet
-    "os.rename killed/checkpoints/next.ckpt",  # the first state is whole, but not in its place
-    "os.rename killed/checkpoints/last.ckpt",  # so is the second
-    "os.rename killed/checkpoints/next.ckpt",
-    "os.rename weaker/checkpoints/last.ckpt",
-    "os.rename refit/checkpoints/last.ckpt",
-    "os.rename weaker/refit/checkpoints/last.ckpt",
+    "os.rename folds/1/checkpoints/.next.ckpt",  # nothing is saved yet
+    "os.rename folds/1/checkpoints/next.ckpt",  # the first state is whole, but not in its place
+    "os.rename folds/1/checkpoints/last.ckpt",  # so is the second
+    "os.rename folds/1/strength-0.1/checkpoints/last.ckpt",
+    "os.rename folds/2/checkpoints/last.ckpt",
+    "os.rename folds/2/strength-0.1/checkpoints/last.ckpt",
+    "os.rename killed/.metrics.csv",
     "open predictions.csv",
     "os.mkdir model",
     "os.rename .result.json",
+    "os.rmdir folds",
     "os.rename .report.html",
 )
-OF_FOLDS = (
-    "os.rename folds/1/checkpoints/last.ckpt",
+TRAINED_ON_ALL = (
     "os.rename folds/2/checkpoints/last.ckpt",
-    "os.rename killed/.metrics.csv",
-    "os.rename refit/checkpoints/last.ckpt",
+    "os.rename final/checkpoints/next.ckpt",
+    "os.rename final/checkpoints/last.ckpt",
     "os.mkdir model",
     "os.rmdir folds",
 )
@@ -55,9 +55,7 @@ def traces(folder: Path) -> dict[str, bytes]:
 
 def figures(folder: Path) -> RunResult:
     result = RunResult.load(folder)
-    search = result.strength_search
-    search = None if search is None else dataclasses.replace(search, wall_time_s=0)
-    none = {"wall_time_s": 0.0, "peak_memory_mib": 0.0, "folder": Path(), "strength_search": search}
+    none = {"wall_time_s": 0.0, "peak_memory_mib": 0.0, "folder": Path()}
     return dataclasses.replace(result, **none)
 
 
@@ -71,7 +69,7 @@ def left_in(folder: Path) -> set[str]:
     ("kind", "moments"),
     [
         ("train", MOMENTS),
-        pytest.param("folds", OF_FOLDS, marks=pytest.mark.slow),
+        pytest.param("average none", TRAINED_ON_ALL, marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(images, tmp_path, kind, moments):

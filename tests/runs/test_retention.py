@@ -188,23 +188,23 @@ class TestMeasures:
 
 
 class TestMeasureRun:
-    def selected(self, setup: RunSetup, *, refitted: bool, test: bool) -> Any:
+    def selected(self, setup: RunSetup, *, num_folds: int, test: bool) -> Any:
         task = setup.task if test else dataclasses.replace(setup.task, test=None)
         return SimpleNamespace(
             setup=dataclasses.replace(setup, task=task),
-            fine_tune_result=SimpleNamespace(network=with_probe(setup)),
+            network=with_probe(setup),
             held_out=setup.task.val,
-            refitted=refitted,
+            num_folds=num_folds,
         )
 
     @pytest.mark.parametrize(
-        ("refitted", "test", "count"),
-        [(False, True, 12), (True, True, 12), (False, False, 15), (True, False, 0)],
+        ("num_folds", "test", "count"),
+        [(0, True, 12), (3, True, 12), (0, False, 15), (3, False, 0)],
     )
     def test_only_images_that_were_not_trained_on(
-        self, prepared: RunSetup, refitted: bool, test: bool, count: int
+        self, prepared: RunSetup, num_folds: int, test: bool, count: int
     ) -> None:
-        found = measure_run(self.selected(prepared, refitted=refitted, test=test))
+        found = measure_run(self.selected(prepared, num_folds=num_folds, test=test))
         assert found.num_compared == count
         assert found.shifted == Count()
 

@@ -17,22 +17,21 @@ from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.backbones.base import InputSpec
 from delta_transfer.data.registry import load_data
 from delta_transfer.errors import UserError
-from delta_transfer.features.probe import STRENGTHS, fit_probe
+from delta_transfer.features.probe import STRENGTHS
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.metrics.run_result import RETENTION_COLUMNS, RunResult
 from delta_transfer.runs import attention as run_attention
 from delta_transfer.runs import fine_tune
 from delta_transfer.runs import run as module
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
-from delta_transfer.training.fit import FitResult
 from delta_transfer.training.optimizers import OptimizerConfig
 from tests.conftest import METHODS as COMPARED
 from tests.run_folders import CLASSES, model_bytes, tiny
 
 SPLITS = ("test", "val", "linear_probe_test", "linear_probe_val")
-TRAINED = {"metrics.csv", "drift.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
+TRAINED = {"metrics.csv", "drift.csv", "checkpoints/last.ckpt"}
 ALWAYS = {
     "config.yaml",
     "train.log",
@@ -62,7 +61,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def last_weights(run: Path) -> dict[str, Tensor]:
-    """The weights after the last step, whichever epoch was kept."""
+    """The weights after the last step."""
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return {name: tensor for name, tensor in state.items() if name.startswith("network.")}
 
@@ -94,8 +93,8 @@ class TestFiles:
         if METHODS[method].needs_attention:
             trained.add("attention.safetensors")
         expected |= trained
-        if METHODS[method].candidates:
-            expected |= {f"weaker/{name}" for name in trained}
+        for candidate in METHODS[method].candidates[1:]:
+            expected |= {f"strength-{candidate.strength:g}/{name}" for name in trained}
         assert files(of(compared, method).folder) == expected
 
     def test_config_yaml_is_what_was_asked_for(self, finished, images):
@@ -158,16 +157,16 @@ class TestFigures:
             "linear_probe_test_accuracy",
             "linear_probe_val_accuracy",
             *(f"{split}_{name}" for split in SPLITS for name in ("roc_auc", "rmse")),
-            "best_epoch",
+            *RETENTION_COLUMNS,
             "epochs",
-            "refitted",
             "wall_time_s",
             "peak_memory_mib",
             "num_train_samples",
             "sample_type",
             "num_classes",
             "strength",
-            "strength_search",
+            "model_selection",
+            "probe_comparison",
             "taps",
             "versions",
         }
@@ -182,32 +181,22 @@ class TestFigures:
             found = accuracy_of(result.folder / "predictions.csv")
             assert result.test_accuracy == pytest.approx(found)
 
-    def test_val_accuracy_is_that_of_the_epoch_with_the_lowest_calibrated_loss(
-        self, compared, finished
-    ):
-        single = [
-            r for r in compared if METHODS[r.method].trains_network and r.strength_search is None
-        ]
-        for result in [finished, *single]:
-            by_epoch = {
-                int(float(row["epoch"])): (
-                    float(row["val_calibrated_loss"]),
-                    float(row["val_accuracy"]),
-                )
-                for row in rows(result.folder / "metrics.csv")
-                if row["val_accuracy"]
-            }
-            best = min(by_epoch, key=lambda epoch: by_epoch[epoch][0])
-            assert result.best_epoch == best
-            # result.json has it from the kept weights, metrics.csv from the training.
-            assert result.val_accuracy == pytest.approx(by_epoch[best][1])
+    def test_the_comparison_with_the_probe_is_on_the_test_split(self, compared):
+        for result in compared:
+            found = result.probe_comparison
+            assert found.num_samples == 6
+            difference = result.test_accuracy - result.linear_probe_test_accuracy
+            assert found.difference == pytest.approx(difference)
+            assert found.ci_low < result.test_accuracy <= found.ci_high + 1e-9
+            if result.method == "probe":
+                assert found.difference == 0
 
     def test_the_probe_is_the_linear_probe_and_nothing_is_trained(self, compared, images):
         for seed in (0, 1):
             result = of(compared, "probe", seed)
             assert result.test_accuracy == result.linear_probe_test_accuracy
             assert result.val_accuracy == result.linear_probe_val_accuracy
-            assert (result.best_epoch, result.epochs) == (0, 0)
+            assert (result.model_selection, result.epochs) == (None, 0)
             assert result.strength in STRENGTHS
 
     def test_all_methods_of_a_seed_have_the_same_probe(self, compared):
@@ -222,7 +211,7 @@ class TestFigures:
     def test_without_a_test_split_its_accuracies_are_null(self, images, tmp_path, caplog):
         caplog.set_level(logging.INFO, "delta_transfer")
         flat = images / "train"
-        config = tiny(flat, tmp_path / "run", method="probe", val_fraction=0.5)
+        config = tiny(flat, tmp_path / "run", method="probe", val_fraction=0.5, folds=0)
         result = train(config)
         values = json.loads((tmp_path / "run" / "result.json").read_text())
         assert values["test_accuracy"] is values["linear_probe_test_accuracy"] is None
@@ -243,11 +232,8 @@ class TestStart:
     def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[OptimizerConfig]:
         found = []
 
-        def fit(
-            *arguments: object, optimizer_config: OptimizerConfig, **options: object
-        ) -> FitResult:
+        def fit(*arguments: object, optimizer_config: OptimizerConfig, **options: object) -> None:
             found.append(optimizer_config)
-            return FitResult(epoch=0, val_outputs=[])
 
         monkeypatch.setattr(fine_tune, "fit", fit)
         return found
@@ -259,16 +245,13 @@ class TestStart:
         run = tmp_path / "run"
         module.train_prepared(prepared, tiny(images, run, method=method), run, started=0)
         head = load_file(run / "model" / "model.safetensors")["classifier.weight"]
-        rows, labels = prepared.features["train"]
         expected = {
             "random": prepared.backbone.module.get_submodule("classifier").weight,
             "probe": prepared.probe.weight,
-            "unstandardized_probe": fit_probe(
-                rows, labels, num_outputs=3, standardize=False
-            ).weight,
         }
         assert torch.equal(head, expected[METHODS[method].head_init])
-        assert len(asked) == METHODS[method].trains_network
+        candidates = 1 if "delta" in method else max(1, len(METHODS[method].candidates))
+        assert len(asked) == candidates * METHODS[method].trains_network
 
     @pytest.mark.parametrize(
         ("options", "head_lr", "weight_decay"),
@@ -337,7 +320,7 @@ class TestEqualRuns:
         for name, seed in (("a", 0), ("b", 0), ("c", 1)):
             torch.manual_seed(len(found))
             before = torch.get_rng_state()
-            options = {"method": "lp_ft", "seed": seed, "refit": "never"}
+            options = {"method": "lp_ft", "seed": seed}
             found.append(train(tiny(images, tmp_path / name, **options), network=network))
             assert torch.equal(torch.get_rng_state(), before)
         first, again, other = (last_weights(result.folder) for result in found)
@@ -353,6 +336,7 @@ class TestEqualRuns:
         assert model_bytes(result.folder) == model_bytes(finished.folder)
         assert same(last_weights(result.folder), last_weights(finished.folder))
 
+    @pytest.mark.slow
     def test_mixed_images_give_another_model_and_again_the_same(self, images, tmp_path):
         mixed = {"mixup": 0.2, "cutmix": 1.0, "augment": "trivialaugment"}
         found = [
@@ -362,6 +346,7 @@ class TestEqualRuns:
         assert same(found[0], found[1])
         assert not same(found[0], found[2])
 
+    @pytest.mark.slow
     def test_another_seed_gives_another_model(self, finished, images, tmp_path):
         result = train(tiny(images, tmp_path / "seed", epochs=3, seed=1))
         assert not same(last_weights(result.folder), last_weights(finished.folder))
@@ -374,7 +359,7 @@ class TestEqualRuns:
             (shuffled / "test" / f"now-{name}").rename(shuffled / "test" / name)
         result = train(tiny(shuffled, tmp_path / "run", epochs=3))
         assert result.test_accuracy != finished.test_accuracy
-        assert result.best_epoch == finished.best_epoch
+        assert result.model_selection == finished.model_selection
         assert model_bytes(result.folder) == model_bytes(finished.folder)
 
     def test_the_model_folder_names_no_time_and_no_place(self, finished, images):
@@ -384,16 +369,6 @@ class TestEqualRuns:
 
 
 class TestTraining:
-    def test_the_start_is_kept_where_training_destroys(self, prepared, images, tmp_path):
-        result = train(tiny(images, tmp_path / "run", method="lp_ft", lr=0.1))
-        assert result.best_epoch == 0
-        assert result.val_accuracy == result.linear_probe_val_accuracy
-        assert result.test_accuracy == result.linear_probe_test_accuracy
-        kept = load_file(result.folder / "model" / "model.safetensors")
-        assert torch.equal(kept["classifier.weight"], prepared.probe.weight)
-        for name, tensor in prepared.source.state_dict().items():
-            assert torch.equal(kept[name], tensor)
-
     @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
     def test_batch_norm_statistics_move_only_if_asked(self, prepared, images, tmp_path, batch_norm):
         options = {"method": "l2", "epochs": 1, "batch_norm": batch_norm}
@@ -561,12 +536,11 @@ class TestFolder:
             module.train_prepared(prepared, config, tmp_path / "run", started=0)
         assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
-    def test_a_run_that_diverges_keeps_its_best_checkpoint(self, prepared, images, tmp_path):
-        config = tiny(images, tmp_path / "run", method="lp_ft", lr=1e6)
-        with pytest.raises(UserError, match=r"training diverged.*best\.ckpt"):
+    def test_a_run_that_diverges_keeps_its_last_checkpoint(self, prepared, images, tmp_path):
+        options = {"method": "lp_ft", "lr": 1e6, "checkpoint_steps": 1}
+        config = tiny(images, tmp_path / "run", **options)
+        with pytest.raises(UserError, match="training diverged"):
             module.train_prepared(prepared, config, tmp_path / "run", started=0)
-        best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-        state = torch.load(best, weights_only=True)["state_dict"]
-        assert torch.equal(state["network.classifier.weight"], prepared.probe.weight)
+        assert last_weights(tmp_path / "run")
         assert "training diverged" in (tmp_path / "run" / "train.log").read_text()
         assert not (tmp_path / "run" / "result.json").exists()

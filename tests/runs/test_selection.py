@@ -1,26 +1,52 @@
+"""The final network of a run: averages over folds and candidates, one training, or the start."""
+
 import csv
 import dataclasses
 import math
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
-from delta_transfer import train
-from delta_transfer.config.train import TrainConfig, TrainOptions
-from delta_transfer.data.registry import load_data
-from delta_transfer.data.task import pool_train_and_val
+from delta_transfer import train as train_options
+from delta_transfer.backbones.base import InputSpec
+from delta_transfer.config.train import TrainConfig
 from delta_transfer.errors import UserError
-from delta_transfer.features.probe import fit_probe
+from delta_transfer.methods.registry import METHODS, find_method
 from delta_transfer.metrics.calibration import temperature_scaled_nll
 from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.runs import fine_tune
 from delta_transfer.runs import selection as module
-from delta_transfer.runs.preparation.prepare import prepare
-from delta_transfer.runs.selection import REFIT_THRESHOLD, should_refit
+from delta_transfer.runs.folder import find_foreign_file
+from delta_transfer.runs.model_soup import Mixture, format_percent, mixtures
+from delta_transfer.runs.plan import FineTunePlan, make_plan
+from delta_transfer.runs.preparation import prepare as preparation
+from delta_transfer.runs.preparation.prepared import RunSetup
+from delta_transfer.training.loaders import Dataloaders
+from tests.networks import conv_net
 from tests.run_folders import CLASSES, tiny
+
+SPEC = InputSpec(
+    size=32, crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"
+)
+METHOD = "delta_no_attention"
+STRONG, WEAK = METHODS[METHOD].candidates
+Trained = list[tuple[str, FineTunePlan, fine_tune.FineTuneResult]]
+
+
+def train(config: TrainConfig) -> RunResult:
+    """With a network that takes no time."""
+    return train_options(config, network=conv_net(), spec=SPEC)
+
+
+def prepare(config: TrainConfig) -> RunSetup:
+    return preparation.prepare(config, network=conv_net(), spec=SPEC)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -33,141 +59,162 @@ def flat(images: Path, out: Path, **options: Any) -> TrainConfig:
     return tiny(images / "train", out, test_split="0.25", val_fraction=0.25, **options)
 
 
-@pytest.fixture(scope="module")
-def refitted(images, tmp_path_factory) -> RunResult:
-    out = tmp_path_factory.mktemp("refitted") / "run"
-    return train(flat(images, out, method="delta", lr=1e-3))
+def model(run: RunResult) -> dict[str, Tensor]:
+    return load_file(run.folder / "model" / "model.safetensors")
+
+
+def checkpoint(folder: Path) -> dict[str, Tensor]:
+    """The weights after the last step."""
+    path = folder / "checkpoints" / "last.ckpt"
+    state = torch.load(path, weights_only=True)["state_dict"]
+    prefix = "network."
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+
+def initial(setup: RunSetup) -> dict[str, Tensor]:
+    """The pretrained network with the linear probe of the training split as its head."""
+    head = setup.backbone.head
+    probe = {f"{head}.weight": setup.probe.weight, f"{head}.bias": setup.probe.bias}
+    return {**setup.backbone.module.state_dict(), **probe}
+
+
+def assert_mixed(found: Mapping[str, Tensor], states: list[Mapping[str, Tensor]], mixture: Mixture):
+    """Independently of `average_states`: the mean over equally many states of each kind."""
+    each = len(states) // len(mixture)
+    for name, tensor in found.items():
+        if not tensor.is_floating_point():
+            continue
+        expected = torch.zeros_like(tensor, dtype=torch.float64)
+        for number, state in enumerate(states):
+            expected += mixture[number % len(mixture)] / each * state[name].double()
+        torch.testing.assert_close(tensor, expected.float())
+
+
+def choosing(number: int) -> Callable[[Mapping[Mixture, Tensor]], Mixture]:
+    """Instead of `choose_mixture`: one of those to choose from, by its number."""
+    return lambda losses, **options: list(losses)[number]
 
 
 @pytest.fixture(scope="module")
-def never(images, tmp_path_factory) -> RunResult:
-    out = tmp_path_factory.mktemp("never") / "run"
-    return train(flat(images, out, method="delta", lr=1e-3, refit="never"))
+def folded(images, tmp_path_factory) -> tuple[RunResult, Trained]:
+    """A run with three folds and two candidates, and what was trained for it, by folder.
 
+    The second mixture is chosen, in which all have a share.
+    """
+    out, trained = tmp_path_factory.mktemp("folded") / "run", []
 
-@pytest.fixture(scope="module")
-def folded(images, tmp_path_factory) -> tuple[RunResult, list[Any]]:
-    """A run with three folds, and what was fine-tuned for it: folder and network of each."""
-    out, tuned = tmp_path_factory.mktemp("folded") / "run", []
-
-    def remember(plan: Any, folder: Path, **options: Any) -> Any:
+    def remember(plan: FineTunePlan, folder: Path, **options: Any) -> Any:
         found = original(plan, folder, **options)
-        tuned.append((folder.relative_to(out).as_posix(), plan.setup, found, options))
+        trained.append((folder.relative_to(out).as_posix(), plan, found))
         return found
 
     original = module.fine_tune
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "fine_tune", remember)
-        result = train(flat(images, out, method="delta", folds=3, lr=1e-3))
-    return result, tuned
+        patch.setattr(module, "choose_mixture", choosing(1))
+        result = train(flat(images, out, method=METHOD, strength="auto", lr=1e-3))
+    return result, trained
 
 
-class TestWhether:
-    @pytest.mark.parametrize(
-        ("options", "drawn", "count", "expected"),
-        [
-            ({}, True, REFIT_THRESHOLD - 1, True),
-            ({}, True, REFIT_THRESHOLD, False),
-            ({}, False, 10, False),
-            ({"refit": "always"}, True, REFIT_THRESHOLD, True),
-            ({"refit": "always"}, False, 10, False),
-            ({"refit": "never"}, True, 10, False),
-            ({"folds": 2}, True, REFIT_THRESHOLD, True),
-            ({"samples_per_class": 3}, True, 10, False),  # or there would be more of a class
-            ({"preset": "paper"}, True, 10, False),
-            ({"preset": "paper", "refit": "always"}, True, 10, True),
-        ],
-    )
-    def test_small_sets_whose_validation_split_was_drawn(self, options, drawn, count, expected):
-        task = load_data("sklearn/digits", seed=0)
-        task = dataclasses.replace(
-            task,
-            train=task.train.subset(range(count - 4)),
-            val=task.val.subset(range(4)),
-            val_drawn=drawn,
-        )
-        assert should_refit(TrainOptions(data="x", **options).resolve(), task) is expected
+@pytest.fixture(scope="module")
+def once(images, tmp_path_factory) -> RunResult:
+    """With `average=none` the second candidate is chosen, and trained once more."""
+    out = tmp_path_factory.mktemp("once") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "choose_mixture", choosing(1))
+        options = {"strength": "auto", "average": "none", "folds": 2, "epochs": 1}
+        result = train(flat(images, out, method=METHOD, **options))
+    return result
 
 
-class TestRefit:
-    def test_the_final_model_learns_from_training_and_validation_images(self, refitted, never):
-        assert (refitted.refitted, never.refitted) == (True, False)
-        assert (refitted.num_train_samples, never.num_train_samples) == (18, 12)
-        models = [
-            (run.folder / "model" / "model.safetensors").read_bytes() for run in (refitted, never)
-        ]
-        assert models[0] != models[1]
-        log = (refitted.folder / "train.log").read_text()
-        if refitted.best_epoch:
-            assert "on all 18 training and validation images" in log
-
-    def test_the_epoch_and_the_validation_figures_are_those_of_before(self, refitted, never):
-        for name in ("best_epoch", "val_accuracy", "linear_probe_val_accuracy", "epochs"):
-            assert getattr(refitted, name) == getattr(never, name)
-        for name in ("metrics.csv", "drift.csv"):
-            assert (refitted.folder / name).read_text() == (never.folder / name).read_text()
-
-    def test_the_probe_beside_it_learns_from_the_same_images(self, refitted, never, images):
-        config = flat(images, refitted.folder)
-        prepared = prepare(config)
-        parts = [prepared.features[name] for name in ("train", "val")]
-        features, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        probe = fit_probe(features, labels, num_outputs=3, seed=0)
-        views, expected = prepared.features["test"]
-        right = (probe(views[:, 0]).argmax(dim=1) == expected).double().mean().item()
-        assert refitted.linear_probe_test_accuracy == right
-        assert never.linear_probe_test_accuracy == prepared.probe_scores["test"]
-
-    def test_without_a_test_split_predictions_are_of_images_not_learnt_from(self, images, tmp_path):
-        found = []
-        for refit in ("auto", "never"):
-            config = tiny(images / "train", tmp_path / refit, refit=refit, lr=1e-3, method="l2")
-            assert train(config).refitted is (refit == "auto")
-            found.append((tmp_path / refit / "predictions.csv").read_text())
-        assert found[0] == found[1]
-
-    def test_a_split_that_the_data_brings_is_never_learnt_from(self, images, tmp_path, caplog):
-        result = train(tiny(images, tmp_path / "run", refit="always", method="probe"))
-        assert (result.refitted, result.num_train_samples) == (False, 24)
-        assert "`refit=always` is ignored" in caplog.text
+@pytest.fixture(scope="module")
+def prepared(images, tmp_path_factory) -> RunSetup:
+    return prepare(flat(images, tmp_path_factory.mktemp("prepared"), method=METHOD))
 
 
 class TestFolds:
-    def test_every_image_is_held_out_once_and_never_learnt_from_then(self, folded):
-        _, tuned = folded
-        folds = [prepared.task for name, prepared, _, _ in tuned if name.startswith("folds/")]
-        assert [name for name, *_ in tuned] == ["folds/1", "folds/2", "folds/3", "refit"]
+    def test_every_image_is_held_out_once_and_never_trained_on_then(self, folded):
+        _, trained = folded
+        names = [f"folds/{fold}{own}" for fold in (1, 2, 3) for own in ("", "/strength-0.1")]
+        assert [name for name, *_ in trained] == names
+        folds = [plan.setup.task for _, plan, _ in trained[::2]]
+        assert folds == [plan.setup.task for _, plan, _ in trained[1::2]]
         held_out = [path for task in folds for path in task.val.paths]
         assert len(held_out) == len(set(held_out)) == 18
         for task in folds:
             assert not set(task.train.paths) & set(task.val.paths)
             assert sorted([*task.train.paths, *task.val.paths]) == sorted(held_out)
             assert sorted(task.val.labels) == [0, 0, 1, 1, 2, 2]
+            assert not {*task.train.paths, *task.val.paths} & set(task.test.paths)
 
-    def test_the_epoch_has_the_lowest_loss_over_all_images_held_out(self, folded):
-        result, tuned = folded
-        fits = [found.fit_result.val_outputs for name, _, found, _ in tuned if name != "refit"]
-        losses, right = [], []
-        for epoch in range(len(fits[0])):
-            logits = torch.cat([fit[epoch][0] for fit in fits])
-            labels = torch.cat([fit[epoch][1] for fit in fits])
-            losses.append(float(temperature_scaled_nll(logits, labels)))
-            right.append((logits.argmax(dim=1) == labels).double().mean().item())
-        assert result.best_epoch == int(np.argmin(losses))
-        assert result.val_accuracy == pytest.approx(right[result.best_epoch])
+    def test_the_network_is_the_average_of_starts_and_trainings_over_folds(self, folded):
+        result, trained = folded
+        states = []
+        for (_, plan, strong), (_, _, weak) in zip(trained[::2], trained[1::2], strict=True):
+            states += [initial(plan.setup), strong.network.state_dict(), weak.network.state_dict()]
+        assert_mixed(model(result), states, result.model_selection.mixing_coefficients)
 
-    def test_the_final_model_learns_from_all_for_so_many_epochs(self, folded):
-        result, tuned = folded
-        name, prepared, _, options = tuned[-1]
-        assert (name, options["stop_after"]) == ("refit", result.best_epoch)
-        assert len(prepared.task.train) == result.num_train_samples == 18
-        assert result.refitted
+    def test_what_was_chosen_and_why_is_stored(self, folded):
+        result, _ = folded
+        found = result.model_selection
+        assert found.strengths == (STRONG.strength, WEAK.strength)
+        assert (found.folds, found.averaged, result.num_folds) == (3, True, 3)
+        assert list(found.losses) == [format_percent(one) for one in mixtures(2, averaged=True)]
+        assert found.mixing_coefficients == mixtures(2, averaged=True)[1]
+        assert min(found.mixing_coefficients) > 0
+        assert result.trained_share == found.trained_share == 1 - found.mixing_coefficients[0]
+        assert (result.num_train_samples, result.epochs) == (18, 2)
+        assert RunResult.load(result.folder) == result
+        log = (result.folder / "train.log").read_text()
+        assert f"weights  {format_percent(found.mixing_coefficients)} percent of the start" in log
+        assert "fold     3 of 3" in log
+
+    def test_predictions_and_losses_are_of_networks_not_trained_on_the_images(self, folded):
+        """Computed again, for the chosen mixture and the start."""
+        result, trained = folded
+        selection = result.model_selection
+        for mixture in {selection.mixing_coefficients, (1.0, 0.0, 0.0)}:
+            logits, labels = [], []
+            for (_, plan, strong), (_, _, weak) in zip(trained[::2], trained[1::2], strict=True):
+                network = strong.network
+                states = [one.network.state_dict() for one in (strong, weak)]
+                own = {name: tensor.clone() for name, tensor in states[0].items()}
+                mixed = {
+                    name: sum(
+                        s * t[name]
+                        for s, t in zip(mixture, [initial(plan.setup), *states], strict=True)
+                    )
+                    if tensor.is_floating_point()
+                    else tensor
+                    for name, tensor in own.items()
+                }
+                network.load_state_dict(mixed)
+                with torch.no_grad():
+                    for inputs, targets in plan.loaders.eval_dataloader(plan.setup.task.val):
+                        logits.append(network.eval()(inputs))
+                        labels.append(targets)
+                network.load_state_dict(own)
+            outputs, targets = torch.cat(logits), torch.cat(labels)
+            loss = float(temperature_scaled_nll(outputs, targets))
+            assert selection.losses[format_percent(mixture)] == pytest.approx(loss, abs=2e-4)
+            accuracy = (outputs.argmax(dim=1) == targets).double().mean().item()
+            if mixture == selection.mixing_coefficients:
+                assert result.val_accuracy == pytest.approx(accuracy)
+            else:  # the start is the probe
+                assert result.linear_probe_val_accuracy == pytest.approx(accuracy)
+
+    def test_the_probe_beside_it_is_trained_on_all_images(self, folded, prepared):
+        result, _ = folded
+        everything = list(range(18))
+        probe = module.resplit(prepared, train=everything, val=everything)
+        assert result.linear_probe_test_accuracy == probe.probe_scores["test"]
 
     @pytest.mark.parametrize(("name", "keys"), [("metrics.csv", 1), ("drift.csv", 2)])
-    def test_the_curves_are_the_mean_of_the_folds(self, folded, name, keys):
+    @pytest.mark.parametrize("own", ["", "strength-0.1"])
+    def test_the_curves_are_the_mean_of_the_folds(self, folded, name, keys, own):
         result, _ = folded
-        mean = rows(result.folder / name)
-        each = [rows(result.folder / "folds" / str(fold) / name) for fold in (1, 2, 3)]
+        mean = rows(result.folder / own / name)
+        each = [rows(result.folder / "folds" / str(fold) / own / name) for fold in (1, 2, 3)]
         assert len(mean) == len(each[0])
         compared = 0
         for row, *others in zip(mean, *each, strict=True):
@@ -184,34 +231,48 @@ class TestFolds:
                     )
         assert compared > 8
 
-    def test_folds_without_a_figure_do_not_count(self, tmp_path):
+    def test_folds_without_a_metric_do_not_count(self, tmp_path):
         for name, figures in (("a", "0.5,nan"), ("b", "nan,nan"), ("c", "0.25,nan")):
             (tmp_path / name).write_text(f"epoch,val_roc_auc,other\n3,{figures}\n")
         mean = module._average(sorted(tmp_path.iterdir()), ["epoch"])
         assert mean == "epoch,val_roc_auc,other\n3,0.375,\n"
 
-    def test_the_attention_is_that_of_the_final_model(self, folded):
+    def test_the_folder_is_known_for_one_of_a_run_and_has_no_checkpoints(self, folded):
         result, _ = folded
-        if result.best_epoch:
-            assert (result.folder / "attention.safetensors").is_file()
-            assert not list((result.folder / "refit").glob("*.safetensors"))
+        assert find_foreign_file(result.folder) is None
+        assert not list(result.folder.glob("**/*.ckpt"))
 
-    def test_a_probe_has_folds_too(self, images, tmp_path):
-        result = train(flat(images, tmp_path / "run", method="probe", folds=3))
-        assert result.val_accuracy == result.linear_probe_val_accuracy
-        assert result.test_accuracy == result.linear_probe_test_accuracy
-        assert (result.num_train_samples, result.best_epoch) == (18, 0)
+    def test_without_a_test_split_predictions_are_of_all_images_held_out(self, images, tmp_path):
+        config = tiny(images / "train", tmp_path / "run", method="l2", epochs=1, folds=2)
+        result = train(config)
+        found = rows(tmp_path / "run" / "predictions.csv")
+        assert len({row["path"] for row in found}) == len(found) == 24
+        right = sum(row["label"] == row["prediction"] for row in found)
+        assert result.val_accuracy == pytest.approx(right / 24)
+        assert result.probe_comparison.num_samples == 24
+        assert result.test_accuracy is None
+        # The random heads of all folds are the same, so that their networks may be averaged.
+        assert result.model_selection.averaged
+
+    def test_a_class_with_a_single_image_is_held_out_too(self, images, tmp_path):
+        data = shutil.copytree(images / "train", tmp_path / "data")
+        for number in range(2, 8):
+            (data / CLASSES[0] / f"{number}.png").unlink()
+        options = {"method": "l2", "epochs": 1, "class_weights": "balanced", "folds": 3}
+        result = train(tiny(data, tmp_path / "run", **options))
+        assert result.num_train_samples == 18
 
     @pytest.mark.parametrize(
         ("own", "folds", "message"),
-        [(True, 3, "has its own validation split"), (False, 7, "the largest class has only 6")],
+        [
+            (True, 3, "`folds=3`: .* has its own validation split"),
+            (False, 7, "`folds=7`: the largest class has only 6 images"),
+        ],
     )
-    def test_what_cannot_be_is_said(self, images, tmp_path, own, folds, message):
-        config = tiny(images, tmp_path / "run", folds=folds)
-        if not own:
-            config = flat(images, tmp_path / "run", folds=folds)
+    def test_folds_that_the_data_forbids_are_refused(self, images, tmp_path, own, folds, message):
+        make = tiny if own else flat
         with pytest.raises(UserError, match=message):
-            train(config)
+            train(make(images, tmp_path / "run", folds=folds))
         assert not (tmp_path / "run").exists()
 
     def test_images_that_cannot_be_read_count_for_nothing(self, images, tmp_path):
@@ -221,53 +282,200 @@ class TestFolds:
         with pytest.raises(UserError, match="the largest class has only 7 images"):
             train(tiny(data, tmp_path / "run", folds=8))
 
-    def test_the_folds_checkpoints_are_kept_until_the_refit_is_over(
-        self, images, tmp_path, monkeypatch, folded
-    ):
-        assert not list(folded[0].folder.glob("folds/*/checkpoints"))
+    def test_a_number_of_images_per_class_is_exact(self, images, tmp_path):
+        config = flat(images, tmp_path / "run", method="probe", samples_per_class=4)
+        result = train(config)
+        setup = prepare(config)
+        assert sorted(setup.task.train.labels) == 4 * [0] + 4 * [1] + 4 * [2]
+        assert result.num_train_samples == 12
+        plan = make_plan(setup, config)
+        assert plan.folds == 3
+        held_out = [path for one in module._setups(plan) for path in one.task.val.paths]
+        assert sorted(held_out) == sorted(setup.task.train.paths)
 
-        def fail(*arguments: Any, stop_after: int | None = None, **options: Any) -> Any:
-            if stop_after is not None:
+
+class TestProbe:
+    def test_it_is_trained_on_all_images_after_the_folds(self, images, tmp_path, prepared):
+        result = train(flat(images, tmp_path / "run", method="probe"))
+        assert result.val_accuracy == result.linear_probe_val_accuracy
+        assert result.test_accuracy == result.linear_probe_test_accuracy
+        assert (result.num_train_samples, result.epochs, result.trained_share) == (18, 0, 0.0)
+        assert result.model_selection is None
+        everything = list(range(18))
+        probe = module.resplit(prepared, train=everything, val=everything).probe
+        assert torch.equal(model(result)["fc.weight"], probe.weight)
+
+
+class TestStart:
+    def test_it_is_kept_if_no_training_is_better(self, images, tmp_path, monkeypatch, prepared):
+        """The network is then the probe of all images."""
+        monkeypatch.setattr(module, "choose_mixture", choosing(-1))
+        options = {"method": "lp_ft", "folds": 2, "epochs": 1}
+        result = train(flat(images, tmp_path / "run", **options))
+        assert result.model_selection.mixing_coefficients == (1.0, 0.0)
+        assert result.trained_share == 0
+        assert result.val_accuracy == result.linear_probe_val_accuracy
+        assert result.test_accuracy == result.linear_probe_test_accuracy
+        assert result.probe_comparison.difference == 0
+        everything = list(range(18))
+        setup = module.resplit(prepared, train=everything, val=everything)
+        found = model(result)
+        for name, tensor in initial(setup).items():
+            assert torch.equal(found[name], tensor)
+        assert "no training was better than the start" in (result.folder / "train.log").read_text()
+
+    def test_without_folds_too(self, images, tmp_path):
+        """Where training destroys."""
+        result = train(tiny(images, tmp_path / "run", method="lp_ft", lr=0.1, epochs=1))
+        assert result.trained_share == 0
+        choices = [format_percent(one) for one in mixtures(1, averaged=True)]
+        assert list(result.model_selection.losses) == choices
+        assert result.model_selection.strengths == (METHODS["lp_ft"].default_strength,)
+        assert result.test_accuracy == result.linear_probe_test_accuracy
+        setup = prepare(tiny(images, tmp_path / "other"))
+        found = model(result)
+        for name, tensor in initial(setup).items():
+            assert torch.equal(found[name], tensor)
+
+
+class TestTrainingOnAll:
+    def test_the_chosen_candidate_is_trained_once_more_on_all_images(self, once):
+        assert once.model_selection.mixing_coefficients == (0.0, 0.0, 1.0)
+        assert once.num_train_samples == 18
+        assert once.strength == WEAK.strength
+        last = checkpoint(once.folder / "final")
+        for name, tensor in model(once).items():
+            assert torch.equal(tensor, last[name])
+        assert "training on all 18 images" in (once.folder / "train.log").read_text()
+
+    def test_there_are_no_averages_to_choose_from(self, once):
+        found = once.model_selection
+        assert not found.averaged
+        assert list(found.losses) == ["0/100/0", "0/0/100", "100/0/0"]
+
+    def test_its_folder_is_known_for_one_of_a_run(self, once):
+        assert find_foreign_file(once.folder) is None
+        assert not list(once.folder.glob("folds/**/*.ckpt"))
+
+    def test_checkpoints_of_folds_are_kept_until_it_is_over(self, images, tmp_path, monkeypatch):
+        def fail(*arguments: Any, validate: bool = True) -> Any:
+            if not validate:
                 raise UserError("training diverged")
-            return original(*arguments, **options)
+            return original(*arguments)
 
         original = module.fine_tune
         monkeypatch.setattr(module, "fine_tune", fail)
-        config = flat(images, tmp_path / "run", method="l2", folds=2, epochs=1)
+        monkeypatch.setattr(module, "choose_mixture", choosing(0))
+        options = {"method": "l2", "folds": 2, "epochs": 1, "average": "none"}
         with pytest.raises(UserError, match="training diverged"):
-            train(config)
-        assert len(list(tmp_path.glob("run/folds/*/checkpoints/best.ckpt"))) == 2
+            train(flat(images, tmp_path / "run", **options))
+        assert len(list(tmp_path.glob("run/folds/*/checkpoints/last.ckpt"))) == 2
 
-    def test_the_seed_draws_folds_of_groups_too(self, images):
-        task = load_data(str(images / "train"), seed=0)
-        sizes = {name: 1 + number % 3 for number, name in enumerate("abcdefghijkl")}
-        paths = tuple(f"{name}{i}" for name, size in sizes.items() for i in range(size))
-        split = dataclasses.replace(task.train, paths=paths, labels=(0,) * len(paths))
-        none = dataclasses.replace(split, paths=(), labels=())
-        task = dataclasses.replace(task, train=split, val=none, group=lambda path: path[0])
-        found = [module._folds(task, 3, seed=seed) for seed in (0, 0, 1)]
-        assert found[0] == found[1] != found[2]
-        for folds in found:
-            assert sorted(i for _, val in folds for i in val) == list(range(len(paths)))
-            assert [len(val) for _, val in folds] == [8, 8, 8]
-            for kept, val in folds:
-                assert not {paths[i][0] for i in kept} & {paths[i][0] for i in val}
+    @pytest.mark.parametrize(
+        ("options", "averages"),
+        [
+            ({}, True),
+            ({"average": "none"}, False),
+            ({"batch_norm": "train"}, False),  # averaged statistics fit no network
+            ({"method": "stochnorm"}, False),
+        ],
+    )
+    def test_weights_are_averaged_where_batch_norm_is_frozen(self, prepared, options, averages):
+        config = flat(Path("images"), Path("run"), **{"method": METHOD, **options})
+        plan = make_plan(prepared, config)
+        assert plan.averages_weights == averages
+        count = len(plan.candidates)
+        assert module._choices(plan) == mixtures(count, averaged=averages)
 
-    def test_without_any_validation_loss_the_initial_weights_are_kept(self, caplog):
-        assert module._lowest([math.nan, 2.0, 1.0]) == 2
-        assert not caplog.records
-        assert module._lowest([math.nan, math.nan]) == 0
-        assert "the validation loss is NaN in all epochs" in caplog.text
-
-    def test_a_class_with_fewer_images_than_folds_is_no_warning(self, images):
-        task = load_data(str(images / "train"), seed=0)
-        labels = pool_train_and_val(task).labels
-        few = [i for i, label in enumerate(labels) if label or i < 2]
-        assert len(CLASSES) == 3
-        task = dataclasses.replace(
-            task,
-            train=pool_train_and_val(task).subset(few[:-3]),
-            val=pool_train_and_val(task).subset(few[-3:]),
+    def test_networks_with_different_heads_are_not_averaged(self, prepared):
+        plan = make_plan(
+            prepared, flat(Path("images"), Path("run"), method=METHOD, strength="auto")
         )
-        folds = module._folds(task, 4, seed=0)
-        assert sorted(i for _, val in folds for i in val) == list(range(len(few)))
+        plan = dataclasses.replace(plan, method=find_method(METHOD, preset="graphs"))
+        assert module._choices(plan) == mixtures(2, averaged=False)
+
+    def test_the_protocol_of_the_paper_chooses_nothing(self, prepared):
+        plan = make_plan(prepared, flat(Path("images"), Path("run"), method="l2"))
+        config = dataclasses.replace(plan.config, preset="paper")
+        plan = dataclasses.replace(plan, config=config)
+        assert plan.config.paper_protocol
+        assert module._choices(plan) == ((0.0, 1.0),)
+        assert not plan.averages_weights
+
+
+@pytest.fixture(scope="module")
+def found(images, tmp_path_factory) -> RunResult:
+    """Two candidates without folds, as the data brings its own validation split."""
+    out = tmp_path_factory.mktemp("auto") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "choose_mixture", choosing(1))
+        return train(tiny(images, out, method="l2sp", strength="auto", lr=1e-3))
+
+
+class TestCandidates:
+    def test_without_folds_the_network_is_an_average_too(self, found):
+        selection = found.model_selection
+        assert (selection.folds, found.num_train_samples) == (0, 24)
+        strong, weak = METHODS["l2sp"].candidates
+        assert selection.strengths == (strong.strength, weak.strength)
+        setup = prepare(TrainConfig.load(found.folder / "config.yaml"))
+        own = found.folder / f"strength-{weak.strength:g}"
+        states = [initial(setup), checkpoint(found.folder), checkpoint(own)]
+        assert_mixed(model(found), states, selection.mixing_coefficients)
+
+    def test_the_held_out_loss_of_the_start_is_that_of_epoch_zero(self, found):
+        validated = [
+            float(row["val_calibrated_loss"])
+            for row in rows(found.folder / "metrics.csv")
+            if row["val_calibrated_loss"]
+        ]
+        assert found.model_selection.losses["100/0/0"] == pytest.approx(validated[0], abs=1e-4)
+
+    def test_the_strength_is_their_geometric_mean(self, found):
+        logs = [math.log(strength) for strength in found.model_selection.strengths]
+        mean = np.average(logs, weights=found.model_selection.mixing_coefficients[1:])
+        assert found.strength == pytest.approx(math.exp(mean), rel=1e-5)
+
+    def test_the_second_one_sees_the_images_in_another_order(self, prepared, monkeypatch, tmp_path):
+        config = flat(Path("images"), tmp_path, method=METHOD, strength="auto")
+        seeds = []
+
+        def remember(loaders, split):
+            seeds.append(loaders.config.seed)
+            raise UserError("enough")
+
+        monkeypatch.setattr(Dataloaders, "train_dataloader", remember)
+        for number, candidate in enumerate(make_plan(prepared, config).candidates):
+            with pytest.raises(UserError, match="enough"):
+                fine_tune.fine_tune(candidate, tmp_path / f"order{number}")
+        assert seeds[0] == config.seed != seeds[1]
+
+    def test_one_may_begin_with_a_head_of_its_own(self, prepared):
+        config = flat(Path("images"), Path("run"), method=METHOD, strength="auto")
+        plan = make_plan(prepared, config)
+        both = dataclasses.replace(plan, method=find_method(METHOD, preset="graphs")).candidates
+        probed, drawn = (fine_tune.initialize_network(one) for one in both)
+        head = prepared.backbone.head
+        assert torch.equal(probed.get_submodule(head).weight, prepared.probe.weight)
+        random = prepared.backbone.module.get_submodule(head).weight
+        assert torch.equal(drawn.get_submodule(head).weight, random)
+
+    @pytest.mark.parametrize("head_init", ["probe", "random"])
+    @pytest.mark.parametrize("method", [METHOD, "l2", "probe"])
+    def test_all_begin_with_the_head_of_the_option(self, prepared, method, head_init):
+        options = {"strength": "auto", "head_init": head_init}
+        plan = make_plan(prepared, flat(Path("images"), Path("run"), method=method, **options))
+        head = prepared.backbone.head
+        random = prepared.backbone.module.get_submodule(head).weight
+        probed = method == "probe" or head_init == "probe"  # which has no other head
+        for candidate in plan.candidates:
+            found = fine_tune.initialize_network(candidate).get_submodule(head).weight
+            assert torch.equal(found, prepared.probe.weight if probed else random)
+
+    def test_one_that_diverges_is_named(self, images, tmp_path, monkeypatch):
+        def fail(plan: FineTunePlan, folder: Path) -> None:
+            raise UserError("training diverged")
+
+        monkeypatch.setattr(module, "fine_tune", fail)
+        with pytest.raises(UserError, match=r"diverged .*strength 1; .*trains once"):
+            train(tiny(images, tmp_path / "run", method=METHOD, strength="auto"))

@@ -11,7 +11,7 @@ from PIL import Image
 from delta_transfer.config.train import TrainOptions
 from delta_transfer.data.task import Split
 from delta_transfer.methods.registry import METHODS
-from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.metrics.run_result import ModelSelection, ProbeComparison, RunResult
 from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs import summary as module
 from delta_transfer.runs.plan import FineTunePlan
@@ -28,12 +28,17 @@ RESULT = RunResult(
     val_accuracy=0.75,
     linear_probe_test_accuracy=0.5,
     linear_probe_val_accuracy=0.5,
-    best_epoch=2,
     epochs=8,
-    refitted=False,
     wall_time_s=12.4,
     peak_memory_mib=1024.0,
-    strength_search=None,
+    model_selection=ModelSelection(
+        strengths=(0.01,),
+        mixing_coefficients=(0.25, 0.75),
+        losses={"0/100": 0.5, "25/75": 0.25, "100/0": 1.0},
+        folds=3,
+        averaged=True,
+    ),
+    probe_comparison=ProbeComparison(100, 0.8, 0.925, 0.375, 0.25, 0.5),
     sample_type="image",
     num_train_samples=60,
     num_classes=3,
@@ -54,6 +59,7 @@ def said(
     *,
     accuracy: float = 0.625,
     taught: tuple[int, ...] = (0, 1) * 200,
+    folds: int = 0,
     **options: Any,
 ) -> list[str]:
     labels = (0, 1, 2, 3, 4) * 4
@@ -69,7 +75,11 @@ def said(
     )
     config = TrainOptions(data="x", method=method, epochs=6, **options).resolve()
     setup, method = prepared, METHODS[method]
-    log_start(FineTunePlan(setup=setup, config=config, method=method, epochs=6, attention=None))
+    log_start(
+        FineTunePlan(
+            setup=setup, config=config, method=method, epochs=6, folds=folds, attention=None
+        )
+    )
     return [record.message for record in caplog.records]
 
 
@@ -88,6 +98,10 @@ def test_the_start_says_method_probe_and_minutes(caplog, method, strength, epoch
         "probe    accuracy 62.5% on validation",
         f"time     about 12.3 minutes for {epochs}",
     ]
+
+
+def test_folds_are_said(caplog):
+    assert said(caplog, "l2", folds=3)[-1] == "time     about 12.3 minutes for 6 epochs, 3 folds"
 
 
 def test_a_strength_that_was_asked_for_is_said(caplog):
@@ -125,10 +139,48 @@ def test_one_class_is_no_division_by_zero():
 def test_the_end_says_what_came_out(caplog):
     log_summary(RESULT)
     log_summary(dataclasses.replace(RESULT, test_accuracy=None, linear_probe_test_accuracy=None))
+    better = "         better than the linear probe: +37.5 points (+25.0 to +50.0) on 100 images"
     assert [record.message for record in caplog.records] == [
-        "done     test accuracy 87.5% (linear probe 50.0%), epoch 2 kept, 12 seconds",
-        "done     no test split; validation accuracy 75.0%",
+        "done     test accuracy 87.5% (80.0 to 92.5%), linear probe 50.0%, 12 seconds",
+        better,
+        "done     held-out accuracy 75.0% (80.0 to 92.5%), linear probe 50.0%, 12 seconds",
+        better,
+        "         there is no test split: the weights were chosen on these samples",
     ]
+
+
+@pytest.mark.parametrize(
+    ("start", "difference", "expected"),
+    [
+        (0.0, (0.1, 0.02, 0.18), "better than the linear probe: +10.0 points (+2.0 to +18.0)"),
+        (0.0, (0.1, -0.02, 0.2), "not told apart from the linear probe: +10.0 points"),
+        (0.0, (0.0, 0.0, 0.0), "not told apart"),
+        (0.0, (-0.1, -0.2, -0.02), "WORSE than the linear probe: -10.0 points (-20.0 to -2.0)"),
+        (1.0, (0.0, -0.02, 0.02), "no training was better than the start, which is saved"),
+    ],
+)
+def test_the_verdict_is_that_of_the_interval(caplog, start, difference, expected):
+    selection = dataclasses.replace(
+        RESULT.model_selection, mixing_coefficients=(start, 1.0 - start)
+    )
+    compared = ProbeComparison(50, 0.8, 0.9, *difference)
+    log_summary(dataclasses.replace(RESULT, model_selection=selection, probe_comparison=compared))
+    verdict = caplog.records[1].message
+    assert verdict.startswith(f"         {expected}")
+    assert "on 50 images" in verdict
+    assert ("--method probe" in verdict) == ("WORSE" in verdict)
+
+
+def test_without_training_there_is_no_verdict(caplog):
+    log_summary(dataclasses.replace(RESULT, model_selection=None))
+    assert len(caplog.records) == 1
+
+
+def test_without_classes_there_is_no_interval(caplog):
+    regression = {"metric_name": "rmse", "test_rmse": 0.5, "linear_probe_test_rmse": 0.75}
+    log_summary(dataclasses.replace(RESULT, probe_comparison=None, **regression))
+    (record,) = caplog.records
+    assert record.message == "done     test RMSE 0.500, linear probe 0.750, 12 seconds"
 
 
 def test_the_end_says_the_main_figure_where_it_is_not_accuracy(caplog):
@@ -190,4 +242,5 @@ def test_the_end_says_what_was_kept(caplog, fields, line, test_accuracy):
     log_summary(dataclasses.replace(RESULT, test_accuracy=test_accuracy, **fields))
     first, *others = [record.message for record in caplog.records]
     assert first.startswith("done ")
-    assert others == ([] if line is None else [f"kept     {line}"])
+    kept = [text for text in others if text.startswith("kept ")]
+    assert kept == ([] if line is None else [f"kept     {line}"])

@@ -32,15 +32,14 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_with_all_of_them_goes_on_to_the_same_bytes(uneven, tmp_path, capsys, monkeypatch):
-    options = flags(method="lp_ft", epochs=5, lr=1e-30)  # of which no epoch is better
+    options = flags(method="lp_ft", epochs=3)
     command = ["train", str(uneven), *options, "--class-weights=auto", "--label-smoothing=0.1"]
-    command += ["--patience=2", "--loggers=csv"]
+    command += ["--loggers=csv"]
     assert main([*command, f"--out={tmp_path / 'whole'}"]) == 0
     said = capsys.readouterr()
     whole = tmp_path / "whole"
     epochs = [int(float(row["epoch"])) for row in rows(whole) if row["val_loss"]]
     assert epochs == [0, 1, 2, 3]
-    assert "stopped after epoch 3, by --patience 2" in said.err
     assert "4.0 times as many images as the smallest: weighted in the loss" in said.err
     places = [f"{line.split()[1]}" for line in said.out.splitlines()]
     names = ("model", "report.html", "metrics.csv", "checkpoints")

@@ -113,7 +113,7 @@ def scarce(network: nn.Module, most: int, *, where: str) -> nn.Module:
 
 def trained(folder: Path, network: nn.Module, **options) -> dict[str, Tensor]:
     torch.manual_seed(0)  # of dropout
-    what = dataclasses.replace(plan(folder, batch_size=5), keep_last=True, **options)
+    what = dataclasses.replace(plan(folder, batch_size=5), **options)
     run(network, what, lr=0.05)
     return network.state_dict()
 

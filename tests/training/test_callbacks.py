@@ -1,11 +1,13 @@
 import csv
+import logging
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from delta_transfer.training.callbacks import MeasureDrift, ReinitializeHead
+from delta_transfer.metrics.task_types import MULTICLASS
+from delta_transfer.training.callbacks import LogValidation, MeasureDrift, ReinitializeHead
 from tests.networks import conv_net, hooks_of, moved
 
 
@@ -74,3 +76,24 @@ def test_the_head_is_drawn_anew_where_a_cycle_starts_and_the_optimiser_forgets_i
     assert drawn == [3, 6]
     assert states == [[False, False, True]] * 2
     assert torch.equal(torch.get_rng_state(), global_state)
+
+
+def test_each_validation_is_logged(caplog):
+    caplog.set_level(logging.INFO, "delta_transfer")
+    module = SimpleNamespace(task_type=MULTICLASS)
+    for function, current, accuracy, loss in (("validate", 0, 0.5, 1.0), ("fit", 2, 0.25, 2.0)):
+        trainer = SimpleNamespace(
+            state=SimpleNamespace(fn=function),  # epoch 0 is validated before the fit
+            current_epoch=current,
+            max_epochs=5,
+            callback_metrics={
+                "val_accuracy": torch.tensor(accuracy),
+                "val_loss": torch.tensor(loss),
+                "val_calibrated_loss": torch.tensor(loss / 2),
+            },
+        )
+        LogValidation().on_validation_end(trainer, module)
+    assert [record.message for record in caplog.records] == [
+        "epoch 0 of 5: validation accuracy 50.0%, loss 1.000 (calibrated 0.500)",
+        "epoch 3 of 5: validation accuracy 25.0%, loss 2.000 (calibrated 1.000)",
+    ]

@@ -19,9 +19,16 @@ from delta_transfer.errors import DataError, UserError
 from delta_transfer.methods import Delta
 from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.regularizer import Regularizer
+from delta_transfer.training import trainer as trainer_module
+from delta_transfer.training.checkpoint_callbacks import CheckpointInterval
 from delta_transfer.training.fit import fit
 from delta_transfer.training.optimizers import OptimizerConfig
-from delta_transfer.training.trainer import FitConfig, make_trainer, quiet
+from delta_transfer.training.trainer import (
+    FitConfig,
+    epochs_per_validation,
+    make_trainer,
+    quiet,
+)
 from tests.networks import ConvNet, conv_net, hooks_of
 
 OPTIONS: dict[str, Any] = {
@@ -79,8 +86,8 @@ def run(
     loss: Any = F.cross_entropy,
     callbacks: list[lightning.Callback] | None = None,
     **options: Any,
-) -> int:
-    fitted = fit(
+) -> None:
+    fit(
         network,
         regularizer or Regularizer(network, None, []),
         what,
@@ -90,7 +97,6 @@ def run(
         optimizer_config=OptimizerConfig(**{**OPTIONS, **options}),
         callbacks=callbacks or [],
     )
-    return fitted.epoch
 
 
 def network_of(checkpoint: Path) -> dict[str, Tensor]:
@@ -122,31 +128,36 @@ def evaluate(network: nn.Module) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_the_network_is_left_with_the_weights_of_its_best_epoch(tmp_path, shift):
+def test_the_network_is_left_with_the_weights_after_its_last_epoch(tmp_path, shift):
     network = conv_net()
-    best = run(network, plan(tmp_path, epochs=4, shift=shift), lr=0.02, head_lr=0.1)
+    run(network, plan(tmp_path, epochs=4, shift=shift), lr=0.02, head_lr=0.1)
     found = figures(tmp_path)
     assert list(found) == [0, 1, 2, 3, 4]
-    assert best == min(found, key=lambda epoch: found[epoch][2])
-    assert evaluate(network) == pytest.approx(found[best], rel=1e-4)
+    assert evaluate(network) == pytest.approx(found[4], rel=1e-4)
+    last = network_of(tmp_path / "checkpoints" / "last.ckpt")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, last[name])
+
+
+def test_many_epochs_are_validated_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "NUM_VALIDATIONS", 2)
+    run(conv_net(), plan(tmp_path, epochs=6))
+    assert list(figures(tmp_path)) == [0, 3, 6]
+
+
+def test_about_thirty_epochs_are_validated_and_the_last_is_one_of_them():
+    for epochs in range(1, 500):
+        every = epochs_per_validation(epochs)
+        assert epochs % every == 0
+        assert epochs // every >= min(epochs, 30)
+    assert epochs_per_validation(30) == 1
+    assert epochs_per_validation(300) == 10
 
 
 def test_the_figures_of_epoch_zero_are_those_of_the_start(tmp_path):
     start = evaluate(conv_net())
     run(conv_net(), plan(tmp_path, epochs=1))
     assert figures(tmp_path)[0] == pytest.approx(start, rel=1e-4)
-
-
-def test_what_learns_the_wrong_labels_is_put_back_to_its_start(tmp_path):
-    network = conv_net()
-    with torch.no_grad():  # a start that knows the right labels: the brightness decides
-        run(network, plan(tmp_path / "right", epochs=8), lr=0.02, head_lr=0.1)
-    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    assert run(network, plan(tmp_path / "wrong", shift=1), lr=0.5, head_lr=0.5) == 0
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, start[name])
-    last = network_of(tmp_path / "wrong" / "checkpoints" / "last.ckpt")
-    assert not torch.equal(last["fc.weight"], start["fc.weight"])
 
 
 def test_batches_come_in_the_order_of_seed_and_epoch(tmp_path):
@@ -264,55 +275,24 @@ def test_the_trainer_has_no_progress_bar_where_there_is_no_terminal(tmp_path):
     assert trainer.gradient_clip_val == 1.0
 
 
-class Snapshots(lightning.Callback):
-    """The weights after each epoch."""
-
-    def __init__(self) -> None:
-        self.weights: list[dict[str, Tensor]] = []
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        state = module.network.state_dict()
-        self.weights.append({name: tensor.clone() for name, tensor in state.items()})
-
-
-def test_a_fit_without_validation_ends_with_the_epoch_that_it_was_told(tmp_path):
-    """The schedule is that of all epochs: the weights are those of the longer fit at that time."""
-    seen, network = Snapshots(), ConvNet()
-    start = conv_net().state_dict()
-    network.load_state_dict(start)
-    network.drop.p = 0.0
-    run(network, plan(tmp_path / "all", epochs=4), callbacks=[seen], schedule="cosine")
-    network.load_state_dict(start)
-    what = dataclasses.replace(plan(tmp_path / "two", epochs=4), val_dataloader=None, stop_after=2)
-    assert run(network, what, schedule="cosine") == 2
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, seen.weights[1][name])
-    assert not torch.equal(seen.weights[1]["fc.weight"], seen.weights[3]["fc.weight"])
-
-
-def test_what_was_said_of_the_validation_split_is_kept_for_each_epoch(tmp_path):
-    network = conv_net()
-    fitted = fit(
-        network,
-        Regularizer(network, None, []),
-        plan(tmp_path, epochs=3),
-        loss=F.cross_entropy,
-        head="fc",
-        task_type=Multiclass(),
-        optimizer_config=OptimizerConfig(**OPTIONS),
-    )
-    found = figures(tmp_path)
-    assert len(fitted.val_outputs) == len(found) == 4
-    for epoch, (logits, targets) in enumerate(fitted.val_outputs):
-        assert targets.tolist() == Samples().labels
-        assert F.cross_entropy(logits, targets).item() == pytest.approx(found[epoch][1], rel=1e-4)
+def test_a_fit_without_validation_ends_with_the_same_weights(tmp_path):
+    found = []
+    for validates in (True, False):
+        network, what = conv_net(), plan(tmp_path / str(validates), epochs=2)
+        network.drop.p = 0.0
+        if not validates:
+            what = dataclasses.replace(what, val_dataloader=None)
+        run(network, what, schedule="cosine")
+        found.append(network.state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+    assert "val_loss" not in (tmp_path / "False" / "metrics.csv").read_text()
 
 
 @pytest.mark.parametrize(
     ("factor", "message"),
     [(math.nan, "task loss is nan"), (math.inf, "task loss is inf"), (1e9, "task loss is 1")],
 )
-def test_a_loss_that_leaves_all_bounds_ends_the_fit_and_leaves_the_best_so_far(
+def test_a_loss_that_leaves_all_bounds_ends_the_fit_and_leaves_what_was_saved(
     tmp_path, factor, message
 ):
     network, steps = conv_net(), []
@@ -322,12 +302,15 @@ def test_a_loss_that_leaves_all_bounds_ends_the_fit_and_leaves_the_best_so_far(
         wrong = torch.is_grad_enabled() and len(steps) > 8  # 3 steps an epoch and 3 validations
         return F.cross_entropy(logits, targets) * (factor if wrong else 1.0)
 
+    what = dataclasses.replace(
+        plan(tmp_path, epochs=3), checkpoint_interval=CheckpointInterval(steps=1)
+    )
     with pytest.raises(UserError, match=message) as caught:
-        run(network, plan(tmp_path, epochs=3), loss=loss)
-    best = tmp_path / "checkpoints" / "best.ckpt"
-    for part in ("epoch 2", "smaller `lr` than 0.01", str(best)):
+        run(network, what, loss=loss)
+    for part in ("epoch 2", "smaller `lr` than 0.01"):
         assert part in str(caught.value)
-    assert all(tensor.isfinite().all() for tensor in network_of(best).values())
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert all(tensor.isfinite().all() for tensor in network_of(last).values())
     assert hooks_of(network) == 0
 
 
@@ -345,9 +328,7 @@ def test_an_image_that_a_worker_cannot_read_is_reported_without_a_traceback(tmp_
     )
     with pytest.raises(DataError) as caught:
         run(conv_net(), dataclasses.replace(what, train_dataloader=loader))
-    best = tmp_path / "checkpoints" / "best.ckpt"
-    said = f"cannot read 'a.png': replace it; best weights so far: {best}"
-    assert str(caught.value) == said
+    assert str(caught.value) == "cannot read 'a.png': replace it"
 
 
 def test_a_large_loss_that_was_large_from_the_start_is_no_explosion(tmp_path):
@@ -375,20 +356,12 @@ class Interrupting(lightning.Callback):
         raise KeyboardInterrupt
 
 
-def test_an_interruption_of_a_refit_is_one(tmp_path):
-    network = conv_net()
+@pytest.mark.parametrize("validates", [True, False])
+def test_an_interruption_is_one(tmp_path, validates):
+    """Lightning makes it an exit of the program."""
+    network, what = conv_net(), plan(tmp_path)
+    if not validates:
+        what = dataclasses.replace(what, val_dataloader=None)
     with pytest.raises(KeyboardInterrupt):
-        run(
-            network,
-            dataclasses.replace(plan(tmp_path), val_dataloader=None),
-            callbacks=[Interrupting()],
-        )
-    assert hooks_of(network) == 0
-
-
-def test_an_interruption_is_one_and_leaves_the_best_so_far(tmp_path):
-    network = conv_net()
-    with pytest.raises(KeyboardInterrupt):  # which Lightning makes an exit of the program
-        run(network, plan(tmp_path), callbacks=[Interrupting()])
-    assert network_of(tmp_path / "checkpoints" / "best.ckpt")
+        run(network, what, callbacks=[Interrupting()])
     assert hooks_of(network) == 0

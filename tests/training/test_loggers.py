@@ -99,9 +99,9 @@ def fitted(folder: Path, *names: str) -> list[dict[str, str]]:
     """Trains below a folder with options; gives the rows of `metrics.csv`."""
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": "pets", "epochs": 2}))
-    what = plan(folder / "weaker")
+    what = plan(folder / "strength-0.1")
     run(conv_net(), type(what)(**{**vars(what), "loggers": names}))
-    with (folder / "weaker" / "metrics.csv").open() as file:
+    with (folder / "strength-0.1" / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
 
 
@@ -121,7 +121,7 @@ def test_a_service_hears_what_the_file_says(tmp_path, monkeypatch, request, name
     assert [what for what, _ in said][-1] == "finish"
     (options,) = [values for what, values in said if what == "config"]
     assert {key: str(value) for key, value in options.items()} == {"data": "pets", "epochs": "2"}
-    assert not (tmp_path / "pets-l2" / "weaker" / "tensorboard").exists()
+    assert not (tmp_path / "pets-l2" / "strength-0.1" / "tensorboard").exists()
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

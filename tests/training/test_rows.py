@@ -60,7 +60,6 @@ def trained(folder, *, parts: int = 1):
             epochs=2,
             folder=folder,
             gradient_accumulation_steps=parts,
-            keep_last=True,
             accelerator="cpu",
         ),
         loss=F.cross_entropy,

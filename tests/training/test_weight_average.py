@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 
 import lightning
 import pytest
@@ -34,13 +33,13 @@ def slow_average(states: list[dict[str, torch.Tensor]], decay: float) -> dict[st
 def test_what_is_validated_and_kept_is_the_moving_average(tmp_path, decay):
     network = conv_net()
     remember = Remember(network)
-    what = dataclasses.replace(plan(tmp_path, epochs=3), keep_last=True)
-    run(network, what, lr=0.05, ema=decay, callbacks=[remember])
+    run(network, plan(tmp_path, epochs=3), lr=0.05, ema=decay, callbacks=[remember])
     assert len(remember.states) == 9
     last = remember.states[-1]
     for name, expected in slow_average(remember.states, decay).items():
         assert torch.allclose(network.state_dict()[name].double(), expected, atol=1e-6)
     assert not torch.allclose(network.conv1.weight, last["conv1.weight"], atol=1e-5)
+    assert all(parameter.requires_grad for parameter in network.parameters())
     with (tmp_path / "metrics.csv").open() as file:
         losses = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
     data = Samples()
@@ -51,13 +50,3 @@ def test_what_is_validated_and_kept_is_the_moving_average(tmp_path, decay):
         with torch.no_grad():
             expected = F.cross_entropy(averaged(data.inputs), torch.tensor(data.labels))
         assert loss == pytest.approx(expected.item(), rel=1e-4)
-
-
-def test_the_average_of_the_best_epoch_is_kept(tmp_path):
-    network = conv_net()
-    remember = Remember(network)
-    best = run(network, plan(tmp_path, epochs=4), lr=0.05, ema=0.5, callbacks=[remember])
-    assert best > 0
-    expected = slow_average(remember.states[: 3 * best], 0.5)
-    assert torch.allclose(network.conv1.weight.double(), expected["conv1.weight"], atol=1e-6)
-    assert all(parameter.requires_grad for parameter in network.parameters())

@@ -86,7 +86,7 @@ def load_run(
     )
     loaders = Dataloaders(spec, config, predictor.device)
     taps = _taps(predictor, result)
-    training = _training(predictor, config, most=examples, refitted=result.refitted)
+    training = _training(predictor, config, most=examples)
     return Explainer(
         predictor=predictor,
         result=result,
@@ -106,14 +106,12 @@ def _taps(predictor: Predictor, result: RunResult) -> dict[str, int]:
         return dict(taps.channel_dims)
 
 
-def _training(
-    predictor: Predictor, config: TrainConfig, *, most: int, refitted: bool
-) -> Split | str:
+def _training(predictor: Predictor, config: TrainConfig, *, most: int) -> Split | str:
     """Return evenly spaced training images, or why there are none."""
     if most == 0:
         return "disabled by `examples=0`"
     try:
-        found = run_artifacts.find_training(config, refitted=refitted, classes=predictor.classes)
+        found = run_artifacts.find_training(config, classes=predictor.classes)
     except (UserError, OSError) as error:
         return _missing("the nearest training images", error)
     return _some(found, most)

@@ -12,18 +12,18 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.registry import is_available
 from delta_transfer.data.task import Split, pool_train_and_val
 from delta_transfer.errors import DataError, ModelError
+from delta_transfer.runs.preparation.folds import count_folds, training_pool
 from delta_transfer.runs.preparation.task import find_data
 from delta_transfer.utils.module_state import weights_fingerprint
 
 ATTENTION = "attention.safetensors"
 
 
-def find_training(config: TrainConfig, *, refitted: bool, classes: tuple[str, ...]) -> Split:
+def find_training(config: TrainConfig, *, classes: tuple[str, ...]) -> Split:
     """Return the images that a run was trained on, without downloading anything.
 
     Args:
         config: of the run.
-        refitted: whether it was also trained on the validation images.
         classes: its classes.
 
     Raises:
@@ -34,7 +34,9 @@ def find_training(config: TrainConfig, *, refitted: bool, classes: tuple[str, ..
     task = find_data(config)
     if task.classes != classes:
         raise DataError(f"the classes of {config.data} have changed since the run was trained")
-    return pool_train_and_val(task) if refitted and task.val_drawn else task.train
+    pool = training_pool(config, task)
+    # With folds the networks of all of them are averaged, or the final one is trained on all.
+    return pool_train_and_val(task).subset(pool) if count_folds(config, task) else task.train
 
 
 def load_source(

@@ -100,7 +100,7 @@ def print_trials(trials: "Sequence[Trial]", *, names: Sequence[str]) -> None:
 
     metric = trials[0].outcome.metric
     view = _table(None, _TRIALS_KEY)
-    for column in ("trial", "loss", metric.display_name, "seconds", "epoch"):
+    for column in ("trial", "loss", metric.display_name, "seconds"):
         view.add_column(column, justify="right")
     for name in names:
         view.add_column(name, justify="right", no_wrap=True)
@@ -112,7 +112,6 @@ def print_trials(trials: "Sequence[Trial]", *, names: Sequence[str]) -> None:
             f"{outcome.loss:.4f}",
             metric.format_number(outcome.score),
             f"{outcome.wall_time_s:.0f}",
-            f"{outcome.best_epoch}",
             *options,
         )
     Console().print(view, "")
@@ -127,7 +126,7 @@ def _option(name: str, value: Any) -> str:
 
 _TRIALS_KEY = (
     "Loss: temperature-scaled validation loss, which ranks the trials; the metric is on the same "
-    "data. Epoch: the best one."
+    "data."
 )
 
 

@@ -11,7 +11,7 @@ class Preset:
     """Defaults of options, and (the last two) settings that no option changes.
 
     Args:
-        epochs: number of epochs, None if `steps` is set.
+        epochs: number of epochs; None to set it by `steps` or by the number of images.
         steps: training steps instead of epochs.
         batch_size: images per step.
         lr: peak learning rate.
@@ -38,10 +38,10 @@ class Preset:
 
 
 _DEFAULT = Preset(
-    epochs=10,
+    epochs=None,
     steps=None,
     batch_size=32,
-    lr=3e-4,
+    lr=1e-3,
     optimizer="adamw",
     schedule="cosine",
     batch_norm="frozen",
@@ -53,7 +53,7 @@ _DEFAULT = Preset(
 
 PRESETS = {
     "default": _DEFAULT,
-    "graphs": dataclasses.replace(_DEFAULT, epochs=15, lr=1e-3),
+    "graphs": dataclasses.replace(_DEFAULT, epochs=15),
     "paper": Preset(
         epochs=None,
         steps=9000,

@@ -14,22 +14,27 @@ from delta_transfer.utils.files import read_yaml
 from delta_transfer.utils.type_hints import Bounds, convert, describe_type, matches_type
 
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
+MIN_EPOCHS, MAX_EPOCHS = 10, 30
+MIN_STEPS, MAX_STEPS = 100, 1000
+"""The default length of a training: `MAX_EPOCHS`, shortened and lengthened to these limits."""
+
 MAX_SEED = 2**64 - 1  # the largest one that torch accepts
 
 OPTION_GROUPS = {
     "data": (
-        *("data_root", "samples_per_class", "val_fraction", "test_split", "folds", "refit"),
+        *("data_root", "samples_per_class", "val_fraction", "test_split", "folds"),
         *("smiles_column", "label_columns", "split", "class_weights"),
         *("image_size", "augment", "mixup", "cutmix", "image_cache_gb", "shifted"),
     ),
     "network and method": (
-        *("model", "weights", "method", "strength", "taps", "batch_norm", "preset"),
+        *("model", "weights", "method", "strength", "head_init", "average", "taps"),
+        *("batch_norm", "preset"),
         *("attention", "attention_samples", "attention_temperature", "attention_tolerance"),
         *("estimator", "samples", "temperature", "tolerance"),
         *("score_clip", "clamp_negative_scores"),
     ),
     "training": (
-        *("epochs", "steps", "patience", "batch_size", "gradient_accumulation_steps", "precision"),
+        *("epochs", "steps", "batch_size", "gradient_accumulation_steps", "precision"),
         *("lr", "head_lr", "optimizer", "schedule", "grad_clip", "ema", "layer_decay"),
         "label_smoothing",
     ),
@@ -62,6 +67,8 @@ class _TrainFields:
     preset: Literal["default", "graphs", "paper"] | None = None
     method: str = "delta"
     strength: NonNegative | Literal["auto"] = "auto"
+    head_init: Literal["auto", "probe", "random"] = "auto"
+    average: Literal["all", "none"] = "all"
     taps: str = "auto"
     attention: str | None = None
     attention_samples: Count | None = None
@@ -74,7 +81,6 @@ class _TrainFields:
     label_smoothing: Annotated[float, Bounds(at_least=0, below=1)] = 0.0
     epochs: Count | None = None
     steps: Count | None = None
-    patience: Count | None = None
     batch_size: Count | None = None
     gradient_accumulation_steps: Count = 1
     precision: Literal["32", "bf16", "16", "auto"] = "32"
@@ -93,8 +99,7 @@ class _TrainFields:
     seed: Seed = 0
     val_fraction: Fraction = 0.15
     test_split: str = "test"
-    folds: CountOrZero = 0
-    refit: Literal["auto", "always", "never"] = "auto"
+    folds: CountOrZero | Literal["auto"] = "auto"
     data_root: str | None = None
     smiles_column: str | None = None
     label_columns: str | None = None
@@ -148,8 +153,12 @@ class TrainOptions(_TrainFields):
             delta-transfer methods).
         strength: factor of the method's penalty. For l2, lp_ft and rifle it is the weight decay,
             for stochnorm a probability, for spd the projection factor. auto (default) is the
-            method's own value; delta trains a weakly and a strongly regularised network and
-            averages their weights, or on graphs uses the better one (see docs/strength.md).
+            method's own value; delta and l2sp train with a large and a small one and average the
+            weights, or use what is better on held-out images (see docs/selection.md).
+        head_init: initialization of the head: probe (the linear probe), random, or auto (default;
+            probe for all methods but l2 and rifle, and preset paper).
+        average: all (default) averages the weights of the networks of all folds and strengths; none
+            trains the best strength once more, on all images.
         taps: modules whose features are compared: auto (default), or comma-separated names and glob
             patterns (list: delta-transfer taps MODEL).
         attention: channel attention of delta: refined (default; one forward and backward pass,
@@ -172,17 +181,16 @@ class TrainOptions(_TrainFields):
             least 3 times as many training images as the smallest; none (default).
         label_smoothing: probability spread evenly over all classes in the targets, at least 0 and
             below 1 (default 0).
-        epochs: number of epochs (default 10; preset graphs 15).
+        epochs: number of epochs (default: 30, at most 1000 steps, but at least 10 epochs and 100
+            steps; preset graphs 15).
         steps: number of training steps instead of epochs, rounded up to whole epochs (preset paper
             9000).
-        patience: stop after this many epochs without a lower validation loss; the learning rate
-            schedule does not change.
         batch_size: images per step (default 32; preset paper 64).
         gradient_accumulation_steps: split each batch into this many micro-batches to save memory
             (default 1); results stay the same (see docs/training.md). Doubled when memory runs out.
         precision: 32 (default), bf16 or 16 (faster on GPUs; weights and penalties stay in 32 bits),
             or auto, the fastest that the device supports.
-        lr: peak learning rate (default 0.0003; preset graphs 0.001, paper 0.01). find runs a short
+        lr: peak learning rate (default 0.001; preset paper 0.01). find runs a short
             learning rate range test first (see docs/training.md).
         head_lr: peak learning rate of the head (default lr if the head starts as the linear probe,
             else 10 lr; preset paper lr).
@@ -205,12 +213,10 @@ class TrainOptions(_TrainFields):
         val_fraction: fraction of the training images held out if there is no validation split.
         test_split: name of the test split's folder, or a fraction of the training images to hold
             out for testing.
-        folds: number of cross-validation folds that choose the epoch, before training on all images
-            (default 0: one validation split instead). Molecules with the same scaffold stay in one
-            fold if they are split by scaffold.
-        refit: train again on training and validation images after the epoch is chosen: always,
-            never, or auto (default; below 300 images, not with --samples-per-class or preset
-            paper). A validation split that comes with the data is never trained on.
+        folds: number of cross-validation folds: each image is held out once, and the networks of
+            all folds are averaged. auto (default) is 3 below 1000 training images, unless the data
+            has a validation split; 0 holds out one validation split. Molecules with the same
+            scaffold stay in one fold if they are split by scaffold.
         data_root: folder of named data sets, which are downloaded to it (default a cache folder).
         smiles_column: column of SMILES in a CSV file of molecules.
         label_columns: comma-separated target columns of that file: 0 or 1 for binary targets, or
@@ -262,7 +268,7 @@ class TrainConfig(_TrainFields):
     """Resolved options of a training run, as `config.yaml` stores them.
 
     `TrainOptions` documents the fields; those that a preset decides always have a value here, but
-    for one of `epochs` and `steps`.
+    for `epochs` and `steps`, of which at most one has.
     """
 
     preset: Literal["default", "graphs", "paper"] = dataclasses.field()
@@ -297,8 +303,12 @@ class TrainConfig(_TrainFields):
         """Return the number of epochs on that many training images."""
         if self.epochs is not None:
             return self.epochs
-        assert self.steps is not None
-        return math.ceil(self.steps / math.ceil(num_samples / self.batch_size))
+        steps_per_epoch = math.ceil(num_samples / self.batch_size)
+        if self.steps is not None:
+            return math.ceil(self.steps / steps_per_epoch)
+        # Few images need many epochs, or nothing moves; many images need few.
+        most = max(MIN_EPOCHS, min(MAX_EPOCHS, math.ceil(MAX_STEPS / steps_per_epoch)))
+        return max(most, math.ceil(MIN_STEPS / steps_per_epoch))
 
     def to_yaml(self) -> str:
         """Return the options as YAML, without `overwrite` and `resume`."""
@@ -371,34 +381,9 @@ def _check_exclusions(config: TrainConfig) -> None:
             "one continues the existing run, the other deletes it",
         ),
         (
-            config.folds and config.refit == "never",
-            ("`folds`", "`refit=never`"),
-            "after cross-validation the model is always trained on all images",
-        ),
-        (
             config.epochs is not None and config.steps is not None,
             ("`epochs`", "`steps`"),
             "use one of them",
-        ),
-        (
-            config.samples_per_class is not None and config.folds,
-            ("`samples_per_class`", f"`folds={config.folds}`"),
-            "folds also train on validation images",
-        ),
-        (
-            config.samples_per_class is not None and config.refit == "always",
-            ("`samples_per_class`", "`refit=always`"),
-            "a refit also trains on validation images",
-        ),
-        (
-            config.patience is not None and config.folds,
-            ("`patience`", f"`folds={config.folds}`"),
-            "all folds need the same number of epochs",
-        ),
-        (
-            config.patience is not None and config.paper_protocol,
-            ("`patience`", f"`preset={config.preset}`"),
-            "this preset always keeps the last epoch",
         ),
     ]
     for both, (first, second), why in exclusive:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -152,14 +153,14 @@ def fit_probe(
     strengths: Sequence[float] = STRENGTHS,
     folds: int = 5,
     seed: int = 0,
-    standardize: bool = True,
+    standardize: bool | Literal["auto"] = "auto",
 ) -> LinearProbe:
-    """Fit an L2-regularised linear head on standardised features, with cross-validated strength.
+    """Fit an L2-regularised linear head on scaled features, with cross-validated strength.
 
     Minimises `mean loss + strength ||W||^2` (bias free) with L-BFGS; with cross entropy this is
-    multinomial logistic regression. Weight and bias include the standardisation. The
-    strength with the lowest held-out loss is selected; folds are stratified by class, and all views
-    of a sample are in the same fold.
+    multinomial logistic regression. Scaling is folded back into weight and bias. The strength and
+    the scaling with the lowest held-out loss are selected; folds are stratified by class, and all
+    views of a sample are in the same fold.
 
     Args:
         features: `[N, F]`, or `[N, V, F]` with V views of each sample.
@@ -170,7 +171,8 @@ def fit_probe(
         folds: the number of folds; reduced if the smallest class has fewer samples.
         seed: the seed of the assignment to folds.
         standardize: divide each feature by its standard deviation; if False, divide all features by
-            one common value, so that nearly constant features do not get large weights.
+            one common value, so that nearly constant features do not get large weights; `"auto"`
+            takes what has the lower held-out loss.
 
     Returns:
         The probe, in float32 on the CPU.
@@ -183,6 +185,37 @@ def fit_probe(
     """
     views = features.unsqueeze(1) if features.ndim == 2 else features
     views, labels = views.detach().cpu().double(), _as_target(targets)
+    strengths = sorted(strengths, reverse=True)
+    choices = (False, True) if standardize == "auto" else (standardize,)
+    scaled = [_scale(views, standardize=choice) for choice in choices]
+    best, chosen = strengths[0], scaled[0]
+    if len(strengths) > 1 or len(scaled) > 1:
+        lowest = math.inf
+        for candidate in scaled:
+            rows = candidate.rows
+            losses = _held_out_losses(rows, labels, num_outputs, loss, strengths, folds, seed)
+            logger.debug("probe: held-out losses %s", losses)
+            if min(losses) < lowest:
+                lowest = min(losses)
+                best, chosen = strengths[int(np.argmin(losses))], candidate
+    path = [strength for strength in strengths if strength >= best]
+    *_, (weight, bias) = _fit_path(chosen.rows, labels, num_outputs, loss, path, FINAL_TOLERANCES)
+    weight = weight @ chosen.basis / chosen.scale
+    bias = bias - weight @ chosen.mean
+    return LinearProbe(weight.float(), bias.float(), best)
+
+
+class _Scaled(NamedTuple):
+    """Features `[N, V, M]` in the subspace `basis` of the samples, and how they were scaled."""
+
+    rows: Tensor
+    basis: Tensor
+    mean: Tensor
+    scale: Tensor
+
+
+def _scale(views: Tensor, *, standardize: bool) -> _Scaled:
+    """Centre and scale features `[N, V, F]`, and drop directions that no sample has."""
     rows = views.flatten(0, 1)
     mean, scale = rows.mean(dim=0), rows.std(dim=0, correction=0)
     # Features are float32: those that vary only by rounding errors are constant.
@@ -192,18 +225,7 @@ def fit_probe(
     scale = torch.where(constant, torch.ones_like(scale), scale)
     # With fewer samples than features, solve the same problem in the subspace of the samples.
     _, _, basis = torch.linalg.svd((rows - mean) / scale, full_matrices=False)
-    standard = (views - mean) / scale @ basis.T
-    strengths = sorted(strengths, reverse=True)
-    best = strengths[0]
-    if len(strengths) > 1:
-        losses = _held_out_losses(standard, labels, num_outputs, loss, strengths, folds, seed)
-        best = strengths[int(np.argmin(losses))]
-        logger.debug("probe: held-out losses %s", losses)
-    path = [strength for strength in strengths if strength >= best]
-    *_, (weight, bias) = _fit_path(standard, labels, num_outputs, loss, path, FINAL_TOLERANCES)
-    weight = weight @ basis / scale
-    bias = bias - weight @ mean
-    return LinearProbe(weight.float(), bias.float(), best)
+    return _Scaled((views - mean) / scale @ basis.T, basis, mean, scale)
 
 
 def _as_target(targets: Tensor) -> Tensor:

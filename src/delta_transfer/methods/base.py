@@ -48,21 +48,19 @@ class PenaltyContext:
 
 DataKind = Literal["images", "graphs"]
 StrengthOption = Literal["strength", "weight_decay", "probability", "projection_factor"]
-HeadInit = Literal["probe", "unstandardized_probe", "random"]
+HeadInit = Literal["probe", "random"]
 
 
 @dataclasses.dataclass(frozen=True)
 class CandidateRun:
-    """One of the two trainings of `--strength auto`.
+    """One of the trainings of `--strength auto`.
 
     Args:
         strength: factor of the penalty.
-        lr_scale: factor of `--lr`.
         head_init: initialization of the head; None for that of the method.
     """
 
     strength: float
-    lr_scale: float
     head_init: HeadInit | None = None
 
 
@@ -74,16 +72,15 @@ class Method:
         name: the name on the command line.
         summary: one line for a list of methods.
         paper: link to the paper.
-        head_init: initialize the head with the linear probe, with a probe on features that keep
-            their scales (`fit_probe`, `standardize=False`), or at random.
+        head_init: initialize the head with the linear probe, or at random.
         build_penalties: builds the penalties.
         strength: factor of the penalty; None without one.
         weight_decay: the optimiser's (decoupled) weight decay.
         probability: probability of the change made by `network_context`; None without one.
         projection_factor: factor of the projection of `optimizer_context`; None without one.
         strength_option: the one of these four fields that `--strength` sets; None for none.
-        candidates: the two candidate runs of `--strength auto`, strongly and weakly regularised,
-            whose weights are averaged or of which one is chosen; empty for a single training.
+        candidates: the trainings of `--strength auto`, from strong to weak, whose weights are
+            averaged or chosen from (`runs.selection`); empty for a single one.
         official_strength: default of `--strength` with `--preset paper`; None for methods that do
             not support the preset.
         compares_features: compares features, so that the source runs at each step.

@@ -170,12 +170,12 @@ def _penalties_without_attention(context: PenaltyContext) -> list[Penalty]:
     return _penalties(dataclasses.replace(context, attention=None))
 
 
-# The two candidate runs of `--strength auto`: averaging helps more the more they differ.
-AUTO = (CandidateRun(1.0, lr_scale=1.0), CandidateRun(0.1, lr_scale=2.0))
+# The best strength depends on how far the data is from that of the pretraining.
+AUTO = (CandidateRun(1.0), CandidateRun(0.1))
 # On graphs the better initialization of the head depends on the data: one of the two is chosen.
 AUTO_GRAPHS = (
-    CandidateRun(1.0, lr_scale=1.0),
-    CandidateRun(0.03, lr_scale=1.0, head_init="random"),
+    CandidateRun(1.0),
+    CandidateRun(0.03, head_init="random"),
 )
 
 
@@ -183,7 +183,6 @@ METHOD = Method(
     name="delta",
     summary="DELTA: keeps features close to the source's, weighted by channel attention",
     paper="https://arxiv.org/abs/1901.09229",
-    head_init="unstandardized_probe",
     build_penalties=_penalties,
     compares_features=True,
     strength=AUTO[0].strength,

@@ -190,7 +190,6 @@ METHOD = Method(
     name="gtot",
     summary="GTOT: keeps nodes close to themselves or neighbours, by optimal transport",
     paper="https://arxiv.org/abs/2203.10453",
-    head_init="unstandardized_probe",
     build_penalties=_penalties,
     compares_features=True,
     kinds=("graphs",),

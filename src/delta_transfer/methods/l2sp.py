@@ -6,7 +6,7 @@ from torch import Tensor
 
 from delta_transfer.errors import ModelError
 from delta_transfer.methods import sharded
-from delta_transfer.methods.base import Method, PenaltyContext
+from delta_transfer.methods.base import CandidateRun, Method, PenaltyContext
 from delta_transfer.methods.l2 import head_penalties
 from delta_transfer.methods.penalty import Penalty, Step
 
@@ -63,5 +63,6 @@ METHOD = Method(
     paper="https://arxiv.org/abs/1802.01483",
     build_penalties=_penalties,
     strength=0.01,
+    candidates=(CandidateRun(0.1), CandidateRun(0.01)),
     official_strength=0.01,
 )

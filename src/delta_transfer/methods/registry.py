@@ -51,7 +51,7 @@ def find_method(name: str, *, preset: str = "default") -> Method:
 
     Args:
         name: the name on the command line.
-        preset: `"graphs"` changes the two candidate runs of `--strength auto`; `"paper"` uses the
+        preset: `"graphs"` changes the candidate runs of `--strength auto`; `"paper"` uses the
             protocol of the code of DELTA's authors: their penalties, their strength as the default,
             and a random head.
 
@@ -64,7 +64,7 @@ def find_method(name: str, *, preset: str = "default") -> Method:
     method = METHODS[name]
     if preset == "paper":
         return _official(method)
-    if preset == "graphs" and method.candidates:
+    if preset == "graphs" and method.candidates is delta.AUTO:
         return dataclasses.replace(method, candidates=delta.AUTO_GRAPHS)
     return method
 

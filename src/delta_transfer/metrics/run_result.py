@@ -4,10 +4,14 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from delta_transfer.errors import ModelError
 from delta_transfer.metrics.metrics import ACCURACY, METRICS, Metric
+from delta_transfer.metrics.statistics import accuracy_difference, accuracy_interval
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MetricPrefix = Literal["test", "val", "linear_probe_test", "linear_probe_val"]
 
@@ -30,7 +34,7 @@ def comparison_columns(metric: Metric) -> tuple[str, ...]:
         f"test_{metric.name}",
         f"val_{metric.name}",
         f"linear_probe_test_{metric.name}",
-        "best_epoch",
+        "trained_share",
         "strength",
         "wall_time_s",
         "peak_memory_mib",
@@ -40,31 +44,67 @@ def comparison_columns(metric: Metric) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StrengthSearch:
-    """The result of `--strength auto`, which averages two candidate runs (see docs/strength.md).
+class ModelSelection:
+    """How the final weights of a run were chosen and averaged (see docs/selection.md).
 
     Args:
-        strengths: of the candidate runs, from strong to weak.
-        mixing_coefficients: in the final weights: of the initial weights, then of the candidates.
+        strengths: of the trainings, from strong to weak; None without one.
+        mixing_coefficients: in the final weights: of the initial weights, then of the trainings.
         losses: temperature-scaled held-out loss in nats by mixing coefficients in percent, as
-            `"0/50/50"`. The lowest one is chosen, or the equal average if it is hardly higher.
-        best_epochs: of the candidate runs.
-        wall_time_s: of the second candidate run and the choice.
+            `"0/50/50"`; the default is the first.
+        folds: number of cross-validation folds, over which weights are averaged; 0 for a single
+            validation split.
+        averaged: whether weights were averaged; if not, the chosen training was repeated on all
+            samples after cross-validation.
     """
 
-    strengths: tuple[float, float]
-    mixing_coefficients: tuple[float, float, float]
+    strengths: tuple[float | None, ...]
+    mixing_coefficients: tuple[float, ...]
     losses: dict[str, float]
-    best_epochs: tuple[int, int]
-    wall_time_s: float
+    folds: int
+    averaged: bool
+
+    @property
+    def trained_share(self) -> float:
+        """The share of trained weights, the rest being the initial ones; 0 for those alone."""
+        return 1 - self.mixing_coefficients[0]
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "StrengthSearch":
+    def from_dict(cls, values: dict[str, Any]) -> "ModelSelection":
         """Build it from JSON values, whose lists become tuples."""
         options: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
         }
         return cls(**options)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeComparison:
+    """Accuracies of the final network and the linear probe on the same samples, as fractions.
+
+    Args:
+        num_samples: the number of samples, of the test split or else the held-out ones.
+        ci_low: lower limit of the network's accuracy, with 95% confidence.
+        ci_high: upper limit.
+        difference: the network's accuracy minus that of the probe.
+        difference_ci_low: lower limit of the paired difference, with 95% confidence.
+        difference_ci_high: upper limit.
+    """
+
+    num_samples: int
+    ci_low: float
+    ci_high: float
+    difference: float
+    difference_ci_low: float
+    difference_ci_high: float
+
+    @classmethod
+    def of(cls, network: "Tensor", probe: "Tensor") -> "ProbeComparison":
+        """Compare two networks by which samples they get right, `[N]` booleans each."""
+        total = len(network)
+        gained, lost = int((network & ~probe).sum()), int((probe & ~network).sum())
+        low, high = accuracy_interval(int(network.sum()), total)
+        return cls(total, low, high, *accuracy_difference(gained, lost, total))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,8 +121,8 @@ class RunResult:
         metric_name: the main metric of the dataset, see `Metric`.
         test_accuracy: of the final model on the test split, on which nothing was chosen.
         test_mean_class_accuracy: mean of the per-class test accuracies.
-        val_accuracy: on the held-out images, on which the epoch was chosen: of the final model or,
-            if it was refitted, of the models that were not trained on them.
+        val_accuracy: on the held-out images, by which the weights were chosen; with folds of the
+            networks of each fold that were not trained on them.
         linear_probe_test_accuracy: test accuracy of the linear probe.
         linear_probe_val_accuracy: validation accuracy of the linear probe.
         test_roc_auc: mean ROC-AUC of binary targets on the test split.
@@ -100,9 +140,9 @@ class RunResult:
         linear_probe_corruption_accuracy: of the linear probe on the same images.
         shifted_accuracy: accuracy of the final model on the images of `shifted`.
         linear_probe_shifted_accuracy: of the linear probe on the same images.
-        best_epoch: the epoch that was chosen; 0 is the initialization, before any training.
-        epochs: number of epochs to choose from.
-        refitted: the final model was trained on training and validation images.
+        epochs: number of epochs of each training; 0 if nothing was trained.
+        model_selection: how the final weights were chosen; None if nothing was trained.
+        probe_comparison: the final network beside the linear probe; None without classes.
         wall_time_s: of the run; if it was interrupted, the sum over all processes that worked on
             it, each until its last checkpoint.
         peak_memory_mib: the most memory that the method used in any of these processes, in MiB
@@ -111,9 +151,8 @@ class RunResult:
         sample_type: image, molecule or graph.
         num_classes: number of classes or targets.
         strength: the value that `--strength` set for the method, or that the linear probe chose;
-            None if there is none. For two candidate runs their geometric mean, weighted by the
+            None if there is none. For several trainings their geometric mean, weighted by the
             mixing coefficients.
-        strength_search: the search for the strength; None if it was fixed.
         taps: the modules whose features were compared or measured.
         versions: of Python and the libraries.
     """
@@ -141,16 +180,15 @@ class RunResult:
     linear_probe_corruption_accuracy: float | None = None
     shifted_accuracy: float | None = None
     linear_probe_shifted_accuracy: float | None = None
-    best_epoch: int
     epochs: int
-    refitted: bool
     wall_time_s: float
     peak_memory_mib: float
     num_train_samples: int
     sample_type: str
     num_classes: int
     strength: float | None
-    strength_search: StrengthSearch | None
+    model_selection: ModelSelection | None
+    probe_comparison: ProbeComparison | None = None
     taps: tuple[str, ...]
     versions: dict[str, str]
 
@@ -163,6 +201,16 @@ class RunResult:
         """Return the metric of the network or the linear probe, if there is one."""
         found: float | None = getattr(self, f"{prefix}_{self.metric.name}")
         return found
+
+    @property
+    def trained_share(self) -> float:
+        """The share of trained weights in the final ones; 0 if they are the initial ones."""
+        return 0.0 if self.model_selection is None else self.model_selection.trained_share
+
+    @property
+    def num_folds(self) -> int:
+        """The number of cross-validation folds; 0 for a single validation split."""
+        return 0 if self.model_selection is None else self.model_selection.folds
 
     @property
     def score(self) -> float:
@@ -190,9 +238,11 @@ class RunResult:
             raise ModelError(f"no finished run in {folder}: it has no {path.name}")
         try:
             values: dict[str, Any] = json.loads(path.read_text())
-            found = values["strength_search"]
-            search = None if found is None else StrengthSearch.from_dict(found)
-            values |= {"strength_search": search, "taps": tuple(values["taps"])}
+            found = values["model_selection"]
+            selection = None if found is None else ModelSelection.from_dict(found)
+            compared = values["probe_comparison"]
+            values["probe_comparison"] = compared and ProbeComparison(**compared)
+            values |= {"model_selection": selection, "taps": tuple(values["taps"])}
             result = cls(**values, folder=Path(folder))
             if result.metric_name not in METRICS:
                 raise ValueError(f"unknown metric {result.metric_name!r}")

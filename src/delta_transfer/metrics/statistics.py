@@ -1,4 +1,4 @@
-"""Means, confidence intervals and paired differences of a few runs."""
+"""Means, paired differences and confidence intervals, of a few runs and of accuracies."""
 
 import dataclasses
 import math
@@ -53,3 +53,43 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     if not seeds:
         raise ValueError("no seed in common: nothing to pair")
     return summarize([values[seed] - baseline[seed] for seed in seeds])
+
+
+def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95% confidence interval of an accuracy (Wilson's score interval).
+
+    Unlike `p ± 2 sqrt(p (1 - p) / n)` it is right for few samples, and for 100%.
+
+    Args:
+        correct: number of right predictions.
+        total: number of predictions, at least 1.
+
+    Example:
+        >>> [round(limit, 2) for limit in accuracy_interval(6, 6)]
+        [0.61, 1.0]
+    """
+    from scipy.stats import binomtest  # slow to import
+
+    found = binomtest(correct, total).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def accuracy_difference(gained: int, lost: int, total: int) -> tuple[float, float, float]:
+    """Return the difference of two accuracies on the same samples, and its 95% interval.
+
+    The interval is Wald's after adding half a sample to each kind of disagreement (Agresti and Min,
+    Statistics in Medicine 2005, https://doi.org/10.1002/sim.1781).
+
+    Args:
+        gained: number of samples that only the first one gets right.
+        lost: number of samples that only the second one gets right.
+        total: number of samples, at least 1.
+
+    Example:
+        >>> [round(value, 2) for value in accuracy_difference(8, 2, 60)]
+        [0.1, -0.01, 0.2]
+    """
+    b, c, n = gained + 0.5, lost + 0.5, total + 2
+    centre = (b - c) / n
+    half = 1.96 * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    return (gained - lost) / total, max(-1.0, centre - half), min(1.0, centre + half)

@@ -44,14 +44,13 @@ def series(metrics: Mapping[int, Mapping[str, float]], name: str) -> dict[int, f
     )
 
 
-def score_plot(scores: Series, metric: Metric, *, probe: float | None, best_epoch: int) -> Plot:
-    """Plot the validation score over epochs, with the linear probe and the best epoch.
+def score_plot(scores: Series, metric: Metric, *, probe: float | None) -> Plot:
+    """Plot the validation score over epochs, with the linear probe.
 
     Args:
         scores: by epoch.
         metric: of the scores.
         probe: score of the linear probe; None if undefined.
-        best_epoch: the selected epoch.
     """
     limit = _limit([scores], probe, metric)
 
@@ -59,22 +58,12 @@ def score_plot(scores: Series, metric: Metric, *, probe: float | None, best_epoc
         axes = _epoch_axes(figure, [scores])
         line = _line(axes, _scaled(scores, metric), colour=ACCENT, name="fine-tuning")
         handles: list[Artist] = [line, *_probe_line(axes, probe, metric)]
-        if best_epoch in scores:
-            handles += axes.plot(
-                [best_epoch],
-                [metric.scale * scores[best_epoch]],
-                "o",
-                markersize=9,
-                markerfacecolor="none",
-                markeredgecolor=ACCENT,
-                label="best epoch",
-            )
         _in_unit(axes, limit, metric)
         legend(figure, handles)
 
     title = f"Validation {metric.display_name}"
     text = f"{title} by epoch: {_spoken(scores, metric.format)}. "
-    text += f"Linear probe: {metric.format(probe)}. Best epoch: {best_epoch}."
+    text += f"Linear probe: {metric.format(probe)}."
     svg = inline_svg(draw, metric.name, size=(WIDTH, HEIGHT), text=text)
     return Plot(title=title, svg=svg, caption=_score_caption({"": scores}, limit, metric))
 

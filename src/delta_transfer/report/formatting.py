@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from delta_transfer.metrics.metrics import ACCURACY, NO_VALUE, Metric
+from delta_transfer.metrics.run_result import ModelSelection
 from delta_transfer.metrics.statistics import Summary
 
 # Display names of methods; other methods are shown by their own name.
@@ -105,6 +106,33 @@ def verdict(difference: Summary, metric: Metric = ACCURACY) -> Verdict:
     if metric.round_difference(difference.ci_low) > 0:
         return "above"
     return "below" if metric.round_difference(difference.ci_high) < 0 else "unclear"
+
+
+def describe_weights(selection: ModelSelection) -> str:
+    """Describe the parts of the final weights of a run.
+
+    Example:
+        >>> found = ModelSelection(
+        ...     strengths=(1.0, 0.1),
+        ...     mixing_coefficients=(0.25, 0.75, 0.0),
+        ...     losses={},
+        ...     folds=3,
+        ...     averaged=True,
+        ... )
+        >>> describe_weights(found)
+        '25% initial, 75% trained with strength 1, mean of 3 folds'
+    """
+    names = [
+        "trained" if one is None else f"trained with strength {one:g}"
+        for one in selection.strengths
+    ]
+    parts = zip(selection.mixing_coefficients, ["initial", *names], strict=True)
+    text = ", ".join(f"{100 * share:g}% {name}" for share, name in parts if share)
+    if not selection.folds or not selection.trained_share:
+        return text
+    return (
+        f"{text}, {f'mean of {selection.folds} folds' if selection.averaged else 'on all samples'}"
+    )
 
 
 def mebibytes(memory: float) -> str:

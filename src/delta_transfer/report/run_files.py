@@ -80,14 +80,15 @@ def read_result(folder: Path) -> RunResult:
         scores += [result.metric_value("test"), result.metric_value("linear_probe_test")]
     if result.metric is not ACCURACY:  # others may be undefined
         scores = [score for score in scores if score is not None]
-    counts = [
-        result.seed,
-        result.best_epoch,
-        result.epochs,
-        result.num_train_samples,
-        result.num_classes,
-    ]
+    counts = [result.seed, result.epochs, result.num_train_samples, result.num_classes]
     numbers = [*scores, *counts, result.wall_time_s]
+    selection, compared = result.model_selection, result.probe_comparison
+    if selection is not None:
+        numbers += [*selection.mixing_coefficients, selection.folds]
+        if len(selection.mixing_coefficients) != 1 + len(selection.strengths):
+            raise ModelError(f"{folder / 'result.json'} is damaged: coefficients are missing")
+    if compared is not None:
+        numbers += dataclasses.astuple(compared)
     if (
         not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
         or not all(result.metric.is_valid(score) for score in scores if score is not None)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from delta_transfer.metrics.metrics import ACCURACY, METRICS
-from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.metrics.run_result import ModelSelection, RunResult
 from delta_transfer.report.confusion import class_accuracies, confusion_plot
 from delta_transfer.report.curves import LOSSES, lines_plot, score_plot, series
 from delta_transfer.report.figures import Plot
@@ -50,6 +50,7 @@ def write_run_report(folder: Path) -> Path:
         UserError: if the folder has no finished run, or one of its files is damaged.
     """
     result, config = read_result(folder), read_config(folder)
+    selection, compared = result.model_selection, result.probe_comparison
     metrics, examples = read_metrics(folder), read_examples(folder) or ()
     tested = result.metric_value("test") is not None
     score = result.metric_value("test" if tested else "val")
@@ -67,6 +68,11 @@ def write_run_report(folder: Path) -> Path:
             "score": score,
             "probe": probe,
             "difference": None if score is None or probe is None else score - probe,
+            "compared": compared,
+            "significant": compared is not None
+            and (compared.difference_ci_low > 0 or compared.difference_ci_high < 0),
+            "chosen": selection is not None and len(selection.losses) > 1,
+            "curve_note": None if selection is None else _curve_note(selection),
             "plots": _plots(result, metrics, folder),
             "epochs": _epoch_table(metrics) if metrics else None,
             "num_samples": count_predictions(folder),
@@ -87,15 +93,23 @@ def write_run_report(folder: Path) -> Path:
     return path
 
 
+def _curve_note(selection: ModelSelection) -> str:
+    """Say of which trainings the curves are, if there are several."""
+    parts = []
+    if len(selection.strengths) > 1:
+        parts.append(f"the training with strength {selection.strengths[0]:g}")
+    if selection.folds:
+        parts.append(f"means over {selection.folds} folds")
+    return f"Curves show {', '.join(parts)}." if parts else ""
+
+
 def _plots(result: RunResult, metrics: Metrics | None, folder: Path) -> list[Plot]:
     plots: list[Plot | None] = []
     if metrics:
         scores = series(metrics, f"val_{result.metric.name}")
         if scores:
             probe = result.metric_value("linear_probe_val")
-            search = result.strength_search  # curves show the strongly regularised training
-            best = result.best_epoch if search is None else search.best_epochs[0]
-            plots.append(score_plot(scores, result.metric, probe=probe, best_epoch=best))
+            plots.append(score_plot(scores, result.metric, probe=probe))
         losses = {label: series(metrics, name) for name, label in LOSSES.items()}
         plots.append(
             lines_plot(losses, "loss", title="Task loss", caption="Without the penalties.")

@@ -50,6 +50,7 @@ def _environment(folder: str) -> Environment:
         "percent": formatting.percent,
         "points": formatting.points,
         "training": formatting.format_training_size,
+        "weights": formatting.describe_weights,
     }
     return environment
 

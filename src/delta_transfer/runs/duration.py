@@ -12,12 +12,12 @@ from delta_transfer.features.inputs import Inputs
 from delta_transfer.features.taps import Taps
 from delta_transfer.runs.attention import attention_sample_order
 from delta_transfer.runs.fine_tune import DRIFT_SAMPLES
-from delta_transfer.runs.model_soup import CANDIDATE_COEFFICIENTS, SINGLE_MODELS
+from delta_transfer.runs.model_soup import mixtures
 from delta_transfer.runs.plan import FineTunePlan
+from delta_transfer.runs.preparation.folds import training_pool
 from delta_transfer.runs.preparation.prepared import RunSetup
-from delta_transfer.runs.selection import should_refit
 from delta_transfer.training.lr_finder import LR_RANGE_TEST_STEPS
-from delta_transfer.training.trainer import autocast, find_precision
+from delta_transfer.training.trainer import autocast, epochs_per_validation, find_precision
 from delta_transfer.utils.devices import move_to_device
 from delta_transfer.utils.distributed import world_size
 from delta_transfer.utils.module_state import eval_mode, preserve_random_state
@@ -30,7 +30,7 @@ def estimate_minutes(plan: FineTunePlan) -> float:
     """Return the expected duration of a run, from the second of two measured training steps.
 
     It includes reading and augmentation, validation, drift, checkpoints, channel attention, folds,
-    the refit, a second candidate, the learning-rate range test, probes and the test.
+    several candidates, the learning-rate range test, probes and the test.
     """
     setup, config, task = plan.setup, plan.config, plan.setup.task
     size = min(config.micro_batch_size, len(task.train))
@@ -47,32 +47,32 @@ def estimate_minutes(plan: FineTunePlan) -> float:
     computing = step / (4 if compares else 3)  # a forward pass; backward takes as long as two
     forward = max(computing, reading / workers) if workers else computing + reading
 
-    num_train, num_val = len(task.train), len(task.val)
-    num_samples = num_train + num_val
-    per_epoch = DRIFT_SAMPLES * computing + _seconds_to_save(setup)
-    refitted, folds = should_refit(config, task), config.folds
-    unscaled, candidates = plan.method.head_init == "unstandardized_probe", len(plan.candidates)
-    fits = (candidates * folds + refitted) * (1 + unscaled) + (unscaled and not folds)
-    probes = fits * setup.probe_wall_time_s
-    attention = _attention_passes(plan) * computing
-    if folds:
-        epoch = (folds - 1) * num_samples * training + num_samples * forward + folds * per_epoch
-        attention *= folds + 1
-    else:
-        epoch = num_train * training + num_val * forward + per_epoch
-        attention *= 2 if refitted else 1
-    if refitted:
-        epoch += num_samples * training  # an upper bound: it ends with the selected epoch
+    fits, num_candidates = _fits(plan), len(plan.candidates)
+    validations = plan.epochs // epochs_per_validation(plan.epochs)
+    total = LR_RANGE_TEST_STEPS * config.batch_size * training if config.lr == "find" else 0.0
+    for num_train, num_val in fits:
+        curves = validations * (num_val * forward + DRIFT_SAMPLES * computing)
+        total += num_candidates * (plan.epochs * num_train * training + curves)
+        total += 2 * num_candidates * _seconds_to_save(setup)
+        total += len(mixtures(num_candidates, averaged=plan.averages_weights)) * num_val * forward
+        total += _attention_passes(plan, num_train) * computing
+    if plan.folds:
+        total += (len(fits) + 1) * setup.probe_wall_time_s
+    if plan.folds and not plan.averages_weights:
+        total += plan.epochs * len(training_pool(config, task)) * training
     crops = 10 if config.paper_protocol else 1
-    test = 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
-    trainings = candidates * plan.epochs * epoch
-    if config.lr == "find":
-        trainings += LR_RANGE_TEST_STEPS * min(config.batch_size, num_train) * training
-    evaluated = num_samples if folds else num_val
-    same_head = len({one.method.head_init for one in plan.candidates}) <= 1
-    averages = len(CANDIDATE_COEFFICIENTS if same_head else SINGLE_MODELS)
-    mixtures = averages * evaluated * forward if candidates > 1 else 0.0
-    return (trainings + mixtures + attention + probes + test) / 60
+    total += 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
+    return total / 60
+
+
+def _fits(plan: FineTunePlan) -> list[tuple[int, int]]:
+    """Return the numbers of samples that each fold trains on and holds out."""
+    task = plan.setup.task
+    if not plan.folds:
+        return [(len(task.train), len(task.val))]
+    pool = len(training_pool(plan.config, task))
+    held_out = pool // plan.folds
+    return [(pool - held_out, held_out)] * plan.folds
 
 
 def _seconds_per_sample(plan: FineTunePlan, inputs: Inputs, labels: torch.Tensor) -> float:
@@ -110,13 +110,13 @@ def _seconds_per_step(plan: FineTunePlan, inputs: Inputs, labels: torch.Tensor) 
 
 
 def _seconds_to_save(setup: RunSetup) -> float:
-    """Measure how long a checkpoint takes; each epoch may be the best so far."""
+    """Measure how long a checkpoint takes."""
     started = time.perf_counter()
     torch.save(setup.backbone.module.state_dict(), io.BytesIO())
     return time.perf_counter() - started
 
 
-def _attention_passes(plan: FineTunePlan) -> float:
+def _attention_passes(plan: FineTunePlan, num_train: int) -> float:
     """Return the forward passes for channel attention, a backward pass counting as two.
 
     It is an upper bound: attention may be cached, or converge on fewer samples.
@@ -124,7 +124,7 @@ def _attention_passes(plan: FineTunePlan) -> float:
     config = plan.config
     if not plan.method.needs_attention or plan.attention is not None:
         return 0.0
-    samples = len(attention_sample_order(config, len(plan.setup.task.train)))
+    samples = len(attention_sample_order(config, num_train))
     if config.attention == "gradient":
         return 3.0 * samples
     channels = _channels(plan.setup)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 
 from delta_transfer.attention.channel_attention import ChannelAttention
@@ -30,7 +29,7 @@ from delta_transfer.runs.plan import (
     make_task_loss,
 )
 from delta_transfer.training.callbacks import MeasureDrift, ReinitializeHead, ReportLoss
-from delta_transfer.training.fit import FitResult, fit
+from delta_transfer.training.fit import fit
 from delta_transfer.utils.devices import move_to_device
 from delta_transfer.utils.distributed import is_rank_zero, local_sample_indices, world_size
 from delta_transfer.utils.module_state import preserve_random_state
@@ -46,26 +45,23 @@ class FineTuneResult:
     """A fine-tuned network.
 
     Args:
-        network: with the weights of the selected epoch.
-        fit_result: that epoch, and the validation outputs of all epochs.
+        network: with the weights after the last epoch.
         taps: the modules whose features were compared or measured.
         initial_state: the network's state before the first step, on the CPU.
     """
 
     network: nn.Module
-    fit_result: FitResult
     taps: tuple[str, ...]
     initial_state: Mapping[str, Tensor]
 
 
-def fine_tune(plan: FineTunePlan, folder: Path, *, stop_after: int | None = None) -> FineTuneResult:
+def fine_tune(plan: FineTunePlan, folder: Path, *, validate: bool = True) -> FineTuneResult:
     """Fine-tune a copy of the prepared network.
 
     Args:
         plan: data, network, options and method.
         folder: folder for metrics, drift, attention and checkpoints.
-        stop_after: train for this many epochs without validation; None for all epochs, of which
-            the best on the validation split is selected.
+        validate: validate after epochs, for curves.
 
     Raises:
         UserError: if training diverges, or the network does not suit the method.
@@ -80,13 +76,8 @@ def fine_tune(plan: FineTunePlan, folder: Path, *, stop_after: int | None = None
             folder.mkdir(parents=True, exist_ok=True)
             attention.save(folder / "attention.safetensors")
     taps = plan.setup.taps if attention is None else attention.taps
-    if not method.trains_network or stop_after == 0:
-        return FineTuneResult(
-            network=network,
-            fit_result=FitResult(epoch=0, val_outputs=[]),
-            taps=taps,
-            initial_state=initial,
-        )
+    if not method.trains_network:
+        return FineTuneResult(network=network, taps=taps, initial_state=initial)
     sharded = is_sharded(config)
     trained = copy.deepcopy(network) if sharded else network
     if sharded:
@@ -96,13 +87,14 @@ def fine_tune(plan: FineTunePlan, folder: Path, *, stop_after: int | None = None
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "method"))
     with preserve_random_state(trained), network_context(plan, trained, generator):
         torch.manual_seed(derive_seed(config.seed, "training"))  # for dropout
-        fit_result = _fit(
-            *(plan, trained, regularizer, taps, folder, stop_after),
+        _fit(
+            *(plan, trained, regularizer, taps, folder),
+            validate=validate,
             generator=generator,
             into=network,
         )
     network.to(plan.setup.device)
-    return FineTuneResult(network=network, fit_result=fit_result, taps=taps, initial_state=initial)
+    return FineTuneResult(network=network, taps=taps, initial_state=initial)
 
 
 def initialize_model(plan: FineTunePlan) -> tuple[nn.Module, ChannelAttention | None]:
@@ -113,14 +105,21 @@ def initialize_model(plan: FineTunePlan) -> tuple[nn.Module, ChannelAttention | 
     """
     setup = plan.setup
     check_classifier(plan.method, setup.backbone.classifier, plan.config.model)
+    network = initialize_network(plan)
+    if not plan.method.needs_attention:
+        return network, plan.attention
+    return network, plan.attention or estimate(setup, plan.config)
+
+
+def initialize_network(plan: FineTunePlan) -> nn.Module:
+    """Return a copy of the network with the method's initial head."""
+    setup = plan.setup
     network = copy.deepcopy(setup.backbone.module)
     move_to_device(network, setup.device)
     probe = _initial_head(plan)
     if probe is not None:
         _copy_probe_to_head(probe, network.get_submodule(setup.backbone.head))
-    if not plan.method.needs_attention:
-        return network, plan.attention
-    return network, plan.attention or estimate(setup, plan.config)
+    return network
 
 
 def build_regularizer(
@@ -192,8 +191,6 @@ def network_context(
 
 def _initial_head(plan: FineTunePlan) -> LinearProbe | None:
     """Return the initial head; None for a random one."""
-    if plan.method.head_init == "unstandardized_probe":
-        return plan.setup.unstandardized_probe
     return plan.setup.probe if plan.method.head_init == "probe" else None
 
 
@@ -209,19 +206,19 @@ def _fit(
     regularizer: Regularizer,
     taps: tuple[str, ...],
     folder: Path,
-    stop_after: int | None,
     *,
+    validate: bool,
     generator: torch.Generator,
     into: nn.Module,
-) -> FitResult:
-    drift = folder / "drift.csv" if stop_after is None else None
+) -> None:
+    drift = folder / "drift.csv" if validate else None
     callbacks = _callbacks(plan, network, taps, drift, generator=generator)
-    if plan.on_epoch_end is not None and stop_after is None:
+    if plan.on_epoch_end is not None and validate:
         callbacks.append(ReportLoss(functools.partial(plan.on_epoch_end, folder)))
-    result = fit(
+    fit(
         network,
         regularizer,
-        make_fit_config(plan, folder, stop_after),
+        make_fit_config(plan, folder, validate=validate),
         loss=make_task_loss(plan),
         head=plan.setup.backbone.head,
         task_type=plan.setup.task.task_type,
@@ -230,11 +227,6 @@ def _fit(
         generators=[generator],
         into=into,
     )
-    for callback in callbacks:
-        if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
-            epoch = callback.stopped_epoch + 1
-            logger.info("stopped after epoch %d, by `patience=%d`", epoch, callback.patience)
-    return result
 
 
 def _callbacks(
@@ -245,20 +237,12 @@ def _callbacks(
     *,
     generator: torch.Generator,
 ) -> list[lightning.Callback]:
-    """Return the callbacks; with drift measurement and early stopping if `drift` is a file."""
+    """Return the callbacks; with drift measurement if `drift` is a file."""
     callbacks: list[lightning.Callback] = []
     if drift is not None:
         inputs = _some_inputs(plan)
         source = plan.setup.source
         callbacks.append(MeasureDrift(network, source, taps=taps, inputs=inputs, path=drift))
-        if plan.config.patience is not None:
-            callbacks.append(
-                EarlyStopping(
-                    "val_calibrated_loss",
-                    patience=plan.config.patience,
-                    check_finite=False,  # NaN never counts as an improvement
-                )
-            )
     cycles = plan.method.num_head_cycles
     if cycles > 1:
         head = network.get_submodule(plan.setup.backbone.head)

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ SEARCH_RUNS = ("default", "best")  # its complete runs
 
 _RUN_FILES = frozenset(
     f"""{LOG_FILE} config.yaml lr.csv metrics.csv hparams.yaml tensorboard drift.csv
-    attention.safetensors checkpoints weaker refit folds usage.json predictions.csv examples.csv
+    attention.safetensors checkpoints final folds usage.json predictions.csv examples.csv
     molecules.csv examples corruptions.csv model result.json report.html evaluation export hub
     wandb""".split()
 )
@@ -330,7 +330,7 @@ def begin_several(folder: Path, mark: str, options: Mapping[str, Any], *, overwr
 
 def find_foreign_file(folder: Path) -> str | None:
     """Return a file in the folder of a run that does not belong to it; None without any."""
-    return min(_names(folder) - _RUN_FILES, default=None)
+    return min(_unknown(folder, _RUN_FILES), default=None)
 
 
 def find_temporary_files(folder: Path) -> list[Path]:
@@ -393,7 +393,7 @@ def _find_foreign_in_search(folder: Path) -> str | None:
     for run, known in runs:
         if run.is_dir() != run.exists() or (run.parent.name == TRIALS and not run.name.isdecimal()):
             return str(run.relative_to(folder))
-        found = min(_names(run) - known, default=None) if run.is_dir() else None
+        found = min(_unknown(run, known), default=None) if run.is_dir() else None
         if found is not None:
             return str(run.relative_to(folder) / found)
     return None
@@ -410,6 +410,11 @@ def _is_own_log(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(_LOG_START)) in (b"", _LOG_START)
+
+
+def _unknown(folder: Path, known: Set[str]) -> set[str]:
+    """Return the names of entries that are neither known nor folders of candidate runs."""
+    return {name for name in _names(folder) - known if not re.match(r"strength-\d", name)}
 
 
 def _names(folder: Path) -> set[str]:

@@ -91,7 +91,7 @@ def _run_range_test(plan: FineTunePlan, folder: Path) -> list[tuple[float, float
         return run_lr_range_test(
             network,
             regularizer,
-            make_fit_config(plan, folder, 1),
+            make_fit_config(plan, folder, validate=False),
             loss=make_task_loss(plan),
             head=plan.setup.backbone.head,
             task_type=plan.setup.task.task_type,

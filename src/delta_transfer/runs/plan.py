@@ -14,6 +14,7 @@ from delta_transfer.config.train import TrainConfig
 from delta_transfer.methods.base import Method
 from delta_transfer.methods.registry import check_classifier, method_of
 from delta_transfer.runs.attention import load_given_attention
+from delta_transfer.runs.preparation.folds import count_fit_samples, count_folds
 from delta_transfer.runs.preparation.loss import task_loss
 from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.training.checkpoint_callbacks import CheckpointInterval
@@ -34,10 +35,11 @@ class FineTunePlan:
     """The setup, options and method of a fine-tuning.
 
     Args:
-        setup: data, network and probe; folds and the refit have their own.
+        setup: data, network and probe; each fold has its own.
         config: the options.
         method: the method.
         epochs: number of epochs of the schedule.
+        folds: number of cross-validation folds; 0 for a single validation split.
         attention: channel attention from a file; None to estimate it, if the method needs it.
         data_order: number of the sample order and augmentation that the seed determines.
         on_checkpoint: called after each save of a fit's state.
@@ -49,6 +51,7 @@ class FineTunePlan:
     config: TrainConfig
     method: Method
     epochs: int
+    folds: int = 0
     attention: ChannelAttention | None
     data_order: int = 0
     on_checkpoint: Callable[[], None] = lambda: None
@@ -77,23 +80,24 @@ class FineTunePlan:
         return self.config.lr
 
     @property
-    def candidates(self) -> "tuple[FineTunePlan, ...]":
-        """The candidate runs of `--strength auto`, from strong to weak; else this plan alone.
+    def averages_weights(self) -> bool:
+        """Whether the weights of several trainings are averaged.
 
-        With batch norm in train mode there is one, since averaged statistics fit no network.
+        With batch norm in train mode they are not, since averaged statistics fit no network.
         """
-        config, head_lr = self.config, self.config.head_lr
-        if config.strength != "auto" or config.batch_norm == "train" or not self.method.candidates:
+        fixed = self.config.batch_norm == "frozen" and self.method.batch_norm != "train"
+        return fixed and self.config.average == "all" and not self.config.paper_protocol
+
+    @property
+    def candidates(self) -> "tuple[FineTunePlan, ...]":
+        """The candidate runs of `--strength auto`, from strong to weak; else this plan alone."""
+        config = self.config
+        if config.strength != "auto" or not self.method.candidates:
             return (self,)
         return tuple(
             dataclasses.replace(
                 self,
-                config=dataclasses.replace(
-                    config,
-                    strength=candidate.strength,
-                    lr="find" if config.lr == "find" else candidate.lr_scale * config.lr,
-                    head_lr=None if head_lr is None else candidate.lr_scale * head_lr,
-                ),
+                config=dataclasses.replace(config, strength=candidate.strength),
                 method=dataclasses.replace(
                     self.method,
                     head_init=self.method.head_init
@@ -122,8 +126,9 @@ def make_plan(
     plan = FineTunePlan(
         setup=setup,
         config=config,
-        method=method_of(config),
-        epochs=config.count_epochs(len(setup.task.train)),
+        method=_with_head_init(method_of(config), config),
+        epochs=config.count_epochs(count_fit_samples(config, setup.task)),
+        folds=count_folds(config, setup.task),
         attention=load_given_attention(setup, config),
         on_checkpoint=on_checkpoint,
     )
@@ -131,8 +136,22 @@ def make_plan(
     return plan
 
 
-def make_fit_config(plan: FineTunePlan, folder: Path, stop_after: int | None) -> FitConfig:
-    """Return data, duration, precision and folder of a fit."""
+def _with_head_init(method: Method, config: TrainConfig) -> Method:
+    if config.head_init == "auto" or not method.trains_network:
+        return method
+    # A candidate's own head would override the option.
+    candidates = tuple(dataclasses.replace(one, head_init=None) for one in method.candidates)
+    return dataclasses.replace(method, head_init=config.head_init, candidates=candidates)
+
+
+def make_fit_config(plan: FineTunePlan, folder: Path, *, validate: bool = True) -> FitConfig:
+    """Return data, duration, precision and folder of a fit.
+
+    Args:
+        plan: data, network, options and method.
+        folder: of the fit.
+        validate: validate after epochs, for curves.
+    """
     setup, config, loaders = plan.setup, plan.config, plan.loaders
     task, ordered = setup.task, _config_with_data_order(plan)
     units = None
@@ -140,18 +159,15 @@ def make_fit_config(plan: FineTunePlan, folder: Path, stop_after: int | None) ->
         units = find_fsdp_units(setup.backbone.module, setup.backbone.input_spec.example())
     return FitConfig(
         train_dataloader=loaders.with_config(ordered).train_dataloader(task.train),
-        val_dataloader=loaders.eval_dataloader(task.val) if stop_after is None else None,
+        val_dataloader=loaders.eval_dataloader(task.val) if validate else None,
         epochs=plan.epochs,
-        stop_after=stop_after,
         grad_clip=config.grad_clip,
         mixing=_mixing(ordered, len(task.classes)),
         sample_type=task.sample_type,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         can_split=_can_split(plan),
         precision=find_precision(config.precision, setup.device),
-        keep_last=config.paper_protocol,
         folder=folder,
-        store_val_outputs=bool(config.folds),
         checkpoint_interval=CheckpointInterval(
             minutes=config.checkpoint_minutes, steps=config.checkpoint_steps
         ),

@@ -129,9 +129,9 @@ def measure_run(selected: SelectionResult) -> Retention:
 
     Without a test split it is measured on the held-out samples, unless it was trained on them too.
     """
-    setup, network = selected.setup, selected.fine_tune_result.network
+    setup, network = selected.setup, selected.network
     split = setup.task.test
-    if split is None and not selected.refitted:
+    if split is None and not selected.num_folds:
         split = selected.held_out
     found = Retention() if split is None else measure_retention(network, setup, split)
     return dataclasses.replace(found, shifted=measure_shifted(network, setup))

@@ -19,7 +19,7 @@ from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import ConfigError
 from delta_transfer.metrics.metrics import MetricName
-from delta_transfer.metrics.run_result import MetricPrefix, RunResult
+from delta_transfer.metrics.run_result import MetricPrefix, ProbeComparison, RunResult
 from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.report.run_page import write_run_report
 from delta_transfer.runs.cost import USAGE_FILE, ResourceTracker
@@ -32,13 +32,12 @@ from delta_transfer.runs.folder import (
     remove_temporary_files,
 )
 from delta_transfer.runs.lr_search import resolve_lr
-from delta_transfer.runs.model_soup import select_model
 from delta_transfer.runs.plan import FineTunePlan, make_plan
 from delta_transfer.runs.predictions import write_examples, write_molecules, write_predictions
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.runs.retention import CORRUPTIONS_FILE, Retention, measure_run
-from delta_transfer.runs.selection import SelectionResult
+from delta_transfer.runs.selection import SelectionResult, select_model
 from delta_transfer.runs.summary import log_start, log_summary
 from delta_transfer.runs.validation import adapt_to_processes, check_data, check_run_config
 from delta_transfer.training.checkpoints import PREVIOUS
@@ -60,6 +59,8 @@ from delta_transfer.utils.module_state import deterministic_algorithms
 
 logger = logging.getLogger(__name__)
 
+LEAST_STRENGTH = 1e-3  # counts for a strength of 0 in a geometric mean
+
 
 def train(
     options: TrainOptions | TrainConfig,
@@ -80,7 +81,7 @@ def train(
 
     Raises:
         UserError: if options, data or network are invalid, before a folder is made; or if training
-            diverges, after which the folder contains the best checkpoint.
+            diverges, after which the folder contains the last checkpoint.
 
     Example:
         >>> from delta_transfer import TrainOptions, train
@@ -176,7 +177,7 @@ def _train(plan: FineTunePlan, folder: Path, resources: ResourceTracker) -> RunR
 
 def _select_and_finalize(plan: FineTunePlan, folder: Path, resources: ResourceTracker) -> RunResult:
     selected = select_model(plan, folder)
-    test = _test(plan, selected.fine_tune_result.network)
+    test = _test(plan, selected.network)
     retention = measure_run(selected)
 
     def finalize() -> RunResult:
@@ -210,7 +211,7 @@ def _finalize(
     retention: Retention,
 ) -> RunResult:
     """Write the final network, its predictions and its metrics."""
-    setup, network = selected.setup, selected.fine_tune_result.network
+    setup, network = selected.setup, selected.network
     task, method = setup.task, plan.method
     probe = setup.probe_predictions["test"]
     if task.test is not None and test is not None and probe is not None:
@@ -222,7 +223,7 @@ def _finalize(
     write_predictions(path, split, predictions, task.classes, task_type)
     spec = setup.backbone.input_spec
     if isinstance(spec, GraphSpec) and spec.node_features == "atoms":
-        taps = selected.fine_tune_result.taps
+        taps = selected.taps
         write_molecules(folder, split, network=network, source=setup.source, taps=taps)
     elif task.kind == "images" and isinstance(task_type, Multiclass):
         write_examples(folder, split, predictions, probe_predictions, task.classes)
@@ -241,17 +242,21 @@ def _finalize(
         **_metric_fields(task, "linear_probe_test", probe, task.test),
         **_metric_fields(task, "linear_probe_val", selected.probe_predictions, selected.held_out),
         **retention.result_fields(),
-        best_epoch=selected.epoch,
         epochs=plan.epochs if method.trains_network else 0,
-        refitted=selected.refitted,
         wall_time_s=cost.wall_time_s,
         peak_memory_mib=cost.peak_memory_mib,
         num_train_samples=len(task.train),
         sample_type=task.sample_type,
         num_classes=len(task.classes),
         strength=_strength(selected, plan),
-        strength_search=selected.strength_search,
-        taps=selected.fine_tune_result.taps,
+        model_selection=selected.model_selection,
+        probe_comparison=ProbeComparison.of(
+            predictions.argmax(dim=1) == split.targets,
+            probe_predictions.argmax(dim=1) == split.targets,
+        )
+        if isinstance(task_type, Multiclass)
+        else None,
+        taps=selected.taps,
         versions=versions(),
     )
     write_atomically(folder / "result.json", result.to_json())
@@ -264,20 +269,21 @@ def _clear(folder: Path) -> None:
     (folder / USAGE_FILE).unlink(missing_ok=True)
     for checkpoint in folder.glob(f"**/{PREVIOUS}"):
         checkpoint.unlink()
-    for fold in folder.glob("**/folds/*"):
-        shutil.rmtree(fold / "checkpoints", ignore_errors=True)
+    for checkpoints in folder.glob("folds/**/checkpoints"):
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _strength(selected: SelectionResult, plan: FineTunePlan) -> float | None:
-    """Return the strength of the penalty or the probe; of `auto`, the geometric mean."""
+    """Return the strength of the penalty or the probe; of several, the geometric mean."""
     if not plan.method.trains_network:
         return selected.setup.probe.regularization
-    if selected.strength_search is None:
+    found = selected.model_selection
+    if found is None or len(found.strengths) == 1:
         return plan.strength
-    weights = selected.strength_search.mixing_coefficients[1:]
+    weights = found.mixing_coefficients[1:]
     if not sum(weights):
         return None  # the initialization alone: no strength is strong enough
-    logs = [math.log(strength) for strength in selected.strength_search.strengths]
+    logs = [math.log(strength or LEAST_STRENGTH) for strength in found.strengths]
     mean = sum(weight * log for weight, log in zip(weights, logs, strict=True)) / sum(weights)
     return float(f"{math.exp(mean):.6g}")
 

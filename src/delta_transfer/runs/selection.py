@@ -1,33 +1,40 @@
-"""Selection of the epoch by a validation split or folds, and the refit on all samples."""
+"""The final network of a run: complete trainings, averages of their weights, or the start."""
 
+import copy
 import csv
 import dataclasses
 import io
 import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.model_selection import GroupKFold, StratifiedKFold
-from torch import Tensor
+from torch import Tensor, nn
 
-from delta_transfer.config.train import TrainConfig
-from delta_transfer.data.task import Split, TaskData, pool_train_and_val
-from delta_transfer.metrics.run_result import StrengthSearch
-from delta_transfer.runs.fine_tune import FineTuneResult, fine_tune
+from delta_transfer.data.task import Split
+from delta_transfer.errors import UserError, reworded
+from delta_transfer.metrics.run_result import ModelSelection
+from delta_transfer.runs.fine_tune import FineTuneResult, fine_tune, initialize_network
+from delta_transfer.runs.model_soup import (
+    Mixture,
+    State,
+    average_states,
+    choose_mixture,
+    format_percent,
+    mixtures,
+)
 from delta_transfer.runs.plan import FineTunePlan
+from delta_transfer.runs.preparation.folds import split_folds, training_pool
 from delta_transfer.runs.preparation.prepared import RunSetup, resplit
 from delta_transfer.training.inference import predict_dataloader
 from delta_transfer.utils.distributed import is_rank_zero, shard_and_gather
 from delta_transfer.utils.files import write_atomically
-from delta_transfer.utils.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
-REFIT_THRESHOLD = 300
-"""With fewer training and validation samples, the final model is refitted on both."""
+FINAL_FOLDER = "final"
+"""The folder, in that of a run, of a last training on all samples."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,170 +43,226 @@ class SelectionResult:
 
     Args:
         setup: the data that it was trained on, and the probe on the same data.
-        fine_tune_result: the network; with folds that of the last fold, until `refit` replaces it.
-        epoch: the epoch, selected on held-out samples.
+        network: the final network.
+        taps: the modules whose features were compared or measured.
         held_out: the validation split; with folds all samples, each held out once.
-        predictions: for the held-out samples `[N, K]`, by networks not trained on them.
+        num_folds: number of folds; if there are any, the final network was trained on all samples.
+        predictions: for the held-out samples `[N, K]`, by networks not trained on them, averaged in
+            the same way as the final one.
         probe_predictions: for the same samples, by linear probes not trained on them.
-        refitted: the network was trained again on all samples.
-        validation_results: setup and result of each training with held-out samples.
-        strength_search: the search for the strength; None if it was fixed.
+        model_selection: how it was chosen; None if nothing was trained.
     """
 
     setup: RunSetup
-    fine_tune_result: FineTuneResult
-    epoch: int
+    network: nn.Module
+    taps: tuple[str, ...]
     held_out: Split
+    num_folds: int
     predictions: Tensor
     probe_predictions: Tensor
-    refitted: bool
-    validation_results: tuple[tuple[RunSetup, FineTuneResult], ...]
-    strength_search: StrengthSearch | None = None
+    model_selection: ModelSelection | None
 
 
-def should_refit(config: TrainConfig, task: TaskData) -> bool:
-    """Return True if the final network is trained on training and validation samples."""
-    if not task.val_drawn or config.refit == "never":
-        return False
-    if config.folds or config.refit == "always":
-        return True
-    # A requested number of samples per class is to be exact.
-    fixed = config.samples_per_class is not None or config.paper_protocol
-    return len(task.train) + len(task.val) < REFIT_THRESHOLD and not fixed
+def select_model(plan: FineTunePlan, folder: Path, *, keep_network: bool = True) -> SelectionResult:
+    """Train every candidate on every fold, and average or choose by held-out losses.
 
-
-def select_epoch(plan: FineTunePlan, folder: Path) -> SelectionResult:
-    """Fine-tune with held-out samples, and select the epoch on them.
+    Every training runs to the end of its schedule: no network is taken from the middle of one.
 
     Args:
         plan: data, network, options and method.
-        folder: folder of the run; folds are in `folds/`.
+        folder: folder of the run; files of folds are in `folds/`, those of all candidates but the
+            first in folders of their own.
+        keep_network: the network is used afterwards; if not, there is no training on all samples.
+
+    Raises:
+        UserError: if a training diverges, or the network does not suit the method.
     """
-    if plan.config.folds:
-        return _cross_validate(plan, folder)
-    return _validate(plan, folder)
+    setups, candidates = _setups(plan), plan.candidates
+    choices = _choices(plan)
+    outputs: dict[Mixture, list[Tensor]] = {one: [] for one in choices}
+    means: list[State] = []
+    for number, setup in enumerate(setups, start=1):
+        if plan.folds:
+            logger.info("fold     %d of %d", number, plan.folds)
+        place = folder / "folds" / str(number) if plan.folds else folder
+        results = [
+            _train(dataclasses.replace(one, setup=setup), candidate_folder(place, one), plan)
+            for one in candidates
+        ]
+        network = copy.deepcopy(results[0].network)
+        states = [results[0].initial_state, *(_on_cpu(one.network) for one in results)]
+        for one, found in outputs.items():
+            network.load_state_dict(average_states(states, one))
+            found.append(_predict(plan, network, setup.task.val))
+        pairs = zip(means or states, states, strict=True)
+        means = [average_states(pair, (1 - 1 / number, 1 / number)) for pair in pairs]
+    if plan.folds and plan.method.trains_network and is_rank_zero():
+        _average_curves(plan, folder)
+        attention = folder / "folds" / "1" / "attention.safetensors"
+        if attention.is_file():  # each fold has its own
+            attention.replace(folder / attention.name)
+    held_out = _held_out(setups)
+    chosen, selection = _choose(plan, outputs, held_out)
+    final = _merged(plan) if plan.folds else plan.setup
+    if chosen[0] == 1:
+        # With the probe on all samples as its head, not the average of those of the folds.
+        network = initialize_network(dataclasses.replace(candidates[0], setup=final))
+    elif plan.folds and not plan.averages_weights and keep_network:
+        network = _train_on_all(plan, final, chosen, folder)
+    else:
+        network.load_state_dict(average_states(means, chosen))
+    return SelectionResult(
+        setup=final,
+        network=network,
+        taps=results[0].taps,
+        held_out=held_out,
+        num_folds=plan.folds,
+        predictions=torch.cat(outputs[chosen]),
+        probe_predictions=torch.cat([_probe_predictions(setup) for setup in setups]),
+        model_selection=selection if plan.method.trains_network else None,
+    )
 
 
-def merge_train_and_val(setup: RunSetup) -> RunSetup:
-    """Return the setup with the validation samples added to the training samples."""
-    train = len(setup.task.train)
-    count = train + len(setup.task.val)
-    return resplit(setup, train=range(count), val=range(train, count))
+def candidate_folder(folder: Path, plan: FineTunePlan) -> Path:
+    """Return the folder of a candidate run: the first one has no folder of its own."""
+    return folder / f"strength-{plan.strength:g}" if plan.data_order else folder
 
 
-def refit(plan: FineTunePlan, folder: Path, *, epoch: int) -> FineTuneResult:
-    """Fine-tune on all samples for the selected number of epochs.
+def _setups(plan: FineTunePlan) -> list[RunSetup]:
+    """Return the setup of each fold, or the only one."""
+    if not plan.folds:
+        return [plan.setup]
+    folds = split_folds(plan.config, plan.setup.task, plan.folds)
+    return [resplit(plan.setup, train=train, val=val) for train, val in folds]
 
-    Args:
-        plan: options and method, with the setup of `merge_train_and_val`.
-        folder: folder of the run; files of the refit are in `refit/`.
-        epoch: the selected epoch.
-    """
-    if plan.method.trains_network:
-        how = f"{epoch} epochs" if epoch else "0 epochs: the initialization"
-        task = plan.setup.task
-        count, noun = len(task.train), task.sample_type
-        logger.info("refit    on all %d training and validation %ss, %s", count, noun, how)
-    result = fine_tune(plan, folder / "refit", stop_after=epoch)
-    attention = folder / "refit" / "attention.safetensors"
-    if is_rank_zero() and attention.is_file():
-        attention.replace(folder / attention.name)
+
+def _merged(plan: FineTunePlan) -> RunSetup:
+    """Return the setup with all samples that may be trained on."""
+    pool = training_pool(plan.config, plan.setup.task)
+    return resplit(plan.setup, train=pool, val=pool)
+
+
+def _choices(plan: FineTunePlan) -> tuple[Mixture, ...]:
+    """Return the mixtures to choose from, of the initialization and the candidates."""
+    if not plan.method.trains_network:
+        return ((1.0, 0.0),)  # with the probe on all samples
+    if plan.config.paper_protocol:
+        return ((0.0, 1.0),)
+    # Networks with different initial heads are too far apart to be averaged.
+    averaged = plan.averages_weights and _same_heads(plan)
+    return mixtures(len(plan.candidates), averaged=averaged)
+
+
+def _same_heads(plan: FineTunePlan) -> bool:
+    return len({one.method.head_init for one in plan.candidates}) == 1
+
+
+def _train(plan: FineTunePlan, folder: Path, whole: FineTunePlan) -> FineTuneResult:
+    if len(whole.candidates) > 1:
+        logger.info("strength %g", plan.strength)
+    try:
+        result = fine_tune(plan, folder)
+    except UserError as error:
+        if len(whole.candidates) == 1:
+            raise
+        raise reworded(
+            error,
+            f"{error} (one of {len(whole.candidates)} trainings of --strength auto, strength "
+            f"{plan.strength:g}; --strength 1 trains once)",
+        ) from error
+    result.network.cpu()  # there may be many
     return result
 
 
-def _validate(plan: FineTunePlan, folder: Path) -> SelectionResult:
-    setup, result = plan.setup, fine_tune(plan, folder)
-    val, task_type = setup.task.val, setup.task.task_type
+def _predict(plan: FineTunePlan, network: nn.Module, split: Split) -> Tensor:
+    """Return predictions `[N, K]`, each process making its share."""
+    network.to(plan.setup.device)
+    task_type = plan.setup.task.task_type
 
     def predict(positions: Sequence[int]) -> tuple[Tensor]:
-        loader = plan.loaders.eval_dataloader(val.subset(positions))
-        return (predict_dataloader(result.network, loader, task_type),)
+        loader = plan.loaders.eval_dataloader(split.subset(positions))
+        return (predict_dataloader(network, loader, task_type),)
 
-    (predictions,) = shard_and_gather(len(val), plan.config.batch_size, predict)
-    probe = setup.probe_predictions["val"]
-    assert probe is not None
-    return SelectionResult(
-        setup=setup,
-        fine_tune_result=result,
-        epoch=result.fit_result.epoch,
-        held_out=val,
-        predictions=predictions,
-        probe_predictions=probe,
-        refitted=False,
-        validation_results=((setup, result),),
+    return shard_and_gather(len(split), plan.config.batch_size, predict)[0]
+
+
+def _choose(
+    plan: FineTunePlan, outputs: dict[Mixture, list[Tensor]], held_out: Split
+) -> tuple[Mixture, ModelSelection]:
+    """Return the chosen mixture, and what was chosen from."""
+    task_type, targets = plan.setup.task.task_type, held_out.targets
+    losses = {
+        one: task_type.held_out_losses(task_type.logits(torch.cat(found)), targets)
+        for one, found in outputs.items()
+    }
+    # Of networks with different initial heads the first one is no better a guess.
+    chosen = choose_mixture(losses, tolerance=1.0 if _same_heads(plan) else 0.0)
+    selection = ModelSelection(
+        strengths=tuple(one.strength for one in plan.candidates),
+        mixing_coefficients=chosen,
+        losses={format_percent(one): round(float(loss.mean()), 6) for one, loss in losses.items()},
+        folds=plan.folds,
+        averaged=plan.averages_weights,
+    )
+    if len(outputs) > 1:
+        _log_selection(selection, default=next(iter(losses)))
+    return chosen, selection
+
+
+def _train_on_all(plan: FineTunePlan, setup: RunSetup, chosen: Mixture, folder: Path) -> nn.Module:
+    """Train the chosen candidate on all samples."""
+    task = setup.task
+    logger.info("final    training on all %d %ss", len(task.train), task.sample_type)
+    candidate = dataclasses.replace(plan.candidates[chosen.index(1.0) - 1], setup=setup)
+    return fine_tune(candidate, folder / FINAL_FOLDER, validate=False).network
+
+
+def _probe_predictions(setup: RunSetup) -> Tensor:
+    found = setup.probe_predictions["val"]
+    assert found is not None
+    return found
+
+
+def _held_out(setups: Sequence[RunSetup]) -> Split:
+    splits = [setup.task.val for setup in setups]
+    return dataclasses.replace(
+        splits[0],
+        paths=tuple(path for split in splits for path in split.paths),
+        labels=tuple(label for split in splits for label in split.labels),
     )
 
 
-def _cross_validate(plan: FineTunePlan, folder: Path) -> SelectionResult:
-    """Hold out each sample once; select the epoch with the lowest loss over all of them."""
-    probes, logits, results = [], [], []
-    setup = plan.setup
-    task_type = setup.task.task_type
-    folds = _folds(setup.task, plan.config.folds, seed=plan.config.seed)
-    for number, (train, val) in enumerate(folds, start=1):
-        fold = resplit(setup, train=train, val=val)
-        if plan.method.trains_network:
-            logger.info("fold     %d of %d", number, len(folds))
-        fold_plan = dataclasses.replace(plan, setup=fold)
-        result = fine_tune(fold_plan, folder / "folds" / str(number))
-        probe = fold.probe_predictions["val"]
-        assert probe is not None
-        probes.append(probe)
-        result.network.cpu()  # there may be many
-        results.append((fold, result))
-        outputs = result.fit_result.val_outputs
-        logits.append([found for found, _ in outputs] or [task_type.logits(probe)])
-    order = [index for _, val in folds for index in val]
-    held_out = pool_train_and_val(setup.task).subset(order)
-    targets = held_out.targets
-    epochs = [torch.cat(parts) for parts in zip(*logits, strict=True)]
-    losses = [float(task_type.held_out_losses(found, targets).mean()) for found in epochs]
-    epoch = len(epochs) - 1 if plan.config.paper_protocol else _lowest(losses)
-    if plan.method.trains_network and is_rank_zero():
+def _on_cpu(network: nn.Module) -> State:
+    return {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+
+
+def _log_selection(selection: ModelSelection, *, default: Mixture) -> None:
+    chosen = selection.mixing_coefficients
+    if chosen[0] == 1:
+        why = "no training was better than the start, the linear probe"
+    elif chosen == default:
+        why = "the default, as nothing else is clearly better"
+    else:
+        why = "clearly better than the default on held-out samples"
+    logger.info(
+        "weights  %s percent of the start and of strength %s: %s",
+        format_percent(chosen),
+        ", ".join("-" if one is None else f"{one:g}" for one in selection.strengths),
+        why,
+    )
+
+
+def _average_curves(plan: FineTunePlan, folder: Path) -> None:
+    """Write the means over folds of what each candidate recorded in its epochs."""
+    for candidate in plan.candidates:
         for name, keys in (("metrics.csv", ["epoch"]), ("drift.csv", ["epoch", "tap"])):
-            files = sorted((folder / "folds").glob(f"*/{name}"))
-            write_atomically(folder / name, _average(files, keys))
-    return SelectionResult(
-        setup=setup,
-        fine_tune_result=result,
-        epoch=epoch,
-        held_out=held_out,
-        predictions=task_type.predictions(epochs[epoch]),
-        probe_predictions=torch.cat(probes),
-        refitted=False,
-        validation_results=tuple(results),
-    )
-
-
-def _lowest(losses: Sequence[float]) -> int:
-    """Return the position of the lowest loss, the first if none of them is a number."""
-    if np.isnan(losses).all():
-        logger.warning("the validation loss is NaN in all epochs: keeping the initial weights")
-        return 0
-    return int(np.nanargmin(losses))
-
-
-def _folds(task: TaskData, folds: int, *, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Return positions to train on and to hold out, stratified by class if there are classes.
-
-    Groups that the split kept together, such as scaffolds, are held out together.
-    """
-    draw = derive_seed(seed, "folds") % 2**32  # scikit-learn takes no larger one
-    if task.group is not None:
-        names = [task.group(path) for path in pool_train_and_val(task).paths]
-        _, groups = np.unique(names, return_inverse=True)
-        # scikit-learn fills folds by the size of groups, and orders those of equal size by number;
-        # its own shuffle would not balance the sizes of folds.
-        groups = np.random.default_rng(draw).permutation(groups.max() + 1)[groups]
-        grouped = GroupKFold(folds).split(groups, groups=groups)
-        return [(train.tolist(), val.tolist()) for train, val in grouped]
-    labels = np.array([*task.train.class_indices, *task.val.class_indices])
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=draw)
-    with warnings.catch_warnings():
-        # A class with fewer samples than folds is held out in as many folds as it has samples.
-        warnings.filterwarnings("ignore", "The least populated class")
-        found = list(splitter.split(labels, labels))
-    return [(train.tolist(), val.tolist()) for train, val in found]
+            places = [
+                candidate_folder(folder / "folds" / str(number), candidate) / name
+                for number in range(1, plan.folds + 1)
+            ]
+            target = candidate_folder(folder, candidate) / name
+            target.parent.mkdir(exist_ok=True)
+            write_atomically(target, _average([path for path in places if path.is_file()], keys))
 
 
 def _average(files: Sequence[Path], keys: Sequence[str]) -> str:

@@ -6,12 +6,11 @@ from collections import Counter
 from delta_transfer.data.inspection import IMBALANCE_THRESHOLD
 from delta_transfer.data.samplers import imbalance_ratio
 from delta_transfer.data.task import TaskData
-from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.metrics.run_result import MetricPrefix, ProbeComparison, RunResult
 from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs.duration import estimate_minutes
 from delta_transfer.runs.plan import FineTunePlan
 from delta_transfer.runs.preparation.loss import resolve_class_weights
-from delta_transfer.runs.selection import should_refit
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +30,14 @@ def log_start(plan: FineTunePlan) -> None:
     if method.trains_network:
         _log_class_balance(plan)
         minutes = estimate_minutes(plan)
-        folds = f", {plan.config.folds} folds" if plan.config.folds else ""
-        refit = " and the refit" if should_refit(plan.config, plan.setup.task) else ""
+        folds = f", {plan.folds} folds" if plan.folds else ""
         logger.info(
-            "time     about %.*f minutes for %s%d epochs%s%s",
+            "time     about %.*f minutes for %s%d epochs%s",
             1 if minutes >= 1 else 2,
             minutes,
-            "2 times " if len(plan.candidates) > 1 else "",
+            f"{len(plan.candidates)} times " if len(plan.candidates) > 1 else "",
             plan.epochs,
             folds,
-            refit,
         )
 
 
@@ -119,20 +116,44 @@ def format_retention(result: RunResult) -> str:
 
 
 def _log_metrics(result: RunResult) -> None:
+    """Log the metrics, and whether they are better than those of the linear probe."""
     metric, tested = result.metric, result.metric_value("test")
-    if tested is None:
-        found = metric.format(result.metric_value("val"))
-        logger.info("done     no test split; validation %s %s", metric.display_name, found)
-        return
+    prefix: MetricPrefix = "val" if tested is None else "test"
+    probe_prefix: MetricPrefix = "linear_probe_val" if tested is None else "linear_probe_test"
+    compared = result.probe_comparison
+    interval = "" if compared is None else f" ({_range(compared.ci_low, compared.ci_high)})"
     logger.info(
-        "done     test %s %s (linear probe %s), epoch %d kept, %.0f seconds",
+        "done     %s %s %s%s, linear probe %s, %.0f seconds",
+        "held-out" if tested is None else "test",
         metric.display_name,
-        metric.format(tested),
-        metric.format(result.metric_value("linear_probe_test")),
-        result.best_epoch,
+        metric.format(result.metric_value(prefix)),
+        interval,
+        metric.format(result.metric_value(probe_prefix)),
         result.wall_time_s,
     )
+    if compared is not None and result.model_selection is not None:
+        logger.info("         %s", _verdict(result, compared))
+    if tested is None:
+        logger.info("         there is no test split: the weights were chosen on these samples")
     if result.metric_name == "mean_class_accuracy":
         logger.info(
             "         mean class accuracy %.1f%%, the metric of this dataset", 100 * result.score
         )
+
+
+def _verdict(result: RunResult, compared: ProbeComparison) -> str:
+    """Return whether the network is better than the linear probe, and how sure that is."""
+    low, high = 100 * compared.difference_ci_low, 100 * compared.difference_ci_high
+    points = f"{100 * compared.difference:+.1f} points ({low:+.1f} to {high:+.1f})"
+    on = f"on {compared.num_samples} {result.sample_type}s"
+    if not result.trained_share:
+        return f"no training was better than the start, which is saved; to the probe {points} {on}"
+    if low > 0:
+        return f"better than the linear probe: {points} {on}"
+    if high < 0:
+        return f"WORSE than the linear probe: {points} {on}; use --method probe"
+    return f"not told apart from the linear probe: {points} {on}"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {100 * high:.1f}%"

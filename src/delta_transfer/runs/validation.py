@@ -28,7 +28,7 @@ _ATTENTION_ESTIMATION_OPTIONS = ["attention_samples", "attention_tolerance"]
 _ATTENTION_NORMALIZATION_OPTIONS = ["attention_temperature", "score_clip", "clamp_negative_scores"]
 _TRAINING_OPTIONS = [
     *("epochs", "steps", "lr", "head_lr", "optimizer", "schedule", "batch_norm"),
-    *("class_weights", "label_smoothing", "patience"),
+    *("class_weights", "label_smoothing", "head_init", "average"),
     *("gradient_accumulation_steps", "grad_clip", "ema", "layer_decay", "precision"),
     *("augment", "mixup", "cutmix"),
     "strategy",

@@ -1,6 +1,7 @@
-"""Callbacks of a fit: stopping early, reinitialising the head, measuring drift."""
+"""Callbacks of a fit: reporting losses, reinitialising the head, measuring drift."""
 
 import csv
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,28 @@ from delta_transfer.training.optimizers import cycle_starts
 from delta_transfer.utils.distributed import is_rank_zero
 from delta_transfer.utils.module_state import device_of, eval_mode
 
+logger = logging.getLogger(__name__)
 
-class StopAfter(lightning.Callback):
-    """Stops the fit after an epoch, with the schedule of all epochs.
 
-    Args:
-        epochs: number of epochs to train.
-    """
+class LogValidation(lightning.Callback):
+    """Logs the validation metrics of an epoch; epoch 0 is the initialization."""
 
-    def __init__(self, epochs: int) -> None:
-        self._epochs = epochs
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Stop the trainer after the last of them."""
-        trainer.should_stop = trainer.current_epoch + 1 >= self._epochs
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Log a line."""
+        metrics, metric = trainer.callback_metrics, module.task_type.metric
+        logger.info(
+            "epoch %d of %s: validation %s %s, loss %.3f (calibrated %.3f)",
+            trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0,
+            trainer.max_epochs,
+            metric.display_name,
+            metric.format(float(metrics[f"val_{metric.name}"])),
+            float(metrics["val_loss"]),
+            float(metrics["val_calibrated_loss"]),
+        )
 
 
 class ReportLoss(lightning.Callback):
-    """Reports the validation loss of each epoch but epoch 0, the initialization.
+    """Reports each validation loss but that of epoch 0, the initialization.
 
     Args:
         listener: called with epoch, number of epochs and loss; an exception of it ends the fit.

@@ -1,8 +1,6 @@
-"""Callbacks that save checkpoints: the best epoch, and the last state to resume from."""
+"""The callback that saves the last state, to resume from."""
 
 import dataclasses
-import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,69 +11,15 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from delta_transfer.training.checkpoints import (
-    BEST,
     NEXT,
     random_states,
-    read_checkpoint,
     rotate_checkpoints,
     set_random_states,
 )
 from delta_transfer.training.signals import FitInterrupt, StopRequest
 from delta_transfer.utils.distributed import all_reduce_any, is_rank_zero
 
-logger = logging.getLogger(__name__)
-
 GROWING_FILES = ("metrics.csv", "drift.csv")  # rows are added in each epoch
-
-
-class SaveBest(lightning.Callback):
-    """Saves the epoch with the lowest temperature-scaled validation NLL.
-
-    On few images it is far less noisy than accuracy, and unlike the plain loss it does not punish
-    overconfidence. Epoch 0, the initialization, is a candidate.
-
-    Args:
-        folder: folder for `best.ckpt`, which contains the epoch and its loss.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.best_epoch = -1
-        self._lowest = math.inf
-
-    def resume(self) -> bool:
-        """Restore the state from `best.ckpt`; return False if it is missing or damaged."""
-        best = read_checkpoint(self.folder / BEST)
-        if best is None:
-            return False
-        self.best_epoch, self._lowest = best["best_epoch"], best["lowest_loss"]
-        return True
-
-    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Save the epoch if it is the best so far, and log its metrics."""
-        metrics, metric = trainer.callback_metrics, module.task_type.metric
-        epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
-        loss = float(metrics["val_calibrated_loss"])
-        # Epoch 0 is saved even if its loss is NaN, so that there is always a checkpoint.
-        better = loss < self._lowest or self.best_epoch < 0
-        if better:
-            self.best_epoch = epoch
-            self._lowest = math.inf if math.isnan(loss) else loss
-            # A collective call: each process may have only its shard.
-            state = trainer.strategy.lightning_module_state_dict()
-            best = {"best_epoch": epoch, "lowest_loss": self._lowest, "state_dict": state}
-            if is_rank_zero():
-                trainer.strategy.checkpoint_io.save_checkpoint(best, self.folder / BEST)
-        logger.info(
-            "epoch %d of %s: validation %s %s, loss %.3f (calibrated %.3f)%s",
-            epoch,
-            trainer.max_epochs,
-            metric.display_name,
-            metric.format(float(metrics[f"val_{metric.name}"])),
-            float(metrics["val_loss"]),
-            loss,
-            ", best so far" if better else "",
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from delta_transfer.utils.files import fingerprint, write_atomically
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # increase it with every change of what checkpoints contain
-BEST, LAST = "best.ckpt", "last.ckpt"
+FORMAT = 4  # increase it with every change of what checkpoints contain
+LAST = "last.ckpt"
 NEXT, PREVIOUS = "next.ckpt", "previous.ckpt"  # on its way to last.ckpt; the last one before
 
 

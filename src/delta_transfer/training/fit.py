@@ -1,6 +1,5 @@
-"""Fine-tune with Lightning, resume from checkpoints, and restore the best epoch's weights."""
+"""Fine-tune with Lightning, and resume from checkpoints."""
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -9,15 +8,15 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from delta_transfer.data.samplers import DistributedEpochSampler, EpochSampler
 from delta_transfer.errors import EnvironmentError, UserError, reworded
 from delta_transfer.metrics.task_types import TaskType
 from delta_transfer.regularizer import Regularizer
-from delta_transfer.training.callbacks import StopAfter
-from delta_transfer.training.checkpoint_callbacks import GROWING_FILES, SaveBest, SaveLast
-from delta_transfer.training.checkpoints import BEST, LAST, find_last_checkpoint, read_checkpoint
+from delta_transfer.training.callbacks import LogValidation
+from delta_transfer.training.checkpoint_callbacks import GROWING_FILES, SaveLast
+from delta_transfer.training.checkpoints import LAST, find_last_checkpoint, read_checkpoint
 from delta_transfer.training.module import FineTuneModule
 from delta_transfer.training.optimizers import OptimizerConfig
 from delta_transfer.training.signals import FitInterrupt, handle_stop_signals
@@ -32,19 +31,6 @@ from delta_transfer.utils.distributed import (
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FitResult:
-    """The result of a fit.
-
-    Args:
-        epoch: the epoch whose weights were restored; 0 is the initialization.
-        val_outputs: logits `[N, K]` and targets of each validation, from epoch 0, if stored.
-    """
-
-    epoch: int
-    val_outputs: list[tuple[Tensor, Tensor]]
-
-
 def fit(
     network: nn.Module,
     regularizer: Regularizer,
@@ -57,8 +43,8 @@ def fit(
     callbacks: Sequence[lightning.Callback] = (),
     generators: Sequence[torch.Generator] = (),
     into: nn.Module | None = None,
-) -> FitResult:
-    """Train the network and restore the weights of its best epoch.
+) -> None:
+    """Train the network to the end of its schedule.
 
     Args:
         network: the target, trained in place; a sharded one stays sharded, see `into`.
@@ -70,19 +56,14 @@ def fit(
         optimizer_config: optimiser, learning rates and schedule.
         callbacks: further Lightning callbacks.
         generators: random generators whose states checkpoints have to contain.
-        into: the network that gets the weights of the best epoch; `network` if None.
-
-    Returns:
-        The epoch, and the validation outputs.
+        into: the network that gets the final weights; `network` if None.
 
     Raises:
         UserError: if the loss is not finite or explodes; earlier checkpoints stay.
         KeyboardInterrupt: after SIGINT or SIGTERM; the state has been saved then.
     """
-    checkpoints = fit_config.folder / "checkpoints"
-    save_best = SaveBest(checkpoints)
     with rank_zero_first():
-        last = _find_last(fit_config, save_best)
+        last = _find_last(fit_config)
     state = {} if last is None else last[1]
     with ExitStack() as stack, quiet(), handle_stop_signals() as request:
         module = FineTuneModule(
@@ -94,7 +75,6 @@ def fit(
             optimizer_config=optimizer_config,
             exit_stack=stack,
             accumulation=fit_config.make_accumulation(),
-            store_val_outputs=fit_config.store_val_outputs,
             mixing=fit_config.mixing,
         )
         save_last = SaveLast(
@@ -107,9 +87,7 @@ def fit(
         )
         own: list[lightning.Callback] = [save_last]
         if fit_config.val_dataloader is not None:
-            own.append(save_best)
-        if fit_config.stop_after is not None:
-            own.append(StopAfter(fit_config.stop_after))
+            own.append(LogValidation())
         trainer = make_trainer(fit_config, [*own, *callbacks])
         try:
             if _callback_state(state).get("finished"):
@@ -117,23 +95,18 @@ def fit(
             else:
                 _train(trainer, module, fit_config, last)
         except UserError as error:
-            if fit_config.val_dataloader is None:
-                raise
-            found = f"{message(error)}; best weights so far: {checkpoints / BEST}"
-            raise reworded(error, found) from error
+            # That of a process that loads samples begins with its traceback.
+            raise reworded(error, message(error)) from error
         except FitInterrupt as error:
             raise KeyboardInterrupt(str(error)) from None
         except SystemExit as error:  # raised by Lightning at Ctrl-C
             raise KeyboardInterrupt from error
-        outcome = _restore_selected_weights(
-            module, fit_config, save_best, network if into is None else into
-        )
+        _load_final_weights(module, fit_config, network if into is None else into)
     if all_reduce_any(request.requested)[0]:  # after everything was saved
         raise KeyboardInterrupt("stopped after the last step")
-    return outcome
 
 
-def _find_last(fit_config: FitConfig, save_best: SaveBest) -> tuple[Path, dict[str, Any]] | None:
+def _find_last(fit_config: FitConfig) -> tuple[Path, dict[str, Any]] | None:
     """Return the checkpoint to resume from; without one, delete what another fit left."""
     checkpoints = fit_config.folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -144,8 +117,6 @@ def _find_last(fit_config: FitConfig, save_best: SaveBest) -> tuple[Path, dict[s
             fit_config.sample_type,
         )
         last = None
-    if last is not None and fit_config.val_dataloader is not None and not save_best.resume():
-        last = None  # the best weights so far are lost
     if last is None:
         for path in (
             *checkpoints.glob("*.ckpt"),
@@ -191,12 +162,9 @@ def _resume_sampler(fit_config: FitConfig, state: Mapping[str, Any]) -> None:
     logger.info("resuming in epoch %d, after step %d", epoch + 1, state["global_step"])
 
 
-def _restore_selected_weights(
-    module: FineTuneModule, fit_config: FitConfig, save_best: SaveBest, network: nn.Module
-) -> FitResult:
-    """Load the weights of the selected epoch, or their moving average, into a network."""
-    last = fit_config.keep_last or fit_config.val_dataloader is None
-    path = fit_config.folder / "checkpoints" / (LAST if last else BEST)
+def _load_final_weights(module: FineTuneModule, fit_config: FitConfig, network: nn.Module) -> None:
+    """Load the weights after the last epoch, or their moving average, into a network."""
+    path = fit_config.folder / "checkpoints" / LAST
     saved = run_on_main_and_broadcast(lambda: read_checkpoint(path))
     if saved is None:
         raise EnvironmentError(f"{path} was corrupted right after writing; check the disk")
@@ -206,5 +174,3 @@ def _restore_selected_weights(
         if name.startswith(prefix):
             state[name.removeprefix(prefix)] = tensor
     network.load_state_dict(state)
-    epoch = saved["epoch"] if last else save_best.best_epoch
-    return FitResult(epoch=epoch, val_outputs=module.val_outputs)

@@ -124,7 +124,7 @@ def resizes_by_split(
     Args:
         spec: what the network takes.
         config: the options.
-        val_drawn: validation images are trained on too, in other folds or a refit.
+        val_drawn: validation images are trained on too, in other folds.
     """
     plain, augmented = _eval_transform(spec, config).resize, _train_transform(spec, config).resize
     both = tuple(dict.fromkeys([plain, augmented]))

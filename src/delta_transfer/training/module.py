@@ -26,7 +26,7 @@ from delta_transfer.utils.distributed import world_size
 # Training has diverged at this many times the loss of the first step (or 1, if that is less).
 DIVERGENCE_FACTOR = 1e4
 
-_PROGRESS = ("val_outputs", "_first_loss", "_sums", "_samples")
+_PROGRESS = ("_first_loss", "_sums", "_samples")
 
 
 class FineTuneModule(lightning.LightningModule):
@@ -42,13 +42,10 @@ class FineTuneModule(lightning.LightningModule):
         optimizer_config: optimiser, learning rates and schedule.
         exit_stack: restores the network (hooks, train flags) when the fit is over.
         accumulation: divides steps into micro-batches.
-        store_val_outputs: see the attribute.
         mixing: MixUp or CutMix of training images; None for neither.
 
     Attributes:
         ema_network: the moving average of the network's weights, if one is used.
-        val_outputs: logits `[N, K]` and targets of each validation, if they are stored;
-            checkpoints contain them.
     """
 
     def __init__(
@@ -62,7 +59,6 @@ class FineTuneModule(lightning.LightningModule):
         optimizer_config: OptimizerConfig,
         exit_stack: ExitStack,
         accumulation: GradientAccumulation | None = None,
-        store_val_outputs: bool = True,
         mixing: Mixing | None = None,
     ) -> None:
         super().__init__()
@@ -75,9 +71,7 @@ class FineTuneModule(lightning.LightningModule):
         self.ema_network = None if ema is None else moving_average(network, decay=ema)
         self.task_type = task_type
         self.val_loss = MeanMetric()
-        self.store_val_outputs = store_val_outputs
         self.mixing = mixing
-        self.val_outputs: list[tuple[Tensor, Tensor]] = []
         self._first_loss: float | None = None
         self._sums: dict[str, float] = {}
         self._samples = 0
@@ -197,7 +191,7 @@ class FineTuneModule(lightning.LightningModule):
         self.log("step", float(max(0, self.global_step - 1)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add losses and validation outputs so far to the checkpoint."""
+        """Add the losses so far to the checkpoint."""
         checkpoint["progress"] = {name: getattr(self, name) for name in _PROGRESS}
         checkpoint["num_micro_batches"] = self._accumulation.num_micro_batches
 
@@ -242,7 +236,7 @@ class FineTuneModule(lightning.LightningModule):
         self.log("epoch", float(epoch), batch_size=count)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metric, and the loss that selects the epoch."""
+        """Log the metric, and the temperature-scaled loss."""
         logits, targets = torch.cat(self._val_logits), torch.cat(self._val_targets)
         metric = self.task_type.metric.name
         score = self.task_type.score(self.task_type.predictions(logits), targets, metric)
@@ -250,8 +244,6 @@ class FineTuneModule(lightning.LightningModule):
         losses = self.task_type.held_out_losses(logits, targets)
         self.log("val_calibrated_loss", losses.mean().item())
         self._log_step()
-        if self.store_val_outputs:
-            self.val_outputs.append((logits, targets))
         self._val_logits.clear()
         self._val_targets.clear()
 

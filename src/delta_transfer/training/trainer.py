@@ -27,6 +27,8 @@ from delta_transfer.utils.distributed import is_rank_zero, local_world_size, wor
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 """Lightning's names; the mixed ones use autocast."""
 
+NUM_VALIDATIONS = 30
+
 _DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -52,6 +54,19 @@ def find_precision(name: str, device: torch.device) -> Precision:
     return "16-mixed" if name == "16" else "32-true"
 
 
+def epochs_per_validation(epochs: int) -> int:
+    """Return the number of epochs between two validations.
+
+    With few images there are hundreds of epochs, of which about 30 are validated, also the last.
+
+    Example:
+        >>> epochs_per_validation(10), epochs_per_validation(200)
+        (1, 5)
+    """
+    most = max(1, epochs // NUM_VALIDATIONS)
+    return max(n for n in range(1, most + 1) if epochs % n == 0)
+
+
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
     """Return a context in which networks compute in a precision."""
     if precision == "32-true":
@@ -65,17 +80,14 @@ class FitConfig:
 
     Args:
         train_dataloader: batches of training samples, augmented.
-        val_dataloader: batches of validation samples; None to keep the last epoch.
+        val_dataloader: batches of validation samples, for curves; None for none.
         epochs: number of epochs of the schedule.
-        stop_after: stop after this epoch; None for all.
         mixing: MixUp or CutMix of training images; None for neither.
         grad_clip: norm to which gradients are clipped; 0 for no limit.
         sample_type: name of a sample in messages.
         gradient_accumulation_steps: micro-batches of each step.
         can_split: use more micro-batches if memory runs out.
         precision: Lightning's name of the precision.
-        keep_last: keep the last epoch instead of the one with the lowest validation loss.
-        store_val_outputs: store the validation outputs of each epoch.
         folder: output folder of the run, with `checkpoints`.
         checkpoint_interval: how often `last.ckpt` is saved.
         on_checkpoint: called after each save.
@@ -90,15 +102,12 @@ class FitConfig:
     train_dataloader: DataLoader[Any]
     val_dataloader: DataLoader[Any] | None
     epochs: int
-    stop_after: int | None = None
     mixing: Mixing | None = None
     grad_clip: float = 1.0
     sample_type: str = "image"
     gradient_accumulation_steps: int = 1
     can_split: bool = True
     precision: Precision = "32-true"
-    keep_last: bool = False
-    store_val_outputs: bool = True
     folder: Path
     checkpoint_interval: CheckpointInterval = dataclasses.field(default_factory=CheckpointInterval)
     on_checkpoint: Callable[[], None] = lambda: None
@@ -126,7 +135,7 @@ _HIDDEN = (
     "Found .* module.s. in eval mode",  # batch norm is frozen on purpose
     "Experiment logs directory",  # the run's folder, whose metrics.csv is new or restored
     "You're resuming from a checkpoint that ended before",  # the sampler is resumed, see `fit`
-    "You defined a `validation_step` but have no",  # the refit has no validation images
+    "You defined a `validation_step` but have no",  # a training on all samples has none left
     ".*isinstance.treespec, LeafSpec",  # Lightning calls a deprecated function of torch
     "It is recommended to use .self.log",  # logged values are the same in all processes
 )
@@ -143,6 +152,7 @@ def make_trainer(
             accelerator=fit_config.accelerator,
             **_shared(fit_config),
             max_epochs=fit_config.epochs,
+            check_val_every_n_epoch=epochs_per_validation(fit_config.epochs),
             gradient_clip_val=fit_config.grad_clip or None,
             precision=fit_config.precision,
             logger=make_loggers(fit_config.loggers, fit_config.folder),

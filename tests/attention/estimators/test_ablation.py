@@ -85,7 +85,7 @@ NAMED = {
     "vit_small_patch16_224": 32,
     "swin_tiny_patch4_window7_224": 56,
 }
-FAST = {"pypi/efficientnet_lite0", "convnext_tiny", "vit_small_patch16_224"}
+FAST = {"pypi/efficientnet_lite0", "vit_small_patch16_224"}
 SIZES = {"inception_v3": 96, "torchvision/vit_b_16": 224, "torchvision/swin_v2_t": 64}
 
 

@@ -233,8 +233,8 @@ def test_hours_grow_with_seeds_and_epochs(monkeypatch, made):
     assert hours("l2") == 3 * 2 * 1800 / 3600
     assert hours("probe") == 0
     assert hours("delta") == 2 * 1.25 * 3.0  # two trainings, and the source's forward pass
-    assert hours("delta", batch_norm="train") == 1.25 * 3.0
-    assert hours("l2,l2sp", epochs=4) == 12.0
+    assert hours("delta", strength=1) == 1.25 * 3.0
+    assert hours("l2,l2sp", epochs=4) == 3 * 6.0  # two trainings of l2sp
     assert hours("probe", preset="paper", epochs=None) == 0  # which has no official form
 
 
@@ -250,10 +250,11 @@ def runs(monkeypatch):
                 samples_per_class=size,
                 score=score,
                 probe=0.5,
-                best_epoch=1,
+                trained_share=1.0,
                 strength=None,
                 wall_time_s=1.0,
                 peak_memory_mib=1.0,
+                retention={},
                 folder=PurePosixPath("run"),
             )
             for method, seed, size, score in found

@@ -52,7 +52,7 @@ class TestCompare:
             assert float(row["test_accuracy"]) == run.test_accuracy
             assert float(row["val_accuracy"]) == run.val_accuracy
             assert float(row["linear_probe_test_accuracy"]) == run.linear_probe_test_accuracy
-            assert int(row["best_epoch"]) == run.best_epoch
+            assert float(row["trained_share"]) == run.trained_share
             assert row["strength"] == ("" if run.strength is None else str(run.strength))
             assert (float(row["wall_time_s"]), float(row["peak_memory_mib"])) == (
                 run.wall_time_s,
@@ -204,16 +204,14 @@ class Fakes:
             val_accuracy=0.5,
             linear_probe_test_accuracy=0.25,
             linear_probe_val_accuracy=0.5,
-            best_epoch=1,
             epochs=2,
-            refitted=False,
             wall_time_s=float(10 * len(config.method)),
             peak_memory_mib=100.0,
             sample_type="image",
             num_train_samples=60,
             num_classes=3,
             strength=None,
-            strength_search=None,
+            model_selection=None,
             taps=(),
             versions={},
         )
@@ -232,6 +230,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     monkeypatch.setattr(worker, "train_prepared", found.train)
     monkeypatch.setattr(worker, "load_given_attention", lambda prepared, config: None)
     monkeypatch.setattr(worker, "run_fingerprint", lambda prepared: "fake")
+    monkeypatch.setattr(worker, "count_fit_samples", lambda config, task: 40)
     monkeypatch.setattr(module, "write_comparison_report", found.report)
     return found
 
@@ -427,7 +426,7 @@ class TestFailures:
         with pytest.raises(KeyboardInterrupt) as stop:
             made(out)
         assert str(stop.value) == (
-            f"interrupted, 3 of 4 runs are left: to resume, rerun the command with --out {out}"
+            f"interrupted, 3 of 4 runs left: to resume, rerun the command with `out={out}`"
         )
         assert fakes.reported == [["probe-seed0"]]
         fakes.breaking = {}
@@ -468,7 +467,7 @@ def test_it_says_what_is_done_and_what_remains(fakes, tmp_path, caplog):
         "data     fake",
         "warning: two images are alike",  # once
         f"folder   {tmp_path / 'out'}",
-        "runs     4 to train; 1 in parallel, 1 threads each",
+        "runs     4 to train; 1 in parallel, 1 thread each",
         "1/4 l2, seed 0: 2.0%, 20 s; about 60 s left",
         "2/4 probe, seed 0: 5.0%, 50 s; about 70 s left",
         "3/4 l2, seed 1: 3.0%, 20 s; about 50 s left",
@@ -477,5 +476,5 @@ def test_it_says_what_is_done_and_what_remains(fakes, tmp_path, caplog):
     caplog.clear()
     made(tmp_path / "out", ["l2", "probe"], [0, 1, 2, 3], sizes=[None, 7])
     said = [record.getMessage() for record in caplog.records if "ignored" not in record.message]
-    assert "runs     12 to train, 4 are finished already; 1 in parallel, 1 threads each" in said
+    assert "runs     12 to train, 4 finished already; 1 in parallel, 1 thread each" in said
     assert "1/12 l2, 7 per class, seed 0: 9.0%, 20 s; about 7 minutes left" in said

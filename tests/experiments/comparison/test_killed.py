@@ -24,7 +24,7 @@ MOMENTS = (
     "os.rename probe-seed0/.result.json",
     "open probe-seed0/.report.html",
     "os.rename delta_no_attention-seed0/checkpoints",
-    "os.rename delta_no_attention-seed0/weaker/checkpoints",
+    "os.rename delta_no_attention-seed0/strength-0.1/checkpoints",
     "os.rename delta_no_attention-seed0/.result.json",
 )
 
@@ -39,6 +39,7 @@ def figures(folder: Path) -> list[dict[str, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_gives_the_same_table(images, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     kill_again_and_again("compare", images, killed, MOMENTS)

@@ -108,9 +108,9 @@ def test_as_many_runs_at_a_time_as_cores_memory_and_gpus_allow():
 @pytest.mark.parametrize(
     ("nodes", "device", "says"),
     [
-        (NODES[:2], "cuda", "--device cuda: .* has no such device: use auto or cpu"),
-        (NODES, "mps", "--device mps: .* has no such device: use auto or cpu"),
-        (NODES[:1], "auto", "--ray auto: no node of the cluster has cores"),
+        (NODES[:2], "cuda", "`device=cuda`: .* has no such device: use auto or cpu"),
+        (NODES, "mps", "`device=mps`: .* has no such device: use auto or cpu"),
+        (NODES[:1], "auto", "`ray=auto`: no node of the cluster has cores"),
     ],
 )
 def test_a_cluster_that_will_not_do_is_refused(nodes, device, says):

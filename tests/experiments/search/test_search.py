@@ -64,7 +64,7 @@ def space_of(asked: SearchOptions, **options: Any) -> Space:
     config = TrainOptions(
         data="images", **{"method": METHOD, **train_options(asked), **options}
     ).resolve()
-    return find_space(config, asked).with_taps(("a", "b", "c", "d"))
+    return find_space(config, asked).with_data(taps=("a", "b", "c", "d"), epochs=12)
 
 
 # ------------------------------------------------------------------------------- what is searched
@@ -75,11 +75,11 @@ def test_by_default_everything_is_searched_around_the_default():
     assert space.names == ("strength", "lr", "epochs", "taps")
     assert space.auto
     assert space.strength == (0.01, 100)
-    assert space.lr == (3e-5, 3e-3)
-    assert space.epochs == (5, 10, 20)
+    assert space.lr == (1e-4, 1e-2)
+    assert space.epochs == (6, 12, 24)  # around the number for this many images
     assert space.taps == ("auto", "b,c,d", "c,d", "d")
     own = space.configure(space.default)
-    assert own == TrainOptions(data="images", method=METHOD).resolve()
+    assert own == TrainOptions(data="images", method=METHOD, epochs=12).resolve()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_each_method_has_what_means_something_for_it(method, names, strength):
     space = space_of(SearchOptions(), method=method)
     assert (space.names, space.strength, space.auto) == (names, strength, False)
     default = space.configure(space.default)
-    plain = TrainOptions(data="images", method=method).resolve()
+    plain = TrainOptions(data="images", method=method, epochs=12).resolve()
     assert default == dataclasses.replace(plain, strength=default.strength)
 
 
@@ -111,7 +111,7 @@ def test_what_is_given_is_not_searched():
 def test_a_narrow_range_begins_with_what_is_nearest_to_the_default():
     asked = SearchOptions(strength="2:4", lr="1e-3:1e-2", epochs="3,25", taps="auto")
     space = space_of(asked, method="l2sp")
-    assert space.default == {"strength": 2.0, "lr": 1e-3, "epochs": 25}
+    assert space.default == {"strength_auto": True, "lr": 1e-3, "epochs": 25}
 
 
 def test_the_presets_decide_around_what():
@@ -271,7 +271,7 @@ def test_losses_of_other_trainings_and_no_numbers_count_for_nothing(tmp_path):
     own = trial_folder(tmp_path, 9)
     own.mkdir()
     listener = Listener(own, prune=True, alone=False)
-    listener.hear(own / "weaker", 2, 4, 5.0)
+    listener.hear(own / "strength-0.1", 2, 4, 5.0)
     listener.hear(own, 2, 4, float("nan"))
     assert list(listener.losses) == [50]
 

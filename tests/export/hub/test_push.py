@@ -39,7 +39,7 @@ from delta_transfer.inference.evaluation import calibration_error
 from delta_transfer.inference.predictor import Predictor
 from delta_transfer.metrics.metrics import MINUS, NO_VALUE
 from delta_transfer.metrics.per_target import BinaryTargetMetrics, RegressionTargetMetrics
-from delta_transfer.metrics.run_result import RunResult, StrengthSearch, comparison_columns
+from delta_transfer.metrics.run_result import ModelSelection, RunResult, comparison_columns
 from delta_transfer.report.run_files import PredictionRow, Predictions
 from tests.export.test_export import network, saved_run
 from tests.hub import Repo, environment, point_to, serve
@@ -425,6 +425,7 @@ def made_comparison(folder: Path, run: Path) -> Path:
             (own / "result.json").write_text(result.to_json())
             columns = comparison_columns(result.metric)
             values = {**json.loads(result.to_json()), "folder": own.name}
+            values["trained_share"] = result.trained_share
             with (folder / "results.csv").open("a", newline="") as file:
                 writer = csv.writer(file)
                 if (method, seed) == ("l2", 0):
@@ -612,7 +613,7 @@ def test_a_run_on_molecules(tmp_path, capsys):
     )
 
 
-def test_the_selected_epoch_is_described(run):
+def test_epochs_and_what_was_chosen_by_validation_are_described(run):
     facts = facts_of(run)
     official = dataclasses.replace(
         facts, config=TrainOptions(data="(patterns)", preset="paper", method="delta").resolve()
@@ -620,34 +621,38 @@ def test_the_selected_epoch_is_described(run):
     probe = dataclasses.replace(
         facts, result=dataclasses.replace(facts.result, method="probe", test_accuracy=None)
     )
-    refitted = dataclasses.replace(facts, result=dataclasses.replace(facts.result, refitted=True))
-    assert "epoch was selected by them.\n" in model_card(facts)
+    folds = dataclasses.replace(facts.result, model_selection=selection(folds=3))
+    folded = model_card(dataclasses.replace(facts, result=folds))
+    assert "the weights were chosen by them.\n" in model_card(facts)
     assert "The test of this run" not in model_card(facts)
-    assert "| checkpoint | epoch 3 of 3, lowest validation loss |" in model_card(facts)
-    assert "epoch was selected by them. They are those of networks not" in model_card(refitted)
-    assert "| checkpoint | epoch 3 of 3, the last |" in model_card(official)
+    assert "| epochs | 3 |" in model_card(facts)
+    assert "the weights were chosen by them. They are those of networks not" in folded
     assert "averaged the logits of ten crops" in model_card(official)
     for other in (official, dataclasses.replace(probe, split="validation")):
-        assert "the epoch was selected" not in model_card(other)
-    assert "checkpoint" not in model_card(probe)
+        assert "the weights were chosen" not in model_card(other)
+    assert "| epochs |" not in model_card(probe)
     tested = in_one_line(model_card(dataclasses.replace(probe, split="validation")))
     assert "There was no test split. The metrics are those of the validation images. - " in tested
     assert "test accuracy |" not in tested
 
 
-def test_a_strength_search_is_described(run):
-    facts = facts_of(run)
-    search = StrengthSearch(
+def selection(*, folds: int = 0) -> ModelSelection:
+    return ModelSelection(
         strengths=(0.1, 0.001),
         mixing_coefficients=(0.25, 0.375, 0.375),
-        losses={},
-        best_epochs=(1, 2),
-        wall_time_s=1.0,
+        losses={"0/50/50": 0.5, "25/37.5/37.5": 0.4},
+        folds=folds,
+        averaged=True,
     )
-    result = dataclasses.replace(facts.result, strength_search=search)
+
+
+@pytest.mark.parametrize(("folds", "suffix"), [(0, ""), (3, ", mean of 3 folds")])
+def test_an_average_of_strengths_is_described(run, folds, suffix):
+    facts = facts_of(run)
+    result = dataclasses.replace(facts.result, model_selection=selection(folds=folds))
     expected = (
-        "| strength | trained twice, with 0.1 and with 0.001; the final weights average the "
-        "initialization and both results (25%, 37.5%, 37.5%) |\n"
+        "| weights | 25% initial, 37.5% trained with strength 0.1, 37.5% trained with strength "
+        f"0.001{suffix} |\n"
     )
     assert expected in model_card(dataclasses.replace(facts, result=result))
 

@@ -178,9 +178,14 @@ class TestSizes:
     def test_runs_that_are_missing_are_named(self, sizes: Page) -> None:
         assert "Of 12 runs, 1 is missing: DELTA with seed 1 on 20 images per class." in sizes.text
 
+    def test_a_run_of_the_probe_has_no_trained_weights(self, page: Page) -> None:
+        assert page.row("probe-seed0") == (
+            f"probe-seed0 Linear probe 0 80.0% 80.0% 3 {NONE} 1 min 0 s 812 MiB"
+        )
+
     def test_runs_are_listed(self, sizes: Page) -> None:
         assert sizes.row("20-per-class/l2-seed1") == (
-            "20-per-class/l2-seed1 Plain fine-tuning 1 20 51.0% 62.5% 3 2 2 min 13 s 812 MiB"
+            "20-per-class/l2-seed1 Plain fine-tuning 1 20 51.0% 62.5% 3 75.0% 2 min 13 s 812 MiB"
         )
         assert not [link for link in sizes.all("a") if "report.html" in link.attributes["href"]]
 

@@ -74,8 +74,7 @@ def estimate_hours(plan: BenchmarkPlan) -> float | None:
     whole = 0.0
     for method in methods:
         if method.trains_network:
-            twice = config.strength == "auto" and config.batch_norm == "frozen"
-            trainings = max(1, len(method.candidates)) if twice else 1
+            trainings = max(1, len(method.candidates)) if config.strength == "auto" else 1
             # Comparing features requires a forward pass of the source, too.
             each = step + (forward if method.compares_features else 0)
             whole += trainings * config.count_epochs(samples) * samples * each

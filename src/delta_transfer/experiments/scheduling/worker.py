@@ -18,6 +18,7 @@ from delta_transfer.errors import EnvironmentError, UserError
 from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs.attention import load_given_attention
 from delta_transfer.runs.plan import run_fingerprint
+from delta_transfer.runs.preparation.folds import count_fit_samples
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.runs.run import train_prepared
@@ -41,6 +42,7 @@ class Reply:
     Args:
         description: of the data and the network, line by line.
         taps: the prepared taps.
+        epochs: number of epochs of a training with these options on the data.
         fingerprint: of the images, their splits and the pretrained weights.
         result: of the run; None if it failed, was only prepared, or its work returns None.
         failure: the reason of a failure.
@@ -48,6 +50,7 @@ class Reply:
 
     description: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
+    epochs: int = 0
     fingerprint: str = ""
     result: RunResult | None = None
     failure: str = ""
@@ -77,8 +80,13 @@ class Runner:
             prepared = self._prepare(config)
             reply = Reply(description=prepared.description)
             if work is None:
-                taps, found = prepared.taps, run_fingerprint(prepared)
-                return dataclasses.replace(reply, taps=taps, fingerprint=found)
+                samples = count_fit_samples(config, prepared.task)
+                return dataclasses.replace(
+                    reply,
+                    taps=prepared.taps,
+                    epochs=config.count_epochs(samples),
+                    fingerprint=run_fingerprint(prepared),
+                )
             try:
                 result = work(prepared, config, time.perf_counter() - self._seconds)
             except (UserError, MemoryError, torch.OutOfMemoryError) as error:

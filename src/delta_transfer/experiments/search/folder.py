@@ -41,7 +41,6 @@ class Outcome:
         loss: the temperature-scaled held-out loss, which ranks trials; NaN if not complete.
         metric_name: the metric of the data.
         score: its value on the held-out samples; NaN if not complete.
-        best_epoch: the selected epoch.
         losses: temperature-scaled validation losses of the first training, by its progress in
             percent.
         wall_time_s: duration in seconds.
@@ -52,7 +51,6 @@ class Outcome:
     loss: float = math.nan
     metric_name: str = "accuracy"
     score: float = math.nan
-    best_epoch: int | None = None
     losses: dict[int, float] = dataclasses.field(default_factory=dict)
     wall_time_s: float = 0.0
     failure: str = ""

@@ -120,7 +120,8 @@ def search(config: TrainConfig, folder: Path, asked: SearchOptions) -> SearchRes
             held.enter_context(lock_folder(folder))
             values = options_of(config, asked, threads)
             new = begin_several(folder, SEARCH_FILE, values, overwrite=config.overwrite)
-            space = dataclasses.replace(space, config=first).with_taps(found.taps)
+            space = dataclasses.replace(space, config=first)
+            space = space.with_data(taps=found.taps, epochs=found.epochs)
             study = Study(
                 asked.storage,
                 folder,
@@ -264,12 +265,12 @@ class _Progress:
         ]
         metric = f"val_{trials[0].outcome.metric.name if trials else 'accuracy'}"
         columns = ("trial", "state", "val_calibrated_loss", metric, *names)
-        rows: list[Sequence[object]] = [(*columns, "best_epoch", "wall_time_s", "failure")]
+        rows: list[Sequence[object]] = [(*columns, "wall_time_s", "failure")]
         for trial in trials:
             one = trial.outcome
             losses = ["" if math.isnan(value) else value for value in (one.loss, one.score)]
             options = [trial.options[name] for name in names]
-            row = [trial.number, one.state, *losses, *options, one.best_epoch, one.wall_time_s]
+            row = [trial.number, one.state, *losses, *options, one.wall_time_s]
             rows.append([*row, one.failure])
         write_atomically(self._folder / "trials.csv", to_csv(rows))
         return trials

@@ -40,7 +40,8 @@ class Space:
         auto: True if strength auto, two trainings, is one of the values of strength.
         strength: its range; None if it is not searched.
         lr: its range; None if it is not searched.
-        epochs: numbers of epochs; not searched if there is one or none.
+        epochs: numbers of epochs; not searched if there is one or none, and None if they depend on
+            the number of samples.
         taps: lists of names, comma-separated; not searched if there is one or none.
     """
 
@@ -48,13 +49,14 @@ class Space:
     auto: bool = False
     strength: Range | None = None
     lr: Range | None = None
-    epochs: tuple[int, ...] = ()
+    epochs: tuple[int, ...] | None = ()
     taps: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The options that differ from trial to trial."""
-        values = (self.strength, self.lr, self.epochs[1:], self.taps[1:])
+        epochs = self.epochs is None or self.epochs[1:]
+        values = (self.strength, self.lr, epochs, self.taps[1:])
         return tuple(name for name, some in zip(VARIED, values, strict=True) if some)
 
     def suggest(self, trial: "optuna.Trial") -> None:
@@ -85,23 +87,35 @@ class Space:
     def default(self) -> dict[str, Any]:
         """The parameters of the default, clipped to the ranges."""
         config = self.config
-        count = config.epochs or next(iter(self.epochs), 1)
+        epochs = self.epochs or ()
+        count = config.epochs or next(iter(epochs), 1)
         own = {
             "strength": self.strength
             and _within(self.strength, method_of(config).default_strength),
             "lr": self.lr and _within(self.lr, config.lr),
-            "epochs": min(self.epochs, key=lambda n: abs(math.log(n / count)), default=None),
+            "epochs": min(epochs, key=lambda n: abs(math.log(n / count)), default=None),
             "taps": next(iter(self.taps), None),
         }
         drawn = {name: own[name] for name in self.names if name != "strength" or not self.auto}
         return {AUTO: True, **drawn} if self.auto else drawn
 
-    def with_taps(self, auto: Sequence[str]) -> "Space":
-        """Return the space with its choices of taps, given those of auto."""
-        if not self.taps:
-            return self
-        fewer = [",".join(auto[-count:]) for count in range(len(auto) - 1, 0, -1)]
-        return dataclasses.replace(self, taps=("auto", *fewer))
+    def with_data(self, *, taps: Sequence[str], epochs: int) -> "Space":
+        """Return the space with the choices that depend on data and network.
+
+        Args:
+            taps: those of auto.
+            epochs: the default number of epochs on the data.
+        """
+        space = self
+        if self.taps:
+            fewer = [",".join(taps[-count:]) for count in range(len(taps) - 1, 0, -1)]
+            space = dataclasses.replace(space, taps=("auto", *fewer))
+        if self.config.epochs is None and self.config.steps is None:
+            config = dataclasses.replace(self.config, epochs=epochs)
+            space = dataclasses.replace(space, config=config)
+        if self.epochs is None:
+            space = dataclasses.replace(space, epochs=_around_epochs(epochs))
+        return space
 
 
 def find_space(config: TrainConfig, asked: SearchOptions) -> Space:
@@ -130,9 +144,13 @@ def find_space(config: TrainConfig, asked: SearchOptions) -> Space:
     lr, epochs = parse_number_or_range("lr", asked.lr), parse_whole_numbers("epochs", asked.epochs)
     if lr == "search":
         lr = _around(config.lr, _LR)
-    if epochs == "search":
-        own = config.epochs
-        epochs = tuple(dict.fromkeys((max(1, own // 2), own, 2 * own))) if own else ()
+    counts: tuple[int, ...] | None
+    if epochs != "search":
+        counts = epochs
+    elif config.epochs is not None:
+        counts = _around_epochs(config.epochs)
+    else:
+        counts = None if config.steps is None else ()
     # An attention file fixes the taps.
     estimated = not method.needs_attention or config.attention in ESTIMATORS
     taps = asked.taps == "search" and method.name in TAPPED and estimated
@@ -140,10 +158,10 @@ def find_space(config: TrainConfig, asked: SearchOptions) -> Space:
         config=config,
         strength=strength if isinstance(strength, tuple) else None,
         lr=lr if isinstance(lr, tuple) else None,
-        epochs=epochs,
+        epochs=counts,
         taps=("auto",) if taps else (),
     )
-    if space.strength and method.candidates and config.batch_norm == "frozen":
+    if space.strength and method.candidates:
         space = dataclasses.replace(space, auto=True)
     if not space.names and not space.taps:
         raise ConfigError(
@@ -166,6 +184,10 @@ def train_options(asked: SearchOptions) -> dict[str, Any]:
         "taps": "auto" if asked.taps == "search" else asked.taps,
         "epochs": epochs[0] if epochs != "search" and len(epochs) == 1 else None,
     }
+
+
+def _around_epochs(count: int) -> tuple[int, ...]:
+    return tuple(dict.fromkeys((max(1, count // 2), count, 2 * count)))
 
 
 def _around(value: Any, factor: float) -> Range:

@@ -18,12 +18,11 @@ from delta_transfer.metrics.run_result import RunResult
 from delta_transfer.runs.cost import ResourceTracker
 from delta_transfer.runs.folder import LOG_FILE, make_folder
 from delta_transfer.runs.lr_search import resolve_lr
-from delta_transfer.runs.model_soup import select_model
 from delta_transfer.runs.plan import FineTunePlan, make_plan
 from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.runs.preparation.taps import choose_taps
 from delta_transfer.runs.run import train_prepared
-from delta_transfer.runs.selection import SelectionResult
+from delta_transfer.runs.selection import SelectionResult, select_model
 from delta_transfer.runs.summary import log_start
 from delta_transfer.utils.diagnostics import explain
 from delta_transfer.utils.environment import describe
@@ -60,7 +59,7 @@ def try_out(prepared: RunSetup, config: TrainConfig, started: float, *, prune: b
         make_folder(folder, overwrite=False, resume=True)
         spent = ResourceTracker(folder, started=started, memory=memory, resume=True)
         plan = make_plan(prepared, config, on_checkpoint=spent.save)
-        alone = len(plan.candidates) == 1 and not config.folds
+        alone = len(plan.candidates) == 1 and not plan.folds
         listener = Listener(folder, prune=prune and folder.name != "0", alone=alone)
         plan = dataclasses.replace(plan, on_epoch_end=listener.hear)
         header = (*describe(), *prepared.description)
@@ -116,7 +115,6 @@ def _judge(selected: SelectionResult) -> Outcome:
         loss=loss,
         metric_name=metric,
         score=task_type.score(selected.predictions, targets, metric),
-        best_epoch=selected.epoch,
     )
 
 

@@ -6,7 +6,6 @@ import timm
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from markupsafe import Markup
-from scipy.stats import binomtest
 
 from delta_transfer.backbones.base import GraphSpec
 from delta_transfer.config.train import TrainConfig
@@ -14,6 +13,7 @@ from delta_transfer.export.hub.facts import CardFacts
 from delta_transfer.inference.evaluation import calibration_error
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.metrics import ACCURACY
+from delta_transfer.metrics.statistics import accuracy_interval
 from delta_transfer.report.comparison.runs import rank_methods, summarize_methods
 from delta_transfer.report.confusion import class_accuracies
 from delta_transfer.report.run_files import Predictions
@@ -35,7 +35,7 @@ def model_card(facts: CardFacts) -> str:
         "scores": facts.scores,
         "method": METHODS.get(facts.result.method),
         "trains": facts.trains,
-        "selects_epoch": facts.trains and not facts.config.paper_protocol,
+        "selects_weights": facts.trains and not facts.config.paper_protocol,
         "summaries": facts.comparison and rank_methods(summarize_methods(facts.comparison)),
         "max_rows": 50,  # of a table of classes or targets
         "max_names": 100,  # of classes or targets
@@ -47,13 +47,13 @@ def model_card(facts: CardFacts) -> str:
 def _uncertainty(predictions: Predictions) -> dict[str, object]:
     """Return each class's accuracy, the 95% interval for this many samples, and the ECE."""
     correct = [row.is_correct for row in predictions.rows]
-    interval = binomtest(sum(correct), len(correct)).proportion_ci(method="wilson")
+    low, high = accuracy_interval(sum(correct), len(correct))
     # A second class without probability: only that of the prediction counts.
     probabilities = torch.tensor([[row.probability, 0.0] for row in predictions.rows])
     return {
         "per_class": class_accuracies(predictions),
-        "low": float(interval.low),
-        "high": float(interval.high),
+        "low": low,
+        "high": high,
         "calibration_error": calibration_error(probabilities, 1 - torch.tensor(correct).int()),
     }
 

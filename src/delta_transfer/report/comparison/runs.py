@@ -29,7 +29,7 @@ class Entry:
         samples_per_class: training samples of each class; None for all.
         score: by the comparison's metric, on its split.
         probe: score of the linear probe, by the same metric and split.
-        best_epoch: the selected epoch.
+        trained_share: share of trained weights in the final ones; 0 for the initial ones alone.
         strength: of the method's penalty, None where it has none.
         wall_time_s: training time in seconds.
         peak_memory_mib: peak memory in MiB.
@@ -42,7 +42,7 @@ class Entry:
     samples_per_class: int | None
     score: float
     probe: float
-    best_epoch: int
+    trained_share: float
     strength: float | None
     wall_time_s: float
     peak_memory_mib: float
@@ -224,7 +224,7 @@ def _entry(row: Row, folder: Path, metric: Metric, *, tested: bool) -> Entry:
         else None,
         score=score,
         probe=probe,
-        best_epoch=row.integer("best_epoch"),
+        trained_share=row.number("trained_share"),
         strength=row.number("strength") if row.cells["strength"] else None,
         wall_time_s=row.number("wall_time_s"),
         peak_memory_mib=row.number("peak_memory_mib"),

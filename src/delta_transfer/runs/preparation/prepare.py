@@ -16,6 +16,7 @@ from delta_transfer.data.inspection import DatasetReport
 from delta_transfer.data.task import Split, TaskData
 from delta_transfer.features.probe import collect_features
 from delta_transfer.runs.preparation import graphs, images
+from delta_transfer.runs.preparation.folds import count_folds, training_pool
 from delta_transfer.runs.preparation.prepared import RunSetup, fit_probe_and_predict
 from delta_transfer.runs.preparation.shifted import (
     describe_shifted,
@@ -104,11 +105,6 @@ def prepare(
         check(task)
     check_splits(config, task)
     shifted = load_shifted(config, task)
-    if config.refit == "always" and not task.val_drawn:
-        logger.warning(
-            "`refit=always` is ignored: %s has its own validation split, which is never trained on",
-            task.name,
-        )
     kind = DATA_HANDLERS[task.kind]
     with first_on_each_node(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(config.seed, "head"))
@@ -198,6 +194,18 @@ def _features(
     return rows, labels
 
 
+def _describe_folds(config: TrainConfig, task: TaskData) -> tuple[str, ...]:
+    folds, pool = count_folds(config, task), len(training_pool(config, task))
+    if not folds:
+        return ()
+    both = pool > len(task.train)
+    which = "training and validation" if both else "training"
+    unused = "" if both else "; the validation split is not used"
+    return (
+        f"{folds} folds of the {pool} {which} {task.sample_type}s: each is held out once{unused}",
+    )
+
+
 def _describe(
     config: TrainConfig, task: TaskData, backbone: Backbone, device: torch.device
 ) -> tuple[str, ...]:
@@ -206,7 +214,7 @@ def _describe(
     return (
         f"data     {task.name}: {outputs}, {len(task.train)} training, "
         f"{len(task.val)} validation, {test} test {task.sample_type}s",
-        *(f"         {note}" for note in task.notes),
+        *(f"         {note}" for note in (*task.notes, *_describe_folds(config, task))),
         f"model    {config.model}, on {device}",
         *(f"         {note}" for note in backbone.notes),
     )

@@ -76,11 +76,6 @@ class RunSetup:
         """Fingerprint of the pretrained weights."""
         return weights_fingerprint(self.source, head=self.backbone.head)
 
-    @functools.cached_property
-    def unstandardized_probe(self) -> LinearProbe:
-        """The probe on unstandardised features, DELTA's initial head."""
-        return fit_task_probe(self.task, self.features, seed=self.probe_seed, standardize=False)
-
 
 def resplit(prepared: RunSetup, *, train: Sequence[int], val: Sequence[int]) -> RunSetup:
     """Return the setup with another training and validation split, and a new probe.
@@ -110,7 +105,7 @@ def fit_probe_and_predict(
     task: TaskData, features: dict[str, tuple[Tensor, Tensor]], *, seed: int
 ) -> tuple[LinearProbe, dict[str, Tensor | None]]:
     """Return the probe, and its predictions for the validation and the test split."""
-    probe = fit_task_probe(task, features, seed=seed, standardize=True)
+    probe = fit_task_probe(task, features, seed=seed)
     return probe, {
         name: task.task_type.predictions(probe(features[name][0][:, 0]))
         if name in features
@@ -120,7 +115,7 @@ def fit_probe_and_predict(
 
 
 def fit_task_probe(
-    task: TaskData, features: dict[str, tuple[Tensor, Tensor]], *, seed: int, standardize: bool
+    task: TaskData, features: dict[str, tuple[Tensor, Tensor]], *, seed: int
 ) -> LinearProbe:
     """Return the linear probe of the training features, fitted by the main process."""
     rows, targets = features["train"]
@@ -131,6 +126,5 @@ def fit_task_probe(
             num_outputs=len(task.classes),
             loss=task.task_type.loss,
             seed=seed,
-            standardize=standardize,
         )
     )

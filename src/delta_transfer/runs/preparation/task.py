@@ -2,14 +2,14 @@
 
 import dataclasses
 import socket
-from collections import Counter
 
 from delta_transfer.config.train import TrainConfig
 from delta_transfer.data.molecules.options import MoleculeOptions
 from delta_transfer.data.registry import is_dataset_name, load_data
-from delta_transfer.data.task import Split, TaskData, pool_train_and_val
+from delta_transfer.data.task import Split, TaskData
 from delta_transfer.errors import ConfigError, DataError, first_few
 from delta_transfer.metrics.task_types import Multiclass
+from delta_transfer.runs.preparation.folds import max_folds
 from delta_transfer.runs.preparation.loss import check_classification_options
 from delta_transfer.utils.distributed import all_gather, world_size
 
@@ -48,7 +48,9 @@ def check_splits(config: TrainConfig, task: TaskData) -> None:
     Raises:
         ConfigError: if it does not.
     """
-    if config.folds and not task.val_drawn:
+    if config.folds == "auto" or not config.folds:
+        return
+    if not task.val_drawn:
         hint = (
             ""
             if is_dataset_name(config.data)
@@ -58,14 +60,12 @@ def check_splits(config: TrainConfig, task: TaskData) -> None:
             f"`folds={config.folds}`: {task.name} has its own validation split; leave the option "
             f"out{hint}"
         )
-    if config.folds and task.group is not None:
-        count = len({task.group(path) for path in pool_train_and_val(task).paths})
-        if config.folds > count:
-            raise ConfigError(
-                f"`folds={config.folds}`: there are only {count} scaffolds (ring systems) to train "
-                f"on, whose molecules stay together; use at most {count}, or `split=random`"
-            )
-    most = max(Counter(pool_train_and_val(task).class_indices).values()) if config.folds else 0
+    most = max_folds(config, task)
+    if config.folds > most and task.group is not None:
+        raise ConfigError(
+            f"`folds={config.folds}`: there are only {most} scaffolds (ring systems) to train on, "
+            f"whose molecules stay together; use at most {most}, or `split=random`"
+        )
     if config.folds > most:
         whose = "the largest class has" if isinstance(task.task_type, Multiclass) else "there are"
         raise ConfigError(
