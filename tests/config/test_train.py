@@ -228,10 +228,10 @@ def test_the_default_length_has_limits_in_epochs_and_steps(num_samples, batch_si
     epochs = config.count_epochs(num_samples)
     per_epoch = -(-num_samples // batch_size)
     assert epochs >= 10
-    assert epochs * per_epoch >= 100
+    assert epochs * per_epoch >= 60
     if epochs > 30:  # only as many as are needed for enough steps
-        assert (epochs - 1) * per_epoch < 100
-    if epochs > 10 and epochs * per_epoch > 100:  # only as many steps as allowed, in whole epochs
+        assert (epochs - 1) * per_epoch < 60
+    if epochs > 10 and epochs * per_epoch > 60:  # only as many steps as allowed, in whole epochs
         assert (epochs - 1) * per_epoch < 1000
     if epochs < 30:
         assert epochs * per_epoch >= 1000

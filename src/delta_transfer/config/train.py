@@ -15,7 +15,7 @@ from delta_transfer.utils.type_hints import Bounds, convert, describe_type, matc
 
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow", "trackio")
 MIN_EPOCHS, MAX_EPOCHS = 10, 30
-MIN_STEPS, MAX_STEPS = 100, 1000
+MIN_STEPS, MAX_STEPS = 60, 1000
 """The default length of a training: `MAX_EPOCHS`, shortened and lengthened to these limits."""
 
 MAX_SEED = 2**64 - 1  # the largest one that torch accepts
@@ -181,7 +181,7 @@ class TrainOptions(_TrainFields):
             least 3 times as many training images as the smallest; none (default).
         label_smoothing: probability spread evenly over all classes in the targets, at least 0 and
             below 1 (default 0).
-        epochs: number of epochs (default: 30, at most 1000 steps, but at least 10 epochs and 100
+        epochs: number of epochs (default: 30, at most 1000 steps, but at least 10 epochs and 60
             steps; preset graphs 15).
         steps: number of training steps instead of epochs, rounded up to whole epochs (preset paper
             9000).
