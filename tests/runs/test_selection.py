@@ -290,7 +290,7 @@ class TestFolds:
         assert result.num_train_samples == 12
         plan = make_plan(setup, config)
         assert plan.folds == 3
-        held_out = [path for one in module._setups(plan) for path in one.task.val.paths]
+        held_out = [path for one in plan.held_out_setups for path in one.task.val.paths]
         assert sorted(held_out) == sorted(setup.task.train.paths)
 
 

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from delta_transfer.config.train import TrainOptions
 from delta_transfer.data.task import Split
 from delta_transfer.methods.registry import METHODS
 from delta_transfer.metrics.run_result import ModelSelection, ProbeComparison, RunResult
+from delta_transfer.metrics.statistics import accuracy_interval
 from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs import summary as module
 from delta_transfer.runs.plan import FineTunePlan
@@ -57,30 +59,39 @@ def said(
     caplog: pytest.LogCaptureFixture,
     method: str,
     *,
-    accuracy: float = 0.625,
+    accuracy: float = 0.62,
     taught: tuple[int, ...] = (0, 1) * 200,
     folds: int = 0,
     **options: Any,
 ) -> list[str]:
-    labels = (0, 1, 2, 3, 4) * 4
+    labels = (0, 1, 2, 3, 4) * 20
+    right = round(accuracy * len(labels))
+    predicted = [*labels[:right], *((label + 1) % 5 for label in labels[right:])]
     prepared: Any = SimpleNamespace(
         task=SimpleNamespace(
             train=Split(("x",) * len(taught), taught, Image.open),
-            val=SimpleNamespace(class_indices=labels),
+            val=Split(("x",) * len(labels), labels, Image.open),
             task_type=Multiclass(),
             kind="images",
+            sample_type="image",
             val_drawn=False,
         ),
-        probe_scores={"val": accuracy, "test": None},
+        probe_predictions={"val": torch.eye(5)[predicted], "test": None},
     )
     config = TrainOptions(data="x", method=method, epochs=6, **options).resolve()
     setup, method = prepared, METHODS[method]
-    log_start(
-        FineTunePlan(
-            setup=setup, config=config, method=method, epochs=6, folds=folds, attention=None
-        )
+    plan = FineTunePlan(
+        setup=setup, config=config, method=method, epochs=6, folds=folds, attention=None
     )
+    plan.__dict__["held_out_setups"] = (setup,)  # as if it had been computed
+    log_start(plan)
     return [record.message for record in caplog.records]
+
+
+def probe_line(accuracy: float, samples: str = "100 validation images") -> str:
+    low, high = accuracy_interval(round(100 * accuracy), 100)
+    interval = f"{100 * low:.1f} to {100 * high:.1f}%"
+    return f"probe    accuracy {100 * accuracy:.1f}% ({interval}) on {samples}"
 
 
 @pytest.fixture(autouse=True)
@@ -95,13 +106,15 @@ def minutes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_start_says_method_probe_and_minutes(caplog, method, strength, epochs):
     assert said(caplog, method) == [
         f"method   {method}, strength {strength}: {METHODS[method].summary}",
-        "probe    accuracy 62.5% on validation",
+        probe_line(0.62),
         f"time     about 12.3 minutes for {epochs}",
     ]
 
 
 def test_folds_are_said(caplog):
-    assert said(caplog, "l2", folds=3)[-1] == "time     about 12.3 minutes for 6 epochs, 3 folds"
+    _, probe, duration = said(caplog, "l2", folds=3)
+    assert probe == probe_line(0.62, "100 held-out images")
+    assert duration == "time     about 12.3 minutes for 6 epochs, 3 folds"
 
 
 def test_a_strength_that_was_asked_for_is_said(caplog):
@@ -111,7 +124,7 @@ def test_a_strength_that_was_asked_for_is_said(caplog):
 def test_the_probe_trains_nothing_that_takes_time(caplog):
     assert said(caplog, "probe") == [
         f"method   probe: {METHODS['probe'].summary}",
-        "probe    accuracy 62.5% on validation",
+        probe_line(0.62),
     ]
 
 
@@ -128,7 +141,7 @@ def test_the_probe_trains_nothing_that_takes_time(caplog):
 )
 def test_a_hint_how_like_the_images_are_to_what_was_pretrained_on(caplog, accuracy, hint):
     line = said(caplog, "delta", accuracy=accuracy)[1]
-    said_alone = f"probe    accuracy {100 * accuracy:.1f}% on validation"
+    said_alone = probe_line(accuracy)
     assert hint in line if hint else line == said_alone
 
 

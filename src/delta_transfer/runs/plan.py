@@ -1,6 +1,7 @@
 """The plan of a fine-tuning, and its data, loss and optimiser options."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from delta_transfer.attention.channel_attention import ChannelAttention
 from delta_transfer.config.presets import find_preset
 from delta_transfer.config.train import TrainConfig
+from delta_transfer.data.task import Split
 from delta_transfer.methods.base import Method
 from delta_transfer.methods.registry import check_classifier, method_of
 from delta_transfer.runs.attention import load_given_attention
-from delta_transfer.runs.preparation.folds import count_fit_samples, count_folds
+from delta_transfer.runs.preparation.folds import count_fit_samples, count_folds, split_folds
 from delta_transfer.runs.preparation.loss import task_loss
-from delta_transfer.runs.preparation.prepared import RunSetup
+from delta_transfer.runs.preparation.prepared import RunSetup, resplit
 from delta_transfer.training.checkpoint_callbacks import CheckpointInterval
 from delta_transfer.training.distributed import find_fsdp_units
 from delta_transfer.training.loaders import Dataloaders
@@ -78,6 +80,30 @@ class FineTunePlan:
         """The peak learning rate of the backbone; `--lr find` is resolved before."""
         assert not isinstance(self.config.lr, str)
         return self.config.lr
+
+    @functools.cached_property
+    def held_out_setups(self) -> tuple[RunSetup, ...]:
+        """The setup of each fold, or the only one; each holds out its validation split."""
+        if not self.folds:
+            return (self.setup,)
+        folds = split_folds(self.config, self.setup.task, self.folds)
+        return tuple(resplit(self.setup, train=train, val=val) for train, val in folds)
+
+    @property
+    def held_out(self) -> Split:
+        """The validation split; with folds all samples, each of which is held out once."""
+        splits = [setup.task.val for setup in self.held_out_setups]
+        return dataclasses.replace(
+            splits[0],
+            paths=tuple(path for split in splits for path in split.paths),
+            labels=tuple(label for split in splits for label in split.labels),
+        )
+
+    @property
+    def held_out_probe_predictions(self) -> Tensor:
+        """The predictions `[N, K]` of linear probes that were not trained on these samples."""
+        found = [setup.probe_predictions["val"] for setup in self.held_out_setups]
+        return torch.cat([predictions for predictions in found if predictions is not None])
 
     @property
     def averages_weights(self) -> bool:

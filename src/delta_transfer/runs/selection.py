@@ -25,7 +25,7 @@ from delta_transfer.runs.model_soup import (
     mixtures,
 )
 from delta_transfer.runs.plan import FineTunePlan
-from delta_transfer.runs.preparation.folds import split_folds, training_pool
+from delta_transfer.runs.preparation.folds import training_pool
 from delta_transfer.runs.preparation.prepared import RunSetup, resplit
 from delta_transfer.training.inference import predict_dataloader
 from delta_transfer.utils.distributed import is_rank_zero, shard_and_gather
@@ -77,7 +77,7 @@ def select_model(plan: FineTunePlan, folder: Path, *, keep_network: bool = True)
     Raises:
         UserError: if a training diverges, or the network does not suit the method.
     """
-    setups, candidates = _setups(plan), plan.candidates
+    setups, candidates = plan.held_out_setups, plan.candidates
     choices = _choices(plan)
     outputs: dict[Mixture, list[Tensor]] = {one: [] for one in choices}
     means: list[State] = []
@@ -101,7 +101,7 @@ def select_model(plan: FineTunePlan, folder: Path, *, keep_network: bool = True)
         attention = folder / "folds" / "1" / "attention.safetensors"
         if attention.is_file():  # each fold has its own
             attention.replace(folder / attention.name)
-    held_out = _held_out(setups)
+    held_out, probe = plan.held_out, plan.held_out_probe_predictions
     chosen, selection = _choose(plan, outputs, held_out)
     final = _merged(plan) if plan.folds else plan.setup
     if chosen[0] == 1:
@@ -118,7 +118,7 @@ def select_model(plan: FineTunePlan, folder: Path, *, keep_network: bool = True)
         held_out=held_out,
         num_folds=plan.folds,
         predictions=torch.cat(outputs[chosen]),
-        probe_predictions=torch.cat([_probe_predictions(setup) for setup in setups]),
+        probe_predictions=probe,
         model_selection=selection if plan.method.trains_network else None,
     )
 
@@ -126,14 +126,6 @@ def select_model(plan: FineTunePlan, folder: Path, *, keep_network: bool = True)
 def candidate_folder(folder: Path, plan: FineTunePlan) -> Path:
     """Return the folder of a candidate run: the first one has no folder of its own."""
     return folder / f"strength-{plan.strength:g}" if plan.data_order else folder
-
-
-def _setups(plan: FineTunePlan) -> list[RunSetup]:
-    """Return the setup of each fold, or the only one."""
-    if not plan.folds:
-        return [plan.setup]
-    folds = split_folds(plan.config, plan.setup.task, plan.folds)
-    return [resplit(plan.setup, train=train, val=val) for train, val in folds]
 
 
 def _merged(plan: FineTunePlan) -> RunSetup:
@@ -215,21 +207,6 @@ def _train_on_all(plan: FineTunePlan, setup: RunSetup, chosen: Mixture, folder: 
     logger.info("final    training on all %d %ss", len(task.train), task.sample_type)
     candidate = dataclasses.replace(plan.candidates[chosen.index(1.0) - 1], setup=setup)
     return fine_tune(candidate, folder / FINAL_FOLDER, validate=False).network
-
-
-def _probe_predictions(setup: RunSetup) -> Tensor:
-    found = setup.probe_predictions["val"]
-    assert found is not None
-    return found
-
-
-def _held_out(setups: Sequence[RunSetup]) -> Split:
-    splits = [setup.task.val for setup in setups]
-    return dataclasses.replace(
-        splits[0],
-        paths=tuple(path for split in splits for path in split.paths),
-        labels=tuple(label for split in splits for label in split.labels),
-    )
 
 
 def _on_cpu(network: nn.Module) -> State:

@@ -5,9 +5,10 @@ from collections import Counter
 
 from delta_transfer.data.inspection import IMBALANCE_THRESHOLD
 from delta_transfer.data.samplers import imbalance_ratio
-from delta_transfer.data.task import TaskData
 from delta_transfer.metrics.run_result import MetricPrefix, ProbeComparison, RunResult
+from delta_transfer.metrics.statistics import accuracy_interval
 from delta_transfer.metrics.task_types import Multiclass
+from delta_transfer.report.formatting import pluralize
 from delta_transfer.runs.duration import estimate_minutes
 from delta_transfer.runs.plan import FineTunePlan
 from delta_transfer.runs.preparation.loss import resolve_class_weights
@@ -24,9 +25,7 @@ def log_start(plan: FineTunePlan) -> None:
     strengths = [f"{one.strength:g}" for one in plan.candidates if one.strength is not None]
     detail = f", strength {' and '.join(strengths)}" if strengths else ""
     logger.info("method   %s%s: %s", method.name, detail, method.summary)
-    score, metric = plan.setup.probe_scores["val"], plan.setup.task.task_type.metric
-    hint = _hint(plan.setup.task, score or 0.0)
-    logger.info("probe    %s %s on validation%s", metric.display_name, metric.format(score), hint)
+    logger.info("probe    %s", _describe_probe(plan))
     if method.trains_network:
         _log_class_balance(plan)
         minutes = estimate_minutes(plan)
@@ -62,12 +61,22 @@ def _log_class_balance(plan: FineTunePlan) -> None:
     )
 
 
-def _hint(task: TaskData, accuracy: float) -> str:
-    """Return a hint from the probe's accuracy, for images with classes."""
-    if not isinstance(task.task_type, Multiclass) or task.kind != "images":
-        return ""
-    labels = task.val.class_indices
-    return similarity_hint(accuracy, max(Counter(labels).values()) / len(labels))
+def _describe_probe(plan: FineTunePlan) -> str:
+    """Return the linear probe's metric on held-out samples, and a hint for images with classes."""
+    task, held_out = plan.setup.task, plan.held_out
+    task_type, metric = task.task_type, task.task_type.metric
+    predictions = plan.held_out_probe_predictions
+    score = task_type.score(predictions, held_out.targets, metric.name)
+    words = "held-out" if plan.folds else "validation"
+    on = f"on {pluralize(len(held_out), f'{words} {task.sample_type}')}"
+    text = f"{metric.display_name} {metric.format(score)}"
+    if not isinstance(task_type, Multiclass):
+        return f"{text} {on}"
+    low, high = accuracy_interval(round(score * len(held_out)), len(held_out))
+    labels = held_out.class_indices
+    chance = max(Counter(labels).values()) / len(labels)
+    hint = similarity_hint(score, chance) if task.kind == "images" else ""
+    return f"{text} ({_range(low, high)}) {on}{hint}"
 
 
 def similarity_hint(accuracy: float, chance: float) -> str:
