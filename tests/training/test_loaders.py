@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import v2
 
 from delta_transfer.backbones.base import InputSpec
-from delta_transfer.config.train import TrainConfig
+from delta_transfer.config.train import TrainConfig, TrainOptions
 from delta_transfer.data.image_cache.writer import ImageCacheWriter
 from delta_transfer.data.images.augment import official_eval_transform, ten_crop_transform
 from delta_transfer.data.images.resize import Resize
@@ -13,7 +13,13 @@ from delta_transfer.data.inspection import inspect_images
 from delta_transfer.data.registry import load_data
 from delta_transfer.data.task import TaskData
 from delta_transfer.errors import UserError
-from delta_transfer.training.loaders import Dataloaders, count_workers, resizes_by_split
+from delta_transfer.training import loaders as module
+from delta_transfer.training.loaders import (
+    Dataloaders,
+    count_workers,
+    even_batch_size,
+    resizes_by_split,
+)
 from delta_transfer.utils import devices
 from delta_transfer.utils.seeds import derive_seed
 from tests.run_folders import tiny
@@ -28,6 +34,31 @@ def made(config: TrainConfig, device: str = "cpu") -> Dataloaders:
 def kept(task: TaskData, config: TrainConfig) -> TaskData:
     with ImageCacheWriter(resizes_by_split(SPEC, config, val_drawn=False)) as keeper:
         return inspect_images(task, num_threads=1, cache_writer=keeper).task
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("batch_size", [2, 8, 32])
+def test_batches_are_about_equally_large(monkeypatch, batch_size, processes):
+    monkeypatch.setattr(module, "world_size", lambda: processes)
+    config = TrainOptions(data="x", batch_size=batch_size).resolve()
+    for count in range(1, 200):
+        size = even_batch_size(count, config)
+        assert 1 <= size <= batch_size
+        assert size % processes == 0
+        batches = [min(size, count - start) for start in range(0, count, size)]
+        assert len(batches) == -(-count // batch_size)  # no more than without
+        # Of k batches, rounded up to processes, the last one lacks less than that of each.
+        assert size - batches[-1] < processes * len(batches)
+
+
+def test_the_protocol_of_the_authors_has_a_smaller_last_batch():
+    config = TrainOptions(data="x", preset="paper", batch_size=32).resolve()
+    assert even_batch_size(67, config) == 32
+
+
+def test_training_batches_of_an_epoch_are_of_about_equal_size(images, tmp_path):
+    task, config = load_data(str(images), seed=0), tiny(images, tmp_path, batch_size=11)
+    assert [len(labels) for _, labels in made(config).train_dataloader(task.train)] == [8, 8, 8]
 
 
 def test_plain_images_come_in_order_and_without_chance(images, tmp_path):
@@ -158,10 +189,9 @@ def test_processes_load_what_is_kept_to_the_same_batches(images, tmp_path):
 @pytest.mark.parametrize(
     ("batch_norm", "batch_size", "sizes"),
     [
-        ("train", 23, [23]),
-        ("frozen", 23, [23, 1]),
-        ("train", 9, [9, 9, 6]),
-        ("train", 1, [1] * 24),
+        ("train", 2, [2] * 11),
+        ("frozen", 2, [*[2] * 11, 1]),
+        ("train", 1, [1] * 23),
     ],
 )
 def test_batch_norm_that_trains_is_given_no_image_alone(
@@ -169,8 +199,8 @@ def test_batch_norm_that_trains_is_given_no_image_alone(
 ):
     task = load_data(str(images), seed=0)
     config = tiny(images, tmp_path, batch_norm=batch_norm, batch_size=batch_size)
-    found = [len(labels) for _, labels in made(config).train_dataloader(task.train)]
-    assert found == sizes
+    train = task.train.subset(range(23))
+    assert [len(labels) for _, labels in made(config).train_dataloader(train)] == sizes
 
 
 class TestOfficial:

@@ -185,7 +185,8 @@ class TrainOptions(_TrainFields):
             steps; preset graphs 15).
         steps: number of training steps instead of epochs, rounded up to whole epochs (preset paper
             9000).
-        batch_size: images per step (default 32; preset paper 64).
+        batch_size: maximum images per step (default 32; preset paper 64); batches of an epoch are
+            of about equal size.
         gradient_accumulation_steps: split each batch into this many micro-batches to save memory
             (default 1); results stay the same (see docs/training.md). Doubled when memory runs out.
         precision: 32 (default), bf16 or 16 (faster on GPUs; weights and penalties stay in 32 bits),

@@ -1,6 +1,7 @@
 """Data loaders of a run: for training, evaluation, and the final test."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,7 +62,7 @@ class Dataloaders:
 
     def train_dataloader(self, split: Split) -> DeviceDataLoader:
         """Return the samples in an order that seed and epoch determine, images augmented."""
-        config, size = self.config, self.config.batch_size
+        config, size = self.config, even_batch_size(len(split), self.config)
         labels = split.class_indices if config.class_weights == "sampler" else None
         sampler = EpochSampler(len(split), seed=config.seed, labels=labels)
         order = sampler if world_size() == 1 else _distributed_sampler(sampler, size)
@@ -114,6 +115,25 @@ class Dataloaders:
             num_workers=self.config.num_workers or 0,
             **options,
         )
+
+
+def even_batch_size(num_samples: int, config: TrainConfig) -> int:
+    """Return a batch size, at most that of the options, that makes batches about equally large.
+
+    A step of the optimiser is as long for a batch of three samples as for one of 32, and so undoes
+    what the others have done. Several processes need a multiple of their number. The protocol of
+    DELTA's authors has a smaller last batch.
+
+    Example:
+        >>> from delta_transfer.config.train import TrainOptions
+        >>> even_batch_size(67, TrainOptions(data="x").resolve())
+        23
+    """
+    if config.paper_protocol:
+        return config.batch_size
+    even = math.ceil(num_samples / math.ceil(num_samples / config.batch_size))
+    processes = world_size()
+    return math.ceil(even / processes) * processes
 
 
 def resizes_by_split(
