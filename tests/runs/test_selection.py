@@ -338,6 +338,15 @@ class TestStart:
             assert torch.equal(found[name], tensor)
 
 
+@pytest.mark.parametrize("average", ["all", "none"])
+@pytest.mark.parametrize("head_init", ["probe", "random"])
+def test_an_untrained_random_head_is_no_result(prepared, images, tmp_path, head_init, average):
+    options = {"method": METHOD, "head_init": head_init, "average": average}
+    plan = make_plan(prepared, flat(images, tmp_path / "run", **options))
+    starts_alone = [mixture for mixture in module._choices(plan) if mixture[0] == 1]
+    assert len(starts_alone) == (head_init == "probe")
+
+
 class TestTrainingOnAll:
     def test_the_chosen_candidate_is_trained_once_more_on_all_images(self, once):
         assert once.model_selection.mixing_coefficients == (0.0, 0.0, 1.0)
@@ -384,8 +393,10 @@ class TestTrainingOnAll:
         config = flat(Path("images"), Path("run"), **{"method": METHOD, **options})
         plan = make_plan(prepared, config)
         assert plan.averages_weights == averages
-        count = len(plan.candidates)
-        assert module._choices(plan) == mixtures(count, averaged=averages)
+        expected = mixtures(len(plan.candidates), averaged=averages)
+        if plan.method.head_init == "random":
+            expected = expected[:-1]
+        assert module._choices(plan) == expected
 
     def test_networks_with_different_heads_are_not_averaged(self, prepared):
         plan = make_plan(

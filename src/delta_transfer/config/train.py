@@ -156,7 +156,7 @@ class TrainOptions(_TrainFields):
             method's own value; delta and l2sp train with a large and a small one and average the
             weights, or use what is better on held-out images (see docs/selection.md).
         head_init: initialization of the head: probe (the linear probe), random, or auto (default;
-            probe for all methods but l2 and rifle, and preset paper).
+            random for l2, rifle, bss, stochnorm, co_tuning and preset paper, else probe).
         average: all (default) averages the weights of the networks of all folds and strengths; none
             trains the best strength once more, on all images.
         taps: modules whose features are compared: auto (default), or comma-separated names and glob

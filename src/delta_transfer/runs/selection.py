@@ -142,7 +142,9 @@ def _choices(plan: FineTunePlan) -> tuple[Mixture, ...]:
         return ((0.0, 1.0),)
     # Networks with different initial heads are too far apart to be averaged.
     averaged = plan.averages_weights and _same_heads(plan)
-    return mixtures(len(plan.candidates), averaged=averaged)
+    found = mixtures(len(plan.candidates), averaged=averaged)
+    # The start alone is a result if its head is the linear probe, not if it is random.
+    return found[:-1] if plan.candidates[0].method.head_init == "random" else found
 
 
 def _same_heads(plan: FineTunePlan) -> bool:
