@@ -138,7 +138,8 @@ def test_photographs_are_answered_and_the_rest_refused(
     shares = [float(text) for text in re.findall(r"([\d.]+)%", cat.locator(".bars").inner_text())]
     assert sum(shares) == pytest.approx(100, abs=0.2)
     assert cat.locator("img").count() == 1 + 1 + 5 + 4 - 1  # one tap has a single position
-    assert cat.get_by_text("Grad-CAM at blocks.4").count() == 1
+    # At which tap depends on the weights: the last one where some position supports the class.
+    assert cat.get_by_text(re.compile(r"Grad-CAM at blocks\.\d, ")).count() == 1
     check_looks(page, width=width, dark=scheme == "dark")
     assert seen == []
     page.close()

@@ -51,7 +51,7 @@ def test_the_page_shows_what_is_missing(moved, tmp_path, image, caplog):
     assert "Not available: gone is not available on this machine." in said
     assert said.count("Not available: ") == 2
     assert "gone.pth" in said
-    assert "Grad-CAM at blocks.4" in said
+    assert re.search(r"Grad-CAM at blocks\.\d, ", said)
 
 
 def test_without_images_or_attention_the_unit_is_the_image_s_own(moved, tmp_path, image):
