@@ -575,6 +575,7 @@ class TestDefect9AttentionThatIsNaNOrDependsOnChanceAndBatches:
 class TestDefect10WeightsChosenOnTheTestSplit:
     """The test split decides which weights are reported; nothing is saved to go on from."""
 
+    @pytest.mark.slow
     def test_another_test_split_changes_nothing(self, images, tmp_path):
         data = shutil.copytree(images, tmp_path / "data")
         shutil.rmtree(data / "test")

@@ -514,6 +514,7 @@ class TestDemo:
         }
         assert (out / "l2-seed1" / "report.html").is_file()
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("small")
     def test_one_seed_has_no_deviation(self, capsys, tmp_path):
         args = ["demo", f"--out={tmp_path / 'demo'}", "--seeds=3", "--epochs=1", "--device=cpu"]

@@ -162,6 +162,7 @@ def test_a_full_disk_leaves_no_image_of_another_file(capsys, command, tmp_path, 
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.slow
 def test_one_that_was_broken_off_goes_on(capsys, command, tmp_path, monkeypatch):
     """With the very bytes of one that was not."""
     command = [*command, "--estimator=exact", "--json"]

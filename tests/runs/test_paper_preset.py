@@ -149,6 +149,7 @@ def test_the_test_is_the_mean_of_ten_crops(official, images):
         assert torch.allclose(found, expected, atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_last_epoch_is_kept(images, weights, tmp_path):
     given = options(images, tmp_path / "run", weights, method="l2", epochs=2, steps=None)
     result = train(given)
@@ -160,8 +161,9 @@ def test_the_last_epoch_is_kept(images, weights, tmp_path):
 
 @pytest.mark.parametrize(
     "method",
-    ["probe", *(pytest.param(m, marks=pytest.mark.slow) for m in ("l2sp", "delta_no_attention"))],
+    ["probe", "l2sp", "delta_no_attention"],
 )
+@pytest.mark.slow
 def test_the_other_methods_run_too(images, weights, tmp_path, method):
     result = train(options(images, tmp_path / "run", weights, method=method))
     assert result.strength == {"l2": 1e-4, "l2sp": 0.01, "delta_no_attention": 0.01}.get(

@@ -68,7 +68,8 @@ def left_in(folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("kind", "moments"),
     [
-        ("train", MOMENTS),
+        ("train", MOMENTS[3:12:2]),
+        pytest.param("train", MOMENTS, marks=pytest.mark.slow),
         pytest.param("average none", TRAINED_ON_ALL, marks=pytest.mark.slow),
     ],
 )

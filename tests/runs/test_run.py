@@ -312,6 +312,7 @@ class TestEqualRuns:
         for name in ("predictions.csv", "drift.csv", "metrics.csv", "attention.safetensors"):
             assert (result.folder / name).read_bytes() == (finished.folder / name).read_bytes()
 
+    @pytest.mark.slow
     def test_what_is_drawn_in_training_hangs_on_the_seed_alone(self, images, tmp_path):
         """Dropout draws from torch's own generator, whose state is nobody's business."""
         torch.manual_seed(0)
@@ -327,6 +328,7 @@ class TestEqualRuns:
         assert same(first, again)
         assert not same(first, other)
 
+    @pytest.mark.slow
     def test_neither_workers_nor_images_that_are_not_kept_change_anything(
         self, finished, images, tmp_path
     ):

@@ -66,6 +66,7 @@ def test_a_run_with_all_of_them_goes_on_to_the_same_bytes(uneven, tmp_path, caps
     assert (tmp_path / "again/metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_sampler_shows_each_class_equally_often(uneven, tmp_path, monkeypatch):
     shown: list[tuple[int, ...]] = []
     sure, right = 9 * torch.eye(3), torch.arange(3)

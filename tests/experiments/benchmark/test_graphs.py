@@ -52,6 +52,7 @@ def graph_weights(model: str, spec: GraphSpec, file: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_proteins_by_folds_and_again_with_another_method(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_tu(tmp_path / "data" / "PROTEINS" / "raw", name="PROTEINS")

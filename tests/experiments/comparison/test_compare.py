@@ -78,7 +78,7 @@ class TestCompare:
     def test_a_run_is_the_same_as_one_made_alone(self, compared, images, tmp_path):
         from delta_transfer import train
 
-        run = next(r for r in compared if (r.method, r.seed) == ("lp_ft", 1))
+        run = next(r for r in compared if (r.method, r.seed) == ("l2sp", 1))
         config = TrainConfig.load(run.folder / "config.yaml")
         alone = train(dataclasses.replace(config, out=str(tmp_path / "alone")))
         for name in ("model/model.safetensors", "model/config.json", "predictions.csv"):
