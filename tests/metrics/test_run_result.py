@@ -38,6 +38,7 @@ RESULT = RunResult(
         losses={"0/100": 0.7, "25/75": 0.5, "100/0": 0.9},
         folds=3,
         averaged=True,
+        averages_folds=True,
     ),
     probe_comparison=ProbeComparison(60, 0.6, 0.85, 0.25, 0.1, 0.4),
     taps=("blocks.1", "blocks.2"),

@@ -122,6 +122,7 @@ RESULT: Mapping[str, Any] = {
         "losses": {"0/100": 0.5},
         "folds": 0,
         "averaged": True,
+        "averages_folds": False,
     },
     "probe_comparison": None,
     "peak_memory_mib": 812.4,
@@ -142,6 +143,7 @@ SELECTION: Mapping[str, Any] = {
     "losses": {"0/50/50": 0.5, "25/37.5/37.5": 0.4, "100/0/0": 0.6},
     "folds": 0,
     "averaged": True,
+    "averages_folds": False,
 }
 CONFIG: Mapping[str, Any] = {
     "data": "/data/pets",

@@ -103,11 +103,11 @@ class TestHeadline:
         assert "The final weights were chosen by them, so they may be optimistic" in text
 
     def test_an_average(self, run: Path) -> None:
-        change(run, model_selection={**SELECTION, "folds": 3})
+        change(run, model_selection={**SELECTION, "folds": 3, "averages_folds": True})
         text = page_of(run).text
         assert (
             "Final weights: 25% initial, 37.5% trained with strength 1, 37.5% trained with "
-            "strength 0.1, mean of 3 folds. The shares were chosen by the loss on held-out images."
+            "strength 0.1, mean of 3 folds and on all samples. The shares were chosen by the loss on held-out images."
         ) in text
         assert "Curves show the training with strength 1, means over 3 folds." in text
 

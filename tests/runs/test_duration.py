@@ -71,9 +71,9 @@ def test_of_many_epochs_some_are_validated(prepared):
 
 
 def test_folds_train_on_all_but_one(prepared):
-    """On 16 and 8 of the 24 images; then all may be trained on once more."""
+    """On 16 and 8 of the 24 images; then on all, and two averages and their part are evaluated."""
     fold = 16 * STEP + (8 + DRIFT_SAMPLES) * FORWARD
-    averaged = 3 * (fold + CHOICES * 8 * FORWARD) + 4 * PROBE
+    averaged = 3 * (fold + CHOICES * 8 * FORWARD) + 4 * PROBE + 24 * STEP + 3 * 24 * FORWARD
     assert seconds(prepared, folds=3) == pytest.approx(averaged)
     chosen = 3 * (fold + 2 * 8 * FORWARD) + 4 * PROBE + 24 * STEP
     assert seconds(prepared, folds=3, average="none") == pytest.approx(chosen)
@@ -85,7 +85,8 @@ def test_each_candidate_is_trained(prepared):
     two = seconds(prepared, strength="auto", **options)
     fold = 12 * STEP + (12 + DRIFT_SAMPLES) * FORWARD
     more = len(mixtures(2, averaged=True)) - CHOICES
-    assert two - one == pytest.approx(2 * (fold + more * 12 * FORWARD))
+    on_all = 24 * STEP + 24 * FORWARD
+    assert two - one == pytest.approx(2 * (fold + more * 12 * FORWARD) + on_all)
 
 
 @pytest.mark.parametrize(("preset", "crops"), [("default", 1), ("paper", 10)])

@@ -8,6 +8,7 @@ from delta_transfer.runs.model_soup import (
     average_states,
     choose_mixture,
     format_percent,
+    has_loss_barrier,
     mixtures,
 )
 
@@ -131,3 +132,27 @@ def test_the_start_is_all_that_is_left_without_any_finite_loss():
 
 def test_percent():
     assert format_percent((0.0, 0.5, 0.5)) == "0/50/50"
+
+
+@pytest.mark.parametrize(
+    ("loss", "parts", "coefficients", "expected"),
+    [
+        (0.3, (0.2, 0.4), (0.5, 0.5), False),
+        (0.33, (0.2, 0.4), (0.5, 0.5), False),  # within a standard error, 0.05
+        (0.36, (0.2, 0.4), (0.5, 0.5), True),
+        (0.36, (0.2, 0.4), (0.25, 0.75), False),
+        (0.3, (math.nan, 0.4), (0.0, 1.0), False),  # without a share
+        (math.nan, (0.2, 0.4), (0.5, 0.5), True),
+        (0.3, (math.nan, 0.4), (0.5, 0.5), True),
+    ],
+)
+def test_a_barrier_is_a_loss_above_the_mean_of_the_parts(loss, parts, coefficients, expected):
+    """On 4 samples with a standard deviation of 0.1."""
+    losses = torch.tensor([-1.5, -0.5, 0.5, 1.5], dtype=torch.float64)
+    losses = loss + 0.1 * losses / losses.std()
+    assert has_loss_barrier(losses, parts, coefficients) == expected
+
+
+def test_a_barrier_by_a_single_sample():
+    assert has_loss_barrier(torch.tensor([0.5]), (0.4,), (1.0,))
+    assert not has_loss_barrier(torch.tensor([0.4]), (0.5,), (1.0,))

@@ -29,6 +29,8 @@ MOMENTS = (
     "os.rename folds/2/checkpoints/last.ckpt",
     "os.rename folds/2/strength-0.1/checkpoints/last.ckpt",
     "os.rename killed/.metrics.csv",
+    "os.rename final/checkpoints/last.ckpt",
+    "os.rename final/strength-0.1/checkpoints/last.ckpt",
     "open predictions.csv",
     "os.mkdir model",
     "os.rename .result.json",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from delta_transfer import train as train_options
 from delta_transfer.backbones.base import InputSpec
@@ -95,6 +95,18 @@ def choosing(number: int) -> Callable[[Mapping[Mixture, Tensor]], Mixture]:
     return lambda losses, **options: list(losses)[number]
 
 
+def remembering(trained: Trained, out: Path) -> Callable[..., fine_tune.FineTuneResult]:
+    """Instead of `fine_tune`: what it makes is kept, with its folder."""
+    original = module.fine_tune
+
+    def remember(plan: FineTunePlan, folder: Path, **options: Any) -> fine_tune.FineTuneResult:
+        found = original(plan, folder, **options)
+        trained.append((folder.relative_to(out).as_posix(), plan, found))
+        return found
+
+    return remember
+
+
 @pytest.fixture(scope="module")
 def folded(images, tmp_path_factory) -> tuple[RunResult, Trained]:
     """A run with three folds and two candidates, and what was trained for it, by folder.
@@ -102,29 +114,23 @@ def folded(images, tmp_path_factory) -> tuple[RunResult, Trained]:
     The second mixture is chosen, in which all have a share.
     """
     out, trained = tmp_path_factory.mktemp("folded") / "run", []
-
-    def remember(plan: FineTunePlan, folder: Path, **options: Any) -> Any:
-        found = original(plan, folder, **options)
-        trained.append((folder.relative_to(out).as_posix(), plan, found))
-        return found
-
-    original = module.fine_tune
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "fine_tune", remember)
+        patch.setattr(module, "fine_tune", remembering(trained, out))
         patch.setattr(module, "choose_mixture", choosing(1))
-        result = train(flat(images, out, method=METHOD, strength="auto", lr=1e-3))
+        result = train(flat(images, out, method=METHOD, strength="auto"))
     return result, trained
 
 
 @pytest.fixture(scope="module")
-def once(images, tmp_path_factory) -> RunResult:
+def once(images, tmp_path_factory) -> tuple[RunResult, Trained]:
     """With `average=none` the second candidate is chosen, and trained once more."""
-    out = tmp_path_factory.mktemp("once") / "run"
+    out, trained = tmp_path_factory.mktemp("once") / "run", []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "fine_tune", remembering(trained, out))
         patch.setattr(module, "choose_mixture", choosing(1))
         options = {"strength": "auto", "average": "none", "folds": 2, "epochs": 1}
         result = train(flat(images, out, method=METHOD, **options))
-    return result
+    return result, trained
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +141,11 @@ def prepared(images, tmp_path_factory) -> RunSetup:
 class TestFolds:
     def test_every_image_is_held_out_once_and_never_trained_on_then(self, folded):
         _, trained = folded
-        names = [f"folds/{fold}{own}" for fold in (1, 2, 3) for own in ("", "/strength-0.1")]
+        places = [*(f"folds/{fold}" for fold in (1, 2, 3)), "final"]
+        names = [f"{place}{own}" for place in places for own in ("", "/strength-0.1")]
         assert [name for name, *_ in trained] == names
-        folds = [plan.setup.task for _, plan, _ in trained[::2]]
-        assert folds == [plan.setup.task for _, plan, _ in trained[1::2]]
+        *folds, final = [plan.setup.task for _, plan, _ in trained[::2]]
+        assert [*folds, final] == [plan.setup.task for _, plan, _ in trained[1::2]]
         held_out = [path for task in folds for path in task.val.paths]
         assert len(held_out) == len(set(held_out)) == 18
         for task in folds:
@@ -146,9 +153,11 @@ class TestFolds:
             assert sorted([*task.train.paths, *task.val.paths]) == sorted(held_out)
             assert sorted(task.val.labels) == [0, 0, 1, 1, 2, 2]
             assert not {*task.train.paths, *task.val.paths} & set(task.test.paths)
+        assert sorted(final.train.paths) == sorted(held_out)
 
-    def test_the_network_is_the_average_of_starts_and_trainings_over_folds(self, folded):
+    def test_the_network_is_the_average_over_folds_and_the_trainings_on_all(self, folded):
         result, trained = folded
+        assert result.model_selection.averages_folds
         states = []
         for (_, plan, strong), (_, _, weak) in zip(trained[::2], trained[1::2], strict=True):
             states += [initial(plan.setup), strong.network.state_dict(), weak.network.state_dict()]
@@ -175,7 +184,7 @@ class TestFolds:
         selection = result.model_selection
         for mixture in {selection.mixing_coefficients, (1.0, 0.0, 0.0)}:
             logits, labels = [], []
-            for (_, plan, strong), (_, _, weak) in zip(trained[::2], trained[1::2], strict=True):
+            for (_, plan, strong), (_, _, weak) in zip(trained[:6:2], trained[1:6:2], strict=True):
                 network = strong.network
                 states = [one.network.state_dict() for one in (strong, weak)]
                 own = {name: tensor.clone() for name, tensor in states[0].items()}
@@ -349,28 +358,31 @@ def test_an_untrained_random_head_is_no_result(prepared, images, tmp_path, head_
 
 class TestTrainingOnAll:
     def test_the_chosen_candidate_is_trained_once_more_on_all_images(self, once):
-        assert once.model_selection.mixing_coefficients == (0.0, 0.0, 1.0)
-        assert once.num_train_samples == 18
-        assert once.strength == WEAK.strength
-        last = checkpoint(once.folder / "final")
-        for name, tensor in model(once).items():
-            assert torch.equal(tensor, last[name])
-        assert "training on all 18 images" in (once.folder / "train.log").read_text()
+        result, trained = once
+        assert result.model_selection.mixing_coefficients == (0.0, 0.0, 1.0)
+        assert result.num_train_samples == 18
+        assert result.strength == WEAK.strength
+        name, plan, last = trained[-1]
+        assert (name, len(plan.setup.task.train)) == ("final/strength-0.1", 18)
+        found = model(result)
+        for key, tensor in last.network.state_dict().items():
+            assert torch.equal(found[key], tensor)
+        assert "training on all 18 images" in (result.folder / "train.log").read_text()
 
     def test_there_are_no_averages_to_choose_from(self, once):
-        found = once.model_selection
-        assert not found.averaged
+        found = once[0].model_selection
+        assert (found.averaged, found.averages_folds) == (False, False)
         assert list(found.losses) == ["0/100/0", "0/0/100", "100/0/0"]
 
     def test_its_folder_is_known_for_one_of_a_run(self, once):
-        assert find_foreign_file(once.folder) is None
-        assert not list(once.folder.glob("folds/**/*.ckpt"))
+        assert find_foreign_file(once[0].folder) is None
+        assert not list(once[0].folder.glob("**/*.ckpt"))
 
     def test_checkpoints_of_folds_are_kept_until_it_is_over(self, images, tmp_path, monkeypatch):
-        def fail(*arguments: Any, validate: bool = True) -> Any:
+        def fail(*arguments: Any, validate: bool) -> Any:
             if not validate:
                 raise UserError("training diverged")
-            return original(*arguments)
+            return original(*arguments, validate=validate)
 
         original = module.fine_tune
         monkeypatch.setattr(module, "fine_tune", fail)
@@ -412,6 +424,47 @@ class TestTrainingOnAll:
         assert plan.config.paper_protocol
         assert module._choices(plan) == ((0.0, 1.0),)
         assert not plan.averages_weights
+
+
+def reorder(network: nn.Module) -> None:
+    """The same function with other weights: the last features in the opposite order."""
+    with torch.no_grad():
+        for tensor in network.conv3.parameters():
+            tensor.copy_(tensor.flip(0))
+        network.fc.weight.copy_(network.fc.weight.flip(1))
+
+
+class TestBarriers:
+    """Networks that are far apart are not averaged, however good each of them is."""
+
+    @pytest.mark.parametrize("apart", ["folds/2", "final/strength-0.1"])
+    def test_one_that_is_far_from_the_others(self, images, tmp_path, monkeypatch, apart):
+        out, trained = tmp_path / "run", []
+        original = remembering(trained, out)
+
+        def train_one(plan: FineTunePlan, folder: Path, **options: Any) -> Any:
+            found = original(plan, folder, **options)
+            if folder.relative_to(out).as_posix() == apart:
+                reorder(found.network)
+            return found
+
+        monkeypatch.setattr(module, "fine_tune", train_one)
+        monkeypatch.setattr(module, "choose_mixture", choosing(0))
+        options = {"strength": "auto", "folds": 2, "epochs": 1}
+        result = train(flat(images, out, method=METHOD, **options))
+        selection, (strong, weak) = result.model_selection, (one for *_, one in trained[-2:])
+        states = [one.network.state_dict() for one in (strong, strong, weak)]
+        if apart == "folds/2":
+            assert not selection.averages_folds
+            assert selection.mixing_coefficients == (0.0, 0.5, 0.5)
+            assert_mixed(model(result), states, (0.0, 0.5, 0.5))
+        else:
+            losses = selection.losses
+            best = min(("0/100/0", "0/0/100"), key=losses.__getitem__)
+            assert format_percent(selection.mixing_coefficients) == best
+
+    def test_none(self, folded):
+        assert folded[0].model_selection.averages_folds
 
 
 @pytest.fixture(scope="module")
@@ -484,7 +537,7 @@ class TestCandidates:
             assert torch.equal(found, prepared.probe.weight if probed else random)
 
     def test_one_that_diverges_is_named(self, images, tmp_path, monkeypatch):
-        def fail(plan: FineTunePlan, folder: Path) -> None:
+        def fail(plan: FineTunePlan, folder: Path, **options: Any) -> None:
             raise UserError("training diverged")
 
         monkeypatch.setattr(module, "fine_tune", fail)

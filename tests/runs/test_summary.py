@@ -39,6 +39,7 @@ RESULT = RunResult(
         losses={"0/100": 0.5, "25/75": 0.25, "100/0": 1.0},
         folds=3,
         averaged=True,
+        averages_folds=True,
     ),
     probe_comparison=ProbeComparison(100, 0.8, 0.925, 0.375, 0.25, 0.5),
     sample_type="image",

@@ -54,8 +54,9 @@ class ModelSelection:
             `"0/50/50"`; the default is the first.
         folds: number of cross-validation folds, over which weights are averaged; 0 for a single
             validation split.
-        averaged: whether weights were averaged; if not, the chosen training was repeated on all
-            samples after cross-validation.
+        averaged: whether weights of several trainings, or with the initial ones, may be averaged.
+        averages_folds: whether the networks of the folds are part of the final average; if not, it
+            is that of trainings on all samples.
     """
 
     strengths: tuple[float | None, ...]
@@ -63,6 +64,7 @@ class ModelSelection:
     losses: dict[str, float]
     folds: int
     averaged: bool
+    averages_folds: bool
 
     @property
     def trained_share(self) -> float:

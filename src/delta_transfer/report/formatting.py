@@ -118,9 +118,10 @@ def describe_weights(selection: ModelSelection) -> str:
         ...     losses={},
         ...     folds=3,
         ...     averaged=True,
+        ...     averages_folds=True,
         ... )
         >>> describe_weights(found)
-        '25% initial, 75% trained with strength 1, mean of 3 folds'
+        '25% initial, 75% trained with strength 1, mean of 3 folds and on all samples'
     """
     names = [
         "trained" if one is None else f"trained with strength {one:g}"
@@ -130,9 +131,8 @@ def describe_weights(selection: ModelSelection) -> str:
     text = ", ".join(f"{100 * share:g}% {name}" for share, name in parts if share)
     if not selection.folds or not selection.trained_share:
         return text
-    return (
-        f"{text}, {f'mean of {selection.folds} folds' if selection.averaged else 'on all samples'}"
-    )
+    folds = f"mean of {selection.folds} folds and " if selection.averages_folds else ""
+    return f"{text}, {folds}on all samples"
 
 
 def mebibytes(memory: float) -> str:

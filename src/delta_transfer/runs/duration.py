@@ -56,10 +56,12 @@ def estimate_minutes(plan: FineTunePlan) -> float:
         total += 2 * num_candidates * _seconds_to_save(setup)
         total += len(mixtures(num_candidates, averaged=plan.averages_weights)) * num_val * forward
         total += _attention_passes(plan, num_train) * computing
-    if plan.folds:
+    if plan.folds:  # and what was chosen is trained on all samples
         total += (len(fits) + 1) * setup.probe_wall_time_s
-    if plan.folds and not plan.averages_weights:
-        total += plan.epochs * len(training_pool(config, task)) * training
+        num_train, averaged = len(training_pool(config, task)), plan.averages_weights
+        total += (num_candidates if averaged else 1) * plan.epochs * num_train * training
+        total += (num_candidates + 2 if averaged else 0) * num_train * forward
+        total += _attention_passes(plan, num_train) * computing
     crops = 10 if config.paper_protocol else 1
     total += 0.0 if task.test is None else len(task.test) * (crops * computing + reading)
     return total / 60

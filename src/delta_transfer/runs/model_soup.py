@@ -94,6 +94,27 @@ def average_states(states: Sequence[State], coefficients: Sequence[float]) -> di
     return mixed
 
 
+def has_loss_barrier(losses: Tensor, parts: Sequence[float], coefficients: Sequence[float]) -> bool:
+    """Return True if an average of weights is worse than its parts are on average.
+
+    The loss barrier of Frankle et al. (ICML 2020, https://arxiv.org/abs/1912.05671), on training
+    samples and by more than a standard error: networks with one between them are in different
+    basins.
+
+    Args:
+        losses: of the average, for each sample `[N]`.
+        parts: the mean loss of each part.
+        coefficients: weight of each part; they sum to 1.
+
+    Example:
+        >>> has_loss_barrier(torch.tensor([0.4, 0.6]), (0.1, 0.3), (0.5, 0.5))
+        True
+    """
+    expected = sum(one * part for one, part in zip(coefficients, parts, strict=True) if one)
+    error = float(losses.std()) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
+    return not float(losses.mean()) <= expected + error  # True for NaN
+
+
 def format_percent(coefficients: Sequence[float]) -> str:
     """Format coefficients in percent.
 

@@ -37,7 +37,7 @@ from delta_transfer.runs.predictions import write_examples, write_molecules, wri
 from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.runs.retention import CORRUPTIONS_FILE, Retention, measure_run
-from delta_transfer.runs.selection import SelectionResult, select_model
+from delta_transfer.runs.selection import FINAL_FOLDER, SelectionResult, select_model
 from delta_transfer.runs.summary import log_start, log_summary
 from delta_transfer.runs.validation import adapt_to_processes, check_data, check_run_config
 from delta_transfer.training.checkpoints import PREVIOUS
@@ -269,8 +269,9 @@ def _clear(folder: Path) -> None:
     (folder / USAGE_FILE).unlink(missing_ok=True)
     for checkpoint in folder.glob(f"**/{PREVIOUS}"):
         checkpoint.unlink()
-    for checkpoints in folder.glob("folds/**/checkpoints"):
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    for parts in ("folds", FINAL_FOLDER):
+        for checkpoints in folder.glob(f"{parts}/**/checkpoints"):
+            shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _strength(selected: SelectionResult, plan: FineTunePlan) -> float | None:

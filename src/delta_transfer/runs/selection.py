@@ -22,6 +22,7 @@ from delta_transfer.runs.model_soup import (
     average_states,
     choose_mixture,
     format_percent,
+    has_loss_barrier,
     mixtures,
 )
 from delta_transfer.runs.plan import FineTunePlan
@@ -98,19 +99,19 @@ def select_model(plan: FineTunePlan, folder: Path, *, keep_network: bool = True)
         means = [average_states(pair, (1 - 1 / number, 1 / number)) for pair in pairs]
     if plan.folds and plan.method.trains_network and is_rank_zero():
         _average_curves(plan, folder)
-        attention = folder / "folds" / "1" / "attention.safetensors"
-        if attention.is_file():  # each fold has its own
-            attention.replace(folder / attention.name)
     held_out, probe = plan.held_out, plan.held_out_probe_predictions
     chosen, selection = _choose(plan, outputs, held_out)
     final = _merged(plan) if plan.folds else plan.setup
     if chosen[0] == 1:
         # With the probe on all samples as its head, not the average of those of the folds.
         network = initialize_network(dataclasses.replace(candidates[0], setup=final))
-    elif plan.folds and not plan.averages_weights and keep_network:
-        network = _train_on_all(plan, final, chosen, folder)
+    elif plan.folds and keep_network:
+        selection = _train_on_all(plan, final, folder, selection, network, means)
     else:
         network.load_state_dict(average_states(means, chosen))
+    if plan.folds and is_rank_zero():
+        _keep_attention(folder)
+    chosen = selection.mixing_coefficients
     return SelectionResult(
         setup=final,
         network=network,
@@ -151,11 +152,13 @@ def _same_heads(plan: FineTunePlan) -> bool:
     return len({one.method.head_init for one in plan.candidates}) == 1
 
 
-def _train(plan: FineTunePlan, folder: Path, whole: FineTunePlan) -> FineTuneResult:
+def _train(
+    plan: FineTunePlan, folder: Path, whole: FineTunePlan, *, validate: bool = True
+) -> FineTuneResult:
     if len(whole.candidates) > 1:
         logger.info("strength %g", plan.strength)
     try:
-        result = fine_tune(plan, folder)
+        result = fine_tune(plan, folder, validate=validate)
     except UserError as error:
         if len(whole.candidates) == 1:
             raise
@@ -197,18 +200,92 @@ def _choose(
         losses={format_percent(one): round(float(loss.mean()), 6) for one, loss in losses.items()},
         folds=plan.folds,
         averaged=plan.averages_weights,
+        averages_folds=False,
     )
     if len(outputs) > 1:
         _log_selection(selection, default=next(iter(losses)))
     return chosen, selection
 
 
-def _train_on_all(plan: FineTunePlan, setup: RunSetup, chosen: Mixture, folder: Path) -> nn.Module:
-    """Train the chosen candidate on all samples."""
-    task = setup.task
+def _train_on_all(
+    plan: FineTunePlan,
+    setup: RunSetup,
+    folder: Path,
+    selection: ModelSelection,
+    network: nn.Module,
+    fold_means: Sequence[State],
+) -> ModelSelection:
+    """Train what was chosen on all samples, and average it with the networks of the folds.
+
+    Weights that have moved far apart cannot be averaged, which held-out losses of single folds do
+    not show. So no average is used whose loss on all samples is above the mean loss of its parts.
+
+    Args:
+        plan: data, network, options and method.
+        setup: with all samples.
+        folder: folder of the run.
+        selection: what was chosen.
+        network: gets the final weights.
+        fold_means: the means over folds of the initializations and of each candidate.
+
+    Returns:
+        The selection that led to the final weights.
+    """
+    task, shares = setup.task, selection.mixing_coefficients
     logger.info("final    training on all %d %ss", len(task.train), task.sample_type)
-    candidate = dataclasses.replace(plan.candidates[chosen.index(1.0) - 1], setup=setup)
-    return fine_tune(candidate, folder / FINAL_FOLDER, validate=False).network
+    candidates = [dataclasses.replace(one, setup=setup) for one in plan.candidates]
+    states = [_on_cpu(initialize_network(candidates[0]))] * len(shares)
+    for number, (candidate, share) in enumerate(zip(candidates, shares[1:], strict=True), start=1):
+        if share:
+            place = candidate_folder(folder / FINAL_FOLDER, candidate)
+            states[number] = _on_cpu(_train(candidate, place, plan, validate=False).network)
+
+    def losses(state: State) -> Tensor:
+        network.load_state_dict(state)
+        logits = task.task_type.logits(_predict(plan, network, task.train))
+        return task.task_type.held_out_losses(logits, task.train.targets)
+
+    average = average_states(states, shares)
+    if not (plan.averages_weights and _same_heads(plan)):
+        network.load_state_dict(average)  # of one training alone
+        return selection
+    parts = [
+        float(losses(state).mean()) if share else 0.0
+        for state, share in zip(states, shares, strict=True)
+    ]
+    if has_loss_barrier(losses(average), parts, shares):
+        numbers = range(len(shares))
+        singles = [tuple(float(i == n) for i in numbers) for n in numbers if n and shares[n]]
+        shares = min(singles, key=lambda one: selection.losses[format_percent(one)])
+        selection = dataclasses.replace(selection, mixing_coefficients=shares)
+        average = average_states(states, shares)
+        logger.info(
+            "weights  %s percent: the average has a higher loss on all %ss than its parts",
+            *(format_percent(shares), task.sample_type),
+        )
+    # A network of a fold has a held-out loss on the samples of this fold.
+    folds, loss = plan.folds, float(losses(average).mean())
+    fold_loss = loss + (selection.losses[format_percent(shares)] - loss) / folds
+    weights = (1 / (folds + 1), folds / (folds + 1))
+    with_folds = average_states([average, average_states(fold_means, shares)], weights)
+    averages_folds = not has_loss_barrier(losses(with_folds), (loss, fold_loss), weights)
+    if not averages_folds:
+        logger.info(
+            "weights  of the training on all %ss alone: the average with those of the folds has a "
+            "higher loss on them",
+            task.sample_type,
+        )
+    network.load_state_dict(with_folds if averages_folds else average)
+    return dataclasses.replace(selection, averages_folds=averages_folds)
+
+
+def _keep_attention(folder: Path) -> None:
+    """Move the channel attention on all samples, or else of the first fold, to a run's folder."""
+    name = "attention.safetensors"
+    for place in (folder / FINAL_FOLDER, folder / "folds" / "1"):
+        if (place / name).is_file():
+            (place / name).replace(folder / name)
+            return
 
 
 def _on_cpu(network: nn.Module) -> State:

@@ -643,10 +643,13 @@ def selection(*, folds: int = 0) -> ModelSelection:
         losses={"0/50/50": 0.5, "25/37.5/37.5": 0.4},
         folds=folds,
         averaged=True,
+        averages_folds=True,
     )
 
 
-@pytest.mark.parametrize(("folds", "suffix"), [(0, ""), (3, ", mean of 3 folds")])
+@pytest.mark.parametrize(
+    ("folds", "suffix"), [(0, ""), (3, ", mean of 3 folds and on all samples")]
+)
 def test_an_average_of_strengths_is_described(run, folds, suffix):
     facts = facts_of(run)
     result = dataclasses.replace(facts.result, model_selection=selection(folds=folds))
