@@ -107,7 +107,8 @@ class TestHeadline:
         text = page_of(run).text
         assert (
             "Final weights: 25% initial, 37.5% trained with strength 1, 37.5% trained with "
-            "strength 0.1, mean of 3 folds and on all samples. The shares were chosen by the loss on held-out images."
+            "strength 0.1, mean of 3 folds and on all samples. The shares were chosen by the loss "
+            "on held-out images."
         ) in text
         assert "Curves show the training with strength 1, means over 3 folds." in text
 
