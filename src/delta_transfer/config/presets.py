@@ -41,7 +41,7 @@ _DEFAULT = Preset(
     epochs=None,
     steps=None,
     batch_size=32,
-    lr=5e-4,
+    lr=1e-3,
     optimizer="adamw",
     schedule="cosine",
     batch_norm="frozen",
@@ -53,7 +53,7 @@ _DEFAULT = Preset(
 
 PRESETS = {
     "default": _DEFAULT,
-    "graphs": dataclasses.replace(_DEFAULT, epochs=15, lr=1e-3),
+    "graphs": dataclasses.replace(_DEFAULT, epochs=15),
     "paper": Preset(
         epochs=None,
         steps=9000,

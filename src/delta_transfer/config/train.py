@@ -191,7 +191,7 @@ class TrainOptions(_TrainFields):
             (default 1); results stay the same (see docs/training.md). Doubled when memory runs out.
         precision: 32 (default), bf16 or 16 (faster on GPUs; weights and penalties stay in 32 bits),
             or auto, the fastest that the device supports.
-        lr: peak learning rate (default 0.0005; preset graphs 0.001, paper 0.01). find runs a short
+        lr: peak learning rate (default 0.001; preset paper 0.01). find runs a short
             learning rate range test first (see docs/training.md).
         head_lr: peak learning rate of the head (default lr if the head starts as the linear probe,
             else 10 lr; preset paper lr).

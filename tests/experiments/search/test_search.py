@@ -75,7 +75,7 @@ def test_by_default_everything_is_searched_around_the_default():
     assert space.names == ("strength", "lr", "epochs", "taps")
     assert space.auto
     assert space.strength == (0.01, 100)
-    assert space.lr == (5e-5, 5e-3)
+    assert space.lr == (1e-4, 1e-2)
     assert space.epochs == (6, 12, 24)  # around the number for this many images
     assert space.taps == ("auto", "b,c,d", "c,d", "d")
     own = space.configure(space.default)
