@@ -35,9 +35,7 @@ from delta_transfer.cli.main import main as command
 CLASSES = ("brick", "grass", "gravel")
 SHARED = "--image-size=32 --batch-size=8 --num-workers=0 --device=cpu".split()
 OPTIONS = [*SHARED, "--val-fraction=0.25", "--test-split=0.25", "--folds=0"]
-TRAINED = (
-    "--method=delta_no_attention --strength=1 --epochs=3 --lr=1e-4 --checkpoint-steps=1".split()
-)
+TRAINED = "--method=delta --strength=1 --epochs=3 --lr=1e-4 --checkpoint-steps=1".split()
 DAMAGES = ("cut", "bits", "zeros", "renamed", "noise", "bomb")
 
 

@@ -19,13 +19,13 @@ from delta_transfer.config.commands import PretrainOptions, parse_seeds
 from delta_transfer.config.train import TrainOptions
 from delta_transfer.pretraining.pretrain import WEIGHTS, pretrain
 
-METHODS = "probe,l2,lp_ft,l2sp,delta_no_attention,delta,gtot"
+METHODS = "probe,l2,lp_ft,l2sp,delta,delta_attention,gtot"
 PUBLISHED = {
     "tu/PROTEINS": {
         "most frequent class": 59.6,
         "fine-tuning": 64.42,
         "l2sp": 65.95,
-        "delta": 63.96,
+        "delta_attention": 63.96,
         "bss": 65.58,
         "stochnorm": 64.08,
         "gtot": 62.89,

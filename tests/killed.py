@@ -51,7 +51,7 @@ def make(kind: str, data: Path, out: Path, **options: Any) -> int:
     """What is made; returns how much of it failed."""
     if kind == "compare":
         config = tiny(data, out, epochs=1, strength="auto")
-        methods = ["probe", "delta_no_attention"]
+        methods = ["probe", "delta"]
         return len(compare(config, out, methods=methods, seeds=[0], n_jobs=1).failures)
     splits = {"test_split": "0.25", "val_fraction": 0.25, "folds": 2}
     options |= {"strength": "auto"} if kind == "train" else {"average": "none", "method": "l2"}

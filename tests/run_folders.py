@@ -66,7 +66,8 @@ def model_bytes(run: Path) -> dict[str, bytes]:
 
 
 def _tiny(options: dict[str, Any]) -> dict[str, Any]:
-    """With one training of DELTA, where its default are two."""
-    delta = options.get("method", "delta").startswith("delta")
+    """With DELTA's channel attention, and with one training where its default are two."""
+    options = {"method": "delta_attention", **options}
+    delta = options["method"].startswith("delta")
     once = {"strength": 1.0} if delta and options.get("preset") != "paper" else {}
     return {**OPTIONS, **once, **options}

@@ -34,7 +34,7 @@ def test_ten_crops_of_the_official_protocol_count(moved, tmp_path, image):
     config = TrainConfig.load(run / "config.yaml")
     options = {"data": config.data, "model": config.model, "image_size": config.image_size}
     (run / "config.yaml").write_text(
-        TrainOptions(**options, preset="paper", method="delta", taps="blocks.4").resolve().to_yaml()
+        TrainOptions(**options, preset="paper", taps="blocks.4").resolve().to_yaml()
     )
     (run / "attention.safetensors").unlink()
     explainer = opened(run)

@@ -24,7 +24,7 @@ def test_the_table_is_in_percent_with_differences(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     rows = [
         method("l2", [0.50, 0.60], None, 12.3),
-        method("delta_no_attention", [0.70, 0.78], [0.20, 0.18], 15.0),
+        method("delta", [0.70, 0.78], [0.20, 0.18], 15.0),
         method("probe", [0.4], [-0.1], 1.0),
     ]
     print_table(rows, title="In percent, 2 seeds", failed={"probe": 1, "lwf": 2})
@@ -33,7 +33,7 @@ def test_the_table_is_in_percent_with_differences(capsys, monkeypatch):
     cells = {line.split()[0]: line.split()[1:] for line in lines[3:] if line.strip()}
     assert cells["l2"] == "2 55.0 7.1 12 1230".split()
     # Student's t with one degree of freedom: 12.706 * 0.01 around 0.19.
-    assert cells["delta_no_attention"] == "2 74.0 5.7 +19.0 +6.3 to +31.7 15 1500".split()
+    assert cells["delta"] == "2 74.0 5.7 +19.0 +6.3 to +31.7 15 1500".split()
     assert cells["probe"] == "1, 1 failed 40.0 - -10.0 1 100".split()
     assert cells["lwf"] == "2 failed".split()
     assert all(len(line) <= 80 for line in lines)

@@ -30,7 +30,7 @@ ATTENTION = ChannelAttention(
     samples=1,
     source="",
 )
-OFFICIAL = ("l2", "l2sp", "delta_no_attention", "delta")
+OFFICIAL = ("l2", "l2sp", "delta", "delta_attention")
 # Each of the six a permutation of the same numbers, whose variance is 6.
 FEATURES = torch.stack(
     [
@@ -65,8 +65,8 @@ def test_the_table_is_that_of_the_design():
         "l2": "random",
         "lp_ft": "probe",
         "l2sp": "probe",
-        "delta_no_attention": "probe",
         "delta": "probe",
+        "delta_attention": "probe",
         "lwf": "probe",
         "bss": "random",
         "stochnorm": "random",
@@ -91,12 +91,14 @@ def test_the_table_is_that_of_the_design():
     assert [name for name, m in METHODS.items() if m.needs_classifier] == ["lwf", "co_tuning"]
     assert [name for name, m in METHODS.items() if m.num_head_cycles != 1] == ["rifle"]
     assert [name for name, m in METHODS.items() if m.batch_norm] == ["stochnorm"]
-    compared = ["delta_no_attention", "delta", "lwf", "ldifs", "gtot"]
+    compared = ["delta", "delta_attention", "lwf", "ldifs", "gtot"]
     assert [name for name, m in METHODS.items() if m.compares_features] == compared
     kinds = {name: m.kinds for name, m in METHODS.items() if len(m.kinds) == 1}
     images = ("images",)
     assert kinds == {"lwf": images, "co_tuning": images, "gtot": ("graphs",)}
-    assert [name for name, method in METHODS.items() if method.needs_attention] == ["delta"]
+    assert [name for name, method in METHODS.items() if method.needs_attention] == [
+        "delta_attention"
+    ]
     assert all(method.name == name for name, method in METHODS.items())
     assert all(method.summary and method.paper.startswith("https") for method in METHODS.values())
 
@@ -121,8 +123,11 @@ def test_methods_without_a_penalty_have_none(name):
 def test_l2sp_and_delta_carry_the_head_term_beside_their_own():
     head = ("l2", 0.06, ())
     assert penalties("l2sp") == [("l2sp", 0.5, ()), head]
-    assert penalties("delta_no_attention") == [("delta", 0.5, ("conv1", "conv2")), head]
-    assert penalties("delta") == [("delta", 0.5, ("conv2",)), head]  # the taps of the attention
+    assert penalties("delta") == [("delta", 0.5, ("conv1", "conv2")), head]
+    assert penalties("delta_attention") == [
+        ("delta", 0.5, ("conv2",)),
+        head,
+    ]  # the taps of the attention
 
 
 def test_what_holds_the_network_carries_the_head_term_and_what_adds_to_plain_does_not():
@@ -165,7 +170,9 @@ def test_a_missing_classifier_is_named_with_the_methods_that_need_none():
     for name in ("lwf", "co_tuning"):
         with pytest.raises(UserError, match=f"'{name}' .*classifier.*ConvNet.*`model`"):
             check_classifier(METHODS[name], None, "ConvNet")
-    with pytest.raises(UserError, match=r"one of probe, l2, .*, delta, bss, stochnorm, rifle, ldi"):
+    with pytest.raises(
+        UserError, match=r"one of probe, l2, .*, delta_attention, bss, stochnorm, rifle, ldi"
+    ):
         check_classifier(METHODS["lwf"], None, "ConvNet")
     check_classifier(METHODS["ldifs"], None, "ConvNet")
 
@@ -196,7 +203,7 @@ def test_features_of_another_size_have_the_same_head_term_with_the_head_that_ans
     assert other(Step(target=net, source=None)).item() == pytest.approx(before)
 
 
-@pytest.mark.parametrize("name", ["l2sp", "delta", "delta_no_attention", "lwf", "ldifs"])
+@pytest.mark.parametrize("name", ["l2sp", "delta_attention", "delta", "lwf", "ldifs"])
 def test_at_the_start_only_the_head_term_is_there(name):
     source, target = conv_net(), conv_net()
     inputs = torch.randn(4, 3, 8, 8)
@@ -212,7 +219,7 @@ def test_at_the_start_only_the_head_term_is_there(name):
 
 
 def test_each_call_makes_penalties_of_its_own():
-    first, second = (METHODS["delta"].build_penalties(PARTS)[0] for _ in range(2))
+    first, second = (METHODS["delta_attention"].build_penalties(PARTS)[0] for _ in range(2))
     assert first is not second
 
 
@@ -224,7 +231,7 @@ def test_an_unknown_method_is_refused_with_the_names():
 
 def test_candidates_are_from_strong_to_weak():
     found = {name: m.candidates for name, m in METHODS.items() if m.candidates}
-    assert set(found) == {"l2sp", "delta_no_attention", "delta"}
+    assert set(found) == {"l2sp", "delta", "delta_attention"}
     for candidates in found.values():
         strengths = [one.strength for one in candidates]
         assert strengths == sorted(strengths, reverse=True)
@@ -241,13 +248,32 @@ def test_on_graphs_the_trainings_of_delta_begin_with_heads_of_their_own():
         assert found == dataclasses.replace(method, candidates=found.candidates)
 
 
-def test_attention_none_is_the_method_without_attention():
-    options = TrainOptions(data="x", attention="none")
-    assert method_of(options.resolve()) is METHODS["delta_no_attention"]
-    assert method_of(TrainOptions(data="x").resolve()) is METHODS["delta"]
-    for name in ("delta_no_attention", "l2"):
-        chosen = dataclasses.replace(options, method=name)
-        assert method_of(chosen.resolve()) is METHODS[name]
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "delta"),
+        ({"attention": "none"}, "delta"),
+        ({"attention": "refined"}, "delta_attention"),
+        ({"attention": "some.safetensors"}, "delta_attention"),
+        ({"method": "delta_attention"}, "delta_attention"),
+        ({"method": "delta_attention", "attention": "none"}, "delta"),
+        ({"method": "l2", "attention": "none"}, "l2"),
+        ({"method": "l2", "attention": "refined"}, "l2"),
+    ],
+)
+def test_the_attention_option_chooses_the_form_of_delta(options, expected):
+    assert method_of(TrainOptions(data="x", **options).resolve()) is METHODS[expected]
+
+
+@pytest.mark.parametrize(
+    ("preset", "method", "source"),
+    [("default", "delta", "refined"), ("paper", "delta_attention", "exact")],
+)
+def test_the_paper_has_attention_by_default(preset, method, source):
+    config = TrainOptions(data="x", preset=preset).resolve()
+    assert (config.method, config.attention, config.attention_source) == (method, "auto", source)
+    own = TrainOptions(data="x", preset=preset, method="l2", attention="gradient").resolve()
+    assert (own.method, own.attention_source) == ("l2", "gradient")
 
 
 # ----------------------------------------------------------------------------------- official
@@ -259,8 +285,8 @@ def test_official_methods_start_at_random_with_the_authors_strength():
     assert {name: method.default_strength for name, method in found.items()} == {
         "l2": 1e-4,
         "l2sp": 0.01,
-        "delta_no_attention": 0.01,
         "delta": 0.01,
+        "delta_attention": 0.01,
     }
     for name, method in found.items():
         for field in (
@@ -271,8 +297,8 @@ def test_official_methods_start_at_random_with_the_authors_strength():
             "trains_network",
         ):
             assert getattr(method, field) == getattr(METHODS[name], field)
-    assert METHODS["delta"].strength == 1.0  # the table is as it was
-    assert METHODS["delta"].head_init == "probe"
+    assert METHODS["delta_attention"].strength == 1.0  # the table is as it was
+    assert METHODS["delta_attention"].head_init == "probe"
 
 
 def test_official_penalties_are_those_of_the_authors():
@@ -283,14 +309,14 @@ def test_official_penalties_are_those_of_the_authors():
     head = ("l2", 0.01, ())
     assert made("l2") == []
     assert made("l2sp") == [("l2sp", 0.5, ()), head]
-    assert made("delta_no_attention") == [("delta", 0.5, ("conv1", "conv2")), head]
-    assert made("delta") == [("delta", 0.5, ("conv2",)), head]
+    assert made("delta") == [("delta", 0.5, ("conv1", "conv2")), head]
+    assert made("delta_attention") == [("delta", 0.5, ("conv2",)), head]
 
 
 @pytest.mark.parametrize(
     ("name", "factor"),
     # 1/2 of: channels times attention over positions; or nothing at all. Two samples, 4 positions.
-    [("delta", [0.1, 0.2, 0.3, 0.4]), ("delta_no_attention", None)],
+    [("delta_attention", [0.1, 0.2, 0.3, 0.4]), ("delta", None)],
 )
 def test_official_features_are_summed_in_the_authors_scale(name, factor):
     scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()  # softmax(z / t) with t the deviation of z
@@ -349,7 +375,7 @@ def test_official_l2sp_holds_batch_norm_too_but_not_the_head():
 
 @pytest.mark.parametrize("name", ["probe", "lp_ft", "lwf", "rifle"])
 def test_methods_that_the_authors_do_not_have_are_refused(name):
-    message = f"'{name}'.*`preset=paper`.* l2, l2sp, delta_no_attention, delta,"
+    message = f"'{name}'.*`preset=paper`.* l2, l2sp, delta, delta_attention,"
     with pytest.raises(UserError, match=message):
         find_method(name, preset="paper")
     with pytest.raises(UserError, match="unknown method 'l3'"):

@@ -28,8 +28,8 @@ METHODS = {
     "l2": (0.64, 0.9, 0.5),
     "lp_ft": (0.65, 0.7, 0.3),
     "l2sp": (0.66, 0.5, 0.2),
-    "delta_no_attention": (0.68, 0.1, 0.1),
-    "delta": (0.69, 0.09, 0.1),
+    "delta": (0.68, 0.1, 0.1),
+    "delta_attention": (0.69, 0.09, 0.1),
 }
 
 
@@ -107,7 +107,7 @@ def _write_files(folder: Path, method: str, seed: int, photos: Sequence[bytes]) 
         for depth, tap in enumerate(TAPS, start=1)
     ]
     write_csv(folder / "drift.csv", [["epoch", "tap", "distance"], *drift])
-    if method == "delta":
+    if method == "delta_attention":
         write_attention(folder, {tap: _weights(size, seed) for tap, size in TAPS.items()})
 
 

@@ -254,7 +254,13 @@ class TestCache:
             {"attention_temperature": 1.0},
             {"attention_temperature": 1.0, "score_clip": 0.5},
             {"clamp_negative_scores": True},
-            {"lr": 0.1, "epochs": 9, "strength": 2.0, "method": "delta", "num_workers": 1},
+            {
+                "lr": 0.1,
+                "epochs": 9,
+                "strength": 2.0,
+                "method": "delta_attention",
+                "num_workers": 1,
+            },
         ],
         ids=str,
     )
@@ -386,7 +392,7 @@ class TestGiven:
 
     def test_nothing_is_given_where_it_is_estimated_or_not_needed(self, prepared, images, file):
         assert load_given_attention(prepared, config(images)) is None
-        without = config(images, attention=str(file), method="delta_no_attention")
+        without = config(images, attention=str(file), method="delta")
         assert load_given_attention(prepared, without) is None
 
     def test_its_taps_are_taken_and_may_be_named(self, prepared, images, file):

@@ -113,8 +113,8 @@ def test_the_test_is_counted_by_its_crops(prepared, preset, crops):
     ],
 )
 def test_attention_is_counted_by_its_forward_passes(prepared, options, passes):
-    plain = seconds(prepared, method="delta_no_attention")
-    found = seconds(prepared, method="delta", **options)
+    plain = seconds(prepared, method="delta")
+    found = seconds(prepared, method="delta_attention", **options)
     assert found - plain == pytest.approx(passes * FORWARD)
 
 
@@ -161,7 +161,7 @@ def test_a_step_is_timed_and_leaves_no_trace(prepared, monkeypatch):
 
     monkeypatch.setattr(module, "autocast", remember)
     started = time.perf_counter()
-    found = seconds(prepared, method="delta", precision="bf16")
+    found = seconds(prepared, method="delta_attention", precision="bf16")
     assert found > 0
     assert precisions == ["bf16-mixed"] * 2
     assert time.perf_counter() > started

@@ -113,7 +113,7 @@ def test_what_is_said_of_a_run_is_of_molecules(run, folder):
 
 
 def test_strength_auto_takes_the_better_of_two_that_began_with_heads_of_their_own(folder, tmp_path):
-    own = {"method": "delta_no_attention", "strength": "auto", "epochs": 1}
+    own = {"method": "delta", "strength": "auto", "epochs": 1}
     found = train(options(folder, tmp_path / "run", **own))
     selection = found.model_selection
     singles = mixtures(2, averaged=False)

@@ -28,7 +28,7 @@ ALL = {
 
 @pytest.mark.slow
 def test_moving_averages_of_both_trainings_are_what_is_averaged(images, tmp_path):
-    options = {"method": "delta_no_attention", "strength": "auto", **ALL}
+    options = {"method": "delta", "strength": "auto", **ALL}
     config = tiny(images, tmp_path / "run", **options)
     found = train(config)
     setup = prepare(config)
@@ -50,7 +50,7 @@ def test_moving_averages_of_both_trainings_are_what_is_averaged(images, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("lr", ["find", 1e-3])
 def test_a_run_with_every_option_goes_on_to_the_same_bytes(images, tmp_path, monkeypatch, lr):
-    options = {"method": "delta_no_attention", "lr": lr, "checkpoint_steps": 1, **ALL}
+    options = {"method": "delta", "lr": lr, "checkpoint_steps": 1, **ALL}
     whole = train(tiny(images, tmp_path / "whole", **options))
     broken, steps = tiny(images, tmp_path / "broken", **options), []
     step = FineTuneModule.training_step

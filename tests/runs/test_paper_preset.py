@@ -161,14 +161,12 @@ def test_the_last_epoch_is_kept(images, weights, tmp_path):
 
 @pytest.mark.parametrize(
     "method",
-    ["probe", "l2sp", "delta_no_attention"],
+    ["probe", "l2sp", "delta"],
 )
 @pytest.mark.slow
 def test_the_other_methods_run_too(images, weights, tmp_path, method):
     result = train(options(images, tmp_path / "run", weights, method=method))
-    assert result.strength == {"l2": 1e-4, "l2sp": 0.01, "delta_no_attention": 0.01}.get(
-        method, result.strength
-    )
+    assert result.strength == {"l2": 1e-4, "l2sp": 0.01, "delta": 0.01}.get(method, result.strength)
 
 
 def test_an_architecture_that_the_authors_did_not_have_is_refused(images, tmp_path):

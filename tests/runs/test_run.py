@@ -260,8 +260,8 @@ class TestStart:
             ({"method": "lp_ft"}, 1e-4, 0.01),
             ({"method": "lp_ft", "strength": 0.3}, 1e-4, 0.3),
             ({"method": "l2sp", "strength": 0.3}, 1e-4, 0),
-            ({"method": "delta"}, 1e-4, 0),
-            ({"method": "delta_no_attention", "head_lr": 0.5}, 0.5, 0),
+            ({"method": "delta_attention"}, 1e-4, 0),
+            ({"method": "delta", "head_lr": 0.5}, 0.5, 0),
         ],
     )
     def test_head_rate_and_weight_decay_go_by_the_method(
@@ -469,8 +469,7 @@ class TestCheck:
 
     @pytest.mark.parametrize("method", METHODS)
     def test_the_defaults_of_every_method_pass_in_silence(self, caplog, method):
-        options = {"attention": "none"} if method == "delta_no_attention" else {}
-        module.check_run_config(TrainOptions(data="x", method=method, **options).resolve())
+        module.check_run_config(TrainOptions(data="x", method=method).resolve())
         assert not caplog.records
 
 

@@ -35,7 +35,7 @@ from tests.run_folders import CLASSES, tiny
 SPEC = InputSpec(
     size=32, crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bilinear"
 )
-METHOD = "delta_no_attention"
+METHOD = "delta"
 STRONG, WEAK = METHODS[METHOD].candidates
 Trained = list[tuple[str, FineTunePlan, fine_tune.FineTuneResult]]
 

@@ -66,7 +66,7 @@ def asked(tmp_path_factory) -> RunResult:
 def valued(tmp_path_factory) -> RunResult:
     """DELTA on values. Not to be written to."""
     out = tmp_path_factory.mktemp("runs") / "values"
-    options = {"method": "delta", "attention": "gradient", "taps": "blocks.6"}
+    options = {"method": "delta_attention", "attention": "gradient", "taps": "blocks.6"}
     return train(tiny(Path("tests/values"), out, **options))
 
 
@@ -309,7 +309,7 @@ def test_folds_and_the_average_of_two_strengths_go_by_the_loss_of_values(tmp_pat
         return dataclasses.replace(load_values(options), val_drawn=True, test=None)
 
     monkeypatch.setitem(BUILTIN_DATASETS, "tests/folded", load)
-    own = {"method": "delta_no_attention", "strength": "auto", "taps": "blocks.6", "folds": 2}
+    own = {"method": "delta", "strength": "auto", "taps": "blocks.6", "folds": 2}
     result = train(tiny(Path("tests/folded"), tmp_path / "run", epochs=1, **own))
     assert len(rows(result.folder / "predictions.csv")) == SIZES["train"] + SIZES["val"]
     std = np.nanstd(np.array([values(f"train/{n}") for n in range(SIZES["train"])]), axis=0)

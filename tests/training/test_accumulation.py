@@ -74,8 +74,8 @@ def step(method: str, parts: int, *, preset: str = "default") -> tuple[dict[str,
     ("method", "preset"),
     [
         *((name, "default") for name in DIVISIBLE),
+        ("delta_attention", "paper"),
         ("delta", "paper"),
-        ("delta_no_attention", "paper"),
     ],
 )
 def test_parts_have_the_loss_and_the_gradient_of_the_whole_batch(method, preset, parts):

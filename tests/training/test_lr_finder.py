@@ -41,7 +41,7 @@ def test_a_tenth_of_the_rate_up_to_which_the_loss_is_low():
 @pytest.mark.parametrize(
     "method",
     [
-        "delta_no_attention",
+        "delta",
         pytest.param("l2", marks=pytest.mark.slow),
         pytest.param("stochnorm", marks=pytest.mark.slow),
     ],

@@ -32,8 +32,8 @@ def wide(values):
             for name, method in METHODS.items()
             if "images" in method.kinds and method.build_penalties(copy.deepcopy(PARTS))
         ),
+        ("delta_attention", "paper"),
         ("delta", "paper"),
-        ("delta_no_attention", "paper"),
     ],
 )
 def test_penalties_are_computed_in_float32_under_autocast(method, preset):
@@ -54,7 +54,7 @@ def test_penalties_are_computed_in_float32_under_autocast(method, preset):
     some += [*step.source_features.values(), *step.source_head_inputs.values()]
     if METHODS[method].compares_features or method in ("bss", "co_tuning"):
         assert some
-    if method in ("delta", "delta_no_attention"):
+    if method in ("delta_attention", "delta"):
         assert {features.dtype for features in some} == {torch.bfloat16}
     assert term.dtype == torch.float32
     exact = dataclasses.replace(

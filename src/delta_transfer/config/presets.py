@@ -18,7 +18,8 @@ class Preset:
         optimizer: `"adamw"`, or `"sgd"` with momentum 0.9.
         schedule: learning rate after the warm-up.
         batch_norm: keep the pretrained batch-norm statistics, or update them.
-        attention: estimator of channel attention.
+        method: the method.
+        attention_estimator: estimator of channel attention.
         grad_clip: maximum gradient norm; 0 for no limit.
         warmup_ratio: fraction of the steps with a rising learning rate.
         paper_protocol: the authors' formula, taps, head, augmentation and ten-crop test.
@@ -31,7 +32,8 @@ class Preset:
     optimizer: Literal["adamw", "sgd"]
     schedule: Literal["cosine", "step", "constant"]
     batch_norm: Literal["frozen", "train"]
-    attention: str
+    method: str
+    attention_estimator: str
     grad_clip: float
     warmup_ratio: float
     paper_protocol: bool
@@ -45,7 +47,8 @@ _DEFAULT = Preset(
     optimizer="adamw",
     schedule="cosine",
     batch_norm="frozen",
-    attention="refined",
+    method="delta",
+    attention_estimator="refined",
     grad_clip=1.0,
     warmup_ratio=0.15,
     paper_protocol=False,
@@ -62,7 +65,8 @@ PRESETS = {
         optimizer="sgd",
         schedule="step",
         batch_norm="train",
-        attention="exact",
+        method="delta_attention",
+        attention_estimator="exact",
         grad_clip=0.0,
         warmup_ratio=0.0,
         paper_protocol=True,

@@ -65,12 +65,12 @@ class _TrainFields:
     overwrite: bool = False
     resume: bool = False
     preset: Literal["default", "graphs", "paper"] | None = None
-    method: str = "delta"
+    method: str | None = None
     strength: NonNegative | Literal["auto"] = "auto"
     head_init: Literal["auto", "probe", "random"] = "auto"
     average: Literal["all", "none"] = "all"
     taps: str = "auto"
-    attention: str | None = None
+    attention: str = "auto"
     attention_samples: Count | None = None
     attention_temperature: Positive | None = None
     score_clip: Positive | None = None
@@ -149,8 +149,8 @@ class TrainOptions(_TrainFields):
         preset: default (small image data sets), graphs (longer training with a higher learning
             rate; the default for graph networks) or paper (the protocol of DELTA's authors, see
             docs/methods/delta.md).
-        method: fine-tuning method, for example probe, l2, l2sp or delta (default; list:
-            delta-transfer methods).
+        method: fine-tuning method, for example probe, l2, l2sp, delta (default) or delta_attention
+            (default of preset paper; list: delta-transfer methods).
         strength: factor of the method's penalty. For l2, lp_ft and rifle it is the weight decay,
             for stochnorm a probability, for spd the projection factor. auto (default) is the
             method's own value; delta and l2sp train with a large and a small one and average the
@@ -161,10 +161,10 @@ class TrainOptions(_TrainFields):
             trains the best strength once more, on all images.
         taps: modules whose features are compared: auto (default), or comma-separated names and glob
             patterns (list: delta-transfer taps MODEL).
-        attention: channel attention of delta: refined (default; one forward and backward pass,
-            corrected on a few images), gradient (without the correction), exact (ablates every
-            channel; slow; default of preset paper), none, or the attention.safetensors of another
-            run.
+        attention: channel attention of DELTA: none (default of delta), refined (default of
+            delta_attention; one forward and backward pass, corrected on a few images), gradient
+            (without the correction), exact (ablates every channel; slow; default of preset paper),
+            or the attention.safetensors of another run. auto (default) is that of the method.
         attention_samples: number of random training images to estimate attention on (default all).
         attention_temperature: softmax temperature (default 5, or that of an attention file); larger
             is more uniform.
@@ -273,7 +273,7 @@ class TrainConfig(_TrainFields):
     """
 
     preset: Literal["default", "graphs", "paper"] = dataclasses.field()
-    attention: str = dataclasses.field()
+    method: str = dataclasses.field()
     batch_norm: Literal["frozen", "train"] = dataclasses.field()
     batch_size: Count = dataclasses.field()
     lr: Positive | Literal["find"] = dataclasses.field()
@@ -294,6 +294,12 @@ class TrainConfig(_TrainFields):
     def paper_protocol(self) -> bool:
         """Whether the run follows the protocol of DELTA's authors."""
         return find_preset(self.preset).paper_protocol
+
+    @property
+    def attention_source(self) -> str:
+        """The estimator or the file of channel attention, for methods that have it."""
+        given = self.attention
+        return find_preset(self.preset).attention_estimator if given == "auto" else given
 
     @property
     def micro_batch_size(self) -> int:

@@ -181,21 +181,20 @@ AUTO_GRAPHS = (
 
 METHOD = Method(
     name="delta",
-    summary="DELTA: keeps features close to the source's, weighted by channel attention",
+    summary="DELTA without channel attention: keeps features close to the source's",
     paper="https://arxiv.org/abs/1901.09229",
-    build_penalties=_penalties,
+    build_penalties=_penalties_without_attention,
     compares_features=True,
     strength=AUTO[0].strength,
     candidates=AUTO,
     official_strength=0.01,
-    needs_attention=True,
 )
 
 
-NO_ATTENTION = dataclasses.replace(
+WITH_ATTENTION = dataclasses.replace(
     METHOD,
-    name="delta_no_attention",
-    summary="DELTA with uniform attention, the same as delta with --attention none",
-    build_penalties=_penalties_without_attention,
-    needs_attention=False,
+    name="delta_attention",
+    summary="DELTA as published, channels weighted by attention; delta with --attention refined",
+    build_penalties=_penalties,
+    needs_attention=True,
 )

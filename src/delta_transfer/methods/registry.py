@@ -31,8 +31,8 @@ METHODS = {
         l2.METHOD,
         lp_ft.METHOD,
         l2sp.METHOD,
-        delta.NO_ATTENTION,
         delta.METHOD,
+        delta.WITH_ATTENTION,
         lwf.METHOD,
         bss.METHOD,
         stochnorm.METHOD,
@@ -128,12 +128,16 @@ def _official(method: Method) -> Method:
 def method_of(config: TrainConfig) -> Method:
     """Return the method of a run, as its preset defines it.
 
-    `--method delta --attention none` is the method `delta_no_attention`.
+    `--method delta --attention refined` (or any other attention) is the method `delta_attention`,
+    and `--method delta_attention --attention none` is `delta`.
 
     Raises:
         ConfigError: if the method is unknown, or does not support the preset.
     """
-    method = find_method(config.method)
-    if method.needs_attention and config.attention == "none":
-        return method_of(dataclasses.replace(config, method=delta.NO_ATTENTION.name))
-    return find_method(config.method, preset=config.preset) if method.trains_network else method
+    name = config.method
+    if name == delta.METHOD.name and config.attention not in ("auto", "none"):
+        name = delta.WITH_ATTENTION.name
+    elif name == delta.WITH_ATTENTION.name and config.attention == "none":
+        name = delta.METHOD.name
+    method = find_method(name)
+    return find_method(name, preset=config.preset) if method.trains_network else method

@@ -22,8 +22,8 @@ LABELS = {
     "ldifs": "LDIFS",
     "spd": "SPD",
     "gtot": "GTOT",
-    "delta_no_attention": "DELTA (no attention)",
     "delta": "DELTA",
+    "delta_attention": "DELTA (attention)",
 }
 
 Verdict = Literal["above", "below", "unclear", "single"]

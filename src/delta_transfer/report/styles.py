@@ -18,7 +18,7 @@ LINE_STYLES: tuple[LineStyle, ...] = (
 )
 # The most frequently compared methods come first: they have distinct colours.
 STYLED_METHODS = (
-    "delta l2 l2sp lp_ft delta_no_attention ldifs lwf bss stochnorm co_tuning rifle spd gtot"
+    "delta l2 l2sp lp_ft delta_attention ldifs lwf bss stochnorm co_tuning rifle spd gtot"
 ).split()
 
 

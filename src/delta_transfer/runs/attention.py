@@ -64,7 +64,7 @@ def estimate(
     images = train.subset(attention_sample_order(config, len(train)))
     head, normalization = _estimation_head(prepared, config), _normalization(config)
     temperature, score_clip, clamp_negative_scores = normalization
-    estimator: Literal["gradient", "refined", "exact"] = config.attention  # type: ignore[assignment]
+    estimator: Literal["gradient", "refined", "exact"] = config.attention_source  # type: ignore[assignment]
 
     def run_estimator(checkpoint_path: Path | None) -> ChannelAttention:
         return estimate_attention(
@@ -103,7 +103,7 @@ def load_given_attention(prepared: RunSetup, config: TrainConfig) -> ChannelAtte
         ConfigError: if the file does not match the run; all differences are listed.
         DataError: if the file is missing, damaged or of another format.
     """
-    if not method_of(config).needs_attention or config.attention in ESTIMATORS:
+    if not method_of(config).needs_attention or config.attention_source in ESTIMATORS:
         return None
     attention = ChannelAttention.load(config.attention)
     differences = _differences(attention, prepared, config)
@@ -182,7 +182,7 @@ def _estimation_settings(
         ),
         task_type=repr(prepared.task.task_type),
         preprocessing=prepared.preprocessing,
-        estimator=config.attention,
+        estimator=config.attention_source,
         tolerance=config.attention_tolerance,
         normalization=None if config.attention_tolerance is None else _normalization(config),
         seed=config.seed,

@@ -127,10 +127,10 @@ def _attention_passes(plan: FineTunePlan, num_train: int) -> float:
     if not plan.method.needs_attention or plan.attention is not None:
         return 0.0
     samples = len(attention_sample_order(config, num_train))
-    if config.attention == "gradient":
+    if config.attention_source == "gradient":
         return 3.0 * samples
     channels = _channels(plan.setup)
-    if config.attention == "exact":
+    if config.attention_source == "exact":
         return samples * channels / ABLATIONS_PER_FORWARD
     return (
         3.0 * samples

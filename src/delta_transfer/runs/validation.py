@@ -50,7 +50,7 @@ def check_run_config(config: TrainConfig, *, device: torch.device | None = None)
         UserError: if a name is unknown, a file is not channel attention, or options conflict.
     """
     method = method_of(config)
-    choices = ["none", *ESTIMATORS]
+    choices = ["auto", "none", *ESTIMATORS]
     if config.attention not in choices:
         if not Path(config.attention).is_file():
             raise ConfigError(
@@ -73,7 +73,7 @@ def check_run_config(config: TrainConfig, *, device: torch.device | None = None)
         _check_sharded(config, method, device)
     for name in _ignored_options(config, method):
         logger.warning("`%s` is ignored: method %s does not use it", name, method.name)
-    if method.needs_attention and config.attention not in ESTIMATORS:
+    if method.needs_attention and config.attention_source not in ESTIMATORS:
         for name in _non_default_options(config, _ATTENTION_ESTIMATION_OPTIONS):
             logger.warning("`%s` is ignored: attention comes from %s", name, config.attention)
 

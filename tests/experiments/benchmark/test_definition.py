@@ -50,7 +50,7 @@ def test_there_is_one_for_every_row():
     assert set(RECIPES) == set(ROWS) | OF_THE_PAPER
     assert {file.stem for file in definitions_folder().iterdir()} == set(RECIPES)
     for name, (figure, recalled) in ROWS.items():
-        delta = RECIPES[name].published["delta"]
+        delta = RECIPES[name].published["delta_attention"]
         assert (delta.value, delta.unverified) == (figure, recalled)
     assert not any(RECIPES[name].published for name in OF_THE_PAPER)
 
@@ -200,7 +200,7 @@ def test_a_dry_run_shows_downloads_and_time_and_does_nothing(capsys, tmp_path, m
     before = sorted(tmp_path.rglob("*"))
     assert main.main(["bench", str(file), "--dry-run", "--data-root=here", "--device=cpu"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "runs 9: l2, l2sp, delta; seeds 0, 1, 2; runs/bench-dtd" in said
+    assert "runs 9: l2, l2sp, delta_attention; seeds 0, 1, 2; runs/bench-dtd" in said
     assert "images not in here, download it manually, 2.4 GB: https://a.b" in said
     assert "'here/moco_v2_800ep_pretrain.pth.tar' is missing: download it from https://dl." in said
     assert re.search(r"time about [\d.]+ (minutes|hours|days) of training steps", said)
@@ -268,11 +268,11 @@ def runs(monkeypatch):
 
 
 def test_fewer_seeds_of_a_method_are_shown(runs):
-    runs(("l2", 0, None, 0.5), ("l2", 1, None, 0.6), ("delta", 0, None, 0.7))
+    runs(("l2", 0, None, 0.5), ("l2", 1, None, 0.6), ("delta_attention", 0, None, 0.7))
     title, _, *lines = format_results(make_plan(RECIPES["cub200"], BenchOptions(name="cub200")))
     assert title == "cub200: test accuracy in percent, 2 seeds"
     assert lines[0].split() == ["l2", "55.00", "+-", "7.07", "81.80"]
-    assert lines[1].split() == ["delta", "70.00", "(1", "seed)", "82.30"]
+    assert lines[1].split() == ["delta_attention", "70.00", "(1", "seed)", "82.30"]
     assert lines[2].split() == ["co_tuning", "-", "82.50"]
 
 

@@ -71,7 +71,7 @@ def test_proteins_by_folds_and_again_with_another_method(tmp_path, monkeypatch, 
         "+-",
         f"{np.std(scores, ddof=1):.2f}",
     ]
-    assert cells(first, "delta") == ["-", "63.96", "+-", "5.35"]
+    assert cells(first, "delta_attention") == ["-", "63.96", "+-", "5.35"]
     assert cells(first, "g-tuning") == ["-", "72.05"]
     assert bench(file, tmp_path / "data", "--methods=probe", "--seeds=0,1") == 0
     second = capsys.readouterr().out

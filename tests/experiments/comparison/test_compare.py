@@ -91,16 +91,21 @@ class TestCompare:
             (["l2", "l2"], [0], {}, "`methods=l2,l2`"),
             ([], [0], {}, "`methods=`"),
             (
-                ["delta", "delta_no_attention"],
+                ["delta_attention", "delta"],
                 [0],
                 {"attention": "none"},
-                "`attention=none`: `methods=delta,delta_no_attention` are the same",
+                "`attention=none`: `methods=delta_attention,delta` are the same",
             ),
             (["l2"], [1, 1], {}, "`seeds=1,1`"),
             (["l2"], [], {}, "`seeds=`"),
             (["l2"], [0, -1], {}, "seed.*at least 0.*got -1"),
             (["probe"], [0], {"taps": "blocks.9"}, r"unknown tap 'blocks\.9'"),
-            (["probe", "delta"], [0], {"attention": __file__}, "is not a safetensors file"),
+            (
+                ["probe", "delta_attention"],
+                [0],
+                {"attention": __file__},
+                "is not a safetensors file",
+            ),
         ],
     )
     def test_what_is_wrong_is_said_before_anything_is_written(
@@ -139,11 +144,11 @@ class TestCompare:
         out = tmp_path / "out"
         config = tiny(images, out, attention="none")
         plan = ComparisonPlan(
-            config=config, methods=("delta",), seeds=(0,), sizes=(None,), num_threads=1
+            config=config, methods=("delta_attention",), seeds=(0,), sizes=(None,), num_threads=1
         )
         initialize_folder(out, plan)
-        with pytest.raises(ConfigError, match="`methods=delta,delta_no_attention` are the same"):
-            compare(config, out, methods=["delta_no_attention"], seeds=[0])
+        with pytest.raises(ConfigError, match="`methods=delta_attention,delta` are the same"):
+            compare(config, out, methods=["delta"], seeds=[0])
         assert [path.name for path in out.iterdir()] == ["compare.yaml"]
 
     @pytest.mark.parametrize(("seeds", "sizes"), [([0, 1], [None]), ([0], [5, None])])

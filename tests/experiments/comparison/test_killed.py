@@ -23,9 +23,9 @@ MOMENTS = (
     "os.rename .compare.yaml",
     "os.rename probe-seed0/.result.json",
     "open probe-seed0/.report.html",
-    "os.rename delta_no_attention-seed0/checkpoints",
-    "os.rename delta_no_attention-seed0/strength-0.1/checkpoints",
-    "os.rename delta_no_attention-seed0/.result.json",
+    "os.rename delta-seed0/checkpoints",
+    "os.rename delta-seed0/strength-0.1/checkpoints",
+    "os.rename delta-seed0/.result.json",
 )
 
 
@@ -44,11 +44,11 @@ def test_killed_at_any_moment_it_gives_the_same_table(images, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     kill_again_and_again("compare", images, killed, MOMENTS)
     config = tiny(images, whole, epochs=1, strength="auto")
-    compare(config, whole, methods=["probe", "delta_no_attention"], seeds=[0], n_jobs=1)
+    compare(config, whole, methods=["probe", "delta"], seeds=[0], n_jobs=1)
     assert figures(killed) == figures(whole)
     assert len(figures(whole)) == 2
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
-    for run in ("probe-seed0", "delta_no_attention-seed0"):
+    for run in ("probe-seed0", "delta-seed0"):
         of_killed, of_whole = ({p.name for p in (f / run).iterdir()} for f in (killed, whole))
         assert of_killed == of_whole
         weights = [(f / run / "model" / "model.safetensors").read_bytes() for f in (killed, whole)]

@@ -38,7 +38,7 @@ from delta_transfer.runs.preparation.prepare import prepare
 from delta_transfer.runs.preparation.prepared import RunSetup
 from tests.run_folders import model_bytes, tiny
 
-METHOD = "delta_no_attention"
+METHOD = "delta"
 TINY = (
     "--image-size=32",
     "--batch-size=8",
@@ -128,7 +128,7 @@ def test_the_presets_decide_around_what():
 
 def test_taps_of_a_file_of_attention_are_not_searched(finished):
     file = str(finished.folder / "attention.safetensors")
-    space = space_of(SearchOptions(), method="delta", attention=file)
+    space = space_of(SearchOptions(), method="delta_attention", attention=file)
     assert space.names == ("strength", "lr", "epochs")
 
 

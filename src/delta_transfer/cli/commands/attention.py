@@ -21,7 +21,7 @@ def attention(args: Sequence[str]) -> None:
     config = TrainOptions(
         **shared,
         preset=options.preset,
-        attention=options.estimator,
+        attention=options.estimator or "auto",
         attention_samples=options.samples,
         attention_tolerance=options.tolerance,
         attention_temperature=options.temperature,

@@ -60,7 +60,7 @@ def format_benchmark_list(
             one.name,
             one.options["data"],
             one.metric,
-            _format_published(one.published.get("delta")),
+            _format_published(one.published.get("delta_attention")),
             _AVAILABLE[is_available(one.options["data"], data_root=data_root)],
         )
         for one in benchmarks

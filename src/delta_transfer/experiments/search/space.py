@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 # Methods whose penalty depends on the taps.
-TAPPED = ("delta", "delta_no_attention", "ldifs")
+TAPPED = ("delta", "delta_attention", "ldifs")
 
 _STRENGTH = 100.0  # factor from the method's own strength to either end of the range
 _LR = 10.0
@@ -152,7 +152,7 @@ def find_space(config: TrainConfig, asked: SearchOptions) -> Space:
     else:
         counts = None if config.steps is None else ()
     # An attention file fixes the taps.
-    estimated = not method.needs_attention or config.attention in ESTIMATORS
+    estimated = not method.needs_attention or config.attention_source in ESTIMATORS
     taps = asked.taps == "search" and method.name in TAPPED and estimated
     space = Space(
         config=config,
