@@ -103,7 +103,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, images: Path) -> RunResul
     from delta_transfer.cli.main import main
 
     out = tmp_path_factory.mktemp("runs") / "finished"
-    assert main(["train", str(images), f"--out={out}", *flags(epochs=3)]) == 0
+    assert (
+        main(["train", str(images), f"--out={out}", *flags(epochs=3, method="delta_attention")])
+        == 0
+    )
     return RunResult.load(out)
 
 

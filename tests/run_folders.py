@@ -50,7 +50,8 @@ OPTIONS: dict[str, Any] = {
 
 
 def tiny(data: Path, out: Path, **options: Any) -> TrainConfig:
-    """The options of a tiny run."""
+    """The options of a tiny run, by default with DELTA's channel attention."""
+    options = {"method": "delta_attention", **options}
     return TrainOptions(data=str(data), out=str(out), **_tiny(options)).resolve()
 
 
@@ -66,8 +67,7 @@ def model_bytes(run: Path) -> dict[str, bytes]:
 
 
 def _tiny(options: dict[str, Any]) -> dict[str, Any]:
-    """With DELTA's channel attention, and with one training where its default are two."""
-    options = {"method": "delta_attention", **options}
-    delta = options["method"].startswith("delta")
+    """With one training of DELTA, where its default are two."""
+    delta = options.get("method", "delta").startswith("delta")
     once = {"strength": 1.0} if delta and options.get("preset") != "paper" else {}
     return {**OPTIONS, **once, **options}

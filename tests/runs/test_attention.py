@@ -392,7 +392,7 @@ class TestGiven:
 
     def test_nothing_is_given_where_it_is_estimated_or_not_needed(self, prepared, images, file):
         assert load_given_attention(prepared, config(images)) is None
-        without = config(images, attention=str(file), method="delta")
+        without = config(images, attention=str(file), method="l2")
         assert load_given_attention(prepared, without) is None
 
     def test_its_taps_are_taken_and_may_be_named(self, prepared, images, file):

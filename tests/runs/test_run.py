@@ -429,7 +429,7 @@ class TestCheck:
         ("options", "message"),
         [
             ({"method": "l3"}, "unknown method 'l3'"),
-            ({"attention": "exakt"}, "unknown attention 'exakt': choose from none, gradient"),
+            ({"attention": "exakt"}, "unknown attention 'exakt': choose from auto, none, gradient"),
             ({"attention": __file__}, "is not a safetensors file"),
         ],
     )
